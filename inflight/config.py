@@ -1,0 +1,103 @@
+"""Start-up configuration as frozen dataclasses: parsed once at the edge, passed down, never read again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_HTTP = "127.0.0.1:8080"
+DEFAULT_GRPC = "127.0.0.1:8081"
+DEFAULT_MAX_ENQUEUED = 10_000
+DEFAULT_MAX_MESSAGE_MB = 100
+
+
+@dataclass(frozen=True)
+class TlsConfig:
+    """PEM files of one listener. With `verify_client` a client must show a certificate signed by `custom_ca`."""
+
+    certificate: str
+    private_key: str
+    custom_ca: str | None = None
+    verify_client: bool = False
+
+
+@dataclass(frozen=True)
+class ListenConfig:
+    """One listening socket: `ip:port`, or `unix:path` for gRPC."""
+
+    address: str
+    max_message_mb: int = DEFAULT_MAX_MESSAGE_MB
+    tls: TlsConfig | None = None
+
+
+@dataclass(frozen=True)
+class RestConfig:
+    """How MindSpore Serving's REST routes answer: HTTP 200 for errors too, unless `status_codes` is set."""
+
+    status_codes: bool = False
+
+
+@dataclass(frozen=True)
+class ServableConfig:
+    """One servable to start.
+
+    Attributes:
+        directory: the folder that holds the servable's folder; absolute.
+        name: the servable's folder, and its name for clients.
+        device_ids: one replica (worker process) for each; empty: only extra workers, on the CPU.
+        version: 0 is the newest on disk.
+        device_type: `ascend`, `gpu`, `cpu` or None.
+        num_parallel_workers: worker processes that can run Python stages, in all.
+        dec_key, dec_mode: how encrypted model files are opened.
+        model_file: a bare model file served without any servable_config.py; then `directory` is its folder.
+        max_batch_size: rows in one run of a bare model with a dynamic batch, or None for the default.
+    """
+
+    directory: Path
+    name: str
+    device_ids: tuple[int, ...] = (0,)
+    version: int = 0
+    device_type: str | None = None
+    num_parallel_workers: int = 0
+    dec_key: bytes | None = None
+    dec_mode: str = "AES-GCM"
+    model_file: Path | None = None
+    max_batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When a lost worker is started again.
+
+    Attributes:
+        only_proven: MindSpore Serving's rule: a worker that answered nothing since its start, or that left on
+            its own, is not started again, and the last one's exit ends the server.
+        first_delay, max_delay: back-off in seconds between starts that fail; a proven worker restarts at once.
+    """
+
+    only_proven: bool = False
+    first_delay: float = 0.5
+    max_delay: float = 30.0
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What the whole server is told at its start.
+
+    Attributes:
+        max_enqueued_requests: requests in flight over the whole server before new ones are refused.
+        start_timeout: seconds a worker may take to load its servable, or None.
+        stop_timeout: seconds that running work may take when the server stops.
+        log_dir: where each worker's output goes; None: the server's own stderr.
+        restart: when a lost worker is started again.
+        exit_when_lost: the server ends when no worker is left that could be restarted.
+        rest: how the MindSpore Serving routes answer.
+    """
+
+    max_enqueued_requests: int = DEFAULT_MAX_ENQUEUED
+    start_timeout: float | None = None
+    stop_timeout: float = 10.0
+    log_dir: Path | None = None
+    restart: RestartPolicy = RestartPolicy()
+    exit_when_lost: bool = False
+    rest: RestConfig = RestConfig()

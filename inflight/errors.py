@@ -1,0 +1,146 @@
+"""Every error that Inflight raises, and how each looks on the wire.
+
+    InflightError (a RuntimeError)
+    ├── InvalidRequest        the request is wrong; sending it again will not help
+    │   └── TooLarge          it is over a size limit
+    ├── NotFound              no such servable, version or method
+    ├── Overloaded            a bounded queue is full; try again later
+    ├── DeadlineExceeded      the time the caller gave is over
+    ├── Cancelled             the caller left
+    ├── ModelError            user code failed on this instance
+    │   └── PredictFailed     the model failed on the whole batch
+    ├── WorkerLost            the instance killed its worker twice
+    ├── Unavailable           the servable is known, and nobody can run it now
+    ├── RegistrationError     a servable_config.py is wrong
+    ├── ConfigError           a flag, address or start-up parameter is wrong
+    └── StartError            a worker or a listener could not be started
+
+All are RuntimeErrors because MindSpore Serving's scripts catch RuntimeError.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class InflightError(RuntimeError):
+    """Base of the tree; the class attributes are the one table to every protocol's codes."""
+
+    grpc_code: ClassVar[int] = 13  # INTERNAL
+    http_status: ClassVar[int] = 500
+    mindspore_code: ClassVar[int] = 1  # FAILED
+    cause: ClassVar[str] = "internal"  # label in metrics
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidRequest(InflightError):
+    grpc_code = 3
+    http_status = 400
+    mindspore_code = 2
+    cause = "invalid"
+
+
+class TooLarge(InvalidRequest):
+    grpc_code = 8
+    http_status = 413
+    cause = "too_large"
+
+
+class NotFound(InflightError):
+    grpc_code = 5
+    http_status = 404
+    mindspore_code = 2
+    cause = "not_found"
+
+
+class Overloaded(InflightError):
+    grpc_code = 8
+    http_status = 429
+    mindspore_code = 1
+    cause = "overloaded"
+
+
+class DeadlineExceeded(InflightError):
+    grpc_code = 4
+    http_status = 504
+    mindspore_code = 1
+    cause = "deadline"
+
+
+class Cancelled(InflightError):
+    grpc_code = 1
+    http_status = 499
+    mindspore_code = 1
+    cause = "cancelled"
+
+
+class ModelError(InflightError):
+    grpc_code = 13
+    http_status = 500
+    mindspore_code = 3
+    cause = "model"
+
+
+class PredictFailed(ModelError):
+    """The model itself failed for the whole batch (code 1, as MindSpore Serving answered it)."""
+
+    mindspore_code = 1
+
+
+class WorkerLost(InflightError):
+    grpc_code = 14
+    http_status = 502
+    mindspore_code = 3
+    cause = "worker_lost"
+
+
+class Unavailable(InflightError):
+    grpc_code = 14
+    http_status = 503
+    mindspore_code = 5
+    cause = "unavailable"
+
+
+class RegistrationError(InflightError):
+    grpc_code = 9
+    cause = "registration"
+
+
+class ConfigError(InflightError):
+    grpc_code = 3
+    http_status = 400
+    cause = "config"
+
+
+class StartError(InflightError):
+    grpc_code = 14
+    http_status = 503
+    cause = "start"
+
+
+WIRE_ERRORS: dict[str, type[InflightError]] = {
+    cls.__name__: cls
+    for cls in (
+        InvalidRequest,
+        TooLarge,
+        NotFound,
+        Overloaded,
+        DeadlineExceeded,
+        Cancelled,
+        ModelError,
+        PredictFailed,
+        WorkerLost,
+        Unavailable,
+        RegistrationError,
+        ConfigError,
+        StartError,
+    )
+}
+
+
+def error_from_wire(kind: str, message: str) -> InflightError:
+    """The error that a worker named; an unknown name becomes a ModelError."""
+    return WIRE_ERRORS.get(kind, ModelError)(message)

@@ -1,0 +1,43 @@
+"""What every front end may ask of the server behind it: five methods, so that a test's fake is short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from inflight.types import MethodInfo, Outcome, Row, ServableStatus
+
+
+class Backend(Protocol):
+    """The router as the doors see it. All methods run on the server's event loop."""
+
+    def method(self, servable: str, version: int, method: str) -> MethodInfo:
+        """The method of a servable; version 0 is the newest.
+
+        Raises:
+            NotFound: with MindSpore Serving's text (`... servable is not available`, `... method is not available`).
+        """
+
+    async def predict(
+        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
+    ) -> list[Outcome]:
+        """Runs every row and returns one outcome per row, in order. Cancelling the call drops queued rows.
+
+        Args:
+            rows: inputs by position, as `MethodInfo.row` orders them; at least one.
+            timeout: seconds, or None for the method's own.
+
+        Raises:
+            InvalidRequest, Overloaded, Unavailable, DeadlineExceeded: the request as a whole was not run.
+        """
+
+    def servables(self) -> Sequence[ServableStatus]:
+        """Every version registered, in the order of their start."""
+
+    @property
+    def live(self) -> bool:
+        """The server works or is starting: false only while it stops."""
+
+    @property
+    def ready(self) -> bool:
+        """Every servable has at least one warm replica."""

@@ -1,0 +1,89 @@
+"""The contract of a model back end.
+
+A runtime turns files into a `LoadedModel`; it is imported only in the worker that needs it. It knows nothing of
+instances, queues or padding: the batcher (`inflight.pipeline`) hands it whole batches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from inflight.types import Array, TensorSpec
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What to load and where.
+
+    Attributes:
+        files: absolute paths; several files are several sub-graphs of one model, by position.
+        device_type: `cpu`, `gpu`, `ascend`, or None to let the runtime choose.
+        device_id: index of the device of that type.
+        threads: CPU threads this replica may use, so that replicas do not fight.
+        options: device options of the matching device info (`precision_mode`, `provider`, ...).
+        dec_key, dec_mode: key of an encrypted file and `AES-GCM`, `AES-CBC` or `SM4-CBC`.
+        config_file: absolute path of a back-end specific configuration.
+        target: the callable itself, for the callable runtime.
+    """
+
+    files: tuple[Path, ...]
+    device_type: str | None = None
+    device_id: int = 0
+    threads: int = 1
+    options: dict[str, str] = field(default_factory=dict)
+    dec_key: bytes | None = None
+    dec_mode: str = "AES-GCM"
+    config_file: Path | None = None
+    target: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Inputs and outputs of one sub-graph, in the model's own order, batch dimension included.
+
+    A dimension of -1 accepts any size. `None` as shape or dtype: the back end cannot tell (callables).
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class LoadedModel(ABC):
+    """One model on one device.
+
+    `run` is called from one thread at a time. It must not keep or modify its inputs, and may return arrays it
+    will not touch again. It raises an ordinary exception on failure and stays usable afterwards.
+    """
+
+    graphs: tuple[GraphSpec, ...]
+    device_type: str
+
+    @abstractmethod
+    def run(self, inputs: Sequence[Array], subgraph: int = 0) -> list[Array]:
+        """Runs one batch: one C-contiguous array per input, of the dtype the graph states."""
+
+    def close(self) -> None:  # noqa: B027 - most back ends have nothing to give back
+        """Gives the device memory back; the model is not used afterwards."""
+
+
+class Runtime(ABC):
+    """Loads one family of files."""
+
+    formats: ClassVar[tuple[str, ...]]
+    """Names a `declare_model(model_format=...)` may use for it, lower case."""
+    suffixes: ClassVar[tuple[str, ...]]
+    """File name endings it serves when no format is named."""
+
+    @classmethod
+    @abstractmethod
+    def devices(cls) -> tuple[str, ...]:
+        """Device types it can use on this machine, preferred first: of `ascend`, `gpu`, `cpu`."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, request: LoadRequest) -> LoadedModel:
+        """Loads and warms up. Raises `inflight.errors.StartError` with a text that says what to do."""

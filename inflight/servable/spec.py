@@ -1,0 +1,128 @@
+"""What a traced servable_config.py declares, as plain data.
+
+The registration functions build these; the pipeline runs them. A stage names its inputs by reference: stage 0 is
+the method's own inputs, stage n (from 1) the n-th `add_stage` of the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+DEFAULT_MAX_BATCH_SIZE = 32
+"""Rows in one run of a model with a dynamic batch dimension, where `declare_model` does not say."""
+
+
+class Ref(NamedTuple):
+    """Output number `output` of stage number `stage`."""
+
+    stage: int
+    output: int
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Options of one device type (`cpu`, `gpu`, `ascend`), as the device infos collect them."""
+
+    device_type: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One `declare_model`.
+
+    Attributes:
+        key: file names joined with `;`; how stages and `Model.call` name the model.
+        files: as written; relative to the version directory.
+        format: lower case, or None to decide by the file's ending.
+        with_batch_dim: the first dimension of every input (but the listed ones) and output is the batch.
+        without_batch_dim_inputs: input indices that have no batch dimension; the first instance's data is used.
+        max_batch_size: rows in one run where the model's batch dimension is dynamic.
+        thread_num: CPU threads asked for, or None.
+        device_options: by device type.
+        config_file: as written; absolute or relative to the servable's directory.
+        target: the callable of a callable model.
+    """
+
+    key: str
+    files: tuple[str, ...]
+    format: str | None = None
+    with_batch_dim: bool = True
+    without_batch_dim_inputs: tuple[int, ...] = ()
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+    thread_num: int | None = None
+    device_options: dict[str, DeviceOptions] = field(default_factory=dict)
+    config_file: str | None = None
+    target: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class FunctionSpec:
+    """A Python stage function: `<servable>.<name>`, with the counts all its uses agree on."""
+
+    key: str
+    function: Callable[..., Any]
+    inputs_count: int
+    outputs_count: int
+    batched: bool
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One `add_stage`.
+
+    Attributes:
+        index: from 1.
+        kind: `function` (key into functions) or `model` (key into models, sub-graph 0).
+        inputs: where each input comes from.
+        batch_size: None: one instance a call; 0: as many as the model's batch; n: at most n.
+        tag: how error texts name the stage.
+    """
+
+    index: int
+    kind: Literal["function", "model"]
+    key: str
+    inputs: tuple[Ref, ...]
+    outputs_count: int
+    batch_size: int | None
+    tag: str
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One `register_method`.
+
+    Attributes:
+        max_wait_ms: how long a stage may wait for a fuller batch; 0: take what is there.
+        queue_size: instances that may wait in the server, or None for the server's own limit.
+        priority: methods with a higher number go first.
+        timeout: seconds a request may take in all, or None.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    stages: tuple[StageSpec, ...]
+    returns: tuple[Ref, ...]
+    max_wait_ms: float = 0.0
+    queue_size: int | None = None
+    priority: int = 0
+    timeout: float | None = None
+
+    @property
+    def has_function_stage(self) -> bool:
+        return any(stage.kind == "function" for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class ServableSpec:
+    """Everything one servable declares. `directory` holds servable_config.py (or the bare model file)."""
+
+    name: str
+    directory: Path
+    models: dict[str, ModelSpec]
+    functions: dict[str, FunctionSpec]
+    methods: dict[str, MethodSpec]

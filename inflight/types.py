@@ -1,0 +1,97 @@
+"""Values, tensor descriptions and method signatures: the words every package shares.
+
+A *row* holds the inputs or outputs of one instance, by position. An *outcome* is a row or the error that
+took its place: one failed instance never fails its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from inflight.errors import InflightError, InvalidRequest
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Value: TypeAlias = "Array | str | bytes"
+"""One input or output of one instance: a C-contiguous array, a text, or raw bytes."""
+Row: TypeAlias = "Sequence[Value]"
+Outcome: TypeAlias = "Row | InflightError"
+
+NEWEST = 0
+"""Version number that stands for the newest one registered."""
+
+# The public numbers of MindSpore Serving's `DataType`; the worker channel uses the same ones.
+DTYPE_CODES: dict[str, int] = {
+    "bool": 1,
+    "int8": 2,
+    "uint8": 3,
+    "int16": 4,
+    "uint16": 5,
+    "int32": 6,
+    "uint32": 7,
+    "int64": 8,
+    "uint64": 9,
+    "float16": 10,
+    "float32": 11,
+    "float64": 12,
+}
+STRING_CODE = 13
+BYTES_CODE = 14
+DTYPES: dict[int, np.dtype[Any]] = {code: np.dtype(name) for name, code in DTYPE_CODES.items()}
+CODES: dict[np.dtype[Any], int] = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What is known of one tensor before it arrives.
+
+    Attributes:
+        name: its name; a model file's own name or a method's parameter name.
+        dtype: numpy name (`float32`, ...), `str`, `bytes`, or None where it is not known.
+        shape: dimensions, -1 where any size fits, or None where nothing is known. A model's spec includes the
+            batch dimension; a method's spec describes one instance and does not.
+    """
+
+    name: str
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """A method as a client sees it, with the resolved version (never 0)."""
+
+    servable: str
+    version: int
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def row(self, named: dict[str, Value]) -> list[Value]:
+        """The inputs of one instance in the method's order. Unknown names are ignored.
+
+        Raises:
+            InvalidRequest: an input of the method is missing.
+        """
+        try:
+            return [named[spec.name] for spec in self.inputs]
+        except KeyError as missing:
+            raise InvalidRequest(
+                f"Cannot find input {missing.args[0]} in instance input, method '{self.name}' of servable "
+                f"'{self.servable}' takes: {', '.join(spec.name for spec in self.inputs)}"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class ServableStatus:
+    """One version of a servable: what it offers and whether it can answer now."""
+
+    name: str
+    version: int
+    methods: tuple[MethodInfo, ...]
+    ready: bool
+    replicas: int
+    ready_replicas: int
