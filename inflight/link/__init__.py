@@ -1,0 +1,50 @@
+"""The connection between the server and its workers."""
+
+from inflight.link.arena import LARGE, Arena, ArenaReader, create_file, physical_memory
+from inflight.link.channel import ServerChannel, WorkerChannel
+from inflight.link.codec import (
+    AnyMessage,
+    Blob,
+    Call,
+    CallDone,
+    Done,
+    Drop,
+    Failed,
+    Leaving,
+    Load,
+    Packer,
+    Ready,
+    Stop,
+    Unpacker,
+    Work,
+)
+from inflight.link.offer import GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
+
+__all__ = [
+    "LARGE",
+    "AnyMessage",
+    "Arena",
+    "ArenaReader",
+    "Blob",
+    "Call",
+    "CallDone",
+    "Done",
+    "Drop",
+    "Failed",
+    "GraphOffer",
+    "Leaving",
+    "Load",
+    "MethodOffer",
+    "ModelOffer",
+    "Offer",
+    "Packer",
+    "Ready",
+    "ServerChannel",
+    "Stop",
+    "Unpacker",
+    "Work",
+    "WorkerChannel",
+    "WorkerJob",
+    "create_file",
+    "physical_memory",
+]

@@ -1,0 +1,7 @@
+"""Runs the stages of a servable's methods inside a worker."""
+
+from inflight.pipeline.batcher import BatchedModel
+from inflight.pipeline.executor import LocalModel, ModelPort, Pipeline
+from inflight.pipeline.job import Job
+
+__all__ = ["BatchedModel", "Job", "LocalModel", "ModelPort", "Pipeline"]

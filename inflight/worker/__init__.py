@@ -1,0 +1,5 @@
+"""The worker process."""
+
+from inflight.worker.process import run
+
+__all__ = ["run"]

@@ -1,0 +1,125 @@
+"""The two ends of the connection between the server and one worker, over an inherited socket pair.
+
+Frames over a stream socket instead of a gRPC stream: measured in `bench/link.py`, see docs/architecture.md.
+The server's end lives on its event loop, the worker's end is read by one thread and written by any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import threading
+from collections.abc import Callable
+from typing import cast
+
+from inflight.link.arena import ArenaReader
+from inflight.link.codec import MAX_FRAME, PREFIX, AnyMessage, Packer, Unpacker, decode
+
+Handler = Callable[[AnyMessage, Unpacker], None]
+
+
+class ServerChannel(asyncio.Protocol):
+    """The server's end.
+
+    Args:
+        on_message: called on the loop for every message.
+        on_closed: called once when the worker's end is gone.
+        reader: the worker's outbox.
+    """
+
+    def __init__(self, on_message: Handler, on_closed: Callable[[], None], reader: ArenaReader | None) -> None:
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._reader = reader
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    @classmethod
+    async def open(
+        cls, sock: socket.socket, on_message: Handler, on_closed: Callable[[], None], reader: ArenaReader | None
+    ) -> ServerChannel:
+        loop = asyncio.get_running_loop()
+        _, channel = await loop.connect_accepted_socket(lambda: cls(on_message, on_closed, reader), sock)
+        return channel
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        size = len(buffer)
+        while size - start >= PREFIX.size:
+            length, header = PREFIX.unpack_from(buffer, start)
+            end = start + PREFIX.size + length
+            if length > MAX_FRAME:
+                self.close()
+                return
+            if size < end:
+                break
+            # A copy per frame, so that arrays of one frame do not keep the others alive.
+            frame = bytes(memoryview(buffer)[start + PREFIX.size : end])
+            start = end
+            self._on_message(*decode(frame, header, 0, self._reader))
+        if start:
+            del buffer[:start]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._on_closed()
+
+    @property
+    def closed(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def send(self, message: AnyMessage, packer: Packer | None = None) -> None:
+        if self._transport is not None:
+            self._transport.write((packer or Packer()).frame(message))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+class WorkerChannel:
+    """The worker's end: blocking, `receive` from one thread, `send` from any."""
+
+    def __init__(self, sock: socket.socket, reader: ArenaReader | None = None) -> None:
+        self._sock = sock
+        self._file = io.BufferedReader(sock.makefile("rb", buffering=0), 1 << 18)
+        self._lock = threading.Lock()
+        self._reader = reader
+
+    def receive(self) -> tuple[AnyMessage, Unpacker] | None:
+        """The next message, or None when the server is gone."""
+        try:
+            prefix = self._file.read(PREFIX.size)
+            if len(prefix) < PREFIX.size:
+                return None
+            length, header = PREFIX.unpack(prefix)
+            # A bytearray, because stage functions may edit their inputs in place.
+            buffer = bytearray(length)
+            if self._file.readinto(buffer) < length:
+                return None
+        except (OSError, ValueError):
+            return None
+        return decode(buffer, header, 0, self._reader)
+
+    def send(self, message: AnyMessage, packer: Packer | None = None) -> bool:
+        """False when the server is gone."""
+        frame = (packer or Packer()).frame(message)
+        try:
+            with self._lock:
+                self._sock.sendall(frame)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._sock.close()

@@ -1,0 +1,105 @@
+"""What the server tells a worker to load, and what the worker says it then offers."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from inflight.types import TensorSpec
+
+T = TypeVar("T", bound="Record")
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Plain data that travels inside a message."""
+
+    def pack(self) -> dict[str, Any]:
+        packed: dict[str, Any] = msgspec.to_builtins(self)
+        return packed
+
+    @classmethod
+    def unpack(cls: type[T], packed: dict[str, Any]) -> T:
+        return msgspec.convert(packed, cls)
+
+
+class GraphOffer(Record, frozen=True):
+    """One sub-graph of a loaded model, batch dimension included."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class ModelOffer(Record, frozen=True):
+    """One loaded model.
+
+    Attributes:
+        batch_size: rows in one run.
+        fixed: the file fixes the batch, so short batches are padded.
+        batched: the model has a batch dimension at all.
+        unbatched_inputs: input indices without one.
+    """
+
+    key: str
+    graphs: list[GraphOffer]
+    batch_size: int
+    fixed: bool
+    batched: bool
+    unbatched_inputs: list[int]
+
+
+class MethodOffer(Record, frozen=True):
+    """One method; its index in `Offer.methods` is how work names it."""
+
+    name: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    queue_size: int | None
+    priority: int
+    timeout: float | None
+    batch_size: int
+    has_function_stage: bool
+
+
+class Offer(Record, frozen=True):
+    """All that a worker offers.
+
+    Attributes:
+        version: the version it loaded (never 0).
+        own_models: it runs the models itself; else it sends model rows back to the server.
+        device_type: where its models run, for people to read.
+    """
+
+    version: int
+    methods: list[MethodOffer]
+    models: list[ModelOffer]
+    own_models: bool
+    device_type: str
+
+
+class WorkerJob(Record, frozen=True):
+    """What one worker process is to be.
+
+    Attributes:
+        directory, name, version: which servable; `directory` holds the folder `name`.
+        model_file: a bare model file instead of a servable_config.py.
+        device_id: None in an extra worker.
+        own_models: load the models here.
+        threads: CPU threads for its models.
+        models: what the device workers offer, for a worker that does not load models itself.
+        runtimes: value of INFLIGHT_RUNTIMES.
+    """
+
+    directory: str
+    name: str
+    version: int
+    model_file: str | None
+    max_batch_size: int | None
+    device_id: int | None
+    device_type: str | None
+    own_models: bool
+    threads: int
+    dec_key: bytes | None
+    dec_mode: str
+    models: list[ModelOffer]
+    runtimes: str | None

@@ -1,0 +1,195 @@
+"""Runs instances of many requests as batches of one model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from inflight.errors import InflightError, InvalidRequest, PredictFailed, StartError
+from inflight.runtime import GraphSpec, LoadedModel
+from inflight.servable import ModelSpec
+from inflight.types import Array, Outcome, TensorSpec, Value
+
+_TYPE_NAMES = {"str": "kMSI_String", "bytes": "kMSI_Bytes"}
+
+
+def type_name(dtype: str) -> str:
+    """MindSpore Serving's internal name of a type, which its error texts show."""
+    return _TYPE_NAMES.get(dtype) or f"kMSI_{dtype.capitalize()}"
+
+
+class BatchedModel:
+    """A loaded model that takes instances: checks, stacks, pads, runs, trims and splits.
+
+    Attributes:
+        batch_size: rows in one run; 1 for a model without batch dimension.
+        fixed: the file fixes the batch, so a short batch is padded with copies of its first instance.
+    """
+
+    def __init__(self, spec: ModelSpec, model: LoadedModel) -> None:
+        self.spec = spec
+        self.model = model
+        sizes = [self._graph_batch(graph) for graph in model.graphs]
+        if len(set(sizes)) > 1:
+            raise StartError(
+                f"Load model failed, the sub-graphs of model '{spec.key}' have different batch sizes: {sizes}"
+            )
+        self.fixed = sizes[0] is not None
+        self.batch_size = sizes[0] if sizes[0] is not None else spec.max_batch_size
+        self._instances = [
+            [self._instance_shape(index, tensor) for index, tensor in enumerate(graph.inputs)] for graph in model.graphs
+        ]
+        self._uniform = [
+            bool(graph) and all(shape is not None and -1 not in shape for shape in graph) for graph in self._instances
+        ]
+
+    def _batched_input(self, index: int) -> bool:
+        return self.spec.with_batch_dim and index not in self.spec.without_batch_dim_inputs
+
+    def _graph_batch(self, graph: GraphSpec) -> int | None:
+        """The batch size a graph fixes, or None where it takes any."""
+        if not self.spec.with_batch_dim:
+            return 1
+        tensors = [tensor for index, tensor in enumerate(graph.inputs) if self._batched_input(index)]
+        tensors += graph.outputs
+        sizes: list[int] = []
+        for tensor in tensors:
+            if tensor.shape is None:
+                continue
+            if not tensor.shape:
+                raise StartError(
+                    f"Load model failed, '{tensor.name}' of model '{self.spec.key}' has no batch dimension; declare "
+                    "the model with with_batch_dim=False or list the input in without_batch_dim_inputs"
+                )
+            sizes.append(tensor.shape[0])
+        fixed = sorted({size for size in sizes if size != -1})
+        if len(fixed) > 1 or (fixed and fixed[0] < 1):
+            raise StartError(
+                f"Load model failed, inputs and outputs of model '{self.spec.key}' have different batch sizes: "
+                f"{fixed}; declare the model with with_batch_dim=False if their first dimension is no batch"
+            )
+        return fixed[0] if fixed else None
+
+    def _instance_shape(self, index: int, tensor: TensorSpec) -> tuple[int, ...] | None:
+        if tensor.shape is None:
+            return None
+        return tensor.shape[1:] if self._batched_input(index) else tensor.shape
+
+    def run(self, rows: Sequence[Sequence[Value]], subgraph: int = 0) -> list[Outcome]:
+        """One outcome per row, in order. Any number of rows; they are split into runs of the batch size.
+
+        Rows that do not fit the model get their own error. When a run of several rows fails, each is run alone, so
+        that only the guilty one fails.
+        """
+        outcomes: list[Outcome | None] = [None] * len(rows)
+        groups: dict[tuple[object, ...], list[tuple[int, list[Array]]]] = {}
+        for index, row in enumerate(rows):
+            try:
+                arrays = self._checked(row, subgraph)
+            except InflightError as error:
+                outcomes[index] = error
+                continue
+            key = () if self._uniform[subgraph] else self._stack_key(arrays)
+            groups.setdefault(key, []).append((index, arrays))
+        for group in groups.values():
+            for start in range(0, len(group), self.batch_size):
+                part = group[start : start + self.batch_size]
+                results = self._run_isolated([arrays for _, arrays in part], subgraph)
+                for (index, _), outcome in zip(part, results):
+                    outcomes[index] = outcome
+        return outcomes  # type: ignore[return-value]  # every index was filled above
+
+    def _stack_key(self, arrays: Sequence[Array]) -> tuple[object, ...]:
+        """Rows with the same key can be stacked; needed only where a shape or dtype is not fixed by the file."""
+        batched = [array for index, array in enumerate(arrays) if self._batched_input(index)]
+        return tuple(item for array in batched for item in (array.shape, array.dtype.num))
+
+    def _checked(self, row: Sequence[Value], subgraph: int) -> list[Array]:
+        graph = self.model.graphs[subgraph]
+        shapes = self._instances[subgraph]
+        if graph.inputs and len(row) != len(graph.inputs):
+            raise InvalidRequest(
+                f"the model '{self.spec.key}' takes {len(graph.inputs)} inputs, but {len(row)} were given"
+            )
+        arrays: list[Array] = []
+        for index, value in enumerate(row):
+            if not isinstance(value, np.ndarray):
+                if not graph.inputs or graph.inputs[index].dtype is None:
+                    raise InvalidRequest(f"Given model input {index} is a {type(value).__name__}, models take arrays")
+                arrays.append(self._wrong_type(index, type(value).__name__, graph.inputs[index].dtype or ""))
+                continue
+            if graph.inputs:
+                value = self._fitted(index, value, graph.inputs[index].dtype, shapes[index])
+            arrays.append(value)
+        return arrays
+
+    @staticmethod
+    def _wrong_type(index: int, given: str, wanted: str) -> Array:
+        raise InvalidRequest(
+            f"Given model input {index} data type {type_name(given)} not match the data type {type_name(wanted)} "
+            "defined in model"
+        )
+
+    def _fitted(self, index: int, array: Array, dtype: str | None, shape: tuple[int, ...] | None) -> Array:
+        """The array in the shape of one instance. As in MindSpore Serving only the size must agree."""
+        if shape is not None and array.shape != shape:
+            if -1 in shape:
+                if len(shape) != array.ndim or any(want not in (-1, have) for want, have in zip(shape, array.shape)):
+                    raise InvalidRequest(
+                        f"Given model input {index} shape {list(array.shape)} not match the shape {list(shape)} "
+                        "defined in model, where -1 stands for any size"
+                    )
+            else:
+                if array.size != math.prod(shape):
+                    wanted = math.prod(shape) * np.dtype(dtype or array.dtype).itemsize
+                    raise InvalidRequest(
+                        f"Given model input {index} size {array.nbytes} not match the size {wanted} defined in model"
+                    )
+                array = array.reshape(shape)
+        if dtype is not None and array.dtype != dtype:
+            self._wrong_type(index, array.dtype.name, dtype)
+        return array
+
+    def _run_isolated(self, rows: list[list[Array]], subgraph: int) -> list[Outcome]:
+        try:
+            return self._run_batch(rows, subgraph)
+        except Exception as error:  # a model may raise anything; it must not end the worker
+            if len(rows) == 1:
+                return [PredictFailed(f"Predict Failed, model '{self.spec.key}', error msg: {error}")]
+        return [outcome for row in rows for outcome in self._run_isolated([row], subgraph)]
+
+    def _run_batch(self, rows: list[list[Array]], subgraph: int) -> list[Outcome]:
+        count = len(rows)
+        if not self.spec.with_batch_dim:
+            return [self._outputs(self.model.run(rows[0], subgraph), subgraph)]
+        padded = rows + [rows[0]] * (self.batch_size - count) if self.fixed else rows
+        inputs = [
+            stack([row[index] for row in padded]) if self._batched_input(index) else rows[0][index]
+            for index in range(len(rows[0]))
+        ]
+        outputs = self._outputs(self.model.run(inputs, subgraph), subgraph)
+        for number, output in enumerate(outputs):
+            if output.ndim == 0 or output.shape[0] != len(padded):
+                raise ValueError(
+                    f"output {number} has shape {list(output.shape)}, expected a first dimension of {len(padded)}"
+                )
+        return [[output[index] for output in outputs] for index in range(count)]
+
+    def _outputs(self, outputs: list[Array], subgraph: int) -> list[Array]:
+        expected = self.model.graphs[subgraph].outputs
+        if expected and len(outputs) != len(expected):
+            raise ValueError(f"the model returned {len(outputs)} outputs, expected {len(expected)}")
+        # ascontiguousarray would make scalars one-dimensional.
+        return [output if output.flags.c_contiguous else output.copy("C") for output in outputs]
+
+
+def stack(rows: Sequence[Array]) -> Array:
+    """Arrays of one shape [...] as one array [n, ...]."""
+    if len(rows) == 1:
+        return np.ascontiguousarray(rows[0])[np.newaxis] if rows[0].ndim else rows[0].reshape(1)
+    if rows[0].ndim == 0:
+        return np.array(rows)
+    # Several times faster than np.stack for small arrays.
+    return np.concatenate(rows).reshape((len(rows), *rows[0].shape))

@@ -1,0 +1,247 @@
+"""Moves jobs from stage to stage inside one worker.
+
+Python stages run on the thread that calls `run_functions` (the worker's main thread, so user code needs no locks);
+every model has a thread of its own, so a model runs one batch while Python prepares the next.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+
+from inflight.errors import Cancelled, DeadlineExceeded, InflightError, InvalidRequest
+from inflight.pipeline.batcher import BatchedModel
+from inflight.pipeline.functions import run_stage
+from inflight.pipeline.job import Job
+from inflight.pipeline.queue import Batch, StageQueue
+from inflight.servable import MethodSpec, ServableSpec, StageSpec
+from inflight.types import Outcome, Row
+
+Measure = Callable[[str, str, int, float], None]
+"""Told of every batch: method, stage label, size, seconds."""
+
+
+class ModelPort(ABC):
+    """Where the rows of one model run: here, or on another worker by way of the server."""
+
+    batch_size: int
+    counts: tuple[tuple[int, int], ...]
+    """Inputs and outputs of each sub-graph; (0, 0) where the back end cannot tell."""
+
+    @abstractmethod
+    def bind(self, pipeline: Pipeline) -> None:
+        """Called once, before any `put`."""
+
+    @abstractmethod
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Takes jobs whose next stage is this model; hands them to `pipeline.finished` later."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class LocalModel(ModelPort):
+    """A model of this process, with its queue and its thread."""
+
+    def __init__(self, key: str, model: BatchedModel) -> None:
+        self._key = key
+        self._model = model
+        self._queue = StageQueue()
+        self._pipeline: Pipeline | None = None
+        self.batch_size = model.batch_size
+        self.counts = tuple((len(graph.inputs), len(graph.outputs)) for graph in model.model.graphs)
+
+    def bind(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        for method in pipeline.all_methods():
+            for stage in method.stages:
+                if stage.kind == "model" and stage.key == self._key:
+                    self._queue.add_lane(method.name, stage, self.batch_size, method.max_wait_ms / 1000)
+        threading.Thread(target=self._run, name=f"model-{self._key}", daemon=True).start()
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        self._queue.put(jobs)
+
+    def close(self) -> None:
+        self._queue.close()
+
+    def _run(self) -> None:
+        pipeline = self._pipeline
+        assert pipeline is not None
+        while (batch := self._queue.take()) is not None:
+            pipeline.run_batch(batch, self._outcomes)
+        self._model.model.close()
+
+    def _outcomes(self, batch: Batch, jobs: list[Job]) -> list[Outcome]:
+        return self._model.run([job.inputs(batch.stage) for job in jobs], jobs[0].subgraph)
+
+
+class Pipeline:
+    """All stages of one servable in one worker.
+
+    Args:
+        spec: the traced servable.
+        models: a port for every model of the spec.
+        measure: told of every batch that ran.
+        flush: called after each batch, when some outcomes were handed to their jobs' `finish`.
+    """
+
+    def __init__(
+        self,
+        spec: ServableSpec,
+        models: dict[str, ModelPort],
+        measure: Measure,
+        flush: Callable[[], None],
+    ) -> None:
+        self.spec = spec
+        self.models = models
+        self._measure = measure
+        self._flush = flush
+        self._functions = StageQueue()
+        self.hidden = {
+            (key, subgraph): hidden_method(key, subgraph)
+            for key, port in models.items()
+            for subgraph in range(len(port.counts))
+        }
+        self.batch_size = max([1, *(port.batch_size for port in models.values()), *self._function_batches()])
+        for method in spec.methods.values():
+            for stage in method.stages:
+                if stage.kind == "function":
+                    limit = self._function_limit(method, stage)
+                    self._functions.add_lane(method.name, stage, limit, method.max_wait_ms / 1000)
+        for port in models.values():
+            port.bind(self)
+
+    def all_methods(self) -> Iterable[MethodSpec]:
+        """The declared methods and the hidden one of every sub-graph."""
+        yield from self.spec.methods.values()
+        yield from self.hidden.values()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Sends jobs to the queue of their next stage; a job without one is finished."""
+        ports: dict[str, list[Job]] = {}
+        functions: list[Job] = []
+        done = False
+        for job in jobs:
+            if job.done:
+                job.finish(job, job.result())
+                done = True
+            elif job.stage.kind == "function":
+                functions.append(job)
+            else:
+                ports.setdefault(job.stage.key, []).append(job)
+        for key, waiting in ports.items():
+            self.models[key].put(waiting)
+        if functions:
+            self._functions.put(functions)
+        if done:
+            self._flush()
+
+    def run_functions(self) -> None:
+        """Runs Python stages on the calling thread until the pipeline is closed."""
+        while (batch := self._functions.take()) is not None:
+            self.run_batch(batch, self._run_function)
+
+    def run_batch(self, batch: Batch, run: Callable[[Batch, list[Job]], list[Outcome]]) -> None:
+        """Runs a batch with `run` and moves its jobs on."""
+        jobs = self._still_wanted(batch.jobs)
+        if jobs:
+            start = time.perf_counter()
+            outcomes = run(batch, jobs)
+            self._measure(jobs[0].method.name, label(batch.stage), len(jobs), time.perf_counter() - start)
+            self.finished(jobs, outcomes)
+        else:
+            self._flush()
+
+    def finished(self, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
+        """Jobs whose current stage has run: failed ones end here, the others go on."""
+        going: list[Job] = []
+        for job, outcome in zip(jobs, outcomes):
+            if isinstance(outcome, InflightError):
+                job.finish(job, outcome)
+            else:
+                job.advance(outcome)
+                going.append(job)
+        if len(going) < len(jobs):
+            self._flush()
+        if going:
+            self.submit(going)
+
+    def call(self, key: str, subgraph: int, rows: Sequence[Row]) -> list[Outcome]:
+        """Runs model rows for a Python stage (`Model.call`) and waits for them.
+
+        Called on the thread of `run_functions` or any thread of user code, never on a model's.
+        """
+        method = self.hidden.get((key, subgraph))
+        if method is None:
+            raise InvalidRequest(f"the model '{key}' has no sub-graph {subgraph}")
+        gate = threading.Event()
+        outcomes: dict[int, Outcome] = {}
+
+        def finish(job: Job, outcome: Outcome) -> None:
+            outcomes[job.key] = outcome
+            if len(outcomes) == len(rows):
+                gate.set()
+
+        self.submit([Job(index, method, row, finish) for index, row in enumerate(rows)])
+        gate.wait()
+        return [outcomes[index] for index in range(len(rows))]
+
+    def close(self) -> None:
+        self._functions.close()
+        for port in self.models.values():
+            port.close()
+
+    def _run_function(self, batch: Batch, jobs: list[Job]) -> list[Outcome]:
+        stage = batch.stage
+        function = self.spec.functions[stage.key]
+        return run_stage(function, jobs[0].method, stage, [job.editable_inputs(stage) for job in jobs])
+
+    def _still_wanted(self, jobs: list[Job]) -> list[Job]:
+        now = time.monotonic()
+        wanted: list[Job] = []
+        for job in jobs:
+            if job.dropped:
+                job.finish(job, Cancelled("the caller left"))
+            elif job.deadline is not None and now > job.deadline:
+                job.finish(job, DeadlineExceeded("the deadline passed while the request waited for its stage"))
+            else:
+                wanted.append(job)
+        return wanted
+
+    def _function_batches(self) -> list[int]:
+        return [
+            stage.batch_size
+            for method in self.spec.methods.values()
+            for stage in method.stages
+            if stage.kind == "function" and stage.batch_size
+        ]
+
+    def _function_limit(self, method: MethodSpec, stage: StageSpec) -> int:
+        """How many instances a Python stage takes at once.
+
+        `batch_size=0` leaves it to the server: before the models, the smallest batch among them, so that the first
+        model need not wait for all; after them, the largest; 1 without models.
+        """
+        if stage.batch_size:
+            return stage.batch_size
+        if stage.batch_size is None:
+            return self.batch_size
+        sizes = [self.models[other.key].batch_size for other in method.stages if other.kind == "model"]
+        if not sizes:
+            return 1
+        first = all(ref.stage == 0 for ref in stage.inputs)
+        return min(sizes) if first else max(sizes)
+
+
+def label(stage: StageSpec) -> str:
+    """How metrics name a stage."""
+    return stage.key
+
+
+def hidden_method(key: str, subgraph: int) -> MethodSpec:
+    """The method that runs one sub-graph of a model on rows as they come; clients cannot reach it."""
+    stage = StageSpec(index=1, kind="model", key=key, inputs=(), outputs_count=0, batch_size=None, tag=f"Model '{key}'")
+    return MethodSpec(name=f"@call_{key}_{subgraph}", inputs=(), outputs=(), stages=(stage,), returns=())

@@ -1,0 +1,136 @@
+"""Runs Python stage functions on a batch of instances and checks what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from inflight.errors import ModelError
+from inflight.servable import FunctionSpec, MethodSpec, StageSpec
+from inflight.types import CODES, Outcome, Value
+
+# User code may raise anything, also by sys.exit(); none of it may end the worker.
+USER_ERRORS = (Exception, SystemExit)
+
+
+class BadResult(ValueError):
+    """What a stage function returned cannot be used."""
+
+
+def run_stage(function: FunctionSpec, method: MethodSpec, stage: StageSpec, rows: list[list[Value]]) -> list[Outcome]:
+    """One outcome per row, in order; a failed row never fails another one."""
+    if stage.batch_size is None:
+        outcomes = [_one(function, row) for row in rows]
+    else:
+        outcomes = _batch(function, rows)
+    return [outcome if isinstance(outcome, list) else failure(method.name, stage, outcome) for outcome in outcomes]
+
+
+def failure(method: str, stage: StageSpec, error: BaseException) -> ModelError:
+    """The error of a failed stage, in MindSpore Serving's words."""
+    text = str(error) or type(error).__name__
+    return ModelError(
+        f"Call {stage.tag} Failed, method: '{method}', stage index(begin with 1): {stage.index}, error msg: {text}"
+    )
+
+
+def _one(function: FunctionSpec, row: list[Value]) -> list[Value] | BaseException:
+    try:
+        return as_row(function.function(*row), function.outputs_count)
+    except USER_ERRORS as error:
+        return error
+
+
+def _batch(function: FunctionSpec, rows: list[list[Value]]) -> list[list[Value] | BaseException]:
+    """Calls a batch function until every row has an answer.
+
+    An exception before the first result fails all rows left; one while iterating fails the row it came for, and the
+    function is called again with the rows after it.
+    """
+    outcomes: list[list[Value] | BaseException] = []
+    while len(outcomes) < len(rows):
+        rest = rows[len(outcomes) :]
+        try:
+            results = _iterate(function.function, rest)
+        except USER_ERRORS as error:
+            outcomes += [error] * len(rest)
+            break
+        for _ in rest:
+            try:
+                outcomes.append(as_row(next(results), function.outputs_count))
+            except BadResult as error:
+                outcomes.append(error)
+            except StopIteration:
+                missing = BadResult(
+                    f"the function returned {len(outcomes) - (len(rows) - len(rest))} results for {len(rest)} "
+                    "instances; return or yield one result for each instance"
+                )
+                outcomes += [missing] * (len(rows) - len(outcomes))
+                break
+            except USER_ERRORS as error:
+                outcomes.append(error)
+                break
+    return outcomes
+
+
+def _iterate(function: Callable[..., Any], rows: Sequence[Sequence[Value]]) -> Iterator[Any]:
+    results = function(tuple(tuple(row) for row in rows))
+    if isinstance(results, (list, tuple)) or hasattr(results, "__next__"):
+        return iter(results)
+    raise BadResult(
+        f"a function with batch_size must return a list or tuple, or yield, one result for each instance, "
+        f"but it returned {type(results).__name__}"
+    )
+
+
+def as_row(result: Any, count: int) -> list[Value]:
+    """A function's result for one instance as `count` values.
+
+    Raises:
+        BadResult: the number of outputs or a type is wrong.
+    """
+    if count == 1 and not (isinstance(result, (tuple, list)) and len(result) == 1 and _nested(result)):
+        return [as_value(result[0] if isinstance(result, tuple) and len(result) == 1 else result)]
+    if not isinstance(result, (tuple, list)):
+        raise BadResult(f"the function returned one {type(result).__name__}, expected {count} outputs in a tuple")
+    if len(result) != count:
+        raise BadResult(f"the function returned {len(result)} outputs, expected {count}")
+    return [as_value(item) for item in result]
+
+
+def _nested(result: Sequence[Any]) -> bool:
+    """A one-element list that wraps an array, text or bytes is a row; `[3]` is an array of one number."""
+    return isinstance(result[0], (np.ndarray, str, bytes))
+
+
+def as_value(value: Any) -> Value:
+    """A stage function's output as a value: texts, bytes, or a C-contiguous array of a numeric or bool type.
+
+    Python's bool, int and float become bool, int64 and float64 scalars; objects with `asnumpy` are converted.
+
+    Raises:
+        BadResult: the type cannot be sent to a model or a client.
+    """
+    if isinstance(value, np.ndarray) and value.dtype in CODES:
+        return value if value.flags.c_contiguous else np.ascontiguousarray(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    convert = getattr(value, "asnumpy", None)
+    if callable(convert):
+        return as_value(convert())
+    if value is None:
+        raise BadResult("the function returned None; return an array, a number, a str or bytes")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadResult(f"a {type(value).__name__} cannot be made an array: {error}") from None
+    if array.dtype not in CODES:
+        raise BadResult(
+            f"unsupported output of type {type(value).__name__} (as array: {array.dtype}); "
+            "return an array of bool, int8 to float64, a number, a str or bytes"
+        )
+    return np.ascontiguousarray(array).reshape(array.shape)

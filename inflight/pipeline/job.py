@@ -1,0 +1,89 @@
+"""One instance on its way through a method, inside a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from inflight.servable import MethodSpec, StageSpec
+from inflight.types import Outcome, Row, Value
+
+Finish = Callable[["Job", Outcome], None]
+
+
+class Job:
+    """An instance and what its stages have produced so far.
+
+    Attributes:
+        key: the number the server knows it by.
+        slots: `slots[0]` are the method's inputs, `slots[n]` the outputs of stage n.
+        position: index into `method.stages` of the stage it waits for.
+        deadline: `time.monotonic()` after which nobody waits for it, or None.
+        dropped: the caller left; it is finished at the next stage.
+        entered: when it joined the queue it waits in.
+        finish: told the outcome, once.
+    """
+
+    __slots__ = ("deadline", "dropped", "entered", "finish", "key", "method", "position", "slots")
+
+    def __init__(
+        self, key: int, method: MethodSpec, row: Sequence[Value], finish: Finish, deadline: float | None = None
+    ) -> None:
+        self.key = key
+        self.method = method
+        self.slots: list[list[Value]] = [list(row)]
+        self.position = 0
+        self.deadline = deadline
+        self.dropped = False
+        self.entered = 0.0
+        self.finish = finish
+
+    @property
+    def stage(self) -> StageSpec:
+        return self.method.stages[self.position]
+
+    @property
+    def subgraph(self) -> int:
+        """Which sub-graph the model stage runs: 0, but for the hidden methods `@call_<model>_<subgraph>`."""
+        return int(self.method.name.rpartition("_")[2]) if self.method.name.startswith("@call_") else 0
+
+    @property
+    def done(self) -> bool:
+        return self.position >= len(self.method.stages)
+
+    def inputs(self, stage: StageSpec) -> list[Value]:
+        """What the stage reads, as it stands; a stage that names no inputs reads the whole instance."""
+        slots = self.slots
+        if not stage.inputs:
+            return slots[0]
+        return [slots[ref.stage][ref.output] for ref in stage.inputs]
+
+    def editable_inputs(self, stage: StageSpec) -> list[Value]:
+        """What a Python stage reads: bytes as a uint8 array, every array writable.
+
+        The converted value replaces the original, so that an edit in place is seen by later stages, as it
+        was in MindSpore Serving.
+        """
+        row: list[Value] = []
+        for ref in stage.inputs:
+            slot = self.slots[ref.stage]
+            value = slot[ref.output]
+            if isinstance(value, bytes):
+                # The slot keeps the bytes: a method that returns its input returns bytes.
+                value = np.frombuffer(bytearray(value), np.uint8)
+            elif isinstance(value, np.ndarray) and not value.flags.writeable:
+                value = slot[ref.output] = value.copy()
+            row.append(value)
+        return row
+
+    def advance(self, outputs: Row) -> None:
+        """Takes the outputs of the current stage."""
+        self.slots.append(list(outputs))
+        self.position += 1
+
+    def result(self) -> list[Value]:
+        """The method's outputs; a method that names none returns its last stage's."""
+        if not self.method.returns:
+            return self.slots[-1]
+        return [self.slots[ref.stage][ref.output] for ref in self.method.returns]

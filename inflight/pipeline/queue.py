@@ -1,0 +1,99 @@
+"""The jobs that wait for one runner, and which of them run next."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from inflight.pipeline.job import Job
+from inflight.servable import StageSpec
+
+
+@dataclass
+class Lane:
+    """The jobs of one stage of one method, in order of arrival."""
+
+    stage: StageSpec
+    limit: int
+    max_wait: float  # seconds
+    jobs: deque[Job] = field(default_factory=deque)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a runner runs at once: jobs at the same stage of the same method."""
+
+    stage: StageSpec
+    jobs: list[Job]
+
+
+class StageQueue:
+    """Where jobs wait for a runner; `take` is called by that runner's thread only."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._methods: dict[str, list[Lane]] = {}
+        self._order: list[str] = []
+        self._closed = False
+        self._waiting = False
+
+    def add_lane(self, method: str, stage: StageSpec, limit: int, max_wait: float) -> None:
+        """Announces a stage; every stage must be announced before its jobs are put."""
+        lanes = self._methods.setdefault(method, [])
+        lanes.append(Lane(stage, limit, max_wait))
+        lanes.sort(key=lambda lane: -lane.stage.index)
+        self._order = list(self._methods)
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        now = time.monotonic()
+        with self._condition:
+            for job in jobs:
+                job.entered = now
+                self._lane(job.method.name, job.stage.index).jobs.append(job)
+            if self._waiting:
+                self._condition.notify()
+
+    def take(self) -> Batch | None:
+        """The next batch; waits for one. None once the queue is closed."""
+        with self._condition:
+            while not self._closed:
+                lane, due = self._choose(time.monotonic())
+                if lane is not None:
+                    count = min(lane.limit, len(lane.jobs))
+                    return Batch(lane.stage, [lane.jobs.popleft() for _ in range(count)])
+                self._waiting = True
+                self._condition.wait(due)
+                self._waiting = False
+            return None
+
+    def close(self) -> None:
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+
+    def _lane(self, method: str, index: int) -> Lane:
+        for lane in self._methods[method]:
+            if lane.stage.index == index:
+                return lane
+        raise KeyError((method, index))
+
+    def _choose(self, now: float) -> tuple[Lane | None, float | None]:
+        """The policy: methods take turns; within a method the latest stage goes first.
+
+        A lane takes what is there, without waiting for more, unless its method asked to wait (`max_wait_ms`).
+        Returns the lane, or None and the seconds until a waiting lane is due (None: until a job arrives).
+        """
+        due: float | None = None
+        for position, method in enumerate(self._order):
+            for lane in self._methods[method]:
+                if not lane.jobs:
+                    continue
+                left = lane.jobs[0].entered + lane.max_wait - now
+                if len(lane.jobs) >= lane.limit or left <= 0:
+                    self._order.append(self._order.pop(position))
+                    return lane, None
+                due = left if due is None else min(due, left)
+        return None, due

@@ -1,0 +1,132 @@
+"""Starts worker processes on this machine and tells when they end.
+
+A worker gets one end of a socket pair and two arena files by inheritance, so it has no address and leaves
+nothing in any file system. It is a session of its own: Ctrl+C in a terminal reaches the server alone, and whatever the
+worker's user code starts can be ended with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from inflight.errors import StartError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One worker process to start.
+
+    Attributes:
+        label: for people: part of the command line.
+        inbox, outbox: arena files to inherit.
+        environment: added to this process's own.
+        log: file its output is written to; None: this process's own stderr.
+        append: keep what the log file holds.
+    """
+
+    label: Sequence[str]
+    inbox: int
+    outbox: int
+    environment: Mapping[str, str]
+    log: Path | None
+    append: bool
+
+
+class WorkerProcess:
+    """A started process; `on_exit` is called once on the loop, with the exit status."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.socket = sock
+        self._exited = asyncio.Event()
+
+    def watch(self, on_exit: Callable[[int], None]) -> None:
+        """Starts to wait for the process's end, without polling."""
+        loop = asyncio.get_running_loop()
+
+        def reap() -> None:
+            status = self._process.wait()
+            # Whatever user code started in the worker's session ends with it.
+            self._signal_group(signal.SIGKILL)
+            self._exited.set()
+            on_exit(status)
+
+        if hasattr(os, "pidfd_open"):
+            fd = os.pidfd_open(self.pid)
+
+            def readable() -> None:
+                loop.remove_reader(fd)
+                os.close(fd)
+                reap()
+
+            loop.add_reader(fd, readable)
+        else:
+            threading.Thread(
+                target=lambda: (self._process.wait(), loop.call_soon_threadsafe(reap)), daemon=True
+            ).start()
+
+    @property
+    def running(self) -> bool:
+        return not self._exited.is_set()
+
+    async def ended(self, timeout: float) -> bool:
+        """Waits for the end; False when it did not come in time."""
+        try:
+            await asyncio.wait_for(self._exited.wait(), timeout)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        if self.running:
+            self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: int) -> None:
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def start_worker(launch: Launch) -> WorkerProcess:
+    """Starts `python -m inflight.worker`.
+
+    Raises:
+        StartError: the process could not be started or its log file not be opened.
+    """
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "inflight.worker", *launch.label]
+    command += [f"--fd={theirs.fileno()}", f"--inbox={launch.inbox}", f"--outbox={launch.outbox}"]
+    output: int | None = None
+    try:
+        if launch.log is not None:
+            launch.log.parent.mkdir(parents=True, exist_ok=True)
+            mode = os.O_APPEND if launch.append else os.O_TRUNC
+            output = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o644)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output if output is not None else sys.stderr.fileno(),
+            stderr=output,
+            pass_fds=(theirs.fileno(), launch.inbox, launch.outbox),
+            env={**os.environ, **launch.environment},
+            start_new_session=True,
+        )
+    except OSError as error:
+        ours.close()
+        raise StartError(f"cannot start a worker process: {error}") from error
+    finally:
+        theirs.close()
+        if output is not None:
+            os.close(output)
+    return WorkerProcess(process, ours)

@@ -1,0 +1,271 @@
+"""One version of a servable: its waiting instances, its replicas, and who gets what."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+from inflight.errors import InflightError, Overloaded, Unavailable, WorkerLost, error_from_wire
+from inflight.link import Call, CallDone, Done, Offer, Unpacker
+from inflight.metrics import Metrics
+from inflight.router.replica import Replica, State
+from inflight.router.request import Instance, Request
+from inflight.types import MethodInfo, Outcome, Row
+
+log = logging.getLogger("inflight")
+
+BATCHES_AHEAD = 3
+"""Batches of one method that a worker may have at once: one running, one ready, one on its way."""
+
+MAX_KILLS = 2
+"""A worker death is blamed on everything it had; from the first one on an instance runs alone, so the second one is
+its own doing."""
+
+
+class MethodQueue:
+    """Instances of one method that no worker has yet."""
+
+    def __init__(self, index: int, info: MethodInfo, offer_index: int, offer: Offer) -> None:
+        method = offer.methods[offer_index]
+        self.index = index
+        self.info = info
+        self.batch_size = method.batch_size
+        self.limit = method.queue_size
+        self.priority = method.priority
+        self.timeout = method.timeout
+        self.needs_device = not method.has_function_stage
+        self.window = BATCHES_AHEAD * method.batch_size
+        self.waiting: deque[Instance] = deque()
+
+    def take(self, count: int) -> list[Instance]:
+        """Up to `count` instances somebody still waits for, oldest first."""
+        taken: list[Instance] = []
+        waiting = self.waiting
+        while waiting and len(taken) < count:
+            instance = waiting.popleft()
+            if not instance.request.closed:
+                taken.append(instance)
+        return taken
+
+    def forget_closed(self) -> None:
+        """Lets go of instances whose callers left, when they could pile up."""
+        self.waiting = deque(instance for instance in self.waiting if not instance.request.closed)
+
+
+class Group:
+    """All replicas of one version of one servable."""
+
+    def __init__(self, name: str, version: int, metrics: Metrics) -> None:
+        self.name = name
+        self.version = version
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self.replicas: list[Replica] = []
+        self.queues: list[MethodQueue] = []
+        self.by_name: dict[str, MethodQueue] = {}
+        self._order: list[MethodQueue] = []
+        self._suspects: deque[Instance] = deque()
+        self._reserved: Replica | None = None
+        self._scheduled = False
+        self._turn = 0
+        self.failing: str | None = None
+
+    # What the router asks
+
+    def learn(self, offer: Offer) -> None:
+        """Takes over the methods that the first ready worker offers."""
+        if self.queues:
+            return
+        for index, method in enumerate(offer.methods):
+            info = MethodInfo(self.name, self.version, method.name, tuple(method.inputs), tuple(method.outputs))
+            queue = MethodQueue(index, info, index, offer)
+            self.queues.append(queue)
+            self.by_name[method.name] = queue
+        self._order = sorted(self.queues, key=lambda queue: -queue.priority)
+
+    @property
+    def methods(self) -> tuple[MethodInfo, ...]:
+        return tuple(queue.info for queue in self.queues if not queue.info.name.startswith("@"))
+
+    @property
+    def ready(self) -> int:
+        """How many replicas can take work."""
+        return sum(replica.state is State.READY for replica in self.replicas)
+
+    @property
+    def alive(self) -> bool:
+        """Some replica works or will be started again."""
+        return any(replica.state is not State.DEAD for replica in self.replicas)
+
+    def enqueue(self, request: Request) -> None:
+        """Takes a request's instances.
+
+        Raises:
+            Unavailable: no replica is or will be there.
+            Overloaded: the method's own queue is full.
+        """
+        queue = self.queues[request.method]
+        if not self.alive or self.failing is not None:
+            raise Unavailable(self._unavailable())
+        if queue.limit is not None and len(queue.waiting) + len(request.instances) > queue.limit:
+            queue.forget_closed()
+            if len(queue.waiting) + len(request.instances) > queue.limit:
+                raise Overloaded(
+                    f"the queue of method '{queue.info.name}' is full: {len(queue.waiting)} of {queue.limit} "
+                    "instances wait; try again later"
+                )
+        queue.waiting.extend(request.instances)
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Dispatches once before the loop sleeps: requests that arrive together travel together."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def fail_waiting(self, error: InflightError) -> None:
+        """Gives an error to everything that no worker has."""
+        for instance in [*self._suspects, *(instance for queue in self.queues for instance in queue.waiting)]:
+            instance.settle(error)
+        self._suspects.clear()
+        for queue in self.queues:
+            queue.waiting.clear()
+
+    def went_down(self, reason: str) -> None:
+        """No replica can be started: nobody is left waiting."""
+        self.failing = reason
+        self.fail_waiting(Unavailable(self._unavailable()))
+
+    def came_up(self) -> None:
+        self.failing = None
+        self.schedule()
+
+    # The policy
+
+    def _dispatch(self) -> None:
+        """Gives waiting instances to the replicas.
+
+        Methods of higher priority first; each replica gets at most a few batches ahead of what it answered (late
+        binding: what waits here can still be cancelled for free, and follows the real load); the replica with
+        the most room is next, in turn where they are equal.
+        """
+        self._scheduled = False
+        if self._suspects or self._reserved is not None:
+            self._dispatch_suspects()
+        for queue in self._order:
+            while queue.waiting:
+                replica = self._roomiest(queue)
+                if replica is None:
+                    break
+                room = queue.window - replica.counts.get(queue.index, 0)
+                instances = queue.take(min(room, queue.batch_size))
+                if instances:
+                    self._measure_wait(queue, instances)
+                    replica.send(queue.index, instances)
+
+    def _roomiest(self, queue: MethodQueue) -> Replica | None:
+        best: Replica | None = None
+        most = 0
+        count = len(self.replicas)
+        for step in range(count):
+            replica = self.replicas[(self._turn + step) % count]
+            if replica.state is not State.READY or replica is self._reserved:
+                continue
+            if queue.needs_device and not replica.has_device:
+                continue
+            room = queue.window - replica.counts.get(queue.index, 0)
+            if room > most:
+                best, most = replica, room
+        self._turn += 1
+        return best
+
+    def _dispatch_suspects(self) -> None:
+        """Instances that were on a worker when it died run alone, one after the other, on one replica."""
+        while self._suspects and self._suspects[0].request.closed:
+            self._suspects.popleft()
+        if not self._suspects:
+            if self._reserved is not None and not self._reserved.outstanding:
+                self._reserved = None
+            return
+        if self._reserved is None or self._reserved.state is not State.READY:
+            ready = [replica for replica in self.replicas if replica.state is State.READY and replica.has_device]
+            ready = ready or [replica for replica in self.replicas if replica.state is State.READY]
+            self._reserved = min(ready, key=lambda replica: len(replica.outstanding), default=None)
+        if self._reserved is not None and not self._reserved.outstanding:
+            instance = self._suspects.popleft()
+            self._reserved.send(instance.request.method, [instance])
+
+    def _measure_wait(self, queue: MethodQueue, instances: Sequence[Instance]) -> None:
+        # One observation per request that starts, not per instance.
+        for instance in instances:
+            if instance.index == 0:
+                self._metrics.queued(self.name, queue.info.name, instance.request.waited())
+
+    # What replicas report
+
+    def on_done(self, replica: Replica, message: Done, values: Unpacker) -> None:
+        for key, row, kind, text in message.items:
+            instance = replica.take_back(key)
+            if instance is not None:
+                instance.settle(values.row(row) if kind is None else error_from_wire(kind, text))
+        for method, stage, size, seconds in message.stats:
+            self._metrics.stage(self.name, method, stage, size, seconds)
+        self.schedule()
+
+    def on_call(self, replica: Replica, message: Call, values: Unpacker) -> None:
+        """Model rows of an extra worker: run on a device worker, answered as they come."""
+        queue = self.by_name.get(f"@call_{message.model}_{message.subgraph}")
+        for number, wire in message.items:
+            row = values.row(wire)
+            task = asyncio.ensure_future(self._run_call(queue, row))
+            task.add_done_callback(lambda done, number=number: self._answer_call(replica, number, done))  # type: ignore[misc]
+
+    async def _run_call(self, queue: MethodQueue | None, row: Row) -> Outcome:
+        if queue is None:
+            raise Unavailable(f"no worker of servable '{self.name}' runs that model")
+        request = Request(queue.index, [row], None)
+        self.enqueue(request)
+        return (await request.future)[0]
+
+    @staticmethod
+    def _answer_call(replica: Replica, number: int, done: asyncio.Future[Outcome]) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        outcome: Outcome = error if isinstance(error, InflightError) else done.result()
+        packer = replica.packer()
+        if isinstance(outcome, InflightError):
+            replica.answer_calls(CallDone([[number, None, type(outcome).__name__, str(outcome)]]), packer)
+        else:
+            replica.answer_calls(CallDone([[number, packer.row(outcome), None, ""]]), packer)
+
+    def on_lost(self, replica: Replica) -> None:
+        """Everything the worker had goes back to the head of the queue, with the blame it has earned."""
+        orphans = list(replica.outstanding.values())
+        replica.outstanding.clear()
+        replica.counts.clear()
+        if self._reserved is replica:
+            self._reserved = None
+        for instance in reversed(orphans):
+            instance.replica = None
+            if instance.request.closed:
+                continue
+            instance.kills += not replica.left
+            if instance.kills >= MAX_KILLS:
+                instance.settle(
+                    WorkerLost(
+                        f"the worker of servable '{self.name}' died {instance.kills} times while it ran this instance; "
+                        "it is not tried again"
+                    )
+                )
+            elif instance.kills:
+                self._suspects.appendleft(instance)
+            else:
+                self.queues[instance.request.method].waiting.appendleft(instance)
+        self.schedule()
+
+    def _unavailable(self) -> str:
+        reason = f", {self.failing}" if self.failing else ""
+        return f"servable '{self.name}' version {self.version}: servable is not available{reason}"

@@ -1,0 +1,248 @@
+"""One worker as the router sees it: its process, its channel, and the instances it has."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from inflight.errors import StartError
+from inflight.link import (
+    LARGE,
+    AnyMessage,
+    Arena,
+    ArenaReader,
+    Blob,
+    Call,
+    CallDone,
+    Done,
+    Drop,
+    Failed,
+    Leaving,
+    Load,
+    Offer,
+    Packer,
+    Ready,
+    ServerChannel,
+    Stop,
+    Unpacker,
+    Work,
+    WorkerJob,
+    create_file,
+    physical_memory,
+)
+from inflight.place import Launch, WorkerProcess, start_worker
+from inflight.router.request import Instance
+from inflight.types import Value
+
+log = logging.getLogger("inflight")
+
+STOP_GRACE = 1.0
+"""Seconds a worker has to leave after it was told to stop, before it is killed."""
+
+
+class State(enum.Enum):
+    """Where a replica is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    LOST = "lost"  # will be started again
+    DEAD = "dead"  # will not
+
+
+class Owner(Protocol):
+    """Who a replica reports to. All calls come on the event loop."""
+
+    def on_done(self, replica: Replica, message: Done, values: Unpacker) -> None: ...
+
+    def on_call(self, replica: Replica, message: Call, values: Unpacker) -> None: ...
+
+    def on_lost(self, replica: Replica) -> None: ...
+
+
+class Replica:
+    """One worker process, replaced by a new one when it is lost.
+
+    Attributes:
+        label: how logs and metrics name it (`device0`, `extra1`).
+        outstanding: instances the worker has, by key, in the order they were sent.
+        counts: how many of them by method index.
+        proven: it answered some work since its last start.
+        lost: set when it was ready and is no more; whoever starts it again clears it.
+        left: it said that it was asked to end, so its exit is nobody's fault.
+    """
+
+    _keys = itertools.count(1)
+
+    def __init__(self, label: str, owner: Owner, inbox: Arena, launch: Callable[[int, bool], Launch]) -> None:
+        self.label = label
+        self._owner = owner
+        self._inbox = inbox
+        self._launch = launch
+        self._starts = 0
+        self._process: WorkerProcess | None = None
+        self._channel: ServerChannel | None = None
+        self._offered: asyncio.Future[Offer] | None = None
+        self._released: list[int] = []
+        self.state = State.STARTING
+        self.offer: Offer | None = None
+        self.outstanding: dict[int, Instance] = {}
+        self.counts: dict[int, int] = {}
+        self.proven = False
+        self.left = False
+        self.has_device = False
+        self.lost = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self, job: WorkerJob, timeout: float | None) -> Offer:
+        """Starts a process and waits until it has loaded its servable.
+
+        Raises:
+            StartError: with the worker's own text, or that it died without one.
+        """
+        self.state = State.STARTING
+        self.proven = self.left = False
+        loop = asyncio.get_running_loop()
+        self._offered = loop.create_future()
+        outbox_file = create_file("inflight-outbox", physical_memory())
+        outbox = Arena(outbox_file)
+        try:
+            self._released = []
+            reader = ArenaReader(outbox_file, self._release)
+            self._process = start_worker(self._launch(outbox_file, self._starts > 0))
+        finally:
+            outbox.close()
+        self._starts += 1
+        channel = await ServerChannel.open(self._process.socket, self._received, self._closed, reader)
+        self._channel = channel
+        self._process.watch(self._exited)
+        channel.send(Load(job.pack()))
+        try:
+            self.offer = await asyncio.wait_for(asyncio.shield(self._offered), timeout)
+        except asyncio.TimeoutError:
+            self._offered.cancel()
+            await self.end(0)
+            raise StartError(f"worker {self.label} was not ready within {timeout:g} seconds") from None
+        except BaseException:
+            self._offered.cancel()
+            await self.end(0)
+            raise
+        self.has_device = self.offer.own_models
+        self.state = State.READY
+        return self.offer
+
+    def send(self, method: int, instances: Sequence[Instance]) -> None:
+        """Gives instances of one method to the worker, in one message."""
+        assert self._channel is not None
+        now = asyncio.get_running_loop().time()
+        packer = Packer(self._inbox, allocate=False)
+        items: list[tuple[int, int, object, float | None]] = []
+        for instance in instances:
+            instance.key = key = next(self._keys)
+            instance.replica = self
+            instance.row = row = self._placed(instance.row)
+            deadline = instance.request.deadline
+            self.outstanding[key] = instance
+            items.append((key, method, packer.row(row), None if deadline is None else deadline - now))
+        self.counts[method] = self.counts.get(method, 0) + len(items)
+        frees, self._released = self._released, []
+        self._channel.send(Work(items, frees), packer)
+
+    def take_back(self, key: int) -> Instance | None:
+        """The instance whose outcome came, no longer outstanding."""
+        instance = self.outstanding.pop(key, None)
+        if instance is not None:
+            self.counts[instance.request.method] -= 1
+        return instance
+
+    def drop(self, keys: list[int]) -> None:
+        if self._channel is not None:
+            self._channel.send(Drop(keys))
+
+    def answer_calls(self, message: CallDone, packer: Packer) -> None:
+        if self._channel is not None:
+            self._channel.send(message, packer)
+
+    def packer(self) -> Packer:
+        return Packer(self._inbox, allocate=False)
+
+    async def end(self, grace: float = STOP_GRACE) -> None:
+        """Ends the process: asks, waits, kills. Afterwards nothing of it is left."""
+        if self._process is None:
+            return
+        if self._channel is not None and grace > 0:
+            self._channel.send(Stop())
+            await self._process.ended(grace)
+        self._process.kill()
+        if not await self._process.ended(10):
+            log.error("worker %s (pid %s) cannot be killed", self.label, self.pid)
+        if self._channel is not None:
+            self._channel.close()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def _placed(self, row: Sequence[Value | Blob]) -> Sequence[Value | Blob]:
+        """The row with large values in the shared arena, where a replay finds them again."""
+        changed: list[Value | Blob] | None = None
+        for index, value in enumerate(row):
+            placed: Value | Blob | None = None
+            if isinstance(value, np.ndarray):
+                if value.nbytes >= LARGE and self._inbox.offset_of(value) is None:
+                    placed = self._inbox.place(value)
+            elif isinstance(value, bytes) and len(value) >= LARGE:
+                block = self._inbox.place(np.frombuffer(value, np.uint8))
+                placed = Blob(block) if block is not None else None
+            if placed is not None:
+                if changed is None:
+                    changed = list(row)
+                changed[index] = placed
+        return row if changed is None else changed
+
+    def _release(self, offset: int) -> None:
+        """Nothing refers to an output block any more: the worker learns it with its next work."""
+        self._released.append(offset)
+
+    def _received(self, message: AnyMessage, values: Unpacker) -> None:
+        if isinstance(message, Done):
+            self.proven = True
+            self._owner.on_done(self, message, values)
+        elif isinstance(message, Call):
+            self._owner.on_call(self, message, values)
+        elif isinstance(message, Ready):
+            self._settle_start(Offer.unpack(message.offer))
+        elif isinstance(message, Failed):
+            self._settle_start(StartError(message.text))
+        elif isinstance(message, Leaving):
+            self.left = True
+
+    def _settle_start(self, result: Offer | StartError) -> None:
+        if self._offered is not None and not self._offered.done():
+            if isinstance(result, StartError):
+                self._offered.set_exception(result)
+            else:
+                self._offered.set_result(result)
+
+    def _closed(self) -> None:
+        # A worker without its channel is of no use, whatever else it does.
+        if self._process is not None and self._process.running:
+            asyncio.get_running_loop().call_later(STOP_GRACE, self._process.kill)
+
+    def _exited(self, status: int) -> None:
+        self._settle_start(StartError(f"death of one worker: {self.label} ended with status {status}"))
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self.state is State.READY:
+            self.state = State.LOST
+            self._owner.on_lost(self)
+            self.lost.set()

@@ -1,0 +1,229 @@
+"""The whole server as one object: an event loop on a thread of its own, its doors and its router.
+
+    server = Server()
+    server.start_servables([ServableConfig(Path("servables").absolute(), "digits")])
+    server.start_http(ListenConfig("127.0.0.1:8080"))
+    server.wait()
+
+The thread is not a daemon: a script may end after its last line, and the server lives on until it is stopped by
+`stop()`, by SIGINT or SIGTERM, or because its last worker is gone (`ServerConfig.exit_when_lost`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+import uvloop
+
+from inflight.config import ListenConfig, ServableConfig, ServerConfig
+from inflight.errors import StartError
+from inflight.frontends import Listener, grpc_app, http_app, listen_grpc, listen_http
+from inflight.metrics import Metrics
+from inflight.router import Router
+
+log = logging.getLogger("inflight")
+
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Server:
+    """A model server inside this process. Its methods may be called from any thread but the loop's own.
+
+    Args:
+        config: limits and policies.
+    """
+
+    def __init__(self, config: ServerConfig = ServerConfig()) -> None:
+        self._config = config
+        self._metrics = Metrics()
+        self._listeners: list[Listener] = []
+        self._router: Router | None = None
+        self._stopped = threading.Event()
+        self._stop_lock = threading.Lock()
+        self._stop_task: asyncio.Task[None] | None = None
+        self._callbacks: list[Callable[[], None]] = []
+        self._old_handlers: dict[int, Any] = {}
+        self._signalled = False
+        self._loop = uvloop.new_event_loop()
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="inflight-server", daemon=False)
+        self._take_signals()
+        self._thread.start()
+        started.wait()
+
+    # What scripts call
+
+    def start_servables(self, configs: Sequence[ServableConfig]) -> None:
+        """Starts the workers of every servable and returns when all are ready.
+
+        Raises:
+            ConfigError, StartError: with the worker's own text; nothing of this call is left running.
+        """
+        self._call(self._start_servables(configs))
+
+    def start_http(self, listen: ListenConfig) -> str:
+        """Opens the HTTP door (MindSpore REST, Open Inference Protocol, health, metrics); returns its address.
+
+        Raises:
+            ConfigError, StartError: the address or the TLS files cannot be used.
+        """
+        return self._call(self._start_http(listen))
+
+    def start_grpc(self, listen: ListenConfig) -> str:
+        """Opens the gRPC door (MSService, Open Inference Protocol, health, reflection); returns its address.
+
+        Raises:
+            ConfigError, StartError: the address or the TLS files cannot be used.
+        """
+        return self._call(self._start_grpc(listen))
+
+    def set_max_enqueued(self, limit: int) -> None:
+        """Requests in flight over the whole server before new ones are refused."""
+
+        async def change() -> None:
+            self._running_router().max_enqueued = limit
+
+        self._call(change())
+
+    def on_stopped(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` on the server's thread once everything has ended."""
+        self._callbacks.append(callback)
+
+    @property
+    def running(self) -> bool:
+        return not self._stopped.is_set()
+
+    def stop(self) -> None:
+        """Stops accepting, lets running requests finish, ends the workers. Idempotent; returns when all is done."""
+        if threading.current_thread() is self._thread:
+            self._begin_stop()
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._begin_stop)
+        except RuntimeError:
+            pass  # the loop has ended already
+        self._thread.join()
+        self._give_back_signals()
+
+    def wait(self) -> None:
+        """Returns when the server has stopped, however that came."""
+        # In slices only where the platform could not otherwise run signal handlers: Event.wait() is interruptible.
+        self._stopped.wait()
+        self._thread.join()
+        self._give_back_signals()
+
+    # On the loop
+
+    def _run(self, started: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+
+        async def main() -> None:
+            self._router = Router(
+                self._config, self._metrics, os.environ.get("INFLIGHT_RUNTIMES"), on_all_lost=self._all_lost
+            )
+            self._finished = asyncio.Event()
+            started.set()
+            await self._finished.wait()
+
+        try:
+            self._loop.run_until_complete(main())
+        finally:
+            _drain(self._loop)
+            self._loop.close()
+            self._stopped.set()
+            for callback in self._callbacks:
+                callback()
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise StartError("the server has stopped; make a new Server") from None
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            reason = "signal SIGINT or SIGTERM" if self._signalled else "the server was stopped"
+            raise StartError(f"Fail to start workers: because of {reason}") from None
+
+    def _running_router(self) -> Router:
+        assert self._router is not None
+        return self._router
+
+    async def _start_servables(self, configs: Sequence[ServableConfig]) -> None:
+        await self._running_router().start(configs)
+
+    async def _start_http(self, listen: ListenConfig) -> str:
+        router = self._running_router()
+        app = http_app(
+            router, max_body_bytes=listen.max_message_mb << 20, rest=self._config.rest, metrics=self._metrics
+        )
+        return self._add(await listen_http(app, listen, allocate=router.inbox.allocate))
+
+    async def _start_grpc(self, listen: ListenConfig) -> str:
+        app = grpc_app(self._running_router(), max_message_bytes=listen.max_message_mb << 20)
+        return self._add(await listen_grpc(app, listen))
+
+    def _add(self, listener: Listener) -> str:
+        self._listeners.append(listener)
+        return listener.address
+
+    def _all_lost(self) -> None:
+        if self._config.exit_when_lost:
+            log.warning("no worker is left: the server stops")
+            self._begin_stop()
+
+    def _begin_stop(self) -> None:
+        if self._stop_task is None:
+            self._stop_task = self._loop.create_task(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            router = self._running_router()
+            await asyncio.gather(
+                router.stop(), *(listener.close(self._config.stop_timeout) for listener in self._listeners)
+            )
+        finally:
+            self._finished.set()
+
+    # Signals
+
+    def _take_signals(self) -> None:
+        """SIGINT and SIGTERM stop the server; only a main thread may ask for them."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
+
+    def _give_back_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._old_handlers.items():
+                if signal.getsignal(number) == self._on_signal:
+                    signal.signal(number, handler)
+            self._old_handlers.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+        try:
+            self._loop.call_soon_threadsafe(self._begin_stop)
+        except RuntimeError:
+            pass  # it has stopped already
+
+
+def _drain(loop: asyncio.AbstractEventLoop) -> None:
+    """Ends what still runs on a loop that is about to close."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())

@@ -1,0 +1,22 @@
+"""`python -m inflight.worker`: started by the server only."""
+
+from __future__ import annotations
+
+import argparse
+
+from inflight.worker.process import finish, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="inflight worker", description="Started by the server; not for people.")
+    for name in ("fd", "inbox", "outbox"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    # For people who read a process list.
+    for name in ("servable_directory", "servable_name", "version_number", "device_id", "device_type"):
+        parser.add_argument(f"--{name}")
+    options = parser.parse_args()
+    finish(run(options.fd, options.inbox, options.outbox))
+
+
+if __name__ == "__main__":
+    main()

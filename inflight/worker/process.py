@@ -1,0 +1,227 @@
+"""A worker process: loads one servable, answers a stream of work, ends with its server."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from inflight.errors import InflightError, InvalidRequest, error_from_wire
+from inflight.link import (
+    Arena,
+    ArenaReader,
+    Call,
+    CallDone,
+    Done,
+    Drop,
+    Failed,
+    Leaving,
+    Load,
+    Packer,
+    Ready,
+    Stop,
+    Unpacker,
+    Work,
+    WorkerChannel,
+    WorkerJob,
+)
+from inflight.pipeline import Job, Pipeline
+from inflight.servable import install_model_caller
+from inflight.types import Array, Outcome, Value
+from inflight.worker.load import Loaded, load, offer
+from inflight.worker.remote import RemoteModel
+
+LINGER = 3.0
+"""Seconds that running user code has to end once the server is gone; then the process group is killed."""
+
+
+class Worker:
+    """One servable in one process.
+
+    Threads: the main thread runs Python stages; one thread reads the channel; each model has its own. Outcomes
+    are collected under a lock and sent by whichever thread finished a batch.
+    """
+
+    def __init__(self, channel: WorkerChannel, outbox: Arena) -> None:
+        self._channel = channel
+        self._outbox = outbox
+        self._lock = threading.Lock()
+        self._done: list[tuple[int, Outcome]] = []
+        self._stats: list[tuple[str, str, int, float]] = []
+        self._jobs: dict[int, Job] = {}
+        self._pipeline: Pipeline | None = None
+
+    def start(self, job: WorkerJob) -> None:
+        """Loads the servable and tells the server that it is ready."""
+        loaded = load(job, self._send_call)
+        pipeline = Pipeline(loaded.spec, loaded.ports, self._measure, self._flush)
+        self._pipeline = pipeline
+        install_model_caller(self._call_model, lambda key: _counts(loaded, key))
+        made = offer(loaded, pipeline, job.own_models)
+        self._methods = [*loaded.spec.methods.values(), *(pipeline.hidden.values() if job.own_models else ())]
+        self._channel.send(Ready(made.pack()))
+        print(
+            f"Serving: Start servable success, servable directory: '{job.directory}', servable name: '{job.name}', "
+            f"version number: {loaded.version}",
+            flush=True,
+        )
+
+    def serve(self) -> None:
+        """Runs until the server says stop or is gone."""
+        assert self._pipeline is not None
+        threading.Thread(target=self._read, name="channel", daemon=True).start()
+        self._pipeline.run_functions()
+
+    def leave(self) -> None:
+        """Tells the server that this process was asked to end, and ends."""
+        self._channel.send(Leaving())
+        self._end()
+
+    def _end(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+        killer = threading.Timer(LINGER, _kill_group)
+        killer.daemon = True
+        killer.start()
+
+    def _read(self) -> None:
+        while (received := self._channel.receive()) is not None:
+            message, values = received
+            if isinstance(message, Work):
+                self._take(message, values)
+            elif isinstance(message, CallDone):
+                RemoteModel.answered([(item[0], _outcome(item, values)) for item in message.items])
+            elif isinstance(message, Drop):
+                for key in message.ids:
+                    job = self._jobs.get(key)
+                    if job is not None:
+                        job.dropped = True
+            elif isinstance(message, Stop):
+                break
+        self._end()
+
+    def _take(self, work: Work, values: Unpacker) -> None:
+        if work.frees:
+            with self._lock:
+                for offset in work.frees:
+                    self._outbox.free(offset)
+        jobs: list[Job] = []
+        now = time.monotonic()
+        for key, method, row, seconds in work.items:
+            deadline = None if seconds is None else now + seconds
+            job = Job(key, self._methods[method], values.row(row), self._finish, deadline)
+            self._jobs[key] = job
+            jobs.append(job)
+        assert self._pipeline is not None
+        self._pipeline.submit(jobs)
+
+    def _finish(self, job: Job, outcome: Outcome) -> None:
+        self._jobs.pop(job.key, None)
+        with self._lock:
+            self._done.append((job.key, outcome))
+
+    def _measure(self, method: str, stage: str, size: int, seconds: float) -> None:
+        with self._lock:
+            self._stats.append((method, stage, size, seconds))
+
+    def _flush(self) -> None:
+        with self._lock:
+            done, self._done = self._done, []
+            stats, self._stats = self._stats, []
+            if not done:
+                self._stats = stats + self._stats
+                return
+            packer = Packer(self._outbox)
+            items = [_pack(packer, key, outcome) for key, outcome in done]
+        self._channel.send(Done(items, stats), packer)
+
+    def _send_call(self, model: str, subgraph: int, items: list[tuple[int, list[object]]]) -> None:
+        with self._lock:
+            packer = Packer(self._outbox)
+            packed = [[number, packer.row(row)] for number, row in items]  # type: ignore[arg-type]
+        self._channel.send(Call(model, subgraph, packed), packer)
+
+    def _call_model(self, key: str, subgraph: int, rows: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+        assert self._pipeline is not None
+        results: list[tuple[Array, ...]] = []
+        for outcome in self._pipeline.call(key, subgraph, rows):
+            if isinstance(outcome, InflightError):
+                raise outcome
+            results.append(tuple(outcome))  # type: ignore[arg-type]  # models return arrays only
+        return results
+
+
+def _pack(packer: Packer, key: int, outcome: Outcome) -> tuple[int, object, str | None, str]:
+    if not isinstance(outcome, InflightError):
+        try:
+            return key, packer.row(outcome), None, ""
+        except InvalidRequest as error:
+            outcome = error
+    return key, None, type(outcome).__name__, str(outcome)
+
+
+def _outcome(item: Sequence[object], values: Unpacker) -> Outcome:
+    _, row, kind, text = item
+    if kind is None:
+        unpacked: list[Value] = values.row(row)  # type: ignore[arg-type]
+        return unpacked
+    return error_from_wire(str(kind), str(text))
+
+
+def _counts(loaded: Loaded, key: str) -> tuple[tuple[int, int], ...] | None:
+    port = loaded.ports.get(key)
+    if port is None:
+        return None
+    # No declared inputs means that the back end cannot tell how many there are.
+    return tuple((inputs or -1, outputs) for inputs, outputs in port.counts)
+
+
+def _kill_group() -> None:
+    if os.getpgid(0) == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def run(fd: int, inbox: int, outbox: int) -> int:
+    """The worker's life. Returns the exit status.
+
+    Args:
+        fd: this end of the socket pair to the server.
+        inbox: file of the arena that the server writes.
+        outbox: file of the arena that this worker writes.
+    """
+    channel = WorkerChannel(socket.socket(fileno=fd), ArenaReader(inbox))
+    worker = Worker(channel, Arena(outbox))
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        # Not from the handler itself: it may have interrupted a holder of the locks that sending takes.
+        threading.Thread(target=worker.leave, daemon=True).start()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    received = channel.receive()
+    if received is None or not isinstance(received[0], Load):
+        return 1
+    try:
+        worker.start(WorkerJob.unpack(received[0].job))
+    except Exception as error:  # whatever user code or a back end raised is the server's to report
+        text = str(error) or repr(error)
+        print(f"Serving Error: {text}", file=sys.stderr, flush=True)
+        channel.send(Failed(text))
+        return 1
+    worker.serve()
+    return 0
+
+
+def finish(status: int) -> None:
+    """Ends the process at once: threads inside a model's library would make an ordinary exit wait or crash."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,55 @@
+"""Models of an extra worker: their rows run on a device worker, by way of the server."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+
+from inflight.link import ModelOffer
+from inflight.pipeline import Job, ModelPort, Pipeline
+from inflight.types import Outcome
+
+SendCall = Callable[[str, int, "list[tuple[int, list[object]]]"], None]
+
+
+class RemoteModel(ModelPort):
+    """Sends each row out as a numbered call and takes the outcome back by that number."""
+
+    _numbers = itertools.count(1)
+    _waiting: dict[int, tuple[RemoteModel, Job]] = {}
+    _lock = threading.Lock()
+
+    def __init__(self, offer: ModelOffer, send_call: SendCall) -> None:
+        self._key = offer.key
+        self._send = send_call
+        self._pipeline: Pipeline | None = None
+        self.batch_size = offer.batch_size
+        self.counts = tuple((len(graph.inputs), len(graph.outputs)) for graph in offer.graphs)
+
+    def bind(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        calls: dict[int, list[tuple[int, list[object]]]] = {}
+        for job in jobs:
+            number = next(self._numbers)
+            with self._lock:
+                self._waiting[number] = (self, job)
+            calls.setdefault(job.subgraph, []).append((number, list(job.inputs(job.stage))))
+        for subgraph, items in calls.items():
+            self._send(self._key, subgraph, items)
+
+    def close(self) -> None:
+        self._pipeline = None
+
+    @classmethod
+    def answered(cls, outcomes: Sequence[tuple[int, Outcome]]) -> None:
+        """Hands outcomes of calls to the jobs that wait for them."""
+        for number, outcome in outcomes:
+            with cls._lock:
+                entry = cls._waiting.pop(number, None)
+            if entry is not None:
+                port, job = entry
+                if port._pipeline is not None:
+                    port._pipeline.finished([job], [outcome])
