@@ -129,18 +129,25 @@ class Packer:
         self._parts: list[bytes] = []
         self._size = 0
 
-    def row(self, values: Sequence[Value | Blob]) -> list[WireValue]:
+    def row(self, values: Sequence[object]) -> list[WireValue]:
         return [self.value(value) for value in values]
 
-    def value(self, value: Value | Blob) -> WireValue:
+    def value(self, value: object) -> WireValue:
+        """A value (or `Blob`) in its wire form.
+
+        Raises:
+            InvalidRequest: it is of another type, or an array of a dtype that no protocol carries.
+        """
         if isinstance(value, np.ndarray):
             return self._array(value)
         if isinstance(value, bytes) and len(value) >= LARGE:
             raw: Array = np.frombuffer(value, np.uint8)
             return (BYTES_CODE, raw.shape, self._large(raw))
+        if isinstance(value, (str, bytes)):
+            return value
         if isinstance(value, Blob):
             return (BYTES_CODE, value.array.shape, self._large(value.array))
-        return value
+        raise InvalidRequest(f"a {type(value).__name__} cannot be sent; use an array, a str or bytes")
 
     def _array(self, array: Array) -> WireValue:
         code = CODES.get(array.dtype)

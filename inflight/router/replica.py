@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from inflight.errors import StartError
+from inflight.errors import InvalidRequest, StartError
 from inflight.link import (
     LARGE,
     AnyMessage,
@@ -146,12 +146,17 @@ class Replica:
         packer = Packer(self._inbox, allocate=False)
         items: list[tuple[int, int, object, float | None]] = []
         for instance in instances:
+            try:
+                instance.row = self._placed(instance.row)
+                row = packer.row(instance.row)
+            except InvalidRequest as error:
+                instance.settle(error)
+                continue
             instance.key = key = next(self._keys)
             instance.replica = self
-            instance.row = row = self._placed(instance.row)
             deadline = instance.request.deadline
             self.outstanding[key] = instance
-            items.append((key, method, packer.row(row), None if deadline is None else deadline - now))
+            items.append((key, method, row, None if deadline is None else deadline - now))
         self.counts[method] = self.counts.get(method, 0) + len(items)
         frees, self._released = self._released, []
         self._channel.send(Work(items, frees), packer)

@@ -202,7 +202,8 @@ class Router:
         base = WorkerJob(
             directory=str(config.directory),
             name=config.name,
-            version=group.version,
+            # 0 where there are no version folders: the worker knows whether it needs one.
+            version=group.version if config.version or _on_disk(config) else NEWEST,
             model_file=str(config.model_file) if config.model_file else None,
             max_batch_size=config.max_batch_size,
             device_id=None,
@@ -348,10 +349,11 @@ def _first_cause(outcomes: Sequence[Outcome]) -> str | None:
 
 def _resolved(config: ServableConfig) -> int:
     """The version number that will run; 1 where there are no version folders."""
-    if config.version != NEWEST:
-        return config.version
-    versions = [] if config.model_file is not None else find_versions(config.directory, config.name)
-    return max(versions, default=1)
+    return config.version or max(_on_disk(config), default=1)
+
+
+def _on_disk(config: ServableConfig) -> list[int]:
+    return [] if config.model_file is not None else find_versions(config.directory, config.name)
 
 
 def _with(job: WorkerJob, **changes: object) -> WorkerJob:

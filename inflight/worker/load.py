@@ -48,7 +48,7 @@ def load(job: WorkerJob, send_call: Callable[[str, int, list[tuple[int, list[obj
     configure(job.runtimes)
     allow_formats(available_formats())
     spec = _spec(job)
-    has_files = any(model.target is None for model in spec.models.values())
+    has_files = any(model.files for model in spec.models.values())
     if job.model_file is None:
         version = resolve_version(Path(job.directory), job.name, job.version, has_files)
         number, folder = version.number, version.path or spec.directory
@@ -150,10 +150,8 @@ def _load_model(job: WorkerJob, spec: ServableSpec, model: ModelSpec, folder: Pa
         loaded: LoadedModel = runtime.load(request)
         return BatchedModel(model, loaded)
     except InflightError as error:
-        text = str(error)
-        raise StartError(
-            text if text.startswith("Load model failed") else f"Load model failed, {where}, {text}"
-        ) from error
+        text = str(error).removeprefix("Load model failed, ")
+        raise StartError(f"Load model failed, {where}, {text}") from error
     except Exception as error:  # a back end may raise anything while it reads a file
         raise StartError(f"Load model failed, {where}, {type(error).__name__}: {error}") from error
 

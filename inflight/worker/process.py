@@ -144,7 +144,7 @@ class Worker:
     def _send_call(self, model: str, subgraph: int, items: list[tuple[int, list[object]]]) -> None:
         with self._lock:
             packer = Packer(self._outbox)
-            packed = [[number, packer.row(row)] for number, row in items]  # type: ignore[arg-type]
+            packed = [[number, packer.row(row)] for number, row in items]
         self._channel.send(Call(model, subgraph, packed), packer)
 
     def _call_model(self, key: str, subgraph: int, rows: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:

@@ -1,0 +1,168 @@
+"""`declare_model`: what a servable runs its stages on."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from inflight.errors import RegistrationError
+from inflight.servable.checks import check_bool, check_int, check_ints, check_str, check_strs
+from inflight.servable.device import AclOptions, Context, GpuOptions
+from inflight.servable.model import Model
+from inflight.servable.spec import DEFAULT_MAX_BATCH_SIZE, ModelSpec
+from inflight.servable.trace import Registry, current_registry
+
+logger = logging.getLogger("inflight")
+
+BUILTIN_FORMATS = ("onnx", "torch", "callable", "mindir", "mindir_lite")
+_ALIASES = {"mindir_opt": "mindir_lite"}
+_plugin_formats: tuple[str, ...] = ()
+
+
+def allow_formats(names: Iterable[str]) -> None:
+    """Sets the format names that run-time plug-ins serve, beside the built-in ones. Case is ignored."""
+    global _plugin_formats
+    _plugin_formats = tuple(name.lower() for name in names)
+
+
+def declare_model(
+    model_file: str | tuple[str, ...] | list[str] | Callable[..., Any],
+    model_format: str | None = None,
+    with_batch_dim: bool = True,
+    options: AclOptions | GpuOptions | None = None,
+    without_batch_dim_inputs: int | tuple[int, ...] | list[int] | None = None,
+    context: Context | None = None,
+    config_file: str | None = None,
+    *,
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+) -> Model:
+    """Declares one model of the servable.
+
+    Args:
+        model_file: a file in the version directory; or several, which become the sub-graphs of one model; or a
+            Python callable that takes and returns arrays; or, with format `callable`, where to import one from:
+            `package.module:attribute`, `.module:attribute` for a module beside servable_config.py.
+        model_format: `onnx`, `torch`, `MindIR`, `MindIR_Lite`, `callable` or a plug-in's; case is ignored. None:
+            the file's ending decides.
+        with_batch_dim: the first dimension of every input and output is the batch.
+        options: deprecated, ignored where `context` is given.
+        without_batch_dim_inputs: indices of inputs without a batch dimension; the first one alone is `(0,)`.
+        context: threads and device options.
+        config_file: configuration of the back end; absolute, or relative to the servable's directory.
+        max_batch_size: rows in one run where the model's batch dimension is dynamic.
+
+    Returns:
+        The model, for `add_stage` and `Model.call`.
+
+    Raises:
+        RegistrationError: a parameter of the wrong type or value, an unknown format, or a file that another
+            model of the servable uses.
+    """
+    check_bool("with_batch_dim", with_batch_dim)
+    check_int("max_batch_size", max_batch_size, 1)
+    fmt = _check_format(model_format)
+    registry = current_registry()
+    key, files, target = _locate(registry, model_file, fmt)
+    settings = _check_context(options, context)
+    if key in registry.models:
+        raise RegistrationError(f"model '{key}' has already been declared, give the callable another __name__")
+    registry.models[key] = ModelSpec(
+        key=key,
+        files=files,
+        format=fmt if target is None else "callable",
+        with_batch_dim=with_batch_dim,
+        without_batch_dim_inputs=_check_unbatched(without_batch_dim_inputs),
+        max_batch_size=max_batch_size,
+        thread_num=settings.thread_num,
+        device_options=settings.device_options(),
+        config_file=None if config_file is None else check_str("config_file", config_file),
+        target=target,
+    )
+    return Model(key)
+
+
+def _check_format(model_format: object) -> str | None:
+    if model_format is None:
+        return None
+    given = check_str("model_format", model_format)
+    fmt = _ALIASES.get(given.lower(), given.lower())
+    if fmt == "om":
+        raise RegistrationError(
+            "model format 'OM' is not supported: such offline models ran on Ascend 310 only, which MindSpore "
+            "Serving itself gave up. Export the network as MindIR or ONNX and set model_format to 'MindIR' or 'onnx'"
+        )
+    known = (*BUILTIN_FORMATS, *_plugin_formats)
+    if fmt not in known:
+        raise RegistrationError(
+            f"model format '{given}' is unknown, it can only be one of {', '.join(known)}, case ignored; "
+            "leave it out to let the file's ending decide, or install the runtime plug-in that serves it"
+        )
+    return fmt
+
+
+def _check_context(options: object, context: object) -> Context:
+    if context is not None:
+        if not isinstance(context, Context):
+            raise RegistrationError(f"Parameter 'context' should be Context, but actually {type(context)}")
+        return context
+    if options is None:
+        return Context()
+    if not isinstance(options, (AclOptions, GpuOptions)):
+        raise RegistrationError(
+            f"Parameter 'options' should be None, GpuOptions or AclOptions, but actually {type(options)}"
+        )
+    logger.warning("Parameter 'options' of declare_model is deprecated, use 'context'")
+    return options.context
+
+
+def _check_unbatched(indices: object) -> tuple[int, ...]:
+    if indices == 0 and isinstance(indices, int) and not isinstance(indices, bool):
+        # MindSpore Serving dropped a bare 0; a servable that works with it has a batch dimension there.
+        logger.warning("without_batch_dim_inputs=0 is ignored, write without_batch_dim_inputs=(0,) for input 0")
+        return ()
+    return check_ints("without_batch_dim_inputs", indices, 0) if indices else ()
+
+
+def _locate(
+    registry: Registry, model_file: object, fmt: str | None
+) -> tuple[str, tuple[str, ...], Callable[..., Any] | None]:
+    """Key, files and callable of a model; a callable model has no files."""
+    if callable(model_file):
+        if fmt not in (None, "callable"):
+            raise RegistrationError(
+                f"Parameter 'model_format' is '{fmt}', but 'model_file' is a Python callable: leave model_format out"
+            )
+        return getattr(model_file, "__name__", type(model_file).__name__), (), model_file
+    files = check_strs("model_file", model_file)
+    if fmt == "callable":
+        if len(files) > 1:
+            raise RegistrationError("Parameter 'model_file' should name one callable, declare each on its own")
+        return files[0], (), _import_callable(registry, files[0])
+    for model in registry.models.values():
+        for file in files:
+            if file in model.files:
+                raise RegistrationError(
+                    f"Declare model failed, model file '{file}' has already been used by model '{model.key}': "
+                    "declare it once and use the returned Model in every method"
+                )
+    return ";".join(files), files, None
+
+
+def _import_callable(registry: Registry, reference: str) -> Callable[..., Any]:
+    module_name, _, attribute = reference.partition(":")
+    if not module_name.strip(".") or not attribute:
+        raise RegistrationError(
+            f"Parameter 'model_file' is '{reference}', but a callable is named '<package.module>:<attribute>'"
+        )
+    try:
+        target: Any = importlib.import_module(module_name, registry.package)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise RegistrationError(f"callable model '{reference}' cannot be imported: {error}") from error
+    if not callable(target):
+        raise RegistrationError(f"callable model '{reference}' should be callable, but actually {type(target)}")
+    found: Callable[..., Any] = target
+    return found

@@ -1,0 +1,44 @@
+"""MindSpore Serving's registration functions: what a servable_config.py imports."""
+
+from inflight.servable import (
+    AclOptions,
+    AscendDeviceInfo,
+    Context,
+    CPUDeviceInfo,
+    GPUDeviceInfo,
+    GpuOptions,
+    Model,
+    add_stage,
+    call_postprocess,
+    call_postprocess_pipeline,
+    call_preprocess,
+    call_preprocess_pipeline,
+    call_servable,
+    declare_model,
+    declare_servable,
+    register_method,
+)
+from mindspore_serving.server.register import method, model, stage_function, utils
+
+__all__ = [
+    "AclOptions",
+    "AscendDeviceInfo",
+    "CPUDeviceInfo",
+    "Context",
+    "GPUDeviceInfo",
+    "GpuOptions",
+    "Model",
+    "add_stage",
+    "call_postprocess",
+    "call_postprocess_pipeline",
+    "call_preprocess",
+    "call_preprocess_pipeline",
+    "call_servable",
+    "declare_model",
+    "declare_servable",
+    "method",
+    "model",
+    "register_method",
+    "stage_function",
+    "utils",
+]

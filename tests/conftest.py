@@ -1,0 +1,43 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+
+@pytest.fixture
+def servable(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a servable's folder: `servable("name", config_text, {"1/add.onnx": add_model()})`; returns its parent."""
+
+    def write(name: str, config: str, files: dict[str, bytes] | None = None) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "servable_config.py").write_text(textwrap.dedent(config))
+        for file, data in (files or {}).items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return tmp_path
+
+    return write
+
+
+def binary_model(op: str = "Add", batch: int | str = "N", shape: tuple[int, ...] = (2, 2)) -> bytes:
+    """An ONNX model of one element-wise operator: x1, x2 -> y, float32 [batch, *shape]."""
+    dims = [batch, *shape]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in ("x1", "x2")]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, dims)
+    graph = helper.make_graph([helper.make_node(op, ["x1", "x2"], ["y"])], op, inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def floats(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)

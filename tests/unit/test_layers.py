@@ -1,0 +1,149 @@
+"""The rooms of docs/architecture.md: who may import whom, and through which door."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (ROOT / "inflight", ROOT / "mindspore_serving")
+
+LEVELS = {
+    "types": 0,
+    "plan": 0,
+    "errors": 0,
+    "config": 0,
+    "log": 0,
+    "metrics": 0,
+    "proto": 0,
+    "servable": 1,
+    "link": 2,
+    "runtime": 2,
+    "pipeline": 3,
+    "place": 3,
+    "client": 3,
+    "worker": 5,
+    "router": 5,
+    "frontends": 6,
+    "server": 7,
+    "dropin": 8,
+    "commands": 8,
+    "cli": 9,
+    "mindspore_serving": 9,
+}
+
+# What a level may import from outside, beyond the standard library and numpy.
+ALLOWED = {
+    "types": (),
+    "errors": (),
+    "config": (),
+    "log": (),
+    "metrics": ("prometheus_client",),
+    "proto": ("google",),
+    "servable": (),
+    "link": ("msgspec",),
+    "runtime": ("onnx", "onnxruntime", "torch", "torch_npu", "mindspore", "cryptography", "google"),
+    "pipeline": (),
+    "place": (),
+    "client": ("grpc", "google"),
+    "worker": (),
+    "router": ("msgspec",),
+    "frontends": ("msgspec", "uvicorn", "httptools", "zttp", "uvloop", "orjson", "google", "prometheus_client", "ml_dtypes"),
+    "server": ("uvloop",),
+    "dropin": ("grpc", "google"),
+    "commands": ("orjson", "tomli", "yaml"),
+    "cli": ("orjson", "tomli", "yaml"),
+    "mindspore_serving": ("grpc", "google"),
+}
+
+
+def files() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in package.rglob("*.py") if "_pb2" not in path.name)
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] == "mindspore_serving":
+        return "mindspore_serving"
+    return parts[1]
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Absolute modules that a file imports at run time, with the line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} relative import"
+            assert node.module is not None
+            yield node.module, node.lineno
+
+
+def edges() -> list[tuple[Path, int, str]]:
+    return [(path, line, module) for path in files() for module, line in imports(path)]
+
+
+def test_imports_go_down() -> None:
+    wrong = []
+    for path, line, module in edges():
+        parts = module.split(".")
+        here = room(path)
+        if here in ("__init__", "__main__") or parts[0] not in ("inflight", "mindspore_serving"):
+            continue
+        there = "mindspore_serving" if parts[0] == "mindspore_serving" else (parts[1] if len(parts) > 1 else None)
+        if there is None or there == here:
+            continue
+        if LEVELS[there] >= max(1, LEVELS[here]):  # level 0 is one vocabulary
+            wrong.append(f"{path.relative_to(ROOT)}:{line} {here} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_packages_have_one_door() -> None:
+    wrong = []
+    for path, line, module in edges():
+        parts = module.split(".")
+        if parts[0] != "inflight" or len(parts) < 3 or parts[1] in (room(path), "proto"):
+            continue
+        wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}, not its package")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_third_party_imports() -> None:
+    import sys
+
+    own = {"inflight", "mindspore_serving", "numpy", "__future__"}
+    wrong = []
+    for path, line, module in edges():
+        top = module.split(".")[0]
+        if top in sys.stdlib_module_names or top in own:
+            continue
+        here = room(path)
+        if here in ("__init__", "__main__"):
+            continue
+        if top not in ALLOWED[here]:
+            wrong.append(f"{path.relative_to(ROOT)}:{line} {here} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", ["servable"])
+def test_the_brain_does_not_wait(package: str) -> None:
+    """Level 1 knows nothing of event loops."""
+    used = {module for path, _, module in edges() if room(path) == package}
+    assert "asyncio" not in used
+    assert "threading" not in used or package != "sched"
+
+
+def test_the_server_process_imports_no_back_end() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, inflight.server; heavy = [m for m in ('torch', 'onnxruntime', 'onnx', 'mindspore', 'grpc', "
+        "'transformers') if m in sys.modules]; print(heavy); sys.exit(bool(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
