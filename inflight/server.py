@@ -28,6 +28,7 @@ from inflight.errors import StartError
 from inflight.frontends import Listener, grpc_app, http_app, listen_grpc, listen_http
 from inflight.metrics import Metrics
 from inflight.router import Router
+from inflight.types import ServableStatus
 
 log = logging.getLogger("inflight")
 
@@ -87,6 +88,14 @@ class Server:
         """
         return self._call(self._start_grpc(listen))
 
+    def servables(self) -> list[ServableStatus]:
+        """What is served now, in the order of its start."""
+
+        async def read() -> list[ServableStatus]:
+            return list(self._running_router().servables())
+
+        return self._call(read())
+
     def set_max_enqueued(self, limit: int) -> None:
         """Requests in flight over the whole server before new ones are refused."""
 
@@ -117,7 +126,6 @@ class Server:
 
     def wait(self) -> None:
         """Returns when the server has stopped, however that came."""
-        # In slices only where the platform could not otherwise run signal handlers: Event.wait() is interruptible.
         self._stopped.wait()
         self._thread.join()
         self._give_back_signals()

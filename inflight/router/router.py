@@ -64,6 +64,7 @@ class Router:
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
+        metrics.watch_in_flight(lambda: self._in_flight)
         self._keepers: dict[Replica, asyncio.Task[None]] = {}
         self.max_enqueued = config.max_enqueued_requests
 

@@ -1,0 +1,28 @@
+"""Stateless model back ends, one file each. A back end's package is imported only when a model needs it."""
+
+from inflight.runtime.base import GraphSpec, LoadedModel, LoadRequest, Runtime
+from inflight.runtime.registry import (
+    ENTRY_POINT_GROUP,
+    OVERRIDES_VARIABLE,
+    available_formats,
+    configure,
+    devices_for,
+    find_runtime,
+    parse_overrides,
+    read_signature,
+)
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "OVERRIDES_VARIABLE",
+    "GraphSpec",
+    "LoadRequest",
+    "LoadedModel",
+    "Runtime",
+    "available_formats",
+    "configure",
+    "devices_for",
+    "find_runtime",
+    "parse_overrides",
+    "read_signature",
+]

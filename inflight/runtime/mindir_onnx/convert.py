@@ -1,0 +1,214 @@
+"""Walks a MindIR graph from its outputs and maps every primitive on the way to ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inflight.errors import StartError
+from inflight.runtime.mindir_onnx import (  # noqa: F401 - importing a family enters its mappings into the table
+    ops_activation,
+    ops_conv,
+    ops_index,
+    ops_math,
+    ops_norm,
+    ops_pool,
+    ops_reduce,
+)
+from inflight.runtime.mindir_onnx.emitter import Emitter, Shape, Tensor
+from inflight.runtime.mindir_onnx.model import MONAD, ConversionRefused, MindIR, Node, Opaque, TensorType
+from inflight.runtime.mindir_onnx.op import MAPPINGS, Op, Value, find_mapping
+from inflight.runtime.mindir_onnx.ops_create import ALIASES
+from inflight.runtime.mindir_onnx.signature import input_names
+
+_UPDATE = "UpdateState"
+# They only write to the log; serving leaves that out.
+_HARMLESS = frozenset({_UPDATE, "Print", "Assert"})
+
+# fmt: off
+COLLECTIVES = frozenset({
+    "AllGather", "AllGatherMatmul", "AllGatherV", "AllReduce", "AllToAllV", "AlltoAll", "AlltoAllV",
+    "AlltoAllVC", "AlltoAllVGE", "BatchISendIRecv", "Barrier", "Broadcast", "CollectiveGather",
+    "CollectiveScatter", "MatMulAllReduce", "MatmulAllReduceAddRmsNorm", "MatmulReduceScatter",
+    "NeighborExchange", "NeighborExchangeV2", "Receive", "Reduce", "ReduceScatter", "ReduceScatterV", "Send",
+    "_AllSwap", "_HostAllGather", "_HostReduceScatter",
+})
+# fmt: on
+"""Primitives that talk to other processes; loading them without a started group kills the process."""
+_COLLECTIVE_FAMILIES = ("DistComm", "InnerComm")
+
+
+@dataclass(frozen=True)
+class ConvertedGraph:
+    """An ONNX graph with its inputs and outputs, in the order of the file."""
+
+    emitter: Emitter
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.emitter.weight_bytes
+
+    def to_bytes(self) -> bytes:
+        """The serialised ModelProto; for weights below 2 GB."""
+        return bytes(self.emitter.model(self.inputs, self.outputs).SerializeToString())
+
+    def save(self, folder: Path, stem: str) -> Path:
+        """Writes `<stem>.onnx` and `<stem>.weights` into a folder; the path of the first."""
+        return self.emitter.save(self.inputs, self.outputs, folder, stem)
+
+
+def supported_primitives() -> tuple[str, ...]:
+    """Names of all primitives that can be converted, sorted."""
+    return tuple(sorted({*MAPPINGS, *_HARMLESS}))
+
+
+def collectives_in(model: MindIR) -> tuple[str, ...]:
+    """Names of the primitives in the file that talk to other processes."""
+    return tuple(name for name in model.primitives if name in COLLECTIVES or name.startswith(_COLLECTIVE_FAMILIES))
+
+
+def convert(model: MindIR) -> ConvertedGraph:
+    """Converts the main graph.
+
+    Raises:
+        ConversionRefused: primitives without a mapping (all named in the text), sub-graphs, or arguments that have
+            no counterpart in ONNX.
+        StartError: the graph refers to values that do not exist, or runs in a circle.
+    """
+    order = _reachable(model)
+    _refuse_unknown(model, order)
+    emitter = Emitter()
+    inputs = tuple(
+        Tensor(name, _input_dtype(port.name, port.type), port.type.shape)
+        for name, port in zip(input_names([port.name for port in model.inputs]), model.inputs, strict=True)
+    )
+    values: dict[str, Value] = dict(model.values)
+    values.update({port.name: tensor for port, tensor in zip(model.inputs, inputs, strict=True)})
+    for name in order:
+        node = model.nodes[name]
+        values[name] = _map(node, values, emitter)
+    outputs: list[Tensor] = []
+    taken = {tensor.name for tensor in inputs}
+    for name, declared in model.outputs:
+        # Of a tuple the exporter sometimes leaves the shapes out; those of its parts are known by now.
+        result = values[name] if isinstance(values[name], tuple) else _adopt(values[name], declared, emitter)
+        for value in _flat(result):
+            outputs.append(_named_output(value, len(outputs), taken, emitter))
+    return ConvertedGraph(emitter, inputs, tuple(outputs))
+
+
+def _data_inputs(node: Node) -> tuple[str, ...]:
+    """The inputs that a node computes from."""
+    if node.primitive in ALIASES:
+        return node.inputs[:1]
+    return () if node.primitive == _UPDATE else node.inputs
+
+
+def _reachable(model: MindIR) -> list[str]:
+    """Names of the nodes that the outputs are computed from, each after its inputs."""
+    known = {*model.values, *(port.name for port in model.inputs)}
+    order: list[str] = []
+    done: set[str] = set()
+    open_nodes: set[str] = set()
+    for output, _ in model.outputs:
+        stack = [(output, False)]
+        while stack:
+            name, finished = stack.pop()
+            if finished:
+                open_nodes.discard(name)
+                done.add(name)
+                order.append(name)
+            elif name in done or name in known:
+                continue
+            elif name in open_nodes:
+                raise StartError("Load model failed, the graph of the model runs in a circle: export it again")
+            elif name not in model.nodes:
+                raise StartError(f"Load model failed, the model refers to '{name}', which it does not hold")
+            else:
+                open_nodes.add(name)
+                stack.append((name, True))
+                # Only what is not done: an open one among them closes a circle, found when it is taken.
+                stack.extend((item, False) for item in _data_inputs(model.nodes[name]) if item not in done)
+    return order
+
+
+def _refuse_unknown(model: MindIR, order: Iterable[str]) -> None:
+    collectives = collectives_in(model)
+    if collectives:
+        raise ConversionRefused(f"it exchanges data with other processes ({', '.join(collectives)})")
+    if model.functions:
+        raise ConversionRefused(f"it has control flow or calls ({len(model.functions)} sub-graphs)")
+    if model.calls:
+        raise ConversionRefused(f"it calls what the file does not hold ({', '.join(sorted(set(model.calls)))})")
+    computed = set(order)
+    names = [model.nodes[name].primitive for name in order]
+    # Nodes that only side effects lead to: all but known harmless ones would change what the model computes.
+    names += [node.primitive for name, node in model.nodes.items() if name not in computed]
+    unknown = sorted({name for name in names if find_mapping(name) is None and name not in _HARMLESS})
+    if unknown:
+        raise ConversionRefused(f"it uses primitives that have no ONNX mapping: {', '.join(unknown)}")
+
+
+def _map(node: Node, values: dict[str, Value], emitter: Emitter) -> Value:
+    if node.primitive in _HARMLESS:
+        return MONAD
+    mapping = find_mapping(node.primitive)
+    assert mapping is not None
+    given = [values[name] for name in _data_inputs(node)]
+    op = Op(node.primitive, [value for value in given if value is not MONAD], node.attributes, node.result, emitter)
+    try:
+        return _adopt(mapping(op), node.result, emitter)
+    except ConversionRefused:
+        raise
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError) as failure:
+        # A file may state arguments of any kind; what no mapping expects is not supported.
+        raise ConversionRefused(f"{node.primitive}: its arguments are not understood ({failure})") from failure
+
+
+def _adopt(value: Value, result: Any, emitter: Emitter) -> Value:
+    """A value with the dtype and shape that the exporter inferred, which are exact where they are known."""
+    if isinstance(value, tuple) and isinstance(result, tuple) and len(value) == len(result):
+        return tuple(_adopt(item, kind, emitter) for item, kind in zip(value, result, strict=True))
+    if not isinstance(value, Tensor) or not isinstance(result, TensorType):
+        return value
+    if result.dtype is not None:
+        value = emitter.cast(value, result.dtype)
+    return Tensor(value.name, value.dtype, _better_shape(value.shape, result.shape))
+
+
+def _better_shape(found: Shape, inferred: Shape) -> Shape:
+    # (0,) is how a Python scalar is written.
+    if inferred is None or (inferred == (0,) and found is not None):
+        return found
+    if found is None or len(found) != len(inferred):
+        return None if inferred == (0,) else inferred
+    return tuple(size if size != -1 else other for size, other in zip(inferred, found, strict=True))
+
+
+def _input_dtype(name: str, kind: TensorType) -> str:
+    if kind.dtype is None:
+        raise ConversionRefused(f"its input '{name}' is no tensor of numbers")
+    return kind.dtype
+
+
+def _flat(value: Value) -> Iterable[Value]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
+
+
+def _named_output(value: Value, index: int, taken: set[str], emitter: Emitter) -> Tensor:
+    if isinstance(value, Opaque) or value is None:
+        raise ConversionRefused(f"its output {index} is no tensor")
+    op = Op("output", [value], {}, None, emitter)
+    name = f"output_{index}"
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return emitter.output(op.tensor(0), name)
