@@ -18,9 +18,7 @@ class Backend(Protocol):
             NotFound: with MindSpore Serving's text (`... servable is not available`, `... method is not available`).
         """
 
-    async def predict(
-        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> list[Outcome]:
+    async def predict(self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None) -> list[Outcome]:
         """Runs every row and returns one outcome per row, in order. Cancelling the call drops queued rows.
 
         Args:

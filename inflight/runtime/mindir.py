@@ -90,7 +90,8 @@ def _load_converted(files: Sequence[Path], models: Sequence[MindIR], request: Lo
         OnnxModel.from_bytes((), request)
         try:
             return OnnxModel.from_bytes(sources, request)
-        except StartError as failure:
+        except (StartError, MemoryError, ValueError) as failure:
+            # The last two: sizes in the file that no machine has room for.
             names = ", ".join(f"'{file.name}'" for file in files)
             raise ConversionRefused(f"{names} was converted, but does not run: {failure}") from failure
 

@@ -83,7 +83,7 @@ def convert(model: MindIR) -> ConvertedGraph:
     _refuse_unknown(model, order)
     emitter = Emitter()
     inputs = tuple(
-        Tensor(name, _input_dtype(port.name, port.type), port.type.shape)
+        Tensor(name, _input_dtype(name, port.type), port.type.shape)
         for name, port in zip(input_names([port.name for port in model.inputs]), model.inputs, strict=True)
     )
     values: dict[str, Value] = dict(model.values)

@@ -1,0 +1,208 @@
+"""Load from another process: wrk for REST, h2load for gRPC, `bench.aioload` where they are not installed.
+
+Every load is closed: each of the connections sends its next request when the reply is there.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.bodies import Body, WrongReply, grpc_frame
+
+_SCRIPT = Path(__file__).with_name("post.lua")
+_GRPC_HEADERS = ("content-type: application/grpc", "te: trailers")
+_WINDOW_BITS = "26"
+"""64 MiB of HTTP/2 receive window for a stream and a connection, so that a large reply comes without a pause."""
+_GRACE = 60.0
+
+
+class LoadFailed(RuntimeError):
+    """The load generator failed, or the server answered with errors."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one run of a load generator saw.
+
+    Attributes:
+        rate: good replies a second.
+        p50_ms, p99_ms: latency, NaN where it is not measured.
+        requests: good replies in all.
+        seconds: how long it measured.
+    """
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    requests: int
+    seconds: float
+
+
+def rest(port: int, path: str, body: Body, connections: int, seconds: int) -> Load:
+    """POSTs `body` over HTTP/1.1 keep-alive connections for so many seconds.
+
+    Raises:
+        LoadFailed: a connection failed, or a reply was not 2xx.
+    """
+    url = f"http://127.0.0.1:{port}{path}"
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(body.data)
+        file.flush()
+        headers = "\n".join(f"{name}: {value}" for name, value in body.headers.items())
+        if shutil.which("wrk"):
+            argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", "-s", str(_SCRIPT), url]
+            output = _run(argv, seconds, {"BENCH_BODY": file.name, "BENCH_HEADERS": headers})
+        else:
+            output = _python("rest", url, file.name, connections, seconds, headers)
+    return _from_json(output)
+
+
+def bulk(port: int, path: str, body: Body, seconds: int) -> Load:
+    """As `rest` with one connection, for requests and replies of megabytes; exact where few of them fit in the time.
+
+    Raises:
+        LoadFailed: the connection failed, or a reply was not 200.
+    """
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(body.data)
+        file.flush()
+        headers = "\n".join(f"{name}: {value}" for name, value in body.headers.items())
+        argv = [sys.executable, "-m", "bench.bulk", str(port), path, file.name, str(seconds)]
+        return _from_json(_run(argv, seconds, {"BENCH_HEADERS": headers}))
+
+
+def grpc(port: int, path: str, body: Body, connections: int, seconds: int, reply_size: int, streams: int = 1) -> Load:
+    """Calls a unary method over cleartext HTTP/2 with so many connections and calls in flight on each.
+
+    Args:
+        reply_size: bytes of a good reply message; h2load sees no gRPC status, so its byte count is compared.
+
+    Raises:
+        LoadFailed: a request failed, or the replies' bytes are not those of good replies.
+    """
+    url = f"http://127.0.0.1:{port}{path}"
+    with tempfile.TemporaryDirectory() as folder:
+        data, log = Path(folder) / "frame", Path(folder) / "log"
+        data.write_bytes(grpc_frame(body.data))
+        if not shutil.which("h2load"):
+            data.write_bytes(body.data)
+            return _from_json(_python("grpc", url, str(data), connections * streams, seconds, ""))
+        argv = ["h2load", "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}"]
+        argv += [f"-w{_WINDOW_BITS}", f"-W{_WINDOW_BITS}", "-d", str(data), f"--log-file={log}"]
+        for header in _GRPC_HEADERS:
+            argv += ["-H", header]
+        output = _run([*argv, url], seconds, {})
+        latencies = [int(line.split("\t")[2]) / 1000 for line in log.read_text().splitlines()]
+    return _from_h2load(output, latencies, reply_size + 5, seconds, alone=connections * streams == 1)
+
+
+def check_rest(port: int, path: str, body: Body) -> None:
+    """Sends one request and compares the reply with the model's result.
+
+    Raises:
+        WrongReply: it is something else.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("POST", path, body.data, body.headers)
+        reply = connection.getresponse()
+        data = reply.read()
+    finally:
+        connection.close()
+    if reply.status != 200:
+        raise WrongReply(f"POST {path} gave HTTP {reply.status}: {data[:500]!r}")
+    body.check(data, {name.lower(): value for name, value in reply.getheaders()})
+
+
+def check_grpc(port: int, path: str, body: Body) -> int:
+    """Makes one call, compares the reply with the model's result and returns the message's size in bytes.
+
+    Raises:
+        WrongReply: it is something else.
+    """
+    import grpc as grpc_library
+
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    with grpc_library.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        try:
+            reply: bytes = channel.unary_unary(path)(body.data, timeout=30)
+        except grpc_library.RpcError as error:
+            raise WrongReply(f"{path} failed: {error.code()} {error.details()}") from None
+    body.check(reply, {})
+    return len(reply)
+
+
+def generators() -> str:
+    """Which load generators this machine has, for the report."""
+    rest_tool = _first_line(["wrk", "-v"]) if shutil.which("wrk") else "asyncio (wrk is not installed)"
+    grpc_tool = _first_line(["h2load", "--version"]) if shutil.which("h2load") else "grpc.aio (h2load is not installed)"
+    return f"{rest_tool}; {grpc_tool}"
+
+
+def _from_json(output: str) -> Load:
+    figures = json.loads(output.strip().splitlines()[-1])
+    if figures["errors"] or not figures["requests"]:
+        raise LoadFailed(f"{figures['errors']} errors beside {figures['requests']} requests:\n{output}")
+    rate = figures["requests"] / figures["seconds"]
+    return Load(rate, figures["p50_ms"], figures["p99_ms"], figures["requests"], figures["seconds"])
+
+
+def _from_h2load(output: str, latencies: Sequence[float], frame: int, seconds: int, alone: bool) -> Load:
+    done = re.search(r"(\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
+    traffic = re.search(r"\((\d+)\) data", output)
+    if done is None or traffic is None:
+        raise LoadFailed(f"h2load said nothing that could be read:\n{output}")
+    succeeded, data = int(done[2]), int(traffic[1])
+    if not succeeded or any(int(done[group]) for group in (3, 4, 5)):
+        raise LoadFailed(f"requests failed:\n{output}")
+    if data < succeeded * frame:
+        raise LoadFailed(f"{succeeded} replies of {frame} bytes, but only {data} bytes of data came: errors\n{output}")
+    ordered = sorted(latencies)
+    # One call at a time: the time of the calls that ended is exact, the whole run also holds one that did not.
+    span = sum(ordered) / 1000 if alone else seconds
+    return Load(succeeded / span, percentile(ordered, 50), percentile(ordered, 99), succeeded, span)
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """The nearest-rank percentile of ascending values; NaN of none."""
+    if not ordered:
+        return math.nan
+    return ordered[min(len(ordered) - 1, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+def _python(kind: str, url: str, body: str, connections: int, seconds: int, headers: str) -> str:
+    argv = [sys.executable, "-m", "bench.aioload", kind, url, body, str(connections), str(seconds)]
+    return _run(argv, seconds, {"BENCH_HEADERS": headers})
+
+
+def _run(argv: Sequence[str], seconds: float, environment: dict[str, str]) -> str:
+    try:
+        finished = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=seconds + _GRACE,
+            env={**os.environ, **environment},
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        raise LoadFailed(f"{argv[0]} ended with status {error.returncode}: {error.stderr[-500:]}") from None
+    except subprocess.TimeoutExpired:
+        raise LoadFailed(f"{argv[0]} did not end within {seconds + _GRACE:.0f} s") from None
+    return finished.stdout
+
+
+def _first_line(argv: Sequence[str]) -> str:
+    finished = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return " ".join((finished.stdout or finished.stderr).splitlines()[0].split()[:3]).removesuffix(" [epoll]")

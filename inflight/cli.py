@@ -1,0 +1,65 @@
+"""The command line: `inflight serve | client | bench`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+from inflight import __version__
+from inflight.commands import COMMANDS, Parser, UsageError, add_command, place_rest, resolve
+from inflight.errors import InflightError
+
+DESCRIPTION = "Serves models: ONNX, PyTorch, MindIR and Python functions, over REST and gRPC."
+EPILOG = """\
+start here:
+  inflight serve model.onnx            serve one model file on 127.0.0.1:8080 and :8081
+  inflight serve --help                everything that can be set
+"""
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="inflight",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"inflight {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        add_command(commands, command)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 1 where it failed, 2 where the user has to write something else."""
+    written = list(sys.argv[1:] if arguments is None else arguments)
+    if written[:1] == ["worker"]:  # started by the server, not by people, so it is not in the help
+        sys.argv = ["inflight worker", *written[1:]]
+        runpy.run_module("inflight.worker", run_name="__main__")
+        return 0
+    namespace, rest = build_parser().parse_known_args(written)
+    given = vars(namespace)
+    command, parser = given.pop("command"), given.pop("parser")
+    left = place_rest(command, given, rest)
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    try:
+        return int(command.run(resolve(command, given, os.environ)))
+    except UsageError as error:
+        print(f"inflight {command.name}: {error}", file=sys.stderr)
+        return 2
+    except InflightError as error:
+        print(f"inflight {command.name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What a server that has started says: what it serves, and a line to try it with."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from inflight.commands.values import PLAIN, rest_value
+from inflight.config import TlsConfig
+from inflight.types import DTYPE_CODES, MethodInfo, ServableStatus, TensorSpec
+
+SHOWN_ELEMENTS = 16
+"""An input with more elements is not written out in the line to try."""
+
+
+def describe(
+    statuses: Sequence[ServableStatus], http: str | None, grpc: str | None, tls: TlsConfig | None = None
+) -> str:
+    """Several lines: every method with its inputs and outputs, the doors, and a line to try the first one."""
+    lines = []
+    for status in statuses:
+        replicas = "1 replica" if status.replicas == 1 else f"{status.replicas} replicas"
+        lines.append(f"{status.name} version {status.version}, {replicas}")
+        lines += [f"  {_signature(method)}" for method in status.methods]
+    scheme = "https" if tls else "http"
+    if http:
+        lines.append(f"REST  {scheme}://{http}")
+    if grpc:
+        lines.append(f"gRPC  {grpc}")
+    method = next((method for status in statuses for method in status.methods), None)
+    if method is not None:
+        lines.append(f"try   {_line(method, f'{scheme}://{http}' if http else None, grpc, tls)}")
+    return "\n".join(lines)
+
+
+def _signature(method: MethodInfo) -> str:
+    inputs = ", ".join(_tensor(spec) for spec in method.inputs)
+    outputs = ", ".join(_tensor(spec) for spec in method.outputs)
+    return f"{method.name}({inputs}) -> {outputs}"
+
+
+def _tensor(spec: TensorSpec) -> str:
+    """`x: float32[-1, 4]`, as much of it as is known."""
+    shape = "" if spec.shape is None else str(list(spec.shape))
+    return f"{spec.name}: {spec.dtype}{shape}" if spec.dtype else spec.name
+
+
+def _line(method: MethodInfo, url: str | None, grpc: str | None, tls: TlsConfig | None) -> str:
+    """curl with a body where every input is small; else our own client with a file for each large input."""
+    values = {spec.name: _example(spec) for spec in method.inputs}
+    flags = "" if not tls else " --cacert ca.pem" + (" --cert cert.pem --key key.pem" if tls.verify_client else "")
+    if url and all(value is not None for value in values.values()):
+        body = json.dumps({"instances": [{name: rest_value(value) for name, value in values.items()}]})
+        where = f"{url}/model/{quote(method.servable)}:{quote(method.name)}"
+        return f"curl{flags} -d {shlex.quote(body)} {where}"
+    inputs = " ".join(f"--input {_argument(name, value)}" for name, value in values.items())
+    ours = (
+        "" if not tls else " --tls-ca ca.pem" + (" --tls-cert cert.pem --tls-key key.pem" if tls.verify_client else "")
+    )
+    return f"inflight client {url or grpc} {method.servable} {method.name} {inputs}{ours}"
+
+
+def _argument(name: str, value: Any) -> str:
+    """An input for our own client, a file where it is long or bytes."""
+    if value is None:
+        return f"{name}=@{name}.npy"
+    if isinstance(value, bytes):
+        return f"{name}=@{name}.bin"
+    if isinstance(value, str):
+        return shlex.quote(f"{name}={json.dumps(value)}")
+    dtype = "" if value.dtype.name in PLAIN else f":{value.dtype.name}"
+    return shlex.quote(f"{name}{dtype}={json.dumps(value.tolist())}")
+
+
+def _example(spec: TensorSpec) -> Any:
+    """Zeros, or a text, that the input accepts; None where it would be long."""
+    if spec.dtype == "str" or spec.dtype == "bytes":
+        return "text" if spec.dtype == "str" else b"bytes"
+    shape = tuple(max(1, size) for size in spec.shape or ())
+    if math.prod(shape) > SHOWN_ELEMENTS:
+        return None
+    return np.zeros(shape, spec.dtype if spec.dtype in DTYPE_CODES else "float32")

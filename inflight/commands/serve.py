@@ -1,0 +1,265 @@
+"""`inflight serve`: servables and bare model files behind the HTTP and gRPC doors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inflight import log
+from inflight.commands.options import Command, Option, UsageError, existing_file, one_of, seconds, switch, whole
+from inflight.commands.sample import describe
+from inflight.config import (
+    DEFAULT_GRPC,
+    DEFAULT_HTTP,
+    DEFAULT_MAX_ENQUEUED,
+    DEFAULT_MAX_MESSAGE_MB,
+    ListenConfig,
+    RestConfig,
+    ServableConfig,
+    ServerConfig,
+    TlsConfig,
+)
+from inflight.errors import ConfigError, InflightError
+
+CONFIG_FILE = "servable_config.py"
+OFF = "off"
+KEY_LENGTHS = (16, 24, 32)
+
+EXAMPLES = """\
+examples:
+  inflight serve model.onnx                      one model file; its name is 'model'
+  inflight serve servables/                      every servable in a directory
+  inflight serve servables/digits --device-ids 0,1 --workers 4
+  inflight serve model.onnx --http 0.0.0.0:8080 --grpc off
+  inflight serve --config server.toml            paths = ["servables/"]  http = "0.0.0.0:8080"
+"""
+
+
+def device_ids(text: str) -> tuple[int, ...]:
+    """`0,1` as a tuple; an empty text is no device."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not all(item.isdecimal() for item in items) or len(set(items)) != len(items):
+        raise ValueError(f"'{text}' is no list of device ids; write distinct numbers like 0,1")
+    return tuple(int(item) for item in items)
+
+
+def key_file(text: str) -> bytes:
+    """The key in a file: 16, 24 or 32 bytes, with or without a line end after it."""
+    content = Path(existing_file(text)).read_bytes()
+    for key in (content, content.rstrip(b"\r\n")):
+        if len(key) in KEY_LENGTHS:
+            return key
+    raise ValueError(f"'{text}' holds {len(content)} bytes; a key has 16, 24 or 32")
+
+
+OPTIONS = (
+    Option(
+        "paths",
+        str,
+        "A servable (a directory with servable_config.py), a directory of servables, or a model file "
+        "(.onnx, .mindir, .pt2, ...).",
+        default=(),
+        metavar="PATH",
+        many=True,
+        positional=True,
+    ),
+    Option(
+        "http",
+        str,
+        f"ip:port of the HTTP door (REST, health, metrics), or off. Default {DEFAULT_HTTP}.",
+        default=DEFAULT_HTTP,
+        metavar="ADDRESS",
+    ),
+    Option(
+        "grpc",
+        str,
+        f"ip:port or unix:path of the gRPC door, or off. Default {DEFAULT_GRPC}.",
+        default=DEFAULT_GRPC,
+        metavar="ADDRESS",
+    ),
+    Option("name", str, "Name for clients, where one model file is served. Default: the file's.", metavar="NAME"),
+    Option("version", whole(0), "Version to serve; 0 is the newest on disk.", default=0, metavar="N"),
+    Option("device-ids", device_ids, "One replica (a process) for each. Default 0.", default=(0,), metavar="N,N"),
+    Option(
+        "device-type",
+        one_of("cpu", "gpu", "ascend"),
+        "cpu, gpu or ascend. Default: the back end's choice.",
+        metavar="TYPE",
+    ),
+    Option("workers", whole(0, 64), "Processes that can run Python stages, in all.", default=0, metavar="N"),
+    Option("max-batch-size", whole(1), "Rows in one run of a model file with a dynamic batch.", metavar="N"),
+    Option(
+        "max-message-mb",
+        whole(1, 512),
+        f"Largest request, in MiB. Default {DEFAULT_MAX_MESSAGE_MB}.",
+        default=DEFAULT_MAX_MESSAGE_MB,
+        metavar="N",
+    ),
+    Option(
+        "max-enqueued",
+        whole(1),
+        f"Requests in flight before new ones are refused. Default {DEFAULT_MAX_ENQUEUED}.",
+        default=DEFAULT_MAX_ENQUEUED,
+        metavar="N",
+    ),
+    Option(
+        "tls-cert", existing_file, "PEM file of the server's certificate; turns TLS on for both doors.", metavar="FILE"
+    ),
+    Option("tls-key", existing_file, "PEM file of its private key.", metavar="FILE"),
+    Option("tls-ca", existing_file, "PEM file of the authority of the clients' certificates.", metavar="FILE"),
+    Option("tls-verify-client", switch, "Refuse clients without a certificate signed by --tls-ca.", default=False),
+    Option(
+        "status-codes", switch, "HTTP status codes for errors on /model/ routes, instead of always 200.", default=False
+    ),
+    Option("dec-key-file", key_file, "File with the key of encrypted model files.", metavar="FILE"),
+    Option(
+        "dec-mode",
+        one_of("AES-GCM", "AES-CBC"),
+        "How they are encrypted. Default AES-GCM.",
+        default="AES-GCM",
+        metavar="MODE",
+    ),
+    Option("log-dir", Path, "Directory for the workers' output. Default: the server's own stderr.", metavar="DIR"),
+    Option("start-timeout", seconds, "Seconds a worker may take to load. Default: no limit.", metavar="SECONDS"),
+    Option(
+        "stop-timeout",
+        seconds,
+        "Seconds that running requests may take at the end. Default 10.",
+        default=10.0,
+        metavar="SECONDS",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is started: the options, checked and in the server's own words."""
+
+    server: ServerConfig
+    servables: tuple[ServableConfig, ...]
+    http: ListenConfig | None
+    grpc: ListenConfig | None
+
+
+def build_plan(values: Mapping[str, Any]) -> Plan:
+    """The plan that the options describe.
+
+    Raises:
+        UsageError: options that do not fit together, or a path that cannot be served.
+    """
+    tls = _tls(values)
+    http, grpc = (
+        None if values[key].lower() == OFF else ListenConfig(values[key], values["max_message_mb"], tls)
+        for key in ("http", "grpc")
+    )
+    if http is None and grpc is None:
+        raise UsageError("--http and --grpc are both off, so nobody could reach the server; leave one of them on")
+    server = ServerConfig(
+        max_enqueued_requests=values["max_enqueued"],
+        start_timeout=values["start_timeout"],
+        stop_timeout=values["stop_timeout"],
+        log_dir=values["log_dir"],
+        rest=RestConfig(status_codes=values["status_codes"]),
+    )
+    return Plan(server, _servables(values), http, grpc)
+
+
+def _tls(values: Mapping[str, Any]) -> TlsConfig | None:
+    if bool(values["tls_cert"]) != bool(values["tls_key"]):
+        raise UsageError("--tls-cert and --tls-key belong together; give both")
+    if values["tls_verify_client"] and not values["tls_ca"]:
+        raise UsageError("--tls-verify-client needs --tls-ca, the authority that signs the clients' certificates")
+    if not values["tls_cert"]:
+        if values["tls_ca"] or values["tls_verify_client"]:
+            raise UsageError("--tls-ca and --tls-verify-client need --tls-cert and --tls-key")
+        return None
+    return TlsConfig(values["tls_cert"], values["tls_key"], values["tls_ca"], values["tls_verify_client"])
+
+
+def _servables(values: Mapping[str, Any]) -> tuple[ServableConfig, ...]:
+    paths: Sequence[str] = values["paths"]
+    if not paths:
+        raise UsageError("PATH is missing; give a model file, a servable or a directory of servables")
+    places = [place for path in paths for place in _find(Path(path))]
+    if values["name"] and (len(places) != 1 or places[0][2] is None):
+        raise UsageError("--name is for one model file; a servable is named after its directory")
+    configs = tuple(
+        ServableConfig(
+            directory=directory,
+            name=values["name"] or name,
+            device_ids=values["device_ids"],
+            version=values["version"],
+            device_type=values["device_type"],
+            num_parallel_workers=values["workers"] or int(not values["device_ids"]),
+            dec_key=values["dec_key_file"],
+            dec_mode=values["dec_mode"],
+            model_file=file,
+            max_batch_size=values["max_batch_size"],
+        )
+        for directory, name, file in places
+    )
+    names = [config.name for config in configs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two of the paths are named '{name}'; rename one, or serve them from two servers")
+    return configs
+
+
+def _find(path: Path) -> list[tuple[Path, str, Path | None]]:
+    """Directory, name and model file (None for a servable) of everything a PATH stands for."""
+    path = path.absolute()
+    if path.name == CONFIG_FILE:
+        path = path.parent
+    if path.is_file():
+        if path.suffix in (".py", ""):
+            raise UsageError(f"'{path}' is no model file; give a model file, or the directory with {CONFIG_FILE}")
+        return [(path.parent, path.stem, path)]
+    if not path.is_dir():
+        raise UsageError(f"'{path}' does not exist; give a model file, a servable or a directory of servables")
+    path = path.resolve()  # `.` has no name
+    if (path / CONFIG_FILE).is_file():
+        return [(path.parent, path.name, None)]
+    found = sorted(child.name for child in path.iterdir() if (child / CONFIG_FILE).is_file())
+    if not found:
+        raise UsageError(
+            f"neither '{path}' nor a directory in it holds a {CONFIG_FILE}; write one, or give a model file itself"
+        )
+    return [(path, name, None) for name in found]
+
+
+def run(values: Mapping[str, Any]) -> int:
+    """Serves until SIGINT or SIGTERM; 0 after a clean stop, 1 where something could not be started."""
+    plan = build_plan(values)
+    try:
+        log.configure(os.environ)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    from inflight.server import Server  # the help of the command line does without the web stack
+
+    server = Server(plan.server)
+    try:
+        # The doors first: a busy port shows before minutes of loading, and health checks see the start.
+        http = server.start_http(plan.http) if plan.http else None
+        grpc = server.start_grpc(plan.grpc) if plan.grpc else None
+        server.start_servables(plan.servables)
+        print(describe(server.servables(), http, grpc, tls=_tls(values)), flush=True)
+    except InflightError as error:
+        server.stop()
+        print(f"inflight serve: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    server.wait()
+    return 0
+
+
+COMMAND = Command(
+    name="serve",
+    summary="serve models",
+    description="Serves models over REST and gRPC until it is stopped with Ctrl+C or SIGTERM.",
+    examples=EXAMPLES,
+    options=OPTIONS,
+    run=run,
+)

@@ -1,0 +1,81 @@
+"""The one HTTP port: every HTTP protocol by its path, health, metrics."""
+
+from __future__ import annotations
+
+from inflight import __version__
+from inflight.config import RestConfig
+from inflight.frontends.asgi import App, Receive, Scope, Send, respond, respond_json
+from inflight.frontends.base import Backend
+from inflight.frontends.oip import OpenInferenceRest
+from inflight.frontends.rest import MindSporeRest
+from inflight.metrics import CONTENT_TYPE, Metrics
+
+
+def http_app(backend: Backend, *, max_body_bytes: int, rest: RestConfig, metrics: Metrics) -> App:
+    """An ASGI application for `http` scopes.
+
+    `/v2` and below is the Open Inference Protocol. `GET` of `/health/live`, `/health/ready`, `/metrics` and `/` is
+    answered here; everything else is MindSpore Serving's REST, errors for unknown paths included.
+
+    Args:
+        max_body_bytes: limit of a request body, before and after it is unpacked.
+    """
+    oip = OpenInferenceRest(backend, max_body_bytes=max_body_bytes)
+    mindspore = MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest)
+    operations = Operations(backend, metrics)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if path.startswith("/v2/") or path == "/v2":
+            await oip(scope, receive, send)
+        elif path in operations.paths and scope["method"] in ("GET", "HEAD"):
+            await operations.paths[path](send)
+        else:
+            await mindspore(scope, receive, send)
+
+    return app
+
+
+class Operations:
+    """What those who run a server ask of it. `paths` says which page answers which path."""
+
+    def __init__(self, backend: Backend, metrics: Metrics) -> None:
+        self._backend = backend
+        self._metrics = metrics
+        self.paths = {
+            "/": self.overview,
+            "/health/live": self.live,
+            "/health/ready": self.ready,
+            "/metrics": self.scrape,
+        }
+
+    async def live(self, send: Send) -> None:
+        """200 while the server works or starts, 503 while it stops."""
+        live = self._backend.live
+        await respond_json(send, {"live": live}, status=200 if live else 503)
+
+    async def ready(self, send: Send) -> None:
+        """200 where every servable has a warm replica, else 503 and which ones do not."""
+        ready = self._backend.ready
+        missing = [f"{each.name}/{each.version}" for each in self._backend.servables() if not each.ready]
+        await respond_json(send, {"ready": ready, "not_ready": missing}, status=200 if ready else 503)
+
+    async def scrape(self, send: Send) -> None:
+        """Prometheus' text format."""
+        await respond(send, self._metrics.render(), content_type=(b"content-type", CONTENT_TYPE.encode()))
+
+    async def overview(self, send: Send) -> None:
+        """What is served here."""
+        servables = [
+            {
+                "name": each.name,
+                "version": each.version,
+                "ready": each.ready,
+                "replicas": each.replicas,
+                "ready_replicas": each.ready_replicas,
+                "methods": [method.name for method in each.methods if not method.name.startswith("@")],
+            }
+            for each in self._backend.servables()
+        ]
+        paths = ["/model/<servable>[/version/<n>]:<method>", "/v2", "/health/live", "/health/ready", "/metrics"]
+        await respond_json(send, {"inflight": __version__, "servables": servables, "paths": paths})

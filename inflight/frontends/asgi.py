@@ -1,0 +1,49 @@
+"""The ASGI words: what a server hands an application, and the answers every door gives the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, TypeAlias
+
+import orjson
+
+Scope: TypeAlias = "MutableMapping[str, Any]"
+Message: TypeAlias = "MutableMapping[str, Any]"
+Receive: TypeAlias = "Callable[[], Awaitable[Message]]"
+Send: TypeAlias = "Callable[[Message], Awaitable[None]]"
+App: TypeAlias = "Callable[[Scope, Receive, Send], Awaitable[None]]"
+Header: TypeAlias = "tuple[bytes, bytes]"
+
+JSON = (b"content-type", b"application/json")
+
+
+async def respond(
+    send: Send,
+    body: bytes | memoryview,
+    *,
+    status: int = 200,
+    content_type: Header = JSON,
+    headers: Iterable[Header] = (),
+) -> None:
+    """One whole response. A body as memoryview must be of bytes (format `B`)."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [content_type, length, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def respond_json(send: Send, value: Any, *, status: int = 200, headers: Iterable[Header] = ()) -> None:
+    """One whole JSON response; `value` is anything orjson takes."""
+    await respond(send, orjson.dumps(value), status=status, headers=headers)
+
+
+def error_json(text: str) -> bytes:
+    """An error before any protocol is known: the key of MindSpore Serving's clients and that of all others."""
+    return orjson.dumps({"error": text, "error_msg": text})
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of this (lower case) name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None

@@ -1,0 +1,247 @@
+"""One HTTP/1.1 request and its response: the `receive` and `send` of one ASGI call."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+from typing import TYPE_CHECKING, Any
+
+from inflight.frontends.asgi import App, Message, Scope, error_json
+
+if TYPE_CHECKING:
+    from inflight.frontends.http1 import HttpConnection
+
+_logger = logging.getLogger("inflight.http")
+
+HIGH_WATER = 64 * 1024
+"""Bytes of a body that may wait for the application before the socket is left unread."""
+_JOINED = 64 * 1024
+"""Up to this size head and body are joined into one write: cheaper than a second system call."""
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = {499: "Client Closed Request"}.get(status, "")
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
+
+
+STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
+
+
+class Exchange:
+    """Belongs to one connection, which feeds it the request and carries away the response.
+
+    A request body arrives as `bytes`, `bytearray` or, where it was read in place, as one writable `memoryview`.
+    One `receive` may wait at a time.
+
+    Attributes:
+        complete: the whole request has come.
+        finished: the whole response has gone to the transport.
+        lost: the client is gone; `send` does nothing and `receive` says so.
+        keep_alive: the connection serves another request after this one.
+        awaits_continue: the client waits for `100 Continue` before it sends the body.
+    """
+
+    __slots__ = (
+        "_body",
+        "_bodyless",
+        "_chunked",
+        "_connection",
+        "_head",
+        "_left",
+        "_told_end",
+        "_waiter",
+        "awaits_continue",
+        "complete",
+        "finished",
+        "keep_alive",
+        "lost",
+        "scope",
+        "task",
+    )
+
+    def __init__(self, connection: HttpConnection, scope: Scope, *, keep_alive: bool, awaits_continue: bool) -> None:
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.awaits_continue = awaits_continue
+        self.complete = False
+        self.finished = False
+        self.lost = False
+        self.task: asyncio.Task[None] | None = None
+        self._connection = connection
+        self._body: bytes | bytearray | memoryview = b""
+        self._told_end = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._head: bytes | None = None  # None: not given yet; b"": sent
+        self._chunked = False
+        self._bodyless = False
+        self._left: int | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether a part of the response may be on its way."""
+        return self._head == b""
+
+    # The connection's side.
+
+    def feed(self, chunk: bytes) -> None:
+        """More of the body."""
+        if self.finished or self.lost:
+            return
+        if not self._body:
+            self._body = chunk
+        elif isinstance(self._body, bytearray):
+            self._body += chunk
+        else:
+            self._body = bytearray(self._body) + chunk
+        if len(self._body) > HIGH_WATER:
+            self._connection.pause_reading()
+        self._wake()
+
+    def end(self, whole: memoryview | None = None) -> None:
+        """The request is complete; `whole` is its body where it was read in place."""
+        self.complete = True
+        if whole is not None:
+            self._body = whole
+        self._wake()
+
+    def lose(self) -> None:
+        """The client is gone."""
+        self.lost = not self.finished
+        self._wake()
+
+    async def run(self, app: App) -> None:
+        """Calls the application; whatever it does, the client gets one answer or a closed connection."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:  # only a listener that stops cancels
+            self._connection.transport.abort()
+        except Exception:
+            _logger.exception("an error nobody handled, %s %s", self.scope["method"], self.scope["path"])
+            await self._fail()
+        else:
+            if not (self.finished or self.lost):
+                _logger.error("no complete response, %s %s", self.scope["method"], self.scope["path"])
+                await self._fail()
+        finally:
+            self._connection.forget(self)
+
+    # The application's side.
+
+    async def receive(self) -> Message:
+        """The next ASGI message: a part of the body, or `http.disconnect` once there is nothing more to say."""
+        while True:
+            if self.lost or self.finished:
+                return {"type": "http.disconnect"}
+            if not self._told_end and (self._body or self.complete):
+                body, self._body = self._body, b""
+                self._told_end = self.complete
+                return {"type": "http.request", "body": body, "more_body": not self.complete}
+            if not self.complete:
+                if self.awaits_continue and self._head is None:
+                    self.awaits_continue = False
+                    self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._connection.resume_reading()
+            self._waiter = self._connection.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    async def send(self, message: Message) -> None:
+        """One ASGI message of the response; waits while the client takes it too slowly.
+
+        Raises:
+            RuntimeError: messages out of order, or a body of another length than announced.
+        """
+        if self.lost:
+            return
+        if self._head is None:
+            if message["type"] != "http.response.start":
+                raise RuntimeError(f"the response starts with http.response.start, not {message['type']}")
+            self._head = self._start(message)
+            return
+        if self.finished or message["type"] != "http.response.body":
+            raise RuntimeError(f"unexpected {message['type']}, the response is {'over' if self.finished else 'open'}")
+        if self._connection.write_paused:
+            await self._connection.writable()
+        self._write(message.get("body", b""), message.get("more_body", False))
+
+    def _start(self, message: Message) -> bytes:
+        """The head of the response. It goes out together with the first part of the body."""
+        status: int = message["status"]
+        parts = [STATUS_LINES[status]]
+        for name, value in message.get("headers", ()):
+            lower = name.lower()
+            if lower == b"content-length":
+                self._left = int(value)
+            elif lower == b"connection":
+                self.keep_alive = self.keep_alive and b"close" not in value.lower()
+                continue
+            elif lower == b"transfer-encoding":
+                continue
+            if b"\n" in value or b"\r" in value:
+                raise RuntimeError(f"header {name!r} holds a line break")
+            parts += (name, b": ", value, b"\r\n")
+        self._bodyless = self.scope["method"] == "HEAD" or status in (204, 304)
+        if self._left is None and not self._bodyless:
+            if self.scope["http_version"] == "1.1":
+                self._chunked = True
+                parts.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self.keep_alive = False
+        if self.awaits_continue and not self.complete:
+            self.keep_alive = False  # nobody knows whether the body will come
+        if not self.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+    def _write(self, body: bytes | bytearray | memoryview, more: bool) -> None:
+        if self.lost:
+            return
+        parts: list[Any] = [self._head] if self._head else []
+        self._head = b""
+        if not self._bodyless:
+            size = len(body)
+            if self._left is not None:
+                self._left -= size
+                if self._left < 0 or (self._left and not more):
+                    raise RuntimeError("the response's body is not as long as its content-length")
+            if size and self._chunked:
+                parts += (b"%x\r\n" % size, body, b"\r\n")
+            elif size:
+                parts.append(body)
+            if self._chunked and not more:
+                parts.append(b"0\r\n\r\n")
+        write = self._connection.transport.write
+        if sum(map(len, parts)) <= _JOINED:
+            write(b"".join(parts))
+        else:
+            for part in parts:
+                write(part)
+        if not more:
+            self.finished = True
+            self._wake()
+            self._connection.response_done(self)
+
+    async def _fail(self) -> None:
+        """Answers for an application that did not: with a status where none was sent, else by cutting."""
+        if self.lost:
+            return
+        if self._head:  # given, but still here
+            self._head, self._left, self._chunked = None, None, False
+        if self._head is not None:
+            self._connection.transport.abort()
+            return
+        body = error_json("internal server error, the server's log has the details")
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

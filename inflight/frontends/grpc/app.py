@@ -1,0 +1,29 @@
+"""Everything that the gRPC port offers, as one ASGI application."""
+
+from __future__ import annotations
+
+from inflight.frontends.base import Backend
+from inflight.frontends.grpc import oip
+from inflight.frontends.grpc.asgi import GrpcApp
+from inflight.frontends.grpc.health import health_rpcs
+from inflight.frontends.grpc.oip import oip_rpcs
+from inflight.frontends.grpc.predict import predict_rpcs
+from inflight.frontends.grpc.reflection import reflection_rpcs
+from inflight.proto import health_pb2, ms_service_pb2, open_inference_pb2
+
+PREDICT_SERVICE = "mindspore.serving.proto.MSService"
+
+
+def grpc_app(backend: Backend, *, max_message_bytes: int) -> GrpcApp:
+    """The ASGI application of a gRPC port; serve it with `listen_grpc`.
+
+    Args:
+        max_message_bytes: limit of one message, received or sent.
+    """
+    rpcs = {
+        **predict_rpcs(backend),
+        **oip_rpcs(backend),
+        **health_rpcs(backend, (PREDICT_SERVICE, oip.SERVICE)),
+        **reflection_rpcs((ms_service_pb2.DESCRIPTOR, open_inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)),
+    }
+    return GrpcApp(rpcs, max_message_bytes=max_message_bytes)

@@ -1,0 +1,169 @@
+"""`inference.GRPCInferenceService`: the Open Inference Protocol, version 2, over gRPC.
+
+Results always come in `raw_output_contents`, as Triton gives them. Requests carry raw or typed contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from inflight import __version__
+from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.frontends.base import Backend
+from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc
+from inflight.frontends.oip.mapping import ModelMetadata, find_model, infer, metadata, model_ready
+from inflight.frontends.oip.tensors import OipTensor, from_elements, from_raw, to_raw
+from inflight.proto.open_inference_pb2 import (
+    InferTensorContents,
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelMetadataRequest,
+    ModelMetadataResponse,
+    ModelReadyRequest,
+    ModelReadyResponse,
+    ModelStreamInferResponse,
+    ServerLiveRequest,
+    ServerLiveResponse,
+    ServerMetadataRequest,
+    ServerMetadataResponse,
+    ServerReadyRequest,
+    ServerReadyResponse,
+)
+
+SERVICE = "inference.GRPCInferenceService"
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Where typed contents lie; FP16 has no place there and can only come raw."""
+_UNSUPPORTED = {
+    "shared_memory_region": "shared memory is not supported, send the tensor's bytes in the request",
+    "classification": "the classification extension is not supported, ask for the plain output",
+}
+
+
+def oip_rpcs(backend: Backend) -> dict[str, Rpc]:
+    """The service's procedures by path."""
+
+    async def server_live(_request: ServerLiveRequest, _timeout: float | None) -> ServerLiveResponse:
+        return ServerLiveResponse(live=backend.live)
+
+    async def server_ready(_request: ServerReadyRequest, _timeout: float | None) -> ServerReadyResponse:
+        return ServerReadyResponse(ready=backend.live and backend.ready)
+
+    async def ready(request: ModelReadyRequest, _timeout: float | None) -> ModelReadyResponse:
+        try:
+            return ModelReadyResponse(ready=model_ready(backend, request.name, request.version))
+        except NotFound:
+            return ModelReadyResponse(ready=False)
+
+    async def server_metadata(_request: ServerMetadataRequest, _timeout: float | None) -> ServerMetadataResponse:
+        return ServerMetadataResponse(name="inflight", version=__version__)
+
+    async def model_metadata(request: ModelMetadataRequest, _timeout: float | None) -> ModelMetadataResponse:
+        return _metadata_reply(metadata(backend, request.name, request.version))
+
+    async def model_infer(request: ModelInferRequest, timeout: float | None) -> ModelInferResponse:
+        return await _infer(backend, request, timeout)
+
+    async def stream_infer(
+        requests: AsyncIterator[ModelInferRequest], timeout: float | None
+    ) -> AsyncIterator[ModelStreamInferResponse]:
+        async for request in requests:
+            yield await _stream_reply(backend, request, timeout)
+
+    def path(name: str) -> str:
+        return f"/{SERVICE}/{name}"
+
+    return {
+        path("ServerLive"): UnaryRpc(ServerLiveRequest.FromString, server_live),
+        path("ServerReady"): UnaryRpc(ServerReadyRequest.FromString, server_ready),
+        path("ModelReady"): UnaryRpc(ModelReadyRequest.FromString, ready),
+        path("ServerMetadata"): UnaryRpc(ServerMetadataRequest.FromString, server_metadata),
+        path("ModelMetadata"): UnaryRpc(ModelMetadataRequest.FromString, model_metadata),
+        path("ModelInfer"): UnaryRpc(ModelInferRequest.FromString, model_infer),
+        path("ModelStreamInfer"): StreamRpc(ModelInferRequest.FromString, duplex=stream_infer),
+    }
+
+
+async def _infer(backend: Backend, request: ModelInferRequest, timeout: float | None) -> ModelInferResponse:
+    method = find_model(backend, request.model_name, request.model_version)
+    tensors = _inputs(request)
+    wanted = []
+    for output in request.outputs:
+        _refuse_parameters(output)
+        wanted.append(output.name)
+    reply = ModelInferResponse(model_name=request.model_name, model_version=str(method.version), id=request.id)
+    for tensor in await infer(backend, method, tensors, wanted, timeout=timeout):
+        reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        reply.raw_output_contents.append(to_raw(tensor))
+    return reply
+
+
+async def _stream_reply(
+    backend: Backend, request: ModelInferRequest, timeout: float | None
+) -> ModelStreamInferResponse:
+    """One request of a stream: an error is that request's own, the stream goes on."""
+    try:
+        return ModelStreamInferResponse(infer_response=await _infer(backend, request, timeout))
+    except InflightError as error:
+        failed = ModelInferResponse(model_name=request.model_name, id=request.id)
+        return ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
+
+
+def _inputs(request: ModelInferRequest) -> list[OipTensor]:
+    raws = request.raw_input_contents
+    if raws and len(raws) != len(request.inputs):
+        raise InvalidRequest(
+            f"raw_input_contents holds {len(raws)} tensors for {len(request.inputs)} inputs, give one for each input "
+            "or none at all"
+        )
+    tensors = []
+    for index, tensor in enumerate(request.inputs):
+        _refuse_parameters(tensor)
+        if not raws:
+            tensors.append(_typed(tensor))
+        elif tensor.HasField("contents"):
+            raise InvalidRequest(f"input '{tensor.name}' has contents beside raw_input_contents, use one of the two")
+        else:
+            tensors.append(from_raw(tensor.name, tensor.datatype, tensor.shape, raws[index]))
+    return tensors
+
+
+def _typed(tensor: ModelInferRequest.InferInputTensor) -> OipTensor:
+    """An input whose elements lie in `contents`."""
+    if tensor.datatype == "FP16":
+        raise InvalidRequest(f"input '{tensor.name}' of datatype FP16 must be sent in raw_input_contents")
+    field = _CONTENTS.get(tensor.datatype)
+    contents: InferTensorContents = tensor.contents
+    elements = getattr(contents, field) if field else []
+    if field and not elements and contents.ByteSize():
+        raise InvalidRequest(f"the elements of input '{tensor.name}', datatype {tensor.datatype}, go into {field}")
+    return from_elements(tensor.name, tensor.datatype, tensor.shape, elements)
+
+
+def _refuse_parameters(
+    tensor: ModelInferRequest.InferInputTensor | ModelInferRequest.InferRequestedOutputTensor,
+) -> None:
+    if tensor.parameters:
+        for name, text in _UNSUPPORTED.items():
+            if name in tensor.parameters:
+                raise InvalidRequest(f"tensor '{tensor.name}': {text}")
+
+
+def _metadata_reply(model: ModelMetadata) -> ModelMetadataResponse:
+    reply = ModelMetadataResponse(name=model.name, versions=model.versions, platform=model.platform)
+    for field, tensors in ((reply.inputs, model.inputs), (reply.outputs, model.outputs)):
+        for tensor in tensors:
+            field.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    return reply

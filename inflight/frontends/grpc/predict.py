@@ -1,0 +1,166 @@
+"""`MSService.Predict`: MindSpore Serving's one remote procedure.
+
+Errors of a request travel in the reply, never as a gRPC status: all instances well, one error for the whole request,
+or a list of both. Arrays view the received bytes, so they are read-only; workers get copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.frontends.base import Backend
+from inflight.frontends.grpc.rpc import Rpc, UnaryRpc
+from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
+from inflight.types import BYTES_CODE, CODES, DTYPES, STRING_CODE, MethodInfo, Outcome, Row, Value
+
+PATH = "/mindspore.serving.proto.MSService/Predict"
+MAX_ELEMENTS = 2**32 - 1
+MAX_RANK = 32
+_TEXTUAL = (STRING_CODE, BYTES_CODE)
+
+
+def predict_rpcs(backend: Backend) -> dict[str, Rpc]:
+    """The service's procedures by path."""
+
+    async def predict(request: PredictRequest, timeout: float | None) -> PredictReply:
+        reply = PredictReply()
+        reply.servable_spec.CopyFrom(request.servable_spec)
+        try:
+            method = _method(backend, request)
+            outcomes = await backend.predict(method, _rows(method, request), timeout=timeout)
+        except InflightError as error:
+            _add_error(reply, error)
+        else:
+            _fill(reply, method, outcomes)
+        return reply
+
+    return {PATH: UnaryRpc(PredictRequest.FromString, predict)}
+
+
+def _method(backend: Backend, request: PredictRequest) -> MethodInfo:
+    spec = request.servable_spec
+    if spec.method_name.startswith("@"):
+        raise NotFound(
+            f"Request servable: {spec.name}, method: {spec.method_name}, method is not available: it is internal"
+        )
+    return backend.method(spec.name, spec.version_number, spec.method_name)
+
+
+def _rows(method: MethodInfo, request: PredictRequest) -> list[Row]:
+    """The instances' inputs in the method's order."""
+    instances = request.instances
+    if not instances:
+        raise InvalidRequest("the request holds no instance, give at least one")
+    names = [spec.name for spec in method.inputs]
+    return [_row(method, names, instance) for instance in instances]
+
+
+def _row(method: MethodInfo, names: list[str], instance: Instance) -> Row:
+    if instance.output_buffers:
+        raise InvalidRequest("output_buffers are not accepted from clients, leave them out: results come in the reply")
+    items = instance.items
+    return method.row({name: _value(name, items[name]) for name in names if name in items})
+
+
+def _value(name: str, tensor: Tensor) -> Value:
+    """A tensor's content: an array that views the message, a text, or bytes."""
+    code = tensor.dtype
+    dims = tensor.shape.dims
+    if code in _TEXTUAL:
+        return _textual(name, tensor, code, dims)
+    dtype = DTYPES.get(code)
+    if dtype is None:
+        raise InvalidRequest(
+            f"Tensor check failed: input '{name}' has the unknown data type {code}, use one of 1 (MS_BOOL) to "
+            f"{BYTES_CODE} (MS_BYTES)"
+        )
+    data = tensor.data
+    if not data and tensor.HasField("shm_data"):
+        raise InvalidRequest(f"input '{name}': shm_data is not accepted from clients, send the bytes in data")
+    count = math.prod(dims)
+    if count * dtype.itemsize != len(data) or count <= 0 or min(dims, default=0) < 0 or len(dims) > MAX_RANK:
+        _check_dims(name, dims)
+        if count * dtype.itemsize != len(data):
+            raise InvalidRequest(
+                f"Tensor check failed: input '{name}' data size {len(data)} not match the shape {list(dims)} and data "
+                f"type {dtype.name}, which take {count * dtype.itemsize} bytes"
+            )
+    array = np.frombuffer(data, dtype)
+    return array if len(dims) == 1 else array.reshape(dims)
+
+
+def _check_dims(name: str, dims: Sequence[int]) -> None:
+    if (
+        any(dim < 0 for dim in dims)
+        or 0 in dims[:-1]
+        or len(dims) > MAX_RANK
+        or math.prod(dim for dim in dims if dim) > MAX_ELEMENTS
+    ):
+        raise InvalidRequest(
+            f"Tensor check failed: input '{name}' has the invalid shape {list(dims)}: at most {MAX_RANK} dimensions, "
+            f"all >= 0, only the last may be 0, and at most {MAX_ELEMENTS} elements"
+        )
+
+
+def _textual(name: str, tensor: Tensor, code: int, dims: Sequence[int]) -> Value:
+    """The one element of a text or bytes tensor."""
+    if len(dims) and list(dims) != [1]:
+        raise InvalidRequest(
+            f"bytes or string type input  shape can only be (1,) or empty, but given shape is {list(dims)}"
+        )
+    values = tensor.bytes_val
+    if len(values) != 1:
+        raise InvalidRequest(
+            f"bytes or string type input  '{name}' must have one element in bytes_val, but it has {len(values)}"
+        )
+    if code == BYTES_CODE:
+        return values[0]
+    try:
+        return values[0].decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"string type input '{name}' must be UTF-8, send other bytes as MS_BYTES: {error}"
+        ) from None
+
+
+def _fill(reply: PredictReply, method: MethodInfo, outcomes: Sequence[Outcome]) -> None:
+    """One of the three forms of a reply: results; one error; or both lists, code 0 for what went well."""
+    errors = [outcome for outcome in outcomes if isinstance(outcome, InflightError)]
+    if errors and len(errors) == len(outcomes):
+        first = errors[0]
+        if all(error.mindspore_code == first.mindspore_code and error.message == first.message for error in errors):
+            _add_error(reply, first)
+            return
+    names = [spec.name for spec in method.outputs]
+    for outcome in outcomes:
+        instance = reply.instances.add()
+        if isinstance(outcome, InflightError):
+            _add_error(reply, outcome)
+            continue
+        if errors:
+            reply.error_msg.add()
+        items = instance.items
+        for name, value in zip(names, outcome, strict=True):
+            _put(items[name], value)
+
+
+def _put(tensor: Any, value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        tensor.dtype = CODES[value.dtype]
+        tensor.shape.dims.extend(value.shape)
+        tensor.data = value.tobytes()
+    elif isinstance(value, str):
+        tensor.dtype = STRING_CODE
+        tensor.bytes_val.append(value.encode())
+    else:
+        tensor.dtype = BYTES_CODE
+        tensor.bytes_val.append(bytes(value))
+
+
+def _add_error(reply: PredictReply, error: InflightError) -> None:
+    reply.error_msg.add(error_code=error.mindspore_code, error_msg=error.message.encode(errors="replace"))

@@ -1,0 +1,44 @@
+"""What a service offers to the gRPC application: its remote procedures as data."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from google.protobuf.message import Message
+
+Unary: TypeAlias = "Callable[[Any, float | None], Awaitable[Message]]"
+"""Request and the caller's time-out in seconds (None: none) to reply."""
+ServerStream: TypeAlias = "Callable[[Any, float | None], AsyncIterator[Message]]"
+Bidirectional: TypeAlias = "Callable[[AsyncIterator[Any], float | None], AsyncIterator[Message]]"
+
+
+@dataclass(frozen=True)
+class UnaryRpc:
+    """One request, one reply.
+
+    Attributes:
+        parse: makes the request's message of its bytes.
+    """
+
+    parse: Callable[[bytes], Message]
+    handler: Unary
+
+
+@dataclass(frozen=True)
+class StreamRpc:
+    """A stream of replies, to one request or to a stream of them. A handler is cancelled when its caller leaves.
+
+    Attributes:
+        parse: makes a request's message of its bytes.
+        handler: for one request.
+        duplex: for a stream of requests; exactly one of the two is given.
+    """
+
+    parse: Callable[[bytes], Message]
+    handler: ServerStream | None = None
+    duplex: Bidirectional | None = None
+
+
+Rpc: TypeAlias = "UnaryRpc | StreamRpc"

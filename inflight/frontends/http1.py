@@ -1,0 +1,398 @@
+"""HTTP/1.1 connections on asyncio: httptools parses, an ASGI application answers.
+
+Three things made this worth a page of its own beside uvicorn's protocol, which copies a body four times on its way and
+waits for a slow client without end:
+
+- a body of known, large length is read from the socket straight into one buffer (no copy in this process), which may
+  be shared memory; small bodies are handed over as the bytes the parser made;
+- a request that dribbles in, or a response that nobody takes, is cut after a deadline; one timer per connection, armed
+  again only when it fires, so that a request costs none;
+- head and body of a response leave in one system call, a large body as the view it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any, cast
+from urllib.parse import unquote
+
+import httptools
+import numpy as np
+
+from inflight.frontends.asgi import App, Header, Scope, error_json
+from inflight.frontends.connections import HttpLimits, OpenConnections
+from inflight.frontends.exchange import STATUS_LINES, Exchange
+
+_logger = logging.getLogger("inflight.http")
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
+_ALIGNMENT = 64
+
+
+class HttpConnection(asyncio.Protocol):
+    """One client. `reading` is the exchange whose request comes in, `current` the one being answered; requests that
+    were pipelined behind it wait in `_queue`."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, app: App, shared: OpenConnections, loop: asyncio.AbstractEventLoop, limits: HttpLimits) -> None:
+        self.loop = loop
+        self.write_paused = False
+        self._app = app
+        self._shared = shared
+        self._limits = limits
+        self._parser: Any = self._new_parser()
+        self._read_paused = False
+        self._writable: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._unsent = 0
+        self._unsent_since = 0.0
+        # The request that comes in.
+        self._url = b""
+        self._headers: list[Header] = []
+        self._length = 0
+        self._awaits_continue = False
+        self._reading: Exchange | None = None
+        self._bulk: BulkBody | None = None
+        self._began = 0.0  # 0: no request is half here
+        self._last_read = 0.0
+        self._got = 0
+        # The requests that are answered.
+        self._current: Exchange | None = None
+        self._queue: deque[Exchange] = deque()
+        self._last = False  # no request after those already here
+        self._close_when_read = False
+
+    # asyncio's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._shared.connections.add(self)
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._client = _address(transport.get_extra_info("peername"))
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._last_read = self.loop.time()
+        self._timer = self.loop.call_later(self._check_interval(), self._check)
+        if self._shared.stopping:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._shared.connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for exchange in (self._current, self._reading, *self._queue):
+            if exchange is not None:
+                exchange.lose()
+        self._queue.clear()
+        self.resume_writing()
+        self._parser = self._bulk = None  # the parser refers back to this object
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]  # the upgrade is ignored: what follows is HTTP/1.1
+            if rest:
+                self.data_received(rest)
+            return
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"invalid HTTP request: {error}")
+            return
+        if self._began:
+            self._half_read(len(data))
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # The parser's side.
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._headers = []
+        self._length = 0
+        self._awaits_continue = False
+        self._got = 0
+        self._began = self._last_read = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"content-length":
+            self._length = int(value)
+        elif name == b"expect":
+            self._awaits_continue = value.lower() == b"100-continue"
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._last:
+            self._reading = None
+            return
+        parser = self._parser
+        version = parser.get_http_version()
+        keep_alive = version == "1.1" and not self._shared.stopping and parser.should_keep_alive()
+        exchange = self._reading = Exchange(
+            self,
+            self._scope(parser.get_method().decode("ascii"), version),
+            keep_alive=keep_alive,
+            awaits_continue=self._awaits_continue,
+        )
+        self._last = not keep_alive
+        if self._limits.large_body_bytes <= self._length <= self._limits.max_body_bytes:
+            self._bulk = self._new_bulk()
+        if self._current is None:
+            self._start(exchange)
+        else:
+            self._queue.append(exchange)
+            self.pause_reading()
+
+    def on_body(self, chunk: bytes) -> None:
+        if self._bulk is not None:
+            self._bulk.add(chunk)
+        elif self._reading is not None:
+            self._reading.feed(chunk)
+
+    def on_message_complete(self) -> None:
+        self._began = 0.0
+        exchange, self._reading = self._reading, None
+        bulk, self._bulk = self._bulk, None
+        if exchange is not None:
+            exchange.end(None if bulk is None else bulk.view)
+        if self._close_when_read:
+            self.transport.close()
+
+    # The exchange's side.
+
+    def pause_reading(self) -> None:
+        if not self._read_paused and not self.transport.is_closing():
+            self._read_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._read_paused and not self._queue and not self.transport.is_closing():
+            self._read_paused = False
+            self._last_read = self.loop.time()
+            self.transport.resume_reading()
+
+    async def writable(self) -> None:
+        """Returns when the transport takes more."""
+        while self.write_paused:
+            if self._writable is None:
+                self._writable = self.loop.create_future()
+            await asyncio.shield(self._writable)
+
+    def response_done(self, exchange: Exchange) -> None:
+        """The whole response went out: on to the next request, or to the end."""
+        self._current = None
+        if not exchange.keep_alive:
+            self._last = True
+            self._queue.clear()
+            if exchange.complete or exchange.awaits_continue:
+                self.transport.close()
+            else:  # closing now would reset the connection before the client has read the answer
+                self._close_when_read = True
+                self.resume_reading()
+            return
+        if self._queue:
+            self._start(self._queue.popleft())
+        elif not self._began:
+            self._last_read = self.loop.time()
+        self.resume_reading()
+
+    def forget(self, exchange: Exchange) -> None:
+        """The application returned."""
+        if exchange.task is not None:
+            self._shared.tasks.discard(exchange.task)
+
+    # The listener's side.
+
+    def shutdown(self) -> None:
+        """Closes at once where no request is in flight, else after the response. Needs `stopping` to be set."""
+        latest = self._queue[-1] if self._queue else self._current
+        if latest is not None:
+            latest.keep_alive = False
+        elif not self._began:
+            self.transport.close()
+
+    def busy(self) -> bool:
+        """Whether a request comes in, runs, or its response is on its way."""
+        return self._current is not None or self._began > 0 or self.transport.get_write_buffer_size() > 0
+
+    def _start(self, exchange: Exchange) -> None:
+        self._current = exchange
+        exchange.task = self.loop.create_task(exchange.run(self._app))
+        self._shared.tasks.add(exchange.task)
+
+    def _scope(self, method: str, version: str) -> Scope:
+        url = self._url
+        if url[:1] == b"/":
+            raw_path, _, query = url.partition(b"?")
+        else:
+            parsed = httptools.parse_url(url)
+            raw_path, query = parsed.path or b"/", parsed.query or b""
+        path = raw_path.decode("ascii")
+        return {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "method": method,
+            "scheme": self._scheme,
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": "",
+            "headers": self._headers,
+            "client": self._client,
+            "server": self._server,
+        }
+
+    def _new_parser(self) -> Any:
+        parser = httptools.HttpRequestParser(self)
+        # A request after "connection: close" is not an error to answer in the middle of the response before it.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    def _new_bulk(self) -> BulkBody:
+        skip = 0
+        for name, value in self._headers:
+            if name == b"inference-header-content-length" and value.isdigit():
+                skip = int(value) % _ALIGNMENT
+        return BulkBody(self, _aligned(self._limits, self._length, skip))
+
+    def _half_read(self, size: int) -> None:
+        """After data that does not complete the request."""
+        self._got += size
+        self._last_read = self.loop.time()
+        if self._bulk is not None:
+            if self._current is self._reading and not self._read_paused:
+                self._read_in_place(self._bulk)
+        elif self._reading is None and not self._last and self._got > self._limits.max_head_bytes:
+            self._refuse(431, f"the request's head is larger than {self._limits.max_head_bytes} bytes")
+        elif self._close_when_read and self._got > self._limits.max_dropped_bytes:
+            self.transport.abort()
+
+    def _read_in_place(self, bulk: BulkBody) -> None:
+        """The rest of the body goes from the socket into its buffer; `bulk_done` brings the connection back."""
+        self.transport.pause_reading()
+        self.transport.set_protocol(bulk)
+        self.transport.resume_reading()
+
+    def bulk_read(self, size: int) -> None:
+        """`size` more bytes of the body are in its buffer."""
+        self._got += size
+        self._last_read = self.loop.time()
+
+    def bulk_done(self) -> None:
+        """The body is whole; the parser, still waiting for it, is replaced."""
+        self.transport.pause_reading()
+        self.transport.set_protocol(self)
+        if not self._read_paused:
+            self.transport.resume_reading()
+        self._parser = self._new_parser()
+        self.on_message_complete()
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Ends a connection whose request cannot be read, with an answer if it can still be told from others."""
+        _logger.info("%s, from %s", text, self._client)
+        self._began = 0.0
+        self._last = True
+        answering = self._current
+        if answering is None or (answering is self._reading and not answering.started):
+            if answering is not None:
+                answering.lose()
+            body = error_json(text)
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            self.transport.write(STATUS_LINES[status] + head + body)
+            self.transport.close()
+        elif answering is self._reading:
+            self.transport.abort()
+        else:  # the answers before it are good
+            self._queue.clear()
+            answering.keep_alive = False
+            self.pause_reading()
+
+    def _check_interval(self) -> float:
+        limits = self._limits
+        return min(limits.idle_timeout, limits.read_timeout, limits.write_timeout)
+
+    def _check(self) -> None:
+        """Cuts what takes too long, or looks again when the next deadline may be over."""
+        limits, now = self._limits, self.loop.time()
+        wait = self._check_interval()
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent or not unsent:
+            self._unsent, self._unsent_since = unsent, now
+        elif now - self._unsent_since >= limits.write_timeout:
+            self.transport.abort()
+            return
+        if self._began and not self._read_paused:
+            due = min(self._last_read, self._began + self._got / limits.min_rate) + limits.read_timeout
+            if due <= now:
+                self._refuse(408, f"the request did not come within {limits.read_timeout:g} s")
+            wait = min(wait, max(due - now, 0.001))
+        elif self._current is None and not unsent:
+            due = self._last_read + limits.idle_timeout
+            if due <= now:
+                self.transport.close()
+            wait = min(wait, max(due - now, 0.001))
+        self._timer = self.loop.call_later(wait, self._check)
+
+
+class BulkBody(asyncio.BufferedProtocol):
+    """Takes over the socket while the rest of one large body comes in.
+
+    Attributes:
+        view: the buffer, exactly as long as the body.
+    """
+
+    def __init__(self, connection: HttpConnection, view: memoryview) -> None:
+        self.view = view
+        self._connection = connection
+        self._received = 0
+
+    def add(self, chunk: bytes) -> None:
+        """The first part, which came together with the head."""
+        end = self._received + len(chunk)
+        self.view[self._received : end] = chunk
+        self._received = end
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.view[self._received :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received += nbytes
+        self._connection.bulk_read(nbytes)
+        if self._received == len(self.view):
+            self._connection.bulk_done()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+
+def _aligned(limits: HttpLimits, size: int, skip: int) -> memoryview:
+    """`size` writable bytes whose byte number `skip` lies at an aligned address: there a binary tensor begins."""
+    space = size + _ALIGNMENT
+    buffer = limits.allocate(space) if limits.allocate is not None else None
+    if buffer is None:
+        buffer = np.empty(space, np.uint8).data  # unlike a bytearray it is not filled with zeros first
+    start = -(np.frombuffer(buffer, np.uint8).ctypes.data + skip) % _ALIGNMENT
+    return buffer[start : start + size]
+
+
+def _address(name: Any) -> tuple[str, int] | None:
+    return (name[0], name[1]) if isinstance(name, tuple) else None

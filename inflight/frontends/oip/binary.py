@@ -1,0 +1,269 @@
+"""Bodies of the Open Inference Protocol over REST: JSON, alone or with the tensors' raw bytes behind it.
+
+With the binary tensor extension the header `Inference-Header-Content-Length` gives the length of the JSON part; the
+raw tensors follow in the order of their entries, each with its size in `parameters.binary_data_size`. Inputs view
+the body and outputs are sent as views: neither is copied here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from inflight.errors import InvalidRequest
+from inflight.frontends.body import Body
+from inflight.frontends.oip.tensors import OipTensor, check_shape, from_elements, from_raw, numpy_dtype, to_raw
+from inflight.types import Array
+
+_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
+"""For the kind of each numeric datatype, the kinds of JSON numbers it takes: a fraction is no integer."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """One inference as its body asks for it.
+
+    Attributes:
+        id: to be repeated in the answer, or None.
+        outputs: names of the outputs wanted, in order; empty for all.
+        binary: whether each of `outputs` is wanted in raw form.
+        binary_default: the same for outputs that are not named.
+        timeout: seconds, or None.
+    """
+
+    id: str | None
+    inputs: list[OipTensor]
+    outputs: list[str]
+    binary: dict[str, bool]
+    binary_default: bool
+    timeout: float | None
+
+
+def parse_request(body: Body, json_length: int | None) -> InferRequest:
+    """The inference that a body describes.
+
+    Args:
+        json_length: bytes of the JSON part where raw tensors follow it, else None.
+
+    Raises:
+        InvalidRequest: the body is not JSON, not of the protocol, or its raw part does not fit.
+    """
+    view = memoryview(body)
+    if json_length is not None and json_length > len(view):
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length is {json_length}, but the body has only {len(view)} bytes"
+        )
+    split = len(view) if json_length is None else json_length
+    try:
+        document = orjson.loads(view[:split])
+    except orjson.JSONDecodeError as error:
+        hint = "" if json_length is not None else "; for raw tensors set Inference-Header-Content-Length"
+        raise InvalidRequest(f"the request is not valid JSON: {error}{hint}") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest('the request must be a JSON object like {"inputs": [...]}')
+    request_id = _field(document, "id", (str,), None, "the request")
+    parameters = _field(document, "parameters", (dict,), {}, "the request")
+    outputs, binary = _wanted(document, _flag(parameters, "binary_data_output", False))
+    return InferRequest(
+        id=request_id,
+        inputs=_inputs(document, view[split:]),
+        outputs=outputs,
+        binary=binary,
+        binary_default=_flag(parameters, "binary_data_output", False),
+        timeout=_timeout(parameters),
+    )
+
+
+def encode_response(
+    model: str, version: int, request: InferRequest, tensors: Sequence[OipTensor]
+) -> tuple[list[Body], bool]:
+    """The answer as parts to be sent one after another, the JSON first, and whether raw tensors follow it.
+
+    Raises:
+        InvalidRequest: an output of bytes is wanted as JSON and is not UTF-8.
+    """
+    entries: list[dict[str, Any]] = []
+    parts: list[Body] = [b""]
+    for tensor in tensors:
+        entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if request.binary.get(tensor.name, request.binary_default):
+            raw = _raw(tensor)
+            entry["parameters"] = {"binary_data_size": len(raw)}
+            parts.append(raw)
+        else:
+            entry["data"] = _json_data(tensor)
+        entries.append(entry)
+    answer = {"model_name": model, "model_version": str(version), "outputs": entries}
+    if request.id is not None:
+        answer["id"] = request.id
+    parts[0] = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    return parts, len(parts) > 1
+
+
+def _field(owner: dict[str, Any], name: str, types: tuple[type, ...], default: Any, where: str) -> Any:
+    """A field of a JSON object, `default` where it is missing or null."""
+    value = owner.get(name)
+    if value is None:
+        return default
+    # bool is an int to Python, but not to the protocol.
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        kinds = {str: "a string", dict: "an object", list: "an array", int: "an integer", bool: "true or false"}
+        raise InvalidRequest(f"'{name}' of {where} must be {kinds[types[0]]}")
+    return value
+
+
+def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    return bool(_field(parameters, name, (bool,), default, "the parameters"))
+
+
+def _timeout(parameters: dict[str, Any]) -> float | None:
+    """Triton's parameter: microseconds, 0 for none."""
+    micros = _field(parameters, "timeout", (int,), 0, "the parameters")
+    if micros < 0:
+        raise InvalidRequest("'timeout' of the parameters must be microseconds, 0 for none")
+    return micros / 1e6 if micros else None
+
+
+def _entries(document: dict[str, Any], name: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Name, entry and parameters of each tensor listed under `name`."""
+    found = []
+    for index, entry in enumerate(_field(document, name, (list,), [], "the request")):
+        where = f"{name}[{index}]"
+        if not isinstance(entry, dict):
+            raise InvalidRequest(f"{where} must be an object with a 'name'")
+        title = _field(entry, "name", (str,), None, where)
+        if not title:
+            raise InvalidRequest(f"'name' of {where} is missing")
+        parameters = _field(entry, "parameters", (dict,), {}, where)
+        if "shared_memory_region" in parameters:
+            raise InvalidRequest(f"'{title}' is in shared memory, which this server does not offer: send its data")
+        found.append((title, entry, parameters))
+    return found
+
+
+def _wanted(document: dict[str, Any], default: bool) -> tuple[list[str], dict[str, bool]]:
+    names: list[str] = []
+    binary: dict[str, bool] = {}
+    for name, _, parameters in _entries(document, "outputs"):
+        if _field(parameters, "classification", (int,), 0, f"output '{name}'"):
+            raise InvalidRequest(f"output '{name}' is wanted as a classification, which this server does not offer")
+        names.append(name)
+        binary[name] = _flag(parameters, "binary_data", default)
+    if len(binary) != len(names):
+        raise InvalidRequest("an output is wanted twice, name each one once")
+    return names, binary
+
+
+def _inputs(document: dict[str, Any], raw: memoryview) -> list[OipTensor]:
+    tensors: list[OipTensor] = []
+    at = 0
+    for name, entry, parameters in _entries(document, "inputs"):
+        where = f"input '{name}'"
+        datatype = _field(entry, "datatype", (str,), "", where)
+        shape = check_shape(name, _shape(entry, where))
+        size = _field(parameters, "binary_data_size", (int,), None, where)
+        if size is None:
+            data = _field(entry, "data", (list,), None, where)
+            if data is None:
+                raise InvalidRequest(f"{where} has no data: give 'data', or 'binary_data_size' and raw bytes")
+            tensors.append(_from_json(name, datatype, shape, data))
+            continue
+        if not 0 <= size <= len(raw) - at:
+            raise InvalidRequest(
+                f"{where} has the binary_data_size {size}, but {len(raw) - at} bytes are left in the body"
+            )
+        tensors.append(_from_raw(name, datatype, shape, raw[at : at + size]))
+        at += size
+    if not tensors:
+        raise InvalidRequest("the request has no inputs")
+    if at != len(raw):
+        raise InvalidRequest(f"{len(raw) - at} bytes of the body belong to no input, check each binary_data_size")
+    return tensors
+
+
+def _shape(entry: dict[str, Any], where: str) -> list[int]:
+    shape: list[Any] = _field(entry, "shape", (list,), None, where)
+    if shape is None or any(type(dim) is not int for dim in shape):
+        raise InvalidRequest(f"'shape' of {where} must be an array of integers")
+    return shape
+
+
+def _from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) -> OipTensor:
+    tensor = from_raw(name, datatype, shape, raw)
+    if isinstance(tensor.data, np.ndarray) and not tensor.data.flags.aligned:
+        # Small bodies lie where the parser put them; runtimes expect aligned arrays.
+        return OipTensor(name, datatype, tensor.shape, tensor.data.copy())
+    return tensor
+
+
+def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> OipTensor:
+    """A tensor from JSON, flat or nested."""
+    if datatype == "BYTES":
+        return from_elements(name, datatype, shape, _texts(name, data))
+    dtype = numpy_dtype(name, datatype)
+    try:
+        found: Array = np.array(data)
+        if dtype.kind == "u" and found.dtype.kind == "f":  # how numpy reads integers beyond int64 beside small ones
+            found = _whole_numbers(data, found)
+        if found.size and not _fits(found, dtype):
+            raise InvalidRequest(f"input '{name}' holds an element that is not {datatype}")
+        return OipTensor(name, datatype, shape, _converted(found, dtype).reshape(shape))
+    except (ValueError, OverflowError) as error:  # ragged, or not as many elements as the shape says
+        raise InvalidRequest(f"the data of input '{name}' does not fit its shape {list(shape)}: {error}") from None
+
+
+def _converted(found: Array, dtype: np.dtype[Any]) -> Array:
+    if found.dtype.kind != "f" or dtype.itemsize >= found.dtype.itemsize:
+        return found.astype(dtype)
+    with np.errstate(over="ignore"):  # what FP16 or FP32 cannot hold becomes infinity
+        return found.astype(dtype)
+
+
+def _whole_numbers(data: list[Any], found: Array) -> Array:
+    """The numbers as uint64 where all are integers, else `found`; OverflowError where one is out of range."""
+    exact: Array = np.array(data, object)
+    return exact.astype(np.uint64) if all(type(item) is int for item in exact.flat) else found
+
+
+def _fits(found: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether JSON numbers, as numpy reads them, are all of this type."""
+    if found.dtype.kind not in _KINDS[dtype.kind]:
+        return False
+    if dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(dtype)
+    return bool(int(found.min()) >= limits.min and int(found.max()) <= limits.max)
+
+
+def _texts(name: str, data: list[Any]) -> list[bytes]:
+    """The elements of a BYTES tensor, row by row."""
+    while data and isinstance(data[0], list):
+        if not all(isinstance(item, list) for item in data):
+            break
+        data = [element for row in data for element in row]
+    if not all(isinstance(item, str) for item in data):
+        raise InvalidRequest(f"input '{name}' of datatype BYTES takes strings; send bytes that are no text raw")
+    return [item.encode() for item in data]
+
+
+def _raw(tensor: OipTensor) -> Body:
+    """The raw form, as a view where it is an array."""
+    if isinstance(tensor.data, np.ndarray) and tensor.data.size:
+        return np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8).data
+    return to_raw(tensor)
+
+
+def _json_data(tensor: OipTensor) -> Any:
+    """The elements row by row, as orjson takes them. NaN and infinity become null, as JSON has no word for them."""
+    if isinstance(tensor.data, np.ndarray):
+        return np.ascontiguousarray(tensor.data).reshape(-1) if tensor.data.size else []
+    try:
+        return [item.decode() for item in tensor.data]
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"output '{tensor.name}' holds bytes that are no UTF-8 text ({error}), ask for it with binary_data true"
+        ) from None

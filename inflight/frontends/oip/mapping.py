@@ -1,0 +1,297 @@
+"""The Open Inference Protocol (version 2) in the words of a servable, for both its REST and its gRPC door.
+
+A method is a model. Its name is `<servable>` where the servable has one method or one called `predict`, else
+`<servable>.<method>`; servable names may hold dots themselves, the longest servable name that fits wins.
+The first dimension of every input and output tensor counts instances: a request of N instances carries tensors of
+shape [N, ...], all with the same N. The protocol has no error for one instance, so one failed instance fails the
+request, with its index in the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.frontends.base import Backend
+from inflight.frontends.oip.tensors import DATATYPES, NUMPY_DATATYPES, OipTensor
+from inflight.types import NEWEST, Array, MethodInfo, Outcome, Row, ServableStatus, TensorSpec, Value
+
+DEFAULT_METHOD = "predict"
+UNKNOWN_DATATYPE = "ANY"
+"""What metadata says where a method does not know a tensor's type: a Python function takes whatever comes."""
+
+MAX_INSTANCES = 100_000
+"""Rows of one request; a scalar per instance would else let one message become hundreds of millions of arrays."""
+
+_NAMES_SHOWN = 20
+_SPEC_DATATYPES = {dtype.name: datatype for datatype, dtype in DATATYPES.items()} | {
+    "str": "BYTES",
+    "bytes": "BYTES",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMetadata:
+    """One tensor as metadata shows it.
+
+    Attributes:
+        datatype: of the protocol, or `ANY` where it is not known.
+        shape: the first dimension counts instances and is always -1; [-1] alone is also what a tensor of
+            unknown rank shows, since the protocol cannot say that.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """A model as metadata shows it; `versions` are the running ones, in ascending order."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+
+
+def find_model(backend: Backend, name: str, version: str) -> MethodInfo:
+    """The method that a model name and a version text ("" or "0" is the newest) stand for.
+
+    Raises:
+        NotFound: no such servable, version or method.
+        InvalidRequest: the version is not a number.
+    """
+    number = parse_version(version)
+    statuses = backend.servables()
+    known = {status.name for status in statuses}
+    servable, method = _split(name, known)
+    if not method:
+        status = _status(statuses, servable, number)
+        method = _default_method(status) if status else DEFAULT_METHOD
+    if method.startswith("@"):
+        raise NotFound(f"model '{name}' is not available: '{method}' is an internal method")
+    if servable not in known:
+        raise NotFound(f"model '{name}' is not available, {_available(statuses)}")
+    return backend.method(servable, number, method)
+
+
+def parse_version(version: str) -> int:
+    """The number of a version text; "" is the newest.
+
+    Raises:
+        InvalidRequest: not a number of at most 19 digits.
+    """
+    if not version:
+        return NEWEST
+    if not (version.isascii() and version.isdigit() and len(version) < 20):
+        raise InvalidRequest(f"model version '{version}' is not a number, use one like '1', or '' for the newest")
+    return int(version)
+
+
+def model_ready(backend: Backend, name: str, version: str) -> bool:
+    """Whether this model can answer now.
+
+    Raises:
+        NotFound, InvalidRequest: as `find_model`.
+    """
+    method = find_model(backend, name, version)
+    status = _status(backend.servables(), method.servable, method.version)
+    return status is not None and status.ready
+
+
+def metadata(backend: Backend, name: str, version: str) -> ModelMetadata:
+    """What a model takes and gives, under the name it was asked by.
+
+    Raises:
+        NotFound, InvalidRequest: as `find_model`.
+    """
+    method = find_model(backend, name, version)
+    versions = sorted(status.version for status in backend.servables() if status.name == method.servable)
+    return ModelMetadata(
+        name=name,
+        versions=tuple(str(number) for number in versions),
+        platform="inflight",
+        inputs=tuple(_describe(spec) for spec in method.inputs),
+        outputs=tuple(_describe(spec) for spec in method.outputs),
+    )
+
+
+async def infer(
+    backend: Backend,
+    method: MethodInfo,
+    tensors: Sequence[OipTensor],
+    wanted: Sequence[str] | None = None,
+    *,
+    timeout: float | None = None,
+) -> list[OipTensor]:
+    """One whole inference: `to_rows`, the backend, `from_outcomes`.
+
+    Raises:
+        InvalidRequest: the tensors or the wanted outputs do not fit the method.
+        InflightError: the backend refused the request, or an instance failed.
+    """
+    _wanted(method, wanted)
+    outcomes = await backend.predict(method, to_rows(method, tensors), timeout=timeout)
+    return from_outcomes(method, outcomes, wanted)
+
+
+def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
+    """Splits tensors of shape [N, ...] into N rows of the method's inputs; arrays are views, 0-d where the
+    tensor is [N].
+
+    Raises:
+        InvalidRequest: an input is missing, unknown, given twice, of another type than the method declares, or
+            the tensors disagree in N.
+    """
+    given = {tensor.name: tensor for tensor in tensors}
+    if len(given) != len(tensors):
+        raise InvalidRequest(f"an input of model '{method.servable}' is given twice, give each input once")
+    names = [spec.name for spec in method.inputs]
+    if set(given) != set(names):
+        raise InvalidRequest(_names_differ(method, names, list(given)))
+    columns = [_column(spec, given[spec.name]) for spec in method.inputs]
+    counts = [len(column) for column in columns]
+    if not counts or counts[0] == 0:
+        raise InvalidRequest("the request holds no instance, the first dimension of each input must be at least 1")
+    if len(set(counts)) != 1:
+        listed = ", ".join(f"'{name}' {count}" for name, count in zip(names, counts, strict=True))
+        raise InvalidRequest(f"the first dimension is the number of instances, but the inputs disagree: {listed}")
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def from_outcomes(
+    method: MethodInfo, outcomes: Sequence[Outcome], wanted: Sequence[str] | None = None
+) -> list[OipTensor]:
+    """Stacks the outputs of N instances into tensors of shape [N, ...].
+
+    Args:
+        wanted: names of the outputs to give, in this order; None or empty for all.
+
+    Raises:
+        InflightError: the first failed instance's, with its index before its text.
+        InvalidRequest: an unknown output is wanted, or the instances' outputs differ in shape or type.
+    """
+    rows: list[Row] = []
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, InflightError):
+            raise type(outcome)(f"instance {index}: {outcome}")
+        rows.append(outcome)
+    return [_stack(method.outputs[at].name, [row[at] for row in rows]) for at in _wanted(method, wanted)]
+
+
+def _split(name: str, known: set[str]) -> tuple[str, str]:
+    """A model name as servable and method; method "" where the whole name is a servable or nothing fits."""
+    end = len(name)
+    while end > 0:
+        if name[:end] in known:
+            return name[:end], name[end + 1 :]
+        end = name.rfind(".", 0, end)
+    return name, ""
+
+
+def _status(statuses: Sequence[ServableStatus], servable: str, version: int) -> ServableStatus | None:
+    versions = [status for status in statuses if status.name == servable]
+    if version == NEWEST:
+        return max(versions, key=lambda status: status.version, default=None)
+    return next((status for status in versions if status.version == version), None)
+
+
+def _default_method(status: ServableStatus) -> str:
+    names = [method.name for method in status.methods if not method.name.startswith("@")]
+    if DEFAULT_METHOD in names:
+        return DEFAULT_METHOD
+    if len(names) == 1:
+        return names[0]
+    models = ", ".join(f"{status.name}.{name}" for name in names)
+    raise NotFound(f"model '{status.name}' has several methods and none is called '{DEFAULT_METHOD}', use: {models}")
+
+
+def _available(statuses: Sequence[ServableStatus]) -> str:
+    names = sorted({status.name for status in statuses})
+    if not names:
+        return "no servable is running"
+    more = ", ..." if len(names) > _NAMES_SHOWN else ""
+    listed = f"{', '.join(names[:_NAMES_SHOWN])}{more}"
+    return f"the servables here: {listed} (a model is <servable> or <servable>.<method>)"
+
+
+def _describe(spec: TensorSpec) -> TensorMetadata:
+    datatype = UNKNOWN_DATATYPE if spec.dtype is None else _SPEC_DATATYPES.get(spec.dtype, UNKNOWN_DATATYPE)
+    return TensorMetadata(spec.name, datatype, (-1, *(spec.shape or ())))
+
+
+def _names_differ(method: MethodInfo, names: list[str], given: list[str]) -> str:
+    takes = f"method '{method.name}' of servable '{method.servable}' takes: {', '.join(names) or 'nothing'}"
+    missing = [name for name in names if name not in given]
+    if missing:
+        return f"Cannot find input {missing[0]} in the request, {takes}"
+    return f"unexpected input '{next(name for name in given if name not in names)}', {takes}"
+
+
+def _column(spec: TensorSpec, tensor: OipTensor) -> list[Value]:
+    """One input's values, one per instance."""
+    if not tensor.shape:
+        raise InvalidRequest(
+            f"input '{tensor.name}' has rank 0, its first dimension must be the number of instances: use [1]"
+        )
+    if tensor.shape[0] > MAX_INSTANCES:
+        raise InvalidRequest(
+            f"input '{tensor.name}' holds {tensor.shape[0]} instances, send at most {MAX_INSTANCES} in one request"
+        )
+    expected = None if spec.dtype is None else _SPEC_DATATYPES.get(spec.dtype)
+    if expected is not None and expected != tensor.datatype:
+        raise InvalidRequest(f"input '{tensor.name}' has datatype {tensor.datatype}, the method takes {expected}")
+    if isinstance(tensor.data, np.ndarray):
+        return [tensor.data[index, ...] for index in range(tensor.shape[0])]
+    if len(tensor.data) != tensor.shape[0]:
+        raise InvalidRequest(
+            f"input '{tensor.name}' of type BYTES must have one element per instance, shape [N] or [N, 1], "
+            f"but its shape is {list(tensor.shape)}"
+        )
+    return [_text(tensor.name, item) for item in tensor.data] if spec.dtype == "str" else list(tensor.data)
+
+
+def _text(name: str, item: bytes) -> str:
+    try:
+        return item.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"input '{name}' is a text and must be UTF-8: {error}") from None
+
+
+def _wanted(method: MethodInfo, wanted: Sequence[str] | None) -> list[int]:
+    """Indices of the outputs to give."""
+    if not wanted:
+        return list(range(len(method.outputs)))
+    index = {spec.name: at for at, spec in enumerate(method.outputs)}
+    try:
+        return [index[name] for name in wanted]
+    except KeyError as unknown:
+        raise InvalidRequest(
+            f"unexpected output {unknown}, method '{method.name}' of servable '{method.servable}' gives: "
+            f"{', '.join(index)}"
+        ) from None
+
+
+def _stack(name: str, values: list[Value]) -> OipTensor:
+    """One output of all instances as one tensor."""
+    if any(isinstance(value, (str, bytes)) for value in values):
+        items = [value.encode() if isinstance(value, str) else value for value in values]
+        if not all(isinstance(item, bytes) for item in items):
+            raise InvalidRequest(f"output '{name}' is a text for some instances and an array for others")
+        return OipTensor(name, "BYTES", (len(items),), [item for item in items if isinstance(item, bytes)])
+    arrays: list[Array] = [np.asarray(value) for value in values]
+    first = arrays[0]
+    for index, array in enumerate(arrays):
+        if array.shape != first.shape or array.dtype != first.dtype:
+            raise InvalidRequest(
+                f"output '{name}' differs among the instances of this request: {first.dtype} {list(first.shape)} "
+                f"at instance 0, {array.dtype} {list(array.shape)} at instance {index}; the protocol answers with "
+                "one tensor per output, so send such instances in requests of their own"
+            )
+    stacked = first[np.newaxis, ...] if len(arrays) == 1 else np.stack(arrays)
+    return OipTensor(name, NUMPY_DATATYPES[stacked.dtype], stacked.shape, stacked)

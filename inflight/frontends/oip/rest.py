@@ -1,0 +1,156 @@
+"""The REST door of the Open Inference Protocol, version 2, with Triton's extensions its clients count on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+
+from inflight import __version__
+from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.frontends.asgi import Receive, Scope, Send, header, respond_json
+from inflight.frontends.base import Backend
+from inflight.frontends.body import Body, accepted_encoding, pack, read_body, unpack
+from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.oip.binary import encode_response, parse_request
+from inflight.frontends.oip.mapping import find_model, infer, metadata, model_ready
+
+_logger = logging.getLogger("inflight.oip")
+_HEADER_LENGTH = b"inference-header-content-length"
+_EXTENSIONS = ["binary_tensor_data", "model_repository"]
+_JOINED = 64 * 1024
+
+
+class MethodNotAllowed(InvalidRequest):
+    http_status = 405
+
+
+class OpenInferenceRest:
+    """Answers every path under `/v2`. Each request gets one JSON answer (with raw tensors behind it where wanted)
+    unless its client leaves first."""
+
+    def __init__(self, backend: Backend, *, max_body_bytes: int) -> None:
+        self._backend = backend
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One `http` scope."""
+        try:
+            await self._route(scope, receive, send)
+        except Disconnected:
+            return
+        except InflightError as error:
+            await respond_json(send, {"error": str(error)}, status=error.http_status)
+        except Exception:  # the outermost handler: the client gets an answer whatever fails in here
+            _logger.exception("an error nobody handled, %s %s", scope["method"], scope["path"])
+            await respond_json(send, {"error": "internal server error, the server's log has the details"}, status=500)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        parts = [unquote(part) for part in raw.decode("ascii", "replace").strip("/").split("/")][1:]
+        if parts[:1] == ["models"] and len(parts) > 1:
+            await self._model(scope, receive, send, parts[1], parts[2:])
+        elif not parts:
+            _allow(scope, "GET")
+            await respond_json(send, {"name": "inflight", "version": __version__, "extensions": _EXTENSIONS})
+        elif parts in (["health", "live"], ["health", "ready"]):
+            _allow(scope, "GET")
+            good = self._backend.live if parts[1] == "live" else self._backend.ready
+            await respond_json(send, {parts[1]: good}, status=200 if good else 503)
+        elif parts == ["repository", "index"]:
+            _allow(scope, "POST")
+            await self._index(scope, receive, send)
+        else:
+            raise _no_such_path(scope)
+
+    async def _model(self, scope: Scope, receive: Receive, send: Send, name: str, rest: list[str]) -> None:
+        version = ""
+        if rest[:1] == ["versions"] and len(rest) > 1:
+            version, rest = rest[1], rest[2:]
+        if rest == ["infer"]:
+            _allow(scope, "POST")
+            await self._infer(scope, receive, send, name, version)
+        elif not rest:
+            _allow(scope, "GET")
+            await respond_json(send, asdict(metadata(self._backend, name, version)))
+        elif rest == ["ready"]:
+            _allow(scope, "GET")
+            ready = model_ready(self._backend, name, version)
+            await respond_json(send, {"name": name, "ready": ready}, status=200 if ready else 503)
+        else:
+            raise _no_such_path(scope)
+
+    async def _infer(self, scope: Scope, receive: Receive, send: Send, name: str, version: str) -> None:
+        method = find_model(self._backend, name, version)
+        body = await read_body(scope, receive, self._max_body_bytes)
+        body = await unpack(scope, body, self._max_body_bytes)
+        request = parse_request(body, _json_length(scope))
+        del body  # the inputs view what they need of it
+        work = infer(self._backend, method, request.inputs, request.outputs, timeout=request.timeout)
+        tensors = await run_until_disconnect(work, receive)
+        parts, raw = encode_response(name, method.version, request, tensors)
+        await _send(scope, send, parts, raw)
+
+    async def _index(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Every model of every version, also those that are not ready unless only ready ones are asked for."""
+        body = await read_body(scope, receive, self._max_body_bytes)
+        try:
+            asked = orjson.loads(body) if body else {}
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"the request is not valid JSON: {error}") from None
+        only_ready = isinstance(asked, dict) and asked.get("ready") is True
+        models = []
+        for status in self._backend.servables():
+            if only_ready and not status.ready:
+                continue
+            state = {"state": "READY"} if status.ready else {"state": "UNAVAILABLE", "reason": "no replica is ready"}
+            models.append({"name": status.name, "version": str(status.version), **state})
+        await respond_json(send, models)
+
+
+async def _send(scope: Scope, send: Send, parts: Sequence[Body], raw: bool) -> None:
+    """The answer to an inference; large parts leave as the views they are."""
+    headers = [(b"content-type", b"application/octet-stream" if raw else b"application/json")]
+    if raw:
+        headers.append((_HEADER_LENGTH, b"%d" % len(parts[0])))
+    encoding = accepted_encoding(scope)
+    if encoding is not None:
+        headers.append((b"content-encoding", encoding.encode()))
+        parts = [await pack(parts, encoding)]
+    size = sum(map(len, parts))
+    if len(parts) > 1 and size <= _JOINED:
+        parts = [b"".join(parts)]
+    headers.append((b"content-length", b"%d" % size))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for part in parts[:-1]:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": parts[-1]})
+
+
+def _json_length(scope: Scope) -> int | None:
+    value = header(scope, _HEADER_LENGTH)
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length must be the bytes of the JSON part, not {value.decode('latin-1')!r}"
+        )
+    return int(value)
+
+
+def _allow(scope: Scope, verb: str) -> None:
+    method: str = scope["method"]
+    if method != verb and (method, verb) != ("HEAD", "GET"):
+        raise MethodNotAllowed(f"{scope['path']} takes {verb}, not {method}")
+
+
+def _no_such_path(scope: Scope) -> NotFound:
+    shown: Any = scope["path"]
+    return NotFound(
+        f"there is no {shown} here, use /v2, /v2/health/live, /v2/health/ready, /v2/repository/index, "
+        "/v2/models/<model>[/versions/<version>] and below it /ready or /infer"
+    )

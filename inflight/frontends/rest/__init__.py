@@ -1,0 +1,5 @@
+"""MindSpore Serving's REST interface."""
+
+from inflight.frontends.rest.app import MindSporeRest
+
+__all__ = ["MindSporeRest"]

@@ -1,0 +1,178 @@
+"""Nested JSON lists to arrays.
+
+Every leaf must be of the same JSON class as the first one and every list as long as the first one beside it. The
+checks are what costs, so they come in two sizes: a plain loop for few elements, and for many a trick: `marshal`
+writes the nested lists as one regular byte string, which numpy then checks and converts without touching a Python
+object again. Where either says no, a slow walk finds out what to tell the client.
+"""
+
+from __future__ import annotations
+
+import marshal
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from inflight.errors import InvalidRequest
+from inflight.types import Array
+
+MAX_DIMS = 32
+"""Dimensions that every supported numpy can hold."""
+SMALL = 256
+"""Elements up to which the plain loop is faster."""
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+LEAVES: dict[type, np.dtype[Any]] = {
+    float: np.dtype(np.float32),
+    int: np.dtype(np.int32),
+    bool: np.dtype(np.bool_),
+}
+_LIMITS: dict[type, tuple[np.dtype[Any], float, float]] = {
+    float: (LEAVES[float], -FLOAT32_MAX, FLOAT32_MAX),
+    int: (LEAVES[int], INT32_MIN, INT32_MAX),
+    bool: (LEAVES[bool], False, True),
+}
+
+# How marshal (version 2, which has no back references) writes a list, a float, a small int and the two booleans.
+_MARSHAL_VERSION = 2
+_LIST, _FLOAT, _INT, _TRUE, _FALSE = (ord(tag) for tag in "[giTF")
+_RECORDS: dict[type, np.dtype[Any]] = {
+    float: np.dtype([("tag", "u1"), ("value", "<f8")]),
+    int: np.dtype([("tag", "u1"), ("value", "<i4")]),
+    bool: np.dtype("u1"),
+}
+
+
+def content_error(text: str) -> InvalidRequest:
+    """An error in what a request says, as MindSpore Serving words it."""
+    return InvalidRequest(f"Parser request failed, {text}")
+
+
+def integer_error(value: int) -> InvalidRequest:
+    return content_error(
+        f"json integer {value} is out of the range of int32, which plain integers are read as: send it as "
+        '{"b64": "<base64 of the raw bytes>", "type": "int64", "shape": [...]}'
+    )
+
+
+def outline(value: list[Any]) -> tuple[tuple[int, ...], Any]:
+    """The shape that the first elements tell, and the first leaf. The leaf is a list where a list is empty."""
+    shape: list[int] = []
+    item: Any = value
+    while type(item) is list and item:
+        shape.append(len(item))
+        item = item[0]
+    return tuple(shape), item
+
+
+def numeric_array(value: list[Any], shape: tuple[int, ...], kind: type) -> Array:
+    """The array of nested lists of numbers or booleans: float32, int32 or bool, writable, C-contiguous.
+
+    Floats beyond float32 become infinity.
+
+    Args:
+        value: nested lists, at least one element.
+        shape: what `outline` found.
+        kind: class of the first leaf, a key of `LEAVES`.
+
+    Raises:
+        InvalidRequest: ragged lists, leaves of different classes, integers outside int32, too many dimensions.
+    """
+    if len(shape) > MAX_DIMS:
+        raise content_error(f"json array, {len(shape)} dimensions are too many, at most {MAX_DIMS} are supported")
+    convert = _convert_few if math.prod(shape) <= SMALL else _convert_many
+    array = convert(value, shape, kind)
+    if array is not None:
+        return array
+    error = _first_error(value, shape, kind, 0)
+    if error is not None:
+        raise error
+    with np.errstate(over="ignore"):
+        return np.array(value, LEAVES[kind])
+
+
+def _convert_few(value: list[Any], shape: tuple[int, ...], kind: type) -> Array | None:
+    """None where anything is wrong or out of the range of the array's type."""
+    flat = value
+    for size in shape[1:]:
+        for row in flat:
+            if type(row) is not list or len(row) != size:
+                return None
+        flat = [item for row in flat for item in row]
+    for item in flat:
+        if type(item) is not kind:
+            return None
+    dtype, lowest, highest = _LIMITS[kind]
+    if min(flat) < lowest or max(flat) > highest:
+        return None
+    return np.array(value, dtype)
+
+
+def _convert_many(value: list[Any], shape: tuple[int, ...], kind: type) -> Array | None:
+    """None where the bytes are not exactly those of regular lists of one class, whatever the reason."""
+    try:
+        record = _record(shape, kind)
+        packed = marshal.dumps(value, _MARSHAL_VERSION)
+    except ValueError:  # shape says more than numpy can describe, or the lists are nested too deeply
+        return None
+    if len(packed) != record.itemsize:
+        return None
+    level = np.frombuffer(packed, record)
+    # The outer tags and lengths fix where the inner ones are, so checking each level proves the whole layout.
+    for size in shape:
+        if (level["tag"] != _LIST).any() or (level["length"] != size).any():
+            return None
+        level = level["items"]
+    if kind is bool:
+        array = level == _TRUE
+        return array.reshape(shape) if (array | (level == _FALSE)).all() else None
+    if (level["tag"] != (_FLOAT if kind is float else _INT)).any():
+        return None
+    with np.errstate(over="ignore"):
+        return level["value"].astype(LEAVES[kind], order="C").reshape(shape)
+
+
+@lru_cache(maxsize=256)
+def _record(shape: tuple[int, ...], kind: type) -> np.dtype[Any]:
+    """How marshal lays out nested lists of that shape."""
+    record = _RECORDS[kind]
+    for size in reversed(shape):
+        record = np.dtype([("tag", "u1"), ("length", "<u4"), ("items", record, (size,))])
+    return record
+
+
+def _first_error(value: Any, shape: tuple[int, ...], kind: type, depth: int) -> InvalidRequest | None:
+    """The first thing wrong, reading from left to right."""
+    if type(value) is not list:
+        return content_error(f"invalid json array: json type is not array, at dim {depth} of {list(shape)}")
+    if len(value) != shape[depth]:
+        return content_error(
+            f"invalid json array: json size is {len(value)}, the dim {depth} expected to be {shape[depth]}"
+        )
+    if depth + 1 < len(shape):
+        errors = (_first_error(item, shape, kind, depth + 1) for item in value)
+        return next((error for error in errors if error is not None), None)
+    for leaf in value:
+        error = _leaf_error(leaf, kind)
+        if error is not None:
+            return error
+    return None
+
+
+def _leaf_error(leaf: Any, kind: type) -> InvalidRequest | None:
+    found = type(leaf)
+    if found is not str and found not in LEAVES:
+        return content_error("json array, data should be number, bool, string or bytes")
+    if found is not kind:
+        return content_error(
+            f"json array, elements type is not equal: the first is {_NAMES[kind]}, then comes {_NAMES[found]}"
+        )
+    if kind is int and not INT32_MIN <= leaf <= INT32_MAX:
+        return integer_error(leaf)
+    return None
+
+
+_NAMES: dict[type, str] = {float: "a float (1.0)", int: "an integer (1)", bool: "a bool (true)", str: "a string"}

@@ -1,0 +1,86 @@
+"""A request's body to the inputs of its instances."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+from inflight.errors import InvalidRequest
+from inflight.frontends.body import Body
+from inflight.frontends.rest.arrays import content_error
+from inflight.frontends.rest.values import value_of
+from inflight.types import Value
+
+INSTANCES = "instances"
+MAX_CHECKED = 64 * 1024
+"""Bytes up to which a body is searched for a second `instances`: people write such bodies, programs do not."""
+
+_KEY = b'"instances"'
+_BOM = b"\xef\xbb\xbf"
+_HELP = 'write {"instances": [{"<input name>": <value>, ...}, ...]}'
+
+
+def parse_json(body: Body) -> Any:
+    """The JSON document of a body.
+
+    Raises:
+        InvalidRequest: the body is empty, no JSON (which `NaN` and `Infinity` are not), no UTF-8, nested deeper than
+            1024 levels, or says `instances` twice.
+    """
+    if not body:
+        raise InvalidRequest(f"http message invalid: the body is empty, {_HELP}")
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if bytes(body[:3]) == _BOM and len(body) > 3:
+            return parse_json(body[3:])
+        raise InvalidRequest(f"Illegal JSON format. {error}") from None
+    if len(body) <= MAX_CHECKED and bytes(body).count(_KEY) > 1:
+        _check_once(body)
+    return document
+
+
+def _check_once(body: Body) -> None:
+    """Refuses a top level that says `instances` more than once; inside an instance it is a name like any other."""
+    pairs: list[list[tuple[str, Any]]] = []
+    try:
+        json.loads(bytes(body), object_pairs_hook=pairs.append)
+    except RecursionError:
+        raise InvalidRequest("Illegal JSON format. nested too deeply") from None
+    # The hook sees inner objects first, and turns them into None: an object at the top is the last one.
+    count = [name for name, _ in pairs[-1]].count(INSTANCES)
+    if count > 1:
+        raise content_error(f"key 'instances' expects to exist once, but actually {count} times")
+
+
+def parse_instances(document: Any) -> list[dict[str, Value]]:
+    """The inputs of every instance by name; one instance where `instances` is an object.
+
+    Raises:
+        InvalidRequest: the first error in the request, inputs read in alphabetical order.
+    """
+    if type(document) is not dict or INSTANCES not in document:
+        raise content_error(f"key 'instances' expects to exist once, but actually 0 times: {_HELP}")
+    instances = document[INSTANCES]
+    if type(instances) is dict:
+        if not instances:
+            raise content_error(f"json object, value is empty: {_HELP}")
+        return [_parse_instance(instances)]
+    if type(instances) is list:
+        if not instances:
+            raise content_error(f"instances value is array type, but no value: {_HELP}")
+        if type(instances[0]) is dict:
+            return [_parse_instance(instance) for instance in instances]
+    raise content_error(f"instances no key mode is not supported: {_HELP}")
+
+
+def _parse_instance(instance: Any) -> dict[str, Value]:
+    if type(instance) is not dict:
+        raise content_error("json array, instance is not object type")
+    if not instance:
+        raise content_error("json array, instance is object type, but no value")
+    if "" in instance:  # first in any order
+        raise content_error("string key is empty")
+    return {name: value_of(instance[name]) for name in sorted(instance)}

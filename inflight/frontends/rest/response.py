@@ -1,0 +1,115 @@
+"""Outcomes to a reply: `{"instances": [...]}`, or `{"error_msg": "..."}` where nothing else can be said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import orjson
+
+from inflight.errors import InflightError, ModelError
+from inflight.types import MethodInfo, Outcome, Row, Value
+
+SMALL = 32
+"""Elements up to which a list of Python numbers is faster to write than an array."""
+MAX_EMPTY_LISTS = 1_000_000
+"""How many `[]` an array without elements may be written as."""
+
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_SORT_KEYS
+
+
+class Reply(NamedTuple):
+    """A body, and the error it tells where it is nothing but an error."""
+
+    body: bytes
+    error: InflightError | None = None
+
+
+def encode_error(error: InflightError) -> Reply:
+    return Reply(orjson.dumps({"error_msg": _text(error)}), error)
+
+
+def encode_reply(method: MethodInfo, outcomes: Sequence[Outcome]) -> Reply:
+    """One entry per instance, in order; one error for all of them if they all failed with the same text.
+
+    An instance whose outputs JSON cannot hold becomes an error like any other.
+    """
+    names = [spec.name for spec in method.outputs]
+    try:
+        for outcome in outcomes:
+            if isinstance(outcome, InflightError):
+                break
+        else:
+            instances = [_instance(names, outcome) for outcome in outcomes]  # type: ignore[arg-type]
+            return Reply(orjson.dumps({"instances": instances}, option=_OPTIONS))
+    except (orjson.JSONEncodeError, InflightError):
+        pass  # found below, in the instance it belongs to
+    return _encode_mixed(names, outcomes)
+
+
+def _encode_mixed(names: list[str], outcomes: Sequence[Outcome]) -> Reply:
+    entries: list[orjson.Fragment] = []
+    errors: list[InflightError] = []
+    for outcome in outcomes:
+        encoded = outcome if isinstance(outcome, InflightError) else _encode_alone(names, outcome)
+        if isinstance(encoded, InflightError):
+            errors.append(encoded)
+            entries.append(orjson.Fragment(encode_error(encoded).body))
+        else:
+            entries.append(orjson.Fragment(encoded))
+    if len(errors) == len(outcomes) and len({str(error) for error in errors}) == 1:
+        return encode_error(errors[0])
+    return Reply(orjson.dumps({"instances": entries}))
+
+
+def _encode_alone(names: list[str], row: Row) -> bytes | InflightError:
+    try:
+        return orjson.dumps(_instance(names, row), option=_OPTIONS)
+    except orjson.JSONEncodeError as error:
+        return ModelError(f"Failed to construct the response: {error}")
+    except InflightError as error:
+        return error
+
+
+def _instance(names: list[str], row: Row) -> dict[str, Any]:
+    if not names:
+        raise ModelError("Failed to construct the response: reply instance items is empty")
+    return {name: _json_value(value) for name, value in zip(names, row, strict=True)}
+
+
+def _json_value(value: Value) -> Any:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"b64": msgspec.to_builtins(value)}
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or dtype.kind not in "fiub":
+        raise ModelError(
+            f"Failed to construct the response: data type {dtype or type(value).__name__} is unknown, "
+            "return numbers, booleans, str or bytes"
+        )
+    if not value.size:
+        return _empty(value.shape)
+    # float16 and float32 are written as the double they are equal to, so that a client reads the same number;
+    # tolist() does so by itself.
+    if value.size > SMALL and value.flags.c_contiguous and dtype.isnative:
+        return value.astype(np.float64) if dtype.kind == "f" and dtype.itemsize < 8 else value
+    return value.tolist()
+
+
+def _empty(shape: tuple[int, ...]) -> Any:
+    """An array without elements: `[]` where the last dimension is 0, null for any other dimension of 0."""
+    outer = shape[: shape.index(0)]
+    if math.prod(outer) > MAX_EMPTY_LISTS:
+        raise ModelError(f"Failed to construct the response: an output of shape {list(shape)} has no elements")
+    if len(outer) == len(shape) - 1:
+        return np.empty(shape).tolist()
+    return np.full(outer, None, object).tolist()
+
+
+def _text(error: InflightError) -> str:
+    """The error's text, with what UTF-8 cannot hold written as escapes."""
+    return str(error).encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,1 @@
+"""The public messages and the service."""

@@ -1,0 +1,120 @@
+"""What a scrape shows is what happened, and counting is cheap."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from inflight.metrics import CONTENT_TYPE, SECONDS, Metrics
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(metrics: Metrics) -> Samples:
+    families = text_string_to_metric_families(metrics.render().decode())
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((name, frozenset(labels.items())))
+
+
+def test_requests_and_failures_by_cause() -> None:
+    metrics = Metrics()
+    metrics.request_done("s", "m", 0.25, None)
+    metrics.request_done("s", "m", 0.75, "model")
+    metrics.request_done("s", "m", 0.5, "model")
+    metrics.request_done("s", "n", 1.0, "overloaded")
+    samples = scrape(metrics)
+    assert value(samples, "inflight_requests_total", servable="s", method="m") == 3
+    assert value(samples, "inflight_request_failures_total", servable="s", method="m", cause="model") == 2
+    assert value(samples, "inflight_request_failures_total", servable="s", method="n", cause="overloaded") == 1
+    assert value(samples, "inflight_request_seconds_sum", servable="s", method="m") == 1.5
+    assert value(samples, "inflight_request_seconds_bucket", servable="s", method="m", le="0.5") == 2
+    assert value(samples, "inflight_request_seconds_bucket", servable="s", method="m", le="+Inf") == 3
+
+
+@given(st.lists(st.floats(0, 1000), max_size=50))
+def test_a_histogram_counts_each_value_in_its_bucket(values: list[float]) -> None:
+    metrics = Metrics()
+    for seconds in values:
+        metrics.queued("s", "m", seconds)
+    samples = scrape(metrics)
+    for bound in SECONDS:
+        expected = sum(each <= bound for each in values)
+        assert (
+            value(samples, "inflight_queue_seconds_bucket", servable="s", method="m", le=f"{bound:g}") or 0
+        ) == expected
+    assert (value(samples, "inflight_queue_seconds_count", servable="s", method="m") or 0) == len(values)
+
+
+def test_stages_tell_size_and_time() -> None:
+    metrics = Metrics()
+    for size in (1, 2, 3, 32, 5000):
+        metrics.stage("s", "m", "model", size, 0.002)
+    samples = scrape(metrics)
+    labels = {"servable": "s", "method": "m", "stage": "model"}
+    counts = {bound: value(samples, "inflight_batch_size_bucket", **labels, le=bound) for bound in _bounds(samples)}
+    assert (counts["1"], counts["2"], counts["4"], counts["1024"], counts["+Inf"]) == (1, 2, 3, 4, 5)
+    assert value(samples, "inflight_stage_seconds_bucket", **labels, le="0.0025") == 5
+
+
+def _bounds(samples: Samples) -> Iterable[str]:
+    return {dict(labels)["le"] for name, labels in samples if name == "inflight_batch_size_bucket"}
+
+
+def test_a_replica_is_in_one_state() -> None:
+    metrics = Metrics()
+    metrics.replica("s", 1, "device0", "starting")
+    metrics.replica("s", 1, "device1", "ready")
+    metrics.replica("s", 1, "device0", "ready")
+    metrics.replica("s", 1, 'odd "name"\n', "lost")
+    samples = scrape(metrics)
+
+    def state(replica: str, name: str) -> float | None:
+        return value(samples, "inflight_replica_state", servable="s", version="1", replica=replica, state=name)
+
+    assert [state("device0", name) for name in ("starting", "ready", "lost")] == [0, 1, 0]
+    assert state('odd "name"\n', "lost") == 1
+    metrics.replica("s", 1, "device0", None)
+    samples = scrape(metrics)
+    assert state("device0", "ready") is None
+
+
+def test_in_flight_is_asked_for_at_each_scrape() -> None:
+    metrics = Metrics()
+    now = [3]
+    metrics.watch_in_flight(lambda: now[0])
+    assert value(scrape(metrics), "inflight_requests_in_flight") == 3
+    now[0] = 0
+    assert value(scrape(metrics), "inflight_requests_in_flight") == 0
+
+
+def test_two_servers_do_not_share_and_both_show_the_process() -> None:
+    first, second = Metrics(), Metrics()
+    first.request_done("s", "m", 0.1)
+    assert value(scrape(second), "inflight_requests_total", servable="s", method="m") is None
+    for metrics in (first, second):
+        assert (value(scrape(metrics), "process_resident_memory_bytes") or 0) > 1e6
+    assert first.content_type == CONTENT_TYPE
+
+
+def test_one_request_costs_less_than_three_microseconds() -> None:
+    metrics = Metrics()
+    best = 1.0
+    for _ in range(20):  # the best of many: the machine may be busy, the code may not be slow
+        start = time.process_time()
+        for _ in range(2000):
+            metrics.queued("servable", "method", 0.003)
+            metrics.stage("servable", "method", "model", 7, 0.002)
+            metrics.request_done("servable", "method", 0.005, None)
+        best = min(best, (time.process_time() - start) / 2000)
+    assert best < 3e-6
