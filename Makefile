@@ -2,31 +2,45 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+SERVED := $(VENV)/.serves
+TESTED := $(VENV)/.tests
 
-.PHONY: demo test lint types unit venv proto clean
+.PHONY: test demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
-venv: $(STAMP)
-
-# torch comes first and exactly: a wider requirement can pull the CUDA build.
-$(STAMP): pyproject.toml constraints.txt
+# What serving the examples needs: seconds to install.
+$(SERVED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	$(PIP) -e . pillow
+	touch $@
+
+# What the checks need. torch goes first and alone: together with others, pip may settle on another build of it.
+$(TESTED): $(SERVED)
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[dev]'
+	touch $@
+
+venv: $(TESTED)
 
 test: lint types unit
 
-lint: venv
+lint: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: venv
+types: $(TESTED)
 	$(BIN)/mypy
 
-unit: venv
+unit: $(TESTED)
 	$(BIN)/python -m pytest
+
+# Ctrl+C ends it. The last line that it prints can be pasted into another terminal.
+demo: $(SERVED)
+	$(BIN)/inflight serve examples/digits/digits
+
+proto: $(TESTED)
+	$(BIN)/python proto/generate.py inflight/proto
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -72,6 +72,10 @@ class RawClient:
             self._connection.stream(stream).end_message()
         self._flush()
 
+    def windows(self, stream: int) -> tuple[int, int]:
+        """Bytes that may be sent now: on a stream, on the connection."""
+        return self._connection.stream(stream).send_window, self._connection.send_window
+
     def status(self, stream: int) -> int:
         """The HTTP status of an answer."""
         self._read_until(lambda: stream in self._statuses)

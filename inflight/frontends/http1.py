@@ -19,15 +19,14 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
-import numpy as np
 
 from inflight.frontends.asgi import App, Header, Scope, error_json
+from inflight.frontends.bulk import ALIGNMENT, BulkBody, aligned_buffer
 from inflight.frontends.connections import HttpLimits, OpenConnections
 from inflight.frontends.exchange import STATUS_LINES, Exchange
 
 _logger = logging.getLogger("inflight.http")
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
-_ALIGNMENT = 64
 
 
 class HttpConnection(asyncio.Protocol):
@@ -265,8 +264,8 @@ class HttpConnection(asyncio.Protocol):
         skip = 0
         for name, value in self._headers:
             if name == b"inference-header-content-length" and value.isdigit():
-                skip = int(value) % _ALIGNMENT
-        return BulkBody(self, _aligned(self._limits, self._length, skip))
+                skip = int(value) % ALIGNMENT
+        return BulkBody(self, aligned_buffer(self._limits.allocate, self._length, skip))
 
     def _half_read(self, size: int) -> None:
         """After data that does not complete the request."""
@@ -345,53 +344,6 @@ class HttpConnection(asyncio.Protocol):
                 self.transport.close()
             wait = min(wait, max(due - now, 0.001))
         self._timer = self.loop.call_later(wait, self._check)
-
-
-class BulkBody(asyncio.BufferedProtocol):
-    """Takes over the socket while the rest of one large body comes in.
-
-    Attributes:
-        view: the buffer, exactly as long as the body.
-    """
-
-    def __init__(self, connection: HttpConnection, view: memoryview) -> None:
-        self.view = view
-        self._connection = connection
-        self._received = 0
-
-    def add(self, chunk: bytes) -> None:
-        """The first part, which came together with the head."""
-        end = self._received + len(chunk)
-        self.view[self._received : end] = chunk
-        self._received = end
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self.view[self._received :]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._received += nbytes
-        self._connection.bulk_read(nbytes)
-        if self._received == len(self.view):
-            self._connection.bulk_done()
-
-    def pause_writing(self) -> None:
-        self._connection.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._connection.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.connection_lost(exc)
-
-
-def _aligned(limits: HttpLimits, size: int, skip: int) -> memoryview:
-    """`size` writable bytes whose byte number `skip` lies at an aligned address: there a binary tensor begins."""
-    space = size + _ALIGNMENT
-    buffer = limits.allocate(space) if limits.allocate is not None else None
-    if buffer is None:
-        buffer = np.empty(space, np.uint8).data  # unlike a bytearray it is not filled with zeros first
-    start = -(np.frombuffer(buffer, np.uint8).ctypes.data + skip) % _ALIGNMENT
-    return buffer[start : start + size]
 
 
 def _address(name: Any) -> tuple[str, int] | None:

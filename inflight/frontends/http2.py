@@ -39,7 +39,7 @@ class Http2Connection(GrpcProtocol):
         self._silent: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(GatheredTransport(cast(asyncio.Transport, transport), self.loop))
+        super().connection_made(cast(Any, GatheredTransport(cast(asyncio.Transport, transport), self.loop)))
         self._silent = self.loop.call_later(self._first_byte_timeout, self.transport.abort)
         if self.server_state.stopping:
             self.shutdown()

@@ -9,6 +9,7 @@ import socket
 import ssl
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from inflight.config import ListenConfig
@@ -108,7 +109,7 @@ async def listen_http(
     """Serves an ASGI application over HTTP/1.1, and over TLS where the configuration has it.
 
     Args:
-        limits: other deadlines than the default ones; the body's limit always follows the configuration.
+        limits: other bounds than the default ones with the configuration's size limit.
         allocate: gives the buffers of large bodies, for instance in shared memory.
 
     Raises:
@@ -117,7 +118,9 @@ async def listen_http(
     """
     address = parse_address(config.address, RESTFUL, any_port=True)
     tls = server_context(config.tls, "http/1.1") if config.tls else None
-    bounds = limits or HttpLimits(max_body_bytes=config.max_message_mb << 20, allocate=allocate)
+    bounds = limits or HttpLimits(max_body_bytes=config.max_message_mb << 20)
+    if allocate is not None:
+        bounds = replace(bounds, allocate=allocate)
     shared = OpenConnections()
     loop = asyncio.get_running_loop()
     return await _listen(RESTFUL, address, tls, shared, lambda: HttpConnection(app, shared, loop, bounds))

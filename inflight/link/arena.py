@@ -94,6 +94,8 @@ class Arena:
         length = self._used.pop(offset, None)
         if length is None:
             return
+        if self._map.closed:
+            return
         if self._dirty_free + length > KEEP_WARM and hasattr(mmap, "MADV_REMOVE"):
             self._map.madvise(mmap.MADV_REMOVE, offset, length)
         else:
@@ -140,7 +142,9 @@ class Arena:
         return copy
 
     def close(self) -> None:
+        """Gives the file back; blocks that are still referred to stay readable."""
         os.close(self.fd)
+        _unmap(self._map)
 
 
 class ArenaReader:
@@ -160,3 +164,14 @@ class ArenaReader:
         if self._on_release is not None:
             weakref.finalize(owner, self._on_release, offset).atexit = False
         return owner.data
+
+    def close(self) -> None:
+        """Gives the mapping back; blocks that are still referred to stay readable."""
+        _unmap(self._map)
+
+
+def _unmap(mapping: mmap.mmap) -> None:
+    try:
+        mapping.close()
+    except BufferError:
+        pass  # the arrays over it keep it, and the last one ends it

@@ -97,7 +97,10 @@ class Group:
     @property
     def alive(self) -> bool:
         """Some replica works or will be started again."""
-        return any(replica.state is not State.DEAD for replica in self.replicas)
+        for replica in self.replicas:  # a loop, because it runs for every request
+            if replica.state is not State.DEAD:
+                return True
+        return False
 
     def enqueue(self, request: Request) -> None:
         """Takes a request's instances.

@@ -87,6 +87,7 @@ class Replica:
         self._starts = 0
         self._process: WorkerProcess | None = None
         self._channel: ServerChannel | None = None
+        self._reader: ArenaReader | None = None
         self._offered: asyncio.Future[Offer] | None = None
         self._released: list[int] = []
         self.state = State.STARTING
@@ -116,7 +117,7 @@ class Replica:
         outbox = Arena(outbox_file)
         try:
             self._released = []
-            reader = ArenaReader(outbox_file, self._release)
+            reader = self._reader = ArenaReader(outbox_file, self._release)
             self._process = start_worker(self._launch(outbox_file, self._starts > 0))
         finally:
             outbox.close()
@@ -247,6 +248,9 @@ class Replica:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         if self.state is State.READY:
             self.state = State.LOST
             self._owner.on_lost(self)

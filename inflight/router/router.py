@@ -113,18 +113,23 @@ class Router:
             raise InvalidRequest("the request has no instances; send at least one")
         group = self._group(method.servable, method.version)
         if self._in_flight >= self.max_enqueued:
+            self._metrics.request_done(method.servable, method.name, 0.0, Overloaded.cause)
             raise Overloaded(f"Serving Error: enqueued requests count exceeds the limit {self.max_enqueued}")
         queue = group.by_name[method.name]
-        limits = [limit for limit in (timeout, queue.timeout) if limit is not None]
-        loop = asyncio.get_running_loop()
-        seconds = min(limits) if limits else None
-        request = Request(queue.index, rows, None if seconds is None else loop.time() + seconds)
-        group.enqueue(request)
-        timer = None if seconds is None else loop.call_later(seconds, _expire, request, seconds)
+        seconds = queue.timeout if timeout is None or queue.timeout is None else min(timeout, queue.timeout)
+        seconds = timeout if seconds is None else seconds
+        timer: asyncio.TimerHandle | None = None
+        if seconds is None:
+            request = Request(queue.index, rows, None)
+        else:
+            loop = asyncio.get_running_loop()
+            request = Request(queue.index, rows, loop.time() + seconds)
+            timer = loop.call_later(seconds, _expire, request, seconds)
         self._in_flight += 1
         self._idle.clear()
         cause: str | None = None
         try:
+            group.enqueue(request)
             outcomes = await request.future
             cause = _first_cause(outcomes)
             return outcomes

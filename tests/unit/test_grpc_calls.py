@@ -134,6 +134,20 @@ def test_a_refused_message_is_not_buffered(address: str) -> None:
         assert client.trailers(stream)[b"grpc-status"] == b"8"
 
 
+def test_requests_are_not_held_back_by_small_windows(address: str) -> None:
+    """On a link of 50 ms the engine's 64 KiB would be 1 MB/s."""
+    with RawClient(address) as client:
+        client.trailers(client.post("/test.Service/echo", Text()))  # the server's settings have come
+        message = Text(service="x" * (connection.STREAM_WINDOW - 1000)).SerializeToString()
+        stream = client.post("/test.Service/echo")
+        assert client.windows(stream)[0] == connection.STREAM_WINDOW
+        assert client.windows(stream)[1] > connection.CONNECTION_WINDOW - 100
+        for _ in range(2):  # the whole request goes out before anything is read
+            client.send(stream, struct.pack(">BI", 0, len(message)) + message, end=True)
+            assert client.trailers(stream)[b"grpc-status"] == b"0"
+            stream = client.post("/test.Service/echo")
+
+
 @pytest.mark.parametrize("method", [grpc.Compression.Gzip, grpc.Compression.Deflate])
 def test_compressed_requests(channel: grpc.Channel, method: grpc.Compression) -> None:
     for size in (10, 2_000_000):

@@ -140,6 +140,13 @@ def test_expect_continue() -> None:
             assert raw.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
             raw.sendall(b"{}")
             assert raw.recv(1000).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    with serve(app=echo) as served, socket.create_connection((served.host, served.port), timeout=5) as raw:
+        raw.sendall(head % MB)  # one that is read in place
+        assert raw.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        raw.sendall(bytes(MB))
+        with closing(raw.makefile("rb")) as reader:
+            assert read_answer(reader) == bytes(MB)
+    with serve(limits=limits(max_body_bytes=1000)) as served:
         refused = exchange(served, head % 2000)  # not asked for: the answer comes first
         assert refused.startswith(b"HTTP/1.1 413 ")
         assert b"connection: close\r\n" in refused

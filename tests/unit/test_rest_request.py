@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import marshal
+import struct
 import warnings
 from typing import Any
 
@@ -378,6 +380,22 @@ def test_a_list_is_an_array_or_a_typed_error(value: list[Any]) -> None:
             assert (many is not None) == accepted
             if many is not None:
                 np.testing.assert_array_equal(many, parsed)
+
+
+def test_lists_that_only_look_regular() -> None:
+    """Marshalled, these have the tags or the lengths of regular lists in all the places where those would be."""
+    row = [1.0] * 200
+    with pytest.raises(InvalidRequest, match="json size is 1, the dim 1 expected to be 2"):
+        value_of([[row, row], [[*row, row]]])
+
+    (number,) = struct.unpack("<d", b"AAAAAAAA")
+    row = [number] * 100
+    size = 5 + 9 * len(row)
+    rows = marshal.dumps([row] * 3, 2)[5 + size :]
+    texts = [rows[5:105].decode(), rows[110:].decode()]
+    assert len(marshal.dumps([row, *texts], 2)) == 5 + 3 * size
+    with pytest.raises(InvalidRequest, match="json type is not array"):
+        value_of([row, *texts])
 
 
 @pytest.mark.parametrize("dtype", TYPES)

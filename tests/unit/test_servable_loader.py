@@ -42,12 +42,20 @@ def predict(x):
 HELPER = "def prepare(x):\n    return ORIGIN\nORIGIN = {origin!r}\n"
 
 
+def _search_path(module: object) -> list[str]:
+    """Some modules of other packages answer any attribute, `__path__` too."""
+    try:
+        return list(getattr(module, "__path__", ()))
+    except TypeError:
+        return []
+
+
 @pytest.fixture(autouse=True)
 def _imports_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     for key, module in list(sys.modules.items()):
-        places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
+        places = [getattr(module, "__file__", None) or "", *_search_path(module)]
         if any(str(place).startswith(str(tmp_path)) for place in places):
             del sys.modules[key]
 

@@ -1,0 +1,63 @@
+"""Large request bodies: from the socket straight into one buffer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inflight.frontends.connections import Allocate
+
+if TYPE_CHECKING:
+    from inflight.frontends.http1 import HttpConnection
+
+ALIGNMENT = 64
+"""Bytes; what numpy, vector instructions and device copies like best."""
+
+
+class BulkBody(asyncio.BufferedProtocol):
+    """Takes over the socket while the rest of one large body comes in.
+
+    Attributes:
+        view: the buffer, exactly as long as the body.
+    """
+
+    def __init__(self, connection: HttpConnection, view: memoryview) -> None:
+        self.view = view
+        self._connection = connection
+        self._received = 0
+
+    def add(self, chunk: bytes) -> None:
+        """The first part, which came together with the head."""
+        end = self._received + len(chunk)
+        self.view[self._received : end] = chunk
+        self._received = end
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.view[self._received :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received += nbytes
+        self._connection.bulk_read(nbytes)
+        if self._received == len(self.view):
+            self._connection.bulk_done()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+
+def aligned_buffer(allocate: Allocate | None, size: int, skip: int) -> memoryview:
+    """`size` writable bytes whose byte number `skip` lies at an aligned address: there a binary tensor begins."""
+    space = size + ALIGNMENT
+    buffer = allocate(space) if allocate is not None else None
+    if buffer is None:
+        buffer = np.empty(space, np.uint8).data  # unlike a bytearray it is not filled with zeros first
+    start = -(np.frombuffer(buffer, np.uint8).ctypes.data + skip) % ALIGNMENT
+    return buffer[start : start + size]
