@@ -36,6 +36,9 @@ T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+ANSWER_GRACE = 3.0
+"""Seconds after `stop_timeout` in which requests that were cut get their error, workers ended."""
+
 
 class Server:
     """A model server inside this process. Its methods may be called from any thread but the loop's own.
@@ -55,12 +58,20 @@ class Server:
         self._callbacks: list[Callable[[], None]] = []
         self._old_handlers: dict[int, Any] = {}
         self._signalled = False
+        self._failure: OSError | None = None
+        self._calls: set[concurrent.futures.Future[Any]] = set()
         self._loop = uvloop.new_event_loop()
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), name="inflight-server", daemon=False)
         self._take_signals()
         self._thread.start()
         started.wait()
+        self._check_start()
+
+    def _check_start(self) -> None:
+        if self._failure is not None:
+            self.wait()
+            raise StartError(f"the server cannot start: {self._failure}") from self._failure
 
     # What scripts call
 
@@ -136,11 +147,16 @@ class Server:
         asyncio.set_event_loop(self._loop)
 
         async def main() -> None:
-            self._router = Router(
-                self._config, self._metrics, os.environ.get("INFLIGHT_RUNTIMES"), on_all_lost=self._all_lost
-            )
             self._finished = asyncio.Event()
-            started.set()
+            try:
+                self._router = Router(
+                    self._config, self._metrics, os.environ.get("INFLIGHT_RUNTIMES"), on_all_lost=self._all_lost
+                )
+            except OSError as error:
+                self._failure = error
+                return
+            finally:
+                started.set()
             await self._finished.wait()
 
         try:
@@ -149,6 +165,8 @@ class Server:
             _drain(self._loop)
             self._loop.close()
             self._stopped.set()
+            for call in list(self._calls):
+                call.cancel()  # it came too late for the loop to begin it
             for callback in self._callbacks:
                 callback()
 
@@ -158,11 +176,19 @@ class Server:
         except RuntimeError:
             work.close()
             raise StartError("the server has stopped; make a new Server") from None
+        self._calls.add(future)
+        if self._stopped.is_set():
+            future.cancel()
         try:
             return future.result()
-        except concurrent.futures.CancelledError:
+        except (concurrent.futures.CancelledError, StartError) as error:
+            if isinstance(error, StartError) and self._stop_task is None:
+                raise
+            work.close()
             reason = "signal SIGINT or SIGTERM" if self._signalled else "the server was stopped"
             raise StartError(f"Fail to start workers: because of {reason}") from None
+        finally:
+            self._calls.discard(future)
 
     def _running_router(self) -> Router:
         assert self._router is not None
@@ -198,9 +224,9 @@ class Server:
     async def _stop(self) -> None:
         try:
             router = self._running_router()
-            await asyncio.gather(
-                router.stop(), *(listener.close(self._config.stop_timeout) for listener in self._listeners)
-            )
+            # The router gives everything an answer first, so that a door never cuts who is still to get one.
+            grace = self._config.stop_timeout + ANSWER_GRACE
+            await asyncio.gather(router.stop(), *(listener.close(grace) for listener in self._listeners))
         finally:
             self._finished.set()
 

@@ -10,6 +10,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from tests.grpc_server import ENGINES
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine of the gRPC door in turn."""
+    name: str = request.param
+    return name
+
 
 @pytest.fixture
 def servable(tmp_path: Path) -> Callable[..., Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -14,12 +15,13 @@ import uvloop
 
 from inflight.config import ListenConfig
 from inflight.errors import InflightError, ModelError, NotFound
-from inflight.frontends.asgi import App
-from inflight.frontends.grpc import grpc_app
+from inflight.frontends.grpc import GrpcApp, grpc_app
 from inflight.frontends.listen import listen_grpc
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
 
 MIB = 1 << 20
+ENGINES = ("zttp", "grpcio") if importlib.util.find_spec("zttp") else ("grpcio",)
+"""Those that can serve here."""
 Function = Callable[[Row], "Row | Awaitable[Row]"]
 
 
@@ -111,7 +113,7 @@ class FakeBackend:
 
 
 @contextmanager
-def serving(app: App, address: str = "127.0.0.1:0") -> Iterator[str]:
+def serving(app: GrpcApp, engine: str, address: str = "127.0.0.1:0") -> Iterator[str]:
     """Serves an application; gives the address to reach it by."""
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -123,7 +125,7 @@ def serving(app: App, address: str = "127.0.0.1:0") -> Iterator[str]:
 
         return asyncio.run_coroutine_threadsafe(run(), loop).result(20)
 
-    listener = call(listen_grpc(app, ListenConfig(address)))
+    listener = call(listen_grpc(app, ListenConfig(address), engine=engine))
     try:
         yield listener.address  # type: ignore[attr-defined]
     finally:
@@ -134,9 +136,9 @@ def serving(app: App, address: str = "127.0.0.1:0") -> Iterator[str]:
 
 
 @contextmanager
-def served(backend: FakeBackend, *, limit: int = 100 * MIB, address: str = "127.0.0.1:0") -> Iterator[str]:
+def served(backend: FakeBackend, engine: str = "auto", *, limit: int = 100 * MIB) -> Iterator[str]:
     """Serves the whole gRPC door over a fake backend."""
-    with serving(grpc_app(backend, max_message_bytes=limit), address) as where:
+    with serving(grpc_app(backend, max_message_bytes=limit), engine) as where:
         yield where
 
 

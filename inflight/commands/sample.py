@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -20,9 +21,18 @@ SHOWN_ELEMENTS = 16
 
 
 def describe(
-    statuses: Sequence[ServableStatus], http: str | None, grpc: str | None, tls: TlsConfig | None = None
+    statuses: Sequence[ServableStatus],
+    http: str | None,
+    grpc: str | None,
+    tls: TlsConfig | None = None,
+    requests: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Several lines: every method with its inputs and outputs, the doors, and a line to try the first one."""
+    """Several lines: every method with its inputs and outputs, the doors, and a line to try the first one.
+
+    Args:
+        requests: by servable, a file that holds a REST request for its first method. Without one the line sends
+            zeros, which is all that can be said of an input of unknown meaning.
+    """
     lines = []
     for status in statuses:
         replicas = "1 replica" if status.replicas == 1 else f"{status.replicas} replicas"
@@ -35,7 +45,8 @@ def describe(
         lines.append(f"gRPC  {grpc}")
     method = next((method for status in statuses for method in status.methods), None)
     if method is not None:
-        lines.append(f"try   {_line(method, f'{scheme}://{http}' if http else None, grpc, tls)}")
+        url = f"{scheme}://{http}" if http else None
+        lines.append(f"try   {_line(method, url, grpc, tls, requests.get(method.servable))}")
     return "\n".join(lines)
 
 
@@ -51,12 +62,13 @@ def _tensor(spec: TensorSpec) -> str:
     return f"{spec.name}: {spec.dtype}{shape}" if spec.dtype else spec.name
 
 
-def _line(method: MethodInfo, url: str | None, grpc: str | None, tls: TlsConfig | None) -> str:
-    """curl with a body where every input is small; else our own client with a file for each large input."""
+def _line(method: MethodInfo, url: str | None, grpc: str | None, tls: TlsConfig | None, file: str | None) -> str:
+    """curl with a body where it is in a file or small; else our own client with a file for each large input."""
     values = {spec.name: _example(spec) for spec in method.inputs}
     flags = "" if not tls else " --cacert ca.pem" + (" --cert cert.pem --key key.pem" if tls.verify_client else "")
-    if url and all(value is not None for value in values.values()):
-        body = json.dumps({"instances": [{name: rest_value(value) for name, value in values.items()}]})
+    if url and (file or all(value is not None for value in values.values())):
+        instance = {} if file else {name: rest_value(value) for name, value in values.items()}
+        body = f"@{file}" if file else json.dumps({"instances": [instance]})
         where = f"{url}/model/{quote(method.servable)}:{quote(method.name)}"
         return f"curl{flags} -d {shlex.quote(body)} {where}"
     inputs = " ".join(f"--input {_argument(name, value)}" for name, value in values.items())

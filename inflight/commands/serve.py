@@ -26,6 +26,7 @@ from inflight.config import (
 from inflight.errors import ConfigError, InflightError
 
 CONFIG_FILE = "servable_config.py"
+REQUEST_FILE = "request.json"
 OFF = "off"
 KEY_LENGTHS = (16, 24, 32)
 
@@ -231,6 +232,12 @@ def _find(path: Path) -> list[tuple[Path, str, Path | None]]:
     return [(path, name, None) for name in found]
 
 
+def _requests(servables: Sequence[ServableConfig]) -> dict[str, str]:
+    """By servable, the request to try it with that its author put beside servable_config.py."""
+    files = {each.name: each.directory / each.name / REQUEST_FILE for each in servables if each.model_file is None}
+    return {name: os.path.relpath(file) for name, file in files.items() if file.is_file()}
+
+
 def run(values: Mapping[str, Any]) -> int:
     """Serves until SIGINT or SIGTERM; 0 after a clean stop, 1 where something could not be started."""
     plan = build_plan(values)
@@ -246,7 +253,7 @@ def run(values: Mapping[str, Any]) -> int:
         http = server.start_http(plan.http) if plan.http else None
         grpc = server.start_grpc(plan.grpc) if plan.grpc else None
         server.start_servables(plan.servables)
-        print(describe(server.servables(), http, grpc, tls=_tls(values)), flush=True)
+        print(describe(server.servables(), http, grpc, _tls(values), _requests(plan.servables)), flush=True)
     except InflightError as error:
         server.stop()
         print(f"inflight serve: {error}", file=sys.stderr)

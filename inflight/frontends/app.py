@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from inflight import __version__
 from inflight.config import RestConfig
-from inflight.frontends.asgi import App, Receive, Scope, Send, respond, respond_json
+from inflight.frontends.asgi import Answer, Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.rest import MindSporeRest
 from inflight.metrics import CONTENT_TYPE, Metrics
 
 
-def http_app(backend: Backend, *, max_body_bytes: int, rest: RestConfig, metrics: Metrics) -> App:
+def http_app(backend: Backend, *, max_body_bytes: int, rest: RestConfig, metrics: Metrics) -> HttpApp:
     """An ASGI application for `http` scopes.
 
     `/v2` and below is the Open Inference Protocol. `GET` of `/health/live`, `/health/ready`, `/metrics` and `/` is
@@ -20,20 +22,42 @@ def http_app(backend: Backend, *, max_body_bytes: int, rest: RestConfig, metrics
     Args:
         max_body_bytes: limit of a request body, before and after it is unpacked.
     """
-    oip = OpenInferenceRest(backend, max_body_bytes=max_body_bytes)
-    mindspore = MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest)
-    operations = Operations(backend, metrics)
+    return HttpApp(
+        OpenInferenceRest(backend, max_body_bytes=max_body_bytes),
+        MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
+        Operations(backend, metrics),
+    )
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+
+class HttpApp:
+    """Sends each request to the protocol its path belongs to."""
+
+    def __init__(self, oip: OpenInferenceRest, mindspore: MindSporeRest, operations: Operations) -> None:
+        self._oip = oip
+        self._mindspore = mindspore
+        self._operations = operations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One `http` scope."""
         path: str = scope["path"]
-        if path.startswith("/v2/") or path == "/v2":
-            await oip(scope, receive, send)
-        elif path in operations.paths and scope["method"] in ("GET", "HEAD"):
-            await operations.paths[path](send)
+        if _is_oip(path):
+            await self._oip(scope, receive, send)
+        elif path in self._operations.paths and scope["method"] in ("GET", "HEAD"):
+            await self._operations.paths[path](send)
         else:
-            await mindspore(scope, receive, send)
+            await self._mindspore(scope, receive, send)
 
-    return app
+    def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
+        """See `InlineApp`."""
+        if scope["method"] != "POST":
+            return None
+        if _is_oip(scope["path"]):
+            return self._oip.inline(scope, body, answer)
+        return self._mindspore.inline(scope, body, answer)
+
+
+def _is_oip(path: str) -> bool:
+    return path.startswith("/v2/") or path == "/v2"
 
 
 class Operations:

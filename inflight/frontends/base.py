@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from inflight.errors import InflightError
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus
 
 
@@ -39,3 +40,24 @@ class Backend(Protocol):
     @property
     def ready(self) -> bool:
         """Every servable has at least one warm replica."""
+
+
+class CallbackBackend(Backend, Protocol):
+    """A backend that can also answer by a callback: what the HTTP door uses for small requests."""
+
+    def submit(
+        self,
+        method: MethodInfo,
+        rows: Sequence[Row],
+        done: Callable[[list[Outcome] | InflightError], None],
+        *,
+        timeout: float | None = None,
+    ) -> Callable[[], None]:
+        """`predict` without a task: calls `done` once, on the loop, with the outcomes or the error.
+
+        Returns:
+            How to cancel; `done` may still be called then, and calling it after the end does nothing.
+
+        Raises:
+            InflightError: as `predict`; then `done` is not called.
+        """

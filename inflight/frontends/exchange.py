@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from inflight.frontends.asgi import App, Message, Scope, error_json
+from inflight.frontends.asgi import App, Header, InlineApp, Message, Scope, error_json
 
 if TYPE_CHECKING:
     from inflight.frontends.http1 import HttpConnection
@@ -42,6 +43,7 @@ class Exchange:
         finished: the whole response has gone to the transport.
         lost: the client is gone; `send` does nothing and `receive` says so.
         keep_alive: the connection serves another request after this one.
+        cancel: what to call when the client leaves, while the request is answered inline.
         awaits_continue: the client waits for `100 Continue` before it sends the body.
     """
 
@@ -55,6 +57,7 @@ class Exchange:
         "_told_end",
         "_waiter",
         "awaits_continue",
+        "cancel",
         "complete",
         "finished",
         "keep_alive",
@@ -71,6 +74,7 @@ class Exchange:
         self.finished = False
         self.lost = False
         self.task: asyncio.Task[None] | None = None
+        self.cancel: Callable[[], None] | None = None
         self._connection = connection
         self._body: bytes | bytearray | memoryview = b""
         self._told_end = False
@@ -112,6 +116,34 @@ class Exchange:
         """The client is gone."""
         self.lost = not self.finished
         self._wake()
+        if self.cancel is not None:
+            cancel, self.cancel = self.cancel, None
+            cancel()
+
+    def run_inline(self, app: InlineApp) -> bool:
+        """Lets the application answer without a task. False where it wants its ASGI call."""
+        body = self._body
+        if not isinstance(body, bytes):
+            return False
+        self.cancel = app.inline(self.scope, body, self.answer)
+        return self.cancel is not None
+
+    def answer(self, status: int, headers: list[Header], body: bytes) -> None:
+        """One whole response, unless the client is gone."""
+        self.cancel = None
+        if self.lost:
+            return
+        connection = b"" if self.keep_alive else b"connection: close\r\n"
+        lines = b"".join([b"%b: %b\r\n" % line for line in headers])
+        head = b"%b%bcontent-length: %d\r\n%b\r\n" % (STATUS_LINES[status], lines, len(body), connection)
+        self._head = b""
+        self.finished = True
+        if len(body) <= _JOINED:
+            self._connection.transport.write(head + body)
+        else:
+            self._connection.transport.write(head)
+            self._connection.transport.write(body)
+        self._connection.response_done(self)
 
     async def run(self, app: App) -> None:
         """Calls the application; whatever it does, the client gets one answer or a closed connection."""

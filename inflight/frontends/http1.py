@@ -20,13 +20,16 @@ from urllib.parse import unquote
 
 import httptools
 
-from inflight.frontends.asgi import App, Header, Scope, error_json
+from inflight.frontends.asgi import App, Header, InlineApp, Scope, error_json
 from inflight.frontends.bulk import ALIGNMENT, BulkBody, aligned_buffer
 from inflight.frontends.connections import HttpLimits, OpenConnections
 from inflight.frontends.exchange import STATUS_LINES, Exchange
 
 _logger = logging.getLogger("inflight.http")
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
+
+INLINE_BYTES = 32 * 1024
+"""Bodies up to this size may be answered without a task; larger ones take long enough for a task not to matter."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -39,6 +42,7 @@ class HttpConnection(asyncio.Protocol):
         self.loop = loop
         self.write_paused = False
         self._app = app
+        self._inline: InlineApp | None = cast(InlineApp, app) if hasattr(app, "inline") else None
         self._shared = shared
         self._limits = limits
         self._parser: Any = self._new_parser()
@@ -149,7 +153,10 @@ class HttpConnection(asyncio.Protocol):
         if self._limits.large_body_bytes <= self._length <= self._limits.max_body_bytes:
             self._bulk = self._new_bulk()
         if self._current is None:
-            self._start(exchange)
+            if self._inline is not None and 0 < self._length <= INLINE_BYTES and not self._awaits_continue:
+                self._current = exchange  # what becomes of it is decided when its body is here
+            else:
+                self._start(exchange)
         else:
             self._queue.append(exchange)
             self.pause_reading()
@@ -166,6 +173,10 @@ class HttpConnection(asyncio.Protocol):
         bulk, self._bulk = self._bulk, None
         if exchange is not None:
             exchange.end(None if bulk is None else bulk.view)
+            if exchange is self._current and exchange.task is None:
+                inline = None if self.write_paused else self._inline
+                if inline is None or not exchange.run_inline(inline):
+                    self._start(exchange)
         if self._close_when_read:
             self.transport.close()
 

@@ -1,25 +1,27 @@
-"""Listening sockets: addresses, TLS, unix sockets, start and stop. The words of the errors are MindSpore Serving's."""
+"""Listeners: an application behind an address, with TLS, from its start to its stop."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import socket
+import importlib
+import logging
 import ssl
-import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from inflight.config import ListenConfig
-from inflight.errors import StartError
+from inflight.errors import ConfigError, StartError
 from inflight.frontends.address import GRPC, RESTFUL, Address, Kind, parse_address
 from inflight.frontends.asgi import App
 from inflight.frontends.connections import Allocate, HttpLimits, OpenConnections
+from inflight.frontends.grpc import GrpcApp
 from inflight.frontends.http1 import HttpConnection
-from inflight.frontends.http2 import Http2Connection, http2_config
+from inflight.frontends.sockets import SocketFile, bind_tcp, bind_unix, cannot_start
 from inflight.frontends.tls import server_context
+
+log = logging.getLogger("inflight.grpc")
 
 BACKLOG = 2048
 _TLS_HANDSHAKE_TIMEOUT = 20.0
@@ -28,14 +30,31 @@ _TLS_GOODBYE = 0.25
 _DISCONNECT = 1.0
 """Seconds that an application has to end by itself once its client is cut."""
 _TURN = 0.01
+GRPC_ENGINES = ("auto", "zttp", "grpcio")
+"""zttp: several times the calls per second. grpcio: the C core that most servers use; auto takes it without zttp."""
 
 
-class Listener:
+class Listener(Protocol):
     """Accepts connections from its making until `close`.
 
     Attributes:
         address: as it was asked for, with the real port where that was 0.
     """
+
+    address: str
+
+    async def close(self, grace: float) -> None:
+        """Stops accepting, closes idle connections, lets requests in flight finish, then cuts what is left.
+
+        No connection, task or socket file is left when it returns. Calling it again does nothing.
+
+        Args:
+            grace: seconds for the requests in flight.
+        """
+
+
+class SocketListener:
+    """A `Listener` over the event loop's own servers."""
 
     def __init__(
         self, address: Address, servers: list[asyncio.Server], shared: OpenConnections, file: SocketFile | None
@@ -46,13 +65,7 @@ class Listener:
         self._file = file
 
     async def close(self, grace: float) -> None:
-        """Stops accepting, closes idle connections, lets requests in flight finish, then cuts what is left.
-
-        No connection, task or socket file is left when it returns. Calling it again does nothing.
-
-        Args:
-            grace: seconds for the requests in flight.
-        """
+        """As `Listener` says."""
         shared = self._shared
         shared.stopping = True
         for server in self._servers:
@@ -83,20 +96,6 @@ async def _wait_while(busy: Callable[[], bool], seconds: float) -> None:
         await asyncio.sleep(min(_TURN, until - loop.time()))
 
 
-class SocketFile:
-    """The file of a unix socket that this process bound."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._made = _identity(path)
-
-    def remove(self) -> None:
-        """Removes the file unless another server has put its own there."""
-        if self._made is not None and _identity(self._path) == self._made:
-            self._path.unlink(missing_ok=True)
-        self._made = None
-
-
 def success_line(kind: Kind, address: str) -> str:
     """What goes to stdout once the server listens; scripts wait for it."""
     name = "Serving RESTful" if kind == RESTFUL else kind
@@ -105,7 +104,7 @@ def success_line(kind: Kind, address: str) -> str:
 
 async def listen_http(
     app: App, config: ListenConfig, *, limits: HttpLimits | None = None, allocate: Allocate | None = None
-) -> Listener:
+) -> SocketListener:
     """Serves an ASGI application over HTTP/1.1, and over TLS where the configuration has it.
 
     Args:
@@ -126,18 +125,30 @@ async def listen_http(
     return await _listen(RESTFUL, address, tls, shared, lambda: HttpConnection(app, shared, loop, bounds))
 
 
-async def listen_grpc(app: App, config: ListenConfig, *, first_byte_timeout: float = 100.0) -> Listener:
-    """Serves an ASGI application that speaks gRPC over HTTP/2: prior knowledge, or ALPN `h2` over TLS.
+async def listen_grpc(
+    app: GrpcApp, config: ListenConfig, *, engine: str = "auto", first_byte_timeout: float = 100.0
+) -> Listener:
+    """Serves gRPC calls over HTTP/2: prior knowledge, or ALPN `h2` over TLS.
+
+    Args:
+        engine: who speaks HTTP/2, one of `GRPC_ENGINES`.
+        first_byte_timeout: seconds after which a peer that has said nothing is cut.
 
     Raises:
-        ConfigError: the address is wrong.
-        StartError: the address cannot be bound, or a TLS file is wrong.
+        ConfigError: the address or the engine is wrong.
+        StartError: the address cannot be bound, a TLS file is wrong, or the engine is not installed.
     """
     address = parse_address(config.address, GRPC, any_port=True)
     try:
         tls = server_context(config.tls, "h2") if config.tls else None
     except RuntimeError as error:
-        raise _cannot_start(GRPC, address, error) from None
+        raise cannot_start(GRPC, address, error) from None
+    if _engine(engine) == "grpcio":
+        from inflight.frontends.grpc.grpcio_engine import listen_grpcio
+
+        return await listen_grpcio(app, address, config.tls, first_byte_timeout)
+    from inflight.frontends.http2 import Http2Connection, http2_config
+
     shared = OpenConnections()
     loop = asyncio.get_running_loop()
     uvicorn_config = http2_config(app)
@@ -146,25 +157,44 @@ async def listen_grpc(app: App, config: ListenConfig, *, first_byte_timeout: flo
     )
 
 
+def _engine(wanted: str) -> str:
+    """The engine to use: `zttp` or `grpcio`."""
+    if wanted not in GRPC_ENGINES:
+        raise ConfigError(f"the gRPC engine '{wanted}' is not known, use one of: {', '.join(GRPC_ENGINES)}")
+    if wanted == "grpcio":
+        return wanted
+    try:
+        importlib.import_module("inflight.frontends.http2")
+    except ImportError as error:
+        if wanted == "zttp":
+            raise StartError(
+                f"Serving Error: {GRPC} server start failed, the engine zttp cannot be imported: {error}; install "
+                "zttp (Python 3.11 or newer), or use the engine grpcio"
+            ) from None
+        log.info("the gRPC door uses grpcio, since zttp cannot be imported: %s", error)
+        return "grpcio"
+    return "zttp"
+
+
 async def _listen(
     kind: Kind,
     address: Address,
     tls: ssl.SSLContext | None,
     shared: OpenConnections,
     protocol: Callable[[], asyncio.BaseProtocol],
-) -> Listener:
+) -> SocketListener:
     loop = asyncio.get_running_loop()
     timeout = _TLS_HANDSHAKE_TIMEOUT if tls else None
     file = None
     try:
         if address.path is not None:
-            sockets = [_bind_unix(address.path)]
+            sockets = [bind_unix(address.path)]
             file = SocketFile(Path(address.path))
         else:
-            sockets = await _bind_tcp(address)
+            sockets = await bind_tcp(address)
             address = Address(address.host, sockets[0].getsockname()[1])
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name that no resolver takes
-        raise _cannot_start(kind, address, error) from None
+        raise cannot_start(kind, address, error) from None
     servers = []
     for bound in sockets:
         if address.path is not None:
@@ -176,93 +206,4 @@ async def _listen(
                 protocol, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=timeout
             )
         servers.append(server)
-    return Listener(address, servers, shared, file)
-
-
-async def _bind_tcp(address: Address) -> list[socket.socket]:
-    """A bound socket for every address the host has; one that the machine cannot use is left out if others can.
-
-    Raises:
-        OSError: none could be bound, or a port is taken.
-    """
-    found = await asyncio.get_running_loop().getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    sockets: list[socket.socket] = []
-    failure = OSError(errno.EADDRNOTAVAIL, "the host has no address")
-    port = address.port
-    for family, _, _, _, name in dict.fromkeys(found):
-        try:
-            bound = _tcp_socket(family, (name[0], port, *name[2:]))
-        except OSError as error:
-            failure = error
-            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                continue
-            break
-        sockets.append(bound)
-        port = bound.getsockname()[1]
-    else:
-        if sockets:
-            return sockets
-    for bound in sockets:
-        bound.close()
-    raise failure
-
-
-def _tcp_socket(family: int, name: tuple[object, ...]) -> socket.socket:
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setblocking(False)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not REUSEPORT: a busy port must fail
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted sockets inherit it
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind(name)
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def _bind_unix(path: str) -> socket.socket:
-    """Raises OSError where the path is taken by a live server or by another file, or cannot be made."""
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        bound.setblocking(False)
-        if _is_stale(path):
-            os.unlink(path)
-        bound.bind(path)
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def _is_stale(path: str) -> bool:
-    """Whether the path is a socket that nobody listens on."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return False
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            probe.connect(path)
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _cannot_start(kind: Kind, address: Address, error: Exception) -> StartError:
-    failed = (
-        f"create server failed, address {address}" if kind == GRPC else f"bind to the socket address {address} failed"
-    )
-    return StartError(f"Serving Error: {kind} server start failed, {failed}: {error}")
+    return SocketListener(address, servers, shared, file)

@@ -59,7 +59,11 @@ class Arena:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.size = os.fstat(fd).st_size
-        self._map = mmap.mmap(fd, self.size, mmap.MAP_SHARED)
+        try:
+            self._map = mmap.mmap(fd, self.size, mmap.MAP_SHARED)
+        except OSError:
+            os.close(fd)
+            raise
         self._base = address_of(self._map)
         self._starts = [0]
         self._free: dict[int, int] = {0: self.size}
@@ -74,6 +78,8 @@ class Arena:
 
     def take(self, nbytes: int) -> int | None:
         """Allocates; returns the offset of a page-aligned block, or None when there is no room."""
+        if self._map.closed:
+            return None
         need = max(PAGE, -(-nbytes // PAGE) * PAGE)
         for position, start in enumerate(self._starts):
             room = self._free[start]

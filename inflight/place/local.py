@@ -20,6 +20,9 @@ from pathlib import Path
 
 from inflight.errors import StartError
 
+STDERR = 2
+"""Where workers write: the file descriptor, since `sys.stderr` may have been replaced by something without one."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -55,13 +58,14 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
 
         def reap() -> None:
-            status = self._process.wait()
-            # Whatever user code started in the worker's session ends with it.
+            # Whatever user code started in the worker's session ends with it. The worker is not collected yet, so that
+            # its number cannot belong to anybody else.
             self._signal_group(signal.SIGKILL)
+            status = self._process.wait()
             self._exited.set()
             on_exit(status)
 
-        if hasattr(os, "pidfd_open"):
+        try:
             fd = os.pidfd_open(self.pid)
 
             def readable() -> None:
@@ -70,7 +74,7 @@ class WorkerProcess:
                 reap()
 
             loop.add_reader(fd, readable)
-        else:
+        except (AttributeError, OSError):  # not Linux, or no descriptor left
             threading.Thread(
                 target=lambda: (self._process.wait(), loop.call_soon_threadsafe(reap)), daemon=True
             ).start()
@@ -116,7 +120,7 @@ def start_worker(launch: Launch) -> WorkerProcess:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=output if output is not None else sys.stderr.fileno(),
+            stdout=output if output is not None else STDERR,
             stderr=output,
             pass_fds=(theirs.fileno(), launch.inbox, launch.outbox),
             env={**os.environ, **launch.environment},

@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
 from inflight.errors import InflightError, Overloaded, Unavailable, WorkerLost, error_from_wire
 from inflight.link import Call, CallDone, Done, Offer, Unpacker
 from inflight.metrics import Metrics
 from inflight.router.replica import Replica, State
-from inflight.router.request import Instance, Request
-from inflight.types import MethodInfo, Outcome, Row
+from inflight.router.request import Instance, Request, Result
+from inflight.types import MethodInfo
 
 log = logging.getLogger("inflight")
 
@@ -22,6 +23,9 @@ BATCHES_AHEAD = 3
 MAX_KILLS = 2
 """A worker death is blamed on everything it had; from the first one on an instance runs alone, so the second one is
 its own doing."""
+
+PURGE = 1024
+"""Waiting instances of one method above which those are thrown out whose callers have left."""
 
 
 class MethodQueue:
@@ -38,6 +42,13 @@ class MethodQueue:
         self.needs_device = not method.has_function_stage
         self.window = BATCHES_AHEAD * method.batch_size
         self.waiting: deque[Instance] = deque()
+        self._crowded = PURGE
+
+    def add(self, instances: Sequence[Instance]) -> None:
+        if len(self.waiting) > self._crowded:
+            self.forget_closed()
+            self._crowded = max(PURGE, 2 * len(self.waiting))
+        self.waiting.extend(instances)
 
     def take(self, count: int) -> list[Instance]:
         """Up to `count` instances somebody still waits for, oldest first."""
@@ -65,6 +76,7 @@ class Group:
         self.replicas: list[Replica] = []
         self.queues: list[MethodQueue] = []
         self.by_name: dict[str, MethodQueue] = {}
+        self.methods: tuple[MethodInfo, ...] = ()
         self._order: list[MethodQueue] = []
         self._suspects: deque[Instance] = deque()
         self._reserved: Replica | None = None
@@ -83,11 +95,8 @@ class Group:
             queue = MethodQueue(index, info, index, offer)
             self.queues.append(queue)
             self.by_name[method.name] = queue
+        self.methods = tuple(queue.info for queue in self.queues if not queue.info.name.startswith("@"))
         self._order = sorted(self.queues, key=lambda queue: -queue.priority)
-
-    @property
-    def methods(self) -> tuple[MethodInfo, ...]:
-        return tuple(queue.info for queue in self.queues if not queue.info.name.startswith("@"))
 
     @property
     def ready(self) -> int:
@@ -97,7 +106,7 @@ class Group:
     @property
     def alive(self) -> bool:
         """Some replica works or will be started again."""
-        for replica in self.replicas:  # a loop, because it runs for every request
+        for replica in self.replicas:  # noqa: SIM110 - runs for every request, and a generator costs
             if replica.state is not State.DEAD:
                 return True
         return False
@@ -119,7 +128,7 @@ class Group:
                     f"the queue of method '{queue.info.name}' is full: {len(queue.waiting)} of {queue.limit} "
                     "instances wait; try again later"
                 )
-        queue.waiting.extend(request.instances)
+        queue.add(request.instances)
         self.schedule()
 
     def schedule(self) -> None:
@@ -221,28 +230,14 @@ class Group:
         """Model rows of an extra worker: run on a device worker, answered as they come."""
         queue = self.by_name.get(f"@call_{message.model}_{message.subgraph}")
         for number, wire in message.items:
-            row = values.row(wire)
-            task = asyncio.ensure_future(self._run_call(queue, row))
-            task.add_done_callback(lambda done, number=number: self._answer_call(replica, number, done))  # type: ignore[misc]
-
-    async def _run_call(self, queue: MethodQueue | None, row: Row) -> Outcome:
-        if queue is None:
-            raise Unavailable(f"no worker of servable '{self.name}' runs that model")
-        request = Request(queue.index, [row], None)
-        self.enqueue(request)
-        return (await request.future)[0]
-
-    @staticmethod
-    def _answer_call(replica: Replica, number: int, done: asyncio.Future[Outcome]) -> None:
-        if done.cancelled():
-            return
-        error = done.exception()
-        outcome: Outcome = error if isinstance(error, InflightError) else done.result()
-        packer = replica.packer()
-        if isinstance(outcome, InflightError):
-            replica.answer_calls(CallDone([[number, None, type(outcome).__name__, str(outcome)]]), packer)
-        else:
-            replica.answer_calls(CallDone([[number, packer.row(outcome), None, ""]]), packer)
+            done = partial(_answer_call, replica, replica.starts, number)
+            if queue is None:
+                done(None, Unavailable(f"no worker of servable '{self.name}' runs model '{message.model}'"))
+                continue
+            try:
+                self.enqueue(Request(queue.index, [values.row(wire)], None, done))
+            except InflightError as error:
+                done(None, error)
 
     def on_lost(self, replica: Replica) -> None:
         """Everything the worker had goes back to the head of the queue, with the blame it has earned."""
@@ -272,3 +267,14 @@ class Group:
     def _unavailable(self) -> str:
         reason = f", {self.failing}" if self.failing else ""
         return f"servable '{self.name}' version {self.version}: servable is not available{reason}"
+
+
+def _answer_call(replica: Replica, start: int, number: int, request: Request | None, result: Result) -> None:
+    if replica.starts != start:
+        return  # a new process counts its calls from 1 again: this is the answer to another question
+    outcome = result if isinstance(result, InflightError) else result[0]
+    packer = replica.packer()
+    if isinstance(outcome, InflightError):
+        replica.answer_calls(CallDone([[number, None, type(outcome).__name__, str(outcome)]]), packer)
+    else:
+        replica.answer_calls(CallDone([[number, packer.row(outcome), None, ""]]), packer)

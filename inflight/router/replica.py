@@ -70,6 +70,7 @@ class Replica:
 
     Attributes:
         label: how logs and metrics name it (`device0`, `extra1`).
+        starts: processes it has had.
         outstanding: instances the worker has, by key, in the order they were sent.
         counts: how many of them by method index.
         proven: it answered some work since its last start.
@@ -84,7 +85,7 @@ class Replica:
         self._owner = owner
         self._inbox = inbox
         self._launch = launch
-        self._starts = 0
+        self.starts = 0
         self._process: WorkerProcess | None = None
         self._channel: ServerChannel | None = None
         self._reader: ArenaReader | None = None
@@ -113,20 +114,14 @@ class Replica:
         self.proven = self.left = False
         loop = asyncio.get_running_loop()
         self._offered = loop.create_future()
-        outbox_file = create_file("inflight-outbox", physical_memory())
-        outbox = Arena(outbox_file)
-        try:
-            self._released = []
-            reader = self._reader = ArenaReader(outbox_file, self._release)
-            self._process = start_worker(self._launch(outbox_file, self._starts > 0))
-        finally:
-            outbox.close()
-        self._starts += 1
-        channel = await ServerChannel.open(self._process.socket, self._received, self._closed, reader)
-        self._channel = channel
+        self._spawn()
+        assert self._process is not None
         self._process.watch(self._exited)
-        channel.send(Load(job.pack()))
         try:
+            self._channel = channel = await ServerChannel.open(
+                self._process.socket, self._received, self._closed, self._reader
+            )
+            channel.send(Load(job.pack()))
             self.offer = await asyncio.wait_for(asyncio.shield(self._offered), timeout)
         except asyncio.TimeoutError:
             self._offered.cancel()
@@ -139,6 +134,26 @@ class Replica:
         self.has_device = self.offer.own_models
         self.state = State.READY
         return self.offer
+
+    def _spawn(self) -> None:
+        """A new process with a new outbox.
+
+        Raises:
+            StartError: the system has no process, memory or descriptor left.
+        """
+        try:
+            outbox = Arena(create_file("inflight-outbox", physical_memory()))
+        except OSError as error:
+            raise StartError(f"cannot make shared memory for worker {self.label}: {error}") from error
+        try:
+            self._released = []
+            self._reader = ArenaReader(outbox.fd, self._release)
+            self._process = start_worker(self._launch(outbox.fd, self.starts > 0))
+        except OSError as error:
+            raise StartError(f"cannot start worker {self.label}: {error}") from error
+        finally:
+            outbox.close()
+        self.starts += 1
 
     def send(self, method: int, instances: Sequence[Instance]) -> None:
         """Gives instances of one method to the worker, in one message."""

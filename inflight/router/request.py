@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-from inflight.errors import InflightError
+from inflight.errors import Cancelled, InflightError
 from inflight.link import Blob
 from inflight.types import Outcome, Value
 
 if TYPE_CHECKING:
     from inflight.router.replica import Replica
+
+Result: TypeAlias = "list[Outcome] | InflightError"
+Done: TypeAlias = "Callable[[Request, Result], None]"
 
 
 class Request:
@@ -22,20 +24,20 @@ class Request:
         method: index of the method in the worker's offer.
         deadline: loop time after which nobody waits, or None.
         closed: it has its answer, or the caller left; instances still on their way are ignored.
-        future: the outcomes, or the error of the whole request.
     """
 
-    __slots__ = ("closed", "deadline", "future", "instances", "method", "outcomes", "remaining", "started")
+    __slots__ = ("_done", "closed", "deadline", "instances", "method", "outcomes", "remaining", "started")
 
-    def __init__(self, method: int, rows: Sequence[Sequence[Value]], deadline: float | None) -> None:
+    def __init__(self, method: int, rows: Sequence[Sequence[Value]], deadline: float | None, done: Done) -> None:
+        """`done` is called once, on the loop, with the outcomes or the error of the whole request."""
         self.method = method
+        self._done = done
         self.instances = [Instance(self, index, row) for index, row in enumerate(rows)]
         self.outcomes: list[Outcome] = [()] * len(self.instances)
         self.remaining = len(self.instances)
         self.deadline = deadline
         self.started = time.perf_counter()
         self.closed = False
-        self.future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
 
     def settle(self, index: int, outcome: Outcome) -> None:
         """Takes one instance's outcome; the last one completes the request."""
@@ -45,8 +47,7 @@ class Request:
         self.remaining -= 1
         if self.remaining == 0:
             self._close()
-            if not self.future.done():
-                self.future.set_result(self.outcomes)
+            self._done(self, self.outcomes)
 
     def waited(self) -> float:
         """Seconds since it arrived."""
@@ -56,13 +57,11 @@ class Request:
         """Ends the whole request with an error."""
         if not self.closed:
             self._drop()
-            if not self.future.done():
-                self.future.set_exception(error)
+            self._done(self, error)
 
     def abandon(self) -> None:
         """The caller left: queued instances are forgotten, workers are told to skip theirs."""
-        if not self.closed:
-            self._drop()
+        self.fail(Cancelled("the caller left"))
 
     def _close(self) -> None:
         """Instances and their request refer to each other; large inputs must not wait for the garbage collector."""
@@ -76,6 +75,8 @@ class Request:
         for instance in self.instances:
             if instance.replica is not None:
                 keys.setdefault(instance.replica, []).append(instance.key)
+            else:
+                instance.row = ()  # the instance itself may wait in a queue for long
         for replica, dropped in keys.items():
             replica.drop(dropped)
         self.closed = True

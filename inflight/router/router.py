@@ -13,7 +13,6 @@ import msgspec
 
 from inflight.config import ServableConfig, ServerConfig
 from inflight.errors import (
-    Cancelled,
     ConfigError,
     DeadlineExceeded,
     InflightError,
@@ -28,7 +27,7 @@ from inflight.metrics import Metrics
 from inflight.place import Launch
 from inflight.router.group import Group
 from inflight.router.replica import Replica, State
-from inflight.router.request import Request
+from inflight.router.request import Request, Result
 from inflight.servable import check_config_location, find_versions
 from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
 
@@ -109,6 +108,30 @@ class Router:
         return queue.info
 
     async def predict(self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None) -> list[Outcome]:
+        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+
+        def done(result: Result) -> None:
+            if future.done():
+                return
+            if isinstance(result, InflightError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        cancel = self.submit(method, rows, done, timeout=timeout)
+        try:
+            return await future
+        finally:
+            cancel()
+
+    def submit(
+        self,
+        method: MethodInfo,
+        rows: Sequence[Row],
+        done: Callable[[Result], None],
+        *,
+        timeout: float | None = None,
+    ) -> Callable[[], None]:
         if not rows:
             raise InvalidRequest("the request has no instances; send at least one")
         group = self._group(method.servable, method.version)
@@ -119,35 +142,32 @@ class Router:
         seconds = queue.timeout if timeout is None or queue.timeout is None else min(timeout, queue.timeout)
         seconds = timeout if seconds is None else seconds
         timer: asyncio.TimerHandle | None = None
-        if seconds is None:
-            request = Request(queue.index, rows, None)
-        else:
-            loop = asyncio.get_running_loop()
-            request = Request(queue.index, rows, loop.time() + seconds)
-            timer = loop.call_later(seconds, _expire, request, seconds)
-        self._in_flight += 1
-        self._idle.clear()
-        cause: str | None = None
-        try:
-            group.enqueue(request)
-            outcomes = await request.future
-            cause = _first_cause(outcomes)
-            return outcomes
-        except asyncio.CancelledError:
-            cause = Cancelled.cause
-            request.abandon()
-            raise
-        except InflightError as error:
-            cause = error.cause
-            request.abandon()
-            raise
-        finally:
+
+        def finished(request: Request, result: Result) -> None:
             if timer is not None:
                 timer.cancel()
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
+            cause = result.cause if isinstance(result, InflightError) else _first_cause(result)
             self._metrics.request_done(method.servable, method.name, request.waited(), cause)
+            done(result)
+
+        if seconds is None:
+            request = Request(queue.index, rows, None, finished)
+        else:
+            loop = asyncio.get_running_loop()
+            request = Request(queue.index, rows, loop.time() + seconds, finished)
+            timer = loop.call_later(seconds, _expire, request, seconds)
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            group.enqueue(request)
+        except InflightError as error:
+            done = _ignore
+            request.fail(error)
+            raise
+        return request.abandon
 
     @property
     def in_flight(self) -> int:
@@ -163,17 +183,14 @@ class Router:
             StartError: a worker failed, with its text; everything that this call started has been ended.
         """
         groups: list[tuple[Group, ServableConfig]] = []
-        for config in configs:
-            if config.model_file is None:
-                check_config_location(config.directory, config.name)
-            elif not config.model_file.is_file():
-                raise ConfigError(f"model file '{config.model_file}' does not exist")
-            version = _resolved(config)
-            versions = self._groups.setdefault(config.name, {})
-            if version in versions:
-                raise ConfigError(f"version {version} of servable '{config.name}' is already started")
-            versions[version] = Group(config.name, version, self._metrics)
-            groups.append((versions[version], config))
+        try:
+            for config in configs:
+                group = self._add_group(config)
+                groups.append((group, config))
+        except BaseException:
+            for group, _ in groups:
+                self._remove_group(group)
+            raise
         devices = sum(len(config.device_ids) or max(1, config.num_parallel_workers) for config in configs)
         threads = max(1, (os.cpu_count() or 1) // max(1, devices))
         try:
@@ -181,7 +198,7 @@ class Router:
         except BaseException as error:
             await asyncio.gather(*(self._end_group(group) for group, _ in groups))
             for group, _ in groups:
-                del self._groups[group.name][group.version]
+                self._remove_group(group)
             if isinstance(error, InflightError):
                 raise StartError(f"Fail to start workers: {error}") from error
             raise
@@ -199,6 +216,26 @@ class Router:
         await asyncio.gather(*(self._end_group(group) for group in self._all_groups()))
         self._groups.clear()
         self._inbox.close()
+
+    def _add_group(self, config: ServableConfig) -> Group:
+        if config.model_file is None:
+            check_config_location(config.directory, config.name)
+        elif not config.model_file.is_file():
+            raise ConfigError(f"model file '{config.model_file}' does not exist")
+        version = _resolved(config)
+        if version in self._groups.get(config.name, ()):
+            raise ConfigError(f"version {version} of servable '{config.name}' is already started")
+        group = Group(config.name, version, self._metrics)
+        self._groups.setdefault(config.name, {})[version] = group
+        return group
+
+    def _remove_group(self, group: Group) -> None:
+        versions = self._groups.get(group.name, {})
+        versions.pop(group.version, None)
+        if not versions:
+            self._groups.pop(group.name, None)
+        for replica in group.replicas:
+            self._metrics.replica(group.name, group.version, replica.label, None)
 
     async def _start_replicas(self, group: Group, config: ServableConfig, threads: int) -> None:
         devices = [
@@ -260,6 +297,8 @@ class Router:
         return replica
 
     async def _start_one(self, group: Group, replica: Replica, job: WorkerJob) -> Offer:
+        if self._stopping:
+            raise StartError("the server stops")
         offer = await replica.start(job, self._config.start_timeout)
         group.learn(offer)
         self._note(group, replica)
@@ -340,6 +379,10 @@ class Router:
 
     def _all_groups(self) -> list[Group]:
         return [group for versions in self._groups.values() for group in versions.values()]
+
+
+def _ignore(result: Result) -> None:
+    """Nobody is told: the error is raised instead."""
 
 
 def _expire(request: Request, seconds: float) -> None:

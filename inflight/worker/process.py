@@ -40,6 +40,9 @@ from inflight.worker.remote import RemoteModel
 LINGER = 3.0
 """Seconds that running user code has to end once the server is gone; then the process group is killed."""
 
+ORPHANED = -signal.SIGKILL
+"""Exit status of a worker whose server is gone: nobody else ends what its user code started."""
+
 
 class Worker:
     """One servable in one process.
@@ -56,6 +59,11 @@ class Worker:
         self._stats: list[tuple[str, str, int, float]] = []
         self._jobs: dict[int, Job] = {}
         self._pipeline: Pipeline | None = None
+        self.orphaned = False
+
+    def listen(self) -> None:
+        """Starts to read the channel: a server that goes away while user code loads must be noticed too."""
+        threading.Thread(target=self._read, name="channel", daemon=True).start()
 
     def start(self, job: WorkerJob) -> None:
         """Loads the servable and tells the server that it is ready."""
@@ -75,7 +83,6 @@ class Worker:
     def serve(self) -> None:
         """Runs until the server says stop or is gone."""
         assert self._pipeline is not None
-        threading.Thread(target=self._read, name="channel", daemon=True).start()
         self._pipeline.run_functions()
 
     def leave(self) -> None:
@@ -91,7 +98,11 @@ class Worker:
         killer.start()
 
     def _read(self) -> None:
-        while (received := self._channel.receive()) is not None:
+        while True:
+            received = self._channel.receive()
+            if received is None:
+                self.orphaned = True
+                break
             message, values = received
             if isinstance(message, Work):
                 self._take(message, values)
@@ -208,15 +219,15 @@ def run(fd: int, inbox: int, outbox: int) -> int:
     received = channel.receive()
     if received is None or not isinstance(received[0], Load):
         return 1
+    worker.listen()
     try:
         worker.start(WorkerJob.unpack(received[0].job))
     except Exception as error:  # whatever user code or a back end raised is the server's to report
         text = str(error) or repr(error)
         print(f"Serving Error: {text}", file=sys.stderr, flush=True)
-        channel.send(Failed(text))
-        return 1
+        return 1 if channel.send(Failed(text)) else ORPHANED
     worker.serve()
-    return 0
+    return ORPHANED if worker.orphaned else 0
 
 
 def finish(status: int) -> None:
@@ -224,4 +235,6 @@ def finish(status: int) -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if status == ORPHANED:
+        _kill_group()
     os._exit(status)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from inflight.config import ListenConfig, ServableConfig, ServerConfig
 from inflight.server import Server
@@ -294,8 +295,24 @@ def crowd(call: Callable[[int], Any], count: int) -> list[Any]:
     return [one.result() for one in calls]
 
 
-def in_flight(address: str) -> int:
-    """Requests in the server now, as its metrics say."""
+def metrics(address: str) -> dict[str, dict[tuple[str, ...], float]]:
+    """What the server counts: by name of the sample, by the values of its labels in alphabetical order of the labels."""
     text = request(address, "GET", "/metrics")[1].decode()
-    lines = [line for line in text.splitlines() if line.startswith("inflight_requests_in_flight ")]
-    return int(float(lines[0].split()[1]))
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = tuple(value for _, value in sorted(sample.labels.items()))
+            assert labels not in found.setdefault(sample.name, {})
+            found[sample.name][labels] = sample.value
+    return found
+
+
+def in_flight(address: str) -> int:
+    """Requests in the server now."""
+    return int(metrics(address)["inflight_requests_in_flight"][()])
+
+
+def states(address: str) -> dict[tuple[str, str], str]:
+    """The state of every replica, by servable and replica."""
+    samples = metrics(address).get("inflight_replica_state", {})
+    return {(servable, replica): state for (replica, servable, state, _), value in samples.items() if value}

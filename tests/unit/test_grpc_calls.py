@@ -82,8 +82,8 @@ def service() -> Service:
 
 
 @pytest.fixture
-def address(service: Service) -> Iterator[str]:
-    with serving(service.app()) as where:
+def address(service: Service, engine: str) -> Iterator[str]:
+    with serving(service.app(), engine) as where:
         yield where
 
 
@@ -314,14 +314,14 @@ def test_keepalive_pings(address: str) -> None:
         assert unary(made, "sleep")(Text(service="1"), timeout=5).service == "1"
 
 
-def test_unix_socket(service: Service, tmp_path: Path) -> None:
+def test_unix_socket(service: Service, engine: str, tmp_path: Path) -> None:
     where = f"unix:{tmp_path}/s"
-    with serving(service.app(), where), grpc.insecure_channel(where) as made:
+    with serving(service.app(), engine, where), grpc.insecure_channel(where) as made:
         assert unary(made, "echo")(Text(service="x" * 200_000)).service == "x" * 200_000
 
 
-def test_calls_in_flight_outlive_the_stop(service: Service) -> None:
-    with serving(service.app()) as where:
+def test_calls_in_flight_outlive_the_stop(service: Service, engine: str) -> None:
+    with serving(service.app(), engine) as where:
         made = grpc.insecure_channel(where)
         call = unary(made, "sleep").future(Text(service="0.3"))
         assert eventually(lambda: service.begun == 1)

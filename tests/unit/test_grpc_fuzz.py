@@ -22,8 +22,8 @@ LIMIT = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with served(FakeBackend(), limit=LIMIT) as where:
+def address(engine: str) -> Iterator[str]:
+    with served(FakeBackend(), engine, limit=LIMIT) as where:
         yield where
 
 

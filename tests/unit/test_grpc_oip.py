@@ -28,8 +28,8 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture(scope="module")
-def address(backend: FakeBackend) -> Iterator[str]:
-    with served(backend) as where:
+def address(backend: FakeBackend, engine: str) -> Iterator[str]:
+    with served(backend, engine) as where:
         yield where
 
 

@@ -24,8 +24,8 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture(scope="module")
-def predict(backend: FakeBackend) -> Iterator[Any]:
-    with served(backend) as address, grpc.insecure_channel(address) as channel:
+def predict(backend: FakeBackend, engine: str) -> Iterator[Any]:
+    with served(backend, engine) as address, grpc.insecure_channel(address) as channel:
         yield channel.unary_unary(PATH, pb.PredictRequest.SerializeToString, pb.PredictReply.FromString)
 
 

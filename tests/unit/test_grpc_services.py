@@ -35,8 +35,8 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-def channel(backend: FakeBackend) -> Iterator[grpc.Channel]:
-    with served(backend) as address, grpc.insecure_channel(address) as made:
+def channel(backend: FakeBackend, engine: str) -> Iterator[grpc.Channel]:
+    with served(backend, engine) as address, grpc.insecure_channel(address) as made:
         yield made
 
 

@@ -8,27 +8,33 @@ end. Replies are not compressed.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-from inflight.errors import InflightError
 from inflight.frontends.asgi import Receive, Scope, Send
-from inflight.frontends.grpc.framing import Framed, MessageReader, check_encoding, opened, prefix, single
-from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc
+from inflight.frontends.grpc.framing import (
+    Framed,
+    MessageReader,
+    check_encoding,
+    check_reply,
+    opened,
+    prefix,
+    single,
+)
+from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse
 from inflight.frontends.grpc.status import (
     CANCELLED,
     DEADLINE_EXCEEDED,
     INTERNAL,
     OK,
-    RESOURCE_EXHAUSTED,
     UNAVAILABLE,
-    UNIMPLEMENTED,
     GrpcError,
     parse_timeout,
+    status_of,
     status_trailers,
+    unknown_method,
 )
 
 STREAM_EXTENSION = "inflight.stream"
@@ -39,18 +45,20 @@ _START = {"type": "http.response.start", "status": 200, "headers": [_CONTENT_TYP
 _NO_BODY = {"type": "http.response.body", "body": b"", "more_body": False}
 _TRAILERS_OK = {"type": "http.response.trailers", "headers": status_trailers(OK)}
 
-_logger = logging.getLogger("inflight.grpc")
-
 
 class Stream(Protocol):
     """One call's HTTP/2 stream, as its connection shows it.
 
     Attributes:
         closed: the caller has left; nothing that is sent arrives.
-        task: cancelled when the caller leaves.
+        stopping: the server stops; a stream of requests takes no further one.
+        resting: it waits for the next one of a stream of requests, so there is nothing to finish.
+        task: cancelled when the caller leaves, or when the server stops while the stream rests.
     """
 
     closed: bool
+    stopping: bool
+    resting: bool
     task: asyncio.Task[Any] | None
 
     async def drain(self) -> None:
@@ -65,6 +73,8 @@ class _Detached:
     """The stream of a server that shows none."""
 
     closed = False
+    stopping = False
+    resting = False
     task: asyncio.Task[Any] | None = None
 
     async def drain(self) -> None:
@@ -72,16 +82,16 @@ class _Detached:
 
 
 class GrpcApp:
-    """An ASGI application that answers gRPC calls.
+    """An ASGI application that answers gRPC calls. Engines of their own framing serve its procedures directly.
 
-    Args:
+    Attributes:
         rpcs: by path, `/package.Service/Method`.
         max_message_bytes: of one message, either way, after decompression.
     """
 
     def __init__(self, rpcs: Mapping[str, Rpc], *, max_message_bytes: int) -> None:
-        self._rpcs = dict(rpcs)
-        self._limit = max_message_bytes
+        self.rpcs = dict(rpcs)
+        self.max_message_bytes = max_message_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -94,7 +104,7 @@ class GrpcApp:
         stream: Stream = scope.get("extensions", {}).get(STREAM_EXTENSION) or _Detached()
         if stream.closed:
             return
-        call = _Call(receive, send, stream, headers, self._limit)
+        call = _Call(receive, send, stream, headers, self.max_message_bytes)
         status = await self._run(call, scope["path"], stream, headers.get(b"grpc-timeout"))
         if status is not None and not stream.closed:
             await call.fail(status)
@@ -106,22 +116,17 @@ class GrpcApp:
         try:
             if timeout is not None:
                 deadline = _Deadline(parse_timeout(timeout))
-            rpc = self._rpcs.get(path)
+            rpc = self.rpcs.get(path)
             if isinstance(rpc, UnaryRpc):
                 await call.unary(rpc, deadline)
             elif rpc is not None:
                 await call.streaming(rpc, deadline)
             else:
-                return GrpcError(UNIMPLEMENTED, f"Method not found! No service here offers '{path}'")
-        except GrpcError as error:
-            return error
-        except InflightError as error:
-            return GrpcError(error.grpc_code, error.message)
+                return unknown_method(path)
         except asyncio.CancelledError:
             return deadline.reason()
-        except Exception:
-            _logger.exception("an error nobody handled, %s", path)
-            return GrpcError(INTERNAL, "internal server error, the server's log has the details")
+        except Exception as error:
+            return status_of(error, path)
         finally:
             stream.task = None
             deadline.cancel()
@@ -170,7 +175,7 @@ class _Call:
                     await self._send({"type": "http.response.body", "body": part, "more_body": True})
                 await self._stream.drain()
         finally:
-            await _close(replies)
+            await close(replies)
         deadline.cancel()
         self._ended = True
         await self._send(_NO_BODY)
@@ -212,7 +217,11 @@ class _Call:
             if framed is not None:
                 yield await self._parsed(rpc, framed)
             elif more:
+                if self._stream.stopping:
+                    raise GrpcError(UNAVAILABLE, "the server is stopping")
+                self._stream.resting = True
                 body, more = await self._chunk()
+                self._stream.resting = False
                 reader.feed(body)
             else:
                 reader.finish()
@@ -226,16 +235,11 @@ class _Call:
 
     async def _parsed(self, rpc: Rpc, framed: Framed) -> Message:
         data = await opened(framed, self._encoding, self._limit) if framed.compressed else framed.data
-        try:
-            return rpc.parse(data)
-        except DecodeError as error:
-            raise GrpcError(INTERNAL, f"Exception deserializing request! {error}") from None
+        return parse(rpc, data)
 
     def _framed(self, reply: bytes) -> tuple[bytes, ...]:
         """A reply with its prefix, in one or two parts."""
-        if len(reply) > self._limit:
-            text = f"SERVER: Sent message larger than max ({len(reply)} vs. {self._limit})"
-            raise GrpcError(RESOURCE_EXHAUSTED, text)
+        check_reply(len(reply), self._limit)
         return (prefix(reply) + reply,) if len(reply) <= _JOINED else (prefix(reply), reply)
 
 
@@ -286,10 +290,3 @@ async def _answer_http(send: Send, status: int) -> None:
     allow = [(b"allow", b"POST")] if status == 405 else []
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0"), *allow]})
     await send(_NO_BODY)
-
-
-async def _close(replies: AsyncIterator[Message]) -> None:
-    """Lets a handler run its `finally` now, whatever ended the stream."""
-    close = getattr(replies, "aclose", None)
-    if close is not None:
-        await close()

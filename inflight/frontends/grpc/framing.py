@@ -30,6 +30,16 @@ def prefix(message: bytes) -> bytes:
     return _PREFIX.pack(0, len(message))
 
 
+def check_reply(size: int, limit: int) -> None:
+    """Whether a reply of so many bytes may be sent.
+
+    Raises:
+        GrpcError: RESOURCE_EXHAUSTED, it is over the limit.
+    """
+    if size > limit:
+        raise GrpcError(RESOURCE_EXHAUSTED, f"SERVER: Sent message larger than max ({size} vs. {limit})")
+
+
 def check_encoding(encoding: bytes) -> None:
     """Whether messages in this `grpc-encoding` can be read.
 

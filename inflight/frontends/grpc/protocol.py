@@ -41,6 +41,8 @@ MAX_WAITING = 64 << 20
 STREAM_WINDOW = 4 << 20
 """Bytes of one request that may be on their way."""
 CONNECTION_WINDOW = 16 << 20
+PROTOCOL_ERROR = 1
+"""RFC 9113, section 7; zttp has a name for it only since 0.0.35, which Python 3.10 cannot have."""
 _NEWEST_STREAM = 2**31 - 1
 # A SETTINGS frame (INITIAL_WINDOW_SIZE) and a WINDOW_UPDATE of the connection.
 _WINDOWS = struct.pack(">HBBBIHI", 0, 6, 4, 0, 0, 4, STREAM_WINDOW) + struct.pack(
@@ -52,10 +54,12 @@ _PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00inflight"
 class GrpcStream:
     """One call's stream, as the application sees it (`frontends.grpc.asgi.Stream`)."""
 
-    __slots__ = ("_connection", "_stream", "closed", "task")
+    __slots__ = ("_connection", "_stream", "closed", "resting", "stopping", "task")
 
     def __init__(self, connection: GrpcProtocol, stream: Any) -> None:
         self.closed = False
+        self.stopping = False
+        self.resting = False
         self.task: asyncio.Task[Any] | None = None
         self._connection = connection
         self._stream = stream
@@ -64,6 +68,12 @@ class GrpcStream:
         """The caller has left."""
         self.closed = True
         if self.task is not None:
+            self.task.cancel()
+
+    def stop(self) -> None:
+        """The server stops: what runs goes on, what only waits for more to do ends."""
+        self.stopping = True
+        if self.resting and self.task is not None:
             self.task.cancel()
 
     async def drain(self) -> None:
@@ -123,7 +133,7 @@ class GrpcProtocol(ZttpH2Protocol):  # type: ignore[misc]  # uvicorn is not foll
         if self._streams_left <= 0:
             self.retire()
         if not event.path.isascii():  # the base class cannot decode it
-            self.conn.stream(event.stream_id).reset(zttp.H2ErrorCode.PROTOCOL_ERROR)
+            self.conn.stream(event.stream_id).reset(PROTOCOL_ERROR)
             return
         super().handle_request(event)
         cycle = self.cycles[event.stream_id]
@@ -154,8 +164,10 @@ class GrpcProtocol(ZttpH2Protocol):  # type: ignore[misc]  # uvicorn is not foll
         self.resume_reading_if_idle()
 
     def shutdown(self) -> None:
-        """Called when the server stops: as any retirement."""
+        """Called when the server stops: as any retirement, but idle streams of requests end too."""
         self.retire()
+        for cycle in self.cycles.values():
+            cycle.scope["extensions"][STREAM_EXTENSION].stop()
 
     def retire(self) -> None:
         """Asks the client to go elsewhere, and closes when its calls in flight are done."""

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
+
+from inflight.frontends.grpc.status import INTERNAL, GrpcError
 
 Unary: TypeAlias = "Callable[[Any, float | None], Awaitable[Message]]"
 """Request and the caller's time-out in seconds (None: none) to reply."""
@@ -42,3 +44,22 @@ class StreamRpc:
 
 
 Rpc: TypeAlias = "UnaryRpc | StreamRpc"
+
+
+def parse(rpc: Rpc, data: bytes) -> Message:
+    """A request's message.
+
+    Raises:
+        GrpcError: INTERNAL, the bytes are no such message.
+    """
+    try:
+        return rpc.parse(data)
+    except DecodeError as error:
+        raise GrpcError(INTERNAL, f"Exception deserializing request! {error}") from None
+
+
+async def close(replies: AsyncIterator[Message]) -> None:
+    """Lets a handler run its `finally` now, whatever ended the stream."""
+    aclose = getattr(replies, "aclose", None)
+    if aclose is not None:
+        await aclose()

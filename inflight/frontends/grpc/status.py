@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+import logging
+from urllib.parse import quote, unquote
+
+from inflight.errors import InflightError
 
 OK = 0
 CANCELLED = 1
@@ -19,6 +22,8 @@ MAX_MESSAGE = 6 * 1024
 # All printable ASCII but the percent sign stays as it is.
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
+_logger = logging.getLogger("inflight.grpc")
+
 
 class GrpcError(Exception):
     """A status other than OK.
@@ -32,6 +37,26 @@ class GrpcError(Exception):
         super().__init__(message)
         self.code = code
         self.headers = headers
+
+
+def status_of(error: Exception, path: str) -> GrpcError:
+    """The status that ends a call whose handler raised `error`; what nobody handled goes to the log."""
+    if isinstance(error, GrpcError):
+        return error
+    if isinstance(error, InflightError):
+        return GrpcError(error.grpc_code, error.message)
+    _logger.error("an error nobody handled, %s", path, exc_info=error)
+    return GrpcError(INTERNAL, "internal server error, the server's log has the details")
+
+
+def unknown_method(path: str) -> GrpcError:
+    """The status of a call that no service offers."""
+    return GrpcError(UNIMPLEMENTED, f"Method not found! No service here offers '{path}'")
+
+
+def short_message(text: str) -> str:
+    """The text as a caller may get it: valid Unicode, at most `MAX_MESSAGE` bytes once encoded."""
+    return unquote(encode_message(text).decode())
 
 
 def encode_message(text: str) -> bytes:

@@ -135,9 +135,14 @@ async def infer(
         InvalidRequest: the tensors or the wanted outputs do not fit the method.
         InflightError: the backend refused the request, or an instance failed.
     """
-    _wanted(method, wanted)
+    check_wanted(method, wanted)
     outcomes = await backend.predict(method, to_rows(method, tensors), timeout=timeout)
     return from_outcomes(method, outcomes, wanted)
+
+
+def check_wanted(method: MethodInfo, wanted: Sequence[str] | None) -> None:
+    """Raises InvalidRequest where an output is wanted that the method does not give."""
+    _wanted(method, wanted)
 
 
 def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:

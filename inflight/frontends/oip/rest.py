@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import orjson
 
 from inflight import __version__
 from inflight.errors import InflightError, InvalidRequest, NotFound
-from inflight.frontends.asgi import Receive, Scope, Send, header, respond_json
+from inflight.frontends.asgi import JSON, Answer, Header, Receive, Scope, Send, header, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.body import Body, accepted_encoding, pack, read_body, unpack
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.oip.binary import encode_response, parse_request
-from inflight.frontends.oip.mapping import find_model, infer, metadata, model_ready
+from inflight.frontends.oip.binary import InferRequest, encode_response, parse_request
+from inflight.frontends.oip.mapping import (
+    check_wanted,
+    find_model,
+    from_outcomes,
+    infer,
+    metadata,
+    model_ready,
+    parse_version,
+    to_rows,
+)
+from inflight.types import MethodInfo, Outcome
 
 _logger = logging.getLogger("inflight.oip")
 _HEADER_LENGTH = b"inference-header-content-length"
 _EXTENSIONS = ["binary_tensor_data", "model_repository"]
+_RAW = (b"content-type", b"application/octet-stream")
 _JOINED = 64 * 1024
+_PACKED = (b"gzip", b"deflate")
+_NAMES_KEPT = 1024
+Submit: TypeAlias = "Callable[..., Callable[[], None]]"
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -36,6 +51,8 @@ class OpenInferenceRest:
     def __init__(self, backend: Backend, *, max_body_bytes: int) -> None:
         self._backend = backend
         self._max_body_bytes = max_body_bytes
+        self._submit: Submit | None = getattr(backend, "submit", None)
+        self._names: dict[tuple[str, str], tuple[str, int, str]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One `http` scope."""
@@ -49,9 +66,41 @@ class OpenInferenceRest:
             _logger.exception("an error nobody handled, %s %s", scope["method"], scope["path"])
             await respond_json(send, {"error": "internal server error, the server's log has the details"}, status=500)
 
+    def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
+        """See `InlineApp`: plain inferences, with the backend's callback in place of waiting for it."""
+        parts = _parts(scope)
+        if self._submit is None or len(body) > self._max_body_bytes or parts[:1] != ["models"] or parts[-1] != "infer":
+            return None
+        if len(parts) not in (3, 5) or (len(parts) == 5 and parts[2] != "versions") or _is_packed(scope):
+            return None
+        try:
+            method = self._find(parts[1], parts[3] if len(parts) == 5 else "")
+            request = parse_request(body, _json_length(scope))
+            rows = to_rows(method, request.inputs)
+            check_wanted(method, request.outputs)
+            done = partial(_finish, parts[1], method, request, answer)
+            return self._submit(method, rows, done, timeout=request.timeout)
+        except InflightError as error:
+            _answer_error(answer, error)
+        except Exception as error:  # as in __call__
+            _answer_error(answer, _internal(scope["path"], error))
+        return _nothing
+
+    def _find(self, name: str, version: str) -> MethodInfo:
+        """`find_model`, which looks at every servable, only for names that were not asked for before."""
+        known = self._names.get((name, version))
+        if known is not None:
+            try:
+                return self._backend.method(*known)
+            except InflightError:
+                del self._names[name, version]
+        method = find_model(self._backend, name, version)
+        if len(self._names) < _NAMES_KEPT:
+            self._names[name, version] = (method.servable, parse_version(version), method.name)
+        return method
+
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raw: bytes = scope.get("raw_path") or scope["path"].encode()
-        parts = [unquote(part) for part in raw.decode("ascii", "replace").strip("/").split("/")][1:]
+        parts = _parts(scope)
         if parts[:1] == ["models"] and len(parts) > 1:
             await self._model(scope, receive, send, parts[1], parts[2:])
         elif not parts:
@@ -85,7 +134,7 @@ class OpenInferenceRest:
             raise _no_such_path(scope)
 
     async def _infer(self, scope: Scope, receive: Receive, send: Send, name: str, version: str) -> None:
-        method = find_model(self._backend, name, version)
+        method = self._find(name, version)
         body = await read_body(scope, receive, self._max_body_bytes)
         body = await unpack(scope, body, self._max_body_bytes)
         request = parse_request(body, _json_length(scope))
@@ -112,11 +161,58 @@ class OpenInferenceRest:
         await respond_json(send, models)
 
 
+def _parts(scope: Scope) -> list[str]:
+    """The path's parts below `/v2`."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    path = raw.decode("ascii", "replace").strip("/")
+    return [unquote(part) for part in path.split("/")][1:] if "%" in path else path.split("/")[1:]
+
+
+def _is_packed(scope: Scope) -> bool:
+    """Whether the body is compressed or the answer may have to be."""
+    for name, value in scope["headers"]:
+        if name == b"content-encoding" or (name == b"accept-encoding" and value.strip().lower() in _PACKED):
+            return True
+    return False
+
+
+def _finish(
+    name: str, method: MethodInfo, request: InferRequest, answer: Answer, result: list[Outcome] | InflightError
+) -> None:
+    try:
+        if isinstance(result, InflightError):
+            raise result
+        parts, raw = encode_response(name, method.version, request, from_outcomes(method, result, request.outputs))
+    except InflightError as error:
+        _answer_error(answer, error)
+    except Exception as error:  # as in OpenInferenceRest.__call__
+        _answer_error(answer, _internal(name, error))
+    else:
+        answer(200, _headers(parts, raw), parts[0] if len(parts) == 1 else b"".join(parts))  # type: ignore[arg-type]
+
+
+def _answer_error(answer: Answer, error: InflightError) -> None:
+    answer(error.http_status, [JSON], orjson.dumps({"error": str(error)}))
+
+
+def _internal(what: str, error: Exception) -> InflightError:
+    _logger.error("an error nobody handled, %s", what, exc_info=error)
+    return InflightError("internal server error, the server's log has the details")
+
+
+def _nothing() -> None:
+    """There is nothing to cancel: the answer has gone."""
+
+
+def _headers(parts: Sequence[Body], raw: bool) -> list[Header]:
+    if raw:
+        return [_RAW, (_HEADER_LENGTH, b"%d" % len(parts[0]))]
+    return [JSON]
+
+
 async def _send(scope: Scope, send: Send, parts: Sequence[Body], raw: bool) -> None:
     """The answer to an inference; large parts leave as the views they are."""
-    headers = [(b"content-type", b"application/octet-stream" if raw else b"application/json")]
-    if raw:
-        headers.append((_HEADER_LENGTH, b"%d" % len(parts[0])))
+    headers = _headers(parts, raw)
     encoding = accepted_encoding(scope)
     if encoding is not None:
         headers.append((b"content-encoding", encoding.encode()))

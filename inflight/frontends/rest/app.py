@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
 from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.asgi import Receive, Scope, Send, header, respond
+from inflight.frontends.asgi import JSON, Answer, Receive, Scope, Send, header, respond
 from inflight.frontends.base import Backend
 from inflight.frontends.body import Body, read_body
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
@@ -12,6 +16,9 @@ from inflight.frontends.rest.request import parse_instances, parse_json
 from inflight.frontends.rest.response import Reply, encode_error, encode_reply
 from inflight.frontends.rest.url import parse_url
 from inflight.log import LOGGER
+from inflight.types import MethodInfo, Outcome, Value
+
+Submit: TypeAlias = "Callable[..., Callable[[], None]]"
 
 _CLOSE = (b"connection", b"close")
 
@@ -27,6 +34,7 @@ class MindSporeRest:
         self._backend = backend
         self._max_body_bytes = max_body_bytes
         self._status_codes = config.status_codes
+        self._submit: Submit | None = getattr(backend, "submit", None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One `http` scope."""
@@ -45,20 +53,54 @@ class MindSporeRest:
             if unread and header(scope, b"expect"):
                 headers.append(_CLOSE)  # whether the body still comes is the client's choice, so nothing can follow it
         except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
-            LOGGER.exception("REST request failed")
-            reply = encode_error(InflightError(f"Serving Error: internal error, {type(error).__name__}: {error}"))
-        status = reply.error.http_status if self._status_codes and reply.error is not None else 200
-        await respond(send, reply.body, status=status, headers=headers)
+            reply = _internal(error)
+        await respond(send, reply.body, status=self._status(reply), headers=headers)
 
-    async def _answer(self, scope: Scope, body: Body, receive: Receive) -> Reply:
+    def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
+        """See `InlineApp`: the same steps, with the backend's callback in place of waiting for it."""
+        if self._submit is None or scope["method"] != "POST" or len(body) > self._max_body_bytes:
+            return None
+        try:
+            method, rows = self._read(scope, body)
+            return self._submit(method, rows, partial(self._finish, method, answer))
+        except InflightError as error:
+            reply = encode_error(error)
+        except Exception as error:  # as in __call__
+            reply = _internal(error)
+        answer(self._status(reply), [JSON], reply.body)
+        return _nothing
+
+    def _finish(self, method: MethodInfo, answer: Answer, result: list[Outcome] | InflightError) -> None:
+        try:
+            reply = encode_error(result) if isinstance(result, InflightError) else encode_reply(method, result)
+        except Exception as error:  # as in __call__
+            reply = _internal(error)
+        answer(self._status(reply), [JSON], reply.body)
+
+    def _status(self, reply: Reply) -> int:
+        return reply.error.http_status if self._status_codes and reply.error is not None else 200
+
+    def _read(self, scope: Scope, body: Body) -> tuple[MethodInfo, list[list[Value]]]:
         # The order of these steps decides which of several errors is told: body, URL, content, then the names in it.
         document = parse_json(body)
         target = parse_url(_url(scope))
         instances = parse_instances(document)
         method = self._backend.method(*target)
-        rows = [method.row(named) for named in instances]
+        return method, [method.row(named) for named in instances]
+
+    async def _answer(self, scope: Scope, body: Body, receive: Receive) -> Reply:
+        method, rows = self._read(scope, body)
         outcomes = await run_until_disconnect(self._backend.predict(method, rows), receive)
         return encode_reply(method, outcomes)
+
+
+def _internal(error: Exception) -> Reply:
+    LOGGER.error("REST request failed", exc_info=error)
+    return encode_error(InflightError(f"Serving Error: internal error, {type(error).__name__}: {error}"))
+
+
+def _nothing() -> None:
+    """There is nothing to cancel: the answer has gone."""
 
 
 def _url(scope: Scope) -> bytes:
