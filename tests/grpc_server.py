@@ -113,7 +113,7 @@ class FakeBackend:
 
 
 @contextmanager
-def serving(app: GrpcApp, engine: str, address: str = "127.0.0.1:0") -> Iterator[str]:
+def serving(app: GrpcApp, engine: str, address: str = "127.0.0.1:0", *, grace: float = 1.0) -> Iterator[str]:
     """Serves an application; gives the address to reach it by."""
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -129,7 +129,7 @@ def serving(app: GrpcApp, engine: str, address: str = "127.0.0.1:0") -> Iterator
     try:
         yield listener.address  # type: ignore[attr-defined]
     finally:
-        call(listener.close(1.0))  # type: ignore[attr-defined]
+        call(listener.close(grace))  # type: ignore[attr-defined]
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()

@@ -7,7 +7,7 @@ import struct
 import time
 from typing import Any
 
-import zttp
+import pytest
 from google.protobuf.message import Message
 
 
@@ -19,6 +19,7 @@ class RawClient:
     """
 
     def __init__(self, address: str, seconds: float = 5.0) -> None:
+        self._zttp = zttp = pytest.importorskip("zttp")
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -82,7 +83,7 @@ class RawClient:
         return self._statuses[stream]
 
     def trailers(self, stream: int) -> dict[bytes, bytes]:
-        """What ended an answer; `{}` for a reset."""
+        """What ended an answer, also where it is nothing but a head; `{}` for a reset."""
         self._read_until(lambda: stream in self._ends)
         return self._ends[stream]
 
@@ -96,12 +97,13 @@ class RawClient:
             data = self.socket.recv(65536)
             assert data, "the server closed the connection"
             self._connection.receive_data(data)
-            while (event := self._connection.next_event()) is not zttp.NEED_DATA:
-                if isinstance(event, zttp.Response):
+            while (event := self._connection.next_event()) is not self._zttp.NEED_DATA:
+                if isinstance(event, self._zttp.Response):
                     self._statuses[event.stream_id] = event.status_code
                     self.heads[event.stream_id] = list(event.headers)
-                elif isinstance(event, zttp.EndOfMessage):
-                    self._ends[event.stream_id] = dict(event.trailers)
-                elif isinstance(event, zttp.RstStream):
+                elif isinstance(event, self._zttp.EndOfMessage):
+                    head = dict(self.heads[event.stream_id])
+                    self._ends[event.stream_id] = dict(event.trailers) or (head if b"grpc-status" in head else {})
+                elif isinstance(event, self._zttp.RstStream):
                     self._ends.setdefault(event.stream_id, {})
             self._flush()

@@ -175,7 +175,8 @@ class BatchedModel:
                 raise ValueError(
                     f"output {number} has shape {list(output.shape)}, expected a first dimension of {len(padded)}"
                 )
-        return [[output[index] for output in outputs] for index in range(count)]
+        # The ellipsis keeps a single number an array.
+        return [[output[index, ...] for output in outputs] for index in range(count)]
 
     def _outputs(self, outputs: list[Array], subgraph: int) -> list[Array]:
         expected = self.model.graphs[subgraph].outputs

@@ -30,7 +30,11 @@ def run_stage(function: FunctionSpec, method: MethodSpec, stage: StageSpec, rows
 
 def failure(method: str, stage: StageSpec, error: BaseException) -> ModelError:
     """The error of a failed stage, in MindSpore Serving's words."""
-    text = str(error) or type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # user code, like the function itself
+        text = ""
+    text = text or type(error).__name__
     return ModelError(
         f"Call {stage.tag} Failed, method: '{method}', stage index(begin with 1): {stage.index}, error msg: {text}"
     )
@@ -105,6 +109,15 @@ def _nested(result: Sequence[Any]) -> bool:
     return isinstance(result[0], (np.ndarray, str, bytes))
 
 
+def _check_text(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadResult(
+            f"the function returned a str that is not valid Unicode, return bytes instead: {error}"
+        ) from None
+
+
 def as_value(value: Any) -> Value:
     """A stage function's output as a value: texts, bytes, or a C-contiguous array of a numeric or bool type.
 
@@ -116,6 +129,8 @@ def as_value(value: Any) -> Value:
     if isinstance(value, np.ndarray) and value.dtype in CODES:
         return value if value.flags.c_contiguous else np.ascontiguousarray(value)
     if isinstance(value, str):
+        if not value.isascii():
+            _check_text(value)
         return str(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)

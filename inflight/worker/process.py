@@ -174,7 +174,12 @@ def _pack(packer: Packer, key: int, outcome: Outcome) -> tuple[int, object, str 
             return key, packer.row(outcome), None, ""
         except InvalidRequest as error:
             outcome = error
-    return key, None, type(outcome).__name__, str(outcome)
+    return key, None, type(outcome).__name__, _sendable(str(outcome))
+
+
+def _sendable(text: str) -> str:
+    """The text with what UTF-8 cannot carry replaced: user code may put anything into an error."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _outcome(item: Sequence[object], values: Unpacker) -> Outcome:
@@ -223,7 +228,7 @@ def run(fd: int, inbox: int, outbox: int) -> int:
     try:
         worker.start(WorkerJob.unpack(received[0].job))
     except Exception as error:  # whatever user code or a back end raised is the server's to report
-        text = str(error) or repr(error)
+        text = _sendable(str(error) or repr(error))
         print(f"Serving Error: {text}", file=sys.stderr, flush=True)
         return 1 if channel.send(Failed(text)) else ORPHANED
     worker.serve()

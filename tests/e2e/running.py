@@ -235,11 +235,13 @@ def connect(address: str, timeout: float = 60) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(host, int(port), timeout=timeout)
 
 
-def request(address: str, verb: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+def request(
+    address: str, verb: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
+) -> tuple[int, bytes]:
     """One HTTP request on a connection of its own: status and body."""
     connection = connect(address)
     try:
-        connection.request(verb, path, body)
+        connection.request(verb, path, body, dict(headers))
         response = connection.getresponse()
         return response.status, response.read()
     finally:
@@ -296,7 +298,7 @@ def crowd(call: Callable[[int], Any], count: int) -> list[Any]:
 
 
 def metrics(address: str) -> dict[str, dict[tuple[str, ...], float]]:
-    """What the server counts: by name of the sample, by the values of its labels in alphabetical order of the labels."""
+    """What the server counts: by name of the sample, by the values of its labels, ordered by label."""
     text = request(address, "GET", "/metrics")[1].decode()
     found: dict[str, dict[tuple[str, ...], float]] = {}
     for family in text_string_to_metric_families(text):

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from inflight.config import ListenConfig
 from inflight.errors import ConfigError, StartError
 from inflight.frontends.address import GRPC, RESTFUL, parse_address
+from inflight.frontends.grpc import GrpcApp
 from inflight.frontends.listen import listen_grpc, listen_http, success_line
 from tests.unit.http_fakes import MB, echo, limits, read_all, read_answer, serve, until
 
 FREE = "127.0.0.1:0"
+NOTHING = GrpcApp({}, max_message_bytes=1)
 
 
 # Addresses
@@ -88,7 +90,7 @@ def test_success_lines() -> None:
 # Binding
 
 
-def test_a_busy_port_fails_with_both_texts() -> None:
+def test_a_busy_port_fails_with_both_texts(engine: str) -> None:
     async def run() -> None:
         first = await listen_http(echo, ListenConfig(FREE))
         try:
@@ -96,11 +98,11 @@ def test_a_busy_port_fails_with_both_texts() -> None:
             with pytest.raises(StartError, match=re.escape(bind)):
                 await listen_http(echo, ListenConfig(first.address))
             create = f"Serving gRPC server start failed, create server failed, address {first.address}"
-            with pytest.raises(StartError, match=re.escape(create)):
-                await listen_grpc(echo, ListenConfig(first.address))
+            with pytest.raises(StartError, match=re.escape(create) + ".*in use"):
+                await listen_grpc(NOTHING, ListenConfig(first.address), engine=engine)
         finally:
             await first.close(0)
-        again = await listen_grpc(echo, ListenConfig(first.address))  # free at once
+        again = await listen_grpc(NOTHING, ListenConfig(first.address), engine=engine)  # free at once
         await again.close(0)
 
     asyncio.run(run())
@@ -121,6 +123,31 @@ def test_host_names_and_ipv6(host: str) -> None:
         assert requests.get(f"http://{served.address}/health/live", timeout=5).json() == {"live": True}
 
 
+@pytest.mark.parametrize("host", ["localhost", "[::1]", "127.0.0.1"])
+def test_grpc_on_host_names_and_ipv6(host: str, engine: str) -> None:
+    if host == "[::1]" and not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+
+    async def run() -> None:
+        listener = await listen_grpc(NOTHING, ListenConfig(f"{host}:0"), engine=engine)
+        name, _, port = listener.address.rpartition(":")
+        assert name == host
+        for *_, where in await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+            if where[0] != "::1" or _has_ipv6():
+                socket.create_connection(where[:2], timeout=5).close()
+        await listener.close(0)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "1.2.3.4", "a" * 70, "\udcff"])
+def test_grpc_on_a_host_that_is_not_here_fails(host: str, engine: str) -> None:
+    with pytest.raises(StartError, match="create server failed, address"):
+        asyncio.run(listen_grpc(NOTHING, ListenConfig(f"{host}:5500"), engine=engine))
+
+
 def _has_ipv6() -> bool:
     try:
         with socket.socket(socket.AF_INET6) as probe:
@@ -130,39 +157,40 @@ def _has_ipv6() -> bool:
     return True
 
 
-def test_unix_socket_files(tmp_path: Path) -> None:
+def test_unix_socket_files(tmp_path: Path, engine: str) -> None:
     async def run() -> None:
         path = tmp_path / "s.sock"
         config = ListenConfig(f"unix:{path}")
-        first = await listen_grpc(echo, config)
+        first = await listen_grpc(NOTHING, config, engine=engine)
         assert first.address == f"unix:{path}"
         with pytest.raises(StartError, match="create server failed"):
-            await listen_grpc(echo, config)  # a live server is not pushed aside
+            await listen_grpc(NOTHING, config, engine=engine)  # a live server is not pushed aside
         await first.close(0)
         assert not path.exists()
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(path))
         assert path.exists()
-        second = await listen_grpc(echo, config)  # what a dead server left is replaced
+        second = await listen_grpc(NOTHING, config, engine=engine)  # what a dead server left is replaced
         await second.close(0)
         path.write_text("not a socket")
         with pytest.raises(StartError):
-            await listen_grpc(echo, config)
+            await listen_grpc(NOTHING, config, engine=engine)
         assert path.read_text() == "not a socket"
         with pytest.raises(StartError):
-            await listen_grpc(echo, ListenConfig(f"unix:{tmp_path}/none/s.sock"))
+            await listen_grpc(NOTHING, ListenConfig(f"unix:{tmp_path}/none/s.sock"), engine=engine)
         with pytest.raises(StartError):
-            await listen_grpc(echo, ListenConfig(f"unix:{tmp_path}/{'x' * 200}"))
+            await listen_grpc(NOTHING, ListenConfig(f"unix:{tmp_path}/{'x' * 200}"), engine=engine)
+        assert os.listdir(tmp_path) == ["s.sock"]
 
     asyncio.run(run())
 
 
-def test_a_socket_file_of_another_server_stays(tmp_path: Path) -> None:
+def test_a_socket_file_of_another_server_stays(tmp_path: Path, engine: str) -> None:
     async def run() -> None:
         path = tmp_path / "s.sock"
-        first = await listen_grpc(echo, ListenConfig(f"unix:{path}"))
+        first = await listen_grpc(NOTHING, ListenConfig(f"unix:{path}"), engine=engine)
         path.unlink()
-        second = await listen_grpc(echo, ListenConfig(f"unix:{path}"))
+        second = await listen_grpc(NOTHING, ListenConfig(f"unix:{path}"), engine=engine)
         await first.close(0)
         assert path.exists()
         await second.close(0)

@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -19,6 +19,7 @@ import uvloop
 
 from inflight.config import ListenConfig, TlsConfig
 from inflight.errors import ConfigError, StartError
+from inflight.frontends.grpc import GrpcApp, UnaryRpc
 from inflight.frontends.listen import Listener, listen_grpc, listen_http
 from tests.unit.http_fakes import MB, Loop, echo, read_all, serve
 
@@ -103,7 +104,7 @@ def test_mutual_tls_takes_only_the_configured_ca(pki: Pki) -> None:
                 requests.post(url, data=b"x", verify=pki.ca_file, cert=wrong, timeout=5)
 
 
-def test_wrong_tls_files_are_told(pki: Pki, tmp_path: Path) -> None:
+def test_wrong_tls_files_are_told(pki: Pki, tmp_path: Path, engine: str) -> None:
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("no pem")
     good = pki.cert("server"), pki.key("server")
@@ -117,33 +118,42 @@ def test_wrong_tls_files_are_told(pki: Pki, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=re.escape(text)):
             asyncio.run(listen_http(echo, ListenConfig(FREE, tls=tls)))
-        with pytest.raises(StartError, match="Serving gRPC server start failed, create server failed, address"):
-            asyncio.run(listen_grpc(echo, ListenConfig(FREE, tls=tls)))
+        create = f"Serving gRPC server start failed, create server failed, address {FREE}: "
+        with pytest.raises(StartError, match=re.escape(create)) as caught:
+            asyncio.run(listen_grpc(ECHO, ListenConfig(FREE, tls=tls), engine=engine))
+        assert text in str(caught.value)
 
 
-async def grpc_echo(scope: Any, receive: Any, send: Any) -> None:
-    """One unary call whose answer is its request; `/slow` takes a while."""
-    data = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        data += message["body"]
-        if not message["more_body"]:
-            break
-    if scope["path"] == "/echo/slow":
-        await asyncio.sleep(0.5)
-    headers = [(b"content-type", b"application/grpc")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
-    await send({"type": "http.response.body", "body": data})
-    await send({"type": "http.response.trailers", "headers": [(b"grpc-status", b"0")]})
+class Raw:
+    """A message of any bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def SerializeToString(self) -> bytes:
+        return self._data
+
+
+async def same(request: Any, timeout: float | None) -> Any:
+    return request
+
+
+async def slowly(request: Any, timeout: float | None) -> Any:
+    await asyncio.sleep(0.5)
+    return request
+
+
+ECHO = GrpcApp(
+    {"/echo/echo": UnaryRpc(cast(Any, Raw), same), "/echo/slow": UnaryRpc(cast(Any, Raw), slowly)},
+    max_message_bytes=8 * MB,
+)
 
 
 class GrpcServed:
     def __init__(self, config: ListenConfig, **options: Any) -> None:
         self.loop = Loop()
         try:
-            self.listener: Listener = self.loop.call(listen_grpc(grpc_echo, config, **options))
+            self.listener: Listener = self.loop.call(listen_grpc(ECHO, config, **options))
         except BaseException:
             self.loop.stop()
             raise
@@ -166,23 +176,26 @@ def call(channel: grpc.Channel, path: str = "/echo/echo", data: bytes = b"hello"
     return answer
 
 
-def test_grpc_over_tcp_and_unix(tmp_path: Path) -> None:
+def test_grpc_over_tcp_and_unix(tmp_path: Path, engine: str) -> None:
     for address in (FREE, f"unix:{tmp_path}/g.sock"):
-        with GrpcServed(ListenConfig(address)) as served, grpc.insecure_channel(served.listener.address) as channel:
+        with (
+            GrpcServed(ListenConfig(address), engine=engine) as served,
+            grpc.insecure_channel(served.listener.address) as channel,
+        ):
             assert call(channel) == b"hello"
             assert call(channel, data=bytes(3 * MB)) == bytes(3 * MB)
             calls = [channel.unary_unary("/echo/echo").future(b"%d" % i, timeout=10) for i in range(200)]
             assert [each.result() for each in calls] == [b"%d" % i for i in range(200)]
 
 
-def test_grpc_over_tls(pki: Pki, tmp_path: Path) -> None:
+def test_grpc_over_tls(pki: Pki, tmp_path: Path, engine: str) -> None:
     root = Path(pki.ca_file).read_bytes()
     cert = Path(pki.cert("client")).read_bytes()
     key = Path(pki.key("client")).read_bytes()
     name = (("grpc.ssl_target_name_override", "localhost"),)
     for mutual in (False, True):
         for address in (FREE, f"unix:{tmp_path}/{mutual}.sock"):
-            with GrpcServed(pki.config(mutual=mutual, address=address)) as served:
+            with GrpcServed(pki.config(mutual=mutual, address=address), engine=engine) as served:
                 own = grpc.ssl_channel_credentials(root, key, cert)
                 with grpc.secure_channel(served.listener.address, own, name) as channel:
                     assert call(channel) == b"hello"
@@ -195,8 +208,11 @@ def test_grpc_over_tls(pki: Pki, tmp_path: Path) -> None:
                         assert call(channel) == b"hello"
 
 
-def test_grpc_close_lets_calls_finish() -> None:
-    with GrpcServed(ListenConfig(FREE)) as served, grpc.insecure_channel(served.listener.address) as channel:
+def test_grpc_close_lets_calls_finish(engine: str) -> None:
+    with (
+        GrpcServed(ListenConfig(FREE), engine=engine) as served,
+        grpc.insecure_channel(served.listener.address) as channel,
+    ):
         call(channel)
         slow = channel.unary_unary("/echo/slow").future(b"x", timeout=10)
         time.sleep(0.2)
@@ -206,8 +222,8 @@ def test_grpc_close_lets_calls_finish() -> None:
         assert slow.result() == b"x"
 
 
-def test_a_silent_grpc_peer_is_cut_and_an_idle_one_is_not() -> None:
-    with GrpcServed(ListenConfig(FREE), first_byte_timeout=0.3) as served:
+def test_a_silent_grpc_peer_is_cut_and_an_idle_one_is_not(engine: str) -> None:
+    with GrpcServed(ListenConfig(FREE), engine=engine, first_byte_timeout=0.3) as served:
         host, _, port = served.listener.address.rpartition(":")
         with grpc.insecure_channel(served.listener.address) as channel:
             call(channel)

@@ -7,12 +7,15 @@ of the ASGI application. Some of the core's habits are not a server's here (grpc
   addresses are bound once before it is asked;
 - it unlinks the file of a unix socket before it binds and when it stops, whoever made it. Here the core's socket has
   a name of its own, and is then renamed to the one that was asked for;
-- it closes channels that send keep-alive pings oftener than every five minutes.
+- it closes channels that send keep-alive pings oftener than every five minutes;
+- it stops the whole server when a caller names a method that is not UTF-8. Here the door opens again at once;
+- it leaves a unary call that ends without a message unanswered. Here every request is read as a stream.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,34 +30,87 @@ from inflight.config import TlsConfig
 from inflight.frontends.address import GRPC, UNIX, Address
 from inflight.frontends.grpc.asgi import GrpcApp
 from inflight.frontends.grpc.framing import check_reply
-from inflight.frontends.grpc.rpc import StreamRpc, UnaryRpc, close, parse
-from inflight.frontends.grpc.status import short_message, status_of, unknown_method
+from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse
+from inflight.frontends.grpc.status import INTERNAL, GrpcError, short_message, status_of, unknown_method
 from inflight.frontends.sockets import SocketFile, bind_tcp, bind_unix, cannot_start
 
 _DISCONNECT = 1.0
 """Seconds that a handler has to end by itself once its call is cut."""
+_A_DAY = 86_400.0
+_TURN = 0.01
+_logger = logging.getLogger("inflight.grpc")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcioListener:
-    """A `Listener` over a started grpcio server."""
+    """A `Listener` over grpcio's server. Make it with `listen_grpcio`."""
 
-    def __init__(self, address: Address, server: Any, calls: _Calls, file: SocketFile | None) -> None:
+    def __init__(self, app: GrpcApp, address: Address, tls: TlsConfig | None, options: list[tuple[str, int]]) -> None:
         self.address = str(address)
+        self._where = address
+        self._calls = _Calls(app)
+        self._tls = tls
+        self._options = options
+        self._server: Any = None
+        self._file: SocketFile | None = None
+        self._leaving: dict[asyncio.Task[None], Any] = {}
+        self._reopening: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def open(self) -> None:
+        """Begins to accept.
+
+        Raises:
+            OSError, UnicodeError, RuntimeError: the address cannot be bound.
+        """
+        server = grpc.aio.server(handlers=(self._calls,), options=self._options)
+        add_port = _port_opener(server, self._tls)
+        if self._where.path is not None:
+            self._file = _open_unix(self._where.path, add_port)
+        else:
+            self._where = await _open_tcp(self._where, add_port)
+        self.address = str(self._where)
+        before = asyncio.all_tasks()
+        await server.start()
         self._server = server
-        self._calls = calls
-        self._file = file
+        for task in asyncio.all_tasks() - before:  # grpcio's own, which nobody else is told of
+            task.add_done_callback(self._look)
 
     async def close(self, grace: float) -> None:
         """As `Listener` says."""
+        self._stopping = True
+        if self._reopening is not None:
+            await self._reopening
         if self._file is not None:
             self._file.remove()
-        stopping = asyncio.ensure_future(self._server.stop(grace))
-        await asyncio.wait({stopping}, timeout=grace + _DISCONNECT)
+        if self._server is None:
+            return
+        servers = [self._server, *self._leaving.values()]
+        stopping = [asyncio.ensure_future(server.stop(grace)) for server in servers] + [*self._leaving]
+        del servers
+        await asyncio.wait(stopping, timeout=grace + _DISCONNECT)
         for task in list(self._calls.running):
             task.cancel()
-        await stopping
-        await asyncio.gather(*self._calls.running, return_exceptions=True)
+        await asyncio.gather(*stopping, *self._calls.running, return_exceptions=True)
+        self._server = None  # it must not outlive the loop
+
+    def _look(self, task: asyncio.Task[Any]) -> None:
+        """Opens the door again where grpcio has given up; the calls in flight run to their end meanwhile."""
+        if not self._stopping and not task.cancelled() and isinstance(task.exception(), UnicodeDecodeError):
+            leaving = asyncio.ensure_future(self._server.stop(_A_DAY))
+            self._leaving[leaving] = self._server
+            leaving.add_done_callback(self._leaving.pop)
+            self._reopening = asyncio.ensure_future(self._reopen())
+
+    async def _reopen(self) -> None:
+        while not self._stopping:
+            try:
+                await self.open()
+            except (OSError, RuntimeError):  # the old server's socket is still there
+                await asyncio.sleep(_TURN)
+            else:
+                _logger.warning("a call of a method whose name is not UTF-8 ended grpcio's server; a new one listens")
+                return
 
 
 async def listen_grpcio(
@@ -68,19 +124,14 @@ async def listen_grpcio(
     Raises:
         StartError: the address cannot be bound, with MindSpore Serving's text.
     """
-    calls = _Calls(app)
-    server = grpc.aio.server(handlers=(calls,), options=_options(app.max_message_bytes, first_byte_timeout))
+    listener = GrpcioListener(app, address, tls, _options(app.max_message_bytes, first_byte_timeout))
     try:
-        add_port = _port_opener(server, tls)
-        if address.path is not None:
-            file: SocketFile | None = _open_unix(address.path, add_port)
-        else:
-            file = None
-            address = await _open_tcp(address, add_port)
+        await listener.open()
     except (OSError, UnicodeError, RuntimeError) as error:  # RuntimeError: grpcio's own
-        raise cannot_start(GRPC, address, error) from None
-    await server.start()
-    return GrpcioListener(address, server, calls, file)
+        failure = cannot_start(GRPC, address, error)
+    else:
+        return listener
+    raise failure  # here, since the error holds grpcio's server, which must not outlive the loop
 
 
 def _options(max_message_bytes: int, first_byte_timeout: float) -> list[tuple[str, int]]:
@@ -136,11 +187,9 @@ class _Calls:
         self._handlers: dict[str, Any] = {}
         for path, rpc in app.rpcs.items():
             if isinstance(rpc, UnaryRpc):
-                self._handlers[path] = grpc.unary_unary_rpc_method_handler(self._guarded(path, self._unary(rpc)))
-            elif rpc.duplex is not None:
-                self._handlers[path] = grpc.stream_stream_rpc_method_handler(self._guarded(path, self._stream(rpc)))
+                self._handlers[path] = grpc.stream_unary_rpc_method_handler(self._guarded(path, self._unary(rpc)))
             else:
-                self._handlers[path] = grpc.unary_stream_rpc_method_handler(self._guarded(path, self._stream(rpc)))
+                self._handlers[path] = grpc.stream_stream_rpc_method_handler(self._guarded(path, self._stream(rpc)))
 
     def service(self, details: Any) -> Any:
         """The handler of one call; for what is not offered one that says so."""
@@ -148,40 +197,43 @@ class _Calls:
         return self._handlers.get(path) or self._refusal(path)
 
     def _refusal(self, path: str) -> Any:
-        async def refuse(_request: Any, _context: Any) -> None:
+        async def refuse(_context: Any) -> None:
             raise unknown_method(path)
 
         return grpc.stream_stream_rpc_method_handler(self._guarded(path, refuse))
 
-    def _guarded(self, path: str, work: Callable[[Any, Any], Awaitable[bytes | None]]) -> Any:
+    def _guarded(self, path: str, work: Callable[[Any], Awaitable[bytes | None]]) -> Any:
         """A handler whose errors become statuses. It is cancelled when its caller leaves or the time is over."""
 
-        async def handle(request: Any, context: Any) -> bytes | None:
+        async def handle(_requests: Any, context: Any) -> bytes | None:
             task = asyncio.current_task()
             assert task is not None
             self.running.add(task)
             task.add_done_callback(self.running.discard)
             try:
-                return await work(request, context)
+                return await work(context)
+            except grpc.aio.BaseError:  # the call ended while a message was on its way
+                raise asyncio.CancelledError from None
             except Exception as error:
                 status = status_of(error, path)
-            return await context.abort(_CODES[status.code], short_message(str(status)))  # type: ignore[no-any-return]
+            await _fail(context, status)
+            return None
 
         return handle
 
-    def _unary(self, rpc: UnaryRpc) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        async def answer(request: bytes, context: Any) -> bytes:
-            return self._sent(await rpc.handler(parse(rpc, request), context.time_remaining()))
+    def _unary(self, rpc: UnaryRpc) -> Callable[[Any], Awaitable[bytes]]:
+        async def answer(context: Any) -> bytes:
+            return self._sent(await rpc.handler(await _single(rpc, context), context.time_remaining()))
 
         return answer
 
-    def _stream(self, rpc: StreamRpc) -> Callable[[Any, Any], Awaitable[None]]:
-        async def answer(request: Any, context: Any) -> None:
+    def _stream(self, rpc: StreamRpc) -> Callable[[Any], Awaitable[None]]:
+        async def answer(context: Any) -> None:
             if rpc.duplex is not None:
                 replies = rpc.duplex(_requests(rpc, context), context.time_remaining())
             else:
                 assert rpc.handler is not None
-                replies = rpc.handler(parse(rpc, request), context.time_remaining())
+                replies = rpc.handler(await _single(rpc, context), context.time_remaining())
             try:
                 await context.send_initial_metadata(())
                 async for reply in replies:
@@ -197,7 +249,22 @@ class _Calls:
         return data
 
 
-async def _requests(rpc: StreamRpc, context: Any) -> AsyncIterator[Message]:
+async def _fail(context: Any, status: GrpcError) -> None:
+    """Ends a call; raises what tells grpcio that it has ended."""
+    try:
+        await context.abort(_CODES[status.code], short_message(str(status)))
+    except grpc.aio.InternalError:  # the core has ended it already
+        raise asyncio.CancelledError from None
+
+
+async def _single(rpc: Rpc, context: Any) -> Message:
+    """The request's only message."""
+    async for message in _requests(rpc, context):
+        return message
+    raise GrpcError(INTERNAL, "the request holds no message")
+
+
+async def _requests(rpc: Rpc, context: Any) -> AsyncIterator[Message]:
     """The messages of a stream of requests, each read only when it is asked for."""
     while (data := await context.read()) is not grpc.aio.EOF:
         yield parse(rpc, data)

@@ -63,7 +63,7 @@ def health_rpcs(backend: Backend, services: Iterable[str]) -> dict[str, Rpc]:
             if status != last:
                 last = status
                 yield HealthCheckResponse(status=status)
-            if not backend.live:  # the stream must not hold up the end of the connection
+            elif not backend.live:  # the stream must not hold up the end of the connection
                 raise Unavailable("the server is stopping")
             await asyncio.sleep(WATCH_INTERVAL)
 

@@ -8,14 +8,15 @@ the body and outputs are sent as views: neither is copied here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 
 from inflight.errors import InvalidRequest
 from inflight.frontends.body import Body
+from inflight.frontends.oip.plain import parse_plain
 from inflight.frontends.oip.tensors import OipTensor, check_shape, from_elements, from_raw, numpy_dtype, to_raw
 from inflight.types import Array
 
@@ -23,8 +24,7 @@ _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
 """For the kind of each numeric datatype, the kinds of JSON numbers it takes: a fraction is no integer."""
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
+class InferRequest(msgspec.Struct, frozen=True):
     """One inference as its body asks for it.
 
     Attributes:
@@ -52,6 +52,10 @@ def parse_request(body: Body, json_length: int | None) -> InferRequest:
     Raises:
         InvalidRequest: the body is not JSON, not of the protocol, or its raw part does not fit.
     """
+    if json_length is None:
+        plain = parse_plain(body)
+        if plain is not None:
+            return InferRequest(plain[1], plain[0], [], {}, False, None)
     view = memoryview(body)
     if json_length is not None and json_length > len(view):
         raise InvalidRequest(

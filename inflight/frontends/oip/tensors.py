@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from inflight.errors import InvalidRequest
@@ -39,9 +39,8 @@ MAX_ELEMENTS = 2**32 - 1
 _LENGTH = struct.Struct("<I")
 
 
-@dataclass(frozen=True, slots=True)
-class OipTensor:
-    """A named tensor.
+class OipTensor(msgspec.Struct, frozen=True):
+    """A named tensor. (A msgspec struct, because making a frozen dataclass takes five times as long.)
 
     Attributes:
         datatype: a key of `DATATYPES`, or BYTES.

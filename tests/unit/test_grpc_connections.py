@@ -1,0 +1,95 @@
+"""HTTP/2 connections under zttp: what its engine would do to long-lived channels, and what is done about it."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from tests.grpc_server import eventually, serving
+from tests.grpc_service import Service, Text, unary
+from tests.raw_http2 import RawClient
+
+pytest.importorskip("zttp")
+
+from inflight.frontends.grpc import protocol as connection
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def address(service: Service) -> Iterator[str]:
+    with serving(service.app(), "zttp") as where:
+        yield where
+
+
+@pytest.fixture
+def channel(address: str) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(address) as made:
+        yield made
+
+
+def test_requests_are_not_held_back_by_small_windows(address: str) -> None:
+    """On a link of 50 ms the engine's 64 KiB would be 1 MB/s."""
+    with RawClient(address) as client:
+        client.trailers(client.post("/test.Service/echo", Text()))  # the server's settings have come
+        message = Text(service="x" * (connection.STREAM_WINDOW - 1000)).SerializeToString()
+        stream = client.post("/test.Service/echo")
+        assert client.windows(stream)[0] == connection.STREAM_WINDOW
+        assert client.windows(stream)[1] > connection.CONNECTION_WINDOW - 100
+        for _ in range(2):  # the whole request goes out before anything is read
+            client.send(stream, struct.pack(">BI", 0, len(message)) + message, end=True)
+            assert client.trailers(stream)[b"grpc-status"] == b"0"
+            stream = client.post("/test.Service/echo")
+
+
+def test_what_is_not_grpc(address: str) -> None:
+    with RawClient(address) as client:
+        assert client.status(client.post("/test.Service/echo", Text(), content_type=b"application/json")) == 415
+        assert client.status(client.post("/test.Service/echo", Text(), content_type=b"application/grpc-web")) == 415
+        assert client.status(client.post("/test.Service/echo", Text(), method=b"GET")) == 405
+        stream = client.post("/test.Service/echo", Text(), encoding=b"snappy")
+        assert client.trailers(stream)[b"grpc-status"] == b"12"
+        assert dict(client.heads[stream])[b"grpc-accept-encoding"] == b"identity,deflate,gzip"
+        stream = client.post("/test.Service/echo", Text(), te=False, content_type=b"application/grpc+proto")
+        assert client.trailers(stream)[b"grpc-status"] == b"0"
+        stream = client.post("/test.Service/echo", Text(), timeout=b"soon")
+        assert client.trailers(stream)[b"grpc-status"] == b"13"
+
+
+def test_many_calls_on_one_channel_outlive_its_connections(address: str) -> None:
+    """The HTTP/2 engine cuts a connection at 4,096 streams; no call may be lost to that."""
+
+    async def run() -> int:
+        async with grpc.aio.insecure_channel(address) as made:
+            sleep = made.unary_unary("/test.Service/sleep", Text.SerializeToString, Text.FromString)
+            request = Text(service="0.001")
+
+            async def caller() -> int:
+                for _ in range(60):
+                    await sleep(request)
+                return 60
+
+            return sum(await asyncio.gather(*(caller() for _ in range(80))))
+
+    assert asyncio.run(run()) == 4800 > connection.MAX_STREAMS
+
+
+def test_many_cancelled_calls_do_not_harm_their_neighbour(service: Service, channel: grpc.Channel) -> None:
+    """The HTTP/2 engine cuts a connection at 256 resets; a call in flight must survive them."""
+    neighbour = unary(channel, "sleep").future(Text(service="2"))
+    assert eventually(lambda: service.begun == 1)
+    for turn in range(6):
+        calls = [unary(channel, "sleep").future(Text(service="30")) for _ in range(60)]
+        assert eventually(lambda turn=turn: service.begun == 1 + 60 * (turn + 1))
+        for call in calls:
+            call.cancel()
+        assert eventually(lambda: service.begun - service.ended == 1)
+    assert not neighbour.done()
+    assert neighbour.result(timeout=5).service == "2"
