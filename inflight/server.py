@@ -206,7 +206,7 @@ class Server:
 
     async def _start_grpc(self, listen: ListenConfig) -> str:
         app = grpc_app(self._running_router(), max_message_bytes=listen.max_message_mb << 20)
-        return self._add(await listen_grpc(app, listen))
+        return self._add(await listen_grpc(app, listen, engine=self._config.grpc_engine))
 
     def _add(self, listener: Listener) -> str:
         self._listeners.append(listener)

@@ -20,16 +20,18 @@ class RawClient:
 
     def __init__(self, address: str, seconds: float = 5.0) -> None:
         self._zttp = zttp = pytest.importorskip("zttp")
-        host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = _connected(address)
         self.heads: dict[int, list[tuple[bytes, bytes]]] = {}
         self._statuses: dict[int, int] = {}
         self._ends: dict[int, dict[bytes, bytes]] = {}
         self._seconds = seconds
         self._connection: Any = zttp.Connection(zttp.CLIENT, protocol=zttp.HTTP2)
         self._connection.initiate_connection()
-        self._flush()
+        try:
+            self._flush()
+        except OSError:
+            self.close()
+            raise
 
     def __enter__(self) -> RawClient:
         return self
@@ -107,3 +109,18 @@ class RawClient:
                 elif isinstance(event, self._zttp.RstStream):
                     self._ends.setdefault(event.stream_id, {})
             self._flush()
+
+
+def _connected(address: str) -> socket.socket:
+    if not address.startswith("unix:"):
+        host, _, port = address.rpartition(":")
+        made = socket.create_connection((host, int(port)))
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.connect(address[len("unix:") :])
+    except OSError:
+        made.close()
+        raise
+    return made

@@ -17,6 +17,7 @@ from inflight.config import (
     DEFAULT_HTTP,
     DEFAULT_MAX_ENQUEUED,
     DEFAULT_MAX_MESSAGE_MB,
+    GRPC_ENGINES,
     ListenConfig,
     RestConfig,
     ServableConfig,
@@ -81,6 +82,14 @@ OPTIONS = (
         f"ip:port or unix:path of the gRPC door, or off. Default {DEFAULT_GRPC}.",
         default=DEFAULT_GRPC,
         metavar="ADDRESS",
+    ),
+    Option(
+        "grpc-engine",
+        one_of(*GRPC_ENGINES),
+        "Who speaks HTTP/2 at the gRPC door: zttp (several times the calls per second, experimental), grpcio (slower, "
+        "the long-proven C core), or auto (zttp where it is installed). Default auto.",
+        default="auto",
+        metavar="ENGINE",
     ),
     Option("name", str, "Name for clients, where one model file is served. Default: the file's.", metavar="NAME"),
     Option("version", whole(0), "Version to serve; 0 is the newest on disk.", default=0, metavar="N"),
@@ -165,6 +174,7 @@ def build_plan(values: Mapping[str, Any]) -> Plan:
         stop_timeout=values["stop_timeout"],
         log_dir=values["log_dir"],
         rest=RestConfig(status_codes=values["status_codes"]),
+        grpc_engine=values["grpc_engine"],
     )
     return Plan(server, _servables(values), http, grpc)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from inflight.config import ListenConfig
+from inflight.config import GRPC_ENGINES, ListenConfig
 from inflight.errors import ConfigError, StartError
 from inflight.frontends.address import GRPC, RESTFUL, Address, Kind, parse_address
 from inflight.frontends.asgi import App
@@ -30,8 +30,6 @@ _TLS_GOODBYE = 0.25
 _DISCONNECT = 1.0
 """Seconds that an application has to end by itself once its client is cut."""
 _TURN = 0.01
-GRPC_ENGINES = ("auto", "zttp", "grpcio")
-"""zttp: several times the calls per second. grpcio: the C core that most servers use; auto takes it without zttp."""
 
 
 class Listener(Protocol):
@@ -131,7 +129,7 @@ async def listen_grpc(
     """Serves gRPC calls over HTTP/2: prior knowledge, or ALPN `h2` over TLS.
 
     Args:
-        engine: who speaks HTTP/2, one of `GRPC_ENGINES`.
+        engine: who speaks HTTP/2, one of `inflight.config.GRPC_ENGINES`.
         first_byte_timeout: seconds after which a peer that has said nothing is cut.
 
     Raises:

@@ -7,7 +7,8 @@ The server's end lives on its event loop, the worker's end is read by one thread
 from __future__ import annotations
 
 import asyncio
-import io
+import math
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -88,24 +89,57 @@ class WorkerChannel:
 
     def __init__(self, sock: socket.socket, reader: ArenaReader | None = None) -> None:
         self._sock = sock
-        self._file = io.BufferedReader(sock.makefile("rb", buffering=0), 1 << 18)
+        self._buffer = bytearray()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._lock = threading.Lock()
         self._reader = reader
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def ready(self, seconds: float | None = 0) -> bool:
+        """Whether `receive` has something to read, waiting up to `seconds` (None: as long as it takes)."""
+        if len(self._buffer) >= PREFIX.size:
+            return True
+        return bool(self._poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
 
     def receive(self) -> tuple[AnyMessage, Unpacker] | None:
         """The next message, or None when the server is gone."""
         try:
-            prefix = self._file.read(PREFIX.size)
-            if len(prefix) < PREFIX.size:
-                return None
-            length, header = PREFIX.unpack(prefix)
-            # A bytearray, because stage functions may edit their inputs in place.
-            buffer = bytearray(length)
-            if self._file.readinto(buffer) < length:
-                return None
-        except (OSError, ValueError):
+            while len(self._buffer) < PREFIX.size:
+                data = self._sock.recv(1 << 18)
+                if not data:
+                    return None
+                self._buffer += data
+            length, header = PREFIX.unpack_from(self._buffer)
+            frame = self._frame(length)
+        except OSError:
             return None
-        return decode(buffer, header, 0, self._reader)
+        return None if frame is None else decode(frame, header, 0, self._reader)
+
+    def stop_reading(self) -> None:
+        """Makes `receive` and `ready` return at once, from now on."""
+        try:
+            self._sock.shutdown(socket.SHUT_RD)
+        except OSError:
+            pass
+
+    def _frame(self, length: int) -> bytearray | None:
+        """The bytes after the prefix; a bytearray of its own, because stage functions may edit their inputs."""
+        end = PREFIX.size + length
+        frame = self._buffer[PREFIX.size : end]
+        missing = length - len(frame)
+        del self._buffer[:end]
+        if missing:
+            frame += bytes(missing)
+            view = memoryview(frame)[length - missing :]
+            while view:
+                count = self._sock.recv_into(view)
+                if not count:
+                    return None
+                view = view[count:]
+        return frame
 
     def send(self, message: AnyMessage, packer: Packer | None = None) -> bool:
         """False when the server is gone."""

@@ -1,7 +1,8 @@
 """Moves jobs from stage to stage inside one worker.
 
 Python stages run on the thread that calls `run_functions` (the worker's main thread, so user code needs no locks);
-every model has a thread of its own, so a model runs one batch while Python prepares the next.
+every model has a thread of its own, so a model runs one batch while Python prepares the next. A servable that is one
+model and nothing else needs no second thread: whoever brings the jobs calls `run_waiting`.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class ModelPort(ABC):
     """Inputs and outputs of each sub-graph; (0, 0) where the back end cannot tell."""
 
     @abstractmethod
-    def bind(self, pipeline: Pipeline) -> None:
-        """Called once, before any `put`."""
+    def bind(self, pipeline: Pipeline, alone: bool) -> None:
+        """Called once, before any `put`; `alone`: jobs run only when `run_waiting` is called."""
 
     @abstractmethod
     def put(self, jobs: Sequence[Job]) -> None:
@@ -53,13 +54,22 @@ class LocalModel(ModelPort):
         self.batch_size = model.batch_size
         self.counts = tuple((len(graph.inputs), len(graph.outputs)) for graph in model.model.graphs)
 
-    def bind(self, pipeline: Pipeline) -> None:
+    def bind(self, pipeline: Pipeline, alone: bool) -> None:
         self._pipeline = pipeline
         for method in pipeline.all_methods():
             for stage in method.stages:
                 if stage.kind == "model" and stage.key == self._key:
                     self._queue.add_lane(method.name, stage, self.batch_size, method.max_wait_ms / 1000)
-        threading.Thread(target=self._run, name=f"model-{self._key}", daemon=True).start()
+        if not alone:
+            threading.Thread(target=self._run, name=f"model-{self._key}", daemon=True).start()
+
+    def run_waiting(self) -> tuple[bool, float | None]:
+        """Runs one batch on this thread if one is due: whether it did, and else the seconds until one is."""
+        batch, due = self._queue.poll()
+        if batch is None or self._pipeline is None:
+            return False, due
+        self._pipeline.run_batch(batch, self._outcomes)
+        return True, None
 
     def put(self, jobs: Sequence[Job]) -> None:
         self._queue.put(jobs)
@@ -111,13 +121,22 @@ class Pipeline:
                 if stage.kind == "function":
                     limit = self._function_limit(method, stage)
                     self._functions.add_lane(method.name, stage, limit, method.max_wait_ms / 1000)
+        self.only_model = self._only_model()
         for port in models.values():
-            port.bind(self)
+            port.bind(self, self.only_model is not None)
 
     def all_methods(self) -> Iterable[MethodSpec]:
         """The declared methods and the hidden one of every sub-graph."""
         yield from self.spec.methods.values()
         yield from self.hidden.values()
+
+    def _only_model(self) -> LocalModel | None:
+        """The one runner of this servable, where that is a model."""
+        functions = any(method.has_function_stage for method in self.spec.methods.values())
+        ports = list(self.models.values())
+        if functions or len(ports) != 1 or not isinstance(ports[0], LocalModel):
+            return None
+        return ports[0]
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Sends jobs to the queue of their next stage; a job without one is finished."""

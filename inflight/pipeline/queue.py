@@ -62,17 +62,27 @@ class StageQueue:
             while not self._closed:
                 lane, due = self._choose(time.monotonic())
                 if lane is not None:
-                    count = min(lane.limit, len(lane.jobs))
-                    return Batch(lane.stage, [lane.jobs.popleft() for _ in range(count)])
+                    return self._cut(lane)
                 self._waiting = True
                 self._condition.wait(due)
                 self._waiting = False
             return None
 
+    def poll(self) -> tuple[Batch | None, float | None]:
+        """The next batch without waiting, or None and the seconds until one is due (None: when a job is put)."""
+        with self._condition:
+            lane, due = self._choose(time.monotonic())
+            return (None, due) if lane is None else (self._cut(lane), None)
+
     def close(self) -> None:
         with self._condition:
             self._closed = True
             self._condition.notify()
+
+    @staticmethod
+    def _cut(lane: Lane) -> Batch:
+        count = min(lane.limit, len(lane.jobs))
+        return Batch(lane.stage, [lane.jobs.popleft() for _ in range(count)])
 
     def _lane(self, method: str, index: int) -> Lane:
         for lane in self._methods[method]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import signal
 import socket
 import sys
@@ -60,10 +61,14 @@ class Worker:
         self._jobs: dict[int, Job] = {}
         self._pipeline: Pipeline | None = None
         self.orphaned = False
+        self._ending = False
+        self._reader: threading.Thread | None = None
+        self._reading = os.pipe()  # hangs up when the channel's thread has ended
 
     def listen(self) -> None:
         """Starts to read the channel: a server that goes away while user code loads must be noticed too."""
-        threading.Thread(target=self._read, name="channel", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, name="channel", daemon=True)
+        self._reader.start()
 
     def start(self, job: WorkerJob) -> None:
         """Loads the servable and tells the server that it is ready."""
@@ -83,7 +88,22 @@ class Worker:
     def serve(self) -> None:
         """Runs until the server says stop or is gone."""
         assert self._pipeline is not None
-        self._pipeline.run_functions()
+        if self._pipeline.only_model is None:
+            self._pipeline.run_functions()
+        else:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Waits while the channel's thread runs the model; a server that goes away is noticed in the middle of that."""
+        poll = select.poll()
+        poll.register(self._channel, 0)  # hang-ups are always told
+        poll.register(self._reading[0], 0)
+        events = poll.poll()
+        if all(fd != self._reading[0] for fd, _ in events):
+            self.orphaned = True
+            self._end()
+        assert self._reader is not None
+        self._reader.join()
 
     def leave(self) -> None:
         """Tells the server that this process was asked to end, and ends."""
@@ -91,17 +111,29 @@ class Worker:
         self._end()
 
     def _end(self) -> None:
+        self._ending = True
         if self._pipeline is not None:
             self._pipeline.close()
+            if self._pipeline.only_model is not None and threading.current_thread() is not self._reader:
+                self._channel.stop_reading()
         killer = threading.Timer(LINGER, _kill_group)
         killer.daemon = True
         killer.start()
 
     def _read(self) -> None:
+        try:
+            self._read_messages()
+            self._end()
+        finally:
+            os.close(self._reading[1])
+
+    def _read_messages(self) -> None:
         while True:
+            if not self._run_model():
+                break
             received = self._channel.receive()
             if received is None:
-                self.orphaned = True
+                self.orphaned = not self._ending
                 break
             message, values = received
             if isinstance(message, Work):
@@ -115,7 +147,19 @@ class Worker:
                         job.dropped = True
             elif isinstance(message, Stop):
                 break
-        self._end()
+
+    def _run_model(self) -> bool:
+        """Where the servable is one model: runs what waits until there is something to read. False: the end."""
+        model = self._pipeline.only_model if self._pipeline is not None else None
+        if model is None:
+            return True
+        while not self._channel.ready():
+            if self._ending:
+                return False
+            ran, due = model.run_waiting()
+            if not ran and self._channel.ready(due):
+                return True
+        return True
 
     def _take(self, work: Work, values: Unpacker) -> None:
         if work.frees:

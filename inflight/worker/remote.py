@@ -27,7 +27,7 @@ class RemoteModel(ModelPort):
         self.batch_size = offer.batch_size
         self.counts = tuple((len(graph.inputs), len(graph.outputs)) for graph in offer.graphs)
 
-    def bind(self, pipeline: Pipeline) -> None:
+    def bind(self, pipeline: Pipeline, alone: bool) -> None:
         self._pipeline = pipeline
 
     def put(self, jobs: Sequence[Job]) -> None:

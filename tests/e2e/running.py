@@ -172,7 +172,7 @@ def process(directory: Path, *command: str, environment: Mapping[str, str] = {})
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            env={**os.environ, "PYTHONPATH": "", **environment},
+            env={**os.environ, **environment},
             start_new_session=True,
         )
     family: list[psutil.Process] = []

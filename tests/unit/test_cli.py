@@ -93,6 +93,7 @@ def test_version() -> None:
         (["serve", "x", "--workers", "two"], "--workers: 'two' is no whole number"),
         (["serve", "x", "--device-ids", "0,0"], "--device-ids: '0,0' is no list of device ids; write distinct"),
         (["serve", "x", "--device-type", "tpu"], "--device-type: 'tpu' is not known; write one of: cpu, gpu, ascend"),
+        (["serve", "x", "--grpc-engine", "c"], "--grpc-engine: 'c' is not known; write one of: auto, zttp, grpcio"),
         (["serve", "x", "--stop-timeout", "-1"], "--stop-timeout: '-1' is no number of seconds"),
         (["serve", "x", "--tls-cert", "/no/such"], "--tls-cert: the file '/no/such' does not exist"),
         (["serve", "x", "--tls-verify-client"], "--tls-verify-client needs --tls-ca"),
@@ -246,6 +247,7 @@ def test_server_and_listeners(tmp_path: Path) -> None:
         log_dir="logs",
         device_ids="",
         dec_mode="aes-cbc",
+        grpc_engine="grpcio",
         **files,
     )
     assert made.grpc is None
@@ -253,6 +255,7 @@ def test_server_and_listeners(tmp_path: Path) -> None:
     assert (made.http.address, made.http.max_message_mb) == ("0.0.0.0:1", 7)
     assert made.http.tls == TlsConfig(files["tls_cert"], files["tls_key"], files["tls_ca"], True)
     assert (made.server.max_enqueued_requests, made.server.stop_timeout) == (5, 3.0)
+    assert (made.server.grpc_engine, plan(where).server.grpc_engine) == ("grpcio", "auto")
     assert (made.server.log_dir, made.server.rest.status_codes) == (Path("logs"), True)
     (config,) = made.servables
     assert (config.device_ids, config.num_parallel_workers) == ((), 1)

@@ -82,7 +82,8 @@ class Running:
         deadline = time.monotonic() + 20
         while len(outcomes) < len(rows):
             assert time.monotonic() < deadline, "jobs were lost"
-            time.sleep(0.001)
+            if self.pipeline.only_model is None or not self.pipeline.only_model.run_waiting()[0]:
+                time.sleep(0.001)
         return [outcomes[index] for index in range(len(rows))]
 
     def close(self) -> None:
