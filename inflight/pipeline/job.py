@@ -22,10 +22,11 @@ class Job:
         deadline: `time.monotonic()` after which nobody waits for it, or None.
         dropped: the caller left; it is finished at the next stage.
         entered: when it joined the queue it waits in.
+        arrived: when the worker read it.
         finish: told the outcome, once.
     """
 
-    __slots__ = ("deadline", "dropped", "entered", "finish", "key", "method", "position", "slots")
+    __slots__ = ("arrived", "deadline", "dropped", "entered", "finish", "key", "method", "position", "slots")
 
     def __init__(
         self, key: int, method: MethodSpec, row: Sequence[Value], finish: Finish, deadline: float | None = None
@@ -37,6 +38,7 @@ class Job:
         self.deadline = deadline
         self.dropped = False
         self.entered = 0.0
+        self.arrived = 0.0
         self.finish = finish
 
     @property

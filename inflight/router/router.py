@@ -302,7 +302,7 @@ class Router:
         offer = await replica.start(job, self._config.start_timeout)
         group.learn(offer)
         self._note(group, replica)
-        log.info("Register success: worker %s of servable '%s' version %d", replica.label, group.name, group.version)
+        _registered(group, replica)
         self._keepers[replica] = asyncio.ensure_future(self._keep(group, replica, job))
         return offer
 
@@ -338,7 +338,7 @@ class Router:
                         group.went_down(str(error))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, policy.max_delay)
-            log.info("Register success: worker %s of servable '%s', started again", replica.label, group.name)
+            _registered(group, replica)
             self._note(group, replica)
             group.came_up()
 
@@ -379,6 +379,17 @@ class Router:
 
     def _all_groups(self) -> list[Group]:
         return [group for versions in self._groups.values() for group in versions.values()]
+
+
+def _registered(group: Group, replica: Replica) -> None:
+    # Scripts written for MindSpore Serving search the log for the first words.
+    log.info(
+        "Register success: worker address: pid %s, %s of servable '%s' version %d",
+        replica.pid,
+        replica.label,
+        group.name,
+        group.version,
+    )
 
 
 def _ignore(result: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import select
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from inflight import log
 from inflight.errors import InflightError, InvalidRequest, error_from_wire
 from inflight.link import (
     Arena,
@@ -62,6 +64,7 @@ class Worker:
         self._pipeline: Pipeline | None = None
         self.orphaned = False
         self._ending = False
+        self._timed = log.LOGGER.isEnabledFor(logging.INFO)
         self._reader: threading.Thread | None = None
         self._reading = os.pipe()  # hangs up when the channel's thread has ended
 
@@ -171,6 +174,7 @@ class Worker:
         for key, method, row, seconds in work.items:
             deadline = None if seconds is None else now + seconds
             job = Job(key, self._methods[method], values.row(row), self._finish, deadline)
+            job.arrived = now
             self._jobs[key] = job
             jobs.append(job)
         assert self._pipeline is not None
@@ -178,6 +182,8 @@ class Worker:
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         self._jobs.pop(job.key, None)
+        if self._timed:  # scripts written for MindSpore Serving search the log for this line
+            log.info("WorkerRequestHandle Time Cost # %.3f ms", (time.monotonic() - job.arrived) * 1000)
         with self._lock:
             self._done.append((job.key, outcome))
 
@@ -256,6 +262,11 @@ def run(fd: int, inbox: int, outbox: int) -> int:
         inbox: file of the arena that the server writes.
         outbox: file of the arena that this worker writes.
     """
+    try:
+        log.configure(os.environ)
+    except ValueError as error:
+        # The server has said so already; a worker works with the defaults.
+        print(f"Serving Error: {error}", file=sys.stderr, flush=True)
     channel = WorkerChannel(socket.socket(fileno=fd), ArenaReader(inbox))
     worker = Worker(channel, Arena(outbox))
 

@@ -83,6 +83,23 @@ WORK = """
 """A servable of Python functions: `echo`, and what a test needs to make trouble."""
 
 
+SLOW_MODEL = """
+    import time
+    from inflight.servable import add_stage, declare_model, register_method
+
+    def slow(x):
+        time.sleep(float(x.max()))
+        return x
+
+    model = declare_model(slow, "callable")
+
+    @register_method(output_names=["y"])
+    def nap(x):
+        return add_stage(model, x, outputs_count=1)
+"""
+"""A servable that is one model and nothing else, which takes as long as it is told."""
+
+
 def write_servable(directory: Path, name: str, config: str = WORK, files: Mapping[str, bytes] = {}) -> Path:
     """Writes a servable's folder; returns its parent."""
     folder = directory / name

@@ -145,7 +145,7 @@ def test_the_script_that_starts_a_server(served: Served, tmp_path: Path) -> None
     (block,) = (block for block in of("script") if block.page == "serving")
     servables = served.cwd.parent / "servables"
     text = block.text.replace('"servables"', repr(str(servables))).replace(
-        "server.wait()", "print(http)\nserver.wait()"
+        "server.wait()", "print(http, flush=True)\nserver.wait()"
     )
     text = text.replace("server.start_http", "http = server.start_http")
     for address in ("0.0.0.0:8080", "0.0.0.0:8081"):

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from inflight.proto import health_pb2, open_inference_pb2
 from inflight.server import SIGNALS
 from tests.e2e.running import (
     FREE,
+    SLOW_MODEL,
     Background,
     Served,
     alive,
@@ -95,7 +97,7 @@ def test_starting_and_stopping_many_times_leaves_nothing(work: ServableConfig) -
     gc.disable()  # what is left must not depend on when garbage is collected
     try:
         first = once()
-        after = [once() for _ in range(8)]
+        after = [once() for _ in range(18)]
     finally:
         gc.enable()
     assert after == [first] * len(after)
@@ -156,28 +158,26 @@ def test_workers_start_where_stderr_is_replaced(work: ServableConfig) -> None:
 
 @linux
 def test_all_children_are_workers_and_come_back_when_killed(work: ServableConfig, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     write_servable(tmp_path, "other")
     pair = replace(work, device_ids=(0, 1))
     with running(pair, ServableConfig(tmp_path, "other")) as here:
-        for round_ in range(2):
-            children = psutil.Process().children(recursive=True)
-            assert len(children) == 3
-            assert all("inflight.worker" in child.cmdline() for child in children)
-            # Each runs alone on its worker, or it would be blamed for the death of its neighbour.
-            naps = [Background(ask, here.http, name, "nap", 1.5) for name in ("work", "work", "other")]
-            eventually(lambda: in_flight(here.http) == 3)
-            time.sleep(0.3)
-            killed = time.monotonic()
-            for child in children:
-                child.kill()
-            assert ask(here.http, "other", "echo", round_) == {"instances": [{"y": round_}]}
-            assert time.monotonic() - killed < 15, "2 s on an idle machine"
-            for one in naps:
-                (reply,) = one.result()["instances"]
-                assert reply["pid"] not in [child.pid for child in children]
-            eventually(lambda: get(here.http, "/health/ready")["ready"])
+        children = psutil.Process().children(recursive=True)
+        assert len(children) == 3
+        assert all("inflight.worker" in child.cmdline() for child in children)
+        naps = [Background(ask, here.http, name, "nap", 1.5) for name in ("work", "work", "other")]
+        eventually(lambda: in_flight(here.http) == 3)
+        time.sleep(0.3)
+        killed = time.monotonic()
+        for child in children:
+            child.kill()
+        for name in ("work", "other"):
+            assert ask(here.http, name, "echo", 5) == {"instances": [{"y": 5}]}
+        assert time.monotonic() - killed < 15, "2 s on an idle machine"
+        for one in naps:
+            (reply,) = one.result()["instances"]
+            assert reply["pid"] not in [child.pid for child in children]
+        eventually(lambda: set(states(here.http).values()) == {"ready"})
+        assert len(workers()) == 3
 
 
 # `inflight serve`
@@ -214,8 +214,8 @@ def test_what_runs_is_answered_and_new_work_is_refused(work: ServableConfig) -> 
         processes = family(served.pid)
         assert all(os.getsid(worker) == worker for worker in processes)
         connection = connect(served.http)
-        connection.request("POST", "/model/work:nap", json.dumps({"instances": {"x": 1.5}}))
         with Client(served.grpc, "work", "nap", timeout=60) as client:
+            connection.request("POST", "/model/work:nap", json.dumps({"instances": {"x": 1.5}}))
             by_grpc = client.infer_async({"x": np.float32(1.5)})
             eventually(lambda: in_flight(served.http) == 2)
             os.killpg(served.pid, signal.SIGINT)
@@ -231,12 +231,14 @@ def test_what_runs_is_answered_and_new_work_is_refused(work: ServableConfig) -> 
         check_gone(served, processes, memory, 0.5)
 
 
-def test_work_without_an_end_is_cut(work: ServableConfig) -> None:
-    with serve(work.directory.parent, str(work.directory / "work"), "--stop-timeout", "0.5") as served:
+def test_work_without_an_end_is_cut(tmp_path: Path) -> None:
+    write_servable(tmp_path / "all", "work")
+    write_servable(tmp_path / "all", "model", SLOW_MODEL)
+    with serve(tmp_path, str(tmp_path / "all"), "--stop-timeout", "0.5") as served:
         (child,) = ask(served.http, "work", "spawn", 0)["instances"]
         processes = [*family(served.pid), child["pid"]]
-        answers = [Background(ask, served.http, "work", "nap", 60) for _ in range(2)]
-        eventually(lambda: in_flight(served.http) == 2)
+        answers = [Background(ask, served.http, name, "nap", 60) for name in ("work", "work", "model")]
+        eventually(lambda: in_flight(served.http) == 3)
         start = time.monotonic()
         assert served.end() == 0
         assert time.monotonic() - start < 10
@@ -247,28 +249,30 @@ def test_work_without_an_end_is_cut(work: ServableConfig) -> None:
 
 @linux
 def test_killing_the_server_leaves_nothing(tmp_path: Path) -> None:
-    """Its workers are idle with a child process of their own, in the middle of user code, and still loading."""
+    """Its workers are idle with a child process of their own, in the middle of user code or a model, or loading."""
     memory = shared_memory()
     sleeper = "import subprocess, sys, time\n"
     sleeper += "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
     for name in ("idle", "busy"):
         write_servable(tmp_path / "all", name)
+    write_servable(tmp_path / "all", "modelling", SLOW_MODEL)
     write_servable(tmp_path / "all", "loading", sleeper + "time.sleep(600)")
     command = ["-m", "inflight.cli", "serve", str(tmp_path / "all"), "--http", free(), "--grpc", "off"]
     with process(tmp_path, *command) as served:
         served.http = command[5]
         eventually(lambda: not refused(served.http))
-        eventually(lambda: list(states(served.http).values()) == ["ready", "ready"], 60)
+        eventually(lambda: list(states(served.http).values()) == ["ready"] * 3, 60)
         spawned = ask(served.http, "idle", "spawn", 0)["instances"][0]["pid"]
-        busy = Background(ask, served.http, "busy", "nap", 600)
-        eventually(lambda: in_flight(served.http) == 1)
-        eventually(lambda: len(family(served.pid)) == 5)  # three workers, two of which have a child
+        busy = [Background(ask, served.http, name, "nap", 600) for name in ("busy", "modelling")]
+        eventually(lambda: in_flight(served.http) == 2)
+        eventually(lambda: len(family(served.pid)) == 6)  # four workers, two of which have a child
         processes = family(served.pid)
         assert spawned in processes
         served.process.kill()
         served.process.wait()
-        with pytest.raises((OSError, http.client.HTTPException)):
-            busy.result()
+        for one in busy:
+            with pytest.raises((OSError, http.client.HTTPException)):
+                one.result()
         check_gone(served, processes, memory)
 
 
@@ -347,7 +351,7 @@ def test_a_script_may_end_and_its_server_lives_on(work: ServableConfig, number: 
         processes = family(script.pid)
         assert len(processes) == 1
         assert ask(script.http, "work", "echo", 1) == {"instances": [{"y": 1}]}
-        running_nap = Background(ask, script.http, "work", "nap", 1.0)
+        running_nap = Background(ask, script.http, "work", "nap", 2.0)
         eventually(lambda: in_flight(script.http) == 1)
         assert script.end(number) == 0
         assert running_nap.result() == {"instances": [{"pid": processes[0]}]}

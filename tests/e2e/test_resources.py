@@ -1,0 +1,101 @@
+"""Memory and processor time of a whole server, as the system counts them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.http as triton_http
+
+from inflight.client import Client
+from tests.e2e.running import Background, ask, connect, eventually, in_flight, serve, write_servable
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+DOUBLER = """
+    from inflight.servable import add_stage, register_method
+
+    def twice(x):
+        return x * 2
+
+    @register_method(output_names=["y"])
+    def predict(x):
+        return add_stage(twice, x, outputs_count=1)
+"""
+
+
+@linux
+def test_large_arrays_come_back_right_and_leave_no_memory(tmp_path: Path) -> None:
+    write_servable(tmp_path, "double", DOUBLER)
+    with serve(tmp_path, str(tmp_path / "double")) as served:
+        server = psutil.Process(served.pid)
+        array = np.random.default_rng(0).standard_normal((1, 1 << 22)).astype(np.float32)  # 16 MiB
+        with triton_http.InferenceServerClient(served.http) as client:
+
+            def once() -> None:
+                tensor = triton_http.InferInput("x", array.shape, "FP32")
+                tensor.set_data_from_numpy(array)
+                assert np.array_equal(client.infer("double", [tensor]).as_numpy("y"), array * 2)
+
+            for _ in range(4):
+                once()
+            processes = [server, *server.children()]
+            before = [process.memory_info().rss for process in processes]
+            for _ in range(20):
+                once()
+            growth = [process.memory_info().rss - size for process, size in zip(processes, before)]
+        assert max(growth) < 48 << 20, "less than one in and one out and a half: 20 of each would be 640 MiB"
+
+
+@linux
+def test_requests_that_nobody_waits_for_hold_no_memory(tmp_path: Path) -> None:
+    write_servable(tmp_path, "work")
+    with serve(tmp_path, str(tmp_path / "work")) as served:
+        server = psutil.Process(served.pid)
+        blocker = Background(ask, served.http, "work", "nap", 4.0)
+        eventually(lambda: in_flight(served.http) == 1)
+        body = b'{"inputs":[{"name":"x","datatype":"UINT8","shape":[1,%d],"parameters":{"binary_data_size":%d}}]}'
+        size = 8 << 20
+        head = body % (size, size)
+        sent = 0
+        before = server.memory_info().rss
+        for _ in range(25):
+            connection = connect(served.http)
+            headers = {"Inference-Header-Content-Length": str(len(head))}
+            connection.request("POST", "/v2/models/work.echo/infer", head + bytes(size), headers)
+            eventually(lambda: in_flight(served.http) == 2)
+            connection.close()
+            eventually(lambda: in_flight(served.http) == 1)
+            sent += size
+        assert not blocker.done, "the worker was free meanwhile; the test says nothing"
+        assert server.memory_info().rss - before < sent // 3
+        blocker.result()
+        assert ask(served.http, "work", "echo", 1) == {"instances": [{"y": 1}]}
+
+
+@linux
+def test_a_server_at_rest_uses_no_processor(tmp_path: Path) -> None:
+    write_servable(tmp_path, "work")
+    with serve(tmp_path, str(tmp_path / "work")) as served, Client(served.grpc, "work", "echo", timeout=60) as client:
+        assert ask(served.http, "work", "echo", 1) == {"instances": [{"y": 1}]}
+        assert client.infer({"x": 1})[0]["y"] == 1
+        resting = connect(served.http)
+        resting.request("GET", "/health/ready")
+        resting.getresponse().read()
+        server = psutil.Process(served.pid)
+        processes = [server, *server.children()]
+        time.sleep(0.5)
+
+        def used() -> list[float]:
+            return [sum(process.cpu_times()[:2]) for process in processes]
+
+        before = used()
+        time.sleep(3)
+        tick = 1 / os.sysconf("SC_CLK_TCK")
+        assert all(after - start <= 1.5 * tick for after, start in zip(used(), before))
+        resting.close()
