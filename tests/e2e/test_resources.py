@@ -13,7 +13,7 @@ import pytest
 import tritonclient.http as triton_http
 
 from inflight.client import Client
-from tests.e2e.running import Background, ask, connect, eventually, in_flight, serve, write_servable
+from tests.e2e.running import SLOW_MODEL, Background, ask, connect, eventually, in_flight, serve, write_servable
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -80,9 +80,11 @@ def test_requests_that_nobody_waits_for_hold_no_memory(tmp_path: Path) -> None:
 
 @linux
 def test_a_server_at_rest_uses_no_processor(tmp_path: Path) -> None:
-    write_servable(tmp_path, "work")
-    with serve(tmp_path, str(tmp_path / "work")) as served, Client(served.grpc, "work", "echo", timeout=60) as client:
+    write_servable(tmp_path / "all", "work")
+    write_servable(tmp_path / "all", "model", SLOW_MODEL)
+    with serve(tmp_path, str(tmp_path / "all")) as served, Client(served.grpc, "work", "echo", timeout=60) as client:
         assert ask(served.http, "work", "echo", 1) == {"instances": [{"y": 1}]}
+        assert ask(served.http, "model", "nap", 0) == {"instances": [{"y": 0}]}
         assert client.infer({"x": 1})[0]["y"] == 1
         resting = connect(served.http)
         resting.request("GET", "/health/ready")

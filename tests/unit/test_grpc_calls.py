@@ -241,6 +241,26 @@ def test_calls_in_flight_outlive_the_stop(service: Service, engine: str) -> None
     made.close()
 
 
+def test_a_stream_that_waits_for_requests_does_not_hold_up_the_stop(service: Service, engine: str) -> None:
+    hold = threading.Event()
+
+    def requests() -> Iterator[Text]:
+        yield Text()
+        hold.wait(20)
+
+    with serving(service.app(), engine, grace=10) as where:
+        made = grpc.insecure_channel(where)
+        replies = chat(made)(requests())
+        next(replies)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 5
+    with pytest.raises(grpc.RpcError) as caught:
+        next(replies)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    hold.set()
+    made.close()
+
+
 def test_calls_that_outlast_the_grace_are_cut(service: Service, engine: str) -> None:
     with serving(service.app(), engine, grace=0.2) as where:
         made = grpc.insecure_channel(where)

@@ -31,7 +31,7 @@ from inflight.frontends.address import GRPC, UNIX, Address
 from inflight.frontends.grpc.asgi import GrpcApp
 from inflight.frontends.grpc.framing import check_reply
 from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse
-from inflight.frontends.grpc.status import INTERNAL, GrpcError, short_message, status_of, unknown_method
+from inflight.frontends.grpc.status import INTERNAL, UNAVAILABLE, GrpcError, short_message, status_of, unknown_method
 from inflight.frontends.sockets import SocketFile, bind_tcp, bind_unix, cannot_start
 
 _DISCONNECT = 1.0
@@ -63,12 +63,13 @@ class GrpcioListener:
         Raises:
             OSError, UnicodeError, RuntimeError: the address cannot be bound.
         """
+        names = await _check_free(self._where)
         server = grpc.aio.server(handlers=(self._calls,), options=self._options)
         add_port = _port_opener(server, self._tls)
         if self._where.path is not None:
             self._file = _open_unix(self._where.path, add_port)
         else:
-            self._where = await _open_tcp(self._where, add_port)
+            self._where = _open_tcp(self._where, names, add_port)
         self.address = str(self._where)
         before = asyncio.all_tasks()
         await server.start()
@@ -80,18 +81,22 @@ class GrpcioListener:
         """As `Listener` says."""
         self._stopping = True
         if self._reopening is not None:
-            await self._reopening
+            await asyncio.wait({self._reopening})
         if self._file is not None:
             self._file.remove()
         if self._server is None:
             return
         servers = [self._server, *self._leaving.values()]
+        self._calls.stop()
         stopping = [asyncio.ensure_future(server.stop(grace)) for server in servers] + [*self._leaving]
         del servers
         await asyncio.wait(stopping, timeout=grace + _DISCONNECT)
-        for task in list(self._calls.running):
+        running = self._calls.running
+        if running:  # the core has cancelled them
+            await asyncio.wait(list(running), timeout=_DISCONNECT)
+        for task in list(running):
             task.cancel()
-        await asyncio.gather(*stopping, *self._calls.running, return_exceptions=True)
+        await asyncio.gather(*stopping, *running, return_exceptions=True)
         self._server = None  # it must not outlive the loop
 
     def _look(self, task: asyncio.Task[Any]) -> None:
@@ -154,11 +159,24 @@ def _port_opener(server: Any, tls: TlsConfig | None) -> Callable[[str], int]:
     return lambda address: server.add_secure_port(address, credentials)
 
 
-async def _open_tcp(address: Address, add_port: Callable[[str], int]) -> Address:
+async def _check_free(address: Address) -> list[str]:
+    """Binds an address and lets it go: the error tells why it cannot be had, which grpcio's does not.
+
+    Returns:
+        The addresses of the host.
+    """
+    if address.path is not None:
+        bind_unix(address.path).close()
+        os.unlink(address.path)
+        return []
     names = []
-    for bound in await bind_tcp(address):  # tells why an address cannot be had, which grpcio does not
+    for bound in await bind_tcp(address):
         names.append(bound.getsockname()[0])
         bound.close()
+    return names
+
+
+def _open_tcp(address: Address, names: list[str], add_port: Callable[[str], int]) -> Address:
     port = address.port
     for name in names:
         port = add_port(str(Address(name, port)))
@@ -166,8 +184,6 @@ async def _open_tcp(address: Address, add_port: Callable[[str], int]) -> Address
 
 
 def _open_unix(path: str, add_port: Callable[[str], int]) -> SocketFile:
-    bind_unix(path).close()
-    os.unlink(path)
     own = os.path.join(os.path.dirname(path), f".{secrets.token_hex(3)}")
     add_port(UNIX + own)
     os.rename(own, path)
@@ -183,6 +199,8 @@ class _Calls:
 
     def __init__(self, app: GrpcApp) -> None:
         self.running: set[asyncio.Task[Any]] = set()
+        self._resting: set[asyncio.Task[Any]] = set()  # those that wait for a request
+        self._stopping = False
         self._limit = app.max_message_bytes
         self._handlers: dict[str, Any] = {}
         for path, rpc in app.rpcs.items():
@@ -195,6 +213,12 @@ class _Calls:
         """The handler of one call; for what is not offered one that says so."""
         path: str = details.method
         return self._handlers.get(path) or self._refusal(path)
+
+    def stop(self) -> None:
+        """What runs goes on, what only waits for more to do ends."""
+        self._stopping = True
+        for task in self._resting:
+            task.cancel()
 
     def _refusal(self, path: str) -> Any:
         async def refuse(_context: Any) -> None:
@@ -214,8 +238,14 @@ class _Calls:
                 return await work(context)
             except grpc.aio.BaseError:  # the call ended while a message was on its way
                 raise asyncio.CancelledError from None
+            except asyncio.CancelledError:
+                if not self._stopping or task not in self._resting:
+                    raise
+                status = _stopping()
             except Exception as error:
                 status = status_of(error, path)
+            finally:
+                self._resting.discard(task)
             await _fail(context, status)
             return None
 
@@ -230,7 +260,7 @@ class _Calls:
     def _stream(self, rpc: StreamRpc) -> Callable[[Any], Awaitable[None]]:
         async def answer(context: Any) -> None:
             if rpc.duplex is not None:
-                replies = rpc.duplex(_requests(rpc, context), context.time_remaining())
+                replies = rpc.duplex(self._requests(rpc, context), context.time_remaining())
             else:
                 assert rpc.handler is not None
                 replies = rpc.handler(await _single(rpc, context), context.time_remaining())
@@ -242,6 +272,19 @@ class _Calls:
                 await close(replies)
 
         return answer
+
+    async def _requests(self, rpc: StreamRpc, context: Any) -> AsyncIterator[Message]:
+        """The messages of a stream of requests, each read only when it is asked for; none once the server stops."""
+        task = asyncio.current_task()
+        assert task is not None
+        while not self._stopping:
+            self._resting.add(task)
+            data = await context.read()
+            self._resting.discard(task)
+            if data is grpc.aio.EOF:
+                return
+            yield parse(rpc, data)
+        raise _stopping()
 
     def _sent(self, reply: Message) -> bytes:
         data = reply.SerializeToString()
@@ -259,12 +302,11 @@ async def _fail(context: Any, status: GrpcError) -> None:
 
 async def _single(rpc: Rpc, context: Any) -> Message:
     """The request's only message."""
-    async for message in _requests(rpc, context):
-        return message
-    raise GrpcError(INTERNAL, "the request holds no message")
+    data = await context.read()
+    if data is grpc.aio.EOF:
+        raise GrpcError(INTERNAL, "the request holds no message")
+    return parse(rpc, data)
 
 
-async def _requests(rpc: Rpc, context: Any) -> AsyncIterator[Message]:
-    """The messages of a stream of requests, each read only when it is asked for."""
-    while (data := await context.read()) is not grpc.aio.EOF:
-        yield parse(rpc, data)
+def _stopping() -> GrpcError:
+    return GrpcError(UNAVAILABLE, "the server is stopping")
