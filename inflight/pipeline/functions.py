@@ -9,7 +9,7 @@ import numpy as np
 
 from inflight.errors import ModelError
 from inflight.servable import FunctionSpec, MethodSpec, StageSpec
-from inflight.types import CODES, Outcome, Value
+from inflight.types import CODES, Array, Outcome, Value
 
 # User code may raise anything, also by sys.exit(); none of it may end the worker.
 USER_ERRORS = (Exception, SystemExit)
@@ -42,7 +42,7 @@ def failure(method: str, stage: StageSpec, error: BaseException) -> ModelError:
 
 def _one(function: FunctionSpec, row: list[Value]) -> list[Value] | BaseException:
     try:
-        return as_row(function.function(*row), function.outputs_count)
+        return as_row(function.function(*row), function.outputs_count, row)
     except USER_ERRORS as error:
         return error
 
@@ -61,9 +61,9 @@ def _batch(function: FunctionSpec, rows: list[list[Value]]) -> list[list[Value] 
         except USER_ERRORS as error:
             outcomes += [error] * len(rest)
             break
-        for _ in rest:
+        for row in rest:
             try:
-                outcomes.append(as_row(next(results), function.outputs_count))
+                outcomes.append(as_row(next(results), function.outputs_count, row))
             except BadResult as error:
                 outcomes.append(error)
             except StopIteration:
@@ -89,19 +89,32 @@ def _iterate(function: Callable[..., Any], rows: Sequence[Sequence[Value]]) -> I
     )
 
 
-def as_row(result: Any, count: int) -> list[Value]:
+def as_row(result: Any, count: int, inputs: Sequence[Value] = ()) -> list[Value]:
     """A function's result for one instance as `count` values.
+
+    Args:
+        inputs: what the function was given for this instance: returned as it is, while every other array is copied,
+            since a function may fill one buffer for each instance and return that again and again.
 
     Raises:
         BadResult: the number of outputs or a type is wrong.
     """
     if count == 1 and not (isinstance(result, (tuple, list)) and len(result) == 1 and _nested(result)):
-        return [as_value(result[0] if isinstance(result, tuple) and len(result) == 1 else result)]
+        return [_kept(result[0] if isinstance(result, tuple) and len(result) == 1 else result, inputs)]
     if not isinstance(result, (tuple, list)):
         raise BadResult(f"the function returned one {type(result).__name__}, expected {count} outputs in a tuple")
     if len(result) != count:
         raise BadResult(f"the function returned {len(result)} outputs, expected {count}")
-    return [as_value(item) for item in result]
+    return [_kept(item, inputs) for item in result]
+
+
+def _kept(item: Any, inputs: Sequence[Value]) -> Value:
+    """The value, in memory that the function will not write again."""
+    value = as_value(item)
+    if value is item and isinstance(value, np.ndarray) and not any(value is one for one in inputs):
+        copy: Array = value.copy()
+        return copy
+    return value
 
 
 def _nested(result: Sequence[Any]) -> bool:

@@ -1,39 +1,28 @@
-"""Name, version, method → replicas; starting and stopping them."""
+"""Name, version, method → replicas: the backend behind every door."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
-
-import msgspec
+from collections.abc import Callable, Sequence
 
 from inflight.config import ServableConfig, ServerConfig
 from inflight.errors import (
-    ConfigError,
     DeadlineExceeded,
     InflightError,
     InvalidRequest,
     NotFound,
     Overloaded,
-    StartError,
     Unavailable,
 )
-from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
+from inflight.link import Arena
 from inflight.metrics import Metrics
-from inflight.place import Launch
+from inflight.router.fleet import Fleet
 from inflight.router.group import Group
-from inflight.router.replica import Replica, State
 from inflight.router.request import Request, Result
-from inflight.servable import check_config_location, find_versions
 from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
 
 log = logging.getLogger("inflight")
-
-T = TypeVar("T")
 
 
 class Router:
@@ -55,33 +44,28 @@ class Router:
     ) -> None:
         self._config = config
         self._metrics = metrics
-        self._runtimes = runtimes
-        self._on_all_lost = on_all_lost
-        self._groups: dict[str, dict[int, Group]] = {}
-        self._inbox = Arena(create_file("inflight-inbox", physical_memory()))
+        self._fleet = Fleet(config, metrics, runtimes, on_all_lost)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._stopping = False
         metrics.watch_in_flight(lambda: self._in_flight)
-        self._keepers: dict[Replica, asyncio.Task[None]] = {}
         self.max_enqueued = config.max_enqueued_requests
 
     @property
     def inbox(self) -> Arena:
         """Shared memory that workers can read: a request body received here is not copied again."""
-        return self._inbox
+        return self._fleet.inbox
 
     # The backend
 
     @property
     def live(self) -> bool:
-        return not self._stopping
+        return not self._fleet.stopping
 
     @property
     def ready(self) -> bool:
-        groups = self._all_groups()
-        return not self._stopping and bool(groups) and all(group.ready for group in groups)
+        groups = self._fleet.all_groups()
+        return not self._fleet.stopping and bool(groups) and all(group.ready for group in groups)
 
     def servables(self) -> Sequence[ServableStatus]:
         return [
@@ -93,7 +77,7 @@ class Router:
                 replicas=len(group.replicas),
                 ready_replicas=group.ready,
             )
-            for group in self._all_groups()
+            for group in self._fleet.all_groups()
         ]
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
@@ -182,214 +166,30 @@ class Router:
             ConfigError: a servable is not where it should be, or is started twice.
             StartError: a worker failed, with its text; everything that this call started has been ended.
         """
-        groups: list[tuple[Group, ServableConfig]] = []
-        try:
-            for config in configs:
-                group = self._add_group(config)
-                groups.append((group, config))
-        except BaseException:
-            for group, _ in groups:
-                self._remove_group(group)
-            raise
-        devices = sum(len(config.device_ids) or max(1, config.num_parallel_workers) for config in configs)
-        threads = max(1, (os.cpu_count() or 1) // max(1, devices))
-        try:
-            await _all(self._start_replicas(group, config, threads) for group, config in groups)
-        except BaseException as error:
-            await asyncio.gather(*(self._end_group(group) for group, _ in groups))
-            for group, _ in groups:
-                self._remove_group(group)
-            if isinstance(error, InflightError):
-                raise StartError(f"Fail to start workers: {error}") from error
-            raise
+        await self._fleet.start(configs)
 
     async def stop(self) -> None:
         """Refuses new requests, lets running ones finish in time, ends every worker."""
-        self._stopping = True
+        self._fleet.stopping = True
         if self._in_flight:
             try:
                 await asyncio.wait_for(self._idle.wait(), self._config.stop_timeout)
             except asyncio.TimeoutError:
                 log.warning("%d requests did not finish before the server stopped", self._in_flight)
-        for keeper in self._keepers.values():
-            keeper.cancel()
-        await asyncio.gather(*(self._end_group(group) for group in self._all_groups()))
-        self._groups.clear()
-        self._inbox.close()
-
-    def _add_group(self, config: ServableConfig) -> Group:
-        if config.model_file is None:
-            check_config_location(config.directory, config.name)
-        elif not config.model_file.is_file():
-            raise ConfigError(f"model file '{config.model_file}' does not exist")
-        version = _resolved(config)
-        if version in self._groups.get(config.name, ()):
-            raise ConfigError(f"version {version} of servable '{config.name}' is already started")
-        group = Group(config.name, version, self._metrics)
-        self._groups.setdefault(config.name, {})[version] = group
-        return group
-
-    def _remove_group(self, group: Group) -> None:
-        versions = self._groups.get(group.name, {})
-        versions.pop(group.version, None)
-        if not versions:
-            self._groups.pop(group.name, None)
-        for replica in group.replicas:
-            self._metrics.replica(group.name, group.version, replica.label, None)
-
-    async def _start_replicas(self, group: Group, config: ServableConfig, threads: int) -> None:
-        devices = [
-            self._replica(group, config, f"device{device}", {"SERVING_DEVICE_ID": str(device)})
-            for device in config.device_ids
-        ]
-        base = WorkerJob(
-            directory=str(config.directory),
-            name=config.name,
-            # 0 where there are no version folders: the worker knows whether it needs one.
-            version=group.version if config.version or _on_disk(config) else NEWEST,
-            model_file=str(config.model_file) if config.model_file else None,
-            max_batch_size=config.max_batch_size,
-            device_id=None,
-            device_type=config.device_type,
-            own_models=True,
-            threads=threads,
-            dec_key=config.dec_key,
-            dec_mode=config.dec_mode,
-            models=[],
-            runtimes=self._runtimes,
-        )
-        jobs = [_with(base, device_id=device) for device in config.device_ids]
-        offers = await _all(self._start_one(group, replica, job) for replica, job in zip(devices, jobs))
-        extra = max(0, config.num_parallel_workers - len(devices))
-        if not devices:
-            extra = max(1, extra)
-        elif extra and not any(method.has_function_stage for method in offers[0].methods):
-            log.warning("servable '%s' has no Python stages: extra workers are not started", config.name)
-            extra = 0
-        own = not devices or config.device_type == "cpu"
-        job = base if own else _with(base, own_models=False, models=offers[0].models)
-        extras = [self._replica(group, config, f"extra{index}", {}) for index in range(extra)]
-        await _all(self._start_one(group, replica, job) for replica in extras)
-
-    def _replica(self, group: Group, config: ServableConfig, label: str, environment: dict[str, str]) -> Replica:
-        log_dir = self._config.log_dir
-        version = group.version
-        name = f"log_{config.name}_{label}_version{version}.log"
-
-        def launch(outbox: int, again: bool) -> Launch:
-            return Launch(
-                label=[
-                    f"--servable_directory={config.directory}",
-                    f"--servable_name={config.name}",
-                    f"--version_number={version}",
-                    f"--device_type={config.device_type or 'none'}",
-                    f"--device_id={label}",
-                ],
-                inbox=self._inbox.fd,
-                outbox=outbox,
-                environment=environment,
-                log=None if log_dir is None else Path(log_dir).absolute() / name,
-                append=again,
-            )
-
-        replica = Replica(label, group, self._inbox, launch)
-        group.replicas.append(replica)
-        return replica
-
-    async def _start_one(self, group: Group, replica: Replica, job: WorkerJob) -> Offer:
-        if self._stopping:
-            raise StartError("the server stops")
-        offer = await replica.start(job, self._config.start_timeout)
-        group.learn(offer)
-        self._note(group, replica)
-        _registered(group, replica)
-        self._keepers[replica] = asyncio.ensure_future(self._keep(group, replica, job))
-        return offer
-
-    async def _keep(self, group: Group, replica: Replica, job: WorkerJob) -> None:
-        """Starts one replica again whenever it is lost, until the policy says no."""
-        policy = self._config.restart
-        delay = policy.first_delay
-        while True:
-            await replica.lost.wait()
-            replica.lost.clear()
-            self._note(group, replica)
-            log.warning("worker %s of servable '%s' was lost (pid %s)", replica.label, group.name, replica.pid)
-            await replica.end(0)
-            if policy.only_proven and (replica.left or not replica.proven):
-                self._give_up(group, replica)
-                return
-            if replica.proven:
-                delay = policy.first_delay
-            else:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, policy.max_delay)
-            while True:
-                try:
-                    await replica.start(job, self._config.start_timeout)
-                    break
-                except StartError as error:
-                    log.error("worker %s of servable '%s' cannot start: %s", replica.label, group.name, error)
-                    replica.state = State.LOST
-                    if policy.only_proven:
-                        self._give_up(group, replica)
-                        return
-                    if not group.ready:
-                        group.went_down(str(error))
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, policy.max_delay)
-            _registered(group, replica)
-            self._note(group, replica)
-            group.came_up()
-
-    def _give_up(self, group: Group, replica: Replica) -> None:
-        replica.state = State.DEAD
-        self._note(group, replica)
-        if not group.alive:
-            group.went_down("its last worker ended")
-        owners = [one for each in self._all_groups() for one in each.replicas if one.has_device]
-        if not any(one.state is not State.DEAD for one in owners):
-            self._on_all_lost()
-
-    async def _end_group(self, group: Group) -> None:
-        group.fail_waiting(Unavailable(f"servable '{group.name}': servable is not available, the server stops"))
-        for replica in group.replicas:
-            replica.state = State.DEAD
-            keeper = self._keepers.pop(replica, None)
-            if keeper is not None:
-                keeper.cancel()
-        await asyncio.gather(*(replica.end() for replica in group.replicas))
-        for replica in group.replicas:
-            for instance in list(replica.outstanding.values()):
-                instance.settle(Unavailable(f"servable '{group.name}': the server stopped"))
-
-    def _note(self, group: Group, replica: Replica) -> None:
-        self._metrics.replica(group.name, group.version, replica.label, replica.state.value)
+        await self._fleet.stop()
 
     def _group(self, servable: str, version: int) -> Group:
-        versions = self._groups.get(servable)
+        versions = self._fleet.groups.get(servable)
         wanted = max(versions) if versions and version == NEWEST else version
         group = versions.get(wanted) if versions else None
-        if group is None or self._stopping:
-            known = ", ".join(sorted(self._groups)) or "none"
+        if group is not None and self._fleet.stopping:
+            raise Unavailable(f"servable '{servable}': servable is not available, the server stops")
+        if group is None:
+            known = ", ".join(sorted(self._fleet.groups)) or "none"
             raise NotFound(
                 f"servable '{servable}' version {version}: servable is not available; the server has: {known}"
             )
         return group
-
-    def _all_groups(self) -> list[Group]:
-        return [group for versions in self._groups.values() for group in versions.values()]
-
-
-def _registered(group: Group, replica: Replica) -> None:
-    # Scripts written for MindSpore Serving search the log for the first words.
-    log.info(
-        "Register success: worker address: pid %s, %s of servable '%s' version %d",
-        replica.pid,
-        replica.label,
-        group.name,
-        group.version,
-    )
 
 
 def _ignore(result: Result) -> None:
@@ -405,28 +205,3 @@ def _first_cause(outcomes: Sequence[Outcome]) -> str | None:
         if isinstance(outcome, InflightError):
             return outcome.cause
     return None
-
-
-def _resolved(config: ServableConfig) -> int:
-    """The version number that will run; 1 where there are no version folders."""
-    return config.version or max(_on_disk(config), default=1)
-
-
-def _on_disk(config: ServableConfig) -> list[int]:
-    return [] if config.model_file is not None else find_versions(config.directory, config.name)
-
-
-def _with(job: WorkerJob, **changes: object) -> WorkerJob:
-    return msgspec.structs.replace(job, **changes)
-
-
-async def _all(awaitables: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results of all, in order; the first failure cancels the others and is raised once they have ended."""
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

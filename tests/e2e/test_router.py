@@ -16,7 +16,6 @@ import pytest
 
 from inflight.config import RestartPolicy, ServableConfig, ServerConfig
 from inflight.errors import (
-    Cancelled,
     ConfigError,
     DeadlineExceeded,
     InflightError,
@@ -411,7 +410,7 @@ def test_what_runs_is_finished_before_the_server_stops(echo: ServableConfig) -> 
         await asyncio.sleep(0.1)
         stopping: Awaitable[None] = asyncio.ensure_future(router.stop())
         await asyncio.sleep(0.05)
-        with pytest.raises((NotFound, Cancelled)):
+        with pytest.raises(Unavailable, match="servable is not available, the server stops"):
             await ask(router, "echo", "echo", ["late"])
         assert not isinstance((await nap)[0], InflightError)
         await stopping

@@ -319,6 +319,45 @@ def test_scalars_texts_and_bytes_become_values() -> None:
             assert type(value) is kind
 
 
+BUFFER = np.zeros(3)
+
+
+def same_buffer(x: Array) -> Array:
+    BUFFER[:] = x
+    return BUFFER
+
+
+def same_buffer_yielded(instances: Sequence[tuple[Array]]) -> Iterator[Array]:
+    for (x,) in instances:
+        BUFFER[:] = x
+        yield BUFFER
+
+
+def view_of_buffer(x: Array) -> tuple[Array]:
+    BUFFER[:] = x
+    return (BUFFER[:2],)
+
+
+@pytest.mark.parametrize(("function", "size"), [(same_buffer, None), (same_buffer_yielded, 8), (view_of_buffer, None)])
+def test_a_buffer_that_is_filled_again_and_again_gives_each_its_own(
+    running: Callable[..., Running], function: Any, size: int | None
+) -> None:
+    def body() -> None:
+        model = declare_model("double.onnx", "onnx")
+
+        @register_method(output_names=["y"])
+        def method(x: Any) -> Any:
+            return add_stage(function, x, outputs_count=1, batch_size=size)
+
+        @register_method(output_names=["y"])
+        def plain(x: Any) -> Any:
+            return add_stage(model, x, outputs_count=1)
+
+    server = running(body, {"double.onnx": Double()})
+    outcomes = server.run("method", [[np.array(float(index))] for index in range(20)])
+    assert numbers(outcomes) == [float(index) for index in range(20)]
+
+
 def test_edits_in_place_are_seen_by_later_stages(running: Callable[..., Running]) -> None:
     def edit(x: Array) -> Array:
         x += 5

@@ -1,0 +1,283 @@
+"""Starts the replicas of every servable, starts lost ones again, ends them all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from inflight.config import ServableConfig, ServerConfig
+from inflight.errors import ConfigError, InflightError, StartError, Unavailable
+from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
+from inflight.metrics import Metrics
+from inflight.place import Launch
+from inflight.router.group import Group
+from inflight.router.replica import Replica, State
+from inflight.servable import check_config_location, find_versions
+from inflight.types import NEWEST
+
+log = logging.getLogger("inflight")
+
+T = TypeVar("T")
+
+
+class Fleet:
+    """Every group and its replicas. Lives on one event loop.
+
+    Args:
+        config: limits and policies.
+        metrics: where the states of replicas are shown.
+        runtimes: value of INFLIGHT_RUNTIMES, handed to the workers.
+        on_all_lost: called when no worker is left that could be started again.
+
+    Attributes:
+        groups: by servable name and version, in the order of their start.
+        inbox: shared memory that workers can read.
+        stopping: nothing is started any more.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        metrics: Metrics,
+        runtimes: str | None,
+        on_all_lost: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._runtimes = runtimes
+        self._on_all_lost = on_all_lost
+        self._keepers: dict[Replica, asyncio.Task[None]] = {}
+        self.groups: dict[str, dict[int, Group]] = {}
+        self.inbox = Arena(create_file("inflight-inbox", physical_memory()))
+        self.stopping = False
+
+    def all_groups(self) -> list[Group]:
+        return [group for versions in self.groups.values() for group in versions.values()]
+
+    async def start(self, configs: Sequence[ServableConfig]) -> None:
+        """Starts every replica of every servable and returns when all are ready.
+
+        Raises:
+            ConfigError: a servable is not where it should be, or is started twice.
+            StartError: a worker failed, with its text; everything that this call started has been ended.
+        """
+        groups: list[tuple[Group, ServableConfig]] = []
+        try:
+            for config in configs:
+                group = self._add_group(config)
+                groups.append((group, config))
+        except BaseException:
+            for group, _ in groups:
+                self._remove_group(group)
+            raise
+        devices = sum(len(config.device_ids) or max(1, config.num_parallel_workers) for config in configs)
+        threads = max(1, (os.cpu_count() or 1) // max(1, devices))
+        try:
+            await _all(self._start_replicas(group, config, threads) for group, config in groups)
+        except BaseException as error:
+            await asyncio.gather(*(self._end_group(group) for group, _ in groups))
+            for group, _ in groups:
+                self._remove_group(group)
+            if isinstance(error, InflightError):
+                raise StartError(f"Fail to start workers: {error}") from error
+            raise
+
+    async def stop(self) -> None:
+        """Ends every worker; what they had is answered with an error."""
+        self.stopping = True
+        for keeper in self._keepers.values():
+            keeper.cancel()
+        await asyncio.gather(*(self._end_group(group) for group in self.all_groups()))
+        self.groups.clear()
+        self.inbox.close()
+
+    def _add_group(self, config: ServableConfig) -> Group:
+        if config.model_file is None:
+            check_config_location(config.directory, config.name)
+        elif not config.model_file.is_file():
+            raise ConfigError(f"model file '{config.model_file}' does not exist")
+        version = _resolved(config)
+        if version in self.groups.get(config.name, ()):
+            raise ConfigError(f"version {version} of servable '{config.name}' is already started")
+        group = Group(config.name, version, self._metrics)
+        self.groups.setdefault(config.name, {})[version] = group
+        return group
+
+    def _remove_group(self, group: Group) -> None:
+        versions = self.groups.get(group.name, {})
+        versions.pop(group.version, None)
+        if not versions:
+            self.groups.pop(group.name, None)
+        for replica in group.replicas:
+            self._metrics.replica(group.name, group.version, replica.label, None)
+
+    async def _start_replicas(self, group: Group, config: ServableConfig, threads: int) -> None:
+        devices = [
+            self._replica(group, config, f"device{device}", {"SERVING_DEVICE_ID": str(device)})
+            for device in config.device_ids
+        ]
+        base = WorkerJob(
+            directory=str(config.directory),
+            name=config.name,
+            # 0 where there are no version folders: the worker knows whether it needs one.
+            version=group.version if config.version or _on_disk(config) else NEWEST,
+            model_file=str(config.model_file) if config.model_file else None,
+            max_batch_size=config.max_batch_size,
+            device_id=None,
+            device_type=config.device_type,
+            own_models=True,
+            threads=threads,
+            dec_key=config.dec_key,
+            dec_mode=config.dec_mode,
+            models=[],
+            runtimes=self._runtimes,
+        )
+        jobs = [_with(base, device_id=device) for device in config.device_ids]
+        offers = await _all(self._start_one(group, replica, job) for replica, job in zip(devices, jobs))
+        extra = max(0, config.num_parallel_workers - len(devices))
+        if not devices:
+            extra = max(1, extra)
+        elif extra and not any(method.has_function_stage for method in offers[0].methods):
+            log.warning("servable '%s' has no Python stages: extra workers are not started", config.name)
+            extra = 0
+        own = not devices or config.device_type == "cpu"
+        job = base if own else _with(base, own_models=False, models=offers[0].models)
+        extras = [self._replica(group, config, f"extra{index}", {}) for index in range(extra)]
+        await _all(self._start_one(group, replica, job) for replica in extras)
+
+    def _replica(self, group: Group, config: ServableConfig, label: str, environment: dict[str, str]) -> Replica:
+        log_dir = self._config.log_dir
+        version = group.version
+        name = f"log_{config.name}_{label}_version{version}.log"
+
+        def launch(outbox: int, again: bool) -> Launch:
+            return Launch(
+                label=[
+                    f"--servable_directory={config.directory}",
+                    f"--servable_name={config.name}",
+                    f"--version_number={version}",
+                    f"--device_type={config.device_type or 'none'}",
+                    f"--device_id={label}",
+                ],
+                inbox=self.inbox.fd,
+                outbox=outbox,
+                environment=environment,
+                log=None if log_dir is None else Path(log_dir).absolute() / name,
+                append=again,
+            )
+
+        replica = Replica(label, group, self.inbox, launch)
+        group.replicas.append(replica)
+        return replica
+
+    async def _start_one(self, group: Group, replica: Replica, job: WorkerJob) -> Offer:
+        if self.stopping:
+            raise StartError("the server stops")
+        offer = await replica.start(job, self._config.start_timeout)
+        group.learn(offer)
+        self._note(group, replica)
+        _registered(group, replica)
+        self._keepers[replica] = asyncio.ensure_future(self._keep(group, replica, job))
+        return offer
+
+    async def _keep(self, group: Group, replica: Replica, job: WorkerJob) -> None:
+        """Starts one replica again whenever it is lost, until the policy says no."""
+        policy = self._config.restart
+        delay = policy.first_delay
+        while True:
+            await replica.lost.wait()
+            replica.lost.clear()
+            self._note(group, replica)
+            log.warning("worker %s of servable '%s' was lost (pid %s)", replica.label, group.name, replica.pid)
+            await replica.end(0)
+            if policy.only_proven and (replica.left or not replica.proven):
+                self._give_up(group, replica)
+                return
+            if replica.proven:
+                delay = policy.first_delay
+            else:
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, policy.max_delay)
+            while True:
+                try:
+                    await replica.start(job, self._config.start_timeout)
+                    break
+                except StartError as error:
+                    log.error("worker %s of servable '%s' cannot start: %s", replica.label, group.name, error)
+                    replica.state = State.LOST
+                    if policy.only_proven:
+                        self._give_up(group, replica)
+                        return
+                    if not group.ready:
+                        group.went_down(str(error))
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, policy.max_delay)
+            _registered(group, replica)
+            self._note(group, replica)
+            group.came_up()
+
+    def _give_up(self, group: Group, replica: Replica) -> None:
+        replica.state = State.DEAD
+        self._note(group, replica)
+        if not group.alive:
+            group.went_down("its last worker ended")
+        owners = [one for each in self.all_groups() for one in each.replicas if one.has_device]
+        if not any(one.state is not State.DEAD for one in owners):
+            self._on_all_lost()
+
+    async def _end_group(self, group: Group) -> None:
+        group.fail_waiting(Unavailable(f"servable '{group.name}': servable is not available, the server stops"))
+        for replica in group.replicas:
+            replica.state = State.DEAD
+            keeper = self._keepers.pop(replica, None)
+            if keeper is not None:
+                keeper.cancel()
+        await asyncio.gather(*(replica.end() for replica in group.replicas))
+        for replica in group.replicas:
+            for instance in list(replica.outstanding.values()):
+                instance.settle(Unavailable(f"servable '{group.name}': the server stopped"))
+
+    def _note(self, group: Group, replica: Replica) -> None:
+        self._metrics.replica(group.name, group.version, replica.label, replica.state.value)
+
+
+def _registered(group: Group, replica: Replica) -> None:
+    # Scripts written for MindSpore Serving search the log for the first words.
+    log.info(
+        "Register success: worker address: pid %s, %s of servable '%s' version %d",
+        replica.pid,
+        replica.label,
+        group.name,
+        group.version,
+    )
+
+
+def _resolved(config: ServableConfig) -> int:
+    """The version number that will run; 1 where there are no version folders."""
+    return config.version or max(_on_disk(config), default=1)
+
+
+def _on_disk(config: ServableConfig) -> list[int]:
+    return [] if config.model_file is not None else find_versions(config.directory, config.name)
+
+
+def _with(job: WorkerJob, **changes: object) -> WorkerJob:
+    return msgspec.structs.replace(job, **changes)
+
+
+async def _all(awaitables: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results of all, in order; the first failure cancels the others and is raised once they have ended."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
