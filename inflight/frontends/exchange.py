@@ -122,10 +122,7 @@ class Exchange:
 
     def run_inline(self, app: InlineApp) -> bool:
         """Lets the application answer without a task. False where it wants its ASGI call."""
-        body = self._body
-        if not isinstance(body, bytes):
-            return False
-        self.cancel = app.inline(self.scope, body, self.answer)
+        self.cancel = app.inline(self.scope, bytes(self._body), self.answer)
         return self.cancel is not None
 
     def answer(self, status: int, headers: list[Header], body: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 
 from hypothesis import given
@@ -105,16 +104,3 @@ def test_two_servers_do_not_share_and_both_show_the_process() -> None:
     for metrics in (first, second):
         assert (value(scrape(metrics), "process_resident_memory_bytes") or 0) > 1e6
     assert first.content_type == CONTENT_TYPE
-
-
-def test_one_request_costs_less_than_three_microseconds() -> None:
-    metrics = Metrics()
-    best = 1.0
-    for _ in range(20):  # the best of many: the machine may be busy, the code may not be slow
-        start = time.process_time()
-        for _ in range(2000):
-            metrics.queued("servable", "method", 0.003)
-            metrics.stage("servable", "method", "model", 7, 0.002)
-            metrics.request_done("servable", "method", 0.005, None)
-        best = min(best, (time.process_time() - start) / 2000)
-    assert best < 3e-6

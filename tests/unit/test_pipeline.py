@@ -201,6 +201,22 @@ def test_without_batch_dim_inputs_come_from_the_first_instance(running: Callable
     assert numbers(server.run("scale", [[*row(i, 0), k] for i in range(5)])) == [0, 3, 6, 9, 12]
 
 
+def test_an_output_of_one_number_an_instance(running: Callable[..., Running]) -> None:
+    class Sum(LoadedModel):
+        device_type = "cpu"
+        graphs = (GraphSpec((TensorSpec("x", "float32", (-1, 2)),), (TensorSpec("y", "float32", (-1,)),)),)
+
+        def run(self, inputs: Sequence[Array], subgraph: int = 0) -> list[Array]:
+            return [inputs[0].sum(axis=1)]
+
+    server = running(pair, {"double.onnx": Sum()})
+    outcomes = server.run("plain", [row(i, 1) for i in range(3)])
+    for index, outcome in enumerate(outcomes):
+        assert not isinstance(outcome, InflightError)
+        assert isinstance(outcome[0], np.ndarray)
+        assert (outcome[0].shape, float(outcome[0])) == ((), index + 1)
+
+
 def test_models_whose_batch_dimensions_disagree_are_refused() -> None:
     class Odd(Double):
         def __init__(self) -> None:

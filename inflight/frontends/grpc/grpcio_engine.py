@@ -10,6 +10,9 @@ of the ASGI application. Some of the core's habits are not a server's here (grpc
 - it closes channels that send keep-alive pings oftener than every five minutes;
 - it stops the whole server when a caller names a method that is not UTF-8. Here the door opens again at once;
 - it leaves a unary call that ends without a message unanswered. Here every request is read as a stream.
+
+Two are left as they are: 0.0.0.0 and [::] both mean all addresses of both families, and a POST of any content type is
+read as a call.
 """
 
 from __future__ import annotations
