@@ -103,7 +103,7 @@ def test_deadline(service: Service, channel: grpc.Channel, address: str) -> None
     with RawClient(address) as client:  # a client that leaves the clock to the server
         stream = client.post("/test.Service/sleep", Text(service="30"), timeout=b"50m")
         assert client.trailers(stream)[b"grpc-status"] == b"4"
-    assert service.ended == 2
+    assert eventually(lambda: service.ended == 2)
 
 
 def test_handlers_know_the_timeout(service: Service, channel: grpc.Channel) -> None:
