@@ -18,7 +18,8 @@ from inflight.types import MethodInfo
 log = logging.getLogger("inflight")
 
 BATCHES_AHEAD = 3
-"""Batches of one method that a worker may have at once: one running, one ready, one on its way."""
+"""Messages of one method that a worker may have at once: one running, one ready, one on its way. While all three are
+out, what arrives gathers here, so that a busy worker gets fewer and fuller messages."""
 
 MAX_KILLS = 2
 """A worker death is blamed on everything it had; from the first one on an instance runs alone, so the second one is
@@ -40,7 +41,6 @@ class MethodQueue:
         self.priority = method.priority
         self.timeout = method.timeout
         self.needs_device = not method.has_function_stage
-        self.window = BATCHES_AHEAD * method.batch_size
         self.waiting: deque[Instance] = deque()
         self._crowded = PURGE
 
@@ -171,8 +171,7 @@ class Group:
                 replica = self._roomiest(queue)
                 if replica is None:
                     break
-                room = queue.window - replica.counts.get(queue.index, 0)
-                instances = queue.take(min(room, queue.batch_size))
+                instances = queue.take(queue.batch_size)
                 if instances:
                     self._measure_wait(queue, instances)
                     replica.send(queue.index, instances)
@@ -187,7 +186,7 @@ class Group:
                 continue
             if queue.needs_device and not replica.has_device:
                 continue
-            room = queue.window - replica.counts.get(queue.index, 0)
+            room = BATCHES_AHEAD - replica.batches.get(queue.index, 0)
             if room > most:
                 best, most = replica, room
         self._turn += 1
@@ -243,7 +242,7 @@ class Group:
         """Everything the worker had goes back to the head of the queue, with the blame it has earned."""
         orphans = list(replica.outstanding.values())
         replica.outstanding.clear()
-        replica.counts.clear()
+        replica.batches.clear()
         if self._reserved is replica:
             self._reserved = None
         for instance in reversed(orphans):

@@ -37,7 +37,7 @@ from inflight.link import (
     physical_memory,
 )
 from inflight.place import Launch, WorkerProcess, start_worker
-from inflight.router.request import Instance
+from inflight.router.request import Batch, Instance
 from inflight.types import Value
 
 log = logging.getLogger("inflight")
@@ -72,7 +72,7 @@ class Replica:
         label: how logs and metrics name it (`device0`, `extra1`).
         starts: processes it has had.
         outstanding: instances the worker has, by key, in the order they were sent.
-        counts: how many of them by method index.
+        batches: how many messages with them are not wholly answered, by method index.
         proven: it answered some work since its last start.
         lost: set when it was ready and is no more; whoever starts it again clears it.
         left: it said that it was asked to end, so its exit is nobody's fault.
@@ -94,7 +94,7 @@ class Replica:
         self.state = State.STARTING
         self.offer: Offer | None = None
         self.outstanding: dict[int, Instance] = {}
-        self.counts: dict[int, int] = {}
+        self.batches: dict[int, int] = {}
         self.proven = False
         self.left = False
         self.has_device = False
@@ -173,15 +173,22 @@ class Replica:
             deadline = instance.request.deadline
             self.outstanding[key] = instance
             items.append((key, method, row, None if deadline is None else deadline - now))
-        self.counts[method] = self.counts.get(method, 0) + len(items)
+        if not items:
+            return
+        batch = Batch(len(items))
+        for item in items:
+            self.outstanding[item[0]].batch = batch
+        self.batches[method] = self.batches.get(method, 0) + 1
         frees, self._released = self._released, []
         self._channel.send(Work(items, frees), packer)
 
     def take_back(self, key: int) -> Instance | None:
         """The instance whose outcome came, no longer outstanding."""
         instance = self.outstanding.pop(key, None)
-        if instance is not None:
-            self.counts[instance.request.method] -= 1
+        if instance is not None and instance.batch is not None:
+            instance.batch.left -= 1
+            if not instance.batch.left:
+                self.batches[instance.request.method] -= 1
         return instance
 
     def drop(self, keys: list[int]) -> None:

@@ -84,6 +84,15 @@ class Request:
         self.instances = []
 
 
+class Batch:
+    """Instances that went to a worker in one message; `left` of them are not answered yet."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
 class Instance:
     """One row of a request on its way to a worker and back.
 
@@ -91,9 +100,10 @@ class Instance:
         key: the number a worker knows it by; set when it is sent.
         kills: workers that died while they had it.
         replica: who has it now.
+        batch: with whom it went there.
     """
 
-    __slots__ = ("index", "key", "kills", "replica", "request", "row")
+    __slots__ = ("batch", "index", "key", "kills", "replica", "request", "row")
 
     def __init__(self, request: Request, index: int, row: Sequence[Value | Blob]) -> None:
         self.request = request
@@ -102,6 +112,7 @@ class Instance:
         self.key = 0
         self.kills = 0
         self.replica: Replica | None = None
+        self.batch: Batch | None = None
 
     def settle(self, outcome: Outcome) -> None:
         self.replica = None

@@ -153,6 +153,9 @@ def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
         InvalidRequest: an input is missing, unknown, given twice, of another type than the method declares, or
             the tensors disagree in N.
     """
+    rows = _plain_rows(method, tensors)
+    if rows is not None:
+        return rows
     given = {tensor.name: tensor for tensor in tensors}
     if len(given) != len(tensors):
         raise InvalidRequest(f"an input of model '{method.servable}' is given twice, give each input once")
@@ -167,6 +170,22 @@ def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
         listed = ", ".join(f"'{name}' {count}" for name, count in zip(names, counts, strict=True))
         raise InvalidRequest(f"the first dimension is the number of instances, but the inputs disagree: {listed}")
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _plain_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row] | None:
+    """One instance of arrays in the method's own order and types, which most requests are; None for all others."""
+    specs = method.inputs
+    if len(specs) != len(tensors):
+        return None
+    row: list[Value] = []
+    for spec, tensor in zip(specs, tensors, strict=True):
+        data = tensor.data
+        if not isinstance(data, np.ndarray) or spec.name != tensor.name or tensor.shape[:1] != (1,):
+            return None
+        if spec.dtype is not None and _SPEC_DATATYPES.get(spec.dtype) != tensor.datatype:
+            return None
+        row.append(data[0, ...])
+    return [row] if row else None
 
 
 def from_outcomes(

@@ -4,6 +4,7 @@ the method's name, and the parts may come in another order than the documented o
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from inflight.errors import InvalidRequest
@@ -24,6 +25,7 @@ class Target(NamedTuple):
     method: str
 
 
+@lru_cache(maxsize=1024)
 def parse_url(url: bytes) -> Target:
     """Reads `/model/<servable>[/version/<n>]:<method>`.
 
