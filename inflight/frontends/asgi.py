@@ -66,3 +66,7 @@ def header(scope: Scope, name: bytes) -> bytes | None:
         if key == name:
             return bytes(value)
     return None
+
+
+def nothing_to_cancel() -> None:
+    """What an `InlineApp` returns for a request that it has answered already."""

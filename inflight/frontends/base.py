@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from inflight.errors import InflightError
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus
@@ -61,3 +61,8 @@ class CallbackBackend(Backend, Protocol):
         Raises:
             InflightError: as `predict`; then `done` is not called.
         """
+
+
+def callbacks(backend: Backend) -> CallbackBackend | None:
+    """The backend, where it can answer by a callback."""
+    return cast(CallbackBackend, backend) if hasattr(backend, "submit") else None

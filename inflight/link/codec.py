@@ -27,7 +27,6 @@ ALIGN = 16
 MAX_FRAME = 1 << 31
 
 WireValue: TypeAlias = "str | bytes | Sequence[Any]"
-WireRow: TypeAlias = "list[WireValue]"
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True):
@@ -217,12 +216,6 @@ class Unpacker:
             count *= dim
         view = self._reader.view(-1 - where, count * dtype.itemsize)
         return np.frombuffer(view, dtype).reshape(shape)
-
-
-def frame_length(prefix: bytes | bytearray | memoryview) -> int:
-    """Bytes that follow an 8-byte prefix."""
-    length: int = PREFIX.unpack_from(prefix)[0]
-    return length
 
 
 def decode(

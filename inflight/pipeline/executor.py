@@ -169,7 +169,7 @@ class Pipeline:
         if jobs:
             start = time.perf_counter()
             outcomes = run(batch, jobs)
-            self._measure(jobs[0].method.name, label(batch.stage), len(jobs), time.perf_counter() - start)
+            self._measure(jobs[0].method.name, batch.stage.key, len(jobs), time.perf_counter() - start)
             self.finished(jobs, outcomes)
         else:
             self._flush()
@@ -253,11 +253,6 @@ class Pipeline:
             return 1
         first = all(ref.stage == 0 for ref in stage.inputs)
         return min(sizes) if first else max(sizes)
-
-
-def label(stage: StageSpec) -> str:
-    """How metrics name a stage."""
-    return stage.key
 
 
 def hidden_method(key: str, subgraph: int) -> MethodSpec:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from inflight.errors import InflightError, Overloaded, Unavailable, WorkerLost, error_from_wire
-from inflight.link import Call, CallDone, Done, Offer, Unpacker
+from inflight.link import Call, CallDone, Done, MethodOffer, Offer, Unpacker
 from inflight.metrics import Metrics
 from inflight.router.replica import Replica, State
 from inflight.router.request import Instance, Request, Result
@@ -32,8 +32,7 @@ PURGE = 1024
 class MethodQueue:
     """Instances of one method that no worker has yet."""
 
-    def __init__(self, index: int, info: MethodInfo, offer_index: int, offer: Offer) -> None:
-        method = offer.methods[offer_index]
+    def __init__(self, index: int, info: MethodInfo, method: MethodOffer) -> None:
         self.index = index
         self.info = info
         self.batch_size = method.batch_size
@@ -92,7 +91,7 @@ class Group:
             return
         for index, method in enumerate(offer.methods):
             info = MethodInfo(self.name, self.version, method.name, tuple(method.inputs), tuple(method.outputs))
-            queue = MethodQueue(index, info, index, offer)
+            queue = MethodQueue(index, info, method)
             self.queues.append(queue)
             self.by_name[method.name] = queue
         self.methods = tuple(queue.info for queue in self.queues if not queue.info.name.startswith("@"))

@@ -6,15 +6,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
 
 from inflight import __version__
 from inflight.errors import InflightError, InvalidRequest, NotFound
-from inflight.frontends.asgi import JSON, Answer, Header, Receive, Scope, Send, header, respond_json
-from inflight.frontends.base import Backend
+from inflight.frontends.asgi import JSON, Answer, Header, Receive, Scope, Send, header, nothing_to_cancel, respond_json
+from inflight.frontends.base import Backend, callbacks
 from inflight.frontends.body import Body, accepted_encoding, pack, read_body, unpack
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.oip.binary import InferRequest, encode_response, parse_request
@@ -37,7 +37,6 @@ _RAW = (b"content-type", b"application/octet-stream")
 _JOINED = 64 * 1024
 _PACKED = (b"gzip", b"deflate")
 _NAMES_KEPT = 1024
-Submit: TypeAlias = "Callable[..., Callable[[], None]]"
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -51,7 +50,7 @@ class OpenInferenceRest:
     def __init__(self, backend: Backend, *, max_body_bytes: int) -> None:
         self._backend = backend
         self._max_body_bytes = max_body_bytes
-        self._submit: Submit | None = getattr(backend, "submit", None)
+        self._callbacks = callbacks(backend)
         self._names: dict[tuple[str, str], tuple[str, int, str]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +68,12 @@ class OpenInferenceRest:
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`: plain inferences, with the backend's callback in place of waiting for it."""
         parts = _parts(scope)
-        if self._submit is None or len(body) > self._max_body_bytes or parts[:1] != ["models"] or parts[-1] != "infer":
+        if (
+            self._callbacks is None
+            or len(body) > self._max_body_bytes
+            or parts[:1] != ["models"]
+            or parts[-1] != "infer"
+        ):
             return None
         if len(parts) not in (3, 5) or (len(parts) == 5 and parts[2] != "versions") or _is_packed(scope):
             return None
@@ -79,12 +83,12 @@ class OpenInferenceRest:
             rows = to_rows(method, request.inputs)
             check_wanted(method, request.outputs)
             done = partial(_finish, parts[1], method, request, answer)
-            return self._submit(method, rows, done, timeout=request.timeout)
+            return self._callbacks.submit(method, rows, done, timeout=request.timeout)
         except InflightError as error:
             _answer_error(answer, error)
         except Exception as error:  # as in __call__
             _answer_error(answer, _internal(scope["path"], error))
-        return _nothing
+        return nothing_to_cancel
 
     def _find(self, name: str, version: str) -> MethodInfo:
         """`find_model`, which looks at every servable, only for names that were not asked for before."""
@@ -198,10 +202,6 @@ def _answer_error(answer: Answer, error: InflightError) -> None:
 def _internal(what: str, error: Exception) -> InflightError:
     _logger.error("an error nobody handled, %s", what, exc_info=error)
     return InflightError("internal server error, the server's log has the details")
-
-
-def _nothing() -> None:
-    """There is nothing to cancel: the answer has gone."""
 
 
 def _headers(parts: Sequence[Body], raw: bool) -> list[Header]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
 
 from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.asgi import JSON, Answer, Receive, Scope, Send, header, respond
-from inflight.frontends.base import Backend
+from inflight.frontends.asgi import JSON, Answer, Receive, Scope, Send, header, nothing_to_cancel, respond
+from inflight.frontends.base import Backend, callbacks
 from inflight.frontends.body import Body, read_body
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.rest.request import parse_instances, parse_json
@@ -17,8 +16,6 @@ from inflight.frontends.rest.response import Reply, encode_error, encode_reply
 from inflight.frontends.rest.url import parse_url
 from inflight.log import LOGGER
 from inflight.types import MethodInfo, Outcome, Value
-
-Submit: TypeAlias = "Callable[..., Callable[[], None]]"
 
 _CLOSE = (b"connection", b"close")
 
@@ -34,7 +31,7 @@ class MindSporeRest:
         self._backend = backend
         self._max_body_bytes = max_body_bytes
         self._status_codes = config.status_codes
-        self._submit: Submit | None = getattr(backend, "submit", None)
+        self._callbacks = callbacks(backend)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One `http` scope."""
@@ -58,17 +55,17 @@ class MindSporeRest:
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`: the same steps, with the backend's callback in place of waiting for it."""
-        if self._submit is None or scope["method"] != "POST" or len(body) > self._max_body_bytes:
+        if self._callbacks is None or scope["method"] != "POST" or len(body) > self._max_body_bytes:
             return None
         try:
             method, rows = self._read(scope, body)
-            return self._submit(method, rows, partial(self._finish, method, answer))
+            return self._callbacks.submit(method, rows, partial(self._finish, method, answer))
         except InflightError as error:
             reply = encode_error(error)
         except Exception as error:  # as in __call__
             reply = _internal(error)
         answer(self._status(reply), [JSON], reply.body)
-        return _nothing
+        return nothing_to_cancel
 
     def _finish(self, method: MethodInfo, answer: Answer, result: list[Outcome] | InflightError) -> None:
         try:
@@ -97,10 +94,6 @@ class MindSporeRest:
 def _internal(error: Exception) -> Reply:
     LOGGER.error("REST request failed", exc_info=error)
     return encode_error(InflightError(f"Serving Error: internal error, {type(error).__name__}: {error}"))
-
-
-def _nothing() -> None:
-    """There is nothing to cancel: the answer has gone."""
 
 
 def _url(scope: Scope) -> bytes:
