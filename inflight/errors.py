@@ -2,7 +2,8 @@
 
     InflightError (a RuntimeError)
     ├── InvalidRequest        the request is wrong; sending it again will not help
-    │   └── TooLarge          it is over a size limit
+    │   ├── TooLarge          it is over a size limit
+    │   └── TemplateError     the chat template is missing or refused the messages
     ├── NotFound              no such servable, version or method
     ├── Overloaded            a bounded queue is full; try again later
     ├── DeadlineExceeded      the time the caller gave is over
@@ -47,6 +48,10 @@ class TooLarge(InvalidRequest):
     grpc_code = 8
     http_status = 413
     cause = "too_large"
+
+
+class TemplateError(InvalidRequest):
+    pass
 
 
 class NotFound(InflightError):
@@ -126,6 +131,7 @@ WIRE_ERRORS: dict[str, type[InflightError]] = {
     for cls in (
         InvalidRequest,
         TooLarge,
+        TemplateError,
         NotFound,
         Overloaded,
         DeadlineExceeded,

@@ -1,0 +1,42 @@
+"""What the model side asks of the machine: where tensors live, how ranks talk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+
+class Ranks(ABC):
+    """The processes that share one model. Every rank calls the same methods in the same order."""
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, on all ranks; may change and return `tensor` itself."""
+
+    @abstractmethod
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """On rank 0 the ranks' tensors joined along the last dimension, in rank order; None on the others."""
+
+    @abstractmethod
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank 0's tensor, written into `tensor` on every rank."""
+
+
+class Alone(Ranks):
+    """One rank: nobody to talk to."""
+
+    rank = 0
+    size = 1
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        return tensor
+
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor

@@ -1,0 +1,223 @@
+"""A generation as the doors and scripts see it: what is asked, what comes back token by token."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from inflight.plan import Sampling
+
+GREEDY = Sampling()
+
+
+class FinishReason(str, enum.Enum):
+    """Why a generation ended; the values are TGI's words."""
+
+    LENGTH = "length"
+    EOS = "eos_token"
+    STOP = "stop_sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt and how to go on from it.
+
+    Attributes:
+        prompt: a text, or token ids that are taken as they are.
+        sampling: how tokens are chosen. `seed` is always set: the door draws one where the client gave none.
+        max_new_tokens: exact limit; None: as many as the model's length leaves.
+        stop: texts that end the generation as soon as they appear in the generated text.
+        include_stop: the stop text stays in the answer (TGI's way) instead of being cut off (OpenAI's).
+        ignore_eos: go on after an end-of-sequence token.
+        truncate: keep only the last so many prompt tokens.
+        add_special_tokens: let the tokenizer add its own (not for templated chats).
+        prompt_tokens: report the prompt's tokens in `Start`.
+        timeout: seconds until DeadlineExceeded, or None.
+        priority: larger goes first among those that wait.
+        tenant: requests share cached prompt blocks only with the same tenant.
+    """
+
+    prompt: str | Sequence[int]
+    sampling: Sampling = GREEDY
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    include_stop: bool = True
+    ignore_eos: bool = False
+    truncate: int | None = None
+    add_special_tokens: bool = True
+    prompt_tokens: bool = False
+    timeout: float | None = None
+    priority: int = 0
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """One token. `logprob` is None where none was asked for, and for a prompt's first token.
+
+    `text` may be empty while a character is not complete; it then arrives with a later token.
+    """
+
+    id: int
+    text: str
+    logprob: float | None = None
+    special: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """First event: the request was admitted and its prompt computed.
+
+    Attributes:
+        prompt_length: tokens of the prompt, after truncation.
+        cached: how many of them came from the prefix cache.
+        prompt: the prompt's tokens, with log-probabilities where `Sampling.prompt_logprobs`; empty unless asked for.
+        queued: seconds that the request waited for its first step.
+    """
+
+    prompt_length: int
+    cached: int = 0
+    prompt: tuple[TokenInfo, ...] = ()
+    queued: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        info: the token itself; `info.text` is the text that became complete with it. The texts of all non-special
+            tokens together are the tokenizer's decoding of the generation.
+        delta: text that can be shown now: like `info.text`, but without special tokens and, while a stop text
+            could still begin in it, held back. All deltas and `Finish.delta` together are `Finish.text`.
+        top: most likely tokens at this position, best first.
+    """
+
+    info: TokenInfo
+    delta: str
+    top: tuple[TokenInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Last event.
+
+    Attributes:
+        text: the whole generated text without special tokens, ending with the stop text where `include_stop`.
+        delta: what of it had been held back.
+        generated: number of generated tokens, the end-of-sequence token included.
+        stop: the stop text that ended it.
+        inference: seconds from the first step to the last token.
+    """
+
+    reason: FinishReason
+    text: str
+    delta: str = ""
+    generated: int = 0
+    prompt_length: int = 0
+    stop: str | None = None
+    inference: float = 0.0
+
+
+Event = Start | Token | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationLimits:
+    """What a generator accepts, and the flags that doors check requests against (TGI's names and defaults)."""
+
+    max_input_tokens: int
+    max_total_tokens: int
+    max_best_of: int = 2
+    max_stop_sequences: int = 4
+    max_top_n_tokens: int = 5
+    max_concurrent_requests: int = 128
+    max_client_batch_size: int = 4
+    max_batch_prefill_tokens: int = 2048
+    max_batch_total_tokens: int = 0
+    max_batch_size: int = 128
+    waiting_served_ratio: float = 0.3
+    max_waiting_tokens: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorInfo:
+    """What a generator is.
+
+    Attributes:
+        name: the servable it belongs to; model_id: what clients know the model as.
+        limits: as resolved with the shards' capacity.
+        device_type, dtype: of the shards.
+        world_size: ranks.
+        vocab_size: token ids are below it.
+        has_template: it can chat.
+    """
+
+    name: str
+    model_id: str
+    limits: GenerationLimits
+    device_type: str = "cpu"
+    dtype: str = "float32"
+    world_size: int = 1
+    vocab_size: int = 0
+    has_template: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PieceOfText:
+    """A token of an input text and where it stands in it, in characters."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What a chat template is given.
+
+    Attributes:
+        messages: as the client sent them (role, content, tool_calls, ...), as plain JSON values.
+        tools: tool descriptions as plain JSON values, or None.
+        kwargs: further variables for the template.
+    """
+
+    messages: list[dict[str, object]]
+    tools: list[dict[str, object]] | None = None
+    kwargs: dict[str, object] = field(default_factory=dict)
+
+
+class Generator(Protocol):
+    """A language model as the doors see it. All methods run on the server's event loop and never block it."""
+
+    @property
+    def info(self) -> GeneratorInfo:
+        """What it is; limits are known once it is ready."""
+
+    @property
+    def ready(self) -> bool:
+        """Warm and able to answer now."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """Runs one request: `Start`, one `Token` for every generated token, `Finish`.
+
+        Closing the iterator ends the generation and frees what it held.
+
+        Raises (from the iterator, before the first event where it is the request's fault):
+            InvalidRequest: it can never be answered; the text says what to change.
+            Overloaded: the queue is full.
+            DeadlineExceeded, WorkerLost, Unavailable: as their names say.
+        """
+
+    async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
+        """The tokens of a text."""
+
+    async def render(self, chat: Chat) -> str:
+        """The prompt for a chat.
+
+        Raises:
+            TemplateError: the model has no chat template or it refused the messages.
+        """

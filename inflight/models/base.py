@@ -1,0 +1,55 @@
+"""A language model as the shard sees it: flat tokens in, logits out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec
+
+
+@dataclass(frozen=True)
+class ForwardBatch:
+    """The tokens of one step.
+
+    Attributes:
+        token_ids: int64 [T].
+        positions: int64 [T], from 0 in each row.
+        attention: which rows they belong to.
+        logits_at: int64 [S], indices into T whose logits are wanted.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    attention: AttentionBatch
+    logits_at: torch.Tensor
+
+
+class CausalLM(ABC):
+    """A loaded model, or this rank's share of one.
+
+    Attributes:
+        family: which decoder it is, or `transformers` for the bridge.
+        layers: what each layer's cache must hold; the shard makes the caches and binds a backend before the first step.
+        vocab_size: columns of the logits.
+        max_positions: longest sequence that the configuration allows.
+        dtype: of the weights.
+        weight_bytes: memory of this rank's weights.
+    """
+
+    family: str
+    layers: list[AttentionSpec]
+    vocab_size: int
+    max_positions: int
+    dtype: torch.dtype
+    weight_bytes: int
+
+    @abstractmethod
+    def bind(self, attention: AttentionBackend) -> None:
+        """Sets what computes attention; once, before the first forward."""
+
+    @abstractmethod
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Logits, float32 [S, vocab_size], on rank 0; other ranks return an empty tensor where they need not gather."""

@@ -1,0 +1,5 @@
+"""Layers of language models."""
+
+from inflight.nn.attention import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache
+
+__all__ = ["AttentionBackend", "AttentionBatch", "AttentionSpec", "LayerCache"]

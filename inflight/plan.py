@@ -1,0 +1,192 @@
+"""What the engine tells the shards of a language model, and what they answer: the step contract.
+
+A shard holds one persistent batch of rows. A `StepPlan` is the four verbs of continuous batching in one message:
+`prefill` gives rows tokens to compute, every row whose tokens are all computed *decodes* one more, an admission of an
+unknown id *concatenates* a row, `filter` lets rows leave. Every rank gets the same plans in the same order and decides
+nothing; rank 0 samples and answers.
+
+These structs are their own wire form (MessagePack arrays), hence the tags: they share the channel with the messages of
+`inflight.link`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Sampling(msgspec.Struct, array_like=True, frozen=True):
+    """How the next token of one row is chosen. The defaults change nothing: greedy, no penalty.
+
+    Processors run in this order: repetition, frequency, presence, logit bias, temperature, top-k, top-p, min-p,
+    typical-p; then the largest value (`do_sample` false) or a draw. The noise of a draw is a function of
+    (`seed`, position in the sequence), so neither neighbours nor a replay change it.
+
+    Attributes:
+        do_sample: draw; else take the most likely token.
+        temperature: > 0; 1 changes nothing.
+        top_k: 0 is off.
+        top_p, typical_p: 1.0 is off.
+        min_p: 0.0 is off.
+        repetition_penalty: 1.0 is off; counts prompt and generated tokens, each token once.
+        frequency_penalty: 0.0 is off; is subtracted once for each time that a token was generated.
+        presence_penalty: 0.0 is off; is subtracted once from every token that was generated.
+        logit_bias: (token, added value) pairs.
+        seed: 0 to 2**64 - 1.
+        logprobs: report the log-probability of every chosen token.
+        top_n_tokens: report that many most likely tokens at every position, ties with the last one included.
+        prompt_logprobs: report the log-probability of every prompt token but the first.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    logprobs: bool = False
+    top_n_tokens: int = 0
+    prompt_logprobs: bool = False
+
+
+class Admission(msgspec.Struct, array_like=True, frozen=True):
+    """Tokens to compute for one row in this step.
+
+    The first admission of an id carries everything, the later chunks of the same row only `id`, `chunk` and `blocks`.
+
+    Attributes:
+        id: names the row in every plan until it is filtered.
+        chunk: how many of the row's known tokens to compute now, >= 1. The step in which the last known token is
+            computed samples the row's next token; from the following plan on the row decodes.
+        blocks: appended to the row's block table before the chunk is computed.
+        token_ids: all known tokens: the prompt, and what was generated before a preemption or a replay.
+        num_prompt: how many of them are the prompt (penalties tell them apart).
+        num_cached: leading tokens whose keys and values are already in the blocks; < len(token_ids).
+        sampling: how the row samples.
+    """
+
+    id: int
+    chunk: int
+    blocks: list[int] = []
+    token_ids: list[int] | None = None
+    num_prompt: int = 0
+    num_cached: int = 0
+    sampling: Sampling | None = None
+
+
+class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
+    """One step of every rank. In steady state all lists are empty: every row decodes.
+
+    Order of execution: `filter`, `grants`, `prefill` (rows join in this order), then one forward pass over the chunks
+    and over every other row that is not in `hold`, then sampling.
+
+    Attributes:
+        step: counts up by one from 0 with every plan since the shards (re)started.
+        filter: rows that leave; their blocks may be granted again by this very plan. An id may come back later.
+        prefill: chunks to compute.
+        grants: (id, block) pairs appended to the tables of decoding rows, in order.
+        hold: rows that do not advance in this step.
+    """
+
+    step: int
+    filter: list[int] = []
+    prefill: list[Admission] = []
+    grants: list[tuple[int, int]] = []
+    hold: list[int] = []
+
+
+class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
+    """What rank 0 sampled in one step.
+
+    Attributes:
+        step: the plan's number; results come in the order of the plans, one for each.
+        ids: rows that sampled; their order says nothing.
+        tokens: aligned with `ids`.
+        logprobs: aligned with `ids`, where any row asked; values of the others are valid too. After all processors.
+        top: id -> (token, logprob) pairs, best first, for rows that asked for them.
+        prompt_logprobs: id -> log-probabilities of the prompt tokens that this step's chunk predicted: those at
+            positions first + 1 to first + chunk of the chunk starting at `first`, as far as they are prompt.
+        seconds: duration of the step on rank 0.
+    """
+
+    step: int
+    ids: list[int]
+    tokens: list[int]
+    logprobs: list[float] | None = None
+    top: dict[int, list[tuple[int, float]]] = {}
+    prompt_logprobs: dict[int, list[float]] = {}
+    seconds: float = 0.0
+
+
+class ShardJob(msgspec.Struct, frozen=True):
+    """What one rank is to load.
+
+    Attributes:
+        model_dir: a folder in Hugging Face layout.
+        rank, world_size: this process among the shards of the model.
+        rendezvous: `host:port` where rank 0 listens for torch.distributed; unused where world_size is 1.
+        device_type: cpu, cuda, npu, or None for the best one here.
+        device_id: index of the device.
+        dtype: auto, float32, bfloat16 or float16.
+        kv_cache_bytes: memory of this rank's cache; None: measured at start.
+        block_size: tokens in one block.
+        max_rows: rows of the batch.
+        max_step_tokens: tokens that one step computes at most (chunks and decoding rows together).
+        max_model_len: longest sequence, prompt and output; None: what the configuration says.
+        threads: CPU threads; 0: torch's own choice.
+        allow_pickle: read pytorch_model.bin where there are no safetensors.
+        trust_remote_code: run model code that the folder holds.
+    """
+
+    model_dir: str
+    rank: int = 0
+    world_size: int = 1
+    rendezvous: str = ""
+    device_type: str | None = None
+    device_id: int = 0
+    dtype: str = "auto"
+    kv_cache_bytes: int | None = None
+    block_size: int = 16
+    max_rows: int = 128
+    max_step_tokens: int = 2048
+    max_model_len: int | None = None
+    threads: int = 0
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+
+class ShardOffer(msgspec.Struct, frozen=True):
+    """What a loaded rank can hold. The engine works with the smallest numbers of all ranks.
+
+    Attributes:
+        num_blocks: blocks of the cache, numbered from 0.
+        block_size: tokens in one block.
+        max_rows: rows of the batch.
+        max_model_len: longest sequence.
+        vocab_size: token ids are below it.
+        device_type: where it runs.
+        dtype: of the weights.
+        weight_bytes, cache_bytes: memory of this rank.
+        family: which decoder runs it, or `transformers` for the bridge.
+    """
+
+    num_blocks: int
+    block_size: int
+    max_rows: int
+    max_model_len: int
+    vocab_size: int
+    device_type: str
+    dtype: str
+    weight_bytes: int
+    cache_bytes: int
+    family: str
+
+    def pack(self) -> dict[str, Any]:
+        packed: dict[str, Any] = msgspec.to_builtins(self)
+        return packed
