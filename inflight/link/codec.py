@@ -20,7 +20,8 @@ import numpy as np
 
 from inflight.errors import InvalidRequest
 from inflight.link.arena import LARGE, Arena, ArenaReader
-from inflight.types import BYTES_CODE, CODES, DTYPES, Array, Value
+from inflight.table import Table, TableRow, as_columns
+from inflight.types import BYTES_CODE, CODES, DTYPES, Array, Row, Value
 
 PREFIX = struct.Struct("<II")
 ALIGN = 16
@@ -52,19 +53,35 @@ class Failed(Message, tag=2, frozen=True):
 
 
 class Work(Message, tag=3, frozen=True):
-    """Server to worker: instances to run, each `[id, method index, row, seconds left or None]`."""
+    """Server to worker: instances of one method to run.
 
-    items: list[Any]
+    Attributes:
+        method: index of the method in the worker's offer.
+        first: id of the first instance; the others count up from it.
+        rows: their inputs (`Packer.rows`).
+        seconds: time left for each, None for an instance without a deadline; None where none has one.
+        frees: blocks of the worker's outbox that nobody reads any more.
+    """
+
+    method: int
+    first: int
+    rows: list[Any]
+    seconds: list[float | None] | None
     frees: list[int]
 
 
 class Done(Message, tag=4, frozen=True):
-    """Worker to server: outcomes, each `[id, row or None, error kind, error text]`, and what was measured.
+    """Worker to server: outcomes, and what was measured.
 
-    `stats` entries are `[method, stage label, batch size, seconds]`.
+    Attributes:
+        ids: instances that went well; `rows`: their outputs (`Packer.rows`).
+        errors: the others, each `[id, error kind, error text]`.
+        stats: each `[method, stage label, batch size, seconds]`.
     """
 
-    items: list[Any]
+    ids: list[int]
+    rows: list[Any]
+    errors: list[Any]
     stats: list[Any]
 
 
@@ -83,7 +100,7 @@ class Call(Message, tag=6, frozen=True):
 
 
 class CallDone(Message, tag=7, frozen=True):
-    """Server to extra worker: their outcomes, in the form of `Done.items`."""
+    """Server to extra worker: their outcomes, each `[id, row or None, error kind, error text]`."""
 
     items: list[Any]
 
@@ -127,6 +144,19 @@ class Packer:
         self._allocate = allocate
         self._parts: list[bytes] = []
         self._size = 0
+
+    def rows(self, rows: Sequence[Sequence[object]]) -> list[Any]:
+        """Rows in their wire form: `[True, columns]` where small rows of one form travel as arrays [n, ...], else
+        `[False, rows]`.
+
+        Raises:
+            InvalidRequest: as `value`.
+        """
+        if _small_rows(rows):
+            columns = as_columns(rows)  # type: ignore[arg-type]  # anything that is no array makes it None
+            if columns is not None:
+                return [True, [self._array(column) for column in columns]]
+        return [False, [self.row(row) for row in rows]]
 
     def row(self, values: Sequence[object]) -> list[WireValue]:
         return [self.value(value) for value in values]
@@ -197,6 +227,14 @@ class Unpacker:
         self._blob = blob
         self._reader = reader
 
+    def rows(self, wire: Sequence[Any]) -> Sequence[Row]:
+        """What `Packer.rows` packed."""
+        columnar, content = wire
+        if columnar:
+            columns = [self._array(*item) for item in content]
+            return Table(columns).rows()  # type: ignore[arg-type]  # columns are arrays
+        return [self.row(row) for row in content]
+
     def row(self, wire: Sequence[Any]) -> list[Value]:
         return [item if isinstance(item, (str, bytes)) else self._array(*item) for item in wire]
 
@@ -216,6 +254,19 @@ class Unpacker:
             count *= dim
         view = self._reader.view(-1 - where, count * dtype.itemsize)
         return np.frombuffer(view, dtype).reshape(shape)
+
+
+def _small_rows(rows: Sequence[Sequence[object]]) -> bool:
+    """Whether the first row's values are small arrays; the others are compared with it when they are stacked."""
+    if not rows:
+        return False
+    first = rows[0]
+    if type(first) is TableRow:
+        return first.table.largest < LARGE
+    for value in first:  # noqa: SIM110 - runs for every message, and a generator costs
+        if not isinstance(value, np.ndarray) or value.nbytes >= LARGE:
+            return False
+    return True
 
 
 def decode(

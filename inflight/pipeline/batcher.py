@@ -10,7 +10,8 @@ import numpy as np
 from inflight.errors import InflightError, InvalidRequest, PredictFailed, StartError
 from inflight.runtime import GraphSpec, LoadedModel
 from inflight.servable import ModelSpec
-from inflight.types import Array, Outcome, TensorSpec, Value
+from inflight.table import Table, TableRow, as_columns
+from inflight.types import Array, Outcome, Row, TensorSpec, Value
 
 _TYPE_NAMES = {"str": "kMSI_String", "bytes": "kMSI_Bytes"}
 
@@ -83,6 +84,9 @@ class BatchedModel:
         Rows that do not fit the model get their own error. When a run of several rows fails, each is run alone, so
         that only the guilty one fails.
         """
+        columns = self._stacked(rows, subgraph)
+        if columns is not None:
+            return self._run_stacked(columns, subgraph)
         outcomes: list[Outcome | None] = [None] * len(rows)
         groups: dict[tuple[object, ...], list[tuple[int, list[Array]]]] = {}
         for index, row in enumerate(rows):
@@ -100,6 +104,40 @@ class BatchedModel:
                 for (index, _), outcome in zip(part, results):
                     outcomes[index] = outcome
         return outcomes  # type: ignore[return-value]  # every index was filled above
+
+    def _stacked(self, rows: Sequence[Sequence[Value]], subgraph: int) -> list[Array] | None:
+        """Rows that came as a table, as the model's inputs, where they fit as they are; None: look at each row."""
+        if not rows or type(rows[0]) is not TableRow or not self.spec.with_batch_dim:
+            return None
+        graph, shapes = self.model.graphs[subgraph], self._instances[subgraph]
+        columns = as_columns(rows)
+        if columns is None or len(columns) != len(graph.inputs):
+            return None
+        for index, (column, tensor, shape) in enumerate(zip(columns, graph.inputs, shapes)):
+            if column.shape[1:] != shape or column.dtype != tensor.dtype or not self._batched_input(index):
+                return None
+        return columns
+
+    def _run_stacked(self, columns: list[Array], subgraph: int) -> list[Outcome]:
+        count = len(columns[0])
+        outcomes: list[Outcome] = []
+        for start in range(0, count, self.batch_size):
+            part = [column[start : start + self.batch_size] for column in columns]
+            try:
+                outcomes += self._run_inputs(part, subgraph)
+            except Exception:  # a model may raise anything; the rows alone show whose fault it is
+                outcomes += self._run_isolated([list(row) for row in Table(part).rows()], subgraph)
+        return outcomes
+
+    def _run_inputs(self, inputs: list[Array], subgraph: int) -> Sequence[Row]:
+        """Runs one batch [n, ...] of at most the batch size: padded where the file fixes it, outputs trimmed."""
+        count = len(inputs[0])
+        missing = self.batch_size - count if self.fixed else 0
+        if missing:
+            inputs = [np.concatenate([column, *[column[:1]] * missing]) for column in inputs]
+        outputs = self._outputs(self.model.run(inputs, subgraph), subgraph)
+        self._check_batch(outputs, count + missing)
+        return Table([output[:count] for output in outputs]).rows()
 
     def _stack_key(self, arrays: Sequence[Array]) -> tuple[object, ...]:
         """Rows with the same key can be stacked; needed only where a shape or dtype is not fixed by the file."""
@@ -170,13 +208,16 @@ class BatchedModel:
             for index in range(len(rows[0]))
         ]
         outputs = self._outputs(self.model.run(inputs, subgraph), subgraph)
+        self._check_batch(outputs, len(padded))
+        return list(Table([output[:count] for output in outputs]).rows()) if outputs else [[] for _ in rows]
+
+    @staticmethod
+    def _check_batch(outputs: Sequence[Array], count: int) -> None:
         for number, output in enumerate(outputs):
-            if output.ndim == 0 or output.shape[0] != len(padded):
+            if output.ndim == 0 or output.shape[0] != count:
                 raise ValueError(
-                    f"output {number} has shape {list(output.shape)}, expected a first dimension of {len(padded)}"
+                    f"output {number} has shape {list(output.shape)}, expected a first dimension of {count}"
                 )
-        # The ellipsis keeps a single number an array.
-        return [[output[index, ...] for output in outputs] for index in range(count)]
 
     def _outputs(self, outputs: list[Array], subgraph: int) -> list[Array]:
         expected = self.model.graphs[subgraph].outputs

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from inflight.servable import MethodSpec, StageSpec
+from inflight.servable import MethodSpec, Ref, StageSpec
+from inflight.table import TableRow
 from inflight.types import Outcome, Row, Value
 
 Finish = Callable[["Job", Outcome], None]
@@ -33,7 +35,7 @@ class Job:
     ) -> None:
         self.key = key
         self.method = method
-        self.slots: list[list[Value]] = [list(row)]
+        self.slots: list[Row] = [row]
         self.position = 0
         self.deadline = deadline
         self.dropped = False
@@ -54,12 +56,17 @@ class Job:
     def done(self) -> bool:
         return self.position >= len(self.method.stages)
 
-    def inputs(self, stage: StageSpec) -> list[Value]:
+    def inputs(self, stage: StageSpec) -> Row:
         """What the stage reads, as it stands; a stage that names no inputs reads the whole instance."""
+        return self._read(stage.inputs) if stage.inputs else self.slots[0]
+
+    def _read(self, refs: tuple[Ref, ...]) -> Row:
+        """The values that `refs` name; where they are all values of one slot in order, that slot itself."""
         slots = self.slots
-        if not stage.inputs:
-            return slots[0]
-        return [slots[ref.stage][ref.output] for ref in stage.inputs]
+        slot = slots[refs[0].stage]
+        if type(slot) is TableRow and is_whole(refs) and len(slot) == len(refs):
+            return slot
+        return [slots[ref.stage][ref.output] for ref in refs]
 
     def editable_inputs(self, stage: StageSpec) -> list[Value]:
         """What a Python stage reads: bytes as a uint8 array, every array writable.
@@ -70,6 +77,8 @@ class Job:
         row: list[Value] = []
         for ref in stage.inputs:
             slot = self.slots[ref.stage]
+            if not isinstance(slot, list):
+                slot = self.slots[ref.stage] = list(slot)
             value = slot[ref.output]
             if isinstance(value, bytes):
                 # The slot keeps the bytes: a method that returns its input returns bytes.
@@ -81,11 +90,17 @@ class Job:
 
     def advance(self, outputs: Row) -> None:
         """Takes the outputs of the current stage."""
-        self.slots.append(list(outputs))
+        self.slots.append(outputs)
         self.position += 1
 
-    def result(self) -> list[Value]:
+    def result(self) -> Row:
         """The method's outputs; a method that names none returns its last stage's."""
         if not self.method.returns:
             return self.slots[-1]
-        return [self.slots[ref.stage][ref.output] for ref in self.method.returns]
+        return self._read(self.method.returns)
+
+
+@lru_cache(maxsize=1024)
+def is_whole(refs: tuple[Ref, ...]) -> bool:
+    """Whether the refs name the first values of one slot, in order."""
+    return all(ref.stage == refs[0].stage and ref.output == index for index, ref in enumerate(refs))

@@ -21,6 +21,10 @@ BATCHES_AHEAD = 3
 """Messages of one method that a worker may have at once: one running, one ready, one on its way. While all three are
 out, what arrives gathers here, so that a busy worker gets fewer and fuller messages."""
 
+EAGER = 8
+"""Waiting instances that an idle worker gets at once, while the loop still reads requests; else the server and its
+worker take turns where all clients wait for one batch. Fewer make the messages too small for what they cost."""
+
 MAX_KILLS = 2
 """A worker death is blamed on everything it had; from the first one on an instance runs alone, so the second one is
 its own doing."""
@@ -128,7 +132,16 @@ class Group:
                     "instances wait; try again later"
                 )
         queue.add(request.instances)
-        self.schedule()
+        if len(queue.waiting) >= EAGER and self._somebody_idle(queue):
+            self._dispatch()
+        else:
+            self.schedule()
+
+    def _somebody_idle(self, queue: MethodQueue) -> bool:
+        for replica in self.replicas:  # noqa: SIM110 - as in `alive`
+            if replica.state is State.READY and not replica.batches.get(queue.index):
+                return True
+        return False
 
     def schedule(self) -> None:
         """Dispatches once before the loop sleeps: requests that arrive together travel together."""
@@ -216,10 +229,14 @@ class Group:
     # What replicas report
 
     def on_done(self, replica: Replica, message: Done, values: Unpacker) -> None:
-        for key, row, kind, text in message.items:
+        for key, row in zip(message.ids, values.rows(message.rows)):
             instance = replica.take_back(key)
             if instance is not None:
-                instance.settle(values.row(row) if kind is None else error_from_wire(kind, text))
+                instance.settle(row)
+        for key, kind, text in message.errors:
+            instance = replica.take_back(key)
+            if instance is not None:
+                instance.settle(error_from_wire(kind, text))
         for method, stage, size, seconds in message.stats:
             self._metrics.stage(self.name, method, stage, size, seconds)
         self.schedule()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -38,6 +37,7 @@ from inflight.link import (
 )
 from inflight.place import Launch, WorkerProcess, start_worker
 from inflight.router.request import Batch, Instance
+from inflight.table import TableRow
 from inflight.types import Value
 
 log = logging.getLogger("inflight")
@@ -78,7 +78,7 @@ class Replica:
         left: it said that it was asked to end, so its exit is nobody's fault.
     """
 
-    _keys = itertools.count(1)
+    _next_key = 1
 
     def __init__(self, label: str, owner: Owner, inbox: Arena, launch: Callable[[int, bool], Launch]) -> None:
         self.label = label
@@ -160,27 +160,34 @@ class Replica:
         assert self._channel is not None
         now = asyncio.get_running_loop().time()
         packer = Packer(self._inbox, allocate=False)
-        items: list[tuple[int, int, object, float | None]] = []
         for instance in instances:
-            try:
-                instance.row = self._placed(instance.row)
-                row = packer.row(instance.row)
-            except InvalidRequest as error:
-                instance.settle(error)
-                continue
-            instance.key = key = next(self._keys)
-            instance.replica = self
-            deadline = instance.request.deadline
-            self.outstanding[key] = instance
-            items.append((key, method, row, None if deadline is None else deadline - now))
-        if not items:
+            instance.row = self._placed(instance.row)
+        try:
+            rows = packer.rows([instance.row for instance in instances])
+        except InvalidRequest:
+            self.send(method, [instance for instance in instances if _can_travel(instance)])
             return
-        batch = Batch(len(items))
-        for item in items:
-            self.outstanding[item[0]].batch = batch
+        if not instances:
+            return
+        batch = Batch(len(instances))
+        seconds: list[float | None] = []
+        some_deadline = False
+        first = Replica._next_key
+        Replica._next_key += len(instances)
+        for key, instance in enumerate(instances, first):
+            instance.key = key
+            instance.replica = self
+            instance.batch = batch
+            self.outstanding[key] = instance
+            deadline = instance.request.deadline
+            if deadline is None:
+                seconds.append(None)
+            else:
+                some_deadline = True
+                seconds.append(deadline - now)
         self.batches[method] = self.batches.get(method, 0) + 1
         frees, self._released = self._released, []
-        self._channel.send(Work(items, frees), packer)
+        self._channel.send(Work(method, first, rows, seconds if some_deadline else None, frees), packer)
 
     def take_back(self, key: int) -> Instance | None:
         """The instance whose outcome came, no longer outstanding."""
@@ -221,6 +228,10 @@ class Replica:
 
     def _placed(self, row: Sequence[Value | Blob]) -> Sequence[Value | Blob]:
         """The row with large values in the shared arena, where a replay finds them again."""
+        if type(row) is TableRow:
+            if row.table.largest < LARGE:
+                return row
+            row = list(row)
         changed: list[Value | Blob] | None = None
         for index, value in enumerate(row):
             placed: Value | Blob | None = None
@@ -277,3 +288,13 @@ class Replica:
             self.state = State.LOST
             self._owner.on_lost(self)
             self.lost.set()
+
+
+def _can_travel(instance: Instance) -> bool:
+    """Whether no value is of a type that cannot be sent; else the instance has got its error."""
+    try:
+        Packer().row(instance.row)
+    except InvalidRequest as error:
+        instance.settle(error)
+        return False
+    return True

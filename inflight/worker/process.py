@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 from inflight import log
 from inflight.errors import InflightError, InvalidRequest, error_from_wire
@@ -36,7 +37,7 @@ from inflight.link import (
 )
 from inflight.pipeline import Job, Pipeline
 from inflight.servable import install_model_caller
-from inflight.types import Array, Outcome, Value
+from inflight.types import Array, Outcome, Row, Value
 from inflight.worker.load import Loaded, load, offer
 from inflight.worker.remote import RemoteModel
 
@@ -171,9 +172,11 @@ class Worker:
                     self._outbox.free(offset)
         jobs: list[Job] = []
         now = time.monotonic()
-        for key, method, row, seconds in work.items:
-            deadline = None if seconds is None else now + seconds
-            job = Job(key, self._methods[method], values.row(row), self._finish, deadline)
+        method = self._methods[work.method]
+        for offset, row in enumerate(values.rows(work.rows)):
+            seconds = None if work.seconds is None else work.seconds[offset]
+            key = work.first + offset
+            job = Job(key, method, row, self._finish, None if seconds is None else now + seconds)
             job.arrived = now
             self._jobs[key] = job
             jobs.append(job)
@@ -199,8 +202,8 @@ class Worker:
                 self._stats = stats + self._stats
                 return
             packer = Packer(self._outbox)
-            items = [_pack(packer, key, outcome) for key, outcome in done]
-        self._channel.send(Done(items, stats), packer)
+            message = _pack(packer, done, stats)
+        self._channel.send(message, packer)
 
     def _send_call(self, model: str, subgraph: int, items: list[tuple[int, list[object]]]) -> None:
         with self._lock:
@@ -218,13 +221,31 @@ class Worker:
         return results
 
 
-def _pack(packer: Packer, key: int, outcome: Outcome) -> tuple[int, object, str | None, str]:
+def _pack(packer: Packer, done: Sequence[tuple[int, Outcome]], stats: list[Any]) -> Done:
+    ids: list[int] = []
+    rows: list[Row] = []
+    errors: list[tuple[int, str, str]] = []
+    for key, outcome in done:
+        if isinstance(outcome, InflightError):
+            errors.append((key, type(outcome).__name__, _sendable(str(outcome))))
+        else:
+            ids.append(key)
+            rows.append(outcome)
+    try:
+        return Done(ids, packer.rows(rows), errors, stats)
+    except InvalidRequest:  # some row has a value that cannot travel: find out which
+        checked = [(key, _checked(outcome)) for key, outcome in done]
+        return _pack(packer, checked, stats)
+
+
+def _checked(outcome: Outcome) -> Outcome:
+    """The outcome, or why it cannot travel."""
     if not isinstance(outcome, InflightError):
         try:
-            return key, packer.row(outcome), None, ""
+            Packer().row(outcome)
         except InvalidRequest as error:
-            outcome = error
-    return key, None, type(outcome).__name__, _sendable(str(outcome))
+            return error
+    return outcome
 
 
 def _sendable(text: str) -> str:

@@ -13,6 +13,7 @@ PACKAGES = (ROOT / "inflight", ROOT / "mindspore_serving")
 
 LEVELS = {
     "types": 0,
+    "table": 0,
     "plan": 0,
     "generation": 0,
     "errors": 0,
@@ -47,6 +48,7 @@ LEVELS = {
 # What a level may import from outside, beyond the standard library and numpy.
 ALLOWED = {
     "types": (),
+    "table": (),
     "plan": ("msgspec",),
     "generation": (),
     "errors": (),

@@ -31,12 +31,12 @@ def roundtrip(
     rows: list[list[Value]], arena: Arena | None = None, reader: ArenaReader | None = None
 ) -> list[list[Value]]:
     packer = Packer(arena)
-    frame = packer.frame(Work([[index, 0, packer.row(row), None] for index, row in enumerate(rows)], []))
+    frame = packer.frame(Work(0, 0, packer.rows(rows), None, []))
     length, header = PREFIX.unpack_from(frame)
     assert length == len(frame) - PREFIX.size
     message, unpacker = decode(bytearray(frame[PREFIX.size :]), header, 0, reader)
     assert isinstance(message, Work)
-    return [unpacker.row(item[2]) for item in message.items]
+    return list(unpacker.rows(message.rows))
 
 
 @given(st.lists(st.lists(values, max_size=4), max_size=5))
@@ -130,12 +130,12 @@ def test_the_workers_end_reads_frames_and_notices_the_end() -> None:
     ours, theirs = socket.socketpair()
     channel = WorkerChannel(theirs)
     packer = Packer()
-    ours.sendall(packer.frame(Done([[7, packer.row(["x"]), None, ""]], [])) + Packer().frame(Stop()))
+    ours.sendall(packer.frame(Done([7], packer.rows([["x"]]), [], [])) + Packer().frame(Stop()))
     first = channel.receive()
     assert first is not None
     message, unpacker = first
     assert isinstance(message, Done)
-    assert unpacker.row(message.items[0][1]) == ["x"]
+    assert unpacker.rows(message.rows) == [["x"]]
     second = channel.receive()
     assert second is not None
     assert isinstance(second[0], Stop)
