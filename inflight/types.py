@@ -6,14 +6,15 @@ took its place: one failed instance never fails its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from inflight.errors import InflightError, InvalidRequest
 
+T = TypeVar("T")
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Value: TypeAlias = "Array | str | bytes"
 """One input or output of one instance: a C-contiguous array, a text, or raw bytes."""
@@ -76,6 +77,10 @@ class MethodInfo:
         Raises:
             InvalidRequest: an input of the method is missing.
         """
+        return self.pick(named)
+
+    def pick(self, named: Mapping[str, T]) -> list[T]:
+        """What belongs to the method's inputs, in their order; `row` for anything that is there for each input."""
         try:
             return [named[spec.name] for spec in self.inputs]
         except KeyError as missing:

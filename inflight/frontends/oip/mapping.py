@@ -17,6 +17,7 @@ import numpy as np
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.oip.tensors import DATATYPES, NUMPY_DATATYPES, OipTensor
+from inflight.table import Table, as_columns
 from inflight.types import NEWEST, Array, MethodInfo, Outcome, Row, ServableStatus, TensorSpec, Value
 
 DEFAULT_METHOD = "predict"
@@ -173,19 +174,22 @@ def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
 
 
 def _plain_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row] | None:
-    """One instance of arrays in the method's own order and types, which most requests are; None for all others."""
+    """Arrays in the method's own order and types, which most requests are; None for all others."""
     specs = method.inputs
-    if len(specs) != len(tensors):
+    if len(specs) != len(tensors) or not specs:
         return None
-    row: list[Value] = []
+    columns: list[Array] = []
+    count = tensors[0].shape[:1]
     for spec, tensor in zip(specs, tensors, strict=True):
         data = tensor.data
-        if not isinstance(data, np.ndarray) or spec.name != tensor.name or tensor.shape[:1] != (1,):
+        if not isinstance(data, np.ndarray) or spec.name != tensor.name or tensor.shape[:1] != count:
             return None
         if spec.dtype is not None and _SPEC_DATATYPES.get(spec.dtype) != tensor.datatype:
             return None
-        row.append(data[0, ...])
-    return [row] if row else None
+        columns.append(data)
+    if count == (1,):
+        return [[column[0, ...] for column in columns]]
+    return list(Table(columns).rows()) if count and 0 < count[0] <= MAX_INSTANCES else None
 
 
 def from_outcomes(
@@ -205,6 +209,9 @@ def from_outcomes(
         if isinstance(outcome, InflightError):
             raise type(outcome)(f"instance {index}: {outcome}")
         rows.append(outcome)
+    columns = as_columns(rows) if len(rows) > 1 else None
+    if columns is not None:
+        return [_tensor(method.outputs[at].name, columns[at]) for at in _wanted(method, wanted)]
     return [_stack(method.outputs[at].name, [row[at] for row in rows]) for at in _wanted(method, wanted)]
 
 
@@ -317,5 +324,8 @@ def _stack(name: str, values: list[Value]) -> OipTensor:
                 f"at instance 0, {array.dtype} {list(array.shape)} at instance {index}; the protocol answers with "
                 "one tensor per output, so send such instances in requests of their own"
             )
-    stacked = first[np.newaxis, ...] if len(arrays) == 1 else np.stack(arrays)
-    return OipTensor(name, NUMPY_DATATYPES[stacked.dtype], stacked.shape, stacked)
+    return _tensor(name, first[np.newaxis, ...] if len(arrays) == 1 else np.stack(arrays))
+
+
+def _tensor(name: str, array: Array) -> OipTensor:
+    return OipTensor(name, NUMPY_DATATYPES[array.dtype], array.shape, array)

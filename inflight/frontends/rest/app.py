@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from inflight.config import RestConfig
@@ -11,11 +11,12 @@ from inflight.frontends.asgi import JSON, Answer, Receive, Scope, Send, header, 
 from inflight.frontends.base import Backend, callbacks
 from inflight.frontends.body import Body, read_body
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.rest.request import parse_instances, parse_json
+from inflight.frontends.rest.request import parse_columns, parse_instances, parse_json
 from inflight.frontends.rest.response import Reply, encode_error, encode_reply
 from inflight.frontends.rest.url import parse_url
 from inflight.log import LOGGER
-from inflight.types import MethodInfo, Outcome, Value
+from inflight.table import Table
+from inflight.types import MethodInfo, Outcome, Row
 
 _CLOSE = (b"connection", b"close")
 
@@ -77,10 +78,15 @@ class MindSporeRest:
     def _status(self, reply: Reply) -> int:
         return reply.error.http_status if self._status_codes and reply.error is not None else 200
 
-    def _read(self, scope: Scope, body: Body) -> tuple[MethodInfo, list[list[Value]]]:
+    def _read(self, scope: Scope, body: Body) -> tuple[MethodInfo, Sequence[Row]]:
         # The order of these steps decides which of several errors is told: body, URL, content, then the names in it.
         document = parse_json(body)
         target = parse_url(_url(scope))
+        columns = parse_columns(document)
+        if columns is not None:
+            method = self._backend.method(*target)
+            if method.inputs:
+                return method, Table(method.pick(columns)).rows()
         instances = parse_instances(document)
         method = self._backend.method(*target)
         return method, [method.row(named) for named in instances]

@@ -83,8 +83,7 @@ def numeric_array(value: list[Any], shape: tuple[int, ...], kind: type) -> Array
     """
     if len(shape) > MAX_DIMS:
         raise content_error(f"json array, {len(shape)} dimensions are too many, at most {MAX_DIMS} are supported")
-    convert = _convert_few if math.prod(shape) <= SMALL else _convert_many
-    array = convert(value, shape, kind)
+    array = regular_array(value, shape, kind)
     if array is not None:
         return array
     error = _first_error(value, shape, kind, 0)
@@ -92,6 +91,11 @@ def numeric_array(value: list[Any], shape: tuple[int, ...], kind: type) -> Array
         raise error
     with np.errstate(over="ignore"):
         return np.array(value, LEAVES[kind])
+
+
+def regular_array(value: list[Any], shape: tuple[int, ...], kind: type) -> Array | None:
+    """`numeric_array` where that is easily said; None where anything is wrong or unusual."""
+    return _convert_few(value, shape, kind) if math.prod(shape) <= SMALL else _convert_many(value, shape, kind)
 
 
 def _convert_few(value: list[Any], shape: tuple[int, ...], kind: type) -> Array | None:

@@ -9,13 +9,16 @@ import orjson
 
 from inflight.errors import InvalidRequest
 from inflight.frontends.body import Body
-from inflight.frontends.rest.arrays import content_error
+from inflight.frontends.rest.arrays import LEAVES, MAX_DIMS, content_error, outline, regular_array
 from inflight.frontends.rest.values import value_of
-from inflight.types import Value
+from inflight.types import Array, Value
 
 INSTANCES = "instances"
 MAX_CHECKED = 64 * 1024
 """Bytes up to which a body is searched for a second `instances`: people write such bodies, programs do not."""
+
+MANY = 8
+"""Instances from which on it pays to look whether they are of one form."""
 
 _KEY = b'"instances"'
 _BOM = b"\xef\xbb\xbf"
@@ -74,6 +77,34 @@ def parse_instances(document: Any) -> list[dict[str, Value]]:
         if type(instances[0]) is dict:
             return [_parse_instance(instance) for instance in instances]
     raise content_error(f"instances no key mode is not supported: {_HELP}")
+
+
+def parse_columns(document: Any) -> dict[str, Array] | None:
+    """The inputs of many instances of one form, each as one array [n, ...].
+
+    Returns:
+        None for anything else, mistakes included: `parse_instances` reads it, or knows what to tell the client.
+    """
+    instances = document.get(INSTANCES) if type(document) is dict else None
+    if type(instances) is not list or len(instances) < MANY or type(instances[0]) is not dict:
+        return None
+    names = instances[0].keys()
+    if not names or "" in names:
+        return None
+    for instance in instances:
+        if type(instance) is not dict or instance.keys() != names:
+            return None
+    columns: dict[str, Array] = {}
+    for name in names:
+        values = [instance[name] for instance in instances]
+        shape, leaf = outline(values)
+        if type(leaf) not in LEAVES or len(shape) >= MAX_DIMS:
+            return None
+        column = regular_array(values, shape, type(leaf))
+        if column is None:
+            return None
+        columns[name] = column
+    return columns
 
 
 def _parse_instance(instance: Any) -> dict[str, Value]:

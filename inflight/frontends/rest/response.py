@@ -11,7 +11,8 @@ import numpy as np
 import orjson
 
 from inflight.errors import InflightError, ModelError
-from inflight.types import MethodInfo, Outcome, Row, Value
+from inflight.table import as_columns
+from inflight.types import Array, MethodInfo, Outcome, Row, Value
 
 SMALL = 32
 """Elements up to which a list of Python numbers is faster to write than an array."""
@@ -43,11 +44,24 @@ def encode_reply(method: MethodInfo, outcomes: Sequence[Outcome]) -> Reply:
             if isinstance(outcome, InflightError):
                 break
         else:
+            columns = as_columns(outcomes) if len(outcomes) > 1 else None  # type: ignore[arg-type]
+            if columns is not None and len(columns) == len(names) and all(column.size for column in columns):
+                return Reply(_encode_columns(names, columns))
             instances = [_instance(names, outcome) for outcome in outcomes]  # type: ignore[arg-type]
             return Reply(orjson.dumps({"instances": instances}, option=_OPTIONS))
     except (orjson.JSONEncodeError, InflightError):
         pass  # found below, in the instance it belongs to
     return _encode_mixed(names, outcomes)
+
+
+def _encode_columns(names: list[str], columns: list[Array]) -> bytes:
+    lists = [column.tolist() for column in columns]
+    if len(names) == 1:
+        (name,) = names
+        instances = [{name: value} for value in lists[0]]
+    else:
+        instances = [dict(zip(names, row)) for row in zip(*lists)]
+    return orjson.dumps({"instances": instances}, option=_OPTIONS)
 
 
 def _encode_mixed(names: list[str], outcomes: Sequence[Outcome]) -> Reply:
