@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -183,7 +184,7 @@ class Group:
                 replica = self._roomiest(queue)
                 if replica is None:
                     break
-                instances = queue.take(queue.batch_size)
+                instances = queue.take(_share(len(queue.waiting), queue.batch_size, self.ready))
                 if instances:
                     self._measure_wait(queue, instances)
                     replica.send(queue.index, instances)
@@ -282,6 +283,13 @@ class Group:
     def _unavailable(self) -> str:
         reason = f", {self.failing}" if self.failing else ""
         return f"servable '{self.name}' version {self.version}: servable is not available{reason}"
+
+
+def _share(waiting: int, batch_size: int, replicas: int) -> int:
+    """Instances for one message: a batch; the last few batches are cut evenly, so that replicas end together."""
+    if waiting >= batch_size * replicas:
+        return batch_size
+    return math.ceil(waiting / math.ceil(waiting / batch_size))
 
 
 def _answer_call(replica: Replica, start: int, number: int, request: Request | None, result: Result) -> None:
