@@ -25,6 +25,7 @@ _GRPC_HEADERS = ("content-type: application/grpc", "te: trailers")
 _WINDOW_BITS = "26"
 """64 MiB of HTTP/2 receive window for a stream and a connection, so that a large reply comes without a pause."""
 _GRACE = 60.0
+_ATTEMPTS = 4
 
 
 class LoadFailed(RuntimeError):
@@ -102,7 +103,11 @@ def grpc(port: int, path: str, body: Body, connections: int, seconds: int, reply
         argv += [f"-w{_WINDOW_BITS}", f"-W{_WINDOW_BITS}", "-d", str(data), f"--log-file={log}"]
         for header in _GRPC_HEADERS:
             argv += ["-H", header]
-        output = _run([*argv, url], seconds, {})
+        for _ in range(_ATTEMPTS):
+            log.unlink(missing_ok=True)  # h2load appends
+            output = _run([*argv, url], seconds, {})
+            if not _gave_up(output):
+                break
         latencies = [int(line.split("\t")[2]) / 1000 for line in log.read_text().splitlines()]
     return _from_h2load(output, latencies, reply_size + 5, seconds, alone=connections * streams == 1)
 
@@ -172,6 +177,13 @@ def _from_h2load(output: str, latencies: Sequence[float], frame: int, seconds: i
     # One call at a time: the time of the calls that ended is exact, the whole run also holds one that did not.
     span = sum(ordered) / 1000 if alone else seconds
     return Load(succeeded / span, percentile(ordered, 50), percentile(ordered, 99), succeeded, span)
+
+
+def _gave_up(output: str) -> bool:
+    """Whether h2load stopped by itself: after a GOAWAY (a server retires connections with one, all calls on them are
+    answered) it sometimes fails to open the next connection. Every reply until then was good, so it is run again."""
+    good = re.search(r"status codes: \d+ 2xx, 0 3xx, 0 4xx, 0 5xx", output) is not None
+    return "Process Request Failure" in output and good
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
