@@ -1,0 +1,7 @@
+"""The generation brain: which rows compute what, in which blocks. Standard library only."""
+
+from inflight.sched.blocks import BlockPool
+from inflight.sched.scheduler import Capacity, Scheduler
+from inflight.sched.sequence import Sequence
+
+__all__ = ["BlockPool", "Capacity", "Scheduler", "Sequence"]

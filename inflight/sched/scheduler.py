@@ -1,0 +1,393 @@
+"""Which rows compute what in the next step."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from inflight.errors import InvalidRequest
+from inflight.plan import Admission, StepPlan, StepResult
+from inflight.sched.blocks import BlockPool
+from inflight.sched.sequence import Sequence
+
+EXPECTED_OUTPUT = 512
+"""Tokens that a row is taken to generate at most when admission estimates the peak: most requests end long before a
+generous `max_new_tokens`. Where the guess is wrong, the youngest row is preempted."""
+
+PURGE = 1024
+"""Finished requests in the middle of a queue above which the queues are swept."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the shards and the flags allow.
+
+    Attributes:
+        num_blocks, block_size: of the cache.
+        max_rows: rows of the batch (`max_batch_size`).
+        max_step_tokens: tokens of one step, decoding rows and chunks together.
+        max_prefill_tokens: of them, tokens of chunks (`max_batch_prefill_tokens`).
+    """
+
+    num_blocks: int
+    block_size: int
+    max_rows: int
+    max_step_tokens: int
+    max_prefill_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.num_blocks * self.block_size
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making."""
+
+    budget: int
+    prefill_budget: int
+    filter: list[int] = field(default_factory=list)
+    prefill: list[Admission] = field(default_factory=list)
+    grants: list[tuple[int, int]] = field(default_factory=list)
+    hold: list[int] = field(default_factory=list)
+    rows: int = 0
+
+
+class Scheduler:
+    """Turns requests into step plans and results into tokens.
+
+    Plans are made ahead of their answers, so everything is decided by counts (see `Sequence`). Plans run in order on
+    every rank, which makes two things safe: a block freed by a plan may be granted again by the same plan, and a block
+    may be published for others as soon as a plan that fills it with known tokens was made.
+    """
+
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        self.pool = BlockPool(capacity.num_blocks)
+        self.requests: dict[int, Sequence] = {}
+        self._running: list[Sequence] = []  # first by priority, then by admission: the last one is preempted first
+        self._waiting: dict[int, deque[Sequence]] = {}  # by priority; finished ones stay until they are at the head
+        self._gone = 0  # how many of those there are
+        self._priorities: list[int] = []  # descending, as negatives
+        self._leaving: list[int] = []
+        self._in_flight: deque[int] = deque()
+        self._step = 0
+        self._admitted = 0
+        self.preemptions = 0
+
+    # The owner's side
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a row."""
+        return sum(map(len, self._waiting.values())) - self._gone
+
+    @property
+    def in_flight(self) -> int:
+        """Plans that are not answered yet."""
+        return len(self._in_flight)
+
+    def check(self, prompt: int, max_new_tokens: int) -> None:
+        """Raises InvalidRequest where such a request could never run, however empty the batch is."""
+        room = self.capacity.total_tokens
+        # The last token is never computed.
+        if prompt + max_new_tokens - 1 > room:
+            raise InvalidRequest(
+                f"{prompt} input tokens and {max_new_tokens} new tokens do not fit the cache of {room} tokens; ask for "
+                "fewer or start the server with a larger --kv-cache-memory"
+            )
+
+    def add(self, sequence: Sequence) -> None:
+        """Takes a request; its turn comes by priority, then by arrival."""
+        self.requests[sequence.id] = sequence
+        sequence.queued = True
+        self._queue(sequence.priority).append(sequence)
+
+    def finish(self, id: int) -> None:
+        """Nobody wants more of this request: it leaves in the next plan. Unknown ids were finished before."""
+        sequence = self.requests.pop(id, None)
+        if sequence is None:
+            return
+        sequence.finished = True
+        if sequence.queued:
+            self._gone += 1
+            if self._gone > PURGE and self._gone > sum(map(len, self._waiting.values())) // 2:
+                self._purge()
+
+    def plan(self) -> StepPlan | None:
+        """The next step; None where no row has anything to compute.
+
+        Running rows come first, then chunks of prompts already begun, then new requests in order, as long as tokens,
+        rows and blocks last. A long prompt delays the others by one chunk at most.
+        """
+        draft = _Draft(self.capacity.max_step_tokens, self.capacity.max_prefill_tokens)
+        self._let_go(draft)
+        self._decode(draft)
+        self._continue_prompts(draft)
+        self._admit(draft)
+        if not draft.rows:
+            self._leaving = draft.filter  # told with the next step that computes something
+            return None
+        plan = StepPlan(self._step, draft.filter, draft.prefill, draft.grants, draft.hold)
+        self._in_flight.append(self._step)
+        self._step += 1
+        return plan
+
+    def apply(self, result: StepResult) -> Iterable[tuple[Sequence, int, int]]:
+        """Takes an answer: pending tokens become known.
+
+        Yields (sequence, token, index in the result) for every token that somebody still wants. A sequence that has
+        all its tokens is forgotten here.
+        """
+        expected = self._in_flight.popleft()
+        assert result.step == expected, f"step {result.step} answered, {expected} was next"
+        block_size = self.capacity.block_size
+        requests = self.requests
+        for index, (id, token) in enumerate(zip(result.ids, result.tokens)):
+            sequence = requests.get(id)
+            if sequence is None:
+                continue  # its end was learnt a step late
+            sequence.pending -= 1
+            sequence.tokens.append(token)
+            known = len(sequence.tokens)
+            if sequence.crashes and known > sequence.lost_at:
+                sequence.crashes = 0
+            if known % block_size == 0 and sequence.running:
+                self._publish(sequence)
+            if known >= sequence.stop_at:
+                self.finish(id)
+            yield sequence, token, index
+
+    def lost(self) -> list[Sequence]:
+        """The shards died: everything waits again with nothing computed, running requests first.
+
+        Returns:
+            Requests that killed the shards when they ran alone; they are finished.
+        """
+        guilty: list[Sequence] = []
+        alone = len(self._running) == 1
+        for queue in self._waiting.values():
+            for sequence in queue:
+                sequence.pending = 0
+        for sequence in reversed(self._running):
+            blamed = alone and sequence.crashes >= 2
+            sequence.forget_place()
+            sequence.pending = 0
+            sequence.crashes += 1
+            sequence.lost_at = len(sequence.tokens)
+            if sequence.finished:
+                continue
+            if blamed:
+                self.finish(sequence.id)
+                guilty.append(sequence)
+            else:
+                self._put_back(sequence)
+        # A row that left for its last token was in flight too, and will never get it.
+        for sequence in list(self.requests.values()):
+            if sequence.pending:
+                sequence.pending = 0
+                self._put_back(sequence)
+        self._running = []
+        self._leaving = []
+        self._in_flight.clear()
+        self._step = 0
+        self.pool.clear()
+        return guilty
+
+    # Steps of a plan
+
+    def _let_go(self, draft: _Draft) -> None:
+        """Rows that are finished, or whose last token is on its way, leave."""
+        draft.filter, self._leaving = self._leaving, []
+        if any(row.finished or len(row.tokens) + row.pending >= row.stop_at for row in self._running):
+            staying: list[Sequence] = []
+            for row in self._running:
+                if row.finished or len(row.tokens) + row.pending >= row.stop_at:
+                    self._leave(row, draft)
+                else:
+                    staying.append(row)
+            self._running = staying
+
+    def _decode(self, draft: _Draft) -> None:
+        """Every row whose tokens are all computed advances, and gets a block where its last one is full."""
+        block_size = self.capacity.block_size
+        index = 0
+        while index < len(self._running):
+            row = self._running[index]
+            index += 1
+            if row.planned != len(row.tokens) + row.pending - 1 or row.planned < row.num_prompt:
+                continue  # it has tokens to prefill
+            if row.lockstep and row.pending:
+                draft.hold.append(row.id)
+                continue
+            if row.planned == len(row.blocks) * block_size:
+                block = self._take_or_preempt(row, draft)
+                if block is None:
+                    continue  # it was itself the last one
+                row.blocks.append(block)
+                draft.grants.append((row.id, block))
+            row.planned += 1
+            row.pending += 1
+            draft.rows += 1
+            draft.budget -= 1
+
+    def _continue_prompts(self, draft: _Draft) -> None:
+        for row in self._running:
+            if row.planned < len(row.tokens) and not row.pending and not self._decodes(row):
+                self._chunk(row, draft, first=False)
+
+    def _admit(self, draft: _Draft) -> None:
+        """Takes waiting requests in order; the first that does not fit stops it, so that nobody is overtaken."""
+        while draft.budget > 0 and draft.prefill_budget > 0 and len(self._running) < self.capacity.max_rows:
+            sequence = self._next_waiting()
+            if sequence is None or sequence.pending:  # preempted with a token on its way: it is not known yet
+                return
+            if self._running and (sequence.suspect or any(row.suspect for row in self._running)):
+                return
+            digests = [] if sequence.sampling.prompt_logprobs else sequence.chain(self.capacity.block_size)
+            # At least one token is computed, for its logits.
+            shared = self.pool.find(digests[: (len(sequence.tokens) - 1) // self.capacity.block_size])
+            if not self._fits(sequence, shared):
+                return
+            self._queue(sequence.priority).popleft()
+            sequence.queued = False
+            self.pool.share(shared)
+            sequence.blocks = list(shared)
+            sequence.planned = len(shared) * self.capacity.block_size
+            sequence.published = len(shared)
+            if sequence.cached is None:
+                sequence.cached = min(sequence.planned, sequence.num_prompt)
+            if not self._chunk(sequence, draft, first=True):
+                self.pool.release(shared)
+                sequence.forget_place()
+                self._put_back(sequence)
+                return
+            sequence.running = True
+            self._admitted += 1
+            sequence.order = self._admitted
+            insort(self._running, sequence, key=lambda row: (-row.priority, row.order))
+
+    # What the steps use
+
+    def _decodes(self, row: Sequence) -> bool:
+        return row.planned == len(row.tokens) + row.pending - 1 and row.planned >= row.num_prompt
+
+    def _chunk(self, row: Sequence, draft: _Draft, first: bool) -> bool:
+        """Plans the next chunk of a row's known tokens; False where there is no room for a single one."""
+        chunk = min(len(row.tokens) - row.planned, draft.budget, draft.prefill_budget)
+        missing = -(-(row.planned + chunk) // self.capacity.block_size) - len(row.blocks)
+        if missing > self.pool.free:
+            missing = self.pool.free
+            chunk = (len(row.blocks) + missing) * self.capacity.block_size - row.planned
+        if chunk <= 0:
+            return False
+        blocks = self.pool.take(max(0, missing)) or []
+        start = row.planned
+        draft.prefill.append(
+            Admission(
+                row.id,
+                chunk,
+                row.blocks + blocks if first else blocks,
+                list(row.tokens) if first else None,
+                row.num_prompt if first else 0,
+                start if first else 0,
+                row.sampling if first else None,
+            )
+        )
+        row.blocks = row.blocks + blocks
+        row.planned += chunk
+        if row.planned == len(row.tokens):
+            row.pending += 1
+        draft.budget -= chunk
+        draft.prefill_budget -= chunk
+        draft.rows += 1
+        if not row.sampling.prompt_logprobs:
+            self._publish(row)
+        return True
+
+    def _take_or_preempt(self, row: Sequence, draft: _Draft) -> int | None:
+        """A block for a running row, if need be from the last of all; None where that is the row itself."""
+        while not self.pool.free:
+            last = self._running.pop()
+            self.preemptions += 1
+            self._leave(last, draft)
+            self._put_back(last)
+            if last is row:
+                return None
+        taken = self.pool.take(1)
+        assert taken is not None
+        return taken[0]
+
+    def _leave(self, row: Sequence, draft: _Draft) -> None:
+        self._publish(row)
+        self.pool.release(row.blocks)
+        row.forget_place()
+        draft.filter.append(row.id)
+
+    def _publish(self, row: Sequence) -> None:
+        """Whole blocks of known tokens that plans so far have filled can be shared from now on."""
+        size = self.capacity.block_size
+        whole = min(row.planned, len(row.tokens)) // size
+        if whole > row.published:
+            digests = row.chain(size)
+            for index in range(row.published, whole):
+                self.pool.publish(row.blocks[index], digests[index])
+            row.published = whole
+
+    def _fits(self, sequence: Sequence, shared: list[int]) -> bool:
+        """Whether the batch with this request stays within the cache at its estimated peak.
+
+        With the rows sorted by the output they still expect, longest first, the k-th ends when each of the first k
+        has grown by that much: the peak is the largest of (remaining_k * k + lengths of the first k), LightLLM's
+        estimate.
+        """
+        free = self.pool.free - self.pool.unused(shared)
+        if free <= 0:
+            return False
+        if not self._running:
+            return True
+        size = self.capacity.block_size
+        rows = [*self._running, sequence]
+        pairs = sorted(
+            ((min(row.stop_at - len(row.tokens), EXPECTED_OUTPUT), len(row.tokens)) for row in rows), reverse=True
+        )
+        peak = total = 0
+        for count, (remaining, length) in enumerate(pairs, 1):
+            total += length + size - 1  # a row's last block is seldom full
+            peak = max(peak, remaining * count + total)
+        # Shared blocks of running rows are there already; those that nobody uses are as scarce as any other.
+        used = len(shared) - self.pool.unused(shared)
+        return peak - used * size <= self.capacity.total_tokens
+
+    def _queue(self, priority: int) -> deque[Sequence]:
+        queue = self._waiting.get(priority)
+        if queue is None:
+            queue = self._waiting[priority] = deque()
+            insort(self._priorities, -priority)
+        return queue
+
+    def _put_back(self, sequence: Sequence) -> None:
+        """To the head of its queue: it ran before."""
+        sequence.queued = True
+        self._queue(sequence.priority).appendleft(sequence)
+
+    def _purge(self) -> None:
+        for priority, queue in self._waiting.items():
+            self._waiting[priority] = deque(sequence for sequence in queue if not sequence.finished)
+        self._gone = 0
+
+    def _next_waiting(self) -> Sequence | None:
+        for negative in self._priorities:
+            queue = self._waiting[-negative]
+            while queue and queue[0].finished:
+                queue.popleft()
+                self._gone -= 1
+            if queue:
+                return queue[0]
+        return None

@@ -1,0 +1,107 @@
+"""One request as the scheduler sees it: counts, not phases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+
+from inflight.plan import Sampling
+from inflight.sched.blocks import chain, root
+
+
+class Sequence:
+    """A row, or what waits to become one.
+
+    Three numbers say where it stands: `len(tokens)` are *known*; `planned` of them, or of those to come, have their
+    keys and values computed by a plan that was sent; `pending` were sampled by plans that are not answered yet.
+
+    Attributes:
+        tokens: prompt and answered tokens.
+        num_prompt: how many of them are the prompt.
+        stop_at: known tokens at which it ends.
+        lockstep: it needs its last token on the host before it goes on.
+        blocks: its block table.
+        cached: prompt tokens that the prefix cache gave at its first admission.
+        running: it has a row; queued: it waits for one. Neither: it left for its last token, or is finished.
+        finished: nobody wants more of it.
+        crashes: losses of the shards in a row that it was part of.
+        lost_at: known tokens at the last of them.
+    """
+
+    __slots__ = (
+        "blocks",
+        "cached",
+        "crashes",
+        "digests",
+        "finished",
+        "id",
+        "lockstep",
+        "lost_at",
+        "num_prompt",
+        "order",
+        "pending",
+        "planned",
+        "priority",
+        "published",
+        "queued",
+        "running",
+        "sampling",
+        "stop_at",
+        "tenant",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        prompt: Tokens[int],
+        sampling: Sampling,
+        max_new_tokens: int,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        lockstep: bool = False,
+    ) -> None:
+        self.id = id
+        self.tokens = list(prompt)
+        self.num_prompt = len(self.tokens)
+        self.stop_at = self.num_prompt + max_new_tokens
+        self.sampling = sampling
+        self.priority = priority
+        self.tenant = tenant
+        self.lockstep = lockstep
+        self.planned = 0
+        self.pending = 0
+        self.blocks: list[int] = []
+        self.digests: list[bytes] = []
+        self.published = 0
+        self.cached: int | None = None
+        self.running = False
+        self.queued = False
+        self.finished = False
+        self.crashes = 0
+        self.lost_at = 0
+        self.order = 0
+
+    @property
+    def generated(self) -> int:
+        """Tokens it was given so far."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def suspect(self) -> bool:
+        """It was there whenever the shards died, twice in a row: it runs alone until it is past that point."""
+        return self.crashes >= 2 and len(self.tokens) <= self.lost_at
+
+    def chain(self, block_size: int) -> list[bytes]:
+        """Digests of all whole blocks of known tokens; each is computed once."""
+        digests = self.digests
+        for index in range(len(digests), len(self.tokens) // block_size):
+            parent = digests[-1] if digests else root(self.tenant)
+            digests.append(chain(parent, self.tokens[index * block_size : (index + 1) * block_size]))
+        return digests
+
+    def forget_place(self) -> None:
+        """It has no row, no blocks and nothing computed any more; what it knows stays."""
+        self.planned = self.published = 0
+        self.blocks = []
+        self.running = False

@@ -1,0 +1,194 @@
+"""Shards without a model: they keep the step contract to the letter and fail a test where the engine does not.
+
+A cache slot holds the digest of all tokens up to its position, so that a row which reads a block with another prefix,
+or one that somebody overwrote, is caught at once. The "model" is a hash of the whole prefix: a wrong token anywhere
+changes every later one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from inflight.engine import Executor
+from inflight.errors import WorkerLost
+from inflight.plan import Sampling, ShardOffer, StepPlan, StepResult
+
+VOCAB = 997
+
+
+def prefix_digest(parent: bytes, token: int) -> bytes:
+    return blake2b(parent + token.to_bytes(4, "little"), digest_size=8).digest()
+
+
+def next_token(digest: bytes, sampling: Sampling) -> int:
+    salt = sampling.seed.to_bytes(8, "little") if sampling.do_sample else b""
+    return int.from_bytes(blake2b(digest + salt, digest_size=8).digest(), "little") % VOCAB
+
+
+def expected(prompt: Sequence[int], count: int, sampling: Sampling = Sampling()) -> list[int]:
+    """The tokens that a request gets when it is alone."""
+    digest = b""
+    for token in prompt:
+        digest = prefix_digest(digest, token)
+    out = []
+    for _ in range(count):
+        out.append(next_token(digest, sampling))
+        digest = prefix_digest(digest, out[-1])
+    return out
+
+
+class Row:
+    def __init__(self, tokens: list[int], num_prompt: int, computed: int, sampling: Sampling) -> None:
+        self.tokens = tokens
+        self.num_prompt = num_prompt
+        self.computed = computed
+        self.sampling = sampling
+        self.blocks: list[int] = []
+
+
+class FakeShards:
+    """The device side of the contract, synchronous."""
+
+    def __init__(self, num_blocks: int, block_size: int, max_rows: int, max_step_tokens: int = 10**9) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.max_rows = max_rows
+        self.max_step_tokens = max_step_tokens
+        self.slots: list[bytes | None] = [None] * (num_blocks * block_size)
+        self.rows: dict[int, Row] = {}
+        self.step = 0
+        self.computed_tokens = 0
+
+    def run(self, plan: StepPlan) -> StepResult:
+        assert plan.step == self.step
+        self.step += 1
+        for id in plan.filter:
+            del self.rows[id]
+        for id, block in plan.grants:
+            self.rows[id].blocks.append(block)
+        chunks = {}
+        for admission in plan.prefill:
+            assert admission.id not in chunks
+            if admission.token_ids is not None:
+                assert admission.id not in self.rows
+                assert admission.sampling is not None
+                assert admission.num_cached < len(admission.token_ids)
+                self.rows[admission.id] = Row(
+                    list(admission.token_ids), admission.num_prompt, admission.num_cached, admission.sampling
+                )
+            self.rows[admission.id].blocks.extend(admission.blocks)
+            assert admission.chunk >= 1
+            chunks[admission.id] = admission.chunk
+        assert len(self.rows) <= self.max_rows
+        ids, tokens, total = [], [], 0
+        for id, row in self.rows.items():
+            chunk = chunks.get(id)
+            if chunk is None:
+                decodes = row.computed == len(row.tokens) - 1 and row.computed >= row.num_prompt
+                if id in plan.hold or not decodes:
+                    continue
+                chunk = 1
+            total += chunk
+            for _ in range(chunk):
+                self._compute(row)
+            assert row.computed <= len(row.tokens)
+            if row.computed == len(row.tokens):
+                last = self.slots[self._slot(row, row.computed - 1)]
+                assert last is not None
+                token = next_token(last, row.sampling)
+                row.tokens.append(token)
+                ids.append(id)
+                tokens.append(token)
+        assert 0 < total <= self.max_step_tokens
+        self._blocks_that_are_not_full_have_one_owner()
+        self.computed_tokens += total
+        return StepResult(plan.step, ids, tokens)
+
+    def _slot(self, row: Row, position: int) -> int:
+        return row.blocks[position // self.block_size] * self.block_size + position % self.block_size
+
+    def _compute(self, row: Row) -> None:
+        position = row.computed
+        digest = b""
+        for earlier in range(position):
+            digest = prefix_digest(digest, row.tokens[earlier])
+            assert self.slots[self._slot(row, earlier)] == digest, f"position {earlier} holds something else"
+        self.slots[self._slot(row, position)] = prefix_digest(digest, row.tokens[position])
+        row.computed += 1
+
+    def _blocks_that_are_not_full_have_one_owner(self) -> None:
+        users: dict[int, int] = {}
+        for row in self.rows.values():
+            assert all(0 <= block < self.num_blocks for block in row.blocks)
+            for block in row.blocks:
+                users[block] = users.get(block, 0) + 1
+        for row in self.rows.values():
+            for index in range(row.computed // self.block_size, len(row.blocks)):
+                assert users[row.blocks[index]] == 1, "a block that is not full belongs to two rows"
+
+
+class FakeExecutor(Executor):
+    """`FakeShards` behind the engine's interface; `kill` makes the plans in flight fail.
+
+    Attributes:
+        starts: how often shards were started.
+        poison: a prompt token that kills the shards whenever it is computed.
+        pace: seconds a step takes.
+    """
+
+    def __init__(self, num_blocks: int = 256, block_size: int = 4, max_rows: int = 32, vocab: int = VOCAB) -> None:
+        self._make = lambda: FakeShards(num_blocks, block_size, max_rows)
+        self.offer = ShardOffer(
+            num_blocks, block_size, max_rows, num_blocks * block_size, vocab, "cpu", "float32", 0, 0, "fake"
+        )
+        self.shards: FakeShards | None = None
+        self.starts = 0
+        self.failing_starts = 0
+        self.poison: int | None = None
+        self.pace = 0.0
+        self.stuck = False
+        self.most_in_flight = 0
+        self._plans: list[StepPlan] = []
+        self._dead = asyncio.Event()
+
+    async def start(self) -> ShardOffer:
+        self.starts += 1
+        if self.failing_starts:
+            self.failing_starts -= 1
+            raise WorkerLost("it does not start")
+        await asyncio.sleep(0)
+        self.shards = self._make()
+        self._plans = []
+        self._dead = asyncio.Event()
+        self.stuck = False
+        return self.offer
+
+    def submit(self, plan: StepPlan) -> None:
+        self._plans.append(plan)
+        self.most_in_flight = max(self.most_in_flight, len(self._plans))
+
+    async def result(self) -> StepResult:
+        try:
+            await asyncio.wait_for(self._dead.wait(), 3600 if self.stuck else self.pace)
+        except asyncio.TimeoutError:
+            pass
+        if self._dead.is_set() or self.shards is None:
+            raise WorkerLost("the shards died")
+        plan = self._plans.pop(0)
+        for admission in plan.prefill:
+            if self.poison is not None and self.poison in (admission.token_ids or ()):
+                self.kill()
+                raise WorkerLost("the shards died")
+        return self.shards.run(plan)
+
+    def kill(self) -> None:
+        self._dead.set()
+        self.shards = None
+
+    async def abort(self) -> None:
+        self.kill()
+
+    async def close(self) -> None:
+        self.kill()

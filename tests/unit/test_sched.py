@@ -1,0 +1,297 @@
+"""The scheduler against shards that check every plan: random traffic, two plans in flight, losses."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inflight.errors import InvalidRequest
+from inflight.plan import Sampling, StepPlan
+from inflight.sched import BlockPool, Capacity, Scheduler, Sequence
+from tests.fake_shards import FakeShards, expected
+
+PREFIX = [7] * 40
+
+
+def capacity(num_blocks: int = 64, block_size: int = 4, rows: int = 8, step: int = 24, prefill: int = 16) -> Capacity:
+    return Capacity(num_blocks, block_size, rows, step, prefill)
+
+
+@dataclass
+class Bench:
+    """A scheduler and its shards; plans wait in flight until they are answered."""
+
+    capacity: Capacity
+    depth: int = 2
+    scheduler: Scheduler = field(init=False)
+    shards: FakeShards = field(init=False)
+    plans: deque[StepPlan] = field(default_factory=deque)
+    out: dict[int, list[int]] = field(default_factory=dict)
+    asked: dict[int, Sequence] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self.capacity)
+        self.restart()
+
+    def restart(self) -> None:
+        c = self.capacity
+        self.shards = FakeShards(c.num_blocks, c.block_size, c.max_rows, c.max_step_tokens)
+        self.plans.clear()
+
+    def add(self, sequence: Sequence) -> None:
+        self.asked[sequence.id] = sequence
+        self.out[sequence.id] = []
+        self.scheduler.add(sequence)
+
+    def submit(self) -> bool:
+        plan = self.scheduler.plan()
+        if plan is not None:
+            self.plans.append(plan)
+        return plan is not None
+
+    def answer(self) -> None:
+        for sequence, token, _ in self.scheduler.apply(self.shards.run(self.plans.popleft())):
+            self.out[sequence.id].append(token)
+
+    def step(self) -> bool:
+        while len(self.plans) < self.depth and self.submit():
+            pass
+        if not self.plans:
+            return False
+        self.answer()
+        return True
+
+    def drain(self) -> None:
+        for _ in range(100_000):
+            if not self.step():
+                break
+        assert not self.scheduler.requests, "requests are left that nobody computes"
+
+    def check(self, cancelled: dict[int, int]) -> None:
+        for id, sequence in self.asked.items():
+            prompt = sequence.tokens[: sequence.num_prompt]
+            want = expected(prompt, sequence.stop_at - sequence.num_prompt, sequence.sampling)
+            if id in cancelled:
+                assert self.out[id] == want[: len(self.out[id])]
+            else:
+                assert self.out[id] == want
+        self.scheduler.plan()  # the last rows leave
+        assert self.scheduler.pool.free == self.capacity.num_blocks
+        assert self.scheduler.running == self.scheduler.waiting == 0
+
+
+requests = st.tuples(
+    st.integers(0, 40),  # of the common prefix
+    st.lists(st.integers(0, 996), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.sampled_from([0, 0, 0, 1]),
+    st.sampled_from(["", "", "b"]),
+    st.booleans(),
+    st.sampled_from([None, 1, 2**63]),
+)
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), requests),
+        st.tuples(st.just("submit"), st.none()),
+        st.tuples(st.just("answer"), st.none()),
+        st.tuples(st.just("step"), st.integers(1, 12)),
+        st.tuples(st.just("finish"), st.integers(0, 30)),
+        st.tuples(st.just("lose"), st.none()),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    events,
+    st.sampled_from([(20, 4, 3, 9, 9), (64, 4, 8, 24, 16), (30, 8, 4, 200, 200), (40, 2, 16, 17, 1)]),
+    st.integers(1, 3),
+)
+def test_random_traffic(happenings: list[tuple[str, object]], size: tuple[int, ...], depth: int) -> None:
+    """Everybody gets exactly the tokens that it gets alone, blocks come back, nothing waits for ever."""
+    bench = Bench(Capacity(*size), depth)
+    cancelled: dict[int, int] = {}
+    room = bench.capacity.total_tokens
+    for what, detail in happenings:
+        if what == "add":
+            common, own, new, priority, tenant, lockstep, seed = detail  # type: ignore[misc]
+            prompt = PREFIX[:common] + own
+            if len(prompt) + new - 1 > room:
+                continue
+            sampling = Sampling() if seed is None else Sampling(do_sample=True, seed=seed)
+            bench.add(
+                Sequence(len(bench.asked), prompt, sampling, new, priority=priority, tenant=tenant, lockstep=lockstep)
+            )
+        elif what == "submit" and len(bench.plans) < depth:
+            bench.submit()
+        elif what == "answer" and bench.plans:
+            bench.answer()
+        elif what == "step":
+            for _ in range(detail):  # type: ignore[call-overload]
+                bench.step()
+        elif what == "finish" and detail in bench.scheduler.requests:
+            cancelled[detail] = len(bench.out[detail])  # type: ignore[index]
+            bench.scheduler.finish(detail)  # type: ignore[arg-type]
+        elif what == "lose":
+            for sequence in bench.scheduler.lost():
+                cancelled[sequence.id] = len(bench.out[sequence.id])
+            bench.restart()
+    bench.drain()
+    bench.check(cancelled)
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    bench = Bench(capacity(num_blocks=200, step=400, prefill=400))
+    bench.add(Sequence(0, [*PREFIX, 1], Sampling(), 3))
+    bench.drain()
+    before = bench.shards.computed_tokens
+    bench.add(Sequence(1, [*PREFIX, 2, 3], Sampling(), 3))
+    bench.drain()
+    assert bench.asked[1].cached == 40
+    assert bench.shards.computed_tokens - before == 2 + 2
+    bench.check({})
+
+
+def test_tenants_share_nothing() -> None:
+    bench = Bench(capacity(num_blocks=200))
+    bench.add(Sequence(0, PREFIX, Sampling(), 3, tenant="a"))
+    bench.drain()
+    bench.add(Sequence(1, PREFIX, Sampling(), 3, tenant="b"))
+    bench.drain()
+    assert bench.asked[1].cached == 0
+
+
+def test_a_long_prompt_delays_the_others_by_one_chunk() -> None:
+    bench = Bench(capacity(num_blocks=300, step=20, prefill=16), depth=1)
+    bench.add(Sequence(0, [1, 2, 3], Sampling(), 60))
+    bench.step()
+    bench.add(Sequence(1, list(range(400)), Sampling(), 2))
+    for _ in range(25):
+        before = len(bench.out[0])
+        bench.step()
+        assert len(bench.out[0]) == before + 1
+    assert bench.out[1]
+    bench.drain()
+    bench.check({})
+
+
+def test_the_estimate_is_beaten_and_a_row_is_preempted() -> None:
+    bench = Bench(capacity(num_blocks=400, rows=4, step=64, prefill=64))
+    for id in range(4):
+        bench.add(Sequence(id, [id] * 10, Sampling(), 1200))
+    bench.drain()
+    assert bench.scheduler.preemptions
+    bench.check({})
+
+
+def test_poison_runs_alone_the_third_time_and_is_then_given_up() -> None:
+    bench = Bench(capacity(num_blocks=200))
+    for id in range(3):
+        bench.add(Sequence(id, [id, 5], Sampling(), 30))
+    given_up: list[int] = []
+    for _ in range(20):
+        while len(bench.plans) < 2 and bench.submit():
+            pass
+        if not bench.plans:
+            break
+        # Request 1 kills the shards whenever it is computed.
+        if 1 in bench.shards.rows or any(admission.id == 1 for plan in bench.plans for admission in plan.prefill):
+            alone = bench.scheduler.running == 1
+            guilty = [sequence.id for sequence in bench.scheduler.lost()]
+            assert not guilty or alone
+            given_up += guilty
+            bench.restart()
+        else:
+            for _ in range(40):
+                bench.step()
+    bench.drain()
+    assert given_up == [1]
+    bench.check({1: 0})
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    scheduler = Scheduler(capacity(num_blocks=4, block_size=4))
+    scheduler.check(10, 7)
+    with pytest.raises(InvalidRequest, match="do not fit the cache of 16 tokens"):
+        scheduler.check(10, 8)
+
+
+def test_higher_priority_goes_first() -> None:
+    bench = Bench(capacity(rows=1))
+    for id in range(4):
+        bench.add(Sequence(id, [id], Sampling(), 2, priority=id % 2))
+    order: list[int] = []
+    while bench.step():
+        order += [id for id, tokens in bench.out.items() if tokens and id not in order]
+    assert order == [1, 3, 0, 2]
+
+
+def test_cancelled_requests_do_not_pile_up() -> None:
+    bench = Bench(capacity(rows=1))
+    bench.add(Sequence(0, [1], Sampling(), 200))
+    bench.step()
+    for id in range(1, 10_001):
+        bench.scheduler.add(Sequence(id, [1], Sampling(), 2))
+        bench.scheduler.finish(id)
+    assert bench.scheduler.waiting == 0
+    assert sum(map(len, bench.scheduler._waiting.values())) < 3000
+
+
+def test_waiting_requests_do_not_slow_a_step() -> None:
+    """Not a stopwatch: the work of a step is counted by who is looked at."""
+    bench = Bench(capacity(num_blocks=2000, rows=8))
+    for id in range(8):
+        bench.add(Sequence(id, [id], Sampling(), 900))
+    for _ in range(10):
+        bench.step()
+
+    def cost() -> float:
+        times = []
+        for _ in range(30):
+            begin = time.thread_time()
+            bench.submit()
+            times.append(time.thread_time() - begin)
+            bench.answer()
+        return sorted(times)[10]
+
+    before = cost()
+    for id in range(8, 10_008):
+        bench.scheduler.add(Sequence(id, [1, 2, 3], Sampling(), 20))
+    assert cost() < 5 * before + 100e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["take", "release", "publish", "share"]), st.integers(0, 9)), max_size=80))
+def test_block_pool(steps: list[tuple[str, int]]) -> None:
+    """Free and used blocks are always all blocks, and a published block holds its content until it is taken."""
+    pool = BlockPool(10)
+    held: list[list[int]] = []
+    content: dict[int, bytes] = {}
+    for what, number in steps:
+        if what == "take":
+            taken = pool.take(number)
+            assert (taken is None) == (number > 10 - len({block for blocks in held for block in blocks}))
+            if taken:
+                held.append(taken)
+                for block in taken:
+                    content.pop(block, None)
+        elif what == "release" and held:
+            pool.release(held.pop(number % len(held)))
+        elif what == "publish" and held:
+            block = held[number % len(held)][0]
+            digest = bytes([block]) * 16
+            pool.publish(block, digest)
+            content[block] = digest
+        elif what == "share":
+            found = pool.find([bytes([number]) * 16])
+            assert found == ([number] if number in content else [])
+            pool.share(found)
+            if found:
+                held.append(found)
+        assert pool.free == 10 - len({block for blocks in held for block in blocks})
