@@ -180,8 +180,14 @@ def _from_h2load(output: str, latencies: Sequence[float], frame: int, seconds: i
 
 
 def _gave_up(output: str) -> bool:
-    """Whether h2load stopped by itself: after a GOAWAY (a server retires connections with one, all calls on them are
-    answered) it sometimes fails to open the next connection. Every reply until then was good, so it is run again."""
+    """Whether h2load stopped by itself, so that it is run again.
+
+    After a GOAWAY (a server retires connections with one, all calls on them are answered) it sometimes fails to open
+    the next connection; every reply until then was good. And sometimes it measures nothing at all, where not all of its
+    connections are open when its time begins.
+    """
+    if "requests: 0 total, 0 started" in output:
+        return True
     good = re.search(r"status codes: \d+ 2xx, 0 3xx, 0 4xx, 0 5xx", output) is not None
     return "Process Request Failure" in output and good
 
