@@ -69,6 +69,63 @@ class ServableConfig:
 
 
 @dataclass(frozen=True)
+class GeneratorConfig:
+    """One language model to start. The names of limits are TGI's.
+
+    Attributes:
+        model_dir: a folder in Hugging Face layout; absolute.
+        name: its name for clients; `model_id`: what `/info` calls it, None: the folder.
+        tensor_parallel: processes that share the model.
+        device_type: cpu, gpu (or cuda), ascend (or npu), or None for the best one here.
+        device_ids: one for each rank; empty: 0, 1, ...
+        dtype: auto, float32, bfloat16 or float16.
+        kv_cache_bytes: memory of each rank's cache; None: measured at start.
+        block_size: tokens in one block of the cache.
+        threads: CPU threads of each rank; 0: the cores divided by the ranks.
+        allow_pickle, trust_remote_code: read what can run code.
+        max_concurrent_requests: more are refused (Overloaded).
+        max_batch_size: rows that are computed together.
+        max_batch_prefill_tokens: prompt tokens computed in one step; None: by device.
+        max_batch_total_tokens: tokens in the cache; None: all that fit.
+        max_input_tokens, max_total_tokens: of one request; None: what model and cache allow.
+        waiting_served_ratio, max_waiting_tokens: reported; with chunked prefill nobody waits for a pause.
+        step_timeout: seconds after which a step counts as hung and the shards are replaced.
+        plans_in_flight: steps the shards may have at once.
+    """
+
+    model_dir: Path
+    name: str
+    model_id: str | None = None
+    tensor_parallel: int = 1
+    device_type: str | None = None
+    device_ids: tuple[int, ...] = ()
+    dtype: str = "auto"
+    kv_cache_bytes: int | None = None
+    block_size: int = 16
+    threads: int = 0
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    max_concurrent_requests: int = 128
+    max_best_of: int = 2
+    max_stop_sequences: int = 4
+    max_top_n_tokens: int = 5
+    max_client_batch_size: int = 4
+    max_batch_size: int = 128
+    max_batch_prefill_tokens: int | None = None
+    max_batch_total_tokens: int | None = None
+    max_input_tokens: int | None = None
+    max_total_tokens: int | None = None
+    waiting_served_ratio: float = 0.3
+    max_waiting_tokens: int = 20
+    step_timeout: float = 300.0
+    plans_in_flight: int = 2
+
+    def prefill_tokens(self, device_type: str | None) -> int:
+        """The resolved `max_batch_prefill_tokens`: a chunk delays those that stream, so it is small on a CPU."""
+        return self.max_batch_prefill_tokens or (512 if device_type == "cpu" else 4096)
+
+
+@dataclass(frozen=True)
 class RestartPolicy:
     """When a lost worker is started again.
 

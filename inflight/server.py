@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from inflight.config import ListenConfig, ServableConfig, ServerConfig
+from inflight.config import GeneratorConfig, ListenConfig, ServableConfig, ServerConfig
 from inflight.errors import StartError
 from inflight.frontends import Listener, grpc_app, http_app, listen_grpc, listen_http
 from inflight.metrics import Metrics
@@ -82,6 +82,18 @@ class Server:
             ConfigError, StartError: with the worker's own text; nothing of this call is left running.
         """
         self._call(self._start_servables(configs))
+
+    def start_generators(self, configs: Sequence[GeneratorConfig]) -> None:
+        """Loads every language model and returns when all can answer.
+
+        Raises:
+            ConfigError, StartError: with the worker's own text; nothing of this call is left running.
+        """
+
+        async def start() -> None:
+            await self._running_router().start_generators(configs)
+
+        self._call(start())
 
     def start_http(self, listen: ListenConfig) -> str:
         """Opens the HTTP door (MindSpore REST, Open Inference Protocol, health, metrics); returns its address.

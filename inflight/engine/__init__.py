@@ -1,5 +1,6 @@
 """Generation: requests in, token streams out, shards behind."""
 
+from inflight.engine.engine import Engine
 from inflight.engine.executor import Executor
 
-__all__ = ["Executor"]
+__all__ = ["Engine", "Executor"]

@@ -19,6 +19,7 @@ from inflight.link.codec import (
     Work,
 )
 from inflight.link.offer import GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
+from inflight.link.step import LoadShard, Progress, ShardReady
 
 __all__ = [
     "LARGE",
@@ -34,12 +35,15 @@ __all__ = [
     "GraphOffer",
     "Leaving",
     "Load",
+    "LoadShard",
     "MethodOffer",
     "ModelOffer",
     "Offer",
     "Packer",
+    "Progress",
     "Ready",
     "ServerChannel",
+    "ShardReady",
     "Stop",
     "Unpacker",
     "Work",

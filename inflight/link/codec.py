@@ -20,6 +20,8 @@ import numpy as np
 
 from inflight.errors import InvalidRequest
 from inflight.link.arena import LARGE, Arena, ArenaReader
+from inflight.link.step import LoadShard, Progress, ShardReady
+from inflight.plan import StepPlan, StepResult
 from inflight.table import Table, TableRow, as_columns
 from inflight.types import BYTES_CODE, CODES, DTYPES, Array, Row, Value
 
@@ -113,11 +115,28 @@ class Leaving(Message, tag=9, frozen=True):
     """Worker to server: it was asked by a signal to end and will not take more work."""
 
 
-AnyMessage: TypeAlias = "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving"
+AnyMessage: TypeAlias = (
+    "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving | "
+    "StepPlan | StepResult | LoadShard | ShardReady | Progress"
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(
-    Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving
+    Load
+    | Ready
+    | Failed
+    | Work
+    | Done
+    | Drop
+    | Call
+    | CallDone
+    | Stop
+    | Leaving
+    | StepPlan
+    | StepResult
+    | LoadShard
+    | ShardReady
+    | Progress
 )
 
 

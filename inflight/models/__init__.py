@@ -1,5 +1,6 @@
-"""Language models: from a folder to something that computes logits."""
+"""Language models: one decoder for the popular families, a bridge to transformers for the others."""
 
 from inflight.models.base import CausalLM, ForwardBatch
+from inflight.models.load import load_model
 
-__all__ = ["CausalLM", "ForwardBatch"]
+__all__ = ["CausalLM", "ForwardBatch", "load_model"]

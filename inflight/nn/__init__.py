@@ -1,5 +1,26 @@
-"""Layers of language models."""
+"""Layers and attention."""
 
-from inflight.nn.attention import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache
+from inflight.nn.attention import (
+    AttentionBackend,
+    AttentionBatch,
+    AttentionSpec,
+    LayerCache,
+    ReferenceAttention,
+    make_attention,
+)
+from inflight.nn.layers import Activation, RmsNorm, activation
+from inflight.nn.rope import Rope, make_rope
 
-__all__ = ["AttentionBackend", "AttentionBatch", "AttentionSpec", "LayerCache"]
+__all__ = [
+    "Activation",
+    "AttentionBackend",
+    "AttentionBatch",
+    "AttentionSpec",
+    "LayerCache",
+    "ReferenceAttention",
+    "RmsNorm",
+    "Rope",
+    "activation",
+    "make_attention",
+    "make_rope",
+]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from inflight.config import ServableConfig, ServerConfig
+from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
+from inflight.engine import Engine
 from inflight.errors import (
     DeadlineExceeded,
     InflightError,
@@ -18,6 +19,7 @@ from inflight.errors import (
 from inflight.link import Arena
 from inflight.metrics import Metrics
 from inflight.router.fleet import Fleet
+from inflight.router.generators import Generators
 from inflight.router.group import Group
 from inflight.router.request import Request, Result
 from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
@@ -45,6 +47,7 @@ class Router:
         self._config = config
         self._metrics = metrics
         self._fleet = Fleet(config, metrics, runtimes, on_all_lost)
+        self._generators = Generators(config)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -65,10 +68,17 @@ class Router:
     @property
     def ready(self) -> bool:
         groups = self._fleet.all_groups()
-        return not self._fleet.stopping and bool(groups) and all(group.ready for group in groups)
+        if self._fleet.stopping or not (groups or self._generators.engines):
+            return False
+        return all(group.ready for group in groups) and self._generators.ready
+
+    @property
+    def generators(self) -> Mapping[str, Engine]:
+        """Language models by name."""
+        return self._generators.engines
 
     def servables(self) -> Sequence[ServableStatus]:
-        return [
+        classic = [
             ServableStatus(
                 name=group.name,
                 version=group.version,
@@ -79,6 +89,7 @@ class Router:
             )
             for group in self._fleet.all_groups()
         ]
+        return [*classic, *self._generators.statuses()]
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
         group = self._group(servable, version)
@@ -168,14 +179,24 @@ class Router:
         """
         await self._fleet.start(configs)
 
+    async def start_generators(self, configs: Sequence[GeneratorConfig]) -> None:
+        """Loads every language model and returns when all can answer.
+
+        Raises:
+            ConfigError, StartError: as `start`.
+        """
+        await self._generators.start(configs)
+
     async def stop(self) -> None:
         """Refuses new requests, lets running ones finish in time, ends every worker."""
         self._fleet.stopping = True
+        generators = asyncio.ensure_future(self._generators.stop())
         if self._in_flight:
             try:
                 await asyncio.wait_for(self._idle.wait(), self._config.stop_timeout)
             except asyncio.TimeoutError:
                 log.warning("%d requests did not finish before the server stopped", self._in_flight)
+        await generators
         await self._fleet.stop()
 
     def _group(self, servable: str, version: int) -> Group:

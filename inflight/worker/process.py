@@ -27,6 +27,7 @@ from inflight.link import (
     Failed,
     Leaving,
     Load,
+    LoadShard,
     Packer,
     Ready,
     Stop,
@@ -40,6 +41,7 @@ from inflight.servable import install_model_caller
 from inflight.types import Array, Outcome, Row, Value
 from inflight.worker.load import Loaded, load, offer
 from inflight.worker.remote import RemoteModel
+from inflight.worker.shard import run_shard
 
 LINGER = 3.0
 """Seconds that running user code has to end once the server is gone; then the process group is killed."""
@@ -298,6 +300,8 @@ def run(fd: int, inbox: int, outbox: int) -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     received = channel.receive()
+    if received is not None and isinstance(received[0], LoadShard):
+        return run_shard(channel, received[0], ORPHANED)
     if received is None or not isinstance(received[0], Load):
         return 1
     worker.listen()

@@ -1,0 +1,62 @@
+"""The ranks of one model over torch.distributed: gloo, NCCL or HCCL, chosen by the device."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from inflight.device.base import Alone, Ranks
+from inflight.device.open import Device
+from inflight.errors import StartError
+
+STEP_TIMEOUT = 300.0
+"""Seconds a rank waits for the others in the middle of a step; a rank that dies is noticed at once by its socket."""
+
+
+class Connected(Ranks):
+    """Ranks of one process group. Sums are made in an order that is the same every time for the same shapes."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        parts = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(tensor.contiguous(), parts, dst=0)
+        return None if parts is None else torch.cat(parts, dim=-1)
+
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        dist.broadcast(tensor, src=0)
+        return tensor
+
+
+def connect_ranks(rank: int, size: int, rendezvous: str, device: Device, timeout: float) -> Ranks:
+    """Joins the other ranks.
+
+    Args:
+        rendezvous: `host:port` where rank 0 listens.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        StartError: they did not come.
+    """
+    if size == 1:
+        return Alone()
+    try:
+        dist.init_process_group(
+            device.collectives,
+            init_method=f"tcp://{rendezvous}",
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout),
+        )
+        dist.barrier()
+    except (RuntimeError, ValueError) as error:
+        raise StartError(f"rank {rank} cannot reach the other ranks at {rendezvous}: {error}") from error
+    return Connected(rank, size)

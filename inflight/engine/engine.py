@@ -1,0 +1,394 @@
+"""The generation engine: admits requests, keeps the shards busy, gives every caller its stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from inflight.config import GeneratorConfig, RestartPolicy
+from inflight.engine.encoder import Encoder
+from inflight.engine.executor import Executor
+from inflight.engine.stream import Stream
+from inflight.errors import (
+    DeadlineExceeded,
+    InflightError,
+    InvalidRequest,
+    ModelError,
+    Overloaded,
+    StartError,
+    TemplateError,
+    Unavailable,
+    WorkerLost,
+)
+from inflight.generation import Chat, Event, Finish, GenerationLimits, GenerationRequest, GeneratorInfo, PieceOfText
+from inflight.plan import ShardOffer, StepPlan, StepResult
+from inflight.sched import Capacity, Scheduler, Sequence
+from inflight.text import Tokenizer
+
+log = logging.getLogger("inflight")
+
+FAILED_STARTS = 3
+"""Restarts that fail one after the other before those who wait are told so; it is tried again none the less."""
+
+LONGEST_TEXT = 16
+"""Characters a token stands for at most, on average: longer texts are refused before they are encoded."""
+
+
+class Engine:
+    """A language model as the doors see it (`inflight.generation.Generator`). Lives on one event loop.
+
+    Args:
+        config: the model, limits, policies.
+        tokenizer: of the model.
+        executor: the shards.
+        restart: when lost shards are started again.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        tokenizer: Tokenizer,
+        executor: Executor,
+        restart: RestartPolicy = RestartPolicy(),
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._executor = executor
+        self._restart = restart
+        self._encoder = Encoder(tokenizer)
+        self._streams: dict[int, Stream] = {}
+        self._arriving = 0
+        self._next_id = 0
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop_task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._up = False
+        self._failing: str | None = None
+        self._scheduler: Scheduler | None = None
+        self._chunks: deque[dict[int, int]] = deque()  # by plan in flight: where chunks of prompts with logprobs start
+        self._info = GeneratorInfo(config.name, config.model_id or str(config.model_dir), GenerationLimits(0, 0))
+
+    # The generator
+
+    @property
+    def info(self) -> GeneratorInfo:
+        return self._info
+
+    @property
+    def ready(self) -> bool:
+        return self._up and not self._stopping
+
+    @property
+    def streams(self) -> int:
+        """Requests in the engine."""
+        return len(self._streams) + self._arriving
+
+    @property
+    def running(self) -> int:
+        """Rows of the batch."""
+        return self._scheduler.running if self._scheduler is not None else 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a row."""
+        return self._scheduler.waiting if self._scheduler is not None else 0
+
+    async def start(self) -> None:
+        """Loads the shards and begins to answer.
+
+        Raises:
+            StartError: with the shards' own text.
+        """
+        offer = await self._executor.start()
+        try:
+            self._learn(offer)
+        except InflightError:
+            await self._executor.close()
+            raise
+        self._up = True
+        self._loop_task = asyncio.ensure_future(self._run())
+
+    async def stop(self, grace: float = 0.0) -> None:
+        """Refuses new requests, lets running ones finish within `grace` seconds, ends the shards."""
+        self._stopping = True
+        if self._streams and grace > 0:
+            try:
+                await asyncio.wait_for(self._idle.wait(), grace)
+            except asyncio.TimeoutError:
+                log.warning("%d generations did not finish before the server stopped", len(self._streams))
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+        for stream in list(self._streams.values()):
+            stream.fail(Unavailable("the server stops"))
+        self._encoder.close()
+        await self._executor.close()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        stream = await self._open(request)
+        timer = None
+        if request.timeout is not None:
+            error = DeadlineExceeded(f"the generation took longer than its {request.timeout:g} seconds")
+            timer = asyncio.get_running_loop().call_later(request.timeout, stream.fail, error)
+        try:
+            while True:
+                event = await stream.next()
+                yield event
+                if type(event) is Finish:
+                    return
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._close(stream)
+
+    async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, self._tokenizer.pieces, text, add_special_tokens)
+
+    async def render(self, chat: Chat) -> str:
+        template = self._tokenizer.chat
+        if template is None:
+            raise TemplateError("this model has no chat template; send a prompt to a route without chat instead")
+        return template.render(chat)
+
+    # Requests in and out
+
+    async def _open(self, request: GenerationRequest) -> Stream:
+        if self._stopping:
+            raise Unavailable("the server stops")
+        if self._failing is not None:
+            raise Unavailable(f"the model cannot be loaded now: {self._failing}")
+        if self._scheduler is None:
+            raise Unavailable("the model is still being loaded; try again later")
+        if self.streams >= self._config.max_concurrent_requests:
+            raise Overloaded("Model is overloaded")
+        self._arriving += 1
+        try:
+            prompt = await self._prompt(request)
+        finally:
+            self._arriving -= 1
+        if self._stopping:
+            raise Unavailable("the server stops")
+        sequence = self._sequence(request, prompt)
+        stream = Stream(request, sequence, self._tokenizer)
+        self._streams[sequence.id] = stream
+        self._idle.clear()
+        self._scheduler.add(sequence)
+        self._wake.set()
+        return stream
+
+    def _close(self, stream: Stream) -> None:
+        """The caller has its end, or left: the row is freed in the next plan."""
+        id = stream.sequence.id
+        if self._streams.pop(id, None) is None:
+            return
+        if self._scheduler is not None:
+            self._scheduler.finish(id)
+        self._wake.set()
+        if not self._streams:
+            self._idle.set()
+
+    async def _prompt(self, request: GenerationRequest) -> list[int]:
+        """The prompt's tokens, checked and truncated."""
+        limits = self._info.limits
+        if isinstance(request.prompt, str):
+            most = limits.max_input_tokens * LONGEST_TEXT * 8
+            if request.truncate is None and len(request.prompt) > most:
+                raise InvalidRequest(
+                    f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(request.prompt)} "
+                    "characters"
+                )
+            tokens = await self._encoder.encode(request.prompt, request.add_special_tokens)
+        else:
+            tokens = list(request.prompt)
+            for token in tokens:
+                if not 0 <= token < self._info.vocab_size:
+                    raise InvalidRequest(
+                        f"token {token} does not exist, the model's tokens are 0 to {self._info.vocab_size - 1}"
+                    )
+        if request.truncate is not None:
+            tokens = tokens[-request.truncate :]
+        if not tokens:
+            raise InvalidRequest("`inputs` cannot be empty")
+        if len(tokens) > limits.max_input_tokens:
+            raise InvalidRequest(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(tokens)}")
+        return tokens
+
+    def _sequence(self, request: GenerationRequest, prompt: list[int]) -> Sequence:
+        assert self._scheduler is not None
+        total = self._info.limits.max_total_tokens
+        new = request.max_new_tokens
+        if new is None:
+            new = total - len(prompt)
+        if len(prompt) + new > total:
+            raise InvalidRequest(
+                f"`inputs` tokens + `max_new_tokens` must be <= {total}. Given: {len(prompt)} `inputs` tokens and "
+                f"{new} `max_new_tokens`"
+            )
+        for token, _ in request.sampling.logit_bias:
+            if not 0 <= token < self._info.vocab_size:
+                raise InvalidRequest(f"`logit_bias` names token {token}, the model has {self._info.vocab_size} tokens")
+        self._scheduler.check(len(prompt), new)
+        self._next_id += 1
+        return Sequence(self._next_id, prompt, request.sampling, new, priority=request.priority, tenant=request.tenant)
+
+    # The step loop
+
+    async def _run(self) -> None:
+        """Keeps plans in flight until it is cancelled; a loss of the shards starts them again."""
+        while True:
+            try:
+                await self._steps()
+            except WorkerLost as error:
+                log.warning("the shards of '%s' were lost: %s", self._config.name, error)
+                await self._replace()
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                log.exception("the step loop of '%s' failed", self._config.name)
+                for stream in list(self._streams.values()):
+                    stream.fail(ModelError("internal server error, the server's log has the details"))
+                    self._close(stream)
+                await self._executor.abort()
+                await self._replace()
+
+    async def _steps(self) -> None:
+        scheduler = self._scheduler
+        assert scheduler is not None
+        depth, timeout = self._config.plans_in_flight, self._config.step_timeout
+        while True:
+            while scheduler.in_flight < depth:
+                plan = scheduler.plan()
+                if plan is None:
+                    break
+                self._note(plan)
+                self._executor.submit(plan)
+            if not scheduler.in_flight:
+                self._wake.clear()
+                await self._wake.wait()
+                # Requests that arrive together start together.
+                await asyncio.sleep(0)
+                continue
+            try:
+                result = await asyncio.wait_for(self._executor.result(), timeout)
+            except asyncio.TimeoutError:
+                await self._executor.abort()
+                raise WorkerLost(f"a step took longer than {timeout:g} seconds") from None
+            self._take(result)
+
+    def _note(self, plan: StepPlan) -> None:
+        """What the host must remember of a plan until its answer comes."""
+        starts: dict[int, int] = {}
+        assert self._scheduler is not None
+        for admission in plan.prefill:
+            stream = self._streams.get(admission.id)
+            if stream is not None:
+                stream.begin()
+                if stream.sequence.sampling.prompt_logprobs:
+                    starts[admission.id] = stream.sequence.planned - admission.chunk
+        self._chunks.append(starts)
+
+    def _take(self, result: StepResult) -> None:
+        assert self._scheduler is not None
+        starts = self._chunks.popleft()
+        for id, values in result.prompt_logprobs.items():
+            stream = self._streams.get(id)
+            if stream is not None and id in starts:
+                stream.prompt_logprobs(starts[id] + 1, values)
+        logprobs, tops = result.logprobs, result.top
+        for sequence, token, index in self._scheduler.apply(result):
+            stream = self._streams.get(sequence.id)
+            if stream is None or stream.finished:
+                self._scheduler.finish(sequence.id)
+                continue
+            logprob = logprobs[index] if logprobs is not None and sequence.sampling.logprobs else None
+            stream.push(token, logprob, tops.get(sequence.id, ()))
+            if stream.finished:
+                self._scheduler.finish(sequence.id)
+
+    async def _replace(self) -> None:
+        """Starts the shards anew; whoever was running goes on from its known tokens."""
+        assert self._scheduler is not None
+        self._up = False
+        self._chunks.clear()
+        for sequence in self._scheduler.lost():
+            stream = self._streams.get(sequence.id)
+            if stream is not None:
+                stream.fail(
+                    WorkerLost("the model's worker died whenever it computed this request; it is not tried again")
+                )
+        delay, failures = self._restart.first_delay, 0
+        while True:
+            try:
+                self._learn(await self._executor.start())
+                self._failing = None
+                self._up = True
+                return
+            except InflightError as error:
+                failures += 1
+                log.error("the shards of '%s' cannot start: %s", self._config.name, error)
+                if failures >= FAILED_STARTS:
+                    self._failing = str(error)
+                    for stream in list(self._streams.values()):
+                        stream.fail(Unavailable(f"the model cannot be loaded now: {error}"))
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, self._restart.max_delay)
+
+    def _learn(self, offer: ShardOffer) -> None:
+        """Resolves the limits with what the shards can hold.
+
+        Raises:
+            StartError: the flags ask for more than that.
+        """
+        config = self._config
+        blocks = offer.num_blocks
+        if config.max_batch_total_tokens is not None:
+            blocks = min(blocks, max(1, config.max_batch_total_tokens // offer.block_size))
+        room = blocks * offer.block_size
+        total = config.max_total_tokens or min(offer.max_model_len, room)
+        if total > min(offer.max_model_len, room):
+            raise StartError(
+                f"max_total_tokens {total} is more than the model's length of {offer.max_model_len} or the cache's "
+                f"{room} tokens; lower it or raise --kv-cache-memory"
+            )
+        inputs = config.max_input_tokens or total - 1
+        if inputs >= total:
+            raise StartError(f"max_input_tokens {inputs} must be less than max_total_tokens {total}")
+        rows = min(config.max_batch_size, offer.max_rows)
+        prefill = config.prefill_tokens(offer.device_type)
+        limits = GenerationLimits(
+            max_input_tokens=inputs,
+            max_total_tokens=total,
+            max_best_of=config.max_best_of,
+            max_stop_sequences=config.max_stop_sequences,
+            max_top_n_tokens=config.max_top_n_tokens,
+            max_concurrent_requests=config.max_concurrent_requests,
+            max_client_batch_size=config.max_client_batch_size,
+            max_batch_prefill_tokens=prefill,
+            max_batch_total_tokens=room,
+            max_batch_size=rows,
+            waiting_served_ratio=config.waiting_served_ratio,
+            max_waiting_tokens=config.max_waiting_tokens,
+        )
+        self._info = replace(
+            self._info,
+            limits=limits,
+            device_type=offer.device_type,
+            dtype=offer.dtype,
+            world_size=config.tensor_parallel,
+            vocab_size=offer.vocab_size,
+            has_template=self._tokenizer.chat is not None,
+        )
+        capacity = Capacity(blocks, offer.block_size, rows, prefill + rows, prefill)
+        if self._scheduler is None:
+            self._scheduler = Scheduler(capacity)
+        elif capacity != self._scheduler.capacity:
+            raise StartError(
+                f"the shards hold {offer.num_blocks} blocks after their restart instead of "
+                f"{self._scheduler.capacity.num_blocks}; set --kv-cache-memory"
+            )

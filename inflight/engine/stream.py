@@ -1,0 +1,131 @@
+"""One request on the host: what its tokens become, and who waits for that."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence as Items
+
+from inflight.errors import InflightError
+from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Start, Token, TokenInfo
+from inflight.sched import Sequence
+from inflight.text import StopTexts, Tokenizer
+
+
+class Stream:
+    """Turns tokens into events until the request ends; one reader takes them.
+
+    What waits here is bounded by `max_new_tokens`.
+
+    Attributes:
+        finished: it has its last event; nothing more is pushed.
+    """
+
+    def __init__(self, request: GenerationRequest, sequence: Sequence, tokenizer: Tokenizer) -> None:
+        self.request = request
+        self.sequence = sequence
+        self.finished = False
+        self._tokenizer = tokenizer
+        self._detokenizer = tokenizer.detokenizer(sequence.tokens)
+        self._stops = StopTexts(request.stop, request.include_stop)
+        self._parts: list[str] = []
+        self._events: deque[Event] = deque()
+        self._error: InflightError | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._arrived = time.perf_counter()
+        self._began: float | None = None
+        self._told_start = False
+        self._prompt_logprobs: dict[int, float] = {}
+
+    # The engine's side
+
+    def begin(self) -> None:
+        """A plan computes its first tokens."""
+        if self._began is None:
+            self._began = time.perf_counter()
+
+    def prompt_logprobs(self, first: int, values: Items[float]) -> None:
+        """Log-probabilities of the prompt's tokens from position `first` on."""
+        self._prompt_logprobs.update(enumerate(values, first))
+
+    def push(self, id: int, logprob: float | None, top: Items[tuple[int, float]]) -> None:
+        """Takes the next token; sets `finished` where it is the last one."""
+        if not self._told_start:
+            self._told_start = True
+            self._events.append(self._start())
+        tokenizer = self._tokenizer
+        special = tokenizer.is_special(id)
+        text = self._detokenizer.add(id)
+        shown, hit = ("", None) if special else self._stops.add(text)
+        reason = self._reason(id, hit)
+        if shown:
+            self._parts.append(shown)
+        named = tuple(
+            TokenInfo(token, tokenizer.token_text(token), value, tokenizer.is_special(token)) for token, value in top
+        )
+        self._events.append(Token(TokenInfo(id, text, logprob, special), shown, named))
+        if reason is not None:
+            self._finish(reason, hit)
+        self._wake()
+
+    def fail(self, error: InflightError) -> None:
+        """Ends the stream with an error, after the events it has."""
+        if not self.finished:
+            self.finished = True
+            self._error = error
+            self._wake()
+
+    # The reader's side
+
+    async def next(self) -> Event:
+        """The next event, in order; the last one is `Finish`.
+
+        Raises:
+            InflightError: the request failed.
+        """
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        return self._events.popleft()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _reason(self, id: int, hit: str | None) -> FinishReason | None:
+        if hit is not None:
+            return FinishReason.STOP
+        if not self.request.ignore_eos and id in self._tokenizer.eos_ids:
+            return FinishReason.EOS
+        if len(self.sequence.tokens) >= self.sequence.stop_at:
+            return FinishReason.LENGTH
+        return None
+
+    def _start(self) -> Start:
+        sequence, tokenizer = self.sequence, self._tokenizer
+        prompt: tuple[TokenInfo, ...] = ()
+        if self.request.prompt_tokens:
+            prompt = tuple(
+                TokenInfo(id, tokenizer.token_text(id), self._prompt_logprobs.get(index), tokenizer.is_special(id))
+                for index, id in enumerate(sequence.tokens[: sequence.num_prompt])
+            )
+        began = self._began or self._arrived
+        return Start(sequence.num_prompt, sequence.cached or 0, prompt, began - self._arrived)
+
+    def _finish(self, reason: FinishReason, hit: str | None) -> None:
+        held = ""
+        if hit is None:
+            shown, hit = self._stops.add(self._detokenizer.finish())
+            held = shown if hit is not None else shown + self._stops.finish()
+            self._parts.append(held)
+        self.finished = True
+        sequence = self.sequence
+        text = "".join(self._parts)
+        seconds = time.perf_counter() - (self._began or self._arrived)
+        self._events.append(Finish(reason, text, held, sequence.generated, sequence.num_prompt, hit, seconds))

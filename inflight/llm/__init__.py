@@ -1,0 +1,5 @@
+"""Language models inside a script: the server's engine without a server."""
+
+from inflight.llm.llm import LLM, Generation
+
+__all__ = ["LLM", "Generation"]

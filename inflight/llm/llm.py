@@ -1,0 +1,215 @@
+"""`LLM`: generation offline, in this process, on the engine that also serves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from inflight.config import GeneratorConfig
+from inflight.engine import Engine
+from inflight.errors import InvalidRequest
+from inflight.generation import GREEDY, Chat, Finish, FinishReason, GenerationRequest, Start, Token, TokenInfo
+from inflight.llm.local import LocalExecutor
+from inflight.plan import Sampling, ShardJob
+from inflight.text import load_tokenizer
+
+T = TypeVar("T")
+
+DEFAULT_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What became of one prompt.
+
+    Attributes:
+        text: generated text without special tokens.
+        tokens: generated tokens, with log-probabilities where they were asked for.
+        prompt: the prompt's tokens where `Sampling.prompt_logprobs`, else empty.
+        prompt_length: tokens of the prompt; `cached`: how many of them the prefix cache had.
+    """
+
+    text: str
+    tokens: tuple[TokenInfo, ...]
+    finish_reason: FinishReason
+    prompt: tuple[TokenInfo, ...]
+    prompt_length: int
+    cached: int
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+
+class LLM:
+    """A language model in this process. All prompts of a call share its batches; a context manager.
+
+    Args:
+        model_dir: a folder in Hugging Face layout.
+        dtype: auto, float32, bfloat16 or float16.
+        device_type: cpu, cuda, npu, or None for the best one here.
+        threads: CPU threads; 0: torch's choice.
+        kv_cache_memory: bytes of the cache; None: measured.
+        max_batch_size: prompts that are computed together.
+        config: further limits; its other fields above win over it.
+
+    Raises:
+        StartError: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        dtype: str = "auto",
+        device_type: str | None = None,
+        device_id: int = 0,
+        threads: int = 0,
+        kv_cache_memory: int | None = None,
+        block_size: int = 16,
+        max_batch_size: int = 64,
+        max_batch_prefill_tokens: int | None = None,
+        max_total_tokens: int | None = None,
+        plans_in_flight: int = 2,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        folder = Path(model_dir).absolute()
+        config = GeneratorConfig(
+            folder,
+            folder.name,
+            max_batch_size=max_batch_size,
+            max_batch_prefill_tokens=max_batch_prefill_tokens,
+            max_total_tokens=max_total_tokens,
+            max_concurrent_requests=1 << 30,
+            plans_in_flight=plans_in_flight,
+        )
+        job = ShardJob(
+            str(folder),
+            device_type=device_type,
+            device_id=device_id,
+            dtype=dtype,
+            kv_cache_bytes=kv_cache_memory,
+            block_size=block_size,
+            max_rows=max_batch_size,
+            max_step_tokens=config.prefill_tokens(device_type) + max_batch_size,
+            max_model_len=max_total_tokens,
+            threads=threads,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+        tokenizer = load_tokenizer(folder)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="inflight-llm", daemon=True)
+        self._thread.start()
+        self._closed = False
+
+        async def start() -> Engine:
+            engine = Engine(config, tokenizer, LocalExecutor(job))
+            await engine.start()
+            return engine
+
+        try:
+            self.engine = self._call(start())
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling] = GREEDY,
+        *,
+        max_new_tokens: int | None = DEFAULT_NEW_TOKENS,
+        stop: Iterable[str] = (),
+        ignore_eos: bool = False,
+        timeout: float | None = None,
+    ) -> list[Generation]:
+        """Goes on from every prompt; results are in the order of the prompts.
+
+        Args:
+            prompts: a text, texts, or lists of token ids.
+            sampling: for all, or one for each.
+            max_new_tokens: exact limit for each; None: as many as the model's length leaves.
+
+        Raises:
+            InflightError: the first prompt that cannot be answered; the others are given up.
+        """
+        given: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
+        each = [sampling] * len(given) if isinstance(sampling, Sampling) else list(sampling)
+        if len(each) != len(given):
+            raise InvalidRequest(f"{len(given)} prompts and {len(each)} samplings; give one for all or one for each")
+        requests = [
+            GenerationRequest(
+                prompt,
+                one,
+                max_new_tokens,
+                stop=tuple(stop),
+                ignore_eos=ignore_eos,
+                prompt_tokens=one.prompt_logprobs,
+                timeout=timeout,
+            )
+            for prompt, one in zip(given, each)
+        ]
+        return self._call(self._generate(requests))
+
+    def chat(self, messages: list[dict[str, object]], sampling: Sampling = GREEDY, **options: Any) -> Generation:
+        """One answer to a conversation; `options` as in `generate`."""
+
+        async def render() -> str:
+            return await self.engine.render(Chat(messages))
+
+        prompt = self._call(render())
+        ids = [piece.id for piece in self._call(self.engine.tokenize(prompt, add_special_tokens=False))]
+        return self.generate([ids], sampling, **options)[0]
+
+    def close(self) -> None:
+        """Frees the model. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._call(self.engine.stop())
+            self._stop_loop()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        tasks = [asyncio.ensure_future(self._one(request)) for request in requests]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, request: GenerationRequest) -> Generation:
+        start, tokens = Start(0), []
+        events = self.engine.generate(request)
+        async for event in events:
+            if isinstance(event, Token):
+                tokens.append(event.info)
+            elif isinstance(event, Start):
+                start = event
+            elif isinstance(event, Finish):
+                return Generation(
+                    event.text, tuple(tokens), event.reason, start.prompt, event.prompt_length, start.cached
+                )
+        raise AssertionError("a generation ended without its last event")
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,338 @@
+"""config.json of every family as one description of a decoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from inflight.errors import StartError
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of the MLP.
+
+    Attributes:
+        count, chosen: experts, and how many of them a token takes.
+        size: their intermediate size.
+        normalise: the chosen experts' weights sum to 1.
+        layers: which layers have them.
+        router, names: checkpoint names below the layer: the router's, and gate, up, down with the expert's number.
+    """
+
+    count: int
+    chosen: int
+    size: int
+    normalise: bool
+    layers: tuple[bool, ...]
+    router: str
+    names: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """One decoder-only transformer.
+
+    Attributes:
+        family: the model type.
+        prefix: of the checkpoint's names.
+        qkv_bias, out_bias, mlp_bias: which linear layers have one.
+        fused: qkv_proj and gate_up_proj in one tensor each.
+        qk_norm: norms of queries and keys by head.
+        centered_norm: weights of norms are kept as their distance from 1.
+        sandwich: norms after attention and MLP too.
+        windows: sliding window of each layer, None: sees all.
+        ropes: settings by name; `rope_of`: which one each layer uses, None: no positions at all.
+        embedding_scale, residual_scale, logits_divider: multipliers; 1.0 changes nothing.
+    """
+
+    family: str
+    vocab_size: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    eps: float
+    activation: str
+    max_positions: int
+    tied: bool
+    scale: float
+    windows: tuple[int | None, ...]
+    ropes: Mapping[str, Mapping[str, Any]]
+    rope_of: tuple[str | None, ...]
+    prefix: str = "model."
+    head_name: str = "lm_head.weight"
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    fused: bool = False
+    qk_norm: bool = False
+    centered_norm: bool = False
+    sandwich: bool = False
+    softcap: float | None = None
+    final_softcap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_divider: float = 1.0
+    experts: Experts | None = None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        StartError: there is none.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StartError(f"'{path}' cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise StartError(f"'{path}' holds no JSON object")
+    return found
+
+
+def decoder_config(config: Config) -> DecoderConfig | None:
+    """The description of a family that the decoder knows, else None.
+
+    Raises:
+        StartError: a setting is missing.
+    """
+    read = _FAMILIES.get(config.get("model_type", ""))
+    if read is None:
+        return None
+    try:
+        return read(config)
+    except KeyError as missing:
+        raise StartError(f"config.json of type '{config['model_type']}' has no {missing}") from None
+
+
+def _base(config: Config) -> DecoderConfig:
+    """What all families share, as Llama names it."""
+    layers = config["num_hidden_layers"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return DecoderConfig(
+        family=config["model_type"],
+        vocab_size=config["vocab_size"],
+        hidden=config["hidden_size"],
+        layers=layers,
+        heads=config["num_attention_heads"],
+        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+        head_dim=head_dim,
+        intermediate=config["intermediate_size"],
+        eps=config.get("rms_norm_eps", 1e-6),
+        activation=config.get("hidden_act") or "silu",
+        max_positions=config.get("max_position_embeddings", 2048),
+        tied=config.get("tie_word_embeddings", False),
+        scale=head_dim**-0.5,
+        windows=(None,) * layers,
+        ropes={"all": _rope(config, 10_000.0)},
+        rope_of=("all",) * layers,
+    )
+
+
+def _rope(config: Config, theta: float) -> dict[str, Any]:
+    """Settings of the rotation, from the form of transformers 5 (`rope_parameters`) or 4 (`rope_theta`,
+    `rope_scaling`)."""
+    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    settings.setdefault("rope_theta", config.get("rope_theta", theta))
+    if config.get("partial_rotary_factor") is not None:
+        settings.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
+    if config.get("original_max_position_embeddings") is not None:
+        settings.setdefault("original_max_position_embeddings", config["original_max_position_embeddings"])
+    return settings
+
+
+def _types(config: Config, pattern: Callable[[int], bool]) -> list[bool]:
+    """Which layers slide: `layer_types`, else the family's pattern."""
+    types = config.get("layer_types")
+    count = config["num_hidden_layers"]
+    return [types[i] == "sliding_attention" for i in range(count)] if types else [pattern(i) for i in range(count)]
+
+
+def _windows(config: Config, sliding: list[bool]) -> tuple[int | None, ...]:
+    window = config.get("sliding_window")
+    return tuple(window if slides else None for slides in sliding)
+
+
+def _llama(config: Config) -> DecoderConfig:
+    bias = bool(config.get("attention_bias", False))
+    return replace(_base(config), qkv_bias=bias, out_bias=bias, mlp_bias=bool(config.get("mlp_bias", False)))
+
+
+def _mistral(config: Config) -> DecoderConfig:
+    return replace(_base(config), windows=_windows(config, [True] * config["num_hidden_layers"]))
+
+
+def _qwen_windows(config: Config) -> tuple[int | None, ...]:
+    if not config.get("use_sliding_window"):
+        return (None,) * int(config["num_hidden_layers"])
+    full = config.get("max_window_layers", config["num_hidden_layers"])
+    return _windows(config, _types(config, lambda layer: layer >= full))
+
+
+def _qwen2(config: Config) -> DecoderConfig:
+    return replace(_base(config), qkv_bias=True, windows=_qwen_windows(config))
+
+
+def _qwen3(config: Config) -> DecoderConfig:
+    bias = bool(config.get("attention_bias", False))
+    head_dim = config.get("head_dim") or 128
+    return replace(
+        _base(config),
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        qkv_bias=bias,
+        out_bias=bias,
+        qk_norm=True,
+        windows=_qwen_windows(config),
+    )
+
+
+def _qwen3_moe(config: Config) -> DecoderConfig:
+    dense, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step", 1)
+    count = config.get("num_experts") or config["num_local_experts"]
+    experts = Experts(
+        count=count,
+        chosen=config["num_experts_per_tok"],
+        size=config["moe_intermediate_size"],
+        normalise=config.get("norm_topk_prob", False),
+        layers=tuple(
+            layer not in dense and count > 0 and (layer + 1) % step == 0 for layer in range(config["num_hidden_layers"])
+        ),
+        router="mlp.gate.weight",
+        names=(
+            "mlp.experts.{}.gate_proj.weight",
+            "mlp.experts.{}.up_proj.weight",
+            "mlp.experts.{}.down_proj.weight",
+        ),
+    )
+    base = _base(config)
+    bias = bool(config.get("attention_bias", False))
+    return replace(base, qkv_bias=bias, out_bias=bias, qk_norm=True, windows=_qwen_windows(config), experts=experts)
+
+
+def _mixtral(config: Config) -> DecoderConfig:
+    experts = Experts(
+        count=config["num_local_experts"],
+        chosen=config["num_experts_per_tok"],
+        size=config["intermediate_size"],
+        normalise=True,
+        layers=(True,) * config["num_hidden_layers"],
+        router="block_sparse_moe.gate.weight",
+        names=(
+            "block_sparse_moe.experts.{}.w1.weight",
+            "block_sparse_moe.experts.{}.w3.weight",
+            "block_sparse_moe.experts.{}.w2.weight",
+        ),
+    )
+    return replace(_mistral(config), experts=experts)
+
+
+def _gemma(config: Config) -> DecoderConfig:
+    """What Gemma 2 and 3 share."""
+    bias = bool(config.get("attention_bias", False))
+    return replace(
+        _base(config),
+        activation=config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh",
+        tied=config.get("tie_word_embeddings", True),
+        scale=config["query_pre_attn_scalar"] ** -0.5,
+        qkv_bias=bias,
+        out_bias=bias,
+        centered_norm=True,
+        sandwich=True,
+        softcap=config.get("attn_logit_softcapping"),
+        final_softcap=config.get("final_logit_softcapping"),
+        embedding_scale=config["hidden_size"] ** 0.5,
+    )
+
+
+def _gemma2(config: Config) -> DecoderConfig:
+    return replace(_gemma(config), windows=_windows(config, _types(config, lambda layer: layer % 2 == 0)))
+
+
+def _gemma3(config: Config) -> DecoderConfig:
+    pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+    sliding = _types(config, lambda layer: (layer + 1) % pattern != 0)
+    given = config.get("rope_parameters") or {}
+    if "full_attention" in given:
+        ropes = {"full": given["full_attention"], "sliding": given["sliding_attention"]}
+    else:
+        ropes = {
+            "full": _rope(config, 1_000_000.0),
+            "sliding": {"rope_theta": config.get("rope_local_base_freq", 10_000.0)},
+        }
+    return replace(
+        _gemma(config),
+        qk_norm=True,
+        windows=_windows(config, sliding),
+        ropes=ropes,
+        rope_of=tuple("sliding" if slides else "full" for slides in sliding),
+    )
+
+
+def _gemma3_vision(config: Config) -> DecoderConfig:
+    """The language part of a model that also reads images."""
+    text = dict(config["text_config"])
+    text.setdefault("model_type", "gemma3_text")
+    for key, value in (
+        ("vocab_size", 262_208),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 4),
+        ("head_dim", 256),
+        ("query_pre_attn_scalar", 256),
+        ("max_position_embeddings", 131_072),
+    ):
+        text.setdefault(key, value)
+    return replace(_gemma3(text), family="gemma3", prefix="language_model.model.")
+
+
+def _phi3(config: Config) -> DecoderConfig:
+    return replace(_mistral(config), fused=True)
+
+
+def _granite(config: Config) -> DecoderConfig:
+    return replace(
+        _llama(config),
+        scale=config.get("attention_multiplier", 1.0),
+        embedding_scale=config.get("embedding_multiplier", 1.0),
+        residual_scale=config.get("residual_multiplier", 1.0),
+        logits_divider=config.get("logits_scaling", 1.0),
+    )
+
+
+def _smollm3(config: Config) -> DecoderConfig:
+    layers = config["num_hidden_layers"]
+    turning = config.get("no_rope_layers") or [
+        int((layer + 1) % config.get("no_rope_layer_interval", 4) != 0) for layer in range(layers)
+    ]
+    return replace(
+        _llama(config),
+        tied=config.get("tie_word_embeddings", True),
+        windows=_qwen_windows(config),
+        ropes={"all": _rope(config, 2_000_000.0)},
+        rope_of=tuple("all" if turns else None for turns in turning),
+    )
+
+
+_FAMILIES: dict[str, Callable[[Config], DecoderConfig]] = {
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
+    "mixtral": _mixtral,
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3,
+    "gemma3": _gemma3_vision,
+    "phi3": _phi3,
+    "granite": _granite,
+    "smollm3": _smollm3,
+}

@@ -1,0 +1,80 @@
+"""From a model folder to a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inflight.device import Ranks
+from inflight.errors import StartError
+from inflight.models.base import CausalLM
+from inflight.models.config import decoder_config, read_json
+from inflight.models.decoder import load_decoder
+from inflight.models.weights import Checkpoint
+from inflight.plan import ShardJob
+
+log = logging.getLogger("inflight")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    job: ShardJob, ranks: Ranks, device: torch.device, progress: Callable[[float], None] | None = None
+) -> CausalLM:
+    """Loads the model of a folder, or this rank's share: with the decoder where it knows the family, else through
+    transformers.
+
+    Args:
+        progress: called with the share of the weights that is loaded.
+
+    Raises:
+        StartError: the folder, its config or its weights cannot be used; the text says what is wrong.
+    """
+    folder = Path(job.model_dir)
+    if not (folder / "config.json").is_file():
+        raise StartError(f"'{folder}' has no config.json; give a folder in Hugging Face layout")
+    config = read_json(folder / "config.json")
+    _check_code(config, job)
+    dtype = _dtype(job.dtype, config)
+    described = decoder_config(config)
+    if described is None:
+        from inflight.models.bridge import load_bridged  # transformers is not needed for the others
+
+        return load_bridged(job, ranks, device, dtype, config, progress)
+    with Checkpoint(folder, progress, job.allow_pickle) as checkpoint:
+        if f"{described.prefix}embed_tokens.weight" not in checkpoint and described.family == "gemma3":
+            described = replace(described, prefix="model.language_model.")  # as transformers 5 writes it
+        model = load_decoder(described, checkpoint, ranks, device, dtype)
+        left = [name for name in checkpoint.unused() if not _expected_leftover(name, described.tied)]
+    if left:
+        log.warning("%d tensors of the checkpoint are not used, for example '%s'", len(left), left[0])
+    return model
+
+
+def _expected_leftover(name: str, tied: bool) -> bool:
+    """Old exports hold buffers that are computed now; tied models may hold their head twice."""
+    return name.endswith(("rotary_emb.inv_freq", "masked_bias", "attn.bias")) or (tied and "lm_head" in name)
+
+
+def _check_code(config: Mapping[str, Any], job: ShardJob) -> None:
+    if config.get("auto_map") and not job.trust_remote_code and decoder_config(config) is None:
+        raise StartError(
+            "the model brings its own Python code (auto_map in config.json), which is not run unless you ask for it "
+            "with --trust-remote-code"
+        )
+
+
+def _dtype(asked: str, config: Mapping[str, Any]) -> torch.dtype:
+    name = asked
+    if asked == "auto":
+        nested = config.get("text_config") or {}
+        given = config.get("dtype") or config.get("torch_dtype") or nested.get("dtype") or nested.get("torch_dtype")
+        name = str(given or "float32").removeprefix("torch.")
+    if name not in DTYPES:
+        raise StartError(f"dtype '{name}' is not supported; use --dtype {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,60 @@
+"""What decoder layers are made of: norms and activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from inflight.errors import StartError
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class RmsNorm:
+    """Root mean square norm (Zhang and Sennrich, 2019) over the last dimension, computed in float32.
+
+    Attributes:
+        weight: [n]; `centered`: the weight is kept as its distance from 1, and applied before rounding (Gemma).
+    """
+
+    weight: torch.Tensor
+    eps: float
+    centered: bool = False
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.centered:
+            return (wide * (1.0 + self.weight.float())).to(x.dtype)
+        return self.weight * wide.to(x.dtype)
+
+
+def activation(name: str) -> Activation:
+    """The function of that name in configs.
+
+    Raises:
+        StartError: an unknown name.
+    """
+    try:
+        return _ACTIVATIONS[name]
+    except KeyError:
+        raise StartError(f"activation '{name}' is unknown; known are {', '.join(_ACTIVATIONS)}") from None
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "relu": F.relu,
+}

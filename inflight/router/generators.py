@@ -1,0 +1,93 @@
+"""The language models of one server: starts their engines, ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from inflight.config import GeneratorConfig, ServerConfig
+from inflight.engine import Engine
+from inflight.errors import ConfigError
+from inflight.router.shards import ShardGroup
+from inflight.text import load_tokenizer
+from inflight.types import ServableStatus
+
+log = logging.getLogger("inflight")
+
+SHOWN_STEPS = 4
+"""Lines of progress while weights load."""
+
+
+class Generators:
+    """Engines by servable name, in the order of their start."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._engines: dict[str, Engine] = {}
+        self._groups: dict[str, ShardGroup] = {}
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        return self._engines
+
+    @property
+    def ready(self) -> bool:
+        return all(engine.ready for engine in self._engines.values())
+
+    def statuses(self) -> list[ServableStatus]:
+        return [
+            ServableStatus(
+                name=name, version=1, methods=(), ready=engine.ready, replicas=1, ready_replicas=int(engine.ready)
+            )
+            for name, engine in self._engines.items()
+        ]
+
+    async def start(self, configs: Sequence[GeneratorConfig]) -> None:
+        """Loads every model and returns when all can answer.
+
+        Raises:
+            ConfigError: two have one name.
+            StartError: a model cannot be loaded; what this call started has been ended.
+        """
+        started: list[str] = []
+        try:
+            for config in configs:
+                if config.name in self._engines:
+                    raise ConfigError(f"two language models are named '{config.name}'; rename one")
+                tokenizer = await asyncio.get_running_loop().run_in_executor(None, load_tokenizer, config.model_dir)
+                shards = ShardGroup(config, self._config, _Progress(config.name))
+                engine = Engine(config, tokenizer, shards, self._config.restart)
+                self._engines[config.name] = engine
+                self._groups[config.name] = shards
+                started.append(config.name)
+            # One after the other: each measures the memory that is left.
+            for name in started:
+                await self._engines[name].start()
+        except BaseException:
+            for name in started:
+                await self._engines.pop(name).stop()
+                del self._groups[name]
+            raise
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(engine.stop(self._config.stop_timeout) for engine in self._engines.values()))
+
+    def pids(self, name: str) -> list[int]:
+        """Processes of one model's ranks."""
+        return self._groups[name].pids
+
+
+class _Progress:
+    """Says now and then how much of the weights is there."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._shown = 0
+
+    def __call__(self, done: float) -> None:
+        step = int(done * SHOWN_STEPS)
+        if step != self._shown:
+            self._shown = step
+            if step:
+                log.warning("model '%s': %d %% of the weights loaded", self._name, 100 * step // SHOWN_STEPS)

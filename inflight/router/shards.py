@@ -1,0 +1,259 @@
+"""The ranks of one language model as worker processes: the engine's executor on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from inflight.config import GeneratorConfig, ServerConfig
+from inflight.engine import Executor
+from inflight.errors import StartError, WorkerLost
+from inflight.link import (
+    AnyMessage,
+    Failed,
+    Leaving,
+    LoadShard,
+    Packer,
+    Progress,
+    ServerChannel,
+    ShardReady,
+    Stop,
+    Unpacker,
+    create_file,
+)
+from inflight.place import Launch, WorkerProcess, start_worker
+from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
+
+log = logging.getLogger("inflight")
+
+STOP_GRACE = 1.0
+"""Seconds a rank has to leave after it was told to stop, before it is killed."""
+
+_DEVICE_TYPES = {"gpu": "cuda", "ascend": "npu"}
+
+
+class _Rank:
+    """One process: its channel, and whether it is ready."""
+
+    def __init__(self, number: int, group: ShardGroup) -> None:
+        self.number = number
+        self._group = group
+        self.process: WorkerProcess | None = None
+        self.channel: ServerChannel | None = None
+        self.offer: asyncio.Future[ShardOffer] = asyncio.get_running_loop().create_future()
+        self.failure: str | None = None
+        self.loaded = 0.0
+
+    async def start(self, launch: Launch, job: ShardJob) -> None:
+        self.process = start_worker(launch)
+        self.process.watch(self._exited)
+        self.channel = await ServerChannel.open(self.process.socket, self._received, lambda: None, None)
+        self.channel.send(LoadShard(msgspec.to_builtins(job)))
+
+    def _received(self, message: AnyMessage, values: Unpacker) -> None:
+        if isinstance(message, StepResult):
+            self._group.answered(message)
+        elif isinstance(message, Progress):
+            self.loaded = message.done
+            self._group.progressed()
+        elif isinstance(message, ShardReady):
+            if not self.offer.done():
+                self.offer.set_result(ShardOffer(**message.offer))
+        elif isinstance(message, Failed):
+            self.failure = message.text
+            self._group.lost(self, message.text)
+        elif isinstance(message, Leaving):
+            self._group.lost(self, "it was asked to end")
+
+    def _exited(self, status: int) -> None:
+        if self.channel is not None:
+            self.channel.close()
+        self._group.lost(self, self.failure or f"it ended with status {status}")
+
+    async def end(self, grace: float) -> None:
+        if self.process is None:
+            return
+        if grace > 0 and self.channel is not None and not self.channel.closed:
+            self.channel.send(Stop())
+            await self.process.ended(grace)
+        self.process.kill()
+        if not await self.process.ended(10):
+            log.error("rank %d (pid %s) cannot be killed", self.number, self.process.pid)
+
+
+class ShardGroup(Executor):
+    """Starts one process a rank; when one is lost all are, and `start` makes new ones.
+
+    Args:
+        config: the model.
+        server: limits and where the ranks' output goes.
+        on_progress: called with the share of the weights that every rank has loaded.
+    """
+
+    def __init__(
+        self, config: GeneratorConfig, server: ServerConfig, on_progress: Callable[[float], None] = lambda done: None
+    ) -> None:
+        self._config = config
+        self._server = server
+        self._on_progress = on_progress
+        self._ranks: list[_Rank] = []
+        self._results: deque[StepResult] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: WorkerLost | None = None
+        self._starts = 0
+        self._file: int | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the ranks, in order."""
+        return [rank.process.pid for rank in self._ranks if rank.process is not None and rank.process.running]
+
+    async def start(self) -> ShardOffer:
+        await self._end(0)
+        self._error = None
+        self._results.clear()
+        size = self._config.tensor_parallel
+        rendezvous = f"127.0.0.1:{_free_port()}" if size > 1 else ""
+        self._ranks = [_Rank(number, self) for number in range(size)]
+        try:
+            for rank in self._ranks:
+                await rank.start(self._launch(rank.number), self._job(rank.number, rendezvous))
+            waiting = asyncio.gather(*(rank.offer for rank in self._ranks))
+            offers = await asyncio.wait_for(waiting, self._server.start_timeout)
+        except asyncio.TimeoutError:
+            await self._end(0)
+            raise StartError(
+                f"the model was not loaded within {self._server.start_timeout:g} seconds; raise --start-timeout"
+            ) from None
+        except BaseException:
+            await self._end(0)
+            raise
+        self._starts += 1
+        return _smallest(offers)
+
+    def submit(self, plan: StepPlan) -> None:
+        frame = Packer()
+        for rank in self._ranks:
+            if rank.channel is not None:
+                rank.channel.send(plan, frame)
+
+    async def result(self) -> StepResult:
+        while not self._results:
+            if self._error is not None:
+                await self._end(0)
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._results.popleft()
+
+    async def abort(self) -> None:
+        self._lose("it was given up")
+        await self._end(0)
+
+    async def close(self) -> None:
+        await self._end(STOP_GRACE)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    # What ranks report
+
+    def answered(self, result: StepResult) -> None:
+        self._results.append(result)
+        self._wake()
+
+    def progressed(self) -> None:
+        self._on_progress(min(rank.loaded for rank in self._ranks))
+
+    def lost(self, rank: _Rank, text: str) -> None:
+        """One rank is gone or failed: plans in flight will never be answered."""
+        if rank not in self._ranks:
+            return  # an earlier start's
+        for other in self._ranks:
+            if not other.offer.done():
+                other.offer.set_exception(StartError(rank.failure or f"rank {rank.number}: {text}"))
+                other.offer.exception()  # several may fail, one is awaited
+        self._lose(f"rank {rank.number}: {text}")
+
+    def _lose(self, text: str) -> None:
+        if self._error is None:
+            self._error = WorkerLost(text)
+        self._results.clear()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _end(self, grace: float) -> None:
+        ranks, self._ranks = self._ranks, []
+        await asyncio.gather(*(rank.end(grace) for rank in ranks))
+
+    def _job(self, rank: int, rendezvous: str) -> ShardJob:
+        config = self._config
+        device = config.device_type
+        threads = config.threads or max(1, (os.cpu_count() or 1) // config.tensor_parallel)
+        return ShardJob(
+            model_dir=str(config.model_dir),
+            rank=rank,
+            world_size=config.tensor_parallel,
+            rendezvous=rendezvous,
+            device_type=_DEVICE_TYPES.get(device, device) if device is not None else None,
+            device_id=config.device_ids[rank] if config.device_ids else rank,
+            dtype=config.dtype,
+            kv_cache_bytes=config.kv_cache_bytes,
+            block_size=config.block_size,
+            max_rows=config.max_batch_size,
+            max_step_tokens=config.prefill_tokens(device) + config.max_batch_size,
+            max_model_len=config.max_total_tokens,
+            threads=threads,
+            allow_pickle=config.allow_pickle,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def _launch(self, rank: int) -> Launch:
+        if self._file is None:
+            self._file = create_file("inflight-unused", 4096)  # ranks get tokens, which need no shared memory
+        directory = self._server.log_dir
+        return Launch(
+            label=[f"--servable_name={self._config.name}", f"--device_id=rank{rank}"],
+            inbox=self._file,
+            outbox=self._file,
+            environment={"OMP_NUM_THREADS": str(self._config.threads)} if self._config.threads else {},
+            log=None if directory is None else Path(directory).absolute() / f"log_{self._config.name}_rank{rank}.log",
+            append=self._starts > 0,
+        )
+
+
+def _free_port() -> int:
+    """A port that nobody listens on now. Rank 0 takes it within seconds; a clash is a failed start, tried again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _smallest(offers: list[ShardOffer]) -> ShardOffer:
+    first = offers[0]
+    return ShardOffer(
+        num_blocks=min(offer.num_blocks for offer in offers),
+        block_size=first.block_size,
+        max_rows=min(offer.max_rows for offer in offers),
+        max_model_len=min(offer.max_model_len for offer in offers),
+        vocab_size=first.vocab_size,
+        device_type=first.device_type,
+        dtype=first.dtype,
+        weight_bytes=sum(offer.weight_bytes for offer in offers),
+        cache_bytes=sum(offer.cache_bytes for offer in offers),
+        family=first.family,
+    )

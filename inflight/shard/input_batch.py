@@ -1,0 +1,215 @@
+"""The persistent batch: rows that stay between steps, and the four verbs that change them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from inflight.models import ForwardBatch
+from inflight.nn import AttentionBatch
+from inflight.plan import Admission, Sampling, StepPlan
+from inflight.types import Array
+
+WIDTH = 64
+"""Columns that a table of tokens or blocks starts with; it doubles when a row needs more."""
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What one step computes.
+
+    Attributes:
+        batch: for the model; rows that decode come first.
+        rows: row of each entry of `batch.attention`, host list.
+        chunks: tokens of each.
+        sampled: rows whose last known token is computed now, in the order of the last `len(sampled)` logits.
+        scored: (row, first position, tokens) of prompt chunks whose logits are all wanted; their logits come first.
+    """
+
+    batch: ForwardBatch
+    rows: list[int]
+    chunks: list[int]
+    sampled: list[int]
+    scored: list[tuple[int, int, int]]
+
+
+class InputBatch:
+    """Rows 0 to n - 1 of the step contract (`inflight.plan`). Every rank holds the same one.
+
+    A row is known by its id; `filter` moves the last row into the hole, so rows are always dense.
+
+    Attributes:
+        ids: id of each row.
+        sampling: how each row samples.
+        tokens: int32 [rows, width], known tokens of each row.
+        known, computed, prompt: int64 [rows]; tokens of the row, those with keys in the cache, those of the prompt.
+    """
+
+    def __init__(self, max_rows: int, block_size: int, device: torch.device) -> None:
+        self.max_rows = max_rows
+        self.block_size = block_size
+        self.ids: list[int] = []
+        self.sampling: list[Sampling] = []
+        self._index: dict[int, int] = {}
+        self._device = device
+        self.tokens = np.zeros((max_rows, WIDTH), np.int32)
+        self._blocks = np.zeros((max_rows, WIDTH), np.int32)
+        self._num_blocks = np.zeros(max_rows, np.int64)
+        self.known = np.zeros(max_rows, np.int64)
+        self.computed = np.zeros(max_rows, np.int64)
+        self.prompt = np.zeros(max_rows, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def row(self, id: int) -> int:
+        return self._index[id]
+
+    # The verbs
+
+    def apply(self, plan: StepPlan) -> dict[int, int]:
+        """Changes the rows as a plan says; returns the chunk of every row that prefills, by row."""
+        for id in plan.filter:
+            self.filter(id)
+        for id, block in plan.grants:
+            self._grant(self._index[id], (block,))
+        chunks: dict[int, int] = {}
+        for admission in plan.prefill:
+            if admission.token_ids is not None:
+                self.concatenate(admission)
+            row = self._index[admission.id]
+            self._grant(row, admission.blocks)
+            chunks[row] = admission.chunk
+        return chunks
+
+    def concatenate(self, admission: Admission) -> None:
+        """A request joins: it becomes the last row."""
+        assert admission.token_ids is not None
+        assert admission.sampling is not None
+        assert len(self.ids) < self.max_rows, "the plan has more rows than the batch"
+        row = len(self.ids)
+        count = len(admission.token_ids)
+        if count >= self.tokens.shape[1]:
+            self.tokens = _widened(self.tokens, count + 1)
+        self.tokens[row, :count] = admission.token_ids
+        self.known[row] = count
+        self.computed[row] = admission.num_cached
+        self.prompt[row] = admission.num_prompt
+        self._num_blocks[row] = 0
+        self.ids.append(admission.id)
+        self.sampling.append(admission.sampling)
+        self._index[admission.id] = row
+
+    def filter(self, id: int) -> None:
+        """A request leaves; the last row takes its place."""
+        row = self._index.pop(id)
+        last = len(self.ids) - 1
+        if row != last:
+            for table in (self.tokens, self._blocks, self._num_blocks, self.known, self.computed, self.prompt):
+                table[row] = table[last]
+            self.ids[row] = self.ids[last]
+            self.sampling[row] = self.sampling[last]
+            self._index[self.ids[row]] = row
+        self.ids.pop()
+        self.sampling.pop()
+
+    def append(self, rows: Sequence[int], tokens: Array) -> None:
+        """The next token of each of these rows is known."""
+        if not len(rows):
+            return
+        index = np.asarray(rows)
+        most = int(self.known[index].max())
+        if most >= self.tokens.shape[1]:
+            self.tokens = _widened(self.tokens, most + 1)
+        self.tokens[index, self.known[index]] = tokens
+        self.known[index] += 1
+
+    def step(self, chunks: dict[int, int], hold: Sequence[int]) -> StepInput:
+        """The tokens of one step: one for every row that decodes, then the chunks. They count as computed from now."""
+        count = len(self.ids)
+        known, computed = self.known[:count], self.computed[:count]
+        decodes = (computed == known - 1) & (computed >= self.prompt[:count])
+        if chunks:
+            decodes[list(chunks)] = False
+        for id in hold:
+            decodes[self._index[id]] = False
+        decoding = np.flatnonzero(decodes)
+        starts = computed[decoding]
+        tokens = [self.tokens[decoding, starts]]
+        positions = [starts]
+        slots = [self._slots(decoding, starts)]
+        for row, chunk in chunks.items():
+            places = np.arange(computed[row], computed[row] + chunk)
+            tokens.append(self.tokens[row, places])
+            positions.append(places)
+            slots.append(self._slots(np.full(chunk, row), places))
+        rows = [*decoding.tolist(), *chunks]
+        lengths = [1] * len(decoding) + list(chunks.values())
+        index = np.asarray(rows, np.int64)
+        self.computed[index] += lengths
+        contexts = self.computed[index]
+        widest = -(-int(contexts.max(initial=0)) // self.block_size)
+        ends = np.cumsum(lengths) - 1
+        sampled = [place for place, row in enumerate(rows) if self.computed[row] == self.known[row]]
+        scored = self._scored(rows, lengths, len(decoding))
+        logits_at = [
+            *(np.arange(ends[place] - lengths[place] + 1, ends[place] + 1) for place, *_ in scored),
+            ends[sampled],
+        ]
+        attention = AttentionBatch(
+            query_lens=lengths,
+            context_lens=contexts.tolist(),
+            block_tables=self._tensor(self._blocks[index, :widest]),
+            slots=self._tensor(np.concatenate(slots)),
+            block_size=self.block_size,
+            num_decode=len(decoding),
+        )
+        batch = ForwardBatch(
+            self._tensor(np.concatenate(tokens).astype(np.int64)),
+            self._tensor(np.concatenate(positions)),
+            attention,
+            self._tensor(np.concatenate(logits_at).astype(np.int64)),
+        )
+        wanted = [(rows[place], first, size) for place, first, size in scored]
+        return StepInput(batch, rows, lengths, [rows[place] for place in sampled], wanted)
+
+    def _scored(self, rows: list[int], lengths: list[int], decoding: int) -> list[tuple[int, int, int]]:
+        """Place, first position and length of prompt chunks of rows that want log-probabilities of their prompt."""
+        found: list[tuple[int, int, int]] = []
+        for place in range(decoding, len(rows)):
+            row = rows[place]
+            if self.sampling[row].prompt_logprobs:
+                found.append((place, int(self.computed[row]) - lengths[place], lengths[place]))
+        return found
+
+    def _slots(self, rows: Array, positions: Array) -> Array:
+        size = self.block_size
+        slots: Array = self._blocks[rows, positions // size].astype(np.int64) * size + positions % size
+        return slots
+
+    def _grant(self, row: int, blocks: Sequence[int]) -> None:
+        if not blocks:
+            return
+        begin = int(self._num_blocks[row])
+        end = begin + len(blocks)
+        if end > self._blocks.shape[1]:
+            self._blocks = _widened(self._blocks, end)
+        self._blocks[row, begin:end] = blocks
+        self._num_blocks[row] = end
+
+    def _tensor(self, array: Array) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
+
+
+def _widened(table: np.ndarray[Any, Any], least: int) -> Array:
+    width = table.shape[1]
+    while width < least:
+        width *= 2
+    wide: Array = np.zeros((table.shape[0], width), table.dtype)
+    wide[:, : table.shape[1]] = table
+    return wide

@@ -1,0 +1,164 @@
+"""One rank of a language model: loads its share, runs plans."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from inflight.device import Device, Ranks
+from inflight.models import ForwardBatch, load_model
+from inflight.nn import AttentionBatch, make_attention
+from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks, make_caches
+from inflight.shard.input_batch import InputBatch, StepInput
+from inflight.shard.sampler import RowState, Sampled, prompt_logprobs, sample
+from inflight.types import Array
+
+WARM_TOKENS = 32
+"""Tokens of the first step on a CPU, which only has to touch every kernel."""
+
+
+class ModelRunner:
+    """Runs the plans of one model on one rank. Not thread-safe; one caller at a time.
+
+    Attributes:
+        offer: what it holds.
+    """
+
+    def __init__(
+        self, job: ShardJob, ranks: Ranks, device: Device, progress: Callable[[float], None] | None = None
+    ) -> None:
+        """Loads the model and makes the cache.
+
+        Raises:
+            StartError: a file is missing or broken, or the memory does not suffice.
+        """
+        self._ranks = ranks
+        self._device = device.torch
+        self._model = model = load_model(job, ranks, device.torch, progress)
+        longest = min(job.max_model_len or model.max_positions, model.max_positions)
+        most = longest * job.max_rows
+        on_cpu = device.torch.type == "cpu"
+        if not on_cpu and job.kv_cache_bytes is None:
+            self._largest_step(job, longest)
+        blocks = count_blocks(
+            model.layers,
+            job.block_size,
+            model.dtype,
+            job.kv_cache_bytes,
+            device.available_memory(),
+            CPU_SHARE if on_cpu else SHARE,
+            most,
+            longest,
+        )
+        caches = make_caches(model.layers, blocks, job.block_size, model.dtype, self._device)
+        model.bind(make_attention(caches, job.block_size, self._device))
+        self._batch = InputBatch(job.max_rows, job.block_size, self._device)
+        self._step = 0
+        self._warm_up(min(WARM_TOKENS, longest - 1) if on_cpu else min(job.max_step_tokens, longest), job.block_size)
+        self.offer = ShardOffer(
+            num_blocks=blocks,
+            block_size=job.block_size,
+            max_rows=job.max_rows,
+            max_model_len=longest,
+            vocab_size=model.vocab_size,
+            device_type=device.torch.type,
+            dtype=str(model.dtype).removeprefix("torch."),
+            weight_bytes=model.weight_bytes,
+            cache_bytes=sum(cache.keys.nbytes + cache.values.nbytes for cache in caches),
+            family=model.family,
+        )
+
+    def run(self, plan: StepPlan) -> StepResult | None:
+        """One step; the result on rank 0, None on the others."""
+        with torch.inference_mode():
+            return self._run(plan)
+
+    def _run(self, plan: StepPlan) -> StepResult | None:
+        began = time.perf_counter()
+        assert plan.step == self._step, f"plan {plan.step} came, {self._step} was next"
+        self._step += 1
+        batch = self._batch
+        chunks = batch.apply(plan)
+        step = batch.step(chunks, plan.hold)
+        logits = self._model.forward(step.batch)
+        if self._ranks.rank:
+            batch.append(step.sampled, self._shared(np.zeros(len(step.sampled), np.int64)))
+            return None
+        scored = self._score(step, logits)
+        sampled = self._sample(step, logits[logits.shape[0] - len(step.sampled) :])
+        self._shared(sampled.tokens)
+        batch.append(step.sampled, sampled.tokens)
+        ids = [batch.ids[row] for row in step.sampled]
+        return StepResult(
+            plan.step,
+            ids,
+            sampled.tokens.tolist(),
+            None if sampled.logprobs is None else sampled.logprobs.tolist(),
+            {id: top for id, top in zip(ids, sampled.top) if top},
+            scored,
+            time.perf_counter() - began,
+        )
+
+    def _shared(self, tokens: Array) -> Array:
+        """Rank 0's tokens, on every rank."""
+        if self._ranks.size == 1 or not len(tokens):
+            return tokens
+        shared: Array = self._ranks.broadcast(torch.from_numpy(tokens).to(self._device)).cpu().numpy()
+        return shared
+
+    def _sample(self, step: StepInput, logits: torch.Tensor) -> Sampled:
+        batch = self._batch
+
+        def state(place: int) -> RowState:
+            row = step.sampled[place]
+            return RowState(batch.tokens[row, : batch.known[row]], int(batch.prompt[row]))
+
+        return sample(logits, [batch.sampling[row] for row in step.sampled], state)
+
+    def _score(self, step: StepInput, logits: torch.Tensor) -> dict[int, list[float]]:
+        """Log-probabilities of prompt tokens that this step's chunks predicted."""
+        found: dict[int, list[float]] = {}
+        start = 0
+        for row, first, size in step.scored:
+            last = min(first + size, int(self._batch.prompt[row]) - 1)
+            count = max(0, last - first)
+            following = self._batch.tokens[row, first + 1 : first + 1 + count]
+            found[self._batch.ids[row]] = prompt_logprobs(logits[start : start + count], following) if count else []
+            start += size
+        return found
+
+    def _warm_up(self, tokens: int, block_size: int) -> None:
+        """A prompt chunk and a decoding row, so that the first request finds everything loaded."""
+        with torch.inference_mode():
+            for lengths in ([max(1, tokens)], [1, 1]):
+                self._model.forward(_dummy(lengths, block_size, self._device))
+
+    def _largest_step(self, job: ShardJob, longest: int) -> None:
+        """Runs a step of the largest size over a small cache, so that free memory is seen with its buffers taken."""
+        lengths = [min(longest, job.max_step_tokens)]
+        blocks = -(-lengths[0] // job.block_size)
+        caches = make_caches(self._model.layers, blocks, job.block_size, self._model.dtype, self._device)
+        self._model.bind(make_attention(caches, job.block_size, self._device))
+        with torch.inference_mode():
+            self._model.forward(_dummy(lengths, job.block_size, self._device))
+
+
+def _dummy(lengths: list[int], block_size: int, device: torch.device) -> ForwardBatch:
+    """Rows that write to the first blocks, which nobody owns yet. All rows share them: only the shapes matter."""
+    total = sum(lengths)
+    blocks = -(-max(lengths) // block_size)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    attention = AttentionBatch(
+        query_lens=lengths,
+        context_lens=lengths,
+        block_tables=torch.arange(blocks, dtype=torch.int32).repeat(len(lengths), 1).to(device),
+        slots=positions.to(device),
+        block_size=block_size,
+        num_decode=sum(length == 1 for length in lengths) if lengths[0] == 1 else 0,
+    )
+    ends = (torch.tensor(lengths).cumsum(0) - 1).to(device)
+    return ForwardBatch(torch.zeros(total, dtype=torch.int64, device=device), positions.to(device), attention, ends)

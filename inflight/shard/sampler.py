@@ -1,0 +1,202 @@
+"""From logits to tokens, each row by itself.
+
+Processors are applied to the rows that ask for them, with operations along the vocabulary only, so that nobody's
+distribution depends on a neighbour. A draw uses one uniform number per token, a hash of (seed, position): the same for
+a replayed row, whatever batch it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from inflight.plan import Sampling
+from inflight.types import Array
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class RowState:
+    """What the processors of one row need beside its parameters.
+
+    Attributes:
+        tokens: known tokens, prompt first.
+        num_prompt: how many of them are the prompt.
+    """
+
+    tokens: Array
+    num_prompt: int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Aligned with the rows of the logits.
+
+    Attributes:
+        tokens: int64 [S].
+        logprobs: float32 [S] after all processors, where any row asked.
+        top: per row, pairs (token, log-probability), best first; empty where none were asked for.
+    """
+
+    tokens: Array
+    logprobs: Array | None
+    top: list[list[tuple[int, float]]]
+
+
+def sample(logits: torch.Tensor, sampling: Sequence[Sampling], state: Callable[[int], RowState]) -> Sampled:
+    """Chooses the next token of every row.
+
+    Args:
+        logits: float32 [S, V]; may be changed.
+        sampling: of each row.
+        state: gives what row i knows; asked only for rows that need it.
+    """
+    _process(logits, sampling, state)
+    tokens = torch.argmax(logits, dim=-1)
+    drawn = [row for row, each in enumerate(sampling) if each.do_sample]
+    if drawn:
+        uniform = [_uniform(sampling[row].seed, len(state(row).tokens)) for row in drawn]
+        tokens[drawn] = _draw(_rows(logits, drawn), uniform)
+    logprobs: Array | None = None
+    top: list[list[tuple[int, float]]] = [[] for _ in sampling]
+    asked = [row for row, each in enumerate(sampling) if each.logprobs or each.top_n_tokens]
+    if asked:
+        normal = torch.log_softmax(_rows(logits, asked), dim=-1)
+        values = torch.zeros(len(sampling), dtype=torch.float32, device=logits.device)
+        values[asked] = normal.gather(1, tokens[asked].unsqueeze(1)).squeeze(1)
+        logprobs = values.cpu().numpy()
+        for place, row in enumerate(asked):
+            if sampling[row].top_n_tokens:
+                top[row] = _top(normal[place], sampling[row].top_n_tokens)
+    chosen: Array = tokens.cpu().numpy()
+    return Sampled(chosen, logprobs, top)
+
+
+def prompt_logprobs(logits: torch.Tensor, following: Array) -> list[float]:
+    """Log-probabilities of the tokens that really follow. Args: logits float32 [n, V], following [n]."""
+    targets = torch.from_numpy(following.astype(np.int64)).to(logits.device)
+    values: list[float] = torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1).tolist()
+    return values
+
+
+def _process(logits: torch.Tensor, sampling: Sequence[Sampling], state: Callable[[int], RowState]) -> None:
+    for row, each in enumerate(sampling):
+        if each.repetition_penalty != 1.0:
+            _repetition(logits[row], state(row), each.repetition_penalty)
+        if each.frequency_penalty or each.presence_penalty:
+            _frequency(logits[row], state(row), each.frequency_penalty, each.presence_penalty)
+        if each.logit_bias:
+            index = torch.tensor([token for token, _ in each.logit_bias], device=logits.device)
+            bias = torch.tensor([value for _, value in each.logit_bias], device=logits.device)
+            logits[row].index_add_(0, index, bias)
+    warm = [row for row, each in enumerate(sampling) if each.temperature != 1.0]
+    if warm:
+        logits[warm] = _rows(logits, warm) / _column(logits, [sampling[row].temperature for row in warm])
+    for wants, filter_rows in (
+        ([each.top_k > 0 for each in sampling], _top_k),
+        ([each.top_p < 1.0 for each in sampling], _top_p),
+        ([each.min_p > 0.0 for each in sampling], _min_p),
+        ([each.typical_p < 1.0 for each in sampling], _typical_p),
+    ):
+        rows = [row for row, wanted in enumerate(wants) if wanted]
+        if rows:
+            part = _rows(logits, rows)
+            logits[rows] = part.masked_fill(filter_rows(part, [sampling[row] for row in rows]), -torch.inf)
+
+
+def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    return logits if len(rows) == logits.shape[0] else logits[rows]
+
+
+def _column(logits: torch.Tensor, values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=logits.dtype, device=logits.device).unsqueeze(1)
+
+
+def _repetition(row: torch.Tensor, state: RowState, penalty: float) -> None:
+    """Every token seen, once: positive scores are divided, negative ones multiplied (Keskar et al., 2019)."""
+    seen = torch.from_numpy(np.unique(state.tokens).astype(np.int64)).to(row.device)
+    scores = row[seen]
+    row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+
+def _frequency(row: torch.Tensor, state: RowState, frequency: float, presence: float) -> None:
+    tokens, counts = np.unique(state.tokens[state.num_prompt :], return_counts=True)
+    if not len(tokens):
+        return
+    index = torch.from_numpy(tokens.astype(np.int64)).to(row.device)
+    row[index] -= frequency * torch.from_numpy(counts.astype(np.float32)).to(row.device) + presence
+
+
+def _top_k(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
+    """What is less likely than the k-th most likely; ties with it stay."""
+    most = min(max(each.top_k for each in sampling), logits.shape[-1])
+    best = torch.topk(logits, most, dim=-1).values
+    place = torch.tensor([min(each.top_k, logits.shape[-1]) - 1 for each in sampling], device=logits.device)
+    return logits < best.gather(1, place.unsqueeze(1))
+
+
+def _top_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
+    """The tail outside the smallest set of most likely tokens with probability top_p (Holtzman et al., 2019)."""
+    ordered, index = torch.sort(logits, dim=-1, descending=True, stable=True)
+    before = torch.softmax(ordered, dim=-1).cumsum(dim=-1)
+    before = before - torch.softmax(ordered, dim=-1)
+    tail = before >= _column(logits, [each.top_p for each in sampling])
+    tail[:, 0] = False
+    return torch.zeros_like(tail).scatter(1, index, tail)
+
+
+def _min_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
+    """What is less likely than min_p times the most likely token (Nguyen et al., 2024)."""
+    limit = logits.amax(dim=-1, keepdim=True) + torch.log(_column(logits, [each.min_p for each in sampling]))
+    return logits < limit
+
+
+def _typical_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
+    """What is outside the smallest set of tokens of most typical surprise with probability typical_p (Meister et al.,
+    2022)."""
+    normal = torch.log_softmax(logits, dim=-1)
+    chance = normal.exp()
+    entropy = -(normal.masked_fill(chance == 0, 0.0) * chance).sum(dim=-1, keepdim=True)
+    distance = (-normal - entropy).abs()
+    _, index = torch.sort(distance, dim=-1, stable=True)
+    ordered = chance.gather(1, index)
+    before = ordered.cumsum(dim=-1) - ordered
+    tail = before >= _column(logits, [each.typical_p for each in sampling])
+    tail[:, 0] = False
+    return torch.zeros_like(tail).scatter(1, index, tail)
+
+
+def _draw(logits: torch.Tensor, uniform: list[float]) -> torch.Tensor:
+    """Inverse of the cumulative distribution, in float64, at one uniform number a row."""
+    chances = torch.softmax(logits.double(), dim=-1)
+    sums = chances.cumsum(dim=-1)
+    wanted = torch.tensor(uniform, dtype=torch.float64, device=logits.device).unsqueeze(1) * sums[:, -1:]
+    # `right`: a token of probability 0 is never drawn, not even by a number that hits its border.
+    index = torch.searchsorted(sums, wanted, right=True).squeeze(1)
+    last = (chances > 0).double().cumsum(dim=-1).argmax(dim=-1)
+    return torch.minimum(index, last)
+
+
+def _uniform(seed: int, position: int) -> float:
+    """A number in [0, 1): two rounds of the splitmix64 finaliser over seed and position."""
+    mixed = _mix((_mix(seed) + position * 0x9E3779B97F4A7C15) & _MASK)
+    return (mixed >> 11) / (1 << 53)
+
+
+def _mix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def _top(row: torch.Tensor, count: int) -> list[tuple[int, float]]:
+    """The most likely tokens, ties with the last one included, best first and then by number."""
+    limit = torch.topk(row, min(count, row.shape[0])).values[-1]
+    tokens = torch.nonzero((row >= limit) & (row > -torch.inf)).squeeze(1)
+    pairs = sorted(zip((-row[tokens]).tolist(), tokens.tolist()))
+    return [(token, -value) for value, token in pairs]

@@ -1,0 +1,8 @@
+"""Text to tokens and back: tokenizer, incremental detokenizer, stop texts, chat templates."""
+
+from inflight.text.detokenizer import Detokenizer
+from inflight.text.stop import StopTexts
+from inflight.text.template import ChatTemplate
+from inflight.text.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = ["ChatTemplate", "Detokenizer", "StopTexts", "Tokenizer", "load_tokenizer"]

@@ -1,0 +1,138 @@
+"""Chat templates: Jinja, sandboxed, with the names that templates written for transformers expect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from inflight.errors import InvalidRequest, TemplateError
+from inflight.generation import Chat
+
+MAX_PROMPT = 1 << 24
+"""Characters of a rendered prompt; a template that makes more is stopped."""
+
+
+class ChatTemplate:
+    """One compiled template.
+
+    Args:
+        source: Jinja text.
+        tokens: special tokens by the names that templates use (`bos_token`, `eos_token`, ...).
+        tool_source: another template for chats with tools, where the model has one.
+
+    Raises:
+        TemplateError: it is no template.
+    """
+
+    def __init__(self, source: str, tokens: Mapping[str, str] | None = None, tool_source: str | None = None) -> None:
+        self.source = source
+        self._tokens = dict(tokens or {})
+        environment = _environment()
+        try:
+            self._template = environment.from_string(source)
+            self._tools = environment.from_string(tool_source) if tool_source else self._template
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the model's chat template is broken: {error}") from error
+        # A template that never looks into a content's parts wants it as one text.
+        self._wants_parts = "content" in source and (".type" in source or "['type']" in source or '["type"]' in source)
+
+    def render(self, chat: Chat) -> str:
+        """The prompt.
+
+        Raises:
+            TemplateError: the template refused the messages, with its own text.
+        """
+        messages = [self._message(message) for message in chat.messages]
+        values: dict[str, object] = {
+            **self._tokens,
+            "messages": messages,
+            "tools": chat.tools,
+            "documents": None,
+            "add_generation_prompt": True,
+            **chat.kwargs,
+        }
+        template = self._tools if chat.tools else self._template
+        parts: list[str] = []
+        size = 0
+        try:
+            for part in template.generate(values):
+                parts.append(part)
+                size += len(part)
+                if size > MAX_PROMPT:
+                    raise TemplateError(f"the chat template makes a prompt of more than {MAX_PROMPT} characters")
+        except TemplateError:
+            raise
+        except Exception as error:  # a template is code: it raises anything
+            raise TemplateError(str(error) or type(error).__name__) from error
+        return "".join(parts)
+
+    def _message(self, message: dict[str, object]) -> dict[str, object]:
+        content = message.get("content")
+        if not isinstance(content, list) or self._wants_parts:
+            return message
+        texts: list[str] = []
+        for part in content:
+            if not isinstance(part, dict) or part.get("type") != "text":
+                raise InvalidRequest("this model reads text only; send content parts of type 'text'")
+            texts.append(str(part.get("text", "")))
+        return {**message, "content": "".join(texts)}
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks the assistant's part for training; here it is shown as it is."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = _now
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without HTML escapes, unlike Jinja's own."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+Named = Iterable[Mapping[str, Any]]
+
+
+def pick_template(found: str | Named | None) -> tuple[str | None, str | None]:
+    """The template for chats and the one for chats with tools, of what tokenizer_config.json holds."""
+    if found is None or isinstance(found, str):
+        return found, None
+    named = {str(item["name"]): str(item["template"]) for item in found}
+    default = named.get("default") or next(iter(named.values()), None)
+    return default, named.get("tool_use")

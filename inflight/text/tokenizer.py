@@ -1,0 +1,159 @@
+"""A model's tokenizer and what its folder says of special tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from inflight.errors import StartError, TemplateError
+from inflight.generation import PieceOfText
+from inflight.text.detokenizer import Detokenizer
+from inflight.text.template import ChatTemplate, pick_template
+
+# The library's own threads and a fork elsewhere do not go together; batches are small, one thread is enough.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """Safe to use from several threads.
+
+    Attributes:
+        eos_ids: tokens that end a generation, most specific source first.
+        bos_token, eos_token: as text, where the model has them.
+        vocab_size: tokens, added ones included.
+        chat: the chat template, or None.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        eos_ids: Sequence[int],
+        names: Mapping[str, str],
+        chat: ChatTemplate | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._special = {
+            id: token.content for id, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        }
+        self.eos_ids = tuple(dict.fromkeys(eos_ids))
+        self.bos_token = names.get("bos_token")
+        self.eos_token = names.get("eos_token")
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.chat = chat
+        self._text_of = lru_cache(1 << 16)(self._decode_one)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Several texts in one call of the library."""
+        return [
+            one.ids for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        ]
+
+    def pieces(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
+        """The tokens of a text and where they stand in it, in characters; tokens that were added stand nowhere."""
+        encoded = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return [PieceOfText(id, text[start:end], start, end) for id, (start, end) in zip(encoded.ids, encoded.offsets)]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def token_text(self, id: int) -> str:
+        """The text of one token alone."""
+        return self._text_of(id)
+
+    def is_special(self, id: int) -> bool:
+        return id in self._special
+
+    def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
+        """For a generation after these tokens."""
+        return Detokenizer(self._decode_all, self.is_special, self.token_text, prompt)
+
+    def _decode_all(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def _decode_one(self, id: int) -> str:
+        special = self._special.get(id)
+        return special if special is not None else self._decode_all([id])
+
+
+def load_tokenizer(model_dir: Path | str) -> Tokenizer:
+    """Reads tokenizer.json and what lies beside it.
+
+    Raises:
+        StartError: there is no tokenizer.json, or a file cannot be read.
+    """
+    folder = Path(model_dir)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise StartError(
+            f"'{folder}' has no tokenizer.json; for an older model, load its tokenizer with transformers' "
+            "AutoTokenizer and write it there with save_pretrained"
+        )
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exceptions
+        raise StartError(f"'{path}' cannot be read: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    config = _read(folder / "tokenizer_config.json")
+    names = _names({**_read(folder / "special_tokens_map.json"), **config})
+    return Tokenizer(tokenizer, _eos(folder, tokenizer, names), names, _template(folder, config, names))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StartError(f"'{path}' cannot be read: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens by name; a token may be given as text or as an object with its content."""
+    found: dict[str, str] = {}
+    for name in TOKEN_NAMES:
+        token = config.get(name)
+        if isinstance(token, Mapping):
+            token = token.get("content")
+        if isinstance(token, str):
+            found[name] = token
+    return found
+
+
+def _eos(folder: Path, tokenizer: tokenizers.Tokenizer, names: Mapping[str, str]) -> list[int]:
+    """End tokens of generation_config.json, config.json and the tokenizer, which do not always agree."""
+    found: list[int] = []
+    config = _read(folder / "config.json")
+    for source in (_read(folder / "generation_config.json"), config, config.get("text_config") or {}):
+        ids = source.get("eos_token_id")
+        found += ids if isinstance(ids, list) else [ids] if isinstance(ids, int) else []
+    named = tokenizer.token_to_id(names["eos_token"]) if "eos_token" in names else None
+    return found + ([named] if named is not None else [])
+
+
+def _template(folder: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> ChatTemplate | None:
+    source, tools = pick_template(config.get("chat_template"))
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        source, tools = file.read_text(), None
+    if source is None:
+        return None
+    try:
+        return ChatTemplate(source, names, tools)
+    except TemplateError as error:
+        raise StartError(f"'{folder}': {error}") from error

@@ -1,0 +1,84 @@
+"""A worker process that is one rank of a language model."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from inflight.errors import InflightError
+from inflight.link import Failed, LoadShard, Progress, ShardReady, Stop, WorkerChannel
+from inflight.plan import ShardJob, StepPlan
+
+if TYPE_CHECKING:
+    from inflight.shard import ModelRunner
+
+CONNECT_TIMEOUT = 600.0
+"""Seconds that ranks wait for each other: the slowest may still read its weights from a cold disk."""
+
+
+def run_shard(channel: WorkerChannel, message: LoadShard, orphaned: int) -> int:
+    """Loads what the message names and runs plans until the server says stop. Returns the exit status.
+
+    Args:
+        orphaned: the exit status where the server is gone.
+    """
+    job = ShardJob(**message.job)
+    plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
+    _read(channel, plans)
+    try:
+        runner = _load(channel, job)
+    except Exception as error:  # whatever a back end raised is the server's to report
+        text = str(error) if isinstance(error, InflightError) else f"{type(error).__name__}: {error}"
+        return 1 if channel.send(Failed(_one_line(text))) else orphaned
+    channel.send(ShardReady(runner.offer.pack()))
+    while (plan := plans.get()) is not None:
+        try:
+            result = runner.run(plan)
+        except Exception as error:
+            print(f"step {plan.step} failed on rank {job.rank}: {error!r}", file=sys.stderr, flush=True)
+            channel.send(Failed(_one_line(f"rank {job.rank}: {type(error).__name__}: {error}")))
+            return 1
+        if result is not None and not channel.send(result):
+            return orphaned
+    return 0
+
+
+def _read(channel: WorkerChannel, plans: queue.SimpleQueue[StepPlan | None]) -> None:
+    """Reads the channel in a thread of its own. A server that is gone ends the process in the middle of a step."""
+
+    def read() -> None:
+        while True:
+            received = channel.receive()
+            if received is None:
+                os._exit(1)
+            message, _ = received
+            if isinstance(message, StepPlan):
+                plans.put(message)
+            elif isinstance(message, Stop):
+                plans.put(None)
+                return
+
+    threading.Thread(target=read, name="channel", daemon=True).start()
+
+
+def _load(channel: WorkerChannel, job: ShardJob) -> ModelRunner:
+    # torch is imported here, in the worker, and nowhere on the server's side.
+    from inflight.device import connect_ranks, open_device
+    from inflight.shard import ModelRunner
+
+    device = open_device(job.device_type, job.device_id)
+    if job.threads:
+        device.set_threads(job.threads)
+    ranks = connect_ranks(job.rank, job.world_size, job.rendezvous, device, CONNECT_TIMEOUT)
+
+    def progress(done: float) -> None:
+        channel.send(Progress(done))
+
+    return ModelRunner(job, ranks, device, progress)
+
+
+def _one_line(text: str) -> str:
+    return text.encode(errors="replace").decode()
