@@ -307,8 +307,7 @@ class Engine:
                 self._scheduler.finish(sequence.id)
                 continue
             logprob = logprobs[index] if logprobs is not None and sequence.sampling.logprobs else None
-            stream.push(token, logprob, tops.get(sequence.id, ()))
-            if stream.finished:
+            if stream.push(token, logprob, tops.get(sequence.id, ())):
                 self._scheduler.finish(sequence.id)
 
     async def _replace(self) -> None:

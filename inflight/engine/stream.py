@@ -49,8 +49,8 @@ class Stream:
         """Log-probabilities of the prompt's tokens from position `first` on."""
         self._prompt_logprobs.update(enumerate(values, first))
 
-    def push(self, id: int, logprob: float | None, top: Items[tuple[int, float]]) -> None:
-        """Takes the next token; sets `finished` where it is the last one."""
+    def push(self, id: int, logprob: float | None, top: Items[tuple[int, float]]) -> bool:
+        """Takes the next token; True where it is the last one."""
         if not self._told_start:
             self._told_start = True
             self._events.append(self._start())
@@ -68,6 +68,7 @@ class Stream:
         if reason is not None:
             self._finish(reason, hit)
         self._wake()
+        return self.finished
 
     def fail(self, error: InflightError) -> None:
         """Ends the stream with an error, after the events it has."""
