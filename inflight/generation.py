@@ -93,11 +93,13 @@ class Token:
         delta: text that can be shown now: like `info.text`, but without special tokens and, while a stop text
             could still begin in it, held back. All deltas and `Finish.delta` together are `Finish.text`.
         top: most likely tokens at this position, best first.
+        last: `Finish` follows at once.
     """
 
     info: TokenInfo
     delta: str
     top: tuple[TokenInfo, ...] = ()
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ import asyncio
 import importlib.util
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 import uvloop
@@ -66,6 +68,8 @@ METHODS: dict[tuple[str, str], tuple[MethodInfo, Function]] = {
 @dataclass
 class FakeBackend:
     """Runs the functions above on the event loop; counts what begins, ends and is cancelled."""
+
+    generators: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     live: bool = True
     ready: bool = True

@@ -26,15 +26,20 @@ def describe(
     grpc: str | None,
     tls: TlsConfig | None = None,
     requests: Mapping[str, str] = MappingProxyType({}),
+    generators: Sequence[str] = (),
 ) -> str:
     """Several lines: every method with its inputs and outputs, the doors, and a line to try the first one.
 
     Args:
         requests: by servable, a file that holds a REST request for its first method. Without one the line sends
             zeros, which is all that can be said of an input of unknown meaning.
+        generators: names of the language models.
     """
     lines = []
     for status in statuses:
+        if status.name in generators:
+            lines.append(f"{status.name}, language model")
+            continue
         replicas = "1 replica" if status.replicas == 1 else f"{status.replicas} replicas"
         lines.append(f"{status.name} version {status.version}, {replicas}")
         lines += [f"  {_signature(method)}" for method in status.methods]
@@ -47,7 +52,18 @@ def describe(
     if method is not None:
         url = f"{scheme}://{http}" if http else None
         lines.append(f"try   {_line(method, url, grpc, tls, requests.get(method.servable))}")
+    if generators and http:
+        flags = f"{_tls_flags(tls)} -N" if tls else " -N"
+        body = '{"model": "%s", "messages": [{"role": "user", "content": "Tell me a story."}], "stream": true}'
+        lines.append(
+            f"try   curl{flags} -H 'Content-Type: application/json' -d {shlex.quote(body % generators[0])} "
+            f"{scheme}://{http}/v1/chat/completions"
+        )
     return "\n".join(lines)
+
+
+def _tls_flags(tls: TlsConfig) -> str:
+    return " --cacert ca.pem" + (" --cert cert.pem --key key.pem" if tls.verify_client else "")
 
 
 def _signature(method: MethodInfo) -> str:
@@ -65,7 +81,7 @@ def _tensor(spec: TensorSpec) -> str:
 def _line(method: MethodInfo, url: str | None, grpc: str | None, tls: TlsConfig | None, file: str | None) -> str:
     """curl with a body where it is in a file or small; else our own client with a file for each large input."""
     values = {spec.name: _example(spec) for spec in method.inputs}
-    flags = "" if not tls else " --cacert ca.pem" + (" --cert cert.pem --key key.pem" if tls.verify_client else "")
+    flags = _tls_flags(tls) if tls else ""
     if url and (file or all(value is not None for value in values.values())):
         instance = {} if file else {name: rest_value(value) for name, value in values.items()}
         body = f"@{file}" if file else json.dumps({"instances": [instance]})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight import log
+from inflight.commands.generator import GENERATOR_OPTIONS, generator_config, is_language_model
 from inflight.commands.options import Command, Option, UsageError, existing_file, one_of, seconds, switch, whole
 from inflight.commands.sample import describe
 from inflight.config import (
@@ -18,6 +19,7 @@ from inflight.config import (
     DEFAULT_MAX_ENQUEUED,
     DEFAULT_MAX_MESSAGE_MB,
     GRPC_ENGINES,
+    GeneratorConfig,
     ListenConfig,
     RestConfig,
     ServableConfig,
@@ -36,6 +38,8 @@ examples:
   inflight serve model.onnx                      one model file; its name is 'model'
   inflight serve servables/                      every servable in a directory
   inflight serve servables/digits --device-ids 0,1 --workers 4
+  inflight serve ./llama-3.2-1b                  a language model in Hugging Face layout
+  inflight serve models/pocket servables/        both from one server
   inflight serve model.onnx --http 0.0.0.0:8080 --grpc off
   inflight serve --config server.toml            paths = ["servables/"]  http = "0.0.0.0:8080"
 """
@@ -62,8 +66,8 @@ OPTIONS = (
     Option(
         "paths",
         str,
-        "A servable (a directory with servable_config.py), a directory of servables, or a model file "
-        "(.onnx, .mindir, .pt2, ...).",
+        "A servable (a directory with servable_config.py), a directory of servables, a model file "
+        "(.onnx, .mindir, .pt2, ...), or a language model (a directory with config.json and safetensors).",
         default=(),
         metavar="PATH",
         many=True,
@@ -91,7 +95,12 @@ OPTIONS = (
         default="auto",
         metavar="ENGINE",
     ),
-    Option("name", str, "Name for clients, where one model file is served. Default: the file's.", metavar="NAME"),
+    Option(
+        "name",
+        str,
+        "Name for clients, where one model file or language model is served. Default: the file's or directory's.",
+        metavar="NAME",
+    ),
     Option("version", whole(0), "Version to serve; 0 is the newest on disk.", default=0, metavar="N"),
     Option("device-ids", device_ids, "One replica (a process) for each. Default 0.", default=(0,), metavar="N,N"),
     Option(
@@ -101,7 +110,12 @@ OPTIONS = (
         metavar="TYPE",
     ),
     Option("workers", whole(0, 64), "Processes that can run Python stages, in all.", default=0, metavar="N"),
-    Option("max-batch-size", whole(1), "Rows in one run of a model file with a dynamic batch.", metavar="N"),
+    Option(
+        "max-batch-size",
+        whole(1),
+        "Rows in one run of a model file with a dynamic batch, or of a language model (128).",
+        metavar="N",
+    ),
     Option(
         "max-message-mb",
         whole(1, 512),
@@ -142,6 +156,7 @@ OPTIONS = (
         default=10.0,
         metavar="SECONDS",
     ),
+    *GENERATOR_OPTIONS,
 )
 
 
@@ -151,6 +166,7 @@ class Plan:
 
     server: ServerConfig
     servables: tuple[ServableConfig, ...]
+    generators: tuple[GeneratorConfig, ...]
     http: ListenConfig | None
     grpc: ListenConfig | None
 
@@ -176,7 +192,8 @@ def build_plan(values: Mapping[str, Any]) -> Plan:
         rest=RestConfig(status_codes=values["status_codes"]),
         grpc_engine=values["grpc_engine"],
     )
-    return Plan(server, _servables(values), http, grpc)
+    servables, generators = _configs(values)
+    return Plan(server, servables, generators, http, grpc)
 
 
 def _tls(values: Mapping[str, Any]) -> TlsConfig | None:
@@ -191,13 +208,15 @@ def _tls(values: Mapping[str, Any]) -> TlsConfig | None:
     return TlsConfig(values["tls_cert"], values["tls_key"], values["tls_ca"], values["tls_verify_client"])
 
 
-def _servables(values: Mapping[str, Any]) -> tuple[ServableConfig, ...]:
+def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tuple[GeneratorConfig, ...]]:
     paths: Sequence[str] = values["paths"]
     if not paths:
-        raise UsageError("PATH is missing; give a model file, a servable or a directory of servables")
-    places = [place for path in paths for place in _find(Path(path))]
-    if values["name"] and (len(places) != 1 or places[0][2] is None):
-        raise UsageError("--name is for one model file; a servable is named after its directory")
+        raise UsageError("PATH is missing; give a model file, a servable, a directory of servables or a language model")
+    folders = [Path(path).absolute() for path in paths if is_language_model(Path(path))]
+    places = [place for path in paths if not is_language_model(Path(path)) for place in _find(Path(path))]
+    if values["name"] and (len(places) + len(folders) != 1 or (places and places[0][2] is None)):
+        raise UsageError("--name is for one model file or language model; a servable is named after its directory")
+    generators = tuple(generator_config(folder.resolve(), values) for folder in folders)
     configs = tuple(
         ServableConfig(
             directory=directory,
@@ -213,11 +232,11 @@ def _servables(values: Mapping[str, Any]) -> tuple[ServableConfig, ...]:
         )
         for directory, name, file in places
     )
-    names = [config.name for config in configs]
+    names = [*(config.name for config in configs), *(generator.name for generator in generators)]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two of the paths are named '{name}'; rename one, or serve them from two servers")
-    return configs
+    return configs, generators
 
 
 def _find(path: Path) -> list[tuple[Path, str, Path | None]]:
@@ -263,7 +282,10 @@ def run(values: Mapping[str, Any]) -> int:
         http = server.start_http(plan.http) if plan.http else None
         grpc = server.start_grpc(plan.grpc) if plan.grpc else None
         server.start_servables(plan.servables)
-        print(describe(server.servables(), http, grpc, _tls(values), _requests(plan.servables)), flush=True)
+        server.start_generators(plan.generators)
+        generators = [one.name for one in plan.generators]
+        requests = _requests(plan.servables)
+        print(describe(server.servables(), http, grpc, _tls(values), requests, generators), flush=True)
     except InflightError as error:
         server.stop()
         print(f"inflight serve: {error}", file=sys.stderr)

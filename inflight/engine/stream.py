@@ -64,7 +64,7 @@ class Stream:
         named = tuple(
             TokenInfo(token, tokenizer.token_text(token), value, tokenizer.is_special(token)) for token, value in top
         )
-        self._events.append(Token(TokenInfo(id, text, logprob, special), shown, named))
+        self._events.append(Token(TokenInfo(id, text, logprob, special), shown, named, reason is not None))
         if reason is not None:
             self._finish(reason, hit)
         self._wake()

@@ -9,14 +9,17 @@ from inflight.config import RestConfig
 from inflight.frontends.asgi import Answer, Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.oip import OpenInferenceRest
-from inflight.frontends.rest import MindSporeRest
+from inflight.frontends.openai import OpenAiRest
+from inflight.frontends.rest import GeneratorRest, MindSporeRest
+from inflight.frontends.tgi import TgiRest
 from inflight.metrics import CONTENT_TYPE, Metrics
 
 
 def http_app(backend: Backend, *, max_body_bytes: int, rest: RestConfig, metrics: Metrics) -> HttpApp:
     """An ASGI application for `http` scopes.
 
-    `/v2` and below is the Open Inference Protocol. `GET` of `/health/live`, `/health/ready`, `/metrics` and `/` is
+    `/v2` and below is the Open Inference Protocol. Where a language model is served, TGI's and OpenAI's routes answer
+    for it, and `/model/<its name>:generate`. `GET` of `/health/live`, `/health/ready`, `/metrics` and `/` is
     answered here; everything else is MindSpore Serving's REST, errors for unknown paths included.
 
     Args:
@@ -26,16 +29,27 @@ def http_app(backend: Backend, *, max_body_bytes: int, rest: RestConfig, metrics
         OpenInferenceRest(backend, max_body_bytes=max_body_bytes),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
         Operations(backend, metrics),
+        backend,
+        (TgiRest(backend), OpenAiRest(backend), GeneratorRest(backend, rest.status_codes)),
     )
 
 
 class HttpApp:
     """Sends each request to the protocol its path belongs to."""
 
-    def __init__(self, oip: OpenInferenceRest, mindspore: MindSporeRest, operations: Operations) -> None:
+    def __init__(
+        self,
+        oip: OpenInferenceRest,
+        mindspore: MindSporeRest,
+        operations: Operations,
+        backend: Backend,
+        generation: tuple[TgiRest, OpenAiRest, GeneratorRest],
+    ) -> None:
         self._oip = oip
         self._mindspore = mindspore
         self._operations = operations
+        self._backend = backend
+        self._generation = generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One `http` scope."""
@@ -44,16 +58,27 @@ class HttpApp:
             await self._oip(scope, receive, send)
         elif path in self._operations.paths and scope["method"] in ("GET", "HEAD"):
             await self._operations.paths[path](send)
+        elif (door := self._generating(scope)) is not None:
+            await door(scope, receive, send)
         else:
             await self._mindspore(scope, receive, send)
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`."""
-        if scope["method"] != "POST":
+        if scope["method"] != "POST" or self._generating(scope) is not None:
             return None
         if _is_oip(scope["path"]):
             return self._oip.inline(scope, body, answer)
         return self._mindspore.inline(scope, body, answer)
+
+    def _generating(self, scope: Scope) -> TgiRest | OpenAiRest | GeneratorRest | None:
+        """The door of language models that this request is for."""
+        if not self._backend.generators:
+            return None
+        for door in self._generation:
+            if door.serves(scope):
+                return door
+        return None
 
 
 def _is_oip(path: str) -> bool:
@@ -102,4 +127,6 @@ class Operations:
             for each in self._backend.servables()
         ]
         paths = ["/model/<servable>[/version/<n>]:<method>", "/v2", "/health/live", "/health/ready", "/metrics"]
+        if self._backend.generators:
+            paths += ["/generate", "/generate_stream", "/v1/chat/completions", "/v1/completions", "/v1/models", "/info"]
         await respond_json(send, {"inflight": __version__, "servables": servables, "paths": paths})

@@ -1,11 +1,12 @@
-"""What every front end may ask of the server behind it: five methods, so that a test's fake is short."""
+"""What every front end may ask of the server behind it: six members, so that a test's fake is short."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 from inflight.errors import InflightError
+from inflight.generation import Generator
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus
 
 
@@ -32,6 +33,10 @@ class Backend(Protocol):
 
     def servables(self) -> Sequence[ServableStatus]:
         """Every version registered, in the order of their start."""
+
+    @property
+    def generators(self) -> Mapping[str, Generator]:
+        """Language models by name, in the order of their start; empty where none is served."""
 
     @property
     def live(self) -> bool:

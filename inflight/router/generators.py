@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import sys
 from collections.abc import Mapping, Sequence
 
 from inflight.config import GeneratorConfig, ServerConfig
@@ -12,8 +12,6 @@ from inflight.errors import ConfigError
 from inflight.router.shards import ShardGroup
 from inflight.text import load_tokenizer
 from inflight.types import ServableStatus
-
-log = logging.getLogger("inflight")
 
 SHOWN_STEPS = 4
 """Lines of progress while weights load."""
@@ -90,4 +88,5 @@ class _Progress:
         if step != self._shown:
             self._shown = step
             if step:
-                log.warning("model '%s': %d %% of the weights loaded", self._name, 100 * step // SHOWN_STEPS)
+                share = 100 * step // SHOWN_STEPS
+                print(f"{self._name}: {share} % of the weights loaded", file=sys.stderr, flush=True)

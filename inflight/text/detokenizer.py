@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 CONTEXT = 6
-"""Tokens before the window that are decoded with it, so that decoders which look at their neighbours (leading spaces,
-runs of byte tokens) see what they need."""
+"""Prompt tokens that are decoded with the first generated ones, so that a word that goes on keeps its space."""
 PATIENCE = 8
 """Tokens after which a character that still is not complete never will be: no UTF-8 character is longer than four
 bytes."""
@@ -34,20 +33,23 @@ class Detokenizer:
         self._decode = decode
         self._special = special
         self._text_of = text_of
-        self._tokens = list(prompt[-CONTEXT:])
-        self._begin = 0  # of the window that is decoded
-        self._shown = len(self._tokens)  # tokens whose text was given out
-        self._text = self._decode(self._tokens)  # of those
+        begin = max(0, len(prompt) - CONTEXT)
+        # Where bytes are tokens, the window must not begin within a character.
+        while begin and BROKEN in decode(prompt[begin:]) and len(prompt) - begin < 4 * CONTEXT:
+            begin -= 1
+        self._tokens = list(prompt[begin:])  # the window: what was shown last, and what was not shown yet
+        self._shown = len(self._tokens)
+        self._text = decode(self._tokens)  # of what was shown
 
     def add(self, id: int) -> str:
         """The text that became complete with this token; a special token gives its own content."""
         if self._special(id):
             rest = self.finish()
             # Nothing before a special token changes what comes after it.
-            self._tokens, self._begin, self._shown, self._text = [id], 0, 1, self._decode([id])
+            self._tokens, self._shown, self._text = [id], 1, self._decode([id])
             return rest + self._text_of(id)
         self._tokens.append(id)
-        whole = self._decode(self._tokens[self._begin :])
+        whole = self._decode(self._tokens)
         if whole.endswith(BROKEN) and len(self._tokens) - self._shown < PATIENCE:
             return ""
         return self._show(whole)
@@ -56,12 +58,12 @@ class Detokenizer:
         """What is left when no more tokens come."""
         if self._shown == len(self._tokens):
             return ""
-        return self._show(self._decode(self._tokens[self._begin :]))
+        return self._show(self._decode(self._tokens))
 
     def _show(self, whole: str) -> str:
         new = whole[len(self._text) :] if len(whole) > len(self._text) else ""
-        begin = max(0, len(self._tokens) - CONTEXT)
-        self._tokens = self._tokens[begin:]
-        self._begin, self._shown = 0, len(self._tokens)
+        # Text is complete here, so the next window begins where the last one was not shown yet.
+        self._tokens = self._tokens[self._shown :]
+        self._shown = len(self._tokens)
         self._text = self._decode(self._tokens)
         return new

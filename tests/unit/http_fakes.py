@@ -6,9 +6,10 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import uvloop
@@ -37,6 +38,8 @@ FAIL = method("fail", "predict", [TensorSpec("x")], ["y"])
 
 class EchoBackend:
     """Answers its inputs; `slow` takes until `release` is called, `fail` fails."""
+
+    generators: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.live = True

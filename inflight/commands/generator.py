@@ -1,0 +1,136 @@
+"""Options of `inflight serve` for language models: TGI's names where TGI has them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inflight.commands.options import Option, one_of, seconds, switch, whole
+from inflight.config import GeneratorConfig
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+DEFAULT_ROWS = 128
+
+
+def memory(text: str) -> int:
+    """`512m`, `4g` or a number of bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        raise ValueError(f"'{text}' is no amount of memory; write 512m or 4g")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def ratio(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if value < 0:
+        raise ValueError(f"'{text}' is no ratio; write a number from 0")
+    return value
+
+
+GENERATOR_OPTIONS = (
+    Option(
+        "tensor-parallel",
+        whole(1, 64),
+        "Processes (devices) that share a language model. Default 1.",
+        default=1,
+        metavar="N",
+    ),
+    Option("dtype", one_of(*DTYPES), "Of a language model's weights. Default auto: the checkpoint's.", default="auto"),
+    Option(
+        "kv-cache-memory", memory, "Memory of each rank's key-value cache, like 4g. Default: measured.", metavar="SIZE"
+    ),
+    Option("block-size", whole(1, 256), "Tokens in a block of the cache. Default 16.", default=16, metavar="N"),
+    Option("threads", whole(0), "CPU threads of each rank. Default: the cores, shared.", default=0, metavar="N"),
+    Option("model-id", str, "What /info and /v1 call the language model. Default: its path.", metavar="NAME"),
+    Option(
+        "max-concurrent-requests",
+        whole(1),
+        "Generations in the server before new ones are refused. Default 128.",
+        default=128,
+        metavar="N",
+    ),
+    Option("max-best-of", whole(1), "Largest best_of. Default 2.", default=2, metavar="N"),
+    Option("max-stop-sequences", whole(0), "Stop texts of a request. Default 4.", default=4, metavar="N"),
+    Option("max-top-n-tokens", whole(0), "Largest top_n_tokens. Default 5.", default=5, metavar="N"),
+    Option("max-client-batch-size", whole(1), "Prompts in one completions request. Default 4.", default=4, metavar="N"),
+    Option("max-input-tokens", whole(1), "Longest prompt. Default: max-total-tokens less 1.", metavar="N"),
+    Option("max-total-tokens", whole(2), "Longest prompt and output together. Default: the model's.", metavar="N"),
+    Option(
+        "max-batch-prefill-tokens",
+        whole(1),
+        "Prompt tokens computed in one step: what a long prompt may delay the others by. Default 512 on a CPU, "
+        "else 4096.",
+        metavar="N",
+    ),
+    Option("max-batch-total-tokens", whole(1), "Tokens in the cache. Default: what fits.", metavar="N"),
+    Option(
+        "waiting-served-ratio",
+        ratio,
+        "Accepted for TGI's scripts; prompts are computed in chunks, so nobody waits for a pause.",
+        default=0.3,
+        metavar="RATIO",
+    ),
+    Option("max-waiting-tokens", whole(0), "As waiting-served-ratio.", default=20, metavar="N"),
+    Option(
+        "step-timeout",
+        seconds,
+        "Seconds after which a step counts as hung and the model's processes are replaced. Default 300.",
+        default=300.0,
+        metavar="SECONDS",
+    ),
+    Option("allow-pickle", switch, "Read pickled weights (pytorch_model.bin), which can run code.", default=False),
+    Option("trust-remote-code", switch, "Run Python code that a model's directory holds.", default=False),
+)
+
+
+def is_language_model(path: Path) -> bool:
+    """Whether a folder holds a checkpoint in Hugging Face layout."""
+    if not path.is_dir() or (path / "servable_config.py").is_file():
+        return False
+    try:
+        found = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "model_type" in found
+
+
+def generator_config(folder: Path, values: Mapping[str, Any]) -> GeneratorConfig:
+    """What the options say of one language model."""
+    given: tuple[int, ...] = values["device_ids"]
+    size: int = values["tensor_parallel"]
+    return GeneratorConfig(
+        model_dir=folder,
+        name=values["name"] or folder.name,
+        model_id=values["model_id"] or str(folder),
+        tensor_parallel=size,
+        device_type=values["device_type"],
+        device_ids=given if len(given) == size else (),
+        dtype=values["dtype"],
+        kv_cache_bytes=values["kv_cache_memory"],
+        block_size=values["block_size"],
+        threads=values["threads"],
+        allow_pickle=values["allow_pickle"],
+        trust_remote_code=values["trust_remote_code"],
+        max_concurrent_requests=values["max_concurrent_requests"],
+        max_best_of=values["max_best_of"],
+        max_stop_sequences=values["max_stop_sequences"],
+        max_top_n_tokens=values["max_top_n_tokens"],
+        max_client_batch_size=values["max_client_batch_size"],
+        max_batch_size=values["max_batch_size"] or DEFAULT_ROWS,
+        max_batch_prefill_tokens=values["max_batch_prefill_tokens"],
+        max_batch_total_tokens=values["max_batch_total_tokens"],
+        max_input_tokens=values["max_input_tokens"],
+        max_total_tokens=values["max_total_tokens"],
+        waiting_served_ratio=values["waiting_served_ratio"],
+        max_waiting_tokens=values["max_waiting_tokens"],
+        step_timeout=values["step_timeout"],
+    )

@@ -1,0 +1,138 @@
+"""What the language-model doors share: bodies, whole answers, the pieces of a reply."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import msgspec
+
+from inflight.errors import InflightError, NotFound
+from inflight.frontends.asgi import Receive, Scope, header
+from inflight.frontends.body import read_body
+from inflight.generation import Event, Finish, GenerationRequest, Generator, Start, Token, TokenInfo
+
+T = TypeVar("T")
+
+MAX_BODY = 2_000_000
+"""Bytes of a request, TGI's `payload_limit`."""
+MAX_SEED = (1 << 64) - 1
+
+
+class PlainError(InflightError):
+    """A body that does not even have the right form; told in plain text, as TGI's web framework does."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+async def read_struct(scope: Scope, receive: Receive, form: type[T], limit: int = MAX_BODY) -> T:
+    """The body as a struct.
+
+    Raises:
+        PlainError: 415 no JSON, 400 broken JSON, 422 JSON of another form.
+        TooLarge, Disconnected: as `read_body`.
+    """
+    kind = header(scope, b"content-type") or b""
+    essence = kind.partition(b";")[0].strip().lower()
+    if essence != b"application/json" and not (essence.startswith(b"application/") and essence.endswith(b"+json")):
+        raise PlainError(415, "Expected request with `Content-Type: application/json`")
+    body = await read_body(scope, receive, limit)
+    try:
+        return msgspec.json.decode(body, type=form)
+    except msgspec.ValidationError as error:
+        raise PlainError(422, f"Failed to deserialize the JSON body into the target type: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PlainError(400, f"Failed to parse the request body as JSON: {error}") from error
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A generation from its first to its last event."""
+
+    start: Start
+    tokens: tuple[Token, ...]
+    finish: Finish
+
+    @property
+    def mean_logprob(self) -> float:
+        found = [token.info.logprob for token in self.tokens if token.info.logprob is not None]
+        return sum(found) / len(found) if found else -math.inf
+
+
+async def whole(generator: Generator, request: GenerationRequest) -> Whole:
+    """Runs one generation to its end. Cancelling the call ends it."""
+    start, tokens = Start(0), []
+    events = generator.generate(request)
+    try:
+        async for event in events:
+            if isinstance(event, Token):
+                tokens.append(event)
+            elif isinstance(event, Start):
+                start = event
+            else:
+                return Whole(start, tuple(tokens), event)
+    finally:
+        await events.aclose()  # type: ignore[attr-defined]  # generators have it
+    raise InflightError("the generation ended without its last event")
+
+
+async def all_of(generator: Generator, requests: Sequence[GenerationRequest]) -> list[Whole]:
+    """Several generations at once; the first failure ends the others.
+
+    Raises:
+        InflightError: of the first that failed.
+    """
+    if len(requests) == 1:
+        return [await whole(generator, requests[0])]
+    tasks = [asyncio.ensure_future(whole(generator, request)) for request in requests]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def pick(generators: Mapping[str, Generator], name: str | None) -> Generator:
+    """The model of that name or id; with one model served any name is good, as clients invent names.
+
+    Raises:
+        NotFound: several are served and none of them is meant.
+    """
+    if name is not None:
+        if name in generators:
+            return generators[name]
+        for generator in generators.values():
+            if generator.info.model_id == name:
+                return generator
+    if len(generators) == 1 or name is None:
+        return next(iter(generators.values()))
+    raise NotFound(f"The model `{name}` does not exist. Served here: {', '.join(generators)}")
+
+
+def draw_seed() -> int:
+    return random.getrandbits(64)
+
+
+def with_seed(request: GenerationRequest, seed: int) -> GenerationRequest:
+    sampling: Any = msgspec.structs.replace(request.sampling, seed=seed & MAX_SEED)
+    return replace(request, sampling=sampling)
+
+
+def number(value: float | None) -> float | None:
+    """A log-probability as JSON takes it: no NaN, no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def shown(info: TokenInfo) -> str:
+    """Its text; a token alone may be half a character."""
+    return info.text
+
+
+__all__ = ["Event", "Whole", "all_of", "draw_seed", "number", "pick", "read_struct", "whole", "with_seed"]

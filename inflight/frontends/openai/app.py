@@ -1,0 +1,194 @@
+"""`/v1/chat/completions`, `/v1/completions` and `/v1/models` as a raw ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
+from inflight.frontends.base import Backend
+from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.generate import all_of, pick, read_struct
+from inflight.frontends.openai.request import ChatBody, CompletionBody, chat_of, requests_of
+from inflight.frontends.openai.response import Reply, Usage, error_json
+from inflight.frontends.sse import DONE, EventStream, Opened
+from inflight.generation import Event, Finish, GenerationRequest, Generator, Start, Token
+from inflight.log import LOGGER
+
+CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
+
+_QUEUE = 64
+"""Events of several choices that wait for a slow client before their generations' readers pause."""
+
+
+class OpenAiRest:
+    """Answers OpenAI's routes with the language models served here."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def serves(self, scope: Scope) -> bool:
+        """Whether a request is for one of these routes."""
+        return scope["path"].startswith("/v1/") and bool(self._backend.generators)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        allowed = "GET" if path == MODELS or path.startswith(f"{MODELS}/") else "POST"
+        try:
+            if allowed == "POST" and path not in (CHAT, COMPLETIONS):
+                raise NotFound(f"there is no route {path}")
+            if scope["method"] != allowed:
+                await respond(send, b"", status=405, headers=[(b"allow", allowed.encode())])
+            elif path == CHAT:
+                await self._chat(scope, receive, send)
+            elif path == COMPLETIONS:
+                await self._completions(scope, receive, send)
+            else:
+                await self._models(path.removeprefix(MODELS).lstrip("/"), send)
+        except Disconnected:
+            return
+        except InflightError as error:
+            await _fail(send, error)
+        except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
+            LOGGER.error("%s failed", path, exc_info=error)
+            await _fail(send, InflightError("internal server error, the server's log has the details"))
+
+    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_struct(scope, receive, ChatBody)
+        generator = pick(self._backend.generators, body.model)
+        prompt = await generator.render(chat_of(body))
+        # The template has written the special tokens itself.
+        requests = requests_of(body, [prompt], generator.info.limits, special=False)
+        reply = Reply("chat.completion", body.model or generator.info.model_id)
+        await self._answer(body, bool(body.logprobs), generator, requests, reply, receive, send)
+
+    async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_struct(scope, receive, CompletionBody)
+        generator = pick(self._backend.generators, body.model)
+        prompts = _prompts(body)
+        limit = generator.info.limits.max_client_batch_size
+        if len(prompts) > limit:
+            raise InvalidRequest(f"batch size {len(prompts)} is more than the maximum of {limit} prompts")
+        requests = requests_of(body, prompts, generator.info.limits, special=True)
+        reply = Reply("text_completion", body.model or generator.info.model_id)
+        await self._answer(body, body.logprobs is not None, generator, requests, reply, receive, send)
+
+    async def _answer(
+        self,
+        body: ChatBody | CompletionBody,
+        logprobs: bool,
+        generator: Generator,
+        requests: Sequence[GenerationRequest],
+        reply: Reply,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        choices = body.n or 1
+        if body.stream:
+            usage = Usage() if body.stream_options is not None and body.stream_options.include_usage else None
+            work = _stream(generator, requests, choices, reply, logprobs, usage, send)
+            await run_until_disconnect(work, receive)
+            return
+        results = await run_until_disconnect(all_of(generator, requests), receive)
+        counted = Usage()
+        for index, one in enumerate(results):
+            counted.add(index // choices, one.start, one.finish)
+        await respond_json(send, reply.whole(results, counted, logprobs))
+
+    async def _models(self, name: str, send: Send) -> None:
+        found = [
+            {"id": id, "object": "model", "created": 0, "owned_by": generator.info.model_id}
+            for id, generator in self._backend.generators.items()
+        ]
+        if not name:
+            await respond_json(send, {"object": "list", "data": found})
+            return
+        one = next((each for each in found if name in (each["id"], each["owned_by"])), None)
+        if one is None:
+            raise NotFound(f"The model `{name}` does not exist")
+        await respond_json(send, one)
+
+
+def _prompts(body: CompletionBody) -> list[str | Sequence[int]]:
+    """Texts, or lists of tokens; a list of numbers is one prompt."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequest("`prompt` cannot be empty")
+    if isinstance(prompt[0], int):
+        return [prompt]
+    return list(prompt)
+
+
+async def _stream(
+    generator: Generator,
+    requests: Sequence[GenerationRequest],
+    choices: int,
+    reply: Reply,
+    logprobs: bool,
+    usage: Usage | None,
+    send: Send,
+) -> None:
+    opened = [Opened(generator.generate(request)) for request in requests]
+    try:
+        await asyncio.gather(*(one.open() for one in opened))
+        async with EventStream(send, [(b"x-accel-buffering", b"no")]) as stream:
+            starts: dict[int, Start] = {}
+            try:
+                async for index, event in _merged(opened):
+                    if isinstance(event, Token):
+                        # A token that shows nothing, as half a character, is worth a chunk only for its probability.
+                        if event.delta or logprobs:
+                            await stream.event(reply.token(index, event, logprobs))
+                    elif isinstance(event, Start):
+                        starts[index] = event
+                        if reply.chat:
+                            await stream.event(reply.role(index))
+                    else:
+                        await stream.event(reply.finish(index, event))
+                        if usage is not None:
+                            usage.add(index // choices, starts.get(index, Start(0)), event)
+                if usage is not None:
+                    await stream.event(reply.usage(usage))
+            except InflightError as error:
+                await stream.event(error_json(error)[1])
+            await stream.event(DONE)
+    finally:
+        await asyncio.gather(*(one.close() for one in opened))
+
+
+async def _merged(opened: Sequence[Opened]) -> AsyncIterator[tuple[int, Event]]:
+    """Events of several generations as they come, each with its number."""
+    if len(opened) == 1:
+        async for event in opened[0]:
+            yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, Event | InflightError]] = asyncio.Queue(_QUEUE)
+
+    async def read(index: int) -> None:
+        try:
+            async for event in opened[index]:
+                await queue.put((index, event))
+        except InflightError as error:
+            await queue.put((index, error))
+
+    tasks = [asyncio.ensure_future(read(index)) for index in range(len(opened))]
+    try:
+        left = len(opened)
+        while left:
+            index, got = await queue.get()
+            if isinstance(got, InflightError):
+                raise got
+            yield index, got
+            left -= isinstance(got, Finish)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _fail(send: Send, error: InflightError) -> None:
+    status, body, headers = error_json(error)
+    await respond(send, body, status=status, headers=headers)

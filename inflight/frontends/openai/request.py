@@ -1,0 +1,202 @@
+"""Bodies of `/v1/chat/completions` and `/v1/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from inflight.errors import InvalidRequest
+from inflight.frontends.generate import MAX_SEED, draw_seed
+from inflight.generation import Chat, GenerationLimits, GenerationRequest
+from inflight.plan import Sampling
+
+MAX_CHOICES = 128
+
+
+class StreamOptions(msgspec.Struct):
+    """`stream_options`."""
+
+    include_usage: bool = False
+
+
+class Common(msgspec.Struct, kw_only=True):
+    """What both routes take. Unknown fields are ignored, as clients send new ones before servers know them."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | list[float] | None = None
+    ignore_eos: bool | None = None
+    timeout: float | None = None
+
+
+class ChatBody(Common, kw_only=True):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    response_format: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionBody(Common, kw_only=True):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+def chat_of(body: ChatBody) -> Chat:
+    """The conversation for the template.
+
+    Raises:
+        InvalidRequest: a message without a role, or something that is not served yet.
+    """
+    if not body.messages:
+        raise InvalidRequest("`messages` cannot be empty")
+    for index, message in enumerate(body.messages):
+        if not isinstance(message.get("role"), str):
+            raise InvalidRequest(f"`messages[{index}].role` is missing")
+        content = message.get("content")
+        if content is None and not message.get("tool_calls"):
+            raise InvalidRequest(f"`messages[{index}].content` is missing")
+        if content is not None and not isinstance(content, (str, list)):
+            raise InvalidRequest(f"`messages[{index}].content` must be a string or a list of parts")
+    kind = body.response_format.get("type") if isinstance(body.response_format, dict) else body.response_format
+    if kind not in (None, "text"):
+        raise InvalidRequest("`response_format` other than text is not supported yet")
+    if body.tools and body.tool_choice not in (None, "auto", "none"):
+        raise InvalidRequest("`tool_choice` other than auto and none is not supported yet")
+    tools = None if body.tool_choice == "none" else body.tools or None
+    return Chat(body.messages, tools, dict(body.chat_template_kwargs or {}))
+
+
+def requests_of(
+    body: ChatBody | CompletionBody, prompts: Sequence[str | Sequence[int]], limits: GenerationLimits, special: bool
+) -> list[GenerationRequest]:
+    """One request for every choice of every prompt, prompts outside.
+
+    Args:
+        special: let the tokenizer add its own tokens.
+
+    Raises:
+        InvalidRequest: a value out of its range.
+    """
+    most = body.max_tokens
+    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+        most = body.max_completion_tokens
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    choices = 1 if body.n is None else body.n
+    _check(body, most, stop, choices, limits)
+    # Without a temperature OpenAI samples at 1.
+    temperature = 1.0 if body.temperature is None else body.temperature
+    wanted, top = _logprobs(body, limits)
+    seed = draw_seed() if body.seed is None else body.seed & MAX_SEED
+    requests: list[GenerationRequest] = []
+    for prompt in prompts:
+        for choice in range(choices):
+            sampling = Sampling(
+                do_sample=temperature > 0,
+                temperature=temperature or 1.0,
+                top_k=max(0, body.top_k or 0),
+                top_p=1.0 if body.top_p is None else body.top_p,
+                min_p=body.min_p or 0.0,
+                repetition_penalty=body.repetition_penalty or 1.0,
+                frequency_penalty=body.frequency_penalty or 0.0,
+                presence_penalty=body.presence_penalty or 0.0,
+                logit_bias=_bias(body.logit_bias),
+                seed=(seed + choice) & MAX_SEED,
+                logprobs=wanted,
+                top_n_tokens=top,
+            )
+            requests.append(
+                GenerationRequest(
+                    prompt=prompt,
+                    sampling=sampling,
+                    max_new_tokens=most,
+                    stop=tuple(stop),
+                    include_stop=False,
+                    ignore_eos=bool(body.ignore_eos),
+                    add_special_tokens=special,
+                    timeout=body.timeout,
+                )
+            )
+    return requests
+
+
+def _logprobs(body: ChatBody | CompletionBody, limits: GenerationLimits) -> tuple[bool, int]:
+    """Whether log-probabilities are wanted, and of how many tokens beside the chosen one."""
+    if isinstance(body, ChatBody):
+        wanted, top = bool(body.logprobs), body.top_logprobs or 0
+        if top and not wanted:
+            raise InvalidRequest("`top_logprobs` needs `logprobs` to be true")
+    else:
+        wanted, top = body.logprobs is not None, body.logprobs or 0
+    if not 0 <= top <= 20:
+        raise InvalidRequest("`top_logprobs` must be between 0 and 20")
+    return wanted, top
+
+
+def _bias(given: dict[str, float] | list[float] | None) -> tuple[tuple[int, float], ...]:
+    if not given or isinstance(given, list):  # TGI's form of a list does nothing there either
+        return ()
+    pairs: list[tuple[int, float]] = []
+    for token, value in given.items():
+        if not token.isdecimal():
+            raise InvalidRequest(f"`logit_bias` names the token '{token}'; give token ids")
+        if not -100 <= value <= 100:
+            raise InvalidRequest("`logit_bias` must be between -100 and 100")
+        pairs.append((int(token), value))
+    return tuple(pairs)
+
+
+def _check(body: Common, most: int | None, stop: list[str], choices: int, limits: GenerationLimits) -> None:
+    rules = (
+        (most is not None and most < 1, "`max_tokens` must be at least 1"),
+        (body.temperature is not None and not 0 <= body.temperature <= 100, "`temperature` must be at least 0"),
+        (body.top_p is not None and not 0 < body.top_p <= 1, "`top_p` must be > 0.0 and <= 1.0"),
+        (body.min_p is not None and not 0 <= body.min_p <= 1, "`min_p` must be >= 0.0 and <= 1.0"),
+        (not _within(body.frequency_penalty, 2.0), "`frequency_penalty` must be >= -2.0 and <= 2.0"),
+        (not _within(body.presence_penalty, 2.0), "`presence_penalty` must be >= -2.0 and <= 2.0"),
+        (
+            body.repetition_penalty is not None and not body.repetition_penalty > 0,
+            "`repetition_penalty` must be strictly positive",
+        ),
+        (not 1 <= choices <= MAX_CHOICES, f"`n` must be between 1 and {MAX_CHOICES}"),
+        (
+            len(stop) > limits.max_stop_sequences,
+            f"`stop` supports up to {limits.max_stop_sequences} stop sequences. Given: {len(stop)}",
+        ),
+        (body.timeout is not None and not body.timeout > 0, "`timeout` must be strictly positive"),
+        (
+            isinstance(body, CompletionBody) and body.suffix is not None,
+            "Suffix is not supported and can be achieved by preprocessing the prompt.",
+        ),
+        (isinstance(body, CompletionBody) and bool(body.echo), "`echo` is not supported yet"),
+    )
+    for broken, text in rules:
+        if broken:
+            raise InvalidRequest(text)
+
+
+def _within(value: float | None, bound: float) -> bool:
+    return value is None or -bound <= value <= bound

@@ -1,0 +1,143 @@
+"""Language models behind MindSpore Serving's URLs: `POST /model/<name>:generate` and `:generated_stream`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import orjson
+
+from inflight.errors import InflightError, InvalidRequest
+from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
+from inflight.frontends.base import Backend
+from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.generate import Whole, all_of, read_struct
+from inflight.frontends.rest.response import encode_error
+from inflight.frontends.sse import EventStream, Opened
+from inflight.frontends.tgi.request import GenerateBody, Parameters, check
+from inflight.generation import Finish, GenerationRequest, Generator, Token
+from inflight.log import LOGGER
+
+GENERATE, STREAM = "generate", "generated_stream"
+_TEXTS = ("inputs", "prompt", "text")
+
+
+class InstancesBody(msgspec.Struct):
+    """`{"instances": [{"inputs": "...", "parameters": {...}}, ...]}`; a bare text is an instance too."""
+
+    instances: list[Any]
+
+
+class GeneratorRest:
+    """Serves every language model by its name. Errors have MindSpore Serving's form, status 200 unless asked for."""
+
+    def __init__(self, backend: Backend, status_codes: bool) -> None:
+        self._backend = backend
+        self._status_codes = status_codes
+
+    def serves(self, scope: Scope) -> bool:
+        """Whether a request names a language model's method."""
+        return scope["method"] == "POST" and self._target(scope["path"]) is not None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        target = self._target(scope["path"])
+        assert target is not None
+        generator, method = target
+        try:
+            body = await read_struct(scope, receive, InstancesBody)
+            requests = _requests(body, generator, method == STREAM)
+            if method == STREAM:
+                await run_until_disconnect(_stream(generator, requests, send), receive)
+            else:
+                results = await run_until_disconnect(all_of(generator, requests), receive)
+                await respond_json(send, {"instances": [_instance(one) for one in results]})
+        except Disconnected:
+            return
+        except InflightError as error:
+            await self._fail(send, error)
+        except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
+            LOGGER.error("%s failed", scope["path"], exc_info=error)
+            await self._fail(send, InflightError("internal server error, the server's log has the details"))
+
+    def _target(self, path: str) -> tuple[Generator, str] | None:
+        if not path.startswith("/model/"):
+            return None
+        name, colon, method = path.removeprefix("/model/").rpartition(":")
+        generator = self._backend.generators.get(name.partition("/version/")[0])
+        return (generator, method) if colon and generator is not None and method in (GENERATE, STREAM) else None
+
+    async def _fail(self, send: Send, error: InflightError) -> None:
+        reply = encode_error(error)
+        await respond(send, reply.body, status=error.http_status if self._status_codes else 200)
+
+
+def _requests(body: InstancesBody, generator: Generator, streaming: bool) -> list[GenerationRequest]:
+    limits = generator.info.limits
+    if not body.instances:
+        raise InvalidRequest("the request has no instances; send at least one")
+    if len(body.instances) > limits.max_concurrent_requests:
+        raise InvalidRequest(
+            f"the request has {len(body.instances)} instances and the model answers "
+            f"{limits.max_concurrent_requests} at a time; send fewer in a request"
+        )
+    return [check(_generate_body(each, index), limits, streaming).request for index, each in enumerate(body.instances)]
+
+
+def _generate_body(instance: Any, index: int) -> GenerateBody:
+    """One instance as TGI's body. Parameters stand in `parameters`, or beside the text."""
+    if isinstance(instance, str):
+        return GenerateBody(instance, Parameters())
+    if not isinstance(instance, dict):
+        raise InvalidRequest(f"instance {index} must be a text or an object with the key 'inputs'")
+    key = next((name for name in _TEXTS if name in instance), None)
+    if key is None or not isinstance(instance[key], str):
+        raise InvalidRequest(f"instance {index} has no text; give it by the key 'inputs'")
+    beside = {name: value for name, value in instance.items() if name not in (key, "parameters")}
+    given = instance.get("parameters") or {}
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"instance {index}: 'parameters' must be an object")
+    try:
+        return GenerateBody(instance[key], msgspec.convert({**beside, **given}, Parameters))
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"instance {index}: {error}") from error
+
+
+def _instance(one: Whole) -> dict[str, Any]:
+    return {
+        "generated_text": one.finish.text,
+        "finish_reason": one.finish.reason.value,
+        "generated_tokens": one.finish.generated,
+    }
+
+
+async def _stream(generator: Generator, requests: list[GenerationRequest], send: Send) -> None:
+    """One frame a token: `{"instances": [{"index", "text"}]}`; the last one of an instance has its whole text too."""
+    opened = [Opened(generator.generate(request)) for request in requests]
+    try:
+        await asyncio.gather(*(one.open() for one in opened))
+        async with EventStream(send, [(b"x-accel-buffering", b"no")]) as stream:
+
+            async def tell(index: int, events: AsyncIterator[Any]) -> None:
+                try:
+                    async for event in events:
+                        if isinstance(event, Token):
+                            frame: dict[str, Any] = {"index": index, "text": event.delta}
+                        elif isinstance(event, Finish):
+                            whole = {
+                                "generated_text": event.text,
+                                "finish_reason": event.reason.value,
+                                "generated_tokens": event.generated,
+                            }
+                            frame = {"index": index, "text": event.delta, **whole}
+                        else:
+                            continue
+                        await stream.event(orjson.dumps({"instances": [frame]}))
+                except InflightError as error:
+                    frame = {"index": index, "error_code": error.mindspore_code, "error_msg": str(error)}
+                    await stream.event(orjson.dumps({"instances": [frame]}))
+
+            await asyncio.gather(*(tell(index, aiter(one)) for index, one in enumerate(opened)))
+    finally:
+        await asyncio.gather(*(one.close() for one in opened))

@@ -1,0 +1,112 @@
+"""Server-sent events: a stream of JSON frames that notices a slow or a gone client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import TypeVar
+
+from inflight.errors import InflightError
+from inflight.frontends.asgi import Header, Send
+from inflight.generation import Event
+
+T = TypeVar("T")
+
+KEEP_ALIVE = 15.0
+"""Seconds without an event after which a comment is sent, so that nobody in between takes the stream for dead."""
+_HEADERS: tuple[Header, ...] = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"))
+DONE = b"[DONE]"
+
+
+class EventStream:
+    """One response of events; an async context manager around all that is sent.
+
+    `event` waits while the client takes the stream too slowly, so a slow reader holds up its own generation only.
+    """
+
+    def __init__(self, send: Send, headers: Iterable[Header] = ()) -> None:
+        self._send = send
+        self._headers = [*_HEADERS, *headers]
+        self._loop = asyncio.get_running_loop()
+        self._last = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._comment: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> EventStream:
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(KEEP_ALIVE, self._keep_alive)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._comment is not None:
+            await asyncio.gather(self._comment, return_exceptions=True)
+        if error[0] is None:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def event(self, data: bytes) -> None:
+        """One frame."""
+        self._last = self._loop.time()
+        await self._send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+
+    def _keep_alive(self) -> None:
+        """One timer for the whole stream: it is armed again only when it fires."""
+        rest = self._last + KEEP_ALIVE - self._loop.time()
+        if rest <= 0:
+            self._last = self._loop.time()
+            message = {"type": "http.response.body", "body": b":\n\n", "more_body": True}
+            self._comment = self._loop.create_task(self._sent(message))
+            rest = KEEP_ALIVE
+        self._timer = self._loop.call_later(rest, self._keep_alive)
+
+    async def _sent(self, message: dict[str, object]) -> None:
+        await self._send(message)
+
+
+class Opened:
+    """Events of one generation whose first one is already here.
+
+    A request that is refused says so before a status was sent. A prompt that takes long to compute does not hold the
+    headers back: after `KEEP_ALIVE` seconds the stream begins without its first event.
+    """
+
+    def __init__(self, events: AsyncIterator[Event]) -> None:
+        self._events = events
+        self._first: asyncio.Task[Event] | None = None
+
+    async def open(self) -> Opened:
+        """Waits for the first event.
+
+        Raises:
+            InflightError: the request was refused, or failed before its first token.
+        """
+        self._first = asyncio.ensure_future(_next(self._events))
+        try:
+            await asyncio.wait([self._first], timeout=KEEP_ALIVE)
+            if self._first.done():
+                self._first.result()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        assert self._first is not None
+        yield await self._first
+        async for event in self._events:
+            yield event
+
+    async def close(self) -> None:
+        """Ends the generation, wherever it is."""
+        if self._first is not None and not self._first.done():
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
+        await self._events.aclose()  # type: ignore[attr-defined]  # generators have it
+
+
+async def _next(events: AsyncIterator[T]) -> T:
+    async for event in events:
+        return event
+    raise InflightError("the generation ended without an event")

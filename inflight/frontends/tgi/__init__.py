@@ -1,0 +1,5 @@
+"""Text Generation Inference's REST interface."""
+
+from inflight.frontends.tgi.app import TgiRest
+
+__all__ = ["TgiRest"]

@@ -1,0 +1,212 @@
+"""TGI's routes as a raw ASGI application."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from inflight import __version__
+from inflight.errors import InflightError
+from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
+from inflight.frontends.base import Backend
+from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.generate import all_of, draw_seed, read_struct, with_seed
+from inflight.frontends.sse import EventStream, Opened
+from inflight.frontends.tgi.request import Asked, GenerateBody, check
+from inflight.frontends.tgi.response import (
+    compute_type,
+    error_frame,
+    error_reply,
+    frame,
+    generation_json,
+    timing_headers,
+)
+from inflight.generation import Chat, Finish, Generator, Token
+from inflight.log import LOGGER
+
+Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class TokenizeBody(msgspec.Struct):
+    """`POST /tokenize`."""
+
+    inputs: str
+    add_special_tokens: bool = True
+
+
+class ChatTokenizeBody(msgspec.Struct):
+    """`POST /chat_tokenize`: a chat as on `/v1/chat/completions`."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+
+class TgiRest:
+    """Answers TGI's own routes with the first language model served here.
+
+    Attributes:
+        paths: which handler answers which path, by method.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.paths: Mapping[str, Mapping[str, Handler]] = {
+            "/": {"POST": self._compatible},
+            "/generate": {"POST": self._generate},
+            "/generate_stream": {"POST": self._stream},
+            "/tokenize": {"POST": self._tokenize},
+            "/chat_tokenize": {"POST": self._chat_tokenize},
+            "/info": {"GET": self._info},
+            "/health": {"GET": self._health},
+            "/ping": {"GET": self._health},
+        }
+
+    def serves(self, scope: Scope) -> bool:
+        """Whether a request is for one of these routes; `GET /` stays the overview."""
+        methods = self.paths.get(scope["path"])
+        if methods is None or not self._backend.generators:
+            return False
+        method: str = scope["method"]
+        return scope["path"] != "/" or method == "POST"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        methods = self.paths[scope["path"]]
+        handler = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        if handler is None:
+            allowed = (b"allow", ", ".join(methods).encode())
+            await respond(send, b"", status=405, headers=[allowed])
+            return
+        try:
+            await handler(scope, receive, send)
+        except Disconnected:
+            return
+        except InflightError as error:
+            await _fail(send, error)
+        except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
+            LOGGER.error("%s failed", scope["path"], exc_info=error)
+            await _fail(send, InflightError("internal server error, the server's log has the details"))
+
+    @property
+    def _generator(self) -> Generator:
+        return next(iter(self._backend.generators.values()))
+
+    async def _compatible(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The route of the first API: a list of one, or a stream where the body asks for it."""
+        body = await read_struct(scope, receive, GenerateBody)
+        if body.stream:
+            await self._streamed(body, receive, send, full_text=True)
+        else:
+            await self._answered(body, receive, send, full_text=True, listed=True)
+
+    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answered(await read_struct(scope, receive, GenerateBody), receive, send)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._streamed(await read_struct(scope, receive, GenerateBody), receive, send)
+
+    async def _answered(
+        self, body: GenerateBody, receive: Receive, send: Send, *, full_text: bool = False, listed: bool = False
+    ) -> None:
+        began = time.perf_counter()
+        generator = self._generator
+        asked = check(body, generator.info.limits, streaming=False)
+        full = full_text if asked.full_text is None else asked.full_text
+        requests = [asked.request]
+        requests += [with_seed(asked.request, draw_seed()) for _ in range(asked.best_of - 1)]
+        validation = time.perf_counter() - began
+        results = await run_until_disconnect(all_of(generator, requests), receive)
+        answer = generation_json(asked, results, full)
+        total = time.perf_counter() - began
+        headers = timing_headers(generator.info, body.inputs, results[0], validation, total)
+        await respond_json(send, [answer] if listed else answer, headers=headers)
+
+    async def _streamed(self, body: GenerateBody, receive: Receive, send: Send, *, full_text: bool = False) -> None:
+        generator = self._generator
+        asked = check(body, generator.info.limits, streaming=True)
+        full = full_text if asked.full_text is None else asked.full_text
+        await run_until_disconnect(_run_stream(generator, asked, body, full, send), receive)
+
+    async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_struct(scope, receive, TokenizeBody)
+        pieces = await self._generator.tokenize(body.inputs, body.add_special_tokens)
+        await respond_json(
+            send, [{"id": one.id, "text": one.text, "start": one.start, "stop": one.stop} for one in pieces]
+        )
+
+    async def _chat_tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_struct(scope, receive, ChatTokenizeBody)
+        text = await self._generator.render(Chat(body.messages, body.tools))
+        pieces = await self._generator.tokenize(text, add_special_tokens=False)
+        found = [{"id": one.id, "text": one.text, "start": one.start, "stop": one.stop} for one in pieces]
+        await respond_json(send, {"tokenize_response": found, "templated_text": text})
+
+    async def _info(self, scope: Scope, receive: Receive, send: Send) -> None:
+        info = self._generator.info
+        limits = info.limits
+        await respond_json(
+            send,
+            {
+                "model_id": info.model_id,
+                "model_sha": None,
+                "model_dtype": f"torch.{info.dtype}",
+                "model_device_type": info.device_type,
+                "model_pipeline_tag": "text-generation",
+                "max_concurrent_requests": limits.max_concurrent_requests,
+                "max_best_of": limits.max_best_of,
+                "max_stop_sequences": limits.max_stop_sequences,
+                "max_input_tokens": limits.max_input_tokens,
+                "max_total_tokens": limits.max_total_tokens,
+                "max_batch_total_tokens": limits.max_batch_total_tokens,
+                "max_batch_prefill_tokens": limits.max_batch_prefill_tokens,
+                "waiting_served_ratio": limits.waiting_served_ratio,
+                "max_waiting_tokens": limits.max_waiting_tokens,
+                "validation_workers": 1,
+                "max_client_batch_size": limits.max_client_batch_size,
+                "router": "inflight",
+                # Clients compare this with versions of TGI: the surface is that of 3.3.
+                "version": f"3.3.6+inflight.{__version__}",
+                "sha": None,
+                "docker_label": None,
+            },
+        )
+
+    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._generator.ready:
+            await respond(send, b"")
+        else:
+            await respond_json(send, {"error": "unhealthy", "error_type": "healthcheck"}, status=503)
+
+
+async def _run_stream(generator: Generator, asked: Asked, body: GenerateBody, full: bool, send: Send) -> None:
+    opened = await Opened(generator.generate(asked.request)).open()
+    headers = [
+        compute_type(generator.info),
+        (b"x-compute-characters", str(len(body.inputs)).encode()),
+        (b"x-accel-buffering", b"no"),
+    ]
+    try:
+        async with EventStream(send, headers) as stream:
+            try:
+                index = 0
+                last: Token | None = None
+                async for event in opened:
+                    if isinstance(event, Token):
+                        index += 1
+                        if event.last:
+                            last = event
+                        else:
+                            await stream.event(frame(index, event, asked, None, full))
+                    elif isinstance(event, Finish) and last is not None:
+                        await stream.event(frame(index, last, asked, event, full))
+            except InflightError as error:
+                await stream.event(error_frame(error))
+    finally:
+        await opened.close()
+
+
+async def _fail(send: Send, error: InflightError) -> None:
+    status, body, headers = error_reply(error)
+    await respond(send, body, status=status, content_type=headers[0], headers=headers[1:])

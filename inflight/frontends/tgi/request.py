@@ -1,0 +1,186 @@
+"""TGI's request body, its checks in its order and words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from inflight.errors import InvalidRequest
+from inflight.frontends.generate import MAX_SEED, draw_seed
+from inflight.generation import GenerationLimits, GenerationRequest
+from inflight.plan import Sampling
+
+_MAX_COUNT = (1 << 32) - 1
+
+
+class Parameters(msgspec.Struct):
+    """`parameters` of a request; what may be null is here `| None`."""
+
+    best_of: int | None = None
+    temperature: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    do_sample: bool = False
+    max_new_tokens: int | None = None
+    return_full_text: bool | None = None
+    stop: list[str] = []
+    truncate: int | None = None
+    watermark: bool = False
+    details: bool = False
+    decoder_input_details: bool = False
+    seed: int | None = None
+    top_n_tokens: int | None = None
+    grammar: Any = None
+    adapter_id: str | None = None
+    timeout: float | None = None
+
+
+class GenerateBody(msgspec.Struct):
+    """`POST /generate`. Without `parameters` sampling is on: TGI's trap, which clients rely on."""
+
+    inputs: str
+    parameters: Parameters | None = None
+    stream: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A checked request.
+
+    Attributes:
+        best_of: generations, of which the likeliest wins.
+        details, prefill: what the answer holds beside the text.
+        full_text: the prompt goes before the generated text; None: the route decides.
+        seed: as reported; None where nothing is drawn.
+    """
+
+    request: GenerationRequest
+    best_of: int
+    details: bool
+    prefill: bool
+    full_text: bool | None
+    seed: int | None
+
+
+def check(body: GenerateBody, limits: GenerationLimits, streaming: bool) -> Asked:
+    """The request that a body asks for.
+
+    Raises:
+        InvalidRequest: in TGI's words; the first of its checks that fails.
+    """
+    given = body.parameters if body.parameters is not None else Parameters(do_sample=True)
+    best_of = given.best_of or 1
+    sampled = _samples(given)
+    _check_numbers(given, limits, best_of, sampled, streaming)
+    if not body.inputs:
+        raise InvalidRequest("`inputs` cannot be empty")
+    if given.truncate is not None and not 0 < given.truncate <= limits.max_input_tokens:
+        raise InvalidRequest(
+            f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. Given: {given.truncate}"
+        )
+    if given.grammar is not None:
+        raise InvalidRequest("grammars are not supported yet; leave `grammar` out")
+    if given.adapter_id not in (None, ""):
+        raise InvalidRequest(f"adapter '{given.adapter_id}' is not served; leave `adapter_id` out")
+    details = given.details or given.decoder_input_details
+    seed = given.seed if given.seed is not None else draw_seed()
+    sampling = Sampling(
+        do_sample=sampled,
+        temperature=1.0 if given.temperature is None else given.temperature,
+        top_k=given.top_k or 0,
+        top_p=1.0 if given.top_p is None else given.top_p,
+        min_p=given.min_p or 0.0,
+        typical_p=1.0 if given.typical_p is None else given.typical_p,
+        repetition_penalty=1.0 if given.repetition_penalty is None else given.repetition_penalty,
+        frequency_penalty=given.frequency_penalty or 0.0,
+        presence_penalty=given.presence_penalty or 0.0,
+        seed=seed,
+        logprobs=streaming or details or best_of > 1,
+        top_n_tokens=given.top_n_tokens or 0,
+        prompt_logprobs=given.decoder_input_details,
+    )
+    request = GenerationRequest(
+        prompt=body.inputs,
+        sampling=sampling,
+        max_new_tokens=given.max_new_tokens,
+        stop=tuple(given.stop),
+        truncate=given.truncate,
+        prompt_tokens=given.decoder_input_details,
+        timeout=given.timeout,
+    )
+    return Asked(
+        request,
+        best_of,
+        details,
+        given.decoder_input_details,
+        given.return_full_text,
+        seed if sampled else None,
+    )
+
+
+def _samples(given: Parameters) -> bool:
+    """Any warper that is not at its rest turns sampling on."""
+    return (
+        given.do_sample
+        or given.temperature not in (None, 1.0)
+        or bool(given.top_k)
+        or (given.top_p is not None and given.top_p < 1.0)
+        or (given.typical_p is not None and given.typical_p < 1.0)
+        or bool(given.min_p)
+    )
+
+
+def _check_numbers(given: Parameters, limits: GenerationLimits, best_of: int, sampled: bool, streaming: bool) -> None:
+    stops, top_n = limits.max_stop_sequences, given.top_n_tokens or 0
+    unsigned = (given.best_of, given.truncate, given.top_n_tokens, given.max_new_tokens)
+    if any(value is not None and not 0 <= value <= _MAX_COUNT for value in unsigned):
+        raise InvalidRequest("`best_of`, `truncate`, `top_n_tokens` and `max_new_tokens` must be whole numbers from 0")
+    rules = (
+        (limits.max_best_of == 1 and best_of != 1, "`best_of` != 1 is not allowed for this endpoint"),
+        (best_of > limits.max_best_of, f"`best_of` must be > 0 and <= {limits.max_best_of}. Given: {best_of}"),
+        (best_of > 1 and streaming, "`best_of` != 1 is not supported when streaming tokens"),
+        (best_of > 1 and not sampled, "you must use sampling when `best_of` is > 1"),
+        (not _positive(given.temperature), "`temperature` must be strictly positive"),
+        (not _positive(given.repetition_penalty), "`repetition_penalty` must be strictly positive"),
+        (not _within(given.frequency_penalty, 2.0), "`frequency_penalty` must be >= -2.0 and <= 2.0"),
+        (not _within(given.presence_penalty, 2.0), "`presence_penalty` must be >= -2.0 and <= 2.0"),
+        (not _fraction(given.top_p), "`top_p` must be > 0.0 and < 1.0"),
+        (not _fraction(given.typical_p), "`typical_p` must be > 0.0 and < 1.0"),
+        (given.min_p is not None and not 0 <= given.min_p <= 1, "`min_p` must be >= 0.0 and <= 1.0"),
+        (given.top_k is not None and not 0 < given.top_k < 1 << 31, "`top_k` must be strictly positive"),
+        (given.max_new_tokens == 0, "`max_new_tokens` must be strictly positive"),
+        (len(given.stop) > stops, f"`stop` supports up to {stops} stop sequences. Given: {len(given.stop)}"),
+        (best_of > 1 and given.seed is not None, "`seed` must not be set when `best_of` > 1"),
+        (given.seed is not None and not 0 <= given.seed <= MAX_SEED, "`seed` must be >= 0 and < 2**64"),
+        (
+            top_n > limits.max_top_n_tokens,
+            f"`top_n_tokens` must be >= 0 and <= {limits.max_top_n_tokens}. Given: {top_n}",
+        ),
+        (
+            streaming and given.decoder_input_details,
+            "`decoder_input_details` == true is not supported when streaming tokens",
+        ),
+        (given.timeout is not None and not given.timeout > 0, "`timeout` must be strictly positive"),
+    )
+    for broken, text in rules:
+        if broken:
+            raise InvalidRequest(text)
+
+
+def _positive(value: float | None) -> bool:
+    return value is None or value > 0
+
+
+def _within(value: float | None, bound: float) -> bool:
+    return value is None or -bound <= value <= bound
+
+
+def _fraction(value: float | None) -> bool:
+    return value is None or 0 < value < 1
