@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
@@ -117,9 +118,16 @@ def _prompts(body: CompletionBody) -> list[str | Sequence[int]]:
         return [prompt]
     if not prompt:
         raise InvalidRequest("`prompt` cannot be empty")
-    if isinstance(prompt[0], int):
+    if _is_tokens(prompt):
         return [prompt]
-    return list(prompt)
+    for one in prompt:
+        if not isinstance(one, str) and not (isinstance(one, list) and _is_tokens(one)):
+            raise InvalidRequest("`prompt` must be a text, token ids, or a list of texts or of lists of token ids")
+    return prompt
+
+
+def _is_tokens(values: list[Any]) -> bool:
+    return all(type(value) is int for value in values)
 
 
 async def _stream(

@@ -59,7 +59,7 @@ class ChatBody(Common, kw_only=True):
 class CompletionBody(Common, kw_only=True):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[Any]  # texts, token ids, or lists of token ids
     logprobs: int | None = None
     echo: bool | None = None
     suffix: str | None = None

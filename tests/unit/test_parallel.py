@@ -1,0 +1,123 @@
+"""Tensor parallel ranks: one rank against two and four, in processes that talk through gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inflight.errors import StartError
+from tests.lm import Driver, job, make_runner, save_tiny
+
+PROMPTS = [[5, 9, 11], [40] * 17, [3 + n % 90 for n in range(50)]]
+COUNT = 24
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama": {"attention_bias": True, "mlp_bias": True, "vocab_size": 97},
+    "Phi3": {},
+    "Gemma3Text": {"head_dim": 16, "sliding_window": 10, "num_hidden_layers": 3},
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+}
+
+
+def rank_of(folder: str, rank: int, size: int, port: int, out: Any) -> None:
+    """One rank's process: runs the plans that the others run, too."""
+    import torch
+
+    from inflight.device import connect_ranks, open_device
+    from inflight.shard import ModelRunner
+
+    torch.set_num_threads(1)
+    device = open_device("cpu", 0)
+    ranks = connect_ranks(rank, size, f"127.0.0.1:{port}", device, 60)
+    runner = ModelRunner(job(Path(folder), rank=rank, world_size=size), ranks, device)
+    pipes = out
+    if rank:
+        while (plan := pipes.recv()) is not None:
+            assert runner.run(plan) is None
+        return
+
+    class Leader:
+        """Runs a plan on rank 0 and sends it to the others."""
+
+        offer = runner.offer
+        _step = 0
+
+        def run(self, plan: Any) -> Any:
+            for pipe in pipes:
+                pipe.send(plan)
+            return runner.run(plan)
+
+    driver = Driver(Leader())  # type: ignore[arg-type]
+    for prompt in PROMPTS:
+        driver.add(prompt, COUNT)
+    driver.drain()
+    for pipe in pipes[1:]:
+        pipe.send(None)
+    pipes[0].send(list(driver.out.values()))
+
+
+def tokens_of(folder: Path, size: int) -> list[list[int]]:
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ends = [context.Pipe() for _ in range(size)]
+    theirs = [end for _, end in ends]
+    processes = [
+        context.Process(target=rank_of, args=(str(folder), rank, size, port, theirs[rank])) for rank in range(1, size)
+    ]
+    first = context.Process(target=lead, args=(str(folder), size, port, theirs[0], [mine for mine, _ in ends[1:]]))
+    processes.append(first)
+    for process in processes:
+        process.start()
+    try:
+        assert ends[0][0].poll(90), "the ranks did not answer"
+        found: list[list[int]] = ends[0][0].recv()
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+    return found
+
+
+def lead(folder: str, size: int, port: int, report: Any, followers: list[Any]) -> None:
+    rank_of(folder, 0, size, port, _Pipes(report, followers))
+
+
+class _Pipes(list[Any]):
+    """The followers' pipes; the first item is where the result goes."""
+
+    def __init__(self, report: Any, followers: list[Any]) -> None:
+        super().__init__([report, *followers])
+
+    def __iter__(self) -> Any:
+        return iter(self[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_and_four_ranks(family: str, tmp_path: Path) -> None:
+    folder = save_tiny(family, tmp_path, **FAMILIES[family])
+    driver = Driver(make_runner(folder))
+    for prompt in PROMPTS:
+        driver.add(prompt, COUNT)
+    wanted = list(driver.drain().values())
+    for size in (2, 4):
+        assert tokens_of(folder, size) == wanted
+
+
+def test_a_number_of_ranks_that_does_not_divide(tmp_path: Path) -> None:
+    import torch
+
+    from inflight.device import Alone
+    from inflight.models import load_model
+
+    class Three(Alone):
+        size = 3
+
+    folder = save_tiny("Llama", tmp_path)
+    with pytest.raises(StartError, match="--tensor-parallel 3 does not divide the model's 4 attention heads"):
+        load_model(job(folder), Three(), torch.device("cpu"))
