@@ -1,7 +1,7 @@
 """Tiny stories from a grammar: a hero, a friend, a place, a thing, and a plot of a few beats with one cause each.
 
-A plot is a list of beats, a beat a list of sentences that say the same in other words. `tell` fills their slots, so every
-story is correct by construction, and there are far more of them than a small model could learn by heart.
+A plot is a list of beats, a beat a list of sentences that say the same in other words. `tell` fills their slots, so
+every story is correct by construction, and there are far more of them than a small model could learn by heart.
 """
 
 from __future__ import annotations

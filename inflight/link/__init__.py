@@ -18,7 +18,7 @@ from inflight.link.codec import (
     Unpacker,
     Work,
 )
-from inflight.link.offer import GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
+from inflight.link.offer import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
 from inflight.link.step import LoadShard, Progress, ShardReady
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Done",
     "Drop",
     "Failed",
+    "GeneratorOffer",
     "GraphOffer",
     "Leaving",
     "Load",

@@ -61,6 +61,20 @@ class MethodOffer(Record, frozen=True):
     has_function_stage: bool
 
 
+class GeneratorOffer(Record, frozen=True):
+    """A language model that the servable declares; the server starts it.
+
+    Attributes:
+        key: how calls name it.
+        options: further fields of `inflight.config.GeneratorConfig`.
+    """
+
+    key: str
+    model_dir: str
+    tensor_parallel: int
+    options: dict[str, Any]
+
+
 class Offer(Record, frozen=True):
     """All that a worker offers.
 
@@ -68,6 +82,7 @@ class Offer(Record, frozen=True):
         version: the version it loaded (never 0).
         own_models: it runs the models itself; else it sends model rows back to the server.
         device_type: where its models run, for people to read.
+        generators: language models that it declares and that run elsewhere.
     """
 
     version: int
@@ -75,6 +90,7 @@ class Offer(Record, frozen=True):
     models: list[ModelOffer]
     own_models: bool
     device_type: str
+    generators: list[GeneratorOffer] = []
 
 
 class WorkerJob(Record, frozen=True):

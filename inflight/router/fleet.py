@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from inflight.config import ServableConfig, ServerConfig
+from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
 from inflight.errors import ConfigError, InflightError, StartError, Unavailable
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
 from inflight.place import Launch
+from inflight.router.generators import Generators
 from inflight.router.group import Group
 from inflight.router.replica import Replica, State
 from inflight.servable import check_config_location, find_versions
@@ -34,6 +35,7 @@ class Fleet:
         metrics: where the states of replicas are shown.
         runtimes: value of INFLIGHT_RUNTIMES, handed to the workers.
         on_all_lost: called when no worker is left that could be started again.
+        generators: starts the language models that servables declare.
 
     Attributes:
         groups: by servable name and version, in the order of their start.
@@ -47,7 +49,9 @@ class Fleet:
         metrics: Metrics,
         runtimes: str | None,
         on_all_lost: Callable[[], None],
+        generators: Generators,
     ) -> None:
+        self._generators = generators
         self._config = config
         self._metrics = metrics
         self._runtimes = runtimes
@@ -140,6 +144,8 @@ class Fleet:
         )
         jobs = [_with(base, device_id=device) for device in config.device_ids]
         offers = await _all(self._start_one(group, replica, job) for replica, job in zip(devices, jobs))
+        if offers and offers[0].generators:
+            await self._start_generators(group, config, offers[0])
         extra = max(0, config.num_parallel_workers - len(devices))
         if not devices:
             extra = max(1, extra)
@@ -150,6 +156,19 @@ class Fleet:
         job = base if own else _with(base, own_models=False, models=offers[0].models)
         extras = [self._replica(group, config, f"extra{index}", {}) for index in range(extra)]
         await _all(self._start_one(group, replica, job) for replica in extras)
+
+    async def _start_generators(self, group: Group, config: ServableConfig, offer: Offer) -> None:
+        """Starts the language models that a servable declares; they answer under its name."""
+        for one in offer.generators:
+            generator = GeneratorConfig(
+                model_dir=Path(one.model_dir),
+                name=config.name,
+                tensor_parallel=one.tensor_parallel,
+                device_type=config.device_type,
+                **one.options,
+            )
+            await self._generators.start([generator])
+            group.generators[one.key] = self._generators.engines[config.name]
 
     def _replica(self, group: Group, config: ServableConfig, label: str, environment: dict[str, str]) -> Replica:
         log_dir = self._config.log_dir

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from inflight.config import GeneratorConfig, ServerConfig
-from inflight.engine import Engine
-from inflight.errors import ConfigError
-from inflight.router.shards import ShardGroup
-from inflight.text import load_tokenizer
+from inflight.errors import ConfigError, StartError
 from inflight.types import ServableStatus
+
+if TYPE_CHECKING:
+    from inflight.engine import Engine
+    from inflight.router.shards import ShardGroup
 
 SHOWN_STEPS = 4
 """Lines of progress while weights load."""
@@ -48,6 +50,16 @@ class Generators:
             ConfigError: two have one name.
             StartError: a model cannot be loaded; what this call started has been ended.
         """
+        if not configs:
+            return
+        try:  # not needed by a server of classic models only, and not part of its installation
+            from inflight.engine import Engine
+            from inflight.router.shards import ShardGroup
+            from inflight.text import load_tokenizer
+        except ImportError as error:
+            raise StartError(
+                f"language models need the extra 'llm': pip install 'inflight-serving[llm]' ({error})"
+            ) from error
         started: list[str] = []
         try:
             for config in configs:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from inflight.errors import InflightError, Overloaded, Unavailable, WorkerLost, error_from_wire
+from inflight.generation import Generator
 from inflight.link import Call, CallDone, Done, MethodOffer, Offer, Unpacker
 from inflight.metrics import Metrics
 from inflight.router.replica import Replica, State
 from inflight.router.request import Instance, Request, Result
+from inflight.router.stage import run_stage
 from inflight.types import MethodInfo
 
 log = logging.getLogger("inflight")
@@ -87,6 +89,8 @@ class Group:
         self._scheduled = False
         self._turn = 0
         self.failing: str | None = None
+        self.generators: dict[str, Generator] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # keeps them alive; their order does not matter
 
     # What the router asks
 
@@ -244,6 +248,14 @@ class Group:
 
     def on_call(self, replica: Replica, message: Call, values: Unpacker) -> None:
         """Model rows of an extra worker: run on a device worker, answered as they come."""
+        generator = self.generators.get(message.model)
+        if generator is not None:
+            for number, wire in message.items:
+                done = partial(_answer_call, replica, replica.starts, number, None)
+                task = self._loop.create_task(run_stage(generator, values.row(wire), done))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            return
         queue = self.by_name.get(f"@call_{message.model}_{message.subgraph}")
         for number, wire in message.items:
             done = partial(_answer_call, replica, replica.starts, number)

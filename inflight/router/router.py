@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
-from inflight.engine import Engine
 from inflight.errors import (
     DeadlineExceeded,
     InflightError,
@@ -23,6 +23,9 @@ from inflight.router.generators import Generators
 from inflight.router.group import Group
 from inflight.router.request import Request, Result
 from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
+
+if TYPE_CHECKING:
+    from inflight.engine import Engine
 
 log = logging.getLogger("inflight")
 
@@ -46,8 +49,8 @@ class Router:
     ) -> None:
         self._config = config
         self._metrics = metrics
-        self._fleet = Fleet(config, metrics, runtimes, on_all_lost)
         self._generators = Generators(config)
+        self._fleet = Fleet(config, metrics, runtimes, on_all_lost, self._generators)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -89,7 +92,8 @@ class Router:
             )
             for group in self._fleet.all_groups()
         ]
-        return [*classic, *self._generators.statuses()]
+        names = [status.name for status in classic]
+        return [*classic, *(status for status in self._generators.statuses() if status.name not in names)]
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
         group = self._group(servable, version)

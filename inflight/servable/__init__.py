@@ -1,7 +1,7 @@
 """What a user writes: models, methods, stages; and how a servable's folder becomes a `ServableSpec`."""
 
 from inflight.servable.builtin import BUILTIN_FUNCTIONS
-from inflight.servable.declare import BUILTIN_FORMATS, allow_formats, declare_model
+from inflight.servable.declare import BUILTIN_FORMATS, allow_formats, declare_generator, declare_model
 from inflight.servable.deprecated import (
     call_postprocess,
     call_postprocess_pipeline,
@@ -25,6 +25,7 @@ from inflight.servable.spec import (
     DEFAULT_MAX_BATCH_SIZE,
     DeviceOptions,
     FunctionSpec,
+    GeneratorSpec,
     MethodSpec,
     ModelSpec,
     Ref,
@@ -46,6 +47,7 @@ __all__ = [
     "DeviceOptions",
     "FunctionSpec",
     "GPUDeviceInfo",
+    "GeneratorSpec",
     "GpuOptions",
     "MethodSpec",
     "Model",
@@ -66,6 +68,7 @@ __all__ = [
     "check_config_location",
     "check_model_counts",
     "current_registry",
+    "declare_generator",
     "declare_model",
     "declare_servable",
     "find_versions",

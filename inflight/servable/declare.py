@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from inflight.errors import RegistrationError
 from inflight.servable.checks import check_bool, check_int, check_ints, check_str, check_strs
 from inflight.servable.device import AclOptions, Context, GpuOptions
 from inflight.servable.model import Model
-from inflight.servable.spec import DEFAULT_MAX_BATCH_SIZE, ModelSpec
+from inflight.servable.spec import DEFAULT_MAX_BATCH_SIZE, GeneratorSpec, ModelSpec
 from inflight.servable.trace import Registry, current_registry
 
 logger = logging.getLogger("inflight")
@@ -79,6 +80,68 @@ def declare_model(
         device_options=settings.device_options(),
         config_file=None if config_file is None else check_str("config_file", config_file),
         target=target,
+    )
+    return Model(key)
+
+
+def declare_generator(
+    model_dir: str | Path,
+    tensor_parallel: int = 1,
+    *,
+    dtype: str = "auto",
+    kv_cache_memory: int | None = None,
+    threads: int = 0,
+    max_batch_size: int = 128,
+    max_concurrent_requests: int = 128,
+    max_input_tokens: int | None = None,
+    max_total_tokens: int | None = None,
+) -> Model:
+    """Declares a language model of the servable.
+
+    As a stage it takes a prompt, or a prompt and a JSON text of parameters (`{"max_new_tokens": 50, "temperature":
+    0.7, "stop": ["."]}`), and gives the generated text. It also answers by itself under the servable's name:
+    `POST /model/<servable>:generate` and `:generated_stream`, and the routes of TGI and OpenAI.
+
+    Args:
+        model_dir: a folder in Hugging Face layout; absolute, or relative to the servable's directory.
+        tensor_parallel: processes (devices) that share the model.
+        kv_cache_memory: bytes of each process's cache; None: measured.
+        threads: CPU threads of each process; 0: the cores, shared.
+        dtype, max_batch_size, max_concurrent_requests, max_input_tokens, max_total_tokens: as for `inflight serve`.
+
+    Returns:
+        The model, for `add_stage`.
+
+    Raises:
+        RegistrationError: a parameter of the wrong type or value, or a second language model.
+    """
+    check_int("tensor_parallel", tensor_parallel, 1)
+    registry = current_registry()
+    if any(model.generator is not None for model in registry.models.values()):
+        raise RegistrationError("a servable has one language model; declare the other one in a servable of its own")
+    folder = Path(model_dir)
+    folder = folder if folder.is_absolute() else registry.directory / folder
+    if not (folder / "config.json").is_file():
+        raise RegistrationError(f"'{folder}' has no config.json; give a folder in Hugging Face layout as model_dir")
+    options = {
+        "dtype": check_str("dtype", dtype),
+        "kv_cache_bytes": kv_cache_memory,
+        "threads": check_int("threads", threads, 0),
+        "max_batch_size": check_int("max_batch_size", max_batch_size, 1),
+        "max_concurrent_requests": check_int("max_concurrent_requests", max_concurrent_requests, 1),
+        "max_input_tokens": max_input_tokens,
+        "max_total_tokens": max_total_tokens,
+    }
+    for name in ("kv_cache_bytes", "max_input_tokens", "max_total_tokens"):
+        if options[name] is not None:
+            check_int(name, options[name], 1)
+    key = folder.name
+    registry.models[key] = ModelSpec(
+        key=key,
+        files=(),
+        format="generator",
+        with_batch_dim=False,
+        generator=GeneratorSpec(folder.resolve(), tensor_parallel, options),
     )
     return Model(key)
 

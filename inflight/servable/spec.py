@@ -31,6 +31,21 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True)
+class GeneratorSpec:
+    """One `declare_generator`.
+
+    Attributes:
+        model_dir: a folder in Hugging Face layout; absolute.
+        tensor_parallel: processes that share it.
+        options: further fields of `inflight.config.GeneratorConfig`.
+    """
+
+    model_dir: Path
+    tensor_parallel: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One `declare_model`.
 
@@ -45,6 +60,7 @@ class ModelSpec:
         device_options: by device type.
         config_file: as written; absolute or relative to the servable's directory.
         target: the callable of a callable model.
+        generator: what a language model is; it runs behind the server, not in the servable's workers.
     """
 
     key: str
@@ -57,6 +73,7 @@ class ModelSpec:
     device_options: dict[str, DeviceOptions] = field(default_factory=dict)
     config_file: str | None = None
     target: Callable[..., Any] | None = None
+    generator: GeneratorSpec | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inflight.errors import InflightError, StartError
-from inflight.link import GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
+from inflight.link import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
 from inflight.pipeline import BatchedModel, LocalModel, ModelPort, Pipeline
 from inflight.runtime import LoadedModel, LoadRequest, available_formats, configure, find_runtime, read_signature
 from inflight.servable import (
@@ -54,13 +54,22 @@ def load(job: WorkerJob, send_call: Callable[[str, int, list[tuple[int, list[obj
         number, folder = version.number, version.path or spec.directory
     else:
         number, folder = max(1, job.version), spec.directory
+    generators: dict[str, ModelPort] = {
+        key: RemoteModel(_generator_offer(key), send_call)
+        for key, model in spec.models.items()
+        if model.generator is not None
+    }
     if not job.own_models:
         ports: dict[str, ModelPort] = {offer.key: RemoteModel(offer, send_call) for offer in job.models}
+        ports.update(generators)
         return Loaded(spec, number, ports, job.models, "remote")
-    ports = {}
+    ports = dict(generators)
     offers: list[ModelOffer] = []
     device = "none"
     for model in spec.models.values():
+        if model.generator is not None:
+            offers.append(_generator_offer(model.key))
+            continue
         batched = _load_model(job, spec, model, folder)
         device = batched.model.device_type
         for graph in batched.model.graphs[:1]:
@@ -94,6 +103,13 @@ def offer(loaded: Loaded, pipeline: Pipeline, own_models: bool) -> Offer:
         models=loaded.models,
         own_models=own_models,
         device_type=loaded.device_type,
+        generators=[
+            GeneratorOffer(
+                key, str(model.generator.model_dir), model.generator.tensor_parallel, dict(model.generator.options)
+            )
+            for key, model in loaded.spec.models.items()
+            if model.generator is not None
+        ],
     )
 
 
@@ -154,6 +170,16 @@ def _load_model(job: WorkerJob, spec: ServableSpec, model: ModelSpec, folder: Pa
         raise StartError(f"Load model failed, {where}, {text}") from error
     except Exception as error:  # a back end may raise anything while it reads a file
         raise StartError(f"Load model failed, {where}, {type(error).__name__}: {error}") from error
+
+
+GENERATOR_ROWS = 256
+"""Prompts that go to a language model in one message."""
+
+
+def _generator_offer(key: str) -> ModelOffer:
+    """A language model as a model of texts: a prompt, and parameters where the stage gives them; one text back."""
+    graph = GraphOffer([TensorSpec("prompt", "str")], [TensorSpec("text", "str")])
+    return ModelOffer(key, [graph], GENERATOR_ROWS, fixed=False, batched=False, unbatched_inputs=[])
 
 
 def _model_offer(batched: BatchedModel) -> ModelOffer:
