@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inflight.commands.call import failed_reply
+from inflight.commands.generation import GENERATION_OPTIONS, run_generation
 from inflight.commands.options import Command, Option, UsageError, seconds, switch, whole
 from inflight.commands.target import OPTIONS, Target, build_target
 
@@ -18,6 +19,7 @@ EXAMPLES = """\
 examples:
   inflight bench http://127.0.0.1:8080 digits predict --input image=@digit.npy --connections 32
   inflight bench 127.0.0.1:8081 add add_common --input x1=[1.0,2.0] --input x2=[3.0,4.0] --json
+  inflight bench http://127.0.0.1:8080 --connections 8 --prompt-tokens 64-256 --plot times.png
 """
 
 CONNECT_SECONDS = 10.0
@@ -198,6 +200,10 @@ def report(target: Target, values: Mapping[str, Any], tally: Tally, duration: fl
 
 def run(values: Mapping[str, Any]) -> int:
     """Prints the figures; 1 where any answer was an error."""
+    if values["servable"] is None:
+        return run_generation(values)
+    if values["method"] is None:
+        raise UsageError("METHOD is missing; give a servable's method, or neither for a language model")
     target = build_target(values)
     tally = Tally()
     started = time.perf_counter()
@@ -211,7 +217,8 @@ def run(values: Mapping[str, Any]) -> int:
 COMMAND = Command(
     name="bench",
     summary="measure a running server",
-    description="Sends one request again and again over several connections and prints rate and latency.",
+    description="Sends one request again and again over several connections and prints rate and latency. Without a "
+    "servable it measures a language model: time to first token, between tokens, throughput.",
     examples=EXAMPLES,
     options=(
         *OPTIONS,
@@ -219,6 +226,7 @@ COMMAND = Command(
         Option("seconds", seconds, "How long to send. Default 5.", default=5.0, metavar="SECONDS"),
         Option("instances", whole(1), "Equal instances in one request. Default 1.", default=1, metavar="N"),
         Option("json", switch, "Print the figures as JSON.", default=False),
+        *GENERATION_OPTIONS,
     ),
     run=run,
 )

@@ -44,7 +44,13 @@ GENERATOR_OPTIONS = (
         default=1,
         metavar="N",
     ),
-    Option("dtype", one_of(*DTYPES), "Of a language model's weights. Default auto: the checkpoint's.", default="auto"),
+    Option(
+        "dtype",
+        one_of(*DTYPES),
+        "Of a language model's weights. Default auto: the checkpoint's.",
+        default="auto",
+        metavar="DTYPE",
+    ),
     Option(
         "kv-cache-memory", memory, "Memory of each rank's key-value cache, like 4g. Default: measured.", metavar="SIZE"
     ),
