@@ -9,17 +9,17 @@ TESTED := $(VENV)/.tests
 .PHONY: test demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
-# What serving the examples needs: seconds to install.
+# What serving the examples needs. torch goes first and alone: together with others, pip may settle on another build of it.
 $(SERVED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e . pillow
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[llm]' pillow
 	touch $@
 
-# What the checks need. torch goes first and alone: together with others, pip may settle on another build of it.
+# What the checks need.
 # TGI's own client comes last, without what it asks for: it would hold huggingface_hub and transformers at old versions.
 $(TESTED): $(SERVED)
-	$(PIP) torch==2.13.0
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[llm,dev]'
 	$(PIP) --no-deps text-generation==0.7.0
 	touch $@
 
@@ -37,9 +37,9 @@ types: $(TESTED)
 unit: $(TESTED)
 	$(BIN)/python -m pytest
 
-# Ctrl+C ends it. The last line that it prints can be pasted into another terminal.
+# Ctrl+C ends it. The lines that it prints after `try` can be pasted into another terminal.
 demo: $(SERVED)
-	$(BIN)/inflight serve examples/digits/digits
+	$(BIN)/inflight serve examples/digits/digits models/pocket
 
 proto: $(TESTED)
 	$(BIN)/python proto/generate.py inflight/proto
