@@ -22,6 +22,9 @@ SECONDS = (
 )
 """Upper bounds of the time buckets. A quantile is known to within a factor of 2.5, and the sum gives exact means."""
 SIZES = tuple(float(1 << power) for power in range(11))
+TGI_SECONDS = tuple(0.00015 * 1.5**power for power in range(35))
+"""The buckets of TGI's durations."""
+LENGTHS = tuple(float(1 << power) for power in range(18))
 
 
 class _Histogram:
@@ -38,6 +41,19 @@ class _Histogram:
         self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts, as Prometheus has them."""
+        total = 0
+        found: list[tuple[str, float]] = []
+        for bound, count in zip([*(f"{bound:g}" for bound in self._bounds), "+Inf"], self.counts, strict=True):
+            total += count
+            found.append((bound, total))
+        return found
+
+    def family(self, name: str, text: str) -> HistogramMetricFamily:
+        """What Prometheus sees of a histogram without labels."""
+        return HistogramMetricFamily(name, text, buckets=self.buckets(), sum_value=self.sum)
+
 
 class _Histograms(dict[tuple[str, ...], _Histogram]):
     """One histogram for each combination of labels, made when it is first seen."""
@@ -52,15 +68,9 @@ class _Histograms(dict[tuple[str, ...], _Histogram]):
 
     def family(self, name: str, text: str, labels: list[str]) -> HistogramMetricFamily:
         """What Prometheus sees: cumulative buckets."""
-        bounds = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
         family = HistogramMetricFamily(name, text, labels=labels)
         for values, histogram in self.items():
-            total = 0
-            buckets = []
-            for bound, count in zip(bounds, histogram.counts, strict=True):
-                total += count
-                buckets.append((bound, total))
-            family.add_metric(values, buckets=buckets, sum_value=histogram.sum)
+            family.add_metric(values, buckets=histogram.buckets(), sum_value=histogram.sum)
         return family
 
 
@@ -79,6 +89,10 @@ class Metrics(Collector):
         self._replicas: dict[tuple[str, str, str], str] = {}
         self._states: dict[str, None] = {}
         self._in_flight: Callable[[], int] = lambda: 0
+        self._generating: Callable[[], tuple[int, int]] | None = None
+        self._generations = {name: _Histogram(TGI_SECONDS) for name in _GENERATION_SECONDS}
+        self._lengths = {name: _Histogram(LENGTHS) for name in _GENERATION_LENGTHS}
+        self._generation_failures: dict[str, int] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -118,6 +132,23 @@ class Metrics(Collector):
         """Who knows how many requests are in the server now; asked at every scrape."""
         self._in_flight = read
 
+    def watch_generations(self, read: Callable[[], tuple[int, int]]) -> None:
+        """Who knows the running rows and the waiting requests of the language models; asked at every scrape."""
+        self._generating = read
+
+    def generation(
+        self, prompt: int, generated: int, queued: float, inference: float, seconds: float, failure: str | None = None
+    ) -> None:
+        """One generation ended: tokens of its prompt and output, seconds; `failure` in TGI's words, None for none."""
+        if failure is not None:
+            self._generation_failures[failure] = self._generation_failures.get(failure, 0) + 1
+            return
+        times = (seconds, queued, inference, inference / max(1, generated))
+        for histogram, value in zip(self._generations.values(), times):
+            histogram.observe(value)
+        for histogram, length in zip(self._lengths.values(), (prompt, generated)):
+            histogram.observe(length)
+
     def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -153,3 +184,38 @@ class Metrics(Collector):
                 replicas.add_metric([*key, state], float(state == current))
         yield replicas
         yield GaugeMetricFamily("inflight_requests_in_flight", "Requests in the server.", value=self._in_flight())
+        if self._generating is not None:
+            yield from self._collect_generations(*self._generating())
+
+    def _collect_generations(self, running: int, waiting: int) -> Iterator[Metric]:
+        """What TGI shows of itself, under its names, which have no `_total`."""
+        good = sum(next(iter(self._generations.values())).counts)
+        failed = sum(self._generation_failures.values())
+        for name, text, value in (
+            ("tgi_request_count", "Generations that ended.", good + failed),
+            ("tgi_request_success", "Generations that ended well.", good),
+        ):
+            family = Metric(name, text, "unknown")
+            family.add_sample(name, {}, value)
+            yield family
+        failures = Metric("tgi_request_failure", "Generations that failed, by what went wrong.", "unknown")
+        for kind, count in self._generation_failures.items():
+            failures.add_sample("tgi_request_failure", {"err": kind}, count)
+        yield failures
+        for names, histograms in ((_GENERATION_SECONDS, self._generations), (_GENERATION_LENGTHS, self._lengths)):
+            for name, text in names.items():
+                yield histograms[name].family(name, text)
+        yield GaugeMetricFamily("tgi_queue_size", "Generations without a row.", value=waiting)
+        yield GaugeMetricFamily("tgi_batch_current_size", "Rows of the running batch.", value=running)
+
+
+_GENERATION_SECONDS = {
+    "tgi_request_duration": "Seconds from request to last token.",
+    "tgi_request_queue_duration": "Seconds until the first step.",
+    "tgi_request_inference_duration": "Seconds from the first step to the last token.",
+    "tgi_request_mean_time_per_token_duration": "Seconds for each token.",
+}
+_GENERATION_LENGTHS = {
+    "tgi_request_input_length": "Tokens of the prompt.",
+    "tgi_request_generated_tokens": "Tokens generated.",
+}

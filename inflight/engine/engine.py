@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 
 from inflight.config import GeneratorConfig, RestartPolicy
@@ -23,7 +24,17 @@ from inflight.errors import (
     Unavailable,
     WorkerLost,
 )
-from inflight.generation import Chat, Event, Finish, GenerationLimits, GenerationRequest, GeneratorInfo, PieceOfText
+from inflight.generation import (
+    Chat,
+    Event,
+    Finish,
+    GenerationLimits,
+    GenerationRequest,
+    GeneratorInfo,
+    PieceOfText,
+    Start,
+)
+from inflight.metrics import Metrics
 from inflight.plan import ShardOffer, StepPlan, StepResult
 from inflight.sched import Capacity, Scheduler, Sequence
 from inflight.text import Tokenizer
@@ -32,6 +43,9 @@ log = logging.getLogger("inflight")
 
 FAILED_STARTS = 3
 """Restarts that fail one after the other before those who wait are told so; it is tried again none the less."""
+
+_FAILURES = {"overloaded": "overloaded", "invalid": "validation", "too_large": "validation"}
+"""Causes of errors in TGI's words; everything else is `generation`."""
 
 LONGEST_TEXT = 16
 """Characters a token stands for at most, on average: longer texts are refused before they are encoded."""
@@ -45,6 +59,7 @@ class Engine:
         tokenizer: of the model.
         executor: the shards.
         restart: when lost shards are started again.
+        metrics: where generations are counted.
     """
 
     def __init__(
@@ -53,11 +68,13 @@ class Engine:
         tokenizer: Tokenizer,
         executor: Executor,
         restart: RestartPolicy = RestartPolicy(),
+        metrics: Metrics | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._executor = executor
         self._restart = restart
+        self._metrics = metrics
         self._encoder = Encoder(tokenizer)
         self._streams: dict[int, Stream] = {}
         self._arriving = 0
@@ -130,6 +147,29 @@ class Engine:
         await self._executor.close()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        began = time.perf_counter()
+        start: Start | None = None
+        failure: str | None = "dropped"  # where nobody takes the events to their end
+        finish: Finish | None = None
+        events = self._events(request)
+        try:
+            async for event in events:
+                if type(event) is Start:
+                    start = event
+                elif type(event) is Finish:
+                    finish, failure = event, None
+                yield event
+        except InflightError as error:
+            failure = _FAILURES.get(error.cause, "generation")
+            raise
+        finally:
+            await events.aclose()
+            if self._metrics is not None:
+                length, generated = (finish.prompt_length, finish.generated) if finish is not None else (0, 0)
+                queued, inference = (start.queued if start else 0.0), (finish.inference if finish else 0.0)
+                self._metrics.generation(length, generated, queued, inference, time.perf_counter() - began, failure)
+
+    async def _events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         stream = await self._open(request)
         timer = None
         if request.timeout is not None:

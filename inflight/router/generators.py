@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from inflight.config import GeneratorConfig, ServerConfig
 from inflight.errors import ConfigError, StartError
+from inflight.metrics import Metrics
 from inflight.types import ServableStatus
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ SHOWN_STEPS = 4
 class Generators:
     """Engines by servable name, in the order of their start."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
         self._config = config
+        self._metrics = metrics
         self._engines: dict[str, Engine] = {}
         self._groups: dict[str, ShardGroup] = {}
 
@@ -60,6 +62,7 @@ class Generators:
             raise StartError(
                 f"language models need the extra 'llm': pip install 'inflight-serving[llm]' ({error})"
             ) from error
+        self._metrics.watch_generations(self._load)
         started: list[str] = []
         try:
             for config in configs:
@@ -67,7 +70,7 @@ class Generators:
                     raise ConfigError(f"two language models are named '{config.name}'; rename one")
                 tokenizer = await asyncio.get_running_loop().run_in_executor(None, load_tokenizer, config.model_dir)
                 shards = ShardGroup(config, self._config, _Progress(config.name))
-                engine = Engine(config, tokenizer, shards, self._config.restart)
+                engine = Engine(config, tokenizer, shards, self._config.restart, self._metrics)
                 self._engines[config.name] = engine
                 self._groups[config.name] = shards
                 started.append(config.name)
@@ -79,6 +82,11 @@ class Generators:
                 await self._engines.pop(name).stop()
                 del self._groups[name]
             raise
+
+    def _load(self) -> tuple[int, int]:
+        """Running rows and waiting requests of all models."""
+        engines = self._engines.values()
+        return sum(engine.running for engine in engines), sum(engine.waiting for engine in engines)
 
     async def stop(self) -> None:
         await asyncio.gather(*(engine.stop(self._config.stop_timeout) for engine in self._engines.values()))

@@ -49,7 +49,7 @@ class Router:
     ) -> None:
         self._config = config
         self._metrics = metrics
-        self._generators = Generators(config)
+        self._generators = Generators(config, metrics)
         self._fleet = Fleet(config, metrics, runtimes, on_all_lost, self._generators)
         self._in_flight = 0
         self._idle = asyncio.Event()

@@ -30,7 +30,7 @@ from tests.e2e.running import Served, eventually, process, request, serve
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("servables", "serving", "clients", "mindspore")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("servables", "serving", "generation", "clients", "mindspore")),
 ]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -171,6 +171,14 @@ def test_the_scripts_of_mindspore_serving(served: Served, tmp_path: Path) -> Non
         started.line("Serving: Serving RESTful server start success")
         assert matches("\n".join(expected(call.text)), run([sys.executable, str(tmp_path / call.name)]))
         assert started.end() == 0, started.stderr.read_text()
+
+
+def test_the_script_with_a_language_model(tmp_path: Path) -> None:
+    (block,) = (block for block in of("script") if block.page == "generation")
+    (tmp_path / block.name).write_text(block.text.replace('"models/pocket"', repr(str(ROOT / "models" / "pocket"))))
+    lines = run([sys.executable, str(tmp_path / block.name)]).splitlines()
+    assert len(lines) >= 3
+    assert lines[0].endswith(("length", "eos_token"))
 
 
 def test_every_servable_is_called() -> None:

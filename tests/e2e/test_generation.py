@@ -21,7 +21,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.e2e.running import Background, Served, connect, crowd, eventually, get, process, request, serve, workers
+from tests.e2e.running import (
+    Background,
+    Served,
+    connect,
+    crowd,
+    eventually,
+    get,
+    metrics,
+    process,
+    request,
+    serve,
+    workers,
+)
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 JSON = {"Content-Type": "application/json"}
@@ -239,6 +251,24 @@ def test_tokenize_info_health_models(served: Served) -> None:
     assert request(served.http, "PUT", "/generate")[0] == 405
 
 
+def test_metrics_have_tgis_names(served: Served) -> None:
+    before = metrics(served.http)
+    generate(served.http, "Once", max_new_tokens=7)
+    post(served.http, "/generate", {"inputs": "a " * 2000})
+    after = metrics(served.http)
+
+    def grew(name: str, labels: tuple[str, ...] = ()) -> float:
+        return after[name][labels] - before.get(name, {}).get(labels, 0)
+
+    assert grew("tgi_request_success") == 1
+    assert grew("tgi_request_failure", ("validation",)) == 1
+    assert grew("tgi_request_count") == 2
+    assert grew("tgi_request_generated_tokens_sum") == 7
+    assert grew("tgi_request_duration_count") == 1
+    assert grew("tgi_request_duration_sum") >= grew("tgi_request_inference_duration_sum") > 0
+    assert after["tgi_queue_size"][()] == after["tgi_batch_current_size"][()] == 0
+
+
 @pytest.mark.parametrize(
     ("parameters", "text"),
     [
@@ -324,6 +354,26 @@ def test_no_body_breaks_it(served: Served, path: str, body: Any, parameters: Any
     assert status < 500
 
 
+@pytest.mark.parametrize("route", ["tgi", "openai"])
+def test_inflight_bench(served: Served, tmp_path: Path, route: str) -> None:
+    out, plot = tmp_path / "figures.json", tmp_path / "times.png"
+    command = [sys.executable, "-m", "inflight.cli", "bench", f"http://{served.http}", "--json", "--route", route]
+    command += ["--requests", "12", "--connections", "4", "--prompt-tokens", "8-30", "--output-tokens", "6"]
+    done = subprocess.run(
+        [*command, "--out", str(out), "--plot", str(plot)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["requests"] == 12
+    assert figures["errors"] == 0
+    if route == "openai":  # the other route stops where the model does
+        assert figures["output_tokens"] == 72
+    assert 0 < figures["ttft_ms"]["p50"] <= figures["ttft_ms"]["p99"] <= figures["request_ms"]["p99"]
+    assert len(json.loads(out.read_text())["all"]) == 12
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "12/12 generations" in done.stderr
+
+
 # MindSpore Serving's form
 
 
@@ -342,6 +392,32 @@ def test_mindspore_form(served: Served) -> None:
     assert "".join(frame["text"] for frame in frames if frame["index"] == 0) == first
     _, error = post(served.http, "/model/pocket:generate", {"instances": [{"x": 1}]})
     assert "give it by the key 'inputs'" in error["error_msg"]
+
+
+def test_a_language_model_between_python_functions(tmp_path: Path) -> None:
+    """`examples/storyteller`: over REST and gRPC, by itself under the servable's name, and many at once."""
+    from inflight.client import Client
+
+    folder = POCKET.parents[1] / "examples" / "storyteller" / "storyteller"
+    with serve(tmp_path, str(folder)) as server:
+        body = json.loads((folder / "request.json").read_text())
+        status, answer = post(server.http, "/model/storyteller:tell", body)
+        assert status == 200
+        (story,) = answer["instances"]
+        assert story["title"] == "The story of Mia"
+        assert "Mia" in story["story"]
+        assert story["story"].endswith((".", '"'))
+        with Client(server.grpc, "storyteller", "tell") as client:
+            found = client.infer([{"animal": "cat", "name": name} for name in ("Mia", "Leo", "Ada")])
+        assert found[0]["story"] == story["story"]
+        assert [one["title"] for one in found] == ["The story of Mia", "The story of Leo", "The story of Ada"]
+        alone = {"instances": [{"inputs": "Once upon a time", "parameters": {"max_new_tokens": 5}}]}
+        assert post(server.http, "/model/storyteller:generate", alone)[1]["instances"][0]["generated_tokens"] == 5
+        assert get(server.http, "/info")["max_total_tokens"] == 512
+        os.kill(ranks(server.pid)[0], signal.SIGKILL)
+        status, answer = post(server.http, "/model/storyteller:tell", body)
+        assert answer["instances"] == [story]
+        assert server.end() == 0
 
 
 # Crowds, losses, callers that leave

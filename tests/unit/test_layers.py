@@ -179,3 +179,16 @@ def test_the_server_process_imports_no_back_end() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_classic_models_need_none_of_the_extra() -> None:
+    """The base installation has no torch, no transformers, no tokenizers, no jinja2."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'tokenizers', 'jinja2', 'safetensors'))); "
+        "import inflight.server, inflight.cli, inflight.commands, inflight.worker.process"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
