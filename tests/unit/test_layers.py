@@ -186,8 +186,9 @@ def test_classic_models_need_none_of_the_extra() -> None:
     import subprocess
     import sys
 
+    extra = ("torch", "transformers", "tokenizers", "jinja2", "safetensors")
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'tokenizers', 'jinja2', 'safetensors'))); "
+        f"import sys; sys.modules.update(dict.fromkeys({extra})); "
         "import inflight.server, inflight.cli, inflight.commands, inflight.worker.process"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
