@@ -86,7 +86,7 @@ ALLOWED = {
     ),
     "server": ("uvloop",),
     "dropin": ("grpc", "google"),
-    "commands": ("orjson", "tomli", "yaml"),
+    "commands": ("orjson", "tomli", "yaml", "matplotlib"),
     "cli": ("orjson", "tomli", "yaml"),
     "mindspore_serving": ("grpc", "google"),
 }
