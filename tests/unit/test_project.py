@@ -28,16 +28,8 @@ REGISTRIES = ["pypi" + ".org", "python" + "hosted.org", "index" + "-url", "files
 IMPORTED_AS = {"prometheus-client": "prometheus_client", "protobuf": "google", "grpcio": "grpc"}
 # What an import is allowed to need beside the base: the back ends, each with its extra or of the user's own.
 OPTIONAL = {
-    "acl",
-    "jinja2",
-    "matplotlib",
-    "mindspore",
-    "ray",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "torch_npu",
-    "transformers",
+    *("torch", "torch_npu", "mindspore", "ray", "acl"),
+    *("transformers", "tokenizers", "safetensors", "jinja2", "matplotlib"),
 }
 
 
