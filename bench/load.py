@@ -80,7 +80,14 @@ def bulk(port: int, path: str, body: Body, seconds: int) -> Load:
         file.flush()
         headers = "\n".join(f"{name}: {value}" for name, value in body.headers.items())
         argv = [sys.executable, "-m", "bench.bulk", str(port), path, file.name, str(seconds)]
-        return _from_json(_run(argv, seconds, {"BENCH_HEADERS": headers}))
+        for attempt in range(_ATTEMPTS):
+            try:
+                return _from_json(_run(argv, seconds, {"BENCH_HEADERS": headers}))
+            except LoadFailed as error:
+                # Loopback TCP of some virtual machines loses segments of such bodies and stalls; bare sockets do too.
+                if "TimeoutError" not in str(error) or attempt == _ATTEMPTS - 1:
+                    raise
+    raise AssertionError
 
 
 def grpc(port: int, path: str, body: Body, connections: int, seconds: int, reply_size: int, streams: int = 1) -> Load:
@@ -106,10 +113,14 @@ def grpc(port: int, path: str, body: Body, connections: int, seconds: int, reply
         for _ in range(_ATTEMPTS):
             log.unlink(missing_ok=True)  # h2load appends
             output = _run([*argv, url], seconds, {})
-            if not _gave_up(output):
-                break
-        latencies = [int(line.split("\t")[2]) / 1000 for line in log.read_text().splitlines()]
-    return _from_h2load(output, latencies, reply_size + 5, seconds, alone=connections * streams == 1)
+            if "requests: 0 total, 0 started" not in output:
+                break  # else its time began before all of its connections were open, and it measured nothing
+        calls = [line.split("\t") for line in log.read_text().splitlines()]
+        latencies = [int(call[2]) / 1000 for call in calls]
+        span: float = seconds
+        if _gave_up(output):
+            span = (max(int(call[0]) + int(call[2]) for call in calls) - min(int(call[0]) for call in calls)) / 1e6
+    return _from_h2load(output, latencies, reply_size + 5, span, alone=connections * streams == 1)
 
 
 def check_rest(port: int, path: str, body: Body) -> None:
@@ -163,13 +174,13 @@ def _from_json(output: str) -> Load:
     return Load(rate, figures["p50_ms"], figures["p99_ms"], figures["requests"], figures["seconds"])
 
 
-def _from_h2load(output: str, latencies: Sequence[float], frame: int, seconds: int, alone: bool) -> Load:
+def _from_h2load(output: str, latencies: Sequence[float], frame: int, seconds: float, alone: bool) -> Load:
     done = re.search(r"(\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
     traffic = re.search(r"\((\d+)\) data", output)
     if done is None or traffic is None:
         raise LoadFailed(f"h2load said nothing that could be read:\n{output}")
     succeeded, data = int(done[2]), int(traffic[1])
-    if not succeeded or any(int(done[group]) for group in (3, 4, 5)):
+    if not succeeded or (not _gave_up(output) and any(int(done[group]) for group in (3, 4, 5))):
         raise LoadFailed(f"requests failed:\n{output}")
     if data < succeeded * frame:
         raise LoadFailed(f"{succeeded} replies of {frame} bytes, but only {data} bytes of data came: errors\n{output}")
@@ -180,14 +191,11 @@ def _from_h2load(output: str, latencies: Sequence[float], frame: int, seconds: i
 
 
 def _gave_up(output: str) -> bool:
-    """Whether h2load stopped by itself, so that it is run again.
+    """Whether h2load stopped by itself before its time was over.
 
-    After a GOAWAY (a server retires connections with one, all calls on them are answered) it sometimes fails to open
-    the next connection; every reply until then was good. And sometimes it measures nothing at all, where not all of its
-    connections are open when its time begins.
+    After a GOAWAY (a server retires connections with one, all calls on them are answered) it sometimes opens no new
+    connection. Every reply until then was good and counts, over the time that it really took.
     """
-    if "requests: 0 total, 0 started" in output:
-        return True
     good = re.search(r"status codes: \d+ 2xx, 0 3xx, 0 4xx, 0 5xx", output) is not None
     return "Process Request Failure" in output and good
 

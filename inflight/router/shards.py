@@ -197,6 +197,10 @@ class ShardGroup(Executor):
 
     async def _end(self, grace: float) -> None:
         ranks, self._ranks = self._ranks, []
+        for rank in ranks:  # a start that waits for them ends too
+            if not rank.offer.done():
+                rank.offer.set_exception(StartError("the model was given up while it was being loaded"))
+                rank.offer.exception()
         await asyncio.gather(*(rank.end(grace) for rank in ranks))
 
     def _job(self, rank: int, rendezvous: str) -> ShardJob:
