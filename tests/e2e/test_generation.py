@@ -501,10 +501,15 @@ def test_overload(tmp_path: Path) -> None:
     with serve(tmp_path, str(POCKET), *arguments) as server:
         body = {"prompt": PROMPT, "max_tokens": 480, "ignore_eos": True}
         calls = [Background(post, server.http, "/v1/completions", body) for _ in range(2)]
-        time.sleep(0.2)
-        status, answer = post(server.http, "/generate", {"inputs": "Once", "parameters": {"max_new_tokens": 2}})
+        eventually(lambda: metrics(server.http)["tgi_batch_current_size"][()] == 2)
+        small = json.dumps({"inputs": "Once", "parameters": {"max_new_tokens": 2}}).encode()
+        with contextlib.closing(connect(server.http, 60)) as connection:
+            connection.request("POST", "/generate", small, JSON)
+            answer = connection.getresponse()
+            read = json.loads(answer.read())
         if all(not call.done for call in calls):
-            assert (status, answer["error_type"]) == (429, "overloaded")
+            assert (answer.status, read["error_type"]) == (429, "overloaded")
+            assert int(answer.headers["retry-after"]) >= 1
         for call in calls:
             call.result()
         assert post(server.http, "/generate", {"inputs": "Once", "parameters": {"max_new_tokens": 2}})[0] == 200

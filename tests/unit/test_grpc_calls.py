@@ -111,7 +111,7 @@ def test_handlers_know_the_timeout(service: Service, channel: grpc.Channel) -> N
     unary(channel, "echo")(Text())
     first, second = service.timeouts
     assert first is not None
-    assert 6 < first <= 7
+    assert 6 < first < 8  # gRPC rounds what it sends upwards
     assert second is None
 
 

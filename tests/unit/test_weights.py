@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from inflight.device import Alone
 from inflight.errors import StartError
+from inflight.models import load_model
 from inflight.models.weights import Checkpoint
-from tests.lm import make_runner, run, save_tiny
+from tests.lm import job, make_runner, run, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,40 @@ def test_slices(tiny: Path) -> None:
         assert name not in checkpoint.unused()
         assert "model.norm.weight" in checkpoint.unused()
     assert seen == sorted(seen)
+
+
+def anonymous() -> int:
+    """Bytes of this process that are no file's: what loading really allocates."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) << 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="read from /proc")
+@pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 2)])
+def test_memory_while_loading(rank: int, size: int, tmp_path: Path) -> None:
+    """Never more than the rank's share and one tensor, the whole checkpoint being several times that."""
+    wide = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
+    save_tiny("Llama", tmp_path, num_key_value_heads=8, head_dim=64, **wide)
+    total = (tmp_path / "model.safetensors").stat().st_size
+    largest = 2048 * 512 * 4
+    gc.collect()
+    before, peak = anonymous(), 0
+
+    def seen(done: float) -> None:
+        nonlocal peak
+        peak = max(peak, anonymous() - before)
+
+    model = load_model(job(tmp_path, rank=rank, world_size=size), Loading(rank, size), torch.device("cpu"), seen)
+    assert total / size * 0.9 < model.weight_bytes < total / size * 1.1
+    assert model.weight_bytes * 0.5 < peak < model.weight_bytes + largest + (8 << 20)
+
+
+class Loading(Alone):
+    """A rank that has nobody to talk to yet: loading needs no other."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__()
+        self.rank, self.size = rank, size
 
 
 def test_a_missing_tensor_is_named(tiny: Path, tmp_path: Path) -> None:
