@@ -3,7 +3,8 @@
     InflightError (a RuntimeError)
     ├── InvalidRequest        the request is wrong; sending it again will not help
     │   ├── TooLarge          it is over a size limit
-    │   └── TemplateError     the chat template is missing or refused the messages
+    │   ├── TemplateError     the chat template is missing or refused the messages
+    │   └── ToolError         tools, or the choice among them, that cannot be
     ├── NotFound              no such servable, version or method
     ├── Overloaded            a bounded queue is full; try again later
     ├── DeadlineExceeded      the time the caller gave is over
@@ -51,6 +52,10 @@ class TooLarge(InvalidRequest):
 
 
 class TemplateError(InvalidRequest):
+    pass
+
+
+class ToolError(InvalidRequest):
     pass
 
 
@@ -132,6 +137,7 @@ WIRE_ERRORS: dict[str, type[InflightError]] = {
         InvalidRequest,
         TooLarge,
         TemplateError,
+        ToolError,
         NotFound,
         Overloaded,
         DeadlineExceeded,

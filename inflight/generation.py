@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from inflight.plan import Sampling
 
@@ -18,6 +18,18 @@ class FinishReason(str, enum.Enum):
     LENGTH = "length"
     EOS = "eos_token"
     STOP = "stop_sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a generated text must look like.
+
+    Attributes:
+        kind: `json` (value: a JSON schema's text), `regex`, `lark` (llguidance's dialect) or `ebnf` (GBNF).
+    """
+
+    kind: Literal["json", "regex", "lark", "ebnf"]
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,8 @@ class GenerationRequest:
         timeout: seconds until DeadlineExceeded, or None.
         priority: larger goes first among those that wait.
         tenant: requests share cached prompt blocks only with the same tenant.
+        grammar: the text follows it; a text that is cut at its limit is the beginning of one that does.
+        adapter: name of the LoRA adapter that computes it; None: the model alone.
     """
 
     prompt: str | Sequence[int]
@@ -51,6 +65,8 @@ class GenerationRequest:
     timeout: float | None = None
     priority: int = 0
     tenant: str = ""
+    grammar: Grammar | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +161,21 @@ class GenerationLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """How a model writes the calls of tools.
+
+    Attributes:
+        kind: `hermes` (tags around JSON), `mistral` (a JSON list after a mark), `llama3` (bare JSON), or `plain`.
+        begin: the mark that begins calls, empty where there is none.
+        begin_id: its token, where it is a special one.
+    """
+
+    kind: Literal["hermes", "mistral", "llama3", "plain"]
+    begin: str
+    begin_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratorInfo:
     """What a generator is.
 
@@ -155,6 +186,7 @@ class GeneratorInfo:
         world_size: ranks.
         vocab_size: token ids are below it.
         has_template: it can chat.
+        tool_format: how its template has tools called; None where the template knows no tools.
     """
 
     name: str
@@ -165,6 +197,7 @@ class GeneratorInfo:
     world_size: int = 1
     vocab_size: int = 0
     has_template: bool = False
+    tool_format: ToolFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ import msgspec
 class Sampling(msgspec.Struct, array_like=True, frozen=True):
     """How the next token of one row is chosen. The defaults change nothing: greedy, no penalty.
 
-    Processors run in this order: repetition, frequency, presence, logit bias, temperature, top-k, top-p, min-p,
-    typical-p; then the largest value (`do_sample` false) or a draw. The noise of a draw is a function of
+    Processors run in this order: watermark, repetition, frequency, presence, logit bias, grammar, temperature, top-k,
+    top-p, min-p, typical-p; then the largest value (`do_sample` false) or a draw. The noise of a draw is a function of
     (`seed`, position in the sequence), so neither neighbours nor a replay change it.
 
     Attributes:
@@ -37,6 +37,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
         logprobs: report the log-probability of every chosen token.
         top_n_tokens: report that many most likely tokens at every position, ties with the last one included.
         prompt_logprobs: report the log-probability of every prompt token but the first.
+        watermark: favour a half of the vocabulary that the token before decides.
     """
 
     do_sample: bool = False
@@ -53,6 +54,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     logprobs: bool = False
     top_n_tokens: int = 0
     prompt_logprobs: bool = False
+    watermark: bool = False
 
 
 class Admission(msgspec.Struct, array_like=True, frozen=True):
@@ -69,6 +71,7 @@ class Admission(msgspec.Struct, array_like=True, frozen=True):
         num_prompt: how many of them are the prompt (penalties tell them apart).
         num_cached: leading tokens whose keys and values are already in the blocks; < len(token_ids).
         sampling: how the row samples.
+        adapter: number of its LoRA adapter, 0 is none.
     """
 
     id: int
@@ -78,6 +81,7 @@ class Admission(msgspec.Struct, array_like=True, frozen=True):
     num_prompt: int = 0
     num_cached: int = 0
     sampling: Sampling | None = None
+    adapter: int = 0
 
 
 class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
@@ -92,6 +96,8 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
         prefill: chunks to compute.
         grants: (id, block) pairs appended to the tables of decoding rows, in order.
         hold: rows that do not advance in this step.
+        masks: (id, bits) of rows that follow a grammar and sample in this step: bit i % 8 of byte i // 8 allows
+            token i.
     """
 
     step: int
@@ -99,6 +105,7 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
     prefill: list[Admission] = []
     grants: list[tuple[int, int]] = []
     hold: list[int] = []
+    masks: list[tuple[int, bytes]] = []
 
 
 class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):

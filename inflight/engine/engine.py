@@ -12,6 +12,7 @@ from dataclasses import replace
 from inflight.config import GeneratorConfig, RestartPolicy
 from inflight.engine.encoder import Encoder
 from inflight.engine.executor import Executor
+from inflight.engine.grammars import Grammars
 from inflight.engine.stream import Stream
 from inflight.errors import (
     DeadlineExceeded,
@@ -37,7 +38,7 @@ from inflight.generation import (
 from inflight.metrics import Metrics
 from inflight.plan import ShardOffer, StepPlan, StepResult
 from inflight.sched import Capacity, Scheduler, Sequence
-from inflight.text import Tokenizer
+from inflight.text import Matcher, Tokenizer
 
 log = logging.getLogger("inflight")
 
@@ -87,6 +88,7 @@ class Engine:
         self._up = False
         self._failing: str | None = None
         self._scheduler: Scheduler | None = None
+        self._grammars: Grammars | None = None
         self._chunks: deque[dict[int, int]] = deque()  # by plan in flight: where chunks of prompts with logprobs start
         self._info = GeneratorInfo(config.name, config.model_id or str(config.model_dir), GenerationLimits(0, 0))
 
@@ -144,6 +146,8 @@ class Engine:
         for stream in list(self._streams.values()):
             stream.fail(Unavailable("the server stops"))
         self._encoder.close()
+        if self._grammars is not None:
+            self._grammars.close()
         await self._executor.close()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
@@ -210,12 +214,15 @@ class Engine:
         self._arriving += 1
         try:
             prompt = await self._prompt(request)
+            grammar = await self._grammar(request)
         finally:
             self._arriving -= 1
         if self._stopping:
             raise Unavailable("the server stops")
         sequence = self._sequence(request, prompt)
         stream = Stream(request, sequence, self._tokenizer)
+        if grammar is not None:
+            stream.matcher, sequence.mask = grammar
         self._streams[sequence.id] = stream
         self._idle.clear()
         self._scheduler.add(sequence)
@@ -259,6 +266,13 @@ class Engine:
             raise InvalidRequest(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(tokens)}")
         return tokens
 
+    async def _grammar(self, request: GenerationRequest) -> tuple[Matcher, bytes] | None:
+        if request.grammar is None:
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(self._tokenizer, self._info.vocab_size)
+        return await self._grammars.open(request.grammar)
+
     def _sequence(self, request: GenerationRequest, prompt: list[int]) -> Sequence:
         assert self._scheduler is not None
         total = self._info.limits.max_total_tokens
@@ -275,7 +289,15 @@ class Engine:
                 raise InvalidRequest(f"`logit_bias` names token {token}, the model has {self._info.vocab_size} tokens")
         self._scheduler.check(len(prompt), new)
         self._next_id += 1
-        return Sequence(self._next_id, prompt, request.sampling, new, priority=request.priority, tenant=request.tenant)
+        return Sequence(
+            self._next_id,
+            prompt,
+            request.sampling,
+            new,
+            priority=request.priority,
+            tenant=request.tenant,
+            lockstep=request.grammar is not None,
+        )
 
     # The step loop
 
@@ -341,6 +363,7 @@ class Engine:
             if stream is not None and id in starts:
                 stream.prompt_logprobs(starts[id] + 1, values)
         logprobs, tops = result.logprobs, result.top
+        masked: list[tuple[Stream, Matcher, int]] = []
         for sequence, token, index in self._scheduler.apply(result):
             stream = self._streams.get(sequence.id)
             if stream is None or stream.finished:
@@ -349,6 +372,25 @@ class Engine:
             logprob = logprobs[index] if logprobs is not None and sequence.sampling.logprobs else None
             if stream.push(token, logprob, tops.get(sequence.id, ())):
                 self._scheduler.finish(sequence.id)
+            elif stream.matcher is not None:
+                masked.append((stream, stream.matcher, token))
+        if masked:
+            self._mask(masked)
+
+    def _mask(self, masked: list[tuple[Stream, Matcher, int]]) -> None:
+        """Rows that follow a grammar go on together, once it is known what may follow their tokens."""
+
+        def done(masks: list[bytes | InflightError]) -> None:
+            for (stream, _, _), mask in zip(masked, masks):
+                if isinstance(mask, InflightError):
+                    stream.fail(mask)
+                    self._close(stream)
+                else:
+                    stream.sequence.mask = mask
+            self._wake.set()
+
+        assert self._grammars is not None
+        self._grammars.advance([(matcher, token) for _, matcher, token in masked], done)
 
     async def _replace(self) -> None:
         """Starts the shards anew; whoever was running goes on from its known tokens."""
@@ -422,6 +464,7 @@ class Engine:
             world_size=config.tensor_parallel,
             vocab_size=offer.vocab_size,
             has_template=self._tokenizer.chat is not None,
+            tool_format=self._tokenizer.tool_format(),
         )
         capacity = Capacity(blocks, offer.block_size, rows, prefill + rows, prefill)
         if self._scheduler is None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Items
 from inflight.errors import InflightError
 from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Start, Token, TokenInfo
 from inflight.sched import Sequence
-from inflight.text import StopTexts, Tokenizer
+from inflight.text import Matcher, StopTexts, Tokenizer
 
 
 class Stream:
@@ -20,12 +20,14 @@ class Stream:
 
     Attributes:
         finished: it has its last event; nothing more is pushed.
+        matcher: follows its grammar, where it has one.
     """
 
     def __init__(self, request: GenerationRequest, sequence: Sequence, tokenizer: Tokenizer) -> None:
         self.request = request
         self.sequence = sequence
         self.finished = False
+        self.matcher: Matcher | None = None
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer(sequence.tokens)
         self._stops = StopTexts(request.stop, request.include_stop)
@@ -102,7 +104,7 @@ class Stream:
     def _reason(self, id: int, hit: str | None) -> FinishReason | None:
         if hit is not None:
             return FinishReason.STOP
-        if not self.request.ignore_eos and id in self._tokenizer.eos_ids:
+        if (not self.request.ignore_eos or self.matcher is not None) and id in self._tokenizer.eos_ids:
             return FinishReason.EOS
         if len(self.sequence.tokens) >= self.sequence.stop_at:
             return FinishReason.LENGTH

@@ -13,7 +13,17 @@ from typing import Any, TypeVar
 from inflight.config import GeneratorConfig
 from inflight.engine import Engine
 from inflight.errors import InvalidRequest
-from inflight.generation import GREEDY, Chat, Finish, FinishReason, GenerationRequest, Start, Token, TokenInfo
+from inflight.generation import (
+    GREEDY,
+    Chat,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    Grammar,
+    Start,
+    Token,
+    TokenInfo,
+)
 from inflight.llm.local import LocalExecutor
 from inflight.plan import Sampling, ShardJob
 from inflight.text import load_tokenizer
@@ -44,6 +54,12 @@ class Generation:
     @property
     def token_ids(self) -> list[int]:
         return [token.id for token in self.tokens]
+
+
+def _spread(values: Sequence[T], count: int, what: str) -> list[T]:
+    if len(values) != count:
+        raise InvalidRequest(f"{count} prompts and {len(values)} {what}; give one for all or one for each")
+    return list(values)
 
 
 class LLM:
@@ -125,36 +141,42 @@ class LLM:
         prompts: str | Sequence[str] | Sequence[Sequence[int]],
         sampling: Sampling | Sequence[Sampling] = GREEDY,
         *,
-        max_new_tokens: int | None = DEFAULT_NEW_TOKENS,
+        max_new_tokens: int | Sequence[int | None] | None = DEFAULT_NEW_TOKENS,
         stop: Iterable[str] = (),
         ignore_eos: bool = False,
         timeout: float | None = None,
+        grammar: Grammar | Sequence[Grammar | None] | None = None,
     ) -> list[Generation]:
         """Goes on from every prompt; results are in the order of the prompts.
 
         Args:
             prompts: a text, texts, or lists of token ids.
             sampling: for all, or one for each.
-            max_new_tokens: exact limit for each; None: as many as the model's length leaves.
+            max_new_tokens: exact limit, for all or one for each; None: as many as the model's length leaves.
+            grammar: what the texts must look like, for all or one for each.
 
         Raises:
             InflightError: the first prompt that cannot be answered; the others are given up.
         """
         given: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
-        each = [sampling] * len(given) if isinstance(sampling, Sampling) else list(sampling)
-        if len(each) != len(given):
-            raise InvalidRequest(f"{len(given)} prompts and {len(each)} samplings; give one for all or one for each")
+        count = len(given)
+        each = _spread(sampling if not isinstance(sampling, Sampling) else [sampling] * count, count, "samplings")
+        most = [max_new_tokens] * count if max_new_tokens is None or isinstance(max_new_tokens, int) else max_new_tokens
+        bound = [grammar] * count if grammar is None or isinstance(grammar, Grammar) else grammar
         requests = [
             GenerationRequest(
                 prompt,
                 one,
-                max_new_tokens,
+                limit,
                 stop=tuple(stop),
                 ignore_eos=ignore_eos,
                 prompt_tokens=one.prompt_logprobs,
                 timeout=timeout,
+                grammar=follows,
             )
-            for prompt, one in zip(given, each)
+            for prompt, one, limit, follows in zip(
+                given, each, _spread(most, count, "limits"), _spread(bound, count, "grammars")
+            )
         ]
         return self._call(self._generate(requests))
 

@@ -52,6 +52,7 @@ class _Draft:
     prefill: list[Admission] = field(default_factory=list)
     grants: list[tuple[int, int]] = field(default_factory=list)
     hold: list[int] = field(default_factory=list)
+    masks: list[tuple[int, bytes]] = field(default_factory=list)
     rows: int = 0
 
 
@@ -134,7 +135,7 @@ class Scheduler:
         if not draft.rows:
             self._leaving = draft.filter  # told with the next step that computes something
             return None
-        plan = StepPlan(self._step, draft.filter, draft.prefill, draft.grants, draft.hold)
+        plan = StepPlan(self._step, draft.filter, draft.prefill, draft.grants, draft.hold, draft.masks)
         self._in_flight.append(self._step)
         self._step += 1
         return plan
@@ -155,6 +156,7 @@ class Scheduler:
                 continue  # its end was learnt a step late
             sequence.pending -= 1
             sequence.tokens.append(token)
+            sequence.mask = None
             known = len(sequence.tokens)
             if sequence.crashes and known > sequence.lost_at:
                 sequence.crashes = 0
@@ -223,7 +225,7 @@ class Scheduler:
             index += 1
             if row.planned != len(row.tokens) + row.pending - 1 or row.planned < row.num_prompt:
                 continue  # it has tokens to prefill
-            if row.lockstep and row.pending:
+            if row.waits:
                 draft.hold.append(row.id)
                 continue
             if row.planned == len(row.blocks) * block_size:
@@ -233,20 +235,21 @@ class Scheduler:
                 row.blocks.append(block)
                 draft.grants.append((row.id, block))
             row.planned += 1
-            row.pending += 1
+            self._sample(row, draft)
             draft.rows += 1
             draft.budget -= 1
 
     def _continue_prompts(self, draft: _Draft) -> None:
         for row in self._running:
-            if row.planned < len(row.tokens) and not row.pending and not self._decodes(row):
+            if row.planned < len(row.tokens) and not row.pending and not row.waits and not self._decodes(row):
                 self._chunk(row, draft, first=False)
 
     def _admit(self, draft: _Draft) -> None:
         """Takes waiting requests in order; the first that does not fit stops it, so that nobody is overtaken."""
         while draft.budget > 0 and draft.prefill_budget > 0 and len(self._running) < self.capacity.max_rows:
             sequence = self._next_waiting()
-            if sequence is None or sequence.pending:  # preempted with a token on its way: it is not known yet
+            # Preempted with a token on its way, that one is not known yet.
+            if sequence is None or sequence.pending or sequence.waits:
                 return
             if self._running and (sequence.suspect or any(row.suspect for row in self._running)):
                 return
@@ -298,18 +301,25 @@ class Scheduler:
                 row.num_prompt if first else 0,
                 start if first else 0,
                 row.sampling if first else None,
+                row.adapter if first else 0,
             )
         )
         row.blocks = row.blocks + blocks
         row.planned += chunk
         if row.planned == len(row.tokens):
-            row.pending += 1
+            self._sample(row, draft)
         draft.budget -= chunk
         draft.prefill_budget -= chunk
         draft.rows += 1
         if not row.sampling.prompt_logprobs:
             self._publish(row)
         return True
+
+    def _sample(self, row: Sequence, draft: _Draft) -> None:
+        """The row gets its next token in this plan."""
+        row.pending += 1
+        if row.mask is not None:
+            draft.masks.append((row.id, row.mask))  # kept until the token is here: a lost plan is made again
 
     def _take_or_preempt(self, row: Sequence, draft: _Draft) -> int | None:
         """A block for a running row, if need be from the last of all; None where that is the row itself."""

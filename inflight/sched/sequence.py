@@ -18,7 +18,9 @@ class Sequence:
         tokens: prompt and answered tokens.
         num_prompt: how many of them are the prompt.
         stop_at: known tokens at which it ends.
-        lockstep: it needs its last token on the host before it goes on.
+        lockstep: it needs its last token on the host before it goes on, and then `mask`.
+        mask: which tokens may come next, where `lockstep`; None while that is not known.
+        adapter: number of its LoRA adapter.
         blocks: its block table.
         cached: prompt tokens that the prefix cache gave at its first admission.
         running: it has a row; queued: it waits for one. Neither: it left for its last token, or is finished.
@@ -28,6 +30,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter",
         "blocks",
         "cached",
         "crashes",
@@ -36,6 +39,7 @@ class Sequence:
         "id",
         "lockstep",
         "lost_at",
+        "mask",
         "num_prompt",
         "order",
         "pending",
@@ -60,6 +64,7 @@ class Sequence:
         priority: int = 0,
         tenant: str = "",
         lockstep: bool = False,
+        adapter: int = 0,
     ) -> None:
         self.id = id
         self.tokens = list(prompt)
@@ -69,6 +74,8 @@ class Sequence:
         self.priority = priority
         self.tenant = tenant
         self.lockstep = lockstep
+        self.mask: bytes | None = None
+        self.adapter = adapter
         self.planned = 0
         self.pending = 0
         self.blocks: list[int] = []
@@ -88,6 +95,11 @@ class Sequence:
         return len(self.tokens) - self.num_prompt
 
     @property
+    def waits(self) -> bool:
+        """It cannot sample yet: its last token, or what may follow it, is not known here."""
+        return self.lockstep and (self.pending > 0 or self.mask is None)
+
+    @property
     def suspect(self) -> bool:
         """It was there whenever the shards died, twice in a row: it runs alone until it is past that point."""
         return self.crashes >= 2 and len(self.tokens) <= self.lost_at
@@ -96,7 +108,7 @@ class Sequence:
         """Digests of all whole blocks of known tokens; each is computed once."""
         digests = self.digests
         for index in range(len(digests), len(self.tokens) // block_size):
-            parent = digests[-1] if digests else root(self.tenant)
+            parent = digests[-1] if digests else root(self.tenant, self.adapter)
             digests.append(chain(parent, self.tokens[index * block_size : (index + 1) * block_size]))
         return digests
 

@@ -89,7 +89,7 @@ class ModelRunner:
             batch.append(step.sampled, self._shared(np.zeros(len(step.sampled), np.int64)))
             return None
         scored = self._score(step, logits)
-        sampled = self._sample(step, logits[logits.shape[0] - len(step.sampled) :])
+        sampled = self._sample(step, logits[logits.shape[0] - len(step.sampled) :], dict(plan.masks))
         self._shared(sampled.tokens)
         batch.append(step.sampled, sampled.tokens)
         ids = [batch.ids[row] for row in step.sampled]
@@ -110,14 +110,15 @@ class ModelRunner:
         shared: Array = self._ranks.broadcast(torch.from_numpy(tokens).to(self._device)).cpu().numpy()
         return shared
 
-    def _sample(self, step: StepInput, logits: torch.Tensor) -> Sampled:
+    def _sample(self, step: StepInput, logits: torch.Tensor, masks: dict[int, bytes]) -> Sampled:
         batch = self._batch
 
         def state(place: int) -> RowState:
             row = step.sampled[place]
             return RowState(batch.tokens[row, : batch.known[row]], int(batch.prompt[row]))
 
-        return sample(logits, [batch.sampling[row] for row in step.sampled], state)
+        places = {place: masks[batch.ids[row]] for place, row in enumerate(step.sampled) if batch.ids[row] in masks}
+        return sample(logits, [batch.sampling[row] for row in step.sampled], state, places)
 
     def _score(self, step: StepInput, logits: torch.Tensor) -> dict[int, list[float]]:
         """Log-probabilities of prompt tokens that this step's chunks predicted."""

@@ -7,7 +7,8 @@ a replayed row, whatever batch it is in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,11 @@ import torch
 
 from inflight.plan import Sampling
 from inflight.types import Array
+
+WATERMARK_KEY = 15485863
+WATERMARK_GAMMA = float(os.environ.get("WATERMARK_GAMMA", "0.5"))
+WATERMARK_DELTA = float(os.environ.get("WATERMARK_DELTA", "2.0"))
+"""TGI's key, share of green tokens and bonus, and its environment variables."""
 
 _MASK = (1 << 64) - 1
 
@@ -47,15 +53,21 @@ class Sampled:
     top: list[list[tuple[int, float]]]
 
 
-def sample(logits: torch.Tensor, sampling: Sequence[Sampling], state: Callable[[int], RowState]) -> Sampled:
+def sample(
+    logits: torch.Tensor,
+    sampling: Sequence[Sampling],
+    state: Callable[[int], RowState],
+    masks: Mapping[int, bytes] | None = None,
+) -> Sampled:
     """Chooses the next token of every row.
 
     Args:
         logits: float32 [S, V]; may be changed.
         sampling: of each row.
         state: gives what row i knows; asked only for rows that need it.
+        masks: by row, which tokens its grammar allows (see `StepPlan.masks`).
     """
-    _process(logits, sampling, state)
+    _process(logits, sampling, state, masks or {})
     tokens = torch.argmax(logits, dim=-1)
     drawn = [row for row, each in enumerate(sampling) if each.do_sample]
     if drawn:
@@ -83,8 +95,15 @@ def prompt_logprobs(logits: torch.Tensor, following: Array) -> list[float]:
     return values
 
 
-def _process(logits: torch.Tensor, sampling: Sequence[Sampling], state: Callable[[int], RowState]) -> None:
+def _process(
+    logits: torch.Tensor,
+    sampling: Sequence[Sampling],
+    state: Callable[[int], RowState],
+    masks: Mapping[int, bytes],
+) -> None:
     for row, each in enumerate(sampling):
+        if each.watermark:
+            _watermark(logits[row], int(state(row).tokens[-1]))
         if each.repetition_penalty != 1.0:
             _repetition(logits[row], state(row), each.repetition_penalty)
         if each.frequency_penalty or each.presence_penalty:
@@ -93,6 +112,8 @@ def _process(logits: torch.Tensor, sampling: Sequence[Sampling], state: Callable
             index = torch.tensor([token for token, _ in each.logit_bias], device=logits.device)
             bias = torch.tensor([value for _, value in each.logit_bias], device=logits.device)
             logits[row].index_add_(0, index, bias)
+    for row, bits in masks.items():
+        logits[row].masked_fill_(_forbidden(bits, logits), -torch.inf)
     warm = [row for row, each in enumerate(sampling) if each.temperature != 1.0]
     if warm:
         logits[warm] = _rows(logits, warm) / _column(logits, [sampling[row].temperature for row in warm])
@@ -108,6 +129,14 @@ def _process(logits: torch.Tensor, sampling: Sequence[Sampling], state: Callable
             logits[rows] = part.masked_fill(filter_rows(part, [sampling[row] for row in rows]), -torch.inf)
 
 
+def _forbidden(bits: bytes, logits: torch.Tensor) -> torch.Tensor:
+    """Tokens that a mask does not allow; those beyond its end are not."""
+    allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[: logits.shape[-1]]
+    forbidden = np.ones(logits.shape[-1], np.bool_)
+    forbidden[: len(allowed)] = allowed == 0
+    return torch.from_numpy(forbidden).to(logits.device)
+
+
 def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
     return logits if len(rows) == logits.shape[0] else logits[rows]
 
@@ -121,6 +150,14 @@ def _repetition(row: torch.Tensor, state: RowState, penalty: float) -> None:
     seen = torch.from_numpy(np.unique(state.tokens).astype(np.int64)).to(row.device)
     scores = row[seen]
     row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+
+def _watermark(row: torch.Tensor, before: int) -> None:
+    """A green list of the vocabulary that follows from the token before gets a bonus (Kirchenbauer et al., 2023)."""
+    generator = torch.Generator().manual_seed(WATERMARK_KEY * before)
+    size = row.shape[0]
+    green = torch.randperm(size, generator=generator)[: int(size * WATERMARK_GAMMA)]
+    row[green.to(row.device)] += WATERMARK_DELTA
 
 
 def _frequency(row: torch.Tensor, state: RowState, frequency: float, presence: float) -> None:

@@ -1,8 +1,18 @@
 """Text to tokens and back: tokenizer, incremental detokenizer, stop texts, chat templates."""
 
 from inflight.text.detokenizer import Detokenizer
+from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar
 from inflight.text.stop import StopTexts
 from inflight.text.template import ChatTemplate
 from inflight.text.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["ChatTemplate", "Detokenizer", "StopTexts", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "ChatTemplate",
+    "Detokenizer",
+    "GrammarCompiler",
+    "Matcher",
+    "StopTexts",
+    "Tokenizer",
+    "json_grammar",
+    "load_tokenizer",
+]

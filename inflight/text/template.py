@@ -14,7 +14,7 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from inflight.errors import InvalidRequest, TemplateError
-from inflight.generation import Chat
+from inflight.generation import Chat, ToolFormat
 
 MAX_PROMPT = 1 << 24
 """Characters of a rendered prompt; a template that makes more is stopped."""
@@ -34,6 +34,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokens: Mapping[str, str] | None = None, tool_source: str | None = None) -> None:
         self.source = source
+        self._tool_source = tool_source or source
         self._tokens = dict(tokens or {})
         environment = _environment()
         try:
@@ -44,8 +45,22 @@ class ChatTemplate:
         # A template that never looks into a content's parts wants it as one text.
         self._wants_parts = "content" in source and (".type" in source or "['type']" in source or '["type"]' in source)
 
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How calls are written, by the marks that the template uses itself; None where it has no tools."""
+        source = self._tool_source
+        if "tools" not in source:
+            return None
+        if "[TOOL_CALLS]" in source:
+            return ToolFormat("mistral", "[TOOL_CALLS]")
+        if "<tool_call>" in source and "<function=" not in source:
+            return ToolFormat("hermes", "<tool_call>")
+        if "<|python_tag|>" in source or "ipython" in source:
+            return ToolFormat("llama3", "<|python_tag|>")
+        return None
+
     def render(self, chat: Chat) -> str:
-        """The prompt.
+        """The prompt. Where the last message is the assistant's, the prompt ends with its text, to be continued.
 
         Raises:
             TemplateError: the template refused the messages, with its own text.
@@ -72,7 +87,7 @@ class ChatTemplate:
             raise
         except Exception as error:  # a template is code: it raises anything
             raise TemplateError(str(error) or type(error).__name__) from error
-        return "".join(parts)
+        return _cut("".join(parts), messages)
 
     def _message(self, message: dict[str, object]) -> dict[str, object]:
         content = message.get("content")
@@ -84,6 +99,16 @@ class ChatTemplate:
                 raise InvalidRequest("this model reads text only; send content parts of type 'text'")
             texts.append(str(part.get("text", "")))
         return {**message, "content": "".join(texts)}
+
+
+def _cut(prompt: str, messages: list[dict[str, object]]) -> str:
+    """What the template writes after an assistant's last message would end the very text that is to go on."""
+    last = messages[-1] if messages else {}
+    content = last.get("content")
+    if last.get("role") != "assistant" or last.get("tool_calls") or not isinstance(content, str) or not content.strip():
+        return prompt
+    place = prompt.rfind(content.strip())
+    return prompt[: place + len(content.strip())] if place >= 0 else prompt
 
 
 class _Generation(jinja2.ext.Extension):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import tokenizers
 
 from inflight.errors import StartError, TemplateError
-from inflight.generation import PieceOfText
+from inflight.generation import PieceOfText, ToolFormat
 from inflight.text.detokenizer import Detokenizer
+from inflight.text.grammar import GrammarCompiler
 from inflight.text.template import ChatTemplate, pick_template
 
 # The library's own threads and a fork elsewhere do not go together; batches are small, one thread is enough.
@@ -49,6 +51,18 @@ class Tokenizer:
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self.chat = chat
         self._text_of = lru_cache(1 << 16)(self._decode_one)
+
+    def tool_format(self) -> ToolFormat | None:
+        """How the chat template has tools called, None where it knows none."""
+        found = self.chat.tool_format if self.chat is not None else None
+        if found is None:
+            return None
+        id = self._tokenizer.token_to_id(found.begin) if found.begin else None
+        return replace(found, begin_id=id if id in self._special else None)
+
+    def grammars(self, vocab_size: int) -> GrammarCompiler:
+        """A compiler of grammars over this tokenizer's tokens, for logits of that many."""
+        return GrammarCompiler(self._tokenizer.to_str(), max(vocab_size, self.vocab_size), self.eos_ids)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids

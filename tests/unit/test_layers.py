@@ -59,7 +59,7 @@ ALLOWED = {
     "servable": (),
     "sched": (),
     "device": ("torch", "torch_npu"),
-    "text": ("tokenizers", "jinja2"),
+    "text": ("tokenizers", "jinja2", "llguidance"),
     "nn": ("torch",),
     "models": ("torch", "transformers", "safetensors"),
     "shard": ("torch",),

@@ -92,7 +92,7 @@ samplings = st.builds(
 def test_processors(rows: list[Sampling], seed: int) -> None:
     logits = draw_logits(len(rows), seed)
     wanted = np.stack([plain(logits[row].numpy(), each, state_of(row)) for row, each in enumerate(rows)])
-    _process(logits, rows, state_of)
+    _process(logits, rows, state_of, {})
     found = logits.numpy()
     assert (np.isinf(found) == np.isinf(wanted)).all()
     np.testing.assert_allclose(np.where(np.isinf(found), 0, found), np.where(np.isinf(wanted), 0, wanted), atol=2e-5)
@@ -159,6 +159,35 @@ def test_prompt_logprobs() -> None:
 def test_defaults_change_nothing() -> None:
     logits = draw_logits(2, 5)
     found = logits.clone()
-    _process(found, [Sampling()] * 2, state_of)
+    _process(found, [Sampling()] * 2, state_of, {})
     assert torch.equal(found, logits)
     assert msgspec.structs.asdict(Sampling())["temperature"] == 1.0
+
+
+def test_watermark() -> None:
+    """Green tokens are more than half of what is drawn, and which ones they are depends on the token before only."""
+    sampling = Sampling(do_sample=True, watermark=True)
+    flat = torch.zeros(1, 64)
+    green: list[np.ndarray] = []
+    for before in (3, 3, 9):
+        logits = flat.clone()
+        state = RowState(np.array([1, before]), 1)
+        _process(logits, [sampling], lambda _, state=state: state, {})
+        green.append((logits[0] > 0).numpy())
+        assert green[-1].sum() == 32
+    assert (green[0] == green[1]).all()
+    assert (green[0] != green[2]).any()
+
+
+def test_masks() -> None:
+    logits = draw_logits(3, 1)
+    wanted = logits.clone()
+    allowed = np.zeros(logits.shape[1], np.uint8)
+    allowed[[3, 8, 9]] = 1
+    bits = np.packbits(allowed, bitorder="little").tobytes()
+    found = sample(logits, [Sampling(), Sampling(do_sample=True, seed=2), Sampling()], state_of, {1: bits})
+    assert found.tokens[1] in (3, 8, 9)
+    assert found.tokens[0] == int(wanted[0].argmax())
+    assert found.tokens[2] == int(wanted[2].argmax())
+    short = sample(wanted, [Sampling()] * 3, state_of, {0: bits[:1]})
+    assert short.tokens[0] == 3

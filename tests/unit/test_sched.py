@@ -33,6 +33,7 @@ class Bench:
     plans: deque[StepPlan] = field(default_factory=deque)
     out: dict[int, list[int]] = field(default_factory=dict)
     asked: dict[int, Sequence] = field(default_factory=dict)
+    late: list[Sequence] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.capacity)
@@ -46,6 +47,8 @@ class Bench:
     def add(self, sequence: Sequence) -> None:
         self.asked[sequence.id] = sequence
         self.out[sequence.id] = []
+        if sequence.lockstep:
+            sequence.mask = str(len(sequence.tokens)).encode()
         self.scheduler.add(sequence)
 
     def submit(self) -> bool:
@@ -55,10 +58,26 @@ class Bench:
         return plan is not None
 
     def answer(self) -> None:
-        for sequence, token, _ in self.scheduler.apply(self.shards.run(self.plans.popleft())):
+        plan = self.plans.popleft()
+        masks, before = dict(plan.masks), {id: len(row.tokens) for id, row in self.shards.rows.items()}
+        before |= {each.id: len(each.token_ids) for each in plan.prefill if each.token_ids is not None}
+        result = self.shards.run(plan)
+        for id in result.ids:  # a mask is sent with the very step that samples, and is that of the last known token
+            assert (id in masks) == self.asked[id].lockstep
+            assert int(masks.get(id, before[id])) == before[id]
+        for sequence, token, _ in self.scheduler.apply(result):
             self.out[sequence.id].append(token)
+            if sequence.lockstep:
+                self.late.append(sequence)
+
+    def masks(self) -> None:
+        """What the host computes between two steps."""
+        for sequence in self.late:
+            sequence.mask = str(len(sequence.tokens)).encode()
+        self.late.clear()
 
     def step(self) -> bool:
+        self.masks()
         while len(self.plans) < self.depth and self.submit():
             pass
         if not self.plans:

@@ -1,0 +1,79 @@
+"""Grammars on the host: compiled off the event loop, one mask for every token of a row that follows one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from concurrent.futures import ThreadPoolExecutor
+
+from inflight.errors import InflightError, InvalidRequest, ModelError
+from inflight.generation import Grammar
+from inflight.text import GrammarCompiler, Matcher, Tokenizer
+
+COMPILE_TIMEOUT = 10.0
+"""Seconds after which the caller of a grammar is told that it is too complex. Its thread ends by its own budget."""
+COMPILERS = 2
+"""Threads that compile: a grammar that takes long does not hold up the next one."""
+
+Masked = Callable[[list[bytes | InflightError]], None]
+
+
+class Grammars:
+    """Made when the first grammar is asked for: what the tokenizer's tokens look like takes a moment to learn.
+
+    Args:
+        vocab_size: tokens that the model's logits cover.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._compiler: asyncio.Future[GrammarCompiler] | None = None
+        self._compile_threads = ThreadPoolExecutor(COMPILERS, "grammar-compile")
+        self._mask_thread = ThreadPoolExecutor(1, "grammar-mask")
+
+    async def open(self, grammar: Grammar) -> tuple[Matcher, bytes]:
+        """A matcher for one generation and the mask of its first token.
+
+        Raises:
+            InvalidRequest: the grammar is wrong, or takes too long to compile.
+        """
+        loop = asyncio.get_running_loop()
+        if self._compiler is None:
+            self._compiler = loop.run_in_executor(self._compile_threads, self._tokenizer.grammars, self._vocab_size)
+        compiler = await asyncio.shield(self._compiler)
+
+        def compile() -> tuple[Matcher, bytes]:
+            matcher = compiler.compile(grammar)
+            return matcher, matcher.mask()
+
+        work = loop.run_in_executor(self._compile_threads, compile)
+        try:
+            return await asyncio.wait_for(work, COMPILE_TIMEOUT)
+        except asyncio.TimeoutError:
+            raise InvalidRequest(
+                f"the grammar was not compiled within {COMPILE_TIMEOUT:g} seconds; make it simpler"
+            ) from None
+
+    def advance(self, steps: Items[tuple[Matcher, int]], done: Masked) -> None:
+        """Takes the tokens of a step and calls `done` on the loop with the masks of the next, in order."""
+        future = asyncio.get_running_loop().run_in_executor(self._mask_thread, _masks, steps)
+        future.add_done_callback(lambda made: None if made.cancelled() else done(made.result()))
+
+    def close(self) -> None:
+        self._compile_threads.shutdown(wait=False, cancel_futures=True)
+        self._mask_thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _masks(steps: Items[tuple[Matcher, int]]) -> list[bytes | InflightError]:
+    found: list[bytes | InflightError] = []
+    for matcher, token in steps:
+        try:
+            matcher.advance(token)
+            found.append(matcher.mask())
+        except InflightError as error:
+            found.append(error)
+        except Exception as error:  # one generation's trouble is not that of the others
+            found.append(ModelError(f"the grammar failed: {error}"))
+    return found

@@ -1,0 +1,414 @@
+"""Tool calls: how tools are offered to a model, what holds its calls to their schemas, how calls are read as they come.
+
+Every family writes calls in its own way; where a chat template knows none, tools are written into the last message and
+a grammar lets the model answer with a text or with calls: one generation, whichever it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from inflight.errors import InvalidRequest, ToolError
+from inflight.generation import Chat, Grammar, ToolFormat
+
+PLAIN = ToolFormat("plain", "")
+"""For templates without tools: one JSON object a call, one call a line."""
+
+TOOL_PROMPT = (
+    "You may call functions. To call one, answer with nothing but a JSON object like "
+    '{"name": "<function>", "arguments": {<its arguments>}}. These functions are available:'
+)
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_GRAMMAR_OPTIONS = {"whitespace_pattern": "[ ]?", "coerce_one_of": True}
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One function: its name and its arguments' JSON schema."""
+
+    name: str
+    parameters: dict[str, Any]
+    strict: bool
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The tools of one request.
+
+    Attributes:
+        chat: the conversation with the tools in it.
+        format: how calls are written, None where no call is looked for.
+        grammar: what the answer follows, None: anything.
+    """
+
+    chat: Chat
+    format: ToolFormat | None = None
+    grammar: Grammar | None = None
+
+
+def offer(
+    chat: Chat, given: list[dict[str, Any]] | None, choice: Any, parallel: bool, native: ToolFormat | None, prompt: str
+) -> Tools:
+    """What a request's `tools` and `tool_choice` come to.
+
+    Args:
+        chat: the conversation, without tools.
+        native: how the model's chat template has calls written, None where it knows none.
+        prompt: goes before the tools where they are written into a message; empty: `TOOL_PROMPT`.
+
+    Raises:
+        ToolError: a tool without a name, or a choice of one that is not there.
+    """
+    chat = replace(chat, messages=[_history(message, native) for message in chat.messages])
+    tools = [_tool(each, index) for index, each in enumerate(given or [])]
+    wanted, named = _choice(choice, tools)
+    if not tools or wanted == "none":
+        return Tools(chat)
+    allowed = [tool for tool in tools if named in (None, tool.name)]
+    format = native or PLAIN
+    grammar: Grammar | None = None
+    if wanted == "required":
+        grammar = _lark(allowed, format, free=False, several=parallel and named is None)
+    elif native is None or any(tool.strict for tool in tools):
+        grammar = _lark(allowed, format, free=True, several=parallel)
+    if native is not None:
+        return Tools(replace(chat, tools=[_for_template(each) for each in given or []]), format, grammar)
+    return Tools(_written_in(chat, given or [], prompt or TOOL_PROMPT), format, grammar)
+
+
+def _tool(given: dict[str, Any], index: int) -> Tool:
+    function = given.get("function") if given.get("type", "function") == "function" else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ToolError(f'`tools[{index}]` must be {{"type": "function", "function": {{"name": ...}}}}')
+    if not _NAME.fullmatch(function["name"]):
+        raise ToolError(f"`tools[{index}].function.name` may hold letters, digits and _ . : - only")
+    parameters = function.get("parameters", function.get("arguments"))
+    if parameters is not None and not isinstance(parameters, dict):
+        raise ToolError(f"`tools[{index}].function.parameters` must be a JSON schema")
+    return Tool(function["name"], parameters or {"type": "object"}, function.get("strict") is True)
+
+
+def _choice(choice: Any, tools: Sequence[Tool]) -> tuple[str, str | None]:
+    """`auto`, `none` or `required`, and the one function that is wanted."""
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else choice.get("name")
+        if not isinstance(name, str):
+            raise ToolError('`tool_choice` must be {"type": "function", "function": {"name": ...}}')
+        choice = name
+    elif choice is None or choice in ("auto", "none", "required"):
+        return choice or "auto", None
+    if not isinstance(choice, str) or choice not in [tool.name for tool in tools]:
+        known = ", ".join(tool.name for tool in tools) or "none"
+        raise ToolError(f"`tool_choice` names {choice!r}, which is not among the tools: {known}")
+    return "required", choice
+
+
+def _for_template(given: dict[str, Any]) -> dict[str, Any]:
+    """A tool as templates expect it: the schema under `parameters`."""
+    function = dict(given["function"])
+    if "arguments" in function and "parameters" not in function:
+        function["parameters"] = function.pop("arguments")
+    return {**given, "type": "function", "function": function}
+
+
+def _history(message: dict[str, Any], native: ToolFormat | None) -> dict[str, Any]:
+    """Earlier calls and results as the template can show them."""
+    calls = message.get("tool_calls")
+    if native is None:
+        if message.get("role") == "tool":
+            return {"role": "user", "content": f"Result of the function: {_text(message.get('content'))}"}
+        if calls:
+            written = "\n".join(json.dumps(_call(call), ensure_ascii=False) for call in calls)
+            text = _text(message.get("content"))
+            return {"role": message["role"], "content": f"{text}\n{written}" if text else written}
+        return message
+    if calls:  # templates write `arguments | tojson`, clients send them as a text already
+        return {
+            **message,
+            "content": message.get("content") or "",
+            "tool_calls": [{**call, "type": "function", "function": _call(call)} for call in calls],
+        }
+    return message
+
+
+def _call(call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InvalidRequest('a message\'s `tool_calls` must hold {"function": {"name": ..., "arguments": ...}}')
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            pass  # what the model wrote then was no JSON; it is shown as it was
+    return {"name": function["name"], "arguments": {} if arguments is None else arguments}
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return "" if content is None else str(content)
+
+
+def _written_in(chat: Chat, tools: list[dict[str, Any]], prompt: str) -> Chat:
+    """The tools as JSON at the end of the last message, as TGI does it."""
+    *before, last = chat.messages
+    listed = "\n".join(json.dumps(_for_template(tool)["function"], ensure_ascii=False) for tool in tools)
+    content = f"{_text(last.get('content'))}\n---\n{prompt}\n{listed}"
+    return replace(chat, messages=[*before, {**last, "content": content}])
+
+
+def _lark(tools: Sequence[Tool], format: ToolFormat, *, free: bool, several: bool) -> Grammar:
+    """Calls of these tools in the model's own form.
+
+    Args:
+        free: a text is good too, and calls may follow it where the form has a mark that begins them.
+        several: more than one call.
+    """
+    key = "parameters" if format.kind == "llama3" else "arguments"
+    rules = [f"call: {' | '.join(f'call_{index}' for index in range(len(tools)))}"]
+    for index, tool in enumerate(tools):
+        head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{key}": ')
+        # A document of its own for every function, so that `$ref` finds its definitions.
+        schema = json.dumps({**tool.parameters, "x-guidance": _GRAMMAR_OPTIONS})
+        rules.append(f'call_{index}: {head} %json {schema} "}}"')
+    mark = f"<[{format.begin_id}]>" if format.begin_id is not None else json.dumps(format.begin)
+    if format.kind == "hermes":
+        end = json.dumps("\n</tool_call>")
+        body = f'"\\n" call {end}'
+        if not free:
+            rules.append(f"tag: {mark} {body}")
+            start = 'tag ("\\n" tag)*' if several else "tag"
+        elif format.begin_id is not None:
+            rules.append(f"tag: TEXT {mark} {body}")
+            start = "tag* TEXT" if several else "tag? TEXT"
+        else:
+            rules += [f"begun[lazy]: TEXT {mark}", f"tag: begun {body}"]
+            start = "tag* TEXT" if several else "tag? TEXT"
+        rules.append("TEXT: /(.|\\n)*/" if free else "")
+    elif format.kind == "mistral":
+        calls = 'call (", " call)*' if several else "call"
+        rules.append(f'tag: {mark} " [" {calls} "]"')
+        start = "TEXT tag? " if free else "tag"
+        rules.append("TEXT: /[^\\[](.|\\n)*|/" if free else "")
+    else:
+        between = json.dumps("; " if format.kind == "llama3" else "\n")
+        calls = f"call ({between} call)*" if several else "call"
+        start = f"TEXT | {calls}" if free else calls
+        rules.append("TEXT: /[^{](.|\\n)*/" if free else "")
+    return Grammar("lark", "\n".join([f"start: {start}", *(rule for rule in rules if rule)]) + "\n")
+
+
+@dataclass(frozen=True)
+class Content:
+    """Text for the reader."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallBegin:
+    """A call number `index` of this function begins."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """More of its arguments' JSON."""
+
+    index: int
+    text: str
+
+
+Piece = Content | CallBegin | CallArguments
+
+_HEAD = re.compile(r'\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)')
+_DECODER = json.JSONDecoder()
+MAX_HEAD = 4096
+"""Characters after which an object that shows no function's name is taken for text."""
+
+
+class ToolReader:
+    """Tells calls from text while a generation is written.
+
+    Attributes:
+        calls: how many began so far.
+    """
+
+    def __init__(self, format: ToolFormat) -> None:
+        self._format = format
+        self._buffer = ""
+        self._state = self._text
+        self._began = False  # text was shown: what follows is no call in forms without a mark
+        self._opened = ""  # the mark that was read, to be shown if no call follows
+        self._depth = 0
+        self._quoted = self._escaped = False
+        self.calls = 0
+
+    def feed(self, text: str) -> list[Piece]:
+        """What the next text comes to."""
+        self._buffer += text
+        return self._run(False)
+
+    def finish(self) -> list[Piece]:
+        """What is left when the generation has ended."""
+        return self._run(True)
+
+    def _run(self, final: bool) -> list[Piece]:
+        found: list[Piece] = []
+        while self._state(found, final):
+            pass
+        return found
+
+    # States: each takes what it can from the buffer and returns whether to go on.
+
+    def _text(self, found: list[Piece], final: bool) -> bool:
+        buffer, mark = self._buffer, self._format.begin
+        if self._format.kind in ("llama3", "plain") and not self._began:
+            rest = buffer.lstrip()
+            if mark and rest.startswith(mark):
+                return self._enter(rest[len(mark) :], mark)
+            if rest.startswith("{"):
+                return self._enter(rest, "")
+            if not final and (not rest or (mark and mark.startswith(rest))):
+                return False
+        elif self._format.kind in ("hermes", "mistral"):
+            place = buffer.find(mark)
+            if place >= 0:
+                self._show(buffer[:place], found)
+                return self._enter(buffer[place + len(mark) :], mark)
+            if not final:
+                held = next((n for n in range(min(len(mark) - 1, len(buffer)), 0, -1) if mark.startswith(buffer[-n:])), 0)
+                cut = len(buffer) - held
+                if not buffer[:cut].strip() and not self._began:
+                    return False  # white space before a call is nobody's
+                self._show(buffer[:cut], found)
+                self._buffer = buffer[cut:]
+                return False
+        self._show(buffer, found)
+        self._buffer = ""
+        return False
+
+    def _enter(self, rest: str, mark: str) -> bool:
+        self._buffer, self._opened = rest, mark
+        self._state = self._call
+        return True
+
+    def _call(self, found: list[Piece], final: bool) -> bool:
+        rest = self._buffer.lstrip(" \t\r\n[" if self._format.kind == "mistral" else None)
+        head = _HEAD.match(rest)
+        if head is not None:
+            self._begin(json.loads(f'"{head[1]}"'), found)
+            self._buffer = rest[head.end() :]
+            self._state = self._value
+            return True
+        if rest.startswith("{"):
+            try:
+                whole, end = _DECODER.raw_decode(rest)
+            except ValueError:
+                if not final and len(rest) < MAX_HEAD:
+                    return False
+            else:
+                if isinstance(whole.get("name"), str):
+                    self._begin(whole["name"], found)
+                    arguments = whole.get("arguments", whole.get("parameters", {}))
+                    found.append(CallArguments(self.calls - 1, json.dumps(arguments, ensure_ascii=False)))
+                    self._buffer = rest[end:]
+                    self._state = self._after
+                    return True
+        elif not rest and not final:
+            return False
+        # No call after all: what was taken for its beginning is text.
+        self._began = True
+        self._show(self._opened + self._buffer, found)
+        self._buffer = ""
+        self._state = self._text
+        return False
+
+    def _begin(self, name: str, found: list[Piece]) -> None:
+        found.append(CallBegin(self.calls, f"call_{uuid.uuid4().hex[:24]}", name))
+        self.calls += 1
+        self._depth, self._quoted, self._escaped = 0, False, False
+
+    def _value(self, found: list[Piece], final: bool) -> bool:
+        end = self._scan(self._buffer)
+        part = self._buffer if end is None else self._buffer[:end]
+        if part:
+            found.append(CallArguments(self.calls - 1, part))
+        self._buffer = "" if end is None else self._buffer[end:]
+        if end is None:
+            return False
+        self._state = self._close
+        return True
+
+    def _close(self, found: list[Piece], final: bool) -> bool:
+        """The rest of the call's object: usually its brace, sometimes an id before it."""
+        self._depth = max(self._depth, 1)
+        end = self._scan(self._buffer)
+        self._buffer = "" if end is None else self._buffer[end:]
+        if end is None:
+            return False
+        self._state = self._after
+        return True
+
+    def _after(self, found: list[Piece], final: bool) -> bool:
+        rest = self._buffer.lstrip()
+        if not rest:
+            return False
+        self._buffer = rest
+        if self._format.kind == "hermes":
+            end = "</tool_call>"
+            if end.startswith(rest) and rest != end and not final:
+                return False
+            self._buffer = rest.removeprefix(end)
+        elif rest[0] in ",;" or rest[0] == "{":
+            return self._enter(rest.lstrip(",;"), "")
+        elif self._format.kind == "mistral":
+            self._buffer = rest.removeprefix("]")
+        else:
+            self._began = True
+        self._state = self._text
+        return bool(self._buffer)
+
+    def _scan(self, text: str) -> int | None:
+        """Where the value that `text` goes on with ends, None where it goes on after it."""
+        for index, char in enumerate(text):
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                if char == "\\":
+                    self._escaped = True
+                elif char == '"':
+                    self._quoted = False
+                    if not self._depth:
+                        return index + 1
+            elif char == '"':
+                self._quoted = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                if not self._depth:  # a bare number ends where its object does
+                    return index
+                self._depth -= 1
+                if not self._depth:
+                    return index + 1
+            elif char == "," and not self._depth:
+                return index
+        return None
+
+    def _show(self, text: str, found: list[Piece]) -> None:
+        if text and (text.strip() or self._began):
+            self._began = True
+            found.append(Content(text))
+        elif text and not self.calls:
+            self._began = True
+            found.append(Content(text))

@@ -1,0 +1,59 @@
+"""`grammar` and `response_format` in every shape that clients of TGI and OpenAI write."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from inflight.errors import InvalidRequest
+from inflight.generation import Grammar
+
+_SHAPES = (
+    'write {"type": "json", "value": <schema>}, {"type": "json_schema", "json_schema": {"schema": <schema>}}, '
+    '{"type": "json_object"}, {"type": "regex", "value": "..."}, {"type": "lark", "value": "..."}, '
+    '{"type": "ebnf", "value": "..."} or {"type": "text"}'
+)
+ANY_OBJECT = '{"type":"object"}'
+
+
+def grammar_of(given: Any, field: str) -> Grammar | None:
+    """The grammar that a body asks for; None where it asks for plain text.
+
+    Args:
+        field: how the body calls it, for errors.
+
+    Raises:
+        InvalidRequest: it has none of the shapes.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"`{field}` must be an object; {_SHAPES}")
+    kind = given.get("type")
+    if kind == "text":
+        return None
+    if kind in ("json", "json_object"):
+        return Grammar("json", _schema(given["value"], field) if given.get("value") is not None else ANY_OBJECT)
+    if kind == "json_schema":
+        inner = given.get("json_schema", given.get("value"))
+        if not isinstance(inner, dict) or inner.get("schema") is None:
+            raise InvalidRequest(f"`{field}` of type json_schema has no `schema`; {_SHAPES}")
+        return Grammar("json", _schema(inner["schema"], field))
+    if kind in ("regex", "lark", "ebnf"):
+        value = given.get("value")
+        if not isinstance(value, str):
+            raise InvalidRequest(f"`{field}` of type {kind} has no text as `value`; {_SHAPES}")
+        return Grammar(kind, value)
+    raise InvalidRequest(f"`{field}` has the unknown type {kind!r}; {_SHAPES}")
+
+
+def _schema(value: Any, field: str) -> str:
+    """A schema's text; it may come as an object or already as a text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise InvalidRequest(f"the schema in `{field}` is not valid JSON: {error}") from error
+    if not isinstance(value, (dict, bool)):
+        raise InvalidRequest(f"the schema in `{field}` must be an object")
+    return json.dumps(value)

@@ -1,0 +1,118 @@
+"""Structured output: which tokens may come next so that a text stays within a JSON schema, a regex or a grammar.
+
+llguidance does the parsing (Rust, MIT). It was taken over xgrammar because it works without torch, which the server's
+process does not load, begins at once where others compile an automaton first, and has a budget for every step;
+`python -m bench.grammar` measures both.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import llguidance
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from inflight.errors import InvalidRequest
+from inflight.generation import Grammar
+
+CACHED = 128
+"""Compiled grammars that are kept, least recently used first to go."""
+MAX_SOURCE = 1 << 18
+"""Characters of a grammar's source."""
+_OPTIONS = {"whitespace_pattern": "[ ]?", "coerce_one_of": True}
+"""One optional space, as TGI has it: a model that loves white space must not fill its tokens with it. `oneOf` is
+followed as `anyOf`, since JSON is written from left to right and the other branches are not known to fail yet."""
+
+
+class Matcher:
+    """Follows one generation. One call at a time; calls may come from different threads."""
+
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+        self._matcher = matcher
+
+    def mask(self) -> bytes:
+        """Which tokens may come next: one bit a token, lowest bit of the first byte first.
+
+        Raises:
+            InvalidRequest: the grammar became too complex to follow.
+        """
+        mask: bytes = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise InvalidRequest(f"the grammar cannot be followed: {_first_line(self._matcher.get_error())}")
+        return mask
+
+    def advance(self, token: int) -> None:
+        """The generation goes on with this token."""
+        self._matcher.consume_token(token)
+
+    @property
+    def complete(self) -> bool:
+        """What was generated so far is a whole text of the grammar."""
+        return bool(self._matcher.is_accepting())
+
+
+class GrammarCompiler:
+    """Turns grammars into matchers for one tokenizer; safe to use from several threads.
+
+    Args:
+        tokenizer_json: content of tokenizer.json.
+        vocab_size: tokens that the model's logits cover.
+        eos_ids: tokens that may end a text that is complete.
+    """
+
+    def __init__(self, tokenizer_json: str, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        self._eos_ids = list(eos_ids)
+        self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=list(eos_ids) or None)
+        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, grammar: Grammar) -> Matcher:
+        """A matcher at the start of its text. Takes from microseconds to a second; call it off the event loop.
+
+        Raises:
+            InvalidRequest: the grammar is wrong, with the place of the error.
+        """
+        if not self._eos_ids:
+            raise InvalidRequest("this model has no end-of-sequence token, so that a grammar could never end")
+        with self._lock:
+            found = self._compiled.get(grammar)
+            if found is not None:
+                self._compiled.move_to_end(grammar)
+                return Matcher(found.deep_copy())
+        made = llguidance.LLMatcher(self._tokenizer, _source(grammar), log_level=0)
+        if made.is_error():
+            raise InvalidRequest(f"the {grammar.kind} grammar cannot be used: {_first_line(made.get_error())}")
+        with self._lock:
+            self._compiled[grammar] = made
+            while len(self._compiled) > CACHED:
+                self._compiled.popitem(last=False)
+            return Matcher(made.deep_copy())
+
+
+def _source(grammar: Grammar) -> str:
+    """The grammar in llguidance's own form."""
+    if len(grammar.value) > MAX_SOURCE:
+        raise InvalidRequest(f"the grammar has {len(grammar.value)} characters, at most {MAX_SOURCE} are taken")
+    try:
+        if grammar.kind == "json":
+            return str(llguidance.LLMatcher.grammar_from_json_schema(grammar.value, defaults=_OPTIONS))
+        if grammar.kind == "regex":
+            return str(llguidance.LLMatcher.grammar_from_regex(grammar.value))
+        if grammar.kind == "ebnf":
+            return str(llguidance.LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.value)))
+        return str(llguidance.LLMatcher.grammar_from_lark(grammar.value))
+    except Exception as error:  # the library raises whatever its parts do
+        raise InvalidRequest(f"the {grammar.kind} grammar cannot be read: {_first_line(str(error))}") from error
+
+
+def json_grammar(schema: object) -> Grammar:
+    """The grammar of a JSON schema: an object, a boolean, or the text of one."""
+    return Grammar("json", schema if isinstance(schema, str) else json.dumps(schema, sort_keys=False))
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:6])[:400] or "no reason was given"
