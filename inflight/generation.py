@@ -250,6 +250,9 @@ class Generator(Protocol):
     async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
         """The tokens of a text."""
 
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+
     async def render(self, chat: Chat) -> str:
         """The prompt for a chat.
 

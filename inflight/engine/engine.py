@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import Sequence as Items
 from dataclasses import replace
 
 from inflight.config import GeneratorConfig, RestartPolicy
@@ -193,6 +194,9 @@ class Engine:
     async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, self._tokenizer.pieces, text, add_special_tokens)
+
+    async def decode(self, ids: Items[int]) -> str:
+        return await asyncio.get_running_loop().run_in_executor(None, self._tokenizer.decode, ids, False)
 
     async def render(self, chat: Chat) -> str:
         template = self._tokenizer.chat

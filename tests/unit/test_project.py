@@ -27,7 +27,8 @@ REGISTRIES = ["pypi" + ".org", "python" + "hosted.org", "index" + "-url", "files
 # Packages that the server needs are imported under these names.
 IMPORTED_AS = {"prometheus-client": "prometheus_client", "protobuf": "google", "grpcio": "grpc"}
 # What an import is allowed to need beside the base: the back ends, each with its extra or of the user's own.
-OPTIONAL = {"llguidance", 
+OPTIONAL = {
+    "llguidance",
     *("torch", "torch_npu", "mindspore", "ray", "acl"),
     *("transformers", "tokenizers", "safetensors", "jinja2", "matplotlib"),
 }

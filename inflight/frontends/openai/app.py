@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.generate import all_of, pick, read_struct
-from inflight.frontends.openai.request import ChatBody, CompletionBody, chat_of, requests_of
+from inflight.frontends.generate import Whole, all_of, pick, read_struct
+from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
 from inflight.frontends.openai.response import Reply, Usage, error_json
 from inflight.frontends.sse import DONE, EventStream, Opened
-from inflight.generation import Event, Finish, GenerationRequest, Generator, Start, Token
+from inflight.frontends.structured import grammar_of
+from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token
 from inflight.log import LOGGER
 
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
@@ -58,11 +60,13 @@ class OpenAiRest:
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_struct(scope, receive, ChatBody)
         generator = pick(self._backend.generators, body.model)
-        prompt = await generator.render(chat_of(body))
+        tools = tools_of(body, generator.info.tool_format)
+        prompt = await generator.render(tools.chat)
         # The template has written the special tokens itself.
-        requests = requests_of(body, [prompt], generator.info.limits, special=False)
-        reply = Reply("chat.completion", body.model or generator.info.model_id)
-        await self._answer(body, bool(body.logprobs), generator, requests, reply, receive, send)
+        requests = requests_of(body, [prompt], generator.info.limits, special=False, grammar=tools.grammar)
+        model = body.model or generator.info.model_id
+        reply = Reply("chat.completion", model, logprobs=bool(body.logprobs), tools=tools.format)
+        await self._answer(body, generator, requests, reply, receive, send)
 
     async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_struct(scope, receive, CompletionBody)
@@ -71,14 +75,16 @@ class OpenAiRest:
         limit = generator.info.limits.max_client_batch_size
         if len(prompts) > limit:
             raise InvalidRequest(f"batch size {len(prompts)} is more than the maximum of {limit} prompts")
-        requests = requests_of(body, prompts, generator.info.limits, special=True)
-        reply = Reply("text_completion", body.model or generator.info.model_id)
-        await self._answer(body, body.logprobs is not None, generator, requests, reply, receive, send)
+        grammar = grammar_of(body.response_format, "response_format")
+        requests = requests_of(body, prompts, generator.info.limits, special=True, grammar=grammar)
+        echo = [await _shown(generator, prompt) for prompt in prompts] if body.echo else None
+        model = body.model or generator.info.model_id
+        reply = Reply("text_completion", model, logprobs=body.logprobs is not None, echo=echo)
+        await self._answer(body, generator, requests, reply, receive, send)
 
     async def _answer(
         self,
         body: ChatBody | CompletionBody,
-        logprobs: bool,
         generator: Generator,
         requests: Sequence[GenerationRequest],
         reply: Reply,
@@ -88,14 +94,23 @@ class OpenAiRest:
         choices = body.n or 1
         if body.stream:
             usage = Usage() if body.stream_options is not None and body.stream_options.include_usage else None
-            work = _stream(generator, requests, choices, reply, logprobs, usage, send)
+            work = _stream(generator, requests, choices, reply, usage, send)
             await run_until_disconnect(work, receive)
             return
         results = await run_until_disconnect(all_of(generator, requests), receive)
         counted = Usage()
+        if isinstance(body, CompletionBody):
+            if body.max_tokens == 0:
+                results = [_only_prompt(one) for one in results]
+            if body.best_of is not None and body.best_of > choices:
+                for index, one in enumerate(results):
+                    counted.add(index // body.best_of, one.start, one.finish)
+                results = _best(results, body.best_of, choices)
+                await respond_json(send, reply.whole(results, counted, choices))
+                return
         for index, one in enumerate(results):
             counted.add(index // choices, one.start, one.finish)
-        await respond_json(send, reply.whole(results, counted, logprobs))
+        await respond_json(send, reply.whole(results, counted, choices))
 
     async def _models(self, name: str, send: Send) -> None:
         found = [
@@ -130,12 +145,29 @@ def _is_tokens(values: list[Any]) -> bool:
     return all(type(value) is int for value in values)
 
 
+async def _shown(generator: Generator, prompt: str | Sequence[int]) -> str:
+    return prompt if isinstance(prompt, str) else await generator.decode(prompt)
+
+
+def _only_prompt(one: Whole) -> Whole:
+    """`max_tokens` 0: the one token that was computed beside the prompt's probabilities is left out."""
+    return replace(one, tokens=(), finish=replace(one.finish, text="", generated=0, reason=FinishReason.LENGTH))
+
+
+def _best(results: Sequence[Whole], best_of: int, choices: int) -> list[Whole]:
+    """The likeliest `choices` of every `best_of`."""
+    found: list[Whole] = []
+    for first in range(0, len(results), best_of):
+        ranked = sorted(results[first : first + best_of], key=lambda one: -one.mean_logprob)
+        found += ranked[:choices]
+    return found
+
+
 async def _stream(
     generator: Generator,
     requests: Sequence[GenerationRequest],
     choices: int,
     reply: Reply,
-    logprobs: bool,
     usage: Usage | None,
     send: Send,
 ) -> None:
@@ -147,17 +179,16 @@ async def _stream(
             try:
                 async for index, event in _merged(opened):
                     if isinstance(event, Token):
-                        # A token that shows nothing, as half a character, is worth a chunk only for its probability.
-                        if event.delta or logprobs:
-                            await stream.event(reply.token(index, event, logprobs))
+                        chunks = reply.token(index, event)
                     elif isinstance(event, Start):
                         starts[index] = event
-                        if reply.chat:
-                            await stream.event(reply.role(index))
+                        chunks = reply.start(index, choices)
                     else:
-                        await stream.event(reply.finish(index, event))
+                        chunks = reply.finish(index, event)
                         if usage is not None:
                             usage.add(index // choices, starts.get(index, Start(0)), event)
+                    for chunk in chunks:
+                        await stream.event(chunk)
                 if usage is not None:
                     await stream.event(reply.usage(usage))
             except InflightError as error:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from inflight.errors import InvalidRequest
+from inflight.errors import InvalidRequest, ToolError
 from inflight.frontends.generate import MAX_SEED, draw_seed
-from inflight.generation import Chat, GenerationLimits, GenerationRequest
+from inflight.frontends.openai.tools import Tools, offer
+from inflight.frontends.structured import grammar_of
+from inflight.generation import Chat, GenerationLimits, GenerationRequest, Grammar, ToolFormat
 from inflight.plan import Sampling
 
 MAX_CHOICES = 128
@@ -40,6 +43,9 @@ class Common(msgspec.Struct, kw_only=True):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | list[float] | None = None
     ignore_eos: bool | None = None
+    truncate: int | None = None
+    response_format: Any = None
+    priority: int | None = None
     timeout: float | None = None
 
 
@@ -52,7 +58,8 @@ class ChatBody(Common, kw_only=True):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
-    response_format: Any = None
+    tool_prompt: str | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -62,14 +69,18 @@ class CompletionBody(Common, kw_only=True):
     prompt: str | list[Any]  # texts, token ids, or lists of token ids
     logprobs: int | None = None
     echo: bool | None = None
+    best_of: int | None = None
     suffix: str | None = None
 
 
-def chat_of(body: ChatBody) -> Chat:
-    """The conversation for the template.
+def tools_of(body: ChatBody, native: ToolFormat | None) -> Tools:
+    """The conversation for the template, with its tools, and what the answer follows.
+
+    Args:
+        native: how the model's template has tools called.
 
     Raises:
-        InvalidRequest: a message without a role, or something that is not served yet.
+        InvalidRequest: a message without a role, tools that cannot be.
     """
     if not body.messages:
         raise InvalidRequest("`messages` cannot be empty")
@@ -81,22 +92,30 @@ def chat_of(body: ChatBody) -> Chat:
             raise InvalidRequest(f"`messages[{index}].content` is missing")
         if content is not None and not isinstance(content, (str, list)):
             raise InvalidRequest(f"`messages[{index}].content` must be a string or a list of parts")
-    kind = body.response_format.get("type") if isinstance(body.response_format, dict) else body.response_format
-    if kind not in (None, "text"):
-        raise InvalidRequest("`response_format` other than text is not supported yet")
-    if body.tools and body.tool_choice not in (None, "auto", "none"):
-        raise InvalidRequest("`tool_choice` other than auto and none is not supported yet")
-    tools = None if body.tool_choice == "none" else body.tools or None
-    return Chat(body.messages, tools, dict(body.chat_template_kwargs or {}))
+    chat = Chat(body.messages, None, dict(body.chat_template_kwargs or {}))
+    tools = offer(
+        chat, body.tools, body.tool_choice, body.parallel_tool_calls is not False, native, body.tool_prompt or ""
+    )
+    grammar = grammar_of(body.response_format, "response_format")
+    if grammar is None:
+        return tools
+    if tools.format is not None:
+        raise ToolError("`response_format` and `tools` cannot be used together; leave one of them out")
+    return replace(tools, grammar=grammar)
 
 
 def requests_of(
-    body: ChatBody | CompletionBody, prompts: Sequence[str | Sequence[int]], limits: GenerationLimits, special: bool
+    body: ChatBody | CompletionBody,
+    prompts: Sequence[str | Sequence[int]],
+    limits: GenerationLimits,
+    special: bool,
+    grammar: Grammar | None = None,
 ) -> list[GenerationRequest]:
     """One request for every choice of every prompt, prompts outside.
 
     Args:
         special: let the tokenizer add its own tokens.
+        grammar: what the answers follow.
 
     Raises:
         InvalidRequest: a value out of its range.
@@ -105,11 +124,12 @@ def requests_of(
     if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
         most = body.max_completion_tokens
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    choices = 1 if body.n is None else body.n
+    choices = max(1 if body.n is None else body.n, _best_of(body))
     _check(body, most, stop, choices, limits)
     # Without a temperature OpenAI samples at 1.
     temperature = 1.0 if body.temperature is None else body.temperature
     wanted, top = _logprobs(body, limits)
+    echo = isinstance(body, CompletionBody) and bool(body.echo)
     seed = draw_seed() if body.seed is None else body.seed & MAX_SEED
     requests: list[GenerationRequest] = []
     for prompt in prompts:
@@ -125,19 +145,24 @@ def requests_of(
                 presence_penalty=body.presence_penalty or 0.0,
                 logit_bias=_bias(body.logit_bias),
                 seed=(seed + choice) & MAX_SEED,
-                logprobs=wanted,
+                logprobs=wanted or _best_of(body) > 1,
+                prompt_logprobs=echo and wanted,
                 top_n_tokens=top,
             )
             requests.append(
                 GenerationRequest(
                     prompt=prompt,
                     sampling=sampling,
-                    max_new_tokens=most,
+                    max_new_tokens=most if most != 0 else 1,
                     stop=tuple(stop),
                     include_stop=False,
                     ignore_eos=bool(body.ignore_eos),
                     add_special_tokens=special,
+                    truncate=body.truncate,
+                    prompt_tokens=echo,
                     timeout=body.timeout,
+                    priority=body.priority or 0,
+                    grammar=grammar,
                 )
             )
     return requests
@@ -170,8 +195,10 @@ def _bias(given: dict[str, float] | list[float] | None) -> tuple[tuple[int, floa
 
 
 def _check(body: Common, most: int | None, stop: list[str], choices: int, limits: GenerationLimits) -> None:
+    # Nothing but the prompt's own probabilities: what evaluations ask for.
+    scores = isinstance(body, CompletionBody) and bool(body.echo) and not body.stream
     rules = (
-        (most is not None and most < 1, "`max_tokens` must be at least 1"),
+        (most is not None and most < (0 if scores else 1), "`max_tokens` must be at least 1"),
         (body.temperature is not None and not 0 <= body.temperature <= 100, "`temperature` must be at least 0"),
         (body.top_p is not None and not 0 < body.top_p <= 1, "`top_p` must be > 0.0 and <= 1.0"),
         (body.min_p is not None and not 0 <= body.min_p <= 1, "`min_p` must be >= 0.0 and <= 1.0"),
@@ -191,11 +218,20 @@ def _check(body: Common, most: int | None, stop: list[str], choices: int, limits
             isinstance(body, CompletionBody) and body.suffix is not None,
             "Suffix is not supported and can be achieved by preprocessing the prompt.",
         ),
-        (isinstance(body, CompletionBody) and bool(body.echo), "`echo` is not supported yet"),
+        (
+            body.truncate is not None and not 0 < body.truncate <= limits.max_input_tokens,
+            f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. Given: {body.truncate}",
+        ),
+        (_best_of(body) > 1 and bool(body.stream), "`best_of` is not supported when streaming"),
+        (_best_of(body) not in (0, 1) and _best_of(body) < (body.n or 1), "`best_of` must not be less than `n`"),
     )
     for broken, text in rules:
         if broken:
             raise InvalidRequest(text)
+
+
+def _best_of(body: Common) -> int:
+    return (body.best_of or 0) if isinstance(body, CompletionBody) else 0
 
 
 def _within(value: float | None, bound: float) -> bool:

@@ -18,12 +18,15 @@ from inflight.errors import (
     InvalidRequest,
     NotFound,
     Overloaded,
+    TemplateError,
     TooLarge,
+    ToolError,
     Unavailable,
 )
 from inflight.frontends.asgi import Header
 from inflight.frontends.generate import PlainError, Whole, number
-from inflight.generation import Finish, FinishReason, Start, Token, TokenInfo
+from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
+from inflight.generation import Finish, FinishReason, Start, Token, TokenInfo, ToolFormat
 
 FINGERPRINT = f"inflight-{__version__}"
 REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "stop", FinishReason.STOP: "stop"}
@@ -61,10 +64,22 @@ class Reply:
     Args:
         kind: `chat.completion` or `text_completion`.
         model: as the client named it, else the served one.
+        logprobs: tell them.
+        tools: how calls of tools are written in the answer; None: none are looked for.
+        echo: texts that go before the answers, one a prompt.
     """
 
-    def __init__(self, kind: str, model: str) -> None:
+    def __init__(
+        self,
+        kind: str,
+        model: str,
+        *,
+        logprobs: bool = False,
+        tools: ToolFormat | None = None,
+        echo: Sequence[str] | None = None,
+    ) -> None:
         self.chat = kind == "chat.completion"
+        self.echo = echo
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._common = {
             "id": name,
@@ -74,40 +89,111 @@ class Reply:
             "system_fingerprint": FINGERPRINT,
         }
         self._chunk = {**self._common, "object": "chat.completion.chunk" if self.chat else kind}
+        self._logprobs = logprobs
+        self._tools = tools
+        self._readers: dict[int, ToolReader] = {}
 
-    def whole(self, results: Sequence[Whole], usage: Usage, logprobs: bool) -> dict[str, Any]:
-        choices = []
+    # A whole answer
+
+    def whole(self, results: Sequence[Whole], usage: Usage, choices: int) -> dict[str, Any]:
+        """Args: results: prompts outside, `choices` of each."""
+        listed = []
         for index, one in enumerate(results):
             choice: dict[str, Any] = {"index": index}
+            reason = REASONS[one.finish.reason]
             if self.chat:
-                choice["message"] = {"role": "assistant", "content": one.finish.text}
+                choice["message"], calls = self._message(one)
+                reason = _reason(reason, calls)
             else:
-                choice["text"] = one.finish.text
-            choice["logprobs"] = self._logprobs(one.tokens) if logprobs else None
-            choice["finish_reason"] = REASONS[one.finish.reason]
-            choices.append(choice)
-        return {**self._common, "choices": choices, "usage": usage.json()}
+                before = self.echo[index // choices] if self.echo is not None else ""
+                choice["text"] = before + one.finish.text
+            choice["logprobs"] = self._probabilities(one.tokens, one.start.prompt) if self._logprobs else None
+            choice["finish_reason"] = reason
+            listed.append(choice)
+        return {**self._common, "choices": listed, "usage": usage.json()}
 
-    def role(self, index: int) -> bytes:
-        """The first chunk of a chat's choice."""
-        return self._delta(index, {"role": "assistant", "content": ""}, None, None)
+    def _message(self, one: Whole) -> tuple[dict[str, Any], int]:
+        """The assistant's message and how many calls it holds."""
+        if self._tools is None:
+            return {"role": "assistant", "content": one.finish.text}, 0
+        reader = ToolReader(self._tools)
+        pieces: list[Piece] = []
+        for token in one.tokens:
+            pieces += reader.feed(self._visible(token))
+        pieces += [*reader.feed(one.finish.delta), *reader.finish()]
+        content = "".join(piece.text for piece in pieces if isinstance(piece, Content))
+        message: dict[str, Any] = {"role": "assistant", "content": content if content or not reader.calls else None}
+        if reader.calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {
+                        "name": call.name,
+                        "arguments": "".join(
+                            piece.text
+                            for piece in pieces
+                            if isinstance(piece, CallArguments) and piece.index == call.index
+                        ),
+                    },
+                }
+                for call in pieces
+                if isinstance(call, CallBegin)
+            ]
+        return message, reader.calls
 
-    def token(self, index: int, token: Token, logprobs: bool) -> bytes:
-        """A chunk with what a token adds."""
-        found = self._logprobs([token]) if logprobs else None
+    # Chunks
+
+    def start(self, index: int, choices: int) -> list[bytes]:
+        """The first chunk of a choice: a chat's role, or the prompt where it is echoed."""
         if self.chat:
-            return self._delta(index, {"content": token.delta}, found, None)
-        return self._text(index, token.delta, found, None)
+            return [self._delta(index, {"role": "assistant", "content": ""}, None, None)]
+        if self.echo is not None:
+            return [self._text(index, self.echo[index // choices], None, None)]
+        return []
 
-    def finish(self, index: int, finish: Finish) -> bytes:
-        """The last chunk of a choice, with text that had been held back."""
+    def token(self, index: int, token: Token) -> list[bytes]:
+        """Chunks with what a token adds."""
+        found = self._probabilities([token]) if self._logprobs else None
+        if not self.chat:
+            # A token that shows nothing, as half a character, is worth a chunk only for its probability.
+            return [self._text(index, token.delta, found, None)] if token.delta or found else []
+        if self._tools is None:
+            return [self._delta(index, {"content": token.delta}, found, None)] if token.delta or found else []
+        reader = self._readers.setdefault(index, ToolReader(self._tools))
+        return self._pieces(index, reader.feed(self._visible(token)), found)
+
+    def finish(self, index: int, finish: Finish) -> list[bytes]:
+        """The last chunks of a choice, with text that had been held back."""
         reason = REASONS[finish.reason]
-        if self.chat:
-            return self._delta(index, {"content": finish.delta} if finish.delta else {}, None, reason)
-        return self._text(index, finish.delta, None, reason)
+        if not self.chat:
+            return [self._text(index, finish.delta, None, reason)]
+        reader = self._readers.pop(index, None)
+        if reader is None:
+            return [self._delta(index, {"content": finish.delta} if finish.delta else {}, None, reason)]
+        pieces = [*reader.feed(finish.delta), *reader.finish()]
+        return [
+            *self._pieces(index, pieces, None),
+            self._delta(index, {}, None, _reason(reason, reader.calls)),
+        ]
 
     def usage(self, usage: Usage) -> bytes:
         return orjson.dumps({**self._chunk, "choices": [], "usage": usage.json()})
+
+    def _pieces(self, index: int, pieces: Sequence[Piece], logprobs: Any) -> list[bytes]:
+        chunks = []
+        for piece in pieces:
+            chunks.append(self._delta(index, _piece_delta(piece), logprobs, None))
+            logprobs = None
+        if logprobs is not None:
+            chunks.append(self._delta(index, {"content": ""}, logprobs, None))
+        return chunks
+
+    def _visible(self, token: Token) -> str:
+        """A token's text as calls are looked for in: the mark that begins them may be a special token."""
+        if self._tools is not None and token.info.id == self._tools.begin_id:
+            return token.info.text + token.delta
+        return token.delta
 
     def _delta(self, index: int, delta: dict[str, Any], logprobs: Any, reason: str | None) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
@@ -117,21 +203,38 @@ class Reply:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return orjson.dumps({**self._chunk, "choices": [choice]})
 
-    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+    def _probabilities(self, tokens: Sequence[Token], prompt: Sequence[TokenInfo] = ()) -> dict[str, Any]:
         if self.chat:
             return {
                 "content": [{**_named(one.info), "top_logprobs": [_named(info) for info in one.top]} for one in tokens]
             }
+        infos = [*prompt, *(one.info for one in tokens)]
         offsets, offset = [], 0
-        for one in tokens:
+        for info in infos:
             offsets.append(offset)
-            offset += len(one.info.text)
+            offset += len(info.text)
+        tops: list[Any] = [None] * len(prompt)
         return {
-            "tokens": [one.info.text for one in tokens],
-            "token_logprobs": [number(one.info.logprob) for one in tokens],
-            "top_logprobs": [{info.text: number(info.logprob) for info in one.top} for one in tokens],
+            "tokens": [info.text for info in infos],
+            "token_logprobs": [number(info.logprob) for info in infos],
+            "top_logprobs": tops + [{info.text: number(info.logprob) for info in one.top} for one in tokens],
             "text_offset": offsets,
         }
+
+
+def _reason(reason: str, calls: int) -> str:
+    return "tool_calls" if calls and reason == "stop" else reason
+
+
+def _piece_delta(piece: Piece) -> dict[str, Any]:
+    if isinstance(piece, Content):
+        return {"content": piece.text}
+    call: dict[str, Any] = {"index": piece.index}
+    if isinstance(piece, CallBegin):
+        call |= {"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": ""}}
+    else:
+        call["function"] = {"arguments": piece.text}
+    return {"tool_calls": [call]}
 
 
 def _named(info: TokenInfo) -> dict[str, Any]:
@@ -149,6 +252,7 @@ def error_json(error: InflightError) -> tuple[int, bytes, list[Header]]:
     headers: list[Header] = [(b"retry-after", b"1")] if status in (429, 503) else []
     body = {
         "error": {"message": str(error), "type": kind, "param": None, "code": code, "http_status_code": status},
+        "error_type": _tgi_type(error),  # where TGI's clients look for it
     }
     return status, orjson.dumps(body), headers
 
@@ -171,3 +275,13 @@ def _classify(error: InflightError) -> tuple[int, str, str | None]:
     if isinstance(error, Cancelled):
         return 499, "cancelled", None
     return 500, "server_error", None
+
+
+def _tgi_type(error: InflightError) -> str:
+    if isinstance(error, ToolError):
+        return "tool_error"
+    if isinstance(error, TemplateError):
+        return "template_error"
+    if isinstance(error, Overloaded):
+        return "overloaded"
+    return "validation" if isinstance(error, (InvalidRequest, NotFound, PlainError)) else "generation"

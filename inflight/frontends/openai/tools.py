@@ -195,13 +195,13 @@ def _lark(tools: Sequence[Tool], format: ToolFormat, *, free: bool, several: boo
     elif format.kind == "mistral":
         calls = 'call (", " call)*' if several else "call"
         rules.append(f'tag: {mark} " [" {calls} "]"')
-        start = "TEXT tag? " if free else "tag"
-        rules.append("TEXT: /[^\\[](.|\\n)*|/" if free else "")
+        start = "TEXT | tag" if free else "tag"
+        rules.append("TEXT: /([^\\[](.|\\n)*)?/" if free else "")
     else:
         between = json.dumps("; " if format.kind == "llama3" else "\n")
         calls = f"call ({between} call)*" if several else "call"
         start = f"TEXT | {calls}" if free else calls
-        rules.append("TEXT: /[^{](.|\\n)*/" if free else "")
+        rules.append("TEXT: /([^{](.|\\n)*)?/" if free else "")
     return Grammar("lark", "\n".join([f"start: {start}", *(rule for rule in rules if rule)]) + "\n")
 
 
@@ -287,7 +287,9 @@ class ToolReader:
                 self._show(buffer[:place], found)
                 return self._enter(buffer[place + len(mark) :], mark)
             if not final:
-                held = next((n for n in range(min(len(mark) - 1, len(buffer)), 0, -1) if mark.startswith(buffer[-n:])), 0)
+                held = next(
+                    (n for n in range(min(len(mark) - 1, len(buffer)), 0, -1) if mark.startswith(buffer[-n:])), 0
+                )
                 cut = len(buffer) - held
                 if not buffer[:cut].strip() and not self._began:
                     return False  # white space before a call is nobody's
@@ -406,9 +408,6 @@ class ToolReader:
         return None
 
     def _show(self, text: str, found: list[Piece]) -> None:
-        if text and (text.strip() or self._began):
-            self._began = True
-            found.append(Content(text))
-        elif text and not self.calls:
+        if (text and (text.strip() or self._began)) or (text and not self.calls):
             self._began = True
             found.append(Content(text))

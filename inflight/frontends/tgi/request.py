@@ -9,6 +9,7 @@ import msgspec
 
 from inflight.errors import InvalidRequest
 from inflight.frontends.generate import MAX_SEED, draw_seed
+from inflight.frontends.structured import grammar_of
 from inflight.generation import GenerationLimits, GenerationRequest
 from inflight.plan import Sampling
 
@@ -85,10 +86,6 @@ def check(body: GenerateBody, limits: GenerationLimits, streaming: bool) -> Aske
         raise InvalidRequest(
             f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. Given: {given.truncate}"
         )
-    if given.grammar is not None:
-        raise InvalidRequest("grammars are not supported yet; leave `grammar` out")
-    if given.adapter_id not in (None, ""):
-        raise InvalidRequest(f"adapter '{given.adapter_id}' is not served; leave `adapter_id` out")
     details = given.details or given.decoder_input_details
     seed = given.seed if given.seed is not None else draw_seed()
     sampling = Sampling(
@@ -105,6 +102,7 @@ def check(body: GenerateBody, limits: GenerationLimits, streaming: bool) -> Aske
         logprobs=streaming or details or best_of > 1,
         top_n_tokens=given.top_n_tokens or 0,
         prompt_logprobs=given.decoder_input_details,
+        watermark=given.watermark,
     )
     request = GenerationRequest(
         prompt=body.inputs,
@@ -114,6 +112,8 @@ def check(body: GenerateBody, limits: GenerationLimits, streaming: bool) -> Aske
         truncate=given.truncate,
         prompt_tokens=given.decoder_input_details,
         timeout=given.timeout,
+        grammar=grammar_of(given.grammar, "grammar"),
+        adapter=given.adapter_id or None,
     )
     return Asked(
         request,
