@@ -1,4 +1,4 @@
-"""The OpenAI routes with OpenAI's own client: structured output, tools of every family, everything a completion takes."""
+"""The OpenAI routes with OpenAI's own client: structured output, tools of every family, completions."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_any_json_and_regex(client: openai.OpenAI) -> None:
     )
     assert text.choices[0].message.content
     for wrong in ({"type": "xml"}, {"type": "json_schema"}, {"type": "regex"}, {"type": "regex", "value": "("}):
-        with pytest.raises(openai.UnprocessableEntityError, match="response_format|regex"):
+        with pytest.raises(openai.UnprocessableEntityError, match=r"response_format|regex"):
             client.chat.completions.create(model="plain", messages=CHAT, extra_body={"response_format": wrong})
 
 
@@ -239,7 +239,7 @@ def test_best_of_and_n(client: openai.OpenAI) -> None:
 def test_the_assistants_last_message_goes_on(client: openai.OpenAI) -> None:
     begun: Any = [*CHAT, {"role": "assistant", "content": "Inflight is a"}]
     answer = client.chat.completions.create(model="plain", messages=begun, temperature=0, max_tokens=30)
-    assert "model server" in answer.choices[0].message.content
+    assert answer.choices[0].message.content.startswith(" server for classic models")
 
 
 def test_cached_tokens_are_told(client: openai.OpenAI) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def read(format: ToolFormat, text: str, cuts: Sequence[int]) -> tuple[str, list[
     reader = ToolReader(format)
     pieces: list[Piece] = []
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    for first, end in zip(places, places[1:]):
+    for first, end in pairwise(places):
         pieces += reader.feed(text[first:end])
     pieces += reader.finish()
     content = "".join(piece.text for piece in pieces if isinstance(piece, Content))

@@ -249,6 +249,7 @@ class ToolReader:
         self._buffer = ""
         self._state = self._text
         self._began = False  # text was shown: what follows is no call in forms without a mark
+        self._fresh = False
         self._opened = ""  # the mark that was read, to be shown if no call follows
         self._depth = 0
         self._quoted = self._escaped = False
@@ -272,6 +273,11 @@ class ToolReader:
     # States: each takes what it can from the buffer and returns whether to go on.
 
     def _text(self, found: list[Piece], final: bool) -> bool:
+        if self._fresh:  # white space after a call is nobody's
+            self._buffer = self._buffer.lstrip()
+            if not self._buffer:
+                return False
+            self._fresh = False
         buffer, mark = self._buffer, self._format.begin
         if self._format.kind in ("llama3", "plain") and not self._began:
             rest = buffer.lstrip()
@@ -379,6 +385,7 @@ class ToolReader:
         else:
             self._began = True
         self._state = self._text
+        self._fresh = True
         return bool(self._buffer)
 
     def _scan(self, text: str) -> int | None:
