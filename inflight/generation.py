@@ -51,6 +51,7 @@ class GenerationRequest:
         tenant: requests share cached prompt blocks only with the same tenant.
         grammar: the text follows it; a text that is cut at its limit is the beginning of one that does.
         adapter: name of the LoRA adapter that computes it; None: the model alone.
+        fit: where `max_new_tokens` goes beyond the model's length, stop there instead of refusing the request.
     """
 
     prompt: str | Sequence[int]
@@ -67,6 +68,7 @@ class GenerationRequest:
     tenant: str = ""
     grammar: Grammar | None = None
     adapter: str | None = None
+    fit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +237,10 @@ class Generator(Protocol):
     @property
     def ready(self) -> bool:
         """Warm and able to answer now."""
+
+    @property
+    def streams(self) -> int:
+        """Requests in it."""
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """Runs one request: `Start`, one `Token` for every generated token, `Finish`.

@@ -63,13 +63,18 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class MethodInfo:
-    """A method as a client sees it, with the resolved version (never 0)."""
+    """A method as a client sees it, with the resolved version (never 0).
+
+    Attributes:
+        optional: inputs that a client may leave out, with what they are then.
+    """
 
     servable: str
     version: int
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    optional: tuple[tuple[str, Value], ...] = ()
 
     def row(self, named: dict[str, Value]) -> list[Value]:
         """The inputs of one instance in the method's order. Unknown names are ignored.
@@ -77,7 +82,7 @@ class MethodInfo:
         Raises:
             InvalidRequest: an input of the method is missing.
         """
-        return self.pick(named)
+        return self.pick({**dict(self.optional), **named} if self.optional else named)
 
     def pick(self, named: Mapping[str, T]) -> list[T]:
         """What belongs to the method's inputs, in their order; `row` for anything that is there for each input."""
@@ -88,6 +93,14 @@ class MethodInfo:
                 f"Cannot find input {missing.args[0]} in instance input, method '{self.name}' of servable "
                 f"'{self.servable}' takes: {', '.join(spec.name for spec in self.inputs)}"
             ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """More of the text that a language model writes for one instance of a request."""
+
+    index: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,7 +281,7 @@ class Engine:
         assert self._scheduler is not None
         total = self._info.limits.max_total_tokens
         new = request.max_new_tokens
-        if new is None:
+        if new is None or (request.fit and len(prompt) + new > total):
             new = total - len(prompt)
         if len(prompt) + new > total:
             raise InvalidRequest(

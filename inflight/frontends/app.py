@@ -8,6 +8,7 @@ from inflight import __version__
 from inflight.config import RestConfig
 from inflight.frontends.asgi import Answer, Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
+from inflight.frontends.mindspore_llm import MindSporeLlm
 from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.openai import OpenAiRest
 from inflight.frontends.rest import GeneratorRest, MindSporeRest
@@ -30,7 +31,7 @@ def http_app(backend: Backend, *, max_body_bytes: int, rest: RestConfig, metrics
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
         Operations(backend, metrics),
         backend,
-        (TgiRest(backend), OpenAiRest(backend), GeneratorRest(backend, rest.status_codes)),
+        (TgiRest(backend), OpenAiRest(backend), GeneratorRest(backend, rest.status_codes), MindSporeLlm(backend)),
     )
 
 
@@ -43,7 +44,7 @@ class HttpApp:
         mindspore: MindSporeRest,
         operations: Operations,
         backend: Backend,
-        generation: tuple[TgiRest, OpenAiRest, GeneratorRest],
+        generation: tuple[TgiRest, OpenAiRest, GeneratorRest, MindSporeLlm],
     ) -> None:
         self._oip = oip
         self._mindspore = mindspore
@@ -71,7 +72,7 @@ class HttpApp:
             return self._oip.inline(scope, body, answer)
         return self._mindspore.inline(scope, body, answer)
 
-    def _generating(self, scope: Scope) -> TgiRest | OpenAiRest | GeneratorRest | None:
+    def _generating(self, scope: Scope) -> TgiRest | OpenAiRest | GeneratorRest | MindSporeLlm | None:
         """The door of language models that this request is for."""
         if not self._backend.generators:
             return None

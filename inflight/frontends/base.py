@@ -1,13 +1,13 @@
-"""What every front end may ask of the server behind it: six members, so that a test's fake is short."""
+"""What every front end may ask of the server behind it: seven members, so that a test's fake is short."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 from inflight.errors import InflightError
 from inflight.generation import Generator
-from inflight.types import MethodInfo, Outcome, Row, ServableStatus
+from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TextPart
 
 
 class Backend(Protocol):
@@ -29,6 +29,17 @@ class Backend(Protocol):
 
         Raises:
             InvalidRequest, Overloaded, Unavailable, DeadlineExceeded: the request as a whole was not run.
+        """
+
+    def stream(
+        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
+    ) -> AsyncIterator[TextPart | list[Outcome]]:
+        """`predict`, with the text that language models in it write as it comes; last the outcomes.
+
+        Closing the iterator cancels what is left. The text of an instance whose worker died goes on where it was.
+
+        Raises (from the iterator):
+            InflightError: as `predict`.
         """
 
     def servables(self) -> Sequence[ServableStatus]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from inflight.errors import InflightError
 from inflight.frontends.asgi import Header, Send
-from inflight.generation import Event
 
 T = TypeVar("T")
 
@@ -46,10 +45,11 @@ class EventStream:
         if error[0] is None:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def event(self, data: bytes) -> None:
-        """One frame."""
+    async def event(self, data: bytes, mark: bytes | None = None) -> None:
+        """One frame. Args: mark: what goes before the data instead of `data: `."""
         self._last = self._loop.time()
-        await self._send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+        body = (b"data: " if mark is None else mark) + data + b"\n\n"
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     def _keep_alive(self) -> None:
         """One timer for the whole stream: it is armed again only when it fires."""
@@ -65,18 +65,18 @@ class EventStream:
         await self._send(message)
 
 
-class Opened:
-    """Events of one generation whose first one is already here.
+class Opened(Generic[T]):
+    """Events of one generation, or parts of one request, whose first one is already here.
 
     A request that is refused says so before a status was sent. A prompt that takes long to compute does not hold the
     headers back: after `KEEP_ALIVE` seconds the stream begins without its first event.
     """
 
-    def __init__(self, events: AsyncIterator[Event]) -> None:
+    def __init__(self, events: AsyncIterator[T]) -> None:
         self._events = events
-        self._first: asyncio.Task[Event] | None = None
+        self._first: asyncio.Task[T] | None = None
 
-    async def open(self) -> Opened:
+    async def open(self) -> Opened[T]:
         """Waits for the first event.
 
         Raises:
@@ -92,7 +92,7 @@ class Opened:
             raise
         return self
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncIterator[T]:
         assert self._first is not None
         yield await self._first
         async for event in self._events:

@@ -94,7 +94,7 @@ class Drop(Message, tag=5, frozen=True):
 
 
 class Call(Message, tag=6, frozen=True):
-    """Extra worker to server: model rows to run on a device worker, each `[id, row]`."""
+    """Worker to server: model rows to run elsewhere, each `[id, row, key]`; `key` is that of the instance, or 0."""
 
     model: str
     subgraph: int

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from inflight.config import GeneratorConfig, ServerConfig
-from inflight.errors import ConfigError, StartError
+from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Overloaded, StartError
 from inflight.metrics import Metrics
-from inflight.types import ServableStatus
+from inflight.router.request import Result, SayTo
+from inflight.router.stage import GENERATE, generate_method, run_stage
+from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
 
 if TYPE_CHECKING:
     from inflight.engine import Engine
     from inflight.router.shards import ShardGroup
 
+LONGEST = 24 * 3600.0
+"""Seconds after which a request without a deadline of its own is given up."""
 SHOWN_STEPS = 4
 """Lines of progress while weights load."""
 
@@ -40,10 +45,68 @@ class Generators:
     def statuses(self) -> list[ServableStatus]:
         return [
             ServableStatus(
-                name=name, version=1, methods=(), ready=engine.ready, replicas=1, ready_replicas=int(engine.ready)
+                name=name,
+                version=1,
+                methods=(generate_method(name),),
+                ready=engine.ready,
+                replicas=1,
+                ready_replicas=int(engine.ready),
             )
             for name, engine in self._engines.items()
         ]
+
+    def method(self, name: str, version: int, method: str) -> MethodInfo | None:
+        """`generate` of one of the models, where that is what is meant."""
+        known = method == GENERATE and version in (NEWEST, 1) and name in self._engines
+        return generate_method(name) if known else None
+
+    def submit(
+        self,
+        method: MethodInfo,
+        rows: Sequence[Row],
+        done: Callable[[Result], None],
+        timeout: float | None,
+        say: SayTo | None,
+    ) -> Callable[[], None]:
+        """Generates for every row; as `CallbackBackend.submit`.
+
+        Raises:
+            Overloaded: more rows than the model takes at once.
+        """
+        engine = self._engines[method.servable]
+        limit = engine.info.limits.max_concurrent_requests
+        if engine.ready and engine.streams + len(rows) > limit:
+            raise Overloaded(f"the model takes {limit} generations at once; try again later, or send fewer instances")
+        outcomes: list[Outcome] = [()] * len(rows)
+        left = len(rows)
+
+        def settle(index: int, result: Result) -> None:
+            nonlocal left
+            outcomes[index] = result if isinstance(result, InflightError) else result[0]
+            left -= 1
+            if not left:
+                timer.cancel()
+                done(outcomes)
+
+        tasks = [
+            asyncio.ensure_future(
+                run_stage(engine, row, partial(settle, index), partial(say, index) if say else None, whole=True)
+            )
+            for index, row in enumerate(rows)
+        ]
+
+        def cancel() -> None:
+            timer.cancel()
+            for task in tasks:
+                task.cancel()
+
+        def expire() -> None:
+            cancel()
+            done(DeadlineExceeded(f"the request took longer than its {timeout:g} seconds"))
+
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(timeout if timeout is not None else LONGEST, expire)
+        return cancel
 
     async def start(self, configs: Sequence[GeneratorConfig]) -> None:
         """Loads every model and returns when all can answer.

@@ -6,17 +6,17 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from inflight.errors import InflightError, Overloaded, Unavailable, WorkerLost, error_from_wire
+from inflight.errors import Cancelled, InflightError, Overloaded, Unavailable, WorkerLost, error_from_wire
 from inflight.generation import Generator
 from inflight.link import Call, CallDone, Done, MethodOffer, Offer, Unpacker
 from inflight.metrics import Metrics
 from inflight.router.replica import Replica, State
 from inflight.router.request import Instance, Request, Result
 from inflight.router.stage import run_stage
-from inflight.types import MethodInfo
+from inflight.types import MethodInfo, Row
 
 log = logging.getLogger("inflight")
 
@@ -250,14 +250,12 @@ class Group:
         """Model rows of an extra worker: run on a device worker, answered as they come."""
         generator = self.generators.get(message.model)
         if generator is not None:
-            for number, wire in message.items:
+            for number, wire, key in message.items:
                 done = partial(_answer_call, replica, replica.starts, number, None)
-                task = self._loop.create_task(run_stage(generator, values.row(wire), done))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._generate(generator, values.row(wire), done, replica.outstanding.get(key))
             return
         queue = self.by_name.get(f"@call_{message.model}_{message.subgraph}")
-        for number, wire in message.items:
+        for number, wire, _ in message.items:
             done = partial(_answer_call, replica, replica.starts, number)
             if queue is None:
                 done(None, Unavailable(f"no worker of servable '{self.name}' runs model '{message.model}'"))
@@ -266,6 +264,28 @@ class Group:
                 self.enqueue(Request(queue.index, [values.row(wire)], None, done))
             except InflightError as error:
                 done(None, error)
+
+    def _generate(
+        self, generator: Generator, row: Row, done: Callable[[Result], None], instance: Instance | None
+    ) -> None:
+        """A language model's stage of an instance; it ends with its request."""
+        if instance is None:
+            task = self._loop.create_task(run_stage(generator, row, done))
+        elif instance.request.closed:
+            done(Cancelled("the caller left"))
+            return
+        else:
+            say, seed = instance.next_generation()
+            task = self._loop.create_task(run_stage(generator, row, done, say, seed))
+            instance.request.on_close(task.cancel)
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():  # the worker must not keep the instance for ever
+                done(Cancelled("the caller left"))
+
+        task.add_done_callback(ended)
 
     def on_lost(self, replica: Replica) -> None:
         """Everything the worker had goes back to the head of the queue, with the blame it has earned."""
@@ -276,6 +296,7 @@ class Group:
             self._reserved = None
         for instance in reversed(orphans):
             instance.replica = None
+            instance.generations = 0
             if instance.request.closed:
                 continue
             instance.kills += not replica.left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 Result: TypeAlias = "list[Outcome] | InflightError"
 Done: TypeAlias = "Callable[[Request, Result], None]"
+SayTo: TypeAlias = "Callable[[int, str], None]"
+"""Told the index of an instance and more of its text."""
 
 
 class Request:
@@ -26,10 +29,33 @@ class Request:
         closed: it has its answer, or the caller left; instances still on their way are ignored.
     """
 
-    __slots__ = ("_done", "closed", "deadline", "instances", "method", "outcomes", "remaining", "started")
+    __slots__ = (
+        "_done",
+        "_on_close",
+        "closed",
+        "deadline",
+        "instances",
+        "method",
+        "outcomes",
+        "remaining",
+        "say",
+        "seed",
+        "started",
+    )
 
-    def __init__(self, method: int, rows: Sequence[Sequence[Value]], deadline: float | None, done: Done) -> None:
-        """`done` is called once, on the loop, with the outcomes or the error of the whole request."""
+    def __init__(
+        self,
+        method: int,
+        rows: Sequence[Sequence[Value]],
+        deadline: float | None,
+        done: Done,
+        say: SayTo | None = None,
+    ) -> None:
+        """`done` is called once, on the loop, with the outcomes or the error of the whole request; `say` with every
+        piece of text that a language model writes for one of the instances."""
+        self.say = say
+        self.seed: int | None = None
+        self._on_close: list[Callable[[], object]] = []
         self.method = method
         self._done = done
         self.instances = [Instance(self, index, row) for index, row in enumerate(rows)]
@@ -63,6 +89,15 @@ class Request:
         """The caller left: queued instances are forgotten, workers are told to skip theirs."""
         self.fail(Cancelled("the caller left"))
 
+    def on_close(self, call: Callable[[], object]) -> None:
+        """Something to end when nobody waits any more."""
+        self._on_close.append(call)
+
+    def _end_generations(self) -> None:
+        calls, self._on_close = self._on_close, []
+        for call in calls:
+            call()
+
     def _close(self) -> None:
         """Instances and their request refer to each other; large inputs must not wait for the garbage collector."""
         self.closed = True
@@ -80,6 +115,7 @@ class Request:
         for replica, dropped in keys.items():
             replica.drop(dropped)
         self.closed = True
+        self._end_generations()
         # A worker may still read the inputs of what it has: those instances keep their rows until it answers.
         self.instances = []
 
@@ -101,9 +137,11 @@ class Instance:
         kills: workers that died while they had it.
         replica: who has it now.
         batch: with whom it went there.
+        generations: how many its method's stages began since it was sent.
+        said: characters that the client already has of each generation.
     """
 
-    __slots__ = ("batch", "index", "key", "kills", "replica", "request", "row")
+    __slots__ = ("batch", "generations", "index", "key", "kills", "replica", "request", "row", "said")
 
     def __init__(self, request: Request, index: int, row: Sequence[Value | Blob]) -> None:
         self.request = request
@@ -113,6 +151,36 @@ class Instance:
         self.kills = 0
         self.replica: Replica | None = None
         self.batch: Batch | None = None
+        self.generations = 0
+        self.said: list[int] = []
+
+    def next_generation(self) -> tuple[Callable[[str], None] | None, int]:
+        """Who is told its text, and its seed.
+
+        An instance whose worker died generates anew, from the same seed and so the same text: the client is told only
+        what it does not have yet.
+        """
+        number = self.generations
+        self.generations += 1
+        request = self.request
+        if request.seed is None:
+            request.seed = random.getrandbits(64)
+        seed = hash((request.seed, self.index, number)) & ((1 << 64) - 1)
+        if request.say is None:
+            return None, seed
+        if number == len(self.said):
+            self.said.append(0)
+        written = 0
+
+        def say(text: str) -> None:
+            nonlocal written
+            fresh = text[max(0, self.said[number] - written) :]
+            written += len(text)
+            if fresh and request.say is not None and not request.closed:
+                self.said[number] += len(fresh)
+                request.say(self.index, fresh)
+
+        return say, seed
 
     def settle(self, outcome: Outcome) -> None:
         self.replica = None

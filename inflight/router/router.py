@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
@@ -21,8 +22,8 @@ from inflight.metrics import Metrics
 from inflight.router.fleet import Fleet
 from inflight.router.generators import Generators
 from inflight.router.group import Group
-from inflight.router.request import Request, Result
-from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
+from inflight.router.request import Request, Result, SayTo
+from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus, TextPart
 
 if TYPE_CHECKING:
     from inflight.engine import Engine
@@ -96,6 +97,9 @@ class Router:
         return [*classic, *(status for status in self._generators.statuses() if status.name not in names)]
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
+        generated = self._generators.method(servable, version, method)
+        if generated is not None and not self._declares(servable, method):
+            return generated
         group = self._group(servable, version)
         queue = group.by_name.get(method)
         if queue is None or method.startswith("@"):
@@ -130,9 +134,12 @@ class Router:
         done: Callable[[Result], None],
         *,
         timeout: float | None = None,
+        say: SayTo | None = None,
     ) -> Callable[[], None]:
         if not rows:
             raise InvalidRequest("the request has no instances; send at least one")
+        if method.optional and self._generators.method(method.servable, method.version, method.name) is not None:
+            return self._generators.submit(method, rows, done, timeout, say)
         group = self._group(method.servable, method.version)
         if self._in_flight >= self.max_enqueued:
             self._metrics.request_done(method.servable, method.name, 0.0, Overloaded.cause)
@@ -153,10 +160,10 @@ class Router:
             done(result)
 
         if seconds is None:
-            request = Request(queue.index, rows, None, finished)
+            request = Request(queue.index, rows, None, finished, say)
         else:
             loop = asyncio.get_running_loop()
-            request = Request(queue.index, rows, loop.time() + seconds, finished)
+            request = Request(queue.index, rows, loop.time() + seconds, finished, say)
             timer = loop.call_later(seconds, _expire, request, seconds)
         self._in_flight += 1
         self._idle.clear()
@@ -167,6 +174,35 @@ class Router:
             request.fail(error)
             raise
         return request.abandon
+
+    async def stream(
+        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
+    ) -> AsyncIterator[TextPart | list[Outcome]]:
+        parts: deque[TextPart | Result] = deque()
+        arrived = asyncio.Event()
+
+        def put(part: TextPart | Result) -> None:
+            parts.append(part)
+            arrived.set()
+
+        cancel = self.submit(method, rows, put, timeout=timeout, say=lambda index, text: put(TextPart(index, text)))
+        try:
+            while True:
+                await arrived.wait()
+                arrived.clear()
+                while parts:
+                    part = parts.popleft()
+                    if isinstance(part, InflightError):
+                        raise part
+                    yield part
+                    if isinstance(part, list):
+                        return
+        finally:
+            cancel()
+
+    def _declares(self, servable: str, method: str) -> bool:
+        """Whether a classic servable of that name has that method itself."""
+        return any(method in group.by_name for group in self._fleet.groups.get(servable, {}).values())
 
     @property
     def in_flight(self) -> int:

@@ -1,19 +1,40 @@
-"""A language model as a stage of a method: a row of texts in, the generated text out."""
+"""A language model as a method: a row of texts in, the generated text out, text by text where somebody listens."""
 
 from __future__ import annotations
 
 import logging
 import random
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
+import numpy as np
 
 from inflight.errors import InflightError, InvalidRequest
-from inflight.generation import Finish, GenerationRequest, Generator
+from inflight.generation import Finish, GenerationRequest, Generator, Token
 from inflight.plan import Sampling
-from inflight.types import Outcome, Row
+from inflight.structured import grammar_of
+from inflight.types import MethodInfo, Outcome, Row, TensorSpec
 
 log = logging.getLogger("inflight")
+
+GENERATE = "generate"
+"""The method that every language model has under its own name."""
+
+_INPUTS = (TensorSpec("inputs", "str", ()), TensorSpec("parameters", "str", ()))
+_OUTPUTS = (
+    TensorSpec("generated_text", "str", ()),
+    TensorSpec("finish_reason", "str", ()),
+    TensorSpec("generated_tokens", "int64", ()),
+)
+
+Say = Callable[[str], None]
+"""Told each piece of text as it is generated."""
+
+
+def generate_method(name: str) -> MethodInfo:
+    """`generate` of the language model `name`; its second input, a JSON object, may be left out."""
+    return MethodInfo(name, 1, GENERATE, _INPUTS, _OUTPUTS, (("parameters", "{}"),))
 
 
 class StageParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -34,18 +55,38 @@ class StageParameters(msgspec.Struct, forbid_unknown_fields=True):
     ignore_eos: bool = False
     truncate: int | None = None
     add_special_tokens: bool = True
+    grammar: Any = None
+    adapter_id: str | None = None
+    timeout: float | None = None
 
 
-async def run_stage(generator: Generator, row: Row, done: Callable[[list[Outcome] | InflightError], None]) -> None:
-    """Generates for one row and calls `done` once, with one outcome or the error."""
+async def run_stage(
+    generator: Generator,
+    row: Row,
+    done: Callable[[list[Outcome] | InflightError], None],
+    say: Say | None = None,
+    seed: int | None = None,
+    whole: bool = False,
+) -> None:
+    """Generates for one row and calls `done` once, with one outcome or the error.
+
+    Args:
+        say: told the text as it comes.
+        seed: where the parameters name none.
+        whole: the outcome holds all of `generate_method`'s outputs, else the text alone.
+    """
     try:
-        request = _request(row)
-        events = generator.generate(request)
+        events = generator.generate(_request(row, random.getrandbits(64) if seed is None else seed))
         try:
             async for event in events:
                 if isinstance(event, Finish):
-                    done([[event.text]])
+                    if say is not None and event.delta:
+                        say(event.delta)
+                    more = [event.reason.value, np.array(event.generated, np.int64)] if whole else []
+                    done([[event.text, *more]])
                     return
+                if say is not None and isinstance(event, Token) and event.delta:
+                    say(event.delta)
         finally:
             await events.aclose()  # type: ignore[attr-defined]  # generators have it
     except InflightError as error:
@@ -55,7 +96,7 @@ async def run_stage(generator: Generator, row: Row, done: Callable[[list[Outcome
         done(InflightError(f"internal error, {type(error).__name__}: {error}"))
 
 
-def _request(row: Row) -> GenerationRequest:
+def _request(row: Row, seed: int) -> GenerationRequest:
     if len(row) not in (1, 2) or not all(isinstance(value, str) for value in row):
         raise InvalidRequest("a language model takes a prompt, or a prompt and its parameters as JSON; both are str")
     prompt, *more = row
@@ -63,6 +104,7 @@ def _request(row: Row) -> GenerationRequest:
         given = msgspec.json.decode(str(more[0]), type=StageParameters) if more else StageParameters()
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise InvalidRequest(f"the parameters of the generation are wrong: {error}") from error
+    _check(given)
     sampled = given.do_sample or given.temperature not in (None, 1.0)
     sampling = Sampling(
         do_sample=sampled and given.temperature != 0,
@@ -74,7 +116,7 @@ def _request(row: Row) -> GenerationRequest:
         repetition_penalty=given.repetition_penalty,
         frequency_penalty=given.frequency_penalty,
         presence_penalty=given.presence_penalty,
-        seed=(random.getrandbits(64) if given.seed is None else given.seed) % (1 << 64),
+        seed=(seed if given.seed is None else given.seed) % (1 << 64),
     )
     return GenerationRequest(
         str(prompt),
@@ -84,4 +126,25 @@ def _request(row: Row) -> GenerationRequest:
         ignore_eos=given.ignore_eos,
         truncate=given.truncate,
         add_special_tokens=given.add_special_tokens,
+        grammar=grammar_of(given.grammar, "grammar"),
+        adapter=given.adapter_id or None,
+        timeout=given.timeout,
     )
+
+
+def _check(given: StageParameters) -> None:
+    """Numbers that no sampler could use."""
+    rules = (
+        (given.max_new_tokens is not None and given.max_new_tokens < 1, "`max_new_tokens` must be at least 1"),
+        (given.temperature is not None and not given.temperature >= 0, "`temperature` must be at least 0"),
+        (given.top_k < 0, "`top_k` must be at least 0"),
+        (not 0 < given.top_p <= 1, "`top_p` must be > 0.0 and <= 1.0"),
+        (not 0 < given.typical_p <= 1, "`typical_p` must be > 0.0 and <= 1.0"),
+        (not 0 <= given.min_p <= 1, "`min_p` must be >= 0.0 and <= 1.0"),
+        (not given.repetition_penalty > 0, "`repetition_penalty` must be strictly positive"),
+        (given.truncate is not None and given.truncate < 1, "`truncate` must be at least 1"),
+        (given.timeout is not None and not given.timeout > 0, "`timeout` must be strictly positive"),
+    )
+    for broken, text in rules:
+        if broken:
+            raise InvalidRequest(text)

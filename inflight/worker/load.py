@@ -36,7 +36,7 @@ class Loaded:
     device_type: str
 
 
-def load(job: WorkerJob, send_call: Callable[[str, int, list[tuple[int, list[object]]]], None]) -> Loaded:
+def load(job: WorkerJob, send_call: Callable[[str, int, list[tuple[int, list[object], int]]], None]) -> Loaded:
     """Loads what the job names.
 
     Args:

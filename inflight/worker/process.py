@@ -207,10 +207,10 @@ class Worker:
             message = _pack(packer, done, stats)
         self._channel.send(message, packer)
 
-    def _send_call(self, model: str, subgraph: int, items: list[tuple[int, list[object]]]) -> None:
+    def _send_call(self, model: str, subgraph: int, items: list[tuple[int, list[object], int]]) -> None:
         with self._lock:
             packer = Packer(self._outbox)
-            packed = [[number, packer.row(row)] for number, row in items]
+            packed = [[number, packer.row(row), key] for number, row, key in items]
         self._channel.send(Call(model, subgraph, packed), packer)
 
     def _call_model(self, key: str, subgraph: int, rows: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:

@@ -10,7 +10,8 @@ from inflight.link import ModelOffer
 from inflight.pipeline import Job, ModelPort, Pipeline
 from inflight.types import Outcome
 
-SendCall = Callable[[str, int, "list[tuple[int, list[object]]]"], None]
+SendCall = Callable[[str, int, "list[tuple[int, list[object], int]]"], None]
+"""Model, sub-graph, and number, row and instance key (0: a call from user code) of each row."""
 
 
 class RemoteModel(ModelPort):
@@ -31,12 +32,13 @@ class RemoteModel(ModelPort):
         self._pipeline = pipeline
 
     def put(self, jobs: Sequence[Job]) -> None:
-        calls: dict[int, list[tuple[int, list[object]]]] = {}
+        calls: dict[int, list[tuple[int, list[object], int]]] = {}
         for job in jobs:
             number = next(self._numbers)
             with self._lock:
                 self._waiting[number] = (self, job)
-            calls.setdefault(job.subgraph, []).append((number, list(job.inputs(job.stage))))
+            key = 0 if job.method.name.startswith("@") else job.key
+            calls.setdefault(job.subgraph, []).append((number, list(job.inputs(job.stage)), key))
         for subgraph, items in calls.items():
             self._send(self._key, subgraph, items)
 

@@ -1,5 +1,6 @@
 """The Python client."""
 
+from inflight.client import MindsporeInferenceClient
 from mindspore_serving.client.python.client import Client, SSLConfig
 
-__all__ = ["Client", "SSLConfig"]
+__all__ = ["Client", "MindsporeInferenceClient", "SSLConfig"]

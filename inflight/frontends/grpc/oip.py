@@ -5,13 +5,21 @@ Results always come in `raw_output_contents`, as Triton gives them. Requests car
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from inflight import __version__
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc
-from inflight.frontends.oip.mapping import ModelMetadata, find_model, infer, metadata, model_ready
+from inflight.frontends.oip.mapping import (
+    ModelMetadata,
+    find_model,
+    from_outcomes,
+    infer,
+    metadata,
+    model_ready,
+    to_rows,
+)
 from inflight.frontends.oip.tensors import OipTensor, from_elements, from_raw, to_raw
 from inflight.proto.open_inference_pb2 import (
     InferTensorContents,
@@ -29,6 +37,7 @@ from inflight.proto.open_inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
+from inflight.types import TextPart
 
 SERVICE = "inference.GRPCInferenceService"
 _CONTENTS = {
@@ -80,7 +89,15 @@ def oip_rpcs(backend: Backend) -> dict[str, Rpc]:
         requests: AsyncIterator[ModelInferRequest], timeout: float | None
     ) -> AsyncIterator[ModelStreamInferResponse]:
         async for request in requests:
-            yield await _stream_reply(backend, request, timeout)
+            if request.parameters["stream"].bool_param if "stream" in request.parameters else False:
+                replies = _text_replies(backend, request, timeout)
+                try:
+                    async for reply in replies:
+                        yield reply
+                finally:
+                    await replies.aclose()
+            else:
+                yield await _stream_reply(backend, request, timeout)
 
     def path(name: str) -> str:
         return f"/{SERVICE}/{name}"
@@ -119,6 +136,38 @@ async def _stream_reply(
     except InflightError as error:
         failed = ModelInferResponse(model_name=request.model_name, id=request.id)
         return ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
+
+
+async def _text_replies(
+    backend: Backend, request: ModelInferRequest, timeout: float | None
+) -> AsyncGenerator[ModelStreamInferResponse, None]:
+    """A request with the parameter `stream`: replies with the output `text_output` as language models write, last one
+    with the method's outputs and, as Triton has it, `triton_final_response`."""
+    try:
+        method = find_model(backend, request.model_name, request.model_version)
+        rows = to_rows(method, _inputs(request))
+        parts = backend.stream(method, rows, timeout=timeout)
+        try:
+            async for part in parts:
+                reply = ModelInferResponse(
+                    model_name=request.model_name, model_version=str(method.version), id=request.id
+                )
+                if isinstance(part, TextPart):
+                    tensors = [OipTensor("text_output", "BYTES", (1,), [part.text.encode()])]
+                    if len(rows) > 1:
+                        reply.parameters["index"].int64_param = part.index
+                else:
+                    tensors = from_outcomes(method, part, [output.name for output in request.outputs])
+                for tensor in tensors:
+                    reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+                    reply.raw_output_contents.append(to_raw(tensor))
+                reply.parameters["triton_final_response"].bool_param = not isinstance(part, TextPart)
+                yield ModelStreamInferResponse(infer_response=reply)
+        finally:
+            await parts.aclose()  # type: ignore[attr-defined]  # generators have it
+    except InflightError as error:
+        failed = ModelInferResponse(model_name=request.model_name, id=request.id)
+        yield ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
 
 
 def _inputs(request: ModelInferRequest) -> list[OipTensor]:

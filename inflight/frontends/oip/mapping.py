@@ -161,9 +161,15 @@ def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
     if len(given) != len(tensors):
         raise InvalidRequest(f"an input of model '{method.servable}' is given twice, give each input once")
     names = [spec.name for spec in method.inputs]
-    if set(given) != set(names):
+    optional = dict(method.optional)
+    if not set(names) - set(optional) <= set(given) <= set(names):
         raise InvalidRequest(_names_differ(method, names, list(given)))
-    columns = [_column(spec, given[spec.name]) for spec in method.inputs]
+    columns = [_column(spec, given[spec.name]) if spec.name in given else [] for spec in method.inputs]
+    instances = max(map(len, columns), default=0)
+    columns = [
+        column if spec.name in given else [optional[spec.name]] * instances
+        for spec, column in zip(method.inputs, columns)
+    ]
     counts = [len(column) for column in columns]
     if not counts or counts[0] == 0:
         raise InvalidRequest("the request holds no instance, the first dimension of each input must be at least 1")

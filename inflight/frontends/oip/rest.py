@@ -18,6 +18,7 @@ from inflight.frontends.base import Backend, callbacks
 from inflight.frontends.body import Body, accepted_encoding, pack, read_body, unpack
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.oip.binary import InferRequest, encode_response, parse_request
+from inflight.frontends.oip.generate import answer_generate, read_generate, stream_generate
 from inflight.frontends.oip.mapping import (
     check_wanted,
     find_model,
@@ -32,7 +33,7 @@ from inflight.types import MethodInfo, Outcome
 
 _logger = logging.getLogger("inflight.oip")
 _HEADER_LENGTH = b"inference-header-content-length"
-_EXTENSIONS = ["binary_tensor_data", "model_repository"]
+_EXTENSIONS = ["binary_tensor_data", "model_repository", "generate"]
 _RAW = (b"content-type", b"application/octet-stream")
 _JOINED = 64 * 1024
 _PACKED = (b"gzip", b"deflate")
@@ -127,6 +128,13 @@ class OpenInferenceRest:
         if rest == ["infer"]:
             _allow(scope, "POST")
             await self._infer(scope, receive, send, name, version)
+        elif rest in (["generate"], ["generate_stream"]):
+            _allow(scope, "POST")
+            method = self._find(name, version)
+            body = await unpack(scope, await read_body(scope, receive, self._max_body_bytes), self._max_body_bytes)
+            row, common = read_generate(method, body)
+            work = answer_generate if rest == ["generate"] else stream_generate
+            await work(self._backend, method, row, common, receive, send)
         elif not rest:
             _allow(scope, "GET")
             await respond_json(send, asdict(metadata(self._backend, name, version)))
@@ -248,5 +256,5 @@ def _no_such_path(scope: Scope) -> NotFound:
     shown: Any = scope["path"]
     return NotFound(
         f"there is no {shown} here, use /v2, /v2/health/live, /v2/health/ready, /v2/repository/index, "
-        "/v2/models/<model>[/versions/<version>] and below it /ready or /infer"
+        "/v2/models/<model>[/versions/<version>] and below it /ready, /infer, /generate or /generate_stream"
     )

@@ -15,9 +15,9 @@ from inflight.frontends.generate import Whole, all_of, pick, read_struct
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
 from inflight.frontends.openai.response import Reply, Usage, error_json
 from inflight.frontends.sse import DONE, EventStream, Opened
-from inflight.frontends.structured import grammar_of
 from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token
 from inflight.log import LOGGER
+from inflight.structured import grammar_of
 
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
 
@@ -198,7 +198,7 @@ async def _stream(
         await asyncio.gather(*(one.close() for one in opened))
 
 
-async def _merged(opened: Sequence[Opened]) -> AsyncIterator[tuple[int, Event]]:
+async def _merged(opened: Sequence[Opened[Event]]) -> AsyncIterator[tuple[int, Event]]:
     """Events of several generations as they come, each with its number."""
     if len(opened) == 1:
         async for event in opened[0]:

@@ -11,9 +11,9 @@ import msgspec
 from inflight.errors import InvalidRequest, ToolError
 from inflight.frontends.generate import MAX_SEED, draw_seed
 from inflight.frontends.openai.tools import Tools, offer
-from inflight.frontends.structured import grammar_of
 from inflight.generation import Chat, GenerationLimits, GenerationRequest, Grammar, ToolFormat
 from inflight.plan import Sampling
+from inflight.structured import grammar_of
 
 MAX_CHOICES = 128
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+
+import orjson
 
 from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest
@@ -11,12 +13,13 @@ from inflight.frontends.asgi import JSON, Answer, Receive, Scope, Send, header, 
 from inflight.frontends.base import Backend, callbacks
 from inflight.frontends.body import Body, read_body
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.events import Part, send_events
 from inflight.frontends.rest.request import parse_columns, parse_instances, parse_json
 from inflight.frontends.rest.response import Reply, encode_error, encode_reply
 from inflight.frontends.rest.url import parse_url
 from inflight.log import LOGGER
 from inflight.table import Table
-from inflight.types import MethodInfo, Outcome, Row
+from inflight.types import MethodInfo, Outcome, Row, TextPart
 
 _CLOSE = (b"connection", b"close")
 
@@ -43,6 +46,9 @@ class MindSporeRest:
                 raise InvalidRequest("http message only support POST right now")
             body = await read_body(scope, receive, self._max_body_bytes)
             unread = False
+            if wants_events(scope):
+                await self._stream(scope, body, receive, send)
+                return
             reply = await self._answer(scope, body, receive)
         except Disconnected:
             return
@@ -56,7 +62,12 @@ class MindSporeRest:
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`: the same steps, with the backend's callback in place of waiting for it."""
-        if self._callbacks is None or scope["method"] != "POST" or len(body) > self._max_body_bytes:
+        if (
+            self._callbacks is None
+            or scope["method"] != "POST"
+            or len(body) > self._max_body_bytes
+            or wants_events(scope)
+        ):
             return None
         try:
             method, rows = self._read(scope, body)
@@ -95,6 +106,27 @@ class MindSporeRest:
         method, rows = self._read(scope, body)
         outcomes = await run_until_disconnect(self._backend.predict(method, rows), receive)
         return encode_reply(method, outcomes)
+
+    async def _stream(self, scope: Scope, body: Body, receive: Receive, send: Send) -> None:
+        """Where a client accepts events: one for every piece of text that a language model writes, last the answer."""
+        method, rows = self._read(scope, body)
+
+        def frames(part: Part) -> Iterable[bytes]:
+            if isinstance(part, TextPart):
+                yield orjson.dumps({"instances": [{"index": part.index, "text": part.text}]})
+            else:
+                yield encode_reply(method, part).body
+
+        work = send_events(self._backend.stream(method, rows), send, frames, lambda error: encode_error(error).body)
+        await run_until_disconnect(work, receive)
+
+
+def wants_events(scope: Scope) -> bool:
+    """Whether a client asked for a stream of events and nothing else."""
+    for name, value in scope["headers"]:
+        if name == b"accept":
+            return bool(value.startswith(b"text/event-stream"))
+    return False
 
 
 def _internal(error: Exception) -> Reply:

@@ -54,6 +54,19 @@ def encode_reply(method: MethodInfo, outcomes: Sequence[Outcome]) -> Reply:
     return _encode_mixed(names, outcomes)
 
 
+def json_outputs(method: MethodInfo, row: Row, common: dict[str, Any]) -> bytes:
+    """One instance's outputs by name, beside the fields that every answer has.
+
+    Raises:
+        ModelError: JSON cannot hold an output.
+    """
+    try:
+        outputs = _instance([spec.name for spec in method.outputs], row)
+        return orjson.dumps({**common, **outputs}, option=_OPTIONS)
+    except orjson.JSONEncodeError as error:
+        raise ModelError(f"Failed to construct the response: {error}") from error
+
+
 def _encode_columns(names: list[str], columns: list[Array]) -> bytes:
     lists = [column.tolist() for column in columns]
     if len(names) == 1:

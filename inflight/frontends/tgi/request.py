@@ -9,9 +9,9 @@ import msgspec
 
 from inflight.errors import InvalidRequest
 from inflight.frontends.generate import MAX_SEED, draw_seed
-from inflight.frontends.structured import grammar_of
 from inflight.generation import GenerationLimits, GenerationRequest
 from inflight.plan import Sampling
+from inflight.structured import grammar_of
 
 _MAX_COUNT = (1 << 32) - 1
 

@@ -1,0 +1,41 @@
+"""A method's rows as a stream of events: what the servable doors share when a language model writes in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from inflight.errors import InflightError
+from inflight.frontends.asgi import Send
+from inflight.frontends.sse import EventStream, Opened
+from inflight.types import Outcome, TextPart
+
+Part = TextPart | list[Outcome]
+
+
+async def send_events(
+    parts: AsyncIterator[Part],
+    send: Send,
+    frames: Callable[[Part], Iterable[bytes]],
+    failed: Callable[[InflightError], bytes],
+) -> None:
+    """Answers with one event for every frame of every part.
+
+    Args:
+        parts: from `Backend.stream`.
+        frames: what a part is told as.
+        failed: what an error is told as, once the stream has begun.
+
+    Raises:
+        InflightError: the request was refused before anything was sent.
+    """
+    opened = await Opened(parts).open()
+    try:
+        async with EventStream(send, [(b"x-accel-buffering", b"no")]) as stream:
+            try:
+                async for part in opened:
+                    for frame in frames(part):
+                        await stream.event(frame)
+            except InflightError as error:
+                await stream.event(failed(error))
+    finally:
+        await opened.close()

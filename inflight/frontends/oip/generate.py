@@ -1,0 +1,111 @@
+"""The generate extension of the Open Inference Protocol: `/v2/models/<model>/generate` and `/generate_stream`.
+
+A language model takes `text_input` and `parameters`; any other method takes its inputs as fields of their names, one
+instance a request, and streams the text of the language models within it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import orjson
+
+from inflight.errors import InflightError, InvalidRequest
+from inflight.frontends.asgi import Receive, Send, respond
+from inflight.frontends.base import Backend
+from inflight.frontends.disconnect import run_until_disconnect
+from inflight.frontends.events import Part, send_events
+from inflight.frontends.rest.response import json_outputs
+from inflight.frontends.rest.values import value_of
+from inflight.types import MethodInfo, Row, TextPart, Value
+
+_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
+"""Parameters of other servers, in the words of this one."""
+_IGNORED = ("stream", "details", "logprob", "logprobs", "return_full_text", "exclude_input_in_output")
+_INPUTS = ("text_input", "inputs", "prompt")
+
+
+def read_generate(method: MethodInfo, body: bytes | bytearray | memoryview) -> tuple[Row, dict[str, Any]]:
+    """The one instance of a body, and what every answer repeats.
+
+    Raises:
+        InvalidRequest: the body is no JSON object, or an input is missing.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the request is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest('the request must be a JSON object like {"text_input": "...", "parameters": {}}')
+    parameters = document.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("'parameters' must be an object")
+    common = {"model_name": method.servable, "model_version": str(method.version)}
+    if isinstance(document.get("id"), str):
+        common["id"] = document["id"]
+    if method.optional:
+        return _generation(document, parameters), common
+    named: dict[str, Value] = {}
+    for spec in method.inputs:
+        if spec.name in document:
+            named[spec.name] = value_of(document[spec.name])
+        elif spec.name in parameters:
+            named[spec.name] = value_of(parameters[spec.name])
+    if "text_input" in document and len(method.inputs) == 1:
+        named.setdefault(method.inputs[0].name, value_of(document["text_input"]))
+    return method.row(named), common
+
+
+def _generation(document: dict[str, Any], parameters: dict[str, Any]) -> Row:
+    text = next((document[name] for name in _INPUTS if name in document), None)
+    if not isinstance(text, str):
+        raise InvalidRequest("'text_input' must be a text")
+    given = {_NAMES.get(name, name): value for name, value in parameters.items() if name not in _IGNORED}
+    if isinstance(given.get("stop"), str):
+        given["stop"] = [given["stop"]]
+    return [text, orjson.dumps(given).decode()]
+
+
+async def answer_generate(
+    backend: Backend, method: MethodInfo, row: Row, common: dict[str, Any], receive: Receive, send: Send
+) -> None:
+    """One whole answer."""
+    (outcome,) = await run_until_disconnect(backend.predict(method, [row]), receive)
+    if isinstance(outcome, InflightError):
+        raise outcome
+    await respond(send, _outputs(method, outcome, common, streamed=False))
+
+
+async def stream_generate(
+    backend: Backend, method: MethodInfo, row: Row, common: dict[str, Any], receive: Receive, send: Send
+) -> None:
+    """An event for every piece of text, and one with the outputs."""
+
+    async def parts() -> AsyncIterator[Part]:
+        async for part in backend.stream(method, [row]):
+            if not isinstance(part, TextPart) and isinstance(part[0], InflightError):
+                raise part[0]
+            yield part
+
+    def frames(part: Part) -> Iterable[bytes]:
+        if isinstance(part, TextPart):
+            yield orjson.dumps({**common, "text_output": part.text})
+        else:
+            (outcome,) = part
+            assert not isinstance(outcome, InflightError)
+            yield _outputs(method, outcome, common, streamed=True)
+
+    def failed(error: InflightError) -> bytes:
+        return orjson.dumps({**common, "error": str(error)})
+
+    work = send_events(parts(), send, frames, failed)
+    await run_until_disconnect(work, receive)
+
+
+def _outputs(method: MethodInfo, outcome: Row, common: dict[str, Any], streamed: bool) -> bytes:
+    if not method.optional:
+        return json_outputs(method, outcome, common)
+    text, reason, count = outcome
+    details = {"finish_reason": reason, "generated_tokens": int(count)}
+    return orjson.dumps({**common, "text_output": "" if streamed else text, "details": details})
