@@ -69,6 +69,14 @@ class ServableConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """One LoRA adapter: its name for clients and its folder (PEFT's layout), absolute."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True)
 class GeneratorConfig:
     """One language model to start. The names of limits are TGI's.
 
@@ -91,6 +99,11 @@ class GeneratorConfig:
         waiting_served_ratio, max_waiting_tokens: reported; with chunked prefill nobody waits for a pause.
         step_timeout: seconds after which a step counts as hung and the shards are replaced.
         plans_in_flight: steps the shards may have at once.
+        payload_limit: bytes of a request's body.
+        grammars: requests may ask for structured output.
+        adapters: LoRA adapters that requests may name.
+        tokenizer_config: another tokenizer_config.json than the model's, for its chat template.
+        pooling: what a decoder's embeddings are: of the `last` token, or the `mean` of all.
     """
 
     model_dir: Path
@@ -119,6 +132,11 @@ class GeneratorConfig:
     max_waiting_tokens: int = 20
     step_timeout: float = 300.0
     plans_in_flight: int = 2
+    payload_limit: int = 2_000_000
+    grammars: bool = True
+    pooling: str = "last"
+    adapters: tuple[AdapterConfig, ...] = ()
+    tokenizer_config: Path | None = None
 
     def prefill_tokens(self, device_type: str | None) -> int:
         """The resolved `max_batch_prefill_tokens`: a chunk delays those that stream, so it is small on a CPU."""
@@ -153,6 +171,8 @@ class ServerConfig:
         exit_when_lost: the server ends when no worker is left that could be restarted.
         rest: how the MindSpore Serving routes answer.
         grpc_engine: one of `GRPC_ENGINES`.
+        api_key: what a caller of a model has to show, over HTTP and gRPC; None: nothing.
+        cors_origins: web pages of these origins may call; `*` is any.
     """
 
     max_enqueued_requests: int = DEFAULT_MAX_ENQUEUED
@@ -163,3 +183,5 @@ class ServerConfig:
     exit_when_lost: bool = False
     rest: RestConfig = RestConfig()
     grpc_engine: str = "auto"
+    api_key: str | None = None
+    cors_origins: tuple[str, ...] = ("*",)

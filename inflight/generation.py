@@ -51,6 +51,7 @@ class GenerationRequest:
         tenant: requests share cached prompt blocks only with the same tenant.
         grammar: the text follows it; a text that is cut at its limit is the beginning of one that does.
         adapter: name of the LoRA adapter that computes it; None: the model alone.
+        embed: report the prompt's vector in `Finish`; the one token beside it means nothing.
         fit: where `max_new_tokens` goes beyond the model's length, stop there instead of refusing the request.
     """
 
@@ -69,6 +70,7 @@ class GenerationRequest:
     grammar: Grammar | None = None
     adapter: str | None = None
     fit: bool = False
+    embed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Finish:
         generated: number of generated tokens, the end-of-sequence token included.
         stop: the stop text that ended it.
         inference: seconds from the first step to the last token.
+        embedding: float32 values of the prompt's vector, where it was asked for.
     """
 
     reason: FinishReason
@@ -139,6 +142,7 @@ class Finish:
     prompt_length: int = 0
     stop: str | None = None
     inference: float = 0.0
+    embedding: bytes | None = None
 
 
 Event = Start | Token | Finish
@@ -160,6 +164,8 @@ class GenerationLimits:
     max_batch_size: int = 128
     waiting_served_ratio: float = 0.3
     max_waiting_tokens: int = 20
+    payload_limit: int = 2_000_000
+    grammars: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +194,8 @@ class GeneratorInfo:
         world_size: ranks.
         vocab_size: token ids are below it.
         has_template: it can chat.
+        embedding_size: values of a text's vector; 0: it gives none.
+        generates: it writes; False for encoders.
         tool_format: how its template has tools called; None where the template knows no tools.
     """
 
@@ -200,6 +208,16 @@ class GeneratorInfo:
     vocab_size: int = 0
     has_template: bool = False
     tool_format: ToolFormat | None = None
+    embedding_size: int = 0
+    generates: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A text's vector, of length 1, and how many tokens the text has."""
+
+    values: tuple[float, ...]
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

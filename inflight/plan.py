@@ -38,6 +38,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
         top_n_tokens: report that many most likely tokens at every position, ties with the last one included.
         prompt_logprobs: report the log-probability of every prompt token but the first.
         watermark: favour a half of the vocabulary that the token before decides.
+        pooling: report the text's vector with the first token: of its `last` token, or the `mean` of all; empty: no.
     """
 
     do_sample: bool = False
@@ -55,6 +56,12 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     top_n_tokens: int = 0
     prompt_logprobs: bool = False
     watermark: bool = False
+    pooling: str = ""
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Every prompt token has to be computed, none may come from the prefix cache."""
+        return self.prompt_logprobs or self.pooling == "mean"
 
 
 class Admission(msgspec.Struct, array_like=True, frozen=True):
@@ -120,6 +127,7 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
         prompt_logprobs: id -> log-probabilities of the prompt tokens that this step's chunk predicted: those at
             positions first + 1 to first + chunk of the chunk starting at `first`, as far as they are prompt.
         seconds: duration of the step on rank 0.
+        embeddings: id -> float32 values of the vector of length 1, for rows that asked for it.
     """
 
     step: int
@@ -129,6 +137,7 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
     top: dict[int, list[tuple[int, float]]] = {}
     prompt_logprobs: dict[int, list[float]] = {}
     seconds: float = 0.0
+    embeddings: dict[int, bytes] = {}
 
 
 class ShardJob(msgspec.Struct, frozen=True):
@@ -180,7 +189,8 @@ class ShardOffer(msgspec.Struct, frozen=True):
         device_type: where it runs.
         dtype: of the weights.
         weight_bytes, cache_bytes: memory of this rank.
-        family: which decoder runs it, or `transformers` for the bridge.
+        family: which decoder runs it, `transformers` for the bridge, or `encoder`.
+        embedding_size: values of a text's vector; 0: it gives none.
     """
 
     num_blocks: int
@@ -193,6 +203,7 @@ class ShardOffer(msgspec.Struct, frozen=True):
     weight_bytes: int
     cache_bytes: int
     family: str
+    embedding_size: int = 0
 
     def pack(self) -> dict[str, Any]:
         packed: dict[str, Any] = msgspec.to_builtins(self)

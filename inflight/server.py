@@ -212,12 +212,19 @@ class Server:
     async def _start_http(self, listen: ListenConfig) -> str:
         router = self._running_router()
         app = http_app(
-            router, max_body_bytes=listen.max_message_mb << 20, rest=self._config.rest, metrics=self._metrics
+            router,
+            max_body_bytes=listen.max_message_mb << 20,
+            rest=self._config.rest,
+            metrics=self._metrics,
+            api_key=self._config.api_key,
+            origins=self._config.cors_origins,
         )
         return self._add(await listen_http(app, listen, allocate=router.inbox.allocate))
 
     async def _start_grpc(self, listen: ListenConfig) -> str:
-        app = grpc_app(self._running_router(), max_message_bytes=listen.max_message_mb << 20)
+        app = grpc_app(
+            self._running_router(), max_message_bytes=listen.max_message_mb << 20, api_key=self._config.api_key
+        )
         return self._add(await listen_grpc(app, listen, engine=self._config.grpc_engine))
 
     def _add(self, listener: Listener) -> str:

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inflight.commands.launcher import adapters as read_adapters
 from inflight.commands.options import Option, one_of, seconds, switch, whole
-from inflight.config import GeneratorConfig
+from inflight.config import AdapterConfig, GeneratorConfig
+from inflight.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -24,6 +26,14 @@ def memory(text: str) -> int:
     if match is None or not float(match[1]):
         raise ValueError(f"'{text}' is no amount of memory; write 512m or 4g")
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def adapters(text: str) -> tuple[AdapterConfig, ...]:
+    """`name=folder,folder`."""
+    try:
+        return read_adapters(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 def ratio(text: str) -> float:
@@ -93,6 +103,24 @@ GENERATOR_OPTIONS = (
         default=300.0,
         metavar="SECONDS",
     ),
+    Option(
+        "lora-adapters",
+        adapters,
+        "LoRA adapters that requests may name: name=folder or folder, separated by commas.",
+        default=(),
+        metavar="NAME=DIR,...",
+    ),
+    Option(
+        "pooling",
+        one_of("last", "mean"),
+        "What embeddings of a decoder are. Default last.",
+        default="last",
+        metavar="KIND",
+    ),
+    Option(
+        "payload-limit", whole(1024), "Bytes of a generation's body. Default 2000000.", default=2_000_000, metavar="N"
+    ),
+    Option("disable-grammar-support", switch, "Refuse structured output.", default=False),
     Option("allow-pickle", switch, "Read pickled weights (pytorch_model.bin), which can run code.", default=False),
     Option("trust-remote-code", switch, "Run Python code that a model's directory holds.", default=False),
 )
@@ -139,4 +167,8 @@ def generator_config(folder: Path, values: Mapping[str, Any]) -> GeneratorConfig
         waiting_served_ratio=values["waiting_served_ratio"],
         max_waiting_tokens=values["max_waiting_tokens"],
         step_timeout=values["step_timeout"],
+        adapters=values["lora_adapters"],
+        pooling=values["pooling"],
+        payload_limit=values["payload_limit"],
+        grammars=not values["disable_grammar_support"],
     )

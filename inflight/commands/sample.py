@@ -48,7 +48,8 @@ def describe(
         lines.append(f"REST  {scheme}://{http}")
     if grpc:
         lines.append(f"gRPC  {grpc}")
-    method = next((method for status in statuses for method in status.methods), None)
+    classic = [status for status in statuses if status.name not in generators]
+    method = next((method for status in classic for method in status.methods), None)
     if method is not None:
         url = f"{scheme}://{http}" if http else None
         lines.append(f"try   {_line(method, url, grpc, tls, requests.get(method.servable))}")

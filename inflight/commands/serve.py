@@ -139,6 +139,20 @@ OPTIONS = (
     Option(
         "status-codes", switch, "HTTP status codes for errors on /model/ routes, instead of always 200.", default=False
     ),
+    Option(
+        "api-key",
+        str,
+        "What callers of models have to show: Authorization: Bearer KEY. Default: nothing.",
+        metavar="KEY",
+    ),
+    Option(
+        "cors-allow-origin",
+        str,
+        "Origin whose web pages may call; repeat for more. Default: any.",
+        default=(),
+        metavar="ORIGIN",
+        many=True,
+    ),
     Option("dec-key-file", key_file, "File with the key of encrypted model files.", metavar="FILE"),
     Option(
         "dec-mode",
@@ -191,6 +205,8 @@ def build_plan(values: Mapping[str, Any]) -> Plan:
         log_dir=values["log_dir"],
         rest=RestConfig(status_codes=values["status_codes"]),
         grpc_engine=values["grpc_engine"],
+        api_key=values["api_key"],
+        cors_origins=tuple(values["cors_allow_origin"]) or ("*",),
     )
     servables, generators = _configs(values)
     return Plan(server, servables, generators, http, grpc)

@@ -37,7 +37,7 @@ from inflight.generation import (
     Start,
 )
 from inflight.metrics import Metrics
-from inflight.plan import ShardOffer, StepPlan, StepResult
+from inflight.plan import Sampling, ShardOffer, StepPlan, StepResult
 from inflight.sched import Capacity, Scheduler, Sequence
 from inflight.text import Matcher, Tokenizer
 
@@ -48,6 +48,9 @@ FAILED_STARTS = 3
 
 _FAILURES = {"overloaded": "overloaded", "invalid": "validation", "too_large": "validation"}
 """Causes of errors in TGI's words; everything else is `generation`."""
+
+ENCODER = "encoder"
+"""Family of models that only embed."""
 
 LONGEST_TEXT = 16
 """Characters a token stands for at most, on average: longer texts are refused before they are encoded."""
@@ -273,6 +276,8 @@ class Engine:
     async def _grammar(self, request: GenerationRequest) -> tuple[Matcher, bytes] | None:
         if request.grammar is None:
             return None
+        if not self._config.grammars:
+            raise InvalidRequest("this server was started without support of grammars; leave it out")
         if self._grammars is None:
             self._grammars = Grammars(self._tokenizer, self._info.vocab_size)
         return await self._grammars.open(request.grammar)
@@ -280,7 +285,11 @@ class Engine:
     def _sequence(self, request: GenerationRequest, prompt: list[int]) -> Sequence:
         assert self._scheduler is not None
         total = self._info.limits.max_total_tokens
-        new = request.max_new_tokens
+        new = 1 if request.embed else request.max_new_tokens
+        if request.embed and not self._info.embedding_size:
+            raise InvalidRequest("this model gives no embeddings")
+        if not request.embed and not self._info.generates:
+            raise InvalidRequest("this model embeds texts and writes none; use /v1/embeddings")
         if new is None or (request.fit and len(prompt) + new > total):
             new = total - len(prompt)
         if len(prompt) + new > total:
@@ -293,10 +302,13 @@ class Engine:
                 raise InvalidRequest(f"`logit_bias` names token {token}, the model has {self._info.vocab_size} tokens")
         self._scheduler.check(len(prompt), new)
         self._next_id += 1
+        sampling = request.sampling
+        if request.embed:
+            sampling = Sampling(pooling=self._config.pooling)
         return Sequence(
             self._next_id,
             prompt,
-            request.sampling,
+            sampling,
             new,
             priority=request.priority,
             tenant=request.tenant,
@@ -374,6 +386,7 @@ class Engine:
                 self._scheduler.finish(sequence.id)
                 continue
             logprob = logprobs[index] if logprobs is not None and sequence.sampling.logprobs else None
+            stream.embedding = result.embeddings.get(sequence.id, stream.embedding)
             if stream.push(token, logprob, tops.get(sequence.id, ())):
                 self._scheduler.finish(sequence.id)
             elif stream.matcher is not None:
@@ -459,6 +472,8 @@ class Engine:
             max_batch_size=rows,
             waiting_served_ratio=config.waiting_served_ratio,
             max_waiting_tokens=config.max_waiting_tokens,
+            payload_limit=config.payload_limit,
+            grammars=config.grammars,
         )
         self._info = replace(
             self._info,
@@ -469,6 +484,8 @@ class Engine:
             vocab_size=offer.vocab_size,
             has_template=self._tokenizer.chat is not None,
             tool_format=self._tokenizer.tool_format(),
+            embedding_size=offer.embedding_size,
+            generates=offer.family != ENCODER,
         )
         capacity = Capacity(blocks, offer.block_size, rows, prefill + rows, prefill)
         if self._scheduler is None:

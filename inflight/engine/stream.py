@@ -21,6 +21,7 @@ class Stream:
     Attributes:
         finished: it has its last event; nothing more is pushed.
         matcher: follows its grammar, where it has one.
+        embedding: the prompt's vector, once it is here.
     """
 
     def __init__(self, request: GenerationRequest, sequence: Sequence, tokenizer: Tokenizer) -> None:
@@ -28,6 +29,7 @@ class Stream:
         self.sequence = sequence
         self.finished = False
         self.matcher: Matcher | None = None
+        self.embedding: bytes | None = None
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer(sequence.tokens)
         self._stops = StopTexts(request.stop, request.include_stop)
@@ -131,4 +133,6 @@ class Stream:
         sequence = self.sequence
         text = "".join(self._parts)
         seconds = time.perf_counter() - (self._began or self._arrived)
-        self._events.append(Finish(reason, text, held, sequence.generated, sequence.num_prompt, hit, seconds))
+        self._events.append(
+            Finish(reason, text, held, sequence.generated, sequence.num_prompt, hit, seconds, self.embedding)
+        )

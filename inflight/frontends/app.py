@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from inflight import __version__
 from inflight.config import RestConfig
 from inflight.frontends.asgi import Answer, Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
+from inflight.frontends.cloud import CloudRest
+from inflight.frontends.edge import Edge
 from inflight.frontends.mindspore_llm import MindSporeLlm
 from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.openai import OpenAiRest
+from inflight.frontends.openapi import DOCS_PAGE, openapi_document
 from inflight.frontends.rest import GeneratorRest, MindSporeRest
 from inflight.frontends.tgi import TgiRest
 from inflight.metrics import CONTENT_TYPE, Metrics
 
 
-def http_app(backend: Backend, *, max_body_bytes: int, rest: RestConfig, metrics: Metrics) -> HttpApp:
+def http_app(
+    backend: Backend,
+    *,
+    max_body_bytes: int,
+    rest: RestConfig,
+    metrics: Metrics,
+    api_key: str | None = None,
+    origins: Sequence[str] = (),
+) -> Edge:
     """An ASGI application for `http` scopes.
 
     `/v2` and below is the Open Inference Protocol. Where a language model is served, TGI's and OpenAI's routes answer
@@ -25,14 +37,33 @@ def http_app(backend: Backend, *, max_body_bytes: int, rest: RestConfig, metrics
 
     Args:
         max_body_bytes: limit of a request body, before and after it is unpacked.
+        api_key, origins: see `Edge`.
     """
-    return HttpApp(
+    tgi, openai = TgiRest(backend), OpenAiRest(backend)
+    app = HttpApp(
         OpenInferenceRest(backend, max_body_bytes=max_body_bytes),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
         Operations(backend, metrics),
         backend,
-        (TgiRest(backend), OpenAiRest(backend), GeneratorRest(backend, rest.status_codes), MindSporeLlm(backend)),
+        (
+            tgi,
+            openai,
+            GeneratorRest(backend, rest.status_codes),
+            MindSporeLlm(backend),
+            CloudRest(backend, tgi, openai),
+        ),
     )
+    return Edge(app, api_key, origins)
+
+
+class GenerationDoor(Protocol):
+    """A protocol of language models."""
+
+    def serves(self, scope: Scope) -> bool:
+        """Whether a request is for one of its routes."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One `http` scope that it serves."""
 
 
 class HttpApp:
@@ -44,7 +75,7 @@ class HttpApp:
         mindspore: MindSporeRest,
         operations: Operations,
         backend: Backend,
-        generation: tuple[TgiRest, OpenAiRest, GeneratorRest, MindSporeLlm],
+        generation: Sequence[GenerationDoor],
     ) -> None:
         self._oip = oip
         self._mindspore = mindspore
@@ -72,7 +103,7 @@ class HttpApp:
             return self._oip.inline(scope, body, answer)
         return self._mindspore.inline(scope, body, answer)
 
-    def _generating(self, scope: Scope) -> TgiRest | OpenAiRest | GeneratorRest | MindSporeLlm | None:
+    def _generating(self, scope: Scope) -> GenerationDoor | None:
         """The door of language models that this request is for."""
         if not self._backend.generators:
             return None
@@ -97,6 +128,9 @@ class Operations:
             "/health/live": self.live,
             "/health/ready": self.ready,
             "/metrics": self.scrape,
+            "/openapi.json": self.document,
+            "/api-doc/openapi.json": self.document,
+            "/docs": self.page,
         }
 
     async def live(self, send: Send) -> None:
@@ -114,6 +148,14 @@ class Operations:
         """Prometheus' text format."""
         await respond(send, self._metrics.render(), content_type=(b"content-type", CONTENT_TYPE.encode()))
 
+    async def document(self, send: Send) -> None:
+        """What can be called, as OpenAPI 3.1."""
+        await respond(send, openapi_document(generators=bool(self._backend.generators)))
+
+    async def page(self, send: Send) -> None:
+        """The same for people."""
+        await respond(send, DOCS_PAGE, content_type=(b"content-type", b"text/html; charset=utf-8"))
+
     async def overview(self, send: Send) -> None:
         """What is served here."""
         servables = [
@@ -127,7 +169,14 @@ class Operations:
             }
             for each in self._backend.servables()
         ]
-        paths = ["/model/<servable>[/version/<n>]:<method>", "/v2", "/health/live", "/health/ready", "/metrics"]
+        paths = [
+            "/model/<servable>[/version/<n>]:<method>",
+            "/v2",
+            "/health/live",
+            "/health/ready",
+            "/metrics",
+            "/docs",
+        ]
         if self._backend.generators:
             paths += ["/generate", "/generate_stream", "/v1/chat/completions", "/v1/completions", "/v1/models", "/info"]
         await respond_json(send, {"inflight": __version__, "servables": servables, "paths": paths})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -14,12 +15,10 @@ import msgspec
 from inflight.errors import InflightError, NotFound
 from inflight.frontends.asgi import Receive, Scope, header
 from inflight.frontends.body import read_body
-from inflight.generation import Event, Finish, GenerationRequest, Generator, Start, Token, TokenInfo
+from inflight.generation import Embedding, Event, Finish, GenerationRequest, Generator, Start, Token, TokenInfo
 
 T = TypeVar("T")
 
-MAX_BODY = 2_000_000
-"""Bytes of a request, TGI's `payload_limit`."""
 MAX_SEED = (1 << 64) - 1
 
 
@@ -31,7 +30,7 @@ class PlainError(InflightError):
         self.status = status
 
 
-async def read_struct(scope: Scope, receive: Receive, form: type[T], limit: int = MAX_BODY) -> T:
+async def read_struct(scope: Scope, receive: Receive, form: type[T], limit: int) -> T:
     """The body as a struct.
 
     Raises:
@@ -99,6 +98,14 @@ async def all_of(generator: Generator, requests: Sequence[GenerationRequest]) ->
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def embedding_of(one: Whole) -> Embedding:
+    """The vector that a request with `embed` came to."""
+    data = one.finish.embedding
+    if data is None:
+        raise InflightError("the model gave no embedding")
+    return Embedding(struct.unpack(f"<{len(data) // 4}f", data), one.finish.prompt_length)
+
+
 def pick(generators: Mapping[str, Generator], name: str | None) -> Generator:
     """The model of that name or id; with one model served any name is good, as clients invent names.
 
@@ -135,4 +142,15 @@ def shown(info: TokenInfo) -> str:
     return info.text
 
 
-__all__ = ["Event", "Whole", "all_of", "draw_seed", "number", "pick", "read_struct", "whole", "with_seed"]
+__all__ = [
+    "Event",
+    "Whole",
+    "all_of",
+    "draw_seed",
+    "embedding_of",
+    "number",
+    "pick",
+    "read_struct",
+    "whole",
+    "with_seed",
+]

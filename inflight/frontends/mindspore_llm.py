@@ -78,7 +78,7 @@ class MindSporeLlm:
             if len(rest) > 1 or (rest and rest[0] not in _KINDS):
                 raise NotFound(f"there is no route {scope['path']}; use /models/{name}[/generate|/generate_stream]")
             generator = pick(self._backend.generators, name)
-            body = await read_struct(scope, receive, Body)
+            body = await read_struct(scope, receive, Body, generator.info.limits.payload_limit)
             given = body.parameters or Parameters()
             request = _request(body, given, generator)
             if rest == ["generate_stream"] or (not rest and body.stream):

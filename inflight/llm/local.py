@@ -11,7 +11,7 @@ from inflight.device import connect_ranks, open_device
 from inflight.engine import Executor
 from inflight.errors import StartError, WorkerLost
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
-from inflight.shard import ModelRunner
+from inflight.shard import Runner, load_runner
 
 
 class LocalExecutor(Executor):
@@ -28,7 +28,7 @@ class LocalExecutor(Executor):
         self._job = job
         self._progress = progress
         self._thread = ThreadPoolExecutor(1, "model")
-        self._runner: ModelRunner | None = None
+        self._runner: Runner | None = None
         self._results: deque[asyncio.Future[StepResult | None]] = deque()
 
     async def start(self) -> ShardOffer:
@@ -61,8 +61,8 @@ class LocalExecutor(Executor):
         self._runner = None
         self._thread.shutdown(wait=False)
 
-    def _load(self) -> ModelRunner:
+    def _load(self) -> Runner:
         device = open_device(self._job.device_type, self._job.device_id)
         if self._job.threads:
             device.set_threads(self._job.threads)
-        return ModelRunner(self._job, connect_ranks(0, 1, "", device, 0.0), device, self._progress)
+        return load_runner(self._job, connect_ranks(0, 1, "", device, 0.0), device, self._progress)

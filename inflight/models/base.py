@@ -37,6 +37,7 @@ class CausalLM(ABC):
         max_positions: longest sequence that the configuration allows.
         dtype: of the weights.
         weight_bytes: memory of this rank's weights.
+        hidden: [S, H], what the logits of the last step were made of; None where the model does not show it.
     """
 
     family: str
@@ -45,6 +46,7 @@ class CausalLM(ABC):
     max_positions: int
     dtype: torch.dtype
     weight_bytes: int
+    hidden: torch.Tensor | None = None
 
     @abstractmethod
     def bind(self, attention: AttentionBackend) -> None:

@@ -147,6 +147,7 @@ class Decoder(CausalLM):
         self.max_positions = config.max_positions
         self.dtype = embedding.dtype
         self.weight_bytes = weight_bytes
+        self.hidden = None
         self._config = config
         self._layers = layers
         self._embedding = embedding
@@ -178,7 +179,8 @@ class Decoder(CausalLM):
             if layer.after_mlp is not None:
                 y = layer.after_mlp(y)
             x = x + (y if scale == 1.0 else y * scale)
-        return self._logits(self._norm(x[batch.logits_at]))
+        self.hidden = self._norm(x[batch.logits_at])
+        return self._logits(self.hidden)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         if self._ranks.size == 1:

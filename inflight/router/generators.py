@@ -131,7 +131,9 @@ class Generators:
             for config in configs:
                 if config.name in self._engines:
                     raise ConfigError(f"two language models are named '{config.name}'; rename one")
-                tokenizer = await asyncio.get_running_loop().run_in_executor(None, load_tokenizer, config.model_dir)
+                tokenizer = await asyncio.get_running_loop().run_in_executor(
+                    None, load_tokenizer, config.model_dir, config.tokenizer_config
+                )
                 shards = ShardGroup(config, self._config, _Progress(config.name))
                 engine = Engine(config, tokenizer, shards, self._config.restart, self._metrics)
                 self._engines[config.name] = engine

@@ -248,16 +248,12 @@ def _free_port() -> int:
 
 
 def _smallest(offers: list[ShardOffer]) -> ShardOffer:
-    first = offers[0]
-    return ShardOffer(
+    """What the engine may count on: the least of any rank."""
+    return msgspec.structs.replace(
+        offers[0],
         num_blocks=min(offer.num_blocks for offer in offers),
-        block_size=first.block_size,
         max_rows=min(offer.max_rows for offer in offers),
         max_model_len=min(offer.max_model_len for offer in offers),
-        vocab_size=first.vocab_size,
-        device_type=first.device_type,
-        dtype=first.dtype,
         weight_bytes=sum(offer.weight_bytes for offer in offers),
         cache_bytes=sum(offer.cache_bytes for offer in offers),
-        family=first.family,
     )

@@ -253,7 +253,7 @@ class Scheduler:
                 return
             if self._running and (sequence.suspect or any(row.suspect for row in self._running)):
                 return
-            digests = [] if sequence.sampling.prompt_logprobs else sequence.chain(self.capacity.block_size)
+            digests = [] if sequence.sampling.needs_whole_prompt else sequence.chain(self.capacity.block_size)
             # At least one token is computed, for its logits.
             shared = self.pool.find(digests[: (len(sequence.tokens) - 1) // self.capacity.block_size])
             if not self._fits(sequence, shared):
@@ -311,7 +311,7 @@ class Scheduler:
         draft.budget -= chunk
         draft.prefill_budget -= chunk
         draft.rows += 1
-        if not row.sampling.prompt_logprobs:
+        if not row.sampling.needs_whole_prompt:
             self._publish(row)
         return True
 

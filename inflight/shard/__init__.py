@@ -1,5 +1,6 @@
-"""What runs on the device: the persistent batch, its cache, the model, the sampler."""
+"""A rank of a language model: the persistent batch, the cache, the sampler, and what runs a plan."""
 
+from inflight.shard.load import Runner, load_runner
 from inflight.shard.runner import ModelRunner
 
-__all__ = ["ModelRunner"]
+__all__ = ["ModelRunner", "Runner", "load_runner"]

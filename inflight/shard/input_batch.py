@@ -182,7 +182,7 @@ class InputBatch:
         found: list[tuple[int, int, int]] = []
         for place in range(decoding, len(rows)):
             row = rows[place]
-            if self.sampling[row].prompt_logprobs:
+            if self.sampling[row].needs_whole_prompt:
                 found.append((place, int(self.computed[row]) - lengths[place], lengths[place]))
         return found
 

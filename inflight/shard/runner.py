@@ -14,6 +14,7 @@ from inflight.nn import AttentionBatch, make_attention
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks, make_caches
 from inflight.shard.input_batch import InputBatch, StepInput
+from inflight.shard.pooling import MeanPool, unit
 from inflight.shard.sampler import RowState, Sampled, prompt_logprobs, sample
 from inflight.types import Array
 
@@ -58,6 +59,7 @@ class ModelRunner:
         model.bind(make_attention(caches, job.block_size, self._device))
         self._batch = InputBatch(job.max_rows, job.block_size, self._device)
         self._step = 0
+        self._means = MeanPool()
         self._warm_up(min(WARM_TOKENS, longest - 1) if on_cpu else min(job.max_step_tokens, longest), job.block_size)
         self.offer = ShardOffer(
             num_blocks=blocks,
@@ -70,6 +72,7 @@ class ModelRunner:
             weight_bytes=model.weight_bytes,
             cache_bytes=sum(cache.keys.nbytes + cache.values.nbytes for cache in caches),
             family=model.family,
+            embedding_size=model.hidden.shape[-1] if model.hidden is not None else 0,
         )
 
     def run(self, plan: StepPlan) -> StepResult | None:
@@ -89,6 +92,7 @@ class ModelRunner:
             batch.append(step.sampled, self._shared(np.zeros(len(step.sampled), np.int64)))
             return None
         scored = self._score(step, logits)
+        embeddings = self._embed(step)
         sampled = self._sample(step, logits[logits.shape[0] - len(step.sampled) :], dict(plan.masks))
         self._shared(sampled.tokens)
         batch.append(step.sampled, sampled.tokens)
@@ -101,6 +105,7 @@ class ModelRunner:
             {id: top for id, top in zip(ids, sampled.top) if top},
             scored,
             time.perf_counter() - began,
+            embeddings,
         )
 
     def _shared(self, tokens: Array) -> Array:
@@ -125,11 +130,36 @@ class ModelRunner:
         found: dict[int, list[float]] = {}
         start = 0
         for row, first, size in step.scored:
+            if not self._batch.sampling[row].prompt_logprobs:
+                start += size
+                continue
             last = min(first + size, int(self._batch.prompt[row]) - 1)
             count = max(0, last - first)
             following = self._batch.tokens[row, first + 1 : first + 1 + count]
             found[self._batch.ids[row]] = prompt_logprobs(logits[start : start + count], following) if count else []
             start += size
+        return found
+
+    def _embed(self, step: StepInput) -> dict[int, bytes]:
+        """Vectors of rows that asked for them and have their whole prompt computed."""
+        batch, hidden = self._batch, self._model.hidden
+        wanted = [row for row in step.sampled if batch.sampling[row].pooling]
+        if hidden is None or not (wanted or step.scored):
+            return {}
+        start = 0
+        for row, first, size in step.scored:
+            if batch.sampling[row].pooling:
+                if not first:
+                    self._means.begin(batch.ids[row])
+                self._means.add(batch.ids[row], hidden[start : start + size])
+            start += size
+        found: dict[int, bytes] = {}
+        for place, row in enumerate(step.sampled, hidden.shape[0] - len(step.sampled)):
+            if batch.known[row] != batch.prompt[row] or not batch.sampling[row].pooling:
+                continue
+            id = batch.ids[row]
+            vector = self._means.take(id) if batch.sampling[row].pooling == "mean" else hidden[place]
+            found[id] = unit(vector).tobytes()
         return found
 
     def _warm_up(self, tokens: int, block_size: int) -> None:

@@ -103,8 +103,11 @@ class Tokenizer:
         return special if special is not None else self._decode_all([id])
 
 
-def load_tokenizer(model_dir: Path | str) -> Tokenizer:
+def load_tokenizer(model_dir: Path | str, tokenizer_config: Path | None = None) -> Tokenizer:
     """Reads tokenizer.json and what lies beside it.
+
+    Args:
+        tokenizer_config: read instead of the folder's own; its chat template goes before a chat_template.jinja.
 
     Raises:
         StartError: there is no tokenizer.json, or a file cannot be read.
@@ -122,9 +125,13 @@ def load_tokenizer(model_dir: Path | str) -> Tokenizer:
         raise StartError(f"'{path}' cannot be read: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    config = _read(folder / "tokenizer_config.json")
+    if tokenizer_config is not None and not tokenizer_config.is_file():
+        raise StartError(f"'{tokenizer_config}' does not exist; give the path of a tokenizer_config.json")
+    config = _read(tokenizer_config or folder / "tokenizer_config.json")
     names = _names({**_read(folder / "special_tokens_map.json"), **config})
-    return Tokenizer(tokenizer, _eos(folder, tokenizer, names), names, _template(folder, config, names))
+    return Tokenizer(
+        tokenizer, _eos(folder, tokenizer, names), names, _template(folder, config, names, tokenizer_config is not None)
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -160,10 +167,10 @@ def _eos(folder: Path, tokenizer: tokenizers.Tokenizer, names: Mapping[str, str]
     return found + ([named] if named is not None else [])
 
 
-def _template(folder: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> ChatTemplate | None:
+def _template(folder: Path, config: Mapping[str, Any], names: Mapping[str, str], replaced: bool) -> ChatTemplate | None:
     source, tools = pick_template(config.get("chat_template"))
     file = folder / "chat_template.jinja"
-    if file.is_file():
+    if file.is_file() and not (replaced and source is not None):
         source, tools = file.read_text(), None
     if source is None:
         return None

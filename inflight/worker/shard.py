@@ -13,7 +13,7 @@ from inflight.link import Failed, LoadShard, Progress, ShardReady, Stop, WorkerC
 from inflight.plan import ShardJob, StepPlan
 
 if TYPE_CHECKING:
-    from inflight.shard import ModelRunner
+    from inflight.shard import Runner
 
 CONNECT_TIMEOUT = 600.0
 """Seconds that ranks wait for each other: the slowest may still read its weights from a cold disk."""
@@ -64,10 +64,10 @@ def _read(channel: WorkerChannel, plans: queue.SimpleQueue[StepPlan | None]) -> 
     threading.Thread(target=read, name="channel", daemon=True).start()
 
 
-def _load(channel: WorkerChannel, job: ShardJob) -> ModelRunner:
+def _load(channel: WorkerChannel, job: ShardJob) -> Runner:
     # torch is imported here, in the worker, and nowhere on the server's side.
     from inflight.device import connect_ranks, open_device
-    from inflight.shard import ModelRunner
+    from inflight.shard import load_runner
 
     device = open_device(job.device_type, job.device_id)
     if job.threads:
@@ -77,7 +77,7 @@ def _load(channel: WorkerChannel, job: ShardJob) -> ModelRunner:
     def progress(done: float) -> None:
         channel.send(Progress(done))
 
-    return ModelRunner(job, ranks, device, progress)
+    return load_runner(job, ranks, device, progress)
 
 
 def _one_line(text: str) -> str:

@@ -88,7 +88,7 @@ ALLOWED = {
     ),
     "server": ("uvloop",),
     "dropin": ("grpc", "google"),
-    "commands": ("orjson", "tomli", "yaml", "matplotlib"),
+    "commands": ("orjson", "tomli", "yaml", "matplotlib", "huggingface_hub"),
     "cli": ("orjson", "tomli", "yaml"),
     "mindspore_serving": ("grpc", "google"),
 }

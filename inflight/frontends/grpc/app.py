@@ -14,16 +14,17 @@ from inflight.proto import health_pb2, ms_service_pb2, open_inference_pb2
 PREDICT_SERVICE = "mindspore.serving.proto.MSService"
 
 
-def grpc_app(backend: Backend, *, max_message_bytes: int) -> GrpcApp:
+def grpc_app(backend: Backend, *, max_message_bytes: int, api_key: str | None = None) -> GrpcApp:
     """The ASGI application of a gRPC port; serve it with `listen_grpc`.
 
     Args:
         max_message_bytes: limit of one message, received or sent.
+        api_key: what calls of models have to show in their metadata, as `authorization: Bearer <key>`.
     """
+    models = {**predict_rpcs(backend), **oip_rpcs(backend)}
     rpcs = {
-        **predict_rpcs(backend),
-        **oip_rpcs(backend),
+        **models,
         **health_rpcs(backend, (PREDICT_SERVICE, oip.SERVICE)),
         **reflection_rpcs((ms_service_pb2.DESCRIPTOR, open_inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)),
     }
-    return GrpcApp(rpcs, max_message_bytes=max_message_bytes)
+    return GrpcApp(rpcs, max_message_bytes=max_message_bytes, api_key=api_key, secured=models)

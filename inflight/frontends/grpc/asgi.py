@@ -8,12 +8,13 @@ end. Replies are not compressed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
 from inflight.frontends.asgi import Receive, Scope, Send
+from inflight.frontends.edge import authorized
 from inflight.frontends.grpc.framing import (
     Framed,
     MessageReader,
@@ -29,6 +30,7 @@ from inflight.frontends.grpc.status import (
     DEADLINE_EXCEEDED,
     INTERNAL,
     OK,
+    UNAUTHENTICATED,
     UNAVAILABLE,
     GrpcError,
     parse_timeout,
@@ -89,9 +91,27 @@ class GrpcApp:
         max_message_bytes: of one message, either way, after decompression.
     """
 
-    def __init__(self, rpcs: Mapping[str, Rpc], *, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        rpcs: Mapping[str, Rpc],
+        *,
+        max_message_bytes: int,
+        api_key: str | None = None,
+        secured: Collection[str] = (),
+    ) -> None:
+        """Args: secured: paths that only callers with the key may call."""
         self.rpcs = dict(rpcs)
         self.max_message_bytes = max_message_bytes
+        self._api_key = api_key
+        self._secured = frozenset(secured)
+
+    def refuses(self, path: str, authorization: bytes | None) -> GrpcError | None:
+        """The status for a caller without the key."""
+        if self._api_key is None or path not in self._secured or authorized(self._api_key, authorization):
+            return None
+        return GrpcError(
+            UNAUTHENTICATED, "this server needs its API key: send the metadata authorization: Bearer <key>"
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -105,7 +125,9 @@ class GrpcApp:
         if stream.closed:
             return
         call = _Call(receive, send, stream, headers, self.max_message_bytes)
-        status = await self._run(call, scope["path"], stream, headers.get(b"grpc-timeout"))
+        status = self.refuses(scope["path"], headers.get(b"authorization"))
+        if status is None:
+            status = await self._run(call, scope["path"], stream, headers.get(b"grpc-timeout"))
         if status is not None and not stream.closed:
             await call.fail(status)
 

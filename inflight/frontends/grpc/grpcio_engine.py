@@ -204,6 +204,7 @@ class _Calls:
         self.running: set[asyncio.Task[Any]] = set()
         self._resting: set[asyncio.Task[Any]] = set()  # those that wait for a request
         self._stopping = False
+        self._app = app
         self._limit = app.max_message_bytes
         self._handlers: dict[str, Any] = {}
         for path, rpc in app.rpcs.items():
@@ -215,6 +216,10 @@ class _Calls:
     def service(self, details: Any) -> Any:
         """The handler of one call; for what is not offered one that says so."""
         path: str = details.method
+        key = next((value for name, value in details.invocation_metadata or () if name == "authorization"), None)
+        status = self._app.refuses(path, key.encode() if isinstance(key, str) else key)
+        if status is not None:
+            return self._refusal(path, status)
         return self._handlers.get(path) or self._refusal(path)
 
     def stop(self) -> None:
@@ -223,9 +228,9 @@ class _Calls:
         for task in self._resting:
             task.cancel()
 
-    def _refusal(self, path: str) -> Any:
+    def _refusal(self, path: str, status: GrpcError | None = None) -> Any:
         async def refuse(_context: Any) -> None:
-            raise unknown_method(path)
+            raise status or unknown_method(path)
 
         return grpc.stream_stream_rpc_method_handler(self._guarded(path, refuse))
 

@@ -15,6 +15,7 @@ RESOURCE_EXHAUSTED = 8
 UNIMPLEMENTED = 12
 INTERNAL = 13
 UNAVAILABLE = 14
+UNAUTHENTICATED = 16
 
 MAX_MESSAGE = 6 * 1024
 """Bytes of an encoded status text. Clients take 8 KiB of trailers in all and drop the call beyond it."""

@@ -1,5 +1,5 @@
 """OpenAI's REST interface."""
 
-from inflight.frontends.openai.app import OpenAiRest
+from inflight.frontends.openai.app import OpenAiRest, chat_requests
 
-__all__ = ["OpenAiRest"]
+__all__ = ["OpenAiRest", "chat_requests"]

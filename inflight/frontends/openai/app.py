@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.generate import Whole, all_of, pick, read_struct
+from inflight.frontends.generate import Whole, all_of, embedding_of, pick, read_struct
+from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
 from inflight.frontends.openai.response import Reply, Usage, error_json
 from inflight.frontends.sse import DONE, EventStream, Opened
@@ -20,6 +23,7 @@ from inflight.log import LOGGER
 from inflight.structured import grammar_of
 
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
+EMBEDDINGS = "/v1/embeddings"
 
 _QUEUE = 64
 """Events of several choices that wait for a slow client before their generations' readers pause."""
@@ -31,6 +35,10 @@ class OpenAiRest:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
+    @property
+    def _limit(self) -> int:
+        return next(iter(self._backend.generators.values())).info.limits.payload_limit
+
     def serves(self, scope: Scope) -> bool:
         """Whether a request is for one of these routes."""
         return scope["path"].startswith("/v1/") and bool(self._backend.generators)
@@ -39,7 +47,7 @@ class OpenAiRest:
         path: str = scope["path"]
         allowed = "GET" if path == MODELS or path.startswith(f"{MODELS}/") else "POST"
         try:
-            if allowed == "POST" and path not in (CHAT, COMPLETIONS):
+            if allowed == "POST" and path not in (CHAT, COMPLETIONS, EMBEDDINGS):
                 raise NotFound(f"there is no route {path}")
             if scope["method"] != allowed:
                 await respond(send, b"", status=405, headers=[(b"allow", allowed.encode())])
@@ -47,6 +55,8 @@ class OpenAiRest:
                 await self._chat(scope, receive, send)
             elif path == COMPLETIONS:
                 await self._completions(scope, receive, send)
+            elif path == EMBEDDINGS:
+                await self._embeddings(scope, receive, send)
             else:
                 await self._models(path.removeprefix(MODELS).lstrip("/"), send)
         except Disconnected:
@@ -58,7 +68,7 @@ class OpenAiRest:
             await _fail(send, InflightError("internal server error, the server's log has the details"))
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_struct(scope, receive, ChatBody)
+        body = await read_struct(scope, receive, ChatBody, self._limit)
         generator = pick(self._backend.generators, body.model)
         tools = tools_of(body, generator.info.tool_format)
         prompt = await generator.render(tools.chat)
@@ -69,9 +79,9 @@ class OpenAiRest:
         await self._answer(body, generator, requests, reply, receive, send)
 
     async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_struct(scope, receive, CompletionBody)
+        body = await read_struct(scope, receive, CompletionBody, self._limit)
         generator = pick(self._backend.generators, body.model)
-        prompts = _prompts(body)
+        prompts = _prompts(body.prompt, "prompt")
         limit = generator.info.limits.max_client_batch_size
         if len(prompts) > limit:
             raise InvalidRequest(f"batch size {len(prompts)} is more than the maximum of {limit} prompts")
@@ -112,6 +122,19 @@ class OpenAiRest:
             counted.add(index // choices, one.start, one.finish)
         await respond_json(send, reply.whole(results, counted, choices))
 
+    async def _embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_struct(scope, receive, EmbeddingsBody, self._limit)
+        generator = pick(self._backend.generators, body.model)
+        check_format(body, generator)
+        prompts = _prompts(body.input, "input")
+        limit = generator.info.limits.max_concurrent_requests
+        if len(prompts) > limit:
+            raise InvalidRequest(f"{len(prompts)} inputs are more than the {limit} that are answered at a time")
+        requests = [GenerationRequest(prompt, truncate=body.truncate, embed=True) for prompt in prompts]
+        results = await run_until_disconnect(all_of(generator, requests), receive)
+        found = [embedding_of(one) for one in results]
+        await respond_json(send, answer(body, body.model or generator.info.model_id, found))
+
     async def _models(self, name: str, send: Send) -> None:
         found = [
             {"id": id, "object": "model", "created": 0, "owned_by": generator.info.model_id}
@@ -126,18 +149,30 @@ class OpenAiRest:
         await respond_json(send, one)
 
 
-def _prompts(body: CompletionBody) -> list[str | Sequence[int]]:
+async def chat_requests(generator: Generator, given: dict[str, Any]) -> list[GenerationRequest]:
+    """The requests of a chat's body that is already JSON.
+
+    Raises:
+        msgspec.ValidationError: it has another form.
+        InvalidRequest: as the route itself.
+    """
+    body = msgspec.convert(given, ChatBody)
+    tools = tools_of(body, generator.info.tool_format)
+    prompt = await generator.render(tools.chat)
+    return requests_of(body, [prompt], generator.info.limits, special=False, grammar=tools.grammar)
+
+
+def _prompts(prompt: str | list[Any], field: str) -> list[str | Sequence[int]]:
     """Texts, or lists of tokens; a list of numbers is one prompt."""
-    prompt = body.prompt
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise InvalidRequest("`prompt` cannot be empty")
+        raise InvalidRequest(f"`{field}` cannot be empty")
     if _is_tokens(prompt):
         return [prompt]
     for one in prompt:
         if not isinstance(one, str) and not (isinstance(one, list) and _is_tokens(one)):
-            raise InvalidRequest("`prompt` must be a text, token ids, or a list of texts or of lists of token ids")
+            raise InvalidRequest(f"`{field}` must be a text, token ids, or a list of texts or of lists of token ids")
     return prompt
 
 

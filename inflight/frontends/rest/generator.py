@@ -46,7 +46,7 @@ class GeneratorRest:
         assert target is not None
         generator, method = target
         try:
-            body = await read_struct(scope, receive, InstancesBody)
+            body = await read_struct(scope, receive, InstancesBody, generator.info.limits.payload_limit)
             requests = _requests(body, generator, method == STREAM)
             if method == STREAM:
                 await run_until_disconnect(_stream(generator, requests, send), receive)

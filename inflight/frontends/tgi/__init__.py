@@ -1,5 +1,7 @@
 """Text Generation Inference's REST interface."""
 
 from inflight.frontends.tgi.app import TgiRest
+from inflight.frontends.tgi.request import check_body
+from inflight.frontends.tgi.response import error_reply
 
-__all__ = ["TgiRest"]
+__all__ = ["TgiRest", "check_body", "error_reply"]

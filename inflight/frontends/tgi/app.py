@@ -93,19 +93,23 @@ class TgiRest:
     def _generator(self) -> Generator:
         return next(iter(self._backend.generators.values()))
 
+    @property
+    def _limit(self) -> int:
+        return self._generator.info.limits.payload_limit
+
     async def _compatible(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The route of the first API: a list of one, or a stream where the body asks for it."""
-        body = await read_struct(scope, receive, GenerateBody)
+        body = await read_struct(scope, receive, GenerateBody, self._limit)
         if body.stream:
             await self._streamed(body, receive, send, full_text=True)
         else:
             await self._answered(body, receive, send, full_text=True, listed=True)
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._answered(await read_struct(scope, receive, GenerateBody), receive, send)
+        await self._answered(await read_struct(scope, receive, GenerateBody, self._limit), receive, send)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._streamed(await read_struct(scope, receive, GenerateBody), receive, send)
+        await self._streamed(await read_struct(scope, receive, GenerateBody, self._limit), receive, send)
 
     async def _answered(
         self, body: GenerateBody, receive: Receive, send: Send, *, full_text: bool = False, listed: bool = False
@@ -130,14 +134,14 @@ class TgiRest:
         await run_until_disconnect(_run_stream(generator, asked, body, full, send), receive)
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_struct(scope, receive, TokenizeBody)
+        body = await read_struct(scope, receive, TokenizeBody, self._limit)
         pieces = await self._generator.tokenize(body.inputs, body.add_special_tokens)
         await respond_json(
             send, [{"id": one.id, "text": one.text, "start": one.start, "stop": one.stop} for one in pieces]
         )
 
     async def _chat_tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_struct(scope, receive, ChatTokenizeBody)
+        body = await read_struct(scope, receive, ChatTokenizeBody, self._limit)
         text = await self._generator.render(Chat(body.messages, body.tools))
         pieces = await self._generator.tokenize(text, add_special_tokens=False)
         found = [{"id": one.id, "text": one.text, "start": one.start, "stop": one.stop} for one in pieces]

@@ -51,6 +51,18 @@ class GenerateBody(msgspec.Struct):
     stream: bool = False
 
 
+def check_body(given: Any, limits: GenerationLimits) -> GenerationRequest:
+    """The request of a body that is already JSON; sampling is on, as Google's platform expects.
+
+    Raises:
+        msgspec.ValidationError: it has another form.
+        InvalidRequest: as `check`.
+    """
+    body = msgspec.convert(given, GenerateBody)
+    parameters = body.parameters or Parameters()
+    return check(GenerateBody(body.inputs, msgspec.structs.replace(parameters, do_sample=True)), limits, False).request
+
+
 @dataclass(frozen=True)
 class Asked:
     """A checked request.

@@ -1,0 +1,333 @@
+"""`text-generation-launcher`: TGI's command line, so that what starts TGI starts Inflight.
+
+Every flag is also an environment variable in upper case. Flags without a meaning here are taken and said to be unused;
+those that would change results are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inflight import __version__
+from inflight.config import AdapterConfig, GeneratorConfig, ListenConfig, ServerConfig
+from inflight.errors import ConfigError, InflightError
+
+PROGRAM = "text-generation-launcher"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One of TGI's flags.
+
+    Attributes:
+        kind: int, float, str, or bool for a switch.
+        use: `used`, `unused` (taken, changes nothing here), or `refused` (would change results; only its default).
+    """
+
+    name: str
+    kind: type
+    default: Any = None
+    use: str = "used"
+    help: str = ""
+    short: str = ""
+    many: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return self.key.upper()
+
+
+FLAGS = (
+    Flag("model-id", str, help="Folder in Hugging Face layout, or the id of a model on the hub."),
+    Flag("revision", str, help="Branch, tag or commit on the hub."),
+    Flag("validation-workers", int, 2, "unused", "Texts are encoded by one thread, many at once."),
+    Flag("sharded", str, help="true or false: use all devices, or one."),
+    Flag("num-shard", int, help="Processes (devices) that share the model."),
+    Flag("quantize", str, None, "refused", "Weights are served as they are."),
+    Flag("speculate", int, 0, "unused", "Speculation changes no result."),
+    Flag("dtype", str, help="float16, bfloat16 or float32."),
+    Flag("kv-cache-dtype", str, None, "refused", "The cache has the weights' dtype."),
+    Flag("trust-remote-code", bool, help="Run Python code that a model's folder holds."),
+    Flag("max-concurrent-requests", int, 128, help="Requests in the server before new ones are refused."),
+    Flag("max-best-of", int, 2, help="Largest best_of."),
+    Flag("max-stop-sequences", int, 4, help="Stop texts of a request."),
+    Flag("max-top-n-tokens", int, 5, help="Largest top_n_tokens."),
+    Flag("max-input-tokens", int, help="Longest prompt."),
+    Flag("max-input-length", int, help="Old name of --max-input-tokens."),
+    Flag("max-total-tokens", int, help="Longest prompt and output together."),
+    Flag("waiting-served-ratio", float, 0.3, "unused", "Prompts are computed in chunks: nobody waits for a pause."),
+    Flag("max-batch-prefill-tokens", int, help="Prompt tokens computed in one step."),
+    Flag("max-batch-total-tokens", int, help="Tokens in the cache."),
+    Flag("max-waiting-tokens", int, 20, "unused", "As waiting-served-ratio."),
+    Flag("max-batch-size", int, help="Rows computed together."),
+    Flag("cuda-graphs", str, None, "unused"),
+    Flag("hostname", str, "0.0.0.0", help="Address to listen on."),
+    Flag("port", int, 3000, help="Port to listen on.", short="p"),
+    Flag("prometheus-port", int, 9000, "unused", "Metrics are on the main port, at /metrics."),
+    Flag("shard-uds-path", str, "/tmp/text-generation-server", "unused", "Ranks are reached without files."),
+    Flag("master-addr", str, "localhost", "unused"),
+    Flag("master-port", int, 29500, "unused", "A free port is found."),
+    Flag("huggingface-hub-cache", str, help="Where models of the hub are kept."),
+    Flag("weights-cache-override", str, None, "unused"),
+    Flag("disable-custom-kernels", bool, None, "unused"),
+    Flag("cuda-memory-fraction", float, 1.0, "unused", "Use inflight serve --kv-cache-memory."),
+    Flag("rope-scaling", str, None, "refused", "Set rope_scaling in config.json."),
+    Flag("rope-factor", float, None, "refused", "Set rope_scaling in config.json."),
+    Flag("json-output", bool, help="Log lines as JSON."),
+    Flag("otlp-endpoint", str, None, "unused"),
+    Flag("otlp-service-name", str, "text-generation-inference.router", "unused"),
+    Flag("cors-allow-origin", str, help="Web pages of this origin may call; repeat for more.", many=True),
+    Flag("api-key", str, help="What callers have to show as Authorization: Bearer KEY."),
+    Flag("watermark-gamma", float, help="Share of the vocabulary that a watermark favours."),
+    Flag("watermark-delta", float, help="How much it favours it."),
+    Flag("ngrok", bool, None, "refused"),
+    Flag("ngrok-authtoken", str, None, "unused"),
+    Flag("ngrok-edge", str, None, "unused"),
+    Flag("tokenizer-config-path", str, help="Another tokenizer_config.json, for its chat template."),
+    Flag("disable-grammar-support", bool, help="Refuse structured output."),
+    Flag("env", bool, help="Print the environment and go on.", short="e"),
+    Flag("max-client-batch-size", int, 4, help="Prompts in one completions request."),
+    Flag("lora-adapters", str, help="Adapters: name=folder or folder, separated by commas."),
+    Flag("usage-stats", str, "on", "unused", "Nothing is reported to anybody."),
+    Flag("payload-limit", int, 2_000_000, help="Bytes of a request's body."),
+    Flag("enable-prefill-logprobs", bool, None, "unused", "A request that asks for them gets them."),
+    Flag("graceful-termination-timeout", int, 90, help="Seconds that running requests may take at the end.", short="g"),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """TGI's flags."""
+    made = argparse.ArgumentParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--version", action="version", version=f"{PROGRAM} (inflight {__version__})")
+    for flag in FLAGS:
+        names = [f"--{flag.name}"] + ([f"-{flag.short}"] if flag.short else [])
+        note = f"{flag.help or 'Taken, changes nothing.'} [{flag.variable}]".replace("%", "%%")
+        if flag.kind is bool:
+            made.add_argument(*names, dest=flag.key, nargs="?", const="true", help=note)
+        else:
+            action = "append" if flag.many else "store"
+            made.add_argument(*names, dest=flag.key, action=action, metavar="VALUE", help=note)
+    return made
+
+
+def read(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> dict[str, Any]:
+    """The value of every flag: from the command line, else from the environment, else its default.
+
+    Raises:
+        ConfigError: a text that is no such value, or a flag that cannot be honoured.
+    """
+    given = vars(parser().parse_args(arguments))
+    values: dict[str, Any] = {}
+    for flag in FLAGS:
+        text = given[flag.key]
+        if text is None and environment.get(flag.variable):
+            text = environment[flag.variable].split(",") if flag.many else environment[flag.variable]
+        if text is None:
+            values[flag.key] = flag.default
+        elif flag.many:
+            values[flag.key] = list(text)
+        else:
+            values[flag.key] = _value(flag, text)
+        if flag.use == "refused" and values[flag.key] not in (flag.default, None, False):
+            raise ConfigError(f"--{flag.name} is not supported: {flag.help or 'leave it out.'}")
+    return values
+
+
+def _value(flag: Flag, text: str) -> Any:
+    if flag.kind is bool:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ConfigError(f"--{flag.name}: '{text}' is neither true nor false")
+        return text.lower() in ("true", "1")
+    try:
+        return flag.kind(text)
+    except ValueError:
+        raise ConfigError(f"--{flag.name}: '{text}' is no {flag.kind.__name__}") from None
+
+
+def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, ListenConfig]:
+    """What the flags come to.
+
+    Raises:
+        ConfigError: flags that do not fit together, or a model that cannot be found.
+    """
+    if not values["model_id"]:
+        raise ConfigError("--model-id (or MODEL_ID) is missing; give a folder in Hugging Face layout or a hub id")
+    if values["max_input_tokens"] is not None and values["max_input_length"] is not None:
+        raise ConfigError("--max-input-tokens and --max-input-length are one setting; give one of them")
+    folder = find_model(values["model_id"], values["revision"], values["huggingface_hub_cache"])
+    origins = values["cors_allow_origin"]
+    server = ServerConfig(
+        stop_timeout=float(values["graceful_termination_timeout"]),
+        api_key=values["api_key"],
+        cors_origins=tuple(origins) if origins else ("*",),
+        exit_when_lost=False,
+    )
+    template = values["tokenizer_config_path"]
+    generator = GeneratorConfig(
+        model_dir=folder,
+        name=folder.name if Path(values["model_id"]).is_dir() else values["model_id"].replace("/", "--"),
+        model_id=values["model_id"],
+        tensor_parallel=_shards(values),
+        dtype=values["dtype"] or "auto",
+        trust_remote_code=bool(values["trust_remote_code"]),
+        max_concurrent_requests=values["max_concurrent_requests"],
+        max_best_of=values["max_best_of"],
+        max_stop_sequences=values["max_stop_sequences"],
+        max_top_n_tokens=values["max_top_n_tokens"],
+        max_client_batch_size=values["max_client_batch_size"],
+        max_batch_size=values["max_batch_size"] or 128,
+        max_batch_prefill_tokens=values["max_batch_prefill_tokens"],
+        max_batch_total_tokens=values["max_batch_total_tokens"],
+        max_input_tokens=values["max_input_tokens"] or values["max_input_length"],
+        max_total_tokens=values["max_total_tokens"],
+        waiting_served_ratio=values["waiting_served_ratio"],
+        max_waiting_tokens=values["max_waiting_tokens"],
+        payload_limit=values["payload_limit"],
+        grammars=not values["disable_grammar_support"],
+        adapters=adapters(values["lora_adapters"] or ""),
+        tokenizer_config=Path(template).absolute() if template else None,
+    )
+    return server, generator, ListenConfig(f"{_host(values['hostname'])}:{values['port']}")
+
+
+def _shards(values: Mapping[str, Any]) -> int:
+    if values["num_shard"] is not None:
+        if values["num_shard"] < 1:
+            raise ConfigError("--num-shard must be at least 1")
+        return int(values["num_shard"])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("NVIDIA_VISIBLE_DEVICES") or ""
+    devices = [one for one in visible.split(",") if one.strip() and one.strip() not in ("all", "void", "none")]
+    if values["sharded"] == "true" and not devices:
+        raise ConfigError("--sharded true needs --num-shard, or the devices in CUDA_VISIBLE_DEVICES")
+    return 1 if values["sharded"] == "false" else max(1, len(devices))
+
+
+def _host(text: str) -> str:
+    """The address; inside a container HOSTNAME is the machine's name, which nobody meant."""
+    if text == "localhost":
+        return "127.0.0.1"
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return "0.0.0.0"
+    return text
+
+
+def adapters(text: str) -> tuple[AdapterConfig, ...]:
+    """`name=folder,folder`; a folder without a name is called like itself.
+
+    Raises:
+        ConfigError: a folder that is not there, or a name twice.
+    """
+    found: list[AdapterConfig] = []
+    for part in (each.strip() for each in text.split(",")):
+        if not part:
+            continue
+        name, equals, folder = part.rpartition("=")
+        path = Path(folder).absolute()
+        if not (path / "adapter_config.json").is_file():
+            raise ConfigError(f"'{folder}' is no adapter: it holds no adapter_config.json")
+        found.append(AdapterConfig(name if equals else path.name, path))
+    names = [one.name for one in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two adapters are named '{twice}'; write other=folder for one of them")
+    return tuple(found)
+
+
+def find_model(model_id: str, revision: str | None, cache: str | None) -> Path:
+    """The folder of a model; one of the hub is fetched, or found in its cache.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    folder = Path(model_id)
+    if folder.is_dir():
+        return folder.absolute().resolve()
+    try:
+        from huggingface_hub import snapshot_download  # comes with transformers
+    except ImportError:
+        raise ConfigError(f"'{model_id}' is no folder, and huggingface_hub is not installed to fetch it") from None
+    try:
+        found = snapshot_download(
+            model_id,
+            revision=revision,
+            cache_dir=cache,
+            allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"],
+            token=os.environ.get("HF_TOKEN") or os.environ.get("HF_API_TOKEN"),
+        )
+    except Exception as error:  # the library raises a dozen kinds
+        raise ConfigError(f"'{model_id}' is no folder and cannot be fetched from the hub: {error}") from error
+    return Path(found)
+
+
+class Log:
+    """Lines as TGI's launcher prints them, plain or JSON."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._json = as_json
+
+    def __call__(self, text: str, level: str = "INFO") -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() // 1000 % 1_000_000:06d}Z"
+        if self._json:
+            line = json.dumps(
+                {"timestamp": now, "level": level, "fields": {"message": text}, "target": "text_generation_launcher"}
+            )
+        else:
+            line = f"{now} {level:>5} text_generation_launcher: {text}"
+        print(line, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until SIGINT or SIGTERM; 0 after a clean stop, 1 where the model cannot be served, 2 for wrong flags."""
+    try:
+        values = read(arguments, os.environ)
+        server_config, generator, listen = configs(values)
+    except ConfigError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    log = Log(bool(values["json_output"]))
+    if values["env"]:
+        log(f"Python {sys.version.split()[0]}, inflight {__version__}, {os.cpu_count()} cores")
+    unused = [
+        f"--{flag.name}" for flag in FLAGS if flag.use == "unused" and values[flag.key] not in (flag.default, None)
+    ]
+    if unused:
+        log(f"taken, and without effect here: {', '.join(unused)}", "WARN")
+    for name in ("watermark_gamma", "watermark_delta"):
+        if values[name] is not None:
+            os.environ[name.upper()] = str(values[name])  # ranks inherit it
+    from inflight.server import Server  # the help does without the web stack
+
+    log(f"Starting {generator.tensor_parallel} shard(s) of {generator.model_id}")
+    server = Server(server_config)
+    try:
+        address = server.start_http(listen)
+        server.start_generators([generator])
+    except InflightError as error:
+        server.stop()
+        log(str(error), "ERROR")
+        return 1
+    log("Shard ready")
+    log(f"Serving on http://{address}")
+    log("Connected")
+    server.wait()
+    log("Terminated")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The routes of clouds that TGI serves: Google's `/vertex` and Amazon's `/invocations`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+import orjson
+
+from inflight.errors import InflightError, InvalidRequest
+from inflight.frontends.asgi import Message, Receive, Scope, Send, respond, respond_json
+from inflight.frontends.base import Backend
+from inflight.frontends.body import read_body
+from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.generate import all_of, pick
+from inflight.frontends.openai import OpenAiRest, chat_requests
+from inflight.frontends.tgi import TgiRest, check_body, error_reply
+from inflight.generation import GenerationRequest
+from inflight.log import LOGGER
+
+VERTEX, INVOCATIONS = "/vertex", "/invocations"
+
+
+class CloudRest:
+    """Answers both, and the paths that Google's platform names in AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE."""
+
+    def __init__(self, backend: Backend, tgi: TgiRest, openai: OpenAiRest) -> None:
+        self._backend = backend
+        self._tgi = tgi
+        self._openai = openai
+        self._vertex = [VERTEX, *_named("AIP_PREDICT_ROUTE")]
+        self._health = _named("AIP_HEALTH_ROUTE")
+
+    def serves(self, scope: Scope) -> bool:
+        """Whether a request is for one of these routes."""
+        path = scope["path"]
+        if scope["method"] == "GET":
+            return path in self._health
+        return scope["method"] == "POST" and (path == INVOCATIONS or path in self._vertex)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["method"] == "GET":
+                await self._tgi({**scope, "path": "/health"}, receive, send)
+                return
+            limit = next(iter(self._backend.generators.values())).info.limits.payload_limit
+            body = bytes(await read_body(scope, receive, limit))
+            if scope["path"] == INVOCATIONS:
+                await self._dispatch(scope, body, receive, send)
+            else:
+                await self._predictions(body, receive, send)
+        except Disconnected:
+            return
+        except InflightError as error:
+            status, data, headers = error_reply(error)
+            await respond(send, data, status=status, content_type=headers[0], headers=headers[1:])
+        except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
+            LOGGER.error("%s failed", scope["path"], exc_info=error)
+            await respond_json(send, {"error": "internal server error", "error_type": "generation"}, status=500)
+
+    async def _dispatch(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """The route that a body belongs to, by the field that each of them needs."""
+        document = _object(body)
+        again = _replayed(body, receive)
+        headers = [*scope["headers"], (b"content-type", b"application/json")]
+        scope = {**scope, "headers": [pair for pair in headers if pair[0] != b"content-type"] + headers[-1:]}
+        if "inputs" in document:
+            await self._tgi({**scope, "path": "/"}, again, send)
+        elif "messages" in document:
+            await self._openai({**scope, "path": "/v1/chat/completions"}, again, send)
+        elif "prompt" in document:
+            await self._openai({**scope, "path": "/v1/completions"}, again, send)
+        else:
+            raise InvalidRequest("the body has none of `inputs`, `messages` and `prompt`")
+
+    async def _predictions(self, body: bytes, receive: Receive, send: Send) -> None:
+        instances = _object(body).get("instances")
+        if not isinstance(instances, list) or not instances:
+            raise InvalidRequest("`instances` must be a list of at least one instance")
+        generator = pick(self._backend.generators, None)
+        limit = generator.info.limits.max_concurrent_requests
+        if len(instances) > limit:
+            raise InvalidRequest(f"{len(instances)} instances are more than the {limit} that are answered at a time")
+        requests: list[GenerationRequest] = []
+        for index, instance in enumerate(instances):
+            try:
+                if isinstance(instance, dict) and "messages" in instance:
+                    requests += await chat_requests(generator, instance)
+                else:
+                    requests.append(check_body(instance, generator.info.limits))
+            except msgspec.ValidationError as error:
+                raise InvalidRequest(f"instances[{index}]: {error}") from error
+        results = await run_until_disconnect(all_of(generator, requests), receive)
+        await respond_json(send, {"predictions": [one.finish.text for one in results]})
+
+
+def _named(variable: str) -> list[str]:
+    path = os.environ.get(variable)
+    return [path] if path else []
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the request is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("the request must be a JSON object")
+    return document
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that has the body once more."""
+    told = False
+
+    async def again() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -1,0 +1,91 @@
+"""What stands before every HTTP route: who may call (API key) and from which web pages (CORS)."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Sequence
+
+from inflight.frontends.asgi import Answer, Header, InlineApp, Message, Receive, Scope, Send, header, respond
+
+OPEN_POSTS = ("/chat_tokenize", "/v2/repository/index")
+"""Routes that only tell about the models; TGI leaves its one of them open too."""
+_EXPOSED = b"x-compute-type, x-compute-time, x-total-time, x-inference-time, x-generated-tokens, x-prompt-tokens"
+_DAY = b"86400"
+
+
+def authorized(key: str, authorization: bytes | None) -> bool:
+    """Whether `Authorization: Bearer <key>` names the key; takes as long for a wrong one as for the right one."""
+    scheme, _, given = (authorization or b"").partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), key.encode())
+
+
+class Edge:
+    """An application behind a key and a list of origins.
+
+    Args:
+        api_key: every POST that runs a model needs it; None: open to all.
+        origins: pages of these origins may call; `*` is any; empty: none.
+    """
+
+    def __init__(self, app: InlineApp, api_key: str | None, origins: Sequence[str]) -> None:
+        self._app = app
+        self._api_key = api_key
+        self._any = "*" in origins
+        self._origins = [origin.rstrip("/").encode() for origin in origins]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One `http` scope."""
+        origin = header(scope, b"origin")
+        if origin is not None and self._origins:
+            allowed = self._allowed(origin)
+            if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
+                await respond(send, b"", headers=[*allowed, *_preflight(scope)] if allowed else [])
+                return
+            if allowed:
+                send = _with(send, allowed)
+        if self._refused(scope):
+            await respond(send, b"", status=401, headers=[(b"www-authenticate", b"Bearer")])
+            return
+        await self._app(scope, receive, send)
+
+    def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
+        """See `InlineApp`; what needs more than a look goes the long way."""
+        if self._origins and header(scope, b"origin") is not None:
+            return None
+        if self._api_key is not None and self._refused(scope):
+            return None
+        return self._app.inline(scope, body, answer)
+
+    def _refused(self, scope: Scope) -> bool:
+        if self._api_key is None or scope["method"] != "POST" or scope["path"] in OPEN_POSTS:
+            return False
+        return not authorized(self._api_key, header(scope, b"authorization"))
+
+    def _allowed(self, origin: bytes) -> list[Header]:
+        if self._any:
+            return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", _EXPOSED)]
+        if origin in self._origins:
+            return [
+                (b"access-control-allow-origin", origin),
+                (b"access-control-expose-headers", _EXPOSED),
+                (b"vary", b"Origin"),
+            ]
+        return []
+
+
+def _preflight(scope: Scope) -> list[Header]:
+    wanted = header(scope, b"access-control-request-headers")
+    return [
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-headers", wanted or b"content-type, authorization"),
+        (b"access-control-max-age", _DAY),
+    ]
+
+
+def _with(send: Send, headers: Sequence[Header]) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        await send(message)
+
+    return sending

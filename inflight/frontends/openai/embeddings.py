@@ -1,0 +1,61 @@
+"""`/v1/embeddings`."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from inflight.errors import InvalidRequest
+from inflight.generation import Embedding, Generator
+
+
+class EmbeddingsBody(msgspec.Struct, kw_only=True):
+    """`POST /v1/embeddings`."""
+
+    input: str | list[Any]  # texts, token ids, or lists of token ids
+    model: str | None = None
+    encoding_format: str | None = None
+    dimensions: int | None = None
+    truncate: int | None = None
+
+
+def check_format(body: EmbeddingsBody, generator: Generator) -> None:
+    """Raises InvalidRequest for a form or a size that cannot be given."""
+    if body.encoding_format not in (None, "float", "base64"):
+        raise InvalidRequest("`encoding_format` must be float or base64")
+    size = generator.info.embedding_size
+    if not size:
+        raise InvalidRequest("this model gives no embeddings")
+    if body.dimensions is not None and not 0 < body.dimensions <= size:
+        raise InvalidRequest(f"`dimensions` must be between 1 and {size}")
+    if body.truncate is not None and not 0 < body.truncate <= generator.info.limits.max_input_tokens:
+        raise InvalidRequest("`truncate` must be strictly positive and less than the model's longest input")
+
+
+def answer(body: EmbeddingsBody, model: str, found: Sequence[Embedding]) -> dict[str, Any]:
+    """The whole answer. Fewer dimensions are the first ones, made a unit vector again (Kusupati et al., 2022)."""
+    tokens = sum(one.tokens for one in found)
+    return {
+        "object": "list",
+        "model": model,
+        "data": [
+            {"object": "embedding", "index": index, "embedding": _encoded(body, one.values)}
+            for index, one in enumerate(found)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def _encoded(body: EmbeddingsBody, values: Sequence[float]) -> list[float] | str:
+    shown = list(values)
+    if body.dimensions is not None and body.dimensions < len(shown):
+        shown = shown[: body.dimensions]
+        length = sum(value * value for value in shown) ** 0.5 or 1.0
+        shown = [value / length for value in shown]
+    if body.encoding_format == "base64":
+        return base64.b64encode(struct.pack(f"<{len(shown)}f", *shown)).decode()
+    return shown

@@ -1,0 +1,40 @@
+"""Which runner a model folder needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from inflight.device import Device, Ranks
+from inflight.models import is_encoder
+from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.shard.encoder import EncoderRunner
+from inflight.shard.runner import ModelRunner
+
+
+class Runner(Protocol):
+    """Runs plans."""
+
+    @property
+    def offer(self) -> ShardOffer:
+        """What it holds."""
+
+    def run(self, plan: StepPlan) -> StepResult | None:
+        """One step; the result on rank 0, None on the others."""
+
+
+def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[[float], None] | None = None) -> Runner:
+    """Loads a rank's share of the model.
+
+    Raises:
+        StartError: a file is missing or broken, or the memory does not suffice.
+    """
+    try:
+        config = json.loads((Path(job.model_dir) / "config.json").read_text())
+    except (OSError, ValueError):
+        config = {}  # told with its reason below
+    if isinstance(config, dict) and is_encoder(config):
+        return EncoderRunner(job, device, progress)
+    return ModelRunner(job, ranks, device, progress)

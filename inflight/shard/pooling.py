@@ -1,0 +1,38 @@
+"""From hidden states to one vector of a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def unit(vector: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A float32 vector of length 1 on the host."""
+    values: np.ndarray[Any, Any] = torch.nn.functional.normalize(vector.float(), dim=-1).cpu().numpy()
+    return values.astype(np.float32)
+
+
+class MeanPool:
+    """Sums of hidden states of rows whose prompts come in chunks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def begin(self, id: int) -> None:
+        """A row starts (again) from its first token."""
+        self._sums.pop(id, None)
+
+    def add(self, id: int, hidden: torch.Tensor) -> None:
+        """Args: hidden: [n, H] of the next n tokens."""
+        total, count = self._sums.get(id, (hidden.new_zeros(hidden.shape[-1], dtype=torch.float64), 0))
+        # Added one after the other: chunks of another size must not change the rounding.
+        for row in hidden.double():
+            total = total + row
+        self._sums[id] = (total, count + hidden.shape[0])
+
+    def take(self, id: int) -> torch.Tensor:
+        """The mean of a row that is complete."""
+        total, count = self._sums.pop(id)
+        return total / count
