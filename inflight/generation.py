@@ -195,6 +195,7 @@ class GeneratorInfo:
         vocab_size: token ids are below it.
         has_template: it can chat.
         embedding_size: values of a text's vector; 0: it gives none.
+        adapters: names of the LoRA adapters that requests may ask for.
         generates: it writes; False for encoders.
         tool_format: how its template has tools called; None where the template knows no tools.
     """
@@ -210,6 +211,7 @@ class GeneratorInfo:
     tool_format: ToolFormat | None = None
     embedding_size: int = 0
     generates: bool = True
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

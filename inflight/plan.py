@@ -158,6 +158,7 @@ class ShardJob(msgspec.Struct, frozen=True):
         threads: CPU threads; 0: torch's own choice.
         allow_pickle: read pytorch_model.bin where there are no safetensors.
         trust_remote_code: run model code that the folder holds.
+        adapters: (name, folder) of LoRA adapters; the first one is number 1.
     """
 
     model_dir: str
@@ -175,6 +176,7 @@ class ShardJob(msgspec.Struct, frozen=True):
     threads: int = 0
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    adapters: list[tuple[str, str]] = []
 
 
 class ShardOffer(msgspec.Struct, frozen=True):

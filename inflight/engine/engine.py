@@ -313,7 +313,17 @@ class Engine:
             priority=request.priority,
             tenant=request.tenant,
             lockstep=request.grammar is not None,
+            adapter=self._adapter(request.adapter),
         )
+
+    def _adapter(self, name: str | None) -> int:
+        if name is None:
+            return 0
+        names = self._info.adapters
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise InvalidRequest(f"the adapter '{name}' is not served; served here: {known}")
+        return names.index(name) + 1
 
     # The step loop
 
@@ -486,6 +496,7 @@ class Engine:
             tool_format=self._tokenizer.tool_format(),
             embedding_size=offer.embedding_size,
             generates=offer.family != ENCODER,
+            adapters=tuple(adapter.name for adapter in config.adapters),
         )
         capacity = Capacity(blocks, offer.block_size, rows, prefill + rows, prefill)
         if self._scheduler is None:

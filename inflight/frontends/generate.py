@@ -116,7 +116,7 @@ def pick(generators: Mapping[str, Generator], name: str | None) -> Generator:
         if name in generators:
             return generators[name]
         for generator in generators.values():
-            if generator.info.model_id == name:
+            if generator.info.model_id == name or name in generator.info.adapters:
                 return generator
     if len(generators) == 1 or name is None:
         return next(iter(generators.values()))

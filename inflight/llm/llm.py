@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from inflight.config import GeneratorConfig
+from inflight.config import AdapterConfig, GeneratorConfig
 from inflight.engine import Engine
 from inflight.errors import InvalidRequest
 from inflight.generation import (
@@ -72,6 +72,7 @@ class LLM:
         threads: CPU threads; 0: torch's choice.
         kv_cache_memory: bytes of the cache; None: measured.
         max_batch_size: prompts that are computed together.
+        lora_adapters: folders of LoRA adapters (PEFT's layout) by name.
         config: further limits; its other fields above win over it.
 
     Raises:
@@ -94,8 +95,10 @@ class LLM:
         plans_in_flight: int = 2,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
+        lora_adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         folder = Path(model_dir).absolute()
+        adapters = [(name, Path(path).absolute()) for name, path in (lora_adapters or {}).items()]
         config = GeneratorConfig(
             folder,
             folder.name,
@@ -104,6 +107,7 @@ class LLM:
             max_total_tokens=max_total_tokens,
             max_concurrent_requests=1 << 30,
             plans_in_flight=plans_in_flight,
+            adapters=tuple(AdapterConfig(name, path) for name, path in adapters),
         )
         job = ShardJob(
             str(folder),
@@ -118,6 +122,7 @@ class LLM:
             threads=threads,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
+            adapters=[(name, str(path)) for name, path in adapters],
         )
         tokenizer = load_tokenizer(folder)
         self._loop = asyncio.new_event_loop()
@@ -146,6 +151,7 @@ class LLM:
         ignore_eos: bool = False,
         timeout: float | None = None,
         grammar: Grammar | Sequence[Grammar | None] | None = None,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> list[Generation]:
         """Goes on from every prompt; results are in the order of the prompts.
 
@@ -154,6 +160,7 @@ class LLM:
             sampling: for all, or one for each.
             max_new_tokens: exact limit, for all or one for each; None: as many as the model's length leaves.
             grammar: what the texts must look like, for all or one for each.
+            adapter: name of a LoRA adapter, for all or one for each.
 
         Raises:
             InflightError: the first prompt that cannot be answered; the others are given up.
@@ -162,6 +169,7 @@ class LLM:
         count = len(given)
         each = _spread(sampling if not isinstance(sampling, Sampling) else [sampling] * count, count, "samplings")
         most = [max_new_tokens] * count if max_new_tokens is None or isinstance(max_new_tokens, int) else max_new_tokens
+        worn = [adapter] * count if adapter is None or isinstance(adapter, str) else adapter
         bound = [grammar] * count if grammar is None or isinstance(grammar, Grammar) else grammar
         requests = [
             GenerationRequest(
@@ -173,9 +181,14 @@ class LLM:
                 prompt_tokens=one.prompt_logprobs,
                 timeout=timeout,
                 grammar=follows,
+                adapter=wears,
             )
-            for prompt, one, limit, follows in zip(
-                given, each, _spread(most, count, "limits"), _spread(bound, count, "grammars")
+            for prompt, one, limit, follows, wears in zip(
+                given,
+                each,
+                _spread(most, count, "limits"),
+                _spread(bound, count, "grammars"),
+                _spread(worn, count, "adapters"),
             )
         ]
         return self._call(self._generate(requests))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,12 +19,14 @@ class ForwardBatch:
         positions: int64 [T], from 0 in each row.
         attention: which rows they belong to.
         logits_at: int64 [S], indices into T whose logits are wanted.
+        adapters: tokens of rows with an adapter: its number and int64 indices into T.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     attention: AttentionBatch
     logits_at: torch.Tensor
+    adapters: list[tuple[int, torch.Tensor]] = field(default_factory=list)
 
 
 class CausalLM(ABC):

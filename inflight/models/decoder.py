@@ -6,7 +6,7 @@ over the ranks. Key heads are replicated where there are fewer of them than rank
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from inflight.device import Ranks
 from inflight.errors import StartError
 from inflight.models.base import CausalLM, ForwardBatch
 from inflight.models.config import DecoderConfig, Experts
+from inflight.models.lora import Adapter, LowRank, Place, Routes
 from inflight.models.weights import Checkpoint, Part
 from inflight.nn import (
     Activation,
@@ -33,13 +34,17 @@ Turn = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class _Linear:
-    """y = x Wᵀ + b."""
+    """y = x Wᵀ + b, and what adapters add."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
+    lora: LowRank | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        y = F.linear(x, self.weight, self.bias)
+        if self.lora is not None:
+            self.lora.add(x, y)
+        return y
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,9 @@ class Decoder(CausalLM):
         first_token: int,
         ranks: Ranks,
         weight_bytes: int,
+        routes: Routes,
     ) -> None:
+        self._routes = routes
         self.family = config.family
         self.layers = [layer.attention.spec for layer in layers]
         self.vocab_size = config.vocab_size
@@ -167,6 +174,7 @@ class Decoder(CausalLM):
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         attention = self._attention
         assert attention is not None
+        self._routes.current = batch.adapters
         scale = self._config.residual_scale
         turns = {name: rope.turn(batch.positions, self.dtype) for name, rope in self._ropes.items()}
         x = self._embed(batch.token_ids)
@@ -208,22 +216,29 @@ class Decoder(CausalLM):
 
 
 def load_decoder(
-    config: DecoderConfig, checkpoint: Checkpoint, ranks: Ranks, device: torch.device, dtype: torch.dtype
+    config: DecoderConfig,
+    checkpoint: Checkpoint,
+    ranks: Ranks,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapters: Sequence[Adapter] = (),
 ) -> Decoder:
-    """Reads this rank's share of the weights.
+    """Reads this rank's share of the weights, and of the adapters, which get the numbers 1, 2, ...
 
     Raises:
         StartError: heads that cannot be divided, or a tensor that is missing or broken.
     """
     _check_ranks(config, ranks.size)
-    source = _Source(config, checkpoint, ranks, device, dtype)
+    source = _Source(config, checkpoint, ranks, device, dtype, adapters)
     share = -(-config.vocab_size // ranks.size)
     first = ranks.rank * share
     embedding = source.vocabulary(f"{config.prefix}embed_tokens.weight", first, share)
     layers = [_layer(source, index) for index in range(config.layers)]
     norm = source.norm(f"{config.prefix}norm.weight", config.hidden)
     head = embedding if config.tied else source.vocabulary(config.head_name, first, share)
-    return Decoder(config, layers, embedding, head, norm, first, ranks, source.bytes)
+    for adapter in adapters:
+        adapter.finish()
+    return Decoder(config, layers, embedding, head, norm, first, ranks, source.bytes, source.routes)
 
 
 def _check_ranks(config: DecoderConfig, size: int) -> None:
@@ -246,8 +261,16 @@ class _Source:
     """Reads tensors of one checkpoint into their final place, dtype and device."""
 
     def __init__(
-        self, config: DecoderConfig, checkpoint: Checkpoint, ranks: Ranks, device: torch.device, dtype: torch.dtype
+        self,
+        config: DecoderConfig,
+        checkpoint: Checkpoint,
+        ranks: Ranks,
+        device: torch.device,
+        dtype: torch.dtype,
+        adapters: Sequence[Adapter],
     ) -> None:
+        self.routes = Routes()
+        self._adapters = adapters
         self.config = config
         self.ranks = ranks
         self._checkpoint = checkpoint
@@ -270,6 +293,15 @@ class _Source:
             begin += size[0]
         self.bytes += whole.nbytes
         return whole
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, places: list[Place]) -> _Linear:
+        """A product with what the adapters do to the modules in it."""
+        if not self._adapters:
+            return _Linear(weight, bias)
+        lora = LowRank(self.routes, places)
+        for number, adapter in enumerate(self._adapters, 1):
+            lora.load(number, adapter, weight)
+        return _Linear(weight, bias, lora)
 
     def vocabulary(self, name: str, first: int, share: int) -> torch.Tensor:
         """This rank's rows of a table over the vocabulary; the last rank's is filled up with zeros."""
@@ -329,15 +361,19 @@ def _attention(source: _Source, prefix: str, index: int) -> _Attention:
     }
     weights: list[tuple[str, tuple[int, ...], Part | None]] = []
     biases: list[tuple[str, tuple[int, ...], Part | None]] = []
-    offset, total = 0, (config.heads + 2 * config.kv_heads) * dim
+    offset, total, at = 0, (config.heads + 2 * config.kv_heads) * dim, 0
+    places: list[Place] = []
     for key, (rows, first, count) in shares.items():
         if config.fused:
             part = (0, offset + first, offset + first + count)
             weights.append((f"{prefix}self_attn.qkv_proj.weight", (total, config.hidden), part))
+            places.append(Place(f"{prefix}self_attn.qkv_proj", (part[1], part[2]), at))
             offset += rows
         else:
             weights.append((f"{prefix}self_attn.{key}_proj.weight", (rows, config.hidden), (0, first, first + count)))
             biases.append((f"{prefix}self_attn.{key}_proj.bias", (rows,), (0, first, first + count)))
+            places.append(Place(f"{prefix}self_attn.{key}_proj", (first, first + count), at))
+        at += count
     out_part = (1, q_first, q_first + heads * dim)
     out = source.stack([(f"{prefix}self_attn.o_proj.weight", (config.hidden, config.heads * dim), out_part)])
     # A bias is added once: on rank 0.
@@ -355,8 +391,10 @@ def _attention(source: _Source, prefix: str, index: int) -> _Attention:
     )
     return _Attention(
         spec=spec,
-        qkv=_Linear(source.stack(weights), source.stack(biases) if config.qkv_bias else None),
-        out=_Linear(out, out_bias),
+        qkv=source.linear(source.stack(weights), source.stack(biases) if config.qkv_bias else None, places),
+        out=source.linear(
+            out, out_bias, [Place(f"{prefix}self_attn.o_proj", (0, config.hidden), 0, (out_part[1], out_part[2]))]
+        ),
         rope=config.rope_of[index],
         q_norm=source.norm(f"{prefix}self_attn.q_norm.weight", dim) if config.qk_norm else None,
         k_norm=source.norm(f"{prefix}self_attn.k_norm.weight", dim) if config.qk_norm else None,
@@ -373,16 +411,25 @@ def _mlp(source: _Source, prefix: str) -> _Mlp:
     if config.fused:
         name, both = f"{prefix}mlp.gate_up_proj.weight", (2 * rows, config.hidden)
         pieces = [(name, both, (0, start, start + share)) for start in (first, rows + first)]
+        places = [
+            Place(f"{prefix}mlp.gate_up_proj", (start, start + share), at)
+            for start, at in ((first, 0), (rows + first, share))
+        ]
     else:
         pieces = [(f"{prefix}mlp.{key}_proj.weight", wide, (0, first, first + share)) for key in ("gate", "up")]
+        places = [
+            Place(f"{prefix}mlp.{key}_proj", (first, first + share), at) for key, at in (("gate", 0), ("up", share))
+        ]
     biases = [(f"{prefix}mlp.{key}_proj.bias", (rows,), (0, first, first + share)) for key in ("gate", "up")]
     down = source.stack([(f"{prefix}mlp.down_proj.weight", (config.hidden, rows), (1, first, first + share))])
     down_bias = None
     if config.mlp_bias and ranks.rank == 0:
         down_bias = source.stack([(f"{prefix}mlp.down_proj.bias", (config.hidden,), None)])
     return _Mlp(
-        gate_up=_Linear(source.stack([*pieces]), source.stack([*biases]) if config.mlp_bias else None),
-        down=_Linear(down, down_bias),
+        gate_up=source.linear(source.stack([*pieces]), source.stack([*biases]) if config.mlp_bias else None, places),
+        down=source.linear(
+            down, down_bias, [Place(f"{prefix}mlp.down_proj", (0, config.hidden), 0, (first, first + share))]
+        ),
         act=activation(config.activation),
         ranks=ranks,
     )

@@ -15,6 +15,7 @@ from inflight.errors import StartError
 from inflight.models.base import CausalLM
 from inflight.models.config import decoder_config, read_json
 from inflight.models.decoder import load_decoder
+from inflight.models.lora import Adapter
 from inflight.models.weights import Checkpoint
 from inflight.plan import ShardJob
 
@@ -43,13 +44,19 @@ def load_model(
     dtype = _dtype(job.dtype, config)
     described = decoder_config(config)
     if described is None:
+        if job.adapters:
+            raise StartError(
+                f"LoRA adapters are served for the decoder's own families only, and '{config.get('model_type')}' is "
+                "none of them; merge the adapter into the model"
+            )
         from inflight.models.bridge import load_bridged  # transformers is not needed for the others
 
         return load_bridged(job, ranks, device, dtype, config, progress)
     with Checkpoint(folder, progress, job.allow_pickle) as checkpoint:
         if f"{described.prefix}embed_tokens.weight" not in checkpoint and described.family == "gemma3":
             described = replace(described, prefix="model.language_model.")  # as transformers 5 writes it
-        model = load_decoder(described, checkpoint, ranks, device, dtype)
+        adapters = [Adapter(name, Path(folder)) for name, folder in job.adapters]
+        model = load_decoder(described, checkpoint, ranks, device, dtype, adapters)
         left = [name for name in checkpoint.unused() if not _expected_leftover(name, described.tied)]
     if left:
         log.warning("%d tensors of the checkpoint are not used, for example '%s'", len(left), left[0])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
+from inflight.config import AdapterConfig, GeneratorConfig, ServableConfig, ServerConfig
 from inflight.errors import ConfigError, InflightError, StartError, Unavailable
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
@@ -165,7 +165,8 @@ class Fleet:
                 name=config.name,
                 tensor_parallel=one.tensor_parallel,
                 device_type=config.device_type,
-                **one.options,
+                adapters=tuple(AdapterConfig(name, Path(folder)) for name, folder in one.options.get("adapters", ())),
+                **{name: value for name, value in one.options.items() if name != "adapters"},
             )
             await self._generators.start([generator])
             group.generators[one.key] = self._generators.engines[config.name]

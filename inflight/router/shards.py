@@ -223,6 +223,7 @@ class ShardGroup(Executor):
             threads=threads,
             allow_pickle=config.allow_pickle,
             trust_remote_code=config.trust_remote_code,
+            adapters=[(adapter.name, str(adapter.folder)) for adapter in config.adapters],
         )
 
     def _launch(self, rank: int) -> Launch:

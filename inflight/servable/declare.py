@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,7 @@ def declare_generator(
     max_concurrent_requests: int = 128,
     max_input_tokens: int | None = None,
     max_total_tokens: int | None = None,
+    lora_adapters: Mapping[str, str | Path] | None = None,
 ) -> Model:
     """Declares a language model of the servable.
 
@@ -107,6 +108,7 @@ def declare_generator(
         tensor_parallel: processes (devices) that share the model.
         kv_cache_memory: bytes of each process's cache; None: measured.
         threads: CPU threads of each process; 0: the cores, shared.
+        lora_adapters: folders of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
         dtype, max_batch_size, max_concurrent_requests, max_input_tokens, max_total_tokens: as for `inflight serve`.
 
     Returns:
@@ -123,7 +125,7 @@ def declare_generator(
     folder = folder if folder.is_absolute() else registry.directory / folder
     if not (folder / "config.json").is_file():
         raise RegistrationError(f"'{folder}' has no config.json; give a folder in Hugging Face layout as model_dir")
-    options = {
+    options: dict[str, Any] = {
         "dtype": check_str("dtype", dtype),
         "kv_cache_bytes": kv_cache_memory,
         "threads": check_int("threads", threads, 0),
@@ -132,6 +134,10 @@ def declare_generator(
         "max_input_tokens": max_input_tokens,
         "max_total_tokens": max_total_tokens,
     }
+    folders = {check_str("lora_adapters", name): Path(path) for name, path in (lora_adapters or {}).items()}
+    options["adapters"] = [
+        [name, str(path if path.is_absolute() else registry.directory / path)] for name, path in folders.items()
+    ]
     for name in ("kv_cache_bytes", "max_input_tokens", "max_total_tokens"):
         if options[name] is not None:
             check_int(name, options[name], 1)

@@ -45,6 +45,7 @@ class InputBatch:
     Attributes:
         ids: id of each row.
         sampling: how each row samples.
+        adapters: number of each row's adapter, 0 for none.
         tokens: int32 [rows, width], known tokens of each row.
         known, computed, prompt: int64 [rows]; tokens of the row, those with keys in the cache, those of the prompt.
     """
@@ -54,6 +55,7 @@ class InputBatch:
         self.block_size = block_size
         self.ids: list[int] = []
         self.sampling: list[Sampling] = []
+        self.adapters: list[int] = []
         self._index: dict[int, int] = {}
         self._device = device
         self.tokens = np.zeros((max_rows, WIDTH), np.int32)
@@ -102,6 +104,7 @@ class InputBatch:
         self._num_blocks[row] = 0
         self.ids.append(admission.id)
         self.sampling.append(admission.sampling)
+        self.adapters.append(admission.adapter)
         self._index[admission.id] = row
 
     def filter(self, id: int) -> None:
@@ -113,9 +116,11 @@ class InputBatch:
                 table[row] = table[last]
             self.ids[row] = self.ids[last]
             self.sampling[row] = self.sampling[last]
+            self.adapters[row] = self.adapters[last]
             self._index[self.ids[row]] = row
         self.ids.pop()
         self.sampling.pop()
+        self.adapters.pop()
 
     def append(self, rows: Sequence[int], tokens: Array) -> None:
         """The next token of each of these rows is known."""
@@ -173,9 +178,18 @@ class InputBatch:
             self._tensor(np.concatenate(positions)),
             attention,
             self._tensor(np.concatenate(logits_at).astype(np.int64)),
+            self._routes(rows, lengths),
         )
         wanted = [(rows[place], first, size) for place, first, size in scored]
         return StepInput(batch, rows, lengths, [rows[place] for place in sampled], wanted)
+
+    def _routes(self, rows: list[int], lengths: list[int]) -> list[tuple[int, torch.Tensor]]:
+        """Tokens of the step by adapter, in the order of the adapters' numbers."""
+        numbers = [self.adapters[row] for row in rows]
+        if not any(numbers):
+            return []
+        each = np.repeat(numbers, lengths)
+        return [(number, self._tensor(np.flatnonzero(each == number))) for number in sorted(set(numbers)) if number]
 
     def _scored(self, rows: list[int], lengths: list[int], decoding: int) -> list[tuple[int, int, int]]:
         """Place, first position and length of prompt chunks of rows that want log-probabilities of their prompt."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -79,6 +79,16 @@ class ModelRunner:
         """One step; the result on rank 0, None on the others."""
         with torch.inference_mode():
             return self._run(plan)
+
+    @property
+    def ids(self) -> list[int]:
+        """Rows of the batch."""
+        return list(self._batch.ids)
+
+    def last_tokens(self, ids: Sequence[int]) -> list[int]:
+        """The newest known token of rows; after `run` the one that it sampled, on every rank."""
+        batch = self._batch
+        return [int(batch.tokens[row, batch.known[row] - 1]) for row in map(batch.row, ids)]
 
     def _run(self, plan: StepPlan) -> StepResult | None:
         began = time.perf_counter()

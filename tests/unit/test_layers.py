@@ -36,6 +36,7 @@ LEVELS = {
     "shard": 4,
     "engine": 4,
     "worker": 5,
+    "rank": 5,
     "router": 5,
     "frontends": 6,
     "server": 7,
@@ -73,6 +74,7 @@ ALLOWED = {
     "place": (),
     "client": ("grpc", "google"),
     "worker": (),
+    "rank": ("grpc", "google"),
     "router": ("msgspec",),
     "frontends": (
         "grpc",

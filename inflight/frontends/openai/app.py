@@ -73,7 +73,14 @@ class OpenAiRest:
         tools = tools_of(body, generator.info.tool_format)
         prompt = await generator.render(tools.chat)
         # The template has written the special tokens itself.
-        requests = requests_of(body, [prompt], generator.info.limits, special=False, grammar=tools.grammar)
+        requests = requests_of(
+            body,
+            [prompt],
+            generator.info.limits,
+            special=False,
+            grammar=tools.grammar,
+            adapters=generator.info.adapters,
+        )
         model = body.model or generator.info.model_id
         reply = Reply("chat.completion", model, logprobs=bool(body.logprobs), tools=tools.format)
         await self._answer(body, generator, requests, reply, receive, send)
@@ -86,7 +93,9 @@ class OpenAiRest:
         if len(prompts) > limit:
             raise InvalidRequest(f"batch size {len(prompts)} is more than the maximum of {limit} prompts")
         grammar = grammar_of(body.response_format, "response_format")
-        requests = requests_of(body, prompts, generator.info.limits, special=True, grammar=grammar)
+        requests = requests_of(
+            body, prompts, generator.info.limits, special=True, grammar=grammar, adapters=generator.info.adapters
+        )
         echo = [await _shown(generator, prompt) for prompt in prompts] if body.echo else None
         model = body.model or generator.info.model_id
         reply = Reply("text_completion", model, logprobs=body.logprobs is not None, echo=echo)
@@ -127,10 +136,15 @@ class OpenAiRest:
         generator = pick(self._backend.generators, body.model)
         check_format(body, generator)
         prompts = _prompts(body.input, "input")
+        if "" in prompts:
+            raise InvalidRequest("`input` cannot be an empty text")
         limit = generator.info.limits.max_concurrent_requests
         if len(prompts) > limit:
             raise InvalidRequest(f"{len(prompts)} inputs are more than the {limit} that are answered at a time")
-        requests = [GenerationRequest(prompt, truncate=body.truncate, embed=True) for prompt in prompts]
+        adapter = body.model if body.model in generator.info.adapters else None
+        requests = [
+            GenerationRequest(prompt, truncate=body.truncate, embed=True, adapter=adapter) for prompt in prompts
+        ]
         results = await run_until_disconnect(all_of(generator, requests), receive)
         found = [embedding_of(one) for one in results]
         await respond_json(send, answer(body, body.model or generator.info.model_id, found))
@@ -139,6 +153,11 @@ class OpenAiRest:
         found = [
             {"id": id, "object": "model", "created": 0, "owned_by": generator.info.model_id}
             for id, generator in self._backend.generators.items()
+        ]
+        found += [
+            {"id": name, "object": "model", "created": 0, "owned_by": generator.info.model_id, "parent": id}
+            for id, generator in self._backend.generators.items()
+            for name in generator.info.adapters
         ]
         if not name:
             await respond_json(send, {"object": "list", "data": found})
@@ -159,7 +178,9 @@ async def chat_requests(generator: Generator, given: dict[str, Any]) -> list[Gen
     body = msgspec.convert(given, ChatBody)
     tools = tools_of(body, generator.info.tool_format)
     prompt = await generator.render(tools.chat)
-    return requests_of(body, [prompt], generator.info.limits, special=False, grammar=tools.grammar)
+    return requests_of(
+        body, [prompt], generator.info.limits, special=False, grammar=tools.grammar, adapters=generator.info.adapters
+    )
 
 
 def _prompts(prompt: str | list[Any], field: str) -> list[str | Sequence[int]]:

@@ -110,12 +110,14 @@ def requests_of(
     limits: GenerationLimits,
     special: bool,
     grammar: Grammar | None = None,
+    adapters: Sequence[str] = (),
 ) -> list[GenerationRequest]:
     """One request for every choice of every prompt, prompts outside.
 
     Args:
         special: let the tokenizer add its own tokens.
         grammar: what the answers follow.
+        adapters: names that `model` may have beside the model's own.
 
     Raises:
         InvalidRequest: a value out of its range.
@@ -163,6 +165,7 @@ def requests_of(
                     timeout=body.timeout,
                     priority=body.priority or 0,
                     grammar=grammar,
+                    adapter=body.model if body.model in adapters else None,
                 )
             )
     return requests

@@ -1,0 +1,151 @@
+"""`text-generation-server`: TGI's command for one shard, which its launcher and others start.
+
+    text-generation-server serve MODEL --uds-path /tmp/text-generation-server
+
+One process a rank; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which one it is and where the others are. Rank n
+answers `generate.v3` on the unix socket `<uds-path>-n`, whose file appears when it is ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+
+from inflight import __version__
+from inflight.commands.generator import memory
+from inflight.commands.launcher import adapters, find_model
+from inflight.config import AdapterConfig
+from inflight.errors import ConfigError, InflightError
+from inflight.plan import ShardJob
+
+PROGRAM = "text-generation-server"
+CONNECT_TIMEOUT = 600.0
+STOP_GRACE = 5.0
+_UNUSED = ("quantize", "speculate", "kv-cache-dtype", "otlp-endpoint", "otlp-service-name", "logger-level")
+
+
+def parser() -> argparse.ArgumentParser:
+    """TGI's two sub-commands with their flags."""
+    made = argparse.ArgumentParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--version", action="version", version=f"{PROGRAM} (inflight {__version__})")
+    commands = made.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="serve one rank")
+    serve.add_argument("model_id", help="folder in Hugging Face layout, or the id of a model on the hub")
+    serve.add_argument("--uds-path", default="/tmp/text-generation-server", help="sockets are <path>-<rank>")
+    serve.add_argument("--dtype", help="float16, bfloat16 or float32; default: the checkpoint's")
+    serve.add_argument("--revision", help="branch, tag or commit on the hub")
+    serve.add_argument("--sharded", action="store_true", help="one of several ranks: WORLD_SIZE says how many")
+    serve.add_argument("--trust-remote-code", action="store_true", help="run Python code that the folder holds")
+    serve.add_argument("--max-input-tokens", type=int, help="taken; the router's warm-up decides")
+    serve.add_argument("--kv-cache-memory", type=memory, help="memory of the cache, like 4g; default: measured")
+    serve.add_argument("--block-size", type=int, default=16, help="tokens in a block of the cache")
+    serve.add_argument("--device-type", help="cpu, cuda or npu; default: the best one here")
+    serve.add_argument("--json-output", action="store_true", help="log lines as JSON")
+    for name in _UNUSED:
+        serve.add_argument(f"--{name}", help="taken, changes nothing")
+    download = commands.add_parser("download-weights", help="fetch a model, or see that it is there")
+    download.add_argument("model_id")
+    download.add_argument("--revision")
+    download.add_argument("--extension", default=".safetensors")
+    download.add_argument("--logger-level")
+    download.add_argument("--json-output", action="store_true")
+    download.add_argument("--auto-convert", action="store_true")
+    download.add_argument("--merge-lora", action="store_true")
+    download.add_argument("--trust-remote-code", action="store_true")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until SIGINT or SIGTERM; 0 after a clean stop, 1 where the model cannot be served, 2 for wrong flags."""
+    given = parser().parse_args(arguments)
+    log = _Log(given.json_output)
+    try:
+        folder = find_model(given.model_id, given.revision, None)
+        if given.command == "download-weights":
+            log(f"{given.model_id} is in {folder}")
+            return 0
+        found = adapters(os.environ.get("LORA_ADAPTERS", ""))
+        job = _job(given, str(folder), os.environ, found)
+    except ConfigError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    try:
+        return _serve(job, given.uds_path, [one.name for one in found], log)
+    except InflightError as error:
+        log(str(error), "ERROR")
+        return 1
+
+
+def _job(
+    given: argparse.Namespace, folder: str, environment: Mapping[str, str], found: Sequence[AdapterConfig]
+) -> ShardJob:
+    def number(name: str, default: int) -> int:
+        text = environment.get(name, str(default))
+        if not text.isdecimal():
+            raise ConfigError(f"{name} is '{text}', which is no number")
+        return int(text)
+
+    rank, size = number("RANK", 0), number("WORLD_SIZE", 1)
+    if rank >= size:
+        raise ConfigError(f"RANK {rank} must be less than WORLD_SIZE {size}")
+    address = f"{environment.get('MASTER_ADDR', 'localhost')}:{number('MASTER_PORT', 29500)}"
+    most = environment.get("MAX_TOTAL_TOKENS", "")
+    return ShardJob(
+        model_dir=folder,
+        rank=rank,
+        world_size=size,
+        rendezvous=address if size > 1 else "",
+        device_type=given.device_type,
+        device_id=rank,
+        dtype=given.dtype or "auto",
+        kv_cache_bytes=given.kv_cache_memory,
+        block_size=given.block_size,
+        max_rows=number("MAX_BATCH_SIZE", 128),
+        max_step_tokens=4096,
+        max_model_len=int(most) if most.isdecimal() else None,
+        threads=max(1, (os.cpu_count() or 1) // size),
+        trust_remote_code=given.trust_remote_code,
+        adapters=[(one.name, str(one.folder)) for one in found],
+    )
+
+
+def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int:
+    # torch is imported here, where a rank is really wanted.
+    from inflight.device import connect_ranks, open_device
+    from inflight.rank import serve_rank
+    from inflight.shard import ModelRunner
+    from inflight.text import load_tokenizer
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    tokenizer = load_tokenizer(job.model_dir)
+    device = open_device(job.device_type, job.device_id)
+    device.set_threads(job.threads)
+    ranks = connect_ranks(job.rank, job.world_size, job.rendezvous, device, CONNECT_TIMEOUT)
+    runner = ModelRunner(job, ranks, device)
+    server = serve_rank(runner, tokenizer, job.rank, job.world_size, uds_path, names)
+    log(f"Server started at unix://{server.path}")
+    stop.wait()
+    server.stop(STOP_GRACE)
+    return 0
+
+
+class _Log:
+    """Lines as TGI's shards print them."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._json = as_json
+
+    def __call__(self, text: str, level: str = "INFO") -> None:
+        line = json.dumps({"text": text, "record": {"level": {"name": level}, "message": text}}) if self._json else text
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

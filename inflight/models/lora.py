@@ -1,0 +1,147 @@
+"""LoRA adapters (Hu et al., 2021) in PEFT's layout, several in one batch.
+
+Every product of the decoder that an adapter may change holds a `LowRank`; a step says which tokens belong to which
+adapter, and only those get its update. Ranks split updates as they split the weights: the second factor by rows where
+the weight is split by rows, the first by columns where it is split by columns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from inflight.errors import StartError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass
+class Routes:
+    """Which tokens of the running step belong to which adapter: (number, int64 [n] indices)."""
+
+    current: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module of the checkpoint within a fused product of this rank.
+
+    Attributes:
+        module: its name in the checkpoint.
+        out: rows of its weight that this rank has, first and end.
+        at: column of the product where they begin.
+        into: columns of its weight that this rank has, or None for all.
+    """
+
+    module: str
+    out: tuple[int, int]
+    at: int
+    into: tuple[int, int] | None = None
+
+
+class LowRank:
+    """The updates of one product."""
+
+    def __init__(self, routes: Routes, places: list[Place]) -> None:
+        self._routes = routes
+        self._places = places
+        self._parts: dict[int, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
+
+    def load(self, number: int, adapter: Adapter, like: torch.Tensor) -> None:
+        """Reads this rank's share of one adapter's factors."""
+        for place in self._places:
+            factors = adapter.factors(place.module)
+            if factors is None:
+                continue
+            first, second = factors
+            if place.into is not None:
+                first = first[:, slice(*place.into)]
+            second = second[slice(*place.out)]
+            part = (first.to(like), second.to(like), place.at)
+            self._parts.setdefault(number, []).append(part)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Adds every token's update. Args: x [T, in], y [T, out], changed in place."""
+        for number, index in self._routes.current:
+            rows = x[index]
+            for first, second, at in self._parts.get(number, ()):
+                end = at + second.shape[0]
+                y[index, at:end] += (rows @ first.T) @ second.T
+
+
+class Adapter:
+    """The files of one adapter.
+
+    Raises:
+        StartError: they are missing, broken, or of a kind that is not served; the text says which.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self._folder = folder
+        try:
+            config = json.loads((folder / CONFIG).read_text())
+        except (OSError, ValueError) as error:
+            raise self._error(f"{CONFIG} cannot be read: {error}") from error
+        self._check(config)
+        self._config: Mapping[str, Any] = config
+        try:
+            with safe_open(str(folder / WEIGHTS), framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is no mapping
+        except (SafetensorError, OSError) as error:
+            raise self._error(f"{WEIGHTS} cannot be read: {error}") from error
+        self._first: dict[str, torch.Tensor] = {}
+        self._second: dict[str, torch.Tensor] = {}
+        for key, tensor in tensors.items():
+            match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight", key)
+            if match is None:
+                raise self._error(f"it holds '{key}', which is no LoRA factor of a linear layer")
+            (self._first if match[2] == "A" else self._second)[match[1]] = tensor
+        uneven = [module for module in self._first if module not in self._second]
+        uneven += [module for module in self._second if module not in self._first]
+        if uneven:
+            raise self._error(f"'{uneven[0]}' has one factor only")
+        self._left = dict.fromkeys(self._first)
+
+    def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A [r, in] and scale * B [out, r] of a module, None where the adapter leaves it as it is."""
+        first = self._first.get(module)
+        if first is None:
+            return None
+        self._left.pop(module, None)
+        second = self._second[module]
+        return first, second * self._scale(module, first.shape[0])
+
+    def finish(self) -> None:
+        """Raises StartError where a module was not asked for: the model has none of that name."""
+        if self._left:
+            raise self._error(f"it changes '{next(iter(self._left))}', which this model has not, or not as one layer")
+
+    def _scale(self, module: str, rank: int) -> float:
+        alpha = float(self._pattern("alpha_pattern", module) or self._config.get("lora_alpha") or rank)
+        return alpha / rank**0.5 if self._config.get("use_rslora") else alpha / rank
+
+    def _pattern(self, key: str, module: str) -> Any:
+        for pattern, value in (self._config.get(key) or {}).items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                return value
+        return None
+
+    def _check(self, config: Any) -> None:
+        if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+            raise self._error(f"{CONFIG} is not that of a LoRA adapter (peft_type LORA)")
+        for key in ("modules_to_save", "use_dora", "trainable_token_indices"):
+            if config.get(key):
+                raise self._error(f"{key} is not supported")
+        if config.get("bias", "none") != "none":
+            raise self._error("biases of an adapter are not supported")
+
+    def _error(self, text: str) -> StartError:
+        return StartError(f"adapter '{self.name}' in '{self._folder}': {text}")

@@ -1,0 +1,259 @@
+"""TGI's cached batches over the persistent batch of a rank.
+
+A foreign router prefills a batch, has it decoded, concatenates batches by naming several in one call, and filters what
+has finished. Here all rows live in one `InputBatch`; a cached batch is a list of rows, so that concatenating and
+filtering move nothing, and every call is one `StepPlan` in which all other rows are on `hold`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from inflight.errors import InvalidRequest, NotFound
+from inflight.generation import FinishReason, Grammar
+from inflight.plan import Admission, Sampling, StepPlan, StepResult
+from inflight.shard import ModelRunner
+from inflight.text import Detokenizer, GrammarCompiler, Matcher, StopTexts, Tokenizer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request of a prefill, tokenized.
+
+    Attributes:
+        blocks: its block table, from the router.
+        cached: leading tokens that are in those blocks already.
+        adapter: number of its adapter.
+    """
+
+    id: int
+    tokens: list[int]
+    blocks: list[int]
+    cached: int
+    sampling: Sampling
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    grammar: Grammar | None = None
+    adapter: int = 0
+
+
+@dataclass
+class Row:
+    """A request while it is in a batch."""
+
+    asked: Asked
+    key: int
+    stops: StopTexts
+    generated: int = 0
+    text: list[str] = field(default_factory=list)
+    matcher: Matcher | None = None
+    mask: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A row's next token, and how it ended where it did.
+
+    Attributes:
+        logprob, top, prompt_logprobs: on rank 0.
+        whole: the generated text, where the row has ended.
+    """
+
+    row: Row
+    token: int
+    text: str
+    special: bool
+    logprob: float | None
+    top: Sequence[tuple[int, float]]
+    prompt_logprobs: Sequence[float] | None
+    reason: FinishReason | None
+    whole: str | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call came to: a token of every row in it, the rows that go on, and the time of the model."""
+
+    generated: list[Generated]
+    rows: list[Row]
+    forward_seconds: float
+
+
+class Batches:
+    """The cached batches of one rank; one call at a time.
+
+    Args:
+        runner: of this rank.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._batches: dict[int, list[Row]] = {}
+        self._next_key = 0
+        self._step = 0
+        self._detokenizers: dict[int, Detokenizer] = {}
+        self._compiler: GrammarCompiler | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows in all batches."""
+        return sum(map(len, self._batches.values()))
+
+    def batch(self, id: int) -> list[Row]:
+        """The rows of a cached batch.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        if id not in self._batches:
+            raise NotFound(f"Batch ID {id} not found in cache.")
+        return self._batches[id]
+
+    def prefill(self, id: int, asked: Sequence[Asked]) -> Outcome:
+        """Computes prompts; what goes on becomes the batch `id`.
+
+        Raises:
+            InvalidRequest: a request that cannot be run; none of them is.
+        """
+        room = self._runner.offer.max_rows - self.rows
+        if len(asked) > room:
+            raise InvalidRequest(
+                f"{len(asked)} requests do not fit beside {self.rows} of {self._runner.offer.max_rows}"
+            )
+        for one in asked:
+            self._check(one)
+        rows = [self._row(one) for one in asked]
+        admissions = [
+            Admission(
+                row.key,
+                len(row.asked.tokens) - row.asked.cached,
+                row.asked.blocks,
+                row.asked.tokens,
+                len(row.asked.tokens),
+                row.asked.cached,
+                row.asked.sampling,
+                row.asked.adapter,
+            )
+            for row in rows
+        ]
+        self.drop(id)
+        return self._run(id, rows, admissions)
+
+    def decode(self, ids: Sequence[int]) -> Outcome:
+        """One token of every row of these batches, which become one with the first id.
+
+        Raises:
+            NotFound: one of them is not there.
+        """
+        rows = [row for id in ids for row in self.batch(id)]
+        for id in ids:
+            del self._batches[id]
+        return self._run(ids[0], rows, [])
+
+    def filter(self, id: int, request_ids: Sequence[int]) -> list[Row]:
+        """Keeps these requests, in this order.
+
+        Raises:
+            NotFound: no such batch, or a request that is not in it.
+        """
+        rows = {row.asked.id: row for row in self.batch(id)}
+        missing = [request for request in request_ids if request not in rows]
+        if missing or not request_ids:
+            raise NotFound(
+                f"request {missing[0]} is not in batch {id}" if missing else "a batch keeps at least one request"
+            )
+        kept = [rows[request] for request in request_ids]
+        self._forget(row for row in rows.values() if row not in kept)
+        self._batches[id] = kept
+        return kept
+
+    def drop(self, id: int | None) -> None:
+        """Forgets a batch, or all of them; one that is not there was forgotten before."""
+        ids = [id] if id is not None else list(self._batches)
+        for one in ids:
+            self._forget(self._batches.pop(one, []))
+
+    def _check(self, asked: Asked) -> None:
+        offer = self._runner.offer
+        if not asked.tokens:
+            raise InvalidRequest("a request has no input tokens")
+        needed = len(asked.tokens) + max(0, asked.max_new_tokens - 1)
+        if needed > len(asked.blocks) * offer.block_size:
+            raise InvalidRequest(f"{needed} tokens do not fit {len(asked.blocks)} blocks of {offer.block_size} tokens")
+        if any(block >= offer.num_blocks for block in asked.blocks):
+            raise InvalidRequest(f"a block of {max(asked.blocks)} is beyond the cache's {offer.num_blocks}")
+        if not 0 <= asked.cached < len(asked.tokens):
+            raise InvalidRequest("at least one input token must be computed: `cache_len` is too large")
+        if needed > offer.max_model_len:
+            raise InvalidRequest(f"{needed} tokens are more than the model's {offer.max_model_len}")
+
+    def _row(self, asked: Asked) -> Row:
+        row = Row(asked, self._next_key, StopTexts(asked.stop, True))
+        self._next_key += 1
+        if asked.grammar is not None:
+            if self._compiler is None:
+                self._compiler = self._tokenizer.grammars(self._runner.offer.vocab_size)
+            row.matcher = self._compiler.compile(asked.grammar)
+            row.mask = row.matcher.mask()
+        return row
+
+    def _run(self, id: int, rows: list[Row], admissions: list[Admission]) -> Outcome:
+        began = time.perf_counter()
+        own = [row.key for row in rows]
+        hold = [row.key for batch in self._batches.values() for row in batch]
+        # Whatever is in neither has finished, was filtered, or was part of a call that failed.
+        leaving = [key for key in self._runner.ids if key not in own and key not in hold]
+        masks = [(row.key, row.mask) for row in rows if row.mask is not None]
+        plan = StepPlan(self._step, leaving, admissions, hold=hold, masks=masks)
+        self._step += 1
+        result = self._runner.run(plan)
+        seconds = time.perf_counter() - began
+        tokens = self._runner.last_tokens([row.key for row in rows])
+        generated = [self._take(row, token, result) for row, token in zip(rows, tokens)]
+        staying = [one.row for one in generated if one.reason is None]
+        self._forget(one.row for one in generated if one.reason is not None)
+        if staying:
+            self._batches[id] = staying
+        return Outcome(generated, staying, seconds)
+
+    def _take(self, row: Row, token: int, result: StepResult | None) -> Generated:
+        row.generated += 1
+        detokenizer = self._detokenizers.get(row.key)
+        if detokenizer is None:
+            detokenizer = self._detokenizers[row.key] = self._tokenizer.detokenizer(row.asked.tokens)
+        text = detokenizer.add(token)
+        special = self._tokenizer.is_special(token)
+        shown, hit = ("", None) if special else row.stops.add(text)
+        row.text.append(shown)
+        reason = self._reason(row, token, hit)
+        whole: str | None = None
+        if reason is not None:
+            if hit is None:
+                row.text.append(row.stops.add(detokenizer.finish())[0] + row.stops.finish())
+            whole = "".join(row.text)
+        elif row.matcher is not None:
+            row.matcher.advance(token)
+            row.mask = row.matcher.mask()
+        if result is None:
+            return Generated(row, token, text, special, None, (), None, reason, whole)
+        place = result.ids.index(row.key)
+        logprob = result.logprobs[place] if result.logprobs is not None else None
+        top = result.top.get(row.key, ())
+        return Generated(row, token, text, special, logprob, top, result.prompt_logprobs.get(row.key), reason, whole)
+
+    def _reason(self, row: Row, token: int, hit: str | None) -> FinishReason | None:
+        asked = row.asked
+        if hit is not None:
+            return FinishReason.STOP
+        if (not asked.ignore_eos or row.matcher is not None) and token in self._tokenizer.eos_ids:
+            return FinishReason.EOS
+        return FinishReason.LENGTH if row.generated >= asked.max_new_tokens else None
+
+    def _forget(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._detokenizers.pop(row.key, None)
