@@ -17,10 +17,10 @@ $(SERVED): pyproject.toml constraints.txt
 	touch $@
 
 # What the checks need.
-# TGI's own client comes last, without what it asks for: it would hold huggingface_hub and transformers at old versions.
+# TGI's own client and langchain's come last, without what they ask for: they would hold huggingface_hub at old versions.
 $(TESTED): $(SERVED)
 	$(PIP) -e '.[llm,dev]'
-	$(PIP) --no-deps text-generation==0.7.0
+	$(PIP) --no-deps text-generation==0.7.0 langchain-huggingface==1.2.3
 	touch $@
 
 venv: $(TESTED)

@@ -13,6 +13,7 @@ from inflight import __version__
 from inflight.frontends.mindspore_llm import Body as MindSporeBody
 from inflight.frontends.openai.embeddings import EmbeddingsBody
 from inflight.frontends.openai.request import ChatBody, CompletionBody
+from inflight.frontends.openai.responses import ResponsesBody
 from inflight.frontends.rest.generator import InstancesBody
 from inflight.frontends.tgi.app import ChatTokenizeBody, TokenizeBody
 from inflight.frontends.tgi.request import GenerateBody
@@ -25,6 +26,7 @@ _BODIES: dict[str, Any] = {
     "ChatRequest": ChatBody,
     "CompletionRequest": CompletionBody,
     "EmbeddingsRequest": EmbeddingsBody,
+    "ResponsesRequest": ResponsesBody,
     "TokenizeRequest": TokenizeBody,
     "ChatTokenizeRequest": ChatTokenizeBody,
     "InstancesRequest": InstancesBody,
@@ -94,6 +96,9 @@ _ANSWERS: dict[str, Schema] = {
             "data": _list(_object({"object": {"const": "embedding"}, "index": _COUNT, "embedding": {}})),
         }
     ),
+    "ResponsesResponse": _object(
+        {"id": _TEXT, "object": {"const": "response"}, "status": _TEXT, "output": _list({"type": "object"})}
+    ),
     "Model": _MODEL,
     "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
     "Tokenized": _list(_PIECE),
@@ -116,7 +121,7 @@ def _json(schema: Schema) -> Schema:
     return {"application/json": {"schema": schema}}
 
 
-_EVENTS = {"text/event-stream": {"schema": _TEXT}}
+_EVENTS = {"text/event-stream": {"schema": _object({"data": _TEXT})}}
 
 
 def _operation(
@@ -189,6 +194,11 @@ def _generation_paths() -> dict[str, Schema]:
         },
         "/v1/embeddings": {
             "post": _operation(openai, "Embed texts", "EmbeddingsResponse", "EmbeddingsRequest", "OpenAiError")
+        },
+        "/v1/responses": {
+            "post": _operation(
+                openai, "Chat, in the newer form", "ResponsesResponse", "ResponsesRequest", "OpenAiError", events=True
+            )
         },
         "/v1/models": {"get": _operation(openai, "What is served", "Models", None, "OpenAiError")},
         "/models/{name}/generate": {

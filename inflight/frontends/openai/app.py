@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,17 +13,18 @@ from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.generate import Whole, all_of, embedding_of, pick, read_struct
+from inflight.frontends.generate import Whole, all_of, embedding_of, pick, read_struct, whole
 from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
 from inflight.frontends.openai.response import Reply, Usage, error_json
+from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.sse import DONE, EventStream, Opened
 from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token
 from inflight.log import LOGGER
 from inflight.structured import grammar_of
 
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
-EMBEDDINGS = "/v1/embeddings"
+EMBEDDINGS, RESPONSES = "/v1/embeddings", "/v1/responses"
 
 _QUEUE = 64
 """Events of several choices that wait for a slow client before their generations' readers pause."""
@@ -47,7 +48,7 @@ class OpenAiRest:
         path: str = scope["path"]
         allowed = "GET" if path == MODELS or path.startswith(f"{MODELS}/") else "POST"
         try:
-            if allowed == "POST" and path not in (CHAT, COMPLETIONS, EMBEDDINGS):
+            if allowed == "POST" and path not in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES):
                 raise NotFound(f"there is no route {path}")
             if scope["method"] != allowed:
                 await respond(send, b"", status=405, headers=[(b"allow", allowed.encode())])
@@ -55,6 +56,8 @@ class OpenAiRest:
                 await self._chat(scope, receive, send)
             elif path == COMPLETIONS:
                 await self._completions(scope, receive, send)
+            elif path == RESPONSES:
+                await self._responses(scope, receive, send)
             elif path == EMBEDDINGS:
                 await self._embeddings(scope, receive, send)
             else:
@@ -130,6 +133,22 @@ class OpenAiRest:
         for index, one in enumerate(results):
             counted.add(index // choices, one.start, one.finish)
         await respond_json(send, reply.whole(results, counted, choices))
+
+    async def _responses(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_struct(scope, receive, ResponsesBody, self._limit)
+        generator = pick(self._backend.generators, body.model)
+        chat = chat_body(body)
+        tools = tools_of(chat, generator.info.tool_format)
+        prompt = await generator.render(tools.chat)
+        info = generator.info
+        (request,) = requests_of(
+            chat, [prompt], info.limits, special=False, grammar=tools.grammar, adapters=info.adapters
+        )
+        reply = ResponseReply(body, body.model or info.model_id, tools.format)
+        if body.stream:
+            await run_until_disconnect(_stream_response(generator, request, reply, send), receive)
+        else:
+            await respond_json(send, reply.whole(await run_until_disconnect(whole(generator, request), receive)))
 
     async def _embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_struct(scope, receive, EmbeddingsBody, self._limit)
@@ -252,6 +271,25 @@ async def _stream(
             await stream.event(DONE)
     finally:
         await asyncio.gather(*(one.close() for one in opened))
+
+
+async def _stream_response(generator: Generator, request: GenerationRequest, reply: ResponseReply, send: Send) -> None:
+    opened = await Opened(generator.generate(request)).open()
+    try:
+        async with EventStream(send, [(b"x-accel-buffering", b"no")]) as stream:
+
+            async def tell(events: Iterable[tuple[str, bytes]]) -> None:
+                for kind, data in events:
+                    await stream.event(data, f"event: {kind}\ndata: ".encode())
+
+            await tell(reply.begin())
+            try:
+                async for event in opened:
+                    await tell(reply.events(event))
+            except InflightError as error:
+                await tell([reply.failed(error)])
+    finally:
+        await opened.close()
 
 
 async def _merged(opened: Sequence[Opened[Event]]) -> AsyncIterator[tuple[int, Event]]:
