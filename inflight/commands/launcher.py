@@ -143,6 +143,9 @@ def read(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> dic
             values[flag.key] = _value(flag, text)
         if flag.use == "refused" and values[flag.key] not in (flag.default, None, False):
             raise ConfigError(f"--{flag.name} is not supported: {flag.help or 'leave it out.'}")
+    port = environment.get("AIP_HTTP_PORT")  # Google's platform says where it looks
+    if port:
+        values["port"] = _value(next(flag for flag in FLAGS if flag.name == "port"), port)
     return values
 
 

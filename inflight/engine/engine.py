@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from collections.abc import Sequence as Items
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from inflight.config import GeneratorConfig, RestartPolicy
 from inflight.engine.encoder import Encoder
@@ -36,7 +36,7 @@ from inflight.generation import (
     PieceOfText,
     Start,
 )
-from inflight.metrics import Metrics
+from inflight.metrics import Load, Metrics
 from inflight.plan import Sampling, ShardOffer, StepPlan, StepResult
 from inflight.sched import Capacity, Scheduler, Sequence
 from inflight.text import Matcher, Tokenizer
@@ -54,6 +54,21 @@ ENCODER = "encoder"
 
 LONGEST_TEXT = 16
 """Characters a token stands for at most, on average: longer texts are refused before they are encoded."""
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A plan that is not answered yet.
+
+    Attributes:
+        starts: where chunks of prompts with log-probabilities begin, by row.
+        method: `prefill` where it computes prompts, else `decode`.
+        submitted: when.
+    """
+
+    starts: dict[int, int]
+    method: str
+    submitted: float
 
 
 class Engine:
@@ -93,7 +108,7 @@ class Engine:
         self._failing: str | None = None
         self._scheduler: Scheduler | None = None
         self._grammars: Grammars | None = None
-        self._chunks: deque[dict[int, int]] = deque()  # by plan in flight: where chunks of prompts with logprobs start
+        self._flights: deque[_Flight] = deque()
         self._info = GeneratorInfo(config.name, config.model_id or str(config.model_dir), GenerationLimits(0, 0))
 
     # The generator
@@ -120,6 +135,15 @@ class Engine:
     def waiting(self) -> int:
         """Requests without a row."""
         return self._scheduler.waiting if self._scheduler is not None else 0
+
+    @property
+    def load(self) -> Load:
+        """What it does now."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return Load()
+        size, pool = scheduler.capacity.block_size, scheduler.pool
+        return Load(scheduler.running, scheduler.waiting, (pool.count - pool.free) * size, pool.count * size)
 
     async def start(self) -> None:
         """Loads the shards and begins to answer.
@@ -175,7 +199,9 @@ class Engine:
             if self._metrics is not None:
                 length, generated = (finish.prompt_length, finish.generated) if finish is not None else (0, 0)
                 queued, inference = (start.queued if start else 0.0), (finish.inference if finish else 0.0)
-                self._metrics.generation(length, generated, queued, inference, time.perf_counter() - began, failure)
+                self._metrics.generations.done(
+                    length, generated, queued, inference, time.perf_counter() - began, failure
+                )
 
     async def _events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         stream = await self._open(request)
@@ -219,6 +245,7 @@ class Engine:
         if self.streams >= self._config.max_concurrent_requests:
             raise Overloaded("Model is overloaded")
         self._arriving += 1
+        began = time.perf_counter()
         try:
             prompt = await self._prompt(request)
             grammar = await self._grammar(request)
@@ -227,6 +254,8 @@ class Engine:
         if self._stopping:
             raise Unavailable("the server stops")
         sequence = self._sequence(request, prompt)
+        if self._metrics is not None:
+            self._metrics.generations.admitted(time.perf_counter() - began, sequence.stop_at - sequence.num_prompt)
         stream = Stream(request, sequence, self._tokenizer)
         if grammar is not None:
             stream.matcher, sequence.mask = grammar
@@ -379,11 +408,15 @@ class Engine:
                 stream.begin()
                 if stream.sequence.sampling.prompt_logprobs:
                     starts[admission.id] = stream.sequence.planned - admission.chunk
-        self._chunks.append(starts)
+        joined = sum(admission.token_ids is not None for admission in plan.prefill)
+        self._flights.append(_Flight(starts, "prefill" if plan.prefill else "decode", time.perf_counter()))
+        if self._metrics is not None and joined:
+            self._metrics.generations.planned(joined, self._scheduler.running)
 
     def _take(self, result: StepResult) -> None:
         assert self._scheduler is not None
-        starts = self._chunks.popleft()
+        flight, began = self._flights.popleft(), time.perf_counter()
+        starts = flight.starts
         for id, values in result.prompt_logprobs.items():
             stream = self._streams.get(id)
             if stream is not None and id in starts:
@@ -403,6 +436,9 @@ class Engine:
                 masked.append((stream, stream.matcher, token))
         if masked:
             self._mask(masked)
+        if self._metrics is not None:
+            host = time.perf_counter() - began
+            self._metrics.generations.step(flight.method, began - flight.submitted, result.seconds, host)
 
     def _mask(self, masked: list[tuple[Stream, Matcher, int]]) -> None:
         """Rows that follow a grammar go on together, once it is known what may follow their tokens."""
@@ -423,7 +459,10 @@ class Engine:
         """Starts the shards anew; whoever was running goes on from its known tokens."""
         assert self._scheduler is not None
         self._up = False
-        self._chunks.clear()
+        for flight in self._flights:
+            if self._metrics is not None:
+                self._metrics.generations.step_lost(flight.method)
+        self._flights.clear()
         for sequence in self._scheduler.lost():
             stream = self._streams.get(sequence.id)
             if stream is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from inflight.config import GeneratorConfig, ServerConfig
 from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Overloaded, StartError
-from inflight.metrics import Metrics
+from inflight.metrics import Load, Metrics
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
 from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
@@ -125,7 +125,7 @@ class Generators:
             raise StartError(
                 f"language models need the extra 'llm': pip install 'inflight-serving[llm]' ({error})"
             ) from error
-        self._metrics.watch_generations(self._load)
+        self._metrics.generations.watch(self._load)
         started: list[str] = []
         try:
             for config in configs:
@@ -148,10 +148,15 @@ class Generators:
                 del self._groups[name]
             raise
 
-    def _load(self) -> tuple[int, int]:
-        """Running rows and waiting requests of all models."""
-        engines = self._engines.values()
-        return sum(engine.running for engine in engines), sum(engine.waiting for engine in engines)
+    def _load(self) -> Load:
+        """Of all models together."""
+        loads = [engine.load for engine in self._engines.values()]
+        return Load(
+            sum(load.running for load in loads),
+            sum(load.waiting for load in loads),
+            sum(load.tokens for load in loads),
+            sum(load.room for load in loads),
+        )
 
     async def stop(self) -> None:
         await asyncio.gather(*(engine.stop(self._config.stop_timeout) for engine in self._engines.values()))

@@ -84,8 +84,10 @@ def lines(served: Served) -> dict[str, float]:
 
 
 def calm(served: Served) -> None:
-    """No rows are left, and forty requests fit at once, which a leak of any of them would prevent."""
-    eventually(lambda: lines(served)["tgi_batch_current_size"] == 0 == lines(served)["tgi_queue_size"], 20)
+    """No rows, blocks or requests are left, and forty fit at once, which a leak of any of them would prevent."""
+    left = ["inflight_requests_in_flight", "tgi_queue_size"]
+    left += ["tgi_batch_current_size", "tgi_batch_current_max_tokens"]
+    eventually(lambda: not any(lines(served)[name] for name in left), 20)
     body = json.dumps({"prompt": ["Once"] * 4, "n": 10, "max_tokens": 4, "ignore_eos": True}).encode()
     status, data = request(served.http, "POST", "/v1/completions", body, {"Content-Type": "application/json"})
     assert status == 200, data

@@ -267,6 +267,13 @@ def test_metrics_have_tgis_names(served: Served) -> None:
     assert grew("tgi_request_duration_count") == 1
     assert grew("tgi_request_duration_sum") >= grew("tgi_request_inference_duration_sum") > 0
     assert after["tgi_queue_size"][()] == after["tgi_batch_current_size"][()] == 0
+    assert after["tgi_batch_current_max_tokens"][()] == 0
+    assert after["tgi_batch_max_total_tokens"][()] >= 512
+    assert grew("tgi_batch_inference_count", ("prefill",)) >= 1
+    assert grew("tgi_batch_inference_success", ("decode",)) >= 6
+    assert grew("tgi_batch_forward_duration_count", ("decode",)) >= 6
+    assert grew("tgi_request_max_new_tokens_sum") == 7
+    assert grew("tgi_request_validation_duration_count") == 1
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,26 @@ def test_embeddings(served: Served) -> None:
                 client.embeddings.create(model="pocket", **wrong)  # type: ignore[arg-type]
 
 
+def test_an_encoder_is_served(tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=2048, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    folder = tmp_path / "tiny-bert"
+    transformers.BertModel(config).eval().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(POCKET / name, folder / name)
+    with serve(tmp_path, str(folder)) as one:
+        _, answer = post(one.http, "/v1/embeddings", {"input": ["Once upon a time", "x"], "model": "tiny-bert"})
+        assert [len(each["embedding"]) for each in answer["data"]] == [32, 32]
+        status, answer = post(one.http, "/generate", {"inputs": "Once"})
+        assert status == 422
+        assert "/v1/embeddings" in answer["error"]
+
+
 # Key and origins
 
 

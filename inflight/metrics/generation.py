@@ -1,0 +1,148 @@
+"""What TGI shows of itself, under its names, which have no `_total`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from inflight.metrics.histograms import Histogram, Histograms
+
+SECONDS = tuple(0.00015 * 1.5**power for power in range(35))
+"""The buckets of TGI's durations."""
+LENGTHS = tuple(float(1 << power) for power in range(18))
+SIZES = tuple(float(1 << power) for power in range(11))
+
+_REQUEST_SECONDS = {
+    "tgi_request_duration": "Seconds from request to last token.",
+    "tgi_request_queue_duration": "Seconds until the first step.",
+    "tgi_request_inference_duration": "Seconds from the first step to the last token.",
+    "tgi_request_mean_time_per_token_duration": "Seconds for each token.",
+}
+_REQUEST_LENGTHS = {
+    "tgi_request_input_length": "Tokens of the prompt.",
+    "tgi_request_generated_tokens": "Tokens generated.",
+}
+_STEP_SECONDS = {
+    "tgi_batch_inference_duration": "Seconds from a step's plan to its answer.",
+    "tgi_batch_forward_duration": "Seconds of the step on the first rank.",
+    "tgi_batch_decode_duration": "Seconds of turning a step's tokens into text and events.",
+}
+
+
+Values = Mapping[tuple[str, ...], float]
+"""By labels."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the language models do now.
+
+    Attributes:
+        running, waiting: rows, and requests without one.
+        tokens: of the cache, in blocks that somebody uses; room: of the whole cache.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    tokens: int = 0
+    room: int = 0
+
+
+class GenerationMetrics:
+    """Counters of all language models of a server."""
+
+    def __init__(self) -> None:
+        self._load: Callable[[], Load] | None = None
+        self._seconds = {name: Histogram(SECONDS) for name in _REQUEST_SECONDS}
+        self._lengths = {name: Histogram(LENGTHS) for name in _REQUEST_LENGTHS}
+        self._validation = Histogram(SECONDS)
+        self._asked = Histogram(LENGTHS)
+        self._joined = Histogram(SIZES)
+        self._failures: dict[str, int] = {}
+        self._concats: dict[str, int] = {}
+        self._steps = {name: Histograms(SECONDS) for name in _STEP_SECONDS}
+        self._lost: dict[str, int] = {}
+
+    def watch(self, read: Callable[[], Load]) -> None:
+        """Who knows what the models do now; asked at every scrape."""
+        self._load = read
+
+    def admitted(self, seconds: float, max_new_tokens: int) -> None:
+        """A request was checked and its prompt encoded, in so many seconds."""
+        self._validation.observe(seconds)
+        self._asked.observe(max_new_tokens)
+
+    def done(
+        self, prompt: int, generated: int, queued: float, inference: float, seconds: float, failure: str | None = None
+    ) -> None:
+        """One generation ended: tokens of its prompt and output, seconds; `failure` in TGI's words, None for none."""
+        if failure is not None:
+            self._failures[failure] = self._failures.get(failure, 0) + 1
+            return
+        times = (seconds, queued, inference, inference / max(1, generated))
+        for histogram, value in zip(self._seconds.values(), times):
+            histogram.observe(value)
+        for histogram, length in zip(self._lengths.values(), (prompt, generated)):
+            histogram.observe(length)
+
+    def planned(self, joined: int, running: int) -> None:
+        """A step was planned in which so many requests join so many rows."""
+        if joined:
+            self._joined.observe(joined)
+            if running > joined:
+                self._concats["chunking"] = self._concats.get("chunking", 0) + 1
+
+    def step(self, method: str, inference: float, forward: float, host: float) -> None:
+        """A step was answered. Args: method: `prefill` where it computed prompts, else `decode`; seconds."""
+        for histograms, value in zip(self._steps.values(), (inference, forward, host)):
+            histograms[method,].observe(value)
+
+    def step_lost(self, method: str) -> None:
+        """A step will never be answered."""
+        self._lost[method] = self._lost.get(method, 0) + 1
+
+    def collect(self) -> Iterator[Metric]:
+        """The families as they stand; none where no language model is served."""
+        if self._load is None:
+            return
+        load = self._load()
+        good = sum(next(iter(self._seconds.values())).counts)
+        yield _counter("tgi_request_count", "Generations that ended.", {(): good + sum(self._failures.values())})
+        yield _counter("tgi_request_success", "Generations that ended well.", {(): good})
+        failed: Values = {(kind,): count for kind, count in self._failures.items()}
+        yield _counter("tgi_request_failure", "Generations that failed, by what went wrong.", failed, "err")
+        for names, histograms in ((_REQUEST_SECONDS, self._seconds), (_REQUEST_LENGTHS, self._lengths)):
+            for name, text in names.items():
+                yield histograms[name].family(name, text)
+        yield self._validation.family("tgi_request_validation_duration", "Seconds of checking and encoding a request.")
+        yield self._asked.family("tgi_request_max_new_tokens", "Tokens that requests may generate at most.")
+        yield self._joined.family("tgi_batch_next_size", "Requests that join the batch in one step.")
+        concats: Values = {(reason,): count for reason, count in self._concats.items()}
+        yield _counter("tgi_batch_concat", "Steps in which requests joined running ones.", concats, "reason")
+        for name, text in _STEP_SECONDS.items():
+            yield self._steps[name].family(name, text, ["method"])
+        answered: Values = {
+            names: sum(one.counts) for names, one in self._steps["tgi_batch_inference_duration"].items()
+        }
+        lost: Values = {(method,): count for method, count in self._lost.items()}
+        both: Values = {names: answered.get(names, 0) + lost.get(names, 0) for names in {**answered, **lost}}
+        yield _counter("tgi_batch_inference_count", "Steps.", both, "method")
+        yield _counter("tgi_batch_inference_success", "Steps that were answered.", answered, "method")
+        yield _counter("tgi_batch_inference_failure", "Steps that were lost with their ranks.", lost, "method")
+        for name, text, value in (
+            ("tgi_queue_size", "Generations without a row.", load.waiting),
+            ("tgi_batch_current_size", "Rows of the running batch.", load.running),
+            ("tgi_batch_current_max_tokens", "Tokens of the cache in blocks that rows use.", load.tokens),
+            ("tgi_batch_max_total_tokens", "Tokens of the cache.", load.room),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, values: Values, label: str | None = None) -> Metric:
+    """A counter under exactly this name: Prometheus' own would end in `_total`."""
+    family = Metric(name, text, "unknown")
+    for labels, value in values.items():
+        family.add_sample(name, {} if label is None else {label: labels[0]}, value)
+    return family
