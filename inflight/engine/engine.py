@@ -168,9 +168,10 @@ class Engine:
                 await asyncio.wait_for(self._idle.wait(), grace)
             except asyncio.TimeoutError:
                 log.warning("%d generations did not finish before the server stopped", len(self._streams))
-        if self._loop_task is not None:
+        while self._loop_task is not None and not self._loop_task.done():
             self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
+            # Before Python 3.12 `wait_for` forgets a cancel that comes together with its result: it is said again.
+            await asyncio.wait([self._loop_task], timeout=0.2)
         for stream in list(self._streams.values()):
             stream.fail(Unavailable("the server stops"))
         self._encoder.close()

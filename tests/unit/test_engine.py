@@ -325,3 +325,25 @@ def test_limits_that_do_not_fit_the_cache() -> None:
             await engine.start()
 
     asyncio.run(main())
+
+
+def test_stop_says_a_cancel_again_that_was_lost() -> None:
+    """`asyncio.wait_for` forgets a cancel that comes together with its result (Python 3.11 and older)."""
+
+    async def deaf() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        engine = Engine(GeneratorConfig(Path("fake"), "fake"), word_tokenizer(), FakeExecutor(), QUICK)
+        await engine.start()
+        assert engine._loop_task is not None
+        engine._loop_task.cancel()
+        engine._loop_task = asyncio.ensure_future(deaf())
+        await asyncio.sleep(0)
+        await asyncio.wait_for(engine.stop(), 5)
+        assert engine._loop_task.done()
+
+    asyncio.run(main())
