@@ -13,6 +13,10 @@ _SHAPES = (
     '{"type": "json_object"}, {"type": "regex", "value": "..."}, {"type": "lark", "value": "..."}, '
     '{"type": "ebnf", "value": "..."} or {"type": "text"}'
 )
+JSON_OPTIONS = {"whitespace_pattern": "[ ]?", "coerce_one_of": True}
+"""How JSON is held to its schema. One optional space, as TGI has it: a model that loves white space must not fill its
+tokens with it. `oneOf` is followed as `anyOf`: JSON is written from left to right, and the other branches are not
+known to fail yet."""
 ANY_OBJECT = '{"type":"object"}'
 
 

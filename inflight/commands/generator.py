@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inflight.commands.launcher import adapters as read_adapters
+from inflight.commands.checkpoints import adapters as read_adapters
 from inflight.commands.options import Option, one_of, seconds, switch, whole
 from inflight.config import AdapterConfig, GeneratorConfig
 from inflight.errors import ConfigError

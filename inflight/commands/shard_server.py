@@ -17,8 +17,8 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from inflight import __version__
+from inflight.commands.checkpoints import adapters, find_model
 from inflight.commands.generator import memory
-from inflight.commands.launcher import adapters, find_model
 from inflight.config import AdapterConfig
 from inflight.errors import ConfigError, InflightError
 from inflight.plan import ShardJob

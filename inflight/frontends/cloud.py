@@ -9,13 +9,13 @@ import msgspec
 import orjson
 
 from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.asgi import Message, Receive, Scope, Send, respond, respond_json
+from inflight.frontends.asgi import Message, Receive, Scope, Send, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.body import read_body
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.generate import all_of, pick
 from inflight.frontends.openai import OpenAiRest, chat_requests
-from inflight.frontends.tgi import TgiRest, check_body, error_reply
+from inflight.frontends.tgi import TgiRest, check_body, fail
 from inflight.generation import GenerationRequest
 from inflight.log import LOGGER
 
@@ -53,11 +53,10 @@ class CloudRest:
         except Disconnected:
             return
         except InflightError as error:
-            status, data, headers = error_reply(error)
-            await respond(send, data, status=status, content_type=headers[0], headers=headers[1:])
+            await fail(send, error)
         except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
             LOGGER.error("%s failed", scope["path"], exc_info=error)
-            await respond_json(send, {"error": "internal server error", "error_type": "generation"}, status=500)
+            await fail(send, InflightError("internal server error, the server's log has the details"))
 
     async def _dispatch(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """The route that a body belongs to, by the field that each of them needs."""

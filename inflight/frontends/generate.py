@@ -15,7 +15,7 @@ import msgspec
 from inflight.errors import InflightError, NotFound
 from inflight.frontends.asgi import Receive, Scope, header
 from inflight.frontends.body import read_body
-from inflight.generation import Embedding, Event, Finish, GenerationRequest, Generator, Start, Token, TokenInfo
+from inflight.generation import Embedding, Event, Finish, GenerationRequest, Generator, Start, Token
 
 T = TypeVar("T")
 
@@ -135,11 +135,6 @@ def with_seed(request: GenerationRequest, seed: int) -> GenerationRequest:
 def number(value: float | None) -> float | None:
     """A log-probability as JSON takes it: no NaN, no infinity."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def shown(info: TokenInfo) -> str:
-    """Its text; a token alone may be half a character."""
-    return info.text
 
 
 __all__ = [

@@ -11,12 +11,12 @@ import msgspec
 import orjson
 
 from inflight.errors import InflightError, InvalidRequest, NotFound
-from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
+from inflight.frontends.asgi import Receive, Scope, Send, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.generate import MAX_SEED, Whole, draw_seed, number, pick, read_struct, whole
 from inflight.frontends.sse import EventStream, Opened
-from inflight.frontends.tgi.response import error_reply
+from inflight.frontends.tgi import fail
 from inflight.generation import Finish, FinishReason, GenerationRequest, Generator, Token, TokenInfo
 from inflight.log import LOGGER
 from inflight.plan import Sampling
@@ -89,10 +89,10 @@ class MindSporeLlm:
         except Disconnected:
             return
         except InflightError as error:
-            await _fail(send, error)
+            await fail(send, error)
         except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
             LOGGER.error("%s failed", scope["path"], exc_info=error)
-            await _fail(send, InflightError("internal server error, the server's log has the details"))
+            await fail(send, InflightError("internal server error, the server's log has the details"))
 
     async def _about(self, what: str, send: Send) -> None:
         """`bs`: rows of the batch; `numbers`: requests in the server; `info`: the model. Each as one event."""
@@ -179,10 +179,10 @@ async def _stream(generator: Generator, request: GenerationRequest, given: Param
         async with EventStream(send) as stream:
 
             async def tell(data: dict[str, Any]) -> None:
-                event = [data] if plain else {"event": "message", "retry": RETRY, "data": [data]}
-                await stream.event(
-                    orjson.dumps(event[0] if isinstance(event, list) else event), b"data:" if plain else None
-                )
+                if plain:
+                    await stream.event(orjson.dumps(data), b"data:")
+                else:
+                    await stream.event(orjson.dumps({"event": "message", "retry": RETRY, "data": [data]}))
 
             try:
                 async for event in opened:
@@ -201,8 +201,3 @@ async def _stream(generator: Generator, request: GenerationRequest, given: Param
                 await tell({"error": str(error), "finish_reason": "predict_failed"})
     finally:
         await opened.close()
-
-
-async def _fail(send: Send, error: InflightError) -> None:
-    status, body, headers = error_reply(error)
-    await respond(send, body, status=status, content_type=headers[0], headers=headers[1:])

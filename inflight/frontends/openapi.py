@@ -159,7 +159,6 @@ def _generation_paths() -> dict[str, Schema]:
     either = {"anyOf": [_ref("GenerateRequest"), _ref("ChatRequest"), _ref("CompletionRequest")]}
     vertex = _object({"instances": _list(_ANY_OBJECT)})
     extension = _object({"text_input": _TEXT}, {"parameters": _ANY_OBJECT, "id": _TEXT})
-    wide = {"anyOf": [_list(_ref("GenerateResponse")), _ref("ChatResponse"), _ref("CompletionResponse")]}
     return {
         "/": {
             "post": _operation(
@@ -181,7 +180,6 @@ def _generation_paths() -> dict[str, Schema]:
         "/invocations": {
             "post": {
                 **_operation(tgi, "Amazon's form: any of the bodies", "Any", either, "Any", events=True),
-                "x-answers": wide,
             }
         },
         "/v1/chat/completions": {

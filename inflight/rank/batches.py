@@ -8,7 +8,7 @@ filtering move nothing, and every call is one `StepPlan` in which all other rows
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inflight.errors import InvalidRequest, NotFound
@@ -47,6 +47,7 @@ class Row:
     asked: Asked
     key: int
     stops: StopTexts
+    detokenizer: Detokenizer
     generated: int = 0
     text: list[str] = field(default_factory=list)
     matcher: Matcher | None = None
@@ -96,7 +97,6 @@ class Batches:
         self._batches: dict[int, list[Row]] = {}
         self._next_key = 0
         self._step = 0
-        self._detokenizers: dict[int, Detokenizer] = {}
         self._compiler: GrammarCompiler | None = None
 
     @property
@@ -168,15 +168,15 @@ class Batches:
                 f"request {missing[0]} is not in batch {id}" if missing else "a batch keeps at least one request"
             )
         kept = [rows[request] for request in request_ids]
-        self._forget(row for row in rows.values() if row not in kept)
         self._batches[id] = kept
         return kept
 
     def drop(self, id: int | None) -> None:
         """Forgets a batch, or all of them; one that is not there was forgotten before."""
-        ids = [id] if id is not None else list(self._batches)
-        for one in ids:
-            self._forget(self._batches.pop(one, []))
+        if id is None:
+            self._batches.clear()
+        else:
+            self._batches.pop(id, None)
 
     def _check(self, asked: Asked) -> None:
         offer = self._runner.offer
@@ -193,7 +193,7 @@ class Batches:
             raise InvalidRequest(f"{needed} tokens are more than the model's {offer.max_model_len}")
 
     def _row(self, asked: Asked) -> Row:
-        row = Row(asked, self._next_key, StopTexts(asked.stop, True))
+        row = Row(asked, self._next_key, StopTexts(asked.stop, True), self._tokenizer.detokenizer(asked.tokens))
         self._next_key += 1
         if asked.grammar is not None:
             if self._compiler is None:
@@ -216,17 +216,13 @@ class Batches:
         tokens = self._runner.last_tokens([row.key for row in rows])
         generated = [self._take(row, token, result) for row, token in zip(rows, tokens)]
         staying = [one.row for one in generated if one.reason is None]
-        self._forget(one.row for one in generated if one.reason is not None)
         if staying:
             self._batches[id] = staying
         return Outcome(generated, staying, seconds)
 
     def _take(self, row: Row, token: int, result: StepResult | None) -> Generated:
         row.generated += 1
-        detokenizer = self._detokenizers.get(row.key)
-        if detokenizer is None:
-            detokenizer = self._detokenizers[row.key] = self._tokenizer.detokenizer(row.asked.tokens)
-        text = detokenizer.add(token)
+        text = row.detokenizer.add(token)
         special = self._tokenizer.is_special(token)
         shown, hit = ("", None) if special else row.stops.add(text)
         row.text.append(shown)
@@ -234,7 +230,7 @@ class Batches:
         whole: str | None = None
         if reason is not None:
             if hit is None:
-                row.text.append(row.stops.add(detokenizer.finish())[0] + row.stops.finish())
+                row.text.append(row.stops.add(row.detokenizer.finish())[0] + row.stops.finish())
             whole = "".join(row.text)
         elif row.matcher is not None:
             row.matcher.advance(token)
@@ -253,7 +249,3 @@ class Batches:
         if (not asked.ignore_eos or row.matcher is not None) and token in self._tokenizer.eos_ids:
             return FinishReason.EOS
         return FinishReason.LENGTH if row.generated >= asked.max_new_tokens else None
-
-    def _forget(self, rows: Iterable[Row]) -> None:
-        for row in rows:
-            self._detokenizers.pop(row.key, None)

@@ -17,14 +17,12 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from inflight.errors import InvalidRequest
 from inflight.generation import Grammar
+from inflight.structured import JSON_OPTIONS
 
 CACHED = 128
 """Compiled grammars that are kept, least recently used first to go."""
 MAX_SOURCE = 1 << 18
 """Characters of a grammar's source."""
-_OPTIONS = {"whitespace_pattern": "[ ]?", "coerce_one_of": True}
-"""One optional space, as TGI has it: a model that loves white space must not fill its tokens with it. `oneOf` is
-followed as `anyOf`, since JSON is written from left to right and the other branches are not known to fail yet."""
 
 
 class Matcher:
@@ -98,7 +96,7 @@ def _source(grammar: Grammar) -> str:
         raise InvalidRequest(f"the grammar has {len(grammar.value)} characters, at most {MAX_SOURCE} are taken")
     try:
         if grammar.kind == "json":
-            return str(llguidance.LLMatcher.grammar_from_json_schema(grammar.value, defaults=_OPTIONS))
+            return str(llguidance.LLMatcher.grammar_from_json_schema(grammar.value, defaults=JSON_OPTIONS))
         if grammar.kind == "regex":
             return str(llguidance.LLMatcher.grammar_from_regex(grammar.value))
         if grammar.kind == "ebnf":

@@ -324,6 +324,17 @@ def test_the_launcher() -> None:
             assert b'"generated_text":"' in response.read()
 
 
+def test_googles_names_of_routes_and_port() -> None:
+    from inflight.commands.launcher import read
+
+    assert read([], {"AIP_HTTP_PORT": "8085"})["port"] == 8085
+    names = {"AIP_PREDICT_ROUTE": "/predict", "AIP_HEALTH_ROUTE": "/alive"}
+    with Launched("--model-id", str(POCKET), "--max-total-tokens", "200", **names) as one:
+        assert request(one.http, "GET", "/alive")[0] == 200
+        body = {"instances": [{"inputs": "Once", "parameters": {"max_new_tokens": 3}}]}
+        assert len(post(one.http, "/predict", body)[1]["predictions"]) == 1
+
+
 def test_the_launchers_environment(tmp_path: Path) -> None:
     template = tmp_path / "tokenizer_config.json"
     template.write_text(json.dumps({"chat_template": "{{ messages[0]['content'] }}!", "eos_token": "<|end|>"}))

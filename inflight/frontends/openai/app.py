@@ -18,6 +18,7 @@ from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_f
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
 from inflight.frontends.openai.response import Reply, Usage, error_json
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
+from inflight.frontends.openai.tools import Tools
 from inflight.frontends.sse import DONE, EventStream, Opened
 from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token
 from inflight.log import LOGGER
@@ -73,17 +74,7 @@ class OpenAiRest:
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_struct(scope, receive, ChatBody, self._limit)
         generator = pick(self._backend.generators, body.model)
-        tools = tools_of(body, generator.info.tool_format)
-        prompt = await generator.render(tools.chat)
-        # The template has written the special tokens itself.
-        requests = requests_of(
-            body,
-            [prompt],
-            generator.info.limits,
-            special=False,
-            grammar=tools.grammar,
-            adapters=generator.info.adapters,
-        )
+        requests, tools = await _prepared(generator, body)
         model = body.model or generator.info.model_id
         reply = Reply("chat.completion", model, logprobs=bool(body.logprobs), tools=tools.format)
         await self._answer(body, generator, requests, reply, receive, send)
@@ -137,14 +128,8 @@ class OpenAiRest:
     async def _responses(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_struct(scope, receive, ResponsesBody, self._limit)
         generator = pick(self._backend.generators, body.model)
-        chat = chat_body(body)
-        tools = tools_of(chat, generator.info.tool_format)
-        prompt = await generator.render(tools.chat)
-        info = generator.info
-        (request,) = requests_of(
-            chat, [prompt], info.limits, special=False, grammar=tools.grammar, adapters=info.adapters
-        )
-        reply = ResponseReply(body, body.model or info.model_id, tools.format)
+        (request,), tools = await _prepared(generator, chat_body(body))
+        reply = ResponseReply(body, body.model or generator.info.model_id, tools.format)
         if body.stream:
             await run_until_disconnect(_stream_response(generator, request, reply, send), receive)
         else:
@@ -194,12 +179,17 @@ async def chat_requests(generator: Generator, given: dict[str, Any]) -> list[Gen
         msgspec.ValidationError: it has another form.
         InvalidRequest: as the route itself.
     """
-    body = msgspec.convert(given, ChatBody)
-    tools = tools_of(body, generator.info.tool_format)
+    return (await _prepared(generator, msgspec.convert(given, ChatBody)))[0]
+
+
+async def _prepared(generator: Generator, body: ChatBody) -> tuple[list[GenerationRequest], Tools]:
+    """The requests of a chat, one for each choice, and its tools."""
+    info = generator.info
+    tools = tools_of(body, info.tool_format)
     prompt = await generator.render(tools.chat)
-    return requests_of(
-        body, [prompt], generator.info.limits, special=False, grammar=tools.grammar, adapters=generator.info.adapters
-    )
+    # The template has written the special tokens itself.
+    requests = requests_of(body, [prompt], info.limits, special=False, grammar=tools.grammar, adapters=info.adapters)
+    return requests, tools
 
 
 def _prompts(prompt: str | list[Any], field: str) -> list[str | Sequence[int]]:

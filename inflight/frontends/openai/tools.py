@@ -15,6 +15,7 @@ from typing import Any
 
 from inflight.errors import InvalidRequest, ToolError
 from inflight.generation import Chat, Grammar, ToolFormat
+from inflight.structured import JSON_OPTIONS
 
 PLAIN = ToolFormat("plain", "")
 """For templates without tools: one JSON object a call, one call a line."""
@@ -24,7 +25,6 @@ TOOL_PROMPT = (
     '{"name": "<function>", "arguments": {<its arguments>}}. These functions are available:'
 )
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-_GRAMMAR_OPTIONS = {"whitespace_pattern": "[ ]?", "coerce_one_of": True}
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _lark(tools: Sequence[Tool], format: ToolFormat, *, free: bool, several: boo
     for index, tool in enumerate(tools):
         head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{key}": ')
         # A document of its own for every function, so that `$ref` finds its definitions.
-        schema = json.dumps({**tool.parameters, "x-guidance": _GRAMMAR_OPTIONS})
+        schema = json.dumps({**tool.parameters, "x-guidance": JSON_OPTIONS})
         rules.append(f'call_{index}: {head} %json {schema} "}}"')
     mark = f"<[{format.begin_id}]>" if format.begin_id is not None else json.dumps(format.begin)
     if format.kind == "hermes":
@@ -415,6 +415,6 @@ class ToolReader:
         return None
 
     def _show(self, text: str, found: list[Piece]) -> None:
-        if (text and (text.strip() or self._began)) or (text and not self.calls):
+        if text and (text.strip() or self._began or not self.calls):
             self._began = True
             found.append(Content(text))

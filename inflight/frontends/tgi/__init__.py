@@ -2,6 +2,6 @@
 
 from inflight.frontends.tgi.app import TgiRest
 from inflight.frontends.tgi.request import check_body
-from inflight.frontends.tgi.response import error_reply
+from inflight.frontends.tgi.response import fail
 
-__all__ = ["TgiRest", "check_body", "error_reply"]
+__all__ = ["TgiRest", "check_body", "fail"]

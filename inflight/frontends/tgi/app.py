@@ -19,7 +19,7 @@ from inflight.frontends.tgi.request import Asked, GenerateBody, check
 from inflight.frontends.tgi.response import (
     compute_type,
     error_frame,
-    error_reply,
+    fail,
     frame,
     generation_json,
     timing_headers,
@@ -84,10 +84,10 @@ class TgiRest:
         except Disconnected:
             return
         except InflightError as error:
-            await _fail(send, error)
+            await fail(send, error)
         except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
             LOGGER.error("%s failed", scope["path"], exc_info=error)
-            await _fail(send, InflightError("internal server error, the server's log has the details"))
+            await fail(send, InflightError("internal server error, the server's log has the details"))
 
     @property
     def _generator(self) -> Generator:
@@ -209,8 +209,3 @@ async def _run_stream(generator: Generator, asked: Asked, body: GenerateBody, fu
                 await stream.event(error_frame(error))
     finally:
         await opened.close()
-
-
-async def _fail(send: Send, error: InflightError) -> None:
-    status, body, headers = error_reply(error)
-    await respond(send, body, status=status, content_type=headers[0], headers=headers[1:])

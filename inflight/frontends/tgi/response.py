@@ -19,7 +19,7 @@ from inflight.errors import (
     TooLarge,
     Unavailable,
 )
-from inflight.frontends.asgi import Header
+from inflight.frontends.asgi import Header, Send, respond
 from inflight.frontends.generate import PlainError, Whole, number
 from inflight.frontends.tgi.request import Asked
 from inflight.generation import Finish, GeneratorInfo, Token, TokenInfo
@@ -116,6 +116,12 @@ def error_reply(error: InflightError) -> tuple[int, bytes, list[Header]]:
     status, kind, text = classify(error)
     headers = [RETRY_AFTER] if status in (429, 503) else []
     return status, orjson.dumps({"error": text, "error_type": kind}), [(b"content-type", b"application/json"), *headers]
+
+
+async def fail(send: Send, error: InflightError) -> None:
+    """Answers with an error."""
+    status, body, headers = error_reply(error)
+    await respond(send, body, status=status, content_type=headers[0], headers=headers[1:])
 
 
 def error_frame(error: InflightError) -> bytes:
