@@ -68,6 +68,11 @@ class ServableConfig:
     max_batch_size: int | None = None
 
 
+QUANTIZE = ("none", "int8", "int4", "int4-64", "int4-128")
+"""What weights can be packed as; int4 is in groups of 32."""
+KV_CACHE_DTYPES = ("auto", "int8")
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """One LoRA adapter: its name for clients and its folder (PEFT's layout), absolute."""
@@ -90,6 +95,9 @@ class GeneratorConfig:
         kv_cache_bytes: memory of each rank's cache; None: measured at start.
         block_size: tokens in one block of the cache.
         threads: CPU threads of each rank; 0: the cores divided by the ranks.
+        quantize: none, int8, int4, int4-64 or int4-128: what float weights are packed as, on the CPU engine.
+        kv_cache_dtype: auto (that of the weights) or int8, on the CPU engine.
+        packed_cache: folder where packed weights are kept from one start to the next; None: nowhere.
         allow_pickle, trust_remote_code: read what can run code.
         max_concurrent_requests: more are refused (Overloaded).
         max_batch_size: rows that are computed together.
@@ -116,6 +124,9 @@ class GeneratorConfig:
     kv_cache_bytes: int | None = None
     block_size: int = 16
     threads: int = 0
+    quantize: str = "none"
+    kv_cache_dtype: str = "auto"
+    packed_cache: Path | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
     max_concurrent_requests: int = 128

@@ -159,6 +159,9 @@ class ShardJob(msgspec.Struct, frozen=True):
         allow_pickle: read pytorch_model.bin where there are no safetensors.
         trust_remote_code: run model code that the folder holds.
         adapters: (name, folder) of LoRA adapters; the first one is number 1.
+        quantize: none, int8, int4, int4-64 or int4-128: what the CPU engine packs float weights as.
+        kv_cache_dtype: auto (that of the weights), or int8 on the CPU engine.
+        packed_cache: a folder where packed weights are kept from one start to the next; empty: none.
     """
 
     model_dir: str
@@ -177,6 +180,9 @@ class ShardJob(msgspec.Struct, frozen=True):
     allow_pickle: bool = False
     trust_remote_code: bool = False
     adapters: list[tuple[str, str]] = []
+    quantize: str = "none"
+    kv_cache_dtype: str = "auto"
+    packed_cache: str = ""
 
 
 class ShardOffer(msgspec.Struct, frozen=True):

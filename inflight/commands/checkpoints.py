@@ -7,6 +7,7 @@ from pathlib import Path
 
 from inflight.config import AdapterConfig
 from inflight.errors import ConfigError
+from inflight.gguf import is_gguf, model_folder
 
 
 def adapters(text: str) -> tuple[AdapterConfig, ...]:
@@ -32,12 +33,15 @@ def adapters(text: str) -> tuple[AdapterConfig, ...]:
 
 
 def find_model(model_id: str, revision: str | None, cache: str | None) -> Path:
-    """The folder of a model; one of the hub is fetched, or found in its cache.
+    """The folder of a model; of a GGUF file one is made, and one of the hub is fetched, or found in its cache.
 
     Raises:
         ConfigError: neither is there.
+        StartError: a GGUF file that cannot be served.
     """
     folder = Path(model_id)
+    if is_gguf(folder):
+        return model_folder(folder)
     if folder.is_dir():
         return folder.absolute().resolve()
     try:

@@ -10,8 +10,9 @@ from typing import Any
 
 from inflight.commands.checkpoints import adapters as read_adapters
 from inflight.commands.options import Option, one_of, seconds, switch, whole
-from inflight.config import AdapterConfig, GeneratorConfig
+from inflight.config import KV_CACHE_DTYPES, QUANTIZE, AdapterConfig, GeneratorConfig
 from inflight.errors import ConfigError
+from inflight.gguf import is_gguf, model_folder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -66,6 +67,26 @@ GENERATOR_OPTIONS = (
     ),
     Option("block-size", whole(1, 256), "Tokens in a block of the cache. Default 16.", default=16, metavar="N"),
     Option("threads", whole(0), "CPU threads of each rank. Default: the cores, shared.", default=0, metavar="N"),
+    Option(
+        "quantize",
+        one_of(*QUANTIZE),
+        "Pack weights as 8 or 4 bits (int4: groups of 32), on CPUs. Default none.",
+        default="none",
+        metavar="FORM",
+    ),
+    Option(
+        "kv-cache-dtype",
+        one_of(*KV_CACHE_DTYPES),
+        "Of the key-value cache: the weights' or int8, on CPUs. Default auto.",
+        default="auto",
+        metavar="DTYPE",
+    ),
+    Option(
+        "packed-cache",
+        Path,
+        "Folder where packed weights are kept from one start to the next. Default: nowhere.",
+        metavar="DIR",
+    ),
     Option("model-id", str, "What /info and /v1 call the language model. Default: its path.", metavar="NAME"),
     Option(
         "max-concurrent-requests",
@@ -127,7 +148,9 @@ GENERATOR_OPTIONS = (
 
 
 def is_language_model(path: Path) -> bool:
-    """Whether a folder holds a checkpoint in Hugging Face layout."""
+    """Whether a path is that of a checkpoint in Hugging Face layout, or of a GGUF file."""
+    if is_gguf(path):
+        return True
     if not path.is_dir() or (path / "servable_config.py").is_file():
         return False
     try:
@@ -137,14 +160,23 @@ def is_language_model(path: Path) -> bool:
     return isinstance(found, dict) and "model_type" in found
 
 
-def generator_config(folder: Path, values: Mapping[str, Any]) -> GeneratorConfig:
-    """What the options say of one language model."""
+def generator_config(path: Path, values: Mapping[str, Any]) -> GeneratorConfig:
+    """What the options say of one language model.
+
+    Args:
+        path: its folder, or its GGUF file, of which a folder is made.
+
+    Raises:
+        StartError: a GGUF file that cannot be served.
+    """
+    if not is_gguf(path):  # a link to one may lead to a name that tells nothing
+        path = path.resolve()  # `.` has no name
     given: tuple[int, ...] = values["device_ids"]
     size: int = values["tensor_parallel"]
     return GeneratorConfig(
-        model_dir=folder,
-        name=values["name"] or folder.name,
-        model_id=values["model_id"] or str(folder),
+        model_dir=model_folder(path),
+        name=values["name"] or (path.stem if is_gguf(path) else path.name),
+        model_id=values["model_id"] or str(path),
         tensor_parallel=size,
         device_type=values["device_type"],
         device_ids=given if len(given) == size else (),
@@ -152,6 +184,9 @@ def generator_config(folder: Path, values: Mapping[str, Any]) -> GeneratorConfig
         kv_cache_bytes=values["kv_cache_memory"],
         block_size=values["block_size"],
         threads=values["threads"],
+        quantize=values["quantize"],
+        kv_cache_dtype=values["kv_cache_dtype"],
+        packed_cache=None if values["packed_cache"] is None else values["packed_cache"].absolute(),
         allow_pickle=values["allow_pickle"],
         trust_remote_code=values["trust_remote_code"],
         max_concurrent_requests=values["max_concurrent_requests"],

@@ -19,10 +19,13 @@ from typing import Any
 
 from inflight import __version__
 from inflight.commands.checkpoints import adapters, find_model
-from inflight.config import GeneratorConfig, ListenConfig, ServerConfig
+from inflight.config import QUANTIZE, GeneratorConfig, ListenConfig, ServerConfig
 from inflight.errors import ConfigError, InflightError
+from inflight.gguf import is_gguf
 
 PROGRAM = "text-generation-launcher"
+_IN_CHECKPOINTS = ("awq", "gptq", "compressed-tensors")
+"""Quantisations that a checkpoint's own config names."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ FLAGS = (
     Flag("validation-workers", int, 2, "unused", "Texts are encoded by one thread, many at once."),
     Flag("sharded", str, help="true or false: use all devices, or one."),
     Flag("num-shard", int, help="Processes (devices) that share the model."),
-    Flag("quantize", str, None, "refused", "Weights are served as they are."),
+    Flag("quantize", str, help="int8, int4; awq, gptq and compressed-tensors are seen from the checkpoint."),
     Flag("speculate", int, 0, "unused", "Speculation changes no result."),
     Flag("dtype", str, help="float16, bfloat16 or float32."),
     Flag("kv-cache-dtype", str, None, "refused", "The cache has the weights' dtype."),
@@ -180,12 +183,18 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         exit_when_lost=False,
     )
     template = values["tokenizer_config_path"]
+    quantize = values["quantize"]
+    if quantize not in (None, *QUANTIZE, *_IN_CHECKPOINTS):
+        raise ConfigError(
+            f"--quantize {quantize} is not supported; use int8 or int4, or a checkpoint of {_IN_CHECKPOINTS}"
+        )
     generator = GeneratorConfig(
         model_dir=folder,
-        name=folder.name if Path(values["model_id"]).is_dir() else values["model_id"].replace("/", "--"),
+        name=_name(values["model_id"]),
         model_id=values["model_id"],
         tensor_parallel=_shards(values),
         dtype=values["dtype"] or "auto",
+        quantize=quantize if quantize in QUANTIZE else "none",
         trust_remote_code=bool(values["trust_remote_code"]),
         max_concurrent_requests=values["max_concurrent_requests"],
         max_best_of=values["max_best_of"],
@@ -205,6 +214,13 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         tokenizer_config=Path(template).absolute() if template else None,
     )
     return server, generator, ListenConfig(f"{_host(values['hostname'])}:{values['port']}")
+
+
+def _name(model_id: str) -> str:
+    path = Path(model_id)
+    if is_gguf(path):
+        return path.stem
+    return path.resolve().name if path.is_dir() else model_id.replace("/", "--")
 
 
 def _shards(values: Mapping[str, Any]) -> int:

@@ -39,6 +39,7 @@ examples:
   inflight serve servables/                      every servable in a directory
   inflight serve servables/digits --device-ids 0,1 --workers 4
   inflight serve ./llama-3.2-1b                  a language model in Hugging Face layout
+  inflight serve ./llama-3.2-1b-q4_k_m.gguf      one of llama.cpp's files
   inflight serve models/pocket servables/        both from one server
   inflight serve model.onnx --http 0.0.0.0:8080 --grpc off
   inflight serve --config server.toml            paths = ["servables/"]  http = "0.0.0.0:8080"
@@ -67,7 +68,8 @@ OPTIONS = (
         "paths",
         str,
         "A servable (a directory with servable_config.py), a directory of servables, a model file "
-        "(.onnx, .mindir, .pt2, ...), or a language model (a directory with config.json and safetensors).",
+        "(.onnx, .mindir, .pt2, ...), or a language model (a directory with config.json and safetensors, or a .gguf "
+        "file).",
         default=(),
         metavar="PATH",
         many=True,
@@ -232,7 +234,7 @@ def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tup
     places = [place for path in paths if not is_language_model(Path(path)) for place in _find(Path(path))]
     if values["name"] and (len(places) + len(folders) != 1 or (places and places[0][2] is None)):
         raise UsageError("--name is for one model file or language model; a servable is named after its directory")
-    generators = tuple(generator_config(folder.resolve(), values) for folder in folders)
+    generators = tuple(generator_config(folder, values) for folder in folders)
     configs = tuple(
         ServableConfig(
             directory=directory,

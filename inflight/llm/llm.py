@@ -24,6 +24,7 @@ from inflight.generation import (
     Token,
     TokenInfo,
 )
+from inflight.gguf import model_folder
 from inflight.llm.local import LocalExecutor
 from inflight.plan import Sampling, ShardJob
 from inflight.text import load_tokenizer
@@ -66,10 +67,13 @@ class LLM:
     """A language model in this process. All prompts of a call share its batches; a context manager.
 
     Args:
-        model_dir: a folder in Hugging Face layout.
+        model_dir: a folder in Hugging Face layout, or a GGUF file.
         dtype: auto, float32, bfloat16 or float16.
         device_type: cpu, cuda, npu, or None for the best one here.
         threads: CPU threads; 0: torch's choice.
+        quantize: none, int8, int4, int4-64 or int4-128: what float weights are packed as, on CPUs.
+        kv_cache_dtype: auto or int8, on CPUs.
+        packed_cache: folder where packed weights are kept from one time to the next.
         kv_cache_memory: bytes of the cache; None: measured.
         max_batch_size: prompts that are computed together.
         lora_adapters: folders of LoRA adapters (PEFT's layout) by name.
@@ -87,6 +91,9 @@ class LLM:
         device_type: str | None = None,
         device_id: int = 0,
         threads: int = 0,
+        quantize: str | None = None,
+        kv_cache_dtype: str = "auto",
+        packed_cache: str | Path | None = None,
         kv_cache_memory: int | None = None,
         block_size: int = 16,
         max_batch_size: int = 64,
@@ -97,11 +104,12 @@ class LLM:
         trust_remote_code: bool = False,
         lora_adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
-        folder = Path(model_dir).absolute()
+        path = Path(model_dir).absolute()
+        folder = model_folder(path)
         adapters = [(name, Path(path).absolute()) for name, path in (lora_adapters or {}).items()]
         config = GeneratorConfig(
             folder,
-            folder.name,
+            path.name,
             max_batch_size=max_batch_size,
             max_batch_prefill_tokens=max_batch_prefill_tokens,
             max_total_tokens=max_total_tokens,
@@ -120,6 +128,9 @@ class LLM:
             max_step_tokens=config.prefill_tokens(device_type) + max_batch_size,
             max_model_len=max_total_tokens,
             threads=threads,
+            quantize=quantize or "none",
+            kv_cache_dtype=kv_cache_dtype,
+            packed_cache="" if packed_cache is None else str(Path(packed_cache).absolute()),
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
             adapters=[(name, str(path)) for name, path in adapters],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec
+from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class CausalLM(ABC):
         dtype: of the weights.
         weight_bytes: memory of this rank's weights.
         hidden: [S, H], what the logits of the last step were made of; None where the model does not show it.
+        best: int64 [S], the first of the largest logits of each row, where the model has found it already.
     """
 
     family: str
@@ -49,6 +50,25 @@ class CausalLM(ABC):
     dtype: torch.dtype
     weight_bytes: int
     hidden: torch.Tensor | None = None
+    best: torch.Tensor | None = None
+
+    def block_bytes(self, block_size: int) -> int:
+        """Bytes of one block of the cache over all layers."""
+        size = self.dtype.itemsize
+        return sum(block_size * spec.num_kv_heads * (spec.head_dim + spec.value_dim) * size for spec in self.layers)
+
+    def make_cache(self, blocks: int, block_size: int, device: torch.device) -> int:
+        """Makes the cache of all layers and binds the model to it, before the first step; returns its bytes."""
+        # Zeroed: a slot that was never written must not hold a NaN.
+        caches = [
+            LayerCache(
+                torch.zeros(blocks, block_size, spec.num_kv_heads, spec.head_dim, dtype=self.dtype, device=device),
+                torch.zeros(blocks, block_size, spec.num_kv_heads, spec.value_dim, dtype=self.dtype, device=device),
+            )
+            for spec in self.layers
+        ]
+        self.bind(make_attention(caches, block_size, device))
+        return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
 
     @abstractmethod
     def bind(self, attention: AttentionBackend) -> None:

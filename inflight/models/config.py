@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight.errors import StartError
+from inflight.models.settings import check_config
 
 Config = Mapping[str, Any]
 
@@ -92,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StartError(f"'{path}' cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise StartError(f"'{path}' holds no JSON object")
@@ -103,15 +104,21 @@ def decoder_config(config: Config) -> DecoderConfig | None:
     """The description of a family that the decoder knows, else None.
 
     Raises:
-        StartError: a setting is missing.
+        StartError: a setting is missing or makes no sense; the text names it.
     """
-    read = _FAMILIES.get(config.get("model_type", ""))
+    family = config.get("model_type")
+    read = _FAMILIES.get(family) if isinstance(family, str) else None
     if read is None:
         return None
+    nested = config.get("text_config")
+    for each in (config, nested if isinstance(nested, Mapping) else {}):
+        check_config(each)
     try:
         return read(config)
     except KeyError as missing:
-        raise StartError(f"config.json of type '{config['model_type']}' has no {missing}") from None
+        raise StartError(f"config.json of type '{family}' has no {missing}") from None
+    except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
+        raise StartError(f"config.json of type '{family}' makes no sense: {error}; download it again") from error
 
 
 def _base(config: Config) -> DecoderConfig:

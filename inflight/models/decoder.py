@@ -6,14 +6,16 @@ over the ranks. Key heads are replicated where there are fewer of them than rank
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 
 from inflight.device import Ranks
 from inflight.errors import StartError
+from inflight.kernels import Quantised, stack
 from inflight.models.base import CausalLM, ForwardBatch
 from inflight.models.config import DecoderConfig, Experts
 from inflight.models.lora import Adapter, LowRank, Place, Routes
@@ -30,17 +32,19 @@ from inflight.nn import (
 )
 
 Turn = tuple[torch.Tensor, torch.Tensor]
+Weight: TypeAlias = torch.Tensor | Quantised
 
 
 @dataclass(frozen=True)
 class _Linear:
     """y = x Wᵀ + b, and what adapters add."""
 
-    weight: torch.Tensor
+    weight: Weight
     bias: torch.Tensor | None = None
     lora: LowRank | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self.weight, torch.Tensor), "integers are for the CPU engine"
         y = F.linear(x, self.weight, self.bias)
         if self.lora is not None:
             self.lora.add(x, y)
@@ -99,8 +103,8 @@ class _Mixture:
 
     config: Experts
     router: torch.Tensor
-    gate_up: list[torch.Tensor]
-    down: list[torch.Tensor]
+    gate_up: list[_Linear]
+    down: list[_Linear]
     act: Activation
     ranks: Ranks
 
@@ -113,10 +117,8 @@ class _Mixture:
         out = torch.zeros_like(x)
         for expert in torch.unique(chosen).tolist():
             tokens, place = torch.nonzero(chosen == expert, as_tuple=True)
-            gate, up = F.linear(x[tokens], self.gate_up[expert]).chunk(2, dim=-1)
-            out.index_add_(
-                0, tokens, F.linear(self.act(gate) * up, self.down[expert]) * weights[tokens, place].unsqueeze(1)
-            )
+            gate, up = self.gate_up[expert](x[tokens]).chunk(2, dim=-1)
+            out.index_add_(0, tokens, self.down[expert](self.act(gate) * up) * weights[tokens, place].unsqueeze(1))
         return self.ranks.all_reduce(out)
 
 
@@ -132,6 +134,31 @@ class _Layer:
     after_mlp: RmsNorm | None
 
 
+def _parts(layer: _Layer) -> Iterator[tuple[str, tuple[Weight, torch.Tensor | None]]]:
+    """What a layer is made of, by name."""
+    attention, mlp = layer.attention, layer.mlp
+    linears = {"qkv": attention.qkv, "out": attention.out}
+    if isinstance(mlp, _Mixture):
+        yield "router", (mlp.router, None)
+        linears |= {f"gate_up.{expert}": linear for expert, linear in enumerate(mlp.gate_up)}
+        linears |= {f"down.{expert}": linear for expert, linear in enumerate(mlp.down)}
+    else:
+        assert isinstance(mlp, _Mlp)
+        linears |= {"gate_up": mlp.gate_up, "down": mlp.down}
+    for name, linear in linears.items():
+        yield name, (linear.weight, linear.bias)
+    for name, norm in (
+        ("before_attention", layer.before_attention),
+        ("before_mlp", layer.before_mlp),
+        ("after_attention", layer.after_attention),
+        ("after_mlp", layer.after_mlp),
+        ("q_norm", attention.q_norm),
+        ("k_norm", attention.k_norm),
+    ):
+        if norm is not None:
+            yield name, (norm.weight, None)
+
+
 class Decoder(CausalLM):
     """See `DecoderConfig`. Made by `load_decoder`."""
 
@@ -139,8 +166,8 @@ class Decoder(CausalLM):
         self,
         config: DecoderConfig,
         layers: list[_Layer],
-        embedding: torch.Tensor,
-        head: torch.Tensor,
+        embedding: Weight,
+        head: Weight,
         norm: RmsNorm,
         first_token: int,
         ranks: Ranks,
@@ -152,7 +179,7 @@ class Decoder(CausalLM):
         self.layers = [layer.attention.spec for layer in layers]
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_positions
-        self.dtype = embedding.dtype
+        self.dtype = norm.weight.dtype
         self.weight_bytes = weight_bytes
         self.hidden = None
         self._config = config
@@ -163,10 +190,29 @@ class Decoder(CausalLM):
         self._first_token = first_token
         self._ranks = ranks
         self._ropes = {
-            name: make_rope(settings, config.head_dim, config.max_positions, embedding.device)
+            name: make_rope(settings, config.head_dim, config.max_positions, norm.weight.device)
             for name, settings in config.ropes.items()
         }
         self._attention: AttentionBackend | None = None
+
+    def release(self) -> dict[str, tuple[Weight, torch.Tensor | None]]:
+        """Every weight and its bias by name, for whoever computes with them in another way; nothing of it stays here.
+
+        Names: embedding, norm, head (unless tied); of layer n: n.qkv, n.out, n.gate_up, n.down, or n.router,
+        n.gate_up.e, n.down.e of expert e; and norms n.before_attention, n.before_mlp, n.after_attention, n.after_mlp,
+        n.q_norm, n.k_norm where there are such.
+        """
+        parts: dict[str, tuple[Weight, torch.Tensor | None]] = {
+            "embedding": (self._embedding, None),
+            "norm": (self._norm.weight, None),
+        }
+        if self._head is not self._embedding:
+            parts["head"] = (self._head, None)
+        for index, layer in enumerate(self._layers):
+            parts.update({f"{index}.{name}": part for name, part in _parts(layer)})
+        self._layers.clear()
+        self._embedding = self._head = torch.empty(0)
+        return parts
 
     def bind(self, attention: AttentionBackend) -> None:
         self._attention = attention
@@ -191,6 +237,7 @@ class Decoder(CausalLM):
         return self._logits(self.hidden)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self._embedding, torch.Tensor), "integers are for the CPU engine"
         if self._ranks.size == 1:
             x = F.embedding(tokens, self._embedding)
         else:
@@ -204,6 +251,7 @@ class Decoder(CausalLM):
         return x
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self._head, torch.Tensor)
         logits = self._ranks.gather(F.linear(x, self._head))
         if logits is None:
             return x.new_empty(0)
@@ -222,14 +270,19 @@ def load_decoder(
     device: torch.device,
     dtype: torch.dtype,
     adapters: Sequence[Adapter] = (),
+    *,
+    integers: bool = False,
 ) -> Decoder:
     """Reads this rank's share of the weights, and of the adapters, which get the numbers 1, 2, ...
+
+    Args:
+        integers: quantised weights stay integers, for `Decoder.release`; they cannot be run here.
 
     Raises:
         StartError: heads that cannot be divided, or a tensor that is missing or broken.
     """
     _check_ranks(config, ranks.size)
-    source = _Source(config, checkpoint, ranks, device, dtype, adapters)
+    source = _Source(config, checkpoint, ranks, device, dtype, adapters, integers)
     share = -(-config.vocab_size // ranks.size)
     first = ranks.rank * share
     embedding = source.vocabulary(f"{config.prefix}embed_tokens.weight", first, share)
@@ -268,8 +321,10 @@ class _Source:
         device: torch.device,
         dtype: torch.dtype,
         adapters: Sequence[Adapter],
+        integers: bool,
     ) -> None:
         self.routes = Routes()
+        self._integers = integers
         self._adapters = adapters
         self.config = config
         self.ranks = ranks
@@ -284,6 +339,8 @@ class _Source:
 
     def stack(self, pieces: list[tuple[str, tuple[int, ...], Part | None]]) -> torch.Tensor:
         """Tensors, or parts of them, one above the other in one tensor."""
+        for name, shape, _ in pieces:
+            self._checkpoint.check(name, shape)  # before memory is reserved for a config that lies
         sizes = [_part_shape(shape, part) for _, shape, part in pieces]
         rows = sum(size[0] for size in sizes)
         whole = torch.empty((rows, *sizes[0][1:]), dtype=self._dtype, device=self._device)
@@ -294,21 +351,31 @@ class _Source:
         self.bytes += whole.nbytes
         return whole
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, places: list[Place]) -> _Linear:
+    def weight(self, pieces: list[tuple[str, tuple[int, ...], Part | None]]) -> Weight:
+        """As `stack`; integers where all pieces are, of one scheme, and they were asked for."""
+        if self._integers:
+            parts = [self._checkpoint.quantised(*piece) for piece in pieces]
+            schemes = [(p.bits, p.group, p.offsets is None) for p in parts if p is not None]
+            if len(schemes) == len(parts) and all(scheme == schemes[0] for scheme in schemes):
+                return stack([part for part in parts if part is not None])
+        return self.stack(pieces)
+
+    def linear(self, weight: Weight, bias: torch.Tensor | None, places: list[Place]) -> _Linear:
         """A product with what the adapters do to the modules in it."""
         if not self._adapters:
             return _Linear(weight, bias)
+        assert isinstance(weight, torch.Tensor)
         lora = LowRank(self.routes, places)
         for number, adapter in enumerate(self._adapters, 1):
             lora.load(number, adapter, weight)
         return _Linear(weight, bias, lora)
 
-    def vocabulary(self, name: str, first: int, share: int) -> torch.Tensor:
+    def vocabulary(self, name: str, first: int, share: int) -> Weight:
         """This rank's rows of a table over the vocabulary; the last rank's is filled up with zeros."""
         shape = (self.config.vocab_size, self.config.hidden)
         last = min(first + share, self.config.vocab_size)
-        rows = self.stack([(name, shape, (0, first, last))])
-        if rows.shape[0] < share:
+        rows = self.weight([(name, shape, (0, first, last))])
+        if isinstance(rows, torch.Tensor) and rows.shape[0] < share:
             rows = torch.cat([rows, rows.new_zeros(share - rows.shape[0], shape[1])])
         return rows
 
@@ -347,6 +414,20 @@ def _layer(source: _Source, index: int) -> _Layer:
     )
 
 
+def attention_spec(config: DecoderConfig, index: int, heads: int, kv_heads: int) -> AttentionSpec:
+    """A layer's attention with a rank's number of heads."""
+    return AttentionSpec(
+        layer=index,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=config.head_dim,
+        value_dim=config.head_dim,
+        scale=config.scale,
+        window=config.windows[index],
+        softcap=config.softcap,
+    )
+
+
 def _attention(source: _Source, prefix: str, index: int) -> _Attention:
     config, ranks = source.config, source.ranks
     size, rank, dim = ranks.size, ranks.rank, config.head_dim
@@ -375,23 +456,14 @@ def _attention(source: _Source, prefix: str, index: int) -> _Attention:
             places.append(Place(f"{prefix}self_attn.{key}_proj", (first, first + count), at))
         at += count
     out_part = (1, q_first, q_first + heads * dim)
-    out = source.stack([(f"{prefix}self_attn.o_proj.weight", (config.hidden, config.heads * dim), out_part)])
+    out = source.weight([(f"{prefix}self_attn.o_proj.weight", (config.hidden, config.heads * dim), out_part)])
     # A bias is added once: on rank 0.
     has_out_bias = config.out_bias and rank == 0
     out_bias = source.stack([(f"{prefix}self_attn.o_proj.bias", (config.hidden,), None)]) if has_out_bias else None
-    spec = AttentionSpec(
-        layer=index,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=dim,
-        value_dim=dim,
-        scale=config.scale,
-        window=config.windows[index],
-        softcap=config.softcap,
-    )
+    spec = attention_spec(config, index, heads, kv_heads)
     return _Attention(
         spec=spec,
-        qkv=source.linear(source.stack(weights), source.stack(biases) if config.qkv_bias else None, places),
+        qkv=source.linear(source.weight(weights), source.stack(biases) if config.qkv_bias else None, places),
         out=source.linear(
             out, out_bias, [Place(f"{prefix}self_attn.o_proj", (0, config.hidden), 0, (out_part[1], out_part[2]))]
         ),
@@ -421,12 +493,12 @@ def _mlp(source: _Source, prefix: str) -> _Mlp:
             Place(f"{prefix}mlp.{key}_proj", (first, first + share), at) for key, at in (("gate", 0), ("up", share))
         ]
     biases = [(f"{prefix}mlp.{key}_proj.bias", (rows,), (0, first, first + share)) for key in ("gate", "up")]
-    down = source.stack([(f"{prefix}mlp.down_proj.weight", (config.hidden, rows), (1, first, first + share))])
+    down = source.weight([(f"{prefix}mlp.down_proj.weight", (config.hidden, rows), (1, first, first + share))])
     down_bias = None
     if config.mlp_bias and ranks.rank == 0:
         down_bias = source.stack([(f"{prefix}mlp.down_proj.bias", (config.hidden,), None)])
     return _Mlp(
-        gate_up=source.linear(source.stack([*pieces]), source.stack([*biases]) if config.mlp_bias else None, places),
+        gate_up=source.linear(source.weight([*pieces]), source.stack([*biases]) if config.mlp_bias else None, places),
         down=source.linear(
             down, down_bias, [Place(f"{prefix}mlp.down_proj", (0, config.hidden), 0, (first, first + share))]
         ),
@@ -448,8 +520,11 @@ def _mixture(source: _Source, prefix: str) -> _Mixture:
     return _Mixture(
         config=experts,
         router=source.stack([(f"{prefix}{experts.router}", (experts.count, config.hidden), None)]),
-        gate_up=[source.stack([(gate.format(n), wide, (0, *part)), (up.format(n), wide, (0, *part))]) for n in numbers],
-        down=[source.stack([(down.format(n), narrow, (1, *part))]) for n in numbers],
+        gate_up=[
+            _Linear(source.weight([(gate.format(n), wide, (0, *part)), (up.format(n), wide, (0, *part))]))
+            for n in numbers
+        ],
+        down=[_Linear(source.weight([(down.format(n), narrow, (1, *part))])) for n in numbers],
         act=activation(config.activation),
         ranks=ranks,
     )

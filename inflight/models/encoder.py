@@ -68,8 +68,10 @@ class TextEncoder:
 
 def is_encoder(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a model that only reads: none of its architectures writes."""
-    names = config.get("architectures") or []
-    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
+    names = config.get("architectures")
+    if isinstance(names, list) and any(
+        str(name).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names
+    ):
         return False
     return config.get("model_type") in ENCODERS and not config.get("is_decoder", False)
 

@@ -13,9 +13,11 @@ import torch
 from inflight.device import Ranks
 from inflight.errors import StartError
 from inflight.models.base import CausalLM
-from inflight.models.config import decoder_config, read_json
+from inflight.models.config import DecoderConfig, decoder_config, read_json
 from inflight.models.decoder import load_decoder
 from inflight.models.lora import Adapter
+from inflight.models.native import NativeDecoder, engine_reason, without_engine
+from inflight.models.packed import DecoderParts, FileParts, cache_path
 from inflight.models.weights import Checkpoint
 from inflight.plan import ShardJob
 
@@ -52,15 +54,40 @@ def load_model(
         from inflight.models.bridge import load_bridged  # transformers is not needed for the others
 
         return load_bridged(job, ranks, device, dtype, config, progress)
+    reason = engine_reason(described, job, ranks, device)
+    kept: Path | None = None
+    if reason is not None:
+        without_engine(reason, job)
+    else:
+        if dtype == torch.float16:
+            dtype = torch.bfloat16  # which the dot products of processors take
+        if job.packed_cache:
+            kept = cache_path(Path(job.packed_cache), folder, (job.quantize, str(dtype)))
+            found = _from_cache(kept, described, job, dtype)
+            if found is not None:
+                return found
     with Checkpoint(folder, progress, job.allow_pickle) as checkpoint:
         if f"{described.prefix}embed_tokens.weight" not in checkpoint and described.family == "gemma3":
             described = replace(described, prefix="model.language_model.")  # as transformers 5 writes it
         adapters = [Adapter(name, Path(folder)) for name, folder in job.adapters]
-        model = load_decoder(described, checkpoint, ranks, device, dtype, adapters)
+        decoder = load_decoder(described, checkpoint, ranks, device, dtype, adapters, integers=reason is None)
         left = [name for name in checkpoint.unused() if not _expected_leftover(name, described.tied)]
     if left:
         log.warning("%d tensors of the checkpoint are not used, for example '%s'", len(left), left[0])
-    return model
+    if reason is not None:
+        return decoder
+    return NativeDecoder(described, DecoderParts(decoder.release(), kept), job, dtype)
+
+
+def _from_cache(path: Path, described: DecoderConfig, job: ShardJob, dtype: torch.dtype) -> CausalLM | None:
+    """A model from its packed weights, where they were kept at a former start."""
+    if not path.is_file():
+        return None
+    try:
+        return NativeDecoder(described, FileParts(path), job, dtype)
+    except (OSError, ValueError) as error:
+        log.warning("the packed weights in '%s' are not used and will be written again: %s", path, error)
+        return None
 
 
 def _expected_leftover(name: str, tied: bool) -> bool:
@@ -79,7 +106,8 @@ def _check_code(config: Mapping[str, Any], job: ShardJob) -> None:
 def _dtype(asked: str, config: Mapping[str, Any]) -> torch.dtype:
     name = asked
     if asked == "auto":
-        nested = config.get("text_config") or {}
+        nested = config.get("text_config")
+        nested = nested if isinstance(nested, Mapping) else {}
         given = config.get("dtype") or config.get("torch_dtype") or nested.get("dtype") or nested.get("torch_dtype")
         name = str(given or "float32").removeprefix("torch.")
     if name not in DTYPES:

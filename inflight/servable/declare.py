@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inflight.errors import RegistrationError
+from inflight.errors import RegistrationError, StartError
+from inflight.gguf import model_folder
 from inflight.servable.checks import check_bool, check_int, check_ints, check_str, check_strs
 from inflight.servable.device import AclOptions, Context, GpuOptions
 from inflight.servable.model import Model
@@ -91,6 +92,8 @@ def declare_generator(
     dtype: str = "auto",
     kv_cache_memory: int | None = None,
     threads: int = 0,
+    quantize: str = "none",
+    kv_cache_dtype: str = "auto",
     max_batch_size: int = 128,
     max_concurrent_requests: int = 128,
     max_input_tokens: int | None = None,
@@ -104,12 +107,13 @@ def declare_generator(
     `POST /model/<servable>:generate` and `:generated_stream`, and the routes of TGI and OpenAI.
 
     Args:
-        model_dir: a folder in Hugging Face layout; absolute, or relative to the servable's directory.
+        model_dir: a folder in Hugging Face layout, or a GGUF file; absolute, or relative to the servable's directory.
         tensor_parallel: processes (devices) that share the model.
         kv_cache_memory: bytes of each process's cache; None: measured.
         threads: CPU threads of each process; 0: the cores, shared.
         lora_adapters: folders of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
-        dtype, max_batch_size, max_concurrent_requests, max_input_tokens, max_total_tokens: as for `inflight serve`.
+        dtype, quantize, kv_cache_dtype, max_batch_size, max_concurrent_requests, max_input_tokens, max_total_tokens:
+            as for `inflight serve`.
 
     Returns:
         The model, for `add_stage`.
@@ -123,12 +127,18 @@ def declare_generator(
         raise RegistrationError("a servable has one language model; declare the other one in a servable of its own")
     folder = Path(model_dir)
     folder = folder if folder.is_absolute() else registry.directory / folder
+    try:
+        folder = model_folder(folder)
+    except StartError as error:
+        raise RegistrationError(str(error)) from error
     if not (folder / "config.json").is_file():
         raise RegistrationError(f"'{folder}' has no config.json; give a folder in Hugging Face layout as model_dir")
     options: dict[str, Any] = {
         "dtype": check_str("dtype", dtype),
         "kv_cache_bytes": kv_cache_memory,
         "threads": check_int("threads", threads, 0),
+        "quantize": check_str("quantize", quantize),
+        "kv_cache_dtype": check_str("kv_cache_dtype", kv_cache_dtype),
         "max_batch_size": check_int("max_batch_size", max_batch_size, 1),
         "max_concurrent_requests": check_int("max_concurrent_requests", max_concurrent_requests, 1),
         "max_input_tokens": max_input_tokens,

@@ -10,9 +10,9 @@ import torch
 
 from inflight.device import Device, Ranks
 from inflight.models import ForwardBatch, load_model
-from inflight.nn import AttentionBatch, make_attention
+from inflight.nn import AttentionBatch
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
-from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks, make_caches
+from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, StepInput
 from inflight.shard.pooling import MeanPool, unit
 from inflight.shard.sampler import RowState, Sampled, prompt_logprobs, sample
@@ -46,17 +46,15 @@ class ModelRunner:
         if not on_cpu and job.kv_cache_bytes is None:
             self._largest_step(job, longest)
         blocks = count_blocks(
-            model.layers,
+            model.block_bytes(job.block_size),
             job.block_size,
-            model.dtype,
             job.kv_cache_bytes,
             device.available_memory(),
             CPU_SHARE if on_cpu else SHARE,
             most,
             longest,
         )
-        caches = make_caches(model.layers, blocks, job.block_size, model.dtype, self._device)
-        model.bind(make_attention(caches, job.block_size, self._device))
+        cache_bytes = model.make_cache(blocks, job.block_size, self._device)
         self._batch = InputBatch(job.max_rows, job.block_size, self._device)
         self._step = 0
         self._means = MeanPool()
@@ -70,7 +68,7 @@ class ModelRunner:
             device_type=device.torch.type,
             dtype=str(model.dtype).removeprefix("torch."),
             weight_bytes=model.weight_bytes,
-            cache_bytes=sum(cache.keys.nbytes + cache.values.nbytes for cache in caches),
+            cache_bytes=cache_bytes,
             family=model.family,
             embedding_size=model.hidden.shape[-1] if model.hidden is not None else 0,
         )
@@ -133,7 +131,10 @@ class ModelRunner:
             return RowState(batch.tokens[row, : batch.known[row]], int(batch.prompt[row]))
 
         places = {place: masks[batch.ids[row]] for place, row in enumerate(step.sampled) if batch.ids[row] in masks}
-        return sample(logits, [batch.sampling[row] for row in step.sampled], state, places)
+        best = self._model.best
+        if best is not None:
+            best = best[len(best) - len(step.sampled) :]
+        return sample(logits, [batch.sampling[row] for row in step.sampled], state, places, best)
 
     def _score(self, step: StepInput, logits: torch.Tensor) -> dict[int, list[float]]:
         """Log-probabilities of prompt tokens that this step's chunks predicted."""
@@ -182,8 +183,7 @@ class ModelRunner:
         """Runs a step of the largest size over a small cache, so that free memory is seen with its buffers taken."""
         lengths = [min(longest, job.max_step_tokens)]
         blocks = -(-lengths[0] // job.block_size)
-        caches = make_caches(self._model.layers, blocks, job.block_size, self._model.dtype, self._device)
-        self._model.bind(make_attention(caches, job.block_size, self._device))
+        self._model.make_cache(blocks, job.block_size, self._device)
         with torch.inference_mode():
             self._model.forward(_dummy(lengths, job.block_size, self._device))
 

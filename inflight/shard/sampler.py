@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from inflight.kernels import top_k
 from inflight.plan import Sampling
 from inflight.types import Array
 
@@ -58,6 +59,7 @@ def sample(
     sampling: Sequence[Sampling],
     state: Callable[[int], RowState],
     masks: Mapping[int, bytes] | None = None,
+    best: torch.Tensor | None = None,
 ) -> Sampled:
     """Chooses the next token of every row.
 
@@ -66,9 +68,12 @@ def sample(
         sampling: of each row.
         state: gives what row i knows; asked only for rows that need it.
         masks: by row, which tokens its grammar allows (see `StepPlan.masks`).
+        best: int64 [S], the first of the largest logits, where the model has found it already.
     """
-    _process(logits, sampling, state, masks or {})
-    tokens = torch.argmax(logits, dim=-1)
+    changed = bool(masks) or not all(_plain(each) for each in sampling)
+    if changed:
+        _process(logits, sampling, state, masks or {})
+    tokens = torch.argmax(logits, dim=-1) if changed or best is None else best.clone()
     drawn = [row for row, each in enumerate(sampling) if each.do_sample]
     if drawn:
         uniform = [_uniform(sampling[row].seed, len(state(row).tokens)) for row in drawn]
@@ -95,12 +100,29 @@ def prompt_logprobs(logits: torch.Tensor, following: Array) -> list[float]:
     return values
 
 
+def _plain(each: Sampling) -> bool:
+    """Nothing changes the row's logits."""
+    return (
+        each.temperature == 1.0
+        and not each.top_k
+        and each.top_p >= 1.0
+        and not each.min_p
+        and each.typical_p >= 1.0
+        and each.repetition_penalty == 1.0
+        and not each.frequency_penalty
+        and not each.presence_penalty
+        and not each.logit_bias
+        and not each.watermark
+    )
+
+
 def _process(
     logits: torch.Tensor,
     sampling: Sequence[Sampling],
     state: Callable[[int], RowState],
     masks: Mapping[int, bytes],
 ) -> None:
+    """Changes the logits of rows that ask for it."""
     for row, each in enumerate(sampling):
         if each.watermark:
             _watermark(logits[row], int(state(row).tokens[-1]))
@@ -171,7 +193,7 @@ def _frequency(row: torch.Tensor, state: RowState, frequency: float, presence: f
 def _top_k(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
     """What is less likely than the k-th most likely; ties with it stay."""
     most = min(max(each.top_k for each in sampling), logits.shape[-1])
-    best = torch.topk(logits, most, dim=-1).values
+    best = top_k(logits, most).values
     place = torch.tensor([min(each.top_k, logits.shape[-1]) - 1 for each in sampling], device=logits.device)
     return logits < best.gather(1, place.unsqueeze(1))
 
@@ -233,7 +255,7 @@ def _mix(value: int) -> int:
 
 def _top(row: torch.Tensor, count: int) -> list[tuple[int, float]]:
     """The most likely tokens, ties with the last one included, best first and then by number."""
-    limit = torch.topk(row, min(count, row.shape[0])).values[-1]
+    limit = top_k(row.unsqueeze(0), min(count, row.shape[0])).values[0, -1]
     tokens = torch.nonzero((row >= limit) & (row > -torch.inf)).squeeze(1)
     pairs = sorted(zip((-row[tokens]).tolist(), tokens.tolist()))
     return [(token, -value) for value, token in pairs]

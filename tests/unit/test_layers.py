@@ -18,6 +18,7 @@ LEVELS = {
     "structured": 0,
     "generation": 0,
     "errors": 0,
+    "gguf": 0,
     "config": 0,
     "log": 0,
     "metrics": 0,
@@ -28,6 +29,7 @@ LEVELS = {
     "text": 2,
     "link": 2,
     "nn": 2,
+    "kernels": 2,
     "runtime": 2,
     "models": 3,
     "pipeline": 3,
@@ -55,6 +57,7 @@ ALLOWED = {
     "structured": (),
     "generation": (),
     "errors": (),
+    "gguf": (),
     "config": (),
     "log": (),
     "metrics": ("prometheus_client",),
@@ -64,7 +67,8 @@ ALLOWED = {
     "device": ("torch", "torch_npu"),
     "text": ("tokenizers", "jinja2", "llguidance"),
     "nn": ("torch",),
-    "models": ("torch", "transformers", "safetensors"),
+    "kernels": ("torch",),
+    "models": ("torch", "transformers", "safetensors", "gguf"),
     "shard": ("torch",),
     "engine": ("msgspec",),
     "llm": ("torch",),
@@ -190,7 +194,7 @@ def test_classic_models_need_none_of_the_extra() -> None:
     import subprocess
     import sys
 
-    extra = ("torch", "transformers", "tokenizers", "jinja2", "safetensors")
+    extra = ("torch", "transformers", "tokenizers", "jinja2", "safetensors", "gguf")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({extra})); "
         "import inflight.server, inflight.cli, inflight.commands, inflight.worker.process"

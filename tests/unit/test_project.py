@@ -30,7 +30,7 @@ IMPORTED_AS = {"prometheus-client": "prometheus_client", "protobuf": "google", "
 OPTIONAL = {
     "llguidance",
     *("torch", "torch_npu", "mindspore", "ray", "acl"),
-    *("transformers", "tokenizers", "safetensors", "jinja2", "matplotlib", "huggingface_hub"),
+    *("transformers", "tokenizers", "safetensors", "jinja2", "matplotlib", "huggingface_hub", "gguf"),
 }
 
 

@@ -1,0 +1,374 @@
+// Attention over the paged cache, in place. A query takes the keys in blocks of 64 that begin at multiples of 64, with the
+// running maximum of Milakov and Gimelshein (2018); after every 512 keys the result is merged into the whole, so that
+// threads can share a long context (Dao et al., 2023, "flash decoding"). Both borders belong to the position, not to the
+// step: a decoding token and a token of a prompt, in whatever company, are computed alike. Keys that a query does not see
+// have weight exactly 0.
+namespace inflight {
+namespace {
+
+constexpr float kNever = -1e30f;  // below every score: the maximum of nothing
+
+struct Scratch {
+    float* scores;        // [rows][64]
+    uint16_t* chances;    // [rows][64], or floats
+    float* chances_float;
+    float* sums;          // [rows][depth] of this chunk
+    float* whole;         // [rows][depth] of all chunks
+    char* queries;        // [depth / 2][rows] pairs, or [depth][rows] floats
+    char* keys;           // four sub-blocks, where they cannot be read in place
+    char* values;
+    float* key_scales;    // [64]
+    float* value_scales;
+};
+
+INLINE float* take(float*& from, int64_t floats) {
+    float* at = from;
+    from += (floats + 15) / 16 * 16;
+    return at;
+}
+
+Scratch cut(const Attention& a, float* from) {
+    constexpr int64_t most = 12;
+    Scratch s;
+    s.scores = take(from, most * kBlock);
+    s.chances_float = take(from, most * kBlock);
+    s.chances = reinterpret_cast<uint16_t*>(s.chances_float);
+    s.sums = take(from, most * a.depth);
+    s.whole = take(from, most * a.depth);
+    s.queries = reinterpret_cast<char*>(take(from, most * a.depth));
+    s.keys = reinterpret_cast<char*>(take(from, kBlock * a.depth));
+    s.values = reinterpret_cast<char*>(take(from, kBlock * a.depth));
+    s.key_scales = take(from, kBlock);
+    s.value_scales = take(from, kBlock);
+    return s;
+}
+
+// Where sub-blocks of 16 keys lie: in the cache, or copied to scratch.
+struct Subs {
+    const char* keys[4];
+    const char* values[4];
+    int64_t count;  // of them; the others of the block are seen by nobody
+};
+
+INLINE int64_t slot_of(const Attention& a, const int32_t* table, int64_t position) {
+    return static_cast<int64_t>(table[position / a.block_size]) * a.block_size + position % a.block_size;
+}
+
+template <class T>
+void copy_positions(const Attention& a, const Queries& q, int64_t first, int64_t last, char* keys, char* values) {
+    T* k = reinterpret_cast<T*>(keys);
+    T* v = reinterpret_cast<T*>(values);
+    std::memset(keys, 0, static_cast<size_t>(kSub * a.depth) * sizeof(T));
+    std::memset(values, 0, static_cast<size_t>(kSub * a.depth) * sizeof(T));
+    for (int64_t p = first; p < last; p++) {
+        int64_t at = place(a, q.kv_head, slot_of(a, q.table, p)), j = p - first;
+        const T* key = reinterpret_cast<const T*>(a.keys) + at * a.depth;
+        const T* value = reinterpret_cast<const T*>(a.values) + at * a.depth;
+        if (sizeof(T) == 4) {
+            for (int64_t d = 0; d < a.depth; d++) k[d * kSub + j] = key[d];
+            std::memcpy(v + j * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
+            continue;
+        }
+        for (int64_t d = 0; d < a.depth; d++) k[(d / 2 * kSub + j) * 2 + d % 2] = key[d];
+        for (int64_t d = 0; d < a.depth; d++) v[(j / 2 * a.depth + d) * 2 + j % 2] = value[d];
+    }
+}
+
+// Integers of one byte are exact in bfloat16.
+void widen(const int8_t* from, int64_t n, uint16_t* to) {
+    for (int64_t i = 0; i < n; i += kLanes) to_bf16(from_int8(from + i), to + i);
+}
+
+// The first `count` values of a sub-block. What a former request left behind them must not reach anybody: a product of 0
+// and infinity is not 0.
+INLINE void copy_values(const Attention& a, const char* from, int64_t count, char* to) {
+    std::memset(to, 0, static_cast<size_t>(kSub * a.depth * (a.type == KvType::kFloat ? 4 : 2)));
+    if (a.type == KvType::kFloat) {
+        std::memcpy(to, from, static_cast<size_t>(count * a.depth) * 4);
+        return;
+    }
+    int64_t pairs = count / 2 * a.depth * 4;
+    std::memcpy(to, from, static_cast<size_t>(pairs));
+    if (count % 2)
+        for (int64_t d = 0; d < a.depth; d++) std::memcpy(to + pairs + 4 * d, from + pairs + 4 * d, 2);
+}
+
+INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t end, const Scratch& s) {
+    Subs subs;
+    int64_t size = kSub * a.depth;
+    subs.count = (end - block + kSub - 1) / kSub;
+    if (subs.count > 4) subs.count = 4;
+    for (int64_t i = 0; i < subs.count; i++) {
+        int64_t first = block + i * kSub, last = first + kSub < end ? first + kSub : end;
+        int64_t wide = (a.type == KvType::kFloat ? 4 : 2) * size;
+        char* keys = s.keys + i * wide;
+        char* values = s.values + i * wide;
+        if (a.type == KvType::kInt8) {
+            for (int64_t p = first; p < first + kSub; p++) {
+                int64_t at = p < last ? place(a, q.kv_head, slot_of(a, q.table, p)) : 0;
+                s.key_scales[p - block] = p < last ? a.key_scales[at] : 0.0f;
+                s.value_scales[p - block] = p < last ? a.value_scales[at] : 0.0f;
+            }
+        }
+        if (!a.tiled()) {
+            if (a.type == KvType::kFloat) copy_positions<float>(a, q, first, last, keys, values);
+            if (a.type == KvType::kBf16) copy_positions<uint16_t>(a, q, first, last, keys, values);
+            if (a.type == KvType::kInt8) {
+                alignas(64) int8_t narrow[2][kSub * kMostDepth];
+                copy_positions<int8_t>(a, q, first, last, reinterpret_cast<char*>(narrow[0]), reinterpret_cast<char*>(narrow[1]));
+                widen(narrow[0], size, reinterpret_cast<uint16_t*>(keys));
+                widen(narrow[1], size, reinterpret_cast<uint16_t*>(values));
+            }
+            subs.keys[i] = keys;
+            subs.values[i] = values;
+            continue;
+        }
+        int64_t offset = place(a, q.kv_head, slot_of(a, q.table, first)) * a.depth * kv_bytes(a.type);
+        if (a.type == KvType::kInt8) {
+            widen(reinterpret_cast<const int8_t*>(a.keys + offset), size, reinterpret_cast<uint16_t*>(keys));
+            widen(reinterpret_cast<const int8_t*>(a.values + offset), size, reinterpret_cast<uint16_t*>(values));
+            subs.keys[i] = keys;
+            subs.values[i] = values;
+        } else {
+            subs.keys[i] = a.keys + offset;
+            subs.values[i] = a.values + offset;
+            if (last - first < kSub) {
+                copy_values(a, subs.values[i], last - first, values);
+                subs.values[i] = values;
+            }
+        }
+    }
+    return subs;
+}
+
+// The next block's bytes, while this one is computed: pages of the cache lie anywhere, which no prefetcher foresees.
+INLINE void foresee(const Attention& a, const Queries& q, int64_t block, int64_t end) {
+    if (!a.tiled()) return;
+    int64_t bytes = kSub * a.depth * kv_bytes(a.type);
+    for (int64_t first = block; first < end && first < block + kBlock; first += kSub) {
+        int64_t offset = place(a, q.kv_head, slot_of(a, q.table, first)) * a.depth * kv_bytes(a.type);
+        for (int64_t i = 0; i < bytes; i += 64) {
+            __builtin_prefetch(a.keys + offset + i);
+            __builtin_prefetch(a.values + offset + i);
+        }
+    }
+}
+
+template <int M, bool Wide>
+INLINE void score(const Attention& a, const Subs& subs, const Scratch& s) {
+    for (int64_t i = 0; i < subs.count; i += 2) {
+        const char* left = subs.keys[i];
+        const char* right = i + 1 < subs.count ? subs.keys[i + 1] : left;
+        F sums[M][2];
+        EACH_ROW for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = zero();
+        const char* q = s.queries;
+        for (int64_t d = 0; d < a.depth; d += Wide ? 1 : 2, left += 64, right += 64, q += 4 * M) {
+            if (Wide) {
+                F first = load(reinterpret_cast<const float*>(left)), second = load(reinterpret_cast<const float*>(right));
+                EACH_ROW for (int m = 0; m < M; m++) {
+                    F one = splat(reinterpret_cast<const float*>(q)[m]);
+                    sums[m][0] = fma(one, first, sums[m][0]);
+                    sums[m][1] = fma(one, second, sums[m][1]);
+                }
+            } else {
+                Line2 first = line2(left), second = line2(right);
+                EACH_ROW for (int m = 0; m < M; m++) {
+                    Pair two = pair(q + 4 * m);
+                    sums[m][0] = dot2(sums[m][0], first, two);
+                    sums[m][1] = dot2(sums[m][1], second, two);
+                }
+            }
+        }
+        EACH_ROW for (int m = 0; m < M; m++) {
+            store(s.scores + m * kBlock + i * kSub, sums[m][0]);
+            store(s.scores + m * kBlock + (i + 1) * kSub, sums[m][1]);
+        }
+    }
+}
+
+// Scores of one row to chances. Returns the factor that former sums take.
+INLINE float soften(const Attention& a, const Subs& subs, int64_t from, int64_t to, const Scratch& s, int64_t m,
+                    float& peak, F& total) {
+    float* scores = s.scores + m * kBlock;
+    F lanes[4];
+    F scale = splat(a.softcap != 0.0f ? a.scale / a.softcap : a.scale * kLog2e);
+    F most = splat(-INFINITY);
+    for (int64_t i = 0; i < 4; i++) {
+        if (i >= subs.count) {
+            lanes[i] = splat(-INFINITY);
+            continue;
+        }
+        F x = mul(load(scores + i * kSub), scale);
+        if (a.type == KvType::kInt8) x = mul(x, load(s.key_scales + i * kSub));
+        if (a.softcap != 0.0f) x = mul(hyperbolic_tangent(x), splat(a.softcap * kLog2e));
+        if (from > i * kSub || to < (i + 1) * kSub) x = keep_lanes(x, from - i * kSub, to - i * kSub, splat(-INFINITY));
+        lanes[i] = x;
+        most = max(most, x);
+    }
+    float now = highest(most);
+    now = now > peak ? now : peak;
+    alignas(64) float faded[16];
+    store(faded, exp2(splat(peak - now)));
+    peak = now;
+    total = mul(total, splat(faded[0]));
+    for (int64_t i = 0; i < 4; i++) {
+        F chance = exp2(sub(lanes[i], splat(now)));
+        total = add(total, chance);
+        if (a.type == KvType::kInt8) chance = mul(chance, i < subs.count ? load(s.value_scales + i * kSub) : zero());
+        if (a.type == KvType::kFloat)
+            store(s.chances_float + m * kBlock + i * kSub, chance);
+        else
+            to_bf16(chance, s.chances + m * kBlock + i * kSub);
+    }
+    return faded[0];
+}
+
+template <int M, bool Wide, int N>
+INLINE void weigh(const Attention& a, const Subs& subs, const Scratch& s, const float* factors, int64_t d) {
+    F sums[M][N];
+    EACH_ROW for (int m = 0; m < M; m++)
+        for (int j = 0; j < N; j++) sums[m][j] = mul(load(s.sums + m * a.depth + d + j * kLanes), splat(factors[m]));
+    for (int64_t i = 0; i < subs.count; i++) {
+        const char* v = subs.values[i] + d * 4;
+        for (int64_t p = 0; p < (Wide ? kSub : kSub / 2); p++, v += a.depth * 4) {
+            if (Wide) {
+                F line[N];
+                for (int j = 0; j < N; j++) line[j] = load(reinterpret_cast<const float*>(v) + j * kLanes);
+                EACH_ROW for (int m = 0; m < M; m++) {
+                    F one = splat(s.chances_float[m * kBlock + i * kSub + p]);
+                    for (int j = 0; j < N; j++) sums[m][j] = fma(one, line[j], sums[m][j]);
+                }
+            } else {
+                Line2 line[N];
+                for (int j = 0; j < N; j++) line[j] = line2(v + j * 64);
+                EACH_ROW for (int m = 0; m < M; m++) {
+                    Pair two = pair(s.chances + m * kBlock + i * kSub + 2 * p);
+                    for (int j = 0; j < N; j++) sums[m][j] = dot2(sums[m][j], line[j], two);
+                }
+            }
+        }
+    }
+    EACH_ROW for (int m = 0; m < M; m++)
+        for (int j = 0; j < N; j++) store(s.sums + m * a.depth + d + j * kLanes, sums[m][j]);
+}
+
+// A result so far (maximum, total, sums) with the next chunk's.
+INLINE void merge_into(int64_t depth, float& peak, float& total, float* whole, float next_peak, float next_total,
+                       const float* next) {
+    float most = peak > next_peak ? peak : next_peak;
+    alignas(64) float factors[16] = {peak - most, next_peak - most};
+    store(factors, exp2(load(factors)));
+    F mine = splat(factors[0]), others = splat(factors[1]);
+    for (int64_t d = 0; d < depth; d += kLanes)
+        store(whole + d, fma(load(next + d), others, mul(load(whole + d), mine)));
+    total = total * factors[0] + next_total * factors[1];
+    peak = most;
+}
+
+// 1 / total; a query that saw nothing at all gives zeros.
+INLINE float share(float total) { return total > 0.0f ? 1.0f / total : 0.0f; }
+
+template <int M, bool Wide>
+void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
+    int64_t group = a.heads / a.kv_heads;
+    int64_t from[M], to[M];  // positions that a row sees
+    int64_t begin = INT64_MAX, end = 0;
+    for (int m = 0; m < M; m++) {
+        int64_t token = (q.first + m) / group, head = (q.first + m) % group;
+        const float* x = q.q + token * q.q_stride + head * a.dim;
+        to[m] = q.positions[token] + 1;
+        from[m] = a.window && to[m] > a.window ? to[m] - a.window : 0;
+        begin = from[m] < begin ? from[m] : begin;
+        end = to[m] > end ? to[m] : end;
+        if (Wide) {
+            float* at = reinterpret_cast<float*>(s.queries) + m;
+            for (int64_t d = 0; d < a.depth; d++) at[d * M] = d < a.dim ? x[d] : 0.0f;
+        } else {
+            for (int64_t d = 0; d < a.depth; d += kLanes) {
+                alignas(64) uint16_t halves_of_it[16];
+                to_bf16(load_part(x + d, a.dim - d < 0 ? 0 : a.dim - d), halves_of_it);
+                char* to_query = s.queries + (d / 2 * M + m) * 4;
+                for (int64_t step = 0; step < 8; step++) std::memcpy(to_query + step * 4 * M, halves_of_it + 2 * step, 4);
+            }
+        }
+    }
+    float peaks[M], totals[M];
+    for (int m = 0; m < M; m++) peaks[m] = kNever, totals[m] = 0.0f;
+    std::memset(s.whole, 0, static_cast<size_t>(M * a.depth) * 4);
+    int64_t first_chunk = q.chunk < 0 ? begin / kChunk : q.chunk;
+    int64_t last_chunk = q.chunk < 0 ? (end + kChunk - 1) / kChunk : q.chunk + 1;
+    for (int64_t chunk = first_chunk; chunk < last_chunk; chunk++) {
+        float chunk_peaks[M], factors[M];
+        F chunk_totals[M];
+        for (int m = 0; m < M; m++) chunk_peaks[m] = kNever, chunk_totals[m] = zero();
+        std::memset(s.sums, 0, static_cast<size_t>(M * a.depth) * 4);
+        int64_t low = chunk * kChunk > begin ? chunk * kChunk : begin / kBlock * kBlock;
+        int64_t high = (chunk + 1) * kChunk < end ? (chunk + 1) * kChunk : end;
+        for (int64_t block = low; block < high; block += kBlock) {
+            Subs subs = find(a, q, block, high, s);
+            foresee(a, q, block + kBlock, high);
+            score<M, Wide>(a, subs, s);
+            for (int m = 0; m < M; m++)
+                factors[m] = soften(a, subs, from[m] - block, to[m] - block, s, m, chunk_peaks[m], chunk_totals[m]);
+            int64_t d = 0;
+            for (; d + 2 * kLanes <= a.depth; d += 2 * kLanes) weigh<M, Wide, 2>(a, subs, s, factors, d);
+            if (d < a.depth) weigh<M, Wide, 1>(a, subs, s, factors, d);
+        }
+        for (int m = 0; m < M; m++)
+            merge_into(a.depth, peaks[m], totals[m], s.whole + m * a.depth, chunk_peaks[m], sum(chunk_totals[m]),
+                       s.sums + m * a.depth);
+    }
+    for (int m = 0; m < M; m++) {
+        float* whole = s.whole + m * a.depth;
+        if (q.chunk >= 0) {
+            float* out = q.out + m * (a.depth + 2);
+            out[0] = peaks[m];
+            out[1] = totals[m];
+            std::memcpy(out + 2, whole, static_cast<size_t>(a.depth) * 4);
+            continue;
+        }
+        int64_t token = (q.first + m) / group, head = (q.first + m) % group;
+        float* out = q.out + token * q.out_stride + head * a.dim;
+        F inverse = splat(share(totals[m]));
+        for (int64_t d = 0; d < a.dim; d += kLanes) store_part(out + d, mul(load(whole + d), inverse), a.dim - d);
+    }
+}
+
+template <int M>
+struct Rows {
+    static void run(const Attention& a, const Queries& q, const Scratch& s) {
+        if (q.count < M) return Rows<M - 1>::run(a, q, s);
+        if (a.type == KvType::kFloat) return attend_rows<M, true>(a, q, s);
+        attend_rows<M, false>(a, q, s);
+    }
+};
+template <>
+struct Rows<0> {
+    static void run(const Attention&, const Queries&, const Scratch&) {}
+};
+
+void attend(const Attention& a, const Queries& all, float* scratch) {
+    Scratch s = cut(a, scratch);
+    Queries q = all;
+    for (int64_t done = 0; done < all.count; done += q.count) {
+        q.first = all.first + done;
+        q.count = all.count - done < kQueryRows ? all.count - done : kQueryRows;
+        if (all.chunk >= 0) q.out = all.out + done * (a.depth + 2);
+        Rows<kQueryRows>::run(a, q, s);
+    }
+}
+
+// Partial results of chunks in their order: the same sums as where one thread computed them all.
+void merge(const Attention& a, const float* const* partial, int64_t stride, int64_t count, float* out) {
+    alignas(64) float whole[kMostDepth] = {};
+    float peak = kNever, total = 0.0f;
+    for (int64_t i = 0; i < count; i++) {
+        const float* next = *partial + i * stride;
+        merge_into(a.depth, peak, total, whole, next[0], next[1], next + 2);
+    }
+    F inverse = splat(share(total));
+    for (int64_t d = 0; d < a.dim; d += kLanes) store_part(out + d, mul(load(whole + d), inverse), a.dim - d);
+}
+
+}  // namespace
+}  // namespace inflight

@@ -1,0 +1,191 @@
+// The door to Python: numbers, names and addresses. inflight/kernels/program.py checks shapes and dtypes before it calls.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+
+#include "pack.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace inflight;
+
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// All threads take panels of one weight; each is written by one of them.
+void in_panels(Program& program, const Weights& w, const std::function<void(int64_t)>& work) {
+    std::atomic<int64_t> next{0};
+    program.pool().run([&](int) {
+        for (int64_t panel; (panel = next.fetch_add(1)) < w.panels;) work(panel);
+    });
+}
+
+int add_floats(Program& program, uintptr_t from, int source, uintptr_t bias, int format, bool gated, int64_t n, int64_t k,
+               int64_t group) {
+    Weights w = describe(static_cast<Format>(format), false, gated, n, k, group);
+    char* data = program.allocate(packed_bytes(w));
+    float* scales = w.format == Format::kInt8 ? at<float>(reinterpret_cast<uintptr_t>(program.allocate(w.panels * kPanel * 4))) : nullptr;
+    if (scales) std::fill(scales, scales + w.panels * kPanel, 0.0f);
+    in_panels(program, w, [&](int64_t panel) {
+        pack_panel(w, panel, at<void>(from), static_cast<Source>(source), data + panel * w.panel_bytes,
+                   scales ? scales + panel * kPanel : nullptr);
+    });
+    w.data = data;
+    w.scales = scales;
+    return program.add_weights(w, at<float>(bias));
+}
+
+int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_t offsets, uintptr_t bias, int format,
+              bool gated, int64_t n, int64_t k, int64_t group) {
+    Weights w = describe(static_cast<Format>(format), offsets != 0, gated, n, k, group);
+    char* data = program.allocate(packed_bytes(w));
+    float* scales = w.format == Format::kInt8 ? at<float>(reinterpret_cast<uintptr_t>(program.allocate(w.panels * kPanel * 4))) : nullptr;
+    if (scales) std::fill(scales, scales + w.panels * kPanel, 0.0f);
+    in_panels(program, w, [&](int64_t panel) {
+        pack_codes(w, panel, at<uint8_t>(codes), at<float>(scales_from), at<float>(offsets), data + panel * w.panel_bytes,
+                   scales ? scales + panel * kPanel : nullptr);
+    });
+    w.data = data;
+    w.scales = scales;
+    return program.add_weights(w, at<float>(bias));
+}
+
+// A weight that is packed already, where it lies (a file that is mapped); it must outlive the program.
+int add_packed(Program& program, uintptr_t data, uintptr_t scales, uintptr_t bias, int format, bool offsets, bool gated,
+               int64_t n, int64_t k, int64_t group) {
+    Weights w = describe(static_cast<Format>(format), offsets, gated, n, k, group);
+    if (data % 64) throw std::invalid_argument("packed weights begin at a multiple of 64");
+    w.data = at<char>(data);
+    w.scales = at<float>(scales);
+    return program.add_weights(w, at<float>(bias));
+}
+
+nb::tuple packed(Program& program, int product) {
+    const Weights& w = program.weights(product);
+    return nb::make_tuple(reinterpret_cast<uintptr_t>(w.data), packed_bytes(w), reinterpret_cast<uintptr_t>(w.scales),
+                          w.scales ? w.panels * kPanel * 4 : 0);
+}
+
+const char* const kNames[] = {"embed", "product", "rotate", "attend", "norm", "gather", "cap", "mixture"};
+
+nb::list costs(Program& program) {
+    nb::list found;
+    for (size_t i = 0; i < program.operations().size(); i++) {
+        const Operation& op = program.operations()[i];
+        const Cost& cost = program.costs()[i];
+        found.append(nb::make_tuple(kNames[static_cast<int>(op.code)], op.product, cost.seconds, cost.bytes, cost.operations));
+    }
+    return found;
+}
+
+// The k largest of each row, the largest first and of equal ones the first: a heap of the best so far, whose least is the
+// bar that nearly all others fail.
+void top_k(uintptr_t from, int64_t rows, int64_t stride, int64_t n, int64_t k, uintptr_t values, uintptr_t indices) {
+    auto better = [](const std::pair<float, int64_t>& a, const std::pair<float, int64_t>& b) {
+        return a.first > b.first || (a.first == b.first && a.second < b.second);
+    };
+    std::vector<std::pair<float, int64_t>> best;
+    for (int64_t row = 0; row < rows; row++) {
+        const float* x = at<float>(from) + row * stride;
+        best.clear();
+        for (int64_t i = 0; i < n; i++) {
+            if (static_cast<int64_t>(best.size()) == k && !(x[i] > best.front().first)) continue;
+            if (static_cast<int64_t>(best.size()) == k) {
+                std::pop_heap(best.begin(), best.end(), better);
+                best.pop_back();
+            }
+            best.emplace_back(x[i], i);
+            std::push_heap(best.begin(), best.end(), better);
+        }
+        std::sort(best.begin(), best.end(), better);
+        for (int64_t i = 0; i < k; i++) {
+            at<float>(values)[row * k + i] = best[static_cast<size_t>(i)].first;
+            at<int64_t>(indices)[row * k + i] = best[static_cast<size_t>(i)].second;
+        }
+    }
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.def("available", &available);
+    m.def("top_k", &top_k, nb::call_guard<nb::gil_scoped_release>());
+    m.def("packed_bytes", [](int format, bool offsets, bool gated, int64_t n, int64_t k, int64_t group) {
+        return packed_bytes(describe(static_cast<Format>(format), offsets, gated, n, k, group));
+    });
+    nb::class_<Operation>(m, "Operation")
+        .def(nb::init<>())
+        .def_rw("from_", &Operation::from)
+        .def_rw("to", &Operation::to)
+        .def_rw("product", &Operation::product)
+        .def_rw("layer", &Operation::layer)
+        .def_rw("rope", &Operation::rope)
+        .def_rw("norm", &Operation::norm)
+        .def_rw("second", &Operation::second)
+        .def_rw("eps", &Operation::eps)
+        .def_rw("centered", &Operation::centered)
+        .def_rw("scale", &Operation::scale)
+        .def_rw("softcap", &Operation::softcap)
+        .def_rw("chosen", &Operation::chosen)
+        .def_rw("normalise", &Operation::normalise)
+        .def_rw("gate_up", &Operation::gate_up)
+        .def_rw("down", &Operation::down)
+        .def_prop_rw("code", [](Operation& op) { return static_cast<int>(op.code); },
+                     [](Operation& op, int code) { op.code = static_cast<Code>(code); })
+        .def_prop_rw("mode", [](Operation& op) { return static_cast<int>(op.mode); },
+                     [](Operation& op, int mode) { op.mode = static_cast<Mode>(mode); })
+        .def_prop_rw("act", [](Operation& op) { return static_cast<int>(op.act); },
+                     [](Operation& op, int act) { op.act = static_cast<Act>(act); });
+    nb::class_<Program>(m, "Program")
+        .def(nb::init<int, const std::string&>())
+        .def_prop_ro("isa", &Program::isa)
+        .def_prop_ro("bytes", &Program::bytes)
+        .def_prop_ro("threads", [](Program& program) { return program.pool().size(); })
+        .def("add_floats", &add_floats, nb::call_guard<nb::gil_scoped_release>())
+        .def("add_codes", &add_codes, nb::call_guard<nb::gil_scoped_release>())
+        .def("add_packed", &add_packed)
+        .def("packed", &packed)
+        .def("allocate", [](Program& program, int64_t bytes) { return reinterpret_cast<uintptr_t>(program.allocate(bytes)); })
+        .def("add_norm", [](Program& program, uintptr_t values, int64_t n) { return program.add_norm(at<float>(values), n); })
+        .def("add_rope",
+             [](Program& program, std::vector<float> inverse, std::vector<float> far, float factor, int64_t original) {
+                 return program.add_rope({std::move(inverse), std::move(far), factor, original});
+             })
+        .def("add_layer",
+             [](Program& program, int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window, float softcap) {
+                 Attention a{};
+                 a.heads = heads;
+                 a.kv_heads = kv_heads;
+                 a.dim = dim;
+                 a.depth = (dim + kLanes - 1) / kLanes * kLanes;
+                 a.scale = scale;
+                 a.window = window;
+                 a.softcap = softcap;
+                 return program.add_layer(a);
+             })
+        .def("add_buffer", &Program::add_buffer)
+        .def("add", &Program::add)
+        .def("set_cache",
+             [](Program& program, int layer, uintptr_t keys, uintptr_t values, uintptr_t key_scales, uintptr_t value_scales,
+                int64_t blocks, int64_t block_size, int type) {
+                 program.set_cache(layer, at<char>(keys), at<char>(values), at<float>(key_scales), at<float>(value_scales),
+                                   blocks, block_size, static_cast<KvType>(type));
+             })
+        .def("measure", &Program::measure)
+        .def("costs", &costs)
+        .def("run", [](Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slots, uintptr_t lengths,
+                       uintptr_t tables, uintptr_t logits_at, int64_t count, int64_t rows, int64_t table_width,
+                       int64_t wanted, uintptr_t logits, uintptr_t hidden, int hidden_buffer, uintptr_t best) {
+            Step step{at<int64_t>(tokens),  at<int64_t>(positions), at<int64_t>(slots), at<int64_t>(lengths),
+                      at<int32_t>(tables), at<int64_t>(logits_at), count,              rows,
+                      table_width,         wanted};
+            nb::gil_scoped_release release;
+            program.run(step, at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best));
+        });
+}

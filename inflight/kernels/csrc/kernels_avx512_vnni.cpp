@@ -1,0 +1,11 @@
+// The kernels for one instruction set; CMakeLists.txt has its flags.
+#define INFLIGHT_NAME "avx512_vnni"
+#define INFLIGHT_VNNI 1
+#define INFLIGHT_BF16 0
+#include "simd_avx512.h"
+
+#include "kernels.inc.h"
+
+namespace inflight {
+const Kernels* kernels_avx512_vnni() { return &kTable; }
+}  // namespace inflight

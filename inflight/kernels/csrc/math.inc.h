@@ -1,0 +1,58 @@
+// Functions over lanes, for every instruction set alike.
+namespace inflight {
+namespace {
+
+constexpr float kLog2e = 1.4426950408889634f;
+
+// 2 ** x: the whole part moves the exponent, the rest within [-0.5, 0.5] is a Taylor sum of degree 6 (error 2e-7). Below
+// -126.5 it is exactly 0, and 2 ** 0 is exactly 1: what does not take part in a softmax changes nothing.
+INLINE F exp2(F x) {
+    x = max(x, splat(-127.0f));
+    F n = rounded(x), r = sub(x, n);
+    F p = splat(1.5403530e-4f);
+    p = fma(p, r, splat(1.3333558e-3f));
+    p = fma(p, r, splat(9.6181291e-3f));
+    p = fma(p, r, splat(5.5504109e-2f));
+    p = fma(p, r, splat(2.4022651e-1f));
+    p = fma(p, r, splat(6.9314718e-1f));
+    p = fma(p, r, splat(1.0f));
+    return mul(p, power_of_two(n));
+}
+
+INLINE F exponential(F x) { return exp2(mul(x, splat(kLog2e))); }
+
+// Below 127: a sum of squares never reaches there, but exp2 needs its whole part to stay an exponent.
+INLINE F bounded(F x) { return sub(zero(), max(sub(zero(), x), splat(-80.0f))); }
+
+INLINE F hyperbolic_tangent(F x) {
+    F e = exponential(bounded(add(x, x)));
+    return sub(splat(1.0f), div(splat(2.0f), add(splat(1.0f), e)));
+}
+
+template <Act A>
+INLINE F activated(F x) {
+    F one = splat(1.0f);
+    if (A == Act::kRelu) return max(x, zero());
+    if (A == Act::kSilu) return div(x, add(one, exponential(bounded(sub(zero(), x)))));
+    if (A == Act::kGeluTanh) {
+        F inner = mul(splat(0.7978845608028654f), fma(mul(splat(0.044715f), x), mul(x, x), x));
+        return mul(mul(splat(0.5f), x), add(one, hyperbolic_tangent(inner)));
+    }
+    alignas(64) float lanes[16];
+    store(lanes, x);
+    for (float& lane : lanes) lane = 0.5f * lane * (1.0f + erff(lane * 0.7071067811865476f));
+    return load(lanes);
+}
+
+INLINE F activated(Act act, F x) {
+    switch (act) {
+        case Act::kSilu: return activated<Act::kSilu>(x);
+        case Act::kGelu: return activated<Act::kGelu>(x);
+        case Act::kGeluTanh: return activated<Act::kGeluTanh>(x);
+        case Act::kRelu: return activated<Act::kRelu>(x);
+    }
+    return x;
+}
+
+}  // namespace
+}  // namespace inflight

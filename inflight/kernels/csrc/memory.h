@@ -1,0 +1,77 @@
+// Memory for streams of weights: aligned to lines, in huge pages where the system gives them.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace inflight {
+
+// A buffer that only grows; what was in it is lost when it does.
+template <class T>
+class Aligned {
+  public:
+    void reserve(int64_t count) {
+        if (count <= size_) return;
+        void* found = nullptr;
+        size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
+        if (posix_memalign(&found, 64, bytes)) throw std::bad_alloc();
+        data_.reset(static_cast<T*>(found));
+        size_ = count;
+    }
+    T* get() const { return data_.get(); }
+    int64_t size() const { return size_; }
+
+  private:
+    struct Free {
+        void operator()(T* p) const { std::free(p); }
+    };
+    std::unique_ptr<T[], Free> data_;
+    int64_t size_ = 0;
+};
+
+// Takes memory from the system in large pieces and gives it back all at once.
+class Arena {
+  public:
+    Arena() = default;
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+    ~Arena() {
+        for (const Piece& piece : pieces_) munmap(piece.base, piece.size);
+    }
+
+    char* take(int64_t bytes) {
+        size_t size = (static_cast<size_t>(bytes) + 63) / 64 * 64;
+        if (pieces_.empty() || pieces_.back().size - pieces_.back().used < size) grow(size);
+        Piece& piece = pieces_.back();
+        char* at = piece.base + piece.used;
+        piece.used += size;
+        return at;
+    }
+
+  private:
+    struct Piece {
+        char* base;
+        size_t size, used;
+    };
+    void grow(size_t least) {
+        constexpr size_t kHuge = size_t(2) << 20, kPiece = size_t(64) << 20;
+        size_t size = ((least > kPiece ? least : kPiece) + 2 * kHuge - 1) / kHuge * kHuge;
+        void* found = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (found == MAP_FAILED) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+        madvise(found, size, MADV_HUGEPAGE);
+#endif
+        char* base = static_cast<char*>(found);
+        size_t skip = (kHuge - reinterpret_cast<uintptr_t>(base) % kHuge) % kHuge;
+        pieces_.push_back({base, size, skip + least <= size ? skip : 0});
+    }
+    std::vector<Piece> pieces_;
+};
+
+}  // namespace inflight

@@ -1,0 +1,179 @@
+// y = x Wᵀ over packed panels. Whatever the number of rows, a lane of `sums` starts at its first value and takes the
+// inputs in their order: the result of a row cannot depend on the rows beside it.
+// Arrays of lanes stay in registers only where every loop over them is unrolled.
+#define EACH_ROW _Pragma("GCC unroll 12")
+
+namespace inflight {
+namespace {
+
+constexpr int64_t kAhead = 2048;  // bytes of the weight stream that are asked for beforehand: half a page
+
+INLINE void fetch(const char* p) { __builtin_prefetch(p + kAhead); __builtin_prefetch(p + kAhead + 64); }
+
+template <int M>
+INLINE void finish(const Weights& w, const F (&sums)[M][2], int64_t panel, int64_t row, const Target& t) {
+    F bias[2] = {zero(), zero()};
+    if (w.bias)
+        for (int j = 0; j < 2; j++) bias[j] = load(w.bias + panel * kPanel + j * kLanes);
+    int64_t columns = w.gated ? w.n / 2 : w.n;
+    EACH_ROW for (int m = 0; m < M; m++) {
+        F y[2] = {w.bias ? add(sums[m][0], bias[0]) : sums[m][0], w.bias ? add(sums[m][1], bias[1]) : sums[m][1]};
+        float* out = t.out + (row + m) * t.stride;
+        if (t.mode == Mode::kGate) {
+            store_part(out + panel * kLanes, mul(activated(t.act, y[0]), y[1]), columns - panel * kLanes);
+            continue;
+        }
+        for (int j = 0; j < 2; j++) {
+            int64_t column = panel * kPanel + j * kLanes, left = columns - column;
+            if (left <= 0) break;
+            F value = t.mode == Mode::kAdd ? fma(y[j], splat(t.scale), load_part(out + column, left)) : y[j];
+            store_part(out + column, value, left);
+        }
+    }
+}
+
+template <int M>
+void tile_float(const Weights& w, const char* panel, const char* x, F (&sums)[M][2]) {
+    const float* a = reinterpret_cast<const float*>(x);
+    for (int64_t k = 0; k < w.depth; k++, panel += 128, a += M) {
+        fetch(panel);
+        F line[2] = {load(reinterpret_cast<const float*>(panel)), load(reinterpret_cast<const float*>(panel) + kLanes)};
+        EACH_ROW for (int m = 0; m < M; m++) {
+            F one = splat(a[m]);
+            sums[m][0] = fma(one, line[0], sums[m][0]);
+            sums[m][1] = fma(one, line[1], sums[m][1]);
+        }
+    }
+}
+
+template <int M>
+void tile_bf16(const Weights& w, const char* panel, const char* x, F (&sums)[M][2]) {
+    for (int64_t k = 0; k < w.depth; k += 2, panel += 128, x += 4 * M) {
+        fetch(panel);
+        Line2 first = line2(panel), second = line2(panel + 64);
+        EACH_ROW for (int m = 0; m < M; m++) {
+            Pair two = pair(x + 4 * m);
+            sums[m][0] = dot2(sums[m][0], first, two);
+            sums[m][1] = dot2(sums[m][1], second, two);
+        }
+    }
+}
+
+template <int M>
+void tile_int8(const Weights& w, const char* panel, const char* x, const float* scales, const int32_t* starts,
+               const float* lane_scales, F (&sums)[M][2]) {
+    I whole_sums[M][2];
+    EACH_ROW for (int m = 0; m < M; m++) whole_sums[m][0] = whole_sums[m][1] = whole(starts[m]);
+    for (int64_t k = 0; k < w.depth; k += 4, panel += 128, x += 4 * M) {
+        fetch(panel);
+        Line first = line(panel), second = line(panel + 64);
+        EACH_ROW for (int m = 0; m < M; m++) {
+            Quad four = quad(x + 4 * m);
+            whole_sums[m][0] = dot4(whole_sums[m][0], first, four);
+            whole_sums[m][1] = dot4(whole_sums[m][1], second, four);
+        }
+    }
+    EACH_ROW for (int m = 0; m < M; m++)
+        for (int j = 0; j < 2; j++)
+            sums[m][j] = mul(to_float(whole_sums[m][j]), mul(splat(scales[m]), load(lane_scales + j * kLanes)));
+}
+
+template <int M, bool Four, bool Offsets>
+void tile_grouped(const Weights& w, const char* panel, const char* x, const float* scales, const int32_t* starts,
+                  F (&sums)[M][2]) {
+    for (int64_t k = 0; k < w.depth; k += w.group, starts += M) {
+        F scale[2] = {float16(panel), float16(panel + 32)};
+        F offset[2];
+        if (Offsets) offset[0] = float16(panel + 64), offset[1] = float16(panel + 96);
+        panel += Offsets ? 128 : 64;
+        I group_sums[M][2];
+        EACH_ROW for (int m = 0; m < M; m++) group_sums[m][0] = group_sums[m][1] = whole(Offsets ? 0 : starts[m]);
+        for (int64_t i = 0; i < w.group; i += Four ? 8 : 4, panel += 128, x += (Four ? 8 : 4) * M) {
+            fetch(panel);
+            if (Four) {
+                Line low[2], high[2];
+                halves(panel, low[0], high[0]);
+                halves(panel + 64, low[1], high[1]);
+                EACH_ROW for (int m = 0; m < M; m++) {
+                    Quad four = quad(x + 4 * m);
+                    group_sums[m][0] = dot4(group_sums[m][0], low[0], four);
+                    group_sums[m][1] = dot4(group_sums[m][1], low[1], four);
+                }
+                EACH_ROW for (int m = 0; m < M; m++) {
+                    Quad four = quad(x + 4 * (M + m));
+                    group_sums[m][0] = dot4(group_sums[m][0], high[0], four);
+                    group_sums[m][1] = dot4(group_sums[m][1], high[1], four);
+                }
+            } else {
+                Line first = line(panel), second = line(panel + 64);
+                EACH_ROW for (int m = 0; m < M; m++) {
+                    Quad four = quad(x + 4 * m);
+                    group_sums[m][0] = dot4(group_sums[m][0], first, four);
+                    group_sums[m][1] = dot4(group_sums[m][1], second, four);
+                }
+            }
+        }
+        EACH_ROW for (int m = 0; m < M; m++)
+            for (int j = 0; j < 2; j++) {
+                sums[m][j] = fma(to_float(group_sums[m][j]), scale[j], sums[m][j]);
+                if (Offsets) sums[m][j] = fma(offset[j], splat(-static_cast<float>(starts[m])), sums[m][j]);
+            }
+    }
+    EACH_ROW for (int m = 0; m < M; m++)
+        for (int j = 0; j < 2; j++) sums[m][j] = mul(sums[m][j], splat(scales[m]));
+}
+
+template <int M, Format T, bool Offsets>
+void tile(const Weights& w, const Input& in, int64_t panel, int64_t row, const Target& target) {
+    F sums[M][2];
+    EACH_ROW for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = zero();
+    const char* weights = w.data + panel * w.panel_bytes;
+    const char* x = in.data + row * w.depth * input_bytes(T);
+    if (T == Format::kFloat) tile_float<M>(w, weights, x, sums);
+    if (T == Format::kBf16) tile_bf16<M>(w, weights, x, sums);
+    if (T == Format::kInt8) tile_int8<M>(w, weights, x, in.scales + row, in.sums + row, w.scales + panel * kPanel, sums);
+    if (T == Format::kGroup8) tile_grouped<M, false, Offsets>(w, weights, x, in.scales + row, in.sums + row * w.groups(), sums);
+    if (T == Format::kGroup4) tile_grouped<M, true, Offsets>(w, weights, x, in.scales + row, in.sums + row * w.groups(), sums);
+    finish<M>(w, sums, panel, row, target);
+}
+
+// One function for each number of rows, by recursion from the largest tile down.
+template <int M, Format T, bool Offsets>
+struct Tiles {
+    static void run(int64_t rows, const Weights& w, const Input& in, int64_t panel, int64_t row, const Target& target) {
+        if (rows == M) return tile<M, T, Offsets>(w, in, panel, row, target);
+        Tiles<M - 1, T, Offsets>::run(rows, w, in, panel, row, target);
+    }
+};
+template <Format T, bool Offsets>
+struct Tiles<0, T, Offsets> {
+    static void run(int64_t, const Weights&, const Input&, int64_t, int64_t, const Target&) {}
+};
+
+template <Format T, bool Offsets, int Most>
+void product_as(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
+                const Target& target) {
+    for (int64_t panel = first; panel < last; panel++)  // a panel stays in the second-level cache while all rows pass by
+        for (int64_t t = first_tile; t < last_tile; t++) {
+            int64_t row = in.start(t);
+            Tiles<Most, T, Offsets>::run(in.start(t + 1) - row, w, in, panel, row, target);
+        }
+}
+
+void product(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
+             Target target) {
+    switch (w.format) {
+        case Format::kFloat: return product_as<Format::kFloat, false, kDirectRows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kBf16: return product_as<Format::kBf16, false, kDirectRows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kInt8: return product_as<Format::kInt8, false, kInt8Rows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kGroup8:
+            if (w.offsets) return product_as<Format::kGroup8, true, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
+            return product_as<Format::kGroup8, false, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kGroup4:
+            if (w.offsets) return product_as<Format::kGroup4, true, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
+            return product_as<Format::kGroup4, false, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
+    }
+}
+
+}  // namespace
+}  // namespace inflight

@@ -1,0 +1,133 @@
+// A decoder as a list of operations over numbered buffers, built once by Python (inflight/kernels/program.py) and run by
+// one call a step. All threads go through the list together; within an operation they take units of work from their own
+// share first, then from the others'.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "pool.h"
+#include "types.h"
+
+namespace inflight {
+
+// Rows of a buffer are tokens; from kGather on, those whose logits are wanted.
+enum class Code : int { kEmbed, kProduct, kRotate, kAttend, kNorm, kGather, kCap, kMixture };
+
+struct Operation {
+    Code code;
+    int from = -1, to = -1;    // buffers
+    int product = -1;          // kEmbed: the table
+    int layer = -1;            // kRotate, kAttend
+    int rope = -1;             // kRotate: -1 turns nothing
+    int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys
+    float eps = 0.0f;
+    bool centered = false;
+    Mode mode = Mode::kStore;  // kProduct, kNorm (kStore, kAdd)
+    Act act = Act::kSilu;
+    float scale = 1.0f;        // of what is added; of an embedding; kCap: the divider
+    float softcap = 0.0f;      // kCap
+    // kMixture: `from` holds the layer's input and takes the result, `to` the router's logits
+    int chosen = 0;
+    bool normalise = false;
+    std::vector<int> gate_up, down;
+};
+
+struct Rope {
+    std::vector<float> inverse, far_inverse;  // radians a position; from position `original` on, where they differ
+    float factor;
+    int64_t original;
+};
+
+struct Step {
+    const int64_t* tokens;     // [T]
+    const int64_t* positions;  // [T]
+    const int64_t* slots;      // [T]
+    const int64_t* lengths;    // [R] tokens of each row, sum T
+    const int32_t* tables;     // [R, table_width]
+    const int64_t* logits_at;  // [S], ascending
+    int64_t count, rows, table_width, wanted;
+};
+
+// What an operation cost since the last reset: for a roofline.
+struct Cost {
+    double seconds = 0, bytes = 0, operations = 0;
+};
+
+class Program {
+  public:
+    Program(int threads, const std::string& isa);
+    ~Program();
+
+    // Each returns the number by which operations name it.
+    int add_weights(Weights w, const float* bias);
+    int add_norm(const float* values, int64_t n);
+    int add_rope(Rope rope);
+    int add_layer(const Attention& layer);
+    int add_buffer(int64_t width);
+    void add(Operation operation);
+
+    // Memory for packed weights and scales that lives as long as the program; aligned to 64.
+    char* allocate(int64_t bytes) { return arena_.take(bytes); }
+    void set_cache(int layer, char* keys, char* values, float* key_scales, float* value_scales, int64_t blocks,
+                   int64_t block_size, KvType type);
+
+    // Runs the list. `logits` [S, width of the last buffer], `hidden` [S, width of `hidden_buffer`] or null, `best` [S].
+    // Throws std::out_of_range where the step does not fit the program.
+    void run(const Step& step, float* logits, float* hidden, int hidden_buffer, int64_t* best);
+
+    const char* isa() const { return kernels_->name; }
+    Pool& pool() { return *pool_; }
+    const Kernels& kernels() const { return *kernels_; }
+    const Weights& weights(int product) const { return weights_.at(static_cast<size_t>(product)); }
+    int64_t bytes() const { return bytes_; }
+    int64_t width(int buffer) const { return widths_.at(static_cast<size_t>(buffer)); }
+    const std::vector<Operation>& operations() const { return operations_; }
+    void measure(bool on);
+    const std::vector<Cost>& costs() const { return costs_; }
+
+  private:
+    struct Slice;   // the tokens that go through the list at once
+    struct Worker;  // one thread within a run
+    struct Routed;  // a mixture's plan
+
+    void check(const Step& step) const;
+    void slice_of(const Step& step, int64_t first, int64_t last);
+    void reserve(int64_t rows, int64_t logit_rows);
+    double bytes_of(const Operation& op) const;
+    double operations_of(const Operation& op) const;
+
+    std::shared_ptr<Pool> pool_;
+    const Kernels* kernels_;
+    Arena arena_;
+    std::vector<Weights> weights_;
+    std::vector<std::vector<float>> norms_;
+    std::vector<Rope> ropes_;
+    std::vector<Attention> layers_;
+    std::vector<int64_t> widths_;
+    std::vector<Aligned<float>> buffers_;
+    std::vector<Operation> operations_;
+    std::vector<Cost> costs_;
+    bool measured_ = false;
+    int64_t bytes_ = 0;
+
+    // Of one run
+    std::unique_ptr<Slice> slice_;
+    std::unique_ptr<Routed> routed_;
+    std::vector<Aligned<float>> turns_;  // by rope: [rows][cosines, sines]
+    std::vector<std::unique_ptr<Worker>> workers_;
+    Aligned<char> input_;                // of a product, shared by all threads
+    Aligned<float> input_scales_;
+    Aligned<int32_t> input_sums_;
+    Aligned<float> partial_;             // attention's chunks
+};
+
+// The best set of this machine, or the one that is named; "" is the best. Throws std::invalid_argument.
+const Kernels* choose(const std::string& name);
+std::vector<std::string> available();
+
+}  // namespace inflight

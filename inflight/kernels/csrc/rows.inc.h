@@ -1,0 +1,226 @@
+// What is done to one row by itself: norms, rounding to what products read, rotation, the cache's entries.
+namespace inflight {
+namespace {
+
+constexpr int kMostRows = kDirectRows > kGroupedRows ? kDirectRows : kGroupedRows;
+
+float norm_factor(const float* x, int64_t n, float eps) {
+    F squares = zero();
+    for (int64_t i = 0; i < n; i += kLanes) {
+        F v = load_part(x + i, n - i);
+        squares = fma(v, v, squares);
+    }
+    return 1.0f / sqrtf(sum(squares) / static_cast<float>(n) + eps);
+}
+
+INLINE F normed(F x, F factor, const Norm& norm, int64_t i, int64_t left) {
+    F weight = load_part(norm.weight + i, left);
+    return mul(mul(x, factor), norm.centered ? add(splat(1.0f), weight) : weight);
+}
+
+void norm_row(const float* x, int64_t n, Norm norm, bool added, float scale, float* out) {
+    F factor = splat(norm_factor(x, n, norm.eps));
+    for (int64_t i = 0; i < n; i += kLanes) {
+        F y = normed(load_part(x + i, n - i), factor, norm, i, n - i);
+        store_part(out + i, added ? fma(y, splat(scale), load_part(out + i, n - i)) : y, n - i);
+    }
+}
+
+constexpr int64_t kStretch = 256;  // inputs of all rows of a tile that are laid out together: they fit the nearest cache
+
+// The rows of one tile. Each is read twice, for what its norm and its scale need, then stretch by stretch.
+void prepare(const Weights& w, const float* const* rows, Norm norm, const Input& in, int64_t tile) {
+    int64_t start = in.start(tile), count = in.start(tile + 1) - start;
+    bool integers = w.format != Format::kFloat && w.format != Format::kBf16;
+    F factors[kMostRows], inverses[kMostRows];
+    I sums[kMostRows];
+    auto value = [&](int64_t row, int64_t i) {
+        F x = load_part(rows[row] + i, w.k - i);
+        return norm.weight ? normed(x, factors[row], norm, i, w.k - i) : x;
+    };
+    for (int64_t row = 0; row < count; row++) {
+        if (norm.weight) factors[row] = splat(norm_factor(rows[row], w.k, norm.eps));
+        if (!integers) continue;
+        F most = zero();
+        for (int64_t i = 0; i < w.k; i += kLanes) most = max(most, absolute(value(row, i)));
+        float peak = highest(most);
+        in.scales[start + row] = peak / 127.0f;
+        inverses[row] = splat(peak > 0.0f ? 127.0f / peak : 0.0f);
+        sums[row] = whole(0);
+    }
+    char* to = in.data + start * w.depth * input_bytes(w.format);
+    int32_t* group_sums = in.sums + start * w.groups();
+    int64_t stride = 4 * count;  // every step is 4 bytes of a row
+    int64_t group = integers ? w.depth / w.groups() : w.depth;
+    int32_t zero_point = w.offsets ? 1 : w.format == Format::kGroup4 ? -8 : -128;
+    for (int64_t begin = 0; begin < w.depth;) {
+        int64_t group_end = (begin / group + 1) * group, end = begin + kStretch < group_end ? begin + kStretch : group_end;
+        for (int64_t row = 0; row < count; row++) {
+            for (int64_t i = begin; i < end; i += kLanes) {
+                F x = i < w.k ? value(row, i) : zero();
+                int64_t inputs = end - i < kLanes ? end - i : kLanes;
+                if (inputs < kLanes) x = keep_lanes(x, 0, inputs, zero());  // the others are the next group's
+                char* at = to + i / step_of(w.format) * stride + 4 * row;
+                alignas(64) char bits[64];
+                if (w.format == Format::kFloat) store(reinterpret_cast<float*>(bits), x);
+                if (w.format == Format::kBf16) to_bf16(x, reinterpret_cast<uint16_t*>(bits));
+                if (integers) sums[row] = add(sums[row], to_int8(mul(x, inverses[row]), reinterpret_cast<int8_t*>(bits)));
+                int64_t steps = inputs / step_of(w.format);
+                if (steps == 8) {  // the common one, unrolled
+                    for (int s = 0; s < 8; s++) std::memcpy(at + s * stride, bits + 4 * s, 4);
+                } else {
+                    for (int64_t s = 0; s < steps; s++) std::memcpy(at + s * stride, bits + 4 * s, 4);
+                }
+            }
+            if (end == group_end && integers) {
+                group_sums[end / group * count - count + row] =
+                    static_cast<int32_t>(static_cast<uint32_t>(sum(sums[row])) * static_cast<uint32_t>(zero_point));
+                sums[row] = whole(0);
+            }
+        }
+        begin = end;
+    }
+}
+
+void unpack(const Weights& w, int64_t row, float scale, float* out) {
+    int64_t panel = row / kPanel, lane = row % kPanel;
+    const char* at = w.data + panel * w.panel_bytes;
+    int64_t step = step_of(w.format);
+    for (int64_t k = 0; k < w.k; k++) {
+        if (w.format == Format::kFloat) {
+            float value;
+            std::memcpy(&value, at + k * 128 + lane * 4, 4);
+            out[k] = value * scale;
+        } else if (w.format == Format::kBf16) {
+            uint16_t half;
+            std::memcpy(&half, at + k / step * 128 + lane * 4 + k % step * 2, 2);
+            uint32_t bits = static_cast<uint32_t>(half) << 16;
+            float value;
+            std::memcpy(&value, &bits, 4);
+            out[k] = value * scale;
+        } else if (w.format == Format::kInt8) {
+            uint8_t code = static_cast<uint8_t>(at[k / step * 128 + lane * 4 + k % step]);
+            out[k] = static_cast<float>(code - 128) * w.scales[row] * scale;
+        } else {
+            int64_t head = w.offsets ? 128 : 64, bytes = w.format == Format::kGroup4 ? w.group * 16 : w.group * 32;
+            const char* group = at + k / w.group * (head + bytes);
+            int64_t i = k % w.group;
+            alignas(64) float scales[16], offsets[16];
+            store(scales, float16(group + lane / kLanes * 32));
+            if (w.offsets) store(offsets, float16(group + 64 + lane / kLanes * 32));
+            int code;
+            if (w.format == Format::kGroup4) {
+                uint8_t both = static_cast<uint8_t>(group[head + i / 8 * 128 + lane * 4 + i % 4]);
+                code = i % 8 < 4 ? both & 0x0f : both >> 4;
+            } else {
+                code = static_cast<uint8_t>(group[head + i / 4 * 128 + lane * 4 + i % 4]);
+            }
+            float at_scale = scales[lane % kLanes];
+            if (w.offsets)
+                out[k] = (static_cast<float>(code) * at_scale - offsets[lane % kLanes]) * scale;
+            else
+                out[k] = static_cast<float>(code - (w.format == Format::kGroup4 ? 8 : 128)) * at_scale * scale;
+        }
+    }
+}
+
+void rotate(float* x, int64_t dim, Norm norm, const float* cosines, const float* sines, int64_t turning) {
+    if (norm.weight) norm_row(x, dim, norm, false, 1.0f, x);
+    int64_t half = turning / 2;
+    for (int64_t i = 0; i < half; i += kLanes) {
+        int64_t left = half - i;
+        F a = load_part(x + i, left), b = load_part(x + half + i, left);
+        F c = load_part(cosines + i, left), s = load_part(sines + i, left);
+        store_part(x + i, sub(mul(a, c), mul(b, s)), left);
+        store_part(x + half + i, add(mul(b, c), mul(a, s)), left);
+    }
+}
+
+// Positions of one head that lie in a row of its block, and where one of them begins.
+INLINE int64_t place(const Attention& a, int64_t kv_head, int64_t slot) {
+    return (slot / a.block_size * a.kv_heads + kv_head) * a.block_size + slot % a.block_size;
+}
+
+template <class T>
+INLINE void put(const Attention& a, const T* key, const T* value, int64_t at) {
+    T* keys = reinterpret_cast<T*>(a.keys);
+    T* values = reinterpret_cast<T*>(a.values);
+    if (!a.tiled()) {
+        std::memcpy(keys + at * a.depth, key, static_cast<size_t>(a.depth) * sizeof(T));
+        std::memcpy(values + at * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
+        return;
+    }
+    int64_t base = at / kSub * kSub * a.depth, j = at % kSub;
+    if (sizeof(T) == 4) {
+        for (int64_t d = 0; d < a.depth; d++) keys[base + d * kSub + j] = key[d];
+        std::memcpy(values + base + j * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
+        return;
+    }
+    for (int64_t d = 0; d < a.depth; d += 2) {
+        T* two = keys + base + (d / 2 * kSub + j) * 2;
+        two[0] = key[d];
+        two[1] = key[d + 1];
+    }
+    T* row = values + base + j / 2 * a.depth * 2 + j % 2;
+    for (int64_t d = 0; d < a.depth; d++) row[2 * d] = value[d];
+}
+
+constexpr int64_t kMostDepth = 1024;  // of a head; checked where a layer is added
+
+float rounded_to_int8(const float* x, int64_t n, int8_t* out) {
+    F most = zero();
+    for (int64_t i = 0; i < n; i += kLanes) most = max(most, absolute(load_part(x + i, n - i)));
+    float peak = highest(most);
+    F inverse = splat(peak > 0.0f ? 127.0f / peak : 0.0f);
+    for (int64_t i = 0; i < n; i += kLanes) to_int8(mul(load_part(x + i, n - i), inverse), out + i);
+    return peak / 127.0f;
+}
+
+void keep(const Attention& a, const float* key, const float* value, int64_t kv_head, int64_t slot) {
+    int64_t at = place(a, kv_head, slot);
+    if (a.type == KvType::kFloat) {
+        alignas(64) float k[kMostDepth] = {}, v[kMostDepth] = {};
+        std::memcpy(k, key, static_cast<size_t>(a.dim) * 4);
+        std::memcpy(v, value, static_cast<size_t>(a.dim) * 4);
+        put<float>(a, k, v, at);
+    } else if (a.type == KvType::kBf16) {
+        alignas(64) uint16_t k[kMostDepth], v[kMostDepth];
+        for (int64_t d = 0; d < a.depth; d += kLanes) {
+            to_bf16(load_part(key + d, a.dim - d), k + d);
+            to_bf16(load_part(value + d, a.dim - d), v + d);
+        }
+        put<uint16_t>(a, k, v, at);
+    } else {
+        alignas(64) int8_t k[kMostDepth], v[kMostDepth];
+        a.key_scales[at] = rounded_to_int8(key, a.dim, k);
+        a.value_scales[at] = rounded_to_int8(value, a.dim, v);
+        put<int8_t>(a, k, v, at);
+    }
+}
+
+void cap(float* x, int64_t n, float divider, float softcap) {
+    for (int64_t i = 0; i < n; i += kLanes) {
+        F y = div(load_part(x + i, n - i), splat(divider));
+        if (softcap != 0.0f) y = mul(hyperbolic_tangent(div(y, splat(softcap))), splat(softcap));
+        store_part(x + i, y, n - i);
+    }
+}
+
+// The first of the largest.
+int64_t argmax(const float* x, int64_t n) {
+    F most = splat(-INFINITY);
+    for (int64_t i = 0; i + kLanes <= n; i += kLanes) most = max(load(x + i), most);
+    float peak = highest(most);
+    for (int64_t i = n / kLanes * kLanes; i < n; i++) peak = x[i] > peak ? x[i] : peak;
+    for (int64_t i = 0; i < n; i++)
+        if (x[i] == peak) return i;
+    return 0;
+}
+
+void axpy(float* out, const float* x, float factor, int64_t n) {
+    for (int64_t i = 0; i < n; i += kLanes)
+        store_part(out + i, fma(load_part(x + i, n - i), splat(factor), load_part(out + i, n - i)), n - i);
+}
+
+}  // namespace
+}  // namespace inflight

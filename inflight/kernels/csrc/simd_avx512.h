@@ -1,0 +1,146 @@
+// 16 lanes as one register. INFLIGHT_VNNI and INFLIGHT_BF16 say which dot products the machine has.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace inflight {
+namespace {
+
+constexpr int kDirectRows = 12;   // 24 sums, 2 lines, a broadcast: of 32 registers
+constexpr int kInt8Rows = 8;     // as quick as 12, which GCC 12 does not keep in registers
+constexpr int kGroupedRows = 6;   // 12 sums of integers, 12 of floats
+constexpr int kQueryRows = 12;
+
+using F = __m512;
+using I = __m512i;
+using Line = __m512i;
+#if !INFLIGHT_VNNI
+struct Quad { __m512i even, odd; };
+#else
+using Quad = __m512i;
+#endif
+
+INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
+INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1); }
+INLINE F load_part(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+INLINE void store_part(float* p, F x, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
+INLINE F splat(float x) { return _mm512_set1_ps(x); }
+INLINE F zero() { return _mm512_setzero_ps(); }
+INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
+INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
+INLINE F absolute(F a) { return _mm512_abs_ps(a); }
+INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+// Lanes [from, to) as they are, the others `other`.
+INLINE F keep_lanes(F x, int64_t from, int64_t to, F other) {
+    __mmask16 kept = static_cast<__mmask16>(first_lanes(to < 0 ? 0 : to) & ~first_lanes(from < 0 ? 0 : from));
+    return _mm512_mask_blend_ps(kept, other, x);
+}
+INLINE float sum(F x) { return _mm512_reduce_add_ps(x); }
+INLINE float highest(F x) { return _mm512_reduce_max_ps(x); }
+INLINE F rounded(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// 2 ** n for whole n in [-127, 127]; -127 gives 0.
+INLINE F power_of_two(F n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+
+INLINE I whole(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE I add(I a, I b) { return _mm512_add_epi32(a, b); }
+INLINE int32_t sum(I x) { return _mm512_reduce_add_epi32(x); }
+INLINE F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+INLINE Line line(const void* p) { return _mm512_load_si512(p); }
+// Two lines of half bytes: inputs 0 to 3 of each output in the low halves, 4 to 7 in the high ones.
+INLINE void halves(const void* p, Line& low, Line& high) {
+    __m512i both = _mm512_load_si512(p), mask = _mm512_set1_epi8(0x0f);
+    low = _mm512_and_si512(both, mask);
+    high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+}
+INLINE F float16(const void* p) { return _mm512_cvtph_ps(_mm256_load_si256(static_cast<const __m256i*>(p))); }
+
+#if INFLIGHT_VNNI
+INLINE Quad quad(const void* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+INLINE I dot4(I sums, Line codes, Quad x) { return _mm512_dpbusd_epi32(sums, codes, x); }
+#else
+INLINE Quad quad(const void* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    __m512i x = _mm512_set1_epi32(four);
+    return {_mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8), _mm512_srai_epi16(x, 8)};
+}
+// In 16 bits each, so that nothing saturates.
+INLINE I dot4(I sums, Line codes, Quad x) {
+    __m512i even = _mm512_and_si512(codes, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(codes, 8);
+    sums = _mm512_add_epi32(sums, _mm512_madd_epi16(even, x.even));
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(odd, x.odd));
+}
+#endif
+
+INLINE F from_bf16(const uint16_t* p) {
+    __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+// Integers of one byte, widened to bfloat16, which holds them exactly.
+#if INFLIGHT_BF16
+using Line2 = __m512bh;
+using Pair = __m512bh;
+INLINE Line2 line2(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }
+INLINE Pair pair(const void* p) {
+    int32_t two;
+    std::memcpy(&two, p, 4);
+    return (__m512bh)_mm512_set1_epi32(two);
+}
+INLINE F dot2(F sums, Line2 line, Pair x) { return _mm512_dpbf16_ps(sums, x, line); }
+INLINE void to_bf16(F x, uint16_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(x));
+}
+#else
+struct Line2 { F even, odd; };
+struct Pair { F first, second; };
+INLINE Line2 line2(const void* p) {
+    __m512i bits = _mm512_loadu_si512(p);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+INLINE Pair pair(const void* p) {
+    uint32_t two;
+    std::memcpy(&two, p, 4);
+    __m512i bits = _mm512_set1_epi32(static_cast<int>(two));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+INLINE F dot2(F sums, Line2 line, Pair x) {
+    return _mm512_fmadd_ps(x.second, line.odd, _mm512_fmadd_ps(x.first, line.even, sums));
+}
+INLINE void to_bf16(F x, uint16_t* out) {
+    __m512i bits = _mm512_castps_si512(x);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    bits = _mm512_mask_mov_epi32(bits, nan, _mm512_set1_epi32(0x7fc0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(bits));
+}
+#endif
+// Rounded to the nearest integer, within [-127, 127].
+INLINE I to_int8(F x, int8_t* out) {
+    I codes = _mm512_min_epi32(_mm512_max_epi32(_mm512_cvtps_epi32(x), whole(-127)), whole(127));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(codes));
+    return codes;
+}
+INLINE F from_int8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+}  // namespace
+}  // namespace inflight

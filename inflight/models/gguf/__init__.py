@@ -1,0 +1,8 @@
+"""GGUF files of llama.cpp: their weights under Hugging Face names, and the rest of a model folder made from them.
+
+`python -m inflight.models.gguf FILE FOLDER` makes the folder.
+"""
+
+from inflight.models.gguf.weights import GGUF_NAME, GgufWeights
+
+__all__ = ["GGUF_NAME", "GgufWeights"]

@@ -1,0 +1,175 @@
+"""config.json and generation_config.json of what a GGUF file's metadata says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from gguf import GGMLQuantizationType as Type
+
+from inflight.errors import StartError
+from inflight.models.gguf.file import GgufFile, TensorInfo, whole_number
+
+Json = dict[str, Any]
+
+_GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0  # of Gemma 3's layers that see all, and of those that slide
+_WIDEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, whose scale is another one (llama.cpp has it so)
+
+
+def hf_config(file: GgufFile) -> Json:
+    """config.json of the model in a file.
+
+    Raises:
+        StartError: an architecture that is not read, or a key that is missing or makes no sense; the text names it.
+    """
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
+        raise StartError(
+            f"'{file.path}' holds a model of the architecture {architecture!r}; read are "
+            f"{', '.join(_ARCHITECTURES)}. Use the model's checkpoint in Hugging Face layout"
+        )
+    if _number(file, "split.count", 1) > 1:
+        raise StartError(f"'{file.path}' is one of several parts; join them with llama-gguf-split --merge")
+    name, finish = _ARCHITECTURES[architecture]
+    config = _base(file, architecture)
+    config.update(architectures=[f"{name}ForCausalLM"], **_tokens(file))
+    finish(file, config)
+    return config
+
+
+def generation_config(file: GgufFile) -> Json:
+    """generation_config.json: every token that ends an answer."""
+    metadata = file.metadata
+    keys = [f"tokenizer.ggml.{key}_token_id" for key in ("eos", "eot", "eom")]
+    ends = list(dict.fromkeys(metadata[key] for key in keys if isinstance(metadata.get(key), int)))
+    return {"bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"), "eos_token_id": ends}
+
+
+def _base(file: GgufFile, architecture: str) -> Json:
+    """What all have."""
+
+    def size(key: str, default: int | None = None) -> int:
+        return whole_number(file.metadata, f"{architecture}.{key}", default)
+
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise StartError(f"'{file.path}' has no tensor 'token_embd.weight' of two dimensions; download it again")
+    heads, hidden = size("attention.head_count"), size("embedding_length")
+    dim = size("attention.key_length", hidden // heads or None)
+    return {
+        "model_type": architecture,
+        "vocab_size": embedding.shape[0],
+        "hidden_size": hidden,
+        "intermediate_size": size("feed_forward_length"),
+        "num_hidden_layers": size("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": size("attention.head_count_kv", heads),
+        "head_dim": dim,
+        "rms_norm_eps": _number(file, f"{architecture}.attention.layer_norm_rms_epsilon", 1e-6),
+        "max_position_embeddings": size("context_length"),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "dtype": _dtype(file),
+        "rope_parameters": _rope(file, architecture, dim),
+    }
+
+
+def _dtype(file: GgufFile) -> str:
+    """Of the weights, not of the norms: files of float16 or float32 are kept as they are."""
+    types = {info.type for info in file.tensors.values() if len(info.shape) > 1}
+    if types <= {Type.F32}:
+        return "float32"
+    return "float16" if types <= {Type.F16, Type.F32} else "bfloat16"
+
+
+def _tokens(file: GgufFile) -> Json:
+    keys = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+    found = {name: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: id for name, id in found.items() if isinstance(id, int)}
+
+
+def _number(file: GgufFile, key: str, default: float) -> float:
+    value = file.metadata.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:  # nor NaN
+        raise StartError(f"the GGUF file's key '{key}' is {value!r}, where a number belongs")
+    return value
+
+
+def _rope(file: GgufFile, architecture: str, dim: int) -> Json:
+    """The rotation. Factors by frequency, which Llama 3 and Phi 3 keep as tensors, are LongRoPE's."""
+    key = f"{architecture}.rope."
+    rope: Json = {"rope_type": "default", "rope_theta": _number(file, f"{key}freq_base", _LOCAL_THETA)}
+    turning = whole_number(file.metadata, f"{key}dimension_count", dim)
+    if turning < dim:
+        rope["partial_rotary_factor"] = turning / dim
+    kind = file.metadata.get(f"{key}scaling.type", "none")
+    original = _number(file, f"{key}scaling.original_context_length", 0)
+    if original:
+        rope["original_max_position_embeddings"] = int(original)
+    long, short, both = (file.tensors.get(f"rope_{name}.weight") for name in ("factors_long", "factors_short", "freqs"))
+    if long is not None and short is not None:
+        longest = whole_number(file.metadata, f"{architecture}.context_length")
+        rope.update(rope_type="longrope", short_factor=_factors(file, short), long_factor=_factors(file, long))
+        rope["factor"] = longest / original if original else 1.0
+        if f"{key}scaling.attn_factor" in file.metadata:
+            rope["attention_factor"] = _number(file, f"{key}scaling.attn_factor", 1.0)
+    elif both is not None:
+        factors = _factors(file, both)
+        rope.pop("original_max_position_embeddings", None)
+        rope.update(rope_type="longrope", short_factor=factors, long_factor=factors, attention_factor=1.0)
+    elif kind in ("linear", "yarn"):
+        rope.update(rope_type=kind, factor=_number(file, f"{key}scaling.factor", 1.0))
+    elif kind not in ("none", "longrope"):
+        raise StartError(f"the GGUF file's key '{key}scaling.type' is {kind!r}; read are none, linear and yarn")
+    return rope
+
+
+def _factors(file: GgufFile, info: TensorInfo) -> list[float]:
+    if info.type is not Type.F32 or len(info.shape) != 1 or info.shape[0] > 1 << 16:
+        raise StartError(f"tensor '{info.name}' of the GGUF file is no row of float32 factors; download it again")
+    factors: list[float] = torch.from_numpy(file.bytes_of(info).copy()).view(torch.float32).tolist()
+    return factors
+
+
+def _llama(file: GgufFile, config: Json) -> None:
+    biased = [name for name in file.tensors if name.endswith(".bias")]
+    if biased:
+        raise StartError(f"tensor '{biased[0]}': Llama models with biases are not read from GGUF; use the checkpoint")
+
+
+def _plain(file: GgufFile, config: Json) -> None:
+    """Nothing more."""
+
+
+def _phi3(file: GgufFile, config: Json) -> None:
+    config["sliding_window"] = int(_number(file, "phi3.attention.sliding_window", 0)) or None
+
+
+def _gemma(file: GgufFile, config: Json) -> None:
+    architecture = config["model_type"]
+    wide = config["num_hidden_layers"] == _WIDEST[architecture]
+    scalar = config["hidden_size"] // config["num_attention_heads"] if wide else config["head_dim"]
+    config.update(
+        hidden_activation="gelu_pytorch_tanh",
+        query_pre_attn_scalar=scalar,
+        sliding_window=whole_number(file.metadata, f"{architecture}.attention.sliding_window", 4096),
+    )
+    for name, key in (("attn_logit_softcapping", "attn_logit"), ("final_logit_softcapping", "final_logit")):
+        config[name] = _number(file, f"{architecture}.{key}_softcapping", 0.0) or None
+
+
+def _gemma3(file: GgufFile, config: Json) -> None:
+    _gemma(file, config)
+    rope = {**config["rope_parameters"], "rope_theta": _number(file, "gemma3.rope.freq_base", _GLOBAL_THETA)}
+    local = {"rope_type": "default", "rope_theta": _number(file, "gemma3.rope.freq_base_swa", _LOCAL_THETA)}
+    config.update(model_type="gemma3_text", rope_parameters={"full_attention": rope, "sliding_attention": local})
+
+
+_ARCHITECTURES: dict[str, tuple[str, Callable[[GgufFile, Json], None]]] = {
+    "llama": ("Llama", _llama),
+    "qwen2": ("Qwen2", _plain),
+    "qwen3": ("Qwen3", _plain),
+    "gemma2": ("Gemma2", _gemma),
+    "gemma3": ("Gemma3", _gemma3),
+    "phi3": ("Phi3", _phi3),
+}

@@ -1,0 +1,260 @@
+"""The decoder on the CPU engine: the layers of `models/decoder.py` as one program of native operations.
+
+Between operations everything is float32; products read what their weights want. A row's logits depend on nothing but
+the row: bit for bit the same in any batch, in any chunking, on any number of threads.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from inflight.device import Ranks
+from inflight.errors import StartError
+from inflight.kernels import (
+    ISA,
+    Activation,
+    Cost,
+    Format,
+    KvType,
+    Layer,
+    NativeProgram,
+    Norm,
+    Precision,
+    StepArrays,
+    native_reason,
+)
+from inflight.models.base import CausalLM, ForwardBatch
+from inflight.models.config import DecoderConfig
+from inflight.models.decoder import attention_spec
+from inflight.models.packed import Parts
+from inflight.nn import AttentionBackend, make_rope
+
+if TYPE_CHECKING:
+    from inflight.plan import ShardJob
+
+log = logging.getLogger("inflight")
+
+_ACTIVATIONS = {
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "gelu": Activation.GELU,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "relu": Activation.RELU,
+}
+_told: list[str] = []
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How float weights are packed: those of the layers, and the vocabulary's two. None: as they are."""
+
+    layers: Precision | None
+    vocabulary: Precision | None
+
+
+_INT8 = Precision(Format.INT8)
+RECIPES = {
+    "none": Recipe(None, None),
+    "int8": Recipe(_INT8, _INT8),
+    # As peers do: logits lose more to 4 bits than all layers together.
+    "int4": Recipe(Precision(Format.GROUP4, 32), _INT8),
+    "int4-64": Recipe(Precision(Format.GROUP4, 64), _INT8),
+    "int4-128": Recipe(Precision(Format.GROUP4, 128), _INT8),
+}
+"""By the values of `--quantize`."""
+
+
+def engine_reason(config: DecoderConfig, job: ShardJob, ranks: Ranks, device: torch.device) -> str | None:
+    """Why a decoder cannot run on the CPU engine; None where it can."""
+    if device.type != "cpu":
+        return f"the model runs on {device.type}"
+    if ranks.size != 1:
+        return "several ranks run on torch's operators"
+    if job.adapters:
+        return "LoRA adapters run on torch's operators"
+    if job.dtype == "float16":
+        return "float16 runs on torch's operators; bfloat16, float32 or --quantize run on the engine"
+    if config.activation not in _ACTIVATIONS:
+        return f"the activation '{config.activation}' is not in it"
+    return native_reason()
+
+
+def without_engine(reason: str, job: ShardJob) -> None:
+    """Says once why it is not used.
+
+    Raises:
+        StartError: the job needs it.
+    """
+    wants = [
+        name
+        for name, wanted in (
+            ("--quantize", job.quantize != "none"),
+            ("--kv-cache-dtype int8", job.kv_cache_dtype == "int8"),
+        )
+        if wanted
+    ]
+    if wants:
+        raise StartError(f"{' and '.join(wants)} needs the CPU engine, which is not used: {reason}")
+    if reason not in _told:
+        _told.append(reason)
+        log.info("the CPU engine is not used: %s", reason)
+
+
+class NativeDecoder(CausalLM):
+    """See the module. Made by `load_model`.
+
+    Args:
+        config: the decoder.
+        parts: its weights, which are taken one after the other.
+        job: threads, precision and cache.
+        dtype: of weights that are not quantised.
+    """
+
+    def __init__(self, config: DecoderConfig, parts: Parts, job: ShardJob, dtype: torch.dtype) -> None:
+        self.family = config.family
+        self.layers = [attention_spec(config, i, config.heads, config.kv_heads) for i in range(config.layers)]
+        self.vocab_size = config.vocab_size
+        self.max_positions = config.max_positions
+        self.dtype = dtype
+        self._config = config
+        self._kv = _kv_type(job.kv_cache_dtype, dtype)
+        try:
+            self._program = NativeProgram(job.threads or torch.get_num_threads())
+        except ValueError as error:
+            raise StartError(f"{ISA}: {error}") from error
+        self._build(parts, RECIPES[job.quantize])
+        parts.finish(self._program)
+        self.weight_bytes = self._program.bytes
+
+    def _build(self, parts: Parts, recipe: Recipe) -> None:
+        """The program, in the order in which a step runs."""
+        config, program = self._config, self._program
+        ropes = [
+            make_rope(settings, config.head_dim, config.max_positions, torch.device("cpu"))
+            for settings in config.ropes.values()
+        ]
+        for rope in ropes:
+            far = None if rope.long_inverse is None else rope.long_inverse.tolist()
+            program.rope(rope.inverse.tolist(), rope.factor, far, rope.original)
+        numbers = {name: number for number, name in enumerate(config.ropes)}
+        x = program.buffer(config.hidden)
+        qkv = program.buffer((config.heads + 2 * config.kv_heads) * config.head_dim)
+        attended = program.buffer(config.heads * config.head_dim)
+        table = parts.product(program, "embedding", recipe.vocabulary)
+        # The embedding's scale as the models were trained: rounded to the weights' dtype.
+        program.embed(table, x, float(torch.tensor(config.embedding_scale, dtype=self.dtype)))
+        update = program.buffer(config.hidden)
+        inner = program.buffer(config.intermediate)
+        experts = config.experts
+        routed = program.buffer(experts.count) if experts is not None else -1
+        for index, spec in enumerate(self.layers):
+            name = f"{index}."
+            layer = program.layer(
+                Layer(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.scale, spec.window, spec.softcap)
+            )
+            before = self._norm(parts, f"{name}before_attention")
+            program.multiply(x, qkv, parts.product(program, f"{name}qkv", recipe.layers), norm=before)
+            heads = None
+            if config.qk_norm:
+                heads = self._norm(parts, f"{name}q_norm"), self._norm(parts, f"{name}k_norm")
+            rope_name = config.rope_of[index]
+            program.rotate(qkv, layer, None if rope_name is None else numbers[rope_name], heads)
+            program.attend(qkv, attended, layer)
+            self._join(parts, attended, x, update, f"{name}out", f"{name}after_attention", recipe)
+            before = self._norm(parts, f"{name}before_mlp")
+            if experts is not None and experts.layers[index]:
+                self._mixture(parts, x, routed, name, before, recipe)
+                continue
+            gate_up = parts.product(program, f"{name}gate_up", recipe.layers, gated=True)
+            program.multiply(x, inner, gate_up, norm=before, act=_ACTIVATIONS[config.activation])
+            self._join(parts, inner, x, update, f"{name}down", f"{name}after_mlp", recipe)
+        self._last, self._logits = program.buffer(config.hidden), program.buffer(config.vocab_size)
+        program.gather(x, self._last, self._norm(parts, "norm"))
+        head = table if config.tied else parts.product(program, "head", recipe.vocabulary)
+        program.multiply(self._last, self._logits, head)
+        if config.logits_divider != 1.0 or config.final_softcap is not None:
+            program.cap(self._logits, config.logits_divider, config.final_softcap)
+
+    def _join(self, parts: Parts, source: int, x: int, update: int, name: str, after: str, recipe: Recipe) -> None:
+        """x += a product of `source`, through a norm in sandwich form."""
+        config, program = self._config, self._program
+        product = parts.product(program, name, recipe.layers)
+        if not config.sandwich:
+            program.multiply(source, x, product, add=True, scale=config.residual_scale)
+            return
+        program.multiply(source, update, product)
+        program.norm(update, x, self._norm(parts, after), add=True, scale=config.residual_scale)
+
+    def _mixture(self, parts: Parts, x: int, routed: int, name: str, norm: Norm, recipe: Recipe) -> None:
+        config, program = self._config, self._program
+        experts = config.experts
+        assert experts is not None
+        program.multiply(x, routed, parts.product(program, f"{name}router", None), norm=norm)
+        numbers = range(experts.count)
+        program.mixture(
+            x,
+            routed,
+            [parts.product(program, f"{name}gate_up.{n}", recipe.layers, gated=True) for n in numbers],
+            [parts.product(program, f"{name}down.{n}", recipe.layers) for n in numbers],
+            norm=norm,
+            chosen=experts.chosen,
+            normalise=experts.normalise,
+            act=_ACTIVATIONS[config.activation],
+            scale=config.residual_scale,
+        )
+
+    def _norm(self, parts: Parts, name: str) -> Norm:
+        return Norm(parts.norm(self._program, name), self._config.eps, self._config.centered_norm)
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return self._program.isa
+
+    def measure(self, on: bool) -> None:
+        """Counts what each operation costs from now on, or not."""
+        self._program.measure(on)
+
+    def costs(self) -> list[Cost]:
+        """Of each operation, in order."""
+        return self._program.costs()
+
+    def block_bytes(self, block_size: int) -> int:
+        return sum(
+            Layer(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.scale).block_bytes(block_size, self._kv)
+            for spec in self.layers
+        )
+
+    def make_cache(self, blocks: int, block_size: int, device: torch.device) -> int:
+        return self._program.make_caches(blocks, block_size, self._kv)
+
+    def bind(self, attention: AttentionBackend) -> None:
+        raise AssertionError("the CPU engine has its own attention")
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        attention, wanted = batch.attention, batch.logits_at
+        order = None
+        if wanted.numel() > 1 and bool((wanted[1:] < wanted[:-1]).any()):
+            wanted, order = torch.sort(wanted, stable=True)
+        step = StepArrays(
+            batch.token_ids, batch.positions, attention.slots, attention.query_lens, attention.block_tables, wanted
+        )
+        found = self._program.run(step, self._logits, self._last)
+        self.hidden, self.best = found.hidden, found.best
+        if order is None:
+            return found.logits
+        back = torch.argsort(order)
+        self.hidden, self.best = found.hidden[back], found.best[back]
+        return found.logits[back]
+
+
+def _kv_type(asked: str, dtype: torch.dtype) -> KvType:
+    if asked == "int8":
+        return KvType.INT8
+    return KvType.FLOAT if dtype == torch.float32 else KvType.BF16

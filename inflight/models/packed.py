@@ -1,0 +1,220 @@
+"""Where the CPU engine's weights come from: a decoder that gives its tensors away, or a file of packed ones.
+
+Such a file is kept in the folder of `--packed-cache` and mapped at the next start, so that nothing is read twice and
+replicas share its pages. Its name holds a hash of everything that its bytes depend on. Layout: eight bytes of magic,
+the length of a JSON header in eight more, the header, and at multiples of 64 bytes what it lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from inflight.kernels import NativeProgram, Packed, PackedBytes, Precision, Quantised
+from inflight.kernels.program import Bytes
+
+log = logging.getLogger("inflight")
+
+LAYOUT = 1
+"""Of packed weights and of this file; another number is another file."""
+MAGIC = b"inflpack"
+ALIGN = 64
+_EMPTY: Bytes = np.empty(0, np.uint8)
+
+
+class Parts(ABC):
+    """Weights by name (see `Decoder.release`), each taken once."""
+
+    @abstractmethod
+    def product(self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False) -> int:
+        """Adds a weight and its bias to the program; returns its number."""
+
+    @abstractmethod
+    def norm(self, program: NativeProgram, name: str) -> int:
+        """Adds a norm's weight; returns its number."""
+
+    @abstractmethod
+    def finish(self, program: NativeProgram) -> None:
+        """All were taken."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One weight in a file: pieces are (offset, bytes), the offset counted from the end of the header."""
+
+    packed: Packed | None
+    data: tuple[int, int]
+    scales: tuple[int, int]
+    bias: tuple[int, int]
+
+
+class DecoderParts(Parts):
+    """Tensors of a decoder, which are freed as they are packed.
+
+    Args:
+        keep: where the packed weights are written when all were taken; None: nowhere.
+    """
+
+    def __init__(
+        self, parts: dict[str, tuple[torch.Tensor | Quantised, torch.Tensor | None]], keep: Path | None = None
+    ) -> None:
+        self._parts = parts
+        self._keep = keep
+        self._products: dict[str, tuple[int, torch.Tensor | None]] = {}
+        self._norms: dict[str, torch.Tensor] = {}
+
+    def product(self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False) -> int:
+        weight, bias = self._parts.pop(name)
+        number = program.product(weight, bias, precision, gated=gated)
+        self._products[name] = number, bias
+        return number
+
+    def norm(self, program: NativeProgram, name: str) -> int:
+        weight, _ = self._parts.pop(name)
+        assert isinstance(weight, torch.Tensor)
+        self._norms[name] = weight
+        return program.weight(weight)
+
+    def finish(self, program: NativeProgram) -> None:
+        if self._keep is None:
+            return
+        try:
+            _write(self._keep, program, self._products, self._norms)
+        except OSError as error:
+            log.warning("packed weights cannot be kept in '%s': %s", self._keep.parent, error)
+
+
+class FileParts(Parts):
+    """Packed weights of a file, where they lie.
+
+    Raises:
+        ValueError: it is no such file, or was cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < 16:
+                raise ValueError("it is too short")
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+            self._map = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
+        self._bytes: Bytes = np.frombuffer(self._map, np.uint8)
+        length = int.from_bytes(self._map[8:16], "little")
+        if self._map[:8] != MAGIC or length > size - 16:
+            raise ValueError("it is no file of packed weights")
+        try:
+            header = json.loads(self._map[16 : 16 + length])
+            self._entries = {name: _entry(each) for name, each in header.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"its header makes no sense: {error!r}") from error
+        self._begin = _aligned(16 + length)
+
+    def product(self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False) -> int:
+        entry = self._find(name)
+        if entry.packed is None or entry.packed.gated != gated:
+            raise ValueError(f"'{name}' is no packed weight")
+        bias = self._floats(name, entry.bias)
+        return program.product_of(
+            PackedBytes(entry.packed, self._piece(name, entry.data), self._piece(name, entry.scales)),
+            bias if bias.numel() else None,
+        )
+
+    def norm(self, program: NativeProgram, name: str) -> int:
+        return program.weight(self._floats(name, self._find(name).data))
+
+    def finish(self, program: NativeProgram) -> None:
+        """They stay where they are: the program holds what it uses."""
+
+    def _find(self, name: str) -> _Entry:
+        if name not in self._entries:
+            raise ValueError(f"it has no '{name}'")
+        return self._entries[name]
+
+    def _piece(self, name: str, where: tuple[int, int]) -> Bytes:
+        first, size = self._begin + where[0], where[1]
+        if where[0] < 0 or size < 0 or where[0] % ALIGN or first + size > len(self._bytes):
+            raise ValueError(f"'{name}' lies outside of it")
+        return self._bytes[first : first + size]
+
+    def _floats(self, name: str, where: tuple[int, int]) -> torch.Tensor:
+        return torch.from_numpy(self._piece(name, where).view(np.float32).copy())
+
+
+def cache_path(folder: Path, model: Path, settings: Sequence[str]) -> Path:
+    """Where the packed weights of a model are kept: the name says of which files, and for what they were packed."""
+    digest = hashlib.sha256(json.dumps([LAYOUT, *settings]).encode())
+    for file in sorted(model.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".gguf", ".bin") and file.is_file():
+            stat = file.stat()
+            digest.update(json.dumps([file.name, stat.st_size, stat.st_mtime_ns]).encode())
+    digest.update(str(model.resolve()).encode())
+    return folder / f"{model.name}-{digest.hexdigest()[:32]}.packed"
+
+
+def _write(
+    path: Path,
+    program: NativeProgram,
+    products: dict[str, tuple[int, torch.Tensor | None]],
+    norms: dict[str, torch.Tensor],
+) -> None:
+    """In a file beside, which takes the name when it is whole."""
+    pieces: list[Bytes] = []
+    position = 0
+
+    def put(data: Bytes) -> tuple[int, int]:
+        nonlocal position
+        first = position
+        pieces.append(data)
+        position = _aligned(position + len(data))
+        return first, len(data)
+
+    def floats(values: torch.Tensor | None) -> Bytes:
+        return _EMPTY if values is None else values.float().contiguous().numpy().view(np.uint8).reshape(-1)
+
+    entries: dict[str, Any] = {}
+    for name, (number, bias) in products.items():
+        packed = program.packed(number)
+        entries[name] = asdict(_Entry(packed.shape, put(packed.data), put(packed.scales), put(floats(bias))))
+    for name, weight in norms.items():
+        entries[name] = asdict(_Entry(None, put(floats(weight)), (0, 0), (0, 0)))
+    header = json.dumps(entries).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(MAGIC + len(header).to_bytes(8, "little") + header)
+            file.write(bytes(_aligned(file.tell()) - file.tell()))
+            for piece in pieces:
+                file.write(piece.data)
+                file.write(bytes(_aligned(len(piece)) - len(piece)))
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _aligned(position: int) -> int:
+    return -(-position // ALIGN) * ALIGN
+
+
+def _entry(found: dict[str, Any]) -> _Entry:
+    def pair(value: Any) -> tuple[int, int]:
+        first, size = value
+        return int(first), int(size)
+
+    packed = found["packed"]
+    return _Entry(
+        None if packed is None else Packed(**packed), pair(found["data"]), pair(found["scales"]), pair(found["bias"])
+    )

@@ -1,0 +1,153 @@
+"""What each operator of a model costs on the CPU engine, beside what the machine could do at most."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from inflight.device import Alone
+from inflight.errors import StartError
+from inflight.models.base import ForwardBatch
+from inflight.models.load import load_model
+from inflight.models.native import NativeDecoder
+from inflight.nn import AttentionBatch
+from inflight.plan import ShardJob
+
+BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Load:
+    """One kind of step: `rows` rows that each compute `tokens` tokens after `context` cached ones."""
+
+    name: str
+    rows: int
+    tokens: int
+    context: int
+
+
+LOADS = (
+    Load("decode, 1 row", 1, 1, 192),
+    Load("decode, 8 rows", 8, 1, 192),
+    Load("decode, 32 rows", 32, 1, 192),
+    Load("decode, 1 row at 8,192", 1, 1, 8191),
+    Load("prefill, 1,024 tokens", 1, 1024, 0),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """An operator's share of a step: seconds of one step, bytes of weights or cache, arithmetic operations."""
+
+    name: str
+    seconds: float
+    bytes: float
+    operations: float
+
+
+def open_model(folder: str | Path, threads: int, quantize: str = "none", kv_cache_dtype: str = "auto") -> NativeDecoder:
+    """A model on the CPU engine, with a cache of 40,000 tokens.
+
+    Raises:
+        StartError: it runs on torch's operators.
+    """
+    job = ShardJob(str(folder), device_type="cpu", threads=threads, quantize=quantize, kv_cache_dtype=kv_cache_dtype)
+    torch.set_num_threads(threads)
+    model = load_model(job, Alone(), torch.device("cpu"))
+    if not isinstance(model, NativeDecoder):
+        raise StartError("the model does not run on the CPU engine")
+    model.make_cache(40_000 // BLOCK, BLOCK, torch.device("cpu"))
+    return model
+
+
+def step_of(load: Load, vocab_size: int) -> ForwardBatch:
+    """Random tokens; every row has blocks of its own."""
+    draw = torch.Generator().manual_seed(0)
+    length = load.context + load.tokens
+    each = -(-length // BLOCK)
+    tables = torch.arange(load.rows * each, dtype=torch.int32).view(load.rows, each)
+    positions = torch.arange(load.context, length).repeat(load.rows)
+    rows = torch.arange(load.rows).repeat_interleave(load.tokens)
+    slots = tables[rows, positions // BLOCK].long() * BLOCK + positions % BLOCK
+    attention = AttentionBatch(
+        query_lens=[load.tokens] * load.rows,
+        context_lens=[length] * load.rows,
+        block_tables=tables,
+        slots=slots,
+        block_size=BLOCK,
+        num_decode=load.rows if load.tokens == 1 else 0,
+    )
+    ends = torch.arange(1, load.rows + 1) * load.tokens - 1
+    tokens = torch.randint(vocab_size, (load.rows * load.tokens,), generator=draw)
+    return ForwardBatch(tokens, positions, attention, ends)
+
+
+def measure(model: NativeDecoder, load: Load, seconds: float = 2.0) -> tuple[float, list[Line]]:
+    """Seconds of a step, the median of as many as fit, and its operators, the largest first."""
+    batch = step_of(load, model.vocab_size)
+    model.forward(batch)
+    times: list[float] = []
+    model.measure(True)
+    began = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        model.forward(batch)
+        times.append(time.perf_counter() - start)
+    costs = model.costs()
+    model.measure(False)
+    found: dict[str, Line] = {}
+    last = max(cost.product for cost in costs)
+    names = {cost.product: _product_name(place) for place, cost in enumerate(c for c in costs if c.name == "product")}
+    if costs[-1].name == "product" or costs[-2].name == "product":
+        names[[cost.product for cost in costs if cost.name == "product"][-1]] = "logits"
+    del last
+    for cost in costs:
+        name = names[cost.product] if cost.name == "product" else cost.name
+        line = found.get(name, Line(name, 0.0, 0.0, 0.0))
+        count = len(times)
+        found[name] = replace(
+            line,
+            seconds=line.seconds + cost.seconds / count,
+            bytes=line.bytes + cost.bytes / count,
+            operations=line.operations + cost.operations / count,
+        )
+    return sorted(times)[len(times) // 2], sorted(found.values(), key=lambda line: -line.seconds)
+
+
+def _product_name(place: int) -> str:
+    return ("qkv", "out", "gate_up", "down")[place % 4]
+
+
+def report(folder: str | Path, threads: int = 2, quantize: str = "none", kv_cache_dtype: str = "auto") -> str:
+    """The table of all loads, as text."""
+    model = open_model(folder, threads, quantize, kv_cache_dtype)
+    lines = [
+        f"{model.family}, {model.isa}, {threads} threads, weights {model.weight_bytes / 1e6:.0f} MB ({quantize})",
+        "",
+    ]
+    lines += ["| step | operator | ms | share | GB/s | GFLOP/s |", "|---|---|---|---|---|---|"]
+    for load in LOADS:
+        if load.context + load.tokens > model.max_positions:
+            continue
+        seconds, found = measure(model, load)
+        total = Line(
+            "all",
+            seconds,
+            sum(line.bytes for line in found if line.name not in ROWWISE),
+            sum(line.operations for line in found),
+        )
+        for line in (total, *found):
+            share = line.seconds / seconds
+            bytes_rate = "" if line.name in ROWWISE else f"{line.bytes / line.seconds / 1e9:.1f}"
+            rate = f"{line.operations / line.seconds / 1e9:.0f}" if line.operations else ""
+            lines.append(
+                f"| {load.name} | {line.name} | {line.seconds * 1e3:.3f} | {share:.1%} | {bytes_rate} | {rate} |"
+            )
+    return "\n".join(lines)
+
+
+ROWWISE = ("embed", "rotate", "norm", "gather", "cap", "mixture")
+"""Operators that read no weights and no cache to speak of."""

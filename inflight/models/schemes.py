@@ -1,0 +1,282 @@
+"""How quantised checkpoints store one module: AutoAWQ, AutoGPTQ and GPTQModel, compressed-tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from inflight.errors import StartError
+from inflight.kernels import Quantised
+from inflight.models.files import TensorFiles
+from inflight.models.packing import unpack, unpack_awq, unsigned
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def whole(found: Mapping[str, Any], key: str, allowed: Sequence[int]) -> int:
+    """A setting that is one of some numbers, or StartError that names it."""
+    value = found.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
+        numbers = " or ".join(map(str, allowed))
+        raise StartError(f"{key} in quantization_config is {value!r}; checkpoints with {numbers} bits are read")
+    return value
+
+
+def text(found: Mapping[str, Any], key: str, default: str) -> str:
+    """A setting that is a text, or StartError that names it."""
+    value = found.get(key) or default
+    if not isinstance(value, str):
+        raise StartError(f"{key} in quantization_config is {value!r}; it must be a text like '{default}'")
+    return value
+
+
+class Stored(NamedTuple):
+    """A module's weight.
+
+    Attributes:
+        order: int64 [k]: the inputs that the columns of `weight` stand for; None: they are in order.
+    """
+
+    weight: Quantised
+    order: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StoredModule:
+    """The tensors of one module."""
+
+    stem: str
+    suffixes: tuple[str, ...]
+    files: TensorFiles
+
+    @property
+    def stored(self) -> list[str]:
+        """Their names, as far as they are there."""
+        names = [f"{self.stem}.{suffix}" for suffix in self.suffixes]
+        return [name for name in names if name in self.files]
+
+    def has(self, suffix: str) -> bool:
+        return f"{self.stem}.{suffix}" in self.files
+
+    def shape(self, suffix: str) -> list[int]:
+        return self.files.shape(f"{self.stem}.{suffix}")
+
+    def read(self, suffix: str, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> torch.Tensor:
+        """One of them.
+
+        Raises:
+            StartError: it is missing, broken, or of another shape or dtype.
+        """
+        name = f"{self.stem}.{suffix}"
+        tensor = self.files.read(name, shape)
+        if tensor.dtype not in dtypes:
+            wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            found = str(tensor.dtype).removeprefix("torch.")
+            raise StartError(f"tensor '{name}' is {found}, where {wanted} belongs; is the checkpoint broken?")
+        return tensor
+
+    def error(self, suffix: str, problem: str) -> StartError:
+        return StartError(f"tensor '{self.stem}.{suffix}' {problem}; is the checkpoint broken?")
+
+
+class Scheme(ABC):
+    """One way of storing.
+
+    Attributes:
+        suffixes: of the names of a module's tensors, those that say nothing of the weight included.
+        marks: suffixes that together tell a quantised module; any of these sets.
+    """
+
+    suffixes: tuple[str, ...]
+    marks: tuple[tuple[str, ...], ...]
+
+    @abstractmethod
+    def check(self, module: StoredModule, shape: tuple[int, int]) -> None:
+        """Raises StartError where what is stored has no room for a weight [n, k]. Reads nothing."""
+
+    @abstractmethod
+    def read(self, module: StoredModule, shape: tuple[int, int]) -> Stored:
+        """The weight [n, k].
+
+        Raises:
+            StartError: a tensor is missing, broken or does not fit; the text names it.
+        """
+
+
+@dataclass(frozen=True)
+class Awq(Scheme):
+    """AutoAWQ's GEMM form: qweight int32 [k, n / 8], qzeros int32 [groups, n / 8], scales [groups, n];
+    w = (q - z) * s.
+
+    Source: awq/utils/packing_utils.py of casper-hansen/AutoAWQ.
+    """
+
+    group: int | None
+    zero_point: bool
+    suffixes = ("qweight", "qzeros", "scales")
+    marks = (("qweight",),)
+
+    def check(self, module: StoredModule, shape: tuple[int, int]) -> None:
+        n, k = shape
+        module.files.check(f"{module.stem}.qweight", (k, -(-n // 8)))
+
+    def read(self, module: StoredModule, shape: tuple[int, int]) -> Stored:
+        n, k = shape
+        _divides(module, "qweight", n, 8)
+        group = min(self.group or k, k)
+        groups = -(-k // group)
+        words = module.read("qweight", (k, n // 8), (torch.int32,))
+        zeros = module.read("qzeros", (groups, n // 8), (torch.int32,))
+        scales = module.read("scales", (groups, n), FLOATS)
+        return Stored(_weight(4, group, unpack_awq(words), scales.t(), unpack_awq(zeros), not self.zero_point))
+
+
+@dataclass(frozen=True)
+class Gptq(Scheme):
+    """qweight int32 [k * bits / 32, n] packed along k, qzeros int32 [groups, n * bits / 32], scales [groups, n], and
+    g_idx int32 [k], the group of each input, where it is kept.
+
+    `gptq` keeps zero points less one, `gptq_v2` as they are; some tools write the second form under the first name,
+    which shows where the scheme is symmetric (vllm-project/vllm#38966).
+    """
+
+    bits: int
+    group: int | None
+    symmetric: bool
+    second: bool
+    suffixes = ("qweight", "qzeros", "scales", "g_idx")
+    marks = (("qweight",),)
+
+    def check(self, module: StoredModule, shape: tuple[int, int]) -> None:
+        n, k = shape
+        module.files.check(f"{module.stem}.qweight", (-(-k * self.bits // 32), n))
+
+    def read(self, module: StoredModule, shape: tuple[int, int]) -> Stored:
+        n, k = shape
+        each = 32 // self.bits
+        _divides(module, "qweight", k, each)
+        _divides(module, "qzeros", n, each)
+        group = min(self.group or k, k)
+        groups = -(-k // group)
+        order = _order(module, "g_idx", k, group)
+        words = module.read("qweight", (k // each, n), (torch.int32,))
+        stored = unpack(module.read("qzeros", (groups, n // each), (torch.int32,)), self.bits).t()
+        scales = module.read("scales", (groups, n), FLOATS).t()
+        codes = unpack(words.t(), self.bits)
+        if order is not None:
+            codes = codes[:, order]
+        middle = 1 << (self.bits - 1)
+        if self.symmetric and bool((stored == middle).all()):
+            zeros = stored
+        else:
+            zeros = stored if self.second else (stored + 1) & (2 * middle - 1)
+        return Stored(_weight(self.bits, group, codes, scales, zeros, self.symmetric), order)
+
+
+@dataclass(frozen=True)
+class CompressedTensors(Scheme):
+    """pack-quantized: weight_packed int32 [n, k * bits / 32], codes kept with 2 ** (bits - 1) added; int-quantized:
+    weight int8 [n, k]. weight_scale [n, groups], weight_zero_point where it is not symmetric.
+
+    Which of the config's groups a module belongs to is told by the shapes of its tensors.
+
+    Source: compressors/pack_quantized and compressors/naive_quantized of vllm-project/compressed-tensors.
+
+    Attributes:
+        kinds: bits and group size of the config's groups.
+    """
+
+    kinds: tuple[tuple[int, int | None], ...]
+    suffixes = (
+        "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
+        "input_zero_point", "output_scale", "output_zero_point",
+    )  # fmt: skip
+    marks = (("weight_packed",), ("weight", "weight_scale"))
+
+    def check(self, module: StoredModule, shape: tuple[int, int]) -> None:
+        n, k = shape
+        if not module.has("weight_packed"):
+            module.files.check(f"{module.stem}.weight", shape)
+        elif module.shape("weight_packed") not in [[n, -(-k * bits // 32)] for bits, _ in self.kinds]:
+            raise module.error(
+                "weight_packed", f"has shape {module.shape('weight_packed')}, the config wants room for {[n, k]}"
+            )
+
+    def read(self, module: StoredModule, shape: tuple[int, int]) -> Stored:
+        n, k = shape
+        self.check(module, shape)
+        if module.has("weight_shape"):
+            stated = module.read("weight_shape", (2,), (torch.int64, torch.int32)).tolist()
+            if stated != [n, k]:
+                raise module.error("weight_shape", f"says {stated}, the config wants {[n, k]}")
+        bits, group = self._kind(module, n, k)
+        groups = -(-k // group)
+        order = _order(module, "weight_g_idx", k, group)
+        if module.has("weight_packed"):
+            codes = unpack(module.read("weight_packed", (n, -(-k * bits // 32)), (torch.int32,)), bits)[:, :k]
+        else:
+            codes = unsigned(module.read("weight", (n, k), (torch.int8,)))
+        if order is not None:
+            codes = codes[:, order]
+        scales = module.read("weight_scale", module.shape("weight_scale"), FLOATS).reshape(-1, groups).expand(n, groups)
+        zeros = self._zeros(module, bits, n, groups) if module.has("weight_zero_point") else None
+        return Stored(_weight(bits, group, codes, scales, zeros, zeros is None), order)
+
+    def _kind(self, module: StoredModule, n: int, k: int) -> tuple[int, int]:
+        """Bits and group size, as far as the shapes leave a choice."""
+        shape = module.shape("weight_scale")
+        if shape not in ([], [1], [n]) and (len(shape) != 2 or shape[0] not in (1, n)):
+            raise module.error("weight_scale", f"has shape {shape}, where [{n}, groups] belongs")
+        groups = shape[1] if len(shape) == 2 else 1
+        packed = module.shape("weight_packed")[1] if module.has("weight_packed") else None
+        for bits, group in self.kinds:
+            size = k if group is None or groups == 1 else group
+            if -(-k // size) == groups and packed in (None, -(-k * bits // 32)):
+                return bits if packed is not None else 8, size
+        raise module.error("weight_scale", f"has shape {shape}, which fits none of the config_groups for {k} inputs")
+
+    def _zeros(self, module: StoredModule, bits: int, n: int, groups: int) -> torch.Tensor:
+        """Zero points uint8 [n, groups] of the unsigned codes: packed along n, or as int8 around 0."""
+        name = "weight_zero_point"
+        if module.has("weight_packed") and module.shape(name) == [-(-n * bits // 32), groups]:
+            words = module.read(name, (-(-n * bits // 32), groups), (torch.int32, torch.int8))
+            if words.dtype == torch.int32:
+                return unpack(words.t(), bits)[:, :n].t()
+        stored = module.read(name, module.shape(name), (torch.int8,))
+        if stored.numel() not in (1, n, n * groups):
+            raise module.error(name, f"has shape {list(stored.shape)}, where {[n, groups]} belongs")
+        return (stored.int() + (1 << (bits - 1))).to(torch.uint8).reshape(-1, groups).expand(n, groups)
+
+
+def _order(module: StoredModule, suffix: str, k: int, group: int) -> torch.Tensor | None:
+    """Inputs sorted by the groups that an index int32 [k] puts them into; None where they are so already."""
+    if not module.has(suffix):
+        return None
+    index = module.read(suffix, (k,), (torch.int32, torch.int64)).long()
+    plain = torch.arange(k) // group
+    if torch.equal(index, plain):
+        return None
+    found, order = index.sort(stable=True)
+    if not torch.equal(found, plain):
+        raise module.error(suffix, f"does not put {group} inputs into each of {plain[-1] + 1} groups")
+    return order
+
+
+def _weight(
+    bits: int, group: int, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, symmetric: bool
+) -> Quantised:
+    """w = (codes - zeros) * scales; zero points in the middle need no offsets where the scheme is symmetric."""
+    scales = scales.float().contiguous()
+    offsets = None
+    if zeros is not None and not (symmetric and bool((zeros == 1 << (bits - 1)).all())):
+        offsets = scales * zeros
+    return Quantised(bits, group, codes.contiguous(), scales, offsets)
+
+
+def _divides(module: StoredModule, suffix: str, size: int, each: int) -> None:
+    if size % each:
+        raise module.error(suffix, f"packs {each} values into a word, which does not divide the config's {size}")

@@ -1,0 +1,78 @@
+"""What the numbers of a config.json may be: one that lies must cost no memory and no time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from inflight.errors import StartError
+
+_MOST = {
+    "num_hidden_layers": 10_000,
+    "num_experts": 100_000,
+    "num_local_experts": 100_000,
+    "num_experts_per_tok": 100_000,
+}
+_SIZES = (
+    "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "max_position_embeddings", "moe_intermediate_size", "sliding_window", "sliding_window_pattern",
+    "decoder_sparse_step", "no_rope_layer_interval", *_MOST,
+)  # fmt: skip
+_NUMBERS = (
+    "rms_norm_eps", "rope_theta", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping",
+    "query_pre_attn_scalar", "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
+    "partial_rotary_factor",
+)  # fmt: skip
+_LISTS = ("layer_types", "no_rope_layers", "mlp_only_layers")
+_LARGEST = 1 << 31
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raises StartError where a setting of the decoder is no number of its kind; the text names it."""
+    for key in _SIZES:
+        value, most = config.get(key), _MOST.get(key, _LARGEST)
+        if value is None or (key.endswith("_experts") and value == 0):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise StartError(f"'{key}' in config.json is {_short(value)}; it must be a whole number from 1 to {most}")
+    for key in _NUMBERS:
+        if config.get(key) is not None and not _is_number(config[key]):
+            raise StartError(f"'{key}' in config.json is {_short(config[key])}; it must be a number")
+    for key in _LISTS:
+        if config.get(key) is not None and not isinstance(config[key], list):
+            raise StartError(f"'{key}' in config.json is {_short(config[key])}; it must be a list")
+    types, layers = config.get("layer_types"), config.get("num_hidden_layers")
+    if types and len(types) < (layers or 0):
+        raise StartError(f"'layer_types' in config.json has {len(types)} entries for {layers} layers")
+    for key in ("rope_parameters", "rope_scaling"):
+        _check_rope(key, config.get(key))
+
+
+def _check_rope(key: str, settings: Any, depth: int = 0) -> None:
+    """Numbers, texts, switches, and rows of numbers; by the kind of layer at most one level further down."""
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping):
+        raise StartError(f"'{key}' in config.json is {_short(settings)}; it must be an object")
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and not depth:
+            _check_rope(f"{key}.{name}", value, 1)
+        elif not _is_rope_value(name, value):
+            raise StartError(f"'{key}.{name}' in config.json is {_short(value)}; it must be a number or a row of them")
+
+
+def _is_rope_value(name: str, value: Any) -> bool:
+    if isinstance(value, str):
+        return name in ("rope_type", "type")
+    if isinstance(value, list):
+        return len(value) <= 1 << 16 and all(map(_is_number, value))
+    return value is None or isinstance(value, bool) or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

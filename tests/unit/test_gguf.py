@@ -1,0 +1,369 @@
+"""GGUF files: the numbers of every type, whole models, tokenizers, and files that lie."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from inflight.errors import StartError
+from inflight.gguf import model_folder
+from inflight.models.gguf.config import generation_config, hf_config
+from inflight.models.gguf.file import GgufFile
+from inflight.models.gguf.folder import make_folder
+from inflight.models.weights import Checkpoint
+from inflight.text import load_tokenizer
+from tests.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, bpe, matrices, save_floats, sentencepiece, write_gguf
+from tests.lm import make_runner, run, save_tiny
+
+PROMPTS = [[5, 9, 11], [40] * 17, [7, 8, 9, 10, 11, 12]]
+WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 64}
+
+
+@pytest.fixture(autouse=True)
+def _places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INFLIGHT_CPU_ENGINE", "torch")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def alphabet() -> Tokenizer:
+    """A byte-level tokenizer of 96 tokens at most, as tiny models have."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|end|>", "<|im_start|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    text = ["the cat and the dog sat on the mat", "a thin theory of that thing", "über 1234 numbers"] * 20
+    tokenizer.train_from_iterator(text, trainer)
+    return tokenizer
+
+
+def folder_of(path: Path) -> Path:
+    """The model folder of a file whose tokenizer lies beside it, made in this process."""
+    alphabet().save(str(path.parent / "tokenizer.json"))
+    folder = path.parent / "folder"
+    folder.mkdir()
+    make_folder(path, folder)
+    return folder
+
+
+# Whole models
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "extra", "metadata"),
+    [
+        ("Llama", "llama", {}, {}),
+        ("Llama", "llama", {"tie_word_embeddings": True}, {}),
+        ("Qwen2", "qwen2", {}, {}),
+        ("Qwen3", "qwen3", {"head_dim": 32}, {}),
+        (
+            "Gemma2",
+            "gemma2",
+            {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+            {
+                "gemma2.attention.sliding_window": 8,
+                "gemma2.attn_logit_softcapping": 50.0,
+                "gemma2.final_logit_softcapping": 30.0,
+            },
+        ),
+        (
+            "Gemma3Text",
+            "gemma3",
+            {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16, "num_hidden_layers": 7},
+            {"gemma3.attention.sliding_window": 8},
+        ),
+        ("Phi3", "phi3", {}, {}),
+    ],
+)
+def test_a_model_writes_what_its_checkpoint_writes(
+    family: str, architecture: str, extra: dict[str, Any], metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    original = save_tiny(family, tmp_path / "original", **extra)
+    write_gguf(original, tmp_path / "tiny.gguf", architecture, metadata=metadata)
+    folder = folder_of(tmp_path / "tiny.gguf")
+    assert run(make_runner(folder), PROMPTS, 24) == run(make_runner(original), PROMPTS, 24)
+    with Checkpoint(folder) as checkpoint:
+        assert len(checkpoint.names) == len(set(checkpoint.names))
+
+
+@pytest.mark.parametrize("type", [Type.Q8_0, Type.Q4_0, Type.Q4_K, Type.F16, Type.BF16])
+@pytest.mark.parametrize(("family", "architecture"), [("Llama", "llama"), ("Qwen2", "qwen2")])
+def test_types(family: str, architecture: str, type: Type, tmp_path: Path) -> None:
+    """The integers stand for exactly what gguf says, and the model writes what those floats write."""
+    original = save_tiny(family, tmp_path / "original", **WIDE)
+    others = type if type in (Type.F16, Type.BF16) else Type.Q6_K
+    kept = write_gguf(original, tmp_path / "tiny.gguf", architecture, matrices(type, others))
+    folder = folder_of(tmp_path / "tiny.gguf")
+    with Checkpoint(folder) as checkpoint:
+        assert set(checkpoint.names) == set(kept)
+        for name, values in kept.items():
+            expected = torch.from_numpy(values.copy())
+            assert torch.equal(checkpoint.read(name, values.shape).float(), expected), name
+            found = checkpoint.quantised(name, values.shape)
+            integers = type in (Type.Q8_0, Type.Q4_0, Type.Q4_K) and ("_proj.weight" in name)
+            assert (found is not None) == integers, name
+            if found is not None:
+                assert torch.equal(found.dequantise(), expected)
+                rows = checkpoint.quantised(name, values.shape, (0, 64, 128))
+                assert rows is not None
+                assert torch.equal(rows.dequantise(), expected[64:128])
+                assert checkpoint.quantised(name, values.shape, (1, 64, 128)) is None
+            if len(values.shape) == 2:
+                assert torch.equal(checkpoint.read(name, values.shape, (0, 16, 40)).float(), expected[16:40])
+                assert torch.equal(checkpoint.read(name, values.shape, (1, 16, 40)).float(), expected[:, 16:40])
+        assert checkpoint.unused() == []
+    save_floats(original, kept)
+    assert run(make_runner(folder), PROMPTS, 12) == run(make_runner(original), PROMPTS, 12)
+
+
+def test_llama_3_keeps_its_rotation_as_factors(tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    original = save_tiny("Llama", tmp_path / "original", rope_parameters=rope)
+    from inflight.nn import make_rope
+
+    plain = make_rope({"rope_theta": 10_000.0}, 16, 512, torch.device("cpu"))
+    turned = make_rope(rope, 16, 512, torch.device("cpu"))
+    factors = (plain.inverse / turned.inverse).tolist()
+    assert max(factors) > 2
+    write_gguf(original, tmp_path / "tiny.gguf", "llama", factors={"rope_freqs.weight": factors})
+    folder = folder_of(tmp_path / "tiny.gguf")
+    prompts = [[5, 9, 11], list(range(3, 90))]
+    assert run(make_runner(folder), prompts, 24) == run(make_runner(original), prompts, 24)
+
+
+# Tokenizers
+
+TEXTS = ["the cat sat on the mat", "a theory: über 1234 <|im_start|>that\n\n thing", "  two  spaces", ""]
+
+
+def test_a_byte_level_tokenizer(tmp_path: Path) -> None:
+    tokenizer = alphabet()
+    original = save_tiny("Qwen2", tmp_path / "original", vocab_size=tokenizer.get_vocab_size())
+    template = "{% for message in messages %}<|im_start|>{{ message.content }}{% endfor %}"
+    write_gguf(
+        original,
+        tmp_path / "tiny.gguf",
+        "qwen2",
+        metadata={"tokenizer.chat_template": template},
+        tokenizer=bpe(tokenizer, {"eos": "<|end|>", "eot": "<|im_start|>"}),
+    )
+    folder = model_folder(tmp_path / "tiny.gguf")
+    found = load_tokenizer(folder)
+    # Qwen's way of splitting, which the file names: each digit alone.
+    from tokenizers import Regex
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    for text in TEXTS:
+        ids = found.encode(text)
+        assert ids == tokenizer.encode(text).ids
+        assert found.decode(ids, skip_special=False) == text
+    assert list(found.eos_ids) == [tokenizer.token_to_id("<|end|>"), tokenizer.token_to_id("<|im_start|>")]
+    assert found.is_special(tokenizer.token_to_id("<|im_start|>"))
+    config = json.loads((folder / "generation_config.json").read_text())
+    assert config["eos_token_id"] == [0, 1]
+
+
+def test_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
+    pieces = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
+    pieces += [(f"<0x{octet:02X}>", 0.0, BYTE) for octet in range(256)]
+    words = ["▁t", "he", "▁the", "at", "▁c", "▁cat", "▁s", "▁sat"]
+    pieces += [(word, -float(rank), NORMAL) for rank, word in enumerate(words)]
+    pieces += [(letter, -100.0 - rank, NORMAL) for rank, letter in enumerate("▁thecasmndo")]
+    original = save_tiny("Llama", tmp_path / "original", vocab_size=len(pieces))
+    write_gguf(original, tmp_path / "tiny.gguf", "llama", tokenizer=sentencepiece(pieces))
+    found = load_tokenizer(model_folder(tmp_path / "tiny.gguf"))
+    names = [piece for piece, _, _ in pieces]
+    assert found.encode("the cat sat") == [1, *(names.index(word) for word in ("▁the", "▁cat", "▁sat"))]
+    for text in ("the cat sat", "mmmm", "übrigens: 漢字"):  # what no piece has goes by bytes
+        assert found.decode(found.encode(text)) == text
+    assert found.eos_ids[0] == 2
+
+
+def test_a_way_of_splitting_that_is_not_known(tmp_path: Path) -> None:
+    tokenizer = alphabet()
+    original = save_tiny("Qwen2", tmp_path / "original", vocab_size=tokenizer.get_vocab_size())
+    write_gguf(
+        original, tmp_path / "tiny.gguf", "qwen2", tokenizer=bpe(tokenizer, {"eos": "<|end|>"}, pre="of-tomorrow")
+    )
+    with pytest.raises(StartError, match=r"'of-tomorrow' is not known.*tokenizer\.json .*beside"):
+        model_folder(tmp_path / "tiny.gguf")
+    folder = folder_of(tmp_path / "tiny.gguf")
+    assert load_tokenizer(folder).encode("the") == tokenizer.encode("the").ids
+
+
+# The folder
+
+
+def test_the_folder_is_made_once_for_each_version(tmp_path: Path) -> None:
+    original = save_tiny("Llama", tmp_path / "original")
+    path = tmp_path / "tiny.gguf"
+    write_gguf(original, path, "llama")
+    alphabet().save(str(tmp_path / "tokenizer.json"))
+    first = model_folder(path)
+    begin = time.monotonic()
+    assert model_folder(path) == first
+    assert time.monotonic() - begin < 0.2
+    assert (first / "model.gguf").resolve() == path
+    write_gguf(original, path, "llama", matrices(Type.F16, Type.F16))
+    assert model_folder(path) != first
+    assert [child for child in first.parent.iterdir() if child.name.startswith("tmp")] == []
+    assert model_folder(original) == original
+
+
+def test_a_model_from_a_script(tmp_path: Path) -> None:
+    from inflight.llm import LLM
+
+    tokenizer = alphabet()
+    original = save_tiny("Qwen2", tmp_path / "original", vocab_size=tokenizer.get_vocab_size())
+    write_gguf(original, tmp_path / "tiny.gguf", "qwen2", tokenizer=bpe(tokenizer, {"eos": "<|end|>"}))
+    with LLM(tmp_path / "tiny.gguf", dtype="float32", device_type="cpu", kv_cache_memory=8 << 20) as llm:
+        [found] = llm.generate(["the cat"], max_new_tokens=8)
+    prompt = load_tokenizer(model_folder(tmp_path / "tiny.gguf")).encode("the cat")
+    ids = found.token_ids
+    assert ids == run(make_runner(original), [prompt], 8)[0][: len(ids)]
+
+
+def test_the_command_line_knows_the_file(tmp_path: Path) -> None:
+    from inflight.commands.checkpoints import find_model
+    from inflight.commands.generator import is_language_model
+
+    original = save_tiny("Llama", tmp_path / "original")
+    write_gguf(original, tmp_path / "tiny.gguf", "llama")
+    alphabet().save(str(tmp_path / "tokenizer.json"))
+    assert is_language_model(tmp_path / "tiny.gguf")
+    assert (find_model(str(tmp_path / "tiny.gguf"), None, None) / "tokenizer.json").is_file()
+
+
+# Files that cannot be used
+
+
+def test_types_that_are_not_read(tmp_path: Path) -> None:
+    original = save_tiny("Llama", tmp_path / "original", **WIDE)
+    write_gguf(original, tmp_path / "tiny.gguf", "llama", matrices(Type.Q5_1))
+    folder = folder_of(tmp_path / "tiny.gguf")
+    with pytest.raises(StartError, match=r"'(blk\.0|token_embd)\.\S+' in .* is of type Q5_1, which is not read; use"):
+        make_runner(folder)
+
+
+def test_architectures_that_are_not_read(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(StartError, match="architecture 'mamba'; read are llama"):
+        model_folder(tmp_path / "x.gguf")
+
+
+def small(tmp_path: Path) -> bytes:
+    original = save_tiny("Llama", tmp_path / "original", hidden_size=32, intermediate_size=32, vocab_size=32)
+    write_gguf(original, tmp_path / "small.gguf", "llama", matrices(Type.Q8_0))
+    return (tmp_path / "small.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "text"),
+    [
+        (0, b"GGML", "does not begin with 'GGUF'"),
+        (4, struct.pack("<I", 9), "version is 9"),
+        (8, struct.pack("<Q", 1 << 60), "entries are said to follow"),
+        (16, struct.pack("<Q", 1 << 63), "entries are said to follow"),
+        (24, struct.pack("<Q", 1 << 62), "entries are said to follow"),
+    ],
+)
+def test_headers_that_lie(at: int, value: bytes, text: str, tmp_path: Path) -> None:
+    content = bytearray(small(tmp_path))
+    content[at : at + len(value)] = value
+    (tmp_path / "broken.gguf").write_bytes(content)
+    with pytest.raises(StartError, match=text):
+        GgufFile(tmp_path / "broken.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("block_count", 0), ("attention.head_count", 2**31), ("embedding_length", 2**32 - 1), ("context_length", 0)],
+)
+def test_metadata_that_makes_no_sense(key: str, value: int, tmp_path: Path) -> None:
+    content = small(tmp_path)
+    name = f"llama.{key}".encode()
+    at = content.index(name) + len(name) + 4
+    (tmp_path / "broken.gguf").write_bytes(content[:at] + struct.pack("<I", value) + content[at + 4 :])
+    with pytest.raises(StartError, match=f"llama.{key}"):
+        hf_config(GgufFile(tmp_path / "broken.gguf"))
+
+
+def load(path: Path, folder: Path) -> None:
+    """All that reading a file does, in this process."""
+    for name in ("config.json", "model.gguf"):
+        (folder / name).unlink(missing_ok=True)
+    file = GgufFile(path)
+    (folder / "config.json").write_text(json.dumps(hf_config(file)))
+    generation_config(file)
+    (folder / "model.gguf").symlink_to(path)
+    make_runner(folder, kv_cache_bytes=1 << 20)
+
+
+def test_any_damage_is_told(tmp_path: Path) -> None:
+    content = small(tmp_path)
+    header = content.index(b"blk.1.ffn_norm") + 200
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = tmp_path / "damaged.gguf"
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.integers(0, header), st.binary(min_size=1, max_size=8), st.none() | st.integers(0, len(content)))
+    def check(at: int, value: bytes, cut: int | None) -> None:
+        damaged = (content[:at] + value + content[at + len(value) :])[:cut]
+        path.write_bytes(damaged)
+        with suppress(StartError):
+            load(path, folder)
+
+    check()
+
+
+def test_numbers(tmp_path: Path) -> None:
+    """Rows of several blocks, odd counts of rows: what the file stands for, as numpy counts it."""
+    random = np.random.default_rng(0)
+    values = random.standard_normal((7, 96)).astype(np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
+    for name, type in (("output.weight", Type.Q8_0), ("blk.12.ffn_gate.weight", Type.Q4_0)):
+        writer.add_tensor(name, gguf.quantize(values, type), raw_dtype=type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with Checkpoint(tmp_path) as checkpoint:
+        eight = checkpoint.quantised("lm_head.weight", (7, 96))
+        four = checkpoint.quantised("model.layers.12.mlp.gate_proj.weight", (7, 96))
+    assert eight is not None
+    assert four is not None
+    for found, middle in ((eight, 128), (four, 8)):
+        for row in range(7):
+            for column in range(96):
+                largest = np.abs(values[row, column // 32 * 32 : column // 32 * 32 + 32]).max()
+                code = int(found.codes[row, column]) - middle
+                error = abs(code * float(found.scales[row, column // 32]) - values[row, column])
+                assert error <= largest / (middle - 1) + 1e-3
