@@ -258,7 +258,6 @@ class NativeProgram:
         self._widths: list[int] = []
         self._products: list[Packed] = []
         self._layers: list[Layer] = []
-        self._held: list[torch.Tensor] = []
         self._held_packed: list[PackedBytes] = []
         self._logits = torch.empty(0)
         self._hidden = torch.empty(0)
@@ -396,16 +395,7 @@ class NativeProgram:
 
     def make_caches(self, blocks: int, block_size: int, kv: KvType) -> int:
         """Memory of all layers' keys and values, zeroed; returns its bytes."""
-        self._held = []
-        for number, layer in enumerate(self._layers):
-            depth = -(-layer.dim // 16) * 16
-            positions = blocks * block_size * layer.kv_heads
-            keys, values = (torch.zeros(positions * depth, dtype=KV_DTYPES[kv]) for _ in range(2))
-            scales = [torch.zeros(positions if kv is KvType.INT8 else 0) for _ in range(2)]
-            self._held += [keys, values, *scales]
-            addresses = [each.data_ptr() for each in (keys, values, *scales)]
-            self._program.set_cache(number, *addresses, blocks, block_size, int(kv))
-        return sum(each.nbytes for each in self._held)
+        return int(self._program.make_caches(blocks, block_size, int(kv)))
 
     # Operations, in their order
 

@@ -141,28 +141,42 @@ INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t en
     return subs;
 }
 
-// The next block's bytes, while this one is computed: pages of the cache lie anywhere, which no prefetcher foresees.
-INLINE void foresee(const Attention& a, const Queries& q, int64_t block, int64_t end) {
-    if (!a.tiled()) return;
-    int64_t bytes = kSub * a.depth * kv_bytes(a.type);
-    for (int64_t first = block; first < end && first < block + kBlock; first += kSub) {
-        int64_t offset = place(a, q.kv_head, slot_of(a, q.table, first)) * a.depth * kv_bytes(a.type);
-        for (int64_t i = 0; i < bytes; i += 64) {
-            __builtin_prefetch(a.keys + offset + i);
-            __builtin_prefetch(a.values + offset + i);
+// Where the next block's bytes lie. They are asked for line by line while this block is computed: pages of the cache lie
+// anywhere, which no prefetcher foresees, and asked for all at once they would keep everything else waiting.
+struct Ahead {
+    const char* keys[4];
+    const char* values[4];
+};
+
+INLINE Ahead foresee(const Attention& a, const Queries& q, int64_t block, int64_t end, const Subs& now) {
+    Ahead next;
+    for (int64_t i = 0; i < 4; i++) {
+        int64_t first = block + i * kSub;
+        if (!a.tiled() || first >= end) {
+            next.keys[i] = now.keys[0];
+            next.values[i] = now.values[0];
+            continue;
         }
+        int64_t offset = place(a, q.kv_head, slot_of(a, q.table, first)) * a.depth * kv_bytes(a.type);
+        next.keys[i] = a.keys + offset;
+        next.values[i] = a.values + offset;
     }
+    return next;
 }
 
 template <int M, bool Wide>
-INLINE void score(const Attention& a, const Subs& subs, const Scratch& s) {
+INLINE void score(const Attention& a, const Subs& subs, const Ahead& next, const Scratch& s) {
     for (int64_t i = 0; i < subs.count; i += 2) {
         const char* left = subs.keys[i];
         const char* right = i + 1 < subs.count ? subs.keys[i + 1] : left;
         F sums[M][2];
         EACH_ROW for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = zero();
         const char* q = s.queries;
+        const char* left_ahead = next.keys[i];
+        const char* right_ahead = next.keys[i + 1];
         for (int64_t d = 0; d < a.depth; d += Wide ? 1 : 2, left += 64, right += 64, q += 4 * M) {
+            __builtin_prefetch(left_ahead + (left - subs.keys[i]), 0, 2);
+            __builtin_prefetch(right_ahead + (left - subs.keys[i]), 0, 2);
             if (Wide) {
                 F first = load(reinterpret_cast<const float*>(left)), second = load(reinterpret_cast<const float*>(right));
                 EACH_ROW for (int m = 0; m < M; m++) {
@@ -186,51 +200,55 @@ INLINE void score(const Attention& a, const Subs& subs, const Scratch& s) {
     }
 }
 
-// Scores of one row to chances. Returns the factor that former sums take.
-INLINE float soften(const Attention& a, const Subs& subs, int64_t from, int64_t to, const Scratch& s, int64_t m,
-                    float& peak, F& total) {
-    float* scores = s.scores + m * kBlock;
-    F lanes[4];
-    F scale = splat(a.softcap != 0.0f ? a.scale / a.softcap : a.scale * kLog2e);
-    F most = splat(-INFINITY);
-    for (int64_t i = 0; i < 4; i++) {
-        if (i >= subs.count) {
-            lanes[i] = splat(-INFINITY);
-            continue;
+// Scores to chances: the maximum of each row first, then the factors that former sums take, all rows' in one go.
+template <int M>
+INLINE void soften(const Attention& a, const Subs& subs, const int64_t (&from)[M], const int64_t (&to)[M], int64_t block,
+                   const Scratch& s, float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
+    F scale = splat(a.softcap != 0.0f ? a.scale / a.softcap : a.scale * kLog2e), never = splat(-INFINITY);
+    alignas(64) float fresh[16] = {};
+    EACH_ROW for (int m = 0; m < M; m++) {
+        float* scores = s.scores + m * kBlock;
+        F most = never;
+        for (int64_t i = 0; i < subs.count; i++) {
+            F x = mul(load(scores + i * kSub), scale);
+            if (a.type == KvType::kInt8) x = mul(x, load(s.key_scales + i * kSub));
+            if (a.softcap != 0.0f) x = mul(hyperbolic_tangent(x), splat(a.softcap * kLog2e));
+            int64_t first = block + i * kSub;
+            if (from[m] > first || to[m] < first + kSub) x = keep_lanes(x, from[m] - first, to[m] - first, never);
+            store(scores + i * kSub, x);
+            most = max(most, x);
         }
-        F x = mul(load(scores + i * kSub), scale);
-        if (a.type == KvType::kInt8) x = mul(x, load(s.key_scales + i * kSub));
-        if (a.softcap != 0.0f) x = mul(hyperbolic_tangent(x), splat(a.softcap * kLog2e));
-        if (from > i * kSub || to < (i + 1) * kSub) x = keep_lanes(x, from - i * kSub, to - i * kSub, splat(-INFINITY));
-        lanes[i] = x;
-        most = max(most, x);
+        float now = highest(most);
+        fresh[m] = now > peaks[m] ? now : peaks[m];
     }
-    float now = highest(most);
-    now = now > peak ? now : peak;
-    alignas(64) float faded[16];
-    store(faded, exp2(splat(peak - now)));
-    peak = now;
-    total = mul(total, splat(faded[0]));
-    for (int64_t i = 0; i < 4; i++) {
-        F chance = exp2(sub(lanes[i], splat(now)));
-        total = add(total, chance);
-        if (a.type == KvType::kInt8) chance = mul(chance, i < subs.count ? load(s.value_scales + i * kSub) : zero());
-        if (a.type == KvType::kFloat)
-            store(s.chances_float + m * kBlock + i * kSub, chance);
-        else
-            to_bf16(chance, s.chances + m * kBlock + i * kSub);
+    store(factors, exp2(sub(load(peaks), load(fresh))));
+    std::memcpy(peaks, fresh, sizeof fresh);
+    EACH_ROW for (int m = 0; m < M; m++) {
+        F shift = splat(fresh[m]), total = mul(totals[m], splat(factors[m]));
+        for (int64_t i = 0; i < subs.count; i++) {
+            F chance = exp2(sub(load(s.scores + m * kBlock + i * kSub), shift));
+            total = add(total, chance);
+            if (a.type == KvType::kInt8) chance = mul(chance, load(s.value_scales + i * kSub));
+            if (a.type == KvType::kFloat)
+                store(s.chances_float + m * kBlock + i * kSub, chance);
+            else
+                to_bf16(chance, s.chances + m * kBlock + i * kSub);
+        }
+        totals[m] = total;
     }
-    return faded[0];
 }
 
 template <int M, bool Wide, int N>
-INLINE void weigh(const Attention& a, const Subs& subs, const Scratch& s, const float* factors, int64_t d) {
+INLINE void weigh(const Attention& a, const Subs& subs, const Ahead& next, const Scratch& s, const float (&factors)[16],
+                  int64_t d) {
     F sums[M][N];
     EACH_ROW for (int m = 0; m < M; m++)
         for (int j = 0; j < N; j++) sums[m][j] = mul(load(s.sums + m * a.depth + d + j * kLanes), splat(factors[m]));
     for (int64_t i = 0; i < subs.count; i++) {
         const char* v = subs.values[i] + d * 4;
-        for (int64_t p = 0; p < (Wide ? kSub : kSub / 2); p++, v += a.depth * 4) {
+        const char* ahead = next.values[i] + d * 4;
+        for (int64_t p = 0; p < (Wide ? kSub : kSub / 2); p++, v += a.depth * 4, ahead += a.depth * 4) {
+            for (int j = 0; j < N; j++) __builtin_prefetch(ahead + j * 64, 0, 2);
             if (Wide) {
                 F line[N];
                 for (int j = 0; j < N; j++) line[j] = load(reinterpret_cast<const float*>(v) + j * kLanes);
@@ -298,21 +316,21 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
     int64_t first_chunk = q.chunk < 0 ? begin / kChunk : q.chunk;
     int64_t last_chunk = q.chunk < 0 ? (end + kChunk - 1) / kChunk : q.chunk + 1;
     for (int64_t chunk = first_chunk; chunk < last_chunk; chunk++) {
-        float chunk_peaks[M], factors[M];
+        alignas(64) float chunk_peaks[16], factors[16];
         F chunk_totals[M];
-        for (int m = 0; m < M; m++) chunk_peaks[m] = kNever, chunk_totals[m] = zero();
+        for (float& peak : chunk_peaks) peak = kNever;
+        for (int m = 0; m < M; m++) chunk_totals[m] = zero();
         std::memset(s.sums, 0, static_cast<size_t>(M * a.depth) * 4);
         int64_t low = chunk * kChunk > begin ? chunk * kChunk : begin / kBlock * kBlock;
         int64_t high = (chunk + 1) * kChunk < end ? (chunk + 1) * kChunk : end;
         for (int64_t block = low; block < high; block += kBlock) {
             Subs subs = find(a, q, block, high, s);
-            foresee(a, q, block + kBlock, high);
-            score<M, Wide>(a, subs, s);
-            for (int m = 0; m < M; m++)
-                factors[m] = soften(a, subs, from[m] - block, to[m] - block, s, m, chunk_peaks[m], chunk_totals[m]);
+            Ahead next = foresee(a, q, block + kBlock, end, subs);
+            score<M, Wide>(a, subs, next, s);
+            soften<M>(a, subs, from, to, block, s, chunk_peaks, chunk_totals, factors);
             int64_t d = 0;
-            for (; d + 2 * kLanes <= a.depth; d += 2 * kLanes) weigh<M, Wide, 2>(a, subs, s, factors, d);
-            if (d < a.depth) weigh<M, Wide, 1>(a, subs, s, factors, d);
+            for (; d + 2 * kLanes <= a.depth; d += 2 * kLanes) weigh<M, Wide, 2>(a, subs, next, s, factors, d);
+            if (d < a.depth) weigh<M, Wide, 1>(a, subs, next, s, factors, d);
         }
         for (int m = 0; m < M; m++)
             merge_into(a.depth, peaks[m], totals[m], s.whole + m * a.depth, chunk_peaks[m], sum(chunk_totals[m]),

@@ -171,11 +171,9 @@ NB_MODULE(_native, m) {
              })
         .def("add_buffer", &Program::add_buffer)
         .def("add", &Program::add)
-        .def("set_cache",
-             [](Program& program, int layer, uintptr_t keys, uintptr_t values, uintptr_t key_scales, uintptr_t value_scales,
-                int64_t blocks, int64_t block_size, int type) {
-                 program.set_cache(layer, at<char>(keys), at<char>(values), at<float>(key_scales), at<float>(value_scales),
-                                   blocks, block_size, static_cast<KvType>(type));
+        .def("make_caches",
+             [](Program& program, int64_t blocks, int64_t block_size, int type) {
+                 return program.make_caches(blocks, block_size, static_cast<KvType>(type));
              })
         .def("measure", &Program::measure)
         .def("costs", &costs)

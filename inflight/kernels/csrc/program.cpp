@@ -211,16 +211,26 @@ void Program::add(Operation operation) {
     costs_.emplace_back();
 }
 
-void Program::set_cache(int layer, char* keys, char* values, float* key_scales, float* value_scales, int64_t blocks,
-                        int64_t block_size, KvType type) {
-    Attention& a = layers_.at(static_cast<size_t>(layer));
-    a.keys = keys;
-    a.values = values;
-    a.key_scales = key_scales;
-    a.value_scales = value_scales;
-    a.blocks = blocks;
-    a.block_size = block_size;
-    a.type = type;
+int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
+    if (blocks < 1 || block_size < 1 || blocks > INT32_MAX) throw std::invalid_argument("a cache needs blocks");
+    caches_ = std::make_unique<Arena>();
+    int64_t bytes = 0;
+    auto take = [&](int64_t size) {
+        bytes += size;
+        return caches_->take(size);
+    };
+    for (Attention& a : layers_) {
+        int64_t positions = blocks * block_size * a.kv_heads, size = positions * a.depth * kv_bytes(type);
+        a.blocks = blocks;
+        a.block_size = block_size;
+        a.type = type;
+        a.keys = take(size);
+        a.values = take(size);
+        bool scaled = type == KvType::kInt8;
+        a.key_scales = scaled ? reinterpret_cast<float*>(take(positions * 4)) : nullptr;
+        a.value_scales = scaled ? reinterpret_cast<float*>(take(positions * 4)) : nullptr;
+    }
+    return bytes;
 }
 
 void Program::measure(bool on) {

@@ -73,8 +73,8 @@ class Program {
 
     // Memory for packed weights and scales that lives as long as the program; aligned to 64.
     char* allocate(int64_t bytes) { return arena_.take(bytes); }
-    void set_cache(int layer, char* keys, char* values, float* key_scales, float* value_scales, int64_t blocks,
-                   int64_t block_size, KvType type);
+    // Zeroed keys and values of all layers, in place of former ones; returns their bytes.
+    int64_t make_caches(int64_t blocks, int64_t block_size, KvType type);
 
     // Runs the list. `logits` [S, width of the last buffer], `hidden` [S, width of `hidden_buffer`] or null, `best` [S].
     // Throws std::out_of_range where the step does not fit the program.
@@ -104,6 +104,7 @@ class Program {
     std::shared_ptr<Pool> pool_;
     const Kernels* kernels_;
     Arena arena_;
+    std::unique_ptr<Arena> caches_;
     std::vector<Weights> weights_;
     std::vector<std::vector<float>> norms_;
     std::vector<Rope> ropes_;

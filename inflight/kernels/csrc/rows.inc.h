@@ -136,9 +136,9 @@ void rotate(float* x, int64_t dim, Norm norm, const float* cosines, const float*
     }
 }
 
-// Positions of one head that lie in a row of its block, and where one of them begins.
+// Where a head's entry lies: all blocks of one head follow each other, so that a row whose blocks do is one stream.
 INLINE int64_t place(const Attention& a, int64_t kv_head, int64_t slot) {
-    return (slot / a.block_size * a.kv_heads + kv_head) * a.block_size + slot % a.block_size;
+    return kv_head * a.blocks * a.block_size + slot;
 }
 
 template <class T>
