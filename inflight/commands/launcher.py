@@ -63,7 +63,7 @@ FLAGS = (
     Flag("quantize", str, help="int8, int4; awq, gptq and compressed-tensors are seen from the checkpoint."),
     Flag("speculate", int, 0, "unused", "Speculation changes no result."),
     Flag("dtype", str, help="float16, bfloat16 or float32."),
-    Flag("kv-cache-dtype", str, None, "refused", "The cache has the weights' dtype."),
+    Flag("kv-cache-dtype", str, None, "refused", "Use inflight serve --kv-cache-dtype int8."),
     Flag("trust-remote-code", bool, help="Run Python code that a model's folder holds."),
     Flag("max-concurrent-requests", int, 128, help="Requests in the server before new ones are refused."),
     Flag("max-best-of", int, 2, help="Largest best_of."),

@@ -1,8 +1,10 @@
 """The CPU engine: a decoder as one native call a step, where the native library is there."""
 
 from inflight.kernels.program import (
+    ENGINE,
     ISA,
     Activation,
+    Bytes,
     Cost,
     Format,
     KvType,
@@ -20,8 +22,10 @@ from inflight.kernels.program import (
 from inflight.kernels.quantised import Quantised, quantise, stack
 
 __all__ = [
+    "ENGINE",
     "ISA",
     "Activation",
+    "Bytes",
     "Cost",
     "Format",
     "KvType",

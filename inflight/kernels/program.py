@@ -51,6 +51,9 @@ class KvType(enum.IntEnum):
     INT8 = 2
 
 
+MOST_INPUTS, MOST_GROUPED = 1 << 16, 1 << 15
+"""Inputs that one scale may span, so that sums of integers fit 32 bits: of a whole row, and of a group."""
+
 KV_DTYPES = {KvType.FLOAT: torch.float32, KvType.BF16: torch.bfloat16, KvType.INT8: torch.int8}
 
 
@@ -150,12 +153,12 @@ class StepOutput:
     Attributes:
         logits: float32 [S, vocabulary].
         hidden: float32 [S, H], what the logits were made of.
-        best: int64 [S], the first of each row's largest logits.
+        best: int64 [S] on the host, the first of each row's largest logits.
     """
 
     logits: torch.Tensor
     hidden: torch.Tensor
-    best: torch.Tensor
+    best: np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,14 @@ def top_k(logits: torch.Tensor, k: int) -> Top:
     return Top(values, indices)
 
 
+def _packable(weight: Quantised) -> bool:
+    """Whether the packed formats can hold it: groups of whole steps whose sums fit 32 bits."""
+    k = weight.shape[1]
+    if weight.group < k:
+        return weight.group % 8 == 0 and weight.group <= MOST_GROUPED
+    return k <= MOST_GROUPED or (weight.bits == 8 and weight.offsets is None and k <= MOST_INPUTS)
+
+
 class NativeProgram:
     """One decoder.
 
@@ -258,10 +269,10 @@ class NativeProgram:
         self._widths: list[int] = []
         self._products: list[Packed] = []
         self._layers: list[Layer] = []
+        self._norms: list[int] = []
         self._held_packed: list[PackedBytes] = []
-        self._logits = torch.empty(0)
-        self._hidden = torch.empty(0)
-        self._best = torch.empty(0, dtype=torch.int64)
+        self._rows = StepOutput(torch.empty(0), torch.empty(0), np.empty(0, np.int64))
+        self._output = self._rows
 
     @property
     def isa(self) -> str:
@@ -299,6 +310,8 @@ class NativeProgram:
         if added is not None and added.shape != (n,):
             raise ValueError(f"a bias of {list(added.shape)} does not fit a weight of {[n, k]}")
         held = 0 if added is None else added.data_ptr()
+        if isinstance(weight, Quantised) and not _packable(weight):
+            weight = weight.dequantise(torch.bfloat16)
         if isinstance(weight, Quantised):
             return self._codes(weight, held, gated)
         if weight.dtype not in _SOURCES:
@@ -315,13 +328,11 @@ class NativeProgram:
 
     def _codes(self, weight: Quantised, bias: int, gated: bool) -> int:
         n, k = weight.shape
-        whole = weight.bits == 8 and weight.group >= k and weight.offsets is None and k <= 1 << 16
+        whole = weight.bits == 8 and weight.group >= k and weight.offsets is None and k <= MOST_INPUTS
         format = Format.INT8 if whole else Format.GROUP8 if weight.bits == 8 else Format.GROUP4
+        group = -(-k // 8) * 8 if weight.group >= k else weight.group
         codes, scales = weight.codes.contiguous(), weight.scales.contiguous()
         offsets = None if weight.offsets is None else weight.offsets.contiguous()
-        group = weight.group
-        if not whole and group > k:
-            group = -(-k // 8) * 8
         self._products.append(Packed(format, offsets is not None, gated, n, k, 0 if whole else group))
         return int(
             self._program.add_codes(
@@ -350,7 +361,9 @@ class NativeProgram:
         """
         shape = packed.shape
         whole = _native.packed_bytes(shape.format, shape.offsets, shape.gated, shape.n, shape.k, shape.group)
-        if len(packed.data) != whole or (shape.format == Format.INT8) != bool(len(packed.scales)):
+        panels = -(-shape.n // 2 // 16) if shape.gated else -(-shape.n // 32)
+        scales = panels * 32 * 4 if shape.format == Format.INT8 else 0
+        if len(packed.data) != whole or len(packed.scales) != scales or (bias is not None and bias.numel() != shape.n):
             raise ValueError(f"{len(packed.data)} bytes are no packed weight {shape}")
         added = None if bias is None else bias.float().contiguous()
         self._products.append(shape)
@@ -372,6 +385,7 @@ class NativeProgram:
     def weight(self, values: torch.Tensor) -> int:
         """A norm's weight."""
         held = values.float().contiguous()
+        self._norms.append(held.numel())
         return int(self._program.add_norm(held.data_ptr(), held.numel()))
 
     def rope(
@@ -430,14 +444,15 @@ class NativeProgram:
             mode=mode,
             scale=scale,
             act=act or Activation.SILU,
-            **_normed(norm),
+            **self._normed(norm, packed.k),
         )
 
     def rotate(self, at: int, layer: int, rope: int | None, norms: tuple[Norm, Norm] | None = None) -> None:
         """Queries and keys in place: norms of heads, rotation; keys and values go to their slots."""
         spec = self._layers[layer]
         self._fits((spec.heads + 2 * spec.kv_heads) * spec.dim, at)
-        settings = _normed(norms[0] if norms else None)
+        settings = self._normed(norms[0] if norms else None, spec.dim)
+        self._normed(norms[1] if norms else None, spec.dim)
         second = norms[1].weight if norms else -1
         turning = -1 if rope is None else rope
         self._add(_Code.ROTATE, from_=at, to=at, layer=layer, rope=turning, second=second, **settings)
@@ -451,7 +466,14 @@ class NativeProgram:
     def norm(self, from_: int, to: int, norm: Norm, *, add: bool = False, scale: float = 1.0) -> None:
         """to = norm(from), or to += scale * norm(from)."""
         self._fits(self._widths[from_], to)
-        self._add(_Code.NORM, from_=from_, to=to, mode=_Mode.ADD if add else _Mode.STORE, scale=scale, **_normed(norm))
+        self._add(
+            _Code.NORM,
+            from_=from_,
+            to=to,
+            mode=_Mode.ADD if add else _Mode.STORE,
+            scale=scale,
+            **self._normed(norm, self._widths[to]),
+        )
 
     def mixture(
         self,
@@ -472,7 +494,12 @@ class NativeProgram:
             if packed != shape:
                 raise ValueError("the experts of a layer have one shape and format")
         self._fits(len(gate_up), logits)
-        settings = _normed(norm)
+        wide, narrow = self._products[gate_up[0]], self._products[down[0]]
+        self._fits(wide.k, at)
+        self._fits(narrow.n, at)
+        if not wide.gated or narrow.gated or wide.n != 2 * narrow.k or not 0 < chosen <= len(gate_up):
+            raise ValueError(f"experts of {wide} and {narrow} do not fit together")
+        settings = self._normed(norm, wide.k)
         self._add(
             _Code.MIXTURE,
             from_=at,
@@ -489,7 +516,7 @@ class NativeProgram:
     def gather(self, from_: int, to: int, norm: Norm) -> None:
         """to = norm of the rows whose logits are wanted; what follows works on these."""
         self._fits(self._widths[from_], to)
-        self._add(_Code.GATHER, from_=from_, to=to, **_normed(norm))
+        self._add(_Code.GATHER, from_=from_, to=to, **self._normed(norm, self._widths[to]))
 
     def cap(self, at: int, divider: float, softcap: float | None) -> None:
         """at = softcap * tanh(at / divider / softcap)."""
@@ -498,6 +525,13 @@ class NativeProgram:
     def _fits(self, width: int, buffer: int) -> None:
         if self._widths[buffer] != width:
             raise ValueError(f"{width} columns do not fit buffer {buffer} of {self._widths[buffer]}")
+
+    def _normed(self, norm: Norm | None, width: int) -> dict[str, Any]:
+        if norm is None:
+            return {}
+        if self._norms[norm.weight] != width:
+            raise ValueError(f"a norm of {self._norms[norm.weight]} values does not fit {width} columns")
+        return {"norm": norm.weight, "eps": norm.eps, "centered": norm.centered}
 
     def _add(self, code: _Code, **settings: Any) -> None:
         operation = _native.Operation()
@@ -515,29 +549,37 @@ class NativeProgram:
             IndexError: a token, slot, position or block that the program does not have.
         """
         wanted = step.logits_at.numel()
-        if self._logits.shape[0] < wanted or not self._logits.numel():
-            rows = max(8, wanted)
-            self._logits = torch.empty(rows, self._widths[logits])
-            self._hidden = torch.empty(rows, self._widths[hidden])
-            self._best = torch.empty(rows, dtype=torch.int64)
-        lengths = torch.tensor(step.lengths)
+        out = self._output
+        if out.logits.shape != (wanted, self._widths[logits]):
+            out = self._output = self._room(wanted, logits, hidden)
         self._program.run(
             step.tokens.data_ptr(),
             step.positions.data_ptr(),
             step.slots.data_ptr(),
-            lengths.data_ptr(),
+            step.lengths,
             step.tables.data_ptr(),
             step.logits_at.data_ptr(),
             step.tokens.numel(),
-            len(step.lengths),
             step.tables.shape[1],
             wanted,
-            self._logits.data_ptr(),
-            self._hidden.data_ptr(),
+            out.logits.data_ptr(),
+            out.hidden.data_ptr(),
             hidden,
-            self._best.data_ptr(),
+            out.best.ctypes.data,
         )
-        return StepOutput(self._logits[:wanted], self._hidden[:wanted], self._best[:wanted])
+        return out
+
+    def _room(self, wanted: int, logits: int, hidden: int) -> StepOutput:
+        """Memory for a step's results: that of former steps, where it is large enough."""
+        if len(self._rows.best) < wanted or not len(self._rows.best):
+            rows = max(8, wanted)
+            self._rows = StepOutput(
+                torch.empty(rows, self._widths[logits]),
+                torch.empty(rows, self._widths[hidden]),
+                np.empty(rows, np.int64),
+            )
+        found = self._rows
+        return StepOutput(found.logits[:wanted], found.hidden[:wanted], found.best[:wanted])
 
     def measure(self, on: bool) -> None:
         """Counts what each operation costs from now on, or not."""
@@ -545,7 +587,3 @@ class NativeProgram:
 
     def costs(self) -> list[Cost]:
         return [Cost(*each) for each in self._program.costs()]
-
-
-def _normed(norm: Norm | None) -> dict[str, Any]:
-    return {} if norm is None else {"norm": norm.weight, "eps": norm.eps, "centered": norm.centered}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention
+from inflight.types import Array
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CausalLM(ABC):
         dtype: of the weights.
         weight_bytes: memory of this rank's weights.
         hidden: [S, H], what the logits of the last step were made of; None where the model does not show it.
-        best: int64 [S], the first of the largest logits of each row, where the model has found it already.
+        best: int64 [S] on the host, the first of the largest logits of each row, where the model has found it already.
     """
 
     family: str
@@ -50,7 +51,7 @@ class CausalLM(ABC):
     dtype: torch.dtype
     weight_bytes: int
     hidden: torch.Tensor | None = None
-    best: torch.Tensor | None = None
+    best: Array | None = None
 
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one block of the cache over all layers."""

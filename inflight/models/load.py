@@ -12,11 +12,12 @@ import torch
 
 from inflight.device import Ranks
 from inflight.errors import StartError
+from inflight.kernels import ENGINE
 from inflight.models.base import CausalLM
 from inflight.models.config import DecoderConfig, decoder_config, read_json
 from inflight.models.decoder import load_decoder
 from inflight.models.lora import Adapter
-from inflight.models.native import NativeDecoder, engine_reason, without_engine
+from inflight.models.native import NativeDecoder, check_precision, engine_reason, without_engine
 from inflight.models.packed import DecoderParts, FileParts, cache_path
 from inflight.models.weights import Checkpoint
 from inflight.plan import ShardJob
@@ -43,6 +44,7 @@ def load_model(
         raise StartError(f"'{folder}' has no config.json; give a folder in Hugging Face layout")
     config = read_json(folder / "config.json")
     _check_code(config, job)
+    check_precision(job)
     dtype = _dtype(job.dtype, config)
     described = decoder_config(config)
     if described is None:
@@ -51,6 +53,7 @@ def load_model(
                 f"LoRA adapters are served for the decoder's own families only, and '{config.get('model_type')}' is "
                 "none of them; merge the adapter into the model"
             )
+        without_engine("the model runs through transformers", job)
         from inflight.models.bridge import load_bridged  # transformers is not needed for the others
 
         return load_bridged(job, ranks, device, dtype, config, progress)
@@ -76,7 +79,12 @@ def load_model(
         log.warning("%d tensors of the checkpoint are not used, for example '%s'", len(left), left[0])
     if reason is not None:
         return decoder
-    return NativeDecoder(described, DecoderParts(decoder.release(), kept), job, dtype)
+    try:
+        model = NativeDecoder(described, DecoderParts(decoder.release(), kept), job, dtype)
+    except ValueError as error:
+        raise StartError(f"the CPU engine cannot run this model: {error}; start with {ENGINE}=torch") from error
+    log.info("CPU engine: %s, %d threads, weights %d MB", model.isa, model.threads, model.weight_bytes // 1_000_000)
+    return model
 
 
 def _from_cache(path: Path, described: DecoderConfig, job: ShardJob, dtype: torch.dtype) -> CausalLM | None:

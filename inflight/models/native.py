@@ -7,7 +7,7 @@ the row: bit for bit the same in any batch, in any chunking, on any number of th
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,10 +79,20 @@ def engine_reason(config: DecoderConfig, job: ShardJob, ranks: Ranks, device: to
     if job.adapters:
         return "LoRA adapters run on torch's operators"
     if job.dtype == "float16":
-        return "float16 runs on torch's operators; bfloat16, float32 or --quantize run on the engine"
+        return "float16 runs on torch's operators; leave --dtype out, or use bfloat16 or float32"
     if config.activation not in _ACTIVATIONS:
         return f"the activation '{config.activation}' is not in it"
     return native_reason()
+
+
+def check_precision(job: ShardJob) -> None:
+    """Raises StartError for a precision that nobody knows."""
+    for flag, value, known in (
+        ("--quantize", job.quantize, list(RECIPES)),
+        ("--kv-cache-dtype", job.kv_cache_dtype, ["auto", "int8"]),
+    ):
+        if value not in known:
+            raise StartError(f"{flag} '{value}' is unknown; use one of {', '.join(known)}")
 
 
 def without_engine(reason: str, job: ShardJob) -> None:
@@ -124,8 +134,10 @@ class NativeDecoder(CausalLM):
         self.dtype = dtype
         self._config = config
         self._kv = _kv_type(job.kv_cache_dtype, dtype)
+        self.threads = job.threads or torch.get_num_threads()
+        self._names: dict[int, str] = {}
         try:
-            self._program = NativeProgram(job.threads or torch.get_num_threads())
+            self._program = NativeProgram(self.threads)
         except ValueError as error:
             raise StartError(f"{ISA}: {error}") from error
         self._build(parts, RECIPES[job.quantize])
@@ -146,7 +158,7 @@ class NativeDecoder(CausalLM):
         x = program.buffer(config.hidden)
         qkv = program.buffer((config.heads + 2 * config.kv_heads) * config.head_dim)
         attended = program.buffer(config.heads * config.head_dim)
-        table = parts.product(program, "embedding", recipe.vocabulary)
+        table = self._take(parts, "embedding", recipe.vocabulary)
         # The embedding's scale as the models were trained: rounded to the weights' dtype.
         program.embed(table, x, float(torch.tensor(config.embedding_scale, dtype=self.dtype)))
         update = program.buffer(config.hidden)
@@ -159,7 +171,7 @@ class NativeDecoder(CausalLM):
                 Layer(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.scale, spec.window, spec.softcap)
             )
             before = self._norm(parts, f"{name}before_attention")
-            program.multiply(x, qkv, parts.product(program, f"{name}qkv", recipe.layers), norm=before)
+            program.multiply(x, qkv, self._take(parts, f"{name}qkv", recipe.layers), norm=before)
             heads = None
             if config.qk_norm:
                 heads = self._norm(parts, f"{name}q_norm"), self._norm(parts, f"{name}k_norm")
@@ -171,12 +183,12 @@ class NativeDecoder(CausalLM):
             if experts is not None and experts.layers[index]:
                 self._mixture(parts, x, routed, name, before, recipe)
                 continue
-            gate_up = parts.product(program, f"{name}gate_up", recipe.layers, gated=True)
+            gate_up = self._take(parts, f"{name}gate_up", recipe.layers, gated=True)
             program.multiply(x, inner, gate_up, norm=before, act=_ACTIVATIONS[config.activation])
             self._join(parts, inner, x, update, f"{name}down", f"{name}after_mlp", recipe)
         self._last, self._logits = program.buffer(config.hidden), program.buffer(config.vocab_size)
         program.gather(x, self._last, self._norm(parts, "norm"))
-        head = table if config.tied else parts.product(program, "head", recipe.vocabulary)
+        head = table if config.tied else self._take(parts, "head", recipe.vocabulary)
         program.multiply(self._last, self._logits, head)
         if config.logits_divider != 1.0 or config.final_softcap is not None:
             program.cap(self._logits, config.logits_divider, config.final_softcap)
@@ -184,7 +196,7 @@ class NativeDecoder(CausalLM):
     def _join(self, parts: Parts, source: int, x: int, update: int, name: str, after: str, recipe: Recipe) -> None:
         """x += a product of `source`, through a norm in sandwich form."""
         config, program = self._config, self._program
-        product = parts.product(program, name, recipe.layers)
+        product = self._take(parts, name, recipe.layers)
         if not config.sandwich:
             program.multiply(source, x, product, add=True, scale=config.residual_scale)
             return
@@ -195,19 +207,24 @@ class NativeDecoder(CausalLM):
         config, program = self._config, self._program
         experts = config.experts
         assert experts is not None
-        program.multiply(x, routed, parts.product(program, f"{name}router", None), norm=norm)
+        program.multiply(x, routed, self._take(parts, f"{name}router", None), norm=norm)
         numbers = range(experts.count)
         program.mixture(
             x,
             routed,
-            [parts.product(program, f"{name}gate_up.{n}", recipe.layers, gated=True) for n in numbers],
-            [parts.product(program, f"{name}down.{n}", recipe.layers) for n in numbers],
+            [self._take(parts, f"{name}gate_up.{n}", recipe.layers, gated=True) for n in numbers],
+            [self._take(parts, f"{name}down.{n}", recipe.layers) for n in numbers],
             norm=norm,
             chosen=experts.chosen,
             normalise=experts.normalise,
             act=_ACTIVATIONS[config.activation],
             scale=config.residual_scale,
         )
+
+    def _take(self, parts: Parts, name: str, precision: Precision | None, *, gated: bool = False) -> int:
+        number = parts.product(self._program, name, precision, gated=gated)
+        self._names[number] = name.lstrip("0123456789.")
+        return number
 
     def _norm(self, parts: Parts, name: str) -> Norm:
         return Norm(parts.norm(self._program, name), self._config.eps, self._config.centered_norm)
@@ -222,8 +239,12 @@ class NativeDecoder(CausalLM):
         self._program.measure(on)
 
     def costs(self) -> list[Cost]:
-        """Of each operation, in order."""
-        return self._program.costs()
+        """Of each operation, in order; products by the name of their weight."""
+        costs = self._program.costs()
+        named = [replace(c, name=self._names[c.product]) if c.name == "product" else c for c in costs]
+        if named[-1].name == "embedding" or named[-2].name == "embedding":  # a tied head
+            named = [replace(c, name="head") if c.name == "embedding" else c for c in named]
+        return named
 
     def block_bytes(self, block_size: int) -> int:
         return sum(
@@ -240,7 +261,8 @@ class NativeDecoder(CausalLM):
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         attention, wanted = batch.attention, batch.logits_at
         order = None
-        if wanted.numel() > 1 and bool((wanted[1:] < wanted[:-1]).any()):
+        decoding = attention.num_decode == len(attention.query_lens)
+        if not decoding and wanted.numel() > 1 and bool((wanted[1:] < wanted[:-1]).any()):
             wanted, order = torch.sort(wanted, stable=True)
         step = StepArrays(
             batch.token_ids, batch.positions, attention.slots, attention.query_lens, attention.block_tables, wanted
@@ -250,7 +272,7 @@ class NativeDecoder(CausalLM):
         if order is None:
             return found.logits
         back = torch.argsort(order)
-        self.hidden, self.best = found.hidden[back], found.best[back]
+        self.hidden, self.best = found.hidden[back], found.best[back.numpy()]
         return found.logits[back]
 
 

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from inflight.kernels import NativeProgram, Packed, PackedBytes, Precision, Quantised
-from inflight.kernels.program import Bytes
+from inflight.kernels import Bytes, NativeProgram, Packed, PackedBytes, Precision, Quantised
 
 log = logging.getLogger("inflight")
 

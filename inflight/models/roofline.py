@@ -99,13 +99,8 @@ def measure(model: NativeDecoder, load: Load, seconds: float = 2.0) -> tuple[flo
     costs = model.costs()
     model.measure(False)
     found: dict[str, Line] = {}
-    last = max(cost.product for cost in costs)
-    names = {cost.product: _product_name(place) for place, cost in enumerate(c for c in costs if c.name == "product")}
-    if costs[-1].name == "product" or costs[-2].name == "product":
-        names[[cost.product for cost in costs if cost.name == "product"][-1]] = "logits"
-    del last
     for cost in costs:
-        name = names[cost.product] if cost.name == "product" else cost.name
+        name = cost.name
         line = found.get(name, Line(name, 0.0, 0.0, 0.0))
         count = len(times)
         found[name] = replace(
@@ -115,10 +110,6 @@ def measure(model: NativeDecoder, load: Load, seconds: float = 2.0) -> tuple[flo
             operations=line.operations + cost.operations / count,
         )
     return sorted(times)[len(times) // 2], sorted(found.values(), key=lambda line: -line.seconds)
-
-
-def _product_name(place: int) -> str:
-    return ("qkv", "out", "gate_up", "down")[place % 4]
 
 
 def report(folder: str | Path, threads: int = 2, quantize: str = "none", kv_cache_dtype: str = "auto") -> str:
@@ -149,5 +140,5 @@ def report(folder: str | Path, threads: int = 2, quantize: str = "none", kv_cach
     return "\n".join(lines)
 
 
-ROWWISE = ("embed", "rotate", "norm", "gather", "cap", "mixture")
+ROWWISE = ("embed", "rotate", "norm", "gather", "cap")
 """Operators that read no weights and no cache to speak of."""

@@ -14,6 +14,8 @@ from inflight.nn import AttentionBatch
 from inflight.plan import Admission, Sampling, StepPlan
 from inflight.types import Array
 
+FEW = 8
+"""Rows that are quicker changed one by one than through numpy's indexing."""
 WIDTH = 64
 """Columns that a table of tokens or blocks starts with; it doubles when a row needs more."""
 
@@ -64,6 +66,7 @@ class InputBatch:
         self.known = np.zeros(max_rows, np.int64)
         self.computed = np.zeros(max_rows, np.int64)
         self.prompt = np.zeros(max_rows, np.int64)
+        self._all_rows = np.arange(max_rows)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,6 +129,11 @@ class InputBatch:
         """The next token of each of these rows is known."""
         if not len(rows):
             return
+        if len(rows) <= FEW and int(max(self.known[row] for row in rows)) < self.tokens.shape[1]:
+            for row, token in zip(rows, tokens.tolist()):
+                self.tokens[row, self.known[row]] = token
+                self.known[row] += 1
+            return
         index = np.asarray(rows)
         most = int(self.known[index].max())
         if most >= self.tokens.shape[1]:
@@ -137,6 +145,9 @@ class InputBatch:
         """The tokens of one step: one for every row that decodes, then the chunks. They count as computed from now."""
         count = len(self.ids)
         known, computed = self.known[:count], self.computed[:count]
+        steady = count and not chunks and not hold
+        if steady and bool(((computed == known - 1) & (computed >= self.prompt[:count])).all()):
+            return self._decode(count)
         decodes = (computed == known - 1) & (computed >= self.prompt[:count])
         if chunks:
             decodes[list(chunks)] = False
@@ -182,6 +193,32 @@ class InputBatch:
         )
         wanted = [(rows[place], first, size) for place, first, size in scored]
         return StepInput(batch, rows, lengths, [rows[place] for place in sampled], wanted)
+
+    def _decode(self, count: int) -> StepInput:
+        """What `step` comes to where all rows decode: most steps, with less to do on the way."""
+        rows, starts = self._all_rows[:count], self.computed[:count].copy()
+        if count <= FEW:
+            size, places = self.block_size, list(enumerate(starts.tolist()))
+            tokens = np.array([self.tokens[row, at] for row, at in places], np.int64)
+            slots = np.array([int(self._blocks[row, at // size]) * size + at % size for row, at in places], np.int64)
+        else:
+            tokens = self.tokens[rows, starts].astype(np.int64)
+            slots = self._slots(rows, starts)
+        self.computed[:count] += 1
+        contexts, numbers, ones = (starts + 1).tolist(), rows.tolist(), [1] * count
+        widest = -(-max(contexts) // self.block_size)
+        attention = AttentionBatch(
+            query_lens=ones,
+            context_lens=contexts,
+            block_tables=self._tensor(self._blocks[:count, :widest]),
+            slots=self._tensor(slots),
+            block_size=self.block_size,
+            num_decode=count,
+        )
+        routes = self._routes(numbers, ones)
+        at = self._tensor(rows)
+        batch = ForwardBatch(self._tensor(tokens), self._tensor(starts), attention, at, routes)
+        return StepInput(batch, numbers, ones, numbers, [])
 
     def _routes(self, rows: list[int], lengths: list[int]) -> list[tuple[int, torch.Tensor]]:
         """Tokens of the step by adapter, in the order of the adapters' numbers."""

@@ -101,7 +101,11 @@ class ModelRunner:
             return None
         scored = self._score(step, logits)
         embeddings = self._embed(step)
-        sampled = self._sample(step, logits[logits.shape[0] - len(step.sampled) :], dict(plan.masks))
+        sampled = self._sample(
+            step,
+            logits if len(logits) == len(step.sampled) else logits[len(logits) - len(step.sampled) :],
+            dict(plan.masks),
+        )
         self._shared(sampled.tokens)
         batch.append(step.sampled, sampled.tokens)
         ids = [batch.ids[row] for row in step.sampled]

@@ -59,7 +59,7 @@ def sample(
     sampling: Sequence[Sampling],
     state: Callable[[int], RowState],
     masks: Mapping[int, bytes] | None = None,
-    best: torch.Tensor | None = None,
+    best: Array | None = None,
 ) -> Sampled:
     """Chooses the next token of every row.
 
@@ -68,12 +68,18 @@ def sample(
         sampling: of each row.
         state: gives what row i knows; asked only for rows that need it.
         masks: by row, which tokens its grammar allows (see `StepPlan.masks`).
-        best: int64 [S], the first of the largest logits, where the model has found it already.
+        best: int64 [S] on the host, the first of the largest logits, where the model has found it already.
     """
     changed = bool(masks) or not all(_plain(each) for each in sampling)
+    if (
+        best is not None
+        and not changed
+        and not any(each.do_sample or each.logprobs or each.top_n_tokens for each in sampling)
+    ):
+        return Sampled(best.copy(), None, [[]] * len(sampling))
     if changed:
         _process(logits, sampling, state, masks or {})
-    tokens = torch.argmax(logits, dim=-1) if changed or best is None else best.clone()
+    tokens = torch.argmax(logits, dim=-1) if changed or best is None else torch.from_numpy(best.copy())
     drawn = [row for row, each in enumerate(sampling) if each.do_sample]
     if drawn:
         uniform = [_uniform(sampling[row].seed, len(state(row).tokens)) for row in drawn]

@@ -146,12 +146,10 @@ NB_MODULE(_native, m) {
         .def(nb::init<int, const std::string&>())
         .def_prop_ro("isa", &Program::isa)
         .def_prop_ro("bytes", &Program::bytes)
-        .def_prop_ro("threads", [](Program& program) { return program.pool().size(); })
         .def("add_floats", &add_floats, nb::call_guard<nb::gil_scoped_release>())
         .def("add_codes", &add_codes, nb::call_guard<nb::gil_scoped_release>())
         .def("add_packed", &add_packed)
         .def("packed", &packed)
-        .def("allocate", [](Program& program, int64_t bytes) { return reinterpret_cast<uintptr_t>(program.allocate(bytes)); })
         .def("add_norm", [](Program& program, uintptr_t values, int64_t n) { return program.add_norm(at<float>(values), n); })
         .def("add_rope",
              [](Program& program, std::vector<float> inverse, std::vector<float> far, float factor, int64_t original) {
@@ -177,12 +175,13 @@ NB_MODULE(_native, m) {
              })
         .def("measure", &Program::measure)
         .def("costs", &costs)
-        .def("run", [](Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slots, uintptr_t lengths,
-                       uintptr_t tables, uintptr_t logits_at, int64_t count, int64_t rows, int64_t table_width,
+        .def("run", [](Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slots,
+                       const std::vector<int64_t>& lengths, uintptr_t tables, uintptr_t logits_at, int64_t count,
+                       int64_t table_width,
                        int64_t wanted, uintptr_t logits, uintptr_t hidden, int hidden_buffer, uintptr_t best) {
-            Step step{at<int64_t>(tokens),  at<int64_t>(positions), at<int64_t>(slots), at<int64_t>(lengths),
-                      at<int32_t>(tables), at<int64_t>(logits_at), count,              rows,
-                      table_width,         wanted};
+            Step step{at<int64_t>(tokens),  at<int64_t>(positions), at<int64_t>(slots), lengths.data(),
+                      at<int32_t>(tables), at<int64_t>(logits_at), count,
+                      static_cast<int64_t>(lengths.size()), table_width, wanted};
             nb::gil_scoped_release release;
             program.run(step, at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best));
         });

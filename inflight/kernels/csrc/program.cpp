@@ -83,11 +83,9 @@ struct Task {
 };
 
 struct Program::Slice {
-    Step step;            // of these tokens only
-    int64_t first_wanted; // of the whole step's logits
+    Step step;  // of these tokens only
     std::vector<int64_t> begins, lengths, tables;  // of rows that have tokens here
-    std::vector<std::vector<Task>> tasks;          // by layer shape
-    std::vector<Task> merges;
+    std::vector<std::vector<Task>> tasks, merges;  // by layer; empty: those of the first one
 };
 
 // The step of a mixture: which expert computes which rows. Written by thread 0 between two barriers.
@@ -266,6 +264,8 @@ void Program::check(const Step& step) const {
         }
     }
     if (total != step.count) throw std::out_of_range("the rows' lengths do not add up to the step's tokens");
+    for (int64_t i = 1; i < step.wanted; i++)
+        if (step.logits_at[i] < step.logits_at[i - 1]) throw std::out_of_range("the tokens whose logits are wanted must ascend");
     for (int64_t i = 0; i < step.wanted; i++)
         if (step.logits_at[i] < 0 || step.logits_at[i] >= step.count) outside("logits of token", step.logits_at[i], step.count);
 }
@@ -288,9 +288,8 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
         s.lengths.push_back(to - from);
         s.tables.push_back(row);
     }
-    // Logits are asked for in any order; those of this slice, where they stand in the step's.
     s.tasks.assign(layers_.size(), {});
-    s.merges.clear();
+    s.merges.assign(layers_.size(), {});
     int64_t room = 0;
     for (size_t layer = 0; layer < layers_.size(); layer++) {
         const Attention& a = layers_[layer];
@@ -304,7 +303,7 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
             int64_t chunks = s.lengths[row] == 1 ? ceil_div(end, kChunk) : 1;
             for (int64_t head = 0; head < a.kv_heads; head++) {
                 if (chunks > 1) {
-                    s.merges.push_back({static_cast<int64_t>(row), head, 0, queries, chunks, 0, room});
+                    s.merges[layer].push_back({static_cast<int64_t>(row), head, 0, queries, chunks, 0, room});
                     for (int64_t chunk = 0; chunk < chunks; chunk++, room += queries * (a.depth + 2))
                         s.tasks[layer].push_back({static_cast<int64_t>(row), head, 0, queries, chunk, queries * kChunk, room});
                     continue;
@@ -345,7 +344,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     for (auto& worker : workers_) {
         worker->attention.reserve(scratch);
         worker->input.reserve(kAloneSize * 4 + widest * 4 + 64);
-        worker->input_scales.reserve(kLanes * 16);
+        worker->input_scales.reserve(kAloneSize);
         worker->input_sums.reserve(kAloneSize);
     }
 }
@@ -395,6 +394,14 @@ double Program::bytes_of(const Operation& op) const {
         }
         return keys * static_cast<double>(a.kv_heads * a.depth * 2 * kv_bytes(a.type));
     }
+    if (op.code == Code::kMixture) {
+        double total = 0;
+        for (size_t e = 0; e < op.gate_up.size(); e++)
+            if (routed_->begins[e + 1] > routed_->begins[e])
+                for (int product : {op.gate_up[e], op.down[e]})
+                    total += static_cast<double>(weights(product).panels * weights(product).panel_bytes);
+        return total;
+    }
     if (op.from < 0) return 0;
     return rows * static_cast<double>(width(op.from)) * 4;
 }
@@ -410,6 +417,11 @@ double Program::operations_of(const Operation& op) const {
     if (op.code == Code::kProduct) {
         const Weights& w = weights(op.product);
         return 2.0 * rows * static_cast<double>(w.n) * static_cast<double>(w.k);
+    }
+    if (op.code == Code::kMixture) {
+        const Weights& gate = weights(op.gate_up[0]);
+        const Weights& down = weights(op.down[0]);
+        return 2.0 * rows * op.chosen * static_cast<double>(gate.n * gate.k + down.n * down.k);
     }
     if (op.code == Code::kAttend) {
         const Attention& a = layers_[static_cast<size_t>(op.layer)];
@@ -538,11 +550,11 @@ void Program::Worker::attend(const Operation& op) {
     const Attention& a = program.layers_[static_cast<size_t>(op.layer)];
     const std::vector<Task>& own = s.tasks[static_cast<size_t>(op.layer)];
     const std::vector<Task>& tasks = own.empty() ? s.tasks[0] : own;
+    const std::vector<Task>& merges = own.empty() ? s.merges[0] : s.merges[static_cast<size_t>(op.layer)];
     int64_t group = a.heads / a.kv_heads;
     float* out = buffer(op.to);
     float* partial = program.partial_.get();
     each(static_cast<int64_t>(tasks.size()), [&](int64_t unit) {
-        // Long ones lie at the end of a prompt: each thread's share should have some of both.
         const Task& task = tasks[static_cast<size_t>(unit)];
         size_t row = static_cast<size_t>(task.row);
         int64_t begin = s.begins[row];
@@ -559,9 +571,9 @@ void Program::Worker::attend(const Operation& op) {
         q.out_stride = width(op.to);
         kernels().attend(a, q, attention.get());
     });
-    if (s.merges.empty()) return;
-    each(static_cast<int64_t>(s.merges.size()), [&](int64_t unit) {
-        const Task& task = s.merges[static_cast<size_t>(unit)];
+    if (merges.empty()) return;
+    each(static_cast<int64_t>(merges.size()), [&](int64_t unit) {
+        const Task& task = merges[static_cast<size_t>(unit)];
         float* row = out + s.begins[static_cast<size_t>(task.row)] * width(op.to) + task.kv_head * group * a.dim;
         for (int64_t g = 0; g < group; g++) {
             const float* first = partial + task.partial + g * (a.depth + 2);

@@ -91,7 +91,6 @@ INLINE F from_bf16(const uint16_t* p) {
     __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-// Integers of one byte, widened to bfloat16, which holds them exactly.
 #if INFLIGHT_BF16
 using Line2 = __m512bh;
 using Pair = __m512bh;

@@ -82,9 +82,9 @@ constexpr int64_t kSub = 16;     // keys that lie together in the cache, where b
 constexpr int64_t kBlock = 64;   // keys of one round of the online softmax
 constexpr int64_t kChunk = 512;  // keys whose softmax is summed by itself, then merged: what threads share
 
-// One layer's attention and its cache. For each block and key head: sub-blocks of 16 positions,
-// keys [depth / 2][16][2] and values [8][depth][2] (floats: [depth][16] and [16][depth]); with blocks that are no multiple
-// of 16 positions, [position][depth] for both. int8 has a float scale for each position and head.
+// One layer's attention and its cache. For each key head, all blocks: sub-blocks of 16 positions, keys [depth / 2][16][2]
+// and values [8][depth][2] (floats: [depth][16] and [16][depth]); with blocks that are no multiple of 16 positions,
+// [position][depth] for both. int8 has a float scale for each position and head.
 struct Attention {
     int64_t heads, kv_heads, dim;
     int64_t depth;     // dim, rounded up to 16
@@ -137,7 +137,7 @@ struct Kernels {
     // logits = softcap(x / divider), in place; softcap 0: off.
     void (*cap)(float* x, int64_t n, float divider, float softcap);
     int64_t (*argmax)(const float* x, int64_t n);
-    // out = act(gate) * up.
+    // out += factor * x.
     void (*axpy)(float* out, const float* x, float factor, int64_t n);
 };
 
