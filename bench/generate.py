@@ -1,6 +1,7 @@
 """Generation, side by side in one run: served over HTTP, the same engine in process, transformers' continuous batching.
 
     python -m bench.generate --rounds 3 --out docs/generation-benchmarks.md
+    python -m bench.generate --rounds 3 --against llamacpp,vllm   # their servers too: bench/setup_cpu_peers.sh
 
 Everything runs the same random checkpoint (135M parameters, the Llama shape of SmolLM) on the same cores, prompts of
 128 tokens, 128 tokens out, greedy, end-of-sequence ignored. In each round every contestant has its turn; figures are
@@ -21,44 +22,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
+
+from bench import checkpoints
+from bench.checkpoints import DEFAULT_FOLDER, LLAMA_TOOLS, MODELS, Files, names, python_of
+from bench.contestants import environment
+from bench.limits import read_bandwidth
+from bench.procs import Server, free_port
 
 PROMPT, OUTPUT = 128, 128
-VOCABULARY = 49_152
+MODEL = "135m"
+VOCABULARY = MODELS[MODEL].vocabulary
+SERVED_TOGETHER = 8  # requests at a time where servers are compared
 SERVED, IN_PROCESS, TRANSFORMERS = (
     "Inflight, served over HTTP",
     "Inflight, in process",
     "transformers, continuous batching",
 )
-
-
-def make_checkpoint(folder: Path) -> None:
-    """Random weights, and a tokenizer in which every token is a word, so that lengths are exact."""
-    import tokenizers
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-    )
-    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    words = {f"w{number}": number for number in range(VOCABULARY)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def prompts(count: int, seed: int) -> list[list[int]]:
@@ -139,6 +124,39 @@ def server(folder: Path) -> Iterator[str]:
             process.terminate()
 
 
+def llama_server(files: Files, port: int) -> list[str]:
+    """A slot for each request, each with a cache of its own, filled by continuous batching."""
+    threads, context = str(os.cpu_count() or 1), str(SERVED_TOGETHER * (PROMPT + OUTPUT))
+    command = [str(LLAMA_TOOLS / "llama-server"), "--model", str(files.gguf("16bit")), "--port", str(port)]
+    command += ["--parallel", str(SERVED_TOGETHER), "--ctx-size", context]
+    return [*command, "--threads", threads, "--threads-batch", threads]
+
+
+def vllm_server(files: Files, port: int) -> list[str]:
+    command = [str(python_of(".venv-vllm")), "-m", "vllm.entrypoints.openai.api_server", "--port", str(port)]
+    command += ["--model", str(files.vllm("16bit")), "--dtype", "bfloat16", "--max-model-len", "2048"]
+    return [*command, "--host", "127.0.0.1"]
+
+
+PEERS = {"llamacpp": ("llama.cpp's llama-server", llama_server), "vllm": ("vLLM's server", vllm_server)}
+
+
+@contextmanager
+def peer_server(name: str, files: Files) -> Iterator[str]:
+    """A peer's server, ready; gives its HTTP address. Its log is kept where it fails."""
+    title, command = PEERS[name]
+    port = free_port()
+
+    def ready() -> bool:
+        with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+
+    log = files.root / f"{name}-server.log"
+    variables = environment(name, os.cpu_count() or 1)
+    with Server(title, command(files, port), log, ready, variables, start_timeout=900):
+        yield f"127.0.0.1:{port}"
+
+
 def served(address: str, count: int, concurrency: int, seed: int) -> dict[str, Any]:
     """What the load generator (a process of its own) found."""
     bodies = [
@@ -190,67 +208,93 @@ def run_role(role: str, *arguments: str) -> None:
     print(contestant(folder, int(count), int(concurrency), int(seed)))
 
 
-def measure_all(folder: Path, rounds: int) -> list[str]:
+PLAN = ((1, 2), (SERVED_TOGETHER, 32), (32, 32))  # requests at a time, requests in all
+
+
+class Found:
+    """What the rounds found."""
+
+    def __init__(self) -> None:
+        self.rates: dict[tuple[str, int], list[float]] = {}
+        self.felt: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, who: str, concurrency: int, rate: float) -> None:
+        self.rates.setdefault((who, concurrency), []).append(rate)
+        print(f"{concurrency} at a time, {who}: {rate:.1f} tokens/s", flush=True)
+
+    def add_served(self, who: str, concurrency: int, figures: dict[str, Any]) -> None:
+        self.add(who, concurrency, figures["output_tokens_per_second"])
+        if concurrency == SERVED_TOGETHER:
+            self.felt.setdefault(who, []).append(figures)
+
+    def ratio(self, mine: str, other: str, concurrency: int) -> str:
+        pairs = zip(self.rates[mine, concurrency], self.rates[other, concurrency])
+        return f"{statistics.median(a / b for a, b in pairs):.2f}"
+
+
+def measure_all(files: Files, rounds: int, against: Sequence[str]) -> list[str]:
     """The lines of the report."""
-    rates: dict[tuple[str, int], list[float]] = {}
-    felt: dict[str, list[float]] = {}
-    plan = ((1, 2), (8, 32), (32, 32))
+    found = Found()
+    folder = files.huggingface
     for number in range(rounds):
-        for concurrency, count in plan:
+        print(f"round {number + 1}", flush=True)
+        for concurrency, count in PLAN:
             with server(folder) as address:
-                found = served(address, count, concurrency, number)
-            rates.setdefault((SERVED, concurrency), []).append(found["output_tokens_per_second"])
-            if concurrency == 8:
-                for name in ("ttft_ms", "inter_token_ms"):
-                    for key in ("p50", "p99"):
-                        felt.setdefault(f"{name} {key}", []).append(found[name][key])
+                found.add_served(SERVED, concurrency, served(address, count, concurrency, number))
+            for name in against if concurrency == SERVED_TOGETHER else ():
+                with peer_server(name, files) as address:
+                    found.add_served(PEERS[name][0], concurrency, served(address, count, concurrency, number))
             arguments = (str(folder), str(count), str(concurrency), str(number))
-            rates.setdefault((IN_PROCESS, concurrency), []).append(float(child("engine", *arguments)))
-            rates.setdefault((TRANSFORMERS, concurrency), []).append(float(child("transformers", *arguments)))
-            for who in (SERVED, IN_PROCESS, TRANSFORMERS):
-                print(
-                    f"round {number + 1}, {concurrency} at a time, {who}: {rates[who, concurrency][-1]:.1f} tokens/s",
-                    flush=True,
-                )
+            found.add(IN_PROCESS, concurrency, float(child("engine", *arguments)))
+            found.add(TRANSFORMERS, concurrency, float(child("transformers", *arguments)))
+    return [*rate_lines(found), *ratio_lines(found, against), *felt_lines(found)]
+
+
+def rate_lines(found: Found) -> list[str]:
     lines = ["| contestant | at a time | tokens/s, median | smallest to largest |", "|---|---|---|---|"]
-    for (who, concurrency), values in rates.items():
-        lines.append(
-            f"| {who} | {concurrency} | {statistics.median(values):.1f} | {min(values):.1f} to {max(values):.1f} |"
-        )
-    lines += ["", "| ratio | at a time | median of the rounds | to reach |", "|---|---|---|---|"]
-    for concurrency, _ in plan:
-        pairs = list(zip(rates[SERVED, concurrency], rates[IN_PROCESS, concurrency]))
-        target = "0.93" if concurrency == 8 else "–"
-        lines.append(
-            f"| served to in process | {concurrency} | {statistics.median(a / b for a, b in pairs):.2f} | {target} |"
-        )
-    for concurrency, _ in plan:
-        pairs = list(zip(rates[SERVED, concurrency], rates[TRANSFORMERS, concurrency]))
-        lines.append(
-            f"| served to transformers | {concurrency} | {statistics.median(a / b for a, b in pairs):.2f} | ahead |"
-        )
-    lines += [
+    for (who, concurrency), values in found.rates.items():
+        middle = f"{statistics.median(values):.1f}"
+        lines.append(f"| {who} | {concurrency} | {middle} | {min(values):.1f} to {max(values):.1f} |")
+    return [*lines, ""]
+
+
+def ratio_lines(found: Found, against: Sequence[str]) -> list[str]:
+    lines = ["| ratio | at a time | median of the rounds | to reach |", "|---|---|---|---|"]
+    for concurrency, _ in PLAN:
+        target = "0.93" if concurrency == SERVED_TOGETHER else "–"
+        ratio = found.ratio(SERVED, IN_PROCESS, concurrency)
+        lines.append(f"| served to in process | {concurrency} | {ratio} | {target} |")
+    for concurrency, _ in PLAN:
+        ratio = found.ratio(SERVED, TRANSFORMERS, concurrency)
+        lines.append(f"| served to transformers | {concurrency} | {ratio} | ahead |")
+    for name in against:
+        title = PEERS[name][0]
+        ratio = found.ratio(SERVED, title, SERVED_TOGETHER)
+        lines.append(f"| served to {title} | {SERVED_TOGETHER} | {ratio} | ahead |")
+    return [*lines, ""]
+
+
+def felt_lines(found: Found) -> list[str]:
+    """How the servers felt to those who waited."""
+    columns = [(name, key) for name in ("ttft_ms", "inter_token_ms") for key in ("p50", "p99")]
+    lines = [
+        f"Over HTTP, {SERVED_TOGETHER} at a time, medians of the rounds in ms:",
         "",
-        "Served, 8 at a time: " + ", ".join(f"{k} {statistics.median(v):.1f} ms" for k, v in felt.items()) + ".",
+        "| server | first token p50 | first token p99 | between tokens p50 | between tokens p99 |",
+        "|---|---|---|---|---|",
     ]
+    for who, rounds in found.felt.items():
+        cells = [f"{statistics.median(one[name][key] for one in rounds):.1f}" for name, key in columns]
+        lines.append(f"| {who} | {' | '.join(cells)} |")
     return lines
 
 
 def limits() -> str:
     """What the machine could do at most, for decoding one request: the weights read once a token."""
-    import torch
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    block = torch.ones(1 << 28, dtype=torch.uint8).view(torch.int64)
-    times = []
-    for _ in range(7):
-        begin = time.perf_counter()
-        block.sum()
-        times.append(time.perf_counter() - begin)
-    rate = block.nbytes / min(times)
-    weights = 134.5e6 * 2
+    rate = read_bandwidth(os.cpu_count() or 1)
+    weights = MODELS[MODEL].parameters * 2
     most = f"at most {rate / weights:.0f} tokens/s for one request in bfloat16"
-    return f"Read bandwidth {rate / 1e9:.1f} GB/s (a sum over 256 MiB): {most}."
+    return f"Read bandwidth {rate / 1e9:.1f} GB/s (a sum over 1 GiB): {most}."
 
 
 def machine() -> str:
@@ -264,6 +308,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--against", type=names(PEERS), default="", help="llamacpp, vllm: their servers in each round")
+    parser.add_argument("--checkpoints", type=Path, default=DEFAULT_FOLDER, help="where checkpoints are kept")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
@@ -281,12 +327,11 @@ def main() -> None:
         f"- Date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC; torch {torch.__version__}, transformers "
         f"{transformers.__version__}; weights and cache in bfloat16",
         f"- {limits()}",
-        f"- Command: `python -m bench.generate --rounds {options.rounds}`",
+        f"- Command: `python -m bench.generate {' '.join(sys.argv[1:])}`",
         "",
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        make_checkpoint(Path(folder))
-        report = "\n".join([*head, *measure_all(Path(folder), options.rounds), ""])
+    files = checkpoints.ensure(options.checkpoints, MODEL, options.against)
+    report = "\n".join([*head, *measure_all(files, options.rounds, options.against), ""])
     print(report)
     if options.out:
         options.out.write_text(report)

@@ -87,7 +87,7 @@ class Server:
 
     def tree(self) -> list[int]:
         """Its process id and those of all its descendants, itself first."""
-        return _tree(self.pid)
+        return tree(self.pid)
 
     def cpu_seconds(self) -> float:
         """CPU time that it and its descendants have used, in seconds."""
@@ -111,12 +111,12 @@ class Server:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
 
 
-def _tree(pid: int) -> list[int]:
+def tree(pid: int) -> list[int]:
     found = [pid]
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
-                found += _tree(int(child))
+                found += tree(int(child))
     except OSError:
         pass  # it ended meanwhile
     return found

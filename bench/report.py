@@ -99,9 +99,9 @@ def machine(cores: int, load_average: float) -> list[str]:
     memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     gigabytes = int(memory.split()[1]) / 1024**2
     lines = [
-        f"- Machine: {_cpu()}, {cores} cores used (shared by servers and load generators), {gigabytes:.0f} GiB of "
+        f"- Machine: {cpu()}, {cores} cores used (shared by servers and load generators), {gigabytes:.0f} GiB of "
         f"memory, {platform.system()} {platform.release()}; load average {load_average:.1f} at the start",
-        f"- Date: {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC; Inflight {_inflight()}",
+        f"- Date: {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC; Inflight {inflight()}",
         f"- Python {platform.python_version()}; " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
         f"- Load: {generators()}",
     ]
@@ -110,7 +110,7 @@ def machine(cores: int, load_average: float) -> list[str]:
     return lines
 
 
-def _cpu() -> str:
+def cpu() -> str:
     info: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
@@ -119,7 +119,7 @@ def _cpu() -> str:
     return f"{name} (family {info['cpu family']}, model {info['model']})" if "cpu family" in info else name
 
 
-def _inflight() -> str:
+def inflight() -> str:
     found = _version("inflight-serving")
     revision = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False

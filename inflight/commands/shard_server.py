@@ -19,14 +19,14 @@ from collections.abc import Mapping, Sequence
 from inflight import __version__
 from inflight.commands.checkpoints import adapters, find_model
 from inflight.commands.generator import memory
-from inflight.config import AdapterConfig
+from inflight.config import QUANTIZE, AdapterConfig
 from inflight.errors import ConfigError, InflightError
 from inflight.plan import ShardJob
 
 PROGRAM = "text-generation-server"
 CONNECT_TIMEOUT = 600.0
 STOP_GRACE = 5.0
-_UNUSED = ("quantize", "speculate", "kv-cache-dtype", "otlp-endpoint", "otlp-service-name", "logger-level")
+_UNUSED = ("speculate", "kv-cache-dtype", "otlp-endpoint", "otlp-service-name", "logger-level")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--kv-cache-memory", type=memory, help="memory of the cache, like 4g; default: measured")
     serve.add_argument("--block-size", type=int, default=16, help="tokens in a block of the cache")
     serve.add_argument("--device-type", help="cpu, cuda or npu; default: the best one here")
+    serve.add_argument("--quantize", help="int8 or int4; awq, gptq and others are seen from the checkpoint")
     serve.add_argument("--json-output", action="store_true", help="log lines as JSON")
     for name in _UNUSED:
         serve.add_argument(f"--{name}", help="taken, changes nothing")
@@ -110,6 +111,7 @@ def _job(
         max_model_len=int(most) if most.isdecimal() else None,
         threads=max(1, (os.cpu_count() or 1) // size),
         trust_remote_code=given.trust_remote_code,
+        quantize=given.quantize if given.quantize in QUANTIZE else "none",
         adapters=[(one.name, str(one.folder)) for one in found],
     )
 

@@ -29,6 +29,8 @@ class TextEncoder:
         Raises:
             StartError: it cannot be loaded.
         """
+        if job.quantize != "none":
+            raise StartError("encoders run as their checkpoint is; leave out --quantize")
         try:
             import transformers  # only encoders and bridged models need it
 

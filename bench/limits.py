@@ -1,0 +1,73 @@
+"""What this machine can do at most: how fast memory is read, how fast oneDNN multiplies bfloat16 matrices.
+
+    python -m bench.limits [THREADS]
+
+prints both as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+# Rows, inputs, outputs: what prefill of small models asks for, and shapes at which the library is at its best.
+GEMM_SHAPES = ((128, 896, 4864), (512, 896, 4864), (1024, 896, 4864), (1024, 2048, 2048), (1024, 4096, 4096))
+TRIES = 7
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Attributes:
+    bandwidth: bytes read in a second.
+    gemm: floating-point operations in a second, a multiplication and an addition counted as two.
+    gemm_shape: rows, inputs and outputs at which that was.
+    """
+
+    bandwidth: float
+    gemm: float
+    gemm_shape: tuple[int, int, int]
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of several tries."""
+    times = []
+    for _ in range(TRIES):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes a second of a sum over 1 GiB."""
+    import torch
+
+    torch.set_num_threads(threads)
+    block = torch.ones(1 << 27, dtype=torch.int64)
+    return block.nbytes / fastest(block.sum)
+
+
+def gemm_rate(threads: int, rows: int, inputs: int, outputs: int) -> float:
+    """Operations a second of oneDNN, its weights in its own layout beforehand."""
+    import torch
+
+    torch.set_num_threads(threads)
+    weight = torch.randn(outputs, inputs, dtype=torch.bfloat16)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    values = torch.randn(rows, inputs, dtype=torch.bfloat16)
+    seconds = fastest(lambda: torch.ops.mkldnn._linear_pointwise(values, packed, None, "none", [], ""))
+    return 2 * rows * inputs * outputs / seconds
+
+
+def measure(threads: int) -> Limits:
+    rates = {shape: gemm_rate(threads, *shape) for shape in GEMM_SHAPES}
+    best = max(GEMM_SHAPES, key=rates.__getitem__)
+    return Limits(read_bandwidth(threads), rates[best], best)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure(int(sys.argv[1]) if len(sys.argv) > 1 else os.cpu_count() or 1))))
