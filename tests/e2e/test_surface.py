@@ -356,7 +356,7 @@ def test_the_launchers_environment(tmp_path: Path) -> None:
     ("arguments", "text"),
     [
         ([], "--model-id"),
-        (["--model-id", str(POCKET), "--quantize", "awq"], "--quantize is not supported"),
+        (["--model-id", str(POCKET), "--quantize", "eetq"], "--quantize eetq is not supported"),
         (["--model-id", str(POCKET), "--port", "x"], "'x' is no int"),
         (["--model-id", str(POCKET), "--max-input-tokens", "5", "--max-input-length", "5"], "give one of them"),
         (["--model-id", "nobody/nothing"], "cannot be fetched"),
