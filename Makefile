@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
-.PHONY: test demo lint types unit venv proto clean
+.PHONY: test test-native demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
 # What serving the examples needs. torch goes first and alone: together with others, pip may settle on another build of it.
@@ -36,6 +36,18 @@ types: $(TESTED)
 
 unit: $(TESTED)
 	$(BIN)/python -m pytest
+
+# The CPU engine's kernels with random shapes under the sanitizers: what they compute, their memory, their threads. Three
+# instruction sets stand for all: each takes long to compile. SEED=n repeats a run.
+SEED ?= 1
+test-native:
+	cmake -S . -B build/sanitized/memory -DINFLIGHT_TESTS=ON '-DINFLIGHT_SETS=avx2;avx512_bf16;neon' \
+		-DINFLIGHT_SANITIZE=address,undefined,float-cast-overflow,float-divide-by-zero
+	cmake --build build/sanitized/memory -j2
+	UBSAN_OPTIONS=print_stacktrace=1 build/sanitized/memory/kernels_test $(SEED)
+	cmake -S . -B build/sanitized/threads -DINFLIGHT_TESTS=ON -DINFLIGHT_SETS=none -DINFLIGHT_SANITIZE=thread
+	cmake --build build/sanitized/threads -j2
+	TSAN_OPTIONS=halt_on_error=1 build/sanitized/threads/kernels_test $(SEED) pools refusals programs
 
 # Ctrl+C ends it. The lines that it prints after `try` can be pasted into another terminal.
 demo: $(SERVED)

@@ -112,7 +112,8 @@ void quantise(const Weights& w, const float* x, uint8_t* codes, float* scales) {
 }  // namespace
 
 Weights describe(Format format, bool offsets, bool gated, int64_t n, int64_t k, int64_t group) {
-    if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX || (gated && n % 2))
+    constexpr int64_t kMostBytes = int64_t(1) << 48;  // more than any machine has
+    if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX || n > kMostBytes / 4 / k || (gated && n % 2))
         throw std::invalid_argument("a weight of " + std::to_string(n) + " by " + std::to_string(k) + " cannot be packed");
     if (grouped(format) && (group < 8 || group % 8 || group > 32768))
         throw std::invalid_argument("groups of " + std::to_string(group) + " inputs cannot be packed; a multiple of 8 can");

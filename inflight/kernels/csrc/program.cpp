@@ -255,8 +255,11 @@ void Program::check(const Step& step) const {
     }
     for (int64_t row = 0; row < step.rows; row++) {
         if (step.lengths[row] < 1) outside("length", step.lengths[row], step.count + 1);
+        int64_t first = total;
+        if (step.lengths[row] > step.count - total) outside("sum of lengths", step.lengths[row], step.count - total + 1);
         total += step.lengths[row];
-        if (total > step.count) outside("sum of lengths", total, step.count + 1);
+        for (int64_t i = first + 1; i < total; i++)
+            if (step.positions[i] - 1 != step.positions[i - 1]) throw std::out_of_range("the positions of a row must follow each other");
         int64_t blocks = step.positions[total - 1] / a.block_size + 1;
         for (int64_t i = 0; i < blocks; i++) {
             int64_t block = step.tables[row * step.table_width + i];

@@ -1,0 +1,242 @@
+// Attention over the paged cache.
+#include <algorithm>
+#include <functional>
+
+#include "tests.h"
+
+namespace inflight::testing {
+namespace {
+
+// A layer with a cache in which every byte that nobody wrote is poison: not a number, or not 0.
+struct Cache {
+    Attention a;
+    Exact<char> keys, values;
+    Exact<float> key_scales, value_scales;
+    std::vector<int32_t> table;
+
+    Cache(Random& random, const Attention& like, int64_t context, char poison) : a(like) {
+        int64_t needed = (context + a.block_size - 1) / a.block_size;
+        a.blocks = needed + random.between(0, 3);
+        int64_t positions = a.blocks * a.block_size * a.kv_heads;
+        keys = Exact<char>(positions * a.depth * kv_bytes(a.type), poison);
+        values = Exact<char>(positions * a.depth * kv_bytes(a.type), poison);
+        a.keys = keys.get();
+        a.values = values.get();
+        if (a.type == KvType::kInt8) {
+            key_scales = Exact<float>(positions, NAN);
+            value_scales = Exact<float>(positions, NAN);
+        }
+        a.key_scales = key_scales.get();
+        a.value_scales = value_scales.get();
+        std::vector<int32_t> blocks;
+        for (int32_t block = 0; block < a.blocks; block++) blocks.push_back(block);
+        random.shuffle(blocks);
+        table.assign(blocks.begin(), blocks.begin() + needed);
+    }
+
+    int64_t slot(int64_t position) const {
+        return table[static_cast<size_t>(position / a.block_size)] * a.block_size + position % a.block_size;
+    }
+
+    // Component d of a position's key (or value), where types.h says that it lies.
+    double at(bool key, int64_t head, int64_t position, int64_t d) const {
+        int64_t row = head * a.blocks * a.block_size + slot(position), j = row % 16, base = (row - j) * a.depth;
+        int64_t i = row * a.depth + d;
+        bool floats = a.type == KvType::kFloat;
+        if (a.block_size % 16 == 0 && key) i = floats ? base + d * 16 + j : base + (d / 2 * 16 + j) * 2 + d % 2;
+        if (a.block_size % 16 == 0 && !key) i = floats ? base + j * a.depth + d : base + (j / 2 * a.depth + d) * 2 + j % 2;
+        const char* from = (key ? a.keys : a.values) + i * kv_bytes(a.type);
+        if (floats) return read<float>(from);
+        if (a.type == KvType::kBf16) return read_bf16(from);
+        return read<int8_t>(from) * static_cast<double>((key ? a.key_scales : a.value_scales)[row]);
+    }
+};
+
+struct Case {
+    Attention a;
+    int64_t context, tokens;          // the last ones ask
+    std::vector<float> keys, values;  // [context][kv_heads][dim]
+    int64_t stride;
+    Exact<float> queries;  // [tokens][heads, dim], a stride apart
+    std::vector<int64_t> positions;
+
+    int64_t width() const { return a.heads * a.dim; }
+    int64_t group() const { return a.heads / a.kv_heads; }
+    const float* row(const std::vector<float>& of, int64_t position, int64_t head) const {
+        return of.data() + (position * a.kv_heads + head) * a.dim;
+    }
+};
+
+void fill(const Kernels& kernels, const Case& c, const Cache& cache, int64_t first, int64_t last) {
+    for (int64_t position = first; position < last; position++)
+        for (int64_t head = 0; head < c.a.kv_heads; head++)
+            kernels.keep(cache.a, c.row(c.keys, position, head), c.row(c.values, position, head), head,
+                         cache.slot(position));
+}
+
+void check_kept(const Case& c, const Cache& cache) {
+    for (bool key : {true, false})
+        for (int64_t position = 0; position < c.context; position++)
+            for (int64_t head = 0; head < c.a.kv_heads; head++) {
+                const float* want = c.row(key ? c.keys : c.values, position, head);
+                double peak = 0.0;
+                for (int64_t d = 0; d < c.a.dim; d++) peak = std::max(peak, std::fabs(static_cast<double>(want[d])));
+                for (int64_t d = 0; d < c.a.depth; d++) {
+                    double value = d < c.a.dim ? want[d] : 0.0, got = cache.at(key, head, position, d);
+                    if (c.a.type == KvType::kFloat) CHECK(got == value, "position ", position, " component ", d);
+                    if (c.a.type == KvType::kBf16) CHECK(got == as_bf16(value), "position ", position, " component ", d);
+                    if (c.a.type == KvType::kInt8)
+                        CHECK_NEAR(got, value, 0.501 * peak / 127.0, "position ", position, " component ", d);
+                }
+            }
+}
+
+// Softmax(q k) v of what the cache holds, and the sizes of its sums.
+void check_output(const Case& c, const Cache& cache, const Exact<float>& out, int64_t stride) {
+    const Attention& a = c.a;
+    bool floats = a.type == KvType::kFloat;
+    std::vector<double> k, v;  // [kv_heads][context][dim]
+    for (int64_t head = 0; head < a.kv_heads; head++)
+        for (int64_t position = 0; position < c.context; position++)
+            for (int64_t d = 0; d < a.dim; d++) {
+                k.push_back(cache.at(true, head, position, d));
+                v.push_back(cache.at(false, head, position, d));
+            }
+    for (int64_t token = 0; token < c.tokens; token++)
+        for (int64_t head = 0; head < a.heads; head++) {
+            const float* query = c.queries.get() + token * c.stride + head * a.dim;
+            int64_t end = c.positions[static_cast<size_t>(token)] + 1,
+                    begin = a.window ? std::max<int64_t>(0, end - a.window) : 0;
+            int64_t base = head / c.group() * c.context;
+            std::vector<double> scores;
+            for (int64_t position = begin; position < end; position++) {
+                double score = 0.0;
+                for (int64_t d = 0; d < a.dim; d++)
+                    score += (floats ? query[d] : as_bf16(query[d])) * k[static_cast<size_t>((base + position) * a.dim + d)];
+                score *= a.scale;
+                scores.push_back(a.softcap != 0.0f ? a.softcap * std::tanh(score / a.softcap) : score);
+            }
+            double peak = *std::max_element(scores.begin(), scores.end()), total = 0.0;
+            for (double& score : scores) total += score = std::exp(score - peak);
+            for (int64_t d = 0; d < a.dim; d++) {
+                double want = 0.0, size = 0.0;
+                for (int64_t position = begin; position < end; position++) {
+                    double part = scores[static_cast<size_t>(position - begin)] / total *
+                                  v[static_cast<size_t>((base + position) * a.dim + d)];
+                    want += part;
+                    size += std::fabs(part);
+                }
+                CHECK_NEAR(out[token * stride + head * a.dim + d], want, (floats ? 3e-5 : 0x1p-8 + 3e-5) * size + 1e-7,
+                           "token at ", end - 1, " head ", head, " component ", d);
+            }
+        }
+}
+
+// All tokens together, in random pieces, as a prompt is computed.
+void prefill(const Kernels& kernels, Random& random, const Case& c, const Cache& cache, float* out, int64_t stride) {
+    int64_t all = c.tokens * c.group();
+    for (int64_t head = 0; head < c.a.kv_heads; head++)
+        for (int64_t first = 0, count; first < all; first += count) {
+            count = random.maybe() ? all - first : random.between(1, std::min<int64_t>(30, all - first));
+            Exact<float> scratch(attend_scratch(c.a), NAN);
+            int64_t offset = head * c.group() * c.a.dim;
+            kernels.attend(cache.a,
+                           {c.queries.get() + offset, c.stride, c.positions.data(), first, count, head, cache.table.data(),
+                            -1, out + offset, stride},
+                           scratch.get());
+        }
+}
+
+// Each token alone, as soon as its key is there; its chunks of keys alone too, if `split`.
+void decode(const Kernels& kernels, const Case& c, const Cache& cache, bool split, float* out, int64_t stride) {
+    Exact<float> scratch(attend_scratch(c.a), NAN);
+    int64_t each = c.group() * (c.a.depth + 2);
+    fill(kernels, c, cache, 0, c.context - c.tokens);
+    for (int64_t token = 0; token < c.tokens; token++) {
+        fill(kernels, c, cache, c.positions[static_cast<size_t>(token)], c.positions[static_cast<size_t>(token)] + 1);
+        for (int64_t head = 0; head < c.a.kv_heads; head++) {
+            int64_t offset = head * c.group() * c.a.dim, chunks = c.positions[static_cast<size_t>(token)] / kChunk + 1;
+            Queries q{c.queries.get() + token * c.stride + offset,
+                      c.stride,
+                      c.positions.data() + token,
+                      0,
+                      c.group(),
+                      head,
+                      cache.table.data(),
+                      -1,
+                      out + token * stride + offset,
+                      stride};
+            if (!split) {
+                kernels.attend(cache.a, q, scratch.get());
+                continue;
+            }
+            Exact<float> partial(chunks * each, NAN);
+            for (q.chunk = chunks - 1; q.chunk >= 0; q.chunk--) {
+                q.out = partial.get() + q.chunk * each;
+                kernels.attend(cache.a, q, scratch.get());
+            }
+            for (int64_t g = 0; g < c.group(); g++) {
+                const float* first = partial.get() + g * (c.a.depth + 2);
+                kernels.merge(cache.a, &first, each, chunks, out + token * stride + offset + g * c.a.dim);
+            }
+        }
+    }
+}
+
+Case random_case(Random& random) {
+    Case c{};
+    Attention& a = c.a;
+    a.kv_heads = random.between(1, 3);
+    a.heads = a.kv_heads * random.pick<int64_t>({1, 1, 2, 3, 4, 7, 16});
+    a.dim = random.pick<int64_t>({16, 20, 64, 80, 128});
+    a.depth = (a.dim + 15) / 16 * 16;
+    a.scale = 1.0f / std::sqrt(static_cast<float>(a.dim));
+    a.type = random.pick({KvType::kFloat, KvType::kBf16, KvType::kInt8});
+    a.block_size = random.pick<int64_t>({16, 32, 48, 4, 5, 24});
+    a.window = random.pick<int64_t>({0, 0, 1, 7, 64, 100, 600});
+    a.softcap = random.pick({0.0f, 0.0f, 20.0f});
+    c.context = random.pick<int64_t>({1, 15, 16, 17, 33, 63, 64, 65, 129, 511, 512, 513, 1030, random.between(1, 200)});
+    c.tokens = std::min(c.context, random.between(1, c.context > 200 ? 3 : 9));
+    c.keys = random.values(c.context * a.kv_heads * a.dim, 1.5f);
+    c.values = random.values(c.context * a.kv_heads * a.dim);
+    c.stride = c.width() + random.pick<int64_t>({0, 5});
+    c.queries = Exact<float>((c.tokens - 1) * c.stride + c.width(), NAN);
+    for (int64_t token = 0; token < c.tokens; token++) {
+        for (int64_t i = 0; i < c.width(); i++) c.queries[token * c.stride + i] = random.value(1.5f);
+        c.positions.push_back(c.context - c.tokens + token);
+    }
+    return c;
+}
+
+void one(const Kernels& kernels, Random& random) {
+    Case c = random_case(random);
+    const Attention& a = c.a;
+    try {
+        Cache cache(random, a, c.context, -1), growing(random, a, c.context, -1), other(random, a, c.context, 0x7f);
+        fill(kernels, c, cache, 0, c.context);
+        check_kept(c, cache);
+        int64_t stride = c.width() + random.pick<int64_t>({0, 3}), size = (c.tokens - 1) * stride + c.width();
+        Exact<float> whole(size, kUnset), alone(size, kUnset), split(size, kUnset);
+        prefill(kernels, random, c, cache, whole.get(), stride);
+        check_output(c, cache, whole, stride);
+        for (int64_t token = 0; token + 1 < c.tokens; token++)
+            for (int64_t i = c.width(); i < stride; i++)
+                CHECK(whole[token * stride + i] == kUnset, "written between two rows");
+        decode(kernels, c, growing, false, alone.get(), stride);
+        CHECK(same_bits(whole.get(), alone.get(), size), "a token alone differs from the same one in a prompt");
+        decode(kernels, c, other, true, split.get(), stride);
+        CHECK(same_bits(whole.get(), split.get(), size), "chunks that are merged differ from one run over them");
+    } catch (const std::runtime_error& error) {
+        fail("heads ", a.heads, "/", a.kv_heads, ", dim ", a.dim, ", cache ", static_cast<int>(a.type), ", blocks of ",
+             a.block_size, ", window ", a.window, ", softcap ", a.softcap, ", context ", c.context, ", tokens ", c.tokens,
+             ": ", error.what());
+    }
+}
+
+}  // namespace
+
+void attention(const Kernels& kernels, Random& random) {
+    for (int repeat = 0; repeat < 60; repeat++) one(kernels, random);
+}
+
+}  // namespace inflight::testing

@@ -1,0 +1,292 @@
+// Packed weights and products with them.
+#include <algorithm>
+
+#include "tests.h"
+#include "weights.h"
+
+namespace inflight::testing {
+namespace {
+
+using Rows = std::vector<std::vector<float>>;
+
+struct Prepared {
+    Exact<char> data;
+    Exact<float> scales;
+    Exact<int32_t> sums;
+    Input in;
+};
+
+Prepared prepare(const Kernels& kernels, const Weights& w, const Rows& rows, const Norm& norm, int64_t tiles) {
+    Prepared p;
+    int64_t count = static_cast<int64_t>(rows.size());
+    p.data = Exact<char>(count * w.depth * input_bytes(w.format), 0x55);
+    p.scales = Exact<float>(count, kUnset);
+    p.sums = Exact<int32_t>(count * w.groups(), 0x55555555);
+    p.in = {p.data.get(), p.scales.get(), p.sums.get(), count, tiles};
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        std::vector<const float*> of_tile;
+        for (int64_t row = p.in.start(tile); row < p.in.start(tile + 1); row++)
+            of_tile.push_back(rows[static_cast<size_t>(row)].data());
+        kernels.prepare(w, of_tile.data(), norm, p.in, tile);
+    }
+    return p;
+}
+
+int64_t least_tiles(const Kernels& kernels, const Weights& w, int64_t rows) {
+    int64_t most = kernels.tile_rows[static_cast<int>(w.format)];
+    return (rows + most - 1) / most;
+}
+
+// What a product reads of a row, [depth], and where its group sums are.
+struct ReadRow {
+    std::vector<double> values;
+    double scale;
+    std::vector<int32_t> sums;
+};
+
+ReadRow read_row(const Weights& w, const Input& in, int64_t row) {
+    int64_t tile = 0;
+    while (in.start(tile + 1) <= row) tile++;
+    int64_t start = in.start(tile), count = in.start(tile + 1) - start, step = step_of(w.format),
+            bytes = input_bytes(w.format);
+    ReadRow out;
+    for (int64_t i = 0; i < w.depth; i++) {
+        const char* at = in.data + start * w.depth * bytes + i / step * 4 * count + (row - start) * 4 + i % step * bytes;
+        out.values.push_back(bytes == 4 ? read<float>(at) : bytes == 2 ? read_bf16(at) : read<int8_t>(at));
+    }
+    out.scale = is_integer(w.format) ? in.scales[row] : 1.0;
+    for (int64_t g = 0; g < w.groups() && is_integer(w.format); g++)
+        out.sums.push_back(in.sums[start * w.groups() + g * count + row - start]);
+    return out;
+}
+
+void check_prepared(const Weights& w, const Input& in, const Rows& rows, const Norm& norm) {
+    for (int64_t row = 0; row < in.rows; row++) {
+        ReadRow got = read_row(w, in, row);
+        std::vector<double> want = normed(rows[static_cast<size_t>(row)].data(), w.k, norm);
+        double slack = norm.weight ? 2e-6 : 0.0, peak = 0.0;
+        for (double each : want) peak = std::max(peak, std::fabs(each));
+        if (is_integer(w.format)) CHECK_NEAR(got.scale, peak / 127.0, 1e-5 * peak, "scale of row ", row);
+        for (size_t i = 0; i < got.values.size(); i++) {
+            double value = i < want.size() ? want[i] : 0.0;
+            if (w.format == Format::kFloat) CHECK_NEAR(got.values[i], value, slack * std::fabs(value), "input ", i);
+            if (w.format == Format::kBf16 && norm.weight)
+                CHECK_NEAR(got.values[i], value, std::fabs(value) * (0x1p-8 + slack), "input ", i);
+            if (w.format == Format::kBf16 && !norm.weight) CHECK(got.values[i] == as_bf16(value), "input ", i);
+            if (is_integer(w.format)) {
+                CHECK(got.values[i] >= -127.0 && got.values[i] <= 127.0, "input ", i);
+                CHECK_NEAR(got.values[i] * got.scale, value, 0.501 * got.scale, "input ", i);
+            }
+        }
+        int64_t group = w.depth / w.groups(), zero = w.offsets ? 1 : w.format == Format::kGroup4 ? -8 : -128;
+        for (size_t g = 0; g < got.sums.size(); g++) {
+            int64_t sum = 0;
+            for (int64_t i = 0; i < group; i++)
+                sum += static_cast<int64_t>(got.values[g * static_cast<size_t>(group) + static_cast<size_t>(i)]);
+            CHECK(got.sums[g] == sum * zero, "sum of group ", g, " is ", got.sums[g], ", not ", sum * zero);
+        }
+    }
+}
+
+// A weight's entries, read once.
+struct Table {
+    std::vector<Entry> entries;  // [n][k]
+    explicit Table(const Weights& w) {
+        for (int64_t output = 0; output < w.n; output++)
+            for (int64_t input = 0; input < w.k; input++) entries.push_back(entry(w, output, input));
+    }
+};
+
+struct Sum {
+    double value, error;
+};
+
+// One output of a row: integers are summed without error, so that only scales and sums of groups may be rounded.
+Sum expected(const Weights& w, const Table& table, const ReadRow& row, int64_t output) {
+    constexpr double kHalfUlp = 6e-8;
+    double total = 0.0, size = 0.0;
+    int64_t group = w.depth / w.groups();
+    for (int64_t g = 0; g < w.groups(); g++) {
+        double products = 0.0, sizes = 0.0, inputs = 0.0;
+        const Entry* of = table.entries.data() + output * w.k;
+        for (int64_t i = g * group; i < std::min(w.k, g * group + group); i++) {
+            double x = row.values[static_cast<size_t>(i)];
+            products += of[i].code * x;
+            sizes += std::fabs(of[i].code * x);
+            inputs += x;
+        }
+        const Entry& first = of[g * group];
+        total += (first.scale * products - first.offset * inputs) * row.scale;
+        size += (std::fabs(first.scale * (is_integer(w.format) ? products : sizes)) + std::fabs(first.offset * inputs)) *
+                row.scale;
+    }
+    double steps = is_integer(w.format) ? 2.0 * static_cast<double>(w.groups()) + 4.0 : static_cast<double>(w.depth) + 4.0;
+    Sum out{total, steps * kHalfUlp * size};
+    if (w.bias) {
+        int64_t half = w.n / 2;
+        int64_t at = !w.gated ? output : output % half / kLanes * kPanel + output / half * kLanes + output % half % kLanes;
+        out.value += w.bias[at];
+        out.error += kHalfUlp * (size + std::fabs(w.bias[at]));
+    }
+    out.error += 1e-37;
+    return out;
+}
+
+Sum finished(const Weights& w, const Table& table, const ReadRow& row, int64_t column, const Target& target, float before) {
+    Sum y = expected(w, table, row, column);
+    if (target.mode == Mode::kStore) return y;
+    if (target.mode == Mode::kAdd) {
+        double added = static_cast<double>(target.scale) * y.value;
+        return {before + added, std::fabs(target.scale) * y.error + 1.3e-7 * (std::fabs(before) + std::fabs(added))};
+    }
+    Sum up = expected(w, table, row, w.n / 2 + column);
+    double gate = activated(target.act, y.value);
+    double error =
+        1.2 * y.error + 2e-6 * std::fabs(gate) + 3e-7 * std::min(1.0, std::fabs(y.value)) + 1e-7 * std::fabs(y.value);
+    return {gate * up.value, error * (std::fabs(up.value) + up.error) + std::fabs(gate) * up.error * 1.01 + 1e-37};
+}
+
+// Random cuts of [0, n).
+std::vector<int64_t> cuts(Random& random, int64_t n) {
+    std::vector<int64_t> out = {0, n};
+    for (int i = 0; i < 3; i++) out.push_back(random.between(0, n));
+    std::sort(out.begin(), out.end());
+    return out;
+}
+
+void check_product(const Kernels& kernels, Random& random, const Packed& p, const Rows& rows, const Norm& norm,
+                   Target target) {
+    const Weights& w = p.w;
+    int64_t count = static_cast<int64_t>(rows.size()), columns = w.gated ? w.n / 2 : w.n;
+    int64_t tiles = random.between(least_tiles(kernels, w, count), count);
+    Prepared prepared = prepare(kernels, w, rows, norm, tiles);
+    check_prepared(w, prepared.in, rows, norm);
+
+    target.stride = columns + random.between(0, 3);
+    int64_t size = (count - 1) * target.stride + columns;
+    Exact<float> before(size, kUnset), whole(size), pieces(size);
+    if (target.mode == Mode::kAdd)
+        for (int64_t i = 0; i < size; i++) before[i] = random.value();
+    std::copy_n(before.get(), size, whole.get());
+    std::copy_n(before.get(), size, pieces.get());
+    target.out = whole.get();
+    kernels.product(w, prepared.in, 0, w.panels, 0, tiles, target);
+
+    Table table(w);
+    for (int64_t row = 0; row < count; row++) {
+        ReadRow read = read_row(w, prepared.in, row);
+        for (int64_t i = row * target.stride; i < std::min(size, (row + 1) * target.stride); i++) {
+            int64_t column = i - row * target.stride;
+            Sum want{before[i], 0.0};
+            if (column < columns) want = finished(w, table, read, column, target, before[i]);
+            CHECK_NEAR(whole[i], want.value, want.error, "row ", row, " of ", count, ", column ", column);
+        }
+    }
+
+    // In pieces, in any order, the same bits.
+    std::vector<int64_t> panel_cuts = cuts(random, w.panels), tile_cuts = cuts(random, tiles);
+    std::vector<std::pair<size_t, size_t>> order;
+    for (size_t i = 0; i + 1 < panel_cuts.size(); i++)
+        for (size_t j = 0; j + 1 < tile_cuts.size(); j++) order.emplace_back(i, j);
+    random.shuffle(order);
+    target.out = pieces.get();
+    for (auto [i, j] : order)
+        kernels.product(w, prepared.in, panel_cuts[i], panel_cuts[i + 1], tile_cuts[j], tile_cuts[j + 1], target);
+    CHECK(same_bits(whole.get(), pieces.get(), size), "pieces of a product differ from the whole");
+
+    // Alone, a row gives the same bits.
+    for (int i = 0; i < 3; i++) {
+        int64_t row = random.between(0, count - 1);
+        Prepared one = prepare(kernels, w, {rows[static_cast<size_t>(row)]}, norm, 1);
+        Exact<float> alone(columns);
+        std::copy_n(before.get() + row * target.stride, columns, alone.get());
+        target.out = alone.get();
+        kernels.product(w, one.in, 0, w.panels, 0, 1, target);
+        CHECK(same_bits(alone.get(), whole.get() + row * target.stride, columns), "row ", row, " of ", count,
+              " alone is another");
+    }
+}
+
+void one_product(const Kernels& kernels, Random& random, Format format, bool offsets, bool gated) {
+    Shape shape{format,
+                offsets,
+                gated,
+                random.between(1, 90),
+                random.between(1, 300),
+                random.pick<int64_t>({8, 24, 32, 40, 64, 128})};
+    if (gated) shape.n += shape.n % 2;
+    if (random.maybe()) shape.k = random.pick<int64_t>({1, 15, 16, 17, 31, 64, 255, 256, 257});
+    Packed p = pack(random, shape, random.maybe());
+    Rows rows;
+    for (int64_t count = random.between(1, 40); count > 0; count--)
+        rows.push_back(random.values(shape.k, random.pick({1.0f, 1.0f, 0.01f, 100.0f, 0.0f})));
+    std::vector<float> norm_weight = random.values(shape.k);
+    Norm norm{random.maybe() ? norm_weight.data() : nullptr, 1e-5f, random.maybe()};
+    Target target{};
+    target.mode = gated ? Mode::kGate : random.pick({Mode::kStore, Mode::kAdd});
+    target.act = random.pick({Act::kSilu, Act::kGelu, Act::kGeluTanh, Act::kRelu});
+    target.scale = random.value();
+    try {
+        check_product(kernels, random, p, rows, norm, target);
+    } catch (const std::runtime_error& error) {
+        fail("format ", static_cast<int>(format), offsets ? " with offsets" : "", ", n ", shape.n, ", k ", shape.k,
+             ", group ", p.w.group, ", mode ", static_cast<int>(target.mode), ", act ", static_cast<int>(target.act), ": ",
+             error.what());
+    }
+}
+
+// The largest sums that a format allows: 32 bits must hold them.
+void largest(const Kernels& kernels, Random& random, Shape shape) {
+    Weights w = describe(shape.format, shape.offsets, false, shape.n, shape.k, shape.group);
+    Packed p{w, Exact<char>(packed_bytes(w)), Exact<float>(w.panels * kPanel), {}};
+    Exact<uint8_t> codes(shape.n * shape.k);
+    for (int64_t i = 0; i < codes.size(); i++) codes[i] = i / shape.k % 2 ? 0 : shape.format == Format::kGroup4 ? 15 : 255;
+    Exact<float> scales(shape.n * w.groups(), 1.0f), offsets(shape.n * w.groups(), 3.0f);
+    for (int64_t panel = 0; panel < w.panels; panel++)
+        pack_codes(w, panel, codes.get(), scales.get(), shape.offsets ? offsets.get() : nullptr,
+                   p.data.get() + panel * w.panel_bytes, p.scales.get() + panel * kPanel);
+    p.w.data = p.data.get();
+    p.w.scales = p.scales.get();
+    Rows rows(2, std::vector<float>(static_cast<size_t>(shape.k), 1.0f));
+    for (float& each : rows[1]) each = -1.0f;
+    check_product(kernels, random, p, rows, {nullptr, 0.0f, false}, {nullptr, 0, Mode::kStore, Act::kSilu, 1.0f});
+}
+
+}  // namespace
+
+void products(const Kernels& kernels, Random& random) {
+    for (int repeat = 0; repeat < 4; repeat++)
+        for (bool gated : {false, true}) {
+            for (Format format : {Format::kFloat, Format::kBf16, Format::kInt8, Format::kGroup8, Format::kGroup4})
+                one_product(kernels, random, format, false, gated);
+            for (Format format : {Format::kGroup8, Format::kGroup4}) one_product(kernels, random, format, true, gated);
+        }
+    largest(kernels, random, {Format::kInt8, false, false, 2, 65536, 0});
+    for (bool offsets : {false, true})
+        for (Format format : {Format::kGroup8, Format::kGroup4})
+            largest(kernels, random, {format, offsets, false, 2, 32768, 32768});
+}
+
+void sizes(Random&) {
+    auto refuses = [](Format format, bool gated, int64_t n, int64_t k, int64_t group) {
+        std::ostringstream what;
+        what << "format " << static_cast<int>(format) << ", n " << n << ", k " << k << ", group " << group;
+        check_throws<std::invalid_argument>([&] { describe(format, false, gated, n, k, group); }, what.str());
+    };
+    constexpr int64_t kHuge = INT64_MAX;
+    for (Format format : {Format::kFloat, Format::kBf16, Format::kInt8, Format::kGroup8, Format::kGroup4}) {
+        for (int64_t bad : {int64_t(0), int64_t(-1), -kHuge - 1, kHuge, int64_t(1) << 32}) {
+            refuses(format, false, bad, 64, 32);
+            refuses(format, false, 64, bad, 32);
+        }
+        refuses(format, true, 63, 64, 32);
+    }
+    // More bytes than 64 bits can count.
+    for (Format format : {Format::kFloat, Format::kBf16}) refuses(format, false, INT32_MAX, INT32_MAX, 0);
+    for (Format format : {Format::kGroup8, Format::kGroup4})
+        for (int64_t group : {int64_t(0), int64_t(7), int64_t(-8), int64_t(12), int64_t(32776), kHuge, -kHuge - 1})
+            refuses(format, false, 64, 64, group);
+    refuses(Format::kInt8, false, 64, 65537, 0);
+}
+
+}  // namespace inflight::testing

@@ -1,0 +1,124 @@
+// What is done to single rows: norms, rotation, embeddings, logits.
+#include <algorithm>
+
+#include "tests.h"
+#include "weights.h"
+
+namespace inflight::testing {
+namespace {
+
+void norms(const Kernels& kernels, Random& random) {
+    int64_t n = random.pick<int64_t>({1, 15, 16, 17, 33, random.between(1, 200)});
+    std::vector<float> x = random.values(n, random.pick({1.0f, 1e-4f, 1000.0f})), weight = random.values(n),
+                       before = random.values(n);
+    Norm norm{weight.data(), random.pick({1e-6f, 1e-5f, 1.0f}), random.maybe()};
+    float scale = random.value();
+    std::vector<double> want = normed(x.data(), n, norm);
+    std::vector<float> stored(x.size()), added = before, in_place = x;
+    kernels.norm(x.data(), n, norm, false, 1.0f, stored.data());
+    kernels.norm(x.data(), n, norm, true, scale, added.data());
+    kernels.norm(in_place.data(), n, norm, false, 1.0f, in_place.data());
+    CHECK(same_bits(in_place.data(), stored.data(), n), "a norm in place");
+    for (size_t i = 0; i < x.size(); i++) {
+        CHECK_NEAR(stored[i], want[i], 2e-6 * std::fabs(want[i]), "norm of ", n);
+        double sum = before[i] + scale * want[i];
+        CHECK_NEAR(added[i], sum, 2e-6 * (std::fabs(before[i]) + std::fabs(scale * want[i])), "added norm of ", n);
+    }
+}
+
+void rotations(const Kernels& kernels, Random& random) {
+    int64_t dim = random.pick<int64_t>({16, 20, 64, 80, 128}),
+            turning = random.pick<int64_t>({0, 2, dim / 2, dim, 2 * random.between(0, dim / 2)});
+    turning -= turning % 2;
+    int64_t half = turning / 2;
+    std::vector<float> x = random.values(dim), weight = random.values(dim), cosines, sines;
+    for (int64_t i = 0; i < half; i++) {
+        float angle = random.value(10.0f);
+        cosines.push_back(std::cos(angle));
+        sines.push_back(std::sin(angle));
+    }
+    Norm norm{random.maybe() ? weight.data() : nullptr, 1e-5f, random.maybe()};
+    std::vector<double> want = normed(x.data(), dim, norm);
+    kernels.rotate(x.data(), dim, norm, cosines.data(), sines.data(), turning);
+    for (int64_t i = 0; i < dim; i++) {
+        size_t at = static_cast<size_t>(i), j = static_cast<size_t>(half ? i % half : 0), first = j,
+               second = j + static_cast<size_t>(half);
+        double value = want[at], size = std::fabs(value);
+        if (i < turning) {
+            double c = cosines[j], s = sines[j];
+            value = i < half ? want[first] * c - want[second] * s : want[second] * c + want[first] * s;
+            size = std::fabs(want[first]) + std::fabs(want[second]);
+        }
+        CHECK_NEAR(x[at], value,
+                   norm.weight   ? 2e-6 * size
+                   : i < turning ? 2e-7 * size
+                                 : 0.0,
+                   "component ", i, " of ", dim, ", turning ", turning);
+    }
+}
+
+void embeddings(const Kernels& kernels, Random& random) {
+    for (Format format : {Format::kFloat, Format::kBf16, Format::kInt8, Format::kGroup8, Format::kGroup4}) {
+        Shape shape{format,
+                    random.maybe(),
+                    false,
+                    random.between(1, 70),
+                    random.between(1, 200),
+                    random.pick<int64_t>({8, 24, 32, 64})};
+        Packed p = pack(random, shape, false);
+        float scale = random.pick({1.0f, random.value()});
+        std::vector<float> out(static_cast<size_t>(shape.k));
+        for (int64_t row : {int64_t(0), shape.n - 1, random.between(0, shape.n - 1)}) {
+            kernels.unpack(p.w, row, scale, out.data());
+            for (int64_t i = 0; i < shape.k; i++) {
+                Entry want = entry(p.w, row, i);
+                double size = (std::fabs(want.code * want.scale) + std::fabs(want.offset)) * std::fabs(scale);
+                CHECK_NEAR(out[static_cast<size_t>(i)], want.value() * scale, 2e-7 * size + 1e-44, "format ",
+                           static_cast<int>(format), " row ", row, " input ", i);
+            }
+        }
+    }
+}
+
+void logits(const Kernels& kernels, Random& random) {
+    int64_t n = random.pick<int64_t>({1, 15, 16, 17, 32, random.between(1, 300)});
+    std::vector<float> x = random.values(n, random.pick({1.0f, 50.0f})), capped = x, sum = random.values(n), before = sum;
+    float divider = random.pick({1.0f, 2.5f}), softcap = random.pick({0.0f, 30.0f, 1.0f}), factor = random.value();
+    kernels.cap(capped.data(), n, divider, softcap);
+    kernels.axpy(sum.data(), x.data(), factor, n);
+    for (size_t i = 0; i < x.size(); i++) {
+        double value = static_cast<double>(x[i]) / divider,
+               want = softcap != 0.0f ? softcap * std::tanh(value / softcap) : value;
+        CHECK_NEAR(capped[i], want, 2e-6 * std::max(std::fabs(want), static_cast<double>(softcap)) + 2e-7 * std::fabs(want),
+                   "cap ", softcap);
+        double added = static_cast<double>(factor) * x[i];
+        CHECK_NEAR(sum[i], before[i] + added, 1.3e-7 * (std::fabs(before[i]) + std::fabs(added)), "axpy");
+    }
+    // The first of the largest, wherever they are.
+    int64_t first = random.between(0, n - 1);
+    for (int64_t i = 0; i < n; i++) x[static_cast<size_t>(i)] = std::fmin(x[static_cast<size_t>(i)], 1e4f);
+    x[static_cast<size_t>(first)] = 1e5f;
+    for (int64_t i = random.between(first, n - 1); i > first; i = random.between(first, i - 1))
+        x[static_cast<size_t>(i)] = 1e5f;
+    CHECK(kernels.argmax(x.data(), n) == first, "argmax of ", n, " is ", kernels.argmax(x.data(), n), ", not ", first);
+    std::fill(x.begin(), x.end(), -INFINITY);
+    CHECK(kernels.argmax(x.data(), n) == 0, "argmax of nothing but -inf");
+    x.back() = -3e38f;
+    CHECK(kernels.argmax(x.data(), n) == n - 1, "argmax of one finite value");
+    std::fill(x.begin(), x.end(), NAN);
+    int64_t none = kernels.argmax(x.data(), n);
+    CHECK(none >= 0 && none < n, "argmax of NaNs is ", none);
+}
+
+}  // namespace
+
+void rows(const Kernels& kernels, Random& random) {
+    for (int repeat = 0; repeat < 40; repeat++) {
+        norms(kernels, random);
+        rotations(kernels, random);
+        logits(kernels, random);
+    }
+    for (int repeat = 0; repeat < 5; repeat++) embeddings(kernels, random);
+}
+
+}  // namespace inflight::testing
