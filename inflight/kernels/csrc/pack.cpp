@@ -101,10 +101,10 @@ void quantise(const Weights& w, const float* x, uint8_t* codes, float* scales) {
         float scale = four ? extreme / -8.0f : peak / 127.0f;
         if (w.format != Format::kInt8) scale = from_half(to_half(scale));
         scales[g] = scale;
-        float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
+        float inverse = std::isnormal(scale) && std::isfinite(1.0f / scale) ? 1.0f / scale : 0.0f;
         for (int64_t i = 0; i < size; i++) {
             float code = std::nearbyint(from[i] * inverse) + middle;
-            codes[g * size + i] = static_cast<uint8_t>(code < 0.0f ? 0.0f : code > most ? most : code);
+            codes[g * size + i] = static_cast<uint8_t>(code >= most ? most : code > 0.0f ? code : 0.0f);  // what is no number too
         }
     }
 }

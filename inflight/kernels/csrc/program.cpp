@@ -331,11 +331,12 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
             if (buffer >= 0) needed[static_cast<size_t>(buffer)] = std::max(needed[static_cast<size_t>(buffer)], gathered && buffer == op.to ? logit_rows : rows);
     }
     for (size_t i = 0; i < buffers_.size(); i++) buffers_[i].reserve(needed[i] * widths_[i] + kLanes);
-    int64_t bytes = 0, sums = 0, most = std::max(rows, logit_rows), widest = 0;
+    int64_t bytes = 0, sums = 0, most = std::max(rows, logit_rows), widest = 0, groups = 0;
     for (const Weights& w : weights_) {
         bytes = std::max(bytes, most * w.depth * input_bytes(w.format));
         sums = std::max(sums, most * w.groups());
         widest = std::max(widest, w.depth);
+        groups = std::max(groups, w.groups());
     }
     input_.reserve(bytes);
     input_scales_.reserve(most);
@@ -348,7 +349,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
         worker->attention.reserve(scratch);
         worker->input.reserve(kAloneSize * 4 + widest * 4 + 64);
         worker->input_scales.reserve(kAloneSize);
-        worker->input_sums.reserve(kAloneSize);
+        worker->input_sums.reserve(std::max(kAloneSize, groups));
     }
 }
 
