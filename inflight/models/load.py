@@ -80,11 +80,9 @@ def load_model(
     if reason is not None:
         return decoder
     try:
-        model = NativeDecoder(described, DecoderParts(decoder.release(), kept), job, dtype)
+        return NativeDecoder(described, DecoderParts(decoder.release(), kept), job, dtype)
     except ValueError as error:
         raise StartError(f"the CPU engine cannot run this model: {error}; start with {ENGINE}=torch") from error
-    log.info("CPU engine: %s, %d threads, weights %d MB", model.isa, model.threads, model.weight_bytes // 1_000_000)
-    return model
 
 
 def _from_cache(path: Path, described: DecoderConfig, job: ShardJob, dtype: torch.dtype) -> CausalLM | None:

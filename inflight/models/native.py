@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
+from inflight.config import KV_CACHE_DTYPES, QUANTIZE
 from inflight.device import Ranks
 from inflight.errors import StartError
 from inflight.kernels import (
@@ -32,9 +32,7 @@ from inflight.models.config import DecoderConfig
 from inflight.models.decoder import attention_spec
 from inflight.models.packed import Parts
 from inflight.nn import AttentionBackend, make_rope
-
-if TYPE_CHECKING:
-    from inflight.plan import ShardJob
+from inflight.plan import ShardJob
 
 log = logging.getLogger("inflight")
 
@@ -88,8 +86,8 @@ def engine_reason(config: DecoderConfig, job: ShardJob, ranks: Ranks, device: to
 def check_precision(job: ShardJob) -> None:
     """Raises StartError for a precision that nobody knows."""
     for flag, value, known in (
-        ("--quantize", job.quantize, list(RECIPES)),
-        ("--kv-cache-dtype", job.kv_cache_dtype, ["auto", "int8"]),
+        ("--quantize", job.quantize, QUANTIZE),
+        ("--kv-cache-dtype", job.kv_cache_dtype, KV_CACHE_DTYPES),
     ):
         if value not in known:
             raise StartError(f"{flag} '{value}' is unknown; use one of {', '.join(known)}")
@@ -143,6 +141,7 @@ class NativeDecoder(CausalLM):
         self._build(parts, RECIPES[job.quantize])
         parts.finish(self._program)
         self.weight_bytes = self._program.bytes
+        log.info("CPU engine: %s, %d threads, weights %d MB", self.isa, self.threads, self.weight_bytes // 1_000_000)
 
     def _build(self, parts: Parts, recipe: Recipe) -> None:
         """The program, in the order in which a step runs."""

@@ -51,7 +51,7 @@ struct Output {
     Output(const Engine& engine, int64_t wanted)
         : logits(wanted * engine.vocabulary, kUnset), hidden(wanted * engine.hidden, kUnset), best(wanted, -7) {}
     void run(Engine& engine, const Step& step) {
-        engine.program.run(step, logits.get(), hidden.get(), engine.last, best.get());
+        engine.program.run(step, {logits.get(), hidden.get(), engine.last, best.get()});
     }
     bool untouched() const {
         for (int64_t i = 0; i < logits.size(); i++)
@@ -290,7 +290,7 @@ void refusals(Random& random) {
     Output output(scene.engine, 3);
     Program empty(1, "");
     check_throws<std::out_of_range>(
-        [&] { empty.run(scene.fine.step(), output.logits.get(), nullptr, 0, output.best.get()); }, "an empty program");
+        [&] { empty.run(scene.fine.step(), {output.logits.get(), nullptr, 0, output.best.get()}); }, "an empty program");
     check_throws<std::invalid_argument>([] { Program none(1, "no such set"); }, "an unknown instruction set");
 }
 

@@ -183,6 +183,6 @@ NB_MODULE(_native, m) {
                       at<int32_t>(tables), at<int64_t>(logits_at), count,
                       static_cast<int64_t>(lengths.size()), table_width, wanted};
             nb::gil_scoped_release release;
-            program.run(step, at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best));
+            program.run(step, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
         });
 }

@@ -21,7 +21,7 @@ INLINE F exp2(F x) {
 
 INLINE F exponential(F x) { return exp2(mul(x, splat(kLog2e))); }
 
-// Below 127: a sum of squares never reaches there, but exp2 needs its whole part to stay an exponent.
+// At most 80: beyond, e ** x would leave the exponents of a float, and 1 / (1 + e ** 80) is as good as 0.
 INLINE F bounded(F x) { return sub(zero(), max(sub(zero(), x), splat(-80.0f))); }
 
 INLINE F hyperbolic_tangent(F x) {

@@ -78,12 +78,13 @@ const Kernels* choose(const std::string& name) {
 
 // One (row, key head, some of its queries, one chunk of keys or all).
 struct Task {
-    int64_t row, kv_head, first, count, chunk, cost;
+    int64_t row, kv_head, first, count, chunk;
     int64_t partial;  // where a chunk's result goes, in floats
 };
 
 struct Program::Slice {
     Step step;  // of these tokens only
+    Output output;
     std::vector<int64_t> begins, lengths, tables;  // of rows that have tokens here
     std::vector<std::vector<Task>> tasks, merges;  // by layer; empty: those of the first one
 };
@@ -106,7 +107,6 @@ struct Program::Worker {
     int thread, threads;
     std::vector<std::unique_ptr<Worker>>& all;
     alignas(64) std::atomic<int64_t> next[2] = {};  // of this thread's share, in even and in odd stages
-    int64_t end[2] = {0, 0};
     int stage = 0;
     Aligned<float> attention;
     Aligned<char> input;
@@ -148,6 +148,7 @@ struct Program::Worker {
     void attend(const Operation&);
     void norm(const Operation&, int64_t rows);
     void gather(const Operation&);
+    void give();
     void mixture(const Operation&);
 
     const Slice& slice() const { return *program.slice_; }
@@ -306,15 +307,14 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
             int64_t chunks = s.lengths[row] == 1 ? ceil_div(end, kChunk) : 1;
             for (int64_t head = 0; head < a.kv_heads; head++) {
                 if (chunks > 1) {
-                    s.merges[layer].push_back({static_cast<int64_t>(row), head, 0, queries, chunks, 0, room});
+                    s.merges[layer].push_back({static_cast<int64_t>(row), head, 0, queries, chunks, room});
                     for (int64_t chunk = 0; chunk < chunks; chunk++, room += queries * (a.depth + 2))
-                        s.tasks[layer].push_back({static_cast<int64_t>(row), head, 0, queries, chunk, queries * kChunk, room});
+                        s.tasks[layer].push_back({static_cast<int64_t>(row), head, 0, queries, chunk, room});
                     continue;
                 }
                 for (int64_t at = 0; at < queries; at += most) {
                     int64_t count = std::min(most, queries - at);
-                    int64_t seen = s.step.positions[s.begins[row] + (at + count - 1) / group] + 1;
-                    s.tasks[layer].push_back({static_cast<int64_t>(row), head, at, count, -1, count * seen, 0});
+                    s.tasks[layer].push_back({static_cast<int64_t>(row), head, at, count, -1, 0});
                 }
             }
         }
@@ -353,10 +353,9 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     }
 }
 
-void Program::run(const Step& step, float* logits, float* hidden, int hidden_buffer, int64_t* best) {
+void Program::run(const Step& step, Output output) {
     check(step);
-    int last = operations_.back().to;
-    int64_t columns = width(last), done = 0;
+    int64_t columns = width(operations_.back().to), done = 0;
     for (int64_t first = 0; first < step.count; first += kSlice) {
         int64_t end = std::min(step.count, first + kSlice);
         int64_t wanted = 0;
@@ -366,20 +365,17 @@ void Program::run(const Step& step, float* logits, float* hidden, int hidden_buf
         for (int64_t& each : at) each -= first;
         slice_->step.logits_at = at.data();
         slice_->step.wanted = wanted;
+        slice_->output = {output.logits + done * columns,
+                          output.hidden ? output.hidden + done * width(output.hidden_buffer) : nullptr,
+                          output.hidden_buffer, output.best + done};
         reserve(end - first, std::max<int64_t>(1, wanted));
         for (auto& worker : workers_) {
             worker->stage = 0;
             worker->next[0] = worker->next[1] = 0;
         }
         pool_->run([this](int thread) { workers_[static_cast<size_t>(thread)]->run(); });
-        const float* found = buffers_[static_cast<size_t>(last)].get();
-        std::memcpy(logits + done * columns, found, static_cast<size_t>(wanted * columns) * 4);
-        if (hidden)
-            std::memcpy(hidden + done * width(hidden_buffer), buffers_[static_cast<size_t>(hidden_buffer)].get(),
-                        static_cast<size_t>(wanted * width(hidden_buffer)) * 4);
         done += wanted;
     }
-    for (int64_t row = 0; row < step.wanted; row++) best[row] = kernels_->argmax(logits + row * columns, columns);
 }
 
 double Program::bytes_of(const Operation& op) const {
@@ -471,6 +467,22 @@ void Program::Worker::run() {
             began = now;
         }
     }
+    give();
+}
+
+// The rows whose logits are wanted, to whoever asked.
+void Program::Worker::give() {
+    const Output& out = slice().output;
+    int last = program.operations_.back().to;
+    int64_t columns = width(last);
+    each(slice().step.wanted, [&](int64_t row) {
+        const float* logits = buffer(last) + row * columns;
+        std::memcpy(out.logits + row * columns, logits, static_cast<size_t>(columns) * 4);
+        out.best[row] = kernels().argmax(logits, columns);
+        if (!out.hidden) return;
+        int64_t hidden = width(out.hidden_buffer);
+        std::memcpy(out.hidden + row * hidden, buffer(out.hidden_buffer) + row * hidden, static_cast<size_t>(hidden) * 4);
+    });
 }
 
 void Program::Worker::turns() {

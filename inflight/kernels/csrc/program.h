@@ -53,6 +53,14 @@ struct Step {
     int64_t count, rows, table_width, wanted;
 };
 
+// Where a step's results go.
+struct Output {
+    float* logits;      // [S, width of the last buffer]
+    float* hidden;      // [S, width of hidden_buffer], or null
+    int hidden_buffer;
+    int64_t* best;      // [S], the first of each row's largest logits
+};
+
 // What an operation cost since the last reset: for a roofline.
 struct Cost {
     double seconds = 0, bytes = 0, operations = 0;
@@ -76,9 +84,8 @@ class Program {
     // Zeroed keys and values of all layers, in place of former ones; returns their bytes.
     int64_t make_caches(int64_t blocks, int64_t block_size, KvType type);
 
-    // Runs the list. `logits` [S, width of the last buffer], `hidden` [S, width of `hidden_buffer`] or null, `best` [S].
-    // Throws std::out_of_range where the step does not fit the program.
-    void run(const Step& step, float* logits, float* hidden, int hidden_buffer, int64_t* best);
+    // Runs the list. Throws std::out_of_range where the step does not fit the program.
+    void run(const Step& step, Output output);
 
     const char* isa() const { return kernels_->name; }
     Pool& pool() { return *pool_; }
