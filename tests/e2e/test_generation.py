@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inflight.kernels import native_reason
 from tests.e2e.running import (
     Background,
     Served,
@@ -64,6 +65,15 @@ def generate(address: str, prompt: str = PROMPT, **parameters: Any) -> Any:
 
 def ids(answer: Any) -> list[int]:
     return [token["id"] for token in answer["details"]["tokens"]]
+
+
+def scored(answer: Any) -> list[tuple[int, float]]:
+    """Tokens with their log-probabilities, of which JSON keeps every bit."""
+    return [(token["id"], token["logprob"]) for token in answer["details"]["tokens"]]
+
+
+def tokens_of(pairs: list[tuple[int, float]]) -> list[int]:
+    return [token for token, _ in pairs]
 
 
 def events(address: str, path: str, body: Any) -> list[Any]:
@@ -441,11 +451,11 @@ def parameters(number: int) -> dict[str, Any]:
 
 def test_alone_and_in_a_crowd_with_random_arrivals(served: Served) -> None:
     texts = prompts(32)
-    alone = [ids(generate(served.http, text, **parameters(n))) for n, text in enumerate(texts)]
+    alone = [scored(generate(served.http, text, **parameters(n))) for n, text in enumerate(texts)]
 
-    def late(number: int) -> list[int]:
+    def late(number: int) -> list[tuple[int, float]]:
         time.sleep((number * 37 % 32) / 100)
-        return ids(generate(served.http, texts[number], **parameters(number)))
+        return scored(generate(served.http, texts[number], **parameters(number)))
 
     assert crowd(late, 32) == alone
 
@@ -457,14 +467,14 @@ def ranks(pid: int) -> list[int]:
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_rank_that_is_killed_loses_no_stream(size: int, tmp_path: Path, served: Served) -> None:
     texts = prompts(6)
-    wanted = [ids(generate(served.http, text, **parameters(n))) for n, text in enumerate(texts)]
+    wanted = [scored(generate(served.http, text, **parameters(n))) for n, text in enumerate(texts)]
     arguments = ["--kv-cache-memory", "32m", "--max-total-tokens", "512", "--tensor-parallel", str(size)]
     with serve(tmp_path, str(POCKET), *arguments) as server:
         assert len(ranks(server.pid)) == size
         seen = threading.Event()
 
-        def stream(number: int) -> list[int]:
-            found: list[int] = []
+        def stream(number: int) -> list[tuple[int, float]]:
+            found: list[tuple[int, float]] = []
             body = {"inputs": texts[number], "parameters": parameters(number)}
             with contextlib.closing(connect(server.http, 120)) as connection:
                 connection.request("POST", "/generate_stream", json.dumps(body), JSON)
@@ -473,7 +483,7 @@ def test_a_rank_that_is_killed_loses_no_stream(size: int, tmp_path: Path, served
                         if line.startswith(b"data: "):
                             frame = json.loads(line[6:])
                             assert "error" not in frame
-                            found.append(frame["token"]["id"])
+                            found.append((frame["token"]["id"], frame["token"]["logprob"]))
                             if len(found) == 10:
                                 seen.set()
             return found
@@ -481,7 +491,10 @@ def test_a_rank_that_is_killed_loses_no_stream(size: int, tmp_path: Path, served
         calls = [Background(stream, number) for number in range(6)]
         assert seen.wait(60)
         os.kill(ranks(server.pid)[-1], signal.SIGKILL)
-        assert [call.result(120) for call in calls] == wanted
+        found = [call.result(120) for call in calls]
+        # One rank runs on the CPU engine, bit for bit the same; two run on torch's operators.
+        exact = size == 1 and native_reason() is None
+        assert found == wanted if exact else [*map(tokens_of, found)] == [*map(tokens_of, wanted)]
         eventually(lambda: len(ranks(server.pid)) == size)
         assert server.end() == 0
 

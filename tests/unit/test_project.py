@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 import inflight
 import mindspore_serving
+from inflight.kernels import native_reason
 from inflight.proto import ms_service_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,3 +182,9 @@ def test_generated_modules_run_on_older_protobuf() -> None:
         text = path.read_text()
         assert "runtime_version" not in text
         assert "_descriptor_pool.Default()" not in text, f"{path.name} would collide with other packages' messages"
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_the_cpu_engine_is_built_where_there_is_a_compiler() -> None:
+    """Its tests are skipped where it is missing: that must not go unseen."""
+    assert native_reason() is None
