@@ -499,6 +499,11 @@ def test_a_rank_that_is_killed_loses_no_stream(size: int, tmp_path: Path, served
         assert server.end() == 0
 
 
+def dropped(address: str) -> float:
+    """Generations whose client left, so far."""
+    return metrics(address).get("tgi_request_failure", {}).get(("dropped",), 0.0)
+
+
 def test_a_client_that_leaves_frees_its_row(served: Served) -> None:
     host, _, port = served.http.rpartition(":")
     body = json.dumps({"prompt": PROMPT, "max_tokens": 450, "ignore_eos": True, "stream": True}).encode()
@@ -510,8 +515,10 @@ def test_a_client_that_leaves_frees_its_row(served: Served) -> None:
         one.sendall(head.encode() + b"\r\n" + body)
         assert one.recv(4096).startswith(b"HTTP/1.1 200")
         sockets.append(one)
+    before = dropped(served.http)
     for one in sockets:
         one.close()
+    eventually(lambda: dropped(served.http) == before + 39)  # none of them ran to its end
     # Forty fit: all of them can come again at once only when the rows are free.
     assert len(crowd(lambda number: generate(served.http, "Once", max_new_tokens=2), 40)) == 40
 
