@@ -173,7 +173,8 @@ class ShardGroup(Executor):
         self._wake()
 
     def progressed(self) -> None:
-        self._on_progress(min(rank.loaded for rank in self._ranks))
+        if self._ranks:  # a rank may tell of its progress when the start was given up already
+            self._on_progress(min(rank.loaded for rank in self._ranks))
 
     def lost(self, rank: _Rank, text: str) -> None:
         """One rank is gone or failed: plans in flight will never be answered."""
