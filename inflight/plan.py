@@ -59,6 +59,27 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     pooling: str = ""
 
     @property
+    def plain(self) -> bool:
+        """No processor changes the row's logits."""
+        return (
+            self.temperature == 1.0
+            and not self.top_k
+            and self.top_p >= 1.0
+            and not self.min_p
+            and self.typical_p >= 1.0
+            and self.repetition_penalty == 1.0
+            and not self.frequency_penalty
+            and not self.presence_penalty
+            and not self.logit_bias
+            and not self.watermark
+        )
+
+    @property
+    def greedy(self) -> bool:
+        """The most likely token is all that is wanted."""
+        return self.plain and not (self.do_sample or self.logprobs or self.top_n_tokens or self.pooling)
+
+    @property
     def needs_whole_prompt(self) -> bool:
         """Every prompt token has to be computed, none may come from the prefix cache."""
         return self.prompt_logprobs or self.pooling == "mean"

@@ -109,6 +109,9 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self._grammars: Grammars | None = None
         self._flights: deque[_Flight] = deque()
+        self._waiting_since = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self._aborting: asyncio.Task[None] | None = None
         self._info = GeneratorInfo(config.name, config.model_id or str(config.model_dir), GenerationLimits(0, 0))
 
     # The generator
@@ -172,6 +175,8 @@ class Engine:
             self._loop_task.cancel()
             # Before Python 3.12 `wait_for` forgets a cancel that comes together with its result: it is said again.
             await asyncio.wait([self._loop_task], timeout=0.2)
+        if self._watch is not None:
+            self._watch.cancel()
         for stream in list(self._streams.values()):
             stream.fail(Unavailable("the server stops"))
         self._encoder.close()
@@ -364,6 +369,9 @@ class Engine:
                 await self._steps()
             except WorkerLost as error:
                 log.warning("the shards of '%s' were lost: %s", self._config.name, error)
+                if self._aborting is not None:
+                    await self._aborting
+                    self._aborting = None
                 await self._replace()
             except asyncio.CancelledError:
                 raise
@@ -378,7 +386,7 @@ class Engine:
     async def _steps(self) -> None:
         scheduler = self._scheduler
         assert scheduler is not None
-        depth, timeout = self._config.plans_in_flight, self._config.step_timeout
+        depth = self._config.plans_in_flight
         while True:
             while scheduler.in_flight < depth:
                 plan = scheduler.plan()
@@ -392,12 +400,26 @@ class Engine:
                 # Requests that arrive together start together.
                 await asyncio.sleep(0)
                 continue
-            try:
-                result = await asyncio.wait_for(self._executor.result(), timeout)
-            except asyncio.TimeoutError:
-                await self._executor.abort()
-                raise WorkerLost(f"a step took longer than {timeout:g} seconds") from None
-            self._take(result)
+            self._waiting_since = time.monotonic()
+            if self._watch is None:
+                self._watch_after(self._config.step_timeout)
+            self._take(await self._executor.result())
+
+    def _watch_after(self, seconds: float) -> None:
+        self._watch = asyncio.get_running_loop().call_later(seconds, self._watched)
+
+    def _watched(self) -> None:
+        """Gives the shards up where one step takes too long. One timer for many steps: a timer each would cost more."""
+        self._watch = None
+        if not self._flights or self._aborting is not None:
+            return
+        timeout = self._config.step_timeout
+        left = self._waiting_since + timeout - time.monotonic()
+        if left > 0:
+            self._watch_after(left)
+            return
+        log.error("a step of '%s' took longer than %g seconds", self._config.name, timeout)
+        self._aborting = asyncio.ensure_future(self._executor.abort())  # whoever waits for the result learns of it
 
     def _note(self, plan: StepPlan) -> None:
         """What the host must remember of a plan until its answer comes."""

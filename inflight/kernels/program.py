@@ -83,6 +83,10 @@ class Activation(enum.IntEnum):
     RELU = 3
 
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Integers = np.ndarray[Any, Any]
+
+
 @dataclass(frozen=True)
 class Precision:
     """How float weights are packed.
@@ -147,6 +151,23 @@ class StepArrays:
 
 
 @dataclass(frozen=True)
+class DecodeArrays:
+    """The rows of a batch that decode, in its own arrays, which the step goes on in.
+
+    Attributes:
+        tokens: int32 [R, width], known tokens of each row.
+        blocks: int32 [R, blocks], block tables.
+        known: int64 [R].
+        computed: int64 [R], places of the tokens to compute now; one more after the step.
+    """
+
+    tokens: Integers
+    blocks: Integers
+    known: Integers
+    computed: Integers
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """What a step gave; valid until the next one.
 
@@ -187,9 +208,6 @@ class Packed:
     n: int
     k: int
     group: int
-
-
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -273,6 +291,8 @@ class NativeProgram:
         self._held_packed: list[PackedBytes] = []
         self._rows = StepOutput(torch.empty(0), torch.empty(0), np.empty(0, np.int64))
         self._output = self._rows
+        self._decoding: DecodeArrays | None = None  # those that the arguments of `decode` are made for
+        self._arguments: tuple[int, ...] = ()
 
     @property
     def isa(self) -> str:
@@ -549,9 +569,7 @@ class NativeProgram:
             IndexError: a token, slot, position or block that the program does not have.
         """
         wanted = step.logits_at.numel()
-        out = self._output
-        if out.logits.shape != (wanted, self._widths[logits]):
-            out = self._output = self._room(wanted, logits, hidden)
+        out, self._decoding = self._results(wanted, logits, hidden), None
         self._program.run(
             step.tokens.data_ptr(),
             step.positions.data_ptr(),
@@ -568,6 +586,35 @@ class NativeProgram:
             out.best.ctypes.data,
         )
         return out
+
+    def decode(self, step: DecodeArrays, append: bool, logits: int, hidden: int) -> StepOutput:
+        """One step for the newest token of every row; `append`: the most likely ones become known.
+
+        Raises:
+            IndexError: as `run`; nothing is changed.
+        """
+        if step is not self._decoding:
+            self._decoding, out = step, self._results(len(step.known), logits, hidden)
+            self._arguments = (
+                step.tokens.ctypes.data,
+                step.tokens.shape[1],
+                step.blocks.ctypes.data,
+                step.blocks.shape[1],
+                step.known.ctypes.data,
+                step.computed.ctypes.data,
+                len(step.known),
+                out.logits.data_ptr(),
+                out.hidden.data_ptr(),
+                hidden,
+                out.best.ctypes.data,
+            )
+        self._program.decode(append, *self._arguments)
+        return self._output
+
+    def _results(self, wanted: int, logits: int, hidden: int) -> StepOutput:
+        if self._output.logits.shape != (wanted, self._widths[logits]):
+            self._output = self._room(wanted, logits, hidden)
+        return self._output
 
     def _room(self, wanted: int, logits: int, hidden: int) -> StepOutput:
         """Memory for a step's results: that of former steps, where it is large enough."""

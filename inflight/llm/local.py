@@ -28,38 +28,62 @@ class LocalExecutor(Executor):
         self._job = job
         self._progress = progress
         self._thread = ThreadPoolExecutor(1, "model")
-        self._runner: Runner | None = None
-        self._results: deque[asyncio.Future[StepResult | None]] = deque()
+        self._runner: Runner | None = None  # gone after a loss: plans behind it do nothing
+        self._answers: deque[StepResult | WorkerLost] = deque()
+        self._waiter: asyncio.Future[None] | None = None
 
     async def start(self) -> ShardOffer:
-        self._runner = None
-        self._results.clear()
+        await self.abort()
+        self._answers.clear()
         self._runner = await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
         return self._runner.offer
 
     def submit(self, plan: StepPlan) -> None:
-        assert self._runner is not None
-        loop = asyncio.get_running_loop()
-        self._results.append(loop.run_in_executor(self._thread, self._runner.run, plan))
+        self._thread.submit(self._step, plan, asyncio.get_running_loop())
 
     async def result(self) -> StepResult:
-        future = self._results.popleft()
-        try:
-            result = await future
-        except Exception as error:
-            raise WorkerLost(f"{type(error).__name__}: {error}") from error
-        assert result is not None
-        return result
+        while not self._answers:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        answer = self._answers.popleft()
+        if isinstance(answer, WorkerLost):
+            self._answers.append(answer)  # nothing comes after it
+            raise answer
+        return answer
 
     async def abort(self) -> None:
         """A thread cannot be ended: what it computes is awaited and forgotten."""
-        await asyncio.gather(*self._results, return_exceptions=True)
-        self._results.clear()
+        self._runner = None
+        self._answered(WorkerLost("it was given up"))
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
 
     async def close(self) -> None:
         await self.abort()
-        self._runner = None
         self._thread.shutdown(wait=False)
+
+    def _answered(self, answer: StepResult | WorkerLost) -> None:
+        self._answers.append(answer)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # On the thread
+
+    def _step(self, plan: StepPlan, loop: asyncio.AbstractEventLoop) -> None:
+        runner = self._runner
+        if runner is None:
+            return
+        answer: StepResult | WorkerLost
+        try:
+            found = runner.run(plan)
+            assert found is not None
+            answer = found
+        except Exception as error:
+            self._runner = None
+            answer = WorkerLost(f"{type(error).__name__}: {error}")
+        loop.call_soon_threadsafe(self._answered, answer)
 
     def _load(self) -> Runner:
         device = open_device(self._job.device_type, self._job.device_id)

@@ -1,7 +1,7 @@
 """Language models: one decoder for the popular families, a bridge to transformers for the others."""
 
-from inflight.models.base import CausalLM, ForwardBatch
+from inflight.models.base import CausalLM, DecodeRows, ForwardBatch
 from inflight.models.encoder import TextEncoder, is_encoder
 from inflight.models.load import load_model
 
-__all__ = ["CausalLM", "ForwardBatch", "TextEncoder", "is_encoder", "load_model"]
+__all__ = ["CausalLM", "DecodeRows", "ForwardBatch", "TextEncoder", "is_encoder", "load_model"]

@@ -30,6 +30,28 @@ class ForwardBatch:
     adapters: list[tuple[int, torch.Tensor]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class DecodeRows:
+    """A batch whose rows all decode, as the shard keeps it: the arrays are its own.
+
+    Attributes:
+        ids: of the rows, N of them.
+        tokens: int32 [>= N, width], known tokens of each row.
+        blocks: int32 [>= N, blocks], block table of each row.
+        known, computed: int64 [>= N]; `computed` is one less than `known`, and `tokens` has room for the next.
+        block_size: tokens in one block.
+        greedy: every row takes its most likely token and wants nothing else.
+    """
+
+    ids: list[int]
+    tokens: Array
+    blocks: Array
+    known: Array
+    computed: Array
+    block_size: int
+    greedy: bool
+
+
 class CausalLM(ABC):
     """A loaded model, or this rank's share of one.
 
@@ -74,6 +96,16 @@ class CausalLM(ABC):
     @abstractmethod
     def bind(self, attention: AttentionBackend) -> None:
         """Sets what computes attention; once, before the first forward."""
+
+    def decode(self, rows: DecodeRows, greedy: bool) -> torch.Tensor | None:
+        """`forward` for the newest token of every row, straight from the batch's own arrays, where a model can do that.
+
+        The tokens count as computed from then on; where `greedy`, the next ones are known too (`best`).
+
+        Returns:
+            Logits, float32 [N, vocab_size]; None where the model wants `forward`, nothing being done.
+        """
+        return None
 
     @abstractmethod
     def forward(self, batch: ForwardBatch) -> torch.Tensor:

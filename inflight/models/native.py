@@ -18,6 +18,7 @@ from inflight.kernels import (
     ISA,
     Activation,
     Cost,
+    DecodeArrays,
     Format,
     KvType,
     Layer,
@@ -27,7 +28,7 @@ from inflight.kernels import (
     StepArrays,
     native_reason,
 )
-from inflight.models.base import CausalLM, ForwardBatch
+from inflight.models.base import CausalLM, DecodeRows, ForwardBatch
 from inflight.models.config import DecoderConfig
 from inflight.models.decoder import attention_spec
 from inflight.models.packed import Parts
@@ -134,6 +135,8 @@ class NativeDecoder(CausalLM):
         self._kv = _kv_type(job.kv_cache_dtype, dtype)
         self.threads = job.threads or torch.get_num_threads()
         self._names: dict[int, str] = {}
+        self._rows: DecodeRows | None = None
+        self._arrays: DecodeArrays | None = None
         try:
             self._program = NativeProgram(self.threads)
         except ValueError as error:
@@ -256,6 +259,17 @@ class NativeDecoder(CausalLM):
 
     def bind(self, attention: AttentionBackend) -> None:
         raise AssertionError("the CPU engine has its own attention")
+
+    def decode(self, rows: DecodeRows, greedy: bool) -> torch.Tensor:
+        if rows is not self._rows or self._arrays is None:
+            count = len(rows.ids)
+            self._rows = rows
+            self._arrays = DecodeArrays(
+                rows.tokens[:count], rows.blocks[:count], rows.known[:count], rows.computed[:count]
+            )
+        found = self._program.decode(self._arrays, greedy, self._logits, self._last)
+        self.hidden, self.best = found.hidden, found.best
+        return found.logits
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         attention, wanted = batch.attention, batch.logits_at

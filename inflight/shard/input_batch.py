@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from inflight.models import ForwardBatch
+from inflight.models import DecodeRows, ForwardBatch
 from inflight.nn import AttentionBatch
 from inflight.plan import Admission, Sampling, StepPlan
 from inflight.types import Array
 
-FEW = 8
-"""Rows that are quicker changed one by one than through numpy's indexing."""
 WIDTH = 64
 """Columns that a table of tokens or blocks starts with; it doubles when a row needs more."""
+
+
+Scored = tuple[int, int, int]
+"""A prompt's chunk whose logits are all wanted: row, first position, tokens."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ class StepInput:
         rows: row of each entry of `batch.attention`, host list.
         chunks: tokens of each.
         sampled: rows whose last known token is computed now, in the order of the last `len(sampled)` logits.
-        scored: (row, first position, tokens) of prompt chunks whose logits are all wanted; their logits come first.
+        scored: their logits come first.
     """
 
     batch: ForwardBatch
     rows: list[int]
     chunks: list[int]
     sampled: list[int]
-    scored: list[tuple[int, int, int]]
+    scored: list[Scored]
 
 
 class InputBatch:
@@ -67,6 +69,8 @@ class InputBatch:
         self.computed = np.zeros(max_rows, np.int64)
         self.prompt = np.zeros(max_rows, np.int64)
         self._all_rows = np.arange(max_rows)
+        self._all_sampled = False  # in the last step
+        self._rows: DecodeRows | None = None  # while rows, their order and the arrays stay
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,10 +100,11 @@ class InputBatch:
         assert admission.token_ids is not None
         assert admission.sampling is not None
         assert len(self.ids) < self.max_rows, "the plan has more rows than the batch"
+        self._all_sampled, self._rows = False, None
         row = len(self.ids)
         count = len(admission.token_ids)
         if count >= self.tokens.shape[1]:
-            self.tokens = _widened(self.tokens, count + 1)
+            self.tokens, self._rows = _widened(self.tokens, count + 1), None
         self.tokens[row, :count] = admission.token_ids
         self.known[row] = count
         self.computed[row] = admission.num_cached
@@ -113,6 +118,7 @@ class InputBatch:
     def filter(self, id: int) -> None:
         """A request leaves; the last row takes its place."""
         row = self._index.pop(id)
+        self._rows = None
         last = len(self.ids) - 1
         if row != last:
             for table in (self.tokens, self._blocks, self._num_blocks, self.known, self.computed, self.prompt):
@@ -127,19 +133,25 @@ class InputBatch:
 
     def append(self, rows: Sequence[int], tokens: Array) -> None:
         """The next token of each of these rows is known."""
-        if not len(rows):
-            return
-        if len(rows) <= FEW and int(max(self.known[row] for row in rows)) < self.tokens.shape[1]:
-            for row, token in zip(rows, tokens.tolist()):
-                self.tokens[row, self.known[row]] = token
-                self.known[row] += 1
-            return
-        index = np.asarray(rows)
-        most = int(self.known[index].max())
-        if most >= self.tokens.shape[1]:
-            self.tokens = _widened(self.tokens, most + 1)
+        self._all_sampled = len(rows) == len(self.ids)
+        index = np.asarray(rows, np.int64)
         self.tokens[index, self.known[index]] = tokens
         self.known[index] += 1
+
+    @property
+    def decoding(self) -> bool:
+        """Every row decodes in a step that neither holds rows nor computes chunks."""
+        return self._all_sampled and bool(self.ids)
+
+    @property
+    def rows(self) -> DecodeRows:
+        """All rows, where they decode, for a model that goes on in the batch's own arrays."""
+        if self._rows is None:
+            greedy = all(each.greedy for each in self.sampling)
+            self._rows = DecodeRows(
+                list(self.ids), self.tokens, self._blocks, self.known, self.computed, self.block_size, greedy
+            )
+        return self._rows
 
     def step(self, chunks: dict[int, int], hold: Sequence[int]) -> StepInput:
         """The tokens of one step: one for every row that decodes, then the chunks. They count as computed from now."""
@@ -197,13 +209,8 @@ class InputBatch:
     def _decode(self, count: int) -> StepInput:
         """What `step` comes to where all rows decode: most steps, with less to do on the way."""
         rows, starts = self._all_rows[:count], self.computed[:count].copy()
-        if count <= FEW:
-            size, places = self.block_size, list(enumerate(starts.tolist()))
-            tokens = np.array([self.tokens[row, at] for row, at in places], np.int64)
-            slots = np.array([int(self._blocks[row, at // size]) * size + at % size for row, at in places], np.int64)
-        else:
-            tokens = self.tokens[rows, starts].astype(np.int64)
-            slots = self._slots(rows, starts)
+        tokens = self.tokens[rows, starts].astype(np.int64)
+        slots = self._slots(rows, starts)
         self.computed[:count] += 1
         contexts, numbers, ones = (starts + 1).tolist(), rows.tolist(), [1] * count
         widest = -(-max(contexts) // self.block_size)
@@ -228,9 +235,9 @@ class InputBatch:
         each = np.repeat(numbers, lengths)
         return [(number, self._tensor(np.flatnonzero(each == number))) for number in sorted(set(numbers)) if number]
 
-    def _scored(self, rows: list[int], lengths: list[int], decoding: int) -> list[tuple[int, int, int]]:
+    def _scored(self, rows: list[int], lengths: list[int], decoding: int) -> list[Scored]:
         """Place, first position and length of prompt chunks of rows that want log-probabilities of their prompt."""
-        found: list[tuple[int, int, int]] = []
+        found: list[Scored] = []
         for place in range(decoding, len(rows)):
             row = rows[place]
             if self.sampling[row].needs_whole_prompt:
@@ -248,7 +255,9 @@ class InputBatch:
         begin = int(self._num_blocks[row])
         end = begin + len(blocks)
         if end > self._blocks.shape[1]:
-            self._blocks = _widened(self._blocks, end)
+            self._blocks, self._rows = _widened(self._blocks, end), None
+        if end * self.block_size >= self.tokens.shape[1]:  # room for every token that these blocks hold, and the next
+            self.tokens, self._rows = _widened(self.tokens, end * self.block_size + 1), None
         self._blocks[row, begin:end] = blocks
         self._num_blocks[row] = end
 

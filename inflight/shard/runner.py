@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from inflight.device import Device, Ranks
-from inflight.models import ForwardBatch, load_model
+from inflight.models import DecodeRows, ForwardBatch, load_model
 from inflight.nn import AttentionBatch
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
-from inflight.shard.input_batch import InputBatch, StepInput
+from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.pooling import MeanPool, unit
 from inflight.shard.sampler import RowState, Sampled, prompt_logprobs, sample
 from inflight.types import Array
@@ -75,8 +75,18 @@ class ModelRunner:
 
     def run(self, plan: StepPlan) -> StepResult | None:
         """One step; the result on rank 0, None on the others."""
+        began = time.perf_counter()
+        assert plan.step == self._step, f"plan {plan.step} came, {self._step} was next"
+        self._step += 1
+        chunks = self._batch.apply(plan)
+        if self._batch.decoding and not chunks and not plan.hold and self._ranks.size == 1:
+            rows = self._batch.rows
+            greedy = rows.greedy and not plan.masks
+            logits = self._model.decode(rows, greedy)
+            if logits is not None:
+                return self._decoded(plan, rows, logits, greedy, began)
         with torch.inference_mode():
-            return self._run(plan)
+            return self._forward(plan, chunks, began)
 
     @property
     def ids(self) -> list[int]:
@@ -88,34 +98,42 @@ class ModelRunner:
         batch = self._batch
         return [int(batch.tokens[row, batch.known[row] - 1]) for row in map(batch.row, ids)]
 
-    def _run(self, plan: StepPlan) -> StepResult | None:
-        began = time.perf_counter()
-        assert plan.step == self._step, f"plan {plan.step} came, {self._step} was next"
-        self._step += 1
-        batch = self._batch
-        chunks = batch.apply(plan)
-        step = batch.step(chunks, plan.hold)
+    def _decoded(
+        self, plan: StepPlan, rows: DecodeRows, logits: torch.Tensor, greedy: bool, began: float
+    ) -> StepResult:
+        """Most steps come this way: every row decoded, in the batch's own arrays."""
+        best = self._model.best
+        if greedy and best is not None:
+            return StepResult(plan.step, rows.ids, best.tolist(), seconds=time.perf_counter() - began)
+        with torch.inference_mode():
+            return self._answer(plan, logits, list(range(len(rows.ids))), [], began)
+
+    def _forward(self, plan: StepPlan, chunks: dict[int, int], began: float) -> StepResult | None:
+        step = self._batch.step(chunks, plan.hold)
         logits = self._model.forward(step.batch)
         if self._ranks.rank:
-            batch.append(step.sampled, self._shared(np.zeros(len(step.sampled), np.int64)))
+            self._batch.append(step.sampled, self._shared(np.zeros(len(step.sampled), np.int64)))
             return None
-        scored = self._score(step, logits)
-        embeddings = self._embed(step)
-        sampled = self._sample(
-            step,
-            logits if len(logits) == len(step.sampled) else logits[len(logits) - len(step.sampled) :],
-            dict(plan.masks),
-        )
-        self._shared(sampled.tokens)
-        batch.append(step.sampled, sampled.tokens)
-        ids = [batch.ids[row] for row in step.sampled]
+        return self._answer(plan, logits, step.sampled, step.scored, began)
+
+    def _answer(
+        self, plan: StepPlan, logits: torch.Tensor, sampled: list[int], scored: list[Scored], began: float
+    ) -> StepResult:
+        """Chooses the tokens of the rows `sampled`, whose logits are the last ones, after those of `scored` chunks."""
+        batch = self._batch
+        scores, embeddings = self._score(scored, logits), self._embed(sampled, scored)
+        last = logits if len(logits) == len(sampled) else logits[len(logits) - len(sampled) :]
+        chosen = self._sample(sampled, last, dict(plan.masks))
+        self._shared(chosen.tokens)
+        batch.append(sampled, chosen.tokens)
+        ids = [batch.ids[row] for row in sampled]
         return StepResult(
             plan.step,
             ids,
-            sampled.tokens.tolist(),
-            None if sampled.logprobs is None else sampled.logprobs.tolist(),
-            {id: top for id, top in zip(ids, sampled.top) if top},
-            scored,
+            chosen.tokens.tolist(),
+            None if chosen.logprobs is None else chosen.logprobs.tolist(),
+            {id: top for id, top in zip(ids, chosen.top) if top},
+            scores,
             time.perf_counter() - began,
             embeddings,
         )
@@ -127,24 +145,24 @@ class ModelRunner:
         shared: Array = self._ranks.broadcast(torch.from_numpy(tokens).to(self._device)).cpu().numpy()
         return shared
 
-    def _sample(self, step: StepInput, logits: torch.Tensor, masks: dict[int, bytes]) -> Sampled:
+    def _sample(self, sampled: list[int], logits: torch.Tensor, masks: dict[int, bytes]) -> Sampled:
         batch = self._batch
 
         def state(place: int) -> RowState:
-            row = step.sampled[place]
+            row = sampled[place]
             return RowState(batch.tokens[row, : batch.known[row]], int(batch.prompt[row]))
 
-        places = {place: masks[batch.ids[row]] for place, row in enumerate(step.sampled) if batch.ids[row] in masks}
+        places = {place: masks[batch.ids[row]] for place, row in enumerate(sampled) if batch.ids[row] in masks}
         best = self._model.best
         if best is not None:
-            best = best[len(best) - len(step.sampled) :]
-        return sample(logits, [batch.sampling[row] for row in step.sampled], state, places, best)
+            best = best[len(best) - len(sampled) :]
+        return sample(logits, [batch.sampling[row] for row in sampled], state, places, best)
 
-    def _score(self, step: StepInput, logits: torch.Tensor) -> dict[int, list[float]]:
+    def _score(self, scored: list[Scored], logits: torch.Tensor) -> dict[int, list[float]]:
         """Log-probabilities of prompt tokens that this step's chunks predicted."""
         found: dict[int, list[float]] = {}
         start = 0
-        for row, first, size in step.scored:
+        for row, first, size in scored:
             if not self._batch.sampling[row].prompt_logprobs:
                 start += size
                 continue
@@ -155,21 +173,21 @@ class ModelRunner:
             start += size
         return found
 
-    def _embed(self, step: StepInput) -> dict[int, bytes]:
+    def _embed(self, sampled: list[int], scored: list[Scored]) -> dict[int, bytes]:
         """Vectors of rows that asked for them and have their whole prompt computed."""
         batch, hidden = self._batch, self._model.hidden
-        wanted = [row for row in step.sampled if batch.sampling[row].pooling]
-        if hidden is None or not (wanted or step.scored):
+        wanted = [row for row in sampled if batch.sampling[row].pooling]
+        if hidden is None or not (wanted or scored):
             return {}
         start = 0
-        for row, first, size in step.scored:
+        for row, first, size in scored:
             if batch.sampling[row].pooling:
                 if not first:
                     self._means.begin(batch.ids[row])
                 self._means.add(batch.ids[row], hidden[start : start + size])
             start += size
         found: dict[int, bytes] = {}
-        for place, row in enumerate(step.sampled, hidden.shape[0] - len(step.sampled)):
+        for place, row in enumerate(sampled, hidden.shape[0] - len(sampled)):
             if batch.known[row] != batch.prompt[row] or not batch.sampling[row].pooling:
                 continue
             id = batch.ids[row]

@@ -70,13 +70,7 @@ def sample(
         masks: by row, which tokens its grammar allows (see `StepPlan.masks`).
         best: int64 [S] on the host, the first of the largest logits, where the model has found it already.
     """
-    changed = bool(masks) or not all(_plain(each) for each in sampling)
-    if (
-        best is not None
-        and not changed
-        and not any(each.do_sample or each.logprobs or each.top_n_tokens for each in sampling)
-    ):
-        return Sampled(best.copy(), None, [[]] * len(sampling))
+    changed = bool(masks) or not all(each.plain for each in sampling)
     if changed:
         _process(logits, sampling, state, masks or {})
     tokens = torch.argmax(logits, dim=-1) if changed or best is None else torch.from_numpy(best.copy())
@@ -104,22 +98,6 @@ def prompt_logprobs(logits: torch.Tensor, following: Array) -> list[float]:
     targets = torch.from_numpy(following.astype(np.int64)).to(logits.device)
     values: list[float] = torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1).tolist()
     return values
-
-
-def _plain(each: Sampling) -> bool:
-    """Nothing changes the row's logits."""
-    return (
-        each.temperature == 1.0
-        and not each.top_k
-        and each.top_p >= 1.0
-        and not each.min_p
-        and each.typical_p >= 1.0
-        and each.repetition_penalty == 1.0
-        and not each.frequency_penalty
-        and not each.presence_penalty
-        and not each.logit_bias
-        and not each.watermark
-    )
 
 
 def _process(

@@ -184,5 +184,12 @@ NB_MODULE(_native, m) {
                       static_cast<int64_t>(lengths.size()), table_width, wanted};
             nb::gil_scoped_release release;
             program.run(step, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
+        })
+        .def("decode", [](Program& program, bool append, uintptr_t tokens, int64_t width, uintptr_t blocks, int64_t table_width,
+                          uintptr_t known, uintptr_t computed, int64_t count, uintptr_t logits,
+                          uintptr_t hidden, int hidden_buffer, uintptr_t best) {
+            Rows rows{at<int32_t>(tokens), width, at<int32_t>(blocks), table_width, at<int64_t>(known), at<int64_t>(computed), count};
+            nb::gil_scoped_release release;
+            program.decode(rows, append, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
         });
 }

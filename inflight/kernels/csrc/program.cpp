@@ -378,6 +378,30 @@ void Program::run(const Step& step, Output output) {
     }
 }
 
+void Program::decode(const Rows& rows, bool append, Output output) {
+    if (layers_.empty() || !layers_.front().keys) throw std::out_of_range("the program has no cache yet");
+    int64_t count = rows.count, block_size = layers_.front().block_size;
+    decoding_.resize(static_cast<size_t>(5 * count));
+    int64_t* tokens = decoding_.data();
+    int64_t *positions = tokens + count, *slots = positions + count, *lengths = slots + count, *numbers = lengths + count;
+    for (int64_t row = 0; row < count; row++) {
+        int64_t at = rows.computed[row];
+        if (at < 0 || at >= rows.width || at / block_size >= rows.table_width || rows.known[row] != at + 1 ||
+            (append && at + 1 >= rows.width))
+            throw std::out_of_range("row " + std::to_string(row) + " does not decode at " + std::to_string(at));
+        tokens[row] = rows.tokens[row * rows.width + at];
+        positions[row] = at;
+        slots[row] = rows.tables[row * rows.table_width + at / block_size] * block_size + at % block_size;
+        lengths[row] = 1;
+        numbers[row] = row;
+    }
+    run({tokens, positions, slots, lengths, rows.tables, numbers, count, count, rows.table_width, count}, output);
+    for (int64_t row = 0; row < count; row++) {
+        rows.computed[row]++;
+        if (append) rows.tokens[row * rows.width + rows.known[row]++] = static_cast<int32_t>(output.best[row]);
+    }
+}
+
 double Program::bytes_of(const Operation& op) const {
     const Slice& s = *slice_;
     double rows = static_cast<double>(s.step.count);

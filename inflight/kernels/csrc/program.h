@@ -53,6 +53,17 @@ struct Step {
     int64_t count, rows, table_width, wanted;
 };
 
+// Rows of a batch that decode, in its own arrays.
+struct Rows {
+    int32_t* tokens;        // [R, width], known tokens of each row
+    int64_t width;
+    const int32_t* tables;  // [R, table_width]
+    int64_t table_width;
+    int64_t* known;         // [R]
+    int64_t* computed;      // [R], places of the tokens to compute
+    int64_t count;
+};
+
 // Where a step's results go.
 struct Output {
     float* logits;      // [S, width of the last buffer]
@@ -86,6 +97,8 @@ class Program {
 
     // Runs the list. Throws std::out_of_range where the step does not fit the program.
     void run(const Step& step, Output output);
+    // Runs it for the newest token of each row, which is computed then; `append`: the best ones become known.
+    void decode(const Rows& rows, bool append, Output output);
 
     const char* isa() const { return kernels_->name; }
     Pool& pool() { return *pool_; }
@@ -122,6 +135,8 @@ class Program {
     std::vector<Cost> costs_;
     bool measured_ = false;
     int64_t bytes_ = 0;
+
+    std::vector<int64_t> decoding_;  // tokens, positions, slots, lengths and numbers of rows that decode
 
     // Of one run
     std::unique_ptr<Slice> slice_;
