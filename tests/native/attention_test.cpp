@@ -142,7 +142,7 @@ void prefill(const Kernels& kernels, Random& random, const Case& c, const Cache&
             int64_t offset = head * c.group() * c.a.dim;
             kernels.attend(cache.a,
                            {c.queries.get() + offset, c.stride, c.positions.data(), first, count, head, cache.table.data(),
-                            -1, out + offset, stride},
+                            -1, out + offset, stride, {}},
                            scratch.get());
         }
 }
@@ -165,7 +165,9 @@ void decode(const Kernels& kernels, const Case& c, const Cache& cache, bool spli
                       cache.table.data(),
                       -1,
                       out + token * stride + offset,
-                      stride};
+                      stride,
+                      {}};
+            if (token + 1 < c.tokens) q.next = {cache.table.data(), head, 0, c.positions[static_cast<size_t>(token)] + 1};
             if (!split) {
                 kernels.attend(cache.a, q, scratch.get());
                 continue;

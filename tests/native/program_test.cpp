@@ -149,6 +149,65 @@ void run_together(Engine& engine, std::vector<Request> requests, Random& random)
     }
 }
 
+// The second half of every request, one token at a time, in arrays that the program goes on in.
+void run_decoding(Engine& engine, const std::vector<Request>& requests, Random& random) {
+    int64_t table_width = widest(requests) + random.between(0, 2), count = static_cast<int64_t>(requests.size()), width = 1;
+    for (const Request& request : requests) width = std::max(width, static_cast<int64_t>(request.tokens.size()) + 1);
+    Exact<int32_t> tokens(count * width, -1), tables(count * table_width, -1);
+    Exact<int64_t> known(count), computed(count);
+    int64_t steps = INT64_MAX;
+    for (int64_t row = 0; row < count; row++) {
+        const Request& request = requests[static_cast<size_t>(row)];
+        int64_t length = static_cast<int64_t>(request.tokens.size()), half = length / 2;
+        std::copy(request.table.begin(), request.table.end(), tables.get() + row * table_width);
+        for (int64_t i = 0; i < length; i++) tokens[row * width + i] = static_cast<int32_t>(request.tokens[static_cast<size_t>(i)]);
+        computed[row] = half;
+        known[row] = half + 1;
+        steps = std::min(steps, length - half);
+        if (!half) continue;
+        Arrays arrays;
+        arrays.table_width = table_width;
+        arrays.add(request, 0, half, engine.block_size);
+        Output output(engine, 0);
+        output.run(engine, arrays.step());
+    }
+    Rows rows{tokens.get(), width, tables.get(), table_width, known.get(), computed.get(), count};
+    for (int64_t step = 0; step < steps; step++) {
+        Output output(engine, count);
+        bool append = random.maybe();
+        engine.program.decode(rows, append, {output.logits.get(), output.hidden.get(), engine.last, output.best.get()});
+        for (int64_t row = 0; row < count; row++) {
+            const Request& request = requests[static_cast<size_t>(row)];
+            int64_t length = static_cast<int64_t>(request.tokens.size()), at = length / 2 + step;
+            CHECK(computed[row] == at + 1 && known[row] == at + 1 + append, "what is known of row ", row);
+            CHECK(same_bits(output.logits.get() + row * engine.vocabulary, request.logits.data() + at * engine.vocabulary,
+                            engine.vocabulary),
+                  "logits at position ", at, " are others than those of the whole prompt alone");
+            if (append) CHECK(tokens[row * width + at + 1] == output.best[row], "another token than the best is known");
+            if (at + 1 < length) tokens[row * width + at + 1] = static_cast<int32_t>(request.tokens[static_cast<size_t>(at + 1)]);
+            known[row] = at + 2;
+        }
+    }
+    auto refuses = [&](const char* what) {
+        Output output(engine, count);
+        Exact<int64_t> before(count);
+        std::copy_n(computed.get(), count, before.get());
+        check_throws<std::out_of_range>(
+            [&] { engine.program.decode(rows, true, {output.logits.get(), nullptr, engine.last, output.best.get()}); }, what);
+        CHECK(output.untouched() && std::equal(before.get(), before.get() + count, computed.get()),
+              "a step that was refused left something behind: ", what);
+    };
+    for (int64_t bad : {int64_t(-1), width, width - 1, INT64_MAX, INT64_MIN, table_width * engine.block_size}) {
+        int64_t was = computed[count - 1];
+        computed[count - 1] = bad;
+        known[count - 1] = bad == INT64_MAX ? bad : bad + 1;
+        refuses("a place outside");
+        computed[count - 1] = was;
+        known[count - 1] = was + 2;
+        refuses("a row that does not decode");
+    }
+}
+
 void check_reference(const Decoder& decoder, const Request& request) {
     std::vector<double> want = reference(decoder, request.tokens);
     double size = 0.0;
@@ -173,6 +232,7 @@ void one(const Kernels& kernels, Random& random, const Decoder& decoder, bool lo
         engine.program.measure(threads == 2);
         if (threads == 2 && !long_too) run_alone(engine, former);  // what they leave in the blocks is nobody's business
         run_together(engine, requests, random);
+        run_decoding(engine, requests, random);
         for (const Cost& cost : engine.program.costs())
             CHECK(threads == 1 || (cost.seconds > 0.0 && cost.bytes >= 0.0 && cost.operations >= 0.0), "a cost is missing");
     }

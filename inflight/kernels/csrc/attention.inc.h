@@ -141,23 +141,26 @@ INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t en
     return subs;
 }
 
-// Where the next block's bytes lie. They are asked for line by line while this block is computed: pages of the cache lie
-// anywhere, which no prefetcher foresees, and asked for all at once they would keep everything else waiting.
+// Where the next block's bytes lie, after the last one those of what follows. They are asked for line by line while this
+// block is computed: pages of the cache lie anywhere, which no prefetcher foresees, and asked for all at once they would
+// keep everything else waiting.
 struct Ahead {
     const char* keys[4];
     const char* values[4];
 };
 
 INLINE Ahead foresee(const Attention& a, const Queries& q, int64_t block, int64_t end, const Subs& now) {
+    Keys from{q.table, q.kv_head, block, end};
+    if (block >= end) from = q.next;
     Ahead next;
     for (int64_t i = 0; i < 4; i++) {
-        int64_t first = block + i * kSub;
-        if (!a.tiled() || first >= end) {
+        int64_t first = from.begin + i * kSub;
+        if (!a.tiled() || first >= from.end) {
             next.keys[i] = now.keys[0];
             next.values[i] = now.values[0];
             continue;
         }
-        int64_t offset = place(a, q.kv_head, slot_of(a, q.table, first)) * a.depth * kv_bytes(a.type);
+        int64_t offset = place(a, from.kv_head, slot_of(a, from.table, first)) * a.depth * kv_bytes(a.type);
         next.keys[i] = a.keys + offset;
         next.values[i] = a.values + offset;
     }

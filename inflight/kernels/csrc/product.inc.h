@@ -6,9 +6,39 @@
 namespace inflight {
 namespace {
 
-constexpr int64_t kAhead = 2048;  // bytes of the weight stream that are asked for beforehand: half a page
+// How far ahead the stream of weights is asked for, in bytes. With few rows the loads run far ahead by themselves; with
+// more arithmetic between them they do not.
+constexpr int64_t kFewRows = 4, kAheadOfFew = 3072, kAheadOfMany = 8192;
 
-INLINE void fetch(const char* p) { __builtin_prefetch(p + kAhead); __builtin_prefetch(p + kAhead + 64); }
+// What a tile asks for while it runs, into the second-level cache: as it reads 128 bytes, `pace` bytes more from `at` on.
+struct Fetch {
+    const char* at;
+    int64_t pace;
+};
+
+INLINE void next(Fetch& fetch) {
+    __builtin_prefetch(fetch.at, 0, 2);
+    __builtin_prefetch(fetch.at + 64, 0, 2);
+    fetch.at += fetch.pace;
+}
+
+// The first of the tiles that a panel goes through brings the panel itself; the others find it in the cache, and bring a
+// share of the panel that follows each, so that memory is never idle while they compute.
+INLINE Fetch fetch_of(const Weights& w, int64_t panel, int64_t tile, int64_t tiles, int64_t rows) {
+    const char* begin = w.data + panel * w.panel_bytes;
+    if (!tile) return {begin + (rows <= kFewRows ? kAheadOfFew : kAheadOfMany), 128};
+    return {begin + w.panel_bytes + (tile - 1) * w.panel_bytes / (tiles - 1), 128 / (tiles - 1)};
+}
+
+// 16 values of row `m` as the next product reads them, see Input; `columns` is even.
+template <int M>
+INLINE void put(F value, char* tile, int64_t column, int m, int64_t columns) {
+    alignas(64) uint16_t halves_of_it[16];
+    to_bf16(value, halves_of_it);
+    char* at = tile + (column / 2 * M + m) * 4;
+    int64_t pairs = columns - column < kLanes ? (columns - column) / 2 : kLanes / 2;
+    for (int64_t pair = 0; pair < pairs; pair++) std::memcpy(at + pair * 4 * M, halves_of_it + 2 * pair, 4);
+}
 
 template <int M>
 INLINE void finish(const Weights& w, const F (&sums)[M][2], int64_t panel, int64_t row, const Target& t) {
@@ -20,7 +50,9 @@ INLINE void finish(const Weights& w, const F (&sums)[M][2], int64_t panel, int64
         F y[2] = {w.bias ? add(sums[m][0], bias[0]) : sums[m][0], w.bias ? add(sums[m][1], bias[1]) : sums[m][1]};
         float* out = t.out + (row + m) * t.stride;
         if (t.mode == Mode::kGate) {
-            store_part(out + panel * kLanes, mul(activated(t.act, y[0]), y[1]), columns - panel * kLanes);
+            F value = mul(activated(t.act, y[0]), y[1]);
+            if (t.tiles) put<M>(value, t.tiles + row * columns * 2, panel * kLanes, m, columns);
+            else store_part(out + panel * kLanes, value, columns - panel * kLanes);
             continue;
         }
         for (int j = 0; j < 2; j++) {
@@ -33,10 +65,10 @@ INLINE void finish(const Weights& w, const F (&sums)[M][2], int64_t panel, int64
 }
 
 template <int M>
-void tile_float(const Weights& w, const char* panel, const char* x, F (&sums)[M][2]) {
+void tile_float(const Weights& w, Fetch fetch, const char* panel, const char* x, F (&sums)[M][2]) {
     const float* a = reinterpret_cast<const float*>(x);
     for (int64_t k = 0; k < w.depth; k++, panel += 128, a += M) {
-        fetch(panel);
+        next(fetch);
         F line[2] = {load(reinterpret_cast<const float*>(panel)), load(reinterpret_cast<const float*>(panel) + kLanes)};
         EACH_ROW for (int m = 0; m < M; m++) {
             F one = splat(a[m]);
@@ -47,9 +79,9 @@ void tile_float(const Weights& w, const char* panel, const char* x, F (&sums)[M]
 }
 
 template <int M>
-void tile_bf16(const Weights& w, const char* panel, const char* x, F (&sums)[M][2]) {
+void tile_bf16(const Weights& w, Fetch fetch, const char* panel, const char* x, F (&sums)[M][2]) {
     for (int64_t k = 0; k < w.depth; k += 2, panel += 128, x += 4 * M) {
-        fetch(panel);
+        next(fetch);
         Line2 first = line2(panel), second = line2(panel + 64);
         EACH_ROW for (int m = 0; m < M; m++) {
             Pair two = pair(x + 4 * m);
@@ -60,12 +92,12 @@ void tile_bf16(const Weights& w, const char* panel, const char* x, F (&sums)[M][
 }
 
 template <int M>
-void tile_int8(const Weights& w, const char* panel, const char* x, const float* scales, const int32_t* starts,
+void tile_int8(const Weights& w, Fetch fetch, const char* panel, const char* x, const float* scales, const int32_t* starts,
                const float* lane_scales, F (&sums)[M][2]) {
     I whole_sums[M][2];
     EACH_ROW for (int m = 0; m < M; m++) whole_sums[m][0] = whole_sums[m][1] = whole(starts[m]);
     for (int64_t k = 0; k < w.depth; k += 4, panel += 128, x += 4 * M) {
-        fetch(panel);
+        next(fetch);
         Line first = line(panel), second = line(panel + 64);
         EACH_ROW for (int m = 0; m < M; m++) {
             Quad four = quad(x + 4 * m);
@@ -79,7 +111,7 @@ void tile_int8(const Weights& w, const char* panel, const char* x, const float* 
 }
 
 template <int M, bool Four, bool Offsets>
-void tile_grouped(const Weights& w, const char* panel, const char* x, const float* scales, const int32_t* starts,
+void tile_grouped(const Weights& w, Fetch fetch, const char* panel, const char* x, const float* scales, const int32_t* starts,
                   F (&sums)[M][2]) {
     for (int64_t k = 0; k < w.depth; k += w.group, starts += M) {
         F scale[2] = {float16(panel), float16(panel + 32)};
@@ -89,7 +121,7 @@ void tile_grouped(const Weights& w, const char* panel, const char* x, const floa
         I group_sums[M][2];
         EACH_ROW for (int m = 0; m < M; m++) group_sums[m][0] = group_sums[m][1] = whole(Offsets ? 0 : starts[m]);
         for (int64_t i = 0; i < w.group; i += Four ? 8 : 4, panel += 128, x += (Four ? 8 : 4) * M) {
-            fetch(panel);
+            next(fetch);
             if (Four) {
                 Line low[2], high[2];
                 halves(panel, low[0], high[0]);
@@ -124,30 +156,30 @@ void tile_grouped(const Weights& w, const char* panel, const char* x, const floa
 }
 
 template <int M, Format T, bool Offsets>
-void tile(const Weights& w, const Input& in, int64_t panel, int64_t row, const Target& target) {
+void tile(const Weights& w, Fetch fetch, const Input& in, int64_t panel, int64_t row, const Target& target) {
     F sums[M][2];
     EACH_ROW for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = zero();
     const char* weights = w.data + panel * w.panel_bytes;
     const char* x = in.data + row * w.depth * input_bytes(T);
-    if (T == Format::kFloat) tile_float<M>(w, weights, x, sums);
-    if (T == Format::kBf16) tile_bf16<M>(w, weights, x, sums);
-    if (T == Format::kInt8) tile_int8<M>(w, weights, x, in.scales + row, in.sums + row, w.scales + panel * kPanel, sums);
-    if (T == Format::kGroup8) tile_grouped<M, false, Offsets>(w, weights, x, in.scales + row, in.sums + row * w.groups(), sums);
-    if (T == Format::kGroup4) tile_grouped<M, true, Offsets>(w, weights, x, in.scales + row, in.sums + row * w.groups(), sums);
+    if (T == Format::kFloat) tile_float<M>(w, fetch, weights, x, sums);
+    if (T == Format::kBf16) tile_bf16<M>(w, fetch, weights, x, sums);
+    if (T == Format::kInt8) tile_int8<M>(w, fetch, weights, x, in.scales + row, in.sums + row, w.scales + panel * kPanel, sums);
+    if (T == Format::kGroup8) tile_grouped<M, false, Offsets>(w, fetch, weights, x, in.scales + row, in.sums + row * w.groups(), sums);
+    if (T == Format::kGroup4) tile_grouped<M, true, Offsets>(w, fetch, weights, x, in.scales + row, in.sums + row * w.groups(), sums);
     finish<M>(w, sums, panel, row, target);
 }
 
 // One function for each number of rows, by recursion from the largest tile down.
 template <int M, Format T, bool Offsets>
 struct Tiles {
-    static void run(int64_t rows, const Weights& w, const Input& in, int64_t panel, int64_t row, const Target& target) {
-        if (rows == M) return tile<M, T, Offsets>(w, in, panel, row, target);
-        Tiles<M - 1, T, Offsets>::run(rows, w, in, panel, row, target);
+    static void run(int64_t rows, const Weights& w, Fetch fetch, const Input& in, int64_t panel, int64_t row, const Target& target) {
+        if (rows == M) return tile<M, T, Offsets>(w, fetch, in, panel, row, target);
+        Tiles<M - 1, T, Offsets>::run(rows, w, fetch, in, panel, row, target);
     }
 };
 template <Format T, bool Offsets>
 struct Tiles<0, T, Offsets> {
-    static void run(int64_t, const Weights&, const Input&, int64_t, int64_t, const Target&) {}
+    static void run(int64_t, const Weights&, Fetch, const Input&, int64_t, int64_t, const Target&) {}
 };
 
 template <Format T, bool Offsets, int Most>
@@ -155,8 +187,9 @@ void product_as(const Weights& w, const Input& in, int64_t first, int64_t last, 
                 const Target& target) {
     for (int64_t panel = first; panel < last; panel++)  // a panel stays in the second-level cache while all rows pass by
         for (int64_t t = first_tile; t < last_tile; t++) {
-            int64_t row = in.start(t);
-            Tiles<Most, T, Offsets>::run(in.start(t + 1) - row, w, in, panel, row, target);
+            int64_t row = in.start(t), rows = in.start(t + 1) - row;
+            Fetch fetch = fetch_of(w, panel, t - first_tile, last_tile - first_tile, rows);
+            Tiles<Most, T, Offsets>::run(rows, w, fetch, in, panel, row, target);
         }
 }
 

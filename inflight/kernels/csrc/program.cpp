@@ -8,9 +8,10 @@
 
 namespace inflight {
 
+constexpr int64_t kMostQueries = 12;  // at once, on any instruction set
+
 int64_t attend_scratch(const Attention& a) {
-    constexpr int64_t most = 12;  // rows of queries at once, on any instruction set
-    return most * (2 * kBlock + 3 * a.depth) + 2 * kBlock * a.depth + 2 * kBlock + 16 * 16;
+    return kMostQueries * (2 * kBlock + 3 * a.depth) + 2 * kBlock * a.depth + 2 * kBlock + 16 * 16;
 }
 
 namespace {
@@ -143,7 +144,7 @@ struct Program::Worker {
     void run();
     void turns();
     void embed(const Operation&);
-    void product(const Operation&, int64_t rows);
+    void product(size_t number, int64_t rows);
     void rotate(const Operation&);
     void attend(const Operation&);
     void norm(const Operation&, int64_t rows);
@@ -300,7 +301,7 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
         // Layers of one shape share their tasks.
         bool same = layer && a.heads == layers_[0].heads && a.kv_heads == layers_[0].kv_heads && a.depth == layers_[0].depth;
         if (same) continue;
-        int64_t group = a.heads / a.kv_heads, most = 12 / std::min<int64_t>(group, 12) * group;
+        int64_t group = a.heads / a.kv_heads, most = kMostQueries / std::min(group, kMostQueries) * group;
         for (size_t row = 0; row < s.begins.size(); row++) {
             int64_t queries = s.lengths[row] * group;
             int64_t end = s.step.positions[s.begins[row] + s.lengths[row] - 1] + 1;
@@ -339,6 +340,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
         groups = std::max(groups, w.groups());
     }
     input_.reserve(bytes);
+    inner_.reserve(bytes);
     input_scales_.reserve(most);
     input_sums_.reserve(sums);
     for (size_t rope = 0; rope < ropes_.size(); rope++)
@@ -353,8 +355,29 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     }
 }
 
+// Whether a gated product writes its result as the next product reads it: rounded once, in tiles, past the buffer.
+bool Program::tiled(size_t operation) const {
+    const Operation& op = operations_[operation];
+    if (op.code != Code::kProduct || op.mode != Mode::kGate || operation + 1 >= operations_.size()) return false;
+    const Operation& reader = operations_[operation + 1];
+    if (reader.code != Code::kProduct || reader.from != op.to || reader.norm >= 0 || reader.to == op.to) return false;
+    const Weights &w = weights(op.product), &next = weights(reader.product);
+    if (next.format != Format::kBf16 || next.k != next.depth) return false;
+    if (kernels_->tile_rows[static_cast<int>(w.format)] != kernels_->tile_rows[static_cast<int>(next.format)]) return false;
+    for (size_t i = operation + 2; i < operations_.size(); i++) {  // nobody else reads the buffer before it is written anew
+        const Operation& other = operations_[i];
+        if (other.from == op.to) return false;
+        if (other.to == op.to) return other.code == Code::kProduct && other.mode != Mode::kAdd;
+    }
+    return true;
+}
+
 void Program::run(const Step& step, Output output) {
     check(step);
+    if (tiled_.size() != operations_.size()) {
+        tiled_.clear();
+        for (size_t i = 0; i < operations_.size(); i++) tiled_.push_back(tiled(i));
+    }
     int64_t columns = width(operations_.back().to), done = 0;
     for (int64_t first = 0; first < step.count; first += kSlice) {
         int64_t end = std::min(step.count, first + kSlice);
@@ -468,7 +491,7 @@ void Program::Worker::run() {
         const Operation& op = program.operations_[i];
         switch (op.code) {
             case Code::kEmbed: embed(op); break;
-            case Code::kProduct: product(op, rows); break;
+            case Code::kProduct: product(i, rows); break;
             case Code::kRotate: rotate(op); break;
             case Code::kAttend: attend(op); break;
             case Code::kNorm: norm(op, rows); break;
@@ -536,7 +559,8 @@ void Program::Worker::embed(const Operation& op) {
     });
 }
 
-void Program::Worker::product(const Operation& op, int64_t rows) {
+void Program::Worker::product(size_t number, int64_t rows) {
+    const Operation& op = program.operations_[number];
     const Weights& w = program.weights(op.product);
     const float* from = buffer(op.from);
     Norm norm = norm_of(op.norm, op);
@@ -547,7 +571,9 @@ void Program::Worker::product(const Operation& op, int64_t rows) {
         for (int64_t row = in.start(tile); row < in.start(tile + 1); row++) x[row - in.start(tile)] = from + row * w.k;
         kernels().prepare(w, x, norm, in, tile);
     };
-    if (rows * w.depth <= kAloneSize || (rows == 1 && threads <= 4)) {
+    if (number && program.tiled_[number - 1]) {
+        in.data = program.inner_.get();
+    } else if (rows * w.depth <= kAloneSize || (rows == 1 && threads <= 4)) {
         in.data = input.get();
         in.scales = input_scales.get();
         in.sums = input_sums.get();
@@ -556,7 +582,8 @@ void Program::Worker::product(const Operation& op, int64_t rows) {
     } else {
         each(in.tiles, prepare);
     }
-    Target target{buffer(op.to), width(op.to), op.mode, op.act, op.scale};
+    char* tiles = program.tiled_[number] ? program.inner_.get() : nullptr;
+    Target target{buffer(op.to), width(op.to), op.mode, op.act, op.scale, tiles};
     int64_t bands = ceil_div(in.tiles, kManyTiles), per_band = ceil_div(in.tiles, bands);
     // Units of about 64 KiB of weights: long enough to stream, short enough to end together.
     int64_t panels = std::max<int64_t>(1, std::min<int64_t>(65536 / w.panel_bytes, w.panels / (4 * threads)));
@@ -594,6 +621,12 @@ void Program::Worker::attend(const Operation& op) {
     int64_t group = a.heads / a.kv_heads;
     float* out = buffer(op.to);
     float* partial = program.partial_.get();
+    auto keys_of = [&](const Task& task) {
+        size_t row = static_cast<size_t>(task.row);
+        int64_t end = s.step.positions[s.begins[row]] + 1, begin = std::max<int64_t>(task.chunk, 0) * kChunk;
+        if (a.window) begin = std::max(begin, (end - a.window) / kBlock * kBlock);
+        return Keys{s.step.tables + s.tables[row] * s.step.table_width, task.kv_head, begin, end};
+    };
     each(static_cast<int64_t>(tasks.size()), [&](int64_t unit) {
         const Task& task = tasks[static_cast<size_t>(unit)];
         size_t row = static_cast<size_t>(task.row);
@@ -609,6 +642,7 @@ void Program::Worker::attend(const Operation& op) {
         q.chunk = task.chunk;
         q.out = task.chunk < 0 ? out + begin * width(op.to) + task.kv_head * group * a.dim : partial + task.partial;
         q.out_stride = width(op.to);
+        q.next = static_cast<size_t>(unit) + 1 < tasks.size() ? keys_of(tasks[static_cast<size_t>(unit) + 1]) : Keys{};
         kernels().attend(a, q, attention.get());
     });
     if (merges.empty()) return;
@@ -725,7 +759,7 @@ void Program::Worker::mixture(const Operation& op) {
             const Weights& w = program.weights(products[e]);
             int64_t first = unit % strips * panels;
             kernels().product(w, in, first, std::min(w.panels, first + panels), 0, in.tiles,
-                              {out + r.begins[e] * stride, stride, mode, op.act, 1.0f});
+                              {out + r.begins[e] * stride, stride, mode, op.act, 1.0f, nullptr});
         });
     };
     multiply(op.gate_up, r.inputs, r.hidden.get(), down.k, Mode::kGate);

@@ -118,6 +118,7 @@ class Program {
     void check(const Step& step) const;
     void slice_of(const Step& step, int64_t first, int64_t last);
     void reserve(int64_t rows, int64_t logit_rows);
+    bool tiled(size_t operation) const;
     double bytes_of(const Operation& op) const;
     double operations_of(const Operation& op) const;
 
@@ -132,6 +133,7 @@ class Program {
     std::vector<int64_t> widths_;
     std::vector<Aligned<float>> buffers_;
     std::vector<Operation> operations_;
+    std::vector<char> tiled_;  // of each operation, see `tiled`
     std::vector<Cost> costs_;
     bool measured_ = false;
     int64_t bytes_ = 0;
@@ -144,6 +146,7 @@ class Program {
     std::vector<Aligned<float>> turns_;  // by rope: [rows][cosines, sines]
     std::vector<std::unique_ptr<Worker>> workers_;
     Aligned<char> input_;                // of a product, shared by all threads
+    Aligned<char> inner_;                // of a product whose input the one before has written as it reads it
     Aligned<float> input_scales_;
     Aligned<int32_t> input_sums_;
     Aligned<float> partial_;             // attention's chunks

@@ -67,6 +67,7 @@ struct Target {
     Mode mode;
     Act act;
     float scale;
+    char* tiles;  // kGate: instead of `out`, bfloat16 in the tiles of the product that follows; or null
 };
 
 struct Norm {
@@ -101,6 +102,12 @@ struct Attention {
     bool tiled() const { return block_size % kSub == 0; }
 };
 
+// Positions [begin, end) of a row, for one key head.
+struct Keys {
+    const int32_t* table;
+    int64_t kv_head, begin, end;
+};
+
 // One row's share of a step's attention, or a piece of it.
 struct Queries {
     const float* q;           // first token's first query head of this key head
@@ -112,6 +119,7 @@ struct Queries {
     int64_t chunk;            // only this one; -1: all that are seen
     float* out;               // chunk < 0: [tokens, out_stride]; else a partial result: count * (depth + 2)
     int64_t out_stride;
+    Keys next;                // what this thread reads after it, most likely
 };
 
 // Everything that is written once for each instruction set. `scratch` is the thread's own.
