@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ class Job:
         prefill: tokens of the prompt whose prefill is measured; 0: none.
         long: tokens of context at which decoding of one request is measured; 0: none.
         check: instead of measuring, give the tokens that follow this many prompts; 0: measure.
+        packed: a folder where Inflight keeps packed weights; then the start is all that is measured.
         spawned: `time.time()` just before the process was started.
     """
 
@@ -49,6 +51,7 @@ class Job:
     long: int
     seed: int
     check: int = 0
+    packed: str = ""
     spawned: float = 0.0
 
     @property
@@ -119,7 +122,13 @@ class Inflight(Contestant):
 
         chosen = {} if job.precision == "16bit" else {"quantize": job.precision}
         self.job = job
-        self.llm = LLM(job.files.huggingface, threads=job.threads, kv_cache_memory=1 << 30, **chosen)
+        self.llm = LLM(
+            job.files.huggingface,
+            threads=job.threads,
+            kv_cache_memory=1 << 30,
+            packed_cache=job.packed or None,
+            **chosen,
+        )
 
     def run(self, prompts: Sequence[Sequence[int]], output: int) -> list[Answer]:
         return self.llm._call(self._run(prompts, output))
@@ -415,12 +424,16 @@ def take_turn(job: Job) -> dict[str, float]:
     contestant = CONTESTANTS[job.contestant](job)
     contestant.run(job.prompts(1, 16, "start"), 1)
     figures = {"start": time.time() - job.spawned}
+    if job.packed:
+        return figures
     if job.prefill:
         figures |= _measure_prefill(contestant, job)
     for count in job.concurrency:
         figures |= _measure_decode(contestant, job, count)
     figures["peak memory"] = sum(procs.memory(pid, "VmHWM") for pid in procs.tree(os.getpid()))
     figures["weight bytes"] = contestant.weight_bytes()
+    if job.contestant == "inflight":
+        figures["memory besides"] = _memory_besides()
     if job.long:
         answers, began = timed(contestant, job.prompts(1, job.long, "long"), LONG_OUTPUT)
         figures["long decode"] = decode_rate(answers)
@@ -440,6 +453,20 @@ def _measure_decode(contestant: Contestant, job: Job, count: int) -> dict[str, f
     answers, began = timed(contestant, job.prompts(count, job.prompt, "decode"), job.output)
     ended = max(answer.times[-1] for answer in answers)
     return {f"decode {count}": decode_rate(answers), f"end to end {count}": count * job.output / (ended - began)}
+
+
+def _memory_besides() -> float:
+    """Bytes that this process has in memory without its weights and its cache.
+
+    Those two are what it asks huge pages for (`hg` in smaps), and as much of them as is in use cannot be told apart.
+    """
+    total = 0
+    for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
+        found = re.search(r"^Rss:\s*(\d+) kB", mapping, re.MULTILINE)
+        flags = re.search(r"^VmFlags:(.*)", mapping, re.MULTILINE)
+        if found and flags and "hg" not in flags[1].split():
+            total += int(found[1]) * 1024
+    return float(total)
 
 
 def follow(job: Job) -> list[list[int]]:

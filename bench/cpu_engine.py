@@ -12,8 +12,10 @@ those that come after the last request got its first token and up to the moment 
 that all requests decode and none is prefilled. End to end is all tokens from handing in to the last token. Prefill is
 one prompt of 1,024 tokens until its first token. Start is from starting the process to the first token of a prompt of
 16. Peak memory is the sum of the peaks of the engine's processes before the long context, weights that are mapped from
-files included. Caches differ: Inflight, OpenVINO and vLLM may take 1 GiB, whether they need it or not, transformers has
-16,384 tokens, llama.cpp what the requests need. Shares of the GEMM rate are of bfloat16's, so int8 may be above 100 %.
+files included; memory besides is what Inflight's process holds at that moment without its weights and its cache. Start
+from packed is a start with the packed weights that a former start kept on disk. Caches differ: Inflight, OpenVINO and
+vLLM may take 1 GiB, whether they need it or not, transformers has 16,384 tokens, llama.cpp what the requests need.
+Shares of the GEMM rate are of bfloat16's, so int8 may be above 100 %.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -97,7 +100,12 @@ def run_job(job: Job) -> Any:
 
 def take_turn(job: Job, number: int) -> Turn:
     try:
-        return Turn(job.contestant, job.model, job.precision, number, run_job(job))
+        figures = run_job(job)
+        if job.contestant == "inflight":
+            with tempfile.TemporaryDirectory() as folder:
+                run_job(replace(job, packed=folder))  # which writes them
+                figures["start from packed"] = run_job(replace(job, packed=folder))["start"]
+        return Turn(job.contestant, job.model, job.precision, number, figures)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return Turn(job.contestant, job.model, job.precision, number, {}, str(error))
 
@@ -213,7 +221,7 @@ def write_report(run: Run, options: argparse.Namespace) -> str:
     rows = rows_of(run)
     first = ["model", "weights", "engine"]
     counts = [f"{count} at a time" for count in options.concurrency]
-    lines = [*head(run, options), "## Decode alone, tokens/s", ""]
+    lines = [*head(run, options), *targets(rows, options), "## Decode alone, tokens/s", ""]
     lines += table(
         [*first, *counts], [[*row.head, *(row.decode(f"decode {n}", n) for n in options.concurrency)] for row in rows]
     )
@@ -224,15 +232,26 @@ def write_report(run: Run, options: argparse.Namespace) -> str:
     )
     lines += [f"## Prefill of {options.prefill:,} tokens, start, memory", ""]
     lines += table(
-        [*first, "prefill, tokens/s", "first token, ms", "start, s", "peak memory, GB", "weights, GB"],
+        [
+            *first,
+            "prefill, tokens/s",
+            "first token, ms",
+            "start, s",
+            "start from packed, s",
+            "peak memory, GB",
+            "weights, GB",
+            "memory besides, MB",
+        ],
         [
             [
                 *row.head,
                 row.prefill(),
                 spread(row.values("first token"), 1e3),
                 spread(row.values("start")),
+                spread(row.values("start from packed")),
                 spread(row.values("peak memory"), 1e-9),
                 report.number(statistics.median(row.values("weight bytes")) / 1e9),
+                spread(row.values("memory besides"), 1e-6),
             ]
             for row in rows
         ],
@@ -248,6 +267,71 @@ def write_report(run: Run, options: argparse.Namespace) -> str:
     if failures:
         lines += ["## Turns that failed", "", *dict.fromkeys(failures), ""]
     return "\n".join(lines)
+
+
+OURS = "inflight"
+LEADS = {1: 1.1, 8: 1.5, 32: 1.35}
+"""Times the best peer that decoding is to reach, by requests at a time."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure and what it is to reach, in words."""
+
+    what: str
+    found: float
+    least: float
+    shown: str
+
+    def cells(self, row: Row) -> list[str]:
+        mark = "reached" if self.found >= self.least else "missed"
+        return [row.model, row.precision, self.what, self.shown, mark]
+
+
+def targets(rows: Sequence[Row], options: argparse.Namespace) -> list[str]:
+    """What is to be reached beside what was found. Ratios are medians of the rounds' own ratios."""
+    lines = []
+    for mine in rows:
+        if mine.contestant == OURS:
+            peers = [row for row in rows if (row.model, row.precision) == (mine.model, mine.precision) and row != mine]
+            floats = [row for row in rows if row.contestant == OURS and row.model == mine.model]
+            lines += [target.cells(mine) for target in targets_of(mine, peers, floats[0], options)]
+    return ["## To reach", "", *table(["model", "weights", "what", "found", ""], lines)] if lines else []
+
+
+def targets_of(mine: Row, peers: Sequence[Row], floats: Row, options: argparse.Namespace) -> Iterator[Target]:
+    run = mine.run
+    for count in options.concurrency:
+        figure = f"decode {count}"
+        if count == 1:
+            read = statistics.median(mine.values(figure)) * statistics.median(mine.values("weight bytes"))
+            share = read / run.bandwidth
+            yield Target("decode 1: ≥ 90 % of reading", share, 0.9, percent(share))
+        if count in LEADS:
+            yield from ahead(mine, peers, figure, LEADS[count], f"decode {count}: ≥ {LEADS[count]} × the best peer")
+    if options.prefill and mine.precision == "16bit":
+        rate = 2 * MODELS[mine.model].parameters * statistics.median(mine.values("prefill")) / run.gemm
+        yield Target("prefill: ≥ 95 % of GEMM", rate, 0.95, percent(rate))
+    if options.prefill and mine.precision == "int8" and floats.precision == "16bit":
+        yield from ahead(mine, [floats], "prefill", 1.5, "prefill: ≥ 1.5 × ours in bfloat16")
+    if options.prefill:
+        yield from ahead(mine, peers, "prefill", 1.0, "prefill: not behind any peer")
+    if mine.model == "0.5b":
+        for figure, most in (("start", 5.0), ("start from packed", 2.0)):
+            seconds = statistics.median(mine.values(figure))
+            yield Target(f"{figure}: ≤ {most:g} s", -seconds, -most, f"{seconds:.2f} s")
+        held = statistics.median(mine.values("memory besides")) / 1e6
+        yield Target("memory besides: ≤ 300 MB", -held, -300, f"{held:.0f} MB")
+
+
+def ahead(mine: Row, others: Sequence[Row], figure: str, least: float, what: str) -> Iterator[Target]:
+    """Mine to the best of the others."""
+    measured = [row for row in others if row.values(figure)]
+    if not measured:
+        return
+    best = max(measured, key=lambda row: statistics.median(row.values(figure)))
+    ratio = statistics.median(a / b for a, b in zip(mine.values(figure), best.values(figure)))
+    yield Target(what, ratio, least, f"{ratio:.2f} × {CONTESTANTS[best.contestant].title}")
 
 
 def head(run: Run, options: argparse.Namespace) -> list[str]:

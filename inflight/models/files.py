@@ -15,6 +15,8 @@ from inflight.errors import StartError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+GGUF_NAME = "model.gguf"
+"""What a GGUF file is called in a model folder."""
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 Part = tuple[int, int, int]

@@ -12,8 +12,7 @@ import torch
 from inflight.errors import StartError
 from inflight.kernels import Quantised
 from inflight.models.config import read_json
-from inflight.models.files import Part, TensorFiles
-from inflight.models.gguf import GGUF_NAME, GgufWeights
+from inflight.models.files import GGUF_NAME, Part, TensorFiles
 from inflight.models.quantised import QuantisedFiles, scheme_of
 
 __all__ = ["Checkpoint", "Part"]
@@ -77,6 +76,8 @@ class Checkpoint:
         self._used: dict[str, None] = {}
         self._source: Source
         if (folder / GGUF_NAME).is_file():
+            from inflight.models.gguf import GgufWeights  # its package takes 0.1 s to import
+
             self._source = GgufWeights(folder / GGUF_NAME, self._tell)
         else:
             config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}

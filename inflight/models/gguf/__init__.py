@@ -3,6 +3,6 @@
 `python -m inflight.models.gguf FILE FOLDER` makes the folder.
 """
 
-from inflight.models.gguf.weights import GGUF_NAME, GgufWeights
+from inflight.models.gguf.weights import GgufWeights
 
-__all__ = ["GGUF_NAME", "GgufWeights"]
+__all__ = ["GgufWeights"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from inflight.errors import StartError
+from inflight.models.files import GGUF_NAME
 from inflight.models.gguf.config import generation_config, hf_config
 from inflight.models.gguf.file import GgufFile
-from inflight.models.gguf.weights import GGUF_NAME
 
 _SPLITS_DIGITS = ("smollm", "refact", "starcoder", "command-r", "codeshell", "exaone", "minerva-7b")
 """Pre-tokenizers that are GPT-2's after each digit was cut off (llama.cpp's llama-vocab.cpp)."""

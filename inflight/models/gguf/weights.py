@@ -18,9 +18,6 @@ from inflight.models.gguf.blocks import BLOCKS, quantised
 from inflight.models.gguf.file import GgufFile, TensorInfo, whole_number
 from inflight.models.quantised import floats
 
-GGUF_NAME = "model.gguf"
-"""What a GGUF file is called in a model folder."""
-
 _ROWS = 4096  # that are decoded at a time
 _FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 _KNOWN = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
