@@ -2,7 +2,7 @@
 
     python -m bench.classic                       everything, three rounds of four seconds
     python -m bench.classic --only add-rest       one group
-    python -m bench.classic --out docs/benchmarks.md
+    python -m bench.classic --out docs/classic-benchmarks.md
 
 The servers of a group are all up at once and measured one after the other, in every round in the other direction than
 in the round before, so that a slow minute of the machine falls on all of them. Two cores in all, also for the load

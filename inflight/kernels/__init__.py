@@ -1,8 +1,7 @@
 """The CPU engine: a decoder as one native call a step, where the native library is there."""
 
-from inflight.kernels.program import (
-    ENGINE,
-    ISA,
+from inflight.kernels.library import ENGINE, ISA, instruction_sets, native_reason, top_k
+from inflight.kernels.parts import (
     Activation,
     Bytes,
     Cost,
@@ -10,16 +9,13 @@ from inflight.kernels.program import (
     Format,
     KvType,
     Layer,
-    NativeProgram,
     Norm,
     Packed,
     PackedBytes,
     Precision,
     StepArrays,
-    instruction_sets,
-    native_reason,
-    top_k,
 )
+from inflight.kernels.program import NativeProgram
 from inflight.kernels.quantised import Quantised, quantise, stack
 
 __all__ = [

@@ -9,52 +9,32 @@ import ctypes
 import enum
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
+from inflight.kernels.library import ISA, native, native_reason
+from inflight.kernels.parts import (
+    MOST_GROUPED,
+    MOST_INPUTS,
+    Activation,
+    Bytes,
+    Cost,
+    DecodeArrays,
+    Format,
+    KvType,
+    Layer,
+    Norm,
+    Packed,
+    PackedBytes,
+    Precision,
+    StepArrays,
+    StepOutput,
+)
 from inflight.kernels.quantised import Quantised
 
-try:
-    from inflight.kernels import _native  # type: ignore[attr-defined]
-except ImportError as error:  # built without a compiler
-    _native = None
-    _missing = str(error)
-else:
-    _missing = ""
-
-ISA = "INFLIGHT_CPU_ISA"
-"""Environment variable that names one of `instruction_sets`, for tests."""
-ENGINE = "INFLIGHT_CPU_ENGINE"
-"""Environment variable: `torch` leaves the native engine out."""
-
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-class Format(enum.IntEnum):
-    """How a packed weight keeps its values; `csrc/types.h` has the layouts."""
-
-    FLOAT = 0
-    BF16 = 1
-    INT8 = 2
-    GROUP8 = 3
-    GROUP4 = 4
-
-
-class KvType(enum.IntEnum):
-    """What the cache holds; INT8 has a scale for each position and head."""
-
-    FLOAT = 0
-    BF16 = 1
-    INT8 = 2
-
-
-MOST_INPUTS, MOST_GROUPED = 1 << 16, 1 << 15
-"""Inputs that one scale may span, so that sums of integers fit 32 bits: of a whole row, and of a group."""
-
-KV_DTYPES = {KvType.FLOAT: torch.float32, KvType.BF16: torch.bfloat16, KvType.INT8: torch.int8}
 
 
 class _Code(enum.IntEnum):
@@ -74,151 +54,6 @@ class _Mode(enum.IntEnum):
     GATE = 2
 
 
-class Activation(enum.IntEnum):
-    """What a gate goes through."""
-
-    SILU = 0
-    GELU = 1
-    GELU_TANH = 2
-    RELU = 3
-
-
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-Integers = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How float weights are packed.
-
-    Attributes:
-        format: of the packed weight.
-        group: inputs that share a scale, in the grouped formats.
-    """
-
-    format: Format
-    group: int = 0
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer's attention, as `inflight.nn.AttentionSpec` has it."""
-
-    heads: int
-    kv_heads: int
-    dim: int
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-
-    def block_bytes(self, block_size: int, kv: KvType) -> int:
-        """Bytes of the cache's keys and values for one block; heads are padded to a multiple of 16 values."""
-        each: int = -(-self.dim // 16) * 16 * KV_DTYPES[kv].itemsize + (4 if kv is KvType.INT8 else 0)
-        return 2 * block_size * self.kv_heads * each
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm of what an operation reads.
-
-    Attributes:
-        weight: number of its weight.
-        centered: the weight is kept as its distance from 1.
-    """
-
-    weight: int
-    eps: float
-    centered: bool = False
-
-
-@dataclass(frozen=True)
-class StepArrays:
-    """The tokens of one step; all contiguous, on the CPU.
-
-    Attributes:
-        tokens, positions, slots: int64 [T].
-        lengths: tokens of each row, R of them, sum T.
-        tables: int32 [R, blocks].
-        logits_at: int64 [S], ascending.
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
-    lengths: list[int]
-    tables: torch.Tensor
-    logits_at: torch.Tensor
-
-
-@dataclass(frozen=True)
-class DecodeArrays:
-    """The rows of a batch that decode, in its own arrays, which the step goes on in.
-
-    Attributes:
-        tokens: int32 [R, width], known tokens of each row.
-        blocks: int32 [R, blocks], block tables.
-        known: int64 [R].
-        computed: int64 [R], places of the tokens to compute now; one more after the step.
-    """
-
-    tokens: Integers
-    blocks: Integers
-    known: Integers
-    computed: Integers
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What a step gave; valid until the next one.
-
-    Attributes:
-        logits: float32 [S, vocabulary].
-        hidden: float32 [S, H], what the logits were made of.
-        best: int64 [S] on the host, the first of each row's largest logits.
-    """
-
-    logits: torch.Tensor
-    hidden: torch.Tensor
-    best: np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one operation took in the steps since `NativeProgram.measure`."""
-
-    name: str
-    product: int
-    seconds: float
-    bytes: float
-    operations: float
-
-
-@dataclass(frozen=True)
-class Packed:
-    """What a packed weight is.
-
-    Attributes:
-        format: a `Format`; `offsets`: its scales have offsets; `gated`: see `NativeProgram.product`.
-        n, k: outputs and inputs; `group`: inputs that share a scale, 0 where all of an output do.
-    """
-
-    format: int
-    offsets: bool
-    gated: bool
-    n: int
-    k: int
-    group: int
-
-
-@dataclass(frozen=True)
-class PackedBytes:
-    """A packed weight: its panels, aligned to 64, and the scales of its outputs (float32; INT8 only)."""
-
-    shape: Packed
-    data: Bytes
-    scales: Bytes
-
-
 def _view(address: int, size: int) -> Bytes:
     if not size:
         return np.empty(0, np.uint8)
@@ -227,37 +62,6 @@ def _view(address: int, size: int) -> Bytes:
 
 def _address(data: Bytes) -> int:
     return int(data.__array_interface__["data"][0])
-
-
-def native_reason() -> str | None:
-    """Why the native engine cannot run here; None where it can."""
-    if os.environ.get(ENGINE, "").lower() == "torch":
-        return f"{ENGINE} is torch"
-    if _native is None:
-        return f"the package was built without a C++ compiler; install it again where there is one ({_missing})"
-    return None
-
-
-def instruction_sets() -> list[str]:
-    """What this machine runs, the fastest first; empty without the native library."""
-    return list(_native.available()) if _native is not None else []
-
-
-class Top(NamedTuple):
-    """values float32 [rows, k], largest first; indices int64 [rows, k], of equal values the lower first."""
-
-    values: torch.Tensor
-    indices: torch.Tensor
-
-
-def top_k(logits: torch.Tensor, k: int) -> Top:
-    """The k largest of each row, float32 [rows, n]; natively where the library is there and the rows are on the CPU."""
-    rows, n = logits.shape
-    if _native is None or logits.device.type != "cpu" or logits.dtype != torch.float32 or logits.stride(-1) != 1:
-        return Top(*torch.topk(logits, k, dim=-1))
-    values, indices = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
-    _native.top_k(logits.data_ptr(), rows, logits.stride(0), n, k, values.data_ptr(), indices.data_ptr())
-    return Top(values, indices)
 
 
 def _packable(weight: Quantised) -> bool:
@@ -281,9 +85,9 @@ class NativeProgram:
     """
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
-        if _native is None:
+        if native is None:
             raise RuntimeError(native_reason())
-        self._program: Any = _native.Program(threads, isa if isa is not None else os.environ.get(ISA, ""))
+        self._program: Any = native.Program(threads, isa if isa is not None else os.environ.get(ISA, ""))
         self._widths: list[int] = []
         self._products: list[Packed] = []
         self._layers: list[Layer] = []
@@ -380,7 +184,7 @@ class NativeProgram:
             ValueError: the bytes are not those of such a weight.
         """
         shape = packed.shape
-        whole = _native.packed_bytes(shape.format, shape.offsets, shape.gated, shape.n, shape.k, shape.group)
+        whole = native.packed_bytes(shape.format, shape.offsets, shape.gated, shape.n, shape.k, shape.group)
         panels = -(-shape.n // 2 // 16) if shape.gated else -(-shape.n // 32)
         scales = panels * 32 * 4 if shape.format == Format.INT8 else 0
         if len(packed.data) != whole or len(packed.scales) != scales or (bias is not None and bias.numel() != shape.n):
@@ -554,7 +358,7 @@ class NativeProgram:
         return {"norm": norm.weight, "eps": norm.eps, "centered": norm.centered}
 
     def _add(self, code: _Code, **settings: Any) -> None:
-        operation = _native.Operation()
+        operation = native.Operation()
         operation.code = int(code)
         for name, value in settings.items():
             setattr(operation, name, int(value) if isinstance(value, enum.IntEnum) else value)

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from inflight.device import Alone
 from inflight.errors import StartError
 from inflight.kernels import (
+    ENGINE,
+    ISA,
     DecodeArrays,
     Format,
     KvType,
@@ -31,7 +33,6 @@ from inflight.kernels import (
     quantise,
     top_k,
 )
-from inflight.kernels.program import ENGINE, ISA
 from inflight.models import load_model
 from inflight.models.native import NativeDecoder
 from inflight.plan import Sampling
@@ -384,6 +385,6 @@ def test_steps_that_do_not_fit_are_refused() -> None:
     assert (rows.known.tolist(), rows.computed.tolist()) == ([2], [1])
     for known, computed in ((5, 4), (4, 3), (9, 1), (0, -1), (17, 16)):
         wrong = replace(rows, known=np.array([known]), computed=np.array([computed]))
-        with pytest.raises(IndexError, match="does not decode|token"):
+        with pytest.raises(IndexError, match=r"does not decode|token"):
             program.decode(wrong, True, out, source)
         assert (wrong.known.tolist(), wrong.computed.tolist()) == ([known], [computed])

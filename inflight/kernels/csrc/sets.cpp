@@ -1,0 +1,64 @@
+// Instruction sets: which this machine has, and the best of them.
+#include <stdexcept>
+
+#include "program.h"
+
+namespace inflight {
+
+namespace {
+
+bool supported(const std::string& name) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    bool dots = wide && __builtin_cpu_supports("avx512vnni");
+    if (name == "avx512_bf16") return dots && __builtin_cpu_supports("avx512bf16");
+    if (name == "avx512_vnni") return dots;
+    if (name == "avx512") return wide;
+    if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__aarch64__)
+    if (name == "neon") return true;
+#endif
+    return name == "scalar";
+}
+
+struct Set {
+    const char* name;
+    const Kernels* (*get)();
+};
+
+const std::vector<Set>& sets() {
+    static const std::vector<Set> all = {
+#if defined(__x86_64__)
+        {"avx512_bf16", kernels_avx512_bf16},
+        {"avx512_vnni", kernels_avx512_vnni},
+        {"avx512", kernels_avx512},
+        {"avx2", kernels_avx2},
+#elif defined(__aarch64__)
+        {"neon", kernels_neon},
+#endif
+        {"scalar", kernels_scalar},
+    };
+    return all;
+}
+
+}  // namespace
+
+std::vector<std::string> available() {
+    std::vector<std::string> names;
+    for (const Set& set : sets())
+        if (supported(set.name)) names.push_back(set.name);
+    return names;
+}
+
+const Kernels* choose(const std::string& name) {
+    std::string known;
+    for (const Set& set : sets()) {
+        if ((name.empty() || name == set.name) && supported(set.name)) return set.get();
+        if (supported(set.name)) known += std::string(known.empty() ? "" : ", ") + set.name;
+    }
+    throw std::invalid_argument("the instruction set '" + name + "' is not to be had on this machine; it has " + known);
+}
+
+}  // namespace inflight

@@ -1,0 +1,102 @@
+// What the threads of a run work on, and one of them. Of program.cpp and worker.cpp.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "program.h"
+
+namespace inflight {
+
+constexpr int64_t kMostQueries = 12;  // of one piece of attention, on any instruction set
+constexpr int64_t kAloneSize = 8192;  // inputs that every thread prepares for itself rather than wait for the others
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// One (row, key head, some of its queries, one chunk of keys or all).
+struct Task {
+    int64_t row, kv_head, first, count, chunk;
+    int64_t partial;  // where a chunk's result goes, in floats
+};
+
+struct Program::Slice {
+    Step step;  // of these tokens only
+    Output output;
+    std::vector<int64_t> begins, lengths, tables;  // of rows that have tokens here
+    std::vector<std::vector<Task>> tasks, merges;  // by layer; empty: those of the first one
+};
+
+// The step of a mixture: which expert computes which rows. Written by thread 0 between two barriers.
+struct Program::Routed {
+    std::vector<int> chosen;       // [rows][chosen] experts, most likely first
+    std::vector<float> shares;     // [rows][chosen]
+    std::vector<int64_t> place;    // [rows][chosen] row of the experts' buffers
+    std::vector<int64_t> tokens;   // token of each such row
+    std::vector<int64_t> begins;   // [experts + 1] of such rows
+    std::vector<Input> inputs, inners;  // by expert
+    Aligned<char> data, inner_data;
+    Aligned<float> scales, inner_scales, hidden, out;
+    Aligned<int32_t> sums, inner_sums;
+};
+
+struct Program::Worker {
+    Program& program;
+    int thread, threads;
+    std::vector<std::unique_ptr<Worker>>& all;
+    alignas(64) std::atomic<int64_t> next[2] = {};  // of this thread's share, in even and in odd stages
+    int stage = 0;
+    Aligned<float> attention;
+    Aligned<char> input;
+    Aligned<float> input_scales;
+    Aligned<int32_t> input_sums;
+
+    Worker(Program& p, int thread_number, std::vector<std::unique_ptr<Worker>>& workers)
+        : program(p), thread(thread_number), threads(p.pool_->size()), all(workers) {}
+
+    // Calls work(unit) for each unit of [0, units), on some thread; returns when all are done. Units are divided evenly;
+    // who is ready early helps the others. Which thread does what changes no result.
+    template <class Work>
+    void each(int64_t units, Work work) {
+        if (threads == 1) {
+            for (int64_t unit = 0; unit < units; unit++) work(unit);
+            return;
+        }
+        int now = stage++ & 1;
+        for (int i = 0; i < threads; i++) {
+            int owner = (thread + i) % threads;
+            std::atomic<int64_t>& from = all[static_cast<size_t>(owner)]->next[now];
+            int64_t begin = units * owner / threads, last = units * (owner + 1) / threads;
+            while (true) {
+                int64_t unit = begin + from.fetch_add(1, std::memory_order_relaxed);
+                if (unit >= last) break;
+                work(unit);
+            }
+        }
+        // Nobody takes from the other stage's counters now: all passed its barrier.
+        next[now ^ 1].store(0, std::memory_order_relaxed);
+        program.pool_->barrier();
+    }
+
+    void run();
+    void turns();
+    void embed(const Operation&);
+    void product(size_t number, int64_t rows);
+    void rotate(const Operation&);
+    void attend(const Operation&);
+    void norm(const Operation&, int64_t rows);
+    void gather(const Operation&);
+    void give();
+    void mixture(const Operation&);
+
+    const Slice& slice() const { return *program.slice_; }
+    float* buffer(int number) const { return program.buffers_[static_cast<size_t>(number)].get(); }
+    int64_t width(int number) const { return program.widths_[static_cast<size_t>(number)]; }
+    Norm norm_of(int weight, const Operation& op) const {
+        return {weight < 0 ? nullptr : program.norms_[static_cast<size_t>(weight)].data(), op.eps, op.centered};
+    }
+    const Kernels& kernels() const { return *program.kernels_; }
+};
+
+}  // namespace inflight
