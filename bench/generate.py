@@ -1,7 +1,7 @@
-"""Generation, side by side in one run: served over HTTP, the same engine in process, transformers' continuous batching.
+"""Generation, side by side in one run: served over HTTP, the same engine in process, other servers and engines.
 
     python -m bench.generate --rounds 3 --out docs/generation-benchmarks.md
-    python -m bench.generate --rounds 3 --against llamacpp,vllm   # their servers too: bench/setup_cpu_peers.sh
+    python -m bench.generate --rounds 3 --against transformers,llamacpp,vllm   # servers too: bench/setup_cpu_peers.sh
 
 Everything runs the same random checkpoint (135M parameters, the Llama shape of SmolLM) on the same cores, prompts of
 128 tokens, 128 tokens out, greedy, end-of-sequence ignored. In each round every contestant has its turn; figures are
@@ -208,6 +208,14 @@ def run_role(role: str, *arguments: str) -> None:
     print(contestant(folder, int(count), int(concurrency), int(seed)))
 
 
+BATCHING = "transformers"
+"""Continuous batching in process, among the names of `--against`."""
+
+
+def servers(against: Sequence[str]) -> list[str]:
+    return [name for name in against if name in PEERS]
+
+
 PLAN = ((1, 2), (SERVED_TOGETHER, 32), (32, 32))  # requests at a time, requests in all
 
 
@@ -241,12 +249,13 @@ def measure_all(files: Files, rounds: int, against: Sequence[str]) -> list[str]:
         for concurrency, count in PLAN:
             with server(folder) as address:
                 found.add_served(SERVED, concurrency, served(address, count, concurrency, number))
-            for name in against if concurrency == SERVED_TOGETHER else ():
+            for name in servers(against) if concurrency == SERVED_TOGETHER else ():
                 with peer_server(name, files) as address:
                     found.add_served(PEERS[name][0], concurrency, served(address, count, concurrency, number))
             arguments = (str(folder), str(count), str(concurrency), str(number))
             found.add(IN_PROCESS, concurrency, float(child("engine", *arguments)))
-            found.add(TRANSFORMERS, concurrency, float(child("transformers", *arguments)))
+            if BATCHING in against:
+                found.add(TRANSFORMERS, concurrency, float(child("transformers", *arguments)))
     return [*rate_lines(found), *ratio_lines(found, against), *felt_lines(found)]
 
 
@@ -264,10 +273,10 @@ def ratio_lines(found: Found, against: Sequence[str]) -> list[str]:
         target = "0.95" if concurrency == SERVED_TOGETHER else "–"
         ratio = found.ratio(SERVED, IN_PROCESS, concurrency)
         lines.append(f"| served to in process | {concurrency} | {ratio} | {target} |")
-    for concurrency, _ in PLAN:
+    for concurrency, _ in PLAN if BATCHING in against else ():
         ratio = found.ratio(SERVED, TRANSFORMERS, concurrency)
         lines.append(f"| served to transformers | {concurrency} | {ratio} | ahead |")
-    for name in against:
+    for name in servers(against):
         title = PEERS[name][0]
         ratio = found.ratio(SERVED, title, SERVED_TOGETHER)
         lines.append(f"| served to {title} | {SERVED_TOGETHER} | {ratio} | ahead |")
@@ -308,7 +317,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--against", type=names(PEERS), default="", help="llamacpp, vllm: their servers in each round")
+    parser.add_argument(
+        "--against", type=names([BATCHING, *PEERS]), default=BATCHING, help="transformers, and llamacpp, vllm: servers"
+    )
     parser.add_argument("--checkpoints", type=Path, default=DEFAULT_FOLDER, help="where checkpoints are kept")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -330,7 +341,7 @@ def main() -> None:
         f"- Command: `python -m bench.generate {' '.join(sys.argv[1:])}`",
         "",
     ]
-    files = checkpoints.ensure(options.checkpoints, MODEL, options.against)
+    files = checkpoints.ensure(options.checkpoints, MODEL, servers(options.against))
     report = "\n".join([*head, *measure_all(files, options.rounds, options.against), ""])
     print(report)
     if options.out:
