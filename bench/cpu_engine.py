@@ -349,7 +349,7 @@ def head(run: Run, options: argparse.Namespace) -> list[str]:
         f"of oneDNN with packed weights {spread([one.gemm for one in run.limits], 1e-9)} GFLOP/s, best of its shapes "
         f"({' × '.join(f'{size:,}' for size in shape)}). Both are taken at the beginning of each round; `of reading` "
         "is the bytes of weights that steps read over the first, `of GEMM` two operations for each weight and token "
-        "over the second.",
+        "over the second. On a shared machine one process may read faster than the next, so shares above 100 % occur.",
         "- Models: " + "; ".join(described(name) for name in options.models),
         f"- {options.prompt} tokens in, {options.output} out, {options.rounds} rounds: median (smallest to largest)",
         f"- Command: `{run.command}`",
