@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import torch
 native: Any
 """The extension module; None where it was built without a compiler."""
 try:
-    from inflight.kernels import _native as native  # type: ignore[attr-defined, no-redef]
+    native = import_module("inflight.kernels._native")
 except ImportError as error:
     native = None
     _missing = str(error)
