@@ -39,7 +39,6 @@ class DecodeRows:
         tokens: int32 [>= N, width], known tokens of each row.
         blocks: int32 [>= N, blocks], block table of each row.
         known, computed: int64 [>= N]; `computed` is one less than `known`, and `tokens` has room for the next.
-        block_size: tokens in one block.
         greedy: every row takes its most likely token and wants nothing else.
     """
 
@@ -48,7 +47,6 @@ class DecodeRows:
     blocks: Array
     known: Array
     computed: Array
-    block_size: int
     greedy: bool
 
 

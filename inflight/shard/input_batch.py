@@ -148,9 +148,7 @@ class InputBatch:
         """All rows, where they decode, for a model that goes on in the batch's own arrays."""
         if self._rows is None:
             greedy = all(each.greedy for each in self.sampling)
-            self._rows = DecodeRows(
-                list(self.ids), self.tokens, self._blocks, self.known, self.computed, self.block_size, greedy
-            )
+            self._rows = DecodeRows(list(self.ids), self.tokens, self._blocks, self.known, self.computed, greedy)
         return self._rows
 
     def step(self, chunks: dict[int, int], hold: Sequence[int]) -> StepInput:
