@@ -177,6 +177,8 @@ class Engine:
             await asyncio.wait([self._loop_task], timeout=0.2)
         if self._watch is not None:
             self._watch.cancel()
+        if self._aborting is not None:
+            await self._aborting
         for stream in list(self._streams.values()):
             stream.fail(Unavailable("the server stops"))
         self._encoder.close()
@@ -369,9 +371,6 @@ class Engine:
                 await self._steps()
             except WorkerLost as error:
                 log.warning("the shards of '%s' were lost: %s", self._config.name, error)
-                if self._aborting is not None:
-                    await self._aborting
-                    self._aborting = None
                 await self._replace()
             except asyncio.CancelledError:
                 raise
@@ -482,6 +481,9 @@ class Engine:
         """Starts the shards anew; whoever was running goes on from its known tokens."""
         assert self._scheduler is not None
         self._up = False
+        if self._aborting is not None:
+            await self._aborting
+            self._aborting = None
         for flight in self._flights:
             if self._metrics is not None:
                 self._metrics.generations.step_lost(flight.method)
