@@ -102,6 +102,7 @@ class GeneratorConfig:
         max_concurrent_requests: more are refused (Overloaded).
         max_batch_size: rows that are computed together.
         max_batch_prefill_tokens: prompt tokens computed in one step; None: by device.
+        max_batch_mixed_tokens: tokens up to which prompts fill a step in which others decode; None: by device.
         max_batch_total_tokens: tokens in the cache; None: all that fit.
         max_input_tokens, max_total_tokens: of one request; None: what model and cache allow.
         waiting_served_ratio, max_waiting_tokens: reported; with chunked prefill nobody waits for a pause.
@@ -136,6 +137,7 @@ class GeneratorConfig:
     max_client_batch_size: int = 4
     max_batch_size: int = 128
     max_batch_prefill_tokens: int | None = None
+    max_batch_mixed_tokens: int | None = None
     max_batch_total_tokens: int | None = None
     max_input_tokens: int | None = None
     max_total_tokens: int | None = None
@@ -150,8 +152,12 @@ class GeneratorConfig:
     tokenizer_config: Path | None = None
 
     def prefill_tokens(self, device_type: str | None) -> int:
-        """The resolved `max_batch_prefill_tokens`: a chunk delays those that stream, so it is small on a CPU."""
+        """The resolved `max_batch_prefill_tokens`: a chunk delays those that come, so it is small on a CPU."""
         return self.max_batch_prefill_tokens or (512 if device_type == "cpu" else 4096)
+
+    def mixed_tokens(self, device_type: str | None) -> int | None:
+        """The resolved `max_batch_mixed_tokens`: rows that keep the arithmetic busy, where that is known."""
+        return self.max_batch_mixed_tokens or (32 if device_type == "cpu" else None)
 
 
 @dataclass(frozen=True)

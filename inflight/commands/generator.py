@@ -104,8 +104,15 @@ GENERATOR_OPTIONS = (
     Option(
         "max-batch-prefill-tokens",
         whole(1),
-        "Prompt tokens computed in one step: what a long prompt may delay the others by. Default 512 on a CPU, "
+        "Prompt tokens computed in one step: what a prompt may delay those that come by. Default 512 on a CPU, "
         "else 4096.",
+        metavar="N",
+    ),
+    Option(
+        "max-batch-mixed-tokens",
+        whole(1),
+        "Tokens up to which prompts fill a step in which others stream, so that these are hardly delayed. Default 32 "
+        "on a CPU, else without such a limit.",
         metavar="N",
     ),
     Option("max-batch-total-tokens", whole(1), "Tokens in the cache. Default: what fits.", metavar="N"),
@@ -196,6 +203,7 @@ def generator_config(path: Path, values: Mapping[str, Any]) -> GeneratorConfig:
         max_client_batch_size=values["max_client_batch_size"],
         max_batch_size=values["max_batch_size"] or DEFAULT_ROWS,
         max_batch_prefill_tokens=values["max_batch_prefill_tokens"],
+        max_batch_mixed_tokens=values["max_batch_mixed_tokens"],
         max_batch_total_tokens=values["max_batch_total_tokens"],
         max_input_tokens=values["max_input_tokens"],
         max_total_tokens=values["max_total_tokens"],

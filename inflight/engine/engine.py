@@ -562,7 +562,8 @@ class Engine:
             generates=offer.family != ENCODER,
             adapters=tuple(adapter.name for adapter in config.adapters),
         )
-        capacity = Capacity(blocks, offer.block_size, rows, prefill + rows, prefill)
+        mixed = config.mixed_tokens(offer.device_type)
+        capacity = Capacity(blocks, offer.block_size, rows, prefill + rows, prefill, mixed)
         if self._scheduler is None:
             self._scheduler = Scheduler(capacity)
         elif capacity != self._scheduler.capacity:

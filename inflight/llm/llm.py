@@ -77,7 +77,7 @@ class LLM:
         kv_cache_memory: bytes of the cache; None: measured.
         max_batch_size: prompts that are computed together.
         lora_adapters: folders of LoRA adapters (PEFT's layout) by name.
-        config: further limits; its other fields above win over it.
+        max_batch_prefill_tokens, max_batch_mixed_tokens: of `GeneratorConfig`; None: by device.
 
     Raises:
         StartError: the model cannot be loaded.
@@ -98,6 +98,7 @@ class LLM:
         block_size: int = 16,
         max_batch_size: int = 64,
         max_batch_prefill_tokens: int | None = None,
+        max_batch_mixed_tokens: int | None = None,
         max_total_tokens: int | None = None,
         plans_in_flight: int = 2,
         allow_pickle: bool = False,
@@ -112,6 +113,7 @@ class LLM:
             path.name,
             max_batch_size=max_batch_size,
             max_batch_prefill_tokens=max_batch_prefill_tokens,
+            max_batch_mixed_tokens=max_batch_mixed_tokens,
             max_total_tokens=max_total_tokens,
             max_concurrent_requests=1 << 30,
             plans_in_flight=plans_in_flight,

@@ -16,6 +16,12 @@ EXPECTED_OUTPUT = 512
 """Tokens that a row is taken to generate at most when admission estimates the peak: most requests end long before a
 generous `max_new_tokens`. Where the guess is wrong, the youngest row is preempted."""
 
+BURST = 1024
+"""Tokens of prompts for which rows with a first token wait at most, where requests came together."""
+
+SHARE = 8
+"""Prompt tokens that a step computes for each request that waits for its first token, where many do."""
+
 PURGE = 1024
 """Finished requests in the middle of a queue above which the queues are swept."""
 
@@ -29,6 +35,8 @@ class Capacity:
         max_rows: rows of the batch (`max_batch_size`).
         max_step_tokens: tokens of one step, decoding rows and chunks together.
         max_prefill_tokens: of them, tokens of chunks (`max_batch_prefill_tokens`).
+        mixed_tokens: of a step in which rows decode, tokens up to which chunks fill it (`max_batch_mixed_tokens`).
+            None: as in every other step, and nobody waits for a burst.
     """
 
     num_blocks: int
@@ -36,6 +44,7 @@ class Capacity:
     max_rows: int
     max_step_tokens: int
     max_prefill_tokens: int
+    mixed_tokens: int | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -76,6 +85,7 @@ class Scheduler:
         self._in_flight: deque[int] = deque()
         self._step = 0
         self._admitted = 0
+        self._burst = 0  # tokens of prompts computed since a row last decoded, while one could have
         self.preemptions = 0
 
     # The owner's side
@@ -125,13 +135,15 @@ class Scheduler:
         """The next step; None where no row has anything to compute.
 
         Running rows come first, then chunks of prompts already begun, then new requests in order, as long as tokens,
-        rows and blocks last. A long prompt delays the others by one chunk at most.
+        rows and blocks last. Prompts delay those that stream by one chunk a token, and that is small (`_spare`); only
+        before anybody streams do they go first (`_prompts_of_burst`).
         """
         draft = _Draft(self.capacity.max_step_tokens, self.capacity.max_prefill_tokens)
         self._let_go(draft)
-        self._decode(draft)
-        self._continue_prompts(draft)
-        self._admit(draft)
+        if not self._prompts_of_burst(draft):
+            self._decode(draft)
+            self._spare(draft)
+            self._prompts(draft)
         if not draft.rows:
             self._leaving = draft.filter  # told with the next step that computes something
             return None
@@ -197,6 +209,7 @@ class Scheduler:
                 self._put_back(sequence)
         self._running = []
         self._leaving = []
+        self._burst = 0
         self._in_flight.clear()
         self._step = 0
         self.pool.clear()
@@ -238,6 +251,45 @@ class Scheduler:
             self._sample(row, draft)
             draft.rows += 1
             draft.budget -= 1
+
+    def _prompts_of_burst(self, draft: _Draft) -> bool:
+        """Plans prompts alone while no row has more than its first token; False where the step is not such a one.
+
+        Requests that came together get their first tokens at the full rate of prompts and then stream in one batch,
+        which decodes as fast as a single row would. The first of them waits for `BURST` tokens of the others at most.
+        """
+        if self.capacity.mixed_tokens is None or self._burst >= BURST:
+            return False
+        ready = [row for row in self._running if self._decodes(row)]
+        if not ready or any(len(row.tokens) + row.pending > row.num_prompt + 1 for row in ready):
+            return False
+        self._prompts(draft)
+        if not draft.rows:
+            return False
+        draft.hold.extend(row.id for row in ready)
+        self._burst += self.capacity.max_prefill_tokens - draft.prefill_budget
+        return True
+
+    def _spare(self, draft: _Draft) -> None:
+        """Where rows decode, prompts get what the arithmetic has left while the weights are read.
+
+        A step of a few rows takes as long as reading the weights, whatever it computes meanwhile: up to `mixed_tokens`
+        prompts go along at their full rate, and every token comes a little later instead of some very late. Where that
+        is little, prompts get a token for each row that decodes, so that requests join as fast as they leave, and
+        `SHARE` for each one that waits and could have a row: the more wait, the more those that stream give way.
+        Chunks beside decoding rows: Agrawal et al., 2024, "Sarathi-Serve".
+        """
+        capacity = self.capacity
+        if not draft.rows or capacity.mixed_tokens is None:
+            return
+        self._burst = 0
+        behind = len(self._running) - draft.rows + min(self.waiting, capacity.max_rows - len(self._running))
+        share = max(capacity.mixed_tokens - draft.rows, draft.rows + SHARE * behind)
+        draft.prefill_budget = min(draft.prefill_budget, share)
+
+    def _prompts(self, draft: _Draft) -> None:
+        self._continue_prompts(draft)
+        self._admit(draft)
 
     def _continue_prompts(self, draft: _Draft) -> None:
         for row in self._running:

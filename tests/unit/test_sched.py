@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from inflight.errors import InvalidRequest
 from inflight.plan import Sampling, StepPlan
 from inflight.sched import BlockPool, Capacity, Scheduler, Sequence
+from inflight.sched.scheduler import BURST, SHARE
 from tests.fake_shards import FakeShards, expected
 
 PREFIX = [7] * 40
@@ -129,7 +130,10 @@ events = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(
     events,
-    st.sampled_from([(20, 4, 3, 9, 9), (64, 4, 8, 24, 16), (30, 8, 4, 200, 200), (40, 2, 16, 17, 1)]),
+    st.sampled_from(
+        [(20, 4, 3, 9, 9), (64, 4, 8, 24, 16), (30, 8, 4, 200, 200), (40, 2, 16, 17, 1)]
+        + [(20, 4, 3, 9, 9, 2), (64, 4, 8, 24, 16, 5), (40, 2, 16, 17, 17, 17)]
+    ),
     st.integers(1, 3),
 )
 def test_random_traffic(happenings: list[tuple[str, object]], size: tuple[int, ...], depth: int) -> None:
@@ -196,6 +200,90 @@ def test_a_long_prompt_delays_the_others_by_one_chunk() -> None:
         bench.step()
         assert len(bench.out[0]) == before + 1
     assert bench.out[1]
+    bench.drain()
+    bench.check({})
+
+
+def steady(rows: int = 40) -> Capacity:
+    """As on a CPU."""
+    return Capacity(2000, 4, rows, 256 + rows, 256, mixed_tokens=32)
+
+
+def tokens_of(bench: Bench) -> tuple[int, int]:
+    """Runs a step. Returns how many tokens of prompts it computes, and how many rows decode in it."""
+    bench.submit()
+    plan = bench.plans[-1]
+    chunks = [each.chunk for each in plan.prefill]
+    decoding = len(bench.shards.rows) - len(plan.filter) - len(plan.hold)
+    decoding -= sum(each.token_ids is None for each in plan.prefill)  # they are rows already
+    bench.answer()
+    return sum(chunks), decoding
+
+
+def test_prompts_fill_up_the_steps_of_those_that_stream() -> None:
+    bench = Bench(steady(), depth=1)
+    bench.add(Sequence(0, [1, 2, 3], Sampling(), 60))
+    bench.step()
+    bench.step()
+    bench.add(Sequence(1, list(range(400)), Sampling(), 40))
+    for _ in range(400 // 31):
+        before = len(bench.out[0])
+        assert tokens_of(bench) == (31, 1)
+        assert len(bench.out[0]) == before + 1
+    assert not bench.out[1]
+    assert tokens_of(bench) == (400 % 31, 1)
+    assert tokens_of(bench) == (0, 2)
+    bench.drain()
+    bench.check({})
+
+
+def test_the_more_wait_the_more_give_way() -> None:
+    bench = Bench(steady(rows=12), depth=1)
+    for id in range(4):
+        bench.add(Sequence(id, [id, 1, 2], Sampling(), 60))
+    bench.step()
+    bench.step()
+    for id in range(4, 100):
+        bench.add(Sequence(id, [id] * 200, Sampling(), 2))
+    assert tokens_of(bench) == (4 + SHARE * 8, 4), "for as many as there are rows for"
+    for id in range(5, 100):
+        bench.scheduler.finish(id)
+    assert tokens_of(bench) == (32 - 4, 4)
+
+
+def test_those_that_come_together_stream_together() -> None:
+    bench = Bench(steady(), depth=1)
+    for id in range(8):
+        bench.add(Sequence(id, [id] * 128, Sampling(), 10))
+    assert [tokens_of(bench) for _ in range(4)] == [(256, 0)] * 4
+    assert [len(bench.out[id]) for id in range(8)] == [1] * 8
+    assert tokens_of(bench) == (0, 8)
+    bench.add(Sequence(8, [8] * 128, Sampling(), 10))
+    assert tokens_of(bench) == (24, 8), "now they stream"
+    bench.drain()
+    bench.check({})
+
+
+def test_nobody_waits_for_more_than_a_burst() -> None:
+    bench = Bench(steady(), depth=1)
+    bench.add(Sequence(0, [1, 2, 3], Sampling(), 10))
+    bench.step()
+    bench.add(Sequence(1, list(range(4000)), Sampling(), 10))
+    held = 0
+    while len(bench.out[0]) < 2:
+        prompt, decoding = tokens_of(bench)
+        held += 0 if decoding else prompt
+    assert held == BURST
+    bench.drain()
+    bench.check({})
+
+
+def test_a_burst_that_does_not_fit_keeps_nobody_waiting() -> None:
+    bench = Bench(Capacity(30, 4, 8, 64, 32, mixed_tokens=32), depth=1)
+    bench.add(Sequence(0, [1, 2, 3], Sampling(), 20))
+    bench.step()
+    bench.add(Sequence(1, [4] * 110, Sampling(), 3))
+    assert tokens_of(bench) == (0, 1), "no room for the second, and the first goes on"
     bench.drain()
     bench.check({})
 
