@@ -51,7 +51,8 @@ struct Subs {
 };
 
 INLINE int64_t slot_of(const Attention& a, const int32_t* table, int64_t position) {
-    return static_cast<int64_t>(table[position / a.block_size]) * a.block_size + position % a.block_size;
+    uint32_t at = static_cast<uint32_t>(position), size = static_cast<uint32_t>(a.block_size);  // a short division
+    return static_cast<int64_t>(table[at / size]) * a.block_size + at % size;
 }
 
 template <class T>
@@ -203,33 +204,43 @@ INLINE void score(const Attention& a, const Subs& subs, const Ahead& next, const
     }
 }
 
+// What is done to scores before their maximum: with a scale of each key, or a cap, the scale of all is not left to the end.
+INLINE F early(const Attention& a, const Scratch& s, int64_t i, F x) {
+    x = mul(x, splat(a.softcap != 0.0f ? a.scale / a.softcap : a.scale * kLog2e));
+    if (a.type == KvType::kInt8) x = mul(x, load(s.key_scales + i * kSub));
+    return a.softcap != 0.0f ? mul(hyperbolic_tangent(x), splat(a.softcap * kLog2e)) : x;
+}
+
 // Scores to chances: the maximum of each row first, then the factors that former sums take, all rows' in one go.
-template <int M>
+template <int M, bool Wide>
 INLINE void soften(const Attention& a, const Subs& subs, const int64_t (&from)[M], const int64_t (&to)[M], int64_t block,
                    const Scratch& s, float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
-    F scale = splat(a.softcap != 0.0f ? a.scale / a.softcap : a.scale * kLog2e), never = splat(-INFINITY);
+    F never = splat(-INFINITY);
+    bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f;  // the largest stays so times the scale
+    float scale = late ? a.scale * kLog2e : 1.0f;
     alignas(64) float fresh[16] = {};
     EACH_ROW for (int m = 0; m < M; m++) {
         float* scores = s.scores + m * kBlock;
         F most = never;
         for (int64_t i = 0; i < subs.count; i++) {
-            F x = mul(load(scores + i * kSub), scale);
-            if (a.type == KvType::kInt8) x = mul(x, load(s.key_scales + i * kSub));
-            if (a.softcap != 0.0f) x = mul(hyperbolic_tangent(x), splat(a.softcap * kLog2e));
+            F x = load(scores + i * kSub);
+            if (!late) x = early(a, s, i, x);
             int64_t first = block + i * kSub;
-            if (from[m] > first || to[m] < first + kSub) x = keep_lanes(x, from[m] - first, to[m] - first, never);
-            store(scores + i * kSub, x);
+            bool part = from[m] > first || to[m] < first + kSub;
+            if (part) x = keep_lanes(x, from[m] - first, to[m] - first, never);
+            if (part || !late) store(scores + i * kSub, x);
             most = max(most, x);
         }
-        float now = highest(most);
+        float now = highest(most) * scale;
         fresh[m] = now > peaks[m] ? now : peaks[m];
     }
     store(factors, exp2(sub(load(peaks), load(fresh))));
     std::memcpy(peaks, fresh, sizeof fresh);
     EACH_ROW for (int m = 0; m < M; m++) {
-        F shift = splat(fresh[m]), total = mul(totals[m], splat(factors[m]));
+        F shift = splat(-fresh[m]), total = mul(totals[m], splat(factors[m]));
         for (int64_t i = 0; i < subs.count; i++) {
-            F chance = exp2(sub(load(s.scores + m * kBlock + i * kSub), shift));
+            F x = fma(load(s.scores + m * kBlock + i * kSub), splat(scale), shift);
+            F chance = Wide ? exp2(x) : exp2_short(x);
             total = add(total, chance);
             if (a.type == KvType::kInt8) chance = mul(chance, load(s.value_scales + i * kSub));
             if (a.type == KvType::kFloat)
@@ -293,29 +304,30 @@ template <int M, bool Wide>
 void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
     int64_t group = a.heads / a.kv_heads;
     int64_t from[M], to[M];  // positions that a row sees
+    const float* queries[M];
     int64_t begin = INT64_MAX, end = 0;
     for (int m = 0; m < M; m++) {
         int64_t token = (q.first + m) / group, head = (q.first + m) % group;
-        const float* x = q.q + token * q.q_stride + head * a.dim;
+        queries[m] = q.q + token * q.q_stride + head * a.dim;
         to[m] = q.positions[token] + 1;
         from[m] = a.window && to[m] > a.window ? to[m] - a.window : 0;
         begin = from[m] < begin ? from[m] : begin;
         end = to[m] > end ? to[m] : end;
-        if (Wide) {
-            float* at = reinterpret_cast<float*>(s.queries) + m;
-            for (int64_t d = 0; d < a.depth; d++) at[d * M] = d < a.dim ? x[d] : 0.0f;
-        } else {
-            for (int64_t d = 0; d < a.depth; d += kLanes) {
-                alignas(64) uint16_t halves_of_it[16];
-                to_bf16(load_part(x + d, a.dim - d < 0 ? 0 : a.dim - d), halves_of_it);
-                char* to_query = s.queries + (d / 2 * M + m) * 4;
-                for (int64_t step = 0; step < 8; step++) std::memcpy(to_query + step * 4 * M, halves_of_it + 2 * step, 4);
-            }
+    }
+    for (int64_t d = 0; d < a.depth; d += kLanes) {
+        alignas(64) char bits[4][64];
+        char* at = s.queries + (Wide ? d : d / 2) * M * 4;
+        int64_t values = Wide ? kLanes : kLanes / 2;
+        EACH_ROW for (int m = 0; m < M; m++) {
+            F x = load_part(queries[m] + d, a.dim - d < 0 ? 0 : a.dim - d);
+            if (Wide) store(reinterpret_cast<float*>(bits[m % 4]), x);
+            else to_bf16(x, reinterpret_cast<uint16_t*>(bits[m % 4]));
+            if (m >= M / 4 * 4) spread(bits[m % 4], values, at + 4 * m, 4 * M);
+            else if (m % 4 == 3) spread(bits, values, at + 4 * (m - 3), 4 * M);
         }
     }
     float peaks[M], totals[M];
     for (int m = 0; m < M; m++) peaks[m] = kNever, totals[m] = 0.0f;
-    std::memset(s.whole, 0, static_cast<size_t>(M * a.depth) * 4);
     int64_t first_chunk = q.chunk < 0 ? begin / kChunk : q.chunk;
     int64_t last_chunk = q.chunk < 0 ? (end + kChunk - 1) / kChunk : q.chunk + 1;
     for (int64_t chunk = first_chunk; chunk < last_chunk; chunk++) {
@@ -330,14 +342,22 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
             Subs subs = find(a, q, block, high, s);
             Ahead next = foresee(a, q, block + kBlock, end, subs);
             score<M, Wide>(a, subs, next, s);
-            soften<M>(a, subs, from, to, block, s, chunk_peaks, chunk_totals, factors);
+            soften<M, Wide>(a, subs, from, to, block, s, chunk_peaks, chunk_totals, factors);
             int64_t d = 0;
             for (; d + 2 * kLanes <= a.depth; d += 2 * kLanes) weigh<M, Wide, 2>(a, subs, next, s, factors, d);
             if (d < a.depth) weigh<M, Wide, 1>(a, subs, next, s, factors, d);
         }
-        for (int m = 0; m < M; m++)
-            merge_into(a.depth, peaks[m], totals[m], s.whole + m * a.depth, chunk_peaks[m], sum(chunk_totals[m]),
-                       s.sums + m * a.depth);
+        for (int m = 0; m < M; m++) {
+            float* whole = s.whole + m * a.depth;
+            const float* sums = s.sums + m * a.depth;
+            if (chunk != first_chunk) {
+                merge_into(a.depth, peaks[m], totals[m], whole, chunk_peaks[m], sum(chunk_totals[m]), sums);
+                continue;
+            }
+            peaks[m] = chunk_peaks[m];
+            totals[m] = sum(chunk_totals[m]);
+            for (int64_t d = 0; d < a.depth; d += kLanes) store(whole + d, add(load(sums + d), zero()));  // as a merge: no -0
+        }
     }
     for (int m = 0; m < M; m++) {
         float* whole = s.whole + m * a.depth;

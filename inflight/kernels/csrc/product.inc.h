@@ -30,14 +30,17 @@ INLINE Fetch fetch_of(const Weights& w, int64_t panel, int64_t tile, int64_t til
     return {begin + w.panel_bytes + (tile - 1) * w.panel_bytes / (tiles - 1), 128 / (tiles - 1)};
 }
 
-// 16 values of row `m` as the next product reads them, see Input; `columns` is even.
+// 16 columns of a tile's rows as the next product reads them, see Input; `columns` is even.
 template <int M>
-INLINE void put(F value, char* tile, int64_t column, int m, int64_t columns) {
-    alignas(64) uint16_t halves_of_it[16];
-    to_bf16(value, halves_of_it);
-    char* at = tile + (column / 2 * M + m) * 4;
+INLINE void put(const F (&values)[M], char* tile, int64_t column, int64_t columns) {
     int64_t pairs = columns - column < kLanes ? (columns - column) / 2 : kLanes / 2;
-    for (int64_t pair = 0; pair < pairs; pair++) std::memcpy(at + pair * 4 * M, halves_of_it + 2 * pair, 4);
+    char* at = tile + column / 2 * M * 4;
+    alignas(64) char bits[4][64];
+    EACH_ROW for (int m = 0; m < M; m++) {
+        to_bf16(values[m], reinterpret_cast<uint16_t*>(bits[m % 4]));
+        if (m >= M / 4 * 4) spread(bits[m % 4], pairs, at + 4 * m, 4 * M);
+        else if (m % 4 == 3) spread(bits, pairs, at + 4 * (m - 3), 4 * M);
+    }
 }
 
 template <int M>
@@ -45,23 +48,23 @@ INLINE void finish(const Weights& w, const F (&sums)[M][2], int64_t panel, int64
     F bias[2] = {zero(), zero()};
     if (w.bias)
         for (int j = 0; j < 2; j++) bias[j] = load(w.bias + panel * kPanel + j * kLanes);
-    int64_t columns = w.gated ? w.n / 2 : w.n;
-    EACH_ROW for (int m = 0; m < M; m++) {
-        F y[2] = {w.bias ? add(sums[m][0], bias[0]) : sums[m][0], w.bias ? add(sums[m][1], bias[1]) : sums[m][1]};
-        float* out = t.out + (row + m) * t.stride;
-        if (t.mode == Mode::kGate) {
-            F value = mul(activated(t.act, y[0]), y[1]);
-            if (t.tiles) put<M>(value, t.tiles + row * columns * 2, panel * kLanes, m, columns);
-            else store_part(out + panel * kLanes, value, columns - panel * kLanes);
-            continue;
-        }
-        for (int j = 0; j < 2; j++) {
-            int64_t column = panel * kPanel + j * kLanes, left = columns - column;
-            if (left <= 0) break;
-            F value = t.mode == Mode::kAdd ? fma(y[j], splat(t.scale), load_part(out + column, left)) : y[j];
-            store_part(out + column, value, left);
-        }
+    auto value = [&](int m, int j) { return w.bias ? add(sums[m][j], bias[j]) : sums[m][j]; };
+    if (t.mode == Mode::kGate) {
+        int64_t columns = w.n / 2, column = panel * kLanes;
+        F gated[M];
+        EACH_ROW for (int m = 0; m < M; m++) gated[m] = mul(activated(t.act, value(m, 0)), value(m, 1));
+        if (t.tiles) return put<M>(gated, t.tiles + row * columns * 2, column, columns);
+        for (int m = 0; m < M; m++) store_part(t.out + (row + m) * t.stride + column, gated[m], columns - column);
+        return;
     }
+    EACH_ROW for (int m = 0; m < M; m++)
+        for (int j = 0; j < 2; j++) {
+            int64_t column = panel * kPanel + j * kLanes, left = w.n - column;
+            if (left <= 0) break;
+            float* out = t.out + (row + m) * t.stride + column;
+            F y = value(m, j);
+            store_part(out, t.mode == Mode::kAdd ? fma(y, splat(t.scale), load_part(out, left)) : y, left);
+        }
 }
 
 template <int M>
@@ -161,6 +164,12 @@ void tile(const Weights& w, Fetch fetch, const Input& in, int64_t panel, int64_t
     EACH_ROW for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = zero();
     const char* weights = w.data + panel * w.panel_bytes;
     const char* x = in.data + row * w.depth * input_bytes(T);
+    if (target.mode == Mode::kAdd)  // what is added to, unless it lies near anyway
+        for (int m = 0; m < M; m++) {
+            const float* out = target.out + (row + m) * target.stride + panel * kPanel;
+            __builtin_prefetch(out, 1, 2);
+            __builtin_prefetch(out + kLanes, 1, 2);
+        }
     if (T == Format::kFloat) tile_float<M>(w, fetch, weights, x, sums);
     if (T == Format::kBf16) tile_bf16<M>(w, fetch, weights, x, sums);
     if (T == Format::kInt8) tile_int8<M>(w, fetch, weights, x, in.scales + row, in.sums + row, w.scales + panel * kPanel, sums);

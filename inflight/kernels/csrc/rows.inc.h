@@ -55,27 +55,28 @@ void prepare(const Weights& w, const float* const* rows, Norm norm, const Input&
     int32_t zero_point = w.offsets ? 1 : w.format == Format::kGroup4 ? -8 : -128;
     for (int64_t begin = 0; begin < w.depth;) {
         int64_t group_end = (begin / group + 1) * group, end = begin + kStretch < group_end ? begin + kStretch : group_end;
-        for (int64_t row = 0; row < count; row++) {
+        for (int64_t row = 0, together; row < count; row += together) {
+            together = count - row < 4 ? 1 : 4;
             for (int64_t i = begin; i < end; i += kLanes) {
-                F x = i < w.k ? value(row, i) : zero();
-                int64_t inputs = end - i < kLanes ? end - i : kLanes;
-                if (inputs < kLanes) x = keep_lanes(x, 0, inputs, zero());  // the others are the next group's
-                char* at = to + i / step_of(w.format) * stride + 4 * row;
-                alignas(64) char bits[64];
-                if (w.format == Format::kFloat) store(reinterpret_cast<float*>(bits), x);
-                if (w.format == Format::kBf16) to_bf16(x, reinterpret_cast<uint16_t*>(bits));
-                if (integers) sums[row] = add(sums[row], to_int8(mul(x, inverses[row]), reinterpret_cast<int8_t*>(bits)));
-                int64_t steps = inputs / step_of(w.format);
-                if (steps == 8) {  // the common one, unrolled
-                    for (int s = 0; s < 8; s++) std::memcpy(at + s * stride, bits + 4 * s, 4);
-                } else {
-                    for (int64_t s = 0; s < steps; s++) std::memcpy(at + s * stride, bits + 4 * s, 4);
+                int64_t inputs = end - i < kLanes ? end - i : kLanes, steps = inputs / step_of(w.format);
+                alignas(64) char bits[4][64];
+                for (int64_t r = 0; r < together; r++) {
+                    F x = i < w.k ? value(row + r, i) : zero();
+                    if (inputs < kLanes) x = keep_lanes(x, 0, inputs, zero());  // the others are the next group's
+                    if (w.format == Format::kFloat) store(reinterpret_cast<float*>(bits[r]), x);
+                    if (w.format == Format::kBf16) to_bf16(x, reinterpret_cast<uint16_t*>(bits[r]));
+                    if (!integers) continue;
+                    I codes = to_int8(mul(x, inverses[row + r]), reinterpret_cast<int8_t*>(bits[r]));
+                    sums[row + r] = add(sums[row + r], codes);
                 }
+                char* at = to + i / step_of(w.format) * stride + 4 * row;
+                if (together == 4) spread(bits, steps, at, stride);
+                else spread(bits[0], steps, at, stride);
             }
-            if (end == group_end && integers) {
-                group_sums[end / group * count - count + row] =
-                    static_cast<int32_t>(static_cast<uint32_t>(sum(sums[row])) * static_cast<uint32_t>(zero_point));
-                sums[row] = whole(0);
+            for (int64_t r = row; r < row + together && end == group_end && integers; r++) {
+                group_sums[end / group * count - count + r] =
+                    static_cast<int32_t>(static_cast<uint32_t>(sum(sums[r])) * static_cast<uint32_t>(zero_point));
+                sums[r] = whole(0);
             }
         }
         begin = end;

@@ -75,10 +75,22 @@ INLINE F rounded(F x) {
     constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(x.a, nearest), _mm256_round_ps(x.b, nearest)};
 }
+// x * 2 ** n for whole n in [kLeastPower, 127]; at kLeastPower it is 0.
+constexpr float kLeastPower = -127.0f;
 INLINE __m256 power_of_two(__m256 n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
-INLINE F power_of_two(F n) { return {power_of_two(n.a), power_of_two(n.b)}; }
+INLINE F scaled(F x, F n) { return mul(x, F{power_of_two(n.a), power_of_two(n.b)}); }
+
+// Four times four values of 4 bytes, rows to columns: column i goes to `to` + i * `stride`.
+INLINE void transpose(const char* a, const char* b, const char* c, const char* d, char* to, int64_t stride) {
+    auto row = [](const char* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
+    __m128i ab = _mm_unpacklo_epi32(row(a), row(b)), cd = _mm_unpacklo_epi32(row(c), row(d));
+    __m128i ab_last = _mm_unpackhi_epi32(row(a), row(b)), cd_last = _mm_unpackhi_epi32(row(c), row(d));
+    __m128i columns[4] = {_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd), _mm_unpacklo_epi64(ab_last, cd_last),
+                          _mm_unpackhi_epi64(ab_last, cd_last)};
+    for (int i = 0; i < 4; i++) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * stride), columns[i]);
+}
 
 INLINE I whole(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 INLINE I add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }

@@ -47,9 +47,18 @@ INLINE F keep_lanes(F x, int64_t from, int64_t to, F other) {
 INLINE float sum(F x) { return _mm512_reduce_add_ps(x); }
 INLINE float highest(F x) { return _mm512_reduce_max_ps(x); }
 INLINE F rounded(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// 2 ** n for whole n in [-127, 127]; -127 gives 0.
-INLINE F power_of_two(F n) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+// x * 2 ** n for whole n in [kLeastPower, 127]; at kLeastPower it is 0, for x within [0.5, 2].
+constexpr float kLeastPower = -256.0f;
+INLINE F scaled(F x, F n) { return _mm512_scalef_ps(x, n); }
+
+// Four times four values of 4 bytes, rows to columns: column i goes to `to` + i * `stride`.
+INLINE void transpose(const char* a, const char* b, const char* c, const char* d, char* to, int64_t stride) {
+    auto row = [](const char* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
+    __m128i ab = _mm_unpacklo_epi32(row(a), row(b)), cd = _mm_unpacklo_epi32(row(c), row(d));
+    __m128i ab_last = _mm_unpackhi_epi32(row(a), row(b)), cd_last = _mm_unpackhi_epi32(row(c), row(d));
+    __m128i columns[4] = {_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd), _mm_unpacklo_epi64(ab_last, cd_last),
+                          _mm_unpackhi_epi64(ab_last, cd_last)};
+    for (int i = 0; i < 4; i++) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * stride), columns[i]);
 }
 
 INLINE I whole(int32_t x) { return _mm512_set1_epi32(x); }

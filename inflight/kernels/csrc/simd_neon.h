@@ -82,10 +82,19 @@ INLINE float sum(F x) {
 }
 INLINE float highest(F x) { return vmaxvq_f32(max(max(x.a, x.b), max(x.c, x.d))); }
 INLINE F rounded(F x) { return {vrndnq_f32(x.a), vrndnq_f32(x.b), vrndnq_f32(x.c), vrndnq_f32(x.d)}; }
+// x * 2 ** n for whole n in [kLeastPower, 127]; at kLeastPower it is 0.
+constexpr float kLeastPower = -127.0f;
 INLINE float32x4_t power_of_two(float32x4_t n) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
 }
-INLINE F power_of_two(F n) { return {power_of_two(n.a), power_of_two(n.b), power_of_two(n.c), power_of_two(n.d)}; }
+INLINE F scaled(F x, F n) { return mul(x, F{power_of_two(n.a), power_of_two(n.b), power_of_two(n.c), power_of_two(n.d)}); }
+
+// Four times four values of 4 bytes, rows to columns: column i goes to `to` + i * `stride`.
+INLINE void transpose(const char* a, const char* b, const char* c, const char* d, char* to, int64_t stride) {
+    const char* rows[4] = {a, b, c, d};
+    for (int i = 0; i < 4; i++)
+        for (int row = 0; row < 4; row++) std::memcpy(to + i * stride + 4 * row, rows[row] + 4 * i, 4);
+}
 
 INLINE I whole(int32_t x) {
     int32x4_t all = vdupq_n_s32(x);

@@ -55,13 +55,22 @@ INLINE float highest(F x) {
     return most;
 }
 INLINE F rounded(F x) { return lanes([&](int i) { return std::nearbyint(x.v[i]); }); }
-INLINE F power_of_two(F n) {
+// x * 2 ** n for whole n in [kLeastPower, 127]; at kLeastPower it is 0.
+constexpr float kLeastPower = -127.0f;
+INLINE F scaled(F x, F n) {
     return lanes([&](int i) {
         uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23;
-        float out;
-        std::memcpy(&out, &bits, 4);
-        return out;
+        float power;
+        std::memcpy(&power, &bits, 4);
+        return x.v[i] * power;
     });
+}
+
+// Four times four values of 4 bytes, rows to columns: column i goes to `to` + i * `stride`.
+INLINE void transpose(const char* a, const char* b, const char* c, const char* d, char* to, int64_t stride) {
+    const char* rows[4] = {a, b, c, d};
+    for (int i = 0; i < 4; i++)
+        for (int row = 0; row < 4; row++) std::memcpy(to + i * stride + 4 * row, rows[row] + 4 * i, 4);
 }
 
 INLINE I whole(int32_t x) {
