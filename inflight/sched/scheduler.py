@@ -17,7 +17,10 @@ EXPECTED_OUTPUT = 512
 generous `max_new_tokens`. Where the guess is wrong, the youngest row is preempted."""
 
 BURST = 1024
-"""Tokens of prompts for which rows with a first token wait at most, where requests came together."""
+"""Tokens of prompts for which rows that have just begun wait at most, where requests came together."""
+
+BEGUN = 2
+"""Tokens of a row that has just begun: its first, and the one that was planned before the others of a burst came."""
 
 SHARE = 8
 """Prompt tokens that a step computes for each request that waits for its first token, where many do."""
@@ -85,7 +88,7 @@ class Scheduler:
         self._in_flight: deque[int] = deque()
         self._step = 0
         self._admitted = 0
-        self._burst = 0  # tokens of prompts computed since a row last decoded, while one could have
+        self._burst = 0  # tokens of prompts for which rows have waited, since all of them have just begun
         self.preemptions = 0
 
     # The owner's side
@@ -253,15 +256,18 @@ class Scheduler:
             draft.budget -= 1
 
     def _prompts_of_burst(self, draft: _Draft) -> bool:
-        """Plans prompts alone while no row has more than its first token; False where the step is not such a one.
+        """Plans prompts alone while all rows have just begun; False where the step is not such a one.
 
         Requests that came together get their first tokens at the full rate of prompts and then stream in one batch,
         which decodes as fast as a single row would. The first of them waits for `BURST` tokens of the others at most.
         """
-        if self.capacity.mixed_tokens is None or self._burst >= BURST:
+        if self.capacity.mixed_tokens is None:
             return False
         ready = [row for row in self._running if self._decodes(row)]
-        if not ready or any(len(row.tokens) + row.pending > row.num_prompt + 1 for row in ready):
+        if not ready or any(len(row.tokens) + row.pending > row.num_prompt + BEGUN for row in ready):
+            self._burst = 0
+            return False
+        if self._burst >= BURST:
             return False
         self._prompts(draft)
         if not draft.rows:
@@ -282,7 +288,6 @@ class Scheduler:
         capacity = self.capacity
         if not draft.rows or capacity.mixed_tokens is None:
             return
-        self._burst = 0
         behind = len(self._running) - draft.rows + min(self.waiting, capacity.max_rows - len(self._running))
         share = max(capacity.mixed_tokens - draft.rows, draft.rows + SHARE * behind)
         draft.prefill_budget = min(draft.prefill_budget, share)
