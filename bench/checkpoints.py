@@ -52,9 +52,18 @@ class Shape:
     @property
     def parameters(self) -> int:
         """Weights of matrices that a token is multiplied with; the tied embedding counts once, as the head."""
+        return self._of_layers + self.vocabulary * self.hidden
+
+    @property
+    def _of_layers(self) -> int:
         head = self.hidden // self.heads
         attention = self.hidden * head * 2 * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.mlp) + self.vocabulary * self.hidden
+        return self.layers * (attention + 3 * self.hidden * self.mlp)
+
+    def prefill_operations(self, tokens: int) -> int:
+        """What a prompt needs: layers for each token, the head for the last, scores and sums over what each sees."""
+        seen = tokens * (tokens + 1) // 2
+        return 2 * tokens * self._of_layers + 2 * self.vocabulary * self.hidden + 4 * self.layers * self.hidden * seen
 
 
 MODELS = {

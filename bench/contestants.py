@@ -107,6 +107,10 @@ class Contestant(abc.ABC):
     def weight_bytes(self) -> float:
         """Bytes of all weights that one step of decoding reads."""
 
+    def memory_besides(self) -> dict[str, float]:
+        """Bytes that it holds besides its weights and its cache, where those can be told apart; or nothing."""
+        return {}
+
 
 def size_of(folder: Path, pattern: str) -> int:
     return sum(path.stat().st_size for path in folder.glob(pattern))
@@ -148,6 +152,16 @@ class Inflight(Contestant):
     def weight_bytes(self) -> float:
         """What the engine holds: weights are quantized while they are loaded, so no file has that size."""
         return float(self.llm.engine._executor._runner.offer.weight_bytes)
+
+    def memory_besides(self) -> dict[str, float]:
+        """Weights and cache are what it asks huge pages for (`hg` in smaps)."""
+        total = 0
+        for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
+            found = re.search(r"^Rss:\s*(\d+) kB", mapping, re.MULTILINE)
+            flags = re.search(r"^VmFlags:(.*)", mapping, re.MULTILINE)
+            if found and flags and "hg" not in flags[1].split():
+                total += int(found[1]) * 1024
+        return {"memory besides": float(total)}
 
 
 class LlamaCpp(Contestant):
@@ -432,8 +446,7 @@ def take_turn(job: Job) -> dict[str, float]:
         figures |= _measure_decode(contestant, job, count)
     figures["peak memory"] = sum(procs.memory(pid, "VmHWM") for pid in procs.tree(os.getpid()))
     figures["weight bytes"] = contestant.weight_bytes()
-    if job.contestant == "inflight":
-        figures["memory besides"] = _memory_besides()
+    figures |= contestant.memory_besides()
     if job.long:
         answers, began = timed(contestant, job.prompts(1, job.long, "long"), LONG_OUTPUT)
         figures["long decode"] = decode_rate(answers)
@@ -453,20 +466,6 @@ def _measure_decode(contestant: Contestant, job: Job, count: int) -> dict[str, f
     answers, began = timed(contestant, job.prompts(count, job.prompt, "decode"), job.output)
     ended = max(answer.times[-1] for answer in answers)
     return {f"decode {count}": decode_rate(answers), f"end to end {count}": count * job.output / (ended - began)}
-
-
-def _memory_besides() -> float:
-    """Bytes that this process has in memory without its weights and its cache.
-
-    Those two are what it asks huge pages for (`hg` in smaps), and as much of them as is in use cannot be told apart.
-    """
-    total = 0
-    for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
-        found = re.search(r"^Rss:\s*(\d+) kB", mapping, re.MULTILINE)
-        flags = re.search(r"^VmFlags:(.*)", mapping, re.MULTILINE)
-        if found and flags and "hg" not in flags[1].split():
-            total += int(found[1]) * 1024
-    return float(total)
 
 
 def follow(job: Job) -> list[list[int]]:
