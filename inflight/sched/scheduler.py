@@ -259,22 +259,43 @@ class Scheduler:
         """Plans prompts alone while all rows have just begun; False where the step is not such a one.
 
         Requests that came together get their first tokens at the full rate of prompts and then stream in one batch,
-        which decodes as fast as a single row would. The first of them waits for `BURST` tokens of the others at most.
+        which decodes as fast as a single row would. That is where the others are few: the first one waits for `BURST`
+        tokens of prompts at most, and for none where there are more.
         """
         if self.capacity.mixed_tokens is None:
             return False
-        ready = [row for row in self._running if self._decodes(row)]
-        if not ready or any(len(row.tokens) + row.pending > row.num_prompt + BEGUN for row in ready):
+        begun = self._just_begun()
+        if not begun:
             self._burst = 0
-            return False
-        if self._burst >= BURST:
+        if not begun or self._burst + self._left(BURST) > BURST:
             return False
         self._prompts(draft)
         if not draft.rows:
             return False
-        draft.hold.extend(row.id for row in ready)
+        draft.hold.extend(begun)
         self._burst += self.capacity.max_prefill_tokens - draft.prefill_budget
         return True
+
+    def _just_begun(self) -> list[int]:
+        """Ids of the rows that could decode; none where one of them streams already."""
+        begun: list[int] = []
+        for row in self._running:
+            if not self._decodes(row):
+                continue
+            if len(row.tokens) + row.pending > row.num_prompt + BEGUN:
+                return []
+            begun.append(row.id)
+        return begun
+
+    def _left(self, most: int) -> int:
+        """Tokens of prompts that no plan computes yet; of those that wait it counts no further than to `most`."""
+        left = sum(len(row.tokens) - row.planned for row in self._running if not self._decodes(row))
+        for queue in self._waiting.values():
+            for sequence in queue:
+                if left > most:
+                    break
+                left += 0 if sequence.finished else len(sequence.tokens)
+        return left
 
     def _spare(self, draft: _Draft) -> None:
         """Where rows decode, prompts get what the arithmetic has left while the weights are read.

@@ -280,16 +280,29 @@ def test_one_of_a_burst_may_come_a_little_before_the_others() -> None:
     bench.check({})
 
 
-def test_nobody_waits_for_more_than_a_burst() -> None:
+@pytest.mark.parametrize("length", [BURST, BURST + 1])
+def test_nobody_waits_for_more_than_a_burst(length: int) -> None:
     bench = Bench(steady(), depth=1)
     bench.add(Sequence(0, [1, 2, 3], Sampling(), 200))
     bench.step()
-    bench.add(Sequence(1, list(range(4000)), Sampling(), 200))
+    bench.add(Sequence(1, list(range(length)), Sampling(), 10))
+    assert tokens_of(bench) == ((256, 0) if length == BURST else (31, 1))
+    bench.drain()
+    bench.check({})
+
+
+def test_those_that_come_meanwhile_do_not_prolong_a_burst() -> None:
+    bench = Bench(steady(), depth=1)
+    bench.add(Sequence(0, [1, 2, 3], Sampling(), 200))
+    bench.step()
     held = 0
-    while not bench.out[1]:
+    for id in range(1, 100):
+        bench.add(Sequence(id, [id % 50] * 250, Sampling(), 10))
         prompt, decoding = tokens_of(bench)
-        held += 0 if decoding or not len(bench.out[0]) else prompt
-    assert held == BURST
+        if decoding:
+            break
+        held += prompt
+    assert 750 <= held <= BURST
     bench.drain()
     bench.check({})
 
