@@ -309,7 +309,8 @@ class Scheduler:
         capacity = self.capacity
         if not draft.rows or capacity.mixed_tokens is None:
             return
-        behind = len(self._running) - draft.rows + min(self.waiting, capacity.max_rows - len(self._running))
+        behind = len(self._running) - draft.rows - len(draft.hold)
+        behind += min(self.waiting, capacity.max_rows - len(self._running))
         share = max(capacity.mixed_tokens - draft.rows, draft.rows + SHARE * behind)
         draft.prefill_budget = min(draft.prefill_budget, share)
 
