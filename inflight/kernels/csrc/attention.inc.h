@@ -240,7 +240,7 @@ INLINE void soften(const Attention& a, const Subs& subs, const int64_t (&from)[M
         F shift = splat(-fresh[m]), total = mul(totals[m], splat(factors[m]));
         for (int64_t i = 0; i < subs.count; i++) {
             F x = fma(load(s.scores + m * kBlock + i * kSub), splat(scale), shift);
-            F chance = Wide ? exp2(x) : exp2_short(x);
+            F chance = exp2<!Wide>(x);
             total = add(total, chance);
             if (a.type == KvType::kInt8) chance = mul(chance, load(s.value_scales + i * kSub));
             if (a.type == KvType::kFloat)
@@ -322,8 +322,7 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
             F x = load_part(queries[m] + d, a.dim - d < 0 ? 0 : a.dim - d);
             if (Wide) store(reinterpret_cast<float*>(bits[m % 4]), x);
             else to_bf16(x, reinterpret_cast<uint16_t*>(bits[m % 4]));
-            if (m >= M / 4 * 4) spread(bits[m % 4], values, at + 4 * m, 4 * M);
-            else if (m % 4 == 3) spread(bits, values, at + 4 * (m - 3), 4 * M);
+            spread_row<M>(bits, m, values, at);
         }
     }
     float peaks[M], totals[M];

@@ -10,40 +10,42 @@ INLINE void spread(const char* row, int64_t values, char* to, int64_t stride) {
 // The same for four rows that follow each other.
 INLINE void spread(const char (&rows)[4][64], int64_t values, char* to, int64_t stride) {
     int64_t i = 0;
+#if INFLIGHT_TRANSPOSE  // where tiles have so many rows
     for (; i + 4 <= values; i += 4)
         transpose(rows[0] + 4 * i, rows[1] + 4 * i, rows[2] + 4 * i, rows[3] + 4 * i, to + i * stride, stride);
+#endif
     for (; i < values; i++)
         for (int row = 0; row < 4; row++) std::memcpy(to + i * stride + 4 * row, rows[row] + 4 * i, 4);
+}
+
+// Row `m` of M, when `rows` has it and those before it: four go together once all are there, the last ones by themselves.
+template <int M>
+INLINE void spread_row(const char (&rows)[4][64], int m, int64_t values, char* to) {
+    if (m >= M / 4 * 4) spread(rows[m % 4], values, to + 4 * m, 4 * M);
+    else if (m % 4 == 3) spread(rows, values, to + 4 * (m - 3), 4 * M);
 }
 
 constexpr float kLog2e = 1.4426950408889634f;
 
 // 2 ** x: the whole part moves the exponent, the rest within [-0.5, 0.5] is a Taylor sum of degree 6 (error 2e-7). From
 // kLeastPower down it is exactly 0, and 2 ** 0 is exactly 1: what does not take part in a softmax changes nothing.
+// `Short`, for what is rounded to bfloat16: degree 4, the least wrong of those with the value 1 at 0 (error 3e-6).
+template <bool Short = false>
 INLINE F exp2(F x) {
     x = max(x, splat(kLeastPower));
-    F n = rounded(x), r = sub(x, n);
-    F p = splat(1.5403530e-4f);
-    p = fma(p, r, splat(1.3333558e-3f));
-    p = fma(p, r, splat(9.6181291e-3f));
-    p = fma(p, r, splat(5.5504109e-2f));
-    p = fma(p, r, splat(2.4022651e-1f));
-    p = fma(p, r, splat(6.9314718e-1f));
-    p = fma(p, r, splat(1.0f));
-    return scaled(p, n);
-}
-
-// The same for chances that are rounded to bfloat16: of degree 4, which is least wrong within [-0.5, 0.5] of those with
-// the value 1 at 0 (error 3e-6).
-INLINE F exp2_short(F x) {
-    x = max(x, splat(kLeastPower));
-    F n = rounded(x), r = sub(x, n);
-    F p = splat(9.5828496e-3f);
-    p = fma(p, r, splat(5.5906434e-2f));
-    p = fma(p, r, splat(2.4024099e-1f));
-    p = fma(p, r, splat(6.9312419e-1f));
-    p = fma(p, r, splat(1.0f));
-    return scaled(p, n);
+    F n = rounded(x), r = sub(x, n), p;
+    if (Short) {
+        p = fma(splat(9.5828496e-3f), r, splat(5.5906434e-2f));
+        p = fma(p, r, splat(2.4024099e-1f));
+        p = fma(p, r, splat(6.9312419e-1f));
+    } else {
+        p = fma(splat(1.5403530e-4f), r, splat(1.3333558e-3f));
+        p = fma(p, r, splat(9.6181291e-3f));
+        p = fma(p, r, splat(5.5504109e-2f));
+        p = fma(p, r, splat(2.4022651e-1f));
+        p = fma(p, r, splat(6.9314718e-1f));
+    }
+    return scaled(fma(p, r, splat(1.0f)), n);
 }
 
 INLINE F exponential(F x) { return exp2(mul(x, splat(kLog2e))); }

@@ -38,8 +38,7 @@ INLINE void put(const F (&values)[M], char* tile, int64_t column, int64_t column
     alignas(64) char bits[4][64];
     EACH_ROW for (int m = 0; m < M; m++) {
         to_bf16(values[m], reinterpret_cast<uint16_t*>(bits[m % 4]));
-        if (m >= M / 4 * 4) spread(bits[m % 4], pairs, at + 4 * m, 4 * M);
-        else if (m % 4 == 3) spread(bits, pairs, at + 4 * (m - 3), 4 * M);
+        spread_row<M>(bits, m, pairs, at);
     }
 }
 
@@ -54,7 +53,7 @@ INLINE void finish(const Weights& w, const F (&sums)[M][2], int64_t panel, int64
         F gated[M];
         EACH_ROW for (int m = 0; m < M; m++) gated[m] = mul(activated(t.act, value(m, 0)), value(m, 1));
         if (t.tiles) return put<M>(gated, t.tiles + row * columns * 2, column, columns);
-        for (int m = 0; m < M; m++) store_part(t.out + (row + m) * t.stride + column, gated[m], columns - column);
+        EACH_ROW for (int m = 0; m < M; m++) store_part(t.out + (row + m) * t.stride + column, gated[m], columns - column);
         return;
     }
     EACH_ROW for (int m = 0; m < M; m++)

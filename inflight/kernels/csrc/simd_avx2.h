@@ -82,16 +82,6 @@ INLINE __m256 power_of_two(__m256 n) {
 }
 INLINE F scaled(F x, F n) { return mul(x, F{power_of_two(n.a), power_of_two(n.b)}); }
 
-// Four times four values of 4 bytes, rows to columns: column i goes to `to` + i * `stride`.
-INLINE void transpose(const char* a, const char* b, const char* c, const char* d, char* to, int64_t stride) {
-    auto row = [](const char* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
-    __m128i ab = _mm_unpacklo_epi32(row(a), row(b)), cd = _mm_unpacklo_epi32(row(c), row(d));
-    __m128i ab_last = _mm_unpackhi_epi32(row(a), row(b)), cd_last = _mm_unpackhi_epi32(row(c), row(d));
-    __m128i columns[4] = {_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd), _mm_unpacklo_epi64(ab_last, cd_last),
-                          _mm_unpackhi_epi64(ab_last, cd_last)};
-    for (int i = 0; i < 4; i++) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * stride), columns[i]);
-}
-
 INLINE I whole(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 INLINE I add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 INLINE int32_t sum(I x) {

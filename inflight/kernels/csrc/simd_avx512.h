@@ -52,6 +52,7 @@ constexpr float kLeastPower = -256.0f;
 INLINE F scaled(F x, F n) { return _mm512_scalef_ps(x, n); }
 
 // Four times four values of 4 bytes, rows to columns: column i goes to `to` + i * `stride`.
+#define INFLIGHT_TRANSPOSE 1
 INLINE void transpose(const char* a, const char* b, const char* c, const char* d, char* to, int64_t stride) {
     auto row = [](const char* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
     __m128i ab = _mm_unpacklo_epi32(row(a), row(b)), cd = _mm_unpacklo_epi32(row(c), row(d));

@@ -89,13 +89,6 @@ INLINE float32x4_t power_of_two(float32x4_t n) {
 }
 INLINE F scaled(F x, F n) { return mul(x, F{power_of_two(n.a), power_of_two(n.b), power_of_two(n.c), power_of_two(n.d)}); }
 
-// Four times four values of 4 bytes, rows to columns: column i goes to `to` + i * `stride`.
-INLINE void transpose(const char* a, const char* b, const char* c, const char* d, char* to, int64_t stride) {
-    const char* rows[4] = {a, b, c, d};
-    for (int i = 0; i < 4; i++)
-        for (int row = 0; row < 4; row++) std::memcpy(to + i * stride + 4 * row, rows[row] + 4 * i, 4);
-}
-
 INLINE I whole(int32_t x) {
     int32x4_t all = vdupq_n_s32(x);
     return {all, all, all, all};

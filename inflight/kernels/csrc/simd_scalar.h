@@ -66,13 +66,6 @@ INLINE F scaled(F x, F n) {
     });
 }
 
-// Four times four values of 4 bytes, rows to columns: column i goes to `to` + i * `stride`.
-INLINE void transpose(const char* a, const char* b, const char* c, const char* d, char* to, int64_t stride) {
-    const char* rows[4] = {a, b, c, d};
-    for (int i = 0; i < 4; i++)
-        for (int row = 0; row < 4; row++) std::memcpy(to + i * stride + 4 * row, rows[row] + 4 * i, 4);
-}
-
 INLINE I whole(int32_t x) {
     I out;
     for (int32_t& lane : out.v) lane = x;
