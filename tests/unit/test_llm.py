@@ -65,12 +65,21 @@ def alone(llm: LLM) -> list[list[int]]:
     [
         {},
         {"max_batch_prefill_tokens": 7},
+        {"max_batch_mixed_tokens": 3},
         {"plans_in_flight": 1},
         {"kv_cache_memory": 3 << 20, "max_total_tokens": 512},
         {"block_size": 1},
         {"max_batch_size": 5},
     ],
-    ids=["crowd", "small chunks", "one plan in flight", "preemption", "blocks of one token", "few rows"],
+    ids=[
+        "crowd",
+        "small chunks",
+        "few beside streams",
+        "one plan in flight",
+        "preemption",
+        "blocks of one token",
+        "few rows",
+    ],
 )
 def test_the_same_tokens(settings: dict[str, Any], alone: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, samplings = crowd()
