@@ -309,6 +309,7 @@ def run(fd: int, inbox: int, outbox: int) -> int:
         worker.start(WorkerJob.unpack(received[0].job))
     except Exception as error:  # whatever user code or a back end raised is the server's to report
         text = _sendable(str(error) or repr(error))
+        sys.stdout.flush()  # told of the failure, the server may end this process before `finish` does that
         print(f"Serving Error: {text}", file=sys.stderr, flush=True)
         return 1 if channel.send(Failed(text)) else ORPHANED
     worker.serve()
