@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import random
+import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -351,6 +355,33 @@ def test_top_k_is_that_of_a_sort(rows: int, n: int, data: st.DataObject) -> None
     wanted = torch.sort(logits, dim=-1, descending=True, stable=True)
     assert torch.equal(found.values, wanted.values[:, :k])
     assert torch.equal(found.indices, wanted.indices[:, :k])
+
+
+def _commits() -> bool:
+    if platform.system() != "Linux":
+        return False
+    return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) >= (5, 14)
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.skipif(not _commits(), reason="needs MADV_POPULATE_WRITE, Linux 5.14")
+def test_a_caches_pages_are_there_before_a_step_asks_for_them() -> None:
+    program = NativeProgram(2)
+    for _ in range(2):
+        program.layer(Layer(4, 4, 64, 1.0))
+    before = _resident()
+    size = program.make_caches(4096, 16, KvType.BF16)
+    assert size == 2 * 2 * 4096 * 16 * 4 * 64 * 2
+    deadline = time.monotonic() + 30
+    while _resident() - before < size * 0.95 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert size * 0.95 < _resident() - before < size * 1.1 + (8 << 20)
+    program.make_caches(1, 16, KvType.BF16)  # in place of those, whether they were there in whole or not
+    assert _resident() - before < size / 2
 
 
 def test_steps_that_do_not_fit_are_refused() -> None:

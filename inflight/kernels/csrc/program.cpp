@@ -14,6 +14,7 @@ int64_t attend_scratch(const Attention& a) {
 namespace {
 
 constexpr int64_t kSlice = 512;  // tokens that go through the list at once: what they need stays in the caches
+constexpr int64_t kCommitted = int64_t(1) << 30;  // bytes of the caches that nobody will wait for
 
 }  // namespace
 
@@ -69,11 +70,14 @@ void Program::add(Operation operation) {
 
 int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
     if (blocks < 1 || block_size < 1 || blocks > INT32_MAX) throw std::invalid_argument("a cache needs blocks");
+    commit_.reset();
     caches_ = std::make_unique<Arena>();
     int64_t bytes = 0;
+    std::vector<std::pair<char*, int64_t>> arrays;
     auto take = [&](int64_t size) {
         bytes += size;
-        return caches_->take(size);
+        arrays.emplace_back(caches_->take(size), size);
+        return arrays.back().first;
     };
     for (Attention& a : layers_) {
         int64_t positions = blocks * block_size * a.kv_heads, size = positions * a.depth * kv_bytes(type);
@@ -86,6 +90,7 @@ int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
         a.key_scales = scaled ? reinterpret_cast<float*>(take(positions * 4)) : nullptr;
         a.value_scales = scaled ? reinterpret_cast<float*>(take(positions * 4)) : nullptr;
     }
+    commit_ = std::make_unique<Commit>(std::move(arrays), kCommitted);
     return bytes;
 }
 

@@ -92,7 +92,8 @@ class Program {
 
     // Memory for packed weights and scales that lives as long as the program; aligned to 64.
     char* allocate(int64_t bytes) { return arena_.take(bytes); }
-    // Zeroed keys and values of all layers, in place of former ones; returns their bytes.
+    // Zeroed keys and values of all layers, in place of former ones; returns their bytes. A thread goes on to ask for their
+    // first pages.
     int64_t make_caches(int64_t blocks, int64_t block_size, KvType type);
 
     // Runs the list. Throws std::out_of_range where the step does not fit the program.
@@ -126,6 +127,7 @@ class Program {
     const Kernels* kernels_;
     Arena arena_;
     std::unique_ptr<Arena> caches_;
+    std::unique_ptr<Commit> commit_;  // of caches_
     std::vector<Weights> weights_;
     std::vector<std::vector<float>> norms_;
     std::vector<Rope> ropes_;
