@@ -52,6 +52,7 @@ struct Subs {
 
 INLINE int64_t slot_of(const Attention& a, const int32_t* table, int64_t position) {
     uint32_t at = static_cast<uint32_t>(position), size = static_cast<uint32_t>(a.block_size);  // a short division
+    if (size == kSub) return static_cast<int64_t>(table[at / kSub]) * kSub + at % kSub;         // or none
     return static_cast<int64_t>(table[at / size]) * a.block_size + at % size;
 }
 
@@ -211,12 +212,40 @@ INLINE F early(const Attention& a, const Scratch& s, int64_t i, F x) {
     return a.softcap != 0.0f ? mul(hyperbolic_tangent(x), splat(a.softcap * kLog2e)) : x;
 }
 
+// `soften` where every row sees the whole block and nothing is done early, of bfloat16: the same operations without a
+// question, in registers.
+template <int M>
+INLINE void soften_whole(const Attention& a, const Scratch& s, float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
+    F scale = splat(a.scale * kLog2e), most[M];
+    EACH_ROW for (int m = 0; m < M; m++) {
+        const float* scores = s.scores + m * kBlock;
+        most[m] = max(max(load(scores), load(scores + kSub)), max(load(scores + 2 * kSub), load(scores + 3 * kSub)));
+    }
+    F before = load(peaks), fresh = max(mul(highest_of(most), scale), before);
+    alignas(64) float shifts[16];
+    store(factors, exp2(sub(before, fresh)));
+    store(peaks, fresh);
+    store(shifts, sub(zero(), fresh));
+    EACH_ROW for (int m = 0; m < M; m++) {
+        const float* scores = s.scores + m * kBlock;
+        F shift = splat(shifts[m]), chances[4];
+        for (int i = 0; i < 4; i++) chances[i] = exp2<true>(fma(load(scores + i * kSub), scale, shift));
+        F total = mul(totals[m], splat(factors[m]));
+        for (int i = 0; i < 4; i++) {
+            total = add(total, chances[i]);
+            to_bf16(chances[i], s.chances + m * kBlock + i * kSub);
+        }
+        totals[m] = total;
+    }
+}
+
 // Scores to chances: the maximum of each row first, then the factors that former sums take, all rows' in one go.
 template <int M, bool Wide>
 INLINE void soften(const Attention& a, const Subs& subs, const int64_t (&from)[M], const int64_t (&to)[M], int64_t block,
-                   const Scratch& s, float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
-    F never = splat(-INFINITY);
+                   bool all, const Scratch& s, float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
     bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f;  // the largest stays so times the scale
+    if (!Wide && late && all) return soften_whole<M>(a, s, peaks, totals, factors);
+    F never = splat(-INFINITY);
     float scale = late ? a.scale * kLog2e : 1.0f;
     alignas(64) float fresh[16] = {};
     EACH_ROW for (int m = 0; m < M; m++) {
@@ -305,13 +334,15 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
     int64_t group = a.heads / a.kv_heads;
     int64_t from[M], to[M];  // positions that a row sees
     const float* queries[M];
-    int64_t begin = INT64_MAX, end = 0;
+    int64_t begin = INT64_MAX, last_from = 0, first_to = INT64_MAX, end = 0;
     for (int m = 0; m < M; m++) {
         int64_t token = (q.first + m) / group, head = (q.first + m) % group;
         queries[m] = q.q + token * q.q_stride + head * a.dim;
         to[m] = q.positions[token] + 1;
         from[m] = a.window && to[m] > a.window ? to[m] - a.window : 0;
         begin = from[m] < begin ? from[m] : begin;
+        last_from = from[m] > last_from ? from[m] : last_from;
+        first_to = to[m] < first_to ? to[m] : first_to;
         end = to[m] > end ? to[m] : end;
     }
     for (int64_t d = 0; d < a.depth; d += kLanes) {
@@ -341,7 +372,8 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
             Subs subs = find(a, q, block, high, s);
             Ahead next = foresee(a, q, block + kBlock, end, subs);
             score<M, Wide>(a, subs, next, s);
-            soften<M, Wide>(a, subs, from, to, block, s, chunk_peaks, chunk_totals, factors);
+            bool all = block >= last_from && block + kBlock <= first_to;
+            soften<M, Wide>(a, subs, from, to, block, all, s, chunk_peaks, chunk_totals, factors);
             int64_t d = 0;
             for (; d + 2 * kLanes <= a.depth; d += 2 * kLanes) weigh<M, Wide, 2>(a, subs, next, s, factors, d);
             if (d < a.depth) weigh<M, Wide, 1>(a, subs, next, s, factors, d);

@@ -25,6 +25,16 @@ INLINE void spread_row(const char (&rows)[4][64], int m, int64_t values, char* t
     else if (m % 4 == 3) spread(rows, values, to + 4 * (m - 3), 4 * M);
 }
 
+#if !INFLIGHT_HIGHEST_OF
+// Lane m: the highest of x[m], of M rows at most 16; the other lanes are any.
+template <int M>
+INLINE F highest_of(const F (&x)[M]) {
+    alignas(64) float lanes[16] = {};
+    for (int m = 0; m < M; m++) lanes[m] = highest(x[m]);
+    return load(lanes);
+}
+#endif
+
 constexpr float kLog2e = 1.4426950408889634f;
 
 // 2 ** x: the whole part moves the exponent, the rest within [-0.5, 0.5] is a Taylor sum of degree 6 (error 2e-7). From

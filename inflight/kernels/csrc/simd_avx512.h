@@ -46,6 +46,24 @@ INLINE F keep_lanes(F x, int64_t from, int64_t to, F other) {
 }
 INLINE float sum(F x) { return _mm512_reduce_add_ps(x); }
 INLINE float highest(F x) { return _mm512_reduce_max_ps(x); }
+// Lane m: the highest of x[m], of M rows at most 16; the other lanes are any. Rows are put together by halves, so that one
+// comparison serves two, then four, eight and all.
+#define INFLIGHT_HIGHEST_OF 1
+template <int M>
+INLINE F highest_of(const F (&x)[M]) {
+    F fours[4];
+    for (int i = 0; i < 4; i++) {
+        auto pair = [&](int first, int second) {
+            F a = x[first < M ? first : M - 1], b = x[second < M ? second : M - 1];
+            return _mm512_castps_pd(max(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+        };
+        __m512d ab = pair(4 * i, 4 * i + 1), cd = pair(4 * i + 2, 4 * i + 3);
+        fours[i] = max(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    }
+    auto eight = [&](F a, F b) { return max(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee)); };
+    F first = eight(fours[0], fours[1]), second = eight(fours[2], fours[3]);
+    return max(_mm512_shuffle_f32x4(first, second, 0x88), _mm512_shuffle_f32x4(first, second, 0xdd));
+}
 INLINE F rounded(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // x * 2 ** n for whole n in [kLeastPower, 127]; at kLeastPower it is 0, for x within [0.5, 2].
 constexpr float kLeastPower = -256.0f;
