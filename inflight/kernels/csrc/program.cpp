@@ -14,7 +14,7 @@ int64_t attend_scratch(const Attention& a) {
 namespace {
 
 constexpr int64_t kSlice = 512;  // tokens that go through the list at once: what they need stays in the caches
-constexpr int64_t kCommitted = int64_t(1) << 30;  // bytes of the caches that nobody will wait for
+constexpr int64_t kCommitted = int64_t(512) << 20;  // bytes of the caches that nobody will wait for
 
 }  // namespace
 
@@ -74,12 +74,14 @@ int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
     caches_ = std::make_unique<Arena>();
     int64_t bytes = 0;
     std::vector<std::pair<char*, int64_t>> arrays;
-    auto take = [&](int64_t size) {
-        bytes += size;
-        arrays.emplace_back(caches_->take(size), size);
-        return arrays.back().first;
-    };
     for (Attention& a : layers_) {
+        auto take = [&](int64_t size) {
+            char* data = caches_->take(size);
+            bytes += size;
+            for (int64_t head = 0; head < a.kv_heads; head++)  // each has a place of its own that fills
+                arrays.emplace_back(data + size / a.kv_heads * head, size / a.kv_heads);
+            return data;
+        };
         int64_t positions = blocks * block_size * a.kv_heads, size = positions * a.depth * kv_bytes(type);
         a.blocks = blocks;
         a.block_size = block_size;
