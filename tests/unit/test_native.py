@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import random
 import re
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,6 +40,7 @@ from inflight.models import load_model
 from inflight.models.native import NativeDecoder
 from inflight.plan import Sampling
 from tests.lm import Driver, job, make_runner, save_tiny
+from tests.unit.http_fakes import until
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
 
@@ -363,25 +363,19 @@ def _commits() -> bool:
     return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) >= (5, 14)
 
 
-def _resident() -> int:
-    """Bytes of this process that are in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
 @pytest.mark.skipif(not _commits(), reason="needs MADV_POPULATE_WRITE, Linux 5.14")
 def test_a_caches_pages_are_there_before_a_step_asks_for_them() -> None:
     program = NativeProgram(2)
     for _ in range(2):
         program.layer(Layer(4, 4, 64, 1.0))
-    before = _resident()
+    process = psutil.Process()
+    before = process.memory_info().rss
     size = program.make_caches(4096, 16, KvType.BF16)
     assert size == 2 * 2 * 4096 * 16 * 4 * 64 * 2
-    deadline = time.monotonic() + 30
-    while _resident() - before < size * 0.95 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert size * 0.95 < _resident() - before < size * 1.1 + (8 << 20)
+    until(lambda: process.memory_info().rss - before > size * 0.95, 30)
+    assert process.memory_info().rss - before < size * 1.1 + (8 << 20)
     program.make_caches(1, 16, KvType.BF16)  # in place of those, whether they were there in whole or not
-    assert _resident() - before < size / 2
+    assert process.memory_info().rss - before < size / 2
 
 
 def test_steps_that_do_not_fit_are_refused() -> None:
