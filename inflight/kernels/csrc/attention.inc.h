@@ -52,7 +52,6 @@ struct Subs {
 
 INLINE int64_t slot_of(const Attention& a, const int32_t* table, int64_t position) {
     uint32_t at = static_cast<uint32_t>(position), size = static_cast<uint32_t>(a.block_size);  // a short division
-    if (size == kSub) return static_cast<int64_t>(table[at / kSub]) * kSub + at % kSub;         // or none
     return static_cast<int64_t>(table[at / size]) * a.block_size + at % size;
 }
 
@@ -222,13 +221,11 @@ INLINE void soften_whole(const Attention& a, const Scratch& s, float (&peaks)[16
         most[m] = max(max(load(scores), load(scores + kSub)), max(load(scores + 2 * kSub), load(scores + 3 * kSub)));
     }
     F before = load(peaks), fresh = max(mul(highest_of(most), scale), before);
-    alignas(64) float shifts[16];
     store(factors, exp2(sub(before, fresh)));
     store(peaks, fresh);
-    store(shifts, sub(zero(), fresh));
     EACH_ROW for (int m = 0; m < M; m++) {
         const float* scores = s.scores + m * kBlock;
-        F shift = splat(shifts[m]), chances[4];
+        F shift = splat(-peaks[m]), chances[4];
         for (int i = 0; i < 4; i++) chances[i] = exp2<true>(fma(load(scores + i * kSub), scale, shift));
         F total = mul(totals[m], splat(factors[m]));
         for (int i = 0; i < 4; i++) {
