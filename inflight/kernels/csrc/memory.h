@@ -2,7 +2,6 @@
 #pragma once
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -79,8 +78,8 @@ class Arena {
     std::vector<Piece> pieces_;
 };
 
-// Asks the system for the pages of arrays that grow together, from their beginnings on, up to `most` bytes in all, while
-// others use them already: whoever touches a new page first waits for it to be zeroed, 1 to 2 ms for a huge one in a
+// Asks the system for the pages of an Arena's arrays that fill together, from their beginnings on, at most `most` bytes,
+// while others use them already: whoever touches a new page first waits for it to be zeroed, 1 to 2 ms for a huge one in a
 // virtual machine. Does nothing where the system cannot do that (Linux before 5.14, macOS).
 class Commit {
   public:
@@ -96,20 +95,17 @@ class Commit {
   private:
     void run(const std::vector<std::pair<char*, int64_t>>& arrays, int64_t most) {
 #if defined(MADV_POPULATE_WRITE)
-        const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
         constexpr uintptr_t kHuge = uintptr_t(2) << 20;
-        auto after = [](uintptr_t at) { return at / kHuge * kHuge + kHuge; };
         bool more = true;
-        for (uintptr_t piece = 0; more; piece++) {
+        for (uintptr_t piece = 0; more; piece += kHuge) {
             more = false;
             for (const auto& [data, bytes] : arrays) {
-                // The pages that end where the array's piece ends; what comes before them has been asked for.
                 uintptr_t from = reinterpret_cast<uintptr_t>(data), end = from + static_cast<uintptr_t>(bytes);
-                uintptr_t at = piece ? after(from) + (piece - 1) * kHuge : from / page * page;
+                uintptr_t at = from / kHuge * kHuge + piece;  // Arena begins where a huge page does
                 if (at >= end) continue;
-                size_t size = std::min(after(at), (end + page - 1) / page * page) - at;
-                if (stop_.load() || most <= 0 || madvise(reinterpret_cast<void*>(at), size, MADV_POPULATE_WRITE)) return;
+                size_t size = std::min(kHuge, end - at);
                 most -= static_cast<int64_t>(size);
+                if (stop_.load() || most < 0 || madvise(reinterpret_cast<void*>(at), size, MADV_POPULATE_WRITE)) return;
                 more = true;
             }
         }

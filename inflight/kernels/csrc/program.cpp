@@ -14,7 +14,7 @@ int64_t attend_scratch(const Attention& a) {
 namespace {
 
 constexpr int64_t kSlice = 512;  // tokens that go through the list at once: what they need stays in the caches
-constexpr int64_t kCommitted = int64_t(512) << 20;  // bytes of the caches that nobody will wait for
+constexpr int64_t kCommitted = int64_t(768) << 20;  // bytes of the caches that nobody will wait for
 
 }  // namespace
 
