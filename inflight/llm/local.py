@@ -17,6 +17,9 @@ from inflight.shard import Runner, load_runner
 class LocalExecutor(Executor):
     """One rank on a thread. A step that fails ends it, as it ends a worker process; `start` makes a new one.
 
+    Answers go to the event loop by way of a second thread: whoever wakes the loop lets go of the GIL, and the loop keeps
+    it until it has dealt with the answer, 0.2 ms in which the model's thread could not begin the next step.
+
     Args:
         job: what to load; `world_size` 1.
         progress: called with the share of the weights that is loaded, on the thread.
@@ -28,6 +31,7 @@ class LocalExecutor(Executor):
         self._job = job
         self._progress = progress
         self._thread = ThreadPoolExecutor(1, "model")
+        self._courier = ThreadPoolExecutor(1, "answers")
         self._runner: Runner | None = None  # gone after a loss: plans behind it do nothing
         self._answers: deque[StepResult | WorkerLost] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -58,11 +62,13 @@ class LocalExecutor(Executor):
         """A thread cannot be ended: what it computes is awaited and forgotten."""
         self._runner = None
         self._answered(WorkerLost("it was given up"))
-        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+        for thread in (self._thread, self._courier):  # in this order: no answer is on its way then
+            await asyncio.get_running_loop().run_in_executor(thread, lambda: None)
 
     async def close(self) -> None:
         await self.abort()
         self._thread.shutdown(wait=False)
+        self._courier.shutdown(wait=False)
 
     def _answered(self, answer: StepResult | WorkerLost) -> None:
         self._answers.append(answer)
@@ -83,7 +89,7 @@ class LocalExecutor(Executor):
         except Exception as error:
             self._runner = None
             answer = WorkerLost(f"{type(error).__name__}: {error}")
-        loop.call_soon_threadsafe(self._answered, answer)
+        self._courier.submit(loop.call_soon_threadsafe, self._answered, answer)
 
     def _load(self) -> Runner:
         device = open_device(self._job.device_type, self._job.device_id)
