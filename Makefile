@@ -49,7 +49,7 @@ test-native:
 	UBSAN_OPTIONS=print_stacktrace=1 build/sanitized/memory/kernels_test $(SEED)
 	cmake -S . -B build/sanitized/threads -DINFLIGHT_TESTS=ON -DINFLIGHT_SETS=none -DINFLIGHT_SANITIZE=thread
 	cmake --build build/sanitized/threads -j2
-	TSAN_OPTIONS=halt_on_error=1 build/sanitized/threads/kernels_test $(SEED) pools refusals programs
+	TSAN_OPTIONS=halt_on_error=1 build/sanitized/threads/kernels_test $(SEED) pages pools refusals programs
 
 # Ctrl+C ends it. The lines that it prints after `try` can be pasted into another terminal.
 demo: $(SERVED)

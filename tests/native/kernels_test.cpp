@@ -23,7 +23,7 @@ struct Test {
 int main(int count, char** words) {
     uint64_t seed = count > 1 ? std::strtoull(words[1], nullptr, 0) : 20250117;
     std::vector<std::string> only(words + std::min(count, 2), words + count);
-    std::vector<Test> tests = {{"sizes", sizes}, {"pools", pools}, {"refusals", refusals}};
+    std::vector<Test> tests = {{"sizes", sizes}, {"pages", pages}, {"pools", pools}, {"refusals", refusals}};
     for (const std::string& name : available()) {
         const Kernels* kernels = choose(name);
         if (kernels->name != name) continue;  // left out of this build

@@ -13,6 +13,7 @@ void programs(const Kernels& kernels, Random& random);
 
 // Of no instruction set.
 void sizes(Random& random);
+void pages(Random& random);
 void pools(Random& random);
 void refusals(Random& random);
 

@@ -43,10 +43,13 @@ Scratch cut(const Attention& a, float* from) {
     return s;
 }
 
+constexpr int kSubs = kBlock / kSub;
+static_assert(kSubs == 4);
+
 // Where sub-blocks of 16 keys lie: in the cache, or copied to scratch.
 struct Subs {
-    const char* keys[4];
-    const char* values[4];
+    const char* keys[kSubs];
+    const char* values[kSubs];
     int64_t count;  // of them; the others of the block are seen by nobody
 };
 
@@ -98,7 +101,7 @@ INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t en
     Subs subs;
     int64_t size = kSub * a.depth;
     subs.count = (end - block + kSub - 1) / kSub;
-    if (subs.count > 4) subs.count = 4;
+    if (subs.count > kSubs) subs.count = kSubs;
     for (int64_t i = 0; i < subs.count; i++) {
         int64_t first = block + i * kSub, last = first + kSub < end ? first + kSub : end;
         int64_t wide = (a.type == KvType::kFloat ? 4 : 2) * size;
@@ -146,15 +149,15 @@ INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t en
 // block is computed: pages of the cache lie anywhere, which no prefetcher foresees, and asked for all at once they would
 // keep everything else waiting.
 struct Ahead {
-    const char* keys[4];
-    const char* values[4];
+    const char* keys[kSubs];
+    const char* values[kSubs];
 };
 
 INLINE Ahead foresee(const Attention& a, const Queries& q, int64_t block, int64_t end, const Subs& now) {
     Keys from{q.table, q.kv_head, block, end};
     if (block >= end) from = q.next;
     Ahead next;
-    for (int64_t i = 0; i < 4; i++) {
+    for (int64_t i = 0; i < kSubs; i++) {
         int64_t first = from.begin + i * kSub;
         if (!a.tiled() || first >= from.end) {
             next.keys[i] = now.keys[0];
@@ -211,68 +214,36 @@ INLINE F early(const Attention& a, const Scratch& s, int64_t i, F x) {
     return a.softcap != 0.0f ? mul(hyperbolic_tangent(x), splat(a.softcap * kLog2e)) : x;
 }
 
-// `soften` where every row sees the whole block and nothing is done early, of bfloat16: the same operations without a
-// question, in registers.
-template <int M>
-INLINE void soften_whole(const Attention& a, const Scratch& s, float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
-    F scale = splat(a.scale * kLog2e), most[M];
+// Scores to chances: the maximum of each row first, then the factors that former sums take, all rows' in one go. `Late`:
+// nothing is done early, and the largest score stays the largest times the scale; `All`: every row sees the whole block.
+template <int M, bool Wide, bool Late, bool All>
+INLINE void soften(const Attention& a, const int64_t (&from)[M], const int64_t (&to)[M], int64_t block, const Scratch& s,
+                   float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
+    F scale = splat(Late ? a.scale * kLog2e : 1.0f), most[M];
     EACH_ROW for (int m = 0; m < M; m++) {
-        const float* scores = s.scores + m * kBlock;
-        most[m] = max(max(load(scores), load(scores + kSub)), max(load(scores + 2 * kSub), load(scores + 3 * kSub)));
+        float* scores = s.scores + m * kBlock;
+        F x[kSubs];
+        for (int i = 0; i < kSubs; i++) {
+            int64_t first = block + i * kSub;
+            x[i] = load(scores + i * kSub);
+            if (!Late) x[i] = early(a, s, i, x[i]);
+            if (!All) x[i] = keep_lanes(x[i], from[m] - first, to[m] - first, splat(-INFINITY));
+            if (!Late || !All) store(scores + i * kSub, x[i]);
+        }
+        most[m] = max(max(x[0], x[1]), max(x[2], x[3]));
     }
     F before = load(peaks), fresh = max(mul(highest_of(most), scale), before);
     store(factors, exp2(sub(before, fresh)));
     store(peaks, fresh);
     EACH_ROW for (int m = 0; m < M; m++) {
         const float* scores = s.scores + m * kBlock;
-        F shift = splat(-peaks[m]), chances[4];
-        for (int i = 0; i < 4; i++) chances[i] = exp2<true>(fma(load(scores + i * kSub), scale, shift));
-        F total = mul(totals[m], splat(factors[m]));
-        for (int i = 0; i < 4; i++) {
-            total = add(total, chances[i]);
-            to_bf16(chances[i], s.chances + m * kBlock + i * kSub);
-        }
-        totals[m] = total;
-    }
-}
-
-// Scores to chances: the maximum of each row first, then the factors that former sums take, all rows' in one go.
-template <int M, bool Wide>
-INLINE void soften(const Attention& a, const Subs& subs, const int64_t (&from)[M], const int64_t (&to)[M], int64_t block,
-                   bool all, const Scratch& s, float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
-    bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f;  // the largest stays so times the scale
-    if (!Wide && late && all) return soften_whole<M>(a, s, peaks, totals, factors);
-    F never = splat(-INFINITY);
-    float scale = late ? a.scale * kLog2e : 1.0f;
-    alignas(64) float fresh[16] = {};
-    EACH_ROW for (int m = 0; m < M; m++) {
-        float* scores = s.scores + m * kBlock;
-        F most = never;
-        for (int64_t i = 0; i < subs.count; i++) {
-            F x = load(scores + i * kSub);
-            if (!late) x = early(a, s, i, x);
-            int64_t first = block + i * kSub;
-            bool part = from[m] > first || to[m] < first + kSub;
-            if (part) x = keep_lanes(x, from[m] - first, to[m] - first, never);
-            if (part || !late) store(scores + i * kSub, x);
-            most = max(most, x);
-        }
-        float now = highest(most) * scale;
-        fresh[m] = now > peaks[m] ? now : peaks[m];
-    }
-    store(factors, exp2(sub(load(peaks), load(fresh))));
-    std::memcpy(peaks, fresh, sizeof fresh);
-    EACH_ROW for (int m = 0; m < M; m++) {
-        F shift = splat(-fresh[m]), total = mul(totals[m], splat(factors[m]));
-        for (int64_t i = 0; i < subs.count; i++) {
-            F x = fma(load(s.scores + m * kBlock + i * kSub), splat(scale), shift);
-            F chance = exp2<!Wide>(x);
+        F shift = splat(-peaks[m]), total = mul(totals[m], splat(factors[m]));
+        for (int i = 0; i < kSubs; i++) {
+            F x = fma(load(scores + i * kSub), scale, shift), chance = Wide ? exp2(x) : exp2_short(x);
             total = add(total, chance);
             if (a.type == KvType::kInt8) chance = mul(chance, load(s.value_scales + i * kSub));
-            if (a.type == KvType::kFloat)
-                store(s.chances_float + m * kBlock + i * kSub, chance);
-            else
-                to_bf16(chance, s.chances + m * kBlock + i * kSub);
+            if (Wide) store(s.chances_float + m * kBlock + i * kSub, chance);
+            else to_bf16(chance, s.chances + m * kBlock + i * kSub);
         }
         totals[m] = total;
     }
@@ -353,6 +324,12 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
             spread_row<M>(bits, m, values, at);
         }
     }
+    if (q.chunk < 0)  // lines of the result, which another thread may hold
+        for (int m = 0; m < M; m++) {
+            const float* out = q.out + (q.first + m) / group * q.out_stride + (q.first + m) % group * a.dim;
+            for (int64_t d = 0; d < a.dim; d += kLanes) __builtin_prefetch(out + d, 1, 2);
+        }
+    bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f;
     float peaks[M], totals[M];
     for (int m = 0; m < M; m++) peaks[m] = kNever, totals[m] = 0.0f;
     int64_t first_chunk = q.chunk < 0 ? begin / kChunk : q.chunk;
@@ -370,7 +347,9 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
             Ahead next = foresee(a, q, block + kBlock, end, subs);
             score<M, Wide>(a, subs, next, s);
             bool all = block >= last_from && block + kBlock <= first_to;
-            soften<M, Wide>(a, subs, from, to, block, all, s, chunk_peaks, chunk_totals, factors);
+            if (!late) soften<M, Wide, false, false>(a, from, to, block, s, chunk_peaks, chunk_totals, factors);
+            else if (all) soften<M, Wide, true, true>(a, from, to, block, s, chunk_peaks, chunk_totals, factors);
+            else soften<M, Wide, true, false>(a, from, to, block, s, chunk_peaks, chunk_totals, factors);
             int64_t d = 0;
             for (; d + 2 * kLanes <= a.depth; d += 2 * kLanes) weigh<M, Wide, 2>(a, subs, next, s, factors, d);
             if (d < a.depth) weigh<M, Wide, 1>(a, subs, next, s, factors, d);

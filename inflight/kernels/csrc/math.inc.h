@@ -39,24 +39,28 @@ constexpr float kLog2e = 1.4426950408889634f;
 
 // 2 ** x: the whole part moves the exponent, the rest within [-0.5, 0.5] is a Taylor sum of degree 6 (error 2e-7). From
 // kLeastPower down it is exactly 0, and 2 ** 0 is exactly 1: what does not take part in a softmax changes nothing.
-// `Short`, for what is rounded to bfloat16: degree 4, the least wrong of those with the value 1 at 0 (error 3e-6).
-template <bool Short = false>
 INLINE F exp2(F x) {
     x = max(x, splat(kLeastPower));
     F n = rounded(x), r = sub(x, n), p;
-    if (Short) {
-        p = fma(splat(9.5828496e-3f), r, splat(5.5906434e-2f));
-        p = fma(p, r, splat(2.4024099e-1f));
-        p = fma(p, r, splat(6.9312419e-1f));
-    } else {
-        p = fma(splat(1.5403530e-4f), r, splat(1.3333558e-3f));
-        p = fma(p, r, splat(9.6181291e-3f));
-        p = fma(p, r, splat(5.5504109e-2f));
-        p = fma(p, r, splat(2.4022651e-1f));
-        p = fma(p, r, splat(6.9314718e-1f));
-    }
+    p = fma(splat(1.5403530e-4f), r, splat(1.3333558e-3f));
+    p = fma(p, r, splat(9.6181291e-3f));
+    p = fma(p, r, splat(5.5504109e-2f));
+    p = fma(p, r, splat(2.4022651e-1f));
+    p = fma(p, r, splat(6.9314718e-1f));
     return scaled(fma(p, r, splat(1.0f)), n);
 }
+
+#if !INFLIGHT_EXP2_SHORT
+// The same for what is rounded to bfloat16: degree 4, the least wrong of those with the value 1 at 0 (error 3e-6).
+INLINE F exp2_short(F x) {
+    x = max(x, splat(kLeastPower));
+    F n = rounded(x), r = sub(x, n), p;
+    p = fma(splat(9.5828496e-3f), r, splat(5.5906434e-2f));
+    p = fma(p, r, splat(2.4024099e-1f));
+    p = fma(p, r, splat(6.9312419e-1f));
+    return scaled(fma(p, r, splat(1.0f)), n);
+}
+#endif
 
 INLINE F exponential(F x) { return exp2(mul(x, splat(kLog2e))); }
 

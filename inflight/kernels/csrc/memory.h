@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -79,10 +80,26 @@ class Arena {
 };
 
 // Asks the system for the pages of an Arena's arrays that fill together, from their beginnings on, at most `most` bytes,
-// while others use them already: whoever touches a new page first waits for it to be zeroed, 1 to 2 ms for a huge one in a
-// virtual machine. Does nothing where the system cannot do that (Linux before 5.14, macOS).
+// while nobody uses them: whoever touches a new page first waits for it to be zeroed, 1 to 2 ms for a huge one in a virtual
+// machine. Does nothing where the system cannot do that (Linux before 5.14, macOS).
 class Commit {
   public:
+    // While one of these lives, and for a while after, no page is asked for: work needs the processors itself.
+    class Use {
+      public:
+        explicit Use(Commit* commit) : commit_(commit) {
+            if (commit_) commit_->uses_.fetch_add(1);
+        }
+        Use(const Use&) = delete;
+        Use& operator=(const Use&) = delete;
+        ~Use() {
+            if (commit_) commit_->uses_.fetch_add(1);
+        }
+
+      private:
+        Commit* commit_;
+    };
+
     Commit(std::vector<std::pair<char*, int64_t>> arrays, int64_t most)
         : thread_([this, arrays = std::move(arrays), most] { run(arrays, most); }) {}
     Commit(const Commit&) = delete;
@@ -93,16 +110,26 @@ class Commit {
     }
 
   private:
+    static constexpr std::chrono::milliseconds kQuiet{5};  // longer than between two steps of a busy server
+
+    // Until nothing has been used for kQuiet since `seen`, or it is told to stop.
+    void wait(uint64_t& seen) const {
+        for (uint64_t now; !stop_.load() && ((now = uses_.load()) != seen || now % 2); seen = now)
+            std::this_thread::sleep_for(kQuiet);
+    }
+
     void run(const std::vector<std::pair<char*, int64_t>>& arrays, int64_t most) {
 #if defined(MADV_POPULATE_WRITE)
         constexpr uintptr_t kHuge = uintptr_t(2) << 20;
         bool more = true;
+        uint64_t seen = 0;
         for (uintptr_t piece = 0; more; piece += kHuge) {
             more = false;
             for (const auto& [data, bytes] : arrays) {
                 uintptr_t from = reinterpret_cast<uintptr_t>(data), end = from + static_cast<uintptr_t>(bytes);
                 uintptr_t at = from / kHuge * kHuge + piece;  // Arena begins where a huge page does
                 if (at >= end) continue;
+                wait(seen);
                 size_t size = std::min(kHuge, end - at);
                 most -= static_cast<int64_t>(size);
                 if (stop_.load() || most < 0 || madvise(reinterpret_cast<void*>(at), size, MADV_POPULATE_WRITE)) return;
@@ -114,6 +141,7 @@ class Commit {
 #endif
     }
 
+    std::atomic<uint64_t> uses_{0};  // begun and ended: odd while there is one
     std::atomic<bool> stop_{false};
     std::thread thread_;
 };

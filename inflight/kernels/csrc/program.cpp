@@ -14,7 +14,7 @@ int64_t attend_scratch(const Attention& a) {
 namespace {
 
 constexpr int64_t kSlice = 512;  // tokens that go through the list at once: what they need stays in the caches
-constexpr int64_t kCommitted = int64_t(768) << 20;  // bytes of the caches that nobody will wait for
+constexpr int64_t kCommitted = int64_t(768) << 20;  // bytes of the caches that are asked for ahead of their use
 
 }  // namespace
 
@@ -237,6 +237,7 @@ bool Program::tiled(size_t operation) const {
 
 void Program::run(const Step& step, Output output) {
     check(step);
+    Commit::Use use(commit_.get());
     if (tiled_.size() != operations_.size()) {
         tiled_.clear();
         for (size_t i = 0; i < operations_.size(); i++) tiled_.push_back(tiled(i));

@@ -157,11 +157,7 @@ INLINE void put(const Attention& a, const T* key, const T* value, int64_t at) {
         std::memcpy(values + base + j * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
         return;
     }
-    for (int64_t d = 0; d < a.depth; d += 2) {
-        T* two = keys + base + (d / 2 * kSub + j) * 2;
-        two[0] = key[d];
-        two[1] = key[d + 1];
-    }
+    for (int64_t d = 0; d < a.depth; d += 2) std::memcpy(keys + base + (d / 2 * kSub + j) * 2, key + d, 2 * sizeof(T));
     T* row = values + base + j / 2 * a.depth * 2 + j % 2;
     for (int64_t d = 0; d < a.depth; d++) row[2 * d] = value[d];
 }

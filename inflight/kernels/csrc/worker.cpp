@@ -140,6 +140,7 @@ void Program::Worker::rotate(const Operation& op) {
     each(step.count * a.kv_heads, [&](int64_t unit) {
         int64_t i = unit / a.kv_heads, head = unit % a.kv_heads;
         float* all = buffer(op.to) + i * width(op.to);
+        if (!head && i + 1 < step.count) fetch(all + width(op.to), width(op.to));
         const float* turns = half ? program.turns_[static_cast<size_t>(op.rope)].get() + i * 2 * half : nullptr;
         for (int64_t g = 0; g < group; g++)
             kernels().rotate(all + (head * group + g) * a.dim, a.dim, queries, turns, turns + half, 2 * half);
