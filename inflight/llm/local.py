@@ -17,8 +17,8 @@ from inflight.shard import Runner, load_runner
 class LocalExecutor(Executor):
     """One rank on a thread. A step that fails ends it, as it ends a worker process; `start` makes a new one.
 
-    Answers go to the event loop by way of a second thread: whoever wakes the loop lets go of the GIL, and the loop keeps
-    it until it has dealt with the answer, 0.2 ms in which the model's thread could not begin the next step.
+    Answers go to the event loop by way of a second thread: whoever wakes the loop lets go of the GIL, and the loop
+    keeps it until it has dealt with the answer, 0.2 ms in which the model's thread could not begin the next step.
 
     Args:
         job: what to load; `world_size` 1.
