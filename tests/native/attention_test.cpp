@@ -17,9 +17,10 @@ struct Cache {
     Cache(Random& random, const Attention& like, int64_t context, char poison) : a(like) {
         int64_t needed = (context + a.block_size - 1) / a.block_size;
         a.blocks = needed + random.between(0, 3);
-        int64_t positions = a.blocks * a.block_size * a.kv_heads;
-        keys = Exact<char>(positions * a.depth * kv_bytes(a.type), poison);
-        values = Exact<char>(positions * a.depth * kv_bytes(a.type), poison);
+        int64_t positions = a.blocks * a.block_size * a.kv_heads, extents = (a.blocks * a.block_size - 1) / kExtent + 1;
+        a.extent = kExtent * a.kv_heads * a.depth * kv_bytes(a.type);
+        keys = Exact<char>(extents * a.extent, poison);
+        values = Exact<char>(extents * a.extent, poison);
         a.keys = keys.get();
         a.values = values.get();
         if (a.type == KvType::kInt8) {
@@ -40,15 +41,15 @@ struct Cache {
 
     // Component d of a position's key (or value), where types.h says that it lies.
     double at(bool key, int64_t head, int64_t position, int64_t d) const {
-        int64_t row = head * a.blocks * a.block_size + slot(position), j = row % 16, base = (row - j) * a.depth;
+        int64_t at = slot(position), row = head * kExtent + at % kExtent, j = at % 16, base = (row - j) * a.depth;
         int64_t i = row * a.depth + d;
         bool floats = a.type == KvType::kFloat;
         if (a.block_size % 16 == 0 && key) i = floats ? base + d * 16 + j : base + (d / 2 * 16 + j) * 2 + d % 2;
         if (a.block_size % 16 == 0 && !key) i = floats ? base + j * a.depth + d : base + (j / 2 * a.depth + d) * 2 + j % 2;
-        const char* from = (key ? a.keys : a.values) + i * kv_bytes(a.type);
+        const char* from = (key ? a.keys : a.values) + at / kExtent * a.extent + i * kv_bytes(a.type);
         if (floats) return read<float>(from);
         if (a.type == KvType::kBf16) return read_bf16(from);
-        return read<int8_t>(from) * static_cast<double>((key ? a.key_scales : a.value_scales)[row]);
+        return read<int8_t>(from) * static_cast<double>((key ? a.key_scales : a.value_scales)[head * a.blocks * a.block_size + at]);
     }
 };
 

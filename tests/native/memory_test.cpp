@@ -40,7 +40,7 @@ void pages(Random&) {
     constexpr int64_t kBytes = int64_t(256) << 20, kMost = kBytes / 2;
     Arena arena;
     char* data = arena.take(kBytes);
-    Commit commit({{data, kBytes}}, kMost);
+    Commit commit(data, kMost);
     {
         Commit::Use use(&commit);
         std::this_thread::sleep_for(milliseconds(100));  // the page that it was at

@@ -7,6 +7,7 @@ import platform
 import random
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -370,12 +371,13 @@ def test_a_caches_pages_are_there_before_a_step_asks_for_them() -> None:
         program.layer(Layer(4, 4, 64, 1.0))
     process = psutil.Process()
     before = process.memory_info().rss
-    size = program.make_caches(4096, 16, KvType.BF16)
-    assert size == 2 * 2 * 4096 * 16 * 4 * 64 * 2
-    until(lambda: process.memory_info().rss - before > size * 0.95, 30)
-    assert process.memory_info().rss - before < size * 1.1 + (8 << 20)
-    program.make_caches(1, 16, KvType.BF16)  # in place of those, whether they were there in whole or not
-    assert process.memory_info().rss - before < size / 2
+    for blocks, there in ((4096, 128 << 20), (16384, 256 << 20)):  # never more than 256 MiB
+        assert program.make_caches(blocks, 16, KvType.BF16) == 2 * 2 * blocks * 16 * 4 * 64 * 2
+        until(lambda: process.memory_info().rss - before > there * 0.95, 30)
+        time.sleep(0.1)
+        assert process.memory_info().rss - before < there * 1.1 + (8 << 20)
+    program.make_caches(1, 16, KvType.BF16)  # in place of those
+    assert process.memory_info().rss - before < 64 << 20
 
 
 def test_steps_that_do_not_fit_are_refused() -> None:

@@ -66,8 +66,8 @@ void copy_positions(const Attention& a, const Queries& q, int64_t first, int64_t
     std::memset(values, 0, static_cast<size_t>(kSub * a.depth) * sizeof(T));
     for (int64_t p = first; p < last; p++) {
         int64_t at = place(a, q.kv_head, slot_of(a, q.table, p)), j = p - first;
-        const T* key = reinterpret_cast<const T*>(a.keys) + at * a.depth;
-        const T* value = reinterpret_cast<const T*>(a.values) + at * a.depth;
+        const T* key = reinterpret_cast<const T*>(a.keys + at);
+        const T* value = reinterpret_cast<const T*>(a.values + at);
         if (sizeof(T) == 4) {
             for (int64_t d = 0; d < a.depth; d++) k[d * kSub + j] = key[d];
             std::memcpy(v + j * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
@@ -109,7 +109,7 @@ INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t en
         char* values = s.values + i * wide;
         if (a.type == KvType::kInt8) {
             for (int64_t p = first; p < first + kSub; p++) {
-                int64_t at = p < last ? place(a, q.kv_head, slot_of(a, q.table, p)) : 0;
+                int64_t at = p < last ? scale_place(a, q.kv_head, slot_of(a, q.table, p)) : 0;
                 s.key_scales[p - block] = p < last ? a.key_scales[at] : 0.0f;
                 s.value_scales[p - block] = p < last ? a.value_scales[at] : 0.0f;
             }
@@ -127,7 +127,7 @@ INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t en
             subs.values[i] = values;
             continue;
         }
-        int64_t offset = place(a, q.kv_head, slot_of(a, q.table, first)) * a.depth * kv_bytes(a.type);
+        int64_t offset = place(a, q.kv_head, slot_of(a, q.table, first));
         if (a.type == KvType::kInt8) {
             widen(reinterpret_cast<const int8_t*>(a.keys + offset), size, reinterpret_cast<uint16_t*>(keys));
             widen(reinterpret_cast<const int8_t*>(a.values + offset), size, reinterpret_cast<uint16_t*>(values));
@@ -164,7 +164,7 @@ INLINE Ahead foresee(const Attention& a, const Queries& q, int64_t block, int64_
             next.values[i] = now.values[0];
             continue;
         }
-        int64_t offset = place(a, from.kv_head, slot_of(a, from.table, first)) * a.depth * kv_bytes(a.type);
+        int64_t offset = place(a, from.kv_head, slot_of(a, from.table, first));
         next.keys[i] = a.keys + offset;
         next.values[i] = a.values + offset;
     }

@@ -12,7 +12,6 @@
 #include <memory>
 #include <new>
 #include <thread>
-#include <utility>
 #include <vector>
 
 namespace inflight {
@@ -79,8 +78,7 @@ class Arena {
     std::vector<Piece> pieces_;
 };
 
-// Asks the system for the pages of an Arena's arrays that fill together, from their beginnings on, at most `most` bytes,
-// while nobody uses them: whoever touches a new page first waits for it to be zeroed, 1 to 2 ms for a huge one in a virtual
+// Asks the system for the pages of `data`, from its beginning on, while nobody uses them: whoever touches a new page first waits for it to be zeroed, 1 to 2 ms for a huge one in a virtual
 // machine. Does nothing where the system cannot do that (Linux before 5.14, macOS).
 class Commit {
   public:
@@ -100,8 +98,7 @@ class Commit {
         Commit* commit_;
     };
 
-    Commit(std::vector<std::pair<char*, int64_t>> arrays, int64_t most)
-        : thread_([this, arrays = std::move(arrays), most] { run(arrays, most); }) {}
+    Commit(char* data, int64_t bytes) : thread_([=] { run(data, bytes); }) {}
     Commit(const Commit&) = delete;
     Commit& operator=(const Commit&) = delete;
     ~Commit() {
@@ -118,26 +115,17 @@ class Commit {
             std::this_thread::sleep_for(kQuiet);
     }
 
-    void run(const std::vector<std::pair<char*, int64_t>>& arrays, int64_t most) {
+    void run(char* data, int64_t bytes) {
 #if defined(MADV_POPULATE_WRITE)
-        constexpr uintptr_t kHuge = uintptr_t(2) << 20;
-        bool more = true;
+        constexpr int64_t kHuge = int64_t(2) << 20;  // Arena begins where such a page does
         uint64_t seen = 0;
-        for (uintptr_t piece = 0; more; piece += kHuge) {
-            more = false;
-            for (const auto& [data, bytes] : arrays) {
-                uintptr_t from = reinterpret_cast<uintptr_t>(data), end = from + static_cast<uintptr_t>(bytes);
-                uintptr_t at = from / kHuge * kHuge + piece;  // Arena begins where a huge page does
-                if (at >= end) continue;
-                wait(seen);
-                size_t size = std::min(kHuge, end - at);
-                most -= static_cast<int64_t>(size);
-                if (stop_.load() || most < 0 || madvise(reinterpret_cast<void*>(at), size, MADV_POPULATE_WRITE)) return;
-                more = true;
-            }
+        for (int64_t at = 0; at < bytes; at += kHuge) {
+            wait(seen);
+            size_t size = static_cast<size_t>(std::min(kHuge, bytes - at));
+            if (stop_.load() || madvise(data + at, size, MADV_POPULATE_WRITE)) return;
         }
 #else
-        (void)arrays, (void)most;
+        (void)data, (void)bytes;
 #endif
     }
 

@@ -14,7 +14,7 @@ int64_t attend_scratch(const Attention& a) {
 namespace {
 
 constexpr int64_t kSlice = 512;  // tokens that go through the list at once: what they need stays in the caches
-constexpr int64_t kCommitted = int64_t(768) << 20;  // bytes of the caches that are asked for ahead of their use
+constexpr int64_t kCommitted = int64_t(256) << 20;  // bytes of the caches that are asked for ahead of their use
 
 }  // namespace
 
@@ -72,28 +72,29 @@ int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
     if (blocks < 1 || block_size < 1 || blocks > INT32_MAX) throw std::invalid_argument("a cache needs blocks");
     commit_.reset();
     caches_ = std::make_unique<Arena>();
-    int64_t bytes = 0;
-    std::vector<std::pair<char*, int64_t>> arrays;
+    int64_t positions = blocks * block_size, extents = ceil_div(positions, kExtent), extent = 0, scales = 0;
+    for (const Attention& a : layers_) {
+        extent += 2 * kExtent * a.kv_heads * a.depth * kv_bytes(type);
+        if (type == KvType::kInt8) scales += 2 * positions * a.kv_heads * 4;
+    }
+    char* entries = caches_->take(extents * extent);
+    char* scale = scales ? caches_->take(scales) : nullptr;
+    commit_ = std::make_unique<Commit>(entries, std::min(extents * extent, kCommitted));
     for (Attention& a : layers_) {
-        auto take = [&](int64_t size) {
-            char* data = caches_->take(size);
-            bytes += size;
-            for (int64_t head = 0; head < a.kv_heads; head++)  // each has a place of its own that fills
-                arrays.emplace_back(data + size / a.kv_heads * head, size / a.kv_heads);
-            return data;
-        };
-        int64_t positions = blocks * block_size * a.kv_heads, size = positions * a.depth * kv_bytes(type);
         a.blocks = blocks;
         a.block_size = block_size;
         a.type = type;
-        a.keys = take(size);
-        a.values = take(size);
-        bool scaled = type == KvType::kInt8;
-        a.key_scales = scaled ? reinterpret_cast<float*>(take(positions * 4)) : nullptr;
-        a.value_scales = scaled ? reinterpret_cast<float*>(take(positions * 4)) : nullptr;
+        a.extent = extent;
+        for (char** array : {&a.keys, &a.values}) {
+            *array = entries;
+            entries += kExtent * a.kv_heads * a.depth * kv_bytes(type);
+        }
+        for (float** array : {&a.key_scales, &a.value_scales}) {
+            *array = reinterpret_cast<float*>(scale);
+            if (scale) scale += positions * a.kv_heads * 4;
+        }
     }
-    commit_ = std::make_unique<Commit>(std::move(arrays), kCommitted);
-    return bytes;
+    return extents * extent + scales;
 }
 
 void Program::measure(bool on) {

@@ -137,28 +137,35 @@ void rotate(float* x, int64_t dim, Norm norm, const float* cosines, const float*
     }
 }
 
-// Where a head's entry lies: all blocks of one head follow each other, so that a row whose blocks do is one stream.
+// Bytes from the layer's first key (value) to that of a slot. What a short context needs of all layers lies together, so
+// that few pages are touched for it; within an extent the blocks of one head follow each other, in runs that are streams.
 INLINE int64_t place(const Attention& a, int64_t kv_head, int64_t slot) {
+    uint64_t at = static_cast<uint64_t>(slot), extent = at / kExtent, within = at % kExtent;
+    return static_cast<int64_t>(extent) * a.extent +
+           (kv_head * kExtent + static_cast<int64_t>(within)) * a.depth * kv_bytes(a.type);
+}
+
+INLINE int64_t scale_place(const Attention& a, int64_t kv_head, int64_t slot) {
     return kv_head * a.blocks * a.block_size + slot;
 }
 
 template <class T>
-INLINE void put(const Attention& a, const T* key, const T* value, int64_t at) {
-    T* keys = reinterpret_cast<T*>(a.keys);
-    T* values = reinterpret_cast<T*>(a.values);
+INLINE void put(const Attention& a, const T* key, const T* value, int64_t kv_head, int64_t slot) {
+    int64_t j = a.tiled() ? slot % kSub : 0, at = place(a, kv_head, slot - j);
+    T* keys = reinterpret_cast<T*>(a.keys + at);
+    T* values = reinterpret_cast<T*>(a.values + at);
     if (!a.tiled()) {
-        std::memcpy(keys + at * a.depth, key, static_cast<size_t>(a.depth) * sizeof(T));
-        std::memcpy(values + at * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
+        std::memcpy(keys, key, static_cast<size_t>(a.depth) * sizeof(T));
+        std::memcpy(values, value, static_cast<size_t>(a.depth) * sizeof(T));
         return;
     }
-    int64_t base = at / kSub * kSub * a.depth, j = at % kSub;
     if (sizeof(T) == 4) {
-        for (int64_t d = 0; d < a.depth; d++) keys[base + d * kSub + j] = key[d];
-        std::memcpy(values + base + j * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
+        for (int64_t d = 0; d < a.depth; d++) keys[d * kSub + j] = key[d];
+        std::memcpy(values + j * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
         return;
     }
-    for (int64_t d = 0; d < a.depth; d += 2) std::memcpy(keys + base + (d / 2 * kSub + j) * 2, key + d, 2 * sizeof(T));
-    T* row = values + base + j / 2 * a.depth * 2 + j % 2;
+    for (int64_t d = 0; d < a.depth; d += 2) std::memcpy(keys + (d / 2 * kSub + j) * 2, key + d, 2 * sizeof(T));
+    T* row = values + j / 2 * a.depth * 2 + j % 2;
     for (int64_t d = 0; d < a.depth; d++) row[2 * d] = value[d];
 }
 
@@ -174,24 +181,24 @@ float rounded_to_int8(const float* x, int64_t n, int8_t* out) {
 }
 
 void keep(const Attention& a, const float* key, const float* value, int64_t kv_head, int64_t slot) {
-    int64_t at = place(a, kv_head, slot);
     if (a.type == KvType::kFloat) {
         alignas(64) float k[kMostDepth] = {}, v[kMostDepth] = {};
         std::memcpy(k, key, static_cast<size_t>(a.dim) * 4);
         std::memcpy(v, value, static_cast<size_t>(a.dim) * 4);
-        put<float>(a, k, v, at);
+        put<float>(a, k, v, kv_head, slot);
     } else if (a.type == KvType::kBf16) {
         alignas(64) uint16_t k[kMostDepth], v[kMostDepth];
         for (int64_t d = 0; d < a.depth; d += kLanes) {
             to_bf16(load_part(key + d, a.dim - d), k + d);
             to_bf16(load_part(value + d, a.dim - d), v + d);
         }
-        put<uint16_t>(a, k, v, at);
+        put<uint16_t>(a, k, v, kv_head, slot);
     } else {
         alignas(64) int8_t k[kMostDepth], v[kMostDepth];
+        int64_t at = scale_place(a, kv_head, slot);
         a.key_scales[at] = rounded_to_int8(key, a.dim, k);
         a.value_scales[at] = rounded_to_int8(value, a.dim, v);
-        put<int8_t>(a, k, v, at);
+        put<int8_t>(a, k, v, kv_head, slot);
     }
 }
 
