@@ -25,6 +25,7 @@ from bench.checkpoints import LONGEST, MODELS, ROOT, Files
 
 LONG_OUTPUT = 64
 PREFILLS = 3
+SETTLING = 2.0  # seconds between its start and the first load
 
 
 @dataclass(frozen=True)
@@ -442,6 +443,7 @@ def take_turn(job: Job) -> dict[str, float]:
     figures = {"start": time.time() - job.spawned}
     if job.packed:
         return figures
+    time.sleep(SETTLING)
     if job.prefill:
         figures |= _measure_prefill(contestant, job)
     for count in job.concurrency:

@@ -11,7 +11,8 @@ Decode alone is measured in the same way for everybody: all requests are handed 
 those that come after the last request got its first token and up to the moment when the first request got its last, so
 that all requests decode and none is prefilled. End to end is all tokens from handing in to the last token. Prefill is
 a prompt of 1,024 tokens until its first token, the median of three. Start is from starting the process to the first
-token of a prompt of 16. Peak memory is the sum of the peaks of the engine's processes before the long context, weights
+token of a prompt of 16; two seconds follow in which the engine has nothing to do, as a server has before its first
+client. Peak memory is the sum of the peaks of the engine's processes before the long context, weights
 that are mapped from files included; memory besides is what Inflight's process holds at that moment without its weights
 and its cache. Start from packed is a start with the packed weights that a former start kept on disk. Caches differ:
 Inflight, OpenVINO and vLLM may take 1 GiB, whether they need it or not, transformers has 16,384 tokens, llama.cpp what
