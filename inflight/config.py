@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,19 @@ DEFAULT_MAX_MESSAGE_MB = 100
 GRPC_ENGINES = ("auto", "zttp", "grpcio")
 """Who speaks HTTP/2 at the gRPC door. zttp answers several times the calls per second and calls itself experimental;
 grpcio is the C core that has been proven for long. `auto`: zttp where it can be imported, else grpcio."""
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time that a control group grants in a period: what `docker run --cpus` sets."""
+
+
+def processors(quota: Path = CPU_QUOTA) -> int:
+    """How many this process may use: those of its affinity, at most what its control group grants."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        granted, period = quota.read_text().split()
+        return max(1, min(allowed, -(-int(granted) // int(period))))
+    except (OSError, ValueError, ZeroDivisionError):  # no control group of version 2, or `max`
+        return allowed
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from inflight import __version__
 from inflight.commands.checkpoints import adapters, find_model
 from inflight.commands.generator import memory
-from inflight.config import QUANTIZE, AdapterConfig
+from inflight.config import QUANTIZE, AdapterConfig, processors
 from inflight.errors import ConfigError, InflightError
 from inflight.plan import ShardJob
 
@@ -109,7 +109,7 @@ def _job(
         max_rows=number("MAX_BATCH_SIZE", 128),
         max_step_tokens=4096,
         max_model_len=int(most) if most.isdecimal() else None,
-        threads=max(1, (os.cpu_count() or 1) // size),
+        threads=max(1, processors() // size),
         trust_remote_code=given.trust_remote_code,
         quantize=given.quantize if given.quantize in QUANTIZE else "none",
         adapters=[(one.name, str(one.folder)) for one in found],

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from inflight.config import AdapterConfig, GeneratorConfig, ServableConfig, ServerConfig
+from inflight.config import AdapterConfig, GeneratorConfig, ServableConfig, ServerConfig, processors
 from inflight.errors import ConfigError, InflightError, StartError, Unavailable
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
@@ -81,7 +80,7 @@ class Fleet:
                 self._remove_group(group)
             raise
         devices = sum(len(config.device_ids) or max(1, config.num_parallel_workers) for config in configs)
-        threads = max(1, (os.cpu_count() or 1) // max(1, devices))
+        threads = max(1, processors() // max(1, devices))
         try:
             await _all(self._start_replicas(group, config, threads) for group, config in groups)
         except BaseException as error:

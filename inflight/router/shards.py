@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from inflight.config import GeneratorConfig, ServerConfig
+from inflight.config import GeneratorConfig, ServerConfig, processors
 from inflight.engine import Executor
 from inflight.errors import StartError, WorkerLost
 from inflight.link import (
@@ -207,7 +207,7 @@ class ShardGroup(Executor):
     def _job(self, rank: int, rendezvous: str) -> ShardJob:
         config = self._config
         device = config.device_type
-        threads = config.threads or max(1, _processors() // config.tensor_parallel)
+        threads = config.threads or max(1, processors() // config.tensor_parallel)
         return ShardJob(
             model_dir=str(config.model_dir),
             rank=rank,
@@ -262,8 +262,3 @@ def _smallest(offers: list[ShardOffer]) -> ShardOffer:
         weight_bytes=sum(offer.weight_bytes for offer in offers),
         cache_bytes=sum(offer.cache_bytes for offer in offers),
     )
-
-
-def _processors() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
