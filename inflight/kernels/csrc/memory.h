@@ -78,8 +78,9 @@ class Arena {
     std::vector<Piece> pieces_;
 };
 
-// Asks the system for the pages of `data`, from its beginning on, while nobody uses them: whoever touches a new page first waits for it to be zeroed, 1 to 2 ms for a huge one in a virtual
-// machine. Does nothing where the system cannot do that (Linux before 5.14, macOS).
+// Asks the system for the pages of an Arena's memory while nobody uses it: whoever touches a new page first waits for it to
+// be zeroed, up to 5 ms for a huge one in a virtual machine. Does nothing where the system cannot do that (Linux before
+// 5.14, macOS).
 class Commit {
   public:
     // While one of these lives, and for a while after, no page is asked for: work needs the processors itself.

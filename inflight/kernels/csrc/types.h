@@ -79,12 +79,12 @@ struct Norm {
 enum class KvType : int { kFloat, kBf16, kInt8 };
 constexpr int64_t kv_bytes(KvType type) { return type == KvType::kFloat ? 4 : type == KvType::kBf16 ? 2 : 1; }
 
-constexpr int64_t kSub = 16;     // keys that lie together in the cache, where blocks hold whole multiples of them
-constexpr int64_t kBlock = 64;   // keys of one round of the online softmax
-constexpr int64_t kExtent = 256;  // positions of all layers that lie together in the cache
-constexpr int64_t kChunk = 512;  // keys whose softmax is summed by itself, then merged: what threads share
+constexpr int64_t kSub = 16;      // keys that lie together in the cache, where blocks hold whole multiples of them
+constexpr int64_t kBlock = 64;    // keys of one round of the online softmax
+constexpr int64_t kChunk = 512;   // keys whose softmax is summed by itself, then merged: what threads share
+constexpr int64_t kExtent = 256;  // positions whose entries of all layers lie together in the cache
 
-// One layer's attention and its cache: extents of kExtent positions, in each of them for each key head sub-blocks of 16 positions, keys [depth / 2][16][2]
+// One layer's attention and its cache. An extent has for each key head sub-blocks of 16 positions, keys [depth / 2][16][2]
 // and values [8][depth][2] (floats: [depth][16] and [16][depth]); with blocks that are no multiple of 16 positions,
 // [position][depth] for both. int8 has a float scale for each position and head.
 struct Attention {
@@ -98,7 +98,7 @@ struct Attention {
     int64_t extent;    // bytes from one extent's keys (values) to those of the next
     char* keys;
     char* values;
-    float* key_scales;    // [kv_heads][positions]
+    float* key_scales; // [kv_heads][positions]
     float* value_scales;
 
     bool tiled() const { return block_size % kSub == 0; }
