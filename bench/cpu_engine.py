@@ -12,9 +12,9 @@ those that come after the last request got its first token and up to the moment 
 that all requests decode and none is prefilled. End to end is all tokens from handing in to the last token. Prefill is
 a prompt of 1,024 tokens until its first token, the median of three. Start is from starting the process to the first
 token of a prompt of 16; two seconds follow in which the engine has nothing to do, as a server has before its first
-client. Peak memory is the sum of the peaks of the engine's processes before the long context, weights
-that are mapped from files included; memory besides is what Inflight's process holds at that moment without its weights
-and its cache. Start from packed is a start with the packed weights that a former start kept on disk. Caches differ:
+client. Peak memory is the sum of the peaks of the engine's processes before the long context, weights that are mapped
+from files included; memory besides is what Inflight's process holds at that moment without its weights and its cache.
+Start from packed is a start with the packed weights that a former start kept on disk. Caches differ:
 Inflight, OpenVINO and vLLM may take 1 GiB, whether they need it or not, transformers has 16,384 tokens, llama.cpp what
 the requests need. Shares of the GEMM rate are of bfloat16's, so int8 may be above 100 %.
 """
