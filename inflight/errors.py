@@ -156,3 +156,16 @@ WIRE_ERRORS: dict[str, type[InflightError]] = {
 def error_from_wire(kind: str, message: str) -> InflightError:
     """The error that a worker named; an unknown name becomes a ModelError."""
     return WIRE_ERRORS.get(kind, ModelError)(message)
+
+
+MAX_TEXT = 32 * 1024
+"""Characters of an exception's text that are told to anybody."""
+
+
+def describe(error: BaseException) -> str:
+    """An exception's text, or `KeyError()` where it has none: code of the user may raise in `__str__` as well."""
+    try:
+        text = str(error)
+    except BaseException:
+        text = ""
+    return text[:MAX_TEXT] or f"{type(error).__name__}()"

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from inflight.errors import InflightError, InvalidRequest, PredictFailed, StartError
+from inflight.errors import InflightError, InvalidRequest, PredictFailed, StartError, describe
+from inflight.pipeline.failures import FailureLog
 from inflight.runtime import GraphSpec, LoadedModel
 from inflight.servable import ModelSpec
 from inflight.table import Table, TableRow, as_columns
 from inflight.types import Array, Outcome, Row, TensorSpec, Value
+
+_FAILURES = FailureLog()
 
 _TYPE_NAMES = {"str": "kMSI_String", "bytes": "kMSI_Bytes"}
 
@@ -125,7 +128,7 @@ class BatchedModel:
             part = [column[start : start + self.batch_size] for column in columns]
             try:
                 outcomes += self._run_inputs(part, subgraph)
-            except Exception:  # a model may raise anything; the rows alone show whose fault it is
+            except BaseException:  # a model may raise anything; the rows alone show whose fault it is
                 outcomes += self._run_isolated([list(row) for row in Table(part).rows()], subgraph)
         return outcomes
 
@@ -193,9 +196,11 @@ class BatchedModel:
     def _run_isolated(self, rows: list[list[Array]], subgraph: int) -> list[Outcome]:
         try:
             return self._run_batch(rows, subgraph)
-        except Exception as error:  # a model may raise anything; it must not end the worker
+        except BaseException as error:  # a model may raise anything; it must not end the worker
             if len(rows) == 1:
-                return [PredictFailed(f"Predict Failed, model '{self.spec.key}', error msg: {error}")]
+                failed = PredictFailed(f"Predict Failed, model '{self.spec.key}', error msg: {describe(error)}")
+                _FAILURES.add(self.spec.key, error, str(failed))
+                return [failed]
         return [outcome for row in rows for outcome in self._run_isolated([row], subgraph)]
 
     def _run_batch(self, rows: list[list[Array]], subgraph: int) -> list[Outcome]:

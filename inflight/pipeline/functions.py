@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from inflight.errors import ModelError
+from inflight.errors import ModelError, describe
+from inflight.pipeline.failures import FailureLog
 from inflight.servable import FunctionSpec, MethodSpec, StageSpec
 from inflight.types import CODES, Array, Outcome, Value
 
-# User code may raise anything, also by sys.exit(); none of it may end the worker.
-USER_ERRORS = (Exception, SystemExit)
+Fail = Callable[[BaseException], ModelError]
+
+_FAILURES = FailureLog()
 
 
 class BadResult(ValueError):
@@ -20,61 +22,65 @@ class BadResult(ValueError):
 
 
 def run_stage(function: FunctionSpec, method: MethodSpec, stage: StageSpec, rows: list[list[Value]]) -> list[Outcome]:
-    """One outcome per row, in order; a failed row never fails another one."""
+    """One outcome per row, in order; a failed row never fails another one.
+
+    User code may raise anything: KeyboardInterrupt, SystemExit and GeneratorExit too are caught here, and none of it
+    ends the worker. (A worker's real signals raise nothing, they are handled on a thread of their own.)
+    """
+
+    def fail(error: BaseException) -> ModelError:
+        failed = failure(method.name, stage, error)
+        _FAILURES.add(f"{method.name}/{stage.index}", error, str(failed))
+        return failed
+
     if stage.batch_size is None:
-        outcomes = [_one(function, row) for row in rows]
-    else:
-        outcomes = _batch(function, rows)
-    return [outcome if isinstance(outcome, list) else failure(method.name, stage, outcome) for outcome in outcomes]
+        return [_one(function, row, fail) for row in rows]
+    return _batch(function, rows, fail)
 
 
 def failure(method: str, stage: StageSpec, error: BaseException) -> ModelError:
     """The error of a failed stage, in MindSpore Serving's words."""
-    try:
-        text = str(error)
-    except Exception:  # user code, like the function itself
-        text = ""
-    text = text or type(error).__name__
     return ModelError(
-        f"Call {stage.tag} Failed, method: '{method}', stage index(begin with 1): {stage.index}, error msg: {text}"
+        f"Call {stage.tag} Failed, method: '{method}', stage index(begin with 1): {stage.index}, "
+        f"error msg: {describe(error)}"
     )
 
 
-def _one(function: FunctionSpec, row: list[Value]) -> list[Value] | BaseException:
+def _one(function: FunctionSpec, row: list[Value], fail: Fail) -> Outcome:
     try:
         return as_row(function.function(*row), function.outputs_count, row)
-    except USER_ERRORS as error:
-        return error
+    except BaseException as error:
+        return fail(error)
 
 
-def _batch(function: FunctionSpec, rows: list[list[Value]]) -> list[list[Value] | BaseException]:
+def _batch(function: FunctionSpec, rows: list[list[Value]], fail: Fail) -> list[Outcome]:
     """Calls a batch function until every row has an answer.
 
     An exception before the first result fails all rows left; one while iterating fails the row it came for, and the
     function is called again with the rows after it.
     """
-    outcomes: list[list[Value] | BaseException] = []
+    outcomes: list[Outcome] = []
     while len(outcomes) < len(rows):
         rest = rows[len(outcomes) :]
         try:
             results = _iterate(function.function, rest)
-        except USER_ERRORS as error:
-            outcomes += [error] * len(rest)
+        except BaseException as error:
+            outcomes += [fail(error)] * len(rest)
             break
         for row in rest:
             try:
                 outcomes.append(as_row(next(results), function.outputs_count, row))
             except BadResult as error:
-                outcomes.append(error)
+                outcomes.append(fail(error))
             except StopIteration:
                 missing = BadResult(
                     f"the function returned {len(outcomes) - (len(rows) - len(rest))} results for {len(rest)} "
                     "instances; return or yield one result for each instance"
                 )
-                outcomes += [missing] * (len(rows) - len(outcomes))
+                outcomes += [fail(missing)] * (len(rows) - len(outcomes))
                 break
-            except USER_ERRORS as error:
-                outcomes.append(error)
+            except BaseException as error:
+                outcomes.append(fail(error))
                 break
     return outcomes
 

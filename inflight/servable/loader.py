@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from inflight.errors import RegistrationError, StartError
+from inflight.errors import RegistrationError, StartError, describe
 from inflight.servable.checks import check_int, check_strs
 from inflight.servable.spec import DEFAULT_MAX_BATCH_SIZE, MethodSpec, ModelSpec, Ref, ServableSpec, StageSpec
 from inflight.servable.trace import tracing
@@ -45,9 +45,8 @@ def load_servable(directory: Path, name: str) -> ServableSpec:
         package = _package_for(config, name)
         with tracing(name, config.parent, package) as registry:
             importlib.import_module(f"{package}.{_CONFIG_MODULE}")
-    except (Exception, SystemExit) as error:
-        text = str(error) or repr(error)
-        raise StartError(f"import {name}.{_CONFIG_MODULE} failed, {text}") from error
+    except BaseException as error:  # user code: it may call sys.exit() or raise anything else
+        raise StartError(f"import {name}.{_CONFIG_MODULE} failed, {describe(error)}") from error
     if not registry.methods:
         raise RegistrationError(
             f"There is no method registered for servable '{name}': decorate a function in '{config}' "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from inflight.errors import InflightError, StartError
+from inflight.errors import InflightError, StartError, describe
 from inflight.link import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
 from inflight.pipeline import BatchedModel, LocalModel, ModelPort, Pipeline
 from inflight.runtime import LoadedModel, LoadRequest, available_formats, configure, find_runtime, read_signature
@@ -168,8 +168,8 @@ def _load_model(job: WorkerJob, spec: ServableSpec, model: ModelSpec, folder: Pa
     except InflightError as error:
         text = str(error).removeprefix("Load model failed, ")
         raise StartError(f"Load model failed, {where}, {text}") from error
-    except Exception as error:  # a back end may raise anything while it reads a file
-        raise StartError(f"Load model failed, {where}, {type(error).__name__}: {error}") from error
+    except BaseException as error:  # a back end, or a callable's class, may raise anything
+        raise StartError(f"Load model failed, {where}, {type(error).__name__}: {describe(error)}") from error
 
 
 GENERATOR_ROWS = 256

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from inflight import log
-from inflight.errors import InflightError, InvalidRequest, error_from_wire
+from inflight.errors import InflightError, InvalidRequest, describe, error_from_wire
 from inflight.link import (
     Arena,
     ArenaReader,
@@ -307,8 +307,8 @@ def run(fd: int, inbox: int, outbox: int) -> int:
     worker.listen()
     try:
         worker.start(WorkerJob.unpack(received[0].job))
-    except Exception as error:  # whatever user code or a back end raised is the server's to report
-        text = _sendable(str(error) or repr(error))
+    except BaseException as error:  # whatever user code or a back end raised is the server's to report
+        text = _sendable(describe(error))
         sys.stdout.flush()  # told of the failure, the server may end this process before `finish` does that
         print(f"Serving Error: {text}", file=sys.stderr, flush=True)
         return 1 if channel.send(Failed(text)) else ORPHANED
