@@ -21,7 +21,7 @@ $(SERVED): pyproject.toml constraints.txt
 $(TESTED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[llm,dev]' pillow
+	$(PIP) -e '.[llm,zttp,dev]' pillow
 	$(PIP) --no-deps text-generation==0.7.0 langchain-huggingface==1.2.3
 	touch $(SERVED) $@
 

@@ -29,6 +29,7 @@ _MB = 1e6
 OURS_V2 = "Inflight, Open Inference Protocol"
 OURS_MINDSPORE = "Inflight, MindSpore form"
 OURS_GRPC = "Inflight, MSService"
+OURS_ZTTP = "Inflight with the extra zttp, MSService"
 TRITON = "Triton, Python backend"
 GRPC_PARSED = "bare grpc.aio, messages"
 GRPC_BYTES = "bare grpc.aio, bytes"
@@ -100,28 +101,22 @@ def add_grpc() -> Iterator[list[Cell]]:
         ours = stack.enter_context(servers.inflight("add"))
         parsed = stack.enter_context(servers.grpc_echo("parsed"))
         as_bytes = stack.enter_context(servers.grpc_echo("bytes"))
-        triton = stack.enter_context(servers.triton("add")) if servers.has_triton() else None
-        servers_here = [
+        contestants = [
             (OURS_GRPC, ours, PREDICT, body),
             (GRPC_PARSED, parsed, PREDICT, bodies.same_message(body)),
             (GRPC_BYTES, as_bytes, PREDICT, bodies.same_bytes(body)),
             (OURS_V2, ours, MODEL_INFER, v2_body),
         ]
-        if triton is not None:
-            servers_here.append((TRITON, triton, MODEL_INFER, v2_body))
+        if servers.has_zttp():
+            extra = stack.enter_context(servers.inflight("add", engine="zttp"))
+            contestants.insert(1, (OURS_ZTTP, extra, PREDICT, body))
+        if servers.has_triton():
+            contestants.append((TRITON, stack.enter_context(servers.triton("add")), MODEL_INFER, v2_body))
         measured: list[Cell] = []
         for connections, streams in (*((count, 1) for count in CONNECTIONS), (4, 16)):
             row = _add_row("gRPC", connections) + (f" of {streams} streams" if streams > 1 else "")
-            measured.append(cells.grpc(row, OURS_GRPC, ours, PREDICT, body, connections, streams))
-            measured.append(
-                cells.grpc(row, GRPC_PARSED, parsed, PREDICT, bodies.same_message(body), connections, streams)
-            )
-            measured.append(
-                cells.grpc(row, GRPC_BYTES, as_bytes, PREDICT, bodies.same_bytes(body), connections, streams)
-            )
-            measured.append(cells.grpc(row, OURS_V2, ours, MODEL_INFER, v2_body, connections, streams))
-            if triton is not None:
-                measured.append(cells.grpc(row, TRITON, triton, MODEL_INFER, v2_body, connections, streams))
+            for who, server, path, sent in contestants:
+                measured.append(cells.grpc(row, who, server, path, sent, connections, streams))
         yield measured
 
 

@@ -104,6 +104,7 @@ def machine(cores: int, load_average: float) -> list[str]:
         f"- Date: {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC; Inflight {inflight()}",
         f"- Python {platform.python_version()}; " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
         f"- Load: {generators()}",
+        "- gRPC doors of Inflight are served by grpcio, as on a plain install, where the row does not say otherwise",
     ]
     if has_triton():
         lines.append(f"- Triton {_triton()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import os
 import shutil
 import socket
@@ -18,18 +19,28 @@ RESULTS = Path(__file__).parent / "results"
 PEERS = ROOT / ".venv-peers"
 
 
-def inflight(servable: str, replicas: int = 1) -> Server:
-    """Inflight with one of `bench/servables` and its workers; ports `http` and `grpc`."""
+def has_zttp() -> bool:
+    """Whether the extra `zttp` is installed."""
+    return importlib.util.find_spec("zttp") is not None
+
+
+def inflight(servable: str, replicas: int = 1, engine: str = "grpcio") -> Server:
+    """Inflight with one of `bench/servables` and its workers; ports `http` and `grpc`.
+
+    Args:
+        engine: who speaks HTTP/2 at the gRPC door; by default what a plain install has.
+    """
     http_port, grpc_port = free_port(), free_port()
     command = Path(sys.executable).with_name("inflight")
     argv = [str(command), "serve", str(SERVABLES / servable)]
     argv += ["--http", f"127.0.0.1:{http_port}", "--grpc", f"127.0.0.1:{grpc_port}"]
+    argv += ["--grpc-engine", engine]
     argv += ["--device-ids", ",".join(map(str, range(replicas)))]
     argv += ["--status-codes"]  # else the MindSpore form answers 200 to everything, and wrk sees no error
     return Server(
-        "Inflight",
+        f"Inflight, gRPC by {engine}",
         argv,
-        RESULTS / f"inflight-{servable}.log",
+        RESULTS / f"inflight-{servable}-{engine}.log",
         _answers(http_port, "/v2/health/ready"),
         ports={"http": http_port, "grpc": grpc_port},
     )

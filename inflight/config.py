@@ -11,8 +11,8 @@ DEFAULT_GRPC = "127.0.0.1:8081"
 DEFAULT_MAX_ENQUEUED = 10_000
 DEFAULT_MAX_MESSAGE_MB = 100
 GRPC_ENGINES = ("auto", "zttp", "grpcio")
-"""Who speaks HTTP/2 at the gRPC door. zttp answers several times the calls per second and calls itself experimental;
-grpcio is the C core that has been proven for long. `auto`: zttp where it can be imported, else grpcio."""
+"""Who speaks HTTP/2 at the gRPC door. grpcio is the C core that has been proven for long; zttp (the extra of that name)
+answers more calls per second and calls itself experimental. `auto`: zttp where the extra is installed, else grpcio."""
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Microseconds of processor time that a control group grants in a period: what `docker run --cpus` sets."""

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from inflight.frontends import listen
 from tests.grpc_server import ENGINES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_install() -> Iterator[None]:
+    """`auto` is grpcio, as on a plain install: what most users run is what most tests run. The extra is asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listen, "auto_engine", lambda: "grpcio")
+        yield
 
 
 @pytest.fixture(scope="module", params=ENGINES)

@@ -140,7 +140,7 @@ def serving(app: GrpcApp, engine: str, address: str = "127.0.0.1:0", *, grace: f
 
 
 @contextmanager
-def served(backend: FakeBackend, engine: str = "auto", *, limit: int = 100 * MIB) -> Iterator[str]:
+def served(backend: FakeBackend, engine: str = "grpcio", *, limit: int = 100 * MIB) -> Iterator[str]:
     """Serves the whole gRPC door over a fake backend."""
     with serving(grpc_app(backend, max_message_bytes=limit), engine) as where:
         yield where

@@ -92,8 +92,8 @@ OPTIONS = (
     Option(
         "grpc-engine",
         one_of(*GRPC_ENGINES),
-        "Who speaks HTTP/2 at the gRPC door: zttp (several times the calls per second, experimental), grpcio (slower, "
-        "the long-proven C core), or auto (zttp where it is installed). Default auto.",
+        "Who speaks HTTP/2 at the gRPC door: grpcio (the long-proven C core), zttp (more calls per second, "
+        "experimental; the extra zttp), or auto (zttp where that extra is installed). Default auto.",
         default="auto",
         metavar="ENGINE",
     ),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 import uvicorn
@@ -15,6 +17,20 @@ from inflight.frontends.grpc.protocol import GrpcProtocol
 _logger = logging.getLogger("inflight.grpc")
 _JOINED = 64 * 1024
 _A_DAY = 86_400
+KNOWN: Mapping[str, tuple[str, ...]] = {"uvicorn": ("0.54.0",), "zttp": ("0.0.34", "0.0.35")}
+"""The releases that the extra `zttp` pins. A private class of uvicorn's is extended here; others may differ."""
+
+
+def check_versions(known: Mapping[str, tuple[str, ...]] = KNOWN) -> None:
+    """Whether the releases that this engine is made for are installed.
+
+    Raises:
+        ImportError: another one is.
+    """
+    for package, releases in known.items():
+        found = importlib.metadata.version(package)
+        if found not in releases:
+            raise ImportError(f"{package} {found} is installed, but the engine is made for {' or '.join(releases)}")
 
 
 class Http2Connection(GrpcProtocol):

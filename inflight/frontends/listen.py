@@ -155,23 +155,37 @@ async def listen_grpc(
     )
 
 
+def auto_engine() -> str:
+    """What `auto` stands for here: `zttp` where its extra is installed, else `grpcio`."""
+    try:
+        _check_zttp()
+    except ModuleNotFoundError:
+        return "grpcio"
+    except ImportError as error:
+        log.info("the gRPC door uses grpcio, since zttp cannot be imported: %s", error)
+        return "grpcio"
+    return "zttp"
+
+
 def _engine(wanted: str) -> str:
     """The engine to use: `zttp` or `grpcio`."""
     if wanted not in GRPC_ENGINES:
         raise ConfigError(f"the gRPC engine '{wanted}' is not known, use one of: {', '.join(GRPC_ENGINES)}")
-    if wanted == "grpcio":
-        return wanted
-    try:
-        importlib.import_module("inflight.frontends.http2")
-    except ImportError as error:
-        if wanted == "zttp":
+    if wanted == "auto":
+        return auto_engine()
+    if wanted == "zttp":
+        try:
+            _check_zttp()
+        except ImportError as error:
             raise StartError(
                 f"Serving Error: {GRPC} server start failed, the engine zttp cannot be imported: {error}; install "
-                "zttp (Python 3.11 or newer), or use the engine grpcio"
+                "the extra (pip install 'inflight-serving[zttp]'), or use the engine grpcio"
             ) from None
-        log.info("the gRPC door uses grpcio, since zttp cannot be imported: %s", error)
-        return "grpcio"
-    return "zttp"
+    return wanted
+
+
+def _check_zttp() -> None:
+    importlib.import_module("inflight.frontends.http2").check_versions()
 
 
 async def _listen(

@@ -183,6 +183,8 @@ def test_api_key(locked: Served) -> None:
 
 @pytest.mark.parametrize("engine", ["zttp", "grpcio"])
 def test_api_key_over_grpc(engine: str, tmp_path: Path) -> None:
+    if engine == "zttp":
+        pytest.importorskip(engine)
     from inflight.proto.ms_service_pb2 import PredictReply, PredictRequest
 
     options = ["--kv-cache-memory", "16m", "--max-total-tokens", "512", "--api-key", KEY, "--grpc-engine", engine]

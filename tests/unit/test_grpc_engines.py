@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import importlib.util
 import logging
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from inflight.config import ListenConfig
 from inflight.errors import ConfigError, StartError
+from inflight.frontends import listen
 from inflight.frontends.grpc import GrpcApp
 from inflight.frontends.listen import listen_grpc
 from tests.grpc_server import eventually, serving
@@ -23,6 +25,7 @@ from tests.raw_http2 import RawClient
 
 FREE = ListenConfig("127.0.0.1:0")
 NOTHING = GrpcApp({}, max_message_bytes=1)
+AUTO = listen.auto_engine
 FRONTENDS = Path(__file__).resolve().parents[2] / "inflight" / "frontends"
 
 
@@ -38,11 +41,28 @@ def kind_of(engine: str) -> str:
 
 
 def test_auto_takes_zttp_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "auto_engine", AUTO)
     if importlib.util.find_spec("zttp"):
         assert kind_of("auto") == kind_of("zttp") == "SocketListener"
     monkeypatch.setitem(sys.modules, "inflight.frontends.http2", None)  # as where zttp is missing
     assert kind_of("auto") == kind_of("grpcio") == "GrpcioListener"
-    with pytest.raises(StartError, match=r"zttp cannot be imported.* or use the engine grpcio"):
+    with pytest.raises(
+        StartError, match=r"zttp cannot be imported.*inflight-serving\[zttp\].* or use the engine grpcio"
+    ):
+        kind_of("zttp")
+
+
+def test_other_releases_than_the_pinned_ones_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine extends a private class of uvicorn's: an upgrade for somebody else's sake must not reach the door."""
+    pytest.importorskip("zttp")
+    monkeypatch.setattr(listen, "auto_engine", AUTO)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.55.0" if name == "uvicorn" else "0.0.35")
+    caplog.set_level(logging.INFO)
+    assert kind_of("auto") == "GrpcioListener"
+    assert "uvicorn 0.55.0 is installed, but the engine is made for 0.54.0" in caplog.text
+    with pytest.raises(StartError, match=r"uvicorn 0\.55\.0 is installed"):
         kind_of("zttp")
 
 

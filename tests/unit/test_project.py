@@ -31,7 +31,8 @@ IMPORTED_AS = {"prometheus-client": "prometheus_client", "protobuf": "google", "
 # What an import is allowed to need beside the base: the back ends, each with its extra or of the user's own.
 OPTIONAL = {
     "llguidance",
-    *("torch", "torch_npu", "mindspore", "ray", "acl"),
+    *("torch", "torch_npu", "mindspore", "acl"),
+    *("uvicorn", "zttp"),
     *("transformers", "tokenizers", "safetensors", "jinja2", "matplotlib", "huggingface_hub", "gguf"),
 }
 
@@ -85,11 +86,20 @@ def test_requirements() -> None:
     lists = project()["lists"]
     base = names(lists["dependencies"])
     assert base == sorted(base)
-    assert not {"torch", "transformers", "mindspore", "ray", "pytest"} & set(base)
-    assert "torch==2.13.0" in lists["llm"]
-    assert all(extra in lists for extra in ("llm", "mindspore", "ray", "dev"))
+    assert not {"torch", "transformers", "mindspore", "uvicorn", "zttp", "pytest"} & set(base)
+    assert "torch>=2.9,<3" in lists["llm"]
+    assert all(extra in lists for extra in ("llm", "mindspore", "zttp", "dev"))
     # Extras that may be large or missing on some Pythons are no part of the checks.
-    assert not {"torch", "mindspore", "ray"} & set(names(lists["dev"]))
+    assert not {"torch", "mindspore"} & set(names(lists["dev"]))
+
+
+def test_the_experimental_engine_is_pinned_to_the_releases_that_it_knows() -> None:
+    http2 = pytest.importorskip("inflight.frontends.http2")
+    pinned: dict[str, set[str]] = {}
+    for requirement in project()["lists"]["zttp"]:
+        name, _, release = requirement.partition(";")[0].partition("==")
+        pinned.setdefault(name, set()).add(release.strip())
+    assert pinned == {name: set(releases) for name, releases in http2.KNOWN.items()}
 
 
 def test_what_is_imported_is_required() -> None:
@@ -112,7 +122,9 @@ def test_constraints_pin_everything_that_is_required() -> None:
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     assert all("==" in line and "+" not in line for line in lines)
     lists = project()["lists"]
-    wanted = {re.sub(r"[-_.]+", "-", name).lower() for name in names(lists["dependencies"] + lists["dev"])}
+    wanted = {
+        re.sub(r"[-_.]+", "-", name).lower() for name in names(lists["dependencies"] + lists["zttp"] + lists["dev"])
+    }
     assert wanted <= pinned
 
 
