@@ -39,6 +39,8 @@ from inflight.frontends.sockets import SocketFile, bind_tcp, bind_unix, cannot_s
 
 _DISCONNECT = 1.0
 """Seconds that a handler has to end by itself once its call is cut."""
+_AFTER_DEADLINE = 0.02
+"""Seconds after a call's deadline at which its handler may give up by itself."""
 _A_DAY = 86_400.0
 _TURN = 0.01
 _logger = logging.getLogger("inflight.grpc")
@@ -261,17 +263,17 @@ class _Calls:
 
     def _unary(self, rpc: UnaryRpc) -> Callable[[Any], Awaitable[bytes]]:
         async def answer(context: Any) -> bytes:
-            return self._sent(await rpc.handler(await _single(rpc, context), context.time_remaining()))
+            return self._sent(await rpc.handler(await _single(rpc, context), _timeout(context)))
 
         return answer
 
     def _stream(self, rpc: StreamRpc) -> Callable[[Any], Awaitable[None]]:
         async def answer(context: Any) -> None:
             if rpc.duplex is not None:
-                replies = rpc.duplex(self._requests(rpc, context), context.time_remaining())
+                replies = rpc.duplex(self._requests(rpc, context), _timeout(context))
             else:
                 assert rpc.handler is not None
-                replies = rpc.handler(await _single(rpc, context), context.time_remaining())
+                replies = rpc.handler(await _single(rpc, context), _timeout(context))
             try:
                 await context.send_initial_metadata(())
                 async for reply in replies:
@@ -314,6 +316,12 @@ async def _single(rpc: Rpc, context: Any) -> Message:
     if data is grpc.aio.EOF:
         raise GrpcError(INTERNAL, "the request holds no message")
     return parse(rpc, data)
+
+
+def _timeout(context: Any) -> float | None:
+    """The caller's time-out for a handler. The core ends the call at its deadline: it must come first."""
+    left = context.time_remaining()
+    return None if left is None else left + _AFTER_DEADLINE
 
 
 def _stopping() -> GrpcError:
