@@ -13,6 +13,7 @@
     │   └── PredictFailed     the model failed on the whole batch
     ├── WorkerLost            the instance killed its worker twice
     ├── Unavailable           the servable is known, and nobody can run it now
+    │   └── Loading           it has not been loaded yet, and will be
     ├── RegistrationError     a servable_config.py is wrong
     ├── ConfigError           a flag, address or start-up parameter is wrong
     └── StartError            a worker or a listener could not be started
@@ -112,6 +113,12 @@ class Unavailable(InflightError):
     http_status = 503
     mindspore_code = 5
     cause = "unavailable"
+
+
+class Loading(Unavailable):
+    """What was announced and is not there yet; every protocol tells it by its transport's status."""
+
+    cause = "loading"
 
 
 class RegistrationError(InflightError):

@@ -198,6 +198,7 @@ class GeneratorInfo:
         adapters: names of the LoRA adapters that requests may ask for.
         generates: it writes; False for encoders.
         tool_format: how its template has tools called; None where the template knows no tools.
+        loaded: False while it is known by its configuration only; then limits mean nothing and it answers nobody.
     """
 
     name: str
@@ -212,6 +213,7 @@ class GeneratorInfo:
     embedding_size: int = 0
     generates: bool = True
     adapters: tuple[str, ...] = ()
+    loaded: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,18 @@ class Server:
 
     # What scripts call
 
+    def announce(self, servables: Sequence[ServableConfig], generators: Sequence[GeneratorConfig] = ()) -> None:
+        """Makes known what will be started: a door that is open already tells callers of it to come again.
+
+        Raises:
+            ConfigError: two have one name, or a servable is not where it should be.
+        """
+
+        async def announce() -> None:
+            self._running_router().announce(servables, generators)
+
+        self._call(announce())
+
     def start_servables(self, configs: Sequence[ServableConfig]) -> None:
         """Starts the workers of every servable and returns when all are ready.
 

@@ -105,7 +105,12 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ServableStatus:
-    """One version of a servable: what it offers and whether it can answer now."""
+    """One version of a servable: what it offers and whether it can answer now.
+
+    Attributes:
+        methods: empty until it is loaded.
+        loaded: it could answer once; false while it starts for the first time.
+    """
 
     name: str
     version: int
@@ -113,3 +118,4 @@ class ServableStatus:
     ready: bool
     replicas: int
     ready_replicas: int
+    loaded: bool = True

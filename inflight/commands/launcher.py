@@ -287,6 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log(f"Starting {generator.tensor_parallel} shard(s) of {generator.model_id}")
     server = Server(server_config)
     try:
+        server.announce((), [generator])
         address = server.start_http(listen)
         server.start_generators([generator])
     except InflightError as error:

@@ -297,6 +297,7 @@ def run(values: Mapping[str, Any]) -> int:
     server = Server(plan.server)
     try:
         # The doors first: a busy port shows before minutes of loading, and health checks see the start.
+        server.announce(plan.servables, plan.generators)
         http = server.start_http(plan.http) if plan.http else None
         grpc = server.start_grpc(plan.grpc) if plan.grpc else None
         server.start_servables(plan.servables)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from inflight import __version__
 from inflight.config import RestConfig
-from inflight.frontends.asgi import Answer, Receive, Scope, Send, respond, respond_json
+from inflight.errors import InflightError, NotFound
+from inflight.frontends.asgi import Answer, App, Receive, Scope, Send, error_json, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
 from inflight.frontends.edge import Edge
@@ -16,6 +17,7 @@ from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.openai import OpenAiRest
 from inflight.frontends.openapi import DOCS_PAGE, openapi_document
 from inflight.frontends.rest import GeneratorRest, MindSporeRest
+from inflight.frontends.routes import MethodNotAllowed, error_headers, verb_of
 from inflight.frontends.tgi import TgiRest
 from inflight.metrics import CONTENT_TYPE, Metrics
 
@@ -31,90 +33,103 @@ def http_app(
 ) -> Edge:
     """An ASGI application for `http` scopes.
 
-    `/v2` and below is the Open Inference Protocol. Where a language model is served, TGI's and OpenAI's routes answer
-    for it, and `/model/<its name>:generate`. `GET` of `/health/live`, `/health/ready`, `/metrics` and `/` is
-    answered here; everything else is MindSpore Serving's REST, errors for unknown paths included.
+    What is not loaded yet is 503 in each protocol's own form; paths that nobody knows are 404, and known ones with
+    another verb 405, except below `/model/`, where MindSpore Serving's habits hold.
 
     Args:
         max_body_bytes: limit of a request body, before and after it is unpacked.
         api_key, origins: see `Edge`.
     """
-    tgi, openai = TgiRest(backend), OpenAiRest(backend)
+    tgi, openai, language = TgiRest(backend), OpenAiRest(backend), MindSporeLlm(backend)
     app = HttpApp(
         OpenInferenceRest(backend, max_body_bytes=max_body_bytes),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
-        Operations(backend, metrics),
-        backend,
-        (
-            tgi,
-            openai,
-            GeneratorRest(backend, rest.status_codes),
-            MindSporeLlm(backend),
-            CloudRest(backend, tgi, openai),
-        ),
+        GeneratorRest(backend, rest.status_codes),
+        [Operations(backend, metrics), tgi, language, CloudRest(backend, tgi, openai)],
+        {"/v1/": openai, "/models/": language},
     )
     return Edge(app, api_key, origins)
 
 
-class GenerationDoor(Protocol):
-    """A protocol of language models."""
+class Door(Protocol):
+    """Who answers paths that are known as a whole.
 
-    def serves(self, scope: Scope) -> bool:
-        """Whether a request is for one of its routes."""
+    Attributes:
+        paths: each with the verbs that it takes (HEAD goes with GET).
+    """
+
+    @property
+    def paths(self) -> Mapping[str, Iterable[str]]: ...
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One `http` scope that it serves."""
+        """One `http` scope with such a path and verb."""
 
 
 class HttpApp:
-    """Sends each request to the protocol its path belongs to."""
+    """Sends each request to the protocol its path belongs to.
+
+    Args:
+        generators: language models by MindSpore Serving's URLs.
+        doors: several may share a path, each with verbs of its own.
+        below: who answers every path that begins like this, with 404 or 405 where it must be.
+    """
 
     def __init__(
         self,
         oip: OpenInferenceRest,
         mindspore: MindSporeRest,
-        operations: Operations,
-        backend: Backend,
-        generation: Sequence[GenerationDoor],
+        generators: GeneratorRest,
+        doors: Sequence[Door],
+        below: Mapping[str, App],
     ) -> None:
         self._oip = oip
         self._mindspore = mindspore
-        self._operations = operations
-        self._backend = backend
-        self._generation = generation
+        self._generators = generators
+        self._below: Mapping[str, App] = {"/v2/": oip, **below}
+        self._paths: dict[str, dict[str, App]] = {"/v2": {"GET": oip}}
+        for door in doors:
+            for path, verbs in door.paths.items():
+                for verb in verbs:
+                    self._paths.setdefault(path, {}).setdefault(verb, door)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One `http` scope."""
-        path: str = scope["path"]
-        if _is_oip(path):
-            await self._oip(scope, receive, send)
-        elif path in self._operations.paths and scope["method"] in ("GET", "HEAD"):
-            await self._operations.paths[path](send)
-        elif (door := self._generating(scope)) is not None:
-            await door(scope, receive, send)
+        try:
+            app = self._app(scope)
+        except InflightError as error:
+            await respond(send, error_json(str(error)), status=error.http_status, headers=error_headers(error))
         else:
-            await self._mindspore(scope, receive, send)
+            await app(scope, receive, send)
+
+    def _app(self, scope: Scope) -> App:
+        """Who answers a request.
+
+        Raises:
+            NotFound, MethodNotAllowed: nobody does.
+        """
+        path: str = scope["path"]
+        # Parts in this order too are MindSpore Serving's: /version/1/model/<servable>:<method>.
+        if path.startswith(("/model/", "/version/")):
+            return self._generators if self._generators.serves(scope) else self._mindspore
+        verbs = self._paths.get(path)
+        if verbs is None:
+            found = next((app for start, app in self._below.items() if path.startswith(start)), None)
+        else:
+            found = verbs.get(verb_of(scope))
+            if found is None:
+                raise MethodNotAllowed(scope, verbs)
+        if found is not None:
+            return found
+        raise NotFound(f"there is no route {path}; GET / names what there is, and /docs explains it")
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`."""
-        if scope["method"] != "POST" or self._generating(scope) is not None:
+        if scope["method"] != "POST":
             return None
-        if _is_oip(scope["path"]):
-            return self._oip.inline(scope, body, answer)
-        return self._mindspore.inline(scope, body, answer)
-
-    def _generating(self, scope: Scope) -> GenerationDoor | None:
-        """The door of language models that this request is for."""
-        if not self._backend.generators:
-            return None
-        for door in self._generation:
-            if door.serves(scope):
-                return door
-        return None
-
-
-def _is_oip(path: str) -> bool:
-    return path.startswith("/v2/") or path == "/v2"
+        path: str = scope["path"]
+        if path.startswith("/model/"):
+            return None if self._generators.serves(scope) else self._mindspore.inline(scope, body, answer)
+        return self._oip.inline(scope, body, answer) if path.startswith("/v2/") else None
 
 
 class Operations:
@@ -123,15 +138,19 @@ class Operations:
     def __init__(self, backend: Backend, metrics: Metrics) -> None:
         self._backend = backend
         self._metrics = metrics
-        self.paths = {
-            "/": self.overview,
-            "/health/live": self.live,
-            "/health/ready": self.ready,
-            "/metrics": self.scrape,
-            "/openapi.json": self.document,
-            "/api-doc/openapi.json": self.document,
-            "/docs": self.page,
+        self.paths: Mapping[str, Mapping[str, Callable[[Send], Awaitable[None]]]] = {
+            "/": {"GET": self.overview},
+            "/health/live": {"GET": self.live},
+            "/health/ready": {"GET": self.ready},
+            "/metrics": {"GET": self.scrape},
+            "/openapi.json": {"GET": self.document},
+            "/api-doc/openapi.json": {"GET": self.document},
+            "/docs": {"GET": self.page},
         }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request for one of these pages."""
+        await self.paths[scope["path"]][verb_of(scope)](send)
 
     async def live(self, send: Send) -> None:
         """200 while the server works or starts, 503 while it stops."""

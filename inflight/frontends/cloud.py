@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,8 +14,9 @@ from inflight.frontends.asgi import Message, Receive, Scope, Send, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.body import read_body
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.generate import all_of, pick
+from inflight.frontends.generate import all_of, payload_limit, pick
 from inflight.frontends.openai import OpenAiRest, chat_requests
+from inflight.frontends.routes import verb_of
 from inflight.frontends.tgi import TgiRest, check_body, fail
 from inflight.generation import GenerationRequest
 from inflight.log import LOGGER
@@ -23,28 +25,28 @@ VERTEX, INVOCATIONS = "/vertex", "/invocations"
 
 
 class CloudRest:
-    """Answers both, and the paths that Google's platform names in AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE."""
+    """Answers both, and the paths that Google's platform names in AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE.
+
+    Attributes:
+        paths: the verbs of each.
+    """
 
     def __init__(self, backend: Backend, tgi: TgiRest, openai: OpenAiRest) -> None:
         self._backend = backend
         self._tgi = tgi
         self._openai = openai
-        self._vertex = [VERTEX, *_named("AIP_PREDICT_ROUTE")]
-        self._health = _named("AIP_HEALTH_ROUTE")
-
-    def serves(self, scope: Scope) -> bool:
-        """Whether a request is for one of these routes."""
-        path = scope["path"]
-        if scope["method"] == "GET":
-            return path in self._health
-        return scope["method"] == "POST" and (path == INVOCATIONS or path in self._vertex)
+        self.paths: Mapping[str, Sequence[str]] = {
+            **dict.fromkeys((VERTEX, INVOCATIONS, *_named("AIP_PREDICT_ROUTE")), ("POST",)),
+            **dict.fromkeys(_named("AIP_HEALTH_ROUTE"), ("GET",)),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request for one of these routes."""
         try:
-            if scope["method"] == "GET":
+            if verb_of(scope) == "GET":
                 await self._tgi({**scope, "path": "/health"}, receive, send)
                 return
-            limit = next(iter(self._backend.generators.values())).info.limits.payload_limit
+            limit = payload_limit(self._backend)
             body = bytes(await read_body(scope, receive, limit))
             if scope["path"] == INVOCATIONS:
                 await self._dispatch(scope, body, receive, send)
@@ -77,7 +79,7 @@ class CloudRest:
         instances = _object(body).get("instances")
         if not isinstance(instances, list) or not instances:
             raise InvalidRequest("`instances` must be a list of at least one instance")
-        generator = pick(self._backend.generators, None)
+        generator = pick(self._backend)
         limit = generator.info.limits.max_concurrent_requests
         if len(instances) > limit:
             raise InvalidRequest(f"{len(instances)} instances are more than the {limit} that are answered at a time")

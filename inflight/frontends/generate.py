@@ -12,14 +12,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from inflight.errors import InflightError, NotFound
+from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.asgi import Receive, Scope, header
+from inflight.frontends.base import Backend
 from inflight.frontends.body import read_body
 from inflight.generation import Embedding, Event, Finish, GenerationRequest, Generator, Start, Token
 
 T = TypeVar("T")
 
 MAX_SEED = (1 << 64) - 1
+
+_IMAGES = ("image", "images", "image_url", "image_urls", "pixel_values")
+"""Names that clients give images."""
 
 
 class PlainError(InflightError):
@@ -30,16 +34,17 @@ class PlainError(InflightError):
         self.status = status
 
 
-async def read_struct(scope: Scope, receive: Receive, form: type[T], limit: int) -> T:
+async def read_struct(scope: Scope, receive: Receive, form: type[T], limit: int, *, any_type: bool = False) -> T:
     """The body as a struct.
+
+    Args:
+        any_type: JSON by whatever content type it comes.
 
     Raises:
         PlainError: 415 no JSON, 400 broken JSON, 422 JSON of another form.
         TooLarge, Disconnected: as `read_body`.
     """
-    kind = header(scope, b"content-type") or b""
-    essence = kind.partition(b";")[0].strip().lower()
-    if essence != b"application/json" and not (essence.startswith(b"application/") and essence.endswith(b"+json")):
+    if not (any_type or _says_json(scope)):
         raise PlainError(415, "Expected request with `Content-Type: application/json`")
     body = await read_body(scope, receive, limit)
     try:
@@ -48,6 +53,12 @@ async def read_struct(scope: Scope, receive: Receive, form: type[T], limit: int)
         raise PlainError(422, f"Failed to deserialize the JSON body into the target type: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PlainError(400, f"Failed to parse the request body as JSON: {error}") from error
+
+
+def _says_json(scope: Scope) -> bool:
+    kind = header(scope, b"content-type") or b""
+    essence = kind.partition(b";")[0].strip().lower()
+    return essence == b"application/json" or (essence.startswith(b"application/") and essence.endswith(b"+json"))
 
 
 @dataclass(frozen=True)
@@ -106,12 +117,33 @@ def embedding_of(one: Whole) -> Embedding:
     return Embedding(struct.unpack(f"<{len(data) // 4}f", data), one.finish.prompt_length)
 
 
-def pick(generators: Mapping[str, Generator], name: str | None) -> Generator:
-    """The model of that name or id; with one model served any name is good, as clients invent names.
+def pick(backend: Backend, name: str | None = None) -> Generator:
+    """The model of that name or id, or the first; with one model served any name is good, as clients invent names.
 
     Raises:
-        NotFound: several are served and none of them is meant.
+        NotFound: several are served and none of them is meant, or none is served.
+        Loading: it is not loaded yet, or what is not loaded yet may have one.
     """
+    generators = backend.generators
+    if not generators:
+        if any(not status.loaded for status in backend.servables()):
+            raise Loading("the models here are still being loaded; try again later")
+        raise NotFound("no language model is served here")
+    return loaded(_named(generators, name))
+
+
+def loaded(generator: Generator) -> Generator:
+    """The model itself.
+
+    Raises:
+        Loading: it is not loaded yet.
+    """
+    if not generator.info.loaded:
+        raise Loading(f"the model '{generator.info.name}' is still being loaded; try again later")
+    return generator
+
+
+def _named(generators: Mapping[str, Generator], name: str | None) -> Generator:
     if name is not None:
         if name in generators:
             return generators[name]
@@ -121,6 +153,24 @@ def pick(generators: Mapping[str, Generator], name: str | None) -> Generator:
     if len(generators) == 1 or name is None:
         return next(iter(generators.values()))
     raise NotFound(f"The model `{name}` does not exist. Served here: {', '.join(generators)}")
+
+
+def payload_limit(backend: Backend) -> int:
+    """Bytes of a body that may name any of the models.
+
+    Raises:
+        NotFound, Loading: there is none, as `pick`.
+    """
+    for generator in backend.generators.values():
+        return generator.info.limits.payload_limit
+    return pick(backend).info.limits.payload_limit
+
+
+def refuse_images(fields: Mapping[str, Any], where: str) -> None:
+    """Raises InvalidRequest for an image among an instance's fields: no model here reads one, and none is dropped."""
+    for name, value in fields.items():
+        if name in _IMAGES or (isinstance(value, dict) and "b64" in value):
+            raise InvalidRequest(f"{where} has an image ('{name}'), and this model reads text only; leave it out")
 
 
 def draw_seed() -> int:
@@ -143,9 +193,12 @@ __all__ = [
     "all_of",
     "draw_seed",
     "embedding_of",
+    "loaded",
     "number",
+    "payload_limit",
     "pick",
     "read_struct",
+    "refuse_images",
     "whole",
     "with_seed",
 ]

@@ -5,7 +5,8 @@ There the names were fixed in the code; here any model that is served answers to
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import msgspec
 import orjson
@@ -15,6 +16,7 @@ from inflight.frontends.asgi import Receive, Scope, Send, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.generate import MAX_SEED, Whole, draw_seed, number, pick, read_struct, whole
+from inflight.frontends.routes import check_verb
 from inflight.frontends.sse import EventStream, Opened
 from inflight.frontends.tgi import fail
 from inflight.generation import Finish, FinishReason, GenerationRequest, Generator, Token, TokenInfo
@@ -57,28 +59,34 @@ class Body(msgspec.Struct):
 
 
 class MindSporeLlm:
-    """Answers those routes."""
+    """Answers those routes.
+
+    Attributes:
+        paths: the verbs of those whose whole path is fixed.
+    """
+
+    paths: ClassVar[Mapping[str, Sequence[str]]] = {
+        "/serving/get_bs": ("GET",),
+        "/serving/get_request_numbers": ("GET",),
+        "/serving/get_serverd_model_info": ("GET",),
+    }
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    def serves(self, scope: Scope) -> bool:
-        """Whether a request is for one of these routes."""
-        path: str = scope["path"]
-        if scope["method"] == "GET":
-            return path in ("/serving/get_bs", "/serving/get_request_numbers", "/serving/get_serverd_model_info")
-        return scope["method"] == "POST" and path.startswith("/models/")
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request for one of `paths`, or for any path under `/models/`."""
+        path: str = scope["path"]
         try:
-            if scope["method"] == "GET":
-                await self._about(scope["path"].rpartition("_")[2], send)
+            if path in self.paths:
+                await self._about(path.rpartition("_")[2], send)
                 return
-            _, _, name, *rest = scope["path"].split("/")
+            _, _, name, *rest = path.split("/")
             if len(rest) > 1 or (rest and rest[0] not in _KINDS):
-                raise NotFound(f"there is no route {scope['path']}; use /models/{name}[/generate|/generate_stream]")
-            generator = pick(self._backend.generators, name)
-            body = await read_struct(scope, receive, Body, generator.info.limits.payload_limit)
+                raise NotFound(f"there is no route {path}; use /models/{name}[/generate|/generate_stream]")
+            check_verb(scope, "POST")
+            generator = pick(self._backend, name)
+            body = await read_struct(scope, receive, Body, generator.info.limits.payload_limit, any_type=True)
             given = body.parameters or Parameters()
             request = _request(body, given, generator)
             if rest == ["generate_stream"] or (not rest and body.stream):
@@ -96,7 +104,7 @@ class MindSporeLlm:
 
     async def _about(self, what: str, send: Send) -> None:
         """`bs`: rows of the batch; `numbers`: requests in the server; `info`: the model. Each as one event."""
-        generator = next(iter(self._backend.generators.values()))
+        generator = pick(self._backend)
         info = generator.info
         found: Any = {
             "bs": info.limits.max_batch_size,

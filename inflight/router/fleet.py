@@ -63,6 +63,15 @@ class Fleet:
     def all_groups(self) -> list[Group]:
         return [group for versions in self.groups.values() for group in versions.values()]
 
+    def announce(self, configs: Sequence[ServableConfig]) -> None:
+        """Makes servables known that `start` will be called for: their requests are told to come again.
+
+        Raises:
+            ConfigError: a servable is not where it should be, or is announced twice.
+        """
+        for config in configs:
+            self._add_group(config, announced=True)
+
     async def start(self, configs: Sequence[ServableConfig]) -> None:
         """Starts every replica of every servable and returns when all are ready.
 
@@ -73,7 +82,7 @@ class Fleet:
         groups: list[tuple[Group, ServableConfig]] = []
         try:
             for config in configs:
-                group = self._add_group(config)
+                group = self._announced(config) or self._add_group(config)
                 groups.append((group, config))
         except BaseException:
             for group, _ in groups:
@@ -100,7 +109,12 @@ class Fleet:
         self.groups.clear()
         self.inbox.close()
 
-    def _add_group(self, config: ServableConfig) -> Group:
+    def _announced(self, config: ServableConfig) -> Group | None:
+        """The group that waits for this start."""
+        group = self.groups.get(config.name, {}).get(_resolved(config))
+        return group if group is not None and group.announced and not group.replicas else None
+
+    def _add_group(self, config: ServableConfig, announced: bool = False) -> Group:
         if config.model_file is None:
             check_config_location(config.directory, config.name)
         elif not config.model_file.is_file():
@@ -108,7 +122,7 @@ class Fleet:
         version = _resolved(config)
         if version in self.groups.get(config.name, ()):
             raise ConfigError(f"version {version} of servable '{config.name}' is already started")
-        group = Group(config.name, version, self._metrics)
+        group = Group(config.name, version, self._metrics, announced)
         self.groups.setdefault(config.name, {})[version] = group
         return group
 
@@ -168,7 +182,8 @@ class Fleet:
                 **{name: value for name, value in one.options.items() if name != "adapters"},
             )
             await self._generators.start([generator])
-            group.generators[one.key] = self._generators.engines[config.name]
+            group.generators[one.key] = self._generators.served[config.name]
+        group.loaded = True
 
     def _replica(self, group: Group, config: ServableConfig, label: str, environment: dict[str, str]) -> Replica:
         log_dir = self._config.log_dir

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from inflight.config import GeneratorConfig, ServerConfig
-from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Overloaded, StartError
+from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Loading, Overloaded, StartError
+from inflight.generation import (
+    Chat,
+    Event,
+    GenerationLimits,
+    GenerationRequest,
+    Generator,
+    GeneratorInfo,
+    PieceOfText,
+)
 from inflight.metrics import Load, Metrics
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
@@ -25,22 +34,69 @@ SHOWN_STEPS = 4
 """Lines of progress while weights load."""
 
 
+class Announced:
+    """A language model that is known by its configuration and not loaded yet; it answers nobody (`Generator`)."""
+
+    ready = False
+    streams = 0
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        self.info = GeneratorInfo(
+            config.name,
+            config.model_id or str(config.model_dir),
+            GenerationLimits(0, 0, payload_limit=config.payload_limit),
+            adapters=tuple(adapter.name for adapter in config.adapters),
+            loaded=False,
+        )
+
+    def loading(self) -> Loading:
+        """What everybody who asks is told."""
+        return Loading(
+            f"servable '{self.info.name}': servable is not available, the model is still being loaded; try again later"
+        )
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        raise self.loading()
+
+    async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
+        raise self.loading()
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        raise self.loading()
+
+    async def render(self, chat: Chat) -> str:
+        raise self.loading()
+
+
 class Generators:
-    """Engines by servable name, in the order of their start."""
+    """Language models by servable name, in the order of their announcement."""
 
     def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
         self._config = config
         self._metrics = metrics
         self._engines: dict[str, Engine] = {}
         self._groups: dict[str, ShardGroup] = {}
+        self._served: dict[str, Generator] = {}  # an engine takes its announcement's place once it is loaded
 
     @property
-    def engines(self) -> Mapping[str, Engine]:
-        return self._engines
+    def served(self) -> Mapping[str, Generator]:
+        """Every model, also those that are announced only."""
+        return self._served
 
     @property
     def ready(self) -> bool:
-        return all(engine.ready for engine in self._engines.values())
+        return all(generator.ready for generator in self._served.values())
+
+    def announce(self, configs: Sequence[GeneratorConfig]) -> None:
+        """Makes models known that `start` will be called for: their requests are told to come again.
+
+        Raises:
+            ConfigError: two have one name.
+        """
+        for config in configs:
+            if config.name in self._served:
+                raise ConfigError(f"two language models are named '{config.name}'; rename one")
+            self._served[config.name] = Announced(config)
 
     def statuses(self) -> list[ServableStatus]:
         return [
@@ -48,17 +104,26 @@ class Generators:
                 name=name,
                 version=1,
                 methods=(generate_method(name),),
-                ready=engine.ready,
+                ready=generator.ready,
                 replicas=1,
-                ready_replicas=int(engine.ready),
+                ready_replicas=int(generator.ready),
+                loaded=generator.info.loaded,
             )
-            for name, engine in self._engines.items()
+            for name, generator in self._served.items()
         ]
 
     def method(self, name: str, version: int, method: str) -> MethodInfo | None:
-        """`generate` of one of the models, where that is what is meant."""
-        known = method == GENERATE and version in (NEWEST, 1) and name in self._engines
-        return generate_method(name) if known else None
+        """`generate` of one of the models, where that is what is meant.
+
+        Raises:
+            Loading: the model is not loaded yet.
+        """
+        generator = self._served.get(name)
+        if generator is None or method != GENERATE or version not in (NEWEST, 1):
+            return None
+        if isinstance(generator, Announced):
+            raise generator.loading()
+        return generate_method(name)
 
     def submit(
         self,
@@ -129,8 +194,8 @@ class Generators:
         started: list[str] = []
         try:
             for config in configs:
-                if config.name in self._engines:
-                    raise ConfigError(f"two language models are named '{config.name}'; rename one")
+                if config.name in self._engines or config.name not in self._served:
+                    self.announce([config])
                 tokenizer = await asyncio.get_running_loop().run_in_executor(
                     None, load_tokenizer, config.model_dir, config.tokenizer_config
                 )
@@ -142,7 +207,11 @@ class Generators:
             # One after the other: each measures the memory that is left.
             for name in started:
                 await self._engines[name].start()
+                self._served[name] = self._engines[name]
         except BaseException:
+            for config in configs:
+                if config.name in started or isinstance(self._served.get(config.name), Announced):
+                    del self._served[config.name]
             for name in started:
                 await self._engines.pop(name).stop()
                 del self._groups[name]

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from inflight.errors import Cancelled, InflightError, Overloaded, Unavailable, WorkerLost, error_from_wire
+from inflight.errors import Cancelled, InflightError, Loading, Overloaded, Unavailable, WorkerLost, error_from_wire
 from inflight.generation import Generator
 from inflight.link import Call, CallDone, Done, MethodOffer, Offer, Unpacker
 from inflight.metrics import Metrics
@@ -72,11 +72,19 @@ class MethodQueue:
 
 
 class Group:
-    """All replicas of one version of one servable."""
+    """All replicas of one version of one servable.
 
-    def __init__(self, name: str, version: int, metrics: Metrics) -> None:
+    Attributes:
+        announced: it was made known before it was started, so that callers are told to come again.
+        loaded: it could answer once: its first worker was ready, and the language models that it declares.
+        generators: those language models, by the keys that workers know them by.
+    """
+
+    def __init__(self, name: str, version: int, metrics: Metrics, announced: bool = False) -> None:
         self.name = name
         self.version = version
+        self.announced = announced
+        self.loaded = False
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self.replicas: list[Replica] = []
@@ -104,12 +112,33 @@ class Group:
             self.queues.append(queue)
             self.by_name[method.name] = queue
         self.methods = tuple(queue.info for queue in self.queues if not queue.info.name.startswith("@"))
+        self.loaded = not offer.generators
         self._order = sorted(self.queues, key=lambda queue: -queue.priority)
 
     @property
     def ready(self) -> int:
         """How many replicas can take work."""
         return sum(replica.state is State.READY for replica in self.replicas)
+
+    @property
+    def answers(self) -> bool:
+        """A replica can take work now, and the language models that it needs can answer."""
+        return self.loaded and self.ready > 0 and all(generator.ready for generator in self.generators.values())
+
+    def check_loaded(self) -> None:
+        """Refuses requests before the first worker is ready.
+
+        Raises:
+            Loading: it was announced.
+            Unavailable: it was not: scripts written for MindSpore Serving open the doors, start the servables and read
+                that server's own answer until it changes.
+        """
+        if not self.loaded:
+            kind = Loading if self.announced else Unavailable
+            raise kind(
+                f"servable '{self.name}' version {self.version}: servable is not available, it is still being loaded; "
+                "try again later"
+            )
 
     @property
     def alive(self) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
 from inflight.errors import (
@@ -17,6 +16,7 @@ from inflight.errors import (
     Overloaded,
     Unavailable,
 )
+from inflight.generation import Generator
 from inflight.link import Arena
 from inflight.metrics import Metrics
 from inflight.router.fleet import Fleet
@@ -24,9 +24,6 @@ from inflight.router.generators import Generators
 from inflight.router.group import Group
 from inflight.router.request import Request, Result, SayTo
 from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus, TextPart
-
-if TYPE_CHECKING:
-    from inflight.engine import Engine
 
 log = logging.getLogger("inflight")
 
@@ -72,14 +69,14 @@ class Router:
     @property
     def ready(self) -> bool:
         groups = self._fleet.all_groups()
-        if self._fleet.stopping or not (groups or self._generators.engines):
+        if self._fleet.stopping or not (groups or self._generators.served):
             return False
-        return all(group.ready for group in groups) and self._generators.ready
+        return all(group.answers for group in groups) and self._generators.ready
 
     @property
-    def generators(self) -> Mapping[str, Engine]:
+    def generators(self) -> Mapping[str, Generator]:
         """Language models by name."""
-        return self._generators.engines
+        return self._generators.served
 
     def servables(self) -> Sequence[ServableStatus]:
         classic = [
@@ -87,9 +84,10 @@ class Router:
                 name=group.name,
                 version=group.version,
                 methods=group.methods,
-                ready=group.ready > 0,
+                ready=group.answers,
                 replicas=len(group.replicas),
                 ready_replicas=group.ready,
+                loaded=group.loaded,
             )
             for group in self._fleet.all_groups()
         ]
@@ -101,6 +99,7 @@ class Router:
         if generated is not None and not self._declares(servable, method):
             return generated
         group = self._group(servable, version)
+        group.check_loaded()
         queue = group.by_name.get(method)
         if queue is None or method.startswith("@"):
             known = ", ".join(info.name for info in group.methods)
@@ -210,6 +209,15 @@ class Router:
 
     # Life
 
+    def announce(self, servables: Sequence[ServableConfig], generators: Sequence[GeneratorConfig]) -> None:
+        """Makes known what will be started: until it is loaded, requests for it are told to come again (`Loading`).
+
+        Raises:
+            ConfigError: two have one name, or a servable is not where it should be.
+        """
+        self._fleet.announce(servables)
+        self._generators.announce(generators)
+
     async def start(self, configs: Sequence[ServableConfig]) -> None:
         """Starts every replica of every servable and returns when all are ready.
 
@@ -246,7 +254,12 @@ class Router:
         if group is not None and self._fleet.stopping:
             raise Unavailable(f"servable '{servable}': servable is not available, the server stops")
         if group is None:
-            known = ", ".join(sorted(self._fleet.groups)) or "none"
+            if servable in self._generators.served and version in (NEWEST, 1):
+                raise NotFound(
+                    f"servable '{servable}', a language model: method is not available; it has: generate, and by HTTP "
+                    "generated_stream"
+                )
+            known = ", ".join(sorted([*self._fleet.groups, *self._generators.served])) or "none"
             raise NotFound(
                 f"servable '{servable}' version {version}: servable is not available; the server has: {known}"
             )

@@ -330,11 +330,25 @@ def test_googles_names_of_routes_and_port() -> None:
     from inflight.commands.launcher import read
 
     assert read([], {"AIP_HTTP_PORT": "8085"})["port"] == 8085
-    names = {"AIP_PREDICT_ROUTE": "/predict", "AIP_HEALTH_ROUTE": "/alive"}
-    with Launched("--model-id", str(POCKET), "--max-total-tokens", "200", **names) as one:
-        assert request(one.http, "GET", "/alive")[0] == 200
+    # Names as Google's platform really makes them: below another protocol's.
+    predict, alive = "/v1/endpoints/7/deployedModels/8:predict", "/v1/endpoints/7/deployedModels/8"
+    names = {"AIP_PREDICT_ROUTE": predict, "AIP_HEALTH_ROUTE": alive}
+    launched = Launched("--model-id", str(POCKET), "--max-total-tokens", "200", **names)
+    seen: list[int] = []
+
+    def generates() -> bool:
+        """What a load balancer sees while the model loads."""
+        with contextlib.suppress(OSError):
+            seen.append(request(launched.http, "GET", alive)[0])
+            seen.append(post(launched.http, "/generate", {"inputs": "Once", "parameters": {"max_new_tokens": 1}})[0])
+        return seen[-1:] == [200]
+
+    eventually(generates, 60)
+    with launched as one:
+        assert {status for status in seen if status != 200} <= {503}, "nothing listens, or 503, until it can generate"
+        assert request(one.http, "GET", alive)[0] == 200
         body = {"instances": [{"inputs": "Once", "parameters": {"max_new_tokens": 3}}]}
-        assert len(post(one.http, "/predict", body)[1]["predictions"]) == 1
+        assert len(post(one.http, predict, body)[1]["predictions"]) == 1
 
 
 def test_the_launchers_environment(tmp_path: Path) -> None:

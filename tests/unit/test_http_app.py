@@ -71,20 +71,100 @@ def test_the_overview_names_what_is_served(served: Served) -> None:
     assert "/metrics" in overview["paths"]
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
 @pytest.mark.parametrize(
-    ("method", "path", "key"),
+    "path",
     [
-        ("GET", "/nothing", "error_msg"),
-        ("POST", "/metrics", "error_msg"),
-        ("DELETE", "/", "error_msg"),
-        ("GET", "/v2x", "error_msg"),
-        ("GET", "/v2/x", "error"),
-        ("POST", "/v2", "error"),
-        ("GET", "/health/live/", "error_msg"),
+        "/nothing",
+        "/v2x",
+        "/v2/x",
+        "/v1",
+        "/v1/nothing",
+        "/models",
+        "/health/live/",
+        "/modelx:y",
+        "/generate/",
+        "/x/model/echo:predict",
     ],
 )
-def test_unknown_paths_are_the_protocols_own_errors(served: Served, method: str, path: str, key: str) -> None:
-    assert get(served, path, method).json()[key]
+def test_unknown_paths_are_404(served: Served, method: str, path: str) -> None:
+    answer = get(served, path, method)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "allow"),
+    [
+        ("/", "DELETE", "GET, HEAD, POST"),
+        ("/metrics", "POST", "GET, HEAD"),
+        ("/health/ready", "PUT", "GET, HEAD"),
+        ("/health", "POST", "GET, HEAD"),
+        ("/info", "POST", "GET, HEAD"),
+        ("/generate", "GET", "POST"),
+        ("/chat_tokenize", "PATCH", "POST"),
+        ("/invocations", "GET", "POST"),
+        ("/v1/chat/completions", "GET", "POST"),
+        ("/v1/models", "POST", "GET, HEAD"),
+        ("/models/any/generate", "GET", "POST"),
+        ("/serving/get_bs", "POST", "GET, HEAD"),
+        ("/v2", "POST", "GET, HEAD"),
+        ("/v2/health/ready", "POST", "GET, HEAD"),
+        ("/v2/models/echo/infer", "GET", "POST"),
+        ("/v2/models/echo", "DELETE", "GET, HEAD"),
+        ("/v2/repository/index", "GET", "POST"),
+    ],
+)
+def test_another_verb_on_a_known_path_is_405(served: Served, path: str, method: str, allow: str) -> None:
+    answer = get(served, path, method)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "key"), [("/generate", "error_type"), ("/v1/completions", "error"), ("/models/any", "error_type")]
+)
+def test_without_a_language_model_its_routes_are_404(served: Served, path: str, key: str) -> None:
+    answer = get(served, path, "POST")
+    assert answer.status_code == 404
+    assert "no language model is served here" in str(answer.json())
+    assert key in answer.json()
+
+
+def test_below_model_mindspore_servings_habits_hold(served: Served) -> None:
+    for verb, path in (("GET", "/model/echo:predict"), ("POST", "/model/nobody:predict"), ("POST", "/model/")):
+        answer = get(served, path, verb)
+        assert (answer.status_code, list(answer.json())) == (200, ["error_msg"])
+    url = f"http://{served.address}/version/1/model/echo:predict"
+    assert requests.post(url, json={"instances": {"x": 1}}, timeout=5).json() == {"instances": [{"y": 1}]}
+
+
+def test_a_percent_encoded_name_is_decoded_once(served: Served) -> None:
+    def names(*paths: str, body: object) -> list[int]:
+        return [
+            len(requests.post(f"http://{served.address}{path}", json=body, timeout=5).json().get("instances", ()))
+            for path in paths
+        ]
+
+    both = {"instances": [{"a": [1.0, 2.0], "t": "x"}]}
+    assert names("/model/my%20model:predict", "/model/my%20model/version/1:predict", body=both) == [1, 1]
+    assert names("/model/my%2520model:predict", body=both) == [0], "once"
+    one = {"instances": [{"x": 1}]}
+    assert names("/model/echo:pr%65dict", "/model/echo%3Apredict", body=one) == [1, 1]
+    assert get(served, "/v2/models/my%20model/ready").status_code == 200
+    assert get(served, "/v2/models/my%2520model/ready").status_code == 404
+
+
+def test_health_of_a_server_without_language_models(served: Served) -> None:
+    assert (get(served, "/health").status_code, get(served, "/ping").content) == (200, b"")
+    try:
+        served.backend.ready = False
+        assert get(served, "/health").json() == {"error": "unhealthy", "error_type": "healthcheck"}
+        assert get(served, "/ping").status_code == 503
+    finally:
+        served.backend.ready = True
 
 
 def test_mindspore_errors_have_a_status_only_where_configured(served: Served) -> None:

@@ -1,7 +1,8 @@
 """`MSService.Predict`: MindSpore Serving's one remote procedure.
 
-Errors of a request travel in the reply, never as a gRPC status: all instances well, one error for the whole request,
-or a list of both. Arrays view the received bytes, so they are read-only; workers get copies.
+Errors of a request travel in the reply, not as a gRPC status: all instances well, one error for the whole request,
+or a list of both. Only what is not loaded yet is UNAVAILABLE. Arrays view the received bytes, so they are read-only;
+workers get copies.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.grpc.rpc import Rpc, UnaryRpc
 from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
@@ -33,6 +34,8 @@ def predict_rpcs(backend: Backend) -> dict[str, Rpc]:
         try:
             method = _method(backend, request)
             outcomes = await backend.predict(method, _rows(method, request), timeout=timeout)
+        except Loading:
+            raise
         except InflightError as error:
             _add_error(reply, error)
         else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.oip.tensors import DATATYPES, NUMPY_DATATYPES, OipTensor
 from inflight.table import Table, as_columns
@@ -65,14 +65,17 @@ def find_model(backend: Backend, name: str, version: str) -> MethodInfo:
 
     Raises:
         NotFound: no such servable, version or method.
+        Loading: the servable is not loaded yet.
         InvalidRequest: the version is not a number.
     """
     number = parse_version(version)
     statuses = backend.servables()
     known = {status.name for status in statuses}
     servable, method = _split(name, known)
+    status = _status(statuses, servable, number)
+    if status is not None and not status.loaded:
+        raise Loading(f"model '{name}' is still being loaded; try again later")
     if not method:
-        status = _status(statuses, servable, number)
         method = _default_method(status) if status else DEFAULT_METHOD
     if method.startswith("@"):
         raise NotFound(f"model '{name}' is not available: '{method}' is an internal method")
@@ -100,7 +103,10 @@ def model_ready(backend: Backend, name: str, version: str) -> bool:
     Raises:
         NotFound, InvalidRequest: as `find_model`.
     """
-    method = find_model(backend, name, version)
+    try:
+        method = find_model(backend, name, version)
+    except Loading:
+        return False
     status = _status(backend.servables(), method.servable, method.version)
     return status is not None and status.ready
 
@@ -109,7 +115,7 @@ def metadata(backend: Backend, name: str, version: str) -> ModelMetadata:
     """What a model takes and gives, under the name it was asked by.
 
     Raises:
-        NotFound, InvalidRequest: as `find_model`.
+        NotFound, Loading, InvalidRequest: as `find_model`.
     """
     method = find_model(backend, name, version)
     versions = sorted(status.version for status in backend.servables() if status.name == method.servable)

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import orjson
 
 from inflight import __version__
-from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.asgi import JSON, Answer, Header, Receive, Scope, Send, header, nothing_to_cancel, respond_json
 from inflight.frontends.base import Backend, callbacks
 from inflight.frontends.body import Body, accepted_encoding, pack, read_body, unpack
@@ -29,6 +29,7 @@ from inflight.frontends.oip.mapping import (
     parse_version,
     to_rows,
 )
+from inflight.frontends.routes import RETRY_AFTER, check_verb, error_headers
 from inflight.types import MethodInfo, Outcome
 
 _logger = logging.getLogger("inflight.oip")
@@ -38,10 +39,6 @@ _RAW = (b"content-type", b"application/octet-stream")
 _JOINED = 64 * 1024
 _PACKED = (b"gzip", b"deflate")
 _NAMES_KEPT = 1024
-
-
-class MethodNotAllowed(InvalidRequest):
-    http_status = 405
 
 
 class OpenInferenceRest:
@@ -61,14 +58,14 @@ class OpenInferenceRest:
         except Disconnected:
             return
         except InflightError as error:
-            await respond_json(send, {"error": str(error)}, status=error.http_status)
+            await respond_json(send, {"error": str(error)}, status=error.http_status, headers=error_headers(error))
         except Exception:  # the outermost handler: the client gets an answer whatever fails in here
             _logger.exception("an error nobody handled, %s %s", scope["method"], scope["path"])
             await respond_json(send, {"error": "internal server error, the server's log has the details"}, status=500)
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`: plain inferences, with the backend's callback in place of waiting for it."""
-        parts = _parts(scope)
+        parts = self._parts(scope)
         if (
             self._callbacks is None
             or len(body) > self._max_body_bytes
@@ -91,6 +88,24 @@ class OpenInferenceRest:
             _answer_error(answer, _internal(scope["path"], error))
         return nothing_to_cancel
 
+    def _parts(self, scope: Scope) -> list[str]:
+        """The path's parts below `/v2`, percent-decoded; a model's name only where it is not served as it came."""
+        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        parts = raw.decode("ascii", "replace").strip("/").split("/")[1:]
+        if b"%" not in raw:
+            return parts
+        literal = parts[:1] == ["models"] and len(parts) > 1 and self._knows(parts[1])
+        return [part if literal and index == 1 else unquote(part) for index, part in enumerate(parts)]
+
+    def _knows(self, name: str) -> bool:
+        try:
+            find_model(self._backend, name, "")
+        except Loading:
+            return True
+        except InflightError:
+            return False
+        return True
+
     def _find(self, name: str, version: str) -> MethodInfo:
         """`find_model`, which looks at every servable, only for names that were not asked for before."""
         known = self._names.get((name, version))
@@ -105,18 +120,18 @@ class OpenInferenceRest:
         return method
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parts = _parts(scope)
+        parts = self._parts(scope)
         if parts[:1] == ["models"] and len(parts) > 1:
             await self._model(scope, receive, send, parts[1], parts[2:])
         elif not parts:
-            _allow(scope, "GET")
+            check_verb(scope, "GET")
             await respond_json(send, {"name": "inflight", "version": __version__, "extensions": _EXTENSIONS})
         elif parts in (["health", "live"], ["health", "ready"]):
-            _allow(scope, "GET")
+            check_verb(scope, "GET")
             good = self._backend.live if parts[1] == "live" else self._backend.ready
             await respond_json(send, {parts[1]: good}, status=200 if good else 503)
         elif parts == ["repository", "index"]:
-            _allow(scope, "POST")
+            check_verb(scope, "POST")
             await self._index(scope, receive, send)
         else:
             raise _no_such_path(scope)
@@ -126,22 +141,27 @@ class OpenInferenceRest:
         if rest[:1] == ["versions"] and len(rest) > 1:
             version, rest = rest[1], rest[2:]
         if rest == ["infer"]:
-            _allow(scope, "POST")
+            check_verb(scope, "POST")
             await self._infer(scope, receive, send, name, version)
         elif rest in (["generate"], ["generate_stream"]):
-            _allow(scope, "POST")
+            check_verb(scope, "POST")
             method = self._find(name, version)
             body = await unpack(scope, await read_body(scope, receive, self._max_body_bytes), self._max_body_bytes)
             row, common = read_generate(method, body)
             work = answer_generate if rest == ["generate"] else stream_generate
             await work(self._backend, method, row, common, receive, send)
         elif not rest:
-            _allow(scope, "GET")
+            check_verb(scope, "GET")
             await respond_json(send, asdict(metadata(self._backend, name, version)))
         elif rest == ["ready"]:
-            _allow(scope, "GET")
+            check_verb(scope, "GET")
             ready = model_ready(self._backend, name, version)
-            await respond_json(send, {"name": name, "ready": ready}, status=200 if ready else 503)
+            await respond_json(
+                send,
+                {"name": name, "ready": ready},
+                status=200 if ready else 503,
+                headers=[] if ready else [RETRY_AFTER],
+            )
         else:
             raise _no_such_path(scope)
 
@@ -168,16 +188,10 @@ class OpenInferenceRest:
         for status in self._backend.servables():
             if only_ready and not status.ready:
                 continue
-            state = {"state": "READY"} if status.ready else {"state": "UNAVAILABLE", "reason": "no replica is ready"}
+            reason = "no replica is ready" if status.loaded else "it is still being loaded"
+            state = {"state": "READY"} if status.ready else {"state": "UNAVAILABLE", "reason": reason}
             models.append({"name": status.name, "version": str(status.version), **state})
         await respond_json(send, models)
-
-
-def _parts(scope: Scope) -> list[str]:
-    """The path's parts below `/v2`."""
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    path = raw.decode("ascii", "replace").strip("/")
-    return [unquote(part) for part in path.split("/")][1:] if "%" in path else path.split("/")[1:]
 
 
 def _is_packed(scope: Scope) -> bool:
@@ -204,7 +218,7 @@ def _finish(
 
 
 def _answer_error(answer: Answer, error: InflightError) -> None:
-    answer(error.http_status, [JSON], orjson.dumps({"error": str(error)}))
+    answer(error.http_status, [JSON, *error_headers(error)], orjson.dumps({"error": str(error)}))
 
 
 def _internal(what: str, error: Exception) -> InflightError:
@@ -244,12 +258,6 @@ def _json_length(scope: Scope) -> int | None:
             f"Inference-Header-Content-Length must be the bytes of the JSON part, not {value.decode('latin-1')!r}"
         )
     return int(value)
-
-
-def _allow(scope: Scope, verb: str) -> None:
-    method: str = scope["method"]
-    if method != verb and (method, verb) != ("HEAD", "GET"):
-        raise MethodNotAllowed(f"{scope['path']} takes {verb}, not {method}")
 
 
 def _no_such_path(scope: Scope) -> NotFound:

@@ -13,12 +13,13 @@ from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.generate import Whole, all_of, embedding_of, pick, read_struct, whole
+from inflight.frontends.generate import Whole, all_of, embedding_of, loaded, payload_limit, pick, read_struct, whole
 from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
 from inflight.frontends.openai.response import Reply, Usage, error_json
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
+from inflight.frontends.routes import check_verb
 from inflight.frontends.sse import DONE, EventStream, Opened
 from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token
 from inflight.log import LOGGER
@@ -32,28 +33,24 @@ _QUEUE = 64
 
 
 class OpenAiRest:
-    """Answers OpenAI's routes with the language models served here."""
+    """Answers every path under `/v1/` with the language models served here."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
     @property
     def _limit(self) -> int:
-        return next(iter(self._backend.generators.values())).info.limits.payload_limit
-
-    def serves(self, scope: Scope) -> bool:
-        """Whether a request is for one of these routes."""
-        return scope["path"].startswith("/v1/") and bool(self._backend.generators)
+        return payload_limit(self._backend)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One `http` scope."""
         path: str = scope["path"]
         allowed = "GET" if path == MODELS or path.startswith(f"{MODELS}/") else "POST"
         try:
             if allowed == "POST" and path not in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES):
                 raise NotFound(f"there is no route {path}")
-            if scope["method"] != allowed:
-                await respond(send, b"", status=405, headers=[(b"allow", allowed.encode())])
-            elif path == CHAT:
+            check_verb(scope, allowed)
+            if path == CHAT:
                 await self._chat(scope, receive, send)
             elif path == COMPLETIONS:
                 await self._completions(scope, receive, send)
@@ -73,7 +70,7 @@ class OpenAiRest:
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_struct(scope, receive, ChatBody, self._limit)
-        generator = pick(self._backend.generators, body.model)
+        generator = pick(self._backend, body.model)
         requests, tools = await _prepared(generator, body)
         model = body.model or generator.info.model_id
         reply = Reply("chat.completion", model, logprobs=bool(body.logprobs), tools=tools.format)
@@ -81,7 +78,7 @@ class OpenAiRest:
 
     async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_struct(scope, receive, CompletionBody, self._limit)
-        generator = pick(self._backend.generators, body.model)
+        generator = pick(self._backend, body.model)
         prompts = _prompts(body.prompt, "prompt")
         limit = generator.info.limits.max_client_batch_size
         if len(prompts) > limit:
@@ -127,7 +124,7 @@ class OpenAiRest:
 
     async def _responses(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_struct(scope, receive, ResponsesBody, self._limit)
-        generator = pick(self._backend.generators, body.model)
+        generator = pick(self._backend, body.model)
         (request,), tools = await _prepared(generator, chat_body(body))
         reply = ResponseReply(body, body.model or generator.info.model_id, tools.format)
         if body.stream:
@@ -137,7 +134,7 @@ class OpenAiRest:
 
     async def _embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_struct(scope, receive, EmbeddingsBody, self._limit)
-        generator = pick(self._backend.generators, body.model)
+        generator = pick(self._backend, body.model)
         check_format(body, generator)
         prompts = _prompts(body.input, "input")
         if "" in prompts:
@@ -154,13 +151,18 @@ class OpenAiRest:
         await respond_json(send, answer(body, body.model or generator.info.model_id, found))
 
     async def _models(self, name: str, send: Send) -> None:
+        """What can answer; a name that will is told to wait, and so is everybody while there is nothing."""
+        generators = self._backend.generators
+        known = {id: generator for id, generator in generators.items() if generator.info.loaded}
+        if not known:
+            pick(self._backend)
         found = [
             {"id": id, "object": "model", "created": 0, "owned_by": generator.info.model_id}
-            for id, generator in self._backend.generators.items()
+            for id, generator in known.items()
         ]
         found += [
             {"id": name, "object": "model", "created": 0, "owned_by": generator.info.model_id, "parent": id}
-            for id, generator in self._backend.generators.items()
+            for id, generator in known.items()
             for name in generator.info.adapters
         ]
         if not name:
@@ -168,6 +170,9 @@ class OpenAiRest:
             return
         one = next((each for each in found if name in (each["id"], each["owned_by"])), None)
         if one is None:
+            for id, generator in generators.items():
+                if name in (id, generator.info.model_id, *generator.info.adapters):
+                    loaded(generator)
             raise NotFound(f"The model `{name}` does not exist")
         await respond_json(send, one)
 

@@ -26,6 +26,7 @@ from inflight.errors import (
 from inflight.frontends.asgi import Header
 from inflight.frontends.generate import PlainError, Whole, number
 from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
+from inflight.frontends.routes import MethodNotAllowed, error_headers
 from inflight.generation import Finish, FinishReason, Start, Token, TokenInfo, ToolFormat
 
 FINGERPRINT = f"inflight-{__version__}"
@@ -249,12 +250,11 @@ def _named(info: TokenInfo) -> dict[str, Any]:
 def error_json(error: InflightError) -> tuple[int, bytes, list[Header]]:
     """Status, body and headers of an error in OpenAI's shape."""
     status, kind, code = _classify(error)
-    headers: list[Header] = [(b"retry-after", b"1")] if status in (429, 503) else []
     body = {
         "error": {"message": str(error), "type": kind, "param": None, "code": code, "http_status_code": status},
         "error_type": _tgi_type(error),  # where TGI's clients look for it
     }
-    return status, orjson.dumps(body), headers
+    return status, orjson.dumps(body), error_headers(error)
 
 
 def _classify(error: InflightError) -> tuple[int, str, str | None]:
@@ -266,6 +266,8 @@ def _classify(error: InflightError) -> tuple[int, str, str | None]:
         return 404, "invalid_request_error", "model_not_found"
     if isinstance(error, TooLarge):
         return 413, "invalid_request_error", None
+    if isinstance(error, MethodNotAllowed):
+        return 405, "invalid_request_error", None
     if isinstance(error, InvalidRequest):
         return 422, "invalid_request_error", None
     if isinstance(error, Unavailable):

@@ -8,15 +8,16 @@ from functools import partial
 import orjson
 
 from inflight.config import RestConfig
-from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.asgi import JSON, Answer, Receive, Scope, Send, header, nothing_to_cancel, respond
+from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
+from inflight.frontends.asgi import JSON, Answer, Header, Receive, Scope, Send, header, nothing_to_cancel, respond
 from inflight.frontends.base import Backend, callbacks
 from inflight.frontends.body import Body, read_body
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.events import Part, send_events
 from inflight.frontends.rest.request import parse_columns, parse_instances, parse_json
 from inflight.frontends.rest.response import Reply, encode_error, encode_reply
-from inflight.frontends.rest.url import parse_url
+from inflight.frontends.rest.url import Target, parse_encoded, parse_url
+from inflight.frontends.routes import error_headers
 from inflight.log import LOGGER
 from inflight.table import Table
 from inflight.types import MethodInfo, Outcome, Row, TextPart
@@ -28,7 +29,8 @@ class MindSporeRest:
     """Answers `POST /model/<servable>[/version/<n>]:<method>`, and everything else with an error.
 
     Each request gets exactly one JSON answer, unless its client leaves first. The HTTP status is 200 for errors too,
-    since existing scripts read `error_msg` whatever it is; `config.status_codes` gives each error its own.
+    since existing scripts read `error_msg` whatever it is; `config.status_codes` gives each error its own. A servable
+    that was announced and is not loaded yet is 503 in any case: who waits for a server looks at the status.
     """
 
     def __init__(self, backend: Backend, *, max_body_bytes: int, config: RestConfig) -> None:
@@ -58,7 +60,7 @@ class MindSporeRest:
                 headers.append(_CLOSE)  # whether the body still comes is the client's choice, so nothing can follow it
         except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
             reply = _internal(error)
-        await respond(send, reply.body, status=self._status(reply), headers=headers)
+        await respond(send, reply.body, status=self._status(reply), headers=[*headers, *_headers(reply)])
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`: the same steps, with the backend's callback in place of waiting for it."""
@@ -76,7 +78,7 @@ class MindSporeRest:
             reply = encode_error(error)
         except Exception as error:  # as in __call__
             reply = _internal(error)
-        answer(self._status(reply), [JSON], reply.body)
+        answer(self._status(reply), [JSON, *_headers(reply)], reply.body)
         return nothing_to_cancel
 
     def _finish(self, method: MethodInfo, answer: Answer, result: list[Outcome] | InflightError) -> None:
@@ -87,12 +89,13 @@ class MindSporeRest:
         answer(self._status(reply), [JSON], reply.body)
 
     def _status(self, reply: Reply) -> int:
-        return reply.error.http_status if self._status_codes and reply.error is not None else 200
+        error = reply.error
+        return error.http_status if error is not None and (self._status_codes or isinstance(error, Loading)) else 200
 
     def _read(self, scope: Scope, body: Body) -> tuple[MethodInfo, Sequence[Row]]:
         # The order of these steps decides which of several errors is told: body, URL, content, then the names in it.
         document = parse_json(body)
-        target = parse_url(_url(scope))
+        target = self._target(scope)
         columns = parse_columns(document)
         if columns is not None:
             method = self._backend.method(*target)
@@ -101,6 +104,18 @@ class MindSporeRest:
         instances = parse_instances(document)
         method = self._backend.method(*target)
         return method, [method.row(named) for named in instances]
+
+    def _target(self, scope: Scope) -> Target:
+        """What the URL names: literally, as MindSpore Serving reads it, else percent-decoded once."""
+        url = _url(scope)
+        if b"%" in url:
+            for read in (parse_url, parse_encoded):
+                try:
+                    self._backend.method(*read(url))
+                    return read(url)
+                except (InvalidRequest, NotFound):
+                    continue
+        return parse_url(url)
 
     async def _answer(self, scope: Scope, body: Body, receive: Receive) -> Reply:
         method, rows = self._read(scope, body)
@@ -127,6 +142,10 @@ def wants_events(scope: Scope) -> bool:
         if name == b"accept":
             return bool(value.startswith(b"text/event-stream"))
     return False
+
+
+def _headers(reply: Reply) -> list[Header]:
+    return [] if reply.error is None else error_headers(reply.error)
 
 
 def _internal(error: Exception) -> Reply:

@@ -9,29 +9,38 @@ from typing import Any
 import msgspec
 import orjson
 
-from inflight.errors import InflightError, InvalidRequest
+from inflight.errors import InflightError, InvalidRequest, Loading
 from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
+from inflight.frontends.body import read_body
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.generate import Whole, all_of, read_struct
+from inflight.frontends.generate import Whole, all_of, loaded, refuse_images
+from inflight.frontends.rest.request import parse_json
 from inflight.frontends.rest.response import encode_error
+from inflight.frontends.rest.url import parse_encoded, parse_url
+from inflight.frontends.routes import error_headers
 from inflight.frontends.sse import EventStream, Opened
 from inflight.frontends.tgi.request import GenerateBody, Parameters, check
 from inflight.generation import Finish, GenerationRequest, Generator, Token
 from inflight.log import LOGGER
+from inflight.types import NEWEST
 
 GENERATE, STREAM = "generate", "generated_stream"
 _TEXTS = ("inputs", "prompt", "text")
 
 
 class InstancesBody(msgspec.Struct):
-    """`{"instances": [{"inputs": "...", "parameters": {...}}, ...]}`; a bare text is an instance too."""
+    """A request."""
 
-    instances: list[Any]
+    instances: list[Any] | dict[str, Any] | str
 
 
 class GeneratorRest:
-    """Serves every language model by its name. Errors have MindSpore Serving's form, status 200 unless asked for."""
+    """Serves every language model by its name: `{"instances": [{"inputs": "...", "parameters": {...}}, ...]}`.
+
+    One instance may stand without a list, and a bare text is an instance too; the content type does not matter. Errors
+    have MindSpore Serving's form and the status 200 unless asked for; a model that is not loaded yet is 503.
+    """
 
     def __init__(self, backend: Backend, status_codes: bool) -> None:
         self._backend = backend
@@ -39,15 +48,15 @@ class GeneratorRest:
 
     def serves(self, scope: Scope) -> bool:
         """Whether a request names a language model's method."""
-        return scope["method"] == "POST" and self._target(scope["path"]) is not None
+        return scope["method"] == "POST" and self._target(scope) is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        target = self._target(scope["path"])
+        target = self._target(scope)
         assert target is not None
         generator, method = target
         try:
-            body = await read_struct(scope, receive, InstancesBody, generator.info.limits.payload_limit)
-            requests = _requests(body, generator, method == STREAM)
+            body = await read_body(scope, receive, loaded(generator).info.limits.payload_limit)
+            requests = _requests(_instances(parse_json(body)), generator, method == STREAM)
             if method == STREAM:
                 await run_until_disconnect(_stream(generator, requests, send), receive)
             else:
@@ -61,28 +70,44 @@ class GeneratorRest:
             LOGGER.error("%s failed", scope["path"], exc_info=error)
             await self._fail(send, InflightError("internal server error, the server's log has the details"))
 
-    def _target(self, path: str) -> tuple[Generator, str] | None:
-        if not path.startswith("/model/"):
+    def _target(self, scope: Scope) -> tuple[Generator, str] | None:
+        generators = self._backend.generators
+        if not generators:
             return None
-        name, colon, method = path.removeprefix("/model/").rpartition(":")
-        generator = self._backend.generators.get(name.partition("/version/")[0])
-        return (generator, method) if colon and generator is not None and method in (GENERATE, STREAM) else None
+        url: bytes = scope.get("raw_path") or scope["path"].encode()
+        for read in (parse_url, parse_encoded) if b"%" in url else (parse_url,):
+            try:
+                name, version, method = read(url)
+            except InvalidRequest:
+                continue
+            generator = generators.get(name)
+            if generator is not None and version in (NEWEST, 1) and method in (GENERATE, STREAM):
+                return generator, method
+        return None
 
     async def _fail(self, send: Send, error: InflightError) -> None:
-        reply = encode_error(error)
-        await respond(send, reply.body, status=error.http_status if self._status_codes else 200)
+        status = error.http_status if self._status_codes or isinstance(error, Loading) else 200
+        await respond(send, encode_error(error).body, status=status, headers=error_headers(error))
 
 
-def _requests(body: InstancesBody, generator: Generator, streaming: bool) -> list[GenerationRequest]:
+def _instances(document: Any) -> list[Any]:
+    try:
+        found = msgspec.convert(document, InstancesBody).instances
+    except msgspec.ValidationError:
+        raise InvalidRequest('the request has no instances; write {"instances": [{"inputs": "<text>"}]}') from None
+    return found if isinstance(found, list) else [found]
+
+
+def _requests(instances: list[Any], generator: Generator, streaming: bool) -> list[GenerationRequest]:
     limits = generator.info.limits
-    if not body.instances:
+    if not instances:
         raise InvalidRequest("the request has no instances; send at least one")
-    if len(body.instances) > limits.max_concurrent_requests:
+    if len(instances) > limits.max_concurrent_requests:
         raise InvalidRequest(
-            f"the request has {len(body.instances)} instances and the model answers "
+            f"the request has {len(instances)} instances and the model answers "
             f"{limits.max_concurrent_requests} at a time; send fewer in a request"
         )
-    return [check(_generate_body(each, index), limits, streaming).request for index, each in enumerate(body.instances)]
+    return [check(_generate_body(each, index), limits, streaming).request for index, each in enumerate(instances)]
 
 
 def _generate_body(instance: Any, index: int) -> GenerateBody:
@@ -91,9 +116,10 @@ def _generate_body(instance: Any, index: int) -> GenerateBody:
         return GenerateBody(instance, Parameters())
     if not isinstance(instance, dict):
         raise InvalidRequest(f"instance {index} must be a text or an object with the key 'inputs'")
+    refuse_images(instance, f"instance {index}")
     key = next((name for name in _TEXTS if name in instance), None)
     if key is None or not isinstance(instance[key], str):
-        raise InvalidRequest(f"instance {index} has no text; give it by the key 'inputs'")
+        raise InvalidRequest(f"instance {index} has no text; give it by the key 'inputs', 'prompt' or 'text'")
     beside = {name: value for name, value in instance.items() if name not in (key, "parameters")}
     given = instance.get("parameters") or {}
     if not isinstance(given, dict):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from typing import NamedTuple
+from urllib.parse import unquote, unquote_to_bytes
 
 from inflight.errors import InvalidRequest
 from inflight.types import NEWEST
@@ -51,6 +52,16 @@ def parse_url(url: bytes) -> Target:
     if not method:
         raise InvalidRequest(f"please check url, the keyword:[service method] must contain. {_HELP}")
     return Target(_text(servable), number, _text(method))
+
+
+def parse_encoded(url: bytes) -> Target:
+    """`parse_url` for clients that percent-encode names: what each part stands for, decoded once.
+
+    Raises:
+        InvalidRequest: as `parse_url`.
+    """
+    target = parse_url(url if b":" in url else unquote_to_bytes(url))
+    return Target(unquote(target.servable), target.version, unquote(target.method)) if b":" in url else target
 
 
 def _part_after(url: bytes, key: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -13,7 +13,8 @@ from inflight.errors import InflightError
 from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.generate import all_of, draw_seed, read_struct, with_seed
+from inflight.frontends.generate import all_of, draw_seed, pick, read_struct, with_seed
+from inflight.frontends.routes import verb_of
 from inflight.frontends.sse import EventStream, Opened
 from inflight.frontends.tgi.request import Asked, GenerateBody, check
 from inflight.frontends.tgi.response import (
@@ -26,6 +27,8 @@ from inflight.frontends.tgi.response import (
 )
 from inflight.generation import Chat, Finish, Generator, Token
 from inflight.log import LOGGER
+
+T = TypeVar("T")
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -48,7 +51,7 @@ class TgiRest:
     """Answers TGI's own routes with the first language model served here.
 
     Attributes:
-        paths: which handler answers which path, by method.
+        paths: which handler answers which path, by verb.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -64,23 +67,10 @@ class TgiRest:
             "/ping": {"GET": self._health},
         }
 
-    def serves(self, scope: Scope) -> bool:
-        """Whether a request is for one of these routes; `GET /` stays the overview."""
-        methods = self.paths.get(scope["path"])
-        if methods is None or not self._backend.generators:
-            return False
-        method: str = scope["method"]
-        return scope["path"] != "/" or method == "POST"
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        methods = self.paths[scope["path"]]
-        handler = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
-        if handler is None:
-            allowed = (b"allow", ", ".join(methods).encode())
-            await respond(send, b"", status=405, headers=[allowed])
-            return
+        """A request for one of these routes."""
         try:
-            await handler(scope, receive, send)
+            await self.paths[scope["path"]][verb_of(scope)](scope, receive, send)
         except Disconnected:
             return
         except InflightError as error:
@@ -91,25 +81,25 @@ class TgiRest:
 
     @property
     def _generator(self) -> Generator:
-        return next(iter(self._backend.generators.values()))
+        return pick(self._backend)
 
-    @property
-    def _limit(self) -> int:
-        return self._generator.info.limits.payload_limit
+    async def _body(self, scope: Scope, receive: Receive, form: type[T]) -> T:
+        """The request's body, where there is a model to answer it."""
+        return await read_struct(scope, receive, form, self._generator.info.limits.payload_limit)
 
     async def _compatible(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The route of the first API: a list of one, or a stream where the body asks for it."""
-        body = await read_struct(scope, receive, GenerateBody, self._limit)
+        body = await self._body(scope, receive, GenerateBody)
         if body.stream:
             await self._streamed(body, receive, send, full_text=True)
         else:
             await self._answered(body, receive, send, full_text=True, listed=True)
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._answered(await read_struct(scope, receive, GenerateBody, self._limit), receive, send)
+        await self._answered(await self._body(scope, receive, GenerateBody), receive, send)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._streamed(await read_struct(scope, receive, GenerateBody, self._limit), receive, send)
+        await self._streamed(await self._body(scope, receive, GenerateBody), receive, send)
 
     async def _answered(
         self, body: GenerateBody, receive: Receive, send: Send, *, full_text: bool = False, listed: bool = False
@@ -134,14 +124,14 @@ class TgiRest:
         await run_until_disconnect(_run_stream(generator, asked, body, full, send), receive)
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_struct(scope, receive, TokenizeBody, self._limit)
+        body = await self._body(scope, receive, TokenizeBody)
         pieces = await self._generator.tokenize(body.inputs, body.add_special_tokens)
         await respond_json(
             send, [{"id": one.id, "text": one.text, "start": one.start, "stop": one.stop} for one in pieces]
         )
 
     async def _chat_tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_struct(scope, receive, ChatTokenizeBody, self._limit)
+        body = await self._body(scope, receive, ChatTokenizeBody)
         text = await self._generator.render(Chat(body.messages, body.tools))
         pieces = await self._generator.tokenize(text, add_special_tokens=False)
         found = [{"id": one.id, "text": one.text, "start": one.start, "stop": one.stop} for one in pieces]
@@ -178,7 +168,7 @@ class TgiRest:
         )
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._generator.ready:
+        if self._backend.ready:
             await respond(send, b"")
         else:
             await respond_json(send, {"error": "unhealthy", "error_type": "healthcheck"}, status=503)

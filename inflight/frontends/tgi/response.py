@@ -19,12 +19,11 @@ from inflight.errors import (
     TooLarge,
     Unavailable,
 )
-from inflight.frontends.asgi import Header, Send, respond
+from inflight.frontends.asgi import JSON, Header, Send, respond
 from inflight.frontends.generate import PlainError, Whole, number
+from inflight.frontends.routes import MethodNotAllowed, error_headers
 from inflight.frontends.tgi.request import Asked
 from inflight.generation import Finish, GeneratorInfo, Token, TokenInfo
-
-RETRY_AFTER: Header = (b"retry-after", b"1")
 
 
 def compute_type(info: GeneratorInfo) -> Header:
@@ -114,8 +113,7 @@ def error_reply(error: InflightError) -> tuple[int, bytes, list[Header]]:
     if isinstance(error, PlainError):
         return error.status, str(error).encode(), [(b"content-type", b"text/plain; charset=utf-8")]
     status, kind, text = classify(error)
-    headers = [RETRY_AFTER] if status in (429, 503) else []
-    return status, orjson.dumps({"error": text, "error_type": kind}), [(b"content-type", b"application/json"), *headers]
+    return status, orjson.dumps({"error": text, "error_type": kind}), [JSON, *error_headers(error)]
 
 
 async def fail(send: Send, error: InflightError) -> None:
@@ -140,6 +138,8 @@ def classify(error: InflightError) -> tuple[int, str, str]:
         return 413, "validation", text
     if isinstance(error, NotFound):
         return 404, "validation", text
+    if isinstance(error, MethodNotAllowed):
+        return 405, "validation", text
     if isinstance(error, InvalidRequest):
         return 422, "validation", f"Input validation error: {text}"
     if isinstance(error, Unavailable):
