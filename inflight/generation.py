@@ -242,11 +242,13 @@ class Chat:
         messages: as the client sent them (role, content, tool_calls, ...), as plain JSON values.
         tools: tool descriptions as plain JSON values, or None.
         kwargs: further variables for the template.
+        tool_prompt: goes before the tools where the template knows none and they are written into a message.
     """
 
     messages: list[dict[str, object]]
     tools: list[dict[str, object]] | None = None
     kwargs: dict[str, object] = field(default_factory=dict)
+    tool_prompt: str = ""
 
 
 class Generator(Protocol):
@@ -286,8 +288,9 @@ class Generator(Protocol):
         """
 
     async def render(self, chat: Chat) -> str:
-        """The prompt for a chat.
+        """The prompt for a chat, special tokens included: encode it without adding more.
 
         Raises:
             TemplateError: the model has no chat template or it refused the messages.
+            InvalidRequest: messages hold what cannot be shown.
         """

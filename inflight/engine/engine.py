@@ -40,7 +40,7 @@ from inflight.generation import (
 from inflight.metrics import Load, Metrics
 from inflight.plan import Sampling, ShardOffer, StepPlan, StepResult
 from inflight.sched import Capacity, Scheduler, Sequence
-from inflight.text import Matcher, Tokenizer
+from inflight.text import Matcher, Tokenizer, shown
 
 log = logging.getLogger("inflight")
 
@@ -242,7 +242,7 @@ class Engine:
         template = self._tokenizer.chat
         if template is None:
             raise TemplateError("this model has no chat template; send a prompt to a route without chat instead")
-        return template.render(chat)
+        return template.render(shown(chat, template.tool_format))
 
     # Requests in and out
 

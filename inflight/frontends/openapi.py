@@ -15,7 +15,7 @@ from inflight.frontends.openai.embeddings import EmbeddingsBody
 from inflight.frontends.openai.request import ChatBody, CompletionBody
 from inflight.frontends.openai.responses import ResponsesBody
 from inflight.frontends.rest.generator import InstancesBody
-from inflight.frontends.tgi.app import ChatTokenizeBody, TokenizeBody
+from inflight.frontends.tgi.app import TokenizeBody
 from inflight.frontends.tgi.request import GenerateBody
 
 DOCS_PAGE = (Path(__file__).parent / "docs.html").read_bytes()
@@ -28,7 +28,6 @@ _BODIES: dict[str, Any] = {
     "EmbeddingsRequest": EmbeddingsBody,
     "ResponsesRequest": ResponsesBody,
     "TokenizeRequest": TokenizeBody,
-    "ChatTokenizeRequest": ChatTokenizeBody,
     "InstancesRequest": InstancesBody,
     "MindSporeRequest": MindSporeBody,
 }
@@ -172,9 +171,7 @@ def _generation_paths() -> dict[str, Schema]:
             )
         },
         "/tokenize": {"post": _operation(tgi, "Tokens of a text", "Tokenized", "TokenizeRequest", "Error")},
-        "/chat_tokenize": {
-            "post": _operation(tgi, "Tokens of a chat", "ChatTokenized", "ChatTokenizeRequest", "Error")
-        },
+        "/chat_tokenize": {"post": _operation(tgi, "Tokens of a chat", "ChatTokenized", "ChatRequest", "Error")},
         "/info": {"get": _operation(tgi, "The model and its limits", "Info", None, "Error")},
         "/vertex": {"post": _operation(tgi, "Google's form", "Predictions", vertex, "Error")},
         "/invocations": {

@@ -1,5 +1,6 @@
 """Text to tokens and back: tokenizer, incremental detokenizer, stop texts, chat templates."""
 
+from inflight.text.chat import shown
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar
 from inflight.text.stop import StopTexts
@@ -15,4 +16,5 @@ __all__ = [
     "Tokenizer",
     "json_grammar",
     "load_tokenizer",
+    "shown",
 ]

@@ -16,6 +16,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from inflight.errors import InvalidRequest, TemplateError
 from inflight.generation import Chat, ToolFormat
 
+_MARK = "<|the-answer-goes-on-here|>"
+"""Stands at the end of a text that is to be continued while the template is run: the text itself may be anywhere."""
+
 MAX_PROMPT = 1 << 24
 """Characters of a rendered prompt; a template that makes more is stopped."""
 
@@ -66,6 +69,14 @@ class ChatTemplate:
             TemplateError: the template refused the messages, with its own text.
         """
         messages = [self._message(message) for message in chat.messages]
+        marked = _marked(messages)
+        if marked is not None:
+            prompt, found, _ = self._run(chat, marked).rpartition(_MARK)
+            if found:
+                return prompt
+        return self._run(chat, messages)  # also where a template does not show that text as it is
+
+    def _run(self, chat: Chat, messages: list[dict[str, object]]) -> str:
         values: dict[str, object] = {
             **self._tokens,
             "messages": messages,
@@ -87,28 +98,38 @@ class ChatTemplate:
             raise
         except Exception as error:  # a template is code: it raises anything
             raise TemplateError(str(error) or type(error).__name__) from error
-        return _cut("".join(parts), messages)
+        return "".join(parts)
 
     def _message(self, message: dict[str, object]) -> dict[str, object]:
         content = message.get("content")
-        if not isinstance(content, list) or self._wants_parts:
+        if not isinstance(content, list):
             return message
         texts: list[str] = []
         for part in content:
             if not isinstance(part, dict) or part.get("type") != "text":
                 raise InvalidRequest("this model reads text only; send content parts of type 'text'")
             texts.append(str(part.get("text", "")))
-        return {**message, "content": "".join(texts)}
+        return message if self._wants_parts else {**message, "content": "".join(texts)}
 
 
-def _cut(prompt: str, messages: list[dict[str, object]]) -> str:
-    """What the template writes after an assistant's last message would end the very text that is to go on."""
-    last = messages[-1] if messages else {}
+def _marked(messages: list[dict[str, object]]) -> list[dict[str, object]] | None:
+    """The messages with a mark where the assistant is to go on; None where the last text is not an assistant's.
+
+    What a template writes after it would end the very text that is to go on. Blanks at its end are left out, as TGI
+    has it: tokens begin with them.
+    """
+    *before, last = messages or [{}]
+    if last.get("role") != "assistant" or last.get("tool_calls"):
+        return None
     content = last.get("content")
-    if last.get("role") != "assistant" or last.get("tool_calls") or not isinstance(content, str) or not content.strip():
-        return prompt
-    place = prompt.rfind(content.strip())
-    return prompt[: place + len(content.strip())] if place >= 0 else prompt
+    if isinstance(content, str) and content.strip():
+        return [*before, {**last, "content": content.rstrip() + _MARK}]
+    if isinstance(content, list) and content and isinstance(content[-1], dict):
+        *parts, part = content
+        text = part.get("text")
+        if isinstance(text, str) and text.strip():
+            return [*before, {**last, "content": [*parts, {**part, "text": text.rstrip() + _MARK}]}]
+    return None
 
 
 class _Generation(jinja2.ext.Extension):

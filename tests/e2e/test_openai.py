@@ -13,7 +13,7 @@ import openai
 import pydantic
 import pytest
 
-from tests.e2e.running import Served, serve
+from tests.e2e.running import Served, request, serve
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 CHAT: Any = [{"role": "user", "content": "What is Inflight?"}]
@@ -57,6 +57,60 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def client(served: Served) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"http://{served.http}/v1", api_key="-", max_retries=0, timeout=60) as made:
         yield made
+
+
+# What is counted is what is computed
+
+CALL: Any = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+CHATS: dict[str, Any] = {
+    "plain": {"messages": CHAT},
+    "prefill": {"messages": [*CHAT, {"role": "assistant", "content": "a"}]},
+    "prefill of parts": {"messages": [*CHAT, {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}]},
+    "tools": {"messages": CHAT, "tools": TOOLS},
+    "no tools": {"messages": CHAT, "tools": TOOLS, "tool_choice": "none"},
+    "tool prompt": {"messages": CHAT, "tools": TOOLS, "tool_prompt": "Use one of these:"},
+    "tools and prefill": {"messages": [*CHAT, {"role": "assistant", "content": "Well"}], "tools": TOOLS},
+    "history": {
+        "messages": [
+            *CHAT,
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "1", "content": "rain"},
+        ],
+        "tools": TOOLS,
+    },
+    "truncated": {"messages": CHAT, "truncate": 5},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("chat", CHATS)
+def test_chat_tokenize_gives_the_prompt_of_the_chat(served: Served, family: str, chat: str) -> None:
+    def post(path: str, body: Any) -> Any:
+        status, data = request(
+            served.http, "POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        assert status == 200, data
+        return json.loads(data)
+
+    body = {"model": family, "max_tokens": 4, "temperature": 0, **CHATS[chat]}
+    counted = [one["id"] for one in post("/chat_tokenize", body)["tokenize_response"]]
+    # A grammar of tools would change the answer, and not the prompt.
+    answer = post("/v1/chat/completions", {**body, "stop": []})
+    assert answer["usage"]["prompt_tokens"] == len(counted)
+    if "tools" not in body and "truncate" not in body:
+        response = post("/v1/responses", {"model": family, "input": body["messages"], "max_output_tokens": 4})
+        assert response["usage"]["input_tokens"] == len(counted)
+    if "tools" not in body:
+        same = post("/v1/completions", {"model": family, "prompt": counted, "max_tokens": 4, "temperature": 0})
+        assert same["usage"]["prompt_tokens"] == len(counted)
+        assert same["choices"][0]["text"].startswith(answer["choices"][0]["message"]["content"])
+
+
+def test_chat_tokenize_refuses_what_the_chat_refuses(served: Served) -> None:
+    for wrong in ({"messages": []}, {"messages": [{"content": "x"}]}, {"messages": CHAT, "tools": [{}]}):
+        for path in ("/chat_tokenize", "/v1/chat/completions"):
+            body = json.dumps({"model": "plain", **wrong}).encode()
+            assert request(served.http, "POST", path, body, {"Content-Type": "application/json"})[0] == 422
 
 
 # Tools

@@ -123,6 +123,24 @@ def test_it_stops_by_itself(llm: LLM) -> None:
     assert "Inflight" in answer.text
 
 
+def test_a_chat_is_shown_as_the_chat_route_shows_it(llm: LLM) -> None:
+    asked: dict[str, object] = {"role": "user", "content": "What is Inflight?"}
+    call = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
+    history: list[dict[str, object]] = [
+        asked,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "a server"},
+    ]
+    answer = llm.chat(history, Sampling(prompt_logprobs=True), max_new_tokens=2)
+    prompt = "".join(token.text for token in answer.prompt)
+    assert '{"name": "look", "arguments": {}}' in prompt
+    assert prompt.endswith("<|user|>Result of the function: a server<|end|><|assistant|>")
+    going_on = llm.chat(
+        [asked, {"role": "assistant", "content": "a"}], Sampling(prompt_logprobs=True), max_new_tokens=2
+    )
+    assert "".join(token.text for token in going_on.prompt).endswith("<|end|><|assistant|>a")
+
+
 def test_logprobs_and_prompt_logprobs(llm: LLM) -> None:
     from transformers import AutoModelForCausalLM
 

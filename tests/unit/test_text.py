@@ -246,8 +246,40 @@ def test_contents_of_parts() -> None:
     assert "user\nab<" in ChatTemplate(CHATML).render(Chat([{"role": "user", "content": parts}]))
     reads = "{% for part in messages[0].content %}{% if part.type == 'text' %}{{ part.text }}|{% endif %}{% endfor %}"
     assert ChatTemplate(reads).render(Chat([{"role": "user", "content": parts}])) == "a|b|"
-    with pytest.raises(InvalidRequest, match="reads text only"):
-        ChatTemplate(CHATML).render(Chat([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]))
+    for template in (CHATML, reads):
+        with pytest.raises(InvalidRequest, match="reads text only"):
+            ChatTemplate(template).render(Chat([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]))
+
+
+# What comes after the assistant's text holds the text itself: `</s>`, and a second `assistant`.
+PREFILL = "{% for m in messages %}<{{ m.role }}>{{ m.content FILTER}}</s>{% endfor %}<assistant>"
+PARTS = PREFILL.replace(
+    "{{ m.content FILTER}}",
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %}",
+)
+
+
+@pytest.mark.parametrize("template", [PREFILL.replace("FILTER", ""), PREFILL.replace("FILTER", "| trim "), PARTS])
+@pytest.mark.parametrize("text", ["a", "s", "/", "<", "tan", "<assistant>", "</s>", "Once upon", "{{ 1 }}", "é"])
+def test_an_assistants_last_text_goes_on(template: str, text: str) -> None:
+    chat = ChatTemplate(template)
+    asked = {"role": "user", "content": text}
+    assert chat.render(Chat([asked, {"role": "assistant", "content": text}])) == f"<user>{text}</s><assistant>{text}"
+    blanks = chat.render(Chat([asked, {"role": "assistant", "content": f"{text} \n"}]))
+    assert blanks == f"<user>{text}</s><assistant>{text}", "tokens begin with blanks"
+    parts: list[object] = [{"type": "text", "text": "b"}, {"type": "text", "text": text}]
+    assert chat.render(Chat([asked, {"role": "assistant", "content": parts}])).endswith(f"<assistant>b{text}")
+    whole = f"<user>{text}</s><assistant>{text}</s><user>{text}</s><assistant>"
+    assert chat.render(Chat([asked, {"role": "assistant", "content": text}, asked])) == whole
+    nothing = chat.render(Chat([{"role": "assistant", "content": " "}]))
+    assert nothing.endswith("</s><assistant>")
+
+
+def test_a_text_that_the_template_changes_is_not_cut() -> None:
+    chat = Chat([{"role": "assistant", "content": "Once"}])
+    assert ChatTemplate("{{ messages[0].content | upper }}!").render(chat) == "ONCE!"
+    assert ChatTemplate("{{ messages | length }}").render(chat) == "1"
 
 
 def test_what_a_folder_says(tmp_path: Path) -> None:

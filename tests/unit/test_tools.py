@@ -23,7 +23,7 @@ from inflight.frontends.openai.tools import (
     offer,
 )
 from inflight.generation import Chat, ToolFormat
-from inflight.text import ChatTemplate, load_tokenizer
+from inflight.text import ChatTemplate, load_tokenizer, shown
 
 HERMES = ToolFormat("hermes", "<tool_call>")
 MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]")
@@ -145,23 +145,34 @@ def test_what_is_offered() -> None:
     assert grammar(HERMES, "auto") is None, "a model that knows tools is trusted until somebody asks for `strict`"
     assert grammar(None, "none") is None
     chat = Chat([{"role": "user", "content": [{"type": "text", "text": "Weather?"}]}])
-    plain = offer(chat, [WEATHER], None, True, None, "")
-    assert plain.chat.tools is None
-    assert '"name": "weather"' in str(plain.chat.messages[-1]["content"])
-    native = offer(
-        chat, [{"type": "function", "function": {"name": "f", "arguments": {"type": "object"}}}], None, True, HERMES, ""
-    )
-    assert native.chat.tools == [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-    assert native.chat.messages == chat.messages
+    plain = shown(offer(chat, [WEATHER], None, True, None, "").chat, None)
+    assert plain.tools is None
+    assert '"name": "weather"' in str(plain.messages[-1]["content"])
+    own = shown(offer(chat, [WEATHER], None, True, None, "Use these:").chat, None)
+    assert "Weather?\n---\nUse these:\n{" in str(own.messages[-1]["content"])
+    tool = {"type": "function", "function": {"name": "f", "arguments": {"type": "object"}}}
+    native = shown(offer(chat, [tool], None, True, HERMES, "").chat, HERMES)
+    assert native.tools == [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    assert native.messages == chat.messages
+    assert shown(offer(chat, [tool], "none", True, HERMES, "").chat, HERMES) == chat
+
+
+def test_tools_are_not_written_into_a_text_that_goes_on() -> None:
+    messages: list[dict[str, object]] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}]
+    made = shown(Chat(messages, [WEATHER]), None).messages
+    assert '"name": "weather"' in str(made[0]["content"])
+    assert made[1] == messages[1]
+    alone = shown(Chat(messages[1:], [WEATHER]), None).messages
+    assert [message["role"] for message in alone] == ["user", "assistant"]
 
 
 def test_earlier_calls_reach_the_template() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     chat = Chat([{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "3"}])
-    native = offer(chat, None, None, True, HERMES, "").chat.messages
+    native = shown(chat, HERMES).messages
     assert native[0]["tool_calls"][0]["function"]["arguments"] == {"a": 1}  # type: ignore[index]
     assert native[0]["tool_calls"][0]["id"] == "1"  # type: ignore[index]
-    plain = offer(chat, None, None, True, None, "").chat.messages
+    plain = shown(chat, None).messages
     assert plain[0]["content"] == '{"name": "add", "arguments": {"a": 1}}'
     assert plain[1] == {"role": "user", "content": "Result of the function: 3"}
 

@@ -187,11 +187,20 @@ async def chat_requests(generator: Generator, given: dict[str, Any]) -> list[Gen
     return (await _prepared(generator, msgspec.convert(given, ChatBody)))[0]
 
 
+async def chat_prompt(generator: Generator, body: ChatBody) -> tuple[Tools, str]:
+    """A chat's tools and its prompt, which is encoded as it stands.
+
+    Raises:
+        InvalidRequest: as the route itself.
+    """
+    tools = tools_of(body, generator.info.tool_format)
+    return tools, await generator.render(tools.chat)
+
+
 async def _prepared(generator: Generator, body: ChatBody) -> tuple[list[GenerationRequest], Tools]:
     """The requests of a chat, one for each choice, and its tools."""
     info = generator.info
-    tools = tools_of(body, info.tool_format)
-    prompt = await generator.render(tools.chat)
+    tools, prompt = await chat_prompt(generator, body)
     # The template has written the special tokens itself.
     requests = requests_of(body, [prompt], info.limits, special=False, grammar=tools.grammar, adapters=info.adapters)
     return requests, tools

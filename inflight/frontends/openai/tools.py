@@ -1,7 +1,7 @@
 """Tool calls: how tools are offered to a model, what holds its calls to their schemas, how calls are read as they come.
 
-Every family writes calls in its own way; where a chat template knows none, tools are written into the last message and
-a grammar lets the model answer with a text or with calls: one generation, whichever it is.
+Every family writes calls in its own way; where a chat template knows none, tools are written into a message and a
+grammar lets the model answer with a text or with calls: one generation, whichever it is.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inflight.errors import InvalidRequest, ToolError
+from inflight.errors import ToolError
 from inflight.generation import Chat, Grammar, ToolFormat
 from inflight.structured import JSON_OPTIONS
 
 PLAIN = ToolFormat("plain", "")
 """For templates without tools: one JSON object a call, one call a line."""
 
-TOOL_PROMPT = (
-    "You may call functions. To call one, answer with nothing but a JSON object like "
-    '{"name": "<function>", "arguments": {<its arguments>}}. These functions are available:'
-)
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -59,12 +55,11 @@ def offer(
     Args:
         chat: the conversation, without tools.
         native: how the model's chat template has calls written, None where it knows none.
-        prompt: goes before the tools where they are written into a message; empty: `TOOL_PROMPT`.
+        prompt: goes before the tools where they are written into a message; empty: a sentence of our own.
 
     Raises:
         ToolError: a tool without a name, or a choice of one that is not there.
     """
-    chat = replace(chat, messages=[_history(message, native) for message in chat.messages])
     tools = [_tool(each, index) for index, each in enumerate(given or [])]
     wanted, named = _choice(choice, tools)
     if not tools or wanted == "none":
@@ -76,9 +71,7 @@ def offer(
         grammar = _lark(allowed, format, free=False, several=parallel and named is None)
     elif native is None or any(tool.strict for tool in tools):
         grammar = _lark(allowed, format, free=True, several=parallel)
-    if native is not None:
-        return Tools(replace(chat, tools=[_for_template(each) for each in given or []]), format, grammar)
-    return Tools(_written_in(chat, given or [], prompt or TOOL_PROMPT), format, grammar)
+    return Tools(replace(chat, tools=given, tool_prompt=prompt), format, grammar)
 
 
 def _tool(given: dict[str, Any], index: int) -> Tool:
@@ -107,61 +100,6 @@ def _choice(choice: Any, tools: Sequence[Tool]) -> tuple[str, str | None]:
         known = ", ".join(tool.name for tool in tools) or "none"
         raise ToolError(f"`tool_choice` names {choice!r}, which is not among the tools: {known}")
     return "required", choice
-
-
-def _for_template(given: dict[str, Any]) -> dict[str, Any]:
-    """A tool as templates expect it: the schema under `parameters`."""
-    function = dict(given["function"])
-    if "arguments" in function and "parameters" not in function:
-        function["parameters"] = function.pop("arguments")
-    return {**given, "type": "function", "function": function}
-
-
-def _history(message: dict[str, Any], native: ToolFormat | None) -> dict[str, Any]:
-    """Earlier calls and results as the template can show them."""
-    calls = message.get("tool_calls")
-    if native is None:
-        if message.get("role") == "tool":
-            return {"role": "user", "content": f"Result of the function: {_text(message.get('content'))}"}
-        if calls:
-            written = "\n".join(json.dumps(_call(call), ensure_ascii=False) for call in calls)
-            text = _text(message.get("content"))
-            return {"role": message["role"], "content": f"{text}\n{written}" if text else written}
-        return message
-    if calls:  # templates write `arguments | tojson`, clients send them as a text already
-        return {
-            **message,
-            "content": message.get("content") or "",
-            "tool_calls": [{**call, "type": "function", "function": _call(call)} for call in calls],
-        }
-    return message
-
-
-def _call(call: Any) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRequest('a message\'s `tool_calls` must hold {"function": {"name": ..., "arguments": ...}}')
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError:
-            pass  # what the model wrote then was no JSON; it is shown as it was
-    return {"name": function["name"], "arguments": {} if arguments is None else arguments}
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return "" if content is None else str(content)
-
-
-def _written_in(chat: Chat, tools: list[dict[str, Any]], prompt: str) -> Chat:
-    """The tools as JSON at the end of the last message, as TGI does it."""
-    *before, last = chat.messages
-    listed = "\n".join(json.dumps(_for_template(tool)["function"], ensure_ascii=False) for tool in tools)
-    content = f"{_text(last.get('content'))}\n---\n{prompt}\n{listed}"
-    return replace(chat, messages=[*before, {**last, "content": content}])
 
 
 def _lark(tools: Sequence[Tool], format: ToolFormat, *, free: bool, several: bool) -> Grammar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.generate import all_of, draw_seed, pick, read_struct, with_seed
+from inflight.frontends.openai import ChatBody, chat_prompt
 from inflight.frontends.routes import verb_of
 from inflight.frontends.sse import EventStream, Opened
 from inflight.frontends.tgi.request import Asked, GenerateBody, check
@@ -25,7 +26,7 @@ from inflight.frontends.tgi.response import (
     generation_json,
     timing_headers,
 )
-from inflight.generation import Chat, Finish, Generator, Token
+from inflight.generation import Finish, Generator, Token
 from inflight.log import LOGGER
 
 T = TypeVar("T")
@@ -38,13 +39,6 @@ class TokenizeBody(msgspec.Struct):
 
     inputs: str
     add_special_tokens: bool = True
-
-
-class ChatTokenizeBody(msgspec.Struct):
-    """`POST /chat_tokenize`: a chat as on `/v1/chat/completions`."""
-
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
 
 
 class TgiRest:
@@ -131,9 +125,13 @@ class TgiRest:
         )
 
     async def _chat_tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await self._body(scope, receive, ChatTokenizeBody)
-        text = await self._generator.render(Chat(body.messages, body.tools))
-        pieces = await self._generator.tokenize(text, add_special_tokens=False)
+        """The very prompt that `/v1/chat/completions` makes of the same body."""
+        body = await self._body(scope, receive, ChatBody)
+        generator = pick(self._backend, body.model)
+        _, text = await chat_prompt(generator, body)
+        pieces = await generator.tokenize(text, add_special_tokens=False)
+        if body.truncate is not None and body.truncate > 0:
+            pieces = pieces[-body.truncate :]
         found = [{"id": one.id, "text": one.text, "start": one.start, "stop": one.stop} for one in pieces]
         await respond_json(send, {"tokenize_response": found, "templated_text": text})
 

@@ -1,0 +1,90 @@
+"""A conversation as a chat template can show it: earlier calls, their results, tools where the template knows none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from inflight.errors import InvalidRequest
+from inflight.generation import Chat, ToolFormat
+
+TOOL_PROMPT = (
+    "You may call functions. To call one, answer with nothing but a JSON object like "
+    '{"name": "<function>", "arguments": {<its arguments>}}. These functions are available:'
+)
+
+
+def shown(chat: Chat, native: ToolFormat | None) -> Chat:
+    """What the template is given for a conversation; the same for every door that takes chats.
+
+    Args:
+        native: how the template has calls written, None where it knows no tools: then they, earlier calls and results
+            become texts.
+
+    Raises:
+        InvalidRequest: a message's `tool_calls` have another form.
+    """
+    chat = replace(chat, messages=[_history(message, native) for message in chat.messages])
+    tools = [_for_template(tool) for tool in chat.tools or []]
+    if native is not None or not tools:
+        return replace(chat, tools=tools or None)
+    return replace(chat, messages=_written_in(chat.messages, tools, chat.tool_prompt or TOOL_PROMPT), tools=None)
+
+
+def _for_template(given: dict[str, Any]) -> dict[str, Any]:
+    """A tool as templates expect it: the schema under `parameters`."""
+    function = dict(given["function"])
+    if "arguments" in function and "parameters" not in function:
+        function["parameters"] = function.pop("arguments")
+    return {**given, "type": "function", "function": function}
+
+
+def _history(message: dict[str, Any], native: ToolFormat | None) -> dict[str, Any]:
+    """Earlier calls and results as the template can show them."""
+    calls = message.get("tool_calls")
+    if native is None:
+        if message.get("role") == "tool":
+            return {"role": "user", "content": f"Result of the function: {_text(message.get('content'))}"}
+        if calls:
+            written = "\n".join(json.dumps(_call(call), ensure_ascii=False) for call in calls)
+            text = _text(message.get("content"))
+            return {"role": message["role"], "content": f"{text}\n{written}" if text else written}
+        return message
+    if calls:  # templates write `arguments | tojson`, clients send them as a text already
+        return {
+            **message,
+            "content": message.get("content") or "",
+            "tool_calls": [{**call, "type": "function", "function": _call(call)} for call in calls],
+        }
+    return message
+
+
+def _call(call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InvalidRequest('a message\'s `tool_calls` must hold {"function": {"name": ..., "arguments": ...}}')
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            pass  # what the model wrote then was no JSON; it is shown as it was
+    return {"name": function["name"], "arguments": {} if arguments is None else arguments}
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return "" if content is None else str(content)
+
+
+def _written_in(messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:
+    """The tools as JSON at the end of the last message that is not the assistant's: its text is to be continued."""
+    listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    asked = [index for index, message in enumerate(messages) if message.get("role") != "assistant"]
+    if not asked:
+        return [{"role": "user", "content": f"{prompt}\n{listed}"}, *messages]
+    last = messages[asked[-1]]
+    content = f"{_text(last.get('content'))}\n---\n{prompt}\n{listed}"
+    return [*messages[: asked[-1]], {**last, "content": content}, *messages[asked[-1] + 1 :]]
