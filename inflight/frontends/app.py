@@ -7,7 +7,7 @@ from typing import Protocol
 
 from inflight import __version__
 from inflight.config import RestConfig
-from inflight.errors import InflightError, NotFound
+from inflight.errors import NotFound
 from inflight.frontends.asgi import Answer, App, Receive, Scope, Send, error_json, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
@@ -96,8 +96,12 @@ class HttpApp:
         """One `http` scope."""
         try:
             app = self._app(scope)
-        except InflightError as error:
+        except MethodNotAllowed as error:
             await respond(send, error_json(str(error)), status=error.http_status, headers=error_headers(error))
+        except NotFound as error:
+            # Scripts written for MindSpore Serving look for its words, whatever the status.
+            words = f"please check url, the keyword:[model] must contain. {error}"
+            await respond_json(send, {"error": str(error), "error_msg": words}, status=error.http_status)
         else:
             await app(scope, receive, send)
 

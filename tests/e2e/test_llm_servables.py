@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -325,6 +326,62 @@ def test_mindspore_llm_routes(served: Served) -> None:
         assert status == 200
         assert "data" in json.loads(data.decode().removeprefix("data: "))
     assert post(served.http, "/models/pocket/what", body)[0] == 404
+
+
+# The first call that anybody wrote down for this server
+
+
+def curl(served: Served, path: str, data: str, *options: str) -> tuple[int, str]:
+    """As it stands in a shell: curl says that the body is a form. Status and body."""
+    command = ["curl", "-sS", "-X", "POST", *options, "-d", data, "-w", "\n%{http_code}", f"http://{served.http}{path}"]
+    body, _, status = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.rpartition(
+        "\n"
+    )
+    return int(status), body
+
+
+@pytest.mark.parametrize("options", [(), ("-H", "Content-Type: text/plain"), ("-H", "Content-Type:")])
+def test_curl_streams_from_one_object(served: Served, options: tuple[str, ...]) -> None:
+    status, body = curl(
+        served, "/model/pocket:generated_stream", '{"instances": {"prompt": "Once", "max_new_tokens": 5}}', *options
+    )
+    frames = [json.loads(line.removeprefix("data: ")) for line in body.split("\n\n") if line]
+    assert status == 200
+    assert len(frames) > 1
+    text = frames[-1]["instances"][0]["generated_text"]
+    assert "".join(frame["instances"][0]["text"] for frame in frames) == text
+    for instances in ('{"inputs": "Once", "max_new_tokens": 5}', '[{"text": "Once", "max_new_tokens": 5}]'):
+        _, body = curl(served, "/model/pocket:generate", f'{{"instances": {instances}}}', *options)
+        assert json.loads(body)["instances"][0]["generated_text"] == text
+    assert json.loads(curl(served, "/model/pocket:generate", '{"instances": "Once"}', *options)[1])["instances"]
+    assert curl(served, "/models/pocket/generate", '{"inputs": "Once", "parameters": {"max_new_tokens": 3}}')[0] == 200
+
+
+def test_curl_with_an_image_is_told_about_the_image(served: Served) -> None:
+    image = '{"image": {"b64": "iVBORw0KGgo="}}'
+    for path in ("/model/pocket:generated_stream", "/model/pocket:generate", "/model/pocket/version/1:generate"):
+        for instances in (image, f"[{image}]", image.replace("{", '{"prompt": "What is it?", ', 1)):
+            status, body = curl(served, path, f'{{"instances": {instances}}}')
+            assert status == 200, "MindSpore Serving's manner"
+            assert "has an image ('image'), and this model reads text only" in json.loads(body)["error_msg"]
+    body = '{"text_input": "What is it?", "image": {"b64": "iVBORw0KGgo="}}'
+    status, body = curl(served, "/v2/models/pocket/generate", body)
+    assert status == 400
+    assert "reads text only" in json.loads(body)["error"]
+
+
+def test_curl_to_a_classic_method(served: Served) -> None:
+    for instances in ('{"name": "Mia"}', '[{"name": "Mia"}]'):
+        status, body = curl(served, "/model/mixed:tell", f'{{"instances": {instances}}}')
+        assert (status, json.loads(body)["instances"][0]["title"]) == (200, "Mia 6")
+
+
+@pytest.mark.parametrize("body", ["", "x", "[]", "{}", '{"instances": null}', '{"instances": []}', '{"instances": {}}'])
+def test_curl_with_a_wrong_body(served: Served, body: str) -> None:
+    status, answer = curl(served, "/model/pocket:generate", body)
+    assert (status, list(json.loads(answer))) == (200, ["error_msg"])
+    for path in ("/model/pocket:nothing", "/model/pocket/version/7:generate"):
+        assert "not available" in json.loads(curl(served, path, '{"instances": ["x"]}')[1])["error_msg"]
 
 
 def test_background_streams_share_the_batch(served: Served) -> None:

@@ -16,6 +16,7 @@ from inflight.frontends.asgi import Receive, Send, respond
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import run_until_disconnect
 from inflight.frontends.events import Part, send_events
+from inflight.frontends.generate import refuse_images
 from inflight.frontends.rest.response import json_outputs
 from inflight.frontends.rest.values import value_of
 from inflight.types import MethodInfo, Row, TextPart, Value
@@ -58,6 +59,7 @@ def read_generate(method: MethodInfo, body: bytes | bytearray | memoryview) -> t
 
 
 def _generation(document: dict[str, Any], parameters: dict[str, Any]) -> Row:
+    refuse_images(document, "the request")
     text = next((document[name] for name in _INPUTS if name in document), None)
     if not isinstance(text, str):
         raise InvalidRequest("'text_input' must be a text")
