@@ -381,7 +381,7 @@ def test_curl_with_a_wrong_body(served: Served, body: str) -> None:
     status, answer = curl(served, "/model/pocket:generate", body)
     assert (status, list(json.loads(answer))) == (200, ["error_msg"])
     for path in ("/model/pocket:nothing", "/model/pocket/version/7:generate"):
-        assert "not available" in json.loads(curl(served, path, '{"instances": ["x"]}')[1])["error_msg"]
+        assert "not available" in json.loads(curl(served, path, '{"instances": [{"inputs": "x"}]}')[1])["error_msg"]
 
 
 def test_background_streams_share_the_batch(served: Served) -> None:
