@@ -196,6 +196,8 @@ class ServerConfig:
     Attributes:
         max_enqueued_requests: requests in flight over the whole server before new ones are refused.
         start_timeout: seconds a worker may take to load its servable, or None.
+        warm_up_timeout: seconds that the runs of models on made-up inputs may take when a worker starts; a worker that
+            takes longer is started again without them.
         stop_timeout: seconds that running work may take when the server stops.
         log_dir: where each worker's output goes; None: the server's own stderr.
         restart: when a lost worker is started again.
@@ -208,6 +210,7 @@ class ServerConfig:
 
     max_enqueued_requests: int = DEFAULT_MAX_ENQUEUED
     start_timeout: float | None = None
+    warm_up_timeout: float = 60.0
     stop_timeout: float = 10.0
     log_dir: Path | None = None
     restart: RestartPolicy = RestartPolicy()

@@ -67,6 +67,8 @@ class MethodInfo:
 
     Attributes:
         optional: inputs that a client may leave out, with what they are then.
+        whole: an instance is one whole call of a bare model file, whose first dimensions are no batch; its tensors are
+            the model's own, and where a protocol's tensors count instances in front, here they do not.
     """
 
     servable: str
@@ -75,6 +77,7 @@ class MethodInfo:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     optional: tuple[tuple[str, Value], ...] = ()
+    whole: bool = False
 
     def row(self, named: dict[str, Value]) -> list[Value]:
         """The inputs of one instance in the method's order. Unknown names are ignored.

@@ -70,7 +70,7 @@ def _tls_flags(tls: TlsConfig) -> str:
 def _signature(method: MethodInfo) -> str:
     inputs = ", ".join(_tensor(spec) for spec in method.inputs)
     outputs = ", ".join(_tensor(spec) for spec in method.outputs)
-    return f"{method.name}({inputs}) -> {outputs}"
+    return f"{method.name}({inputs}) -> {outputs}{', one request a call' if method.whole else ''}"
 
 
 def _tensor(spec: TensorSpec) -> str:

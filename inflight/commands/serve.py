@@ -166,6 +166,13 @@ OPTIONS = (
     Option("log-dir", Path, "Directory for the workers' output. Default: the server's own stderr.", metavar="DIR"),
     Option("start-timeout", seconds, "Seconds a worker may take to load. Default: no limit.", metavar="SECONDS"),
     Option(
+        "warm-up-timeout",
+        seconds,
+        "Seconds that trial runs of models may take at the start; then it goes on without them. Default 60.",
+        default=60.0,
+        metavar="SECONDS",
+    ),
+    Option(
         "stop-timeout",
         seconds,
         "Seconds that running requests may take at the end. Default 10.",
@@ -203,6 +210,7 @@ def build_plan(values: Mapping[str, Any]) -> Plan:
     server = ServerConfig(
         max_enqueued_requests=values["max_enqueued"],
         start_timeout=values["start_timeout"],
+        warm_up_timeout=values["warm_up_timeout"],
         stop_timeout=values["stop_timeout"],
         log_dir=values["log_dir"],
         rest=RestConfig(status_codes=values["status_codes"]),

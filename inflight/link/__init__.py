@@ -15,6 +15,7 @@ from inflight.link.codec import (
     Packer,
     Ready,
     Stop,
+    Trial,
     Unpacker,
     Work,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "ServerChannel",
     "ShardReady",
     "Stop",
+    "Trial",
     "Unpacker",
     "Work",
     "WorkerChannel",

@@ -115,9 +115,19 @@ class Leaving(Message, tag=9, frozen=True):
     """Worker to server: it was asked by a signal to end and will not take more work."""
 
 
+class Trial(Message, tag=20, frozen=True):
+    """Worker to server, while it loads: a model's graph is run on made-up inputs, which may never end.
+
+    Attributes:
+        running: it begins; else it has ended.
+    """
+
+    running: bool
+
+
 AnyMessage: TypeAlias = (
     "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving | "
-    "StepPlan | StepResult | LoadShard | ShardReady | Progress"
+    "StepPlan | StepResult | LoadShard | ShardReady | Progress | Trial"
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -137,6 +147,7 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(
     | LoadShard
     | ShardReady
     | Progress
+    | Trial
 )
 
 

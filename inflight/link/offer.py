@@ -49,7 +49,11 @@ class ModelOffer(Record, frozen=True):
 
 
 class MethodOffer(Record, frozen=True):
-    """One method; its index in `Offer.methods` is how work names it."""
+    """One method; its index in `Offer.methods` is how work names it.
+
+    Attributes:
+        whole: an instance is one whole call of the model, as `MethodInfo.whole`.
+    """
 
     name: str
     inputs: list[TensorSpec]
@@ -59,6 +63,7 @@ class MethodOffer(Record, frozen=True):
     timeout: float | None
     batch_size: int
     has_function_stage: bool
+    whole: bool = False
 
 
 class GeneratorOffer(Record, frozen=True):
@@ -104,6 +109,8 @@ class WorkerJob(Record, frozen=True):
         threads: CPU threads for its models.
         models: what the device workers offer, for a worker that does not load models itself.
         runtimes: value of INFLIGHT_RUNTIMES.
+        trial_seconds: how long the trial runs of its models may take in all; None: it makes none.
+        whole: a bare model file takes one request a call; None: find out.
     """
 
     directory: str
@@ -119,3 +126,5 @@ class WorkerJob(Record, frozen=True):
     dec_mode: str
     models: list[ModelOffer]
     runtimes: str | None
+    trial_seconds: float | None = None
+    whole: bool | None = None

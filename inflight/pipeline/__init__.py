@@ -3,5 +3,6 @@
 from inflight.pipeline.batcher import BatchedModel
 from inflight.pipeline.executor import LocalModel, ModelPort, Pipeline
 from inflight.pipeline.job import Job
+from inflight.pipeline.trial import Finding, examine
 
-__all__ = ["BatchedModel", "Job", "LocalModel", "ModelPort", "Pipeline"]
+__all__ = ["BatchedModel", "Finding", "Job", "LocalModel", "ModelPort", "Pipeline", "examine"]

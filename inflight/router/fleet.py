@@ -17,7 +17,7 @@ from inflight.metrics import Metrics
 from inflight.place import Launch
 from inflight.router.generators import Generators
 from inflight.router.group import Group
-from inflight.router.replica import Replica, State
+from inflight.router.replica import Replica, State, TrialOverdue
 from inflight.servable import check_config_location, find_versions
 from inflight.types import NEWEST
 
@@ -154,9 +154,10 @@ class Fleet:
             dec_mode=config.dec_mode,
             models=[],
             runtimes=self._runtimes,
+            trial_seconds=self._config.warm_up_timeout,
         )
         jobs = [_with(base, device_id=device) for device in config.device_ids]
-        offers = await _all(self._start_one(group, replica, job) for replica, job in zip(devices, jobs))
+        offers = await self._start_alike(group, devices, jobs)
         if offers and offers[0].generators:
             await self._start_generators(group, config, offers[0])
         extra = max(0, config.num_parallel_workers - len(devices))
@@ -168,7 +169,7 @@ class Fleet:
         own = not devices or config.device_type == "cpu"
         job = base if own else _with(base, own_models=False, models=offers[0].models)
         extras = [self._replica(group, config, f"extra{index}", {}) for index in range(extra)]
-        await _all(self._start_one(group, replica, job) for replica in extras)
+        await self._start_alike(group, extras, [job] * len(extras))
 
     async def _start_generators(self, group: Group, config: ServableConfig, offer: Offer) -> None:
         """Starts the language models that a servable declares; they answer under its name."""
@@ -210,15 +211,48 @@ class Fleet:
         group.replicas.append(replica)
         return replica
 
-    async def _start_one(self, group: Group, replica: Replica, job: WorkerJob) -> Offer:
+    async def _start_alike(self, group: Group, replicas: Sequence[Replica], jobs: Sequence[WorkerJob]) -> list[Offer]:
+        """Starts replicas together. Of a bare model file the first goes ahead: it finds out, for all, whether requests
+        can share a call."""
+        ahead = int(bool(jobs) and jobs[0].model_file is not None)
+        offers: list[Offer] = []
+        for replica, job in zip(replicas[:ahead], jobs):
+            offer, found = await self._start_one(group, replica, job)
+            offers.append(offer)
+            jobs = [_with(each, whole=found.whole, trial_seconds=found.trial_seconds) for each in jobs]
+        rest = await _all(self._start_one(group, each, job) for each, job in zip(replicas[ahead:], jobs[ahead:]))
+        return offers + [offer for offer, _ in rest]
+
+    async def _start_one(self, group: Group, replica: Replica, job: WorkerJob) -> tuple[Offer, WorkerJob]:
         if self.stopping:
             raise StartError("the server stops")
-        offer = await replica.start(job, self._config.start_timeout)
+        offer, job = await self._try_start(group, replica, job)
         group.learn(offer)
         self._note(group, replica)
         _registered(group, replica)
         self._keepers[replica] = asyncio.ensure_future(self._keep(group, replica, job))
-        return offer
+        return offer, job
+
+    async def _try_start(self, group: Group, replica: Replica, job: WorkerJob) -> tuple[Offer, WorkerJob]:
+        """Starts a process, a second time without trial runs where they do not end: what it offers, and the job that
+        the next one gets, which has to offer the same.
+
+        Raises:
+            StartError: as `Replica.start`.
+        """
+        try:
+            offer = await replica.start(job, self._config.start_timeout)
+        except TrialOverdue as overdue:
+            log.warning(
+                "servable '%s': %s (%g s, --warm-up-timeout); it is started again without warm-up%s",
+                group.name,
+                overdue,
+                job.trial_seconds,
+                "" if job.model_file is None or job.whole is False else ", with one request a call",
+            )
+            job = _with(job, trial_seconds=None)
+            offer = await replica.start(job, self._config.start_timeout)
+        return offer, _with(job, whole=any(method.whole for method in offer.methods))
 
     async def _keep(self, group: Group, replica: Replica, job: WorkerJob) -> None:
         """Starts one replica again whenever it is lost, until the policy says no."""
@@ -240,7 +274,7 @@ class Fleet:
                 delay = min(delay * 2, policy.max_delay)
             while True:
                 try:
-                    await replica.start(job, self._config.start_timeout)
+                    _, job = await self._try_start(group, replica, job)
                     break
                 except StartError as error:
                     log.error("worker %s of servable '%s' cannot start: %s", replica.label, group.name, error)

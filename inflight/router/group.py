@@ -107,7 +107,14 @@ class Group:
         if self.queues:
             return
         for index, method in enumerate(offer.methods):
-            info = MethodInfo(self.name, self.version, method.name, tuple(method.inputs), tuple(method.outputs))
+            info = MethodInfo(
+                self.name,
+                self.version,
+                method.name,
+                tuple(method.inputs),
+                tuple(method.outputs),
+                whole=method.whole,
+            )
             queue = MethodQueue(index, info, method)
             self.queues.append(queue)
             self.by_name[method.name] = queue

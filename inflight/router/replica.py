@@ -29,6 +29,7 @@ from inflight.link import (
     Ready,
     ServerChannel,
     Stop,
+    Trial,
     Unpacker,
     Work,
     WorkerJob,
@@ -44,6 +45,10 @@ log = logging.getLogger("inflight")
 
 STOP_GRACE = 1.0
 """Seconds a worker has to leave after it was told to stop, before it is killed."""
+
+
+class TrialOverdue(StartError):
+    """A model's graph did not end on made-up inputs."""
 
 
 class State(enum.Enum):
@@ -91,6 +96,8 @@ class Replica:
         self._reader: ArenaReader | None = None
         self._offered: asyncio.Future[Offer] | None = None
         self._released: list[int] = []
+        self._trial: asyncio.TimerHandle | None = None
+        self._trial_left: float | None = None
         self.state = State.STARTING
         self.offer: Offer | None = None
         self.outstanding: dict[int, Instance] = {}
@@ -109,8 +116,10 @@ class Replica:
 
         Raises:
             StartError: with the worker's own text, or that it died without one.
+            TrialOverdue: the trial runs of its models took longer than `job.trial_seconds`.
         """
         self.state = State.STARTING
+        self._trial_left = job.trial_seconds
         self.proven = self.left = False
         loop = asyncio.get_running_loop()
         self._offered = loop.create_future()
@@ -131,6 +140,8 @@ class Replica:
             self._offered.cancel()
             await self.end(0)
             raise
+        finally:
+            self._follow_trial(False)
         self.has_device = self.offer.own_models
         self.state = State.READY
         return self.offer
@@ -263,6 +274,19 @@ class Replica:
             self._settle_start(StartError(message.text))
         elif isinstance(message, Leaving):
             self.left = True
+        elif isinstance(message, Trial):
+            self._follow_trial(message.running)
+
+    def _follow_trial(self, running: bool) -> None:
+        """A run on made-up inputs begins or has ended: all of a start together have the job's seconds."""
+        now = asyncio.get_running_loop().time()
+        if self._trial is not None:
+            self._trial.cancel()
+            self._trial_left = max(0.0, self._trial.when() - now)
+            self._trial = None
+        if running and self._trial_left is not None:
+            late = TrialOverdue(f"worker {self.label}: a run of a model on made-up inputs did not end in time")
+            self._trial = asyncio.get_running_loop().call_later(self._trial_left, self._settle_start, late)
 
     def _settle_start(self, result: Offer | StartError) -> None:
         if self._offered is not None and not self._offered.done():

@@ -9,7 +9,6 @@ from inflight.runtime.registry import (
     devices_for,
     find_runtime,
     parse_overrides,
-    read_signature,
 )
 
 __all__ = [
@@ -24,5 +23,4 @@ __all__ = [
     "devices_for",
     "find_runtime",
     "parse_overrides",
-    "read_signature",
 ]

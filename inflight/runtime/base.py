@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,8 @@ class LoadRequest:
         dec_key, dec_mode: key of an encrypted file and `AES-GCM`, `AES-CBC` or `SM4-CBC`.
         config_file: absolute path of a back-end specific configuration.
         target: the callable itself, for the callable runtime.
+        trial: entered around runs of the graph while it is loaded (warming up), which may never end; None: it is not
+            run before the first request.
     """
 
     files: tuple[Path, ...]
@@ -39,6 +42,7 @@ class LoadRequest:
     dec_mode: str = "AES-GCM"
     config_file: Path | None = None
     target: Callable[..., Any] | None = None
+    trial: Callable[[], AbstractContextManager[None]] | None = nullcontext
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class GraphSpec:
 class LoadedModel(ABC):
     """One model on one device.
 
-    `run` is called from one thread at a time. It must not keep or modify its inputs, and may return arrays it
+    `run` is called from one thread at a time. It must not keep, modify or return its inputs; it returns arrays that it
     will not touch again. It raises an ordinary exception on failure and stays usable afterwards.
     """
 
@@ -86,4 +90,8 @@ class Runtime(ABC):
     @classmethod
     @abstractmethod
     def load(cls, request: LoadRequest) -> LoadedModel:
-        """Loads and warms up. Raises `inflight.errors.StartError` with a text that says what to do."""
+        """Loads, and warms up inside `request.trial`.
+
+        Raises:
+            StartError: with a text that says what to do.
+        """

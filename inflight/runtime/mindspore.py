@@ -72,7 +72,9 @@ class MindSporeRuntime(Runtime):
                 )
             graphs.append(read_signature(model))
         loaded = MindSporeModel(files, graphs, request)
-        loaded.warm_up()
+        if request.trial is not None:
+            with request.trial():
+                loaded.warm_up()
         return loaded
 
 

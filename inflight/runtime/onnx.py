@@ -85,6 +85,10 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
+_QUIET = ort.RunOptions()
+_QUIET.log_severity_level = 4  # what fails in a run comes as an exception; a line on stderr for each would tell nothing
+
+
 class _Call(NamedTuple):
     """What one run of a sub-graph needs, looked up once."""
 
@@ -108,8 +112,8 @@ class OnnxModel(LoadedModel):
     def from_bytes(cls, models: Sequence[bytes | str], request: LoadRequest) -> OnnxModel:
         """Loads serialised models or paths, one sub-graph each, and warms them up.
 
-        Only `device_type`, `device_id`, `threads` and `options` of the request are used. A path is read by ONNX
-        Runtime itself, which also finds external data beside it.
+        Only `device_type`, `device_id`, `threads`, `options` and `trial` of the request are used. A path is read by
+        ONNX Runtime itself, which also finds external data beside it.
 
         Raises:
             StartError: a model cannot be loaded, has a tensor type that cannot be served, or the device is missing.
@@ -119,8 +123,10 @@ class OnnxModel(LoadedModel):
         sessions = [_open(model, provider, options, request.threads) for model in models]
         graphs = [_read_graph(session, model) for session, model in zip(sessions, models, strict=True)]
         loaded = cls(sessions, graphs, device_type)
-        for subgraph in range(len(graphs)):
-            loaded._warm_up(subgraph)
+        if sessions and request.trial is not None:
+            with request.trial():
+                for subgraph in range(len(graphs)):
+                    loaded._warm_up(subgraph)
         return loaded
 
     def run(self, inputs: Sequence[Array], subgraph: int = 0) -> list[Array]:
@@ -128,7 +134,7 @@ class OnnxModel(LoadedModel):
         if len(inputs) != len(names):
             raise ValueError(f"The model takes {len(names)} inputs ({', '.join(names)}), not {len(inputs)}")
         # A plain dict is the fastest public way: an IoBinding costs a quarter more on tiny tensors.
-        result: list[Array] = session.run(outputs, dict(zip(names, inputs, strict=True)))
+        result: list[Array] = session.run(outputs, dict(zip(names, inputs, strict=True)), _QUIET)
         return result
 
     def close(self) -> None:
@@ -260,7 +266,12 @@ def _unranked_names(model: bytes | str) -> frozenset[str]:
         return frozenset()
     proto = onnx.load(model, load_external_data=False) if isinstance(model, str) else onnx.load_from_string(model)
     values = (*proto.graph.input, *proto.graph.output)
-    return frozenset(value.name for value in values if not value.type.tensor_type.HasField("shape"))
+    # A shape that the session does not show was dropped, because the graph contradicts it.
+    return frozenset(
+        value.name
+        for value in values
+        if not value.type.tensor_type.HasField("shape") or value.type.tensor_type.shape.dim
+    )
 
 
 def _tensor_spec(node: Any, role: str, unranked: frozenset[str]) -> TensorSpec:

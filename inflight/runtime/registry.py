@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from inflight.errors import ConfigError, StartError
-from inflight.runtime.base import GraphSpec, LoadRequest, Runtime
+from inflight.runtime.base import Runtime
 
 ENTRY_POINT_GROUP = "inflight.runtimes"
 OVERRIDES_VARIABLE = "INFLIGHT_RUNTIMES"
@@ -45,6 +45,7 @@ SUFFIXES: dict[str, str] = {
     ".pt": "torch",
     ".pth": "torch",
     ".ts": "torch",
+    ".jit": "torch",
     ".torchscript": "torch",
     ".pt2": "torch",
     ".mindir": "mindir",
@@ -174,16 +175,3 @@ def devices_for(fmt: str | None, file: Path | None = None) -> tuple[str, ...]:
         StartError: as `find_runtime`.
     """
     return find_runtime(fmt, file).devices()
-
-
-def read_signature(file: Path, fmt: str | None = None) -> GraphSpec:
-    """Inputs and outputs of a bare model file, as its runtime reports them. Loads the model, on the CPU.
-
-    Raises:
-        StartError: no runtime, or the file cannot be loaded.
-    """
-    model = find_runtime(fmt, file).load(LoadRequest(files=(file,), device_type="cpu"))
-    try:
-        return model.graphs[0]
-    finally:
-        model.close()

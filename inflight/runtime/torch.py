@@ -10,6 +10,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +41,7 @@ _LOAD_ERRORS = (
 )
 
 _Leaves = Callable[[Sequence[Any]], Any]
+_Trial = Callable[[], AbstractContextManager[None]]
 
 
 class TorchModel(LoadedModel):
@@ -75,7 +77,7 @@ class TorchRuntime(Runtime):
     """TorchScript and `torch.export` files, on the CPU, on CUDA or ROCm, and on Ascend through torch_npu."""
 
     formats: ClassVar[tuple[str, ...]] = ("torch", "torchscript", "pt2")
-    suffixes: ClassVar[tuple[str, ...]] = (".pt", ".pth", ".ts", ".torchscript", ".pt2")
+    suffixes: ClassVar[tuple[str, ...]] = (".pt", ".pth", ".ts", ".jit", ".torchscript", ".pt2")
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:
@@ -98,7 +100,7 @@ class TorchRuntime(Runtime):
         modules: list[_Leaves] = []
         graphs: list[GraphSpec] = []
         for file in files:
-            module, graph = _load_file(file, device)
+            module, graph = _load_file(file, device, request.trial)
             modules.append(module)
             graphs.append(graph)
         return TorchModel(modules, graphs, device_type, device)
@@ -111,13 +113,13 @@ def _has_npu() -> bool:
     return bool(torch.npu.is_available())
 
 
-def _load_file(file: Path, device: Any) -> tuple[_Leaves, GraphSpec]:
-    open_file = _load_exported if _is_exported(file) else _load_script
+def _load_file(file: Path, device: Any, trial: _Trial | None) -> tuple[_Leaves, GraphSpec]:
+    exported = _is_exported(file)
     try:
         # torch announces the end of TorchScript, and much else, to the author of a model, not to its server.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return open_file(file, device)
+            return _load_exported(file, device, trial) if exported else _load_script(file, device)
     except StartError:
         raise
     except _LOAD_ERRORS as failure:
@@ -175,7 +177,7 @@ def _script_outputs(declared: Any) -> tuple[TensorSpec, ...]:
     return ()
 
 
-def _load_exported(file: Path, device: Any) -> tuple[_Leaves, GraphSpec]:
+def _load_exported(file: Path, device: Any, trial: _Trial | None) -> tuple[_Leaves, GraphSpec]:
     # From an open file: a path has to end in .pt2.
     with file.open("rb") as stream:
         program = torch.export.load(stream)
@@ -191,7 +193,9 @@ def _load_exported(file: Path, device: Any) -> tuple[_Leaves, GraphSpec]:
         args, kwargs = pytree.tree_unflatten(list(tensors), structure)
         return module(*args, **kwargs)
 
-    _warm_up(call, graph, program.example_inputs, device)
+    if trial is not None:
+        with trial():
+            _warm_up(call, graph, program.example_inputs, device)
     return call, graph
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from inflight.errors import InflightError, StartError, describe
 from inflight.link import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
-from inflight.pipeline import BatchedModel, LocalModel, ModelPort, Pipeline
-from inflight.runtime import LoadedModel, LoadRequest, available_formats, configure, find_runtime, read_signature
+from inflight.pipeline import BatchedModel, Finding, LocalModel, ModelPort, Pipeline, examine
+from inflight.runtime import GraphSpec, LoadedModel, LoadRequest, available_formats, configure, find_runtime
 from inflight.servable import (
     DEFAULT_MAX_BATCH_SIZE,
     MethodSpec,
@@ -22,38 +25,48 @@ from inflight.servable import (
     resolve_version,
 )
 from inflight.types import TensorSpec
-from inflight.worker.remote import RemoteModel
+from inflight.worker.remote import RemoteModel, SendCall
+
+_log = logging.getLogger("inflight")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A servable ready to run in this process."""
+    """A servable ready to run in this process.
+
+    Attributes:
+        whole: it is a bare model file that takes one request a call.
+    """
 
     spec: ServableSpec
     version: int
     ports: dict[str, ModelPort]
     models: list[ModelOffer]
     device_type: str
+    whole: bool = False
 
 
-def load(job: WorkerJob, send_call: Callable[[str, int, list[tuple[int, list[object], int]]], None]) -> Loaded:
+_Trial: TypeAlias = "Callable[[], AbstractContextManager[None]]"
+
+
+def load(job: WorkerJob, send_call: SendCall, trial: _Trial) -> Loaded:
     """Loads what the job names.
 
     Args:
         send_call: how rows of a model that lives on another worker leave (`RemoteModel`).
+        trial: entered around runs of a model on made-up inputs, which may never end.
 
     Raises:
         InflightError: with a text for the person who started the server.
     """
     configure(job.runtimes)
     allow_formats(available_formats())
-    spec = _spec(job)
+    if job.model_file is not None:
+        return _load_bare(job, Path(job.model_file), trial)
+    spec = load_servable(Path(job.directory), job.name)
     has_files = any(model.files for model in spec.models.values())
-    if job.model_file is None:
-        version = resolve_version(Path(job.directory), job.name, job.version, has_files)
-        number, folder = version.number, version.path or spec.directory
-    else:
-        number, folder = max(1, job.version), spec.directory
+    version = resolve_version(Path(job.directory), job.name, job.version, has_files)
+    number, folder = version.number, version.path or spec.directory
     generators: dict[str, ModelPort] = {
         key: RemoteModel(_generator_offer(key), send_call)
         for key, model in spec.models.items()
@@ -70,7 +83,7 @@ def load(job: WorkerJob, send_call: Callable[[str, int, list[tuple[int, list[obj
         if model.generator is not None:
             offers.append(_generator_offer(model.key))
             continue
-        batched = _load_model(job, spec, model, folder)
+        batched = _load_model(job, spec.directory, model, folder, trial)
         device = batched.model.device_type
         for graph in batched.model.graphs[:1]:
             check_model_counts(spec, model.key, len(graph.inputs), len(graph.outputs))
@@ -82,7 +95,9 @@ def load(job: WorkerJob, send_call: Callable[[str, int, list[tuple[int, list[obj
 def offer(loaded: Loaded, pipeline: Pipeline, own_models: bool) -> Offer:
     """What the server needs to know of a loaded servable."""
     models = {model.key: model for model in loaded.models}
-    declared = [_method_offer(method, models, pipeline.batch_size) for method in loaded.spec.methods.values()]
+    declared = [
+        _method_offer(method, models, pipeline.batch_size, loaded.whole) for method in loaded.spec.methods.values()
+    ]
     hidden = [
         MethodOffer(
             name=method.name,
@@ -113,31 +128,50 @@ def offer(loaded: Loaded, pipeline: Pipeline, own_models: bool) -> Offer:
     )
 
 
-def _spec(job: WorkerJob) -> ServableSpec:
-    if job.model_file is None:
-        return load_servable(Path(job.directory), job.name)
-    path = Path(job.model_file)
-    graph = read_signature(path)
-    names = [tensor.name for tensor in graph.inputs]
-    outputs = [tensor.name for tensor in graph.outputs]
-    if not names or not outputs:
+def _load_bare(job: WorkerJob, path: Path, trial: _Trial) -> Loaded:
+    """A model file without a servable_config.py: its names, and whether it has a batch, come from the model."""
+    loaded = _open(job, path.parent, ModelSpec(path.name, (path.name,)), path.parent, trial)
+    graph = loaded.graphs[0]
+    if not graph.inputs or not graph.outputs:
         raise StartError(
             f"'{path.name}' does not say its inputs and outputs; write a servable_config.py that declares it"
         )
-    firsts = {tensor.shape[0] if tensor.shape else None for tensor in (*graph.inputs, *graph.outputs)}
-    return bare_model(
-        path,
-        job.name,
-        names,
-        outputs,
-        max_batch_size=job.max_batch_size or DEFAULT_MAX_BATCH_SIZE,
-        # One first dimension shared by everything is a batch; anything else is a model of whole calls.
-        with_batch_dim=len(firsts) == 1 and None not in firsts,
-    )
+    size = job.max_batch_size or DEFAULT_MAX_BATCH_SIZE
+    whole = job.whole
+    if whole is None:
+        finding = _examine(job, loaded, size, trial)
+        loaded.graphs = (GraphSpec(graph.inputs, finding.outputs),)
+        whole = not finding.batched
+        if whole:
+            _log.warning(
+                "model file '%s' is served one request a call: %s; where its first dimension is a batch all the same, "
+                "declare the model in a servable_config.py",
+                path.name,
+                finding.reason,
+            )
+    names = [tensor.name for tensor in graph.inputs], [tensor.name for tensor in graph.outputs]
+    spec = bare_model(path, job.name, *names, max_batch_size=size, with_batch_dim=not whole)
+    batched = BatchedModel(spec.models[path.name], loaded)
+    ports: dict[str, ModelPort] = {path.name: LocalModel(path.name, batched)}
+    return Loaded(spec, max(1, job.version), ports, [_model_offer(batched)], loaded.device_type, whole)
 
 
-def _load_model(job: WorkerJob, spec: ServableSpec, model: ModelSpec, folder: Path) -> BatchedModel:
-    where = f"servable directory: '{job.directory}', servable name: '{job.name}', model: '{model.key}'"
+def _examine(job: WorkerJob, loaded: LoadedModel, size: int, trial: _Trial) -> Finding:
+    if job.trial_seconds is None:
+        return Finding(False, "its trial runs did not end in time", loaded.graphs[0].outputs)
+    with trial():
+        return examine(loaded, size)
+
+
+def _load_model(job: WorkerJob, directory: Path, model: ModelSpec, folder: Path, trial: _Trial) -> BatchedModel:
+    loaded = _open(job, directory, model, folder, trial)
+    try:
+        return BatchedModel(model, loaded)
+    except StartError as error:
+        raise _about(job, model, error) from error
+
+
+def _open(job: WorkerJob, directory: Path, model: ModelSpec, folder: Path, trial: _Trial) -> LoadedModel:
     files = tuple(folder / file for file in model.files) if model.target is None else ()
     try:
         for file in files:
@@ -160,16 +194,20 @@ def _load_model(job: WorkerJob, spec: ServableSpec, model: ModelSpec, folder: Pa
             options=dict(model.device_options[device].options) if device in model.device_options else {},
             dec_key=job.dec_key,
             dec_mode=job.dec_mode,
-            config_file=spec.directory / model.config_file if model.config_file else None,
+            config_file=directory / model.config_file if model.config_file else None,
             target=model.target,
+            trial=None if job.trial_seconds is None else trial,
         )
-        loaded: LoadedModel = runtime.load(request)
-        return BatchedModel(model, loaded)
-    except InflightError as error:
-        text = str(error).removeprefix("Load model failed, ")
-        raise StartError(f"Load model failed, {where}, {text}") from error
+        return runtime.load(request)
     except BaseException as error:  # a back end, or a callable's class, may raise anything
-        raise StartError(f"Load model failed, {where}, {type(error).__name__}: {describe(error)}") from error
+        raise _about(job, model, error) from error
+
+
+def _about(job: WorkerJob, model: ModelSpec, error: BaseException) -> StartError:
+    """The error of a model, with where it was declared."""
+    where = f"servable directory: '{job.directory}', servable name: '{job.name}', model: '{model.key}'"
+    text = str(error) if isinstance(error, InflightError) else f"{type(error).__name__}: {describe(error)}"
+    return StartError(f"Load model failed, {where}, {text.removeprefix('Load model failed, ')}")
 
 
 GENERATOR_ROWS = 256
@@ -193,7 +231,7 @@ def _model_offer(batched: BatchedModel) -> ModelOffer:
     )
 
 
-def _method_offer(method: MethodSpec, models: dict[str, ModelOffer], batch_size: int) -> MethodOffer:
+def _method_offer(method: MethodSpec, models: dict[str, ModelOffer], batch_size: int, whole: bool) -> MethodOffer:
     return MethodOffer(
         name=method.name,
         inputs=[_input_spec(method, index, name, models) for index, name in enumerate(method.inputs)],
@@ -203,6 +241,7 @@ def _method_offer(method: MethodSpec, models: dict[str, ModelOffer], batch_size:
         timeout=method.timeout,
         batch_size=batch_size,
         has_function_stage=method.has_function_stage,
+        whole=whole,
     )
 
 

@@ -11,7 +11,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -31,6 +32,7 @@ from inflight.link import (
     Packer,
     Ready,
     Stop,
+    Trial,
     Unpacker,
     Work,
     WorkerChannel,
@@ -78,7 +80,7 @@ class Worker:
 
     def start(self, job: WorkerJob) -> None:
         """Loads the servable and tells the server that it is ready."""
-        loaded = load(job, self._send_call)
+        loaded = load(job, self._send_call, self._trial)
         pipeline = Pipeline(loaded.spec, loaded.ports, self._measure, self._flush)
         self._pipeline = pipeline
         install_model_caller(self._call_model, lambda key: _counts(loaded, key))
@@ -90,6 +92,13 @@ class Worker:
             f"version number: {loaded.version}",
             flush=True,
         )
+
+    @contextmanager
+    def _trial(self) -> Iterator[None]:
+        """Tells the server of a run that may never end: it ends this process when that takes too long."""
+        self._channel.send(Trial(True))
+        yield
+        self._channel.send(Trial(False))
 
     def serve(self) -> None:
         """Runs until the server says stop or is gone."""

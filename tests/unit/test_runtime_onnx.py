@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from inflight.errors import StartError
-from inflight.runtime import LoadRequest, read_signature
+from inflight.runtime import LoadRequest
 from inflight.runtime import onnx as onnx_runtime
 from inflight.runtime.onnx import OnnxModel, OnnxRuntime
 from inflight.types import TensorSpec
@@ -71,7 +71,7 @@ def test_shapes_are_read_from_the_file(
     model = proto(shape)
     assert load(model).graphs[0].inputs[0].shape == expected
     onnx.save(model, tmp_path / "m.onnx")
-    assert read_signature(tmp_path / "m.onnx").inputs[0].shape == expected
+    assert OnnxRuntime.load(LoadRequest(files=(tmp_path / "m.onnx",))).graphs[0].inputs[0].shape == expected
 
 
 def test_a_weight_beside_the_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

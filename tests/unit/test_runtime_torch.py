@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from inflight.errors import StartError  # noqa: E402
-from inflight.runtime import LoadRequest, read_signature  # noqa: E402
+from inflight.runtime import LoadRequest  # noqa: E402
 from inflight.runtime.base import LoadedModel  # noqa: E402
 from inflight.runtime.torch import TorchRuntime  # noqa: E402
 from inflight.types import TensorSpec  # noqa: E402
@@ -79,7 +79,7 @@ def load(file: Path, **fields: object) -> LoadedModel:
 
 
 def test_a_script_names_its_inputs_and_says_no_more(script: Callable[..., Path]) -> None:
-    graph = read_signature(script(InPlace()))
+    graph = load(script(InPlace())).graphs[0]
     assert graph.inputs == (TensorSpec("x"),)
     assert graph.outputs == tuple(TensorSpec(f"output_{number}") for number in range(3))
 
@@ -98,7 +98,7 @@ def test_a_script_that_takes_no_tensor_is_refused_by_the_argument(script: Callab
 
 def test_an_exported_program_says_everything(export: Callable[..., Path]) -> None:
     rows = torch.export.Dim("rows", min=1, max=64)
-    graph = read_signature(export(InDict(), torch.ones(2, 3), dynamic_shapes=({0: rows},)))
+    graph = load(export(InDict(), torch.ones(2, 3), dynamic_shapes=({0: rows},))).graphs[0]
     assert graph.inputs == (TensorSpec("x", "float32", (-1, 3)),)
     assert graph.outputs == (TensorSpec("zeta", "float32", (-1, 3)), TensorSpec("alpha", "int64", (-1, 3)))
 

@@ -4,7 +4,8 @@ A method is a model. Its name is `<servable>` where the servable has one method 
 `<servable>.<method>`; servable names may hold dots themselves, the longest servable name that fits wins.
 The first dimension of every input and output tensor counts instances: a request of N instances carries tensors of
 shape [N, ...], all with the same N. The protocol has no error for one instance, so one failed instance fails the
-request, with its index in the text.
+request, with its index in the text. A bare model file that takes one request a call (`MethodInfo.whole`) has no such
+dimension: its tensors are the model's own, and a request is one call.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ DEFAULT_METHOD = "predict"
 UNKNOWN_DATATYPE = "ANY"
 """What metadata says where a method does not know a tensor's type: a Python function takes whatever comes."""
 
+ONE_REQUEST_A_CALL = "one request a call"
+"""What metadata says of a bare model file whose first dimensions are no batch."""
+
 MAX_INSTANCES = 100_000
 """Rows of one request; a scalar per instance would else let one message become hundreds of millions of arrays."""
 
@@ -40,8 +44,8 @@ class TensorMetadata:
 
     Attributes:
         datatype: of the protocol, or `ANY` where it is not known.
-        shape: the first dimension counts instances and is always -1; [-1] alone is also what a tensor of
-            unknown rank shows, since the protocol cannot say that.
+        shape: the first dimension counts instances and is always -1, but for a model that takes one request a call;
+            [-1] alone is also what a tensor of unknown rank shows, since the protocol cannot say that.
     """
 
     name: str
@@ -51,7 +55,11 @@ class TensorMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """A model as metadata shows it; `versions` are the running ones, in ascending order."""
+    """A model as metadata shows it; `versions` are the running ones, in ascending order.
+
+    Attributes:
+        platform: says of a bare model file that it takes one request a call; the protocol has no other place for that.
+    """
 
     name: str
     versions: tuple[str, ...]
@@ -122,9 +130,9 @@ def metadata(backend: Backend, name: str, version: str) -> ModelMetadata:
     return ModelMetadata(
         name=name,
         versions=tuple(str(number) for number in versions),
-        platform="inflight",
-        inputs=tuple(_describe(spec) for spec in method.inputs),
-        outputs=tuple(_describe(spec) for spec in method.outputs),
+        platform=f"inflight, {ONE_REQUEST_A_CALL}" if method.whole else "inflight",
+        inputs=tuple(_describe(spec, method.whole) for spec in method.inputs),
+        outputs=tuple(_describe(spec, method.whole) for spec in method.outputs),
     )
 
 
@@ -154,13 +162,13 @@ def check_wanted(method: MethodInfo, wanted: Sequence[str] | None) -> None:
 
 def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
     """Splits tensors of shape [N, ...] into N rows of the method's inputs; arrays are views, 0-d where the
-    tensor is [N].
+    tensor is [N]. A method that takes one request a call gets the tensors as they are, as one row.
 
     Raises:
         InvalidRequest: an input is missing, unknown, given twice, of another type than the method declares, or
             the tensors disagree in N.
     """
-    rows = _plain_rows(method, tensors)
+    rows = _plain_rows(method, tensors) if not method.whole else None
     if rows is not None:
         return rows
     given = {tensor.name: tensor for tensor in tensors}
@@ -170,6 +178,8 @@ def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
     optional = dict(method.optional)
     if not set(names) - set(optional) <= set(given) <= set(names):
         raise InvalidRequest(_names_differ(method, names, list(given)))
+    if method.whole:
+        return [[_whole(spec, given[spec.name]) for spec in method.inputs]]
     columns = [_column(spec, given[spec.name]) if spec.name in given else [] for spec in method.inputs]
     instances = max(map(len, columns), default=0)
     columns = [
@@ -207,7 +217,8 @@ def _plain_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row] |
 def from_outcomes(
     method: MethodInfo, outcomes: Sequence[Outcome], wanted: Sequence[str] | None = None
 ) -> list[OipTensor]:
-    """Stacks the outputs of N instances into tensors of shape [N, ...].
+    """Stacks the outputs of N instances into tensors of shape [N, ...]; of a method that takes one request a call,
+    the outputs as they are.
 
     Args:
         wanted: names of the outputs to give, in this order; None or empty for all.
@@ -221,6 +232,8 @@ def from_outcomes(
         if isinstance(outcome, InflightError):
             raise type(outcome)(f"instance {index}: {outcome}")
         rows.append(outcome)
+    if method.whole:
+        return [_tensor(method.outputs[at].name, np.asarray(rows[0][at])) for at in _wanted(method, wanted)]
     columns = as_columns(rows) if len(rows) > 1 else None
     if columns is not None:
         return [_tensor(method.outputs[at].name, columns[at]) for at in _wanted(method, wanted)]
@@ -263,8 +276,10 @@ def _available(statuses: Sequence[ServableStatus]) -> str:
     return f"the servables here: {listed} (a model is <servable> or <servable>.<method>)"
 
 
-def _describe(spec: TensorSpec) -> TensorMetadata:
+def _describe(spec: TensorSpec, whole: bool) -> TensorMetadata:
     datatype = UNKNOWN_DATATYPE if spec.dtype is None else _SPEC_DATATYPES.get(spec.dtype, UNKNOWN_DATATYPE)
+    if whole and spec.shape is not None:
+        return TensorMetadata(spec.name, datatype, spec.shape)
     return TensorMetadata(spec.name, datatype, (-1, *(spec.shape or ())))
 
 
@@ -286,9 +301,7 @@ def _column(spec: TensorSpec, tensor: OipTensor) -> list[Value]:
         raise InvalidRequest(
             f"input '{tensor.name}' holds {tensor.shape[0]} instances, send at most {MAX_INSTANCES} in one request"
         )
-    expected = None if spec.dtype is None else _SPEC_DATATYPES.get(spec.dtype)
-    if expected is not None and expected != tensor.datatype:
-        raise InvalidRequest(f"input '{tensor.name}' has datatype {tensor.datatype}, the method takes {expected}")
+    _check_datatype(spec, tensor)
     if isinstance(tensor.data, np.ndarray):
         return [tensor.data[index, ...] for index in range(tensor.shape[0])]
     if len(tensor.data) != tensor.shape[0]:
@@ -297,6 +310,20 @@ def _column(spec: TensorSpec, tensor: OipTensor) -> list[Value]:
             f"but its shape is {list(tensor.shape)}"
         )
     return [_text(tensor.name, item) for item in tensor.data] if spec.dtype == "str" else list(tensor.data)
+
+
+def _whole(spec: TensorSpec, tensor: OipTensor) -> Array:
+    """One input of a model that takes the tensors as they are."""
+    _check_datatype(spec, tensor)
+    if not isinstance(tensor.data, np.ndarray):
+        raise InvalidRequest(f"input '{tensor.name}' has datatype {tensor.datatype}, but a model file takes numbers")
+    return tensor.data
+
+
+def _check_datatype(spec: TensorSpec, tensor: OipTensor) -> None:
+    expected = None if spec.dtype is None else _SPEC_DATATYPES.get(spec.dtype)
+    if expected is not None and expected != tensor.datatype:
+        raise InvalidRequest(f"input '{tensor.name}' has datatype {tensor.datatype}, the method takes {expected}")
 
 
 def _text(name: str, item: bytes) -> str:
