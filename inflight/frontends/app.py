@@ -7,7 +7,6 @@ from typing import Protocol
 
 from inflight import __version__
 from inflight.config import RestConfig
-from inflight.errors import NotFound
 from inflight.frontends.asgi import Answer, App, Receive, Scope, Send, error_json, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
@@ -17,7 +16,7 @@ from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.openai import OpenAiRest
 from inflight.frontends.openapi import DOCS_PAGE, openapi_document
 from inflight.frontends.rest import GeneratorRest, MindSporeRest
-from inflight.frontends.routes import MethodNotAllowed, error_headers, verb_of
+from inflight.frontends.routes import MethodNotAllowed, NoSuchRoute, error_headers, verb_of
 from inflight.frontends.tgi import TgiRest
 from inflight.metrics import CONTENT_TYPE, Metrics
 
@@ -44,7 +43,7 @@ def http_app(
     app = HttpApp(
         OpenInferenceRest(backend, max_body_bytes=max_body_bytes),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
-        GeneratorRest(backend, rest.status_codes),
+        GeneratorRest(backend, max_body_bytes=max_body_bytes, config=rest),
         [Operations(backend, metrics), tgi, language, CloudRest(backend, tgi, openai)],
         {"/v1/": openai, "/models/": language},
     )
@@ -98,7 +97,7 @@ class HttpApp:
             app = self._app(scope)
         except MethodNotAllowed as error:
             await respond(send, error_json(str(error)), status=error.http_status, headers=error_headers(error))
-        except NotFound as error:
+        except NoSuchRoute as error:
             # Scripts written for MindSpore Serving look for its words, whatever the status.
             words = f"please check url, the keyword:[model] must contain. {error}"
             await respond_json(send, {"error": str(error), "error_msg": words}, status=error.http_status)
@@ -109,7 +108,7 @@ class HttpApp:
         """Who answers a request.
 
         Raises:
-            NotFound, MethodNotAllowed: nobody does.
+            NoSuchRoute, MethodNotAllowed: nobody does.
         """
         path: str = scope["path"]
         # Parts in this order too are MindSpore Serving's: /version/1/model/<servable>:<method>.
@@ -124,7 +123,7 @@ class HttpApp:
                 raise MethodNotAllowed(scope, verbs)
         if found is not None:
             return found
-        raise NotFound(f"there is no route {path}; GET / names what there is, and /docs explains it")
+        raise NoSuchRoute(f"there is no route {path}; GET / names what there is, and /docs explains it")
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`."""

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import msgspec
 import orjson
 
-from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.asgi import Receive, Scope, Send, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.generate import MAX_SEED, Whole, draw_seed, number, pick, read_struct, whole
-from inflight.frontends.routes import check_verb
+from inflight.frontends.routes import NoSuchRoute, check_verb
 from inflight.frontends.sse import EventStream, Opened
 from inflight.frontends.tgi import fail
 from inflight.generation import Finish, FinishReason, GenerationRequest, Generator, Token, TokenInfo
@@ -83,7 +83,7 @@ class MindSporeLlm:
                 return
             _, _, name, *rest = path.split("/")
             if len(rest) > 1 or (rest and rest[0] not in _KINDS):
-                raise NotFound(f"there is no route {path}; use /models/{name}[/generate|/generate_stream]")
+                raise NoSuchRoute(f"there is no route {path}; use /models/{name}[/generate|/generate_stream]")
             check_verb(scope, "POST")
             generator = pick(self._backend, name)
             body = await read_struct(scope, receive, Body, generator.info.limits.payload_limit, any_type=True)

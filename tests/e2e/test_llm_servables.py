@@ -364,6 +364,12 @@ def test_curl_with_an_image_is_told_about_the_image(served: Served) -> None:
             status, body = curl(served, path, f'{{"instances": {instances}}}')
             assert status == 200, "MindSpore Serving's manner"
             assert "has an image ('image'), and this model reads text only" in json.loads(body)["error_msg"]
+    photo = Path(served.cwd, "photo.json")
+    photo.write_text('{"instances": {"image": {"b64": "%s"}}}' % ("A" * (3 << 20)))
+    status, body = curl(served, "/model/pocket:generated_stream", f"@{photo}")
+    assert (status, "reads text only" in body) == (200, True), "not its size"
+    photo.write_text('{"instances": {"inputs": "%s"}}' % ("A" * (3 << 20)))
+    assert "2000000 bytes" in curl(served, "/model/pocket:generate", f"@{photo}")[1]
     body = '{"text_input": "What is it?", "image": {"b64": "iVBORw0KGgo="}}'
     status, body = curl(served, "/v2/models/pocket/generate", body)
     assert status == 400

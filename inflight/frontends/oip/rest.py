@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import orjson
 
 from inflight import __version__
-from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
+from inflight.errors import InflightError, InvalidRequest, Loading
 from inflight.frontends.asgi import JSON, Answer, Header, Receive, Scope, Send, header, nothing_to_cancel, respond_json
 from inflight.frontends.base import Backend, callbacks
 from inflight.frontends.body import Body, accepted_encoding, pack, read_body, unpack
@@ -29,7 +29,7 @@ from inflight.frontends.oip.mapping import (
     parse_version,
     to_rows,
 )
-from inflight.frontends.routes import RETRY_AFTER, check_verb, error_headers
+from inflight.frontends.routes import RETRY_AFTER, NoSuchRoute, check_verb, error_headers
 from inflight.types import MethodInfo, Outcome
 
 _logger = logging.getLogger("inflight.oip")
@@ -260,9 +260,9 @@ def _json_length(scope: Scope) -> int | None:
     return int(value)
 
 
-def _no_such_path(scope: Scope) -> NotFound:
+def _no_such_path(scope: Scope) -> NoSuchRoute:
     shown: Any = scope["path"]
-    return NotFound(
+    return NoSuchRoute(
         f"there is no {shown} here, use /v2, /v2/health/live, /v2/health/ready, /v2/repository/index, "
         "/v2/models/<model>[/versions/<version>] and below it /ready, /infer, /generate or /generate_stream"
     )

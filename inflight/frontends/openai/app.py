@@ -19,7 +19,7 @@ from inflight.frontends.openai.request import ChatBody, CompletionBody, requests
 from inflight.frontends.openai.response import Reply, Usage, error_json
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
-from inflight.frontends.routes import check_verb
+from inflight.frontends.routes import NoSuchRoute, check_verb
 from inflight.frontends.sse import DONE, EventStream, Opened
 from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token
 from inflight.log import LOGGER
@@ -48,7 +48,7 @@ class OpenAiRest:
         allowed = "GET" if path == MODELS or path.startswith(f"{MODELS}/") else "POST"
         try:
             if allowed == "POST" and path not in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES):
-                raise NotFound(f"there is no route {path}")
+                raise NoSuchRoute(f"there is no route {path}; GET / names what there is")
             check_verb(scope, allowed)
             if path == CHAT:
                 await self._chat(scope, receive, send)

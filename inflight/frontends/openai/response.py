@@ -26,7 +26,7 @@ from inflight.errors import (
 from inflight.frontends.asgi import Header
 from inflight.frontends.generate import PlainError, Whole, number
 from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
-from inflight.frontends.routes import MethodNotAllowed, error_headers
+from inflight.frontends.routes import MethodNotAllowed, NoSuchRoute, error_headers
 from inflight.generation import Finish, FinishReason, Start, Token, TokenInfo, ToolFormat
 
 FINGERPRINT = f"inflight-{__version__}"
@@ -263,7 +263,7 @@ def _classify(error: InflightError) -> tuple[int, str, str | None]:
     if isinstance(error, Overloaded):
         return 429, "overloaded", "rate_limit_exceeded"
     if isinstance(error, NotFound):
-        return 404, "invalid_request_error", "model_not_found"
+        return 404, "invalid_request_error", "unknown_url" if isinstance(error, NoSuchRoute) else "model_not_found"
     if isinstance(error, TooLarge):
         return 413, "invalid_request_error", None
     if isinstance(error, MethodNotAllowed):

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import orjson
 
-from inflight.errors import InflightError, InvalidRequest, Loading
+from inflight.config import RestConfig
+from inflight.errors import InflightError, InvalidRequest, Unavailable
 from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
-from inflight.frontends.body import read_body
+from inflight.frontends.body import read_body, too_large
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.generate import Whole, all_of, loaded, refuse_images
 from inflight.frontends.rest.request import parse_json
@@ -39,12 +40,16 @@ class GeneratorRest:
     """Serves every language model by its name: `{"instances": [{"inputs": "...", "parameters": {...}}, ...]}`.
 
     One instance may stand without a list, and a bare text is an instance too; the content type does not matter. Errors
-    have MindSpore Serving's form and the status 200 unless asked for; a model that is not loaded yet is 503.
+    have MindSpore Serving's form and the status 200 unless asked for; a model that cannot answer is 503.
+
+    Args:
+        max_body_bytes: of a body that is read at all; one over the model's own limit is told so, or of its images.
     """
 
-    def __init__(self, backend: Backend, status_codes: bool) -> None:
+    def __init__(self, backend: Backend, *, max_body_bytes: int, config: RestConfig) -> None:
         self._backend = backend
-        self._status_codes = status_codes
+        self._max_body_bytes = max_body_bytes
+        self._status_codes = config.status_codes
 
     def serves(self, scope: Scope) -> bool:
         """Whether a request names a language model's method."""
@@ -55,8 +60,12 @@ class GeneratorRest:
         assert target is not None
         generator, method = target
         try:
-            body = await read_body(scope, receive, loaded(generator).info.limits.payload_limit)
-            requests = _requests(_instances(parse_json(body)), generator, method == STREAM)
+            limit = loaded(generator).info.limits.payload_limit
+            body = await read_body(scope, receive, max(limit, self._max_body_bytes))
+            instances = _instances(parse_json(body))
+            if len(body) > limit:
+                raise too_large(limit)
+            requests = _requests(instances, generator, method == STREAM)
             if method == STREAM:
                 await run_until_disconnect(_stream(generator, requests, send), receive)
             else:
@@ -86,7 +95,7 @@ class GeneratorRest:
         return None
 
     async def _fail(self, send: Send, error: InflightError) -> None:
-        status = error.http_status if self._status_codes or isinstance(error, Loading) else 200
+        status = error.http_status if self._status_codes or isinstance(error, Unavailable) else 200
         await respond(send, encode_error(error).body, status=status, headers=error_headers(error))
 
 
@@ -95,7 +104,11 @@ def _instances(document: Any) -> list[Any]:
         found = msgspec.convert(document, InstancesBody).instances
     except msgspec.ValidationError:
         raise InvalidRequest('the request has no instances; write {"instances": [{"inputs": "<text>"}]}') from None
-    return found if isinstance(found, list) else [found]
+    instances = found if isinstance(found, list) else [found]
+    for index, instance in enumerate(instances):
+        if isinstance(instance, dict):
+            refuse_images(instance, f"instance {index}")
+    return instances
 
 
 def _requests(instances: list[Any], generator: Generator, streaming: bool) -> list[GenerationRequest]:
@@ -116,7 +129,6 @@ def _generate_body(instance: Any, index: int) -> GenerateBody:
         return GenerateBody(instance, Parameters())
     if not isinstance(instance, dict):
         raise InvalidRequest(f"instance {index} must be a text or an object with the key 'inputs'")
-    refuse_images(instance, f"instance {index}")
     key = next((name for name in _TEXTS if name in instance), None)
     if key is None or not isinstance(instance[key], str):
         raise InvalidRequest(f"instance {index} has no text; give it by the key 'inputs', 'prompt' or 'text'")
