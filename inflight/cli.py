@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from inflight import __version__
 from inflight.commands import COMMANDS, Parser, UsageError, add_command, place_rest, resolve
 from inflight.errors import InflightError
+from inflight.loading import one_line
 
 DESCRIPTION = "Serves models: ONNX, PyTorch, MindIR and Python functions, over REST and gRPC."
 EPILOG = """\
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"inflight {command.name}: {error}", file=sys.stderr)
         return 2
     except InflightError as error:
-        print(f"inflight {command.name}: {error}", file=sys.stderr)
+        print(f"inflight {command.name}: {one_line(error)}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a file without permission, a closed pipe
+        print(f"inflight {command.name}: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED

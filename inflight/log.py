@@ -27,6 +27,8 @@ DEFAULT_MAX_BYTES = 52_428_800
 DEFAULT_BACKUP_COUNT = 30
 DEFAULT_FILE_MODE = 0o640
 
+LEVEL_NAMES = {"debug": "0", "info": "1", "warning": "2", "error": "3"}
+
 LINE = "[%(levelname)s] SERVING(%(process)d:%(thread)d,%(processName)s):%(asctime)s [%(place)s] %(message)s"
 
 _OURS = Path(__file__).resolve().parent.parent
@@ -125,6 +127,11 @@ def read_settings(env: Mapping[str, str]) -> LogSettings:
         stderr_level=_level(env, "GLOG_stderrthreshold"),
         file_mode=_file_mode(env),
     )
+
+
+def variables(name: str) -> dict[str, str]:
+    """The log variables of a level by its name, for this process's environment and so for that of its workers."""
+    return {"GLOG_v": LEVEL_NAMES[name], "MS_SUBMODULE_LOG_v": ""}
 
 
 class LineFormatter(logging.Formatter):

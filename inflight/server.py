@@ -6,7 +6,8 @@
     server.wait()
 
 The thread is not a daemon: a script may end after its last line, and the server lives on until it is stopped by
-`stop()`, by SIGINT or SIGTERM, or because its last worker is gone (`ServerConfig.exit_when_lost`).
+`stop()`, by SIGINT or SIGTERM (a second one ends the process at once), or because its last worker is gone
+(`ServerConfig.exit_when_lost`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from types import FrameType
 from typing import Any, TypeVar
@@ -24,8 +26,19 @@ from typing import Any, TypeVar
 import uvloop
 
 from inflight.config import GeneratorConfig, ListenConfig, ServableConfig, ServerConfig
-from inflight.errors import StartError
-from inflight.frontends import Listener, grpc_app, http_app, listen_grpc, listen_http
+from inflight.errors import InflightError, StartError
+from inflight.frontends import (
+    GRPC,
+    RESTFUL,
+    Kind,
+    Listener,
+    grpc_app,
+    http_app,
+    listen_grpc,
+    listen_http,
+    success_line,
+)
+from inflight.loading import failed_load
 from inflight.metrics import Metrics
 from inflight.router import Router
 from inflight.types import ServableStatus
@@ -38,6 +51,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 ANSWER_GRACE = 3.0
 """Seconds after `stop_timeout` in which requests that were cut get their error, workers ended."""
+
+SAME_SIGNAL = 0.5
+"""Seconds in which a second signal is taken for the first one, told twice: `timeout` and shells signal a process and
+then its group."""
 
 
 class Server:
@@ -57,7 +74,7 @@ class Server:
         self._stop_task: asyncio.Task[None] | None = None
         self._callbacks: list[Callable[[], None]] = []
         self._old_handlers: dict[int, Any] = {}
-        self._signalled = False
+        self._signalled: float | None = None  # when, by `time.monotonic`
         self._failure: OSError | None = None
         self._calls: set[concurrent.futures.Future[Any]] = set()
         self._loop = uvloop.new_event_loop()
@@ -147,6 +164,11 @@ class Server:
     def running(self) -> bool:
         return not self._stopped.is_set()
 
+    @property
+    def signalled(self) -> bool:
+        """SIGINT or SIGTERM has come: a start that fails then was asked to."""
+        return self._signalled is not None
+
     def stop(self) -> None:
         """Stops accepting, lets running requests finish, ends the workers. Idempotent; returns when all is done."""
         if threading.current_thread() is self._thread:
@@ -209,8 +231,12 @@ class Server:
             if isinstance(error, StartError) and self._stop_task is None:
                 raise
             work.close()
-            reason = "signal SIGINT or SIGTERM" if self._signalled else "the server was stopped"
+            reason = "signal SIGINT or SIGTERM" if self.signalled else "the server was stopped"
             raise StartError(f"Fail to start workers: because of {reason}") from None
+        except InflightError:
+            raise
+        except Exception as error:  # a start ends with an error that says what it is, whatever raised it
+            raise failed_load("the server", error) from error
         finally:
             self._calls.discard(future)
 
@@ -231,16 +257,17 @@ class Server:
             api_key=self._config.api_key,
             origins=self._config.cors_origins,
         )
-        return self._add(await listen_http(app, listen, allocate=router.inbox.allocate))
+        return self._add(RESTFUL, listen, await listen_http(app, listen, allocate=router.inbox.allocate))
 
     async def _start_grpc(self, listen: ListenConfig) -> str:
         app = grpc_app(
             self._running_router(), max_message_bytes=listen.max_message_mb << 20, api_key=self._config.api_key
         )
-        return self._add(await listen_grpc(app, listen, engine=self._config.grpc_engine))
+        return self._add(GRPC, listen, await listen_grpc(app, listen, engine=self._config.grpc_engine))
 
-    def _add(self, listener: Listener) -> str:
+    def _add(self, kind: Kind, listen: ListenConfig, listener: Listener) -> str:
         self._listeners.append(listener)
+        log.info(success_line(kind, listener.address if listen.address.endswith(":0") else listen.address))
         return listener.address
 
     def _all_lost(self) -> None:
@@ -277,11 +304,23 @@ class Server:
             self._old_handlers.clear()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+        now = time.monotonic()
+        if self._signalled is not None and now - self._signalled > SAME_SIGNAL:
+            self._abandon(number)
+        self._signalled = self._signalled or now
         try:
             self._loop.call_soon_threadsafe(self._begin_stop)
         except RuntimeError:
             pass  # it has stopped already
+
+    def _abandon(self, number: int) -> None:
+        """Ends the process at once, requests in flight or not. Workers end by themselves when their server is gone;
+        they are killed because user code may hold them up."""
+        if self._router is not None:
+            self._router.kill()
+        for listener in self._listeners:
+            listener.forget()
+        os._exit(128 + number)
 
 
 def _drain(loop: asyncio.AbstractEventLoop) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +10,16 @@ from typing import Any
 from inflight.commands.checkpoints import adapters as read_adapters
 from inflight.commands.options import Option, one_of, seconds, switch, whole
 from inflight.config import KV_CACHE_DTYPES, QUANTIZE, AdapterConfig, GeneratorConfig
-from inflight.errors import ConfigError
+from inflight.errors import ConfigError, StartError
 from inflight.gguf import is_gguf, model_folder
+from inflight.loading import read_object
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+_OWN_FILES = ("tokenizer.json", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files that only the folder of a language model has."""
 
 DEFAULT_ROWS = 128
 
@@ -155,16 +158,24 @@ GENERATOR_OPTIONS = (
 
 
 def is_language_model(path: Path) -> bool:
-    """Whether a path is that of a checkpoint in Hugging Face layout, or of a GGUF file."""
+    """Whether a path is that of a checkpoint in Hugging Face layout, or of a GGUF file.
+
+    A folder with weights or a tokenizer is one whatever its config.json says, and so is one with a config.json that
+    cannot be read: what is wrong is told when it is loaded.
+    """
     if is_gguf(path):
         return True
     if not path.is_dir() or (path / "servable_config.py").is_file():
         return False
-    try:
-        found = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+    if any(file.name in _OWN_FILES or file.suffix == ".safetensors" for file in path.iterdir()):
+        return True
+    config = path / "config.json"
+    if not config.exists():
         return False
-    return isinstance(found, dict) and "model_type" in found
+    try:
+        return "model_type" in read_object(config)
+    except StartError:
+        return next(path.glob("*/servable_config.py"), None) is None
 
 
 def generator_config(path: Path, values: Mapping[str, Any]) -> GeneratorConfig:

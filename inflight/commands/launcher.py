@@ -1,7 +1,7 @@
 """`text-generation-launcher`: TGI's command line, so that what starts TGI starts Inflight.
 
-Every flag is also an environment variable in upper case. Flags without a meaning here are taken and said to be unused;
-those that would change results are refused.
+Every flag but --env is also an environment variable in upper case. Flags without a meaning here are taken and said to
+be unused; those that would change results are refused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import ipaddress
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,11 @@ from typing import Any
 
 from inflight import __version__
 from inflight.commands.checkpoints import adapters, find_model
+from inflight.commands.options import UsageError, configure_log, stop_cleanly
 from inflight.config import QUANTIZE, GeneratorConfig, ListenConfig, ServerConfig
 from inflight.errors import ConfigError, InflightError
 from inflight.gguf import is_gguf
+from inflight.loading import one_line
 
 PROGRAM = "text-generation-launcher"
 _IN_CHECKPOINTS = ("awq", "gptq", "compressed-tensors")
@@ -35,6 +38,7 @@ class Flag:
     Attributes:
         kind: int, float, str, or bool for a switch.
         use: `used`, `unused` (taken, changes nothing here), or `refused` (would change results; only its default).
+        from_environment: TGI reads it from there too.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Flag:
     help: str = ""
     short: str = ""
     many: bool = False
+    from_environment: bool = True
 
     @property
     def key(self) -> str:
@@ -51,7 +56,8 @@ class Flag:
 
     @property
     def variable(self) -> str:
-        return self.key.upper()
+        """The environment variable that says it; empty where TGI reads none."""
+        return self.key.upper() if self.from_environment else ""
 
 
 FLAGS = (
@@ -102,7 +108,7 @@ FLAGS = (
     Flag("ngrok-edge", str, None, "unused"),
     Flag("tokenizer-config-path", str, help="Another tokenizer_config.json, for its chat template."),
     Flag("disable-grammar-support", bool, help="Refuse structured output."),
-    Flag("env", bool, help="Print the environment and go on.", short="e"),
+    Flag("env", bool, help="Print the environment and go on.", short="e", from_environment=False),
     Flag("max-client-batch-size", int, 4, help="Prompts in one completions request."),
     Flag("lora-adapters", str, help="Adapters: name=folder or folder, separated by commas."),
     Flag("usage-stats", str, "on", "unused", "Nothing is reported to anybody."),
@@ -118,7 +124,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"{PROGRAM} (inflight {__version__})")
     for flag in FLAGS:
         names = [f"--{flag.name}"] + ([f"-{flag.short}"] if flag.short else [])
-        note = f"{flag.help or 'Taken, changes nothing.'} [{flag.variable}]".replace("%", "%%")
+        note = (flag.help or "Taken, changes nothing.") + (f" [{flag.variable}]" if flag.variable else "")
+        note = note.replace("%", "%%")
         if flag.kind is bool:
             made.add_argument(*names, dest=flag.key, nargs="?", const="true", help=note)
         else:
@@ -137,7 +144,7 @@ def read(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> dic
     values: dict[str, Any] = {}
     for flag in FLAGS:
         text = given[flag.key]
-        if text is None and environment.get(flag.variable):
+        if text is None and flag.variable and environment.get(flag.variable):
             text = environment[flag.variable].split(",") if flag.many else environment[flag.variable]
         if text is None:
             values[flag.key] = flag.default
@@ -147,6 +154,7 @@ def read(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> dic
             values[flag.key] = _value(flag, text)
         if flag.use == "refused" and values[flag.key] not in (flag.default, None, False):
             raise ConfigError(f"--{flag.name} is not supported: {flag.help or 'leave it out.'}")
+    values["hostname"] = _host(values["hostname"], given["hostname"] is not None)
     port = environment.get("AIP_HTTP_PORT")  # Google's platform says where it looks
     if port:
         values["port"] = _value(next(flag for flag in FLAGS if flag.name == "port"), port)
@@ -213,7 +221,7 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         adapters=adapters(values["lora_adapters"] or ""),
         tokenizer_config=Path(template).absolute() if template else None,
     )
-    return server, generator, ListenConfig(f"{_host(values['hostname'])}:{values['port']}")
+    return server, generator, ListenConfig(f"{values['hostname']}:{values['port']}")
 
 
 def _name(model_id: str) -> str:
@@ -235,15 +243,30 @@ def _shards(values: Mapping[str, Any]) -> int:
     return 1 if values["sharded"] == "false" else max(1, len(devices))
 
 
-def _host(text: str) -> str:
-    """The address; inside a container HOSTNAME is the machine's name, which nobody meant."""
+def _host(text: str, is_flag: bool) -> str:
+    """The address to listen on.
+
+    Args:
+        is_flag: --hostname says it. In the environment HOSTNAME may be the machine's name, which a shell or a
+            container put there and nobody meant: every address then, as TGI does it.
+
+    Raises:
+        ConfigError: the flag is neither an address nor the name of this machine.
+    """
     if text == "localhost":
         return "127.0.0.1"
     try:
-        ipaddress.ip_address(text)
+        return f"[{text}]" if ipaddress.ip_address(text).version == 6 else text
     except ValueError:
+        pass
+    if not is_flag:
         return "0.0.0.0"
-    return text
+    try:
+        return str(socket.getaddrinfo(text, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"--hostname: '{text}' is no address of this machine ({error}); write for example 0.0.0.0"
+        ) from None
 
 
 class Log:
@@ -265,12 +288,14 @@ class Log:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM; 0 after a clean stop, 1 where the model cannot be served, 2 for wrong flags."""
+    stop_cleanly()
     try:
+        configure_log(os.environ.get("LOG_LEVEL"))
         values = read(arguments, os.environ)
         server_config, generator, listen = configs(values)
-    except ConfigError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+    except (InflightError, UsageError, OSError) as error:
+        print(f"{PROGRAM}: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, (ConfigError, UsageError)) else 1
     log = Log(bool(values["json_output"]))
     if values["env"]:
         log(f"Python {sys.version.split()[0]}, inflight {__version__}, {os.cpu_count()} cores")
@@ -292,8 +317,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server.start_generators([generator])
     except InflightError as error:
         server.stop()
-        log(str(error), "ERROR")
+        if server.signalled:
+            return 0
+        log(one_line(error), "ERROR")
         return 1
+    except BaseException:
+        server.stop()  # its thread would keep the process
+        raise
     log("Shard ready")
     log(f"Serving on http://{address}")
     log("Connected")

@@ -11,10 +11,15 @@ import difflib
 import importlib
 import json
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+from inflight import log
 
 PREFIX = "INFLIGHT_"
 _YES = ("1", "true", "yes", "on")
@@ -230,6 +235,25 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _toml() -> Any:
     return importlib.import_module("tomllib")  # not in Python 3.10
+
+
+def stop_cleanly() -> None:
+    """Until a server takes them over, SIGINT and SIGTERM end the process with 0: nobody is served yet."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: sys.exit(0))
+
+
+def configure_log(level: str | None) -> None:
+    """Sets up the log after the environment, or at a level of TGI's names, which workers then get too."""
+    names = {"trace": "debug", "warn": "warning", **{name: name for name in log.LEVEL_NAMES}}
+    name = names.get((level or "").lower())
+    if name is not None:
+        os.environ.update(log.variables(name))
+    try:
+        log.configure(os.environ)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 # Parsers of single texts

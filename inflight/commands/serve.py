@@ -11,7 +11,18 @@ from typing import Any
 
 from inflight import log
 from inflight.commands.generator import GENERATOR_OPTIONS, generator_config, is_language_model
-from inflight.commands.options import Command, Option, UsageError, existing_file, one_of, seconds, switch, whole
+from inflight.commands.options import (
+    Command,
+    Option,
+    UsageError,
+    configure_log,
+    existing_file,
+    one_of,
+    seconds,
+    stop_cleanly,
+    switch,
+    whole,
+)
 from inflight.commands.sample import describe
 from inflight.config import (
     DEFAULT_GRPC,
@@ -27,6 +38,7 @@ from inflight.config import (
     TlsConfig,
 )
 from inflight.errors import ConfigError, InflightError
+from inflight.loading import one_line
 
 CONFIG_FILE = "servable_config.py"
 REQUEST_FILE = "request.json"
@@ -164,6 +176,13 @@ OPTIONS = (
         metavar="MODE",
     ),
     Option("log-dir", Path, "Directory for the workers' output. Default: the server's own stderr.", metavar="DIR"),
+    Option(
+        "log-level",
+        one_of(*log.LEVEL_NAMES),
+        "debug, info, warning or error, of the server and its workers; debug also shows where a load failed. Default "
+        "warning, or what GLOG_v says.",
+        metavar="LEVEL",
+    ),
     Option("start-timeout", seconds, "Seconds a worker may take to load. Default: no limit.", metavar="SECONDS"),
     Option(
         "warm-up-timeout",
@@ -295,11 +314,9 @@ def _requests(servables: Sequence[ServableConfig]) -> dict[str, str]:
 
 def run(values: Mapping[str, Any]) -> int:
     """Serves until SIGINT or SIGTERM; 0 after a clean stop, 1 where something could not be started."""
+    stop_cleanly()
+    configure_log(values["log_level"])
     plan = build_plan(values)
-    try:
-        log.configure(os.environ)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     from inflight.server import Server  # the help of the command line does without the web stack
 
     server = Server(plan.server)
@@ -315,8 +332,13 @@ def run(values: Mapping[str, Any]) -> int:
         print(describe(server.servables(), http, grpc, _tls(values), requests, generators), flush=True)
     except InflightError as error:
         server.stop()
-        print(f"inflight serve: {error}", file=sys.stderr)
+        if server.signalled:
+            return 0
+        print(f"inflight serve: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except BaseException:
+        server.stop()  # its thread would keep the process
+        raise
     server.wait()
     return 0
 

@@ -19,14 +19,16 @@ from collections.abc import Mapping, Sequence
 from inflight import __version__
 from inflight.commands.checkpoints import adapters, find_model
 from inflight.commands.generator import memory
+from inflight.commands.options import UsageError, configure_log, stop_cleanly
 from inflight.config import QUANTIZE, AdapterConfig, processors
 from inflight.errors import ConfigError, InflightError
+from inflight.loading import failed_load, one_line
 from inflight.plan import ShardJob
 
 PROGRAM = "text-generation-server"
 CONNECT_TIMEOUT = 600.0
 STOP_GRACE = 5.0
-_UNUSED = ("speculate", "kv-cache-dtype", "otlp-endpoint", "otlp-service-name", "logger-level")
+_UNUSED = ("speculate", "kv-cache-dtype", "otlp-endpoint", "otlp-service-name")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--device-type", help="cpu, cuda or npu; default: the best one here")
     serve.add_argument("--quantize", help="int8 or int4; awq, gptq and others are seen from the checkpoint")
     serve.add_argument("--json-output", action="store_true", help="log lines as JSON")
+    serve.add_argument("--logger-level", help="DEBUG, INFO, WARNING or ERROR; DEBUG shows where a load failed")
     for name in _UNUSED:
         serve.add_argument(f"--{name}", help="taken, changes nothing")
     download = commands.add_parser("download-weights", help="fetch a model, or see that it is there")
@@ -65,20 +68,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM; 0 after a clean stop, 1 where the model cannot be served, 2 for wrong flags."""
     given = parser().parse_args(arguments)
     log = _Log(given.json_output)
+    stop_cleanly()
     try:
+        configure_log(given.logger_level)
         folder = find_model(given.model_id, given.revision, None)
         if given.command == "download-weights":
             log(f"{given.model_id} is in {folder}")
             return 0
         found = adapters(os.environ.get("LORA_ADAPTERS", ""))
         job = _job(given, str(folder), os.environ, found)
-    except ConfigError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+    except (InflightError, UsageError) as error:
+        print(f"{PROGRAM}: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, (ConfigError, UsageError)) else 1
     try:
         return _serve(job, given.uds_path, [one.name for one in found], log)
-    except InflightError as error:
-        log(str(error), "ERROR")
+    except Exception as error:  # whatever a back end raised while it loaded
+        log(one_line(failed_load("the model", error, folder)), "ERROR")
         return 1
 
 
@@ -123,15 +128,15 @@ def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int
     from inflight.shard import ModelRunner
     from inflight.text import load_tokenizer
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     tokenizer = load_tokenizer(job.model_dir)
     device = open_device(job.device_type, job.device_id)
     device.set_threads(job.threads)
     ranks = connect_ranks(job.rank, job.world_size, job.rendezvous, device, CONNECT_TIMEOUT)
     runner = ModelRunner(job, ranks, device)
     server = serve_rank(runner, tokenizer, job.rank, job.world_size, uds_path, names)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     log(f"Server started at unix://{server.path}")
     stop.wait()
     server.stop(STOP_GRACE)

@@ -230,7 +230,7 @@ def start_grpc_server(address: str, max_msg_mb_size: int = 100, ssl_config: SSLC
     running = _current()
     if running.grpc:
         raise ConfigError("Serving Error: Serving gRPC server is already running")
-    running.server.start_grpc(listen)
+    _open(running.server.start_grpc, listen)
     running.grpc = True
     _say(f"Serving gRPC server start success, listening on {address}")
 
@@ -251,7 +251,7 @@ def start_restful_server(address: str, max_msg_mb_size: int = 100, ssl_config: S
     running = _current()
     if running.rest:
         raise ConfigError("Serving Error: RESTful server is already running")
-    running.server.start_http(listen)
+    _open(running.server.start_http, listen)
     running.rest = True
     _say(f"Serving RESTful server start success, listening on {address}")
 
@@ -328,6 +328,15 @@ def _listen(
             verify_client=ssl_config.verify_client,
         )
     return ListenConfig(address, max_msg_mb_size, tls)
+
+
+def _open(start: Callable[[ListenConfig], str], listen: ListenConfig) -> None:
+    """Opens a door; why it stays shut goes to the log too, since a script may catch the error."""
+    try:
+        start(listen)
+    except (ConfigError, StartError) as failure:
+        error("%s", failure)
+        raise
 
 
 def _say(text: str) -> None:

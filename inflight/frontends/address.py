@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from inflight.errors import ConfigError
@@ -23,11 +23,13 @@ class Address:
 
     Attributes:
         host: as written, without the brackets of an IPv6 address; empty for a unix socket.
+        written: the whole text, for errors; empty where there was none.
     """
 
     host: str
     port: int
     path: str | None = None
+    written: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         if self.path is not None:
@@ -53,7 +55,7 @@ def parse_address(text: str, kind: Kind, *, any_port: bool = False) -> Address:
             )
         if text == UNIX:
             raise ConfigError("Serving Error: Empty grpc server unix domain socket address, use unix:<path>")
-        return Address("", 0, text[len(UNIX) :])
+        return Address("", 0, text[len(UNIX) :], text)
     host, colon, port = text.rpartition(":")
     illegal = f"Serving Error: The format of the {server} address '{text}' is illegal"
     if not colon:
@@ -68,4 +70,4 @@ def parse_address(text: str, kind: Kind, *, any_port: bool = False) -> Address:
         )
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    return Address(host, int(port))
+    return Address(host, int(port), written=text)

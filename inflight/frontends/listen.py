@@ -50,6 +50,9 @@ class Listener(Protocol):
             grace: seconds for the requests in flight.
         """
 
+    def forget(self) -> None:
+        """Removes the socket's file, where there is one: the process ends at once. May be called from any thread."""
+
 
 class SocketListener:
     """A `Listener` over the event loop's own servers."""
@@ -84,6 +87,11 @@ class SocketListener:
             await server.wait_closed()
         self._servers = []
 
+    def forget(self) -> None:
+        """As `Listener` says."""
+        if self._file is not None:
+            self._file.remove()
+
 
 async def _wait_while(busy: Callable[[], bool], seconds: float) -> None:
     """Returns when nothing is busy any more, or the time is over. Looks often, but only while a listener stops."""
@@ -95,9 +103,9 @@ async def _wait_while(busy: Callable[[], bool], seconds: float) -> None:
 
 
 def success_line(kind: Kind, address: str) -> str:
-    """What goes to stdout once the server listens; scripts wait for it."""
+    """What is said once the server listens, in MindSpore Serving's words; scripts wait for it."""
     name = "Serving RESTful" if kind == RESTFUL else kind
-    return f"Serving: {name} server start success, listening on {address}"
+    return f"{name} server start success, listening on {address}"
 
 
 async def listen_http(

@@ -73,7 +73,12 @@ def _tcp_socket(family: int, name: tuple[object, ...]) -> socket.socket:
 
 
 def bind_unix(path: str) -> socket.socket:
-    """Raises OSError where the path is taken by a live server or by another file, or cannot be made."""
+    """A socket bound to a file, whose folder is made where there is none.
+
+    Raises:
+        OSError: the path is taken by a live server or by another file, or cannot be made.
+    """
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         bound.setblocking(False)
@@ -110,7 +115,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def cannot_start(kind: Kind, address: Address, error: Exception) -> StartError:
-    failed = (
-        f"create server failed, address {address}" if kind == GRPC else f"bind to the socket address {address} failed"
-    )
+    where = address.written or address
+    failed = f"create server failed, address {where}" if kind == GRPC else f"bind to the socket address {where} failed"
     return StartError(f"Serving Error: {kind} server start failed, {failed}: {error}")

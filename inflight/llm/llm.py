@@ -26,6 +26,7 @@ from inflight.generation import (
 )
 from inflight.gguf import model_folder
 from inflight.llm.local import LocalExecutor
+from inflight.loading import failed_load
 from inflight.plan import Sampling, ShardJob
 from inflight.text import load_tokenizer
 
@@ -137,11 +138,14 @@ class LLM:
             trust_remote_code=trust_remote_code,
             adapters=[(name, str(path)) for name, path in adapters],
         )
-        tokenizer = load_tokenizer(folder)
+        self._closed = False
+        try:
+            tokenizer = load_tokenizer(folder)
+        except Exception as error:  # the tokenizer's library raises anything for a broken file
+            raise failed_load("the tokenizer", error, folder) from error
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="inflight-llm", daemon=True)
         self._thread.start()
-        self._closed = False
 
         async def start() -> Engine:
             engine = Engine(config, tokenizer, LocalExecutor(job))
@@ -150,8 +154,10 @@ class LLM:
 
         try:
             self.engine = self._call(start())
-        except BaseException:
+        except BaseException as error:
             self._stop_loop()
+            if isinstance(error, Exception):
+                raise failed_load("the model", error, folder) from error
             raise
 
     def generate(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from inflight.errors import StartError
@@ -83,21 +81,6 @@ class DecoderConfig:
     residual_scale: float = 1.0
     logits_divider: float = 1.0
     experts: Experts | None = None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        StartError: there is none.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise StartError(f"'{path}' cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise StartError(f"'{path}' holds no JSON object")
-    return found
 
 
 def decoder_config(config: Config) -> DecoderConfig | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from inflight.errors import StartError
+from inflight.loading import read_object
 from inflight.plan import ShardJob
 
 
@@ -48,7 +48,7 @@ class TextEncoder:
         self._pooling = pooling_of(Path(job.model_dir))
         config = self._model.config
         self.longest = _longest(config)
-        self.vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
+        self.vocab_size = int(config.vocab_size)
         self.size = int(config.hidden_size)
         self.dtype: torch.dtype = self._model.dtype
         self.weight_bytes = sum(parameter.nbytes for parameter in self._model.parameters())
@@ -86,10 +86,10 @@ ENCODERS = (
 
 def pooling_of(folder: Path) -> str:
     """`cls`, `mean` or `last`, as sentence-transformers wrote it down; else the mean."""
-    try:
-        found = json.loads((folder / "1_Pooling" / "config.json").read_text())
-    except (OSError, ValueError):
+    file = folder / "1_Pooling" / "config.json"
+    if not file.exists():
         return "mean"
+    found = read_object(file)
     for key, kind in (("cls_token", "cls"), ("lasttoken", "last"), ("mean_tokens", "mean")):
         if found.get(f"pooling_mode_{key}"):
             return kind

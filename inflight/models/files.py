@@ -121,7 +121,7 @@ class TensorFiles:
             try:
                 self._open[file] = self._stack.enter_context(safe_open(str(file), framework="pt"))
             except (SafetensorError, OSError, ValueError) as error:
-                raise StartError(f"'{file}' cannot be read: {error}") from error
+                raise StartError(f"'{file}' cannot be read: {error}; is it whole? Download it again") from error
         return self._open[file]
 
     def _index(self, path: Path) -> dict[str, str]:

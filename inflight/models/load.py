@@ -13,8 +13,9 @@ import torch
 from inflight.device import Ranks
 from inflight.errors import StartError
 from inflight.kernels import ENGINE
+from inflight.loading import read_object
 from inflight.models.base import CausalLM
-from inflight.models.config import DecoderConfig, decoder_config, read_json
+from inflight.models.config import DecoderConfig, decoder_config
 from inflight.models.decoder import load_decoder
 from inflight.models.lora import Adapter
 from inflight.models.native import NativeDecoder, check_precision, engine_reason, without_engine
@@ -42,7 +43,7 @@ def load_model(
     folder = Path(job.model_dir)
     if not (folder / "config.json").is_file():
         raise StartError(f"'{folder}' has no config.json; give a folder in Hugging Face layout")
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     _check_code(config, job)
     check_precision(job)
     dtype = _dtype(job.dtype, config)

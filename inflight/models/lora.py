@@ -7,7 +7,6 @@ the weight is split by rows, the first by columns where it is split by columns.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from inflight.errors import StartError
+from inflight.loading import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -87,15 +87,15 @@ class Adapter:
         self.name = name
         self._folder = folder
         try:
-            config = json.loads((folder / CONFIG).read_text())
-        except (OSError, ValueError) as error:
-            raise self._error(f"{CONFIG} cannot be read: {error}") from error
+            config = read_object(folder / CONFIG)
+        except StartError as error:
+            raise self._error(str(error)) from error
         self._check(config)
         self._config: Mapping[str, Any] = config
         try:
             with safe_open(str(folder / WEIGHTS), framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is no mapping
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise self._error(f"{WEIGHTS} cannot be read: {error}") from error
         self._first: dict[str, torch.Tensor] = {}
         self._second: dict[str, torch.Tensor] = {}
@@ -137,6 +137,12 @@ class Adapter:
     def _check(self, config: Any) -> None:
         if not isinstance(config, dict) or config.get("peft_type") != "LORA":
             raise self._error(f"{CONFIG} is not that of a LoRA adapter (peft_type LORA)")
+        for key in ("alpha_pattern", "rank_pattern"):
+            if not isinstance(config.get(key) or {}, Mapping):
+                raise self._error(f"{key} in {CONFIG} is {config[key]!r}; it must be an object")
+        for alpha in (config.get("lora_alpha"), *(config.get("alpha_pattern") or {}).values()):
+            if isinstance(alpha, bool) or not isinstance(alpha, (int, float, type(None))):
+                raise self._error(f"{CONFIG} has the alpha {alpha!r}; it must be a number")
         for key in ("modules_to_save", "use_dora", "trainable_token_indices"):
             if config.get(key):
                 raise self._error(f"{key} is not supported")

@@ -23,7 +23,11 @@ _NUMBERS = (
     "query_pre_attn_scalar", "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
     "partial_rotary_factor",
 )  # fmt: skip
-_LISTS = ("layer_types", "no_rope_layers", "mlp_only_layers")
+_OTHERS = (
+    (list, "a list", ("layer_types", "no_rope_layers", "mlp_only_layers")),
+    (str, "a text", ("hidden_act", "hidden_activation")),
+    (bool, "true or false", ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")),
+)
 _LARGEST = 1 << 31
 
 
@@ -38,9 +42,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     for key in _NUMBERS:
         if config.get(key) is not None and not _is_number(config[key]):
             raise StartError(f"'{key}' in config.json is {_short(config[key])}; it must be a number")
-    for key in _LISTS:
-        if config.get(key) is not None and not isinstance(config[key], list):
-            raise StartError(f"'{key}' in config.json is {_short(config[key])}; it must be a list")
+    for kind, what, keys in _OTHERS:
+        for key in keys:
+            if config.get(key) is not None and not isinstance(config[key], kind):
+                raise StartError(f"'{key}' in config.json is {_short(config[key])}; it must be {what}")
     types, layers = config.get("layer_types"), config.get("num_hidden_layers")
     if types and len(types) < (layers or 0):
         raise StartError(f"'layer_types' in config.json has {len(types)} entries for {layers} layers")

@@ -11,7 +11,7 @@ import torch
 
 from inflight.errors import StartError
 from inflight.kernels import Quantised
-from inflight.models.config import read_json
+from inflight.loading import read_object
 from inflight.models.files import GGUF_NAME, Part, TensorFiles
 from inflight.models.quantised import QuantisedFiles, scheme_of
 
@@ -80,7 +80,7 @@ class Checkpoint:
 
             self._source = GgufWeights(folder / GGUF_NAME, self._tell)
         else:
-            config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+            config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
             scheme = scheme_of(config)  # first: a method that is not known explains whatever is wrong with the files
             self._source = QuantisedFiles(TensorFiles(folder, allow_pickle, self._tell), scheme)
 

@@ -117,6 +117,7 @@ def start_worker(launch: Launch) -> WorkerProcess:
             launch.log.parent.mkdir(parents=True, exist_ok=True)
             mode = os.O_APPEND if launch.append else os.O_TRUNC
             output = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o644)
+            command.append("--own-log")
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

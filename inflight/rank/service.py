@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from inflight.errors import InflightError, InvalidRequest
+from inflight.errors import InflightError, InvalidRequest, StartError
 from inflight.generation import FinishReason, Grammar
 from inflight.plan import Sampling
 from inflight.proto import generate_pb2 as pb
@@ -275,7 +275,11 @@ class RankServer:
             ],
         )
         self._server.add_generic_rpc_handlers((service.handler(),))
-        self._server.add_insecure_port(f"unix:{path}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._server.add_insecure_port(f"unix:{path}")
+        except (OSError, RuntimeError) as error:  # RuntimeError: grpcio cannot bind
+            raise StartError(f"cannot listen on unix:{path}: {error}") from error
         self._server.start()
 
     def stop(self, grace: float) -> None:

@@ -100,6 +100,12 @@ class Fleet:
                 raise StartError(f"Fail to start workers: {error}") from error
             raise
 
+    def kill(self) -> None:
+        """Kills every worker, at once."""
+        for group in self.all_groups():
+            for replica in group.replicas:
+                replica.kill()
+
     async def stop(self) -> None:
         """Ends every worker; what they had is answered with an error."""
         self.stopping = True

@@ -19,6 +19,7 @@ from inflight.generation import (
     GeneratorInfo,
     PieceOfText,
 )
+from inflight.loading import failed_load
 from inflight.metrics import Load, Metrics
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
@@ -196,9 +197,12 @@ class Generators:
             for config in configs:
                 if config.name in self._engines or config.name not in self._served:
                     self.announce([config])
-                tokenizer = await asyncio.get_running_loop().run_in_executor(
-                    None, load_tokenizer, config.model_dir, config.tokenizer_config
-                )
+                try:
+                    tokenizer = await asyncio.get_running_loop().run_in_executor(
+                        None, load_tokenizer, config.model_dir, config.tokenizer_config
+                    )
+                except Exception as error:  # the tokenizer's library raises anything for a broken file
+                    raise failed_load("the tokenizer", error, config.model_dir) from error
                 shards = ShardGroup(config, self._config, _Progress(config.name))
                 engine = Engine(config, tokenizer, shards, self._config.restart, self._metrics)
                 self._engines[config.name] = engine
@@ -229,6 +233,11 @@ class Generators:
 
     async def stop(self) -> None:
         await asyncio.gather(*(engine.stop(self._config.stop_timeout) for engine in self._engines.values()))
+
+    def kill(self) -> None:
+        """Kills every rank, at once."""
+        for group in self._groups.values():
+            group.kill()
 
     def pids(self, name: str) -> list[int]:
         """Processes of one model's ranks."""

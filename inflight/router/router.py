@@ -235,6 +235,11 @@ class Router:
         """
         await self._generators.start(configs)
 
+    def kill(self) -> None:
+        """Kills every process of the server's, at once. May be called from any thread."""
+        self._fleet.kill()
+        self._generators.kill()
+
     async def stop(self) -> None:
         """Refuses new requests, lets running ones finish in time, ends every worker."""
         self._fleet.stopping = True

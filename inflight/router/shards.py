@@ -156,6 +156,12 @@ class ShardGroup(Executor):
                 self._waiter = None
         return self._results.popleft()
 
+    def kill(self) -> None:
+        """Kills the ranks, at once."""
+        for rank in self._ranks:
+            if rank.process is not None:
+                rank.process.kill()
+
     async def abort(self) -> None:
         self._lose("it was given up")
         await self._end(0)

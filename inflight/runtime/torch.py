@@ -136,7 +136,7 @@ def _is_exported(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile as failure:
+    except Exception as failure:  # zipfile raises half a dozen kinds for a damaged archive
         raise StartError(f"Load model failed, '{file}' is not a model file of PyTorch; {advice}") from failure
     if names & {"archive_format", "serialized_exported_program.json"}:
         return True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from inflight.device import Device, Ranks
+from inflight.errors import StartError
+from inflight.loading import read_object
 from inflight.models import is_encoder
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.shard.encoder import EncoderRunner
@@ -31,10 +32,9 @@ def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[
     Raises:
         StartError: a file is missing or broken, or the memory does not suffice.
     """
-    try:
-        config = json.loads((Path(job.model_dir) / "config.json").read_text())
-    except (OSError, ValueError):
-        config = {}  # told with its reason below
-    if isinstance(config, dict) and is_encoder(config):
+    file = Path(job.model_dir) / "config.json"
+    if not file.exists():
+        raise StartError(f"'{job.model_dir}' has no config.json; give a folder in Hugging Face layout")
+    if is_encoder(read_object(file)):
         return EncoderRunner(job, device, progress)
     return ModelRunner(job, ranks, device, progress)

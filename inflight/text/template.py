@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -43,8 +43,8 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
             self._tools = environment.from_string(tool_source) if tool_source else self._template
-        except jinja2.TemplateError as error:
-            raise TemplateError(f"the model's chat template is broken: {error}") from error
+        except Exception as error:  # compiling runs out of Python's stack, or makes no Python
+            raise TemplateError(f"the model's chat template is broken: {error or type(error).__name__}") from error
         # A template that never looks into a content's parts wants it as one text.
         self._wants_parts = "content" in source and (".type" in source or "['type']" in source or '["type"]' in source)
 
@@ -172,13 +172,26 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-Named = Iterable[Mapping[str, Any]]
+def pick_template(found: object) -> tuple[str | None, str | None]:
+    """The template for chats and the one for chats with tools, of what tokenizer_config.json holds: a text, or
+    several by name, in a list or in an object.
 
-
-def pick_template(found: str | Named | None) -> tuple[str | None, str | None]:
-    """The template for chats and the one for chats with tools, of what tokenizer_config.json holds."""
+    Raises:
+        TemplateError: it is neither.
+    """
     if found is None or isinstance(found, str):
         return found, None
-    named = {str(item["name"]): str(item["template"]) for item in found}
+    named = dict(found) if isinstance(found, Mapping) else _by_name(found)
+    if not all(isinstance(text, str) for text in (*named, *named.values())):
+        raise TemplateError(
+            "chat_template in tokenizer_config.json must be a text, or a list of objects with name and template"
+        )
     default = named.get("default") or next(iter(named.values()), None)
     return default, named.get("tool_use")
+
+
+def _by_name(found: object) -> dict[Any, Any]:
+    """Of a list of named templates; what is none has no name."""
+    items = found if isinstance(found, list) else [found]
+    given = [item if isinstance(item, Mapping) else {} for item in items]
+    return {str(item["name"]) if "name" in item else None: item.get("template") for item in given}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,9 +11,9 @@ from typing import Any
 
 import tokenizers
 
-from inflight.errors import InvalidRequest, StartError, TemplateError
+from inflight.errors import StartError, TemplateError
 from inflight.generation import PieceOfText, ToolFormat
-from inflight.plan import unknown_token
+from inflight.loading import read_object, read_text
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler
 from inflight.text.template import ChatTemplate, pick_template
@@ -63,8 +62,7 @@ class Tokenizer:
 
     def grammars(self, vocab_size: int) -> GrammarCompiler:
         """A compiler of grammars over this tokenizer's tokens, for logits of that many."""
-        known = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        return GrammarCompiler(self._tokenizer.to_str(), vocab_size, self.eos_ids, known)
+        return GrammarCompiler(self._tokenizer.to_str(), max(vocab_size, self.vocab_size), self.eos_ids)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
@@ -88,20 +86,6 @@ class Tokenizer:
     def token_text(self, id: int) -> str:
         """The text of one token alone."""
         return self._text_of(id)
-
-    def check(self, tokens: Sequence[int], vocab_size: int) -> None:
-        """Raises InvalidRequest for a token that a model's embedding of `vocab_size` rows does not have.
-
-        Tokenizers may know more tokens than their model: that of Gemma 3 has one for images, the text models have none.
-        """
-        token = unknown_token(tokens, vocab_size)
-        if token is None:
-            return
-        text = self._tokenizer.id_to_token(token) if 0 <= token < 1 << 32 else None
-        named = f"token {token}" if text is None else f"token {token} ({text!r})"
-        raise InvalidRequest(
-            f"{named} does not exist in this model, whose tokens are 0 to {vocab_size - 1}; leave it out of the prompt"
-        )
 
     def is_special(self, id: int) -> bool:
         return id in self._special
@@ -131,6 +115,9 @@ def load_tokenizer(model_dir: Path | str, tokenizer_config: Path | None = None) 
     folder = Path(model_dir)
     path = folder / "tokenizer.json"
     if not path.is_file():
+        if not (folder / "config.json").is_file():
+            found = "has no config.json and no tokenizer.json" if folder.is_dir() else "is no folder"
+            raise StartError(f"'{folder}' {found}; give a folder in Hugging Face layout, or a GGUF file")
         raise StartError(
             f"'{folder}' has no tokenizer.json; for an older model, load its tokenizer with transformers' "
             "AutoTokenizer and write it there with save_pretrained"
@@ -138,7 +125,7 @@ def load_tokenizer(model_dir: Path | str, tokenizer_config: Path | None = None) 
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exceptions
-        raise StartError(f"'{path}' cannot be read: {error}") from error
+        raise StartError(f"'{path}' cannot be read: {error}; download it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if tokenizer_config is not None and not tokenizer_config.is_file():
@@ -151,13 +138,7 @@ def load_tokenizer(model_dir: Path | str, tokenizer_config: Path | None = None) 
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StartError(f"'{path}' cannot be read: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return read_object(path) if path.exists() else {}
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, str]:
@@ -174,23 +155,32 @@ def _names(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _eos(folder: Path, tokenizer: tokenizers.Tokenizer, names: Mapping[str, str]) -> list[int]:
     """End tokens of generation_config.json, config.json and the tokenizer, which do not always agree."""
-    found: list[int] = []
-    config = _read(folder / "config.json")
-    for source in (_read(folder / "generation_config.json"), config, config.get("text_config") or {}):
-        ids = source.get("eos_token_id")
-        found += ids if isinstance(ids, list) else [ids] if isinstance(ids, int) else []
+    path = folder / "config.json"
+    config = _read(path)
+    nested = config.get("text_config") or {}
+    if not isinstance(nested, Mapping):
+        raise StartError(f"'{path}': text_config is {nested!r}; it must be an object")
+    found = _token_ids(folder / "generation_config.json", _read(folder / "generation_config.json"))
+    found += _token_ids(path, config) + _token_ids(path, nested)
     named = tokenizer.token_to_id(names["eos_token"]) if "eos_token" in names else None
     return found + ([named] if named is not None else [])
 
 
+def _token_ids(path: Path, source: Mapping[str, Any]) -> list[int]:
+    """`eos_token_id` of a file: a number, several, or none."""
+    given = source.get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if any(isinstance(id, bool) or not isinstance(id, int) or id < 0 for id in ids):
+        raise StartError(f"'{path}': eos_token_id is {given!r}; it must be a token's number or a list of them")
+    return ids
+
+
 def _template(folder: Path, config: Mapping[str, Any], names: Mapping[str, str], replaced: bool) -> ChatTemplate | None:
-    source, tools = pick_template(config.get("chat_template"))
     file = folder / "chat_template.jinja"
-    if file.is_file() and not (replaced and source is not None):
-        source, tools = file.read_text(), None
-    if source is None:
-        return None
     try:
-        return ChatTemplate(source, names, tools)
+        source, tools = pick_template(config.get("chat_template"))
+        if file.exists() and not (replaced and source is not None):
+            source, tools = read_text(file), None
+        return ChatTemplate(source, names, tools) if source is not None else None
     except TemplateError as error:
         raise StartError(f"'{folder}': {error}") from error

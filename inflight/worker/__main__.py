@@ -11,11 +11,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="inflight worker", description="Started by the server; not for people.")
     for name in ("fd", "inbox", "outbox"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--own-log", action="store_true")
     # For people who read a process list.
     for name in ("servable_directory", "servable_name", "version_number", "device_id", "device_type"):
         parser.add_argument(f"--{name}")
     options = parser.parse_args()
-    finish(run(options.fd, options.inbox, options.outbox))
+    finish(run(options.fd, options.inbox, options.outbox, options.own_log))
 
 
 if __name__ == "__main__":

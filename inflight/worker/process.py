@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from inflight import log
-from inflight.errors import InflightError, InvalidRequest, describe, error_from_wire
+from inflight.errors import InflightError, InvalidRequest, error_from_wire
 from inflight.link import (
     Arena,
     ArenaReader,
@@ -38,6 +38,7 @@ from inflight.link import (
     WorkerChannel,
     WorkerJob,
 )
+from inflight.loading import failed_load
 from inflight.pipeline import Job, Pipeline
 from inflight.servable import install_model_caller
 from inflight.types import Array, Outcome, Row, Value
@@ -286,13 +287,14 @@ def _kill_group() -> None:
     os._exit(1)
 
 
-def run(fd: int, inbox: int, outbox: int) -> int:
+def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
     """The worker's life. Returns the exit status.
 
     Args:
         fd: this end of the socket pair to the server.
         inbox: file of the arena that the server writes.
         outbox: file of the arena that this worker writes.
+        own_log: its output goes to a file of its own, and not to where the server tells what it is told.
     """
     try:
         log.configure(os.environ)
@@ -314,12 +316,14 @@ def run(fd: int, inbox: int, outbox: int) -> int:
     if received is None or not isinstance(received[0], Load):
         return 1
     worker.listen()
+    job = WorkerJob.unpack(received[0].job)
     try:
-        worker.start(WorkerJob.unpack(received[0].job))
+        worker.start(job)
     except BaseException as error:  # whatever user code or a back end raised is the server's to report
-        text = _sendable(describe(error))
+        text = _sendable(str(failed_load(f"servable '{job.name}' in '{job.directory}'", error)))
         sys.stdout.flush()  # told of the failure, the server may end this process before `finish` does that
-        print(f"Serving Error: {text}", file=sys.stderr, flush=True)
+        if own_log:
+            print(f"Serving Error: {text}", file=sys.stderr, flush=True)
         return 1 if channel.send(Failed(text)) else ORPHANED
     worker.serve()
     return ORPHANED if worker.orphaned else 0

@@ -8,8 +8,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from inflight.errors import InflightError
 from inflight.link import Failed, LoadShard, Progress, ShardReady, Stop, WorkerChannel
+from inflight.loading import failed_load
 from inflight.plan import ShardJob, StepPlan
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def run_shard(channel: WorkerChannel, message: LoadShard, orphaned: int) -> int:
     try:
         runner = _load(channel, job)
     except Exception as error:  # whatever a back end raised is the server's to report
-        text = str(error) if isinstance(error, InflightError) else f"{type(error).__name__}: {error}"
+        text = str(failed_load("the model", error, job.model_dir))
         return 1 if channel.send(Failed(_one_line(text))) else orphaned
     channel.send(ShardReady(runner.offer.pack()))
     while (plan := plans.get()) is not None:

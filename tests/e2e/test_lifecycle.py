@@ -299,8 +299,8 @@ def test_a_signal_while_workers_load_ends_the_start(tmp_path: Path) -> None:
         start = time.monotonic()
         code = served.end()
         assert time.monotonic() - start < 10
-        assert code == 1
-        assert "Fail to start workers" in served.stderr.read_text()
+        assert code == 0
+        assert served.stderr.read_text() == ""
         check_gone(served, processes, memory, 0.5)
 
 

@@ -83,8 +83,8 @@ def test_any_text_is_an_address_or_an_error(text: str) -> None:
 
 
 def test_success_lines() -> None:
-    assert success_line(GRPC, "unix:x") == "Serving: Serving gRPC server start success, listening on unix:x"
-    assert success_line(RESTFUL, "h:1") == "Serving: Serving RESTful server start success, listening on h:1"
+    assert success_line(GRPC, "unix:x") == "Serving gRPC server start success, listening on unix:x"
+    assert success_line(RESTFUL, "h:1") == "Serving RESTful server start success, listening on h:1"
 
 
 # Binding
@@ -176,11 +176,16 @@ def test_unix_socket_files(tmp_path: Path, engine: str) -> None:
         with pytest.raises(StartError):
             await listen_grpc(NOTHING, config, engine=engine)
         assert path.read_text() == "not a socket"
-        with pytest.raises(StartError):
-            await listen_grpc(NOTHING, ListenConfig(f"unix:{tmp_path}/none/s.sock"), engine=engine)
+        made = await listen_grpc(NOTHING, ListenConfig(f"unix:{tmp_path}/made/for/s.sock"), engine=engine)
+        assert (tmp_path / "made" / "for" / "s.sock").exists()
+        await made.close(0)
+        assert os.listdir(tmp_path / "made" / "for") == []
+        where = f"unix:{path}/s.sock"  # a file lies where the folder should
+        with pytest.raises(StartError, match=f"create server failed, address {where}: "):
+            await listen_grpc(NOTHING, ListenConfig(where), engine=engine)
         with pytest.raises(StartError):
             await listen_grpc(NOTHING, ListenConfig(f"unix:{tmp_path}/{'x' * 200}"), engine=engine)
-        assert os.listdir(tmp_path) == ["s.sock"]
+        assert sorted(os.listdir(tmp_path)) == ["made", "s.sock"]
 
     asyncio.run(run())
 

@@ -171,7 +171,7 @@ def test_what_cannot_be_asked(llm: LLM) -> None:
         llm.generate("story", max_new_tokens=5000)
     with pytest.raises(InvalidRequest, match="2 prompts and 1 samplings"):
         llm.generate(["a", "b"], [Sampling()])
-    with pytest.raises(StartError, match=r"no tokenizer\.json"):
+    with pytest.raises(StartError, match=r"is no folder"):
         LLM("/nowhere")
 
 

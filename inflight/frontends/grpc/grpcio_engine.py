@@ -104,6 +104,11 @@ class GrpcioListener:
         await asyncio.gather(*stopping, *running, return_exceptions=True)
         self._server = None  # it must not outlive the loop
 
+    def forget(self) -> None:
+        """As `Listener` says."""
+        if self._file is not None:
+            self._file.remove()
+
     def _look(self, task: asyncio.Task[Any]) -> None:
         """Opens the door again where grpcio has given up; the calls in flight run to their end meanwhile."""
         if not self._stopping and not task.cancelled() and isinstance(task.exception(), UnicodeDecodeError):

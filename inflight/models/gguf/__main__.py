@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from inflight.errors import StartError
+from inflight.loading import failed_load, one_line
 from inflight.models.gguf.folder import make_folder
 
 
@@ -13,8 +13,8 @@ def main() -> int:
     """0, or 1 with the reason on standard error."""
     try:
         make_folder(Path(sys.argv[1]), Path(sys.argv[2]))
-    except StartError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)  # the last line is what is told
+    except Exception as error:  # a full disk, or whatever a library raises for a broken file
+        print(one_line(failed_load(f"'{sys.argv[1]}'", error)), file=sys.stderr)  # the last line is what is told
         return 1
     return 0
 

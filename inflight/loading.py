@@ -1,0 +1,72 @@
+"""Files of a model's folder read without trust, and failures of a load told in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from inflight.errors import InflightError, StartError, describe
+
+log = logging.getLogger("inflight")
+
+LONGEST_LINE = 1200
+"""Characters of an error's line; libraries put whole C++ traces into theirs."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, UTF-8, with or without a byte order mark.
+
+    Raises:
+        StartError: it cannot be read; the text names it.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StartError(f"'{path}' cannot be read: it is not UTF-8 ({error}); save it as UTF-8") from error
+    except OSError as error:
+        raise StartError(f"'{path}' cannot be read: {error.strerror or error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        StartError: there is none; the text names the file.
+    """
+    try:
+        found = json.loads(read_text(path))
+    except RecursionError as error:
+        raise StartError(f"'{path}' cannot be read: it is nested too deeply; download it again") from error
+    except ValueError as error:
+        raise StartError(f"'{path}' cannot be read: it is no whole JSON text ({error}); download it again") from error
+    if not isinstance(found, dict):
+        raise StartError(f"'{path}' holds no JSON object; download it again")
+    return found
+
+
+def failed_load(what: str, error: BaseException, folder: Path | str | None = None) -> InflightError:
+    """The error to raise for whatever a load raised: our own, with the folder where it does not name it, and any other
+    as a StartError that names its type. Where it was raised goes to the log at level debug.
+
+    Args:
+        what: what was being loaded.
+        folder: where it is.
+    """
+    log.debug("%s cannot be loaded", what, exc_info=error)
+    if not isinstance(error, InflightError):
+        where = "" if folder is None else f" in '{folder}'"
+        return StartError(
+            f"{what}{where} cannot be loaded: {type(error).__name__}: {describe(error)}; "
+            "is every file whole and of one model? --log-level debug shows where it failed"
+        )
+    if folder is None or str(folder) in str(error):
+        return error
+    return type(error)(f"'{folder}': {error}")
+
+
+def one_line(error: BaseException | str) -> str:
+    """An error's text for a terminal: without line ends, and of bounded length."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..."

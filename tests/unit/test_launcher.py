@@ -1,0 +1,48 @@
+"""`text-generation-launcher`: what it reads, and from where."""
+
+from __future__ import annotations
+
+import pytest
+
+from inflight.commands import launcher
+from inflight.errors import ConfigError
+
+READ_BY_TGI = {
+    "MODEL_ID": "m",
+    "PORT": "8123",
+    "MAX_CONCURRENT_REQUESTS": "7",
+    "TRUST_REMOTE_CODE": "true",
+    "CORS_ALLOW_ORIGIN": "http://a,http://b",
+}
+
+
+def test_variables_that_tgi_reads() -> None:
+    values = launcher.read([], READ_BY_TGI)
+    assert (values["model_id"], values["port"], values["max_concurrent_requests"]) == ("m", 8123, 7)
+    assert values["trust_remote_code"] is True
+    assert values["cors_allow_origin"] == ["http://a", "http://b"]
+    assert launcher.read(["--port", "9"], READ_BY_TGI)["port"] == 9
+
+
+@pytest.mark.parametrize("value", ["production", "true", "1", ""])
+def test_env_is_a_flag_only(value: str) -> None:
+    """ENV is what many deployments call themselves by; TGI does not read it."""
+    assert not launcher.read([], {"ENV": value})["env"]
+    assert launcher.read(["--env"], {"ENV": value})["env"] is True
+    assert launcher.read(["-e"], {})["env"] is True
+
+
+def test_hostname() -> None:
+    def host(arguments: list[str], **environment: str) -> str:
+        return str(launcher.read(arguments, environment)["hostname"])
+
+    assert host([]) == "0.0.0.0"
+    assert host([], HOSTNAME="10.1.2.3") == "10.1.2.3"
+    assert host([], HOSTNAME="a4c5e6f7") == "0.0.0.0"  # a container's name, which nobody meant
+    assert host(["--hostname", "localhost"], HOSTNAME="a4c5e6f7") == "127.0.0.1"
+    assert host(["--hostname", "::1"]) == "[::1]"
+    for mistyped in ("127.0.0.l", "256.1.1.1", "a b", "nosuchhost.invalid"):
+        with pytest.raises(ConfigError, match=r"--hostname: .* is no address"):
+            host(["--hostname", mistyped])
+    with pytest.raises(ConfigError, match="no address"):
+        launcher.read(["--hostname", "." * 300], {})
