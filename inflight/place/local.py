@@ -45,23 +45,28 @@ class Launch:
 
 
 class WorkerProcess:
-    """A started process; `on_exit` is called once on the loop, with the exit status."""
+    """A started process.
+
+    Attributes:
+        status: how it ended: its exit status, or the number of the signal with a minus sign; None while it runs.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
         self._process = process
         self.pid = process.pid
         self.socket = sock
+        self.status: int | None = None
         self._exited = asyncio.Event()
 
     def watch(self, on_exit: Callable[[int], None]) -> None:
-        """Starts to wait for the process's end, without polling."""
+        """Starts to wait for the end, without polling; `on_exit` is called once on the loop, with `status`."""
         loop = asyncio.get_running_loop()
 
         def reap() -> None:
             # Whatever user code started in the worker's session ends with it. The worker is not collected yet, so that
             # its number cannot belong to anybody else.
             self._signal_group(signal.SIGKILL)
-            status = self._process.wait()
+            self.status = status = self._process.wait()
             self._exited.set()
             on_exit(status)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,8 @@ from inflight.metrics import Metrics
 from inflight.place import Launch
 from inflight.router.generators import Generators
 from inflight.router.group import Group
-from inflight.router.replica import Replica, State, TrialOverdue
+from inflight.router.keeper import Keeper
+from inflight.router.replica import Replica, State
 from inflight.servable import check_config_location, find_versions
 from inflight.types import NEWEST
 
@@ -55,7 +57,7 @@ class Fleet:
         self._metrics = metrics
         self._runtimes = runtimes
         self._on_all_lost = on_all_lost
-        self._keepers: dict[Replica, asyncio.Task[None]] = {}
+        self._keepers: dict[Replica, Keeper] = {}
         self.groups: dict[str, dict[int, Group]] = {}
         self.inbox = Arena(create_file("inflight-inbox", physical_memory()))
         self.stopping = False
@@ -110,7 +112,7 @@ class Fleet:
         """Ends every worker; what they had is answered with an error."""
         self.stopping = True
         for keeper in self._keepers.values():
-            keeper.cancel()
+            keeper.stop()
         await asyncio.gather(*(self._end_group(group) for group in self.all_groups()))
         self.groups.clear()
         self.inbox.close()
@@ -232,69 +234,17 @@ class Fleet:
     async def _start_one(self, group: Group, replica: Replica, job: WorkerJob) -> tuple[Offer, WorkerJob]:
         if self.stopping:
             raise StartError("the server stops")
-        offer, job = await self._try_start(group, replica, job)
-        group.learn(offer)
-        self._note(group, replica)
-        _registered(group, replica)
-        self._keepers[replica] = asyncio.ensure_future(self._keep(group, replica, job))
-        return offer, job
-
-    async def _try_start(self, group: Group, replica: Replica, job: WorkerJob) -> tuple[Offer, WorkerJob]:
-        """Starts a process, a second time without trial runs where they do not end: what it offers, and the job that
-        the next one gets, which has to offer the same.
-
-        Raises:
-            StartError: as `Replica.start`.
-        """
-        try:
-            offer = await replica.start(job, self._config.start_timeout)
-        except TrialOverdue as overdue:
-            log.warning(
-                "servable '%s': %s (%g s, --warm-up-timeout); it is started again without warm-up%s",
-                group.name,
-                overdue,
-                job.trial_seconds,
-                "" if job.model_file is None or job.whole is False else ", with one request a call",
-            )
-            job = _with(job, trial_seconds=None)
-            offer = await replica.start(job, self._config.start_timeout)
-        return offer, _with(job, whole=any(method.whole for method in offer.methods))
-
-    async def _keep(self, group: Group, replica: Replica, job: WorkerJob) -> None:
-        """Starts one replica again whenever it is lost, until the policy says no."""
-        policy = self._config.restart
-        delay = policy.first_delay
-        while True:
-            await replica.lost.wait()
-            replica.lost.clear()
-            self._note(group, replica)
-            log.warning("worker %s of servable '%s' was lost (pid %s)", replica.label, group.name, replica.pid)
-            await replica.end(0)
-            if policy.only_proven and (replica.left or not replica.proven):
-                self._give_up(group, replica)
-                return
-            if replica.proven:
-                delay = policy.first_delay
-            else:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, policy.max_delay)
-            while True:
-                try:
-                    _, job = await self._try_start(group, replica, job)
-                    break
-                except StartError as error:
-                    log.error("worker %s of servable '%s' cannot start: %s", replica.label, group.name, error)
-                    replica.state = State.LOST
-                    if policy.only_proven:
-                        self._give_up(group, replica)
-                        return
-                    if not group.ready:
-                        group.went_down(str(error))
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, policy.max_delay)
-            _registered(group, replica)
-            self._note(group, replica)
-            group.came_up()
+        keeper = Keeper(
+            group,
+            replica,
+            job,
+            self._config,
+            partial(self._note, group, replica),
+            partial(self._give_up, group, replica),
+        )
+        started = await keeper.start()
+        self._keepers[replica] = keeper
+        return started
 
     def _give_up(self, group: Group, replica: Replica) -> None:
         replica.state = State.DEAD
@@ -311,7 +261,7 @@ class Fleet:
             replica.state = State.DEAD
             keeper = self._keepers.pop(replica, None)
             if keeper is not None:
-                keeper.cancel()
+                keeper.stop()
         await asyncio.gather(*(replica.end() for replica in group.replicas))
         for replica in group.replicas:
             for instance in list(replica.outstanding.values()):
@@ -319,17 +269,6 @@ class Fleet:
 
     def _note(self, group: Group, replica: Replica) -> None:
         self._metrics.replica(group.name, group.version, replica.label, replica.state.value)
-
-
-def _registered(group: Group, replica: Replica) -> None:
-    # Scripts written for MindSpore Serving search the log for the first words.
-    log.info(
-        "Register success: worker address: pid %s, %s of servable '%s' version %d",
-        replica.pid,
-        replica.label,
-        group.name,
-        group.version,
-    )
 
 
 def _resolved(config: ServableConfig) -> int:

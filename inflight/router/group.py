@@ -28,9 +28,13 @@ EAGER = 8
 """Waiting instances that an idle worker gets at once, while the loop still reads requests; else the server and its
 worker take turns where all clients wait for one batch. Fewer make the messages too small for what they cost."""
 
-MAX_KILLS = 2
-"""A worker death is blamed on everything it had; from the first one on an instance runs alone, so the second one is
-its own doing."""
+CRASHED, KILLED, PROOF = 6, 2, 12
+"""What the death of a worker weighs against the instances it had. After a crash an instance runs alone, so a second
+crash is its own doing, and proof. A signal from outside (`Replica.killed`) says little, because anybody may send it;
+but the system also ends what uses up the memory: from the third one on an instance runs alone, the sixth is proof."""
+
+FAILED_STARTS = 3
+"""Starts in a row that every replica has to fail by its own doing before requests are refused instead of waiting."""
 
 PURGE = 1024
 """Waiting instances of one method above which those are thrown out whose callers have left."""
@@ -198,6 +202,12 @@ class Group:
         for queue in self.queues:
             queue.waiting.clear()
 
+    def cannot_start(self, reason: str) -> None:
+        """A replica reported that it cannot load. While others may come, or it has not tried often, requests wait."""
+        alive = [replica for replica in self.replicas if replica.state is not State.DEAD]
+        if not self.ready and all(replica.failures >= FAILED_STARTS for replica in alive):
+            self.went_down(reason)
+
     def went_down(self, reason: str) -> None:
         """No replica can be started: nobody is left waiting."""
         self.failing = reason
@@ -335,15 +345,17 @@ class Group:
             instance.generations = 0
             if instance.request.closed:
                 continue
-            instance.kills += not replica.left
-            if instance.kills >= MAX_KILLS:
+            if not replica.left:
+                instance.kills += 1
+                instance.blame += KILLED if replica.killed else CRASHED
+            if instance.blame >= PROOF:
                 instance.settle(
                     WorkerLost(
                         f"the worker of servable '{self.name}' died {instance.kills} times while it ran this instance; "
                         "it is not tried again"
                     )
                 )
-            elif instance.kills:
+            elif instance.blame >= CRASHED:
                 self._suspects.appendleft(instance)
             else:
                 self.queues[instance.request.method].waiting.appendleft(instance)

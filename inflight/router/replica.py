@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +48,9 @@ log = logging.getLogger("inflight")
 STOP_GRACE = 1.0
 """Seconds a worker has to leave after it was told to stop, before it is killed."""
 
+OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that a process gets from others. Crashes of its own are SIGSEGV, SIGABRT and the like."""
+
 
 class TrialOverdue(StartError):
     """A model's graph did not end on made-up inputs."""
@@ -81,6 +86,9 @@ class Replica:
         proven: it answered some work since its last start.
         lost: set when it was ready and is no more; whoever starts it again clears it.
         left: it said that it was asked to end, so its exit is nobody's fault.
+        killed: its process was ended by a signal that this server did not send: hardly the fault of what it did,
+            though the system's killer of processes that use up the memory sends the same one.
+        failures: starts in a row that failed by what the worker itself did.
     """
 
     _next_key = 1
@@ -104,6 +112,10 @@ class Replica:
         self.batches: dict[int, int] = {}
         self.proven = False
         self.left = False
+        self.killed = False
+        self.failures = 0
+        self._ending = False
+        self._serving = False
         self.has_device = False
         self.lost = asyncio.Event()
 
@@ -120,15 +132,14 @@ class Replica:
         """
         self.state = State.STARTING
         self._trial_left = job.trial_seconds
-        self.proven = self.left = False
+        self.proven = self.left = self.killed = self._ending = False
         loop = asyncio.get_running_loop()
         self._offered = loop.create_future()
-        self._spawn()
-        assert self._process is not None
-        self._process.watch(self._exited)
+        self._process = process = self._spawn()
+        process.watch(partial(self._exited, process))
         try:
             self._channel = channel = await ServerChannel.open(
-                self._process.socket, self._received, self._closed, self._reader
+                process.socket, self._received, partial(self._closed, process), self._reader
             )
             channel.send(Load(job.pack()))
             self.offer = await asyncio.wait_for(asyncio.shield(self._offered), timeout)
@@ -142,11 +153,15 @@ class Replica:
             raise
         finally:
             self._follow_trial(False)
+        if self.left or not process.running:  # it was ended right after it said that it is ready
+            await self.end(0)
+            raise _death(self.label, process)
         self.has_device = self.offer.own_models
         self.state = State.READY
+        self._serving = True
         return self.offer
 
-    def _spawn(self) -> None:
+    def _spawn(self) -> WorkerProcess:
         """A new process with a new outbox.
 
         Raises:
@@ -159,12 +174,13 @@ class Replica:
         try:
             self._released = []
             self._reader = ArenaReader(outbox.fd, self._release)
-            self._process = start_worker(self._launch(outbox.fd, self.starts > 0))
+            process = start_worker(self._launch(outbox.fd, self.starts > 0))
         except OSError as error:
             raise StartError(f"cannot start worker {self.label}: {error}") from error
         finally:
             outbox.close()
         self.starts += 1
+        return process
 
     def send(self, method: int, instances: Sequence[Instance]) -> None:
         """Gives instances of one method to the worker, in one message."""
@@ -227,14 +243,15 @@ class Replica:
         if self._channel is not None and grace > 0:
             self._channel.send(Stop())
             await self._process.ended(grace)
-        self._process.kill()
+        self.kill()
         if not await self._process.ended(10):
             log.error("worker %s (pid %s) cannot be killed", self.label, self.pid)
         if self._channel is not None:
             self._channel.close()
 
     def kill(self) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.running:
+            self._ending = True
             self._process.kill()
 
     def _placed(self, row: Sequence[Value | Blob]) -> Sequence[Value | Blob]:
@@ -274,6 +291,8 @@ class Replica:
             self._settle_start(StartError(message.text))
         elif isinstance(message, Leaving):
             self.left = True
+            if self.state is State.READY:
+                self.state = State.LOST  # it gets no more work; what it has goes back when it has ended
         elif isinstance(message, Trial):
             self._follow_trial(message.running)
 
@@ -295,23 +314,36 @@ class Replica:
             else:
                 self._offered.set_result(result)
 
-    def _closed(self) -> None:
+    def _closed(self, process: WorkerProcess) -> None:
         # A worker without its channel is of no use, whatever else it does.
-        if self._process is not None and self._process.running:
-            asyncio.get_running_loop().call_later(STOP_GRACE, self._process.kill)
+        if process.running:
+            asyncio.get_running_loop().call_later(STOP_GRACE, self._kill_process, process)
 
-    def _exited(self, status: int) -> None:
-        self._settle_start(StartError(f"death of one worker: {self.label} ended with status {status}"))
+    def _kill_process(self, process: WorkerProcess) -> None:
+        if process is self._process:
+            self.kill()
+
+    def _exited(self, process: WorkerProcess, status: int) -> None:
+        if process is not self._process:
+            return  # one that could not be killed in time ended at last
+        self.killed = -status in OUTSIDE and not self._ending
+        self._settle_start(_death(self.label, process))
         if self._channel is not None:
             self._channel.close()
             self._channel = None
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-        if self.state is State.READY:
-            self.state = State.LOST
-            self._owner.on_lost(self)
-            self.lost.set()
+        if self._serving:
+            self._serving = False
+            if self.state is not State.DEAD:
+                self.state = State.LOST
+                self._owner.on_lost(self)
+                self.lost.set()
+
+
+def _death(label: str, process: WorkerProcess) -> StartError:
+    return StartError(f"death of one worker: {label} ended with status {process.status}")
 
 
 def _can_travel(instance: Instance) -> bool:

@@ -135,13 +135,14 @@ class Instance:
     Attributes:
         key: the number a worker knows it by; set when it is sent.
         kills: workers that died while they had it.
+        blame: how much speaks for it being the reason (`inflight.router.group.PROOF`).
         replica: who has it now.
         batch: with whom it went there.
         generations: how many its method's stages began since it was sent.
         said: characters that the client already has of each generation.
     """
 
-    __slots__ = ("batch", "generations", "index", "key", "kills", "replica", "request", "row", "said")
+    __slots__ = ("batch", "blame", "generations", "index", "key", "kills", "replica", "request", "row", "said")
 
     def __init__(self, request: Request, index: int, row: Sequence[Value | Blob]) -> None:
         self.request = request
@@ -149,6 +150,7 @@ class Instance:
         self.row = row
         self.key = 0
         self.kills = 0
+        self.blame = 0
         self.replica: Replica | None = None
         self.batch: Batch | None = None
         self.generations = 0

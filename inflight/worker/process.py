@@ -124,6 +124,8 @@ class Worker:
     def leave(self) -> None:
         """Tells the server that this process was asked to end, and ends."""
         self._channel.send(Leaving())
+        if self._pipeline is None:  # nothing of anybody runs here yet, and a load may take minutes
+            _kill_group()
         self._end()
 
     def _end(self) -> None:

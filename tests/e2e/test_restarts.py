@@ -1,0 +1,127 @@
+"""What becomes of requests while a worker is started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from inflight.config import RestartPolicy, ServableConfig, ServerConfig
+from inflight.errors import DeadlineExceeded, InflightError, Overloaded, StartError, Unavailable
+from inflight.router import Router
+from tests.e2e.test_router import ECHO, ask, eventually, run, worker_pids
+
+GATED = """
+    import os, time
+    from inflight.servable import add_stage, register_method
+
+    while not os.path.exists("{gate}"):
+        time.sleep(0.01)
+
+    def same(x):
+        return x
+
+    @register_method(output_names=["y"], queue_size=3)
+    def echo(x):
+        return add_stage(same, x, outputs_count=1)
+"""
+"""A servable that loads when a file is there."""
+
+SOON = ServerConfig(restart=RestartPolicy(first_delay=0.05, max_delay=0.2))
+
+
+def test_requests_wait_while_somebody_kills_the_worker_that_loads(
+    servable: Callable[..., Path], tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    config = ServableConfig(servable("gated", GATED.format(gate=gate)), "gated")
+
+    async def body(router: Router) -> None:
+        await router.start([config])
+        (old,) = worker_pids()
+        gate.unlink()
+        os.kill(old, signal.SIGKILL)
+        await eventually(lambda: worker_pids() not in ([], [old]))
+        waiting = asyncio.ensure_future(ask(router, "gated", "echo", ["here"]))
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+            (pid,) = worker_pids()
+            os.kill(pid, number)
+            await eventually(lambda pid=pid: worker_pids() not in ([], [pid]))  # type: ignore[misc]
+        assert not waiting.done()
+        assert not router.ready
+        with pytest.raises(DeadlineExceeded):
+            await ask(router, "gated", "echo", ["impatient"], timeout=0.2)
+        more = asyncio.ensure_future(ask(router, "gated", "echo", ["a"], ["b"]))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="3 of 3 instances wait"):
+            await ask(router, "gated", "echo", ["one too many"])
+        gate.touch()
+        assert await waiting == [["here"]]
+        assert await more == [["a"], ["b"]]
+
+    run(body, SOON)
+
+
+def test_a_servable_that_cannot_load_any_more_is_refused_until_it_can(servable: Callable[..., Path]) -> None:
+    directory = servable("gated", GATED.format(gate="/"))
+    file = directory / "gated" / "servable_config.py"
+    good = file.read_text()
+
+    async def body(router: Router) -> None:
+        await router.start([ServableConfig(directory, "gated")])
+        file.write_text("raise ValueError('no weights for you')")
+        os.kill(worker_pids()[0], signal.SIGKILL)
+        await eventually(lambda: not router.ready)
+        (outcome,) = await ask(router, "gated", "echo", ["it waits for the third failure"])
+        assert isinstance(outcome, Unavailable)
+        assert "is not available, import gated.servable_config failed, no weights for you" in str(outcome)
+        with pytest.raises(Unavailable, match="no weights for you"):
+            await ask(router, "gated", "echo", ["refused at once"], timeout=30)
+        file.write_text(good)
+        await eventually(lambda: router.ready)
+        assert await ask(router, "gated", "echo", ["again"]) == [["again"]]
+
+    run(body, SOON)
+
+
+def test_a_worker_that_ends_when_it_is_ready_is_not_taken_for_a_ready_one(servable: Callable[..., Path]) -> None:
+    """The server learns both in one turn of its loop."""
+    directory = servable(
+        "brief", textwrap.dedent(ECHO) + "\nimport threading\nthreading.Timer(0.7, os._exit, [5]).start()"
+    )
+
+    async def body(router: Router) -> None:
+        start = asyncio.ensure_future(router.start([ServableConfig(directory, "brief")]))
+        await eventually(worker_pids)
+        time.sleep(3)
+        with pytest.raises(StartError, match="ended with status 5"):
+            await start
+
+    run(body)
+
+
+def test_kills_from_outside_are_no_proof_against_an_instance(echo: ServableConfig) -> None:
+    async def body(router: Router) -> None:
+        await router.start([echo])
+        nap = asyncio.ensure_future(ask(router, "echo", "nap", ["0.4"]))
+        for _ in range(3):
+            await eventually(lambda: worker_pids() and router.ready)
+            await asyncio.sleep(0.2)
+            (old,) = worker_pids()
+            os.kill(old, signal.SIGKILL)
+            await eventually(lambda old=old: worker_pids() not in ([], [old]))  # type: ignore[misc]
+        assert not isinstance((await nap)[0], InflightError)
+
+    run(body)
+
+
+@pytest.fixture
+def echo(servable: Callable[..., Path]) -> ServableConfig:
+    return ServableConfig(servable("echo", ECHO), "echo")
