@@ -94,13 +94,13 @@ def test_a_servable_that_cannot_load_any_more_is_refused_until_it_can(servable: 
 def test_a_worker_that_ends_when_it_is_ready_is_not_taken_for_a_ready_one(servable: Callable[..., Path]) -> None:
     """The server learns both in one turn of its loop."""
     directory = servable(
-        "brief", textwrap.dedent(ECHO) + "\nimport threading\nthreading.Timer(0.7, os._exit, [5]).start()"
+        "brief", textwrap.dedent(ECHO) + "\nimport threading\nthreading.Timer(0.3, os._exit, [5]).start()"
     )
 
     async def body(router: Router) -> None:
         start = asyncio.ensure_future(router.start([ServableConfig(directory, "brief")]))
         await eventually(worker_pids)
-        time.sleep(3)
+        time.sleep(2)
         with pytest.raises(StartError, match="ended with status 5"):
             await start
 
