@@ -281,7 +281,11 @@ class Generator(Protocol):
         """The tokens of a text."""
 
     async def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones included."""
+        """The text of tokens, special ones included.
+
+        Raises:
+            InvalidRequest: the model does not have one of them.
+        """
 
     async def render(self, chat: Chat) -> str:
         """The prompt for a chat, special tokens included: encode it without adding more.

@@ -11,9 +11,14 @@ These structs are their own wire form (MessagePack arrays), hence the tags: they
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+
+LARGEST_COUNT = (1 << 31) - 1
+"""Of `top_k` and `top_n_tokens`."""
 
 
 class Sampling(msgspec.Struct, array_like=True, frozen=True):
@@ -84,6 +89,48 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
         """Every prompt token has to be computed, none may come from the prefix cache."""
         return self.prompt_logprobs or self.pooling == "mean"
 
+    def fault(self, vocab_size: int) -> str | None:
+        """What no sampler could use, and what to give instead; None where there is nothing.
+
+        Args:
+            vocab_size: columns of the model's logits.
+        """
+        try:
+            return self._fault(vocab_size)
+        except TypeError as error:
+            return f"a sampling parameter has a value of the wrong type: {error}"
+
+    def _fault(self, vocab_size: int) -> str | None:
+        rules = (
+            (0 < self.temperature < math.inf, "`temperature` must be strictly positive; greedy is `do_sample` false"),
+            (0 <= self.top_k <= LARGEST_COUNT, f"`top_k` must be from 0 (off) to {LARGEST_COUNT}"),
+            (0 < self.top_p <= 1, "`top_p` must be > 0.0 and <= 1.0"),
+            (0 <= self.min_p <= 1, "`min_p` must be >= 0.0 and <= 1.0"),
+            (0 < self.typical_p <= 1, "`typical_p` must be > 0.0 and <= 1.0"),
+            (1e-3 <= self.repetition_penalty <= 1e3, "`repetition_penalty` must be >= 0.001 and <= 1000"),
+            (abs(self.frequency_penalty) <= 1e6, "`frequency_penalty` must be >= -1e6 and <= 1e6"),
+            (abs(self.presence_penalty) <= 1e6, "`presence_penalty` must be >= -1e6 and <= 1e6"),
+            (0 <= self.seed < 1 << 64, "`seed` must be >= 0 and < 2**64"),
+            (0 <= self.top_n_tokens <= LARGEST_COUNT, f"`top_n_tokens` must be from 0 to {LARGEST_COUNT}"),
+            (self.pooling in ("", "last", "mean"), "`pooling` must be last or mean"),
+        )
+        for holds, text in rules:
+            if not holds:
+                return text
+        for token, value in self.logit_bias:
+            if not 0 <= token < vocab_size:
+                return f"`logit_bias` names token {token}, the model has {vocab_size} tokens"
+            if not value < math.inf:  # nor NaN; minus infinity forbids a token
+                return f"`logit_bias` of token {token} is {value}; it must be a number"
+        return None
+
+
+def unknown_token(tokens: Sequence[int], vocab_size: int) -> int | None:
+    """The first of these tokens that the model's embedding has no row for; None where it has all."""
+    if not tokens or (min(tokens) >= 0 and max(tokens) < vocab_size):
+        return None
+    return next(token for token in tokens if not 0 <= token < vocab_size)
+
 
 class Admission(msgspec.Struct, array_like=True, frozen=True):
     """Tokens to compute for one row in this step.
@@ -149,6 +196,8 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
             positions first + 1 to first + chunk of the chunk starting at `first`, as far as they are prompt.
         seconds: duration of the step on rank 0.
         embeddings: id -> float32 values of the vector of length 1, for rows that asked for it.
+        failed: id -> what is wrong with a row that joined in this step. It is computed none the less, with what is
+            wrong left out, so that its blocks hold what the plan says; nobody may use its tokens.
     """
 
     step: int
@@ -159,6 +208,7 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
     prompt_logprobs: dict[int, list[float]] = {}
     seconds: float = 0.0
     embeddings: dict[int, bytes] = {}
+    failed: dict[int, str] = {}
 
 
 class ShardJob(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Sequence as Items
 from dataclasses import replace
@@ -44,6 +45,23 @@ def save_tiny(family: str, folder: Path, seed: int = 0, **settings: Any) -> Path
             if parameter.dim() == 1:  # norms and biases start as ones and zeros
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
+    return folder
+
+
+POCKET = Path(__file__).resolve().parents[1] / "models" / "pocket"
+
+
+def more_tokens_than_rows(folder: Path, **settings: Any) -> Path:
+    """A random checkpoint of 2048 tokens whose tokenizer knows two more, <image> and <end>, the first end token."""
+    from tokenizers import AddedToken, Tokenizer
+
+    save_tiny("Llama", folder, **{"vocab_size": 2048, **settings})
+    tokenizer = Tokenizer.from_file(str(POCKET / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<image>", "<end>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((POCKET / name).read_bytes())
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2049, 2]}))
     return folder
 
 

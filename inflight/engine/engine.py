@@ -11,6 +11,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
 from inflight.config import GeneratorConfig, RestartPolicy
+from inflight.engine.checks import sayable, token_ids
 from inflight.engine.encoder import Encoder
 from inflight.engine.executor import Executor
 from inflight.engine.grammars import Grammars
@@ -233,6 +234,8 @@ class Engine:
         return await loop.run_in_executor(None, self._tokenizer.pieces, text, add_special_tokens)
 
     async def decode(self, ids: Items[int]) -> str:
+        ids = token_ids(ids)
+        self._tokenizer.check(ids, self._info.vocab_size)
         return await asyncio.get_running_loop().run_in_executor(None, self._tokenizer.decode, ids, False)
 
     async def render(self, chat: Chat) -> str:
@@ -296,18 +299,14 @@ class Engine:
                 )
             tokens = await self._encoder.encode(request.prompt, request.add_special_tokens)
         else:
-            tokens = list(request.prompt)
-            for token in tokens:
-                if not 0 <= token < self._info.vocab_size:
-                    raise InvalidRequest(
-                        f"token {token} does not exist, the model's tokens are 0 to {self._info.vocab_size - 1}"
-                    )
+            tokens = token_ids(request.prompt)
         if request.truncate is not None:
             tokens = tokens[-request.truncate :]
         if not tokens:
             raise InvalidRequest("`inputs` cannot be empty")
         if len(tokens) > limits.max_input_tokens:
             raise InvalidRequest(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(tokens)}")
+        self._tokenizer.check(tokens, self._info.vocab_size)
         return tokens
 
     async def _grammar(self, request: GenerationRequest) -> tuple[Matcher, bytes] | None:
@@ -327,6 +326,8 @@ class Engine:
             raise InvalidRequest("this model gives no embeddings")
         if not request.embed and not self._info.generates:
             raise InvalidRequest("this model embeds texts and writes none; use /v1/embeddings")
+        if new is not None and (not isinstance(new, int) or new < 1):
+            raise InvalidRequest(f"`max_new_tokens` must be a whole number of at least 1. Given: {new}")
         if new is None or (request.fit and len(prompt) + new > total):
             new = total - len(prompt)
         if len(prompt) + new > total:
@@ -334,9 +335,9 @@ class Engine:
                 f"`inputs` tokens + `max_new_tokens` must be <= {total}. Given: {len(prompt)} `inputs` tokens and "
                 f"{new} `max_new_tokens`"
             )
-        for token, _ in request.sampling.logit_bias:
-            if not 0 <= token < self._info.vocab_size:
-                raise InvalidRequest(f"`logit_bias` names token {token}, the model has {self._info.vocab_size} tokens")
+        fault = request.sampling.fault(self._info.vocab_size)
+        if fault is not None:
+            raise InvalidRequest(fault)
         self._scheduler.check(len(prompt), new)
         self._next_id += 1
         sampling = request.sampling
@@ -443,6 +444,11 @@ class Engine:
             stream = self._streams.get(id)
             if stream is not None and id in starts:
                 stream.prompt_logprobs(starts[id] + 1, values)
+        for id, text in result.failed.items():
+            stream = self._streams.get(id)
+            if stream is not None:
+                stream.fail(InvalidRequest(text))
+                self._close(stream)
         logprobs, tops = result.logprobs, result.top
         masked: list[tuple[Stream, Matcher, int]] = []
         for sequence, token, index in self._scheduler.apply(result):
@@ -557,7 +563,7 @@ class Engine:
             world_size=config.tensor_parallel,
             vocab_size=offer.vocab_size,
             has_template=self._tokenizer.chat is not None,
-            tool_format=self._tokenizer.tool_format(),
+            tool_format=sayable(self._tokenizer.tool_format(), offer.vocab_size),
             embedding_size=offer.embedding_size,
             generates=offer.family != ENCODER,
             adapters=tuple(adapter.name for adapter in config.adapters),

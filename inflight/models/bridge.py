@@ -92,7 +92,9 @@ class Bridged(CausalLM):
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._positions = "position_ids" in inspect.signature(model.forward).parameters
         self._attention: AttentionBackend | None = None
-        self.vocab_size = model.get_output_embeddings().weight.shape[0]
+        # A model may read tokens that it cannot write, or the other way round: what it has in common is served.
+        tables = model.get_input_embeddings(), model.get_output_embeddings()
+        self.vocab_size = min(table.weight.shape[0] for table in tables)
         self.max_positions = longest
         self.dtype = model.dtype
         self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
@@ -131,7 +133,7 @@ class Bridged(CausalLM):
             _running = None
         if logits_at is not None and not self._keeps:
             logits = logits[logits_at]
-        found: torch.Tensor = logits.float()
+        found: torch.Tensor = logits[:, : self.vocab_size].float()
         return found
 
 
@@ -186,7 +188,7 @@ def _check(bridged: Bridged, model: Any, job: ShardJob) -> None:
     model.set_attn_implementation("eager")
     try:
         with torch.inference_mode():
-            own = model(tokens.to(model.device)[None], use_cache=False).logits[0].float()
+            own = model(tokens.to(model.device)[None], use_cache=False).logits[0, :, : bridged.vocab_size].float()
     finally:
         model.set_attn_implementation(NAME)
     size, blocks = 4, -(-CHECKED // 4)

@@ -48,7 +48,7 @@ class TextEncoder:
         self._pooling = pooling_of(Path(job.model_dir))
         config = self._model.config
         self.longest = _longest(config)
-        self.vocab_size = int(config.vocab_size)
+        self.vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
         self.size = int(config.hidden_size)
         self.dtype: torch.dtype = self._model.dtype
         self.weight_bytes = sum(parameter.nbytes for parameter in self._model.parameters())

@@ -182,6 +182,10 @@ class Batches:
         offer = self._runner.offer
         if not asked.tokens:
             raise InvalidRequest("a request has no input tokens")
+        self._tokenizer.check(asked.tokens, offer.vocab_size)
+        fault = asked.sampling.fault(offer.vocab_size)
+        if fault is not None:
+            raise InvalidRequest(fault)
         needed = len(asked.tokens) + max(0, asked.max_new_tokens - 1)
         if needed > len(asked.blocks) * offer.block_size:
             raise InvalidRequest(f"{needed} tokens do not fit {len(asked.blocks)} blocks of {offer.block_size} tokens")

@@ -18,6 +18,7 @@ from inflight.models import TextEncoder
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.shard.input_batch import InputBatch
 from inflight.shard.pooling import unit
+from inflight.shard.sound import sound_plan
 
 
 class EncoderRunner:
@@ -63,6 +64,7 @@ class EncoderRunner:
         began = time.perf_counter()
         assert plan.step == self._step, f"plan {plan.step} came, {self._step} was next"
         self._step += 1
+        plan, failed = sound_plan(plan, self._model.vocab_size)
         batch = self._batch
         step = batch.step(batch.apply(plan), plan.hold)
         found: dict[int, bytes] = {}
@@ -72,4 +74,5 @@ class EncoderRunner:
         tokens = np.zeros(len(step.sampled), np.int64)
         ids = [batch.ids[row] for row in step.sampled]
         batch.append(step.sampled, tokens)
-        return StepResult(plan.step, ids, tokens.tolist(), seconds=time.perf_counter() - began, embeddings=found)
+        seconds = time.perf_counter() - began
+        return StepResult(plan.step, ids, tokens.tolist(), seconds=seconds, embeddings=found, failed=failed)

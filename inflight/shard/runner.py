@@ -18,6 +18,7 @@ from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.pooling import MeanPool, unit
 from inflight.shard.sampler import RowState, Sampled, prompt_logprobs, sample
+from inflight.shard.sound import sound_plan
 from inflight.types import Array
 
 WARM_TOKENS = 32
@@ -81,6 +82,7 @@ class ModelRunner:
         began = time.perf_counter()
         assert plan.step == self._step, f"plan {plan.step} came, {self._step} was next"
         self._step += 1
+        plan, failed = sound_plan(plan, self._model.vocab_size) if plan.prefill else (plan, {})
         chunks = self._batch.apply(plan)
         if self._batch.decoding and not chunks and not plan.hold and self._ranks.size == 1:
             rows = self._batch.rows
@@ -89,7 +91,7 @@ class ModelRunner:
             if logits is not None:
                 return self._decoded(plan, rows, logits, greedy, began)
         with torch.inference_mode():
-            return self._forward(plan, chunks, began)
+            return self._forward(plan, chunks, failed, began)
 
     @property
     def ids(self) -> list[int]:
@@ -109,18 +111,26 @@ class ModelRunner:
         if greedy and best is not None:
             return StepResult(plan.step, rows.ids, best.tolist(), seconds=time.perf_counter() - began)
         with torch.inference_mode():
-            return self._answer(plan, logits, list(range(len(rows.ids))), [], began)
+            return self._answer(plan, logits, list(range(len(rows.ids))), [], {}, began)
 
-    def _forward(self, plan: StepPlan, chunks: dict[int, int], began: float) -> StepResult | None:
+    def _forward(
+        self, plan: StepPlan, chunks: dict[int, int], failed: dict[int, str], began: float
+    ) -> StepResult | None:
         step = self._batch.step(chunks, plan.hold)
         logits = self._model.forward(step.batch)
         if self._ranks.rank:
             self._batch.append(step.sampled, self._shared(np.zeros(len(step.sampled), np.int64)))
             return None
-        return self._answer(plan, logits, step.sampled, step.scored, began)
+        return self._answer(plan, logits, step.sampled, step.scored, failed, began)
 
     def _answer(
-        self, plan: StepPlan, logits: torch.Tensor, sampled: list[int], scored: list[Scored], began: float
+        self,
+        plan: StepPlan,
+        logits: torch.Tensor,
+        sampled: list[int],
+        scored: list[Scored],
+        failed: dict[int, str],
+        began: float,
     ) -> StepResult:
         """Chooses the tokens of the rows `sampled`, whose logits are the last ones, after those of `scored` chunks."""
         batch = self._batch
@@ -139,6 +149,7 @@ class ModelRunner:
             scores,
             time.perf_counter() - began,
             embeddings,
+            failed,
         )
 
     def _shared(self, tokens: Array) -> Array:

@@ -23,6 +23,9 @@ WATERMARK_GAMMA = float(os.environ.get("WATERMARK_GAMMA", "0.5"))
 WATERMARK_DELTA = float(os.environ.get("WATERMARK_DELTA", "2.0"))
 """TGI's key, share of green tokens and bonus, and its environment variables."""
 
+COLDEST = 1e-5
+"""Temperature below which a draw is the largest logit anyway; a smaller divider would overflow float32."""
+
 _MASK = (1 << 64) - 1
 
 
@@ -122,7 +125,8 @@ def _process(
         logits[row].masked_fill_(_forbidden(bits, logits), -torch.inf)
     warm = [row for row, each in enumerate(sampling) if each.temperature != 1.0]
     if warm:
-        logits[warm] = _rows(logits, warm) / _column(logits, [sampling[row].temperature for row in warm])
+        divider = _column(logits, [max(sampling[row].temperature, COLDEST) for row in warm])
+        logits[warm] = _rows(logits, warm) / divider
     for wants, filter_rows in (
         ([each.top_k > 0 for each in sampling], _top_k),
         ([each.top_p < 1.0 for each in sampling], _top_p),

@@ -26,20 +26,30 @@ MAX_SOURCE = 1 << 18
 
 
 class Matcher:
-    """Follows one generation. One call at a time; calls may come from different threads."""
+    """Follows one generation. One call at a time; calls may come from different threads.
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    Args:
+        sayable: tokens that the model's logits cover, where the tokenizer knows more than them.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, sayable: int | None = None) -> None:
         self._matcher = matcher
+        self._sayable = sayable
 
     def mask(self) -> bytes:
         """Which tokens may come next: one bit a token, lowest bit of the first byte first.
 
         Raises:
-            InvalidRequest: the grammar became too complex to follow.
+            InvalidRequest: the grammar became too complex to follow, or wants a token that the model does not have.
         """
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             raise InvalidRequest(f"the grammar cannot be followed: {_first_line(self._matcher.get_error())}")
+        if self._sayable is not None and not _any(mask, self._sayable):
+            raise InvalidRequest(
+                "the grammar cannot be followed: it wants a token that the tokenizer knows and the model, whose tokens "
+                f"are 0 to {self._sayable - 1}, does not"
+            )
         return mask
 
     def advance(self, token: int) -> None:
@@ -58,12 +68,16 @@ class GrammarCompiler:
     Args:
         tokenizer_json: content of tokenizer.json.
         vocab_size: tokens that the model's logits cover.
-        eos_ids: tokens that may end a text that is complete.
+        eos_ids: tokens that may end a text that is complete; those that the model does not have cannot.
+        known: tokens of the tokenizer, which may be more.
     """
 
-    def __init__(self, tokenizer_json: str, vocab_size: int, eos_ids: Sequence[int]) -> None:
-        self._eos_ids = list(eos_ids)
-        self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=list(eos_ids) or None)
+    def __init__(self, tokenizer_json: str, vocab_size: int, eos_ids: Sequence[int], known: int = 0) -> None:
+        self._eos_ids = [id for id in eos_ids if 0 <= id < vocab_size]
+        self._sayable = vocab_size if known > vocab_size else None
+        self._tokenizer = llguidance.LLTokenizer(
+            tokenizer_json, n_vocab=max(vocab_size, known), eos_token=self._eos_ids or None
+        )
         self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -79,7 +93,7 @@ class GrammarCompiler:
             found = self._compiled.get(grammar)
             if found is not None:
                 self._compiled.move_to_end(grammar)
-                return Matcher(found.deep_copy())
+                return Matcher(found.deep_copy(), self._sayable)
         made = llguidance.LLMatcher(self._tokenizer, _source(grammar), log_level=0)
         if made.is_error():
             raise InvalidRequest(f"the {grammar.kind} grammar cannot be used: {_first_line(made.get_error())}")
@@ -87,7 +101,7 @@ class GrammarCompiler:
             self._compiled[grammar] = made
             while len(self._compiled) > CACHED:
                 self._compiled.popitem(last=False)
-            return Matcher(made.deep_copy())
+            return Matcher(made.deep_copy(), self._sayable)
 
 
 def _source(grammar: Grammar) -> str:
@@ -104,6 +118,12 @@ def _source(grammar: Grammar) -> str:
         return str(llguidance.LLMatcher.grammar_from_lark(grammar.value))
     except Exception as error:  # the library raises whatever its parts do
         raise InvalidRequest(f"the {grammar.kind} grammar cannot be read: {_first_line(str(error))}") from error
+
+
+def _any(mask: bytes, count: int) -> bool:
+    """Whether one of the first `count` tokens is allowed."""
+    whole, rest = divmod(count, 8)
+    return bool(mask[:whole].strip(b"\0")) or bool(rest and mask[whole] & ((1 << rest) - 1))
 
 
 def json_grammar(schema: object) -> Grammar:

@@ -11,9 +11,10 @@ from typing import Any
 
 import tokenizers
 
-from inflight.errors import StartError, TemplateError
+from inflight.errors import InvalidRequest, StartError, TemplateError
 from inflight.generation import PieceOfText, ToolFormat
 from inflight.loading import read_object, read_text
+from inflight.plan import unknown_token
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler
 from inflight.text.template import ChatTemplate, pick_template
@@ -62,7 +63,8 @@ class Tokenizer:
 
     def grammars(self, vocab_size: int) -> GrammarCompiler:
         """A compiler of grammars over this tokenizer's tokens, for logits of that many."""
-        return GrammarCompiler(self._tokenizer.to_str(), max(vocab_size, self.vocab_size), self.eos_ids)
+        known = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return GrammarCompiler(self._tokenizer.to_str(), vocab_size, self.eos_ids, known)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
@@ -86,6 +88,20 @@ class Tokenizer:
     def token_text(self, id: int) -> str:
         """The text of one token alone."""
         return self._text_of(id)
+
+    def check(self, tokens: Sequence[int], vocab_size: int) -> None:
+        """Raises InvalidRequest for a token that a model's embedding of `vocab_size` rows does not have.
+
+        Tokenizers may know more tokens than their model: that of Gemma 3 has one for images, the text models have none.
+        """
+        token = unknown_token(tokens, vocab_size)
+        if token is None:
+            return
+        text = self._tokenizer.id_to_token(token) if 0 <= token < 1 << 32 else None
+        named = f"token {token}" if text is None else f"token {token} ({text!r})"
+        raise InvalidRequest(
+            f"{named} does not exist in this model, whose tokens are 0 to {vocab_size - 1}; leave it out of the prompt"
+        )
 
     def is_special(self, id: int) -> bool:
         return id in self._special

@@ -1,0 +1,29 @@
+"""What a request may bring to the ranks, whatever door or stage it came by."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+
+from inflight.errors import InvalidRequest
+from inflight.generation import ToolFormat
+
+
+def token_ids(given: Sequence[int]) -> list[int]:
+    """A prompt that came as ids, as plain numbers.
+
+    Raises:
+        InvalidRequest: something in it is no whole number.
+    """
+    try:
+        return [operator.index(token) for token in given]
+    except TypeError:
+        raise InvalidRequest("a prompt is a text or whole numbers, the ids of its tokens") from None
+
+
+def sayable(tools: ToolFormat | None, vocab_size: int) -> ToolFormat | None:
+    """The form of tool calls without a mark that the model's logits do not have: it is written as text then."""
+    if tools is None or tools.begin_id is None or tools.begin_id < vocab_size:
+        return tools
+    return replace(tools, begin_id=None)
