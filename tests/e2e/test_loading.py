@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import textwrap
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from inflight.client import Client
 from inflight.config import GeneratorConfig, ListenConfig, ServableConfig
 from inflight.engine import Engine
 from inflight.server import Server
-from tests.e2e.running import FREE, Background, connect, eventually, write_servable
+from tests.e2e.running import FREE, Background, connect, eventually, request, write_servable
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 JSON = {"Content-Type": "application/json"}
@@ -243,3 +244,30 @@ def test_a_lost_model_is_not_ready_and_its_requests_wait(door: Door) -> None:
         eventually(lambda path=path: door.ask("GET", path)[0] == 503, 30, path)  # type: ignore[misc]
     assert [call.result()[0] for call in calls] == [200, 200]
     eventually(lambda: door.ask("GET", "/health")[0] == 200, 30)
+
+
+def test_scripts_of_mindspore_serving_read_its_words_until_it_is_there(tmp_path: Path) -> None:
+    """They open the doors, start their servables and poll; nothing of it is announced."""
+    gate = tmp_path / "gate"
+    wait = f"import os, time\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(0.01)\n"
+    write_servable(tmp_path, "slow", wait + textwrap.dedent(WORK))
+    server = Server()
+    try:
+        http = server.start_http(ListenConfig(FREE))
+
+        def ask() -> Any:
+            status, data = request(http, "POST", "/model/slow:echo", b'{"instances": {"x": 1}}')
+            assert status == 200
+            return json.loads(data)
+
+        assert "servable is not available" in ask()["error_msg"]
+        start = Background(server.start_servables, [ServableConfig(tmp_path, "slow")])
+        eventually(lambda: "still being loaded" in ask()["error_msg"], 30)
+        assert "servable is not available" in ask()["error_msg"]
+        assert request(http, "GET", "/health/ready")[0] == request(http, "GET", "/health")[0] == 503
+        gate.touch()
+        start.result()
+        assert ask() == {"instances": [{"y": 1}]}
+    finally:
+        gate.touch()
+        server.stop()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from inflight.config import RestConfig
+from inflight.types import ServableStatus
 from tests.unit.http_fakes import Served, serve
 
 
@@ -123,6 +124,11 @@ def test_another_verb_on_a_known_path_is_405(served: Served, path: str, method: 
     assert answer.json()["error"]
 
 
+def test_openai_clients_tell_a_wrong_path_from_a_wrong_model(served: Served) -> None:
+    assert get(served, "/v1/nothing", "POST").json()["error"]["code"] == "unknown_url"
+    assert get(served, "/v1/completions", "POST").json()["error"]["code"] == "model_not_found"
+
+
 @pytest.mark.parametrize(
     ("path", "key"), [("/generate", "error_type"), ("/v1/completions", "error"), ("/models/any", "error_type")]
 )
@@ -131,6 +137,23 @@ def test_without_a_language_model_its_routes_are_404(served: Served, path: str, 
     assert answer.status_code == 404
     assert "no language model is served here" in str(answer.json())
     assert key in answer.json()
+
+
+def test_what_is_loading_may_bring_a_language_model(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A servable's file says so only once it was run."""
+    one = ServableStatus("talks", 1, (), ready=False, replicas=1, ready_replicas=0, loaded=False)
+    monkeypatch.setattr(served.backend, "servables", lambda: [one])
+    for verb, path in (
+        ("POST", "/generate"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/completions"),
+        ("POST", "/models/a"),
+    ):
+        answer = get(served, path, verb)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert get(served, "/v2/models/talks/ready").json() == {"name": "talks", "ready": False}
+    assert get(served, "/v2/models/talks").status_code == 503
+    assert get(served, "/v2/models/nobody/ready").status_code == 404
 
 
 def test_below_model_mindspore_servings_habits_hold(served: Served) -> None:
