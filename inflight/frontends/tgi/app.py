@@ -167,7 +167,7 @@ class TgiRest:
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._backend.ready:
-            await respond(send, b"")
+            await respond(send, b"", content_type=(b"content-type", b"text/plain; charset=utf-8"))
         else:
             await respond_json(send, {"error": "unhealthy", "error_type": "healthcheck"}, status=503)
 
