@@ -1,0 +1,351 @@
+"""gRPC calls on grpc's C core: the application's procedures over the core's operations.
+
+The core does HTTP/2, compression, deadlines and the limit of received messages. A call is the operations that are begun
+for it, each told by one event: its end (which may be a cancellation) from the start, one message at a time, the reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.message import Message
+from grpc._cython import cygrpc
+
+from inflight.frontends.grpc.asgi import GrpcApp
+from inflight.frontends.grpc.completions import Completions
+from inflight.frontends.grpc.framing import check_reply
+from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse
+from inflight.frontends.grpc.status import (
+    INTERNAL,
+    OK,
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
+    GrpcError,
+    short_message,
+    status_of,
+    unknown_method,
+)
+
+MAX_CALLS = 16_384
+"""Calls that may be open at once. For a further one the call is cut that has waited longest for its caller; where
+handlers run for all of them, it is refused."""
+READ_TIMEOUT = 100.0
+"""Seconds for a call's one request."""
+WRITE_TIMEOUT = 60.0
+"""Seconds in which a caller must take the end of its call, and a second more for every `MIN_RATE` bytes of it."""
+MIN_RATE = 64 * 1024
+MAX_WAITING = 256 << 20
+"""Bytes of replies that may wait for one connection, or four of the largest messages."""
+_LARGE = 64 * 1024
+"""Smaller replies are bounded by `MAX_CALLS`."""
+_ASKED = 64
+"""Calls that the core may hand over before it is asked for more."""
+_AFTER_DEADLINE = 0.02
+"""Seconds after a call's deadline at which its handler may give up by itself: the core's end must come first."""
+_FOREVER = 1e12
+_SWEEP = 10.0
+
+
+class Calls:
+    """All calls of one server."""
+
+    def __init__(self, app: GrpcApp) -> None:
+        self.running: dict[Call, None] = {}
+        """Those whose handlers run."""
+        self.idle: dict[Call, None] = {}
+        """Those that wait for their callers: for the request, or to take the end."""
+        self.stopping = False
+        self.loop = asyncio.get_running_loop()
+        self._app = app
+        self._rpcs: dict[bytes, tuple[str, Rpc]] = {path.encode(): (path, rpc) for path, rpc in app.rpcs.items()}
+        self._max_waiting = max(MAX_WAITING, 4 * app.max_message_bytes)
+        self._waiting: dict[bytes, int] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._server: Any = None
+        self._queue: Any = None
+
+    def serve(self, server: Any, completions: Completions) -> None:
+        """Takes the calls of a server that has been started."""
+        self._server, self._queue = server, completions.queue
+        for _ in range(_ASKED):
+            self.ask()
+
+    def ask(self) -> None:
+        """Asks the core for one more call."""
+        if not self.stopping:
+            self._server.request_call(self._queue, self._queue, self._begin)
+
+    def stop(self) -> None:
+        """No call begins any more. What runs goes on, what only waits for a further request ends."""
+        self.stopping = True
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for call in list(self.running):
+            if call.resting:
+                call.stop()
+
+    def reserve(self, call: Any, size: int) -> bytes | None:
+        """Counts a large reply as waiting for its caller. Gives what `release` wants; None where nothing is counted.
+
+        Raises:
+            GrpcError: RESOURCE_EXHAUSTED, the caller does not take what it asks for.
+        """
+        if size < _LARGE:
+            return None
+        peer: bytes = call.peer()
+        if peer.startswith(b"unix"):  # all callers have the same name
+            return None
+        waiting = self._waiting.get(peer, 0)
+        if waiting and waiting + size > self._max_waiting:
+            raise GrpcError(RESOURCE_EXHAUSTED, f"{waiting} bytes of replies wait, read them before sending more")
+        self._waiting[peer] = waiting + size
+        return peer
+
+    def checked(self, reply: Message) -> bytes:
+        """A reply's bytes.
+
+        Raises:
+            GrpcError: RESOURCE_EXHAUSTED, it is over the limit.
+        """
+        data = reply.SerializeToString()
+        check_reply(len(data), self._app.max_message_bytes)
+        return data
+
+    def release(self, peer: bytes, size: int) -> None:
+        """The reply is out of the house."""
+        self._waiting[peer] -= size
+        if not self._waiting[peer]:
+            del self._waiting[peer]
+
+    def _begin(self, event: Any) -> None:
+        """The core has a new call."""
+        if not event.success:  # the server stops
+            return
+        self.ask()
+        details = event.call_details
+        path, rpc = self._rpcs.get(details.method, (None, None))
+        call = Call(self, event.call, path or details.method.decode(errors="replace"))
+        if self._sweeping is None and not self.stopping:
+            self._sweeping = self.loop.call_later(_SWEEP, self._sweep)
+        if path is None or rpc is None:
+            call.refuse(unknown_method(call.path))
+        elif (status := self._refusal(path, event.invocation_metadata)) is not None:
+            call.refuse(status)
+        else:
+            call.start(rpc, details.deadline)
+
+    def _refusal(self, path: str, metadata: Any) -> GrpcError | None:
+        if len(self.running) + len(self.idle) >= MAX_CALLS:
+            longest = next(iter(self.idle), None)
+            if longest is None:
+                return GrpcError(RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are open, more are not taken; try again later")
+            longest.cut()
+        key = next((value for name, value in metadata or () if name == "authorization"), None)
+        return self._app.refuses(path, key.encode() if isinstance(key, str) else key)
+
+    def _sweep(self) -> None:
+        """Cuts the calls that have waited too long for their callers."""
+        now = self.loop.time()
+        for call in [call for call in self.idle if call.due < now]:
+            call.cut()
+        self._sweeping = self.loop.call_later(_SWEEP, self._sweep) if self.idle else None
+
+
+class Call:
+    """One call.
+
+    Attributes:
+        path: of its method.
+        resting: it waits for the next one of a stream of requests.
+        due: loop time until which it may wait for its caller.
+        task: of its handler, while that runs.
+    """
+
+    __slots__ = (
+        "_call",
+        "_calls",
+        "_deadline",
+        "_ended",
+        "_lost",
+        "_rpc",
+        "_started",
+        "due",
+        "path",
+        "resting",
+        "task",
+    )
+
+    def __init__(self, calls: Calls, call: Any, path: str) -> None:
+        self.path = path
+        self.resting = False
+        self.due = 0.0
+        self.task: asyncio.Task[None] | None = None
+        self._calls = calls
+        self._call = call
+        self._rpc: Any = None
+        self._deadline = _FOREVER
+        self._started = False
+        self._ended = False  # the end is on its way
+        self._lost = False  # for the core it has ended
+        call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
+
+    def start(self, rpc: Rpc, deadline: float) -> None:
+        """Begins to serve the call.
+
+        Args:
+            deadline: Unix time.
+        """
+        self._rpc = rpc
+        self._deadline = deadline
+        if isinstance(rpc, StreamRpc) and rpc.duplex is not None:
+            self._run(b"")
+        else:
+            self._wait(READ_TIMEOUT)
+            self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._arrived)
+
+    def refuse(self, status: GrpcError) -> None:
+        """Ends the call with a status, unless its end is on its way."""
+        if not self._ended:
+            self._end((), status.code, short_message(str(status)).encode())
+
+    def stop(self) -> None:
+        """Its handler may not go on."""
+        if self.task is not None:
+            self.task.cancel()
+
+    def cut(self) -> None:
+        """Nobody waits for this caller any longer."""
+        self._calls.idle.pop(self, None)
+        self._call.cancel()
+
+    def _wait(self, seconds: float) -> None:
+        self.due = self._calls.loop.time() + seconds
+        self._calls.idle[self] = None
+
+    # What the core tells
+
+    def _closed(self, event: Any) -> None:
+        """The call is over for the core: it was answered, its caller left, or its time is up."""
+        self._calls.idle.pop(self, None)
+        if event.batch_operations[0].cancelled():
+            self._lost = True
+            self.stop()
+
+    def _arrived(self, event: Any) -> None:
+        """The one request of a call is there, or will not come."""
+        self._calls.idle.pop(self, None)
+        data = event.batch_operations[0].message()
+        if data is None or self._lost:
+            self.refuse(GrpcError(INTERNAL, "the request holds no message"))
+        else:
+            self._run(data)
+
+    def _sent(self, _event: Any) -> None:
+        """The end is out of the house; whether it arrived nobody knows."""
+        self._calls.idle.pop(self, None)
+
+    # The handler
+
+    def _run(self, data: bytes) -> None:
+        self._calls.running[self] = None
+        self.task = self._calls.loop.create_task(self._handle(data))
+        self.task.add_done_callback(self._handled)
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        self.task = None
+        del self._calls.running[self]
+        if task.cancelled():  # the caller left, its time is over, or the server stops
+            self.refuse(_stopping())
+
+    async def _handle(self, data: bytes) -> None:
+        """The handler; its errors become statuses."""
+        try:
+            if isinstance(self._rpc, UnaryRpc):
+                await self._answer(self._rpc, data)
+            else:
+                await self._answer_stream(self._rpc, data)
+        except Exception as error:
+            self.refuse(status_of(error, self.path))
+
+    async def _answer(self, rpc: UnaryRpc, data: bytes) -> None:
+        reply = self._calls.checked(await rpc.handler(parse(rpc, data), self._timeout()))
+        peer = self._calls.reserve(self._call, len(reply))
+        self._end((cygrpc.SendMessageOperation(reply, 0),), OK, b"", len(reply), peer)
+
+    async def _answer_stream(self, rpc: StreamRpc, data: bytes) -> None:
+        if rpc.duplex is not None:
+            replies = rpc.duplex(self._requests(rpc), self._timeout())
+        else:
+            assert rpc.handler is not None
+            replies = rpc.handler(parse(rpc, data), self._timeout())
+        try:
+            self._started = True
+            self._call.start_server_batch((cygrpc.SendInitialMetadataOperation(None, 0),), _ignore)
+            async for reply in replies:
+                await self._write(self._calls.checked(reply))
+        finally:
+            await close(replies)
+        self._end((), OK, b"")
+
+    async def _requests(self, rpc: StreamRpc) -> AsyncIterator[Message]:
+        """The messages of a stream of requests, each read only when it is asked for; none once the server stops."""
+        while not self._calls.stopping:
+            self.resting = True
+            event = await self._done(cygrpc.ReceiveMessageOperation(0))
+            self.resting = False
+            data = event.batch_operations[0].message()
+            if data is None:
+                return
+            yield parse(rpc, data)
+        raise _stopping()
+
+    async def _write(self, data: bytes) -> None:
+        """Waits for the caller's window."""
+        event = await self._done(cygrpc.SendMessageOperation(data, 0))
+        if not event.success:  # the call ended meanwhile
+            raise asyncio.CancelledError
+
+    async def _done(self, operation: Any) -> Any:
+        """Begins an operation and waits for its event."""
+        future: asyncio.Future[Any] = self._calls.loop.create_future()
+
+        def done(event: Any) -> None:
+            if not future.done():
+                future.set_result(event)
+
+        self._call.start_server_batch((operation,), done)
+        return await future
+
+    def _end(self, before: tuple[Any, ...], code: int, text: bytes, size: int = 0, peer: bytes | None = None) -> None:
+        """Sends the call's status, and what goes before it, as one batch."""
+        self._ended = True
+        self._wait(WRITE_TIMEOUT + size / MIN_RATE)
+        head = () if self._started else (cygrpc.SendInitialMetadataOperation(None, 0),)
+        batch = (*head, *before, cygrpc.SendStatusFromServerOperation(None, code, text, 0))
+        if peer is None:
+            self._call.start_server_batch(batch, self._sent)
+            return
+        calls = self._calls
+
+        def sent(event: Any) -> None:
+            calls.release(peer, size)
+            self._sent(event)
+
+        self._call.start_server_batch(batch, sent)
+
+    def _timeout(self) -> float | None:
+        """The caller's time-out for a handler, in seconds."""
+        if self._deadline > _FOREVER:
+            return None
+        return max(self._deadline - time.time(), 0.0) + _AFTER_DEADLINE
+
+
+def _ignore(_event: Any) -> None:
+    pass
+
+
+def _stopping() -> GrpcError:
+    return GrpcError(UNAVAILABLE, "the server is stopping")
