@@ -78,7 +78,7 @@ class Done(Message, tag=4, frozen=True):
     Attributes:
         ids: instances that went well; `rows`: their outputs (`Packer.rows`).
         errors: the others, each `[id, error kind, error text]`.
-        stats: each `[method, stage label, batch size, seconds]`.
+        stats: each `[method, stage label, instances in one run, seconds of one run, number of such runs]`.
     """
 
     ids: list[int]

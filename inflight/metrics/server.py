@@ -65,11 +65,11 @@ class Metrics(Collector):
         """One instance, or one request's instances, waited this long in the server before a replica took them."""
         self._queue[servable, method].observe(seconds)
 
-    def stage(self, servable: str, method: str, stage: str, size: int, seconds: float) -> None:
-        """A stage or model ran once, on `size` instances, and took `seconds`."""
+    def stage(self, servable: str, method: str, stage: str, size: int, seconds: float, count: int = 1) -> None:
+        """A stage or model ran `count` times, each time on `size` instances, and took `seconds` for it."""
         key = (servable, method, stage)
-        self._batches[key].observe(size)
-        self._stages[key].observe(seconds)
+        self._batches[key].observe(size, count)
+        self._stages[key].observe(seconds, count)
 
     def replica(self, servable: str, version: int, replica: str | int, state: str | None) -> None:
         """A replica is now in this state; None: it is gone and no longer shown."""

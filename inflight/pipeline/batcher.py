@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ class BatchedModel:
     Attributes:
         batch_size: rows in one run; 1 for a model without batch dimension.
         fixed: the file fixes the batch, so a short batch is padded with copies of its first instance.
+        runs: rows and seconds of each call of the model; whoever asked for it empties the list.
     """
 
     def __init__(self, spec: ModelSpec, model: LoadedModel) -> None:
@@ -42,6 +44,8 @@ class BatchedModel:
             )
         self.fixed = sizes[0] is not None
         self.batch_size = sizes[0] if sizes[0] is not None else spec.max_batch_size
+        self.runs: list[tuple[int, float]] = []
+        self._shared = spec.without_batch_dim_inputs if spec.with_batch_dim else ()
         self._instances = [
             [self._instance_shape(index, tensor) for index, tensor in enumerate(graph.inputs)] for graph in model.graphs
         ]
@@ -84,14 +88,16 @@ class BatchedModel:
     def run(self, rows: Sequence[Sequence[Value]], subgraph: int = 0) -> list[Outcome]:
         """One outcome per row, in order. Any number of rows; they are split into runs of the batch size.
 
-        Rows that do not fit the model get their own error. When a run of several rows fails, each is run alone, so
-        that only the guilty one fails.
+        Rows share a run where their arrays can be stacked and their inputs without a batch dimension are the same. Rows
+        that do not fit the model get their own error. When a run of several rows fails, each is run alone, so that only
+        the guilty one fails.
         """
         columns = self._stacked(rows, subgraph)
         if columns is not None:
             return self._run_stacked(columns, subgraph)
         outcomes: list[Outcome | None] = [None] * len(rows)
         groups: dict[tuple[object, ...], list[tuple[int, list[Array]]]] = {}
+        values = Values()
         for index, row in enumerate(rows):
             try:
                 arrays = self._checked(row, subgraph)
@@ -99,6 +105,8 @@ class BatchedModel:
                 outcomes[index] = error
                 continue
             key = () if self._uniform[subgraph] else self._stack_key(arrays)
+            if self._shared:
+                key += tuple(values.number(arrays[each]) for each in self._shared if each < len(arrays))
             groups.setdefault(key, []).append((index, arrays))
         for group in groups.values():
             for start in range(0, len(group), self.batch_size):
@@ -138,7 +146,7 @@ class BatchedModel:
         missing = self.batch_size - count if self.fixed else 0
         if missing:
             inputs = [np.concatenate([column, *[column[:1]] * missing]) for column in inputs]
-        outputs = self._outputs(self.model.run(inputs, subgraph), subgraph)
+        outputs = self._call(inputs, subgraph, count)
         self._check_batch(outputs, count + missing)
         return Table([output[:count] for output in outputs]).rows()
 
@@ -206,15 +214,24 @@ class BatchedModel:
     def _run_batch(self, rows: list[list[Array]], subgraph: int) -> list[Outcome]:
         count = len(rows)
         if not self.spec.with_batch_dim:
-            return [self._outputs(self.model.run(rows[0], subgraph), subgraph)]
+            return [self._call(rows[0], subgraph, 1)]
         padded = rows + [rows[0]] * (self.batch_size - count) if self.fixed else rows
         inputs = [
             stack([row[index] for row in padded]) if self._batched_input(index) else rows[0][index]
             for index in range(len(rows[0]))
         ]
-        outputs = self._outputs(self.model.run(inputs, subgraph), subgraph)
+        outputs = self._call(inputs, subgraph, count)
         self._check_batch(outputs, len(padded))
         return list(Table([output[:count] for output in outputs]).rows()) if outputs else [[] for _ in rows]
+
+    def _call(self, inputs: list[Array], subgraph: int, count: int) -> list[Array]:
+        """One call of the model, for `count` instances."""
+        start = time.perf_counter()
+        try:
+            outputs = self.model.run(inputs, subgraph)
+        finally:
+            self.runs.append((count, time.perf_counter() - start))
+        return self._outputs(outputs, subgraph)
 
     @staticmethod
     def _check_batch(outputs: Sequence[Array], count: int) -> None:
@@ -230,6 +247,28 @@ class BatchedModel:
             raise ValueError(f"the model returned {len(outputs)} outputs, expected {len(expected)}")
         # ascontiguousarray would make scalars one-dimensional.
         return [output if output.flags.c_contiguous else output.copy("C") for output in outputs]
+
+
+class Values:
+    """Numbers arrays by type, shape and bytes: equal arrays have the same number."""
+
+    SMALL = 4096
+    """Bytes of an array up to which all of them are its key; of larger ones some, and then they are compared."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[object, ...], list[tuple[int, Array]]] = {}
+        self._count = 0
+
+    def number(self, array: Array) -> int:
+        raw = array.reshape(-1).view(np.uint8)
+        sample = raw if raw.size <= self.SMALL else raw[:: raw.size // 512]
+        alike = self._found.setdefault((array.dtype.num, array.shape, sample.tobytes()), [])
+        for number, other in alike:
+            if raw.size <= self.SMALL or other is array or np.array_equal(other.reshape(-1).view(np.uint8), raw):
+                return number
+        self._count += 1
+        alike.append((self._count, array))
+        return self._count
 
 
 def stack(rows: Sequence[Array]) -> Array:

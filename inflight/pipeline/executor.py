@@ -20,8 +20,11 @@ from inflight.pipeline.queue import Batch, StageQueue
 from inflight.servable import MethodSpec, ServableSpec, StageSpec
 from inflight.types import Outcome, Row
 
-Measure = Callable[[str, str, int, float], None]
-"""Told of every batch: method, stage label, size, seconds."""
+Measure = Callable[[str, str, int, float, int], None]
+"""Told of every run of a stage: method, stage label, instances in one run, seconds of one run, how many such runs."""
+
+Runs = list[tuple[int, float, int]]
+"""Instances in one run, its seconds, how many such runs."""
 
 
 class ModelPort(ABC):
@@ -84,8 +87,11 @@ class LocalModel(ModelPort):
             pipeline.run_batch(batch, self._outcomes)
         self._model.model.close()
 
-    def _outcomes(self, batch: Batch, jobs: list[Job]) -> list[Outcome]:
-        return self._model.run([job.inputs(batch.stage) for job in jobs], jobs[0].subgraph)
+    def _outcomes(self, batch: Batch, jobs: list[Job]) -> tuple[list[Outcome], Runs]:
+        outcomes = self._model.run([job.inputs(batch.stage) for job in jobs], jobs[0].subgraph)
+        runs: Runs = [(count, seconds, 1) for count, seconds in self._model.runs]
+        self._model.runs.clear()
+        return outcomes, runs
 
 
 class Pipeline:
@@ -163,13 +169,13 @@ class Pipeline:
         while (batch := self._functions.take()) is not None:
             self.run_batch(batch, self._run_function)
 
-    def run_batch(self, batch: Batch, run: Callable[[Batch, list[Job]], list[Outcome]]) -> None:
+    def run_batch(self, batch: Batch, run: Callable[[Batch, list[Job]], tuple[list[Outcome], Runs]]) -> None:
         """Runs a batch with `run` and moves its jobs on."""
         jobs = self._still_wanted(batch.jobs)
         if jobs:
-            start = time.perf_counter()
-            outcomes = run(batch, jobs)
-            self._measure(jobs[0].method.name, batch.stage.key, len(jobs), time.perf_counter() - start)
+            outcomes, runs = run(batch, jobs)
+            for size, seconds, count in runs:
+                self._measure(jobs[0].method.name, batch.stage.key, size, seconds, count)
             self.finished(jobs, outcomes)
         else:
             self._flush()
@@ -213,10 +219,15 @@ class Pipeline:
         for port in self.models.values():
             port.close()
 
-    def _run_function(self, batch: Batch, jobs: list[Job]) -> list[Outcome]:
+    def _run_function(self, batch: Batch, jobs: list[Job]) -> tuple[list[Outcome], Runs]:
         stage = batch.stage
         function = self.spec.functions[stage.key]
-        return run_stage(function, jobs[0].method, stage, [job.editable_inputs(stage) for job in jobs])
+        start = time.perf_counter()
+        outcomes = run_stage(function, jobs[0].method, stage, [job.editable_inputs(stage) for job in jobs])
+        seconds = time.perf_counter() - start
+        if stage.batch_size is None:
+            return outcomes, [(1, seconds / len(jobs), len(jobs))]
+        return outcomes, [(len(jobs), seconds, 1)]
 
     def _still_wanted(self, jobs: list[Job]) -> list[Job]:
         now = time.monotonic()

@@ -288,8 +288,8 @@ class Group:
             instance = replica.take_back(key)
             if instance is not None:
                 instance.settle(error_from_wire(kind, text))
-        for method, stage, size, seconds in message.stats:
-            self._metrics.stage(self.name, method, stage, size, seconds)
+        for method, stage, size, seconds, count in message.stats:
+            self._metrics.stage(self.name, method, stage, size, seconds, count)
         self.schedule()
 
     def on_call(self, replica: Replica, message: Call, values: Unpacker) -> None:

@@ -65,7 +65,7 @@ class Worker:
         self._outbox = outbox
         self._lock = threading.Lock()
         self._done: list[tuple[int, Outcome]] = []
-        self._stats: list[tuple[str, str, int, float]] = []
+        self._stats: list[tuple[str, str, int, float, int]] = []
         self._jobs: dict[int, Job] = {}
         self._pipeline: Pipeline | None = None
         self.orphaned = False
@@ -204,9 +204,9 @@ class Worker:
         with self._lock:
             self._done.append((job.key, outcome))
 
-    def _measure(self, method: str, stage: str, size: int, seconds: float) -> None:
+    def _measure(self, method: str, stage: str, size: int, seconds: float, count: int) -> None:
         with self._lock:
-            self._stats.append((method, stage, size, seconds))
+            self._stats.append((method, stage, size, seconds, count))
 
     def _flush(self) -> None:
         with self._lock:

@@ -62,9 +62,12 @@ class Running:
         spec = trace(body).spec()
         ports = {key: LocalModel(key, BatchedModel(spec.models[key], model)) for key, model in (models or {}).items()}
         self.measured: list[tuple[str, str, int]] = []
-        self.pipeline = Pipeline(spec, dict(ports), lambda m, s, n, t: self.measured.append((m, s, n)), lambda: None)
+        self.pipeline = Pipeline(spec, dict(ports), self._measure, lambda: None)
         self._thread = threading.Thread(target=self.pipeline.run_functions)
         self._thread.start()
+
+    def _measure(self, method: str, stage: str, size: int, seconds: float, count: int) -> None:
+        self.measured += [(method, stage, size)] * count
 
     def jobs(self, method: str, rows: Sequence[Sequence[Value]], **more: Any) -> tuple[list[Job], dict[int, Outcome]]:
         outcomes: dict[int, Outcome] = {}
