@@ -7,6 +7,7 @@ model and nothing else needs no second thread: whoever brings the jobs calls `ru
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -15,10 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 from inflight.errors import Cancelled, DeadlineExceeded, InflightError, InvalidRequest
 from inflight.pipeline.batcher import BatchedModel
 from inflight.pipeline.functions import run_stage
-from inflight.pipeline.job import Job
+from inflight.pipeline.job import Job, kept_inputs
 from inflight.pipeline.queue import Batch, StageQueue
 from inflight.servable import MethodSpec, ServableSpec, StageSpec
-from inflight.types import Outcome, Row
+from inflight.types import Outcome, Row, Value
 
 Measure = Callable[[str, str, int, float, int], None]
 """Told of every run of a stage: method, stage label, instances in one run, seconds of one run, how many such runs."""
@@ -116,6 +117,7 @@ class Pipeline:
         self._measure = measure
         self._flush = flush
         self._functions = StageQueue()
+        self._kept: dict[tuple[str, int], tuple[bool, ...]] = {}
         self.hidden = {
             (key, subgraph): hidden_method(key, subgraph)
             for key, port in models.items()
@@ -127,6 +129,7 @@ class Pipeline:
                 if stage.kind == "function":
                     limit = self._function_limit(method, stage)
                     self._functions.add_lane(method.name, stage, limit, method.max_wait_ms / 1000)
+                    self._kept[method.name, stage.index] = self._kept_inputs(method, stage)
         self.only_model = self._only_model()
         for port in models.values():
             port.bind(self, self.only_model is not None)
@@ -222,12 +225,27 @@ class Pipeline:
     def _run_function(self, batch: Batch, jobs: list[Job]) -> tuple[list[Outcome], Runs]:
         stage = batch.stage
         function = self.spec.functions[stage.key]
+        method = jobs[0].method
+        kept = self._kept[method.name, stage.index]
+
+        def inputs(first: int) -> list[list[Value]]:
+            if method.mindspore_values:
+                return [job.shared_inputs(stage) for job in jobs[first:]]
+            return [job.editable_inputs(stage, kept) for job in jobs[first:]]
+
         start = time.perf_counter()
-        outcomes = run_stage(function, jobs[0].method, stage, [job.editable_inputs(stage) for job in jobs])
+        outcomes = run_stage(function, method, stage, inputs, len(jobs))
         seconds = time.perf_counter() - start
         if stage.batch_size is None:
             return outcomes, [(1, seconds / len(jobs), len(jobs))]
         return outcomes, [(len(jobs), seconds, 1)]
+
+    def _kept_inputs(self, method: MethodSpec, stage: StageSpec) -> tuple[bool, ...]:
+        """For each input of a function, whether it gets a copy."""
+        if stage.batch_size is not None and inspect.isgeneratorfunction(self.spec.functions[stage.key].function):
+            # It is called again with the instances after one that it failed on, which it may have edited already.
+            return (True,) * len(stage.inputs)
+        return kept_inputs(method, stage)
 
     def _still_wanted(self, jobs: list[Job]) -> list[Job]:
         now = time.monotonic()

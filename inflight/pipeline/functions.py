@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,57 @@ class BadResult(ValueError):
     """What a stage function returned cannot be used."""
 
 
-def run_stage(function: FunctionSpec, method: MethodSpec, stage: StageSpec, rows: list[list[Value]]) -> list[Outcome]:
-    """One outcome per row, in order; a failed row never fails another one.
+@dataclass(frozen=True)
+class Form:
+    """What a function has to return for one instance.
+
+    Attributes:
+        function: its name, for error texts.
+        count: its outputs.
+        unwrap: a list of one element is that element, whatever it is, as in MindSpore Serving.
+    """
+
+    function: str
+    count: int
+    unwrap: bool = False
+
+    def outputs(self, result: Any) -> Sequence[Any]:
+        """The outputs of one result: a tuple is as many outputs as it has elements, and so is a list of arrays, texts
+        or bytes. A list of numbers, or of lists, is one array where one output is declared.
+
+        Raises:
+            BadResult: there are more or fewer than declared.
+        """
+        if isinstance(result, tuple):
+            items: Sequence[Any] = result
+        elif isinstance(result, list):
+            if self.count == 1 and not (self.unwrap and len(result) == 1) and not any(map(_is_value, result)):
+                return (result,)
+            items = result
+        elif self.count == 1:
+            return (result,)
+        else:
+            raise BadResult(
+                f"the function returned one {type(result).__name__}, expected {self.count} outputs in a tuple "
+                f"from '{self.function}'"
+            )
+        if len(items) != self.count:
+            hint = "; return an array where all of it is one output" if self.count == 1 else ""
+            raise BadResult(
+                f"the function returned {len(items)} outputs, expected {self.count} from '{self.function}', as its "
+                f"outputs_count says{hint}"
+            )
+        return items
+
+
+Inputs = Callable[[int], list[list[Value]]]
+"""What a function reads, of the instances from a number on; made anew by each call, where the function may edit it."""
+
+
+def run_stage(
+    function: FunctionSpec, method: MethodSpec, stage: StageSpec, inputs: Inputs, count: int
+) -> list[Outcome]:
+    """One outcome for each of `count` instances, in order; a failed one never fails another one.
 
     User code may raise anything: KeyboardInterrupt, SystemExit and GeneratorExit too are caught here, and none of it
     ends the worker. (A worker's real signals raise nothing, they are handled on a thread of their own.)
@@ -33,9 +83,10 @@ def run_stage(function: FunctionSpec, method: MethodSpec, stage: StageSpec, rows
         _FAILURES.add(f"{method.name}/{stage.index}", error, str(failed))
         return failed
 
+    form = Form(function.key, function.outputs_count, method.mindspore_values)
     if stage.batch_size is None:
-        return [_one(function, row, fail) for row in rows]
-    return _batch(function, rows, fail)
+        return [_one(function, form, row, fail) for row in inputs(0)]
+    return _batch(function, form, inputs, count, fail)
 
 
 def failure(method: str, stage: StageSpec, error: BaseException) -> ModelError:
@@ -46,22 +97,22 @@ def failure(method: str, stage: StageSpec, error: BaseException) -> ModelError:
     )
 
 
-def _one(function: FunctionSpec, row: list[Value], fail: Fail) -> Outcome:
+def _one(function: FunctionSpec, form: Form, row: list[Value], fail: Fail) -> Outcome:
     try:
-        return as_row(function.function(*row), function.outputs_count, row)
+        return as_row(function.function(*row), form, row)
     except BaseException as error:
         return fail(error)
 
 
-def _batch(function: FunctionSpec, rows: list[list[Value]], fail: Fail) -> list[Outcome]:
+def _batch(function: FunctionSpec, form: Form, inputs: Inputs, count: int, fail: Fail) -> list[Outcome]:
     """Calls a batch function until every row has an answer.
 
     An exception before the first result fails all rows left; one while iterating fails the row it came for, and the
     function is called again with the rows after it.
     """
     outcomes: list[Outcome] = []
-    while len(outcomes) < len(rows):
-        rest = rows[len(outcomes) :]
+    while len(outcomes) < count:
+        rest = inputs(len(outcomes))
         try:
             results = _iterate(function.function, rest)
         except BaseException as error:
@@ -69,15 +120,15 @@ def _batch(function: FunctionSpec, rows: list[list[Value]], fail: Fail) -> list[
             break
         for row in rest:
             try:
-                outcomes.append(as_row(next(results), function.outputs_count, row))
+                outcomes.append(as_row(next(results), form, row))
             except BadResult as error:
                 outcomes.append(fail(error))
             except StopIteration:
                 missing = BadResult(
-                    f"the function returned {len(outcomes) - (len(rows) - len(rest))} results for {len(rest)} "
+                    f"the function returned {len(outcomes) - (count - len(rest))} results for {len(rest)} "
                     "instances; return or yield one result for each instance"
                 )
-                outcomes += [fail(missing)] * (len(rows) - len(outcomes))
+                outcomes += [fail(missing)] * (count - len(outcomes))
                 break
             except BaseException as error:
                 outcomes.append(fail(error))
@@ -95,37 +146,45 @@ def _iterate(function: Callable[..., Any], rows: Sequence[Sequence[Value]]) -> I
     )
 
 
-def as_row(result: Any, count: int, inputs: Sequence[Value] = ()) -> list[Value]:
-    """A function's result for one instance as `count` values.
+def as_row(result: Any, form: Form, inputs: Sequence[Value] = ()) -> list[Value]:
+    """A function's result for one instance as values, one for each output.
 
     Args:
-        inputs: what the function was given for this instance: returned as it is, while every other array is copied,
-            since a function may fill one buffer for each instance and return that again and again.
+        inputs: what the function was given for this instance: returned as it is (once), while every other array is
+            copied, since a function may fill one buffer for each instance and return that again and again.
 
     Raises:
         BadResult: the number of outputs or a type is wrong.
     """
-    if count == 1 and not (isinstance(result, (tuple, list)) and len(result) == 1 and _nested(result)):
-        return [_kept(result[0] if isinstance(result, tuple) and len(result) == 1 else result, inputs)]
-    if not isinstance(result, (tuple, list)):
-        raise BadResult(f"the function returned one {type(result).__name__}, expected {count} outputs in a tuple")
-    if len(result) != count:
-        raise BadResult(f"the function returned {len(result)} outputs, expected {count}")
-    return [_kept(item, inputs) for item in result]
+    items = form.outputs(result)
+    if len(items) == 1:
+        return [_kept(items[0], inputs)]
+    row: list[Value] = []
+    for item in items:
+        # An input that is two outputs is two values.
+        again = any(item is one for one in row)
+        row.append(_kept(item, () if again else inputs))
+    return row
+
+
+def _is_value(item: Any) -> bool:
+    """Whether an element of a list is an output by itself: no plain number, and no list."""
+    if isinstance(item, (np.ndarray, str, bytes, bytearray, memoryview)):
+        return True
+    return not isinstance(item, (bool, int, float, list, np.generic)) and (
+        hasattr(item, "__array__") or callable(getattr(item, "asnumpy", None))
+    )
 
 
 def _kept(item: Any, inputs: Sequence[Value]) -> Value:
     """The value, in memory that the function will not write again."""
     value = as_value(item)
-    if value is item and isinstance(value, np.ndarray) and not any(value is one for one in inputs):
+    # Numbers, lists and arrays that are not contiguous become arrays of their own; other objects may show their memory.
+    own = value is not item and isinstance(item, (np.ndarray, list, bool, int, float, np.generic))
+    if isinstance(value, np.ndarray) and not own and not any(value is one for one in inputs):
         copy: Array = value.copy()
         return copy
     return value
-
-
-def _nested(result: Sequence[Any]) -> bool:
-    """A one-element list that wraps an array, text or bytes is a row; `[3]` is an array of one number."""
-    return isinstance(result[0], (np.ndarray, str, bytes))
 
 
 def _check_text(value: str) -> None:

@@ -68,12 +68,24 @@ class Job:
             return slot
         return [slots[ref.stage][ref.output] for ref in refs]
 
-    def editable_inputs(self, stage: StageSpec) -> list[Value]:
+    def editable_inputs(self, stage: StageSpec, kept: Sequence[bool]) -> list[Value]:
         """What a Python stage reads: bytes as a uint8 array, every array writable.
 
-        The converted value replaces the original, so that an edit in place is seen by later stages, as it
-        was in MindSpore Serving.
+        Args:
+            kept: for each input, whether the value must stay as it is (`kept_inputs`); then the stage gets a copy.
         """
+        row: list[Value] = []
+        for ref, keep in zip(stage.inputs, kept):
+            value = self.slots[ref.stage][ref.output]
+            if isinstance(value, bytes):
+                value = np.frombuffer(bytearray(value), np.uint8)
+            elif isinstance(value, np.ndarray) and (keep or not value.flags.writeable):
+                value = value.copy()
+            row.append(value)
+        return row
+
+    def shared_inputs(self, stage: StageSpec) -> list[Value]:
+        """The same as MindSpore Serving had it: an edit in place is seen by later stages, and in returned inputs."""
         row: list[Value] = []
         for ref in stage.inputs:
             slot = self.slots[ref.stage]
@@ -104,3 +116,15 @@ class Job:
 def is_whole(refs: tuple[Ref, ...]) -> bool:
     """Whether the refs name the first values of one slot, in order."""
     return all(ref.stage == refs[0].stage and ref.output == index for index, ref in enumerate(refs))
+
+
+def kept_inputs(method: MethodSpec, stage: StageSpec) -> tuple[bool, ...]:
+    """For each input of a stage, whether the value is read after it: by a later input, a later stage, the caller."""
+    later = {ref for other in method.stages if other.index > stage.index for ref in _read_by(method, other)}
+    # A method that names no outputs returns those of its last stage, which nobody reads before.
+    later.update(method.returns)
+    return tuple(ref in later or ref in stage.inputs[at + 1 :] for at, ref in enumerate(stage.inputs))
+
+
+def _read_by(method: MethodSpec, stage: StageSpec) -> tuple[Ref, ...]:
+    return stage.inputs or tuple(Ref(0, index) for index in range(len(method.inputs)))

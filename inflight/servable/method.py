@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from inflight.errors import RegistrationError
 from inflight.servable.builtin import BUILTIN_FUNCTIONS
-from inflight.servable.checks import check_int, check_seconds, check_str, check_strs
+from inflight.servable.checks import check_bool, check_int, check_seconds, check_str, check_strs
 from inflight.servable.helpers import check_stages, helper_targets
 from inflight.servable.model import Model
 from inflight.servable.spec import FunctionSpec, MethodSpec, Ref, StageSpec
@@ -25,6 +25,7 @@ def register_method(
     queue_size: int | None = None,
     priority: int = 0,
     timeout: float | None = None,
+    mindspore_values: bool = False,
 ) -> Callable[[Function], Function]:
     """Makes the decorated function a method that clients call by the function's name.
 
@@ -36,6 +37,8 @@ def register_method(
         queue_size: instances that may wait in the server, or None for the server's own limit.
         priority: methods with a higher number go first.
         timeout: seconds a request may take in all, or None.
+        mindspore_values: values are treated as MindSpore Serving did: what a function edits in place is edited for
+            later stages too, and a list of one element that it returns is that element. `mindspore_serving` sets it.
 
     Returns:
         The decorator; it returns the function itself.
@@ -49,6 +52,7 @@ def register_method(
     if queue_size is not None:
         check_int("queue_size", queue_size, 1)
     check_int("priority", priority)
+    check_bool("mindspore_values", mindspore_values)
     limit = None if timeout is None else check_seconds("timeout", timeout, exclusive=True)
 
     def register(function: Function) -> Function:
@@ -64,7 +68,9 @@ def register_method(
                 f"method '{name}' has the output_names {', '.join(outputs)}"
             )
         stages = tuple(trace.stages)
-        registry.methods[name] = MethodSpec(name, inputs, outputs, stages, returns, wait, queue_size, priority, limit)
+        registry.methods[name] = MethodSpec(
+            name, inputs, outputs, stages, returns, wait, queue_size, priority, limit, mindspore_values
+        )
         return function
 
     return register

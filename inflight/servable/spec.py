@@ -54,7 +54,7 @@ class ModelSpec:
         files: as written; relative to the version directory.
         format: lower case, or None to decide by the file's ending.
         with_batch_dim: the first dimension of every input (but the listed ones) and output is the batch.
-        without_batch_dim_inputs: input indices that have no batch dimension; the first instance's data is used.
+        without_batch_dim_inputs: input indices that have no batch dimension; instances that share a run have the same.
         max_batch_size: rows in one run where the model's batch dimension is dynamic.
         thread_num: CPU threads asked for, or None.
         device_options: by device type.
@@ -117,6 +117,8 @@ class MethodSpec:
         queue_size: instances that may wait in the server, or None for the server's own limit.
         priority: methods with a higher number go first.
         timeout: seconds a request may take in all, or None.
+        mindspore_values: functions treat values as MindSpore Serving's do: what one edits in place is edited for later
+            stages too, and a list of one element is that element.
     """
 
     name: str
@@ -128,6 +130,7 @@ class MethodSpec:
     queue_size: int | None = None
     priority: int = 0
     timeout: float | None = None
+    mindspore_values: bool = False
 
     @property
     def has_function_stage(self) -> bool:

@@ -24,7 +24,7 @@ from inflight.errors import (
     StartError,
 )
 from inflight.pipeline import BatchedModel, Job, LocalModel, Pipeline
-from inflight.pipeline.functions import as_row
+from inflight.pipeline.functions import Form, as_row
 from inflight.runtime import GraphSpec, LoadedModel
 from inflight.servable import Registry, add_stage, declare_model, register_method, tracing
 from inflight.types import Array, Outcome, TensorSpec, Value
@@ -178,7 +178,7 @@ def test_another_shape_of_the_same_size_is_taken(running: Callable[..., Running]
     assert numbers(server.run("plain", [[np.array([[3.0], [4.0]], np.float32)]])) == [6.0]
 
 
-def test_without_batch_dim_inputs_come_from_the_first_instance(running: Callable[..., Running]) -> None:
+def test_without_batch_dim_inputs_are_given_once(running: Callable[..., Running]) -> None:
     class Scaled(LoadedModel):
         device_type = "cpu"
         graphs = (
@@ -328,7 +328,7 @@ def test_scalars_texts_and_bytes_become_values() -> None:
     results: list[Any] = [True, 3, 2.5, "text", b"raw", [1, 2], np.float16(1.5), np.arange(6).reshape(2, 3).T]
     wanted = ["bool", "int64", "float64", str, bytes, "int64", "float16", "int64"]
     for result, kind in zip(results, wanted):
-        (value,) = as_row(result, 1)
+        (value,) = as_row(result, Form("f", 1))
         if isinstance(kind, str):
             assert isinstance(value, np.ndarray)
             assert value.dtype == kind
@@ -377,13 +377,13 @@ def test_a_buffer_that_is_filled_again_and_again_gives_each_its_own(
     assert numbers(outcomes) == [float(index) for index in range(20)]
 
 
-def test_edits_in_place_are_seen_by_later_stages(running: Callable[..., Running]) -> None:
+def test_edits_in_place_are_seen_by_later_stages_as_mindspore_serving_has_it(running: Callable[..., Running]) -> None:
     def edit(x: Array) -> Array:
         x += 5
         return x
 
     def body() -> None:
-        @register_method(output_names=["original", "edited"])
+        @register_method(output_names=["original", "edited"], mindspore_values=True)
         def method(x: Any) -> Any:
             return x, add_stage(edit, x, outputs_count=1)
 

@@ -125,3 +125,185 @@ def test_runs_are_counted_as_the_model_sees_them(running: Callable[..., Running]
     server.run("stages", batch[:8])
     assert [size for _, stage, size in server.measured if stage == "demo.one"] == [1] * 8
     assert sum(size for _, stage, size in server.measured if stage == "demo.many") == 8
+
+
+# Edits in place
+
+
+def edit(x: Array) -> Array:
+    x += 5
+    return x
+
+
+def look(x: Array) -> Array:
+    return x + 0
+
+
+def edit_second(x: Array, y: Array) -> Array:
+    y += 7
+    return x + 0
+
+
+def twice(x: Array) -> tuple[Array, Array]:
+    return x, x
+
+
+def edit_all_then_fail(instances: Any) -> Any:
+    for (x,) in instances:
+        x += 1
+    for (x,) in instances:
+        if x == 1:
+            raise ValueError("one")
+        yield x
+
+
+def doubling() -> dict[str, LoadedModel]:
+    return {"double.onnx": Double()}
+
+
+def frozen(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
+
+
+def values_of(outcome: Outcome) -> list[list[float]]:
+    assert not isinstance(outcome, InflightError), outcome
+    return [np.asarray(value).tolist() for value in outcome]
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_every_reader_gets_a_value_as_it_was_produced(
+    running: Callable[..., Running], freeze: bool, batch_size: int | None
+) -> None:
+    def edit_many(instances: Any) -> Any:
+        return [edit(x) for (x,) in instances]
+
+    def body() -> None:
+        model = declare_model("double.onnx", "onnx")
+        editor = edit if batch_size is None else edit_many
+
+        @register_method(output_names=["x", "edited", "sibling", "again", "y", "of_y", "y_edited"])
+        def method(x: Any) -> Any:
+            edited = add_stage(editor, x, outputs_count=1, batch_size=batch_size)
+            sibling = add_stage(look, x, outputs_count=1)
+            again = add_stage(editor, x, outputs_count=1, batch_size=batch_size)
+            y = add_stage(model, x, outputs_count=1)
+            y_edited = add_stage(editor, y, outputs_count=1, batch_size=batch_size)
+            return x, edited, sibling, again, y, add_stage(look, y, outputs_count=1), y_edited
+
+    server = running(body, doubling())
+    rows: list[list[Value]] = [[np.full(2, index, np.float32)] for index in range(6)]
+    if freeze:
+        rows = [[frozen(row[0])] for row in rows]  # type: ignore[arg-type]
+    for index, outcome in enumerate(server.run("method", rows)):
+        expected = [index, index + 5, index, index + 5, 2 * index, 2 * index, 2 * index + 5]
+        assert values_of(outcome) == [[float(value)] * 2 for value in expected]
+
+
+def test_a_value_that_is_two_inputs_or_two_outputs_is_two_values(running: Callable[..., Running]) -> None:
+    def body() -> None:
+        @register_method(output_names=["first", "one", "other"])
+        def method(x: Any) -> Any:
+            first = add_stage(edit_second, x, x, outputs_count=1)
+            one, other = add_stage(twice, first, outputs_count=2)
+            return first, add_stage(edit, one, outputs_count=1), other
+
+    (outcome,) = running(body).run("method", [[np.zeros(2)]])
+    assert values_of(outcome) == [[0, 0], [5, 5], [0, 0]]
+
+
+def test_the_last_reader_gets_no_copy(running: Callable[..., Running]) -> None:
+    given: list[Array] = []
+
+    def note(x: Array) -> Array:
+        given.append(x)
+        return x
+
+    def body() -> None:
+        @register_method(output_names=["y"])
+        def method(x: Any) -> Any:
+            return add_stage(note, add_stage(note, x, outputs_count=1), outputs_count=1)
+
+    x = np.zeros(2)
+    running(body).run("method", [[x]])
+    assert given[0] is x
+    assert given[1] is x
+
+
+def test_a_generator_that_is_called_again_gets_what_it_has_not_edited(running: Callable[..., Running]) -> None:
+    def body() -> None:
+        @register_method(output_names=["y"])
+        def method(x: Any) -> Any:
+            return add_stage(edit_all_then_fail, x, outputs_count=1, batch_size=8)
+
+    outcomes = running(body).run("method", [[np.array(float(index))] for index in (3, 0, 4, 5)])
+    assert [None if isinstance(one, InflightError) else float(one[0]) for one in outcomes] == [4, None, 5, 6]  # type: ignore[arg-type]
+
+
+# One output
+
+
+def one_output(result: Any, **options: Any) -> Callable[[], None]:
+    def answer(x: Array) -> Any:
+        return result
+
+    def body() -> None:
+        @register_method(output_names=["y"], **options)
+        def method(x: Any) -> Any:
+            return add_stage(answer, x, outputs_count=1, tag="the tag")
+
+    return body
+
+
+class Tensor:
+    """Something that is converted."""
+
+    def asnumpy(self) -> Array:
+        return np.array([1.5, 2.5])
+
+
+@pytest.mark.parametrize(
+    ("result", "value"),
+    [
+        ((np.array([1, 2]),), [1, 2]),
+        ([np.array([1, 2])], [1, 2]),
+        ([Tensor()], [1.5, 2.5]),
+        ((Tensor(),), [1.5, 2.5]),
+        ((7,), 7),
+        (([1, 2],), [1, 2]),
+        ([3], [3]),
+        ([[1, 2]], [[1, 2]]),
+        ([1, 2], [1, 2]),
+        ([np.float32(1), np.float32(2)], [1, 2]),
+    ],
+)
+def test_one_output_is_taken_out_of_what_wraps_it(running: Callable[..., Running], result: Any, value: Any) -> None:
+    (outcome,) = running(one_output(result)).run("method", [[np.zeros(1)]])
+    assert values_of(outcome) == [value]
+
+
+@pytest.mark.parametrize(("result", "value"), [([3], 3), ([[1, 2]], [1, 2]), ([1, 2], [1, 2]), ((3,), 3)])
+def test_mindspore_serving_takes_it_out_of_every_list(running: Callable[..., Running], result: Any, value: Any) -> None:
+    (outcome,) = running(one_output(result, mindspore_values=True)).run("method", [[np.zeros(1)]])
+    assert values_of(outcome) == [value]
+
+
+@pytest.mark.parametrize("options", [{}, {"mindspore_values": True}])
+@pytest.mark.parametrize(
+    ("result", "count"),
+    [
+        ((np.zeros(2), np.zeros(2)), 2),
+        ([np.zeros(2), np.zeros(2)], 2),
+        ([Tensor(), Tensor()], 2),
+        ((1, 2), 2),
+        ((), 0),
+        (["a", "b"], 2),
+    ],
+)
+def test_two_outputs_are_not_one(
+    running: Callable[..., Running], result: Any, count: int, options: dict[str, Any]
+) -> None:
+    (outcome,) = running(one_output(result, **options)).run("method", [[np.zeros(1)]])
+    assert isinstance(outcome, InflightError)
+    assert f"returned {count} outputs, expected 1 from 'demo.answer'" in str(outcome)

@@ -16,9 +16,9 @@ from inflight.servable import (
     call_servable,
     declare_model,
     declare_servable,
-    register_method,
 )
 from mindspore_serving.server.register import method, model, stage_function, utils
+from mindspore_serving.server.register.method import register_method
 
 __all__ = [
     "AclOptions",

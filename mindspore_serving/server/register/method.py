@@ -1,5 +1,10 @@
 """Methods and their stages."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 from inflight.servable import (
     add_stage,
     call_postprocess,
@@ -7,8 +12,8 @@ from inflight.servable import (
     call_preprocess,
     call_preprocess_pipeline,
     call_servable,
-    register_method,
 )
+from inflight.servable import register_method as _register_method
 
 __all__ = [
     "add_stage",
@@ -19,3 +24,11 @@ __all__ = [
     "call_servable",
     "register_method",
 ]
+
+
+def register_method(
+    output_names: str | tuple[str, ...] | list[str], **options: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`inflight.servable.register_method` with MindSpore Serving's habits: what a function edits in place is edited for
+    later stages too, and a list of one element that it returns is that element."""
+    return _register_method(output_names, mindspore_values=True, **options)
