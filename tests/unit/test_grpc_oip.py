@@ -159,6 +159,31 @@ def test_deadline(backend: FakeBackend, client: triton.InferenceServerClient) ->
     assert eventually(lambda: backend.cancelled == before + 1)
 
 
+def test_timeout_parameter_is_microseconds(
+    backend: FakeBackend, client: triton.InferenceServerClient, address: str
+) -> None:
+    """Triton's clients send it with the request, beside the call's own deadline: the one that ends sooner counts."""
+    inputs = given(triton, x1=X, x2=X)
+    client.infer("add", inputs, timeout=1_500_000)
+    assert backend.timeouts[-1] == 1.5
+    client.infer("add", inputs, timeout=1_500_000, client_timeout=20.0)
+    assert backend.timeouts[-1] == 1.5
+    client.infer("add", inputs, timeout=90_000_000, client_timeout=20.0)
+    assert 10 < backend.timeouts[-1] < 30
+    client.infer("add", inputs, timeout=0)
+    assert backend.timeouts[-1] is None
+    for wrong in (-1, "soon", True):
+        with pytest.raises(InferenceServerException, match="must be a whole number of microseconds"):
+            client.infer("add", inputs, parameters={"timeout": wrong})
+    answers: queue.Queue[Any] = queue.Queue()
+    with triton.InferenceServerClient(address) as streaming:
+        streaming.start_stream(lambda result, error: answers.put((result, error)))
+        streaming.async_stream_infer("add", inputs, parameters={"timeout": 2_500_000})
+        assert answers.get(timeout=20)[1] is None
+        streaming.stop_stream()
+    assert backend.timeouts[-1] == 2.5
+
+
 def test_async_infer(client: triton.InferenceServerClient) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     for _ in range(20):

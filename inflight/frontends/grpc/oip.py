@@ -18,6 +18,7 @@ from inflight.frontends.oip.mapping import (
     infer,
     metadata,
     model_ready,
+    request_timeout,
     to_rows,
 )
 from inflight.frontends.oip.tensors import OipTensor, from_elements, from_raw, to_raw
@@ -121,7 +122,7 @@ async def _infer(backend: Backend, request: ModelInferRequest, timeout: float | 
         _refuse_parameters(output)
         wanted.append(output.name)
     reply = ModelInferResponse(model_name=request.model_name, model_version=str(method.version), id=request.id)
-    for tensor in await infer(backend, method, tensors, wanted, timeout=timeout):
+    for tensor in await infer(backend, method, tensors, wanted, timeout=_seconds(request, timeout)):
         reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         reply.raw_output_contents.append(to_raw(tensor))
     return reply
@@ -146,7 +147,7 @@ async def _text_replies(
     try:
         method = find_model(backend, request.model_name, request.model_version)
         rows = to_rows(method, _inputs(request))
-        parts = backend.stream(method, rows, timeout=timeout)
+        parts = backend.stream(method, rows, timeout=_seconds(request, timeout))
         try:
             async for part in parts:
                 reply = ModelInferResponse(
@@ -168,6 +169,16 @@ async def _text_replies(
     except InflightError as error:
         failed = ModelInferResponse(model_name=request.model_name, id=request.id)
         yield ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
+
+
+def _seconds(request: ModelInferRequest, deadline: float | None) -> float | None:
+    """The call's deadline, or the request's parameter `timeout` where that ends sooner."""
+    if "timeout" not in request.parameters:
+        return deadline
+    parameter = request.parameters["timeout"]
+    kind = parameter.WhichOneof("parameter_choice")
+    limit = request_timeout(getattr(parameter, kind)) if kind is not None else None
+    return min((each for each in (limit, deadline) if each is not None), default=None)
 
 
 def _inputs(request: ModelInferRequest) -> list[OipTensor]:

@@ -16,6 +16,7 @@ import orjson
 
 from inflight.errors import InvalidRequest
 from inflight.frontends.body import Body
+from inflight.frontends.oip.mapping import request_timeout
 from inflight.frontends.oip.plain import parse_plain
 from inflight.frontends.oip.tensors import OipTensor, check_shape, from_elements, from_raw, numpy_dtype, to_raw
 from inflight.types import Array
@@ -78,7 +79,7 @@ def parse_request(body: Body, json_length: int | None) -> InferRequest:
         outputs=outputs,
         binary=binary,
         binary_default=_flag(parameters, "binary_data_output", False),
-        timeout=_timeout(parameters),
+        timeout=request_timeout(parameters.get("timeout")),
     )
 
 
@@ -122,14 +123,6 @@ def _field(owner: dict[str, Any], name: str, types: tuple[type, ...], default: A
 
 def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     return bool(_field(parameters, name, (bool,), default, "the parameters"))
-
-
-def _timeout(parameters: dict[str, Any]) -> float | None:
-    """Triton's parameter: microseconds, 0 for none."""
-    micros = _field(parameters, "timeout", (int,), 0, "the parameters")
-    if micros < 0:
-        raise InvalidRequest("'timeout' of the parameters must be microseconds, 0 for none")
-    return micros / 1e6 if micros else None
 
 
 def _entries(document: dict[str, Any], name: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -105,6 +105,19 @@ def parse_version(version: str) -> int:
     return int(version)
 
 
+def request_timeout(micros: object) -> float | None:
+    """Seconds of the parameter `timeout`, in which Triton's clients send microseconds; 0 is no limit.
+
+    Raises:
+        InvalidRequest: it is no such number.
+    """
+    if micros is None:
+        return None
+    if isinstance(micros, bool) or not isinstance(micros, int) or micros < 0:
+        raise InvalidRequest("'timeout' of the parameters must be a whole number of microseconds, 0 for none")
+    return micros / 1e6 or None
+
+
 def model_ready(backend: Backend, name: str, version: str) -> bool:
     """Whether this model can answer now.
 
