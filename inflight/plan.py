@@ -222,6 +222,8 @@ class ShardJob(msgspec.Struct, frozen=True):
         device_id: index of the device.
         dtype: auto, float32, bfloat16 or float16.
         kv_cache_bytes: memory of this rank's cache; None: measured at start.
+        num_blocks: blocks that the cache had before this rank was lost and started again: it gets as many, or what
+            the memory still holds. None: this start decides.
         block_size: tokens in one block.
         max_rows: rows of the batch.
         max_step_tokens: tokens that one step computes at most (chunks and decoding rows together).
@@ -243,6 +245,7 @@ class ShardJob(msgspec.Struct, frozen=True):
     device_id: int = 0
     dtype: str = "auto"
     kv_cache_bytes: int | None = None
+    num_blocks: int | None = None
     block_size: int = 16
     max_rows: int = 128
     max_step_tokens: int = 2048
@@ -254,6 +257,10 @@ class ShardJob(msgspec.Struct, frozen=True):
     quantize: str = "none"
     kv_cache_dtype: str = "auto"
     packed_cache: str = ""
+
+    def sized(self, num_blocks: int | None) -> ShardJob:
+        """The job of a rank that is started again."""
+        return msgspec.structs.replace(self, num_blocks=num_blocks)
 
 
 class ShardOffer(msgspec.Struct, frozen=True):

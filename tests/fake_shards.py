@@ -11,8 +11,10 @@ import asyncio
 from collections.abc import Sequence
 from hashlib import blake2b
 
+import msgspec
+
 from inflight.engine import Executor
-from inflight.errors import WorkerLost
+from inflight.errors import StartError, WorkerLost
 from inflight.plan import Sampling, ShardOffer, StepPlan, StepResult
 
 VOCAB = 997
@@ -48,8 +50,16 @@ class Row:
         self.blocks: list[int] = []
 
 
+class ShardsDied(Exception):
+    """A poisonous row was computed."""
+
+
 class FakeShards:
-    """The device side of the contract, synchronous."""
+    """The device side of the contract, synchronous.
+
+    Attributes:
+        poison: by row, the position at which computing it kills the shards.
+    """
 
     def __init__(self, num_blocks: int, block_size: int, max_rows: int, max_step_tokens: int = 10**9) -> None:
         self.num_blocks = num_blocks
@@ -60,6 +70,7 @@ class FakeShards:
         self.rows: dict[int, Row] = {}
         self.step = 0
         self.computed_tokens = 0
+        self.poison: dict[int, int] = {}
 
     def run(self, plan: StepPlan) -> StepResult:
         assert plan.step == self.step
@@ -92,6 +103,8 @@ class FakeShards:
                 chunk = 1
             total += chunk
             for _ in range(chunk):
+                if self.poison.get(id) == row.computed:
+                    raise ShardsDied
                 self._compute(row)
             assert row.computed <= len(row.tokens)
             if row.computed == len(row.tokens):
@@ -134,32 +147,50 @@ class FakeExecutor(Executor):
 
     Attributes:
         starts: how often shards were started.
+        failing_starts: starts to come that fail with a reason; killed_starts: and without one.
+        asked_blocks: what each start was asked for; room: blocks that there is memory for, when started again.
         poison: a prompt token that kills the shards whenever it is computed.
+        poisonous: as `FakeShards.poison`, for all starts.
         pace: seconds a step takes.
     """
 
     def __init__(self, num_blocks: int = 256, block_size: int = 4, max_rows: int = 32, vocab: int = VOCAB) -> None:
-        self._make = lambda: FakeShards(num_blocks, block_size, max_rows)
+        self._make = lambda: FakeShards(self.offer.num_blocks, block_size, max_rows)
         self.offer = ShardOffer(
             num_blocks, block_size, max_rows, num_blocks * block_size, vocab, "cpu", "float32", 0, 0, "fake"
         )
         self.shards: FakeShards | None = None
         self.starts = 0
         self.failing_starts = 0
+        self.killed_starts = 0
+        self.asked_blocks: list[int | None] = []
+        self.room = num_blocks
         self.poison: int | None = None
+        self.poisonous: dict[int, int] = {}
         self.pace = 0.0
         self.stuck = False
         self.most_in_flight = 0
         self._plans: list[StepPlan] = []
         self._dead = asyncio.Event()
 
-    async def start(self) -> ShardOffer:
+    @property
+    def lost(self) -> bool:
+        return self._dead.is_set()
+
+    async def start(self, num_blocks: int | None = None) -> ShardOffer:
         self.starts += 1
+        self.asked_blocks.append(num_blocks)
+        if self.killed_starts:
+            self.killed_starts -= 1
+            raise WorkerLost("it was killed while it loaded")
         if self.failing_starts:
             self.failing_starts -= 1
-            raise WorkerLost("it does not start")
+            raise StartError("it does not start")
+        if num_blocks is not None:
+            self.offer = msgspec.structs.replace(self.offer, num_blocks=min(num_blocks, self.room))
         await asyncio.sleep(0)
         self.shards = self._make()
+        self.shards.poison = self.poisonous
         self._plans = []
         self._dead = asyncio.Event()
         self.stuck = False
@@ -181,11 +212,16 @@ class FakeExecutor(Executor):
             if self.poison is not None and self.poison in (admission.token_ids or ()):
                 self.kill()
                 raise WorkerLost("the shards died")
-        return self.shards.run(plan)
+        try:
+            return self.shards.run(plan)
+        except ShardsDied:
+            self.kill()
+            raise WorkerLost("the shards died") from None
 
     def kill(self) -> None:
         self._dead.set()
         self.shards = None
+        self.on_lost()
 
     async def abort(self) -> None:
         self.kill()

@@ -45,7 +45,11 @@ from inflight.text import Matcher, Tokenizer, shown
 log = logging.getLogger("inflight")
 
 FAILED_STARTS = 3
-"""Restarts that fail one after the other before those who wait are told so; it is tried again none the less."""
+"""Restarts for which the shards say one after the other why they cannot load, before those who wait are told so; it is
+tried again none the less. A rank that was killed while it loaded has said nothing, and does not count."""
+
+PATIENCE = 600.0
+"""Seconds without shards after which requests without a deadline of their own are given up, and new ones refused."""
 
 _FAILURES = {"overloaded": "overloaded", "invalid": "validation", "too_large": "validation"}
 """Causes of errors in TGI's words; everything else is `generation`."""
@@ -107,11 +111,14 @@ class Engine:
         self._stopping = False
         self._up = False
         self._failing: str | None = None
+        self._num_blocks: int | None = None  # of the cache, once the first start has decided
+        self._back_off = 0.0  # seconds until the next start; none where the last one has led to an answer
         self._scheduler: Scheduler | None = None
         self._grammars: Grammars | None = None
         self._flights: deque[_Flight] = deque()
         self._waiting_since = 0.0
         self._watch: asyncio.TimerHandle | None = None
+        executor.on_lost = self._wake.set
         self._aborting: asyncio.Task[None] | None = None
         self._info = GeneratorInfo(config.name, config.model_id or str(config.model_dir), GenerationLimits(0, 0))
 
@@ -123,7 +130,7 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        return self._up and not self._stopping
+        return self._up and not self._executor.lost and not self._stopping
 
     @property
     def streams(self) -> int:
@@ -155,7 +162,10 @@ class Engine:
         Raises:
             StartError: with the shards' own text.
         """
-        offer = await self._executor.start()
+        try:
+            offer = await self._executor.start()
+        except WorkerLost as error:
+            raise StartError(str(error)) from None
         try:
             self._learn(offer)
         except InflightError:
@@ -369,10 +379,12 @@ class Engine:
         """Keeps plans in flight until it is cancelled; a loss of the shards starts them again."""
         while True:
             try:
+                if not self._up:
+                    await self._replace()
                 await self._steps()
             except WorkerLost as error:
                 log.warning("the shards of '%s' were lost: %s", self._config.name, error)
-                await self._replace()
+                await self._mourn()
             except asyncio.CancelledError:
                 raise
             except Exception:
@@ -381,21 +393,21 @@ class Engine:
                     stream.fail(ModelError("internal server error, the server's log has the details"))
                     self._close(stream)
                 await self._executor.abort()
-                await self._replace()
+                await self._mourn()
 
     async def _steps(self) -> None:
         scheduler = self._scheduler
         assert scheduler is not None
         depth = self._config.plans_in_flight
         while True:
-            while scheduler.in_flight < depth:
+            while scheduler.in_flight < depth and not self._executor.lost:
                 plan = scheduler.plan()
                 if plan is None:
                     break
                 self._note(plan)
                 self._executor.submit(plan)
-            if not scheduler.in_flight:
-                self._wake.clear()
+            if not scheduler.in_flight and not self._executor.lost:
+                self._wake.clear()  # by a request, or by a loss while nobody asks for anything
                 await self._wake.wait()
                 # Requests that arrive together start together.
                 await asyncio.sleep(0)
@@ -439,6 +451,7 @@ class Engine:
     def _take(self, result: StepResult) -> None:
         assert self._scheduler is not None
         flight, began = self._flights.popleft(), time.perf_counter()
+        self._back_off = 0.0
         starts = flight.starts
         for id, values in result.prompt_logprobs.items():
             stream = self._streams.get(id)
@@ -483,8 +496,8 @@ class Engine:
         assert self._grammars is not None
         self._grammars.advance([(matcher, token) for _, matcher, token in masked], done)
 
-    async def _replace(self) -> None:
-        """Starts the shards anew; whoever was running goes on from its known tokens."""
+    async def _mourn(self) -> None:
+        """The shards are gone, and what they had in flight: who was computed waits again, who is guilty fails."""
         assert self._scheduler is not None
         self._up = False
         if self._aborting is not None:
@@ -495,46 +508,79 @@ class Engine:
                 self._metrics.generations.step_lost(flight.method)
         self._flights.clear()
         for sequence in self._scheduler.lost():
-            stream = self._streams.get(sequence.id)
-            if stream is not None:
-                stream.fail(
-                    WorkerLost("the model's worker died whenever it computed this request; it is not tried again")
-                )
-        delay, failures = self._restart.first_delay, 0
-        while True:
-            try:
-                self._learn(await self._executor.start())
-                self._failing = None
-                self._up = True
-                return
-            except InflightError as error:
-                failures += 1
-                log.error("the shards of '%s' cannot start: %s", self._config.name, error)
-                if failures >= FAILED_STARTS:
-                    self._failing = str(error)
-                    for stream in list(self._streams.values()):
-                        stream.fail(Unavailable(f"the model cannot be loaded now: {error}"))
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, self._restart.max_delay)
+            self._fail(
+                sequence,
+                WorkerLost("the model's worker died whenever it computed this request; it is not tried again"),
+            )
+
+    async def _replace(self) -> None:
+        """Starts the shards anew, as often as it takes; whoever was running goes on from its known tokens.
+
+        At once where the last ones have answered anything, else with back-off. Who waits for them does so until its own
+        deadline, or for `PATIENCE` where it has none; sooner it is told only what the shards say of themselves.
+        """
+        refusals = 0
+        patience = asyncio.get_running_loop().call_later(PATIENCE, self._give_up)
+        try:
+            while True:
+                await asyncio.sleep(self._back_off)
+                self._back_off = min(max(self._back_off * 2, self._restart.first_delay), self._restart.max_delay)
+                try:
+                    self._learn(await self._executor.start(self._num_blocks))
+                except WorkerLost as error:
+                    log.warning("the shards of '%s' were lost while they loaded: %s", self._config.name, error)
+                except InflightError as error:
+                    refusals += 1
+                    log.error("the shards of '%s' cannot start: %s", self._config.name, error)
+                    if refusals >= FAILED_STARTS:
+                        self._refuse(str(error), list(self._streams.values()))
+                else:
+                    self._failing = None
+                    self._up = True
+                    return
+        finally:
+            patience.cancel()
+
+    def _give_up(self) -> None:
+        """The shards do not come back."""
+        waiting = [stream for stream in self._streams.values() if stream.request.timeout is None]
+        self._refuse(f"its worker has not come back within {PATIENCE:g} seconds", waiting)
+
+    def _refuse(self, why: str, streams: Items[Stream]) -> None:
+        """Fails these streams, and new requests until the shards are there again."""
+        self._failing = why
+        for stream in streams:
+            stream.fail(Unavailable(f"the model cannot be loaded now: {why}"))
+
+    def _fail(self, sequence: Sequence, error: InflightError) -> None:
+        stream = self._streams.get(sequence.id)
+        if stream is not None:
+            stream.fail(error)
 
     def _learn(self, offer: ShardOffer) -> None:
-        """Resolves the limits with what the shards can hold.
+        """Resolves the limits with what the shards can hold, which may be less after a restart than at the first start.
 
         Raises:
-            StartError: the flags ask for more than that.
+            StartError: the flags ask for more than that, at the first start.
         """
         config = self._config
         blocks = offer.num_blocks
         if config.max_batch_total_tokens is not None:
             blocks = min(blocks, max(1, config.max_batch_total_tokens // offer.block_size))
         room = blocks * offer.block_size
-        total = config.max_total_tokens or min(offer.max_model_len, room)
-        if total > min(offer.max_model_len, room):
+        longest = min(offer.max_model_len, room)
+        again = self._scheduler is not None
+        total = config.max_total_tokens or longest
+        if total > longest and again:
+            total = longest
+        if total > longest:
             raise StartError(
                 f"max_total_tokens {total} is more than the model's length of {offer.max_model_len} or the cache's "
                 f"{room} tokens; lower it or raise --kv-cache-memory"
             )
         inputs = config.max_input_tokens or total - 1
+        if inputs >= total and again:
+            inputs = total - 1
         if inputs >= total:
             raise StartError(f"max_input_tokens {inputs} must be less than max_total_tokens {total}")
         rows = min(config.max_batch_size, offer.max_rows)
@@ -570,10 +616,22 @@ class Engine:
         )
         mixed = config.mixed_tokens(offer.device_type)
         capacity = Capacity(blocks, offer.block_size, rows, prefill + rows, prefill, mixed)
+        self._num_blocks = self._num_blocks or offer.num_blocks
         if self._scheduler is None:
             self._scheduler = Scheduler(capacity)
         elif capacity != self._scheduler.capacity:
-            raise StartError(
-                f"the shards hold {offer.num_blocks} blocks after their restart instead of "
-                f"{self._scheduler.capacity.num_blocks}; set --kv-cache-memory"
+            self._resize(capacity)
+
+    def _resize(self, capacity: Capacity) -> None:
+        """The cache is not as large as it was, because memory is short, or is so again."""
+        assert self._scheduler is not None
+        before, room = self._scheduler.capacity.total_tokens, capacity.total_tokens
+        log.warning("the cache of '%s' holds %d tokens now instead of %d", self._config.name, room, before)
+        for sequence in self._scheduler.resize(capacity):
+            self._fail(
+                sequence,
+                Unavailable(
+                    f"the model was started anew and memory has become short: its cache holds {room} tokens now, and "
+                    f"this request may need {sequence.stop_at - 1}; ask for fewer, or free memory on the server"
+                ),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from inflight.plan import ShardOffer, StepPlan, StepResult
 
@@ -12,18 +13,32 @@ class Executor(ABC):
 
     Used from one event loop by one caller. Plans run in the order of `submit` on every rank. After `WorkerLost` the
     executor holds nothing: `start` again gives fresh ranks with empty batches and caches, whose steps count from 0.
+
+    Attributes:
+        on_lost: called on the loop when `lost` becomes true, whether or not anybody waits for a result.
     """
 
+    on_lost: Callable[[], None] = staticmethod(lambda: None)
+
     @abstractmethod
-    async def start(self) -> ShardOffer:
+    async def start(self, num_blocks: int | None = None) -> ShardOffer:
         """Starts (again) every rank and waits until all are loaded and warmed up.
+
+        Args:
+            num_blocks: blocks of the cache that an earlier start decided on; fewer where memory has become short.
 
         Returns:
             The smallest capacity over the ranks.
 
         Raises:
-            StartError: a rank failed, with its text; nothing is left running.
+            StartError: a rank said why it cannot load; nothing is left running.
+            WorkerLost: a rank was killed while it loaded, which says nothing about the model; nothing is left running.
         """
+
+    @property
+    @abstractmethod
+    def lost(self) -> bool:
+        """A rank died or failed since the start: plans do nothing, and `result` raises. False after the next start."""
 
     @abstractmethod
     def submit(self, plan: StepPlan) -> None:

@@ -36,10 +36,15 @@ class LocalExecutor(Executor):
         self._answers: deque[StepResult | WorkerLost] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
-    async def start(self) -> ShardOffer:
+    @property
+    def lost(self) -> bool:
+        return self._runner is None
+
+    async def start(self, num_blocks: int | None = None) -> ShardOffer:
         await self.abort()
         self._answers.clear()
-        self._runner = await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+        job = self._job.sized(num_blocks)
+        self._runner = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, job)
         return self._runner.offer
 
     def submit(self, plan: StepPlan) -> None:
@@ -72,6 +77,8 @@ class LocalExecutor(Executor):
 
     def _answered(self, answer: StepResult | WorkerLost) -> None:
         self._answers.append(answer)
+        if isinstance(answer, WorkerLost):
+            self.on_lost()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -91,8 +98,8 @@ class LocalExecutor(Executor):
             answer = WorkerLost(f"{type(error).__name__}: {error}")
         self._courier.submit(loop.call_soon_threadsafe, self._answered, answer)
 
-    def _load(self) -> Runner:
-        device = open_device(self._job.device_type, self._job.device_id)
-        if self._job.threads:
-            device.set_threads(self._job.threads)
-        return load_runner(self._job, connect_ranks(0, 1, "", device, 0.0), device, self._progress)
+    def _load(self, job: ShardJob) -> Runner:
+        device = open_device(job.device_type, job.device_id)
+        if job.threads:
+            device.set_threads(job.threads)
+        return load_runner(job, connect_ranks(0, 1, "", device, 0.0), device, self._progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import msgspec
 
 from inflight.config import GeneratorConfig, ServerConfig, processors
 from inflight.engine import Executor
-from inflight.errors import StartError, WorkerLost
+from inflight.errors import InflightError, StartError, WorkerLost
 from inflight.link import (
     AnyMessage,
     Failed,
@@ -36,11 +37,22 @@ log = logging.getLogger("inflight")
 STOP_GRACE = 1.0
 """Seconds a rank has to leave after it was told to stop, before it is killed."""
 
+FAREWELL = 0.2
+"""Seconds in which the end of a rank becomes known after the others have failed because of it."""
+
+_KILLED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+"""Exit statuses of a process that somebody else ended: a person, or the system where memory is short."""
+
 _DEVICE_TYPES = {"gpu": "cuda", "ascend": "npu"}
 
 
 class _Rank:
-    """One process: its channel, and whether it is ready."""
+    """One process: its channel, and whether it is ready.
+
+    Attributes:
+        failure: what it said before it ended.
+        killed: set where it ended without a word, and not by itself.
+    """
 
     def __init__(self, number: int, group: ShardGroup) -> None:
         self.number = number
@@ -49,6 +61,7 @@ class _Rank:
         self.channel: ServerChannel | None = None
         self.offer: asyncio.Future[ShardOffer] = asyncio.get_running_loop().create_future()
         self.failure: str | None = None
+        self.killed: WorkerLost | None = None
         self.loaded = 0.0
 
     async def start(self, launch: Launch, job: ShardJob) -> None:
@@ -68,14 +81,18 @@ class _Rank:
                 self.offer.set_result(ShardOffer(**message.offer))
         elif isinstance(message, Failed):
             self.failure = message.text
-            self._group.lost(self, message.text)
+            self._group.rank_lost(self, StartError(message.text))
         elif isinstance(message, Leaving):
-            self._group.lost(self, "it was asked to end")
+            self.killed = WorkerLost(f"rank {self.number}: it was asked to end")
+            self._group.rank_lost(self, self.killed)
 
     def _exited(self, status: int) -> None:
         if self.channel is not None:
             self.channel.close()
-        self._group.lost(self, self.failure or f"it ended with status {status}")
+        text = f"rank {self.number}: it ended with status {status}"
+        if status in _KILLED and self.failure is None and self.killed is None:
+            self.killed = WorkerLost(f"{text}: it was killed")
+        self._group.rank_lost(self, self.killed or StartError(self.failure or text))
 
     async def end(self, grace: float) -> None:
         if self.process is None:
@@ -115,7 +132,11 @@ class ShardGroup(Executor):
         """Of the ranks, in order."""
         return [rank.process.pid for rank in self._ranks if rank.process is not None and rank.process.running]
 
-    async def start(self) -> ShardOffer:
+    @property
+    def lost(self) -> bool:
+        return self._error is not None
+
+    async def start(self, num_blocks: int | None = None) -> ShardOffer:
         await self._end(0)
         self._error = None
         self._results.clear()
@@ -124,7 +145,7 @@ class ShardGroup(Executor):
         self._ranks = [_Rank(number, self) for number in range(size)]
         try:
             for rank in self._ranks:
-                await rank.start(self._launch(rank.number), self._job(rank.number, rendezvous))
+                await rank.start(self._launch(rank.number), self._job(rank.number, rendezvous, num_blocks))
             waiting = asyncio.gather(*(rank.offer for rank in self._ranks))
             offers = await asyncio.wait_for(waiting, self._server.start_timeout)
         except asyncio.TimeoutError:
@@ -132,6 +153,10 @@ class ShardGroup(Executor):
             raise StartError(
                 f"the model was not loaded within {self._server.start_timeout:g} seconds; raise --start-timeout"
             ) from None
+        except StartError as error:
+            killed = await self._killed()
+            await self._end(0)
+            raise killed or error from None
         except BaseException:
             await self._end(0)
             raise
@@ -182,21 +207,28 @@ class ShardGroup(Executor):
         if self._ranks:  # a rank may tell of its progress when the start was given up already
             self._on_progress(min(rank.loaded for rank in self._ranks))
 
-    def lost(self, rank: _Rank, text: str) -> None:
+    def rank_lost(self, rank: _Rank, error: InflightError) -> None:
         """One rank is gone or failed: plans in flight will never be answered."""
         if rank not in self._ranks:
             return  # an earlier start's
         for other in self._ranks:
             if not other.offer.done():
-                other.offer.set_exception(StartError(rank.failure or f"rank {rank.number}: {text}"))
+                other.offer.set_exception(error)
                 other.offer.exception()  # several may fail, one is awaited
-        self._lose(f"rank {rank.number}: {text}")
+        self._lose(str(error))
 
     def _lose(self, text: str) -> None:
+        self._results.clear()
         if self._error is None:
             self._error = WorkerLost(text)
-        self._results.clear()
+            self.on_lost()
         self._wake()
+
+    async def _killed(self) -> WorkerLost | None:
+        """What became of a rank that was killed: the others fail because of it, and may say so before it is known."""
+        if len(self._ranks) > 1:
+            await asyncio.sleep(FAREWELL)
+        return next((rank.killed for rank in self._ranks if rank.killed is not None), None)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -210,7 +242,7 @@ class ShardGroup(Executor):
                 rank.offer.exception()
         await asyncio.gather(*(rank.end(grace) for rank in ranks))
 
-    def _job(self, rank: int, rendezvous: str) -> ShardJob:
+    def _job(self, rank: int, rendezvous: str, num_blocks: int | None) -> ShardJob:
         config = self._config
         device = config.device_type
         threads = config.threads or max(1, processors() // config.tensor_parallel)
@@ -223,6 +255,7 @@ class ShardGroup(Executor):
             device_id=config.device_ids[rank] if config.device_ids else rank,
             dtype=config.dtype,
             kv_cache_bytes=config.kv_cache_bytes,
+            num_blocks=num_blocks,
             block_size=config.block_size,
             max_rows=config.max_batch_size,
             max_step_tokens=config.prefill_tokens(device) + config.max_batch_size,

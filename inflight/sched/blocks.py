@@ -92,10 +92,6 @@ class BlockPool:
             block.digest = digest
             self._published[digest] = block
 
-    def clear(self) -> None:
-        """All blocks are free and nothing is published: the shards started anew."""
-        self.__init__(self.count)  # type: ignore[misc]
-
     def _append(self, block: Block) -> None:
         ends = self._ends
         block.before, block.after = ends.before, ends

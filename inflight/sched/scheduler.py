@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from inflight.errors import InvalidRequest
 from inflight.plan import Admission, StepPlan, StepResult
 from inflight.sched.blocks import BlockPool
-from inflight.sched.sequence import Sequence
+from inflight.sched.sequence import SUSPECT, Sequence
 
 EXPECTED_OUTPUT = 512
 """Tokens that a row is taken to generate at most when admission estimates the peak: most requests end long before a
@@ -68,6 +68,20 @@ class _Draft:
     rows: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A plan that is not answered yet.
+
+    Attributes:
+        rows: the batch it was made for: whatever happens while it runs, one of these may be why.
+        hold: ids of those that it does not compute.
+    """
+
+    step: int
+    rows: list[Sequence]
+    hold: list[int]
+
+
 class Scheduler:
     """Turns requests into step plans and results into tokens.
 
@@ -85,7 +99,8 @@ class Scheduler:
         self._gone = 0  # how many of those there are
         self._priorities: list[int] = []  # descending, as negatives
         self._leaving: list[int] = []
-        self._in_flight: deque[int] = deque()
+        self._in_flight: deque[_Sent] = deque()
+        self._alone: Sequence | None = None  # a suspect: nobody joins it
         self._step = 0
         self._admitted = 0
         self._burst = 0  # tokens of prompts for which rows have waited, since all of them have just begun
@@ -151,7 +166,7 @@ class Scheduler:
             self._leaving = draft.filter  # told with the next step that computes something
             return None
         plan = StepPlan(self._step, draft.filter, draft.prefill, draft.grants, draft.hold, draft.masks)
-        self._in_flight.append(self._step)
+        self._in_flight.append(_Sent(self._step, self._running.copy(), draft.hold))
         self._step += 1
         return plan
 
@@ -161,7 +176,7 @@ class Scheduler:
         Yields (sequence, token, index in the result) for every token that somebody still wants. A sequence that has
         all its tokens is forgotten here.
         """
-        expected = self._in_flight.popleft()
+        expected = self._in_flight.popleft().step
         assert result.step == expected, f"step {result.step} answered, {expected} was next"
         block_size = self.capacity.block_size
         requests = self.requests
@@ -184,39 +199,59 @@ class Scheduler:
     def lost(self) -> list[Sequence]:
         """The shards died: everything waits again with nothing computed, running requests first.
 
+        Every row that a plan in flight computes may be why: also one that has left for its last token, was preempted,
+        or that nobody wants any more. Rows for which that is so twice, without a token in between, run alone; the one
+        that is then the only one is guilty. Where no plan is in flight, it was nobody's fault.
+
         Returns:
-            Requests that killed the shards when they ran alone; they are finished.
+            The guilty; they are finished.
         """
+        computed = {row.id: row for sent in self._in_flight for row in sent.rows if row.id not in sent.hold}
         guilty: list[Sequence] = []
-        alone = len(self._running) == 1
-        for queue in self._waiting.values():
-            for sequence in queue:
-                sequence.pending = 0
-        for sequence in reversed(self._running):
-            blamed = alone and sequence.crashes >= 2
-            sequence.forget_place()
-            sequence.pending = 0
-            sequence.crashes += 1
-            sequence.lost_at = len(sequence.tokens)
-            if sequence.finished:
-                continue
-            if blamed:
-                self.finish(sequence.id)
-                guilty.append(sequence)
-            else:
-                self._put_back(sequence)
-        # A row that left for its last token was in flight too, and will never get it.
-        for sequence in list(self.requests.values()):
-            if sequence.pending:
-                sequence.pending = 0
-                self._put_back(sequence)
+        for row in computed.values():
+            row.crashes += 1
+            row.lost_at = len(row.tokens)
+            if len(computed) == 1 and row.crashes > SUSPECT and not row.finished:
+                guilty.append(row)
+        for row in guilty:
+            self.finish(row.id)
+        self._requeue()
         self._running = []
         self._leaving = []
+        self._alone = None
         self._burst = 0
         self._in_flight.clear()
         self._step = 0
-        self.pool.clear()
+        self.pool = BlockPool(self.capacity.num_blocks)
         return guilty
+
+    def _requeue(self) -> None:
+        """Everybody goes back to the head of a queue: suspects first, so that they wait for nobody to end."""
+        away = [row for row in self.requests.values() if not row.queued and not row.running]  # for their last tokens
+        back = [row for row in (*away, *self._running) if not row.finished]
+        for row in self.requests.values():
+            row.pending = 0
+        for row in self._running:
+            row.forget_place()
+        for suspect in (False, True):
+            for row in reversed(back):
+                if row.suspect is suspect:
+                    self._put_back(row)
+
+    def resize(self, capacity: Capacity) -> list[Sequence]:
+        """Takes what the shards hold after they were started anew, with nothing running or in flight.
+
+        Returns:
+            Requests that can never run any more; they are finished.
+        """
+        assert not self._running
+        assert not self._in_flight
+        self.capacity = capacity
+        self.pool = BlockPool(capacity.num_blocks)
+        too_long = [row for row in self.requests.values() if row.stop_at - 1 > capacity.total_tokens]
+        for row in too_long:
+            self.finish(row.id)
+        return too_long
 
     # Steps of a plan
 
@@ -330,7 +365,7 @@ class Scheduler:
             # Preempted with a token on its way, that one is not known yet.
             if sequence is None or sequence.pending or sequence.waits:
                 return
-            if self._running and (sequence.suspect or any(row.suspect for row in self._running)):
+            if self._guarded() or (sequence.suspect and (self._running or self._in_flight)):
                 return
             digests = [] if sequence.sampling.needs_whole_prompt else sequence.chain(self.capacity.block_size)
             # At least one token is computed, for its logits.
@@ -351,11 +386,19 @@ class Scheduler:
                 self._put_back(sequence)
                 return
             sequence.running = True
+            self._alone = sequence if sequence.suspect else None
             self._admitted += 1
             sequence.order = self._admitted
             insort(self._running, sequence, key=lambda row: (-row.priority, row.order))
 
     # What the steps use
+
+    def _guarded(self) -> bool:
+        """A suspect runs, or a plan with it is in flight: nobody joins it."""
+        alone = self._alone
+        if alone is not None and (not alone.suspect or not (alone.running or self._in_flight)):
+            alone = self._alone = None
+        return alone is not None
 
     def _decodes(self, row: Sequence) -> bool:
         return row.planned == len(row.tokens) + row.pending - 1 and row.planned >= row.num_prompt

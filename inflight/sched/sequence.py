@@ -7,6 +7,9 @@ from collections.abc import Sequence as Tokens
 from inflight.plan import Sampling
 from inflight.sched.blocks import chain, root
 
+SUSPECT = 2
+"""Losses of the shards in a row, without a token in between, after which a row that was there each time runs alone."""
+
 
 class Sequence:
     """A row, or what waits to become one.
@@ -102,7 +105,7 @@ class Sequence:
     @property
     def suspect(self) -> bool:
         """It was there whenever the shards died, twice in a row: it runs alone until it is past that point."""
-        return self.crashes >= 2 and len(self.tokens) <= self.lost_at
+        return self.crashes >= SUSPECT and len(self.tokens) <= self.lost_at
 
     def chain(self, block_size: int) -> list[bytes]:
         """Digests of all whole blocks of known tokens; each is computed once."""

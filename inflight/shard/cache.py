@@ -8,6 +8,9 @@ SHARE = 0.9
 """Of an accelerator's free memory, after the weights and a step at its largest were seen."""
 CPU_SHARE = 0.4
 """Of a machine's free memory: it is not ours alone."""
+AGAIN = 0.95
+"""Of what is free when ranks are started again, for a cache that has its size already. It is more than `SHARE`, because
+nobody measures twice the same."""
 
 
 def count_blocks(
@@ -17,7 +20,8 @@ def count_blocks(
     available: int,
     share: float,
     most_tokens: int,
-    longest: int,
+    before: int | None = None,
+    ranks_here: int = 1,
 ) -> int:
     """Blocks of the cache.
 
@@ -26,19 +30,25 @@ def count_blocks(
         asked: bytes that were asked for, or None: a share of what is available.
         available: free bytes of the device.
         most_tokens: more than that could never be used.
-        longest: tokens of the longest request.
+        before: blocks that it had before its ranks were started again: it has as many again, and fewer only where the
+            memory is no longer there. Blocks and not bytes: the same bytes need not come to the same number.
+        ranks_here: ranks that share this memory, where each of them takes its own.
 
     Raises:
-        StartError: not even one request of `longest` tokens fits the memory asked for; or nothing fits at all.
+        StartError: not one block fits, or more is asked for than there is.
     """
-    room = asked if asked is not None else int(available * share)
-    count = min(room // each, -(-most_tokens // block_size))
+    if before is not None:
+        room = int(available * AGAIN) // ranks_here
+        count = min(room // each, before)
+    else:
+        room = asked if asked is not None else int(available * share)
+        count = min(room // each, -(-most_tokens // block_size))
     if count < 1:
         raise StartError(
             f"the cache has {room >> 20} MiB and one block of {block_size} tokens needs {each >> 10} KiB; raise "
             "--kv-cache-memory or free memory"
         )
-    if asked is not None and asked > available:
+    if before is None and asked is not None and asked > available:
         raise StartError(
             f"--kv-cache-memory asks for {asked >> 20} MiB and the device has {available >> 20} MiB left; lower it"
         )

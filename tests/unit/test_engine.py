@@ -176,6 +176,109 @@ def test_shards_that_do_not_come_back() -> None:
     serve(test)
 
 
+def test_an_idle_model_starts_anew_at_once() -> None:
+    async def test(engine: Engine, executor: FakeExecutor) -> None:
+        for number in range(1, 4):
+            assert engine.ready
+            executor.kill()
+            assert not engine.ready
+            while not engine.ready:
+                await asyncio.sleep(0.001)
+            assert executor.starts == 1 + number
+        tokens, _ = await collect(engine.generate(GenerationRequest([3], max_new_tokens=3)))
+        assert tokens == expected([3], 3)
+
+    serve(test)
+
+
+def test_kills_while_it_loads_fail_nobody() -> None:
+    """They say nothing about the model: who waits goes on waiting, to its own deadline."""
+
+    async def test(engine: Engine, executor: FakeExecutor) -> None:
+        executor.pace = 0.005
+        executor.killed_starts = 20
+        began = engine.generate(GenerationRequest([3], max_new_tokens=60))
+        await anext(began)
+        executor.kill()
+        came = asyncio.ensure_future(collect(engine.generate(GenerationRequest([4], max_new_tokens=9))))
+        with pytest.raises(DeadlineExceeded):
+            await collect(engine.generate(GenerationRequest([5], max_new_tokens=60, timeout=0.05)))
+        assert not engine.ready
+        assert [event.info.id async for event in began if isinstance(event, Token)] == expected([3], 60)
+        assert (await came)[0] == expected([4], 9)
+        assert executor.starts == 22
+
+    serve(test)
+
+
+def test_shards_that_stay_away_fail_those_without_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inflight.engine.engine.PATIENCE", 0.2)
+
+    async def test(engine: Engine, executor: FakeExecutor) -> None:
+        executor.killed_starts = 10**9
+        executor.kill()
+        patient = asyncio.ensure_future(collect(engine.generate(GenerationRequest([4], max_new_tokens=9, timeout=60))))
+        with pytest.raises(Unavailable, match=r"has not come back within 0\.2 seconds"):
+            await collect(engine.generate(GenerationRequest([3], max_new_tokens=9)))
+        with pytest.raises(Unavailable, match="cannot be loaded now"):
+            await anext(engine.generate(GenerationRequest([3])))
+        executor.killed_starts = 0
+        assert (await patient)[0] == expected([4], 9)
+        assert (await collect(engine.generate(GenerationRequest([3], max_new_tokens=9))))[0] == expected([3], 9)
+
+    serve(test)
+
+
+@pytest.mark.parametrize("flag", [None, 500])
+def test_less_memory_after_a_restart(flag: int | None) -> None:
+    """The model comes back with fewer blocks: limits follow, what no longer fits is told so, the rest goes on."""
+
+    async def test(engine: Engine, executor: FakeExecutor) -> None:
+        executor.pace = 0.001
+        assert engine.info.limits.max_total_tokens == (flag or 1024)
+        long = engine.generate(GenerationRequest([3], max_new_tokens=450))
+        short = engine.generate(GenerationRequest([4], max_new_tokens=150))
+        await anext(long)
+        await anext(short)
+        executor.room = 50
+        executor.kill()
+        with pytest.raises(Unavailable, match="its cache holds 200 tokens now, and this request may need 450"):
+            async for _ in long:
+                pass
+        assert [event.info.id async for event in short if isinstance(event, Token)] == expected([4], 150)
+        assert (engine.info.limits.max_total_tokens, engine.info.limits.max_input_tokens) == (200, 199)
+        with pytest.raises(InvalidRequest, match="must be <= 200"):
+            await anext(engine.generate(GenerationRequest([3], max_new_tokens=450)))
+        executor.room = 10_000
+        executor.kill()
+        while not engine.ready:
+            await asyncio.sleep(0.001)
+        tokens, _ = await collect(engine.generate(GenerationRequest([3], max_new_tokens=450)))
+        assert tokens == expected([3], 450)
+        assert executor.asked_blocks == [None, 256, 256]
+
+    serve(test, max_total_tokens=flag, max_input_tokens=flag and flag - 1)
+
+
+def test_a_request_that_dies_at_its_last_token_fails_alone() -> None:
+    async def test(engine: Engine, executor: FakeExecutor) -> None:
+        executor.pace = 0.001
+        executor.poisonous[1] = 29  # the first request's
+
+        async def good(number: int) -> None:
+            tokens, _ = await collect(engine.generate(GenerationRequest([number, 1], max_new_tokens=60)))
+            assert tokens == expected([number, 1], 60)
+
+        async def bad() -> None:
+            with pytest.raises(WorkerLost, match="is not tried again"):
+                await collect(engine.generate(GenerationRequest([5], max_new_tokens=30)))
+
+        await asyncio.gather(bad(), *(good(number) for number in range(6)))
+        assert executor.starts == 4
+
+    serve(test)
+
+
 def test_a_caller_that_leaves_frees_its_row_within_two_steps() -> None:
     async def test(engine: Engine, executor: FakeExecutor) -> None:
         executor.pace = 0.002

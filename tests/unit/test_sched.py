@@ -14,7 +14,7 @@ from inflight.errors import InvalidRequest
 from inflight.plan import Sampling, StepPlan
 from inflight.sched import BlockPool, Capacity, Scheduler, Sequence
 from inflight.sched.scheduler import BEGUN, BURST, SHARE
-from tests.fake_shards import FakeShards, expected
+from tests.fake_shards import FakeShards, ShardsDied, expected
 
 PREFIX = [7] * 40
 
@@ -349,6 +349,104 @@ def test_poison_runs_alone_the_third_time_and_is_then_given_up() -> None:
     bench.drain()
     assert given_up == [1]
     bench.check({1: 0})
+
+
+poisons = st.lists(
+    st.tuples(
+        st.integers(1, 12),  # tokens of the prompt
+        st.integers(1, 12),  # and of the answer
+        st.sampled_from(["none", "none", "prompt", "middle", "last"]),
+        st.booleans(),  # follows a grammar
+        st.integers(0, 8),  # steps before the next one comes
+        st.one_of(st.none(), st.none(), st.integers(0, 12)),  # steps after which its caller leaves
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(poisons, st.sampled_from([(64, 4, 8, 24, 16), (30, 4, 3, 9, 9), (64, 4, 8, 24, 16, 6)]), st.integers(1, 3))
+def test_the_guilty_are_found_and_nobody_else(
+    asked: list[tuple[int, int, str, bool, int, int | None]], size: tuple[int, ...], depth: int
+) -> None:
+    """Rows that kill the shards at their prompt, in the middle or at their last token, with others coming and going."""
+    bench = Bench(Capacity(*size), depth)
+    poison: dict[int, int] = {}
+    guilty: list[int] = []
+    cancelled: dict[int, int] = {}
+    leaves: dict[int, int] = {}
+    losses = now = 0
+
+    def step() -> bool:
+        nonlocal losses, now
+        now += 1
+        for id in [id for id, when in leaves.items() if when <= now and id in bench.scheduler.requests]:
+            cancelled[id] = len(bench.out[id])
+            bench.scheduler.finish(id)
+        try:
+            return bench.step()
+        except ShardsDied:
+            losses += 1
+            guilty.extend(sequence.id for sequence in bench.scheduler.lost())
+            bench.restart()
+            bench.shards.poison = poison
+            return True
+
+    bench.shards.poison = poison
+    for id, (prompt, new, where, lockstep, pause, leave) in enumerate(asked):
+        points = {"prompt": prompt // 2, "middle": prompt - 1 + new // 2, "last": prompt + new - 2}
+        if where in points:
+            poison[id] = points[where]
+        bench.add(Sequence(id, [id] * prompt, Sampling(), new, lockstep=lockstep))
+        if leave is not None:
+            leaves[id] = now + leave
+        for _ in range(pause):
+            step()
+    for _ in range(2000):
+        if not step():
+            break
+    assert not bench.scheduler.requests
+    assert losses <= 3 * len(poison)
+    assert sorted(guilty) == sorted(id for id in poison if id not in cancelled or id in guilty)
+    bench.check({**dict.fromkeys(guilty, 0), **cancelled})
+
+
+def test_a_loss_while_nothing_is_computed_is_nobodys_fault() -> None:
+    bench = Bench(capacity(), depth=1)
+    bench.add(Sequence(0, [1, 2, 3], Sampling(), 9, lockstep=True))
+    bench.step()
+    for _ in range(5):
+        assert not bench.plans
+        assert not bench.scheduler.lost()
+        bench.restart()
+    assert not bench.asked[0].crashes
+    bench.drain()
+    bench.check({})
+
+
+def test_fewer_blocks_after_a_restart() -> None:
+    """Who no longer fits is told, everybody else goes on; more blocks are as well."""
+    bench = Bench(capacity(num_blocks=64))
+    for id, new in enumerate([200, 20, 30, 41]):
+        bench.add(Sequence(id, [id] * 10, Sampling(), new))
+    for _ in range(4):
+        bench.step()
+    assert not bench.scheduler.lost()
+    bench.capacity = capacity(num_blocks=12)
+    assert [sequence.id for sequence in bench.scheduler.resize(bench.capacity)] == [0, 3]
+    bench.restart()
+    with pytest.raises(InvalidRequest, match="do not fit the cache of 48 tokens"):
+        bench.scheduler.check(10, 40)
+    for _ in range(9):
+        bench.step()
+    assert not bench.scheduler.lost()
+    bench.capacity = capacity(num_blocks=64)
+    assert not bench.scheduler.resize(bench.capacity)
+    bench.restart()
+    bench.scheduler.check(10, 200)
+    bench.drain()
+    bench.check({0: 0, 3: 0})
 
 
 def test_what_can_never_fit_is_refused() -> None:
