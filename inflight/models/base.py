@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention
 from inflight.types import Array
+
+CACHE_LINE = 64
+"""Bytes at a multiple of which arrays begin, as torch's own do."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,10 @@ class CausalLM(ABC):
 
     def make_cache(self, blocks: int, block_size: int, device: torch.device) -> int:
         """Makes the cache of all layers and binds the model to it, before the first step; returns its bytes."""
-        # Zeroed: a slot that was never written must not hold a NaN.
         caches = [
             LayerCache(
-                torch.zeros(blocks, block_size, spec.num_kv_heads, spec.head_dim, dtype=self.dtype, device=device),
-                torch.zeros(blocks, block_size, spec.num_kv_heads, spec.value_dim, dtype=self.dtype, device=device),
+                _zeros((blocks, block_size, spec.num_kv_heads, spec.head_dim), self.dtype, device),
+                _zeros((blocks, block_size, spec.num_kv_heads, spec.value_dim), self.dtype, device),
             )
             for spec in self.layers
         ]
@@ -108,3 +112,17 @@ class CausalLM(ABC):
     @abstractmethod
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits, float32 [S, vocab_size], on rank 0; other ranks return an empty tensor where they need not gather."""
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeroed memory: a slot that was never written must not hold a NaN.
+
+    On a CPU the system gives zeroed pages when they are first touched. `torch.zeros` would write all of them: seconds
+    at every start, and memory that no request may ever need.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + CACHE_LINE, np.uint8)
+    begin = -raw.ctypes.data % CACHE_LINE
+    return torch.from_numpy(raw[begin : begin + size]).view(dtype).view(shape)

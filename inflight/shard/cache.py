@@ -32,7 +32,7 @@ def count_blocks(
         most_tokens: more than that could never be used.
         before: blocks that it had before its ranks were started again: it has as many again, and fewer only where the
             memory is no longer there. Blocks and not bytes: the same bytes need not come to the same number.
-        ranks_here: ranks that share this memory, where each of them takes its own.
+        ranks_here: ranks that share what is available; each of them takes its part.
 
     Raises:
         StartError: not one block fits, or more is asked for than there is.
@@ -41,7 +41,7 @@ def count_blocks(
         room = int(available * AGAIN) // ranks_here
         count = min(room // each, before)
     else:
-        room = asked if asked is not None else int(available * share)
+        room = asked if asked is not None else int(available * share) // ranks_here
         count = min(room // each, -(-most_tokens // block_size))
     if count < 1:
         raise StartError(

@@ -57,7 +57,7 @@ class ModelRunner:
             CPU_SHARE if on_cpu else SHARE,
             most,
             job.num_blocks,
-            ranks.size if on_cpu else 1,
+            ranks_here=ranks.size if on_cpu else 1,
         )
         cache_bytes = model.make_cache(blocks, job.block_size, self._device)
         self._batch = InputBatch(job.max_rows, job.block_size, self._device)
