@@ -461,7 +461,7 @@ def test_alone_and_in_a_crowd_with_random_arrivals(served: Served) -> None:
 
 
 def ranks(pid: int) -> list[int]:
-    return [one for one in workers(pid) if "rank" in " ".join(psutil.Process(one).cmdline())]
+    return [one for one in workers(pid) if "--device_id=rank" in " ".join(psutil.Process(one).cmdline())]
 
 
 @pytest.mark.parametrize("size", [1, 2])

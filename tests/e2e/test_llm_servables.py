@@ -232,7 +232,7 @@ def test_no_stream_is_lost_when_a_worker_dies(served: Served) -> None:
     (worker,) = [
         one
         for one in workers(served.pid)
-        if "mixed" in " ".join(psutil.Process(one).cmdline()) and "rank" not in " ".join(psutil.Process(one).cmdline())
+        if "--servable_name=mixed" in (told := psutil.Process(one).cmdline()) and "--device_id=rank0" not in told
     ]
     with contextlib.closing(connect(served.http, 60)) as connection:
         connection.request("POST", "/model/mixed:tell", body, {**JSON, "Accept": "text/event-stream"})
