@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from inflight.admission import Admission
 from inflight.plan import Sampling
 
 GREEDY = Sampling()
@@ -261,6 +262,10 @@ class Generator(Protocol):
     @property
     def ready(self) -> bool:
         """Warm and able to answer now."""
+
+    @property
+    def admission(self) -> Admission:
+        """Its places, and the line before them."""
 
     @property
     def streams(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
+from inflight.admission import Admission
 from inflight.config import GeneratorConfig, RestartPolicy
 from inflight.engine.checks import sayable, token_ids
 from inflight.engine.encoder import Encoder
@@ -100,6 +101,7 @@ class Engine:
         self._executor = executor
         self._restart = restart
         self._metrics = metrics
+        self.admission = Admission(config.max_concurrent_requests, self._turned_away)
         self._encoder = Encoder(tokenizer)
         self._streams: dict[int, Stream] = {}
         self._arriving = 0
@@ -263,21 +265,23 @@ class Engine:
             raise Unavailable(f"the model cannot be loaded now: {self._failing}")
         if self._scheduler is None:
             raise Unavailable("the model is still being loaded; try again later")
-        if self.streams >= self._config.max_concurrent_requests:
-            raise Overloaded("Model is overloaded")
+        self.admission.enter()
         self._arriving += 1
         began = time.perf_counter()
         try:
             prompt = await self._prompt(request)
             grammar = await self._grammar(request)
+            if self._stopping:
+                raise Unavailable("the server stops")
+            sequence = self._sequence(request, prompt)
+        except BaseException:
+            self.admission.leave()
+            raise
         finally:
             self._arriving -= 1
-        if self._stopping:
-            raise Unavailable("the server stops")
-        sequence = self._sequence(request, prompt)
         if self._metrics is not None:
             self._metrics.generations.admitted(time.perf_counter() - began, sequence.stop_at - sequence.num_prompt)
-        stream = Stream(request, sequence, self._tokenizer)
+        stream = Stream(request, sequence, self._tokenizer, self.admission.leave)
         if grammar is not None:
             stream.matcher, sequence.mask = grammar
         self._streams[sequence.id] = stream
@@ -286,11 +290,16 @@ class Engine:
         self._wake.set()
         return stream
 
+    def _turned_away(self) -> None:
+        if self._metrics is not None:
+            self._metrics.generations.done(0, 0, 0.0, 0.0, 0.0, _FAILURES[Overloaded.cause])
+
     def _close(self, stream: Stream) -> None:
         """The caller has its end, or left: the row is freed in the next plan."""
         id = stream.sequence.id
         if self._streams.pop(id, None) is None:
             return
+        stream.end()
         if self._scheduler is not None:
             self._scheduler.finish(id)
         self._wake.set()

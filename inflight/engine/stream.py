@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 from inflight.errors import InflightError
@@ -18,18 +19,28 @@ class Stream:
 
     What waits here is bounded by `max_new_tokens`.
 
+    Args:
+        on_end: called once, when no more tokens are computed for it; its reader may still have to take what is here.
+
     Attributes:
         finished: it has its last event; nothing more is pushed.
         matcher: follows its grammar, where it has one.
         embedding: the prompt's vector, once it is here.
     """
 
-    def __init__(self, request: GenerationRequest, sequence: Sequence, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        sequence: Sequence,
+        tokenizer: Tokenizer,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self.request = request
         self.sequence = sequence
         self.finished = False
         self.matcher: Matcher | None = None
         self.embedding: bytes | None = None
+        self._on_end = on_end
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer(sequence.tokens)
         self._stops = StopTexts(request.stop, request.include_stop)
@@ -77,9 +88,15 @@ class Stream:
     def fail(self, error: InflightError) -> None:
         """Ends the stream with an error, after the events it has."""
         if not self.finished:
-            self.finished = True
             self._error = error
+            self.end()
             self._wake()
+
+    def end(self) -> None:
+        """Nothing more is computed for it."""
+        if not self.finished:
+            self.finished = True
+            self._on_end()
 
     # The reader's side
 
@@ -129,7 +146,7 @@ class Stream:
             shown, hit = self._stops.add(self._detokenizer.finish())
             held = shown if hit is not None else shown + self._stops.finish()
             self._parts.append(held)
-        self.finished = True
+        self.end()
         sequence = self.sequence
         text = "".join(self._parts)
         seconds = time.perf_counter() - (self._began or self._arrived)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from inflight import __version__
+from inflight.admission import Admission
 from inflight.config import RestConfig
 from inflight.frontends.asgi import Answer, App, Receive, Scope, Send, error_json, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
 from inflight.frontends.edge import Edge
+from inflight.frontends.gate import Gate
 from inflight.frontends.mindspore_llm import MindSporeLlm
 from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.openai import OpenAiRest
@@ -41,6 +43,7 @@ def http_app(
     """
     tgi, openai, language = TgiRest(backend), OpenAiRest(backend), MindSporeLlm(backend)
     app = HttpApp(
+        backend,
         OpenInferenceRest(backend, max_body_bytes=max_body_bytes),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
         GeneratorRest(backend, max_body_bytes=max_body_bytes, config=rest),
@@ -64,6 +67,14 @@ class Door(Protocol):
         """One `http` scope with such a path and verb."""
 
 
+@runtime_checkable
+class Gated(Protocol):
+    """A door of language models."""
+
+    def gate(self, scope: Scope) -> Gate | None:
+        """Where a POST that it serves has to pass, if it has to."""
+
+
 class HttpApp:
     """Sends each request to the protocol its path belongs to.
 
@@ -75,12 +86,14 @@ class HttpApp:
 
     def __init__(
         self,
+        backend: Backend,
         oip: OpenInferenceRest,
         mindspore: MindSporeRest,
         generators: GeneratorRest,
         doors: Sequence[Door],
         below: Mapping[str, App],
     ) -> None:
+        self._backend = backend
         self._oip = oip
         self._mindspore = mindspore
         self._generators = generators
@@ -133,6 +146,23 @@ class HttpApp:
         if path.startswith("/model/"):
             return None if self._generators.serves(scope) else self._mindspore.inline(scope, body, answer)
         return self._oip.inline(scope, body, answer) if path.startswith("/v2/") else None
+
+    def gate(self, scope: Scope) -> Gate | None:
+        """See `GatedApp`."""
+        if scope["method"] != "POST" or not self._backend.generators:
+            return None
+        try:
+            app = self._app(scope)
+        except (MethodNotAllowed, NoSuchRoute):
+            return None
+        return app.gate(scope) if isinstance(app, Gated) else None
+
+    def crowded(self) -> Admission | None:
+        """See `GatedApp`."""
+        for generator in self._backend.generators.values():
+            if generator.admission.full:
+                return generator.admission
+        return None
 
 
 class Operations:

@@ -43,10 +43,18 @@ async def respond(
     status: int = 200,
     content_type: Header = JSON,
     headers: Iterable[Header] = (),
+    refused: bool = False,
 ) -> None:
-    """One whole response. A body as memoryview must be of bytes (format `B`)."""
+    """One whole response. A body as memoryview must be of bytes (format `B`).
+
+    Args:
+        refused: it is an error, though the status may not say so.
+    """
     length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [content_type, length, *headers]})
+    start: Message = {"type": "http.response.start", "status": status, "headers": [content_type, length, *headers]}
+    if refused:
+        start["refused"] = True
+    await send(start)
     await send({"type": "http.response.body", "body": body})
 
 

@@ -14,10 +14,11 @@ from inflight.frontends.asgi import Message, Receive, Scope, Send, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.body import read_body
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.gate import Gate, Gates
 from inflight.frontends.generate import all_of, payload_limit, pick
 from inflight.frontends.openai import OpenAiRest, chat_requests
 from inflight.frontends.routes import verb_of
-from inflight.frontends.tgi import TgiRest, check_body, fail
+from inflight.frontends.tgi import TgiRest, check_body, fail, refusal
 from inflight.generation import GenerationRequest
 from inflight.log import LOGGER
 
@@ -39,6 +40,14 @@ class CloudRest:
             **dict.fromkeys((VERTEX, INVOCATIONS, *_named("AIP_PREDICT_ROUTE")), ("POST",)),
             **dict.fromkeys(_named("AIP_HEALTH_ROUTE"), ("GET",)),
         }
+        self._gates, self._gates_of_two_forms = Gates(refusal), Gates(None)
+
+    def gate(self, scope: Scope) -> Gate | None:
+        """Where its generations have to pass. `/invocations` answers in the form that the body has."""
+        if scope["method"] != "POST":
+            return None
+        gates = self._gates_of_two_forms if scope["path"] == INVOCATIONS else self._gates
+        return gates.of(next(iter(self._backend.generators.values())))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A request for one of these routes."""

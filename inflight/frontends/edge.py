@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from inflight.admission import Admission
 from inflight.frontends.asgi import Answer, Header, InlineApp, Message, Receive, Scope, Send, header, respond
+from inflight.frontends.gate import Gate, GatedApp
 
 OPEN_POSTS = ("/chat_tokenize", "/v2/repository/index")
 """Routes that only tell about the models; TGI leaves its one of them open too."""
@@ -19,6 +22,10 @@ def authorized(key: str, authorization: bytes | None) -> bool:
     return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), key.encode())
 
 
+class EdgeApp(InlineApp, GatedApp, Protocol):
+    """What stands behind it."""
+
+
 class Edge:
     """An application behind a key and a list of origins.
 
@@ -27,7 +34,7 @@ class Edge:
         origins: pages of these origins may call; `*` is any; empty: none.
     """
 
-    def __init__(self, app: InlineApp, api_key: str | None, origins: Sequence[str]) -> None:
+    def __init__(self, app: EdgeApp, api_key: str | None, origins: Sequence[str]) -> None:
         self._app = app
         self._api_key = api_key
         self._any = "*" in origins
@@ -55,6 +62,16 @@ class Edge:
         if self._api_key is not None and self._refused(scope):
             return None
         return self._app.inline(scope, body, answer)
+
+    def gate(self, scope: Scope) -> Gate | None:
+        """See `GatedApp`; likewise."""
+        if self._origins and header(scope, b"origin") is not None:
+            return None
+        return None if self._refused(scope) else self._app.gate(scope)
+
+    def crowded(self) -> Admission | None:
+        """See `GatedApp`."""
+        return self._app.crowded()
 
     def _refused(self, scope: Scope) -> bool:
         if self._api_key is None or scope["method"] != "POST" or scope["path"] in OPEN_POSTS:

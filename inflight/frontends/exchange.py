@@ -6,9 +6,12 @@ import asyncio
 import http
 import logging
 from collections.abc import Callable
+from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
+from inflight.admission import Arrival, arrival
 from inflight.frontends.asgi import App, Header, InlineApp, Message, Scope, error_json
+from inflight.frontends.gate import Gate
 
 if TYPE_CHECKING:
     from inflight.frontends.http1 import HttpConnection
@@ -17,6 +20,7 @@ _logger = logging.getLogger("inflight.http")
 
 HIGH_WATER = 64 * 1024
 """Bytes of a body that may wait for the application before the socket is left unread."""
+_FAULTS = (400, 413, 415, 422)
 _JOINED = 64 * 1024
 """Up to this size head and body are joined into one write: cheaper than a second system call."""
 
@@ -45,9 +49,12 @@ class Exchange:
         keep_alive: the connection serves another request after this one.
         cancel: what to call when the client leaves, while the request is answered inline.
         awaits_continue: the client waits for `100 Continue` before it sends the body.
+        gate: of the language model that the request is for, if it is for one.
+        refused: the response was an error; faulty: and the request's own fault.
     """
 
     __slots__ = (
+        "_arrival",
         "_body",
         "_bodyless",
         "_chunked",
@@ -59,15 +66,29 @@ class Exchange:
         "awaits_continue",
         "cancel",
         "complete",
+        "faulty",
         "finished",
+        "gate",
         "keep_alive",
         "lost",
+        "refused",
         "scope",
         "task",
     )
 
-    def __init__(self, connection: HttpConnection, scope: Scope, *, keep_alive: bool, awaits_continue: bool) -> None:
+    def __init__(
+        self,
+        connection: HttpConnection,
+        scope: Scope,
+        *,
+        keep_alive: bool,
+        awaits_continue: bool,
+        gate: Gate | None = None,
+    ) -> None:
         self.scope = scope
+        self.gate = gate
+        self.refused = self.faulty = False
+        self._arrival: Arrival | None = None
         self.keep_alive = keep_alive
         self.awaits_continue = awaits_continue
         self.complete = False
@@ -101,7 +122,7 @@ class Exchange:
             self._body += chunk
         else:
             self._body = bytearray(self._body) + chunk
-        if len(self._body) > HIGH_WATER:
+        if len(self._body) > HIGH_WATER and self.task is not None:
             self._connection.pause_reading()
         self._wake()
 
@@ -115,21 +136,53 @@ class Exchange:
     def lose(self) -> None:
         """The client is gone."""
         self.lost = not self.finished
+        self._settle()
         self._wake()
         if self.cancel is not None:
             cancel, self.cancel = self.cancel, None
             cancel()
 
+    def start(self, app: App) -> None:
+        """Begins to run the application in a task."""
+        token = self._let_in()
+        self.task = self._connection.loop.create_task(self.run(app))
+        if token is not None:
+            arrival.reset(token)
+
     def run_inline(self, app: InlineApp) -> bool:
         """Lets the application answer without a task. False where it wants its ASGI call."""
+        token = self._let_in()
         self.cancel = app.inline(self.scope, bytes(self._body), self.answer)
+        if token is not None:
+            arrival.reset(token)
+            if self.cancel is None:
+                self._settle()
         return self.cancel is not None
+
+    def _let_in(self) -> Token[Arrival | None] | None:
+        """Keeps a place for a request that has passed a gate, until it takes it or is answered."""
+        if self.gate is None or self.gate.overloaded is None or not self.complete:
+            return None
+        self._arrival = Arrival(self.gate.admission)
+        return arrival.set(self._arrival)
+
+    def _judge(self, status: int, refused: bool = False) -> None:
+        """The response begins."""
+        self.refused = refused or status >= 400
+        self.faulty = status in _FAULTS
+        self._settle()
+
+    def _settle(self) -> None:
+        """It has an answer, or needs none."""
+        if self._arrival is not None:
+            self._arrival.settle()
 
     def answer(self, status: int, headers: list[Header], body: bytes) -> None:
         """One whole response, unless the client is gone."""
         self.cancel = None
         if self.lost:
             return
+        self._judge(status)
         connection = b"" if self.keep_alive else b"connection: close\r\n"
         lines = b"".join([b"%b: %b\r\n" % line for line in headers])
         head = b"%b%bcontent-length: %d\r\n%b\r\n" % (STATUS_LINES[status], lines, len(body), connection)
@@ -202,6 +255,7 @@ class Exchange:
     def _start(self, message: Message) -> bytes:
         """The head of the response. It goes out together with the first part of the body."""
         status: int = message["status"]
+        self._judge(status, message.get("refused", False))
         parts = [STATUS_LINES[status]]
         for name, value in message.get("headers", ()):
             lower = name.lower()

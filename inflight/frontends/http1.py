@@ -7,7 +7,9 @@ waits for a slow client without end:
   be shared memory; small bodies are handed over as the bytes the parser made;
 - a request that dribbles in, or a response that nobody takes, is cut after a deadline; one timer per connection, armed
   again only when it fires, so that a request costs none;
-- head and body of a response leave in one system call, a large body as the view it is.
+- head and body of a response leave in one system call, a large body as the view it is;
+- a request for a language model that has no room is answered as soon as its head is here, and the connection is then
+  left unread for a while (`inflight.admission`).
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from urllib.parse import unquote
 
 import httptools
 
+from inflight.admission import Caller
 from inflight.frontends.asgi import App, Header, InlineApp, Scope, error_json
 from inflight.frontends.bulk import ALIGNMENT, BulkBody, aligned_buffer
 from inflight.frontends.connections import HttpLimits, OpenConnections
 from inflight.frontends.exchange import STATUS_LINES, Exchange
+from inflight.frontends.gate import GatedApp, Refusal
 
 _logger = logging.getLogger("inflight.http")
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -43,6 +47,8 @@ class HttpConnection(asyncio.Protocol):
         self.write_paused = False
         self._app = app
         self._inline: InlineApp | None = cast(InlineApp, app) if hasattr(app, "inline") else None
+        self._gated: GatedApp | None = cast(GatedApp, app) if hasattr(app, "gate") else None
+        self._caller = Caller(self._turn)
         self._shared = shared
         self._limits = limits
         self._parser: Any = self._new_parser()
@@ -79,9 +85,13 @@ class HttpConnection(asyncio.Protocol):
         self._timer = self.loop.call_later(self._check_interval(), self._check)
         if self._shared.stopping:
             self.transport.close()
+        crowded = self._gated.crowded() if self._gated is not None else None
+        if crowded is not None and crowded.came(self._caller):
+            self.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._shared.connections.discard(self)
+        self._caller.leave()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -143,17 +153,22 @@ class HttpConnection(asyncio.Protocol):
         parser = self._parser
         version = parser.get_http_version()
         keep_alive = version == "1.1" and not self._shared.stopping and parser.should_keep_alive()
+        scope = self._scope(parser.get_method().decode("ascii"), version)
+        gate = self._gated.gate(scope) if self._gated is not None else None
         exchange = self._reading = Exchange(
-            self,
-            self._scope(parser.get_method().decode("ascii"), version),
-            keep_alive=keep_alive,
-            awaits_continue=self._awaits_continue,
+            self, scope, keep_alive=keep_alive, awaits_continue=self._awaits_continue, gate=gate
         )
         self._last = not keep_alive
+        free = self._current is None and not self._caller.waits
+        if gate is not None and free and (refusal := gate.refusal(self._length)) is not None:
+            self._turn_away(exchange, refusal)
+            return
         if self._limits.large_body_bytes <= self._length <= self._limits.max_body_bytes:
             self._bulk = self._new_bulk()
-        if self._current is None:
-            if self._inline is not None and 0 < self._length <= INLINE_BYTES and not self._awaits_continue:
+        if free:
+            if self._inline is None or self._awaits_continue:
+                self._start(exchange)
+            elif 0 < self._length <= (INLINE_BYTES if gate is None else self._limits.max_body_bytes):
                 self._current = exchange  # what becomes of it is decided when its body is here
             else:
                 self._start(exchange)
@@ -174,6 +189,9 @@ class HttpConnection(asyncio.Protocol):
         if exchange is not None:
             exchange.end(None if bulk is None else bulk.view)
             if exchange is self._current and exchange.task is None:
+                if exchange.gate is not None and (refusal := exchange.gate.refusal(0)) is not None:
+                    self._turn_away(exchange, refusal)
+                    return
                 inline = None if self.write_paused else self._inline
                 if inline is None or not exchange.run_inline(inline):
                     self._start(exchange)
@@ -188,7 +206,7 @@ class HttpConnection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._read_paused and not self._queue and not self.transport.is_closing():
+        if self._read_paused and not self._queue and not self._caller.waits and not self.transport.is_closing():
             self._read_paused = False
             self._last_read = self.loop.time()
             self.transport.resume_reading()
@@ -203,6 +221,11 @@ class HttpConnection(asyncio.Protocol):
     def response_done(self, exchange: Exchange) -> None:
         """The whole response went out: on to the next request, or to the end."""
         self._current = None
+        if exchange.gate is not None:
+            if not exchange.refused:
+                exchange.gate.admission.served(self._caller)
+            elif exchange.gate.admission.refused(self._caller, exchange.faulty):
+                self.pause_reading()
         if not exchange.keep_alive:
             self._last = True
             self._queue.clear()
@@ -212,10 +235,24 @@ class HttpConnection(asyncio.Protocol):
                 self._close_when_read = True
                 self.resume_reading()
             return
-        if self._queue:
+        if self._queue and not self._caller.waits:
             self._start(self._queue.popleft())
         elif not self._began:
             self._last_read = self.loop.time()
+        self.resume_reading()
+
+    def _turn_away(self, exchange: Exchange, refusal: Refusal) -> None:
+        """Answers a request that no application sees; its body, if it still comes, is dropped."""
+        if exchange.awaits_continue and self._length:
+            exchange.keep_alive = False  # nobody knows whether the body will come
+            self._last = True
+        self._current = exchange
+        exchange.answer(refusal.status, refusal.headers, refusal.body)
+
+    def _turn(self) -> None:
+        """The client, who was refused, is listened to again."""
+        if self._queue and self._current is None:
+            self._start(self._queue.popleft())
         self.resume_reading()
 
     def forget(self, exchange: Exchange) -> None:
@@ -239,7 +276,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _start(self, exchange: Exchange) -> None:
         self._current = exchange
-        exchange.task = self.loop.create_task(exchange.run(self._app))
+        exchange.start(self._app)
+        assert exchange.task is not None
         self._shared.tasks.add(exchange.task)
 
     def _scope(self, method: str, version: str) -> Scope:
@@ -282,6 +320,9 @@ class HttpConnection(asyncio.Protocol):
         """After data that does not complete the request."""
         self._got += size
         self._last_read = self.loop.time()
+        gate = self._reading.gate if self._reading is not None and self._reading.refused else None
+        if gate is not None and gate.admission.dropped(self._caller, size):
+            self.pause_reading()
         if self._bulk is not None:
             if self._current is self._reading and not self._read_paused:
                 self._read_in_place(self._bulk)

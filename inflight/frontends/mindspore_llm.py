@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 import msgspec
 import orjson
 
-from inflight.errors import InflightError, InvalidRequest
+from inflight.errors import InflightError, InvalidRequest, NotFound, Unavailable
 from inflight.frontends.asgi import Receive, Scope, Send, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.gate import Gate, Gates
 from inflight.frontends.generate import MAX_SEED, Whole, draw_seed, number, pick, read_struct, whole
 from inflight.frontends.routes import NoSuchRoute, check_verb
 from inflight.frontends.sse import EventStream, Opened
-from inflight.frontends.tgi import fail
+from inflight.frontends.tgi import fail, refusal
 from inflight.generation import Finish, FinishReason, GenerationRequest, Generator, Token, TokenInfo
 from inflight.log import LOGGER
 from inflight.plan import Sampling
@@ -73,6 +74,16 @@ class MindSporeLlm:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._gates = Gates(refusal)
+
+    def gate(self, scope: Scope) -> Gate | None:
+        """Where its generations have to pass."""
+        if scope["method"] != "POST":
+            return None
+        try:
+            return self._gates.of(pick(self._backend, scope["path"].split("/")[2]))
+        except (NotFound, Unavailable):  # the door itself says so
+            return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A request for one of `paths`, or for any path under `/models/`."""

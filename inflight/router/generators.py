@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from inflight.admission import Admission
 from inflight.config import GeneratorConfig, ServerConfig
 from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Loading, Overloaded, StartError
 from inflight.generation import (
@@ -49,6 +50,7 @@ class Announced:
             adapters=tuple(adapter.name for adapter in config.adapters),
             loaded=False,
         )
+        self.admission = Admission(config.max_concurrent_requests)
 
     def loading(self) -> Loading:
         """What everybody who asks is told."""
@@ -141,7 +143,7 @@ class Generators:
         """
         engine = self._engines[method.servable]
         limit = engine.info.limits.max_concurrent_requests
-        if engine.ready and engine.streams + len(rows) > limit:
+        if engine.ready and engine.admission.room < len(rows):
             raise Overloaded(f"the model takes {limit} generations at once; try again later, or send fewer instances")
         outcomes: list[Outcome] = [()] * len(rows)
         left = len(rows)

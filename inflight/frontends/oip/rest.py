@@ -17,6 +17,7 @@ from inflight.frontends.asgi import JSON, Answer, Header, Receive, Scope, Send, 
 from inflight.frontends.base import Backend, callbacks
 from inflight.frontends.body import Body, accepted_encoding, pack, read_body, unpack
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.gate import Gate, Gates, Refusal
 from inflight.frontends.oip.binary import InferRequest, encode_response, parse_request
 from inflight.frontends.oip.generate import answer_generate, read_generate, stream_generate
 from inflight.frontends.oip.mapping import (
@@ -39,6 +40,7 @@ _RAW = (b"content-type", b"application/octet-stream")
 _JOINED = 64 * 1024
 _PACKED = (b"gzip", b"deflate")
 _NAMES_KEPT = 1024
+_RUNNING = ("infer", "generate", "generate_stream")
 
 
 class OpenInferenceRest:
@@ -50,6 +52,7 @@ class OpenInferenceRest:
         self._max_body_bytes = max_body_bytes
         self._callbacks = callbacks(backend)
         self._names: dict[tuple[str, str], tuple[str, int, str]] = {}
+        self._gates = Gates(_refusal, lambda model: max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One `http` scope."""
@@ -62,6 +65,14 @@ class OpenInferenceRest:
         except Exception:  # the outermost handler: the client gets an answer whatever fails in here
             _logger.exception("an error nobody handled, %s %s", scope["method"], scope["path"])
             await respond_json(send, {"error": "internal server error, the server's log has the details"}, status=500)
+
+    def gate(self, scope: Scope) -> Gate | None:
+        """Where requests for language models have to pass."""
+        parts = self._parts(scope)
+        if len(parts) not in (3, 5) or parts[0] != "models" or parts[-1] not in _RUNNING:
+            return None
+        generator = self._backend.generators.get(parts[1])
+        return self._gates.of(generator) if generator is not None else None
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`: plain inferences, with the backend's callback in place of waiting for it."""
@@ -215,6 +226,10 @@ def _finish(
         _answer_error(answer, _internal(name, error))
     else:
         answer(200, _headers(parts, raw), parts[0] if len(parts) == 1 else b"".join(parts))  # type: ignore[arg-type]
+
+
+def _refusal(error: InflightError) -> Refusal:
+    return Refusal(error.http_status, [JSON, *error_headers(error)], orjson.dumps({"error": str(error)}))
 
 
 def _answer_error(answer: Answer, error: InflightError) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 
 from inflight.errors import InflightError, InvalidRequest, NotFound
-from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
+from inflight.frontends.asgi import JSON, Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.gate import Gate, Gates, Refusal
 from inflight.frontends.generate import Whole, all_of, embedding_of, loaded, payload_limit, pick, read_struct, whole
 from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
@@ -37,10 +38,20 @@ class OpenAiRest:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._gates, self._gates_of_several = Gates(_refusal), Gates(None)
 
     @property
     def _limit(self) -> int:
         return payload_limit(self._backend)
+
+    def gate(self, scope: Scope) -> Gate | None:
+        """Where its generations have to pass. Which of several models is meant only the body knows."""
+        if scope["method"] != "POST" or scope["path"] not in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES):
+            return None
+        first, *more = self._backend.generators.values()
+        if not more:
+            return self._gates.of(first)
+        return self._gates_of_several.of(next((one for one in more if one.admission.full), first))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One `http` scope."""
@@ -324,6 +335,11 @@ async def _merged(opened: Sequence[Opened[Event]]) -> AsyncIterator[tuple[int, E
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _refusal(error: InflightError) -> Refusal:
+    status, body, headers = error_json(error)
+    return Refusal(status, [JSON, *headers], body)
 
 
 async def _fail(send: Send, error: InflightError) -> None:

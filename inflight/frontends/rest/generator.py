@@ -11,10 +11,11 @@ import orjson
 
 from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest, Unavailable
-from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
+from inflight.frontends.asgi import JSON, Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.body import read_body, too_large
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.gate import Gate, Gates, Refusal
 from inflight.frontends.generate import Whole, all_of, loaded, refuse_images
 from inflight.frontends.rest.request import parse_json
 from inflight.frontends.rest.response import encode_error
@@ -50,10 +51,16 @@ class GeneratorRest:
         self._backend = backend
         self._max_body_bytes = max_body_bytes
         self._status_codes = config.status_codes
+        self._gates = Gates(self._refusal, lambda model: max(model.info.limits.payload_limit, max_body_bytes))
 
     def serves(self, scope: Scope) -> bool:
         """Whether a request names a language model's method."""
         return scope["method"] == "POST" and self._target(scope) is not None
+
+    def gate(self, scope: Scope) -> Gate | None:
+        """Where its generations have to pass."""
+        target = self._target(scope)
+        return self._gates.of(target[0]) if target is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = self._target(scope)
@@ -95,8 +102,12 @@ class GeneratorRest:
         return None
 
     async def _fail(self, send: Send, error: InflightError) -> None:
+        reply = self._refusal(error)
+        await respond(send, reply.body, status=reply.status, headers=reply.headers[1:], refused=True)
+
+    def _refusal(self, error: InflightError) -> Refusal:
         status = error.http_status if self._status_codes or isinstance(error, Unavailable) else 200
-        await respond(send, encode_error(error).body, status=status, headers=error_headers(error))
+        return Refusal(status, [JSON, *error_headers(error)], encode_error(error).body)
 
 
 def _instances(document: Any) -> list[Any]:

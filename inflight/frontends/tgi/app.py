@@ -13,6 +13,7 @@ from inflight.errors import InflightError
 from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.frontends.gate import Gate, Gates
 from inflight.frontends.generate import all_of, draw_seed, pick, read_struct, with_seed
 from inflight.frontends.openai import ChatBody, chat_prompt
 from inflight.frontends.routes import verb_of
@@ -24,6 +25,7 @@ from inflight.frontends.tgi.response import (
     fail,
     frame,
     generation_json,
+    refusal,
     timing_headers,
 )
 from inflight.generation import Finish, Generator, Token
@@ -32,6 +34,7 @@ from inflight.log import LOGGER
 T = TypeVar("T")
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+_GENERATING = ("/", "/generate", "/generate_stream")
 
 
 class TokenizeBody(msgspec.Struct):
@@ -50,6 +53,7 @@ class TgiRest:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._gates = Gates(refusal)
         self.paths: Mapping[str, Mapping[str, Handler]] = {
             "/": {"POST": self._compatible},
             "/generate": {"POST": self._generate},
@@ -60,6 +64,11 @@ class TgiRest:
             "/health": {"GET": self._health},
             "/ping": {"GET": self._health},
         }
+
+    def gate(self, scope: Scope) -> Gate | None:
+        """Where its generations have to pass."""
+        generating = scope["method"] == "POST" and scope["path"] in _GENERATING
+        return self._gates.of(next(iter(self._backend.generators.values()))) if generating else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A request for one of these routes."""

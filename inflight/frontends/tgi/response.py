@@ -20,6 +20,7 @@ from inflight.errors import (
     Unavailable,
 )
 from inflight.frontends.asgi import JSON, Header, Send, respond
+from inflight.frontends.gate import Refusal
 from inflight.frontends.generate import PlainError, Whole, number
 from inflight.frontends.routes import MethodNotAllowed, error_headers
 from inflight.frontends.tgi.request import Asked
@@ -114,6 +115,12 @@ def error_reply(error: InflightError) -> tuple[int, bytes, list[Header]]:
         return error.status, str(error).encode(), [(b"content-type", b"text/plain; charset=utf-8")]
     status, kind, text = classify(error)
     return status, orjson.dumps({"error": text, "error_type": kind}), [JSON, *error_headers(error)]
+
+
+def refusal(error: InflightError) -> Refusal:
+    """An error as one response."""
+    status, body, headers = error_reply(error)
+    return Refusal(status, headers, body)
 
 
 async def fail(send: Send, error: InflightError) -> None:

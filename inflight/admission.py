@@ -1,0 +1,290 @@
+"""Who is let in to a language model, and when those who were refused are listened to again.
+
+A model takes `limit` generations at a time; who comes beyond is refused at once. That alone does not protect it: a
+client that asks again as soon as it is refused costs the event loop a request each time, a thousand such clients cost
+all of it, and the engine, whose steps run on the same loop, stands still. So the doors ask here, and the policy is:
+
+- A refusal costs next to nothing. Whether there is room is known at once (`full`), before a request's body is read or
+  looked at, and the answer's bytes were made beforehand.
+- Who was refused waits. The door stops to read that connection (a call over HTTP/2 is held), the client's next request
+  stays in the kernel, and nobody else notices. The first pause is short and every further refusal in a row doubles it
+  (`FIRST_PAUSE` to `LONGEST_PAUSE`), so that a refusal is told within a second of being asked for.
+- The event loop has a budget for refusals: `SHARE` of its time. Where so many wait that their pauses would cost more,
+  the pauses become longer, those that are over longest ending first.
+- It is fair. When a generation ends, whoever was refused first, and not let in since, has the next turn, before the
+  client whose generation ended can ask again. So a crowd in a closed loop goes round, and nobody starves.
+- Who sends what is refused for its own sake (too long, too large, not valid) waits likewise, pays for what it cost to
+  find that out, and gets no place offered before it has sent something better.
+- Nobody waits where the model is idle: a mistaken request can be sent again right away.
+
+Lives on one event loop. Nothing here knows of protocols: the engine counts, the doors wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from inflight.errors import Overloaded
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.6
+"""Seconds: after a first refusal, and after the fourth in a row and all further ones."""
+SHARE = 0.1
+"""Of the event loop's time, for those who are read again though nothing says that there is room."""
+COST, COST_OF_CONNECTION, COST_OF_BYTE = 45e-6, 80e-6, 0.4e-9
+"""Seconds that a refusal takes, a new connection, and a byte of a refused body that is read and dropped."""
+BURST = 0.02
+"""Seconds of the budget that may be saved up."""
+TICK = 0.005
+"""Seconds between two looks at those who wait."""
+FORGOTTEN = 2.0
+"""Seconds without a further refusal after which a caller is a new one."""
+_SWEPT = 256
+"""Entries up to which those of callers that are gone stay where they are."""
+_tickets = itertools.count(1)
+
+arrival: ContextVar[Arrival | None] = ContextVar("arrival", default=None)
+"""Set while the work on a request begins that a door has let in."""
+
+
+class Arrival:
+    """A request that a door has let in: a place is kept for it until it takes one, or has an answer."""
+
+    __slots__ = ("_admission",)
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission: Admission | None = admission
+        admission.arriving += 1
+
+    def settle(self, admission: Admission | None = None) -> None:
+        """The place is taken, or not needed. Args: admission: only if it is there that the place is kept."""
+        kept = self._admission
+        if kept is not None and (admission is None or admission is kept):
+            self._admission = None
+            kept.arriving -= 1
+
+
+class Caller:
+    """One connection, or whatever else can be made to wait, as a line knows it.
+
+    Args:
+        turn: called on the loop when the caller is to be listened to again.
+    """
+
+    __slots__ = ("faulty", "line", "refusals", "since", "ticket", "turn", "turned")
+
+    def __init__(self, turn: Callable[[], None]) -> None:
+        self.turn = turn
+        self.since = 0.0  # when it was refused first, of the refusals in a row
+        self.refusals = 0
+        self.faulty = False
+        self.turned = 0.0  # when it had its last turn
+        self.ticket = 0
+        self.line: Admission | None = None
+
+    @property
+    def waits(self) -> bool:
+        return self.line is not None
+
+    def leave(self) -> None:
+        """The caller will not ask again."""
+        if self.line is not None:
+            self.line.forget(self)
+
+
+class _Heap:
+    """Callers by time. An entry whose ticket is no longer the caller's is passed over."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[float, int, Caller]] = []
+
+    def push(self, when: float, caller: Caller) -> None:
+        heapq.heappush(self._entries, (when, caller.ticket, caller))
+
+    def first(self) -> float | None:
+        """The time of the first that waits."""
+        entries = self._entries
+        while entries and entries[0][2].ticket != entries[0][1]:
+            heapq.heappop(entries)
+        return entries[0][0] if entries else None
+
+    def pop(self) -> Caller:
+        """The caller that `first` spoke of."""
+        return heapq.heappop(self._entries)[2]
+
+    def sweep(self, waiting: int) -> None:
+        """Lets go of entries of callers that do not wait, where these are the most."""
+        if len(self._entries) > _SWEPT and len(self._entries) > 2 * waiting:
+            self._entries = [entry for entry in self._entries if entry[2].ticket == entry[1]]
+            heapq.heapify(self._entries)
+
+
+class Admission:
+    """The places of one language model, and the line of those who found none.
+
+    Args:
+        limit: generations at a time.
+        on_refused: called for each request that a door refused without asking the engine.
+        loop: gives the event loop that it lives on.
+
+    Attributes:
+        used: generations that were let in and have not ended.
+        arriving: places that are kept for requests which a door has let in.
+        waiting: callers that are not listened to.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        on_refused: Callable[[], None] = lambda: None,
+        loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
+    ) -> None:
+        self._loop = loop
+        self.limit = limit
+        self.used = 0
+        self.arriving = 0
+        self.waiting = 0
+        self._on_refused = on_refused
+        self._by_first_refusal, self._by_due = _Heap(), _Heap()
+        self._offered = 0  # turns that were given because of room, and not used yet
+        self._budget = BURST
+        self._looked = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # The engine's side
+
+    @property
+    def room(self) -> int:
+        """Generations that would be let in now."""
+        return self.limit - self.used
+
+    def enter(self) -> None:
+        """Takes a place.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        if self.used >= self.limit:
+            raise Overloaded("Model is overloaded")
+        self.used += 1
+        if (mine := arrival.get()) is not None:
+            mine.settle(self)
+        if self._offered:
+            self._offered -= 1
+
+    def leave(self) -> None:
+        """Gives a place back; whoever was refused first has the next turn."""
+        self.used -= 1
+        if self.waiting:
+            self._offer(self._loop().time())
+
+    # The doors' side
+
+    @property
+    def full(self) -> bool:
+        """Whether a request that comes now is refused."""
+        return self.used + self.arriving >= self.limit
+
+    def turned_away(self) -> None:
+        """A door refused a request without asking the engine."""
+        self._on_refused()
+
+    def came(self, caller: Caller) -> bool:
+        """A connection was made, of nobody knows whom. True: it waits to be read, ahead of all who were refused."""
+        if not self.full:
+            return False
+        now = self._refill()
+        self._budget -= COST_OF_CONNECTION
+        if self._budget > 0:
+            return False
+        caller.since = now
+        self._wait(caller, 0.0, now)
+        self._by_first_refusal.push(now, caller)
+        return True
+
+    def refused(self, caller: Caller, fault: bool = False) -> bool:
+        """The caller was told that it is refused. True: it waits, and its turn comes; False: it may ask at once.
+
+        Args:
+            fault: the request was wrong. Until one is right no place is offered to this caller, it has its pauses only.
+        """
+        if not self.used or caller.waits:
+            return False
+        caller.faulty = caller.faulty or fault
+        now = self._loop().time()
+        if not caller.refusals or now - caller.turned > FORGOTTEN:
+            caller.since, caller.refusals = now, 0
+        pause = min(FIRST_PAUSE * 2**caller.refusals, LONGEST_PAUSE)
+        caller.refusals = min(caller.refusals + 1, 16)
+        self._wait(caller, now + pause, now)
+        if not caller.faulty:
+            self._by_first_refusal.push(caller.since, caller)
+        return True
+
+    def served(self, caller: Caller) -> None:
+        """The caller was let in: it has had its turn."""
+        caller.refusals, caller.faulty = 0, False
+
+    def spent(self, seconds: float) -> None:
+        """So much computing went into a request that was then refused."""
+        self._refill()
+        self._budget -= seconds
+
+    def dropped(self, caller: Caller, size: int) -> bool:
+        """So many bytes of a refused request's body were read. True: the rest waits until it can be afforded."""
+        now = self._refill()
+        self._budget -= size * COST_OF_BYTE
+        if not self.used or caller.waits or self._budget > 0:
+            return False
+        self._wait(caller, now, now)
+        return True
+
+    def forget(self, caller: Caller) -> None:
+        """The caller waits no more."""
+        self._take_out(caller)
+        self._by_first_refusal.sweep(self.waiting)
+        self._by_due.sweep(self.waiting)
+
+    def _wait(self, caller: Caller, due: float, now: float) -> None:
+        caller.ticket, caller.line = next(_tickets), self
+        self.waiting += 1
+        self._by_due.push(due, caller)
+        if self._timer is None:
+            self._timer = self._loop().call_later(TICK, self._look)
+
+    def _take_out(self, caller: Caller) -> None:
+        caller.ticket, caller.line = 0, None
+        self.waiting -= 1
+
+    def _give_turn(self, caller: Caller, now: float) -> None:
+        self._take_out(caller)
+        caller.turned = now
+        caller.turn()
+
+    def _offer(self, now: float) -> None:
+        """A turn for each place that is free: those first who were refused first."""
+        while self._offered < self.room and self._by_first_refusal.first() is not None:
+            self._offered += 1
+            self._give_turn(self._by_first_refusal.pop(), now)
+
+    def _look(self) -> None:
+        """Turns for those whose pause is over, as far as the budget goes; and places that nobody took, once more."""
+        now = self._refill()
+        self._offered = 0
+        self._offer(now)
+        while self._budget > 0 and (due := self._by_due.first()) is not None and due <= now:
+            self._budget -= COST
+            self._give_turn(self._by_due.pop(), now)
+        self._by_first_refusal.sweep(self.waiting)
+        self._by_due.sweep(self.waiting)
+        self._timer = self._loop().call_later(TICK, self._look) if self.waiting else None
+
+    def _refill(self) -> float:
+        """Adds to the budget what the time since the last look is worth; the loop's time now."""
+        now = self._loop().time()
+        self._budget = min(self._budget + (now - self._looked) * SHARE, BURST)
+        self._looked = now
+        return now

@@ -1,0 +1,170 @@
+"""Clients without mercy: far more connections than places, each of which asks again as soon as it is answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.running import Served, eventually, metrics, request, serve, workers
+
+POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
+PLACES, CROWD, TURNS = 4, 40, 8
+LONG = {"max_new_tokens": 900, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("overload"), str(POCKET), "--max-concurrent-requests", str(PLACES)) as one:
+        yield one
+
+
+def message(path: str, body: Any, padding: int = 0) -> bytes:
+    data = json.dumps(body).encode() + b" " * padding
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+class Client:
+    """A closed loop on one connection."""
+
+    def __init__(self, address: str, data: bytes) -> None:
+        host, _, port = address.rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=30)
+        self.data = data
+        self.got = b""
+        self.statuses: Counter[int] = Counter()
+        self.slowest_refusal = 0.0
+        self.body = b""
+        self.send()
+
+    def send(self) -> None:
+        self.sent = time.monotonic()
+        self.socket.sendall(self.data)
+
+    def read(self) -> None:
+        data = self.socket.recv(1 << 16)
+        assert data, "the server closed a connection"
+        self.got += data
+        head, end, body = self.got.partition(b"\r\n\r\n")
+        if not end or len(body) < int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]):
+            return
+        status = int(head[9:12])
+        self.statuses[status] += 1
+        if status != 200:
+            self.slowest_refusal = max(self.slowest_refusal, time.monotonic() - self.sent)
+        self.got, self.body = b"", body
+        self.send()
+
+
+def drive(clients: list[Client], seconds: float) -> bool:
+    """Lets them all go on until each has had `TURNS` good answers; False where that is not so in time."""
+    with selectors.DefaultSelector() as selector:
+        for client in clients:
+            selector.register(client.socket, selectors.EVENT_READ, client)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for key, _ in selector.select(0.1):
+                key.data.read()
+            if all(client.statuses[200] >= TURNS for client in clients):
+                return True
+    return False
+
+
+def test_everybody_gets_a_turn_and_refusals_are_few(served: Served) -> None:
+    data = message("/generate", {"inputs": "Once", "parameters": {"max_new_tokens": 8, "do_sample": False}})
+    clients = [Client(served.http, data) for _ in range(CROWD)]
+    try:
+        assert drive(clients, 60), [client.statuses for client in clients]
+    finally:
+        for client in clients:
+            client.socket.close()
+    total = sum((client.statuses for client in clients), Counter[int]())
+    assert set(total) == {200, 429}
+    # Who asks again at once would be refused hundreds of times between two good answers.
+    assert total[429] < 12 * total[200] + 5 * CROWD
+    assert max(client.slowest_refusal for client in clients) < 10
+    counted = metrics(served.http)["tgi_request_failure"]
+    assert counted["overloaded",] >= total[429]
+
+
+@pytest.fixture
+def occupied(served: Served) -> Iterator[Served]:
+    """All places are taken by long streams."""
+    host, _, port = served.http.rpartition(":")
+    streams = []
+    eventually(lambda: metrics(served.http)["tgi_batch_current_size"][()] == 0)
+    for _ in range(PLACES):
+        stream = socket.create_connection((host, int(port)), timeout=30)
+        stream.sendall(message("/generate_stream", {"inputs": "Once", "parameters": LONG}))
+        assert stream.recv(15) == b"HTTP/1.1 200 OK"
+        streams.append(stream)
+    (rank,) = workers(served.pid)
+    os.kill(rank, signal.SIGSTOP)  # else they end while a test is under way
+    try:
+        yield served
+    finally:
+        os.kill(rank, signal.SIGCONT)
+        for stream in streams:
+            stream.close()
+
+
+FORMS = {
+    "/generate": (429, {"error": "Model is overloaded", "error_type": "overloaded"}),
+    "/generate_stream": (429, {"error": "Model is overloaded", "error_type": "overloaded"}),
+    "/": (429, {"error": "Model is overloaded", "error_type": "overloaded"}),
+    "/vertex": (429, {"error": "Model is overloaded", "error_type": "overloaded"}),
+    "/models/pocket": (429, {"error": "Model is overloaded", "error_type": "overloaded"}),
+    "/model/pocket:generate": (200, {"error_msg": "Model is overloaded"}),
+    "/model/pocket:generated_stream": (200, {"error_msg": "Model is overloaded"}),
+    "/v2/models/pocket/generate": (429, {"error": "Model is overloaded"}),
+    "/v2/models/pocket/infer": (429, {"error": "Model is overloaded"}),
+}
+
+
+def test_each_protocol_refuses_in_its_own_form_before_the_body_is_here(occupied: Served) -> None:
+    host, _, port = occupied.http.rpartition(":")
+    openai = {"message": "Model is overloaded", "code": "rate_limit_exceeded", "http_status_code": 429}
+    for path in (*FORMS, "/v1/chat/completions", "/v1/completions", "/v1/responses"):
+        with socket.create_connection((host, int(port)), timeout=30) as raw:
+            raw.sendall(message(path, {}, 1_000_000)[:300])
+            head, _, body = raw.recv(4096).partition(b"\r\n\r\n")
+        status, document = int(head[9:12]), json.loads(body)
+        if path in FORMS:
+            assert (status, document) == FORMS[path], path
+        else:
+            assert status == 429
+            assert {name: document["error"][name] for name in openai} == openai
+        assert status == 200 or path.startswith("/v2") or b"retry-after: 1" in head
+
+
+def test_what_needs_no_place_is_answered_meanwhile(occupied: Served) -> None:
+    assert request(occupied.http, "GET", "/health")[0] == 200
+    assert request(occupied.http, "GET", "/info")[0] == 200
+    status, body = request(
+        occupied.http, "POST", "/tokenize", b'{"inputs": "Once"}', {"Content-Type": "application/json"}
+    )
+    assert status == 200, body
+
+
+def test_a_refused_body_is_dropped_and_the_connection_goes_on(occupied: Served) -> None:
+    host, _, port = occupied.http.rpartition(":")
+    upload = message("/generate", {"inputs": "Once"}, 1_000_000)
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
+        for _ in range(2):
+            raw.sendall(upload)
+            got = b""
+            while b"}" not in got:
+                got += raw.recv(4096)
+            assert got.startswith(b"HTTP/1.1 429")
+        raw.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert raw.recv(4096).startswith(b"HTTP/1.1 200")

@@ -1,0 +1,185 @@
+"""Who is let in and who waits: the policy alone, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from inflight.admission import FIRST_PAUSE, LONGEST_PAUSE, SHARE, Admission, Arrival, Caller, arrival
+from inflight.errors import Overloaded
+
+
+class Clock:
+    """As much of an event loop as the policy uses."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._calls: list[tuple[float, int, Callable[[], Any]]] = []
+        self._numbers = itertools.count()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, call: Callable[[], Any]) -> Any:
+        heapq.heappush(self._calls, (self.now + delay, next(self._numbers), call))
+        return call
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._calls and self._calls[0][0] <= end:
+            self.now, _, call = heapq.heappop(self._calls)
+            call()
+        self.now = end
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def full(clock: Clock, limit: int = 1) -> Admission:
+    admission = Admission(limit, loop=lambda: clock)  # type: ignore[arg-type, return-value]
+    for _ in range(limit):
+        admission.enter()
+    return admission
+
+
+def test_who_comes_beyond_the_limit_is_refused(clock: Clock) -> None:
+    admission = full(clock, 2)
+    assert admission.full
+    with pytest.raises(Overloaded):
+        admission.enter()
+    admission.leave()
+    assert not admission.full
+    admission.enter()
+
+
+def test_pauses_double_up_to_the_longest(clock: Clock) -> None:
+    admission, turns = full(clock), []
+    caller = Caller(lambda: turns.append(clock.now))
+    expected = FIRST_PAUSE
+    for _ in range(8):
+        began = clock.now
+        assert admission.refused(caller)
+        assert caller.waits
+        clock.run(2 * LONGEST_PAUSE)
+        assert turns.pop() - began == pytest.approx(expected, abs=0.011)
+        expected = min(2 * expected, LONGEST_PAUSE)
+        clock.now = turns[-1] if turns else began + expected  # asks again at once
+    admission.served(caller)
+    admission.refused(caller)
+    clock.run(2 * FIRST_PAUSE)
+    assert turns, "who was let in begins again"
+
+
+def test_nobody_waits_for_an_idle_model(clock: Clock) -> None:
+    admission = Admission(2, loop=lambda: clock)  # type: ignore[arg-type, return-value]
+    assert not admission.refused(Caller(lambda: None))
+
+
+def test_a_free_place_goes_to_whoever_was_refused_first(clock: Clock) -> None:
+    admission, turns = full(clock), []
+    callers = [Caller(lambda index=index: turns.append(index)) for index in range(4)]  # type: ignore[misc]
+    admission.refused(callers[0], fault=True)
+    for caller in callers[1:]:
+        admission.refused(caller)
+        clock.run(0.001)
+    callers[1].leave()
+    admission.leave()
+    assert turns == [2], "the first one's request was wrong, the second has left"
+    admission.enter()
+    admission.leave()
+    assert turns == [2, 3]
+    admission.enter()
+    clock.run(1)
+    assert turns == [2, 3, 0], "whose request was wrong is heard after its pause"
+
+
+def test_a_place_is_kept_for_a_request_until_it_takes_it(clock: Clock) -> None:
+    admission = Admission(2, loop=lambda: clock)  # type: ignore[arg-type, return-value]
+    first, second = Arrival(admission), Arrival(admission)
+    assert admission.full
+    second.settle()  # it was answered without a generation
+    assert not admission.full
+    token = arrival.set(first)
+    admission.enter()
+    admission.enter()  # a second choice of the same request
+    arrival.reset(token)
+    first.settle()
+    assert (admission.used, admission.arriving) == (2, 0)
+
+
+def test_the_time_for_refusals_is_bounded(clock: Clock) -> None:
+    admission, turns = full(clock), []
+
+    def again(caller: Caller) -> None:
+        turns.append(clock.now)
+        admission.refused(caller)
+
+    for _ in range(20_000):
+        caller = Caller(lambda: None)
+        caller.turn = lambda caller=caller: again(caller)  # type: ignore[misc]
+        admission.refused(caller)
+    clock.run(5)
+    assert SHARE / 100e-6 * 4 < len(turns) < SHARE / 30e-6 * 6
+
+
+def test_computing_for_nothing_is_paid_by_those_who_wait(clock: Clock) -> None:
+    admission, turns = full(clock), []
+    admission.refused(Caller(lambda: turns.append(clock.now)))
+    admission.spent(0.3)
+    clock.run(2)
+    assert not turns
+    clock.run(2)
+    assert turns
+
+
+def test_a_crowd_goes_round(clock: Clock) -> None:
+    """1,280 clients that ask again at once, 128 places, a quarter of a second each: all get equally much."""
+    admission = Admission(128, loop=lambda: clock)  # type: ignore[arg-type, return-value]
+    good, asked, waits = [0] * 1280, [0.0] * 1280, []
+    callers: list[Caller] = []
+
+    def ask(index: int) -> None:
+        if admission.full:
+            waits.append(clock.now - asked[index])
+            asked[index] = clock.now
+            assert admission.refused(callers[index])
+            return
+        admission.enter()
+        admission.served(callers[index])
+        clock.call_later(0.25, lambda: end(index))
+
+    def end(index: int) -> None:
+        admission.leave()
+        good[index] += 1
+        asked[index] = clock.now
+        clock.call_later(0.0001, lambda: ask(index))
+
+    def turn(index: int) -> Callable[[], None]:
+        return lambda: clock.call_later(0.00001, lambda: ask(index))
+
+    callers += [Caller(turn(index)) for index in range(1280)]
+    for index in range(1280):
+        asked[index] = clock.now
+        ask(index)
+    clock.run(20)
+    assert sum(good) > 0.95 * 128 * 20 / 0.25
+    assert min(good) >= 0.7 * max(good)
+    assert sorted(waits)[int(len(waits) * 0.99)] < 1.0
+
+
+def test_what_has_left_is_let_go(clock: Clock) -> None:
+    admission = full(clock)
+    callers = [Caller(lambda: None) for _ in range(2000)]
+    for caller in callers:
+        admission.refused(caller)
+    for caller in callers:
+        caller.leave()
+    assert admission.waiting == 0
+    clock.run(1)
+    assert len(admission._by_due._entries) + len(admission._by_first_refusal._entries) <= 512
