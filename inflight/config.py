@@ -10,6 +10,7 @@ DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_GRPC = "127.0.0.1:8081"
 DEFAULT_MAX_ENQUEUED = 10_000
 DEFAULT_MAX_MESSAGE_MB = 100
+DEFAULT_EXECUTION_TIMEOUT = 300.0
 GRPC_ENGINES = ("auto", "zttp", "grpcio")
 """Who speaks HTTP/2 at the gRPC door. grpcio is the C core that has been proven for long; zttp (the extra of that name)
 answers more calls per second and calls itself experimental. `auto`: zttp where the extra is installed, else grpcio."""
@@ -68,6 +69,7 @@ class ServableConfig:
         dec_key, dec_mode: how encrypted model files are opened.
         model_file: a bare model file served without any servable_config.py; then `directory` is its folder.
         max_batch_size: rows in one run of a bare model with a dynamic batch, or None for the default.
+        execution_timeout: as the server's, for this servable; None: the server's.
     """
 
     directory: Path
@@ -80,6 +82,7 @@ class ServableConfig:
     dec_mode: str = "AES-GCM"
     model_file: Path | None = None
     max_batch_size: int | None = None
+    execution_timeout: float | None = None
 
 
 QUANTIZE = ("none", "int8", "int4", "int4-64", "int4-128")
@@ -198,6 +201,8 @@ class ServerConfig:
         start_timeout: seconds a worker may take to load its servable, or None.
         warm_up_timeout: seconds that the runs of models on made-up inputs may take when a worker starts; a worker that
             takes longer is started again without them.
+        execution_timeout: seconds that one call of a stage's function or model may take before its worker counts as
+            hung and is replaced; 0: any time.
         stop_timeout: seconds that running work may take when the server stops.
         log_dir: where each worker's output goes; None: the server's own stderr.
         restart: when a lost worker is started again.
@@ -211,6 +216,7 @@ class ServerConfig:
     max_enqueued_requests: int = DEFAULT_MAX_ENQUEUED
     start_timeout: float | None = None
     warm_up_timeout: float = 60.0
+    execution_timeout: float = DEFAULT_EXECUTION_TIMEOUT
     stop_timeout: float = 10.0
     log_dir: Path | None = None
     restart: RestartPolicy = RestartPolicy()

@@ -25,6 +25,7 @@ from inflight.commands.options import (
 )
 from inflight.commands.sample import describe
 from inflight.config import (
+    DEFAULT_EXECUTION_TIMEOUT,
     DEFAULT_GRPC,
     DEFAULT_HTTP,
     DEFAULT_MAX_ENQUEUED,
@@ -64,6 +65,12 @@ def device_ids(text: str) -> tuple[int, ...]:
     if not all(item.isdecimal() for item in items) or len(set(items)) != len(items):
         raise ValueError(f"'{text}' is no list of device ids; write distinct numbers like 0,1")
     return tuple(int(item) for item in items)
+
+
+def execution_timeout(text: str) -> tuple[str, float]:
+    """`30` for all servables (an empty name), or `digits=30` for one."""
+    name, _, given = text.rpartition("=")
+    return name, seconds(given)
 
 
 def key_file(text: str) -> bytes:
@@ -192,6 +199,16 @@ OPTIONS = (
         metavar="SECONDS",
     ),
     Option(
+        "execution-timeout",
+        execution_timeout,
+        "Seconds that one call of a stage's function or model may take; a worker that is at one for longer is hung and "
+        "gets replaced. NAME=SECONDS is for one servable; repeat for more. 0: no limit. Default "
+        f"{DEFAULT_EXECUTION_TIMEOUT:g}.",
+        default=(),
+        metavar="SECONDS",
+        many=True,
+    ),
+    Option(
         "stop-timeout",
         seconds,
         "Seconds that running requests may take at the end. Default 10.",
@@ -230,6 +247,7 @@ def build_plan(values: Mapping[str, Any]) -> Plan:
         max_enqueued_requests=values["max_enqueued"],
         start_timeout=values["start_timeout"],
         warm_up_timeout=values["warm_up_timeout"],
+        execution_timeout=dict(values["execution_timeout"]).get("", DEFAULT_EXECUTION_TIMEOUT),
         stop_timeout=values["stop_timeout"],
         log_dir=values["log_dir"],
         rest=RestConfig(status_codes=values["status_codes"]),
@@ -262,6 +280,8 @@ def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tup
     if values["name"] and (len(places) + len(folders) != 1 or (places and places[0][2] is None)):
         raise UsageError("--name is for one model file or language model; a servable is named after its directory")
     generators = tuple(generator_config(folder, values) for folder in folders)
+    limits = dict(values["execution_timeout"])
+    limits.pop("", None)
     configs = tuple(
         ServableConfig(
             directory=directory,
@@ -274,9 +294,12 @@ def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tup
             dec_mode=values["dec_mode"],
             model_file=file,
             max_batch_size=values["max_batch_size"],
+            execution_timeout=limits.pop(values["name"] or name, None),
         )
         for directory, name, file in places
     )
+    for name in limits:
+        raise UsageError(f"--execution-timeout {name}=: no servable has that name; write one of the paths' names")
     names = [*(config.name for config in configs), *(generator.name for generator in generators)]
     for name in names:
         if names.count(name) > 1:

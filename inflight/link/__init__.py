@@ -1,6 +1,7 @@
 """The connection between the server and its workers."""
 
 from inflight.link.arena import LARGE, Arena, ArenaReader, create_file, physical_memory
+from inflight.link.board import BOARD_BYTES, Board, BoardReader, Run, Runner
 from inflight.link.channel import ServerChannel, WorkerChannel
 from inflight.link.codec import (
     AnyMessage,
@@ -23,11 +24,14 @@ from inflight.link.offer import GeneratorOffer, GraphOffer, MethodOffer, ModelOf
 from inflight.link.step import LoadShard, Progress, ShardReady
 
 __all__ = [
+    "BOARD_BYTES",
     "LARGE",
     "AnyMessage",
     "Arena",
     "ArenaReader",
     "Blob",
+    "Board",
+    "BoardReader",
     "Call",
     "CallDone",
     "Done",
@@ -44,6 +48,8 @@ __all__ = [
     "Packer",
     "Progress",
     "Ready",
+    "Run",
+    "Runner",
     "ServerChannel",
     "ShardReady",
     "Stop",

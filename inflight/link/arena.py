@@ -171,6 +171,10 @@ class ArenaReader:
             weakref.finalize(owner, self._on_release, offset).atexit = False
         return owner.data
 
+    def peek(self, nbytes: int) -> memoryview:
+        """The first bytes of the file, which no block's end is told of; release it before `close`."""
+        return memoryview(self._map)[:nbytes]
+
     def close(self) -> None:
         """Gives the mapping back; blocks that are still referred to stay readable."""
         _unmap(self._map)

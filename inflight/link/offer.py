@@ -53,6 +53,7 @@ class MethodOffer(Record, frozen=True):
 
     Attributes:
         whole: an instance is one whole call of the model, as `MethodInfo.whole`.
+        execution_timeout: seconds that one call of one of its stages may take; None: the servable's; 0: any.
     """
 
     name: str
@@ -64,6 +65,7 @@ class MethodOffer(Record, frozen=True):
     batch_size: int
     has_function_stage: bool
     whole: bool = False
+    execution_timeout: float | None = None
 
 
 class GeneratorOffer(Record, frozen=True):

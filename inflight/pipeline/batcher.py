@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -32,11 +32,13 @@ class BatchedModel:
         batch_size: rows in one run; 1 for a model without batch dimension.
         fixed: the file fixes the batch, so a short batch is padded with copies of its first instance.
         runs: rows and seconds of each call of the model; whoever asked for it empties the list.
+        began: called before each run of the model.
     """
 
     def __init__(self, spec: ModelSpec, model: LoadedModel) -> None:
         self.spec = spec
         self.model = model
+        self.began: Callable[[], None] = lambda: None
         sizes = [self._graph_batch(graph) for graph in model.graphs]
         if len(set(sizes)) > 1:
             raise StartError(
@@ -226,6 +228,7 @@ class BatchedModel:
 
     def _call(self, inputs: list[Array], subgraph: int, count: int) -> list[Array]:
         """One call of the model, for `count` instances."""
+        self.began()
         start = time.perf_counter()
         try:
             outputs = self.model.run(inputs, subgraph)

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 from inflight.errors import Cancelled, DeadlineExceeded, InflightError, InvalidRequest
+from inflight.link import Board, Runner
 from inflight.pipeline.batcher import BatchedModel
 from inflight.pipeline.functions import run_stage
 from inflight.pipeline.job import Job, kept_inputs
@@ -60,6 +61,8 @@ class LocalModel(ModelPort):
 
     def bind(self, pipeline: Pipeline, alone: bool) -> None:
         self._pipeline = pipeline
+        self._runner = pipeline.board.runner()
+        self._model.began = self._runner.again
         for method in pipeline.all_methods():
             for stage in method.stages:
                 if stage.kind == "model" and stage.key == self._key:
@@ -72,7 +75,7 @@ class LocalModel(ModelPort):
         batch, due = self._queue.poll()
         if batch is None or self._pipeline is None:
             return False, due
-        self._pipeline.run_batch(batch, self._outcomes)
+        self._pipeline.run_batch(batch, self._outcomes, self._runner)
         return True, None
 
     def put(self, jobs: Sequence[Job]) -> None:
@@ -85,7 +88,7 @@ class LocalModel(ModelPort):
         pipeline = self._pipeline
         assert pipeline is not None
         while (batch := self._queue.take()) is not None:
-            pipeline.run_batch(batch, self._outcomes)
+            pipeline.run_batch(batch, self._outcomes, self._runner)
         self._model.model.close()
 
     def _outcomes(self, batch: Batch, jobs: list[Job]) -> tuple[list[Outcome], Runs]:
@@ -103,6 +106,7 @@ class Pipeline:
         models: a port for every model of the spec.
         measure: told of every batch that ran.
         flush: called after each batch, when some outcomes were handed to their jobs' `finish`.
+        board: where runners write down what they run; None: nobody looks.
     """
 
     def __init__(
@@ -111,7 +115,10 @@ class Pipeline:
         models: dict[str, ModelPort],
         measure: Measure,
         flush: Callable[[], None],
+        board: Board | None = None,
     ) -> None:
+        self.board = board or Board()
+        self._runner = self.board.runner()
         self.spec = spec
         self.models = models
         self._measure = measure
@@ -170,13 +177,17 @@ class Pipeline:
     def run_functions(self) -> None:
         """Runs Python stages on the calling thread until the pipeline is closed."""
         while (batch := self._functions.take()) is not None:
-            self.run_batch(batch, self._run_function)
+            self.run_batch(batch, self._run_function, self._runner)
 
-    def run_batch(self, batch: Batch, run: Callable[[Batch, list[Job]], tuple[list[Outcome], Runs]]) -> None:
-        """Runs a batch with `run` and moves its jobs on."""
+    def run_batch(
+        self, batch: Batch, run: Callable[[Batch, list[Job]], tuple[list[Outcome], Runs]], runner: Runner
+    ) -> None:
+        """Runs a batch with `run` and moves its jobs on; `runner` is the calling thread's part of the board."""
         jobs = self._still_wanted(batch.jobs)
         if jobs:
+            runner.begin([job.key for job in jobs])
             outcomes, runs = run(batch, jobs)
+            runner.end()
             for size, seconds, count in runs:
                 self._measure(jobs[0].method.name, batch.stage.key, size, seconds, count)
             self.finished(jobs, outcomes)
@@ -200,7 +211,8 @@ class Pipeline:
     def call(self, key: str, subgraph: int, rows: Sequence[Row]) -> list[Outcome]:
         """Runs model rows for a Python stage (`Model.call`) and waits for them.
 
-        Called on the thread of `run_functions` or any thread of user code, never on a model's.
+        Called on the thread of `run_functions` or any thread of user code, never on a model's. The stage's own time
+        stands still meanwhile: the model's counts, and that may be on another worker, which is started again, say.
         """
         method = self.hidden.get((key, subgraph))
         if method is None:
@@ -209,12 +221,17 @@ class Pipeline:
         outcomes: dict[int, Outcome] = {}
 
         def finish(job: Job, outcome: Outcome) -> None:
-            outcomes[job.key] = outcome
+            outcomes[-job.key] = outcome
             if len(outcomes) == len(rows):
                 gate.set()
 
-        self.submit([Job(index, method, row, finish) for index, row in enumerate(rows)])
-        gate.wait()
+        self._runner.wait()
+        try:
+            # No numbers of the server's: those are above 0.
+            self.submit([Job(-index, method, row, finish) for index, row in enumerate(rows)])
+            gate.wait()
+        finally:
+            self._runner.resume()
         return [outcomes[index] for index in range(len(rows))]
 
     def close(self) -> None:
@@ -234,7 +251,7 @@ class Pipeline:
             return [job.editable_inputs(stage, kept) for job in jobs[first:]]
 
         start = time.perf_counter()
-        outcomes = run_stage(function, method, stage, inputs, len(jobs))
+        outcomes = run_stage(function, method, stage, inputs, len(jobs), self._runner.at)
         seconds = time.perf_counter() - start
         if stage.batch_size is None:
             return outcomes, [(1, seconds / len(jobs), len(jobs))]

@@ -69,10 +69,14 @@ Inputs = Callable[[int], list[list[Value]]]
 """What a function reads, of the instances from a number on; made anew by each call, where the function may edit it."""
 
 
+At = Callable[[int, int], None]
+
+
 def run_stage(
-    function: FunctionSpec, method: MethodSpec, stage: StageSpec, inputs: Inputs, count: int
+    function: FunctionSpec, method: MethodSpec, stage: StageSpec, inputs: Inputs, count: int, at: At
 ) -> list[Outcome]:
-    """One outcome for each of `count` instances, in order; a failed one never fails another one.
+    """One outcome for each of `count` instances, in order; a failed one never fails another one. `at` is told before
+    each call of user code which instances it is for: from the first up to the last, which is not among them.
 
     User code may raise anything: KeyboardInterrupt, SystemExit and GeneratorExit too are caught here, and none of it
     ends the worker. (A worker's real signals raise nothing, they are handled on a thread of their own.)
@@ -85,8 +89,12 @@ def run_stage(
 
     form = Form(function.key, function.outputs_count, method.mindspore_values)
     if stage.batch_size is None:
-        return [_one(function, form, row, fail) for row in inputs(0)]
-    return _batch(function, form, inputs, count, fail)
+        outcomes: list[Outcome] = []
+        for index, row in enumerate(inputs(0)):
+            at(index, index + 1)
+            outcomes.append(_one(function, form, row, fail))
+        return outcomes
+    return _batch(function, form, inputs, count, fail, at)
 
 
 def failure(method: str, stage: StageSpec, error: BaseException) -> ModelError:
@@ -104,7 +112,7 @@ def _one(function: FunctionSpec, form: Form, row: list[Value], fail: Fail) -> Ou
         return fail(error)
 
 
-def _batch(function: FunctionSpec, form: Form, inputs: Inputs, count: int, fail: Fail) -> list[Outcome]:
+def _batch(function: FunctionSpec, form: Form, inputs: Inputs, count: int, fail: Fail, at: At) -> list[Outcome]:
     """Calls a batch function until every row has an answer.
 
     An exception before the first result fails all rows left; one while iterating fails the row it came for, and the
@@ -113,12 +121,14 @@ def _batch(function: FunctionSpec, form: Form, inputs: Inputs, count: int, fail:
     outcomes: list[Outcome] = []
     while len(outcomes) < count:
         rest = inputs(len(outcomes))
+        at(len(outcomes), count)
         try:
             results = _iterate(function.function, rest)
         except BaseException as error:
             outcomes += [fail(error)] * len(rest)
             break
         for row in rest:
+            at(len(outcomes), count)
             try:
                 outcomes.append(as_row(next(results), form, row))
             except BadResult as error:

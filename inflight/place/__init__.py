@@ -1,5 +1,5 @@
 """Where workers run."""
 
-from inflight.place.local import Launch, WorkerProcess, start_worker
+from inflight.place.local import DUMP, Launch, WorkerProcess, start_worker
 
-__all__ = ["Launch", "WorkerProcess", "start_worker"]
+__all__ = ["DUMP", "Launch", "WorkerProcess", "start_worker"]

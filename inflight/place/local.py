@@ -20,6 +20,9 @@ from pathlib import Path
 
 from inflight.errors import StartError
 
+DUMP = signal.SIGQUIT
+"""What makes a worker write the stacks of its threads to its output, as it makes a Java process do."""
+
 STDERR = 2
 """Where workers write: the file descriptor, since `sys.stderr` may have been replaced by something without one."""
 
@@ -95,6 +98,11 @@ class WorkerProcess:
         except asyncio.TimeoutError:
             return False
         return True
+
+    def dump(self) -> None:
+        """Asks the worker to write where its threads are; it does so also in the middle of anything."""
+        if self.running:
+            os.kill(self.pid, DUMP)
 
     def kill(self) -> None:
         if self.running:

@@ -130,7 +130,14 @@ class Fleet:
         version = _resolved(config)
         if version in self.groups.get(config.name, ()):
             raise ConfigError(f"version {version} of servable '{config.name}' is already started")
-        group = Group(config.name, version, self._metrics, announced)
+        limit = config.execution_timeout
+        group = Group(
+            config.name,
+            version,
+            self._metrics,
+            announced,
+            self._config.execution_timeout if limit is None else limit,
+        )
         self.groups.setdefault(config.name, {})[version] = group
         return group
 

@@ -9,13 +9,23 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from inflight.errors import Cancelled, InflightError, Loading, Overloaded, Unavailable, WorkerLost, error_from_wire
+from inflight.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InflightError,
+    Loading,
+    Overloaded,
+    Unavailable,
+    WorkerLost,
+    error_from_wire,
+)
 from inflight.generation import Generator
 from inflight.link import Call, CallDone, Done, MethodOffer, Offer, Unpacker
 from inflight.metrics import Metrics
 from inflight.router.replica import Replica, State
 from inflight.router.request import Instance, Request, Result
 from inflight.router.stage import run_stage
+from inflight.router.watch import Late
 from inflight.types import MethodInfo, Row
 
 log = logging.getLogger("inflight")
@@ -32,6 +42,10 @@ CRASHED, KILLED, PROOF = 6, 2, 12
 """What the death of a worker weighs against the instances it had. After a crash an instance runs alone, so a second
 crash is its own doing, and proof. A signal from outside (`Replica.killed`) says little, because anybody may send it;
 but the system also ends what uses up the memory: from the third one on an instance runs alone, the sixth is proof."""
+
+HANGS = 2
+"""Instances of a run that did not end are run again alone; where so many of them do not end either, it is the stage
+that is hung, and the others are not tried."""
 
 FAILED_STARTS = 3
 """Starts in a row that every replica has to fail by its own doing before requests are refused instead of waiting."""
@@ -84,10 +98,18 @@ class Group:
         generators: those language models, by the keys that workers know them by.
     """
 
-    def __init__(self, name: str, version: int, metrics: Metrics, announced: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        metrics: Metrics,
+        announced: bool = False,
+        execution_timeout: float = 0,
+    ) -> None:
         self.name = name
         self.version = version
         self.announced = announced
+        self._execution_timeout = execution_timeout
         self.loaded = False
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
@@ -125,6 +147,21 @@ class Group:
         self.methods = tuple(queue.info for queue in self.queues if not queue.info.name.startswith("@"))
         self.loaded = not offer.generators
         self._order = sorted(self.queues, key=lambda queue: -queue.priority)
+
+    def execution_limits(self, offer: Offer) -> dict[int, float | None]:
+        """Seconds that one run of a stage may take, by method; None: any time. A model that others call may take as
+        long as the slowest method."""
+        limits: dict[int, float | None] = {}
+        for index, method in enumerate(offer.methods):
+            given = method.execution_timeout
+            limits[index] = (self._execution_timeout if given is None else given) or None
+        declared = [limits[index] for index, method in enumerate(offer.methods) if not method.name.startswith("@")]
+        known = [limit for limit in declared if limit is not None]
+        longest = max(known) if known and len(known) == len(declared) else None
+        return {
+            index: longest if method.name.startswith("@") else limits[index]
+            for index, method in enumerate(offer.methods)
+        }
 
     @property
     def ready(self) -> int:
@@ -257,7 +294,12 @@ class Group:
 
     def _dispatch_suspects(self) -> None:
         """Instances that were on a worker when it died run alone, one after the other, on one replica."""
-        while self._suspects and self._suspects[0].request.closed:
+        while self._suspects:
+            first = self._suspects[0]
+            if not first.request.closed:
+                if first.late is None or first.late.again < HANGS:
+                    break
+                first.settle(self._too_slow(first, first.late))
             self._suspects.popleft()
         if not self._suspects:
             if self._reserved is not None and not self._reserved.outstanding:
@@ -296,11 +338,15 @@ class Group:
         """Model rows of an extra worker: run on a device worker, answered as they come."""
         generator = self.generators.get(message.model)
         if generator is not None:
+            if replica.watch is not None:
+                replica.watch.calls += len(message.items)
             for number, wire, key in message.items:
                 done = partial(_answer_call, replica, replica.starts, number, None)
                 self._generate(generator, values.row(wire), done, replica.outstanding.get(key))
             return
         queue = self.by_name.get(f"@call_{message.model}_{message.subgraph}")
+        if replica.watch is not None:
+            replica.watch.calls += len(message.items)
         for number, wire, _ in message.items:
             done = partial(_answer_call, replica, replica.starts, number)
             if queue is None:
@@ -345,21 +391,45 @@ class Group:
             instance.generations = 0
             if instance.request.closed:
                 continue
-            if not replica.left:
-                instance.kills += 1
-                instance.blame += KILLED if replica.killed else CRASHED
-            if instance.blame >= PROOF:
-                instance.settle(
-                    WorkerLost(
-                        f"the worker of servable '{self.name}' died {instance.kills} times while it ran this instance; "
-                        "it is not tried again"
-                    )
-                )
+            error = self._guilt(replica, instance)
+            if error is not None:
+                instance.settle(error)
             elif instance.blame >= CRASHED:
                 self._suspects.appendleft(instance)
             else:
                 self.queues[instance.request.method].waiting.appendleft(instance)
         self.schedule()
+
+    def _guilt(self, replica: Replica, instance: Instance) -> InflightError | None:
+        """Adds to the instance what the end of its worker says against it; its error where that is proof."""
+        late = replica.late
+        if late is not None and late.keys:
+            if instance.key not in late.keys:
+                return None
+            if len(late.keys) == 1:
+                if instance.late is not None:
+                    instance.late.again += 1
+                return self._too_slow(instance, late)
+            instance.late = late
+            instance.blame += CRASHED
+            return None
+        if not replica.left:
+            instance.kills += 1
+            instance.blame += KILLED if replica.killed or late is not None else CRASHED
+        if instance.blame < PROOF:
+            return None
+        return WorkerLost(
+            f"the worker of servable '{self.name}' died {instance.kills} times while it ran this instance; "
+            "it is not tried again"
+        )
+
+    def _too_slow(self, instance: Instance, late: Late) -> DeadlineExceeded:
+        method = self.queues[instance.request.method].info.name
+        what = "a model" if method.startswith("@") else f"a stage of method '{method}'"
+        return DeadlineExceeded(
+            f"{what} of servable '{self.name}' ran for more than {late.seconds:g} seconds on this instance, its "
+            "execution timeout; its worker was ended and starts again"
+        )
 
     def _unavailable(self) -> str:
         reason = f", {self.failing}" if self.failing else ""
@@ -376,6 +446,8 @@ def _share(waiting: int, batch_size: int, replicas: int) -> int:
 def _answer_call(replica: Replica, start: int, number: int, request: Request | None, result: Result) -> None:
     if replica.starts != start:
         return  # a new process counts its calls from 1 again: this is the answer to another question
+    if replica.watch is not None:
+        replica.watch.calls -= 1
     outcome = result if isinstance(result, InflightError) else result[0]
     packer = replica.packer()
     if isinstance(outcome, InflightError):

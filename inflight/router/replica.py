@@ -6,7 +6,7 @@ import asyncio
 import enum
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -14,11 +14,13 @@ import numpy as np
 
 from inflight.errors import InvalidRequest, StartError
 from inflight.link import (
+    BOARD_BYTES,
     LARGE,
     AnyMessage,
     Arena,
     ArenaReader,
     Blob,
+    BoardReader,
     Call,
     CallDone,
     Done,
@@ -40,6 +42,7 @@ from inflight.link import (
 )
 from inflight.place import Launch, WorkerProcess, start_worker
 from inflight.router.request import Batch, Instance
+from inflight.router.watch import ExecutionWatch, Late
 from inflight.table import TableRow
 from inflight.types import Value
 
@@ -47,6 +50,9 @@ log = logging.getLogger("inflight")
 
 STOP_GRACE = 1.0
 """Seconds a worker has to leave after it was told to stop, before it is killed."""
+
+DUMP_GRACE = 0.3
+"""Seconds that a hung worker has to write where its threads are (`inflight.worker.process.DUMP`)."""
 
 OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that a process gets from others. Crashes of its own are SIGSEGV, SIGABRT and the like."""
@@ -74,6 +80,10 @@ class Owner(Protocol):
 
     def on_lost(self, replica: Replica) -> None: ...
 
+    def execution_limits(self, offer: Offer) -> Mapping[int, float | None]:
+        """Seconds that one run may take, by method; None: any time."""
+        ...
+
 
 class Replica:
     """One worker process, replaced by a new one when it is lost.
@@ -89,6 +99,8 @@ class Replica:
         killed: its process was ended by a signal that this server did not send: hardly the fault of what it did,
             though the system's killer of processes that use up the memory sends the same one.
         failures: starts in a row that failed by what the worker itself did.
+        late: what it was at when it was ended because that took too long.
+        watch: watches that; none before it is ready.
     """
 
     _next_key = 1
@@ -114,6 +126,8 @@ class Replica:
         self.left = False
         self.killed = False
         self.failures = 0
+        self.late: Late | None = None
+        self.watch: ExecutionWatch | None = None
         self._ending = False
         self._serving = False
         self.has_device = False
@@ -133,6 +147,7 @@ class Replica:
         self.state = State.STARTING
         self._trial_left = job.trial_seconds
         self.proven = self.left = self.killed = self._ending = False
+        self.late = None
         loop = asyncio.get_running_loop()
         self._offered = loop.create_future()
         self._process = process = self._spawn()
@@ -156,6 +171,13 @@ class Replica:
         if self.left or not process.running:  # it was ended right after it said that it is ready
             await self.end(0)
             raise _death(self.label, process)
+        assert self._reader is not None
+        self.watch = ExecutionWatch(
+            BoardReader(self._reader.peek(BOARD_BYTES)),
+            self._owner.execution_limits(self.offer),
+            self.outstanding,
+            partial(self._hung, process),
+        )
         self.has_device = self.offer.own_models
         self.state = State.READY
         self._serving = True
@@ -214,6 +236,8 @@ class Replica:
                 seconds.append(deadline - now)
         self.batches[method] = self.batches.get(method, 0) + 1
         frees, self._released = self._released, []
+        if self.watch is not None and not self.watch.armed:
+            self.watch.arm()
         self._channel.send(Work(method, first, rows, seconds if some_deadline else None, frees), packer)
 
     def take_back(self, key: int) -> Instance | None:
@@ -282,6 +306,8 @@ class Replica:
     def _received(self, message: AnyMessage, values: Unpacker) -> None:
         if isinstance(message, Done):
             self.proven = True
+            if self.watch is not None:
+                self.watch.answers += 1
             self._owner.on_done(self, message, values)
         elif isinstance(message, Call):
             self._owner.on_call(self, message, values)
@@ -323,6 +349,21 @@ class Replica:
         if process is self._process:
             self.kill()
 
+    def _hung(self, process: WorkerProcess, late: Late) -> None:
+        """Ends a worker whose run does not end; `on_lost` follows when it is gone."""
+        self.late = late
+        self.state = State.LOST
+        log.error(
+            "worker %s (pid %s) is hung: it %s; where its threads are is written to its log, then it is ended",
+            self.label,
+            self.pid,
+            f"is at one call for more than {late.seconds:g} seconds"
+            if late.keys
+            else f"has had work for {late.seconds:g} seconds and runs nothing",
+        )
+        process.dump()
+        asyncio.get_running_loop().call_later(DUMP_GRACE, self._kill_process, process)
+
     def _exited(self, process: WorkerProcess, status: int) -> None:
         if process is not self._process:
             return  # one that could not be killed in time ended at last
@@ -331,6 +372,9 @@ class Replica:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
         if self._reader is not None:
             self._reader.close()
             self._reader = None

@@ -13,6 +13,7 @@ from inflight.types import Outcome, Value
 
 if TYPE_CHECKING:
     from inflight.router.replica import Replica
+    from inflight.router.watch import Late
 
 Result: TypeAlias = "list[Outcome] | InflightError"
 Done: TypeAlias = "Callable[[Request, Result], None]"
@@ -135,6 +136,7 @@ class Instance:
     Attributes:
         key: the number a worker knows it by; set when it is sent.
         kills: workers that died while they had it.
+        late: what its worker was at when it had to be ended, if this instance was part of it.
         blame: how much speaks for it being the reason (`inflight.router.group.PROOF`).
         replica: who has it now.
         batch: with whom it went there.
@@ -142,7 +144,7 @@ class Instance:
         said: characters that the client already has of each generation.
     """
 
-    __slots__ = ("batch", "blame", "generations", "index", "key", "kills", "replica", "request", "row", "said")
+    __slots__ = ("batch", "blame", "generations", "index", "key", "kills", "late", "replica", "request", "row", "said")
 
     def __init__(self, request: Request, index: int, row: Sequence[Value | Blob]) -> None:
         self.request = request
@@ -151,6 +153,7 @@ class Instance:
         self.key = 0
         self.kills = 0
         self.blame = 0
+        self.late: Late | None = None
         self.replica: Replica | None = None
         self.batch: Batch | None = None
         self.generations = 0

@@ -26,6 +26,7 @@ def register_method(
     priority: int = 0,
     timeout: float | None = None,
     mindspore_values: bool = False,
+    execution_timeout: float | None = None,
 ) -> Callable[[Function], Function]:
     """Makes the decorated function a method that clients call by the function's name.
 
@@ -39,6 +40,8 @@ def register_method(
         timeout: seconds a request may take in all, or None.
         mindspore_values: values are treated as MindSpore Serving did: what a function edits in place is edited for
             later stages too, and a list of one element that it returns is that element. `mindspore_serving` sets it.
+        execution_timeout: seconds that one call of a stage's function or model may take, before its worker counts as
+            hung and is replaced; None: as the server was told (`--execution-timeout`); 0: no limit.
 
     Returns:
         The decorator; it returns the function itself.
@@ -54,6 +57,7 @@ def register_method(
     check_int("priority", priority)
     check_bool("mindspore_values", mindspore_values)
     limit = None if timeout is None else check_seconds("timeout", timeout, exclusive=True)
+    longest = None if execution_timeout is None else check_seconds("execution_timeout", execution_timeout)
 
     def register(function: Function) -> Function:
         registry = current_registry()
@@ -69,7 +73,7 @@ def register_method(
             )
         stages = tuple(trace.stages)
         registry.methods[name] = MethodSpec(
-            name, inputs, outputs, stages, returns, wait, queue_size, priority, limit, mindspore_values
+            name, inputs, outputs, stages, returns, wait, queue_size, priority, limit, mindspore_values, longest
         )
         return function
 

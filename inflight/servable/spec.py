@@ -119,6 +119,7 @@ class MethodSpec:
         timeout: seconds a request may take in all, or None.
         mindspore_values: functions treat values as MindSpore Serving's do: what one edits in place is edited for later
             stages too, and a list of one element is that element.
+        execution_timeout: seconds that one call of a stage may take; None: the servable's own limit; 0: any.
     """
 
     name: str
@@ -131,6 +132,7 @@ class MethodSpec:
     priority: int = 0
     timeout: float | None = None
     mindspore_values: bool = False
+    execution_timeout: float | None = None
 
     @property
     def has_function_stage(self) -> bool:

@@ -239,6 +239,7 @@ def _method_offer(method: MethodSpec, models: dict[str, ModelOffer], batch_size:
         queue_size=method.queue_size,
         priority=method.priority,
         timeout=method.timeout,
+        execution_timeout=method.execution_timeout,
         batch_size=batch_size,
         has_function_stage=method.has_function_stage,
         whole=whole,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import logging
 import os
 import select
@@ -19,8 +20,10 @@ from typing import Any
 from inflight import log
 from inflight.errors import InflightError, InvalidRequest, error_from_wire
 from inflight.link import (
+    BOARD_BYTES,
     Arena,
     ArenaReader,
+    Board,
     Call,
     CallDone,
     Done,
@@ -40,6 +43,7 @@ from inflight.link import (
 )
 from inflight.loading import failed_load
 from inflight.pipeline import Job, Pipeline
+from inflight.place import DUMP
 from inflight.servable import install_model_caller
 from inflight.types import Array, Outcome, Row, Value
 from inflight.worker.load import Loaded, load, offer
@@ -63,6 +67,7 @@ class Worker:
     def __init__(self, channel: WorkerChannel, outbox: Arena) -> None:
         self._channel = channel
         self._outbox = outbox
+        self._board = Board(outbox.allocate(BOARD_BYTES))  # first of all, so that the server knows where it is
         self._lock = threading.Lock()
         self._done: list[tuple[int, Outcome]] = []
         self._stats: list[tuple[str, str, int, float, int]] = []
@@ -82,7 +87,7 @@ class Worker:
     def start(self, job: WorkerJob) -> None:
         """Loads the servable and tells the server that it is ready."""
         loaded = load(job, self._send_call, self._trial)
-        pipeline = Pipeline(loaded.spec, loaded.ports, self._measure, self._flush)
+        pipeline = Pipeline(loaded.spec, loaded.ports, self._measure, self._flush, self._board)
         self._pipeline = pipeline
         install_model_caller(self._call_model, lambda key: _counts(loaded, key))
         made = offer(loaded, pipeline, job.own_models)
@@ -312,6 +317,7 @@ def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+    faulthandler.register(DUMP)  # written by C code at once, whoever holds the interpreter's lock
     received = channel.receive()
     if received is not None and isinstance(received[0], LoadShard):
         return run_shard(channel, received[0], ORPHANED)

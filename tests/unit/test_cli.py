@@ -229,6 +229,17 @@ def test_paths_that_cannot_be_served(tmp_path: Path) -> None:
         plan(first, name="b")
 
 
+def test_execution_timeouts_for_all_and_for_one(tmp_path: Path) -> None:
+    servable(tmp_path, "a")
+    servable(tmp_path, "b")
+    assert plan(tmp_path).server.execution_timeout == 300
+    made = plan(tmp_path, execution_timeout=["20", "b=0", "a=2.5"])
+    assert made.server.execution_timeout == 20
+    assert [config.execution_timeout for config in made.servables] == [2.5, 0]
+    with pytest.raises(UsageError, match="--execution-timeout c=: no servable has that name"):
+        plan(tmp_path, execution_timeout=["c=3"])
+
+
 def test_server_and_listeners(tmp_path: Path) -> None:
     where = servable(tmp_path, "a")
     files = {}

@@ -1,0 +1,147 @@
+"""What a worker runs right now, in shared memory that its server reads whenever it likes.
+
+A message would not do: a function that spins in C holds the interpreter's lock, and no thread of its worker can send
+anything. So every runner (the thread of the Python stages, the thread of a model) writes down what it begins and that
+it ended; that costs about a microsecond, and the server looks now and then.
+
+The board is the first block of the worker's outbox: a page that says how many runners there are, then one part for each
+of them: state, range of the keys it is at, time of the begin, keys. One thread writes a part, the server reads it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
+
+RUNNERS = 64
+"""Runners that are watched; a servable of more models goes on without."""
+
+_PAGE = 4096
+_PART = 32 * 1024  # bytes
+_STATE, _FIRST, _LAST, _BEGAN, _KEYS = 0, 1, 2, 3, 8  # words of 8 bytes in a part
+_IDLE, _RUNNING, _WAITING = 0, 1, 2
+
+MOST_KEYS = _PART // 8 - _KEYS
+"""Instances of one run that are written down; those of a larger batch that come after them are left out."""
+
+BOARD_BYTES = _PAGE + RUNNERS * _PART
+
+
+class Runner:
+    """One runner's part of the board. `begin`, `at`, `again` and `end` are called by its own thread."""
+
+    def __init__(self, part: memoryview) -> None:
+        self._words = part.cast("q")
+        self._times = part.cast("d")
+        self._lock = threading.Lock()
+        self._waits = 0
+        self._paused = 0.0
+
+    def begin(self, keys: Sequence[int]) -> None:
+        """A run of these instances begins."""
+        words = self._words
+        count = min(len(keys), MOST_KEYS)
+        words[_KEYS : _KEYS + count] = array("q", keys[:count])
+        words[_FIRST] = 0
+        words[_LAST] = count
+        self._times[_BEGAN] = time.monotonic()
+        words[_STATE] = _RUNNING
+
+    def at(self, first: int, last: int) -> None:
+        """The run goes on with the instances `first` to `last` of those it began with; their time starts now."""
+        self._words[_FIRST] = first
+        self._words[_LAST] = min(last, MOST_KEYS)
+        self._times[_BEGAN] = time.monotonic()
+
+    def again(self) -> None:
+        """The run begins another call of the model with some of its instances."""
+        self._times[_BEGAN] = time.monotonic()
+
+    def end(self) -> None:
+        self._words[_STATE] = _IDLE
+
+    def wait(self) -> None:
+        """It waits for somebody else (`Model.call`): until `resume` its time stands still. From any thread."""
+        with self._lock:
+            self._waits += 1
+            if self._waits == 1:
+                self._paused = time.monotonic()
+                if self._words[_STATE] == _RUNNING:
+                    self._words[_STATE] = _WAITING
+
+    def resume(self) -> None:
+        with self._lock:
+            self._waits -= 1
+            if not self._waits and self._words[_STATE] == _WAITING:
+                self._times[_BEGAN] += time.monotonic() - self._paused
+                self._words[_STATE] = _RUNNING
+
+
+class Board:
+    """The worker's side.
+
+    Args:
+        memory: `BOARD_BYTES` zeros; None: memory of its own, which nobody reads.
+    """
+
+    def __init__(self, memory: memoryview | None = None) -> None:
+        self._memory = memory if memory is not None else memoryview(bytearray(BOARD_BYTES))
+        self._count = self._memory[:_PAGE].cast("q")
+
+    def runner(self) -> Runner:
+        """A part for one more runner."""
+        number = self._count[0]
+        if number == RUNNERS:
+            return Runner(memoryview(bytearray(_PART)))
+        self._count[0] = number + 1
+        return Runner(self._memory[_PAGE + number * _PART : _PAGE + (number + 1) * _PART])
+
+
+class Run(NamedTuple):
+    """What one runner is at.
+
+    Attributes:
+        began: `time.monotonic()`, which is one clock for all processes of a machine.
+        waiting: for a model that it called; its time stands still.
+        keys: of its instances; 0 and less stand for calls from inside the worker.
+    """
+
+    began: float
+    waiting: bool
+    keys: list[int]
+
+
+class BoardReader:
+    """The server's side.
+
+    Args:
+        memory: the first `BOARD_BYTES` of a worker's outbox.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._words = memory.cast("q")
+        self._times = memory.cast("d")
+
+    def runs(self) -> list[Run]:
+        """What runs now. One that begins or ends in this moment may be left out."""
+        found: list[Run] = []
+        for number in range(min(self._words[0], RUNNERS)):
+            start = (_PAGE + number * _PART) // 8
+            state, began = self._words[start + _STATE], self._times[start + _BEGAN]
+            if state == _IDLE:
+                continue
+            first, last = self._words[start + _FIRST], self._words[start + _LAST]
+            keys = self._words[start + _KEYS + first : start + _KEYS + last].tolist()
+            if (state, began) == (self._words[start + _STATE], self._times[start + _BEGAN]):
+                found.append(Run(began, state == _WAITING, keys))
+        return found
+
+    def close(self) -> None:
+        """Lets go of the memory, so that it can be given back."""
+        self._words.release()
+        self._times.release()
+        self._memory.release()
