@@ -62,12 +62,17 @@ def declare_model(
         RegistrationError: a parameter of the wrong type or value, an unknown format, or a file that another
             model of the servable uses.
     """
+    # The order of the checks is MindSpore Serving's, so that a script with two faults is told the same one.
     check_bool("with_batch_dim", with_batch_dim)
-    check_int("max_batch_size", max_batch_size, 1)
-    fmt = _check_format(model_format)
     registry = current_registry()
-    key, files, target = _locate(registry, model_file, fmt)
+    names = () if callable(model_file) else check_strs("model_file", model_file)
+    unbatched = _check_unbatched(without_batch_dim_inputs)
+    fmt = _check_format(model_format)
     settings = _check_context(options, context)
+    if config_file is not None:
+        check_str("config_file", config_file)
+    check_int("max_batch_size", max_batch_size, 1)
+    key, files, target = _locate(registry, model_file, names, fmt)
     if key in registry.models:
         raise RegistrationError(f"model '{key}' has already been declared, give the callable another __name__")
     registry.models[key] = ModelSpec(
@@ -75,11 +80,11 @@ def declare_model(
         files=files,
         format=fmt if target is None else "callable",
         with_batch_dim=with_batch_dim,
-        without_batch_dim_inputs=_check_unbatched(without_batch_dim_inputs),
+        without_batch_dim_inputs=unbatched,
         max_batch_size=max_batch_size,
         thread_num=settings.thread_num,
         device_options=settings.device_options(),
-        config_file=None if config_file is None else check_str("config_file", config_file),
+        config_file=config_file,
         target=target,
     )
     return Model(key)
@@ -205,7 +210,7 @@ def _check_unbatched(indices: object) -> tuple[int, ...]:
 
 
 def _locate(
-    registry: Registry, model_file: object, fmt: str | None
+    registry: Registry, model_file: object, files: tuple[str, ...], fmt: str | None
 ) -> tuple[str, tuple[str, ...], Callable[..., Any] | None]:
     """Key, files and callable of a model; a callable model has no files."""
     if callable(model_file):
@@ -214,7 +219,6 @@ def _locate(
                 f"Parameter 'model_format' is '{fmt}', but 'model_file' is a Python callable: leave model_format out"
             )
         return getattr(model_file, "__name__", type(model_file).__name__), (), model_file
-    files = check_strs("model_file", model_file)
     if fmt == "callable":
         if len(files) > 1:
             raise RegistrationError("Parameter 'model_file' should name one callable, declare each on its own")

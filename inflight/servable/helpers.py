@@ -43,14 +43,16 @@ def helper_targets(function: Callable[..., Any]) -> dict[str, int] | None:
         if not isinstance(statement, ast.Assign):
             simple = False
             continue
-        if not isinstance(statement.value, ast.Call):
+        count = _target_count(statement)
+        if count is None or not isinstance(statement.value, ast.Call):
             continue
         name = _called(statement.value)
-        count = _target_count(statement)
         if name not in HELPERS:
             simple = False
-        elif count is not None:
-            targets[name] = count
+            continue
+        if len(statement.value.args) < 1 + (name != "call_servable"):
+            raise RegistrationError(f"Invalid '{name}' invoke args in method '{function.__name__}', give its inputs")
+        targets[name] = count
     if targets and not simple:
         raise complex_statements(function.__name__, ";".join(targets))
     if targets and "call_servable" not in targets:

@@ -62,8 +62,6 @@ def register_method(
     def register(function: Function) -> Function:
         registry = current_registry()
         name, inputs = _check_signature(function)
-        if name in registry.methods:
-            raise RegistrationError(f"Method {name} has been registered more than once.")
         trace = MethodTrace(name, targets=helper_targets(function))
         returns = _trace(registry, trace, function, len(inputs))
         if len(returns) != len(outputs):
@@ -71,6 +69,9 @@ def register_method(
                 f"Method return output size {len(returns)} not match registered {len(outputs)}, "
                 f"method '{name}' has the output_names {', '.join(outputs)}"
             )
+        # The last of all checks, as in MindSpore Serving: what is wrong with the second one is told first.
+        if name in registry.methods:
+            raise RegistrationError(f"Method {name} has been registered more than once.")
         stages = tuple(trace.stages)
         registry.methods[name] = MethodSpec(
             name, inputs, outputs, stages, returns, wait, queue_size, priority, limit, mindspore_values, longest
@@ -139,10 +140,8 @@ def add_stage(
         RegistrationError: called outside a method's body, or a wrong parameter, or counts that do not agree with
             the function, with the model, or with another use of it.
     """
+    # The order of the checks is MindSpore Serving's, so that a script with two faults is told the same one.
     registry, trace = current_method("add_stage")
-    check_int("outputs_count", outputs_count, 1)
-    if batch_size is not None:
-        check_int("batch_size", batch_size, 0)
     if tag is not None:
         check_str("tag", tag)
     for value in args:
@@ -175,6 +174,7 @@ def _use_model(registry: Registry, trace: MethodTrace, model: Model, inputs_coun
             f"Check failed in method '{trace.name}', the parameter 'stage' of add_stage must be function or Model "
             f"returned by declare_model, but model '{key}' is not declared in servable '{registry.name}'"
         )
+    check_int("outputs_count", outputs_count, 1)
     old_inputs, old_outputs = registry.model_counts.setdefault(key, (inputs_count, outputs_count))
     for what, count, old in (("inputs", inputs_count, old_inputs), ("outputs", outputs_count, old_outputs)):
         if count != old:
@@ -200,11 +200,13 @@ def _find_function(
                 f"Check failed in method '{trace.name}', stage function '{stage}' is unknown, the built-in ones "
                 f"are: {', '.join(BUILTIN_FUNCTIONS)}; give your own function as an object, not by name"
             )
+        check_int("outputs_count", outputs_count, 1)
         old: FunctionSpec | None = BUILTIN_FUNCTIONS[stage]
         new = FunctionSpec(stage, BUILTIN_FUNCTIONS[stage].function, inputs_count, outputs_count, batched=False)
     elif inspect.isfunction(stage):
         key = f"{registry.name}.{stage.__name__}"
-        _check_function(stage, inputs_count, batch_size)
+        _check_parameters(stage, inputs_count, batch_size)
+        check_int("outputs_count", outputs_count, 1)
         old = registry.functions.get(key)
         new = FunctionSpec(key, stage, inputs_count, outputs_count, batch_size is not None)
     else:
@@ -214,15 +216,12 @@ def _find_function(
         )
     if old is not None:
         _check_same_use(trace, old, new)
+    if inspect.isfunction(stage):
+        _check_function(stage, inputs_count, batch_size)
     return new
 
 
 def _check_same_use(trace: MethodTrace, old: FunctionSpec, new: FunctionSpec) -> None:
-    if not _same_function(old.function, new.function):
-        raise RegistrationError(
-            f"Stage function '{new.key}' in method '{trace.name}' is another function than the one of that name "
-            "used before: rename one of them, so that each stage function has its own name"
-        )
     pairs = (("inputs", new.inputs_count, old.inputs_count), ("outputs", new.outputs_count, old.outputs_count))
     for what, count, last in pairs:
         if count != last:
@@ -234,6 +233,11 @@ def _check_same_use(trace: MethodTrace, old: FunctionSpec, new: FunctionSpec) ->
         raise RegistrationError(
             f"Failed to add stage function {new.key}: parameter 'batch_size' in multiple 'add_stage' should be "
             "enabled or disabled consistently"
+        )
+    if not _same_function(old.function, new.function):
+        raise RegistrationError(
+            f"Stage function '{new.key}' in method '{trace.name}' is another function than the one of that name "
+            "used before: rename one of them, so that each stage function has its own name"
         )
 
 
@@ -251,7 +255,20 @@ def _same_function(first: Callable[..., Any], second: Callable[..., Any]) -> boo
     return len(kept) == len(other) and all(map(operator.is_, kept, other))
 
 
+def _check_parameters(function: Callable[..., Any], inputs_count: int, batch_size: int | None) -> None:
+    if batch_size is not None:
+        check_int("batch_size", batch_size, 0)
+        return
+    count = len(inspect.signature(function).parameters)
+    if count != inputs_count:
+        raise RegistrationError(
+            f"function {function.__name__} input args count {count} not match the count {inputs_count} registered in "
+            "method"
+        )
+
+
 def _check_function(function: Callable[..., Any], inputs_count: int, batch_size: int | None) -> None:
+    """What MindSpore Serving did not look at."""
     name = function.__name__
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise RegistrationError(f"function {name} is async, a stage function should be a plain 'def' or a generator")
@@ -259,14 +276,8 @@ def _check_function(function: Callable[..., Any], inputs_count: int, batch_size:
         raise RegistrationError(
             f"function {name} is a generator, which yields one result per instance: set 'batch_size' in add_stage"
         )
-    signature = inspect.signature(function)
-    count = len(signature.parameters)
-    if batch_size is None and count != inputs_count:
-        raise RegistrationError(
-            f"function {name} input args count {count} not match the count {inputs_count} registered in method"
-        )
     try:
-        signature.bind(*range(1 if batch_size is not None else inputs_count))
+        inspect.signature(function).bind(*range(1 if batch_size is not None else inputs_count))
     except TypeError as error:
         called = "one tuple of instances" if batch_size is not None else "positional inputs"
         raise RegistrationError(f"function {name} cannot be called with {called}: {error}") from error

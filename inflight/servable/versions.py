@@ -61,15 +61,12 @@ def resolve_version(directory: Path, name: str, requested: int, has_models: bool
     """
     paths = _version_paths(directory / name)
     where = f"servable directory: '{directory}', servable name: '{name}'"
-    number = requested
-    if number == NEWEST:
-        number = max(paths, default=NEWEST)
-        if number == NEWEST and has_models:
-            raise StartError(
-                f"There is no valid version directory of models, {where}: put the model files into "
-                f"'{directory / name / str(_FIRST)}'"
-            )
-        number = number or _FIRST
+    if has_models and not paths:  # whichever version is asked for
+        raise StartError(
+            "There is no valid version directory of models while there are models declared in servable_config.py, "
+            f"{where}: put the model files into '{directory / name / str(requested or _FIRST)}'"
+        )
+    number = requested or max(paths, default=_FIRST)
     path = paths.get(number)
     if path is None and has_models:
         raise StartError(

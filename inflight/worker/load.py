@@ -76,6 +76,8 @@ def load(job: WorkerJob, send_call: SendCall, trial: _Trial) -> Loaded:
         ports: dict[str, ModelPort] = {offer.key: RemoteModel(offer, send_call) for offer in job.models}
         ports.update(generators)
         return Loaded(spec, number, ports, job.models, "remote")
+    if job.device_id is None:
+        _check_cpu(job, spec)
     ports = dict(generators)
     offers: list[ModelOffer] = []
     device = "none"
@@ -154,6 +156,30 @@ def _load_bare(job: WorkerJob, path: Path, trial: _Trial) -> Loaded:
     batched = BatchedModel(spec.models[path.name], loaded)
     ports: dict[str, ModelPort] = {path.name: LocalModel(path.name, batched)}
     return Loaded(spec, max(1, job.version), ports, [_model_offer(batched)], loaded.device_type, whole)
+
+
+def _check_cpu(job: WorkerJob, spec: ServableSpec) -> None:
+    """Without `device_ids` models run on the CPU: that must be what was asked for, and what their back ends can.
+
+    Raises:
+        StartError: with MindSpore Serving's text.
+    """
+    text = (
+        f"Servable '{spec.name}' has models declared by declare_model, but parameter 'device_ids' of "
+        "ServableStartConfig is not set in Serving startup script when the"
+    )
+    for model in spec.models.values():
+        if model.generator is not None:
+            continue
+        if job.device_type not in (None, "cpu"):
+            raise StartError(f"{text} device target is not CPU, but '{job.device_type}'; give device_ids")
+        file = Path(model.files[0]) if model.files else None
+        runtime = find_runtime(model.format or ("callable" if model.target else None), file)
+        if "cpu" not in runtime.devices():
+            raise StartError(
+                f"{text} MindSpore or Lite inference package not support CPU: {runtime.__name__} supports "
+                f"{', '.join(runtime.devices())}; give device_ids"
+            )
 
 
 def _examine(job: WorkerJob, loaded: LoadedModel, size: int, trial: _Trial) -> Finding:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -24,6 +25,8 @@ from inflight.link import WorkerJob
 from inflight.llm import LLM
 from inflight.loading import LONGEST_LINE, failed_load, one_line, read_object
 from inflight.models.gguf.__main__ import main
+from inflight.runtime import configure
+from inflight.runtime.onnx import OnnxRuntime
 from inflight.worker.load import load
 from tests.broken_models import (
     LANGUAGE_MODELS,
@@ -324,6 +327,45 @@ def test_other_files(tmp_path: Path) -> None:
         open_file(tmp_path / "gone.onnx", None)
     with fails("model.xyz"):
         open_file(tmp_path / "model.xyz", b"hello")
+
+
+class GpuOnly(OnnxRuntime):
+    """A back end without a CPU."""
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        return ("gpu",)
+
+
+def test_models_without_device_ids_need_a_cpu(tmp_path: Path) -> None:
+    """In MindSpore Serving's words; without devices models run on the CPU."""
+    folder = tmp_path / "add"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "a.onnx").write_bytes(onnx_model().SerializeToString())
+    (folder / "servable_config.py").write_text(
+        "from inflight.servable import add_stage, declare_model, register_method\n"
+        "model = declare_model('a.onnx', 'onnx')\n"
+        "@register_method('y')\n"
+        "def predict(x): return add_stage(model, x, outputs_count=1)\n"
+    )
+    start = job(folder, name="add", model_file=None, device_id=None, device_type=None)
+    load(start, lambda *_: None, nullcontext)
+    text = (
+        "Servable 'add' has models declared by declare_model, but parameter 'device_ids' of ServableStartConfig is not "
+    )
+    text += "set in Serving startup script when the "
+    gpu = msgspec.structs.replace(start, device_type="gpu")
+    none = msgspec.structs.replace(start, runtimes="onnx=tests.unit.test_load_failures:GpuOnly")
+    for wrong, why in (
+        (gpu, "device target is not CPU"),
+        (none, "MindSpore or Lite inference package not support CPU"),
+    ):
+        with fails(text + why):
+            load(wrong, lambda *_: None, nullcontext)
+    (folder / "1").rename(folder / "v1")
+    with fails("There is no valid version directory of models"):
+        load(none, lambda *_: None, nullcontext)
+    configure(None)
 
 
 # The words

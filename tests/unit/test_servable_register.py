@@ -203,6 +203,85 @@ def test_a_wrong_method_fails_the_start_with_its_text(
     assert text in str(failure.value)
 
 
+TWO_FAULTS = [
+    ("a method twice, wrong", "def f(x): return x\n@register_method('y')\ndef f(x): return 3", "Each value returned"),
+    (
+        "a method twice, with other outputs",
+        "def f(x): return x\n@register_method('y')\ndef f(x): return x, x",
+        "Method return output size 2 not match registered 1",
+    ),
+    ("a method twice", "def f(x): return x\n@register_method('y')\ndef f(x): return x", "registered more than once"),
+    (
+        "a tag and an argument",
+        "def f(x): return add_stage(one, 3, outputs_count=0, tag=5)",
+        "Parameter 'tag' should be",
+    ),
+    ("an argument and sizes", "def f(x): return add_stage(one, 3, outputs_count=0, batch_size='a')", "Each value of"),
+    ("a stage and counts", "def f(x): return add_stage(3, x, outputs_count=0, batch_size='a')", "now is <class 'int'>"),
+    (
+        "a model's name and counts",
+        "def f(x): return add_stage(Model('c'), x, outputs_count=0)",
+        "returned by declare_model",
+    ),
+    ("parameters and counts", "def f(x): return add_stage(two, x, outputs_count=0)", "function two input args count 2"),
+    (
+        "batch_size and outputs",
+        "def f(x): return add_stage(batch, x, outputs_count=0, batch_size=-1)",
+        "'batch_size' should",
+    ),
+    (
+        "counts and batch_size of a second use",
+        "def f(x):\n  y = add_stage(batch, x, outputs_count=1, batch_size=2)\n"
+        "  return add_stage(batch, x, outputs_count=2)",
+        "outputs count 2 not match last registered count 1",
+    ),
+    (
+        "a generator that was used with a batch",
+        "def f(x):\n  y = add_stage(batch, x, outputs_count=1, batch_size=2)\n"
+        "  return add_stage(batch, x, outputs_count=1)",
+        "should be enabled or disabled consistently",
+    ),
+    (
+        "a batch_size that a model does not have",
+        "def f(x): return add_stage(model, x, outputs_count=1, batch_size='a')",
+        None,
+    ),
+]
+"""Methods with more than one fault: the one that MindSpore Serving told."""
+
+
+@pytest.mark.parametrize(("body", "text"), [case[1:] for case in TWO_FAULTS], ids=[c[0] for c in TWO_FAULTS])
+def test_the_first_fault_is_the_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, text: str | None
+) -> None:
+    source = f"{HEAD}\n@register_method('y')\n{body}\n"
+    if text is None:
+        assert load_text(tmp_path, source, monkeypatch).methods
+        return
+    with pytest.raises(StartError) as failure:
+        load_text(tmp_path, source, monkeypatch)
+    assert text in str(failure.value)
+
+
+def test_the_first_fault_of_a_declaration_is_the_peers(registry: Registry) -> None:
+    declare_model("used.onnx", "onnx")
+    wrong: dict[str, Any] = {
+        "with_batch_dim": 1,
+        "model_file": 3,
+        "without_batch_dim_inputs": "a",
+        "model_format": 3,
+        "context": 3,
+        "config_file": 3,
+    }
+    right: dict[str, Any] = {"model_file": "used.onnx", "model_format": "onnx"}
+    for name in list(wrong):
+        with pytest.raises(RegistrationError, match=f"Parameter '{name}'"):
+            declare_model(**{**right, **wrong})
+        del wrong[name]
+    with pytest.raises(RegistrationError, match="has already been used"):
+        declare_model(**right)
+
+
 DECLARE_ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"model_file": 3}, "Parameter 'model_file' should be str or tuple/list of str, but actually <class 'int'>"),
     ({"model_file": ""}, "The item of parameter 'model_file' should not be empty str"),
