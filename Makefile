@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
-.PHONY: test test-native demo lint types unit venv proto clean
+.PHONY: test test-native chaos demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
 # What serving the examples needs. torch goes first and alone: together with others, pip may settle on another build of it.
@@ -50,6 +50,11 @@ test-native:
 	cmake -S . -B build/sanitized/threads -DINFLIGHT_TESTS=ON -DINFLIGHT_SETS=none -DINFLIGHT_SANITIZE=thread
 	cmake --build build/sanitized/threads -j2
 	TSAN_OPTIONS=halt_on_error=1 build/sanitized/threads/kernels_test $(SEED) pages pools refusals programs
+
+# Kills the processes of a server at any time, and looks what its clients see. 200 kills take some six minutes.
+KILLS ?= 200
+chaos: $(TESTED)
+	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
 # Ctrl+C ends it. The lines that it prints after `try` can be pasted into another terminal.
 demo: $(SERVED)

@@ -13,7 +13,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from inflight.engine import Executor
+from inflight.engine import Executor, RanksKilled
 from inflight.errors import StartError, WorkerLost
 from inflight.plan import Sampling, ShardOffer, StepPlan, StepResult
 
@@ -182,7 +182,7 @@ class FakeExecutor(Executor):
         self.asked_blocks.append(num_blocks)
         if self.killed_starts:
             self.killed_starts -= 1
-            raise WorkerLost("it was killed while it loaded")
+            raise RanksKilled("it was killed while it loaded")
         if self.failing_starts:
             self.failing_starts -= 1
             raise StartError("it does not start")

@@ -1,6 +1,6 @@
 """Generation: requests in, token streams out, shards behind."""
 
 from inflight.engine.engine import Engine
-from inflight.engine.executor import Executor
+from inflight.engine.executor import Executor, RanksKilled
 
-__all__ = ["Engine", "Executor"]
+__all__ = ["Engine", "Executor", "RanksKilled"]

@@ -14,7 +14,7 @@ from inflight.admission import Admission
 from inflight.config import GeneratorConfig, RestartPolicy
 from inflight.engine.checks import sayable, token_ids
 from inflight.engine.encoder import Encoder
-from inflight.engine.executor import Executor
+from inflight.engine.executor import Executor, RanksKilled
 from inflight.engine.grammars import Grammars
 from inflight.engine.stream import Stream
 from inflight.errors import (
@@ -48,6 +48,9 @@ log = logging.getLogger("inflight")
 FAILED_STARTS = 3
 """Restarts for which the shards say one after the other why they cannot load, before those who wait are told so; it is
 tried again none the less. A rank that was killed while it loaded has said nothing, and does not count."""
+
+KILLED_DELAY = 2.0
+"""The longest pause in seconds before shards are started again that somebody killed."""
 
 PATIENCE = 600.0
 """Seconds without shards after which requests without a deadline of their own are given up, and new ones refused."""
@@ -166,7 +169,7 @@ class Engine:
         """
         try:
             offer = await self._executor.start()
-        except WorkerLost as error:
+        except RanksKilled as error:
             raise StartError(str(error)) from None
         try:
             self._learn(offer)
@@ -393,7 +396,7 @@ class Engine:
                 await self._steps()
             except WorkerLost as error:
                 log.warning("the shards of '%s' were lost: %s", self._config.name, error)
-                await self._mourn()
+                await self._mourn(isinstance(error, RanksKilled))
             except asyncio.CancelledError:
                 raise
             except Exception:
@@ -505,10 +508,11 @@ class Engine:
         assert self._grammars is not None
         self._grammars.advance([(matcher, token) for _, matcher, token in masked], done)
 
-    async def _mourn(self) -> None:
+    async def _mourn(self, killed: bool = False) -> None:
         """The shards are gone, and what they had in flight: who was computed waits again, who is guilty fails."""
         assert self._scheduler is not None
         self._up = False
+        self._back_off = min(self._back_off, KILLED_DELAY) if killed else self._back_off
         if self._aborting is not None:
             await self._aborting
             self._aborting = None
@@ -516,7 +520,7 @@ class Engine:
             if self._metrics is not None:
                 self._metrics.generations.step_lost(flight.method)
         self._flights.clear()
-        for sequence in self._scheduler.lost():
+        for sequence in self._scheduler.lost(killed):
             self._fail(
                 sequence,
                 WorkerLost("the model's worker died whenever it computed this request; it is not tried again"),
@@ -536,8 +540,9 @@ class Engine:
                 self._back_off = min(max(self._back_off * 2, self._restart.first_delay), self._restart.max_delay)
                 try:
                     self._learn(await self._executor.start(self._num_blocks))
-                except WorkerLost as error:
+                except RanksKilled as error:
                     log.warning("the shards of '%s' were lost while they loaded: %s", self._config.name, error)
+                    self._back_off = min(self._back_off, KILLED_DELAY)
                 except InflightError as error:
                     refusals += 1
                     log.error("the shards of '%s' cannot start: %s", self._config.name, error)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from inflight.errors import WorkerLost
 from inflight.plan import ShardOffer, StepPlan, StepResult
+
+
+class RanksKilled(WorkerLost):
+    """Somebody else ended a rank: a person, or the system where memory is short. It says little about the model."""
 
 
 class Executor(ABC):
@@ -32,7 +37,7 @@ class Executor(ABC):
 
         Raises:
             StartError: a rank said why it cannot load; nothing is left running.
-            WorkerLost: a rank was killed while it loaded, which says nothing about the model; nothing is left running.
+            RanksKilled: a rank was killed while it loaded; nothing is left running.
         """
 
     @property
@@ -49,7 +54,7 @@ class Executor(ABC):
         """The result of the oldest plan not answered yet.
 
         Raises:
-            WorkerLost: a rank died or failed; plans in flight will never be answered.
+            WorkerLost: a rank died or failed; plans in flight will never be answered. RanksKilled where that is so.
         """
 
     @abstractmethod

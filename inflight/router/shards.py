@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from inflight.config import GeneratorConfig, ServerConfig, processors
-from inflight.engine import Executor
+from inflight.engine import Executor, RanksKilled
 from inflight.errors import InflightError, StartError, WorkerLost
 from inflight.link import (
     AnyMessage,
@@ -61,7 +61,7 @@ class _Rank:
         self.channel: ServerChannel | None = None
         self.offer: asyncio.Future[ShardOffer] = asyncio.get_running_loop().create_future()
         self.failure: str | None = None
-        self.killed: WorkerLost | None = None
+        self.killed: RanksKilled | None = None
         self.loaded = 0.0
 
     async def start(self, launch: Launch, job: ShardJob) -> None:
@@ -83,7 +83,7 @@ class _Rank:
             self.failure = message.text
             self._group.rank_lost(self, StartError(message.text))
         elif isinstance(message, Leaving):
-            self.killed = WorkerLost(f"rank {self.number}: it was asked to end")
+            self.killed = RanksKilled(f"rank {self.number}: it was asked to end")
             self._group.rank_lost(self, self.killed)
 
     def _exited(self, status: int) -> None:
@@ -91,7 +91,7 @@ class _Rank:
             self.channel.close()
         text = f"rank {self.number}: it ended with status {status}"
         if status in _KILLED and self.failure is None and self.killed is None:
-            self.killed = WorkerLost(f"{text}: it was killed")
+            self.killed = RanksKilled(f"{text}: it was killed")
         self._group.rank_lost(self, self.killed or StartError(self.failure or text))
 
     async def end(self, grace: float) -> None:
@@ -172,8 +172,9 @@ class ShardGroup(Executor):
     async def result(self) -> StepResult:
         while not self._results:
             if self._error is not None:
+                killed = await self._killed()
                 await self._end(0)
-                raise self._error
+                raise killed or self._error
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -188,7 +189,7 @@ class ShardGroup(Executor):
                 rank.process.kill()
 
     async def abort(self) -> None:
-        self._lose("it was given up")
+        self._lose(WorkerLost("it was given up"))
         await self._end(0)
 
     async def close(self) -> None:
@@ -215,16 +216,16 @@ class ShardGroup(Executor):
             if not other.offer.done():
                 other.offer.set_exception(error)
                 other.offer.exception()  # several may fail, one is awaited
-        self._lose(str(error))
+        self._lose(error if isinstance(error, RanksKilled) else WorkerLost(str(error)))
 
-    def _lose(self, text: str) -> None:
+    def _lose(self, error: WorkerLost) -> None:
         self._results.clear()
         if self._error is None:
-            self._error = WorkerLost(text)
+            self._error = error
             self.on_lost()
         self._wake()
 
-    async def _killed(self) -> WorkerLost | None:
+    async def _killed(self) -> RanksKilled | None:
         """What became of a rank that was killed: the others fail because of it, and may say so before it is known."""
         if len(self._ranks) > 1:
             await asyncio.sleep(FAREWELL)

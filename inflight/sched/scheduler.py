@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from inflight.errors import InvalidRequest
 from inflight.plan import Admission, StepPlan, StepResult
 from inflight.sched.blocks import BlockPool
-from inflight.sched.sequence import SUSPECT, Sequence
+from inflight.sched.sequence import CRASHED, KILLED, PROOF, Sequence
 
 EXPECTED_OUTPUT = 512
 """Tokens that a row is taken to generate at most when admission estimates the peak: most requests end long before a
@@ -188,20 +188,23 @@ class Scheduler:
             sequence.tokens.append(token)
             sequence.mask = None
             known = len(sequence.tokens)
-            if sequence.crashes and known > sequence.lost_at:
-                sequence.crashes = 0
+            if sequence.blame and known > sequence.lost_at:
+                sequence.blame = 0
             if known % block_size == 0 and sequence.running:
                 self._publish(sequence)
             if known >= sequence.stop_at:
                 self.finish(id)
             yield sequence, token, index
 
-    def lost(self) -> list[Sequence]:
+    def lost(self, killed: bool = False) -> list[Sequence]:
         """The shards died: everything waits again with nothing computed, running requests first.
 
         Every row that a plan in flight computes may be why: also one that has left for its last token, was preempted,
-        or that nobody wants any more. Rows for which that is so twice, without a token in between, run alone; the one
-        that is then the only one is guilty. Where no plan is in flight, it was nobody's fault.
+        or that nobody wants any more. Rows for which that is so again and again, without a token in between, run alone;
+        the one that is then the only one is guilty. Where no plan is in flight, it was nobody's fault.
+
+        Args:
+            killed: somebody else ended them.
 
         Returns:
             The guilty; they are finished.
@@ -209,9 +212,9 @@ class Scheduler:
         computed = {row.id: row for sent in self._in_flight for row in sent.rows if row.id not in sent.hold}
         guilty: list[Sequence] = []
         for row in computed.values():
-            row.crashes += 1
+            row.blame += KILLED if killed else CRASHED
             row.lost_at = len(row.tokens)
-            if len(computed) == 1 and row.crashes > SUSPECT and not row.finished:
+            if len(computed) == 1 and row.blame >= PROOF and not row.finished:
                 guilty.append(row)
         for row in guilty:
             self.finish(row.id)

@@ -7,8 +7,10 @@ from collections.abc import Sequence as Tokens
 from inflight.plan import Sampling
 from inflight.sched.blocks import chain, root
 
-SUSPECT = 2
-"""Losses of the shards in a row, without a token in between, after which a row that was there each time runs alone."""
+CRASHED, KILLED, SUSPECT, PROOF = 2, 1, 4, 6
+"""What a loss of the shards weighs against a row that they computed, until it has its next token. After two crashes it
+runs alone, and the third is proof. A kill from outside says less, because anybody may do that; but so does the system
+where something uses up the memory: after four a row runs alone, and the sixth is proof."""
 
 
 class Sequence:
@@ -28,15 +30,15 @@ class Sequence:
         cached: prompt tokens that the prefix cache gave at its first admission.
         running: it has a row; queued: it waits for one. Neither: it left for its last token, or is finished.
         finished: nobody wants more of it.
-        crashes: losses of the shards in a row that it was part of.
+        blame: what weighs against it: losses of the shards while they computed it, since it got its last token.
         lost_at: known tokens at the last of them.
     """
 
     __slots__ = (
         "adapter",
+        "blame",
         "blocks",
         "cached",
-        "crashes",
         "digests",
         "finished",
         "id",
@@ -88,7 +90,7 @@ class Sequence:
         self.running = False
         self.queued = False
         self.finished = False
-        self.crashes = 0
+        self.blame = 0
         self.lost_at = 0
         self.order = 0
 
@@ -104,8 +106,8 @@ class Sequence:
 
     @property
     def suspect(self) -> bool:
-        """It was there whenever the shards died, twice in a row: it runs alone until it is past that point."""
-        return self.crashes >= SUSPECT and len(self.tokens) <= self.lost_at
+        """It was there whenever the shards died: it runs alone until it is past that point."""
+        return self.blame >= SUSPECT and len(self.tokens) <= self.lost_at
 
     def chain(self, block_size: int) -> list[bytes]:
         """Digests of all whole blocks of known tokens; each is computed once."""

@@ -412,6 +412,27 @@ def test_the_guilty_are_found_and_nobody_else(
     bench.check({**dict.fromkeys(guilty, 0), **cancelled})
 
 
+@pytest.mark.parametrize(("killed", "most"), [(False, 3), (True, 6)])
+def test_a_kill_from_outside_says_less_than_a_crash(killed: bool, most: int) -> None:
+    """Also the system kills, where a request uses up the memory: in the end it is that one."""
+    bench = Bench(capacity())
+    for id in range(3):
+        bench.add(Sequence(id, [id, 5], Sampling(), 30))
+    given_up: list[int] = []
+    losses = 0
+    for _ in range(200):
+        bench.submit()
+        if any(row.id == 1 for sent in bench.scheduler._in_flight for row in sent.rows):
+            losses += 1
+            given_up += [sequence.id for sequence in bench.scheduler.lost(killed)]
+            bench.restart()
+        elif not bench.step():
+            break
+    assert given_up == [1]
+    assert losses == most
+    bench.check({1: 0})
+
+
 def test_a_loss_while_nothing_is_computed_is_nobodys_fault() -> None:
     bench = Bench(capacity(), depth=1)
     bench.add(Sequence(0, [1, 2, 3], Sampling(), 9, lockstep=True))
@@ -420,7 +441,7 @@ def test_a_loss_while_nothing_is_computed_is_nobodys_fault() -> None:
         assert not bench.plans
         assert not bench.scheduler.lost()
         bench.restart()
-    assert not bench.asked[0].crashes
+    assert not bench.asked[0].blame
     bench.drain()
     bench.check({})
 

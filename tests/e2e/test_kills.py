@@ -1,0 +1,17 @@
+"""The short form of `make chaos`."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from tests.chaos import run
+
+
+def test_nobody_sees_that_processes_are_killed(tmp_path: Path) -> None:
+    seed = random.SystemRandom().getrandbits(32)
+    report = run(tmp_path, 7, 1.0, seed)
+    assert not report.problems, (seed, report.problems)
+    assert not report.left, (seed, report.left)
+    assert sum(report.kills.values()) == 7
+    assert sum(report.answers.values()) > 0
