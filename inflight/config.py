@@ -11,6 +11,7 @@ DEFAULT_GRPC = "127.0.0.1:8081"
 DEFAULT_MAX_ENQUEUED = 10_000
 DEFAULT_MAX_MESSAGE_MB = 100
 DEFAULT_EXECUTION_TIMEOUT = 300.0
+DEFAULT_START_TIMEOUT = 1800.0
 GRPC_ENGINES = ("auto", "zttp", "grpcio")
 """Who speaks HTTP/2 at the gRPC door. grpcio is the C core that has been proven for long; zttp (the extra of that name)
 answers more calls per second and calls itself experimental. `auto`: zttp where the extra is installed, else grpcio."""
@@ -198,7 +199,8 @@ class ServerConfig:
 
     Attributes:
         max_enqueued_requests: requests in flight over the whole server before new ones are refused.
-        start_timeout: seconds a worker may take to load its servable, or None.
+        start_timeout: seconds that a worker may take to load its servable, or the ranks their language model; None:
+            any time.
         warm_up_timeout: seconds that the runs of models on made-up inputs may take when a worker starts; a worker that
             takes longer is started again without them.
         execution_timeout: seconds that one call of a stage's function or model may take before its worker counts as
@@ -214,7 +216,7 @@ class ServerConfig:
     """
 
     max_enqueued_requests: int = DEFAULT_MAX_ENQUEUED
-    start_timeout: float | None = None
+    start_timeout: float | None = DEFAULT_START_TIMEOUT
     warm_up_timeout: float = 60.0
     execution_timeout: float = DEFAULT_EXECUTION_TIMEOUT
     stop_timeout: float = 10.0

@@ -30,6 +30,7 @@ from inflight.config import (
     DEFAULT_HTTP,
     DEFAULT_MAX_ENQUEUED,
     DEFAULT_MAX_MESSAGE_MB,
+    DEFAULT_START_TIMEOUT,
     GRPC_ENGINES,
     GeneratorConfig,
     ListenConfig,
@@ -190,7 +191,14 @@ OPTIONS = (
         "warning, or what GLOG_v says.",
         metavar="LEVEL",
     ),
-    Option("start-timeout", seconds, "Seconds a worker may take to load. Default: no limit.", metavar="SECONDS"),
+    Option(
+        "start-timeout",
+        seconds,
+        "Seconds that a servable or a language model may take to load; meanwhile a line every 10 seconds says what it "
+        f"does. 0: no limit. Default {DEFAULT_START_TIMEOUT:g}.",
+        default=DEFAULT_START_TIMEOUT,
+        metavar="SECONDS",
+    ),
     Option(
         "warm-up-timeout",
         seconds,
@@ -245,7 +253,7 @@ def build_plan(values: Mapping[str, Any]) -> Plan:
         raise UsageError("--http and --grpc are both off, so nobody could reach the server; leave one of them on")
     server = ServerConfig(
         max_enqueued_requests=values["max_enqueued"],
-        start_timeout=values["start_timeout"],
+        start_timeout=values["start_timeout"] or None,
         warm_up_timeout=values["warm_up_timeout"],
         execution_timeout=dict(values["execution_timeout"]).get("", DEFAULT_EXECUTION_TIMEOUT),
         stop_timeout=values["stop_timeout"],

@@ -115,6 +115,12 @@ class Leaving(Message, tag=9, frozen=True):
     """Worker to server: it was asked by a signal to end and will not take more work."""
 
 
+class Phase(Message, tag=21, frozen=True):
+    """Worker to server, while it loads: what it does now, for people who wait."""
+
+    text: str
+
+
 class Trial(Message, tag=20, frozen=True):
     """Worker to server, while it loads: a model's graph is run on made-up inputs, which may never end.
 
@@ -127,7 +133,7 @@ class Trial(Message, tag=20, frozen=True):
 
 AnyMessage: TypeAlias = (
     "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving | "
-    "StepPlan | StepResult | LoadShard | ShardReady | Progress | Trial"
+    "StepPlan | StepResult | LoadShard | ShardReady | Progress | Trial | Phase"
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -148,6 +154,7 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(
     | ShardReady
     | Progress
     | Trial
+    | Phase
 )
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from inflight.config import AdapterConfig, GeneratorConfig
+from inflight.config import DEFAULT_START_TIMEOUT, AdapterConfig, GeneratorConfig
 from inflight.engine import Engine
-from inflight.errors import InvalidRequest
+from inflight.errors import InvalidRequest, StartError
 from inflight.generation import (
     GREEDY,
     Chat,
@@ -28,6 +28,7 @@ from inflight.gguf import model_folder
 from inflight.llm.local import LocalExecutor
 from inflight.loading import failed_load
 from inflight.plan import Sampling, ShardJob
+from inflight.starting import waited_for
 from inflight.text import load_tokenizer
 
 T = TypeVar("T")
@@ -79,6 +80,7 @@ class LLM:
         max_batch_size: prompts that are computed together.
         lora_adapters: folders of LoRA adapters (PEFT's layout) by name.
         max_batch_prefill_tokens, max_batch_mixed_tokens: of `GeneratorConfig`; None: by device.
+        start_timeout: seconds that loading may take; a thread that hangs in a library stays. None: any time.
 
     Raises:
         StartError: the model cannot be loaded.
@@ -105,6 +107,7 @@ class LLM:
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
         lora_adapters: Mapping[str, str | Path] | None = None,
+        start_timeout: float | None = DEFAULT_START_TIMEOUT,
     ) -> None:
         path = Path(model_dir).absolute()
         folder = model_folder(path)
@@ -147,9 +150,15 @@ class LLM:
         self._thread = threading.Thread(target=self._loop.run_forever, name="inflight-llm", daemon=True)
         self._thread.start()
 
+        loaded = [0.0]
+
         async def start() -> Engine:
-            engine = Engine(config, tokenizer, LocalExecutor(job))
-            await engine.start()
+            engine = Engine(config, tokenizer, LocalExecutor(job, loaded.append))
+            started = asyncio.wait_for(engine.start(), start_timeout)
+            try:
+                await waited_for(lambda: f"{loaded[-1]:.0%} of the weights of '{folder}' are loaded", started)
+            except asyncio.TimeoutError:
+                raise StartError(f"the model was not loaded within {start_timeout:g} seconds (start_timeout)") from None
             return engine
 
         try:

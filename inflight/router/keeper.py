@@ -13,6 +13,7 @@ from inflight.errors import StartError
 from inflight.link import Offer, WorkerJob
 from inflight.router.group import Group
 from inflight.router.replica import Replica, State, TrialOverdue
+from inflight.starting import waited_for
 
 log = logging.getLogger("inflight")
 
@@ -74,7 +75,7 @@ class Keeper:
         """
         job = self._job
         try:
-            offer = await self._replica.start(job, self._config.start_timeout)
+            offer = await self._started(job)
         except TrialOverdue as overdue:
             log.warning(
                 "servable '%s': %s (%g s, --warm-up-timeout); it is started again without warm-up%s",
@@ -84,9 +85,16 @@ class Keeper:
                 "" if job.model_file is None or job.whole is False else ", with one request a call",
             )
             job = msgspec.structs.replace(job, trial_seconds=None)
-            offer = await self._replica.start(job, self._config.start_timeout)
+            offer = await self._started(job)
         self._job = msgspec.structs.replace(job, whole=any(method.whole for method in offer.methods))
         return offer
+
+    async def _started(self, job: WorkerJob) -> Offer:
+        replica = self._replica
+        return await waited_for(
+            lambda: f"worker {replica.label} of servable '{self._group.name}' {replica.phase}",
+            replica.start(job, self._config.start_timeout),
+        )
 
     async def _keep(self) -> None:
         replica, group = self._replica, self._group

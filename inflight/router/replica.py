@@ -30,6 +30,7 @@ from inflight.link import (
     Load,
     Offer,
     Packer,
+    Phase,
     Ready,
     ServerChannel,
     Stop,
@@ -101,6 +102,7 @@ class Replica:
         failures: starts in a row that failed by what the worker itself did.
         late: what it was at when it was ended because that took too long.
         watch: watches that; none before it is ready.
+        phase: what it does while it loads.
     """
 
     _next_key = 1
@@ -128,6 +130,7 @@ class Replica:
         self.failures = 0
         self.late: Late | None = None
         self.watch: ExecutionWatch | None = None
+        self.phase = ""
         self._ending = False
         self._serving = False
         self.has_device = False
@@ -148,6 +151,7 @@ class Replica:
         self._trial_left = job.trial_seconds
         self.proven = self.left = self.killed = self._ending = False
         self.late = None
+        self.phase = "starts a process"
         loop = asyncio.get_running_loop()
         self._offered = loop.create_future()
         self._process = process = self._spawn()
@@ -161,7 +165,10 @@ class Replica:
         except asyncio.TimeoutError:
             self._offered.cancel()
             await self.end(0)
-            raise StartError(f"worker {self.label} was not ready within {timeout:g} seconds") from None
+            raise StartError(
+                f"worker {self.label} was not ready within {timeout:g} seconds: it {self.phase}; raise --start-timeout "
+                "where that may take so long"
+            ) from None
         except BaseException:
             self._offered.cancel()
             await self.end(0)
@@ -319,11 +326,15 @@ class Replica:
             self.left = True
             if self.state is State.READY:
                 self.state = State.LOST  # it gets no more work; what it has goes back when it has ended
+        elif isinstance(message, Phase):
+            self.phase = message.text
         elif isinstance(message, Trial):
             self._follow_trial(message.running)
 
     def _follow_trial(self, running: bool) -> None:
         """A run on made-up inputs begins or has ended: all of a start together have the job's seconds."""
+        if running:
+            self.phase = "runs a model on made-up inputs"
         now = asyncio.get_running_loop().time()
         if self._trial is not None:
             self._trial.cancel()

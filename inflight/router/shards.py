@@ -31,6 +31,7 @@ from inflight.link import (
 )
 from inflight.place import Launch, WorkerProcess, start_worker
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.starting import waited_for
 
 log = logging.getLogger("inflight")
 
@@ -147,11 +148,12 @@ class ShardGroup(Executor):
             for rank in self._ranks:
                 await rank.start(self._launch(rank.number), self._job(rank.number, rendezvous, num_blocks))
             waiting = asyncio.gather(*(rank.offer for rank in self._ranks))
-            offers = await asyncio.wait_for(waiting, self._server.start_timeout)
+            offers = await waited_for(self._phase, asyncio.wait_for(waiting, self._server.start_timeout))
         except asyncio.TimeoutError:
             await self._end(0)
             raise StartError(
-                f"the model was not loaded within {self._server.start_timeout:g} seconds; raise --start-timeout"
+                f"the model was not loaded within {self._server.start_timeout:g} seconds; raise --start-timeout where "
+                "that may take so long"
             ) from None
         except StartError as error:
             killed = await self._killed()
@@ -162,6 +164,12 @@ class ShardGroup(Executor):
             raise
         self._starts += 1
         return _smallest(offers)
+
+    def _phase(self) -> str:
+        """Which rank is not ready yet, and how far it is."""
+        number, done = next(((rank.number, rank.loaded) for rank in self._ranks if not rank.offer.done()), (0, 0.0))
+        what = f"has loaded {done:.0%} of the weights" if done else "starts and opens the model"
+        return f"rank {number} of language model '{self._config.name}' {what}"
 
     def submit(self, plan: StepPlan) -> None:
         frame = Packer()

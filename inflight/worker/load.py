@@ -49,12 +49,13 @@ class Loaded:
 _Trial: TypeAlias = "Callable[[], AbstractContextManager[None]]"
 
 
-def load(job: WorkerJob, send_call: SendCall, trial: _Trial) -> Loaded:
+def load(job: WorkerJob, send_call: SendCall, trial: _Trial, phase: Callable[[str], None]) -> Loaded:
     """Loads what the job names.
 
     Args:
         send_call: how rows of a model that lives on another worker leave (`RemoteModel`).
         trial: entered around runs of a model on made-up inputs, which may never end.
+        phase: told what is done now.
 
     Raises:
         InflightError: with a text for the person who started the server.
@@ -62,7 +63,9 @@ def load(job: WorkerJob, send_call: SendCall, trial: _Trial) -> Loaded:
     configure(job.runtimes)
     allow_formats(available_formats())
     if job.model_file is not None:
+        phase(f"loads '{job.model_file}'")
         return _load_bare(job, Path(job.model_file), trial)
+    phase("imports its servable_config.py")
     spec = load_servable(Path(job.directory), job.name)
     has_files = any(model.files for model in spec.models.values())
     version = resolve_version(Path(job.directory), job.name, job.version, has_files)
@@ -85,6 +88,7 @@ def load(job: WorkerJob, send_call: SendCall, trial: _Trial) -> Loaded:
         if model.generator is not None:
             offers.append(_generator_offer(model.key))
             continue
+        phase(f"loads model '{model.key}'")
         batched = _load_model(job, spec.directory, model, folder, trial)
         device = batched.model.device_type
         for graph in batched.model.graphs[:1]:

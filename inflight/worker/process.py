@@ -33,6 +33,7 @@ from inflight.link import (
     Load,
     LoadShard,
     Packer,
+    Phase,
     Ready,
     Stop,
     Trial,
@@ -86,7 +87,7 @@ class Worker:
 
     def start(self, job: WorkerJob) -> None:
         """Loads the servable and tells the server that it is ready."""
-        loaded = load(job, self._send_call, self._trial)
+        loaded = load(job, self._send_call, self._trial, self._phase)
         pipeline = Pipeline(loaded.spec, loaded.ports, self._measure, self._flush, self._board)
         self._pipeline = pipeline
         install_model_caller(self._call_model, lambda key: _counts(loaded, key))
@@ -98,6 +99,9 @@ class Worker:
             f"version number: {loaded.version}",
             flush=True,
         )
+
+    def _phase(self, text: str) -> None:
+        self._channel.send(Phase(text))
 
     @contextmanager
     def _trial(self) -> Iterator[None]:
