@@ -104,7 +104,8 @@ class Keeper:
             self._changed()
             log.warning("worker %s of servable '%s' was lost (pid %s)", replica.label, group.name, replica.pid)
             await replica.end(0)
-            if self._policy.only_proven and (replica.left or not replica.proven):
+            # MindSpore Serving's rule is about workers that end; one that hung was ended by this server.
+            if self._policy.only_proven and (replica.left or not replica.proven) and replica.late is None:
                 self._gave_up()
                 return
             if replica.proven:

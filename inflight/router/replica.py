@@ -117,7 +117,7 @@ class Replica:
         self._channel: ServerChannel | None = None
         self._reader: ArenaReader | None = None
         self._offered: asyncio.Future[Offer] | None = None
-        self._released: list[int] = []
+        self._released: list[int] = []  # outputs that nobody refers to any more: the worker learns it with new work
         self._trial: asyncio.TimerHandle | None = None
         self._trial_left: float | None = None
         self.state = State.STARTING
@@ -169,6 +169,10 @@ class Replica:
                 f"worker {self.label} was not ready within {timeout:g} seconds: it {self.phase}; raise --start-timeout "
                 "where that may take so long"
             ) from None
+        except OSError as error:
+            self._offered.cancel()
+            await self.end(0)
+            raise StartError(f"cannot connect to worker {self.label}: {error}") from error
         except BaseException:
             self._offered.cancel()
             await self.end(0)
@@ -201,8 +205,10 @@ class Replica:
         except OSError as error:
             raise StartError(f"cannot make shared memory for worker {self.label}: {error}") from error
         try:
+            # A list for each process: what an earlier one lent may be given back when this one runs, and the same
+            # offset then is memory that somebody else reads.
             self._released = []
-            self._reader = ArenaReader(outbox.fd, self._release)
+            self._reader = ArenaReader(outbox.fd, self._released.append)
             process = start_worker(self._launch(outbox.fd, self.starts > 0))
         except OSError as error:
             raise StartError(f"cannot start worker {self.label}: {error}") from error
@@ -242,7 +248,8 @@ class Replica:
                 some_deadline = True
                 seconds.append(deadline - now)
         self.batches[method] = self.batches.get(method, 0) + 1
-        frees, self._released = self._released, []
+        frees = self._released[:]
+        del self._released[: len(frees)]
         if self.watch is not None and not self.watch.armed:
             self.watch.arm()
         self._channel.send(Work(method, first, rows, seconds if some_deadline else None, frees), packer)
@@ -305,10 +312,6 @@ class Replica:
                     changed = list(row)
                 changed[index] = placed
         return row if changed is None else changed
-
-    def _release(self, offset: int) -> None:
-        """Nothing refers to an output block any more: the worker learns it with its next work."""
-        self._released.append(offset)
 
     def _received(self, message: AnyMessage, values: Unpacker) -> None:
         if isinstance(message, Done):

@@ -21,7 +21,7 @@ import pytest
 from inflight.client import Client
 from tests.e2e.running import Served, ask, connect, eventually, request, serve, workers, write_servable
 
-KILLS = int(os.environ.get("INFLIGHT_KILLS", "10"))
+KILLS = int(os.environ.get("INFLIGHT_KILLS", "6"))
 SEED = int(os.environ.get("INFLIGHT_SEED", str(random.SystemRandom().getrandbits(32))))
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 

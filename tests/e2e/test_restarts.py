@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from inflight.config import RestartPolicy, ServableConfig, ServerConfig
@@ -118,6 +119,40 @@ def test_kills_from_outside_are_no_proof_against_an_instance(echo: ServableConfi
             os.kill(old, signal.SIGKILL)
             await eventually(lambda old=old: worker_pids() not in ([], [old]))  # type: ignore[misc]
         assert not isinstance((await nap)[0], InflightError)
+
+    run(body)
+
+
+NUMBERED = """
+    import numpy as np
+    from inflight.servable import add_stage, register_method
+
+    def fill(number):
+        return np.full(1 << 20, number, np.uint8)
+
+    @register_method(output_names=["y"])
+    def numbered(number):
+        return add_stage(fill, number, outputs_count=1)
+"""
+
+
+def test_what_an_earlier_process_lent_is_not_given_back_to_a_later_one(servable: Callable[..., Path]) -> None:
+    """Large results lie in memory of the worker's until nobody reads them; a new worker's lie at the same places."""
+    directory = servable("numbered", NUMBERED)
+
+    async def body(router: Router) -> None:
+        await router.start([ServableConfig(directory, "numbered")])
+        early = await ask(router, "numbered", "numbered", [np.array(1)])
+        (old,) = worker_pids()
+        os.kill(old, signal.SIGKILL)
+        await eventually(lambda: worker_pids() not in ([], [old]))
+        kept = await ask(router, "numbered", "numbered", [np.array(2)])
+        del early
+        for number in range(3, 8):
+            await ask(router, "numbered", "numbered", [np.array(number)])
+        value = kept[0][0]  # type: ignore[index]
+        assert isinstance(value, np.ndarray)
+        assert (value == 2).all()
 
     run(body)
 
