@@ -23,7 +23,8 @@ from tritonclient.utils import InferenceServerException
 
 from inflight.client import Client
 from inflight.config import GeneratorConfig, ListenConfig, ServableConfig
-from inflight.engine import Engine
+from inflight.plan import ShardOffer
+from inflight.router.shards import ShardGroup
 from inflight.server import Server
 from tests.e2e.running import FREE, Background, connect, eventually, request, write_servable
 
@@ -86,19 +87,19 @@ class Door:
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    """Announced, doors open, nothing started; engines wait at a gate before they load."""
+    """Announced, doors open, nothing started; ranks wait at a gate whenever they start."""
     root = tmp_path_factory.mktemp("loading")
     write_servable(root, "work", WORK)
     write_servable(root, "talks", TALKS)
-    gate, load = threading.Event(), Engine.start
+    gate, load = threading.Event(), ShardGroup.start
 
-    async def start(engine: Engine) -> None:
+    async def start(ranks: ShardGroup, *given: Any) -> ShardOffer:
         while not gate.is_set():
             await asyncio.sleep(0.01)
-        await load(engine)
+        return await load(ranks, *given)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(Engine, "start", start)
+    patch.setattr(ShardGroup, "start", start)
     servables = ServableConfig(root, "work"), ServableConfig(root, "talks")
     generators = (GeneratorConfig(POCKET, "pocket", kv_cache_bytes=16 << 20, max_total_tokens=256),)
     server = Server()
@@ -234,16 +235,22 @@ def test_from_announced_to_loaded(door: Door) -> None:
 
 def test_a_lost_model_is_not_ready_and_its_requests_wait(door: Door) -> None:
     pids = [pid for name in ("talks", "pocket") for pid in door.server._running_router()._generators.pids(name)]
+    door.gate.clear()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    calls = [
-        Background(door.ask, "POST", "/model/talks:tell", {"instances": [{"name": "Mia"}]}),
-        Background(door.ask, "POST", "/v1/completions", {"model": "pocket", "prompt": "Once", "max_tokens": 4}),
-    ]
-    for path in ("/health", "/health/ready", "/v2/models/talks/ready", "/v2/models/pocket/ready"):
+    for path in ("/health", "/health/ready", "/v2/health/ready", "/v2/models/talks/ready", "/v2/models/pocket/ready"):
         eventually(lambda path=path: door.ask("GET", path)[0] == 503, 30, path)  # type: ignore[misc]
-    assert [call.result()[0] for call in calls] == [200, 200]
-    eventually(lambda: door.ask("GET", "/health")[0] == 200, 30)
+    assert door.ask("GET", "/health/live")[0] == 200
+    generating = [each for each in LANGUAGE if "generat" in each[1] or "completions" in each[1] or "infer" in each[1]]
+    generating.append(("POST", "/model/talks:tell", {"instances": [{"name": "Mia"}]}))
+    calls = [Background(door.ask, *each) for each in generating]
+    for verb, path, body in LANGUAGE:
+        if (verb, path, body) not in generating and path not in ("/", "/invocations", "/vertex", "/v1/responses"):
+            assert door.ask(verb, path, body)[0] == (503 if path.endswith("/ready") else 200), path
+    assert not any(call.done for call in calls)
+    door.gate.set()
+    assert [call.result()[0] for call in calls] == [200] * len(calls)
+    eventually(lambda: door.ask("GET", "/health/ready")[0] == 200, 30)
 
 
 def test_scripts_of_mindspore_serving_read_its_words_until_it_is_there(tmp_path: Path) -> None:
