@@ -130,7 +130,9 @@ def post(address: str, path: str, body: Any, headers: dict[str, str] = JSON) -> 
 
 def digits_rest(address: str, number: int) -> Any:
     image = {"b64": base64.b64encode(IMAGES[number].read_bytes()).decode()}
-    return json.loads(post(address, "/model/digits:classify", {"instances": [{"image": image}] * 3}))["instances"]
+    answer = json.loads(post(address, "/model/digits:classify", {"instances": [{"image": image}] * 3}))
+    assert "instances" in answer, answer
+    return answer["instances"]
 
 
 def digits_grpc(client: Client, number: int) -> Any:
@@ -168,6 +170,7 @@ def chat(address: str, sampled: bool, number: int) -> Any:
 
 def tale_rest(address: str, method: str, number: int) -> Any:
     answer = json.loads(post(address, f"/model/tales:{method}", {"instances": [{"name": NAMES[number]}]}))
+    assert "instances" in answer, answer
     return answer["instances"]
 
 

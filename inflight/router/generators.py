@@ -143,7 +143,7 @@ class Generators:
         """
         engine = self._engines[method.servable]
         limit = engine.info.limits.max_concurrent_requests
-        if engine.ready and engine.admission.room < len(rows):
+        if engine.admission.room < len(rows):
             raise Overloaded(f"the model takes {limit} generations at once; try again later, or send fewer instances")
         outcomes: list[Outcome] = [()] * len(rows)
         left = len(rows)

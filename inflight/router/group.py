@@ -370,10 +370,15 @@ class Group:
             say, seed = instance.next_generation()
             task = self._loop.create_task(run_stage(generator, row, done, say, seed))
             instance.request.on_close(task.cancel)
+            instance.calls.append(task)
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            if instance is not None:
+                if task not in instance.calls:
+                    return  # the worker that asked is gone
+                instance.calls.remove(task)
             if task.cancelled():  # the worker must not keep the instance for ever
                 done(Cancelled("the caller left"))
 
@@ -388,10 +393,10 @@ class Group:
             self._reserved = None
         for instance in reversed(orphans):
             instance.replica = None
-            instance.generations = 0
+            waited = instance.end_calls()
             if instance.request.closed:
                 continue
-            error = self._guilt(replica, instance)
+            error = self._guilt(replica, instance, waited)
             if error is not None:
                 instance.settle(error)
             elif instance.blame >= CRASHED:
@@ -400,8 +405,11 @@ class Group:
                 self.queues[instance.request.method].waiting.appendleft(instance)
         self.schedule()
 
-    def _guilt(self, replica: Replica, instance: Instance) -> InflightError | None:
-        """Adds to the instance what the end of its worker says against it; its error where that is proof."""
+    def _guilt(self, replica: Replica, instance: Instance, waited: bool) -> InflightError | None:
+        """Adds to the instance what the end of its worker says against it; its error where that is proof.
+
+        While it waits for a language model, however long, a signal from outside says nothing against it.
+        """
         late = replica.late
         if late is not None and late.keys:
             if instance.key not in late.keys:
@@ -413,7 +421,7 @@ class Group:
             instance.late = late
             instance.blame += CRASHED
             return None
-        if not replica.left:
+        if not replica.left and not (waited and replica.killed):
             instance.kills += 1
             instance.blame += KILLED if replica.killed or late is not None else CRASHED
         if instance.blame < PROOF:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -140,11 +141,24 @@ class Instance:
         blame: how much speaks for it being the reason (`inflight.router.group.PROOF`).
         replica: who has it now.
         batch: with whom it went there.
-        generations: how many its method's stages began since it was sent.
+        generations: how many its method's stages began since it was sent; calls: those that run now.
         said: characters that the client already has of each generation.
     """
 
-    __slots__ = ("batch", "blame", "generations", "index", "key", "kills", "late", "replica", "request", "row", "said")
+    __slots__ = (
+        "batch",
+        "blame",
+        "calls",
+        "generations",
+        "index",
+        "key",
+        "kills",
+        "late",
+        "replica",
+        "request",
+        "row",
+        "said",
+    )
 
     def __init__(self, request: Request, index: int, row: Sequence[Value | Blob]) -> None:
         self.request = request
@@ -157,7 +171,16 @@ class Instance:
         self.replica: Replica | None = None
         self.batch: Batch | None = None
         self.generations = 0
+        self.calls: list[asyncio.Task[None]] = []
         self.said: list[int] = []
+
+    def end_calls(self) -> bool:
+        """Its worker is gone: ends the generations that it waited for. Whether there were any."""
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call.cancel()
+        self.generations = 0
+        return bool(calls)
 
     def next_generation(self) -> tuple[Callable[[str], None] | None, int]:
         """Who is told its text, and its seed.

@@ -17,7 +17,18 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.e2e.running import Background, Served, connect, crowd, eventually, request, serve, workers, write_servable
+from tests.e2e.running import (
+    Background,
+    Served,
+    connect,
+    crowd,
+    eventually,
+    metrics,
+    request,
+    serve,
+    workers,
+    write_servable,
+)
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 JSON = {"Content-Type": "application/json"}
@@ -226,14 +237,46 @@ def test_a_method_that_mixes_streams_through_every_door(served: Served) -> None:
     assert "Cannot find input name" in answer["error_msg"]
 
 
+def processes(served: Served, servable: str, part: str) -> list[int]:
+    """Those of a worker (`device0`) or rank (`rank0`) of a servable."""
+    found: list[int] = []
+    for one in workers(served.pid):
+        with contextlib.suppress(psutil.Error):
+            told = psutil.Process(one).cmdline()
+            if f"--servable_name={servable}" in told and f"--device_id={part}" in told:
+                found.append(one)
+    return found
+
+
+def test_who_waits_for_a_model_is_not_to_blame_for_kills(served: Served) -> None:
+    """However often its worker is killed meanwhile; and what nobody waits for any more is not generated."""
+    (rank,) = processes(served, "mixed", "rank0")
+
+    def grew(name: str, labels: tuple[str, ...] = ()) -> float:
+        return metrics(served.http).get(name, {}).get(labels, 0.0) - before.get(name, {}).get(labels, 0.0)
+
+    before = metrics(served.http)
+    os.kill(rank, signal.SIGSTOP)
+    try:
+        waiting = Background(mixed, served.http, "Mia")
+        for kills in range(7):  # six are proof against what a worker computes
+            eventually(lambda: grew("tgi_request_max_new_tokens_count") == kills + 1)  # noqa: B023
+            for worker in processes(served, "mixed", "device0"):
+                os.kill(worker, signal.SIGKILL)
+        eventually(lambda: grew("tgi_request_max_new_tokens_count") == 8)
+    finally:
+        os.kill(rank, signal.SIGCONT)
+    answer = waiting.result()
+    assert answer["title"] == "Mia 6"
+    assert answer["story"]
+    assert grew("tgi_request_failure", ("dropped",)) == 7
+    assert grew("tgi_request_success") == 1
+
+
 def test_no_stream_is_lost_when_a_worker_dies(served: Served) -> None:
     """The Python worker is killed in the middle of the language model's stage: the text goes on where it was."""
     body = json.dumps({"instances": [{"name": "Mia"}]})
-    (worker,) = [
-        one
-        for one in workers(served.pid)
-        if "--servable_name=mixed" in (told := psutil.Process(one).cmdline()) and "--device_id=rank0" not in told
-    ]
+    (worker,) = processes(served, "mixed", "device0")
     with contextlib.closing(connect(served.http, 60)) as connection:
         connection.request("POST", "/model/mixed:tell", body, {**JSON, "Accept": "text/event-stream"})
         response = connection.getresponse()
