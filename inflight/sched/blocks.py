@@ -31,12 +31,25 @@ class BlockPool:
     """
 
     def __init__(self, count: int) -> None:
-        self.count = count
-        self._blocks = [Block(number) for number in range(count)]
+        self._blocks: list[Block] = []
         self._published: dict[bytes, Block] = {}
         self._ends = Block(-1)  # both ends of the ring of free blocks
+        self.reset(count)
+
+    def reset(self, count: int) -> None:
+        """`count` blocks, all of them free, and nothing published: the shards started anew.
+
+        The blocks themselves stay: they refer to each other, and old ones would fill memory until the garbage collector
+        comes to them.
+        """
+        self.count = count
+        del self._blocks[count:]
+        self._blocks += [Block(number) for number in range(len(self._blocks), count)]
+        self._published.clear()
+        self._ends.before = self._ends.after = self._ends
         self.free = 0
         for block in self._blocks:
+            block.users, block.digest = 0, None
             self._append(block)
 
     def take(self, count: int) -> list[int] | None:

@@ -225,7 +225,7 @@ class Scheduler:
         self._burst = 0
         self._in_flight.clear()
         self._step = 0
-        self.pool = BlockPool(self.capacity.num_blocks)
+        self.pool.reset(self.capacity.num_blocks)
         return guilty
 
     def _requeue(self) -> None:
@@ -250,7 +250,7 @@ class Scheduler:
         assert not self._running
         assert not self._in_flight
         self.capacity = capacity
-        self.pool = BlockPool(capacity.num_blocks)
+        self.pool.reset(capacity.num_blocks)
         too_long = [row for row in self.requests.values() if row.stop_at - 1 > capacity.total_tokens]
         for row in too_long:
             self.finish(row.id)

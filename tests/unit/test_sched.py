@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import tracemalloc
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -444,6 +446,20 @@ def test_a_loss_while_nothing_is_computed_is_nobodys_fault() -> None:
     assert not bench.asked[0].blame
     bench.drain()
     bench.check({})
+
+
+def test_a_loss_takes_no_memory() -> None:
+    scheduler = Scheduler(capacity(num_blocks=20_000))
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            assert not scheduler.lost()
+        assert tracemalloc.get_traced_memory()[1] < 100_000, "the pool of blocks takes 2 MB"
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 def test_fewer_blocks_after_a_restart() -> None:
