@@ -8,6 +8,7 @@ from pathlib import Path
 from inflight.config import AdapterConfig
 from inflight.errors import ConfigError
 from inflight.gguf import is_gguf, model_folder
+from inflight.telemetry import switch_off
 
 
 def adapters(text: str) -> tuple[AdapterConfig, ...]:
@@ -44,6 +45,7 @@ def find_model(model_id: str, revision: str | None, cache: str | None) -> Path:
         return model_folder(folder)
     if folder.is_dir():
         return folder.absolute().resolve()
+    switch_off()
     try:
         from huggingface_hub import snapshot_download  # comes with transformers
     except ImportError:

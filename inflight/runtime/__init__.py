@@ -10,6 +10,7 @@ from inflight.runtime.registry import (
     find_runtime,
     parse_overrides,
 )
+from inflight.telemetry import switch_off
 
 __all__ = [
     "ENTRY_POINT_GROUP",
@@ -24,3 +25,5 @@ __all__ = [
     "find_runtime",
     "parse_overrides",
 ]
+
+switch_off()

@@ -1,5 +1,6 @@
 """Text to tokens and back: tokenizer, incremental detokenizer, stop texts, chat templates."""
 
+from inflight.telemetry import switch_off
 from inflight.text.chat import shown
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar
@@ -18,3 +19,5 @@ __all__ = [
     "load_tokenizer",
     "shown",
 ]
+
+switch_off()
