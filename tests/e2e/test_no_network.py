@@ -17,7 +17,10 @@ OUTSIDE = re.compile(r"^\d+ +(connect|send\w+)\(.*\bAF_INET", re.MULTILINE)
 CAN = shutil.which("strace") is not None and shutil.which("unshare") is not None
 if CAN:
     CAN = (
-        subprocess.run(["unshare", "-rn", "strace", "-qq", "-o", "/dev/null", "true"], capture_output=True).returncode
+        subprocess.run(
+            ["unshare", "-rn", "strace", "-f", "--seccomp-bpf", "-e", "trace=connect", "-o", "/dev/null", "true"],
+            capture_output=True,
+        ).returncode
         == 0
     )
 
@@ -33,7 +36,20 @@ def attempts(directory: Path, *command: str) -> list[str]:
     switches = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in switches}
     subprocess.run(
-        ["unshare", "-rn", "strace", "-f", "-qq", "-e", f"trace={TRACED}", "-o", str(trace), sys.executable, *command],
+        [
+            "unshare",
+            "-rn",
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-qq",
+            "-e",
+            f"trace={TRACED}",
+            "-o",
+            str(trace),
+            sys.executable,
+            *command,
+        ],
         check=True,
         timeout=300,
         capture_output=True,

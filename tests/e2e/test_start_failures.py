@@ -55,14 +55,8 @@ def test_broken_models_end_the_commands(tmp_path: Path) -> None:
     """Exit code 1, one line that names the file, no traceback, no process that hangs. All at once, to save time."""
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(b"hello\n" * 50)
-    plain = save_language_model(tmp_path / "plain")
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{")
     config = 'raise OSError("the\\nsecond line")'
     write_servable(tmp_path / "servables", "bad", config)
-    gguf = tmp_path / "text.gguf"
-    gguf.write_bytes(b"hello")
     script = tmp_path / "start.py"
     script.write_text(DROPIN)
     utf16, eos, number = (
@@ -72,11 +66,9 @@ def test_broken_models_end_the_commands(tmp_path: Path) -> None:
         "config.json": start([*SERVE, broken(tmp_path, "config cut")]),
         "cut.onnx": start([*SERVE, cut]),
         "bad.servable_config failed, the second line": start([*SERVE, tmp_path / "servables"]),
-        "adapter_config.json": start([*SERVE, plain, "--lora-adapters", f"a={adapter}"]),
         "chat_template.jinja": start([LAUNCHER, "--model-id", utf16, "--port", 0, "--hostname", "127.0.0.1"]),
         "generation_config.json": start([SHARD, "serve", eos, "--uds-path", tmp_path / "shard"]),
         "text_config is 5": start([*SERVE, number, "--log-level", "debug"]),
-        "text.gguf": start([*SERVE, gguf]),
         "start_servables": start([script], tmp_path),
     }
     for named, started in starts.items():
