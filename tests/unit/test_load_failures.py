@@ -250,10 +250,14 @@ def job(path: Path, **changes: object) -> WorkerJob:
     return WorkerJob(**{**settings, **changes})  # type: ignore[arg-type]
 
 
+def load_job(job: WorkerJob) -> None:
+    load(job, lambda *_: None, nullcontext, lambda _: None)
+
+
 def open_file(path: Path, data: bytes | onnx.ModelProto | None) -> None:
     if data is not None:
         path.write_bytes(data if isinstance(data, bytes) else data.SerializeToString())
-    load(job(path), lambda *_: None, nullcontext)
+    load_job(job(path))
 
 
 def test_onnx_files(tmp_path: Path) -> None:
@@ -346,7 +350,7 @@ def test_models_without_device_ids_need_a_cpu(tmp_path: Path) -> None:
         "def predict(x): return add_stage(model, x, outputs_count=1)\n"
     )
     start = job(folder, name="add", model_file=None, device_id=None, device_type=None)
-    load(start, lambda *_: None, nullcontext)
+    load_job(start)
     text = (
         "Servable 'add' has models declared by declare_model, but parameter 'device_ids' of ServableStartConfig is not "
     )
@@ -358,10 +362,10 @@ def test_models_without_device_ids_need_a_cpu(tmp_path: Path) -> None:
         (none, "MindSpore or Lite inference package not support CPU"),
     ):
         with fails(text + why):
-            load(wrong, lambda *_: None, nullcontext)
+            load_job(wrong)
     (folder / "1").rename(folder / "v1")
     with fails("There is no valid version directory of models"):
-        load(none, lambda *_: None, nullcontext)
+        load_job(none)
     configure(None)
 
 
