@@ -12,7 +12,7 @@ from pathlib import Path
 from inflight.errors import StartError
 
 SUFFIX = ".gguf"
-_FORM = 1  # of the folder; counted up when it changes
+_FORM = 2  # of the folder; counted up when it changes
 _TIMEOUT = 600.0
 
 

@@ -277,6 +277,9 @@ class ShardOffer(msgspec.Struct, frozen=True):
         weight_bytes, cache_bytes: memory of this rank.
         family: which decoder runs it, `transformers` for the bridge, or `encoder`.
         embedding_size: values of a text's vector; 0: it gives none.
+        switch: a row that grows over this length leaves and joins again with nothing computed, before the token at this
+            place is computed: all of its tokens turn in another way then (LongRoPE). 0: never.
+        stretched: keys of a prompt longer than this depend on its length (dynamic NTK). 0: they never do.
     """
 
     num_blocks: int
@@ -290,6 +293,8 @@ class ShardOffer(msgspec.Struct, frozen=True):
     cache_bytes: int
     family: str
     embedding_size: int = 0
+    switch: int = 0
+    stretched: int = 0
 
     def pack(self) -> dict[str, Any]:
         packed: dict[str, Any] = msgspec.to_builtins(self)

@@ -629,7 +629,9 @@ class Engine:
             adapters=tuple(adapter.name for adapter in config.adapters),
         )
         mixed = config.mixed_tokens(offer.device_type)
-        capacity = Capacity(blocks, offer.block_size, rows, prefill + rows, prefill, mixed)
+        capacity = Capacity(
+            blocks, offer.block_size, rows, prefill + rows, prefill, mixed, offer.switch, offer.stretched
+        )
         self._num_blocks = self._num_blocks or offer.num_blocks
         if self._scheduler is None:
             self._scheduler = Scheduler(capacity)

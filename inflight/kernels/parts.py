@@ -100,6 +100,7 @@ class StepArrays:
         lengths: tokens of each row, R of them, sum T.
         tables: int32 [R, blocks].
         logits_at: int64 [S], ascending.
+        reach: int64 [T], the length of the sequence that a token turns by, where a rotation asks; None: up to itself.
     """
 
     tokens: torch.Tensor
@@ -108,6 +109,7 @@ class StepArrays:
     lengths: list[int]
     tables: torch.Tensor
     logits_at: torch.Tensor
+    reach: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

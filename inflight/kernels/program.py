@@ -213,10 +213,20 @@ class NativeProgram:
         return int(self._program.add_norm(held.data_ptr(), held.numel()))
 
     def rope(
-        self, inverse: Sequence[float], factor: float, far: Sequence[float] | None = None, original: int = 0
+        self,
+        inverse: Sequence[float],
+        factor: float,
+        far: Sequence[float] | None = None,
+        original: int = 0,
+        theta: float = 0.0,
+        stretch: float = 0.0,
     ) -> int:
-        """A rotation: radians a position, of each pair of components; `far` from position `original` on."""
-        return int(self._program.add_rope(list(inverse), list(far or ()), factor, original))
+        """A rotation: radians a position, of each pair of components.
+
+        For tokens that reach beyond `original` it is `far`, or what dynamic NTK makes of `theta` and `stretch`.
+        """
+        dynamic = (theta, stretch) if stretch else ()
+        return int(self._program.add_rope(list(inverse), list(far or ()), factor, original, *dynamic))
 
     def layer(self, layer: Layer) -> int:
         """A layer whose cache is set later."""
@@ -388,6 +398,7 @@ class NativeProgram:
             out.hidden.data_ptr(),
             hidden,
             out.best.ctypes.data,
+            *(() if step.reach is None else (step.reach.data_ptr(),)),
         )
         return out
 

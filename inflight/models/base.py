@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention
+from inflight.errors import StartError
+from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, Rope, make_attention
 from inflight.types import Array
 
 CACHE_LINE = 64
@@ -26,6 +28,7 @@ class ForwardBatch:
         attention: which rows they belong to.
         logits_at: int64 [S], indices into T whose logits are wanted.
         adapters: tokens of rows with an adapter: its number and int64 indices into T.
+        reach: int64 [T] on the host, see `inflight.nn.rope`; None: each token's own place and no further.
     """
 
     token_ids: torch.Tensor
@@ -33,6 +36,7 @@ class ForwardBatch:
     attention: AttentionBatch
     logits_at: torch.Tensor
     adapters: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    reach: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,18 @@ class DecodeRows:
     greedy: bool
 
 
+def reaches(ropes: Sequence[Rope]) -> tuple[int, int]:
+    """`switch` and `stretched` of a model with these rotations.
+
+    Raises:
+        StartError: they differ in what they want to know of a sequence.
+    """
+    found = sorted({(rope.switch, rope.stretched) for rope in ropes if rope.switch or rope.stretched})
+    if len(found) > 1:
+        raise StartError("its layers' rotations scale with the length of a sequence in different ways")
+    return found[0] if found else (0, 0)
+
+
 class CausalLM(ABC):
     """A loaded model, or this rank's share of one.
 
@@ -65,6 +81,9 @@ class CausalLM(ABC):
         max_positions: longest sequence that the configuration allows.
         dtype: of the weights.
         weight_bytes: memory of this rank's weights.
+        switch: sequences longer than this are computed anew when they grow over it: all of their tokens turn in another
+            way then. 0: there is no such length.
+        stretched: tokens of prompts longer than this turn by the prompt's length; 0: they never do.
         hidden: [S, H], what the logits of the last step were made of; None where the model does not show it.
         best: int64 [S] on the host, the first of the largest logits of each row, where the model has found it already.
     """
@@ -75,6 +94,8 @@ class CausalLM(ABC):
     max_positions: int
     dtype: torch.dtype
     weight_bytes: int
+    switch: int = 0
+    stretched: int = 0
     hidden: torch.Tensor | None = None
     best: Array | None = None
 

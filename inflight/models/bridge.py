@@ -19,6 +19,7 @@ import torch
 from inflight.device import Ranks
 from inflight.errors import StartError
 from inflight.models.base import CausalLM, ForwardBatch
+from inflight.models.turning import Turning
 from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention
 from inflight.plan import ShardJob
 
@@ -95,7 +96,9 @@ class Bridged(CausalLM):
         # A model may read tokens that it cannot write, or the other way round: what it has in common is served.
         tables = model.get_input_embeddings(), model.get_output_embeddings()
         self.vocab_size = min(table.weight.shape[0] for table in tables)
-        self.max_positions = longest
+        self._turning = Turning(model, longest)
+        self.max_positions = self._turning.longest
+        self.switch, self.stretched = self._turning.switch, self._turning.stretched
         self.dtype = model.dtype
         self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
         self._specs: dict[int, AttentionSpec] = {}
@@ -109,7 +112,12 @@ class Bridged(CausalLM):
         self._attention = attention
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        return self._run(batch.token_ids, batch.positions, batch.attention, batch.logits_at)
+        if self.switch or self.stretched:
+            self._turning.reach = batch.positions.cpu() + 1 if batch.reach is None else batch.reach
+        try:
+            return self._run(batch.token_ids, batch.positions, batch.attention, batch.logits_at)
+        finally:
+            self._turning.reach = None
 
     def _run(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from inflight.errors import StartError
 from inflight.models.settings import check_config
+from inflight.nn import rope_length, rope_type
 
 Config = Mapping[str, Any]
 
@@ -46,6 +47,8 @@ class DecoderConfig:
         centered_norm: weights of norms are kept as their distance from 1.
         sandwich: norms after attention and MLP too.
         windows: sliding window of each layer, None: sees all.
+        max_positions: `max_position_embeddings`, from which rotations are computed.
+        longest: tokens of the longest sequence, with what a scaling adds.
         ropes: settings by name; `rope_of`: which one each layer uses, None: no positions at all.
         embedding_scale, residual_scale, logits_divider: multipliers; 1.0 changes nothing.
     """
@@ -61,6 +64,7 @@ class DecoderConfig:
     eps: float
     activation: str
     max_positions: int
+    longest: int
     tied: bool
     scale: float
     windows: tuple[int | None, ...]
@@ -108,6 +112,7 @@ def _base(config: Config) -> DecoderConfig:
     """What all families share, as Llama names it."""
     layers = config["num_hidden_layers"]
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    rope, max_positions = _rope(config, 10_000.0), config.get("max_position_embeddings", 2048)
     return DecoderConfig(
         family=config["model_type"],
         vocab_size=config["vocab_size"],
@@ -119,20 +124,22 @@ def _base(config: Config) -> DecoderConfig:
         intermediate=config["intermediate_size"],
         eps=config.get("rms_norm_eps", 1e-6),
         activation=config.get("hidden_act") or "silu",
-        max_positions=config.get("max_position_embeddings", 2048),
+        max_positions=max_positions,
+        longest=rope_length(rope, max_positions),
         tied=config.get("tie_word_embeddings", False),
         scale=head_dim**-0.5,
         windows=(None,) * layers,
-        ropes={"all": _rope(config, 10_000.0)},
+        ropes={"all": rope},
         rope_of=("all",) * layers,
     )
 
 
 def _rope(config: Config, theta: float) -> dict[str, Any]:
     """Settings of the rotation, from the form of transformers 5 (`rope_parameters`) or 4 (`rope_theta`,
-    `rope_scaling`)."""
-    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    settings.setdefault("rope_theta", config.get("rope_theta", theta))
+    `rope_scaling`, which goes first where both are there)."""
+    settings = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    if settings.get("rope_theta") is None:
+        settings["rope_theta"] = config.get("rope_theta") or theta
     if config.get("partial_rotary_factor") is not None:
         settings.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
     if config.get("original_max_position_embeddings") is not None:
@@ -223,7 +230,8 @@ def _mixtral(config: Config) -> DecoderConfig:
             "block_sparse_moe.experts.{}.w2.weight",
         ),
     )
-    return replace(_mistral(config), experts=experts)
+    ropes = {"all": _rope(config, 1_000_000.0)}
+    return replace(_mistral(config), experts=experts, ropes=ropes)
 
 
 def _gemma(config: Config) -> DecoderConfig:
@@ -252,17 +260,20 @@ def _gemma3(config: Config) -> DecoderConfig:
     pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
     sliding = _types(config, lambda layer: (layer + 1) % pattern != 0)
     given = config.get("rope_parameters") or {}
-    if "full_attention" in given:
-        ropes = {"full": given["full_attention"], "sliding": given["sliding_attention"]}
-    else:
+    if "full_attention" in given or "sliding_attention" in given:
         ropes = {
-            "full": _rope(config, 1_000_000.0),
-            "sliding": {"rope_theta": config.get("rope_local_base_freq", 10_000.0)},
+            "full": {**(given.get("full_attention") or {}), **(config.get("rope_scaling") or {})},
+            "sliding": dict(given.get("sliding_attention") or {}),
         }
+    else:
+        ropes = {"full": _rope(config, 1_000_000.0), "sliding": {}}
+    for name, key, theta in (("full", "rope_theta", 1_000_000.0), ("sliding", "rope_local_base_freq", 10_000.0)):
+        ropes[name].setdefault("rope_theta", config.get(key) or theta)
     return replace(
         _gemma(config),
         qk_norm=True,
         windows=_windows(config, sliding),
+        longest=config.get("max_position_embeddings", 2048),  # of the scaled model already
         ropes=ropes,
         rope_of=tuple("sliding" if slides else "full" for slides in sliding),
     )
@@ -285,7 +296,15 @@ def _gemma3_vision(config: Config) -> DecoderConfig:
 
 
 def _phi3(config: Config) -> DecoderConfig:
-    return replace(_mistral(config), fused=True)
+    """Its scaling was called su, and yarn, before it was called longrope; its original length has a key of its own."""
+    rope = _rope(config, 10_000.0)
+    if config.get("original_max_position_embeddings") is not None:
+        rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+    rope.setdefault("original_max_position_embeddings", 4096)
+    if rope_type(rope) in ("longrope", "yarn"):
+        rope["rope_type"] = "longrope"
+    base = _mistral({**config, "max_position_embeddings": config.get("max_position_embeddings") or 4096})
+    return replace(base, fused=True, ropes={"all": rope}, longest=rope_length(rope, base.max_positions))
 
 
 def _granite(config: Config) -> DecoderConfig:

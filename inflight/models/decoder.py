@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from inflight.device import Ranks
 from inflight.errors import StartError
 from inflight.kernels import Quantised, stack
-from inflight.models.base import CausalLM, ForwardBatch
+from inflight.models.base import CausalLM, ForwardBatch, reaches
 from inflight.models.config import DecoderConfig, Experts
 from inflight.models.lora import Adapter, LowRank, Place, Routes
 from inflight.models.weights import Checkpoint, Part
@@ -178,7 +178,7 @@ class Decoder(CausalLM):
         self.family = config.family
         self.layers = [layer.attention.spec for layer in layers]
         self.vocab_size = config.vocab_size
-        self.max_positions = config.max_positions
+        self.max_positions = config.longest
         self.dtype = norm.weight.dtype
         self.weight_bytes = weight_bytes
         self.hidden = None
@@ -193,6 +193,7 @@ class Decoder(CausalLM):
             name: make_rope(settings, config.head_dim, config.max_positions, norm.weight.device)
             for name, settings in config.ropes.items()
         }
+        self.switch, self.stretched = reaches(list(self._ropes.values()))
         self._attention: AttentionBackend | None = None
 
     def release(self) -> dict[str, tuple[Weight, torch.Tensor | None]]:
@@ -222,7 +223,8 @@ class Decoder(CausalLM):
         assert attention is not None
         self._routes.current = batch.adapters
         scale = self._config.residual_scale
-        turns = {name: rope.turn(batch.positions, self.dtype) for name, rope in self._ropes.items()}
+        reach = None if batch.reach is None else batch.reach.to(batch.positions.device)
+        turns = {name: rope.turn(batch.positions, self.dtype, reach) for name, rope in self._ropes.items()}
         x = self._embed(batch.token_ids)
         for layer in self._layers:
             y = layer.attention(layer.before_attention(x), self._ropes, turns, attention, batch.attention)

@@ -28,7 +28,7 @@ from inflight.kernels import (
     StepArrays,
     native_reason,
 )
-from inflight.models.base import CausalLM, DecodeRows, ForwardBatch
+from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
 from inflight.models.config import DecoderConfig
 from inflight.models.decoder import attention_spec
 from inflight.models.packed import Parts
@@ -129,7 +129,7 @@ class NativeDecoder(CausalLM):
         self.family = config.family
         self.layers = [attention_spec(config, i, config.heads, config.kv_heads) for i in range(config.layers)]
         self.vocab_size = config.vocab_size
-        self.max_positions = config.max_positions
+        self.max_positions = config.longest
         self.dtype = dtype
         self._config = config
         self._kv = _kv_type(job.kv_cache_dtype, dtype)
@@ -153,9 +153,10 @@ class NativeDecoder(CausalLM):
             make_rope(settings, config.head_dim, config.max_positions, torch.device("cpu"))
             for settings in config.ropes.values()
         ]
+        self.switch, self.stretched = reaches(ropes)
         for rope in ropes:
             far = None if rope.long_inverse is None else rope.long_inverse.tolist()
-            program.rope(rope.inverse.tolist(), rope.factor, far, rope.original)
+            program.rope(rope.inverse.tolist(), rope.factor, far, rope.original, rope.theta, rope.stretch)
         numbers = {name: number for number, name in enumerate(config.ropes)}
         x = program.buffer(config.hidden)
         qkv = program.buffer((config.heads + 2 * config.kv_heads) * config.head_dim)
@@ -278,7 +279,13 @@ class NativeDecoder(CausalLM):
         if not decoding and wanted.numel() > 1 and bool((wanted[1:] < wanted[:-1]).any()):
             wanted, order = torch.sort(wanted, stable=True)
         step = StepArrays(
-            batch.token_ids, batch.positions, attention.slots, attention.query_lens, attention.block_tables, wanted
+            batch.token_ids,
+            batch.positions,
+            attention.slots,
+            attention.query_lens,
+            attention.block_tables,
+            wanted,
+            batch.reach,
         )
         found = self._program.run(step, self._logits, self._last)
         self.hidden, self.best = found.hidden, found.best

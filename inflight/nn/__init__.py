@@ -9,7 +9,7 @@ from inflight.nn.attention import (
     make_attention,
 )
 from inflight.nn.layers import Activation, RmsNorm, activation
-from inflight.nn.rope import Rope, make_rope
+from inflight.nn.rope import Rope, make_rope, rope_length, rope_type
 
 __all__ = [
     "Activation",
@@ -23,4 +23,6 @@ __all__ = [
     "activation",
     "make_attention",
     "make_rope",
+    "rope_length",
+    "rope_type",
 ]

@@ -1,15 +1,20 @@
 """Rotary position embedding (Su et al., 2021), with the scalings that checkpoints use.
 
-Frequencies follow the papers: linear (position interpolation), dynamic NTK, YaRN (Peng et al., 2023), LongRoPE (Ding et
-al., 2024), and Llama 3's smoothed interpolation. A token's rotation depends on its own position only, never on the
-length of anything else: LongRoPE takes its long factors from the first position after the original length on.
+Frequencies follow the papers, in the form that transformers gave them: linear (position interpolation), dynamic NTK,
+YaRN (Peng et al., 2023), LongRoPE (Ding et al., 2024), and Llama 3's smoothed interpolation.
+
+Two of them turn a token by the length of the sequence that it belongs to, its *reach*. LongRoPE has one row of factors
+for sequences within the original length and another one for longer ones, for all of their tokens. Dynamic NTK turns
+the tokens of a prompt by the prompt's length and each later one by its own place, which is what transformers comes to
+with its cache. A reach is the sequence's own, so that neighbours, chunks and replays change nothing; whoever plans
+steps computes a sequence anew when it grows over LongRoPE's original length (`Rope.switch`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +30,9 @@ class Rope:
         dim: leading components of a head that turn.
         inverse: float32 [dim / 2], radians a position.
         factor: on cosine and sine.
-        long_inverse: the frequencies from position `original` on, where they differ.
+        long_inverse: the frequencies of sequences longer than `original`, where they differ.
+        original: the length within which `inverse` holds for certain; 0 where it always does.
+        theta, stretch: base and factor of dynamic NTK, which holds beyond `original`; `stretch` is 0 elsewhere.
     """
 
     dim: int
@@ -33,16 +40,45 @@ class Rope:
     factor: float = 1.0
     long_inverse: torch.Tensor | None = None
     original: int = 0
+    theta: float = 0.0
+    stretch: float = 0.0
 
-    def turn(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine [T, 1, dim] for positions int64 [T]; both halves hold the same angles."""
+    @property
+    def switch(self) -> int:
+        """The length beyond which all tokens of a sequence turn in another way; 0: there is none."""
+        return self.original if self.long_inverse is not None else 0
+
+    @property
+    def stretched(self) -> int:
+        """The length beyond which a prompt's tokens turn by the prompt's length; 0: they never do."""
+        return self.original if self.stretch else 0
+
+    def turn(
+        self, positions: torch.Tensor, dtype: torch.dtype, reach: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine [T, 1, dim]; both halves hold the same angles.
+
+        Args:
+            positions: int64 [T].
+            reach: int64 [T], see the module; None: of sequences that end at their tokens.
+        """
         at = positions.unsqueeze(1)
         inverse: torch.Tensor = self.inverse
-        if self.long_inverse is not None:
-            inverse = torch.where(at < self.original, inverse, self.long_inverse)
+        if self.original:
+            inverse = self._far(at + 1 if reach is None else reach.unsqueeze(1))
         angles = at.float() * inverse
         angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
         return (angles.cos() * self.factor).to(dtype), (angles.sin() * self.factor).to(dtype)
+
+    def _far(self, reach: torch.Tensor) -> torch.Tensor:
+        """Frequencies [T, dim / 2] for reaches [T, 1]."""
+        beyond = reach > self.original
+        if self.long_inverse is not None:
+            return torch.where(beyond, self.long_inverse, self.inverse)
+        grown = self.stretch * reach.clamp(min=self.original).double() / self.original - (self.stretch - 1)
+        base = self.theta * grown ** (self.dim / max(self.dim - 2, 1e-9))
+        exponents = torch.arange(0, self.dim, 2, device=reach.device).double() / self.dim
+        return torch.where(beyond, (1.0 / base**exponents).float(), self.inverse)
 
     def apply(self, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """x [T, heads, head_dim] with its leading `dim` components turned."""
@@ -57,28 +93,51 @@ class Rope:
         return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
+def rope_type(settings: Mapping[str, Any]) -> str:
+    """By its new or its old key; transformers' names."""
+    kind = str(settings.get("rope_type") or settings.get("type") or "default")
+    return "longrope" if kind == "su" else kind
+
+
+def rope_length(settings: Mapping[str, Any], max_positions: int) -> int:
+    """Tokens of the longest sequence: what the scaling makes of a config's `max_position_embeddings`.
+
+    transformers sets no limit; these are vLLM's. The config's own length is already the long one for LongRoPE and Llama
+    3, and where YaRN's original length is told and the product with the factor is less.
+    """
+    kind, factor = rope_type(settings), settings.get("factor") or 1.0
+    if kind in ("linear", "dynamic"):
+        return max(max_positions, int(max_positions * factor))
+    if kind == "yarn":
+        original = settings.get("original_max_position_embeddings") or max_positions
+        return max(max_positions, int(original * factor))
+    return max_positions
+
+
 def make_rope(settings: Mapping[str, Any], head_dim: int, max_positions: int, device: torch.device) -> Rope:
     """The rotation that a config's `rope_parameters` describe.
 
     Args:
         settings: `rope_type`, `rope_theta` and what the type needs.
-        max_positions: the config's longest sequence.
+        max_positions: the config's `max_position_embeddings`.
 
     Raises:
-        StartError: an unknown type, or a setting is missing.
+        StartError: an unknown type, or a setting is missing or makes no sense.
     """
-    kind = settings.get("rope_type") or settings.get("type") or "default"
+    kind = rope_type(settings)
     try:
         make = _KINDS[kind]
     except KeyError:
         raise StartError(f"rope type '{kind}' is unknown; known are {', '.join(_KINDS)}") from None
-    dim = int(head_dim * settings.get("partial_rotary_factor", 1.0))
+    dim = int(head_dim * (settings.get("partial_rotary_factor") or 1.0))
     try:
         rope = make(settings, head_dim, dim, max_positions)
     except KeyError as missing:
         raise StartError(f"rope type '{kind}' needs {missing} in the config's rope_parameters") from None
-    long_inverse = None if rope.long_inverse is None else rope.long_inverse.to(device)
-    return Rope(rope.dim, rope.inverse.to(device), rope.factor, long_inverse, rope.original)
+    except (ArithmeticError, TypeError, ValueError, RuntimeError) as error:
+        raise StartError(f"the config's rope_parameters of type '{kind}' make no sense: {error}") from error
+    far = rope.long_inverse
+    return replace(rope, inverse=rope.inverse.to(device), long_inverse=None if far is None else far.to(device))
 
 
 def _plain(theta: float, dim: int) -> torch.Tensor:
@@ -94,8 +153,8 @@ def _linear(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) 
 
 
 def _dynamic(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
-    """Scales beyond the config's length only, where no sequence of ours comes."""
-    return Rope(dim, _plain(settings["rope_theta"], dim))
+    theta = settings["rope_theta"]
+    return Rope(dim, _plain(theta, dim), original=longest, theta=theta, stretch=settings["factor"])
 
 
 def _proportional(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
@@ -107,7 +166,7 @@ def _proportional(settings: Mapping[str, Any], head_dim: int, dim: int, longest:
 
 
 def _yarn(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
-    theta, original = settings["rope_theta"], settings["original_max_position_embeddings"]
+    theta, original = settings["rope_theta"], settings.get("original_max_position_embeddings") or longest
     factor = settings.get("factor") or longest / original
 
     def magnitude(weight: float) -> float:
@@ -141,14 +200,23 @@ def _longrope(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int
     if scale is None:
         scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     exponents = theta ** (torch.arange(0, dim, 2).float() / dim)
-    short, long = (1.0 / (torch.tensor(settings[key]).float() * exponents) for key in ("short_factor", "long_factor"))
-    return Rope(dim, short, scale, long, original)
+    short, long = (1.0 / (_factors(settings, key, dim // 2) * exponents) for key in ("short_factor", "long_factor"))
+    if torch.equal(short, long):
+        return Rope(dim, short, scale)
+    return Rope(dim, short, scale, long, int(original))
+
+
+def _factors(settings: Mapping[str, Any], key: str, count: int) -> torch.Tensor:
+    factors = torch.tensor(settings[key]).float()
+    if factors.shape != (count,):
+        raise ValueError(f"'{key}' has {factors.numel()} factors for {count} frequencies")
+    return factors
 
 
 def _llama3(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
     plain = _plain(settings["rope_theta"], dim)
     factor, low, high = settings["factor"], settings["low_freq_factor"], settings["high_freq_factor"]
-    original = settings["original_max_position_embeddings"]
+    original = settings.get("original_max_position_embeddings") or longest
     turns = original * plain / (2 * math.pi)
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
     return Rope(dim, (1 - smooth) * plain / factor + smooth * plain)
@@ -160,7 +228,6 @@ _KINDS = {
     "dynamic": _dynamic,
     "yarn": _yarn,
     "longrope": _longrope,
-    "su": _longrope,
     "llama3": _llama3,
     "proportional": _proportional,
 }

@@ -153,7 +153,7 @@ class Batches:
         rows = [row for id in ids for row in self.batch(id)]
         for id in ids:
             del self._batches[id]
-        return self._run(ids[0], rows, [])
+        return self._run(ids[0], rows, [self._anew(row) for row in rows if self._switches(row)])
 
     def filter(self, id: int, request_ids: Sequence[int]) -> list[Row]:
         """Keeps these requests, in this order.
@@ -193,6 +193,10 @@ class Batches:
             raise InvalidRequest(f"a block of {max(asked.blocks)} is beyond the cache's {offer.num_blocks}")
         if not 0 <= asked.cached < len(asked.tokens):
             raise InvalidRequest("at least one input token must be computed: `cache_len` is too large")
+        if asked.cached and (offer.switch or offer.stretched):
+            raise InvalidRequest(
+                "this model's keys depend on the length of a sequence and cannot be shared: `cache_len` must be 0"
+            )
         if needed > offer.max_model_len:
             raise InvalidRequest(f"{needed} tokens are more than the model's {offer.max_model_len}")
 
@@ -206,12 +210,24 @@ class Batches:
             row.mask = row.matcher.mask()
         return row
 
+    def _switches(self, row: Row) -> bool:
+        """The next token makes it longer than the length beyond which all of its keys are others."""
+        return 0 < self._runner.offer.switch == len(row.asked.tokens) + row.generated - 1
+
+    def _anew(self, row: Row) -> Admission:
+        """The same row in the same blocks, with nothing computed."""
+        asked, tokens = row.asked, self._runner.known_tokens(row.key)
+        return Admission(
+            row.key, len(tokens), asked.blocks, tokens, len(asked.tokens), 0, asked.sampling, asked.adapter
+        )
+
     def _run(self, id: int, rows: list[Row], admissions: list[Admission]) -> Outcome:
         began = time.perf_counter()
         own = [row.key for row in rows]
         hold = [row.key for batch in self._batches.values() for row in batch]
+        joining = [each.id for each in admissions]
         # Whatever is in neither has finished, was filtered, or was part of a call that failed.
-        leaving = [key for key in self._runner.ids if key not in own and key not in hold]
+        leaving = [key for key in self._runner.ids if key in joining or (key not in own and key not in hold)]
         masks = [(row.key, row.mask) for row in rows if row.mask is not None]
         plan = StepPlan(self._step, leaving, admissions, hold=hold, masks=masks)
         self._step += 1
@@ -244,7 +260,8 @@ class Batches:
         place = result.ids.index(row.key)
         logprob = result.logprobs[place] if result.logprobs is not None else None
         top = result.top.get(row.key, ())
-        return Generated(row, token, text, special, logprob, top, result.prompt_logprobs.get(row.key), reason, whole)
+        scores = result.prompt_logprobs.get(row.key) if row.generated == 1 else None
+        return Generated(row, token, text, special, logprob, top, scores, reason, whole)
 
     def _reason(self, row: Row, token: int, hit: str | None) -> FinishReason | None:
         asked = row.asked

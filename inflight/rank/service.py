@@ -106,7 +106,8 @@ class Service:
             device_type=offer.device_type,
             speculate=0,
             support_chunking=False,
-            use_prefix_caching=True,
+            # Keys that depend on the length of a sequence cannot be shared by what its beginning is.
+            use_prefix_caching=not (offer.switch or offer.stretched),
             attention_impl="inflight",
             block_size=offer.block_size,
         )

@@ -122,6 +122,7 @@ def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
     return blake2b(parent + struct.pack(f"<{len(tokens)}I", *tokens), digest_size=HASH_BYTES).digest()
 
 
-def root(tenant: str, adapter: int = 0) -> bytes:
-    """Where chains of one tenant and one adapter begin: nobody else's prompts can be found from there."""
-    return blake2b(tenant.encode(), digest_size=HASH_BYTES, salt=struct.pack("<Q", adapter)).digest()
+def root(tenant: str, adapter: int = 0, turned: int = 0) -> bytes:
+    """Where chains of one tenant, one adapter and one way to turn keys begin: nobody else's prompts can be found from
+    there."""
+    return blake2b(tenant.encode(), digest_size=HASH_BYTES, salt=struct.pack("<QQ", adapter, turned)).digest()

@@ -40,6 +40,7 @@ class Capacity:
         max_prefill_tokens: of them, tokens of chunks (`max_batch_prefill_tokens`).
         mixed_tokens: of a step in which rows decode, tokens up to which chunks fill it (`max_batch_mixed_tokens`).
             None: as in every other step, and nobody waits for a burst.
+        switch, stretched: of `ShardOffer`.
     """
 
     num_blocks: int
@@ -48,6 +49,8 @@ class Capacity:
     max_step_tokens: int
     max_prefill_tokens: int
     mixed_tokens: int | None = None
+    switch: int = 0
+    stretched: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -272,13 +275,19 @@ class Scheduler:
 
     def _decode(self, draft: _Draft) -> None:
         """Every row whose tokens are all computed advances, and gets a block where its last one is full."""
-        block_size = self.capacity.block_size
+        block_size, switch = self.capacity.block_size, self.capacity.switch or -1
         index = 0
         while index < len(self._running):
             row = self._running[index]
             index += 1
             if row.planned != len(row.tokens) + row.pending - 1 or row.planned < row.num_prompt:
                 continue  # it has tokens to prefill
+            if row.planned == switch and not row.turned:
+                index -= 1
+                del self._running[index]
+                self._leave(row, draft)
+                self._put_back(row)
+                continue  # from here on all of its keys are others
             if row.waits:
                 draft.hold.append(row.id)
                 continue
@@ -370,6 +379,7 @@ class Scheduler:
                 return
             if self._guarded() or (sequence.suspect and (self._running or self._in_flight)):
                 return
+            self._turn(sequence)
             digests = [] if sequence.sampling.needs_whole_prompt else sequence.chain(self.capacity.block_size)
             # At least one token is computed, for its logits.
             shared = self.pool.find(digests[: (len(sequence.tokens) - 1) // self.capacity.block_size])
@@ -445,6 +455,16 @@ class Scheduler:
         row.pending += 1
         if row.mask is not None:
             draft.masks.append((row.id, row.mask))  # kept until the token is here: a lost plan is made again
+
+    def _turn(self, sequence: Sequence) -> None:
+        """Keys that depend on the length of a sequence are shared only with sequences that have the same."""
+        capacity = self.capacity
+        turned = sequence.num_prompt if 0 < capacity.stretched < sequence.num_prompt else 0
+        if 0 < capacity.switch < len(sequence.tokens):
+            turned = 1
+        if turned != sequence.turned:
+            sequence.turned = turned
+            sequence.digests.clear()
 
     def _take_or_preempt(self, row: Sequence, draft: _Draft) -> int | None:
         """A block for a running row, if need be from the last of all; None where that is the row itself."""

@@ -27,6 +27,7 @@ class Sequence:
         mask: which tokens may come next, where `lockstep`; None while that is not known.
         adapter: number of its LoRA adapter.
         blocks: its block table.
+        turned: what its keys depend on beside its tokens (`Scheduler._turned`).
         cached: prompt tokens that the prefix cache gave at its first admission.
         running: it has a row; queued: it waits for one. Neither: it left for its last token, or is finished.
         finished: nobody wants more of it.
@@ -57,6 +58,7 @@ class Sequence:
         "stop_at",
         "tenant",
         "tokens",
+        "turned",
     )
 
     def __init__(
@@ -81,6 +83,7 @@ class Sequence:
         self.lockstep = lockstep
         self.mask: bytes | None = None
         self.adapter = adapter
+        self.turned = 0
         self.planned = 0
         self.pending = 0
         self.blocks: list[int] = []
@@ -113,7 +116,7 @@ class Sequence:
         """Digests of all whole blocks of known tokens; each is computed once."""
         digests = self.digests
         for index in range(len(digests), len(self.tokens) // block_size):
-            parent = digests[-1] if digests else root(self.tenant, self.adapter)
+            parent = digests[-1] if digests else root(self.tenant, self.adapter, self.turned)
             digests.append(chain(parent, self.tokens[index * block_size : (index + 1) * block_size]))
         return digests
 

@@ -46,6 +46,9 @@ class InputBatch:
 
     A row is known by its id; `filter` moves the last row into the hole, so rows are always dense.
 
+    Args:
+        switch, stretched: of the model (`inflight.models.CausalLM`).
+
     Attributes:
         ids: id of each row.
         sampling: how each row samples.
@@ -54,7 +57,10 @@ class InputBatch:
         known, computed, prompt: int64 [rows]; tokens of the row, those with keys in the cache, those of the prompt.
     """
 
-    def __init__(self, max_rows: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self, max_rows: int, block_size: int, device: torch.device, switch: int = 0, stretched: int = 0
+    ) -> None:
+        self._switch, self._stretched = switch, stretched
         self.max_rows = max_rows
         self.block_size = block_size
         self.ids: list[int] = []
@@ -68,6 +74,7 @@ class InputBatch:
         self.known = np.zeros(max_rows, np.int64)
         self.computed = np.zeros(max_rows, np.int64)
         self.prompt = np.zeros(max_rows, np.int64)
+        self._reach = np.zeros(max_rows, np.int64)  # tokens of a row reach at least so far
         self._all_rows = np.arange(max_rows)
         self._all_sampled = False  # in the last step
         self._rows: DecodeRows | None = None  # while rows, their order and the arrays stay
@@ -109,6 +116,7 @@ class InputBatch:
         self.known[row] = count
         self.computed[row] = admission.num_cached
         self.prompt[row] = admission.num_prompt
+        self._reach[row] = count if self._switch else admission.num_prompt
         self._num_blocks[row] = 0
         self.ids.append(admission.id)
         self.sampling.append(admission.sampling)
@@ -121,7 +129,8 @@ class InputBatch:
         self._rows = None
         last = len(self.ids) - 1
         if row != last:
-            for table in (self.tokens, self._blocks, self._num_blocks, self.known, self.computed, self.prompt):
+            tables = self.tokens, self._blocks, self._num_blocks, self.known, self.computed, self.prompt, self._reach
+            for table in tables:
                 table[row] = table[last]
             self.ids[row] = self.ids[last]
             self.sampling[row] = self.sampling[last]
@@ -169,10 +178,10 @@ class InputBatch:
         positions = [starts]
         slots = [self._slots(decoding, starts)]
         for row, chunk in chunks.items():
-            places = np.arange(computed[row], computed[row] + chunk)
-            tokens.append(self.tokens[row, places])
-            positions.append(places)
-            slots.append(self._slots(np.full(chunk, row), places))
+            following = np.arange(computed[row], computed[row] + chunk)
+            tokens.append(self.tokens[row, following])
+            positions.append(following)
+            slots.append(self._slots(np.full(chunk, row), following))
         rows = [*decoding.tolist(), *chunks]
         lengths = [1] * len(decoding) + list(chunks.values())
         index = np.asarray(rows, np.int64)
@@ -194,12 +203,17 @@ class InputBatch:
             block_size=self.block_size,
             num_decode=len(decoding),
         )
+        places = np.concatenate(positions)
+        reach = None
+        if chunks and (self._switch or self._stretched):
+            reach = torch.from_numpy(np.maximum(places + 1, np.repeat(self._reach[index], lengths)))
         batch = ForwardBatch(
             self._tensor(np.concatenate(tokens).astype(np.int64)),
-            self._tensor(np.concatenate(positions)),
+            self._tensor(places),
             attention,
             self._tensor(np.concatenate(logits_at).astype(np.int64)),
             self._routes(rows, lengths),
+            reach,
         )
         wanted = [(rows[place], first, size) for place, first, size in scored]
         return StepInput(batch, rows, lengths, [rows[place] for place in sampled], wanted)

@@ -60,7 +60,7 @@ class ModelRunner:
             ranks_here=ranks.size if on_cpu else 1,
         )
         cache_bytes = model.make_cache(blocks, job.block_size, self._device)
-        self._batch = InputBatch(job.max_rows, job.block_size, self._device)
+        self._batch = InputBatch(job.max_rows, job.block_size, self._device, model.switch, model.stretched)
         self._step = 0
         self._means = MeanPool()
         self._warm_up(min(WARM_TOKENS, longest - 1) if on_cpu else min(job.max_step_tokens, longest), job.block_size)
@@ -76,6 +76,8 @@ class ModelRunner:
             cache_bytes=cache_bytes,
             family=model.family,
             embedding_size=model.hidden.shape[-1] if model.hidden is not None else 0,
+            switch=model.switch,
+            stretched=model.stretched,
         )
 
     def run(self, plan: StepPlan) -> StepResult | None:
@@ -98,6 +100,12 @@ class ModelRunner:
     def ids(self) -> list[int]:
         """Rows of the batch."""
         return list(self._batch.ids)
+
+    def known_tokens(self, id: int) -> list[int]:
+        """All known tokens of a row."""
+        row = self._batch.row(id)
+        tokens: list[int] = self._batch.tokens[row, : self._batch.known[row]].tolist()
+        return tokens
 
     def last_tokens(self, ids: Sequence[int]) -> list[int]:
         """The newest known token of rows; after `run` the one that it sampled, on every rank."""

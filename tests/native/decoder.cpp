@@ -50,9 +50,16 @@ Vector norm_of(const Vector& x, const std::vector<float>& weight, bool centered)
     return out;
 }
 
-void turn(double* x, const Rope& rope, int64_t position) {
-    const std::vector<float>& inverse =
-        !rope.far_inverse.empty() && position >= rope.original ? rope.far_inverse : rope.inverse;
+void turn(double* x, const Rope& rope, int64_t position, int64_t reach) {
+    bool far = std::max(position + 1, reach) > rope.original;
+    std::vector<float> inverse = far && !rope.far_inverse.empty() ? rope.far_inverse : rope.inverse;
+    if (far && rope.stretch > 0) {
+        double dim = 2.0 * static_cast<double>(inverse.size()), length = static_cast<double>(std::max(position + 1, reach));
+        double grown = rope.stretch * length / static_cast<double>(rope.original) - (rope.stretch - 1);
+        double base = rope.theta * std::pow(grown, dim / (dim - 2));
+        for (size_t i = 0; i < inverse.size(); i++)
+            inverse[i] = static_cast<float>(std::pow(base, -2.0 * static_cast<double>(i) / dim));
+    }
     for (size_t i = 0, half = inverse.size(); i < half; i++) {
         double angle = static_cast<double>(position) * inverse[i], c = std::cos(angle) * rope.factor,
                s = std::sin(angle) * rope.factor;
@@ -73,13 +80,13 @@ struct Seen {
     std::vector<Vector> keys, values;
 };
 
-Vector attend(const DecoderLayer& layer, const Decoder& decoder, Vector qkv, Seen& seen) {
+Vector attend(const DecoderLayer& layer, const Decoder& decoder, Vector qkv, Seen& seen, int64_t reach) {
     const Attention& a = layer.attention;
     int64_t position = static_cast<int64_t>(seen.keys.size()), group = a.heads / a.kv_heads;
     for (int64_t head = 0; head < a.heads + a.kv_heads; head++) {
         Vector one(qkv.begin() + head * a.dim, qkv.begin() + (head + 1) * a.dim);
         if (layer.head_norms) one = norm_of(one, head < a.heads ? layer.query_norm : layer.key_norm, decoder.centered);
-        if (layer.rope >= 0) turn(one.data(), decoder.ropes[static_cast<size_t>(layer.rope)], position);
+        if (layer.rope >= 0) turn(one.data(), decoder.ropes[static_cast<size_t>(layer.rope)], position, reach);
         std::copy(one.begin(), one.end(), qkv.begin() + head * a.dim);
     }
     auto key = qkv.begin() + a.heads * a.dim, value = key + a.kv_heads * a.dim;
@@ -161,6 +168,8 @@ Decoder random_decoder(Random& random, Format format, int64_t hidden) {
             rope.inverse.push_back(std::pow(100.0f, -static_cast<float>(i) / static_cast<float>(half)));
         if (random.maybe())
             for (float each : rope.inverse) rope.far_inverse.push_back(each / 3.0f);
+        else if (random.maybe())
+            rope.theta = 100.0, rope.stretch = 2.5;
         d.ropes.push_back(rope);
         layer.rope = random.between(0, 4) ? static_cast<int>(number) : -1;
         layer.head_norms = random.maybe();
@@ -271,7 +280,7 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
     program.make_caches(blocks, d.block_size, d.kv);
 }
 
-std::vector<double> reference(const Decoder& d, const std::vector<int64_t>& tokens) {
+std::vector<double> reference(const Decoder& d, const std::vector<int64_t>& tokens, int64_t reach) {
     std::vector<Seen> seen(d.layers.size());
     std::vector<double> logits;
     for (int64_t token : tokens) {
@@ -284,7 +293,7 @@ std::vector<double> reference(const Decoder& d, const std::vector<int64_t>& toke
         for (size_t number = 0; number < d.layers.size(); number++) {
             const DecoderLayer& layer = d.layers[number];
             Vector out = multiply(
-                layer.out, attend(layer, d, multiply(layer.qkv, norm_of(x, layer.input_norm, d.centered)), seen[number]));
+                layer.out, attend(layer, d, multiply(layer.qkv, norm_of(x, layer.input_norm, d.centered)), seen[number], reach));
             add(layer.post_norm ? norm_of(out, layer.attention_norm, d.centered) : out);
             Vector inputs = norm_of(x, layer.mlp_norm, d.centered), more(x.size(), 0.0);
             if (!layer.chosen) more = mlp(layer.gate_up[0], layer.down[0], layer.act, inputs);

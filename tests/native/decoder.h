@@ -51,7 +51,7 @@ struct Engine {
 };
 
 // Logits [tokens][vocabulary] of a prompt, of decoders whose weights and cache are floats; shorter where the choice of
-// experts is too close to call.
-std::vector<double> reference(const Decoder& decoder, const std::vector<int64_t>& tokens);
+// experts is too close to call. Tokens turn as those of a sequence of `reach` tokens at least.
+std::vector<double> reference(const Decoder& decoder, const std::vector<int64_t>& tokens, int64_t reach);
 
 }  // namespace inflight::testing

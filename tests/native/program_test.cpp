@@ -12,11 +12,13 @@ struct Request {
     std::vector<int32_t> table;
     std::vector<float> logits;  // of all tokens, as one run of the whole prompt gave them
     int64_t done = 0;
+    int64_t reach = 0;  // its tokens turn as those of a sequence of this length at least
 };
 
 // The arrays of one step; what an engine is given, and where it writes.
 struct Arrays {
-    std::vector<int64_t> tokens, positions, slots, lengths, logits_at;
+    std::vector<int64_t> tokens, positions, slots, lengths, logits_at, reach;
+    bool far = false;
     std::vector<int32_t> tables;
     int64_t table_width = 0;
 
@@ -24,6 +26,8 @@ struct Arrays {
         for (int64_t position = first; position < first + count; position++) {
             tokens.push_back(request.tokens[static_cast<size_t>(position)]);
             positions.push_back(position);
+            reach.push_back(std::max(position + 1, request.reach));
+            far |= request.reach > position + 1;
             slots.push_back(request.table[static_cast<size_t>(position / block_size)] * block_size + position % block_size);
         }
         lengths.push_back(count);
@@ -41,7 +45,8 @@ struct Arrays {
                 static_cast<int64_t>(tokens.size()),
                 static_cast<int64_t>(lengths.size()),
                 table_width,
-                static_cast<int64_t>(logits_at.size())};
+                static_cast<int64_t>(logits_at.size()),
+                far ? reach.data() : nullptr};
     }
 };
 
@@ -81,6 +86,7 @@ std::vector<Request> random_requests(Random& random, const Decoder& decoder, con
             request.table.push_back(all.back());
             all.pop_back();
         }
+        request.reach = random.pick<int64_t>({0, length / 2});
         out.push_back(request);
     }
     return out;
@@ -209,7 +215,7 @@ void run_decoding(Engine& engine, const std::vector<Request>& requests, Random& 
 }
 
 void check_reference(const Decoder& decoder, const Request& request) {
-    std::vector<double> want = reference(decoder, request.tokens);
+    std::vector<double> want = reference(decoder, request.tokens, request.reach);
     double size = 0.0;
     for (double each : want) size = std::max(size, std::fabs(each));
     for (size_t i = 0; i < want.size(); i++)

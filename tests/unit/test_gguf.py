@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import time
 from contextlib import suppress
@@ -146,6 +147,77 @@ def test_llama_3_keeps_its_rotation_as_factors(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "tiny.gguf")
     prompts = [[5, 9, 11], list(range(3, 90))]
     assert run(make_runner(folder), prompts, 24) == run(make_runner(original), prompts, 24)
+
+
+SHORT, LONG = [1.0 + 0.05 * i for i in range(8)], [1.0 + 0.7 * i for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rope", "metadata", "factors", "longest"),
+    [
+        ("llama", {"rope_type": "linear", "factor": 4.0}, {"scaling.type": "linear", "scaling.factor": 4.0}, {}, 128),
+        ("llama", {"rope_type": "linear", "factor": 2.0}, {"scaling.factor": 2.0}, {}, 64),
+        ("llama", {"rope_type": "linear", "factor": 2.0}, {"scale_linear": 2.0}, {}, 64),
+        (
+            "qwen2",
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 8.0},
+            {
+                "scaling.type": "yarn",
+                "scaling.factor": 4.0,
+                "scaling.original_context_length": 32,
+                "scaling.yarn_beta_fast": 8.0,
+            },
+            {},
+            128,
+        ),
+        (
+            "llama",
+            {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.2 * (0.1 * math.log(4.0) + 1.0)},
+            {"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.attn_factor": 1.2},
+            {},
+            128,
+        ),
+        (
+            "phi3",
+            {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG, "attention_factor": 1.19},
+            {"scaling.original_context_length": 16, "scaling.attn_factor": 1.19},
+            {"rope_factors_long.weight": LONG, "rope_factors_short.weight": SHORT},
+            32,
+        ),
+    ],
+)
+def test_scaled_rotations(
+    architecture: str,
+    rope: dict[str, Any],
+    metadata: dict[str, Any],
+    factors: dict[str, list[float]],
+    longest: int,
+    tmp_path: Path,
+) -> None:
+    """The same tokens as from the checkpoint that the file was made of, below, at and beyond the original length."""
+    family = {"llama": "Llama", "qwen2": "Qwen2", "phi3": "Phi3"}[architecture]
+    more = {"original_max_position_embeddings": 16} if architecture == "phi3" else {}
+    original = save_tiny(
+        family,
+        tmp_path / "original",
+        max_position_embeddings=32,
+        rope_parameters={"rope_theta": 10_000.0, **rope, **more},
+        **more,
+    )
+    keys = {f"{architecture}.rope.{key}": value for key, value in metadata.items()}
+    write_gguf(original, tmp_path / "tiny.gguf", architecture, metadata=keys, factors=factors)
+    runner = make_runner(folder_of(tmp_path / "tiny.gguf"))
+    assert runner.offer.max_model_len == longest
+    assert runner.offer.switch == (16 if architecture == "phi3" else 0)
+    prompts = [list(range(3, 3 + length)) for length in (5, 14, 17, 24, longest - 8)]
+    assert run(runner, prompts, 6) == run(make_runner(original), prompts, 6)
+
+
+def test_longrope_without_its_factors_is_refused(tmp_path: Path) -> None:
+    original = save_tiny("Llama", tmp_path / "original")
+    write_gguf(original, tmp_path / "tiny.gguf", "llama", metadata={"llama.rope.scaling.type": "longrope"})
+    with pytest.raises(StartError, match="rope_factors_long"):
+        folder_of(tmp_path / "tiny.gguf")
 
 
 # Tokenizers

@@ -9,6 +9,7 @@
 #include "program.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 using namespace inflight;
 
 namespace {
@@ -152,9 +153,11 @@ NB_MODULE(_native, m) {
         .def("packed", &packed)
         .def("add_norm", [](Program& program, uintptr_t values, int64_t n) { return program.add_norm(at<float>(values), n); })
         .def("add_rope",
-             [](Program& program, std::vector<float> inverse, std::vector<float> far, float factor, int64_t original) {
-                 return program.add_rope({std::move(inverse), std::move(far), factor, original});
-             })
+             [](Program& program, std::vector<float> inverse, std::vector<float> far, float factor, int64_t original,
+                double theta, double stretch) {
+                 return program.add_rope({std::move(inverse), std::move(far), factor, original, theta, stretch});
+             },
+             "inverse"_a, "far"_a, "factor"_a, "original"_a, "theta"_a = 0.0, "stretch"_a = 0.0)
         .def("add_layer",
              [](Program& program, int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window, float softcap) {
                  Attention a{};
@@ -178,13 +181,16 @@ NB_MODULE(_native, m) {
         .def("run", [](Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slots,
                        const std::vector<int64_t>& lengths, uintptr_t tables, uintptr_t logits_at, int64_t count,
                        int64_t table_width,
-                       int64_t wanted, uintptr_t logits, uintptr_t hidden, int hidden_buffer, uintptr_t best) {
+                       int64_t wanted, uintptr_t logits, uintptr_t hidden, int hidden_buffer, uintptr_t best,
+                       uintptr_t reach) {
             Step step{at<int64_t>(tokens),  at<int64_t>(positions), at<int64_t>(slots), lengths.data(),
                       at<int32_t>(tables), at<int64_t>(logits_at), count,
-                      static_cast<int64_t>(lengths.size()), table_width, wanted};
+                      static_cast<int64_t>(lengths.size()), table_width, wanted, reach ? at<int64_t>(reach) : nullptr};
             nb::gil_scoped_release release;
             program.run(step, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
-        })
+        },
+             "tokens"_a, "positions"_a, "slots"_a, "lengths"_a, "tables"_a, "logits_at"_a, "count"_a, "table_width"_a,
+             "wanted"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "reach"_a = 0)
         .def("decode", [](Program& program, bool append, uintptr_t tokens, int64_t width, uintptr_t blocks, int64_t table_width,
                           uintptr_t known, uintptr_t computed, int64_t count, uintptr_t logits,
                           uintptr_t hidden, int hidden_buffer, uintptr_t best) {

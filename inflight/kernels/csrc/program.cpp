@@ -145,6 +145,7 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
     s.step.tokens += first;
     s.step.positions += first;
     s.step.slots += first;
+    if (s.step.reach) s.step.reach += first;
     s.step.count = last - first;
     s.begins.clear();
     s.lengths.clear();

@@ -38,9 +38,10 @@ struct Operation {
 };
 
 struct Rope {
-    std::vector<float> inverse, far_inverse;  // radians a position; from position `original` on, where they differ
+    std::vector<float> inverse, far_inverse;  // radians a position; of tokens that reach beyond `original`, where they differ
     float factor;
     int64_t original;
+    double theta = 0, stretch = 0;  // base and factor of dynamic NTK, which holds beyond `original`; 0: none
 };
 
 struct Step {
@@ -51,6 +52,7 @@ struct Step {
     const int32_t* tables;     // [R, table_width]
     const int64_t* logits_at;  // [S], ascending
     int64_t count, rows, table_width, wanted;
+    const int64_t* reach = nullptr;  // [T] length of the sequence that a token turns by; null: up to itself
 };
 
 // Rows of a batch that decode, in its own arrays.

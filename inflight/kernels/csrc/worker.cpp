@@ -17,6 +17,20 @@ void fetch(const float* from, int64_t floats) {
     for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(from + i, 0, 2);
 }
 
+// Cosines and sines of a token within a sequence of length `reach` beyond the original one: dynamic NTK.
+void stretch(const Rope& rope, int64_t position, int64_t reach, float* out) {
+    int64_t half = static_cast<int64_t>(rope.inverse.size());
+    double dim = static_cast<double>(2 * half);
+    double grown = rope.stretch * static_cast<double>(reach) / static_cast<double>(rope.original) - (rope.stretch - 1);
+    double base = rope.theta * std::pow(grown, dim / std::max(dim - 2, 1e-9));
+    for (int64_t j = 0; j < half; j++) {
+        float inverse = static_cast<float>(1.0 / std::pow(base, static_cast<double>(2 * j) / dim));
+        float angle = static_cast<float>(position) * inverse;
+        out[j] = std::cos(angle) * rope.factor;
+        out[half + j] = std::sin(angle) * rope.factor;
+    }
+}
+
 }  // namespace
 
 void Program::Worker::run() {
@@ -77,7 +91,12 @@ void Program::Worker::turns() {
             int64_t half = static_cast<int64_t>(rope.inverse.size());
             for (int64_t i = unit * 16; i < std::min(step.count, unit * 16 + 16); i++) {
                 float* out = program.turns_[number].get() + i * 2 * half;
-                bool far = !rope.far_inverse.empty() && step.positions[i] >= rope.original;
+                int64_t reach = step.reach ? step.reach[i] : step.positions[i] + 1;
+                if (rope.stretch > 0 && reach > rope.original) {
+                    stretch(rope, step.positions[i], reach, out);
+                    continue;
+                }
+                bool far = !rope.far_inverse.empty() && reach > rope.original;
                 const std::vector<float>& inverse = far ? rope.far_inverse : rope.inverse;
                 for (int64_t j = 0; j < half; j++) {
                     float angle = static_cast<float>(step.positions[i]) * inverse[static_cast<size_t>(j)];

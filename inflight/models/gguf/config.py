@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,13 +97,17 @@ def _number(file: GgufFile, key: str, default: float) -> float:
 
 
 def _rope(file: GgufFile, architecture: str, dim: int) -> Json:
-    """The rotation. Factors by frequency, which Llama 3 and Phi 3 keep as tensors, are LongRoPE's."""
+    """The rotation. Factors by frequency, which Llama 3 and Phi 3 keep as tensors, are LongRoPE's.
+
+    As llama.cpp reads it: a factor without a type is linear, and has an older key.
+    """
     key = f"{architecture}.rope."
     rope: Json = {"rope_type": "default", "rope_theta": _number(file, f"{key}freq_base", _LOCAL_THETA)}
     turning = whole_number(file.metadata, f"{key}dimension_count", dim)
     if turning < dim:
         rope["partial_rotary_factor"] = turning / dim
-    kind = file.metadata.get(f"{key}scaling.type", "none")
+    factor = _number(file, f"{key}scaling.factor", _number(file, f"{key}scale_linear", 0)) or 1.0
+    kind = file.metadata.get(f"{key}scaling.type", "none" if factor == 1.0 else "linear")
     original = _number(file, f"{key}scaling.original_context_length", 0)
     if original:
         rope["original_max_position_embeddings"] = int(original)
@@ -117,11 +122,28 @@ def _rope(file: GgufFile, architecture: str, dim: int) -> Json:
         factors = _factors(file, both)
         rope.pop("original_max_position_embeddings", None)
         rope.update(rope_type="longrope", short_factor=factors, long_factor=factors, attention_factor=1.0)
-    elif kind in ("linear", "yarn"):
-        rope.update(rope_type=kind, factor=_number(file, f"{key}scaling.factor", 1.0))
-    elif kind not in ("none", "longrope"):
+    elif kind == "linear":
+        rope.update(rope_type=kind, factor=factor)
+    elif kind == "yarn":
+        rope.update(rope_type=kind, factor=factor, **_yarn(file, f"{key}scaling.", factor))
+    elif kind == "longrope":
+        raise StartError(f"'{file.path}' has no tensors 'rope_factors_long' and '_short'; convert the model again")
+    elif kind != "none":
         raise StartError(f"the GGUF file's key '{key}scaling.type' is {kind!r}; read are none, linear and yarn")
     return rope
+
+
+def _yarn(file: GgufFile, key: str, factor: float) -> Json:
+    """YaRN's further settings. llama.cpp multiplies the paper's factor of attention with the file's."""
+    found: Json = {}
+    for name in ("beta_fast", "beta_slow"):
+        value = _number(file, f"{key}yarn_{name}", 0)
+        if value > 0:
+            found[name] = value
+    scale = _number(file, f"{key}yarn_attn_factor", _number(file, f"{key}attn_factor", 1.0))
+    if scale != 1.0:
+        found["attention_factor"] = scale * (0.1 * math.log(max(factor, 1.0)) + 1.0)
+    return found
 
 
 def _factors(file: GgufFile, info: TensorInfo) -> list[float]:

@@ -1,0 +1,122 @@
+"""Rotations of transformers' models whose frequencies follow the length of a sequence.
+
+transformers takes the largest position of a call for that length, and some modules remember it. Here one call holds
+tokens of many sequences, so the module is asked once for each length that matters, with nothing remembered, and every
+token gets the answer of its own reach (`inflight.nn.rope`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from inflight.errors import StartError
+from inflight.nn import rope_length, rope_type
+
+FOLLOWING = ("dynamic", "longrope")
+"""Rope types that follow the length of a sequence."""
+
+
+class Turning:
+    """What a bridged model must know of its rotations; replaces the modules' forward methods.
+
+    Attributes:
+        switch, stretched: as `CausalLM` has them.
+        longest: tokens of the longest sequence.
+        reach: int64 [T] of the step that runs now.
+    """
+
+    def __init__(self, model: Any, max_positions: int) -> None:
+        """Args: model: of transformers.
+
+        Raises:
+            StartError: a scaling that follows the length is computed where it cannot be seen.
+        """
+        text = model.config.get_text_config()
+        settings = [each for each in _settings(text) if rope_type(each) in FOLLOWING]
+        self.longest = max((rope_length(each, max_positions) for each in _settings(text)), default=max_positions)
+        self.switch = self.stretched = 0
+        self.reach: torch.Tensor | None = None
+        if not settings:
+            return
+        kinds = {rope_type(each) for each in settings}
+        lengths = {_length(rope_type(each), each, text, max_positions) for each in settings}
+        modules = [each for each in model.modules() if _follows(each)]
+        if len(kinds) > 1 or len(lengths) > 1 or not modules:
+            raise StartError(
+                f"its rotation is scaled by '{', '.join(sorted(kinds))}' in a way of its own, where an answer would "
+                "depend on the other requests of a step"
+            )
+        (length,) = lengths
+        if kinds == {"longrope"}:
+            self.switch = length
+        else:
+            self.stretched = length
+        for module in modules:
+            module.forward = self._wrapped(module, module.forward, length)
+
+    def _wrapped(self, module: Any, forward: Callable[..., Any], length: int) -> Callable[..., Any]:
+        def turn(x: torch.Tensor, position_ids: torch.Tensor, *more: Any, **named: Any) -> tuple[torch.Tensor, ...]:
+            reach = self.reach
+            if reach is None or position_ids.shape[-1] != reach.numel():
+                return tuple(forward(x, position_ids, *more, **named))  # computed whole, by itself
+            whole: list[torch.Tensor] = []
+            for at, farthest in self._groups(reach, length):
+                _forget(module)
+                # A position more, which makes the module see the length that these tokens reach.
+                last = position_ids.new_full((1, 1), farthest - 1)
+                places = torch.cat([position_ids[:, at.to(position_ids.device)], last], dim=1)
+                parts = forward(x, places, *more, **named)
+                if not whole:
+                    whole = [part.new_empty(part.shape[0], reach.numel(), *part.shape[2:]) for part in parts]
+                for every, part in zip(whole, parts):
+                    every[:, at.to(every.device)] = part[:, :-1]
+            _forget(module)
+            return tuple(whole)
+
+        return turn
+
+    def _groups(self, reach: torch.Tensor, length: int) -> Iterator[tuple[torch.Tensor, int]]:
+        """Tokens that turn in one way, and a length that they reach."""
+        ways = reach.clamp(min=length)
+        if self.switch:
+            ways = ways.clamp(max=length + 1)
+        for way in torch.unique(ways).tolist():
+            at = torch.nonzero(ways == way).squeeze(1)
+            yield at, int(way if way > length else reach[at].max())
+
+
+def _settings(config: Any) -> list[Mapping[str, Any]]:
+    """Those of all kinds of layers."""
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if not isinstance(given, Mapping):
+        return []
+    nested = [each for each in given.values() if isinstance(each, Mapping)]
+    return nested or [given]
+
+
+def _length(kind: str, settings: Mapping[str, Any], config: Any, max_positions: int) -> int:
+    if kind == "dynamic":
+        return max_positions
+    original = settings.get("original_max_position_embeddings")
+    return int(original or getattr(config, "original_max_position_embeddings", None) or max_positions)
+
+
+def _follows(module: Any) -> bool:
+    kind = getattr(module, "rope_type", None)
+    kinds = kind.values() if isinstance(kind, Mapping) else [kind]
+    return any(each in FOLLOWING for each in kinds) and hasattr(module, "forward")
+
+
+def _forget(module: Any) -> None:
+    """The frequencies and the length that a dynamic rotation has kept from former calls."""
+    original = getattr(module, "original_max_seq_len", None)
+    for name in list(vars(module)):
+        if name.endswith("max_seq_len_cached") and original is not None:
+            setattr(module, name, original)
+    held = [*vars(module).items(), *module.named_buffers(recurse=False)]
+    for name, value in held:
+        if name.endswith("original_inv_freq") and isinstance(value, torch.Tensor):
+            module.register_buffer(f"{name.removesuffix('original_inv_freq')}inv_freq", value.clone(), persistent=False)
