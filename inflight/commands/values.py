@@ -85,7 +85,7 @@ def rest_value(value: Any) -> Any:
         return value
     if isinstance(value, bytes):
         return {"b64": base64.b64encode(value).decode()}
-    if value.dtype.name in PLAIN and value.size:
+    if value.dtype.name in PLAIN and value.size and np.isfinite(value).all():  # JSON has no infinity
         return value.tolist()
     return {
         "b64": base64.b64encode(value.tobytes()).decode(),

@@ -147,6 +147,29 @@ def by_oip_json(address: str, method: str, inputs: dict[str, np.ndarray]) -> np.
 FINITE = st.floats(-(2.0**99), 2.0**99, width=32)
 
 
+def test_json_numbers_are_what_the_model_declares(doors: Doors) -> None:
+    """`add` reads its inputs unchanged, so that their types are known; `echo` gives them to a function."""
+
+    def rest(method: str, instance: Any) -> Any:
+        body = json.dumps({"instances": [instance]}).encode()
+        answer = json.loads(request(doors.here.http, "POST", f"/model/calc:{method}", body)[1])
+        return answer["instances"][0]["y"] if "instances" in answer else answer["error_msg"]
+
+    mixed = [[1, 2.5], [3, 4]]
+    assert rest("add", {"x1": mixed, "x2": [[1, 1], [1, 1]]}) == [[2.0, 3.5], [4.0, 5.0]]
+    assert "elements type is not equal" in rest("echo", {"x": mixed})
+    assert "out of the range of int32" in rest("echo", {"x": 2**40})
+    assert rest("echo", {"x": {"b64": "", "type": "float32", "shape": [4, 0]}}) == [[], [], [], []]
+    huge = np.full((1, *SHAPE), 3e38, np.float32)
+    found = by_oip_json(doors.here.http, "add", {"x1": huge, "x2": huge})
+    assert np.isposinf(found).all()
+    by_hand = {"name": "x1", "datatype": "FP32", "shape": [1, *SHAPE], "data": ["-Infinity", "Infinity", "NaN", 1]}
+    ones = {"name": "x2", "datatype": "FP32", "shape": [1, *SHAPE], "data": [1, 1, 1, 1]}
+    body = json.dumps({"inputs": [by_hand, ones]}).encode()
+    answer = json.loads(request(doors.here.http, "POST", "/v2/models/calc.add/infer", body)[1])
+    assert answer["outputs"][0]["data"] == ["-Infinity", "Infinity", None, 2]
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.integers(1, 5), st.sampled_from(["add", "mean"]))
 def test_every_door_gives_the_same_bits(doors: Doors, data: st.DataObject, count: int, method: str) -> None:

@@ -136,6 +136,7 @@ def test_rest_values_keep_their_type() -> None:
     assert rest_value("a") == "a"
     assert rest_value(b"a") == {"b64": "YQ=="}
     assert rest_value(np.array([1], np.uint8)) == {"b64": "AQ==", "type": "uint8", "shape": [1]}
+    assert rest_value(np.array([np.inf], np.float32)) == {"b64": "AACAfw==", "type": "float32", "shape": [1]}
     assert rest_value(np.zeros((2, 0), np.float32)) == {"b64": "", "type": "float32", "shape": [2, 0]}
     assert printable([{"a": np.array([1]), "b": b"a", "c": "t"}]) == [{"a": [1], "b": {"b64": "YQ=="}, "c": "t"}]
 

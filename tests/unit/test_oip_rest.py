@@ -256,8 +256,21 @@ def test_outputs_leave_as_asked(served: Served) -> None:
     head = json.dumps({"inputs": [_raw("x", nan)]}).encode()
     assert post(served, "/v2/models/echo/infer", head + nan.tobytes(), _binary(head)).json()["outputs"][0]["data"] == [
         None,
-        None,
+        "Infinity",
     ]
+
+
+@pytest.mark.parametrize(("datatype", "dtype"), [("FP16", np.float16), ("FP32", np.float32), ("FP64", np.float64)])
+def test_what_json_has_no_number_for(served: Served, datatype: str, dtype: Any) -> None:
+    """Words go in and come out, and numpy reads them; the other numbers are as short as their type allows."""
+    data = [2.2, "Infinity", "-Infinity", "NaN", 1]
+    (found,) = infer(served, tensor([data], [1, 5], datatype)).json()["outputs"]
+    assert found["data"][1:4] == ["Infinity", "-Infinity", None]
+    assert np.dtype(dtype).type(found["data"][0]) == np.dtype(dtype).type(2.2)
+    back = np.array(found["data"], dtype)
+    np.testing.assert_array_equal(back, np.array([2.2, np.inf, -np.inf, np.nan, 1], dtype))
+    for wrong in ("infinity", "1.5", "", None):
+        assert "that is not" in infer(served, tensor([1.5, wrong], [1, 2], datatype)).json()["error"]
 
 
 def test_some_outputs_in_the_order_asked(served: Served) -> None:

@@ -20,7 +20,7 @@ from inflight.errors import InvalidRequest
 from inflight.frontends.rest import arrays
 from inflight.frontends.rest.request import parse_instances, parse_json
 from inflight.frontends.rest.values import value_of
-from inflight.types import DTYPE_CODES
+from inflight.types import DTYPE_CODES, MethodInfo, TensorSpec
 
 from .rest_fakes import Client
 
@@ -67,6 +67,71 @@ def assert_array(value: Any, expected: Any, dtype: Any) -> None:
 )
 def test_plain_values(value: Any, dtype: Any) -> None:
     assert_array(through_json(value), value, dtype)
+
+
+MIXED = [1, 2.5, -3, 4e10]
+FLOATS = ("float16", "float32", "float64")
+INTS = [name for name in TYPES if "int" in name]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("count", [1, 100])
+def test_numbers_where_a_float_type_is_declared(dtype: str, count: int) -> None:
+    """Whole numbers and fractions beside each other, exactly as numpy reads them; beyond the type is infinity."""
+    wanted = np.dtype(dtype)
+    with np.errstate(over="ignore"):
+        for value in (MIXED * count, [7] * count, [[0.1, 1e300]] * count, [[2.5], [2]] * count, 3, 2.2, -1e39):
+            assert_array(value_of(value, wanted), np.array(value, np.float64).astype(wanted), wanted)
+    for value in ([1.5, True], [True, 1.5], [1.5, "a"], [[1.5], 1.5]):
+        with pytest.raises(InvalidRequest, match="Parser request failed"):
+            value_of(value * count, wanted)
+    assert value_of([True, False], wanted).dtype == np.bool_  # type: ignore[union-attr]  # the model says what it takes
+
+
+@pytest.mark.parametrize("dtype", INTS)
+@pytest.mark.parametrize("count", [1, 300])
+def test_numbers_where_an_integer_type_is_declared(dtype: str, count: int) -> None:
+    wanted, limits = np.dtype(dtype), np.iinfo(dtype)
+    for number in (0, limits.min, limits.max):
+        assert_array(value_of([number] * count, wanted), [number] * count, wanted)
+        assert_array(value_of(number, wanted), number, wanted)
+    for number in (limits.min - 1, limits.max + 1):
+        if not -(2**63) <= number < 2**64:
+            continue  # not a whole number any more, by the time that it is here
+        for value in (number, [number] * count):
+            with pytest.raises(InvalidRequest, match=f"json integer {number} is out of the range of {dtype}"):
+                value_of(value, wanted)
+    assert value_of([2.5] * count, wanted).dtype == np.float32  # type: ignore[union-attr]
+    with pytest.raises(InvalidRequest, match="elements type is not equal"):
+        value_of([2, 2.5] * count, wanted)
+
+
+def test_without_a_type_mixed_numbers_are_refused() -> None:
+    """As MindSpore Serving does."""
+    for value in ([1, 2.5], [2.5, 1], [[1.5] * 300, [1] * 300]):
+        with pytest.raises(InvalidRequest, match="elements type is not equal"):
+            value_of(value)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_a_method_declares_the_types(rows: int) -> None:
+    """Many instances of one form and of several, and errors in the order that they had."""
+    client = Client()
+    specs = (TensorSpec("a", "float64", (2,)), TensorSpec("b", "int64", ()), TensorSpec("c", None, None))
+    outputs = tuple(TensorSpec(name) for name in "abc")
+    client.backend.methods["typed"] = MethodInfo("echo", 1, "typed", specs, outputs)
+    client.backend.outcome = list
+    path = b"/model/echo:typed"
+    instances = [{"a": [number, 0.1], "b": 2**40 + number, "c": [1.5]} for number in range(rows)]
+    assert client.send(instances, path).json == {"instances": instances}
+    for row in client.backend.rows:
+        assert [value.dtype for value in row] == [np.float64, np.int64, np.float32]  # type: ignore[union-attr]
+    instances[-1] = {"a": [2, 3], "b": 5, "c": [7]}
+    assert client.send(instances, path).json == {"instances": instances}
+    instances[-1] = {"a": [2, 3], "b": 5, "c": [7, 1.5]}
+    assert "elements type is not equal" in client.send(instances, path).error
+    assert "elements type is not equal" in client.send(instances, b"/model/echo:none").error
+    assert "method is not available" in client.send([{"a": [2, 3]}], b"/model/echo:none").error
 
 
 @pytest.mark.parametrize("value", ["", "abc", "模型", "a\x00b"])
@@ -351,7 +416,7 @@ def test_both_conversions_agree_with_numpy(array: np.ndarray[Any, Any]) -> None:
     nested = orjson.loads(orjson.dumps(array.tolist()))
     shape, leaf = arrays.outline(nested)
     for convert in (arrays._convert_few, arrays._convert_many):
-        value = convert(nested, shape, type(leaf))
+        value = convert(nested, shape, type(leaf), arrays.leaf_of(type(leaf), None))
         assert_array(value, array, array.dtype)
 
 
@@ -376,7 +441,7 @@ def test_a_list_is_an_array_or_a_typed_error(value: list[Any]) -> None:
                 assert {arrays.LEAVES[kind] for kind in kinds} == {parsed.dtype}
         shape, leaf = arrays.outline(value)
         if type(leaf) in arrays.LEAVES:
-            many = arrays._convert_many(value, shape, type(leaf))
+            many = arrays._convert_many(value, shape, type(leaf), arrays.leaf_of(type(leaf), None))
             assert (many is not None) == accepted
             if many is not None:
                 np.testing.assert_array_equal(many, parsed)

@@ -7,6 +7,7 @@ the body and outputs are sent as views: neither is copied here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +20,12 @@ from inflight.frontends.body import Body
 from inflight.frontends.oip.mapping import request_timeout
 from inflight.frontends.oip.plain import parse_plain
 from inflight.frontends.oip.tensors import OipTensor, check_shape, from_elements, from_raw, numpy_dtype, to_raw
+from inflight.frontends.rest.response import words
 from inflight.types import Array
 
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
 """For the kind of each numeric datatype, the kinds of JSON numbers it takes: a fraction is no integer."""
+_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class InferRequest(msgspec.Struct, frozen=True):
@@ -204,6 +207,8 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
     dtype = numpy_dtype(name, datatype)
     try:
         found: Array = np.array(data)
+        if dtype.kind == "f" and found.dtype.kind in "UO":
+            found = _unsaid(name, datatype, data)
         if dtype.kind == "u" and found.dtype.kind == "f":  # how numpy reads integers beyond int64 beside small ones
             found = _whole_numbers(data, found)
         if found.size and not _fits(found, dtype):
@@ -211,6 +216,26 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
         return OipTensor(name, datatype, shape, _converted(found, dtype).reshape(shape))
     except (ValueError, OverflowError) as error:  # ragged, or not as many elements as the shape says
         raise InvalidRequest(f"the data of input '{name}' does not fit its shape {list(shape)}: {error}") from None
+
+
+def _unsaid(name: str, datatype: str, data: list[Any]) -> Array:
+    """Floats of which some are the words that answers have for what JSON cannot say."""
+    found: Array = np.array(data, object)
+    try:
+        flat = [_WORDS[item] if type(item) is str else _number(item) for item in found.flat]
+    except (KeyError, TypeError):
+        raise InvalidRequest(
+            f'input \'{name}\' holds an element that is not {datatype}: numbers are, and "NaN", "Infinity" and '
+            '"-Infinity"'
+        ) from None
+    read: Array = np.array(flat, np.float64).reshape(found.shape)
+    return read
+
+
+def _number(item: Any) -> float:
+    if type(item) is not float and type(item) is not int:
+        raise TypeError
+    return float(item)
 
 
 def _converted(found: Array, dtype: np.dtype[Any]) -> Array:
@@ -255,9 +280,12 @@ def _raw(tensor: OipTensor) -> Body:
 
 
 def _json_data(tensor: OipTensor) -> Any:
-    """The elements row by row, as orjson takes them. NaN and infinity become null, as JSON has no word for them."""
+    """The elements row by row, as orjson takes them: NaN is null, infinity a word, as JSON has no numbers for them."""
     if isinstance(tensor.data, np.ndarray):
-        return np.ascontiguousarray(tensor.data).reshape(-1) if tensor.data.size else []
+        if not tensor.data.size:
+            return []
+        flat = np.ascontiguousarray(tensor.data).reshape(-1)
+        return flat if flat.dtype.kind != "f" or np.isfinite(flat).all() else words(flat)
     try:
         return [item.decode() for item in tensor.data]
     except UnicodeDecodeError as error:

@@ -18,7 +18,7 @@ from inflight.frontends.disconnect import run_until_disconnect
 from inflight.frontends.events import Part, send_events
 from inflight.frontends.generate import refuse_images
 from inflight.frontends.rest.response import json_outputs
-from inflight.frontends.rest.values import value_of
+from inflight.frontends.rest.values import declared_dtypes, value_of
 from inflight.types import MethodInfo, Row, TextPart, Value
 
 _NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
@@ -48,13 +48,15 @@ def read_generate(method: MethodInfo, body: bytes | bytearray | memoryview) -> t
     if method.optional:
         return _generation(document, parameters), common
     named: dict[str, Value] = {}
+    declared = declared_dtypes(method.inputs)
     for spec in method.inputs:
         if spec.name in document:
-            named[spec.name] = value_of(document[spec.name])
+            named[spec.name] = value_of(document[spec.name], declared.get(spec.name))
         elif spec.name in parameters:
-            named[spec.name] = value_of(parameters[spec.name])
+            named[spec.name] = value_of(parameters[spec.name], declared.get(spec.name))
     if "text_input" in document and len(method.inputs) == 1:
-        named.setdefault(method.inputs[0].name, value_of(document["text_input"]))
+        (name,) = (spec.name for spec in method.inputs)
+        named.setdefault(name, value_of(document["text_input"], declared.get(name)))
     return method.row(named), common
 
 

@@ -123,7 +123,12 @@ def from_elements(name: str, datatype: str, shape: Sequence[int], elements: Sequ
         return OipTensor(name, datatype, dims, [bytes(element) for element in elements])
     dtype = numpy_dtype(name, datatype)
     try:
-        return OipTensor(name, datatype, dims, np.array(elements, dtype).reshape(dims))
+        if dtype.kind in "iu" and dims and elements:  # numpy 1 would only warn
+            limits = np.iinfo(dtype)
+            if min(elements) < limits.min or max(elements) > limits.max:
+                raise OverflowError(f"{min(elements)} to {max(elements)} is beyond its range")
+        with np.errstate(over="ignore"):
+            return OipTensor(name, datatype, dims, np.array(elements, dtype).reshape(dims))
     except (OverflowError, TypeError, ValueError) as error:
         raise InvalidRequest(f"tensor '{name}' holds an element that is not {datatype}: {error}") from None
 

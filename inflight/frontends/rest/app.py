@@ -17,6 +17,7 @@ from inflight.frontends.events import Part, send_events
 from inflight.frontends.rest.request import parse_columns, parse_instances, parse_json
 from inflight.frontends.rest.response import Reply, encode_error, encode_reply
 from inflight.frontends.rest.url import Target, parse_encoded, parse_url
+from inflight.frontends.rest.values import declared_dtypes
 from inflight.frontends.routes import error_headers
 from inflight.log import LOGGER
 from inflight.table import Table
@@ -96,14 +97,16 @@ class MindSporeRest:
         # The order of these steps decides which of several errors is told: body, URL, content, then the names in it.
         document = parse_json(body)
         target = self._target(scope)
-        columns = parse_columns(document)
-        if columns is not None:
+        try:
             method = self._backend.method(*target)
-            if method.inputs:
-                return method, Table(method.pick(columns)).rows()
-        instances = parse_instances(document)
-        method = self._backend.method(*target)
-        return method, [method.row(named) for named in instances]
+        except InflightError:
+            parse_instances(document)  # what is wrong in there is told first
+            raise
+        declared = declared_dtypes(method.inputs)
+        columns = parse_columns(document, declared)
+        if columns is not None and method.inputs:
+            return method, Table(method.pick(columns)).rows()
+        return method, [method.row(named) for named in parse_instances(document, declared)]
 
     def _target(self, scope: Scope) -> Target:
         """What the URL names: literally, as MindSpore Serving reads it, else percent-decoded once."""

@@ -1,9 +1,10 @@
 """Nested JSON lists to arrays.
 
-Every leaf must be of the same JSON class as the first one and every list as long as the first one beside it. The
-checks are what costs, so they come in two sizes: a plain loop for few elements, and for many a trick: `marshal`
-writes the nested lists as one regular byte string, which numpy then checks and converts without touching a Python
-object again. Where either says no, a slow walk finds out what to tell the client.
+Every leaf must be of the same JSON class as the first one and every list as long as the first one beside it; where a
+method declares a float type, whole numbers and fractions are one class. The checks are what costs, so they come in two
+sizes: a plain loop for few elements, and for many a trick: `marshal` writes the nested lists as one regular byte
+string, which numpy then checks and converts without touching a Python object again. Where either says no, a slow walk
+finds out what to tell the client.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import marshal
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,11 +31,8 @@ LEAVES: dict[type, np.dtype[Any]] = {
     int: np.dtype(np.int32),
     bool: np.dtype(np.bool_),
 }
-_LIMITS: dict[type, tuple[np.dtype[Any], float, float]] = {
-    float: (LEAVES[float], -FLOAT32_MAX, FLOAT32_MAX),
-    int: (LEAVES[int], INT32_MIN, INT32_MAX),
-    bool: (LEAVES[bool], False, True),
-}
+
+_NUMBERS = frozenset({int, float})
 
 # How marshal (version 2, which has no back references) writes a list, a float, a small int and the two booleans.
 _MARSHAL_VERSION = 2
@@ -51,7 +49,9 @@ def content_error(text: str) -> InvalidRequest:
     return InvalidRequest(f"Parser request failed, {text}")
 
 
-def integer_error(value: int) -> InvalidRequest:
+def integer_error(value: int, target: np.dtype[Any] = LEAVES[int]) -> InvalidRequest:
+    if target != LEAVES[int]:
+        return content_error(f"json integer {value} is out of the range of {target.name}, which the method takes here")
     return content_error(
         f"json integer {value} is out of the range of int32, which plain integers are read as: send it as "
         '{"b64": "<base64 of the raw bytes>", "type": "int64", "shape": [...]}'
@@ -68,37 +68,73 @@ def outline(value: list[Any]) -> tuple[tuple[int, ...], Any]:
     return tuple(shape), item
 
 
-def numeric_array(value: list[Any], shape: tuple[int, ...], kind: type) -> Array:
-    """The array of nested lists of numbers or booleans: float32, int32 or bool, writable, C-contiguous.
+class Leaf(NamedTuple):
+    """What JSON leaves become.
 
-    Floats beyond float32 become infinity.
+    Attributes:
+        kinds: JSON classes that may stand beside each other.
+        lowest, highest: of the type; floats beyond are infinity, integers beyond are errors.
+    """
+
+    dtype: np.dtype[Any]
+    kinds: frozenset[type]
+    lowest: float
+    highest: float
+
+
+@lru_cache(maxsize=256)
+def leaf_of(kind: type, wanted: np.dtype[Any] | None) -> Leaf:
+    """Of leaves whose first one is of this class: the type that is wanted where it can hold such numbers, else float32,
+    int32 or bool."""
+    dtype, kinds = LEAVES[kind], frozenset({kind})
+    if wanted is not None and kind is not bool:
+        if wanted.kind == "f":
+            dtype, kinds = wanted, _NUMBERS
+        elif wanted.kind in "iu" and kind is int:
+            dtype = wanted
+    if dtype.kind == "b":
+        return Leaf(dtype, kinds, False, True)
+    if dtype.kind == "f":
+        return Leaf(dtype, kinds, -float(np.finfo(dtype).max), float(np.finfo(dtype).max))
+    return Leaf(dtype, kinds, int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+
+
+def numeric_array(value: list[Any], shape: tuple[int, ...], kind: type, wanted: np.dtype[Any] | None = None) -> Array:
+    """The array of nested lists of numbers or booleans, writable, C-contiguous; see `leaf_of`.
+
+    Floats beyond the type become infinity.
 
     Args:
         value: nested lists, at least one element.
         shape: what `outline` found.
         kind: class of the first leaf, a key of `LEAVES`.
+        wanted: the numeric type that the method declares, if any.
 
     Raises:
-        InvalidRequest: ragged lists, leaves of different classes, integers outside int32, too many dimensions.
+        InvalidRequest: ragged lists, leaves of different classes, integers outside their type, too many dimensions.
     """
     if len(shape) > MAX_DIMS:
         raise content_error(f"json array, {len(shape)} dimensions are too many, at most {MAX_DIMS} are supported")
-    array = regular_array(value, shape, kind)
+    array = regular_array(value, shape, kind, wanted)
     if array is not None:
         return array
-    error = _first_error(value, shape, kind, 0)
+    leaf = leaf_of(kind, wanted)
+    error = _first_error(value, shape, kind, leaf, 0)
     if error is not None:
         raise error
     with np.errstate(over="ignore"):
-        return np.array(value, LEAVES[kind])
+        return np.array(value, leaf.dtype)
 
 
-def regular_array(value: list[Any], shape: tuple[int, ...], kind: type) -> Array | None:
+def regular_array(
+    value: list[Any], shape: tuple[int, ...], kind: type, wanted: np.dtype[Any] | None = None
+) -> Array | None:
     """`numeric_array` where that is easily said; None where anything is wrong or unusual."""
-    return _convert_few(value, shape, kind) if math.prod(shape) <= SMALL else _convert_many(value, shape, kind)
+    convert = _convert_few if math.prod(shape) <= SMALL else _convert_many
+    return convert(value, shape, kind, leaf_of(kind, wanted))
 
 
-def _convert_few(value: list[Any], shape: tuple[int, ...], kind: type) -> Array | None:
+def _convert_few(value: list[Any], shape: tuple[int, ...], kind: type, leaf: Leaf) -> Array | None:
     """None where anything is wrong or out of the range of the array's type."""
     flat = value
     for size in shape[1:]:
@@ -106,16 +142,16 @@ def _convert_few(value: list[Any], shape: tuple[int, ...], kind: type) -> Array 
             if type(row) is not list or len(row) != size:
                 return None
         flat = [item for row in flat for item in row]
+    kinds = leaf.kinds
     for item in flat:
-        if type(item) is not kind:
+        if type(item) is not kind and type(item) not in kinds:
             return None
-    dtype, lowest, highest = _LIMITS[kind]
-    if min(flat) < lowest or max(flat) > highest:
+    if min(flat) < leaf.lowest or max(flat) > leaf.highest:
         return None
-    return np.array(value, dtype)
+    return np.array(value, leaf.dtype)
 
 
-def _convert_many(value: list[Any], shape: tuple[int, ...], kind: type) -> Array | None:
+def _convert_many(value: list[Any], shape: tuple[int, ...], kind: type, leaf: Leaf) -> Array | None:
     """None where the bytes are not exactly those of regular lists of one class, whatever the reason."""
     try:
         record = _record(shape, kind)
@@ -135,8 +171,11 @@ def _convert_many(value: list[Any], shape: tuple[int, ...], kind: type) -> Array
         return array.reshape(shape) if (array | (level == _FALSE)).all() else None
     if (level["tag"] != (_FLOAT if kind is float else _INT)).any():
         return None
+    numbers = level["value"]
+    if kind is int and leaf.dtype != LEAVES[int] and (numbers.min() < leaf.lowest or numbers.max() > leaf.highest):
+        return None
     with np.errstate(over="ignore"):
-        return level["value"].astype(LEAVES[kind], order="C").reshape(shape)
+        return numbers.astype(leaf.dtype, order="C").reshape(shape)
 
 
 @lru_cache(maxsize=256)
@@ -148,7 +187,7 @@ def _record(shape: tuple[int, ...], kind: type) -> np.dtype[Any]:
     return record
 
 
-def _first_error(value: Any, shape: tuple[int, ...], kind: type, depth: int) -> InvalidRequest | None:
+def _first_error(value: Any, shape: tuple[int, ...], kind: type, leaf: Leaf, depth: int) -> InvalidRequest | None:
     """The first thing wrong, reading from left to right."""
     if type(value) is not list:
         return content_error(f"invalid json array: json type is not array, at dim {depth} of {list(shape)}")
@@ -157,25 +196,25 @@ def _first_error(value: Any, shape: tuple[int, ...], kind: type, depth: int) -> 
             f"invalid json array: json size is {len(value)}, the dim {depth} expected to be {shape[depth]}"
         )
     if depth + 1 < len(shape):
-        errors = (_first_error(item, shape, kind, depth + 1) for item in value)
+        errors = (_first_error(item, shape, kind, leaf, depth + 1) for item in value)
         return next((error for error in errors if error is not None), None)
-    for leaf in value:
-        error = _leaf_error(leaf, kind)
+    for item in value:
+        error = _leaf_error(item, kind, leaf)
         if error is not None:
             return error
     return None
 
 
-def _leaf_error(leaf: Any, kind: type) -> InvalidRequest | None:
-    found = type(leaf)
+def _leaf_error(item: Any, kind: type, leaf: Leaf) -> InvalidRequest | None:
+    found = type(item)
     if found is not str and found not in LEAVES:
         return content_error("json array, data should be number, bool, string or bytes")
-    if found is not kind:
+    if found not in leaf.kinds:
         return content_error(
             f"json array, elements type is not equal: the first is {_NAMES[kind]}, then comes {_NAMES[found]}"
         )
-    if kind is int and not INT32_MIN <= leaf <= INT32_MAX:
-        return integer_error(leaf)
+    if leaf.dtype.kind in "iu" and not leaf.lowest <= item <= leaf.highest:
+        return integer_error(item, leaf.dtype)
     return None
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import orjson
 
 from inflight.errors import InvalidRequest
@@ -58,8 +60,11 @@ def _check_once(body: Body) -> None:
         raise content_error(f"key 'instances' expects to exist once, but actually {count} times")
 
 
-def parse_instances(document: Any) -> list[dict[str, Value]]:
+def parse_instances(document: Any, declared: Mapping[str, np.dtype[Any]] = {}) -> list[dict[str, Value]]:
     """The inputs of every instance by name; one instance where `instances` is an object.
+
+    Args:
+        declared: numeric types of the method's inputs.
 
     Raises:
         InvalidRequest: the first error in the request, inputs read in alphabetical order.
@@ -70,17 +75,20 @@ def parse_instances(document: Any) -> list[dict[str, Value]]:
     if type(instances) is dict:
         if not instances:
             raise content_error(f"json object, value is empty: {_HELP}")
-        return [_parse_instance(instances)]
+        return [_parse_instance(instances, declared)]
     if type(instances) is list:
         if not instances:
             raise content_error(f"instances value is array type, but no value: {_HELP}")
         if type(instances[0]) is dict:
-            return [_parse_instance(instance) for instance in instances]
+            return [_parse_instance(instance, declared) for instance in instances]
     raise content_error(f"instances no key mode is not supported: {_HELP}")
 
 
-def parse_columns(document: Any) -> dict[str, Array] | None:
+def parse_columns(document: Any, declared: Mapping[str, np.dtype[Any]] = {}) -> dict[str, Array] | None:
     """The inputs of many instances of one form, each as one array [n, ...].
+
+    Args:
+        declared: numeric types of the method's inputs.
 
     Returns:
         None for anything else, mistakes included: `parse_instances` reads it, or knows what to tell the client.
@@ -100,18 +108,18 @@ def parse_columns(document: Any) -> dict[str, Array] | None:
         shape, leaf = outline(values)
         if type(leaf) not in LEAVES or len(shape) >= MAX_DIMS:
             return None
-        column = regular_array(values, shape, type(leaf))
+        column = regular_array(values, shape, type(leaf), declared.get(name))
         if column is None:
             return None
         columns[name] = column
     return columns
 
 
-def _parse_instance(instance: Any) -> dict[str, Value]:
+def _parse_instance(instance: Any, declared: Mapping[str, np.dtype[Any]]) -> dict[str, Value]:
     if type(instance) is not dict:
         raise content_error("json array, instance is not object type")
     if not instance:
         raise content_error("json array, instance is object type, but no value")
     if "" in instance:  # first in any order
         raise content_error("string key is empty")
-    return {name: value_of(instance[name]) for name in sorted(instance)}
+    return {name: value_of(instance[name], declared.get(name)) for name in sorted(instance)}

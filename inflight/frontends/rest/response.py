@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -55,13 +55,13 @@ def encode_reply(method: MethodInfo, outcomes: Sequence[Outcome]) -> Reply:
 
 
 def json_outputs(method: MethodInfo, row: Row, common: dict[str, Any]) -> bytes:
-    """One instance's outputs by name, beside the fields that every answer has.
+    """One instance's outputs by name, beside the fields that every answer has; infinities as `words` has them.
 
     Raises:
         ModelError: JSON cannot hold an output.
     """
     try:
-        outputs = _instance([spec.name for spec in method.outputs], row)
+        outputs = _instance([spec.name for spec in method.outputs], row, _json_or_words)
         return orjson.dumps({**common, **outputs}, option=_OPTIONS)
     except orjson.JSONEncodeError as error:
         raise ModelError(f"Failed to construct the response: {error}") from error
@@ -101,10 +101,25 @@ def _encode_alone(names: list[str], row: Row) -> bytes | InflightError:
         return error
 
 
-def _instance(names: list[str], row: Row) -> dict[str, Any]:
+def words(array: Array) -> Any:
+    """A float array as lists of what JSON can say: NaN as null, infinities as "Infinity" and "-Infinity", the words of
+    protobuf's JSON form, which numpy and Python read as floats."""
+    said = array.astype(object)  # numbers of the array's own type, so that each is written as short as it can be
+    said[np.isposinf(array)], said[np.isneginf(array)], said[np.isnan(array)] = "Infinity", "-Infinity", None
+    return said.tolist()
+
+
+def _json_or_words(value: Value) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+        return words(value)
+    return _json_value(value)
+
+
+def _instance(names: list[str], row: Row, say: Callable[[Value], Any] | None = None) -> dict[str, Any]:
     if not names:
         raise ModelError("Failed to construct the response: reply instance items is empty")
-    return {name: _json_value(value) for name, value in zip(names, row, strict=True)}
+    say = say or _json_value
+    return {name: say(value) for name, value in zip(names, row, strict=True)}
 
 
 def _json_value(value: Value) -> Any:
@@ -128,13 +143,11 @@ def _json_value(value: Value) -> Any:
 
 
 def _empty(shape: tuple[int, ...]) -> Any:
-    """An array without elements: `[]` where the last dimension is 0, null for any other dimension of 0."""
-    outer = shape[: shape.index(0)]
-    if math.prod(outer) > MAX_EMPTY_LISTS:
+    """An array without elements: `[]` at its first dimension of 0. MindSpore Serving writes null where that is not the
+    last one, which no client can tell from a missing value."""
+    if math.prod(shape[: shape.index(0)]) > MAX_EMPTY_LISTS:
         raise ModelError(f"Failed to construct the response: an output of shape {list(shape)} has no elements")
-    if len(outer) == len(shape) - 1:
-        return np.empty(shape).tolist()
-    return np.full(outer, None, object).tolist()
+    return np.empty(shape).tolist()
 
 
 def _text(error: InflightError) -> str:

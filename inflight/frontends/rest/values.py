@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -10,17 +12,15 @@ import numpy as np
 
 from inflight.errors import InvalidRequest
 from inflight.frontends.rest.arrays import (
-    FLOAT32_MAX,
-    INT32_MAX,
-    INT32_MIN,
     LEAVES,
     MAX_DIMS,
     content_error,
     integer_error,
+    leaf_of,
     numeric_array,
     outline,
 )
-from inflight.types import DTYPE_CODES, Array, Value
+from inflight.types import DTYPE_CODES, Array, TensorSpec, Value
 
 MAX_ELEMENTS = 2**32 - 1
 MAX_SHOWN = 64
@@ -31,33 +31,43 @@ _NUMERIC.update({"fp16": np.dtype("float16"), "fp32": np.dtype("float32"), "fp64
 _TYPES = (*_NUMERIC, "str", "bytes")
 
 
-def value_of(value: Any) -> Value:
-    """An input value: integers are int32, floats float32 (beyond its range: infinity).
+@lru_cache(maxsize=1024)
+def declared_dtypes(inputs: tuple[TensorSpec, ...]) -> Mapping[str, np.dtype[Any]]:
+    """The numeric types that a method declares for its inputs."""
+    return {spec.name: _NUMERIC[spec.dtype] for spec in inputs if spec.dtype in DTYPE_CODES}
 
-    Arrays are writable and C-contiguous; those of `b64` are the decoded bytes themselves.
+
+def value_of(value: Any, wanted: np.dtype[Any] | None = None) -> Value:
+    """An input value.
+
+    Where the method declares a float type, numbers are of that type; where it declares an integer type, whole numbers
+    are, and fractions stay what they are without it. Without one integers are int32, floats float32, as in MindSpore
+    Serving. Floats beyond their type's range are infinity. Arrays are writable and C-contiguous; those of `b64` are the
+    decoded bytes themselves.
 
     Raises:
         InvalidRequest: the value has no form that stands for an input.
     """
-    kind = type(value)
+    kind: Any = type(value)
     if kind is list:
-        return _list_value(value)
+        return _list_value(value, wanted)
     if kind is dict:
         return _b64_value(value)
     if kind is str:
         text: str = value
         return text
     if kind in LEAVES:
-        if kind is int and not INT32_MIN <= value <= INT32_MAX:
-            raise integer_error(value)
-        if kind is float and not -FLOAT32_MAX <= value <= FLOAT32_MAX:
+        leaf = leaf_of(kind, wanted)
+        if not leaf.lowest <= value <= leaf.highest:
+            if leaf.dtype.kind != "f":
+                raise integer_error(value, leaf.dtype)
             with np.errstate(over="ignore"):
-                return np.array(value, np.float32)
-        return np.array(value, LEAVES[kind])
+                return np.array(value, leaf.dtype)
+        return np.array(value, leaf.dtype)
     raise content_error("json value is null, it is not supported")
 
 
-def _list_value(value: list[Any]) -> Value:
+def _list_value(value: list[Any], wanted: np.dtype[Any] | None) -> Value:
     shape, leaf = outline(value)
     if not shape:
         raise content_error(
@@ -65,7 +75,7 @@ def _list_value(value: list[Any]) -> Value:
         )
     kind = type(leaf)
     if kind in LEAVES:
-        return numeric_array(value, shape, kind)
+        return numeric_array(value, shape, kind, wanted)
     if kind is not str and kind is not dict:
         raise content_error("json array, data type is unknown: the first element is null or an empty array")
     if kind is dict and _type_name(leaf) in _NUMERIC:
