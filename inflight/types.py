@@ -7,7 +7,7 @@ took its place: one failed instance never fails its neighbours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -69,6 +69,7 @@ class MethodInfo:
         optional: inputs that a client may leave out, with what they are then.
         whole: an instance is one whole call of a bare model file, whose first dimensions are no batch; its tensors are
             the model's own, and where a protocol's tensors count instances in front, here they do not.
+        dtypes: of inputs whose numeric type is known, by name.
     """
 
     servable: str
@@ -78,6 +79,11 @@ class MethodInfo:
     outputs: tuple[TensorSpec, ...]
     optional: tuple[tuple[str, Value], ...] = ()
     whole: bool = False
+    dtypes: Mapping[str, np.dtype[Any]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        known = {spec.name: np.dtype(spec.dtype) for spec in self.inputs if spec.dtype in DTYPE_CODES}
+        object.__setattr__(self, "dtypes", known)
 
     def row(self, named: dict[str, Value]) -> list[Value]:
         """The inputs of one instance in the method's order. Unknown names are ignored.

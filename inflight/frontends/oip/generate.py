@@ -18,7 +18,7 @@ from inflight.frontends.disconnect import run_until_disconnect
 from inflight.frontends.events import Part, send_events
 from inflight.frontends.generate import refuse_images
 from inflight.frontends.rest.response import json_outputs
-from inflight.frontends.rest.values import declared_dtypes, value_of
+from inflight.frontends.rest.values import value_of
 from inflight.types import MethodInfo, Row, TextPart, Value
 
 _NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
@@ -48,7 +48,7 @@ def read_generate(method: MethodInfo, body: bytes | bytearray | memoryview) -> t
     if method.optional:
         return _generation(document, parameters), common
     named: dict[str, Value] = {}
-    declared = declared_dtypes(method.inputs)
+    declared = method.dtypes
     for spec in method.inputs:
         if spec.name in document:
             named[spec.name] = value_of(document[spec.name], declared.get(spec.name))

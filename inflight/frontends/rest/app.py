@@ -17,7 +17,6 @@ from inflight.frontends.events import Part, send_events
 from inflight.frontends.rest.request import parse_columns, parse_instances, parse_json
 from inflight.frontends.rest.response import Reply, encode_error, encode_reply
 from inflight.frontends.rest.url import Target, parse_encoded, parse_url
-from inflight.frontends.rest.values import declared_dtypes
 from inflight.frontends.routes import error_headers
 from inflight.log import LOGGER
 from inflight.table import Table
@@ -102,11 +101,10 @@ class MindSporeRest:
         except InflightError:
             parse_instances(document)  # what is wrong in there is told first
             raise
-        declared = declared_dtypes(method.inputs)
-        columns = parse_columns(document, declared)
+        columns = parse_columns(document, method.dtypes)
         if columns is not None and method.inputs:
             return method, Table(method.pick(columns)).rows()
-        return method, [method.row(named) for named in parse_instances(document, declared)]
+        return method, [method.row(named) for named in parse_instances(document, method.dtypes)]
 
     def _target(self, scope: Scope) -> Target:
         """What the URL names: literally, as MindSpore Serving reads it, else percent-decoded once."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -20,7 +18,7 @@ from inflight.frontends.rest.arrays import (
     numeric_array,
     outline,
 )
-from inflight.types import DTYPE_CODES, Array, TensorSpec, Value
+from inflight.types import DTYPE_CODES, Array, Value
 
 MAX_ELEMENTS = 2**32 - 1
 MAX_SHOWN = 64
@@ -29,12 +27,6 @@ MAX_SHOWN = 64
 _NUMERIC: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in DTYPE_CODES}
 _NUMERIC.update({"fp16": np.dtype("float16"), "fp32": np.dtype("float32"), "fp64": np.dtype("float64")})
 _TYPES = (*_NUMERIC, "str", "bytes")
-
-
-@lru_cache(maxsize=1024)
-def declared_dtypes(inputs: tuple[TensorSpec, ...]) -> Mapping[str, np.dtype[Any]]:
-    """The numeric types that a method declares for its inputs."""
-    return {spec.name: _NUMERIC[spec.dtype] for spec in inputs if spec.dtype in DTYPE_CODES}
 
 
 def value_of(value: Any, wanted: np.dtype[Any] | None = None) -> Value:
