@@ -174,7 +174,7 @@ def test_a_replay_changes_no_token(scaled: Any) -> None:
         for _ in range(steps):
             driver.step()
         for sequence in driver.scheduler.requests.values():
-            sequence.crashes = 0  # somebody else's kill
+            sequence.blame = 0  # somebody else's kill
         driver.scheduler.lost()
         driver.plans.clear()
         for id in list(runner._batch.ids):
