@@ -224,6 +224,17 @@ class Admission:
             self._by_first_refusal.push(caller.since, caller)
         return True
 
+    def hold(self, caller: Caller, since: float) -> None:
+        """The caller's request is here and finds no place: its turn comes, at the latest after the longest pause.
+
+        Args:
+            since: when it was refused first, of the refusals in a row, else now; loop time.
+        """
+        now = self._loop().time()
+        caller.since = since
+        self._wait(caller, now + LONGEST_PAUSE, now)
+        self._by_first_refusal.push(since, caller)
+
     def served(self, caller: Caller) -> None:
         """The caller was let in: it has had its turn."""
         caller.refusals, caller.faulty = 0, False

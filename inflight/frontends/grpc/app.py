@@ -6,6 +6,7 @@ from inflight.frontends.base import Backend
 from inflight.frontends.grpc import oip
 from inflight.frontends.grpc.asgi import GrpcApp
 from inflight.frontends.grpc.health import health_rpcs
+from inflight.frontends.grpc.line import HoldingBackend
 from inflight.frontends.grpc.oip import oip_rpcs
 from inflight.frontends.grpc.predict import predict_rpcs
 from inflight.frontends.grpc.reflection import reflection_rpcs
@@ -21,7 +22,8 @@ def grpc_app(backend: Backend, *, max_message_bytes: int, api_key: str | None = 
         max_message_bytes: limit of one message, received or sent.
         api_key: what calls of models have to show in their metadata, as `authorization: Bearer <key>`.
     """
-    models = {**predict_rpcs(backend), **oip_rpcs(backend)}
+    holding = HoldingBackend(backend)
+    models = {**predict_rpcs(holding), **oip_rpcs(holding)}
     rpcs = {
         **models,
         **health_rpcs(backend, (PREDICT_SERVICE, oip.SERVICE)),

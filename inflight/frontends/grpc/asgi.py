@@ -24,6 +24,7 @@ from inflight.frontends.grpc.framing import (
     prefix,
     single,
 )
+from inflight.frontends.grpc.line import peer
 from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse
 from inflight.frontends.grpc.status import (
     CANCELLED,
@@ -63,6 +64,9 @@ class Stream(Protocol):
     resting: bool
     task: asyncio.Task[Any] | None
 
+    def peer(self) -> object:
+        """Names the connection."""
+
     async def drain(self) -> None:
         """Waits until the caller has taken most of what was sent.
 
@@ -73,6 +77,9 @@ class Stream(Protocol):
 
 class _Detached:
     """The stream of a server that shows none."""
+
+    def peer(self) -> object:
+        return None
 
     closed = False
     stopping = False
@@ -135,6 +142,7 @@ class GrpcApp:
         """Runs one call to its reply. Gives the status to end it with where that is not sent yet."""
         deadline = _NO_DEADLINE
         stream.task = asyncio.current_task()
+        peer.set(stream.peer)
         try:
             if timeout is not None:
                 deadline = _Deadline(parse_timeout(timeout))

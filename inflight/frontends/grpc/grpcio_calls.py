@@ -17,6 +17,7 @@ from grpc._cython import cygrpc
 from inflight.frontends.grpc.asgi import GrpcApp
 from inflight.frontends.grpc.completions import Completions
 from inflight.frontends.grpc.framing import check_reply
+from inflight.frontends.grpc.line import peer
 from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse
 from inflight.frontends.grpc.status import (
     INTERNAL,
@@ -95,14 +96,14 @@ class Calls:
         """
         if size < _LARGE:
             return None
-        peer: bytes = call.peer()
-        if peer.startswith(b"unix"):  # all callers have the same name
+        name: bytes = call.peer()
+        if name.startswith(b"unix"):  # all callers have the same name
             return None
-        waiting = self._waiting.get(peer, 0)
+        waiting = self._waiting.get(name, 0)
         if waiting and waiting + size > self._max_waiting:
             raise GrpcError(RESOURCE_EXHAUSTED, f"{waiting} bytes of replies wait, read them before sending more")
-        self._waiting[peer] = waiting + size
-        return peer
+        self._waiting[name] = waiting + size
+        return name
 
     def checked(self, reply: Message) -> bytes:
         """A reply's bytes.
@@ -262,6 +263,7 @@ class Call:
 
     async def _handle(self, data: bytes) -> None:
         """The handler; its errors become statuses."""
+        peer.set(self._call.peer)
         try:
             if isinstance(self._rpc, UnaryRpc):
                 await self._answer(self._rpc, data)

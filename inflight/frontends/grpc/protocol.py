@@ -76,6 +76,10 @@ class GrpcStream:
         if self.resting and self.task is not None:
             self.task.cancel()
 
+    def peer(self) -> object:
+        """Names the connection."""
+        return id(self._connection)
+
     async def drain(self) -> None:
         """Waits until at most `HIGH_WATER` bytes wait for the stream's window.
 

@@ -1,0 +1,134 @@
+"""Calls for language models before they are let in (`inflight.admission`).
+
+A connection of HTTP/2 carries many calls, so it cannot be left unread as one of HTTP/1.1 can. Here a call that finds no
+place is held: until its turn comes, or until it is refused after a pause. So a client that asks again and again does it
+as seldom as over HTTP/1.1, and a moment's crowd is served without a refusal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from inflight.admission import FORGOTTEN, Admission, Arrival, Caller, arrival
+from inflight.errors import Overloaded
+from inflight.frontends.base import Backend
+from inflight.generation import Generator
+from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TextPart
+
+peer: ContextVar[Callable[[], object] | None] = ContextVar("peer", default=None)
+"""Names the connection of the call that a task serves."""
+
+_PEERS = 4096
+"""Connections of which it is known since when they have been refused."""
+
+
+class HoldingBackend:
+    """A `Backend` whose language models hold calls."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._refused: dict[object, tuple[float, float]] = {}  # by connection: first and last refusal in a row
+
+    def method(self, servable: str, version: int, method: str) -> MethodInfo:
+        return self._backend.method(servable, version, method)
+
+    def servables(self) -> Sequence[ServableStatus]:
+        return self._backend.servables()
+
+    @property
+    def generators(self) -> Mapping[str, Generator]:
+        return self._backend.generators
+
+    @property
+    def live(self) -> bool:
+        return self._backend.live
+
+    @property
+    def ready(self) -> bool:
+        return self._backend.ready
+
+    def predict(
+        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
+    ) -> Coroutine[Any, Any, list[Outcome]]:
+        """As the backend's own."""
+        admission = self._admission(method)
+        if admission is None:
+            return self._backend.predict(method, rows, timeout=timeout)
+        return self._predict(admission, method, rows, timeout)
+
+    def stream(
+        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
+    ) -> AsyncIterator[TextPart | list[Outcome]]:
+        """As the backend's own."""
+        admission = self._admission(method)
+        if admission is None:
+            return self._backend.stream(method, rows, timeout=timeout)
+        return self._stream(admission, method, rows, timeout)
+
+    def _admission(self, method: MethodInfo) -> Admission | None:
+        """The places that a method needs, where it is a language model's own."""
+        if not method.optional:
+            return None
+        generator = self._backend.generators.get(method.servable)
+        return generator.admission if generator is not None else None
+
+    async def _predict(
+        self, admission: Admission, method: MethodInfo, rows: Sequence[Row], timeout: float | None
+    ) -> list[Outcome]:
+        kept, timeout = await self._enter(admission, timeout)
+        token = arrival.set(kept)
+        try:
+            return await self._backend.predict(method, rows, timeout=timeout)
+        finally:
+            arrival.reset(token)
+            kept.settle()
+
+    async def _stream(
+        self, admission: Admission, method: MethodInfo, rows: Sequence[Row], timeout: float | None
+    ) -> AsyncGenerator[TextPart | list[Outcome], None]:
+        kept, timeout = await self._enter(admission, timeout)
+        parts = self._backend.stream(method, rows, timeout=timeout)
+        arrival.set(kept)  # not reset: a generator may end in another context than it began in
+        try:
+            async for part in parts:
+                yield part
+        finally:
+            kept.settle()
+            await parts.aclose()  # type: ignore[attr-defined]  # generators have it
+
+    async def _enter(self, admission: Admission, timeout: float | None) -> tuple[Arrival, float | None]:
+        """Waits for a place where there is none.
+
+        Returns:
+            The place, and what is left of the time-out.
+
+        Raises:
+            Overloaded: there is still none.
+        """
+        return await self._hold(admission, timeout) if admission.full else (Arrival(admission), timeout)
+
+    async def _hold(self, admission: Admission, timeout: float | None) -> tuple[Arrival, float | None]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        name_of = peer.get()
+        name = name_of() if name_of is not None else None
+        first, last = self._refused.get(name, (began, began))
+        turn: asyncio.Future[None] = loop.create_future()
+        caller = Caller(lambda: None if turn.done() else turn.set_result(None))
+        admission.hold(caller, began if began - last > FORGOTTEN else first)
+        try:
+            await turn
+        finally:
+            caller.leave()
+        now = loop.time()
+        if admission.full:
+            admission.turned_away()
+            if len(self._refused) >= _PEERS and name not in self._refused:
+                del self._refused[next(iter(self._refused))]
+            self._refused[name] = (began if began - last > FORGOTTEN else first, now)
+            raise Overloaded("Model is overloaded")
+        self._refused.pop(name, None)
+        return Arrival(admission), None if timeout is None else max(timeout - (now - began), 0.0)
