@@ -132,6 +132,7 @@ class Admission:
 
     Attributes:
         used: generations that were let in and have not ended.
+        uploading: bytes of large bodies that come in now.
         arriving: places that are kept for requests which a door has let in.
         waiting: callers that are not listened to.
     """
@@ -146,6 +147,7 @@ class Admission:
         self.limit = limit
         self.used = 0
         self.arriving = 0
+        self.uploading = 0
         self.waiting = 0
         self._on_refused = on_refused
         self._by_first_refusal, self._by_due = _Heap(), _Heap()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, RestartPolicy
 from inflight.engine.checks import sayable, token_ids
-from inflight.engine.encoder import Encoder
+from inflight.engine.encoder import LONG, Encoder
 from inflight.engine.executor import Executor, RanksKilled
 from inflight.engine.grammars import Grammars
 from inflight.engine.stream import Stream
@@ -61,6 +61,9 @@ _FAILURES = {"overloaded": "overloaded", "invalid": "validation", "too_large": "
 ENCODER = "encoder"
 """Family of models that only embed."""
 
+UNREAD = 1 << 17
+"""Tokens of ended generations whose clients take them slowly; beyond, those who have taken longest lose the rest."""
+
 LONGEST_TEXT = 16
 """Characters a token stands for at most, on average: longer texts are refused before they are encoded."""
 
@@ -107,6 +110,9 @@ class Engine:
         self.admission = Admission(config.max_concurrent_requests, self._turned_away)
         self._encoder = Encoder(tokenizer)
         self._streams: dict[int, Stream] = {}
+        # Those that have ended and whose readers are still at it, oldest first, with their tokens.
+        self._unread: dict[int, tuple[Stream, int]] = {}
+        self._unread_tokens = 0
         self._arriving = 0
         self._next_id = 0
         self._wake = asyncio.Event()
@@ -284,7 +290,7 @@ class Engine:
             self._arriving -= 1
         if self._metrics is not None:
             self._metrics.generations.admitted(time.perf_counter() - began, sequence.stop_at - sequence.num_prompt)
-        stream = Stream(request, sequence, self._tokenizer, self.admission.leave)
+        stream = Stream(request, sequence, self._tokenizer, self._ended)
         if grammar is not None:
             stream.matcher, sequence.mask = grammar
         self._streams[sequence.id] = stream
@@ -292,6 +298,17 @@ class Engine:
         self._scheduler.add(sequence)
         self._wake.set()
         return stream
+
+    def _ended(self, stream: Stream) -> None:
+        """Nothing more is computed for it; its reader may still have to take what is here."""
+        self.admission.leave()
+        size = stream.sequence.generated
+        self._unread[stream.sequence.id] = stream, size
+        self._unread_tokens += size
+        while self._unread_tokens > UNREAD and len(self._unread) > 1:
+            slowest, size = self._unread.pop(next(iter(self._unread)))
+            self._unread_tokens -= size
+            slowest.drop()
 
     def _turned_away(self) -> None:
         if self._metrics is not None:
@@ -303,6 +320,8 @@ class Engine:
         if self._streams.pop(id, None) is None:
             return
         stream.end()
+        if id in self._unread:
+            self._unread_tokens -= self._unread.pop(id)[1]
         if self._scheduler is not None:
             self._scheduler.finish(id)
         self._wake.set()
@@ -319,7 +338,7 @@ class Engine:
                     f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(request.prompt)} "
                     "characters"
                 )
-            tokens = await self._encoder.encode(request.prompt, request.add_special_tokens)
+            tokens = await self._encoded(request)
         else:
             tokens = token_ids(request.prompt)
         if request.truncate is not None:
@@ -329,6 +348,20 @@ class Engine:
         if len(tokens) > limits.max_input_tokens:
             raise InvalidRequest(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(tokens)}")
         self._tokenizer.check(tokens, self._info.vocab_size)
+        return tokens
+
+    async def _encoded(self, request: GenerationRequest) -> list[int]:
+        """The tokens of a text."""
+        assert isinstance(request.prompt, str)
+        if len(request.prompt) > LONG and self._encoder.long > self.admission.limit // 4:
+            raise Overloaded("Model is overloaded")  # long texts that wait for the tokenizer take no more places
+        most = self._info.limits.max_input_tokens
+        wanted = most if request.truncate is None else None
+        tokens, whole, seconds = await self._encoder.encode(request.prompt, request.add_special_tokens, wanted)
+        if not whole or (wanted is not None and len(tokens) > wanted):
+            self.admission.spent(seconds)
+        if not whole:
+            raise InvalidRequest(f"`inputs` must have less than {most} tokens. Given: more than {len(tokens)}")
         return tokens
 
     async def _grammar(self, request: GenerationRequest) -> tuple[Matcher, bytes] | None:

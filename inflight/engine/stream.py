@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
-from inflight.errors import InflightError
+from inflight.errors import Cancelled, InflightError
 from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Start, Token, TokenInfo
 from inflight.sched import Sequence
 from inflight.text import Matcher, StopTexts, Tokenizer
@@ -33,7 +33,7 @@ class Stream:
         request: GenerationRequest,
         sequence: Sequence,
         tokenizer: Tokenizer,
-        on_end: Callable[[], None] = lambda: None,
+        on_end: Callable[[Stream], None] = lambda stream: None,
     ) -> None:
         self.request = request
         self.sequence = sequence
@@ -96,7 +96,13 @@ class Stream:
         """Nothing more is computed for it."""
         if not self.finished:
             self.finished = True
-            self._on_end()
+            self._on_end(self)
+
+    def drop(self) -> None:
+        """Its reader is too slow: what it has not taken is let go."""
+        self._events.clear()
+        self._error = Cancelled("the answer was taken too slowly, the rest of it is dropped")
+        self._wake()
 
     # The reader's side
 

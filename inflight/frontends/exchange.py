@@ -62,6 +62,7 @@ class Exchange:
         "_head",
         "_left",
         "_told_end",
+        "_uploading",
         "_waiter",
         "awaits_continue",
         "cancel",
@@ -99,6 +100,7 @@ class Exchange:
         self._connection = connection
         self._body: bytes | bytearray | memoryview = b""
         self._told_end = False
+        self._uploading = 0
         self._waiter: asyncio.Future[None] | None = None
         self._head: bytes | None = None  # None: not given yet; b"": sent
         self._chunked = False
@@ -126,9 +128,21 @@ class Exchange:
             self._connection.pause_reading()
         self._wake()
 
+    def upload(self, size: int) -> None:
+        """A large body begins to come in, of so many bytes."""
+        if self.gate is not None:
+            self._uploading = size
+            self.gate.admission.uploading += size
+
+    def _uploaded(self) -> None:
+        if self._uploading and self.gate is not None:
+            self.gate.admission.uploading -= self._uploading
+            self._uploading = 0
+
     def end(self, whole: memoryview | None = None) -> None:
         """The request is complete; `whole` is its body where it was read in place."""
         self.complete = True
+        self._uploaded()
         if whole is not None:
             self._body = whole
         self._wake()
@@ -137,6 +151,7 @@ class Exchange:
         """The client is gone."""
         self.lost = not self.finished
         self._settle()
+        self._uploaded()
         self._wake()
         if self.cancel is not None:
             cancel, self.cancel = self.cancel, None

@@ -13,7 +13,11 @@ from inflight.admission import Admission
 from inflight.errors import InflightError, Overloaded
 from inflight.frontends.asgi import Header, Scope
 from inflight.frontends.body import too_large
+from inflight.frontends.connections import LARGE_BODY
 from inflight.generation import Generator
+
+UPLOADS = 64 << 20
+"""Bytes of large bodies that may come in at a time for one model: they take no places while they come."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,15 @@ class Gate:
     too_large: Refusal | None
 
     def refusal(self, length: int) -> Refusal | None:
-        """The answer to a request that need not be read any further. Args: length: of its body, as far as is known."""
-        if self.overloaded is not None and self.admission.full:
-            self.admission.turned_away()
+        """The answer to a request that need not be read any further. Args: length: of its body, if that is to come."""
+        if length > self.payload_limit:
+            return self.too_large
+        admission = self.admission
+        busy = length >= LARGE_BODY and 0 < admission.uploading > UPLOADS - length
+        if self.overloaded is not None and (busy or admission.full):
+            admission.turned_away()
             return self.overloaded
-        return self.too_large if length > self.payload_limit else None
+        return None
 
 
 def payload_limit(generator: Generator) -> int:

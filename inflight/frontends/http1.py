@@ -165,6 +165,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._limits.large_body_bytes <= self._length <= self._limits.max_body_bytes:
             self._bulk = self._new_bulk()
+            exchange.upload(self._length)
         if free:
             if self._inline is None or self._awaits_continue:
                 self._start(exchange)

@@ -10,6 +10,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -101,21 +102,20 @@ def test_everybody_gets_a_turn_and_refusals_are_few(served: Served) -> None:
 def occupied(served: Served) -> Iterator[Served]:
     """All places are taken by long streams."""
     host, _, port = served.http.rpartition(":")
-    streams = []
-    eventually(lambda: metrics(served.http)["tgi_batch_current_size"][()] == 0)
-    for _ in range(PLACES):
-        stream = socket.create_connection((host, int(port)), timeout=30)
-        stream.sendall(message("/generate_stream", {"inputs": "Once", "parameters": LONG}))
-        assert stream.recv(15) == b"HTTP/1.1 200 OK"
-        streams.append(stream)
     (rank,) = workers(served.pid)
-    os.kill(rank, signal.SIGSTOP)  # else they end while a test is under way
-    try:
+
+    def begins(stream: socket.socket) -> bool:
+        """False where those who have left still take up the places."""
+        stream.sendall(message("/generate_stream", {"inputs": "Once", "parameters": LONG}))
+        return stream.recv(4096).startswith(b"HTTP/1.1 200 OK")
+
+    with ExitStack() as stack:
+        for _ in range(PLACES):
+            stream = stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            eventually(lambda: begins(stream))  # noqa: B023
+        os.kill(rank, signal.SIGSTOP)  # else they end while a test is under way
+        stack.callback(os.kill, rank, signal.SIGCONT)
         yield served
-    finally:
-        os.kill(rank, signal.SIGCONT)
-        for stream in streams:
-            stream.close()
 
 
 FORMS = {
@@ -168,3 +168,25 @@ def test_a_refused_body_is_dropped_and_the_connection_goes_on(occupied: Served) 
             assert got.startswith(b"HTTP/1.1 429")
         raw.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         assert raw.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_long_texts_do_not_hold_up_short_ones(served: Served) -> None:
+    """Texts that are far too long: each is refused for what it is, and those who send them are heard less and less."""
+    too_long = message("/generate", {"inputs": "once upon a time " * 4000})
+    short = message("/generate", {"inputs": "Once", "parameters": {"max_new_tokens": 4, "do_sample": False}})
+    clients = [Client(served.http, too_long) for _ in range(CROWD)] + [Client(served.http, short) for _ in range(2)]
+    try:
+        good = clients[CROWD:]
+        with selectors.DefaultSelector() as selector:
+            for client in clients:
+                selector.register(client.socket, selectors.EVENT_READ, client)
+            end = time.monotonic() + 60
+            while not all(client.statuses[200] >= 10 for client in good) and time.monotonic() < end:
+                for key, _ in selector.select(0.1):
+                    key.data.read()
+        assert all(client.statuses[200] >= 10 for client in good), [client.statuses for client in clients]
+        assert all(set(client.statuses) <= {422, 429} for client in clients[:CROWD])
+        assert any(client.statuses[422] for client in clients[:CROWD])
+    finally:
+        for client in clients:
+            client.socket.close()
