@@ -14,9 +14,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from tests.e2e.running import Served, eventually, metrics, request, serve, workers
+from inflight.proto.open_inference_pb2 import ModelInferRequest
+from tests.e2e.running import Served, crowd, eventually, metrics, request, serve, workers
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 PLACES, CROWD, TURNS = 4, 40, 8
@@ -190,3 +192,34 @@ def test_long_texts_do_not_hold_up_short_ones(served: Served) -> None:
     finally:
         for client in clients:
             client.socket.close()
+
+
+def call(address: str) -> tuple[str, str]:
+    """One generation over gRPC on a connection of its own: the status' name and its text."""
+    ask = ModelInferRequest(model_name="pocket")
+    for name, text in {"inputs": "Once", "parameters": '{"max_new_tokens": 8}'}.items():
+        ask.inputs.add(name=name, datatype="BYTES", shape=[1]).contents.bytes_contents.append(text.encode())
+    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        try:
+            infer(ask.SerializeToString(), timeout=60)
+        except grpc.RpcError as error:
+            return error.code().name, error.details()
+    return "OK", ""
+
+
+def test_a_call_is_held_and_then_refused(occupied: Served) -> None:
+    assert call(occupied.grpc) == ("RESOURCE_EXHAUSTED", "Model is overloaded")
+
+
+def test_everybody_gets_a_turn_over_grpc(served: Served) -> None:
+    refused: list[tuple[str, str]] = []
+
+    def until_good(_index: int) -> None:
+        for _ in range(3):
+            while (answer := call(served.grpc))[0] != "OK":
+                refused.append(answer)
+                assert len(refused) < 20 * CROWD, "refusals are told after a pause, so that they are few"
+
+    crowd(until_good, CROWD // 2)
+    assert set(refused) <= {("RESOURCE_EXHAUSTED", "Model is overloaded")}
