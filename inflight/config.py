@@ -201,8 +201,8 @@ class ServerConfig:
         max_enqueued_requests: requests in flight over the whole server before new ones are refused.
         start_timeout: seconds that a worker may take to load its servable, or the ranks their language model; None:
             any time.
-        warm_up_timeout: seconds that the runs of models on made-up inputs may take when a worker starts; a worker that
-            takes longer is started again without them.
+        warm_up_timeout: seconds that one run of a model on made-up inputs may take when a worker starts; a worker that
+            takes longer is started again without such runs.
         execution_timeout: seconds that one call of a stage's function or model may take before its worker counts as
             hung and is replaced; 0: any time.
         stop_timeout: seconds that running work may take when the server stops.

@@ -202,7 +202,7 @@ OPTIONS = (
     Option(
         "warm-up-timeout",
         seconds,
-        "Seconds that trial runs of models may take at the start; then it goes on without them. Default 60.",
+        "Seconds that a trial run of a model may take at the start; then it goes on without. Default 60.",
         default=60.0,
         metavar="SECONDS",
     ),

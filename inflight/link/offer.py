@@ -111,7 +111,7 @@ class WorkerJob(Record, frozen=True):
         threads: CPU threads for its models.
         models: what the device workers offer, for a worker that does not load models itself.
         runtimes: value of INFLIGHT_RUNTIMES.
-        trial_seconds: how long the trial runs of its models may take in all; None: it makes none.
+        trial_seconds: how long a trial run of a model may take; None: it makes none.
         whole: a bare model file takes one request a call; None: find out.
     """
 

@@ -166,9 +166,9 @@ def as_row(result: Any, form: Form, inputs: Sequence[Value] = ()) -> list[Value]
     Raises:
         BadResult: the number of outputs or a type is wrong.
     """
+    if form.count == 1:
+        return [_kept(result if type(result) is np.ndarray else form.outputs(result)[0], inputs)]
     items = form.outputs(result)
-    if len(items) == 1:
-        return [_kept(items[0], inputs)]
     row: list[Value] = []
     for item in items:
         # An input that is two outputs is two values.
@@ -186,12 +186,19 @@ def _is_value(item: Any) -> bool:
     )
 
 
+_OWN = (list, bool, int, float, np.ndarray, np.generic)
+"""What becomes an array of its own where it is none that can be sent: other objects may show their memory."""
+
+
 def _kept(item: Any, inputs: Sequence[Value]) -> Value:
     """The value, in memory that the function will not write again."""
     value = as_value(item)
-    # Numbers, lists and arrays that are not contiguous become arrays of their own; other objects may show their memory.
-    own = value is not item and isinstance(item, (np.ndarray, list, bool, int, float, np.generic))
-    if isinstance(value, np.ndarray) and not own and not any(value is one for one in inputs):
+    if not isinstance(value, np.ndarray):
+        return value
+    for one in inputs:
+        if value is one:
+            return value
+    if value is item or not isinstance(item, _OWN):
         copy: Array = value.copy()
         return copy
     return value

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,11 +94,14 @@ def first_dimension(graph: GraphSpec) -> int | None:
     return firsts.pop() if len(firsts) == 1 else None
 
 
-def examine(model: LoadedModel, max_batch_size: int) -> Finding:
+def examine(
+    model: LoadedModel, max_batch_size: int, guard: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Finding:
     """Whether requests for the model's first graph can share a call.
 
     Args:
         max_batch_size: rows in one run, where the file leaves the batch open.
+        guard: entered around each run, which may never end.
     """
     graph = model.graphs[0]
     first = first_dimension(graph)
@@ -105,7 +109,7 @@ def examine(model: LoadedModel, max_batch_size: int) -> Finding:
         return Finding(False, "its inputs and outputs have no first dimension in common", graph.outputs)
     if any(tensor.dtype not in DTYPE_CODES for tensor in graph.inputs):
         return Finding(False, "it does not say the types of its inputs", graph.outputs)
-    trial = _Trial(model, first, max_batch_size)
+    trial = _Trial(model, first, max_batch_size, guard)
     try:
         trial.run()
     except _Refuted as refuted:
@@ -116,8 +120,11 @@ def examine(model: LoadedModel, max_batch_size: int) -> Finding:
 class _Trial:
     """The runs of one graph."""
 
-    def __init__(self, model: LoadedModel, first: int, max_batch_size: int) -> None:
+    def __init__(
+        self, model: LoadedModel, first: int, max_batch_size: int, guard: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self._model = model
+        self._guard = guard
         self._graph = model.graphs[0]
         self._fixed = first if first > 0 else None
         self._max = first if first > 0 else max_batch_size
@@ -268,7 +275,9 @@ class _Trial:
     def _call(self, rows: Sequence[list[Array]]) -> list[Array]:
         if self._fixed is not None and len(rows) == 1:
             rows = [rows[0]] * self._fixed
-        outputs = self._model.run([np.concatenate(column) for column in zip(*rows, strict=True)])
+        inputs = [np.concatenate(column) for column in zip(*rows, strict=True)]
+        with self._guard():
+            outputs = self._model.run(inputs)
         if len(outputs) != len(self._graph.outputs):
             raise ValueError(f"it gives {len(outputs)} outputs in place of {len(self._graph.outputs)}")
         return [np.array(output) for output in outputs]

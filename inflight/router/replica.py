@@ -119,7 +119,7 @@ class Replica:
         self._offered: asyncio.Future[Offer] | None = None
         self._released: list[int] = []  # outputs that nobody refers to any more: the worker learns it with new work
         self._trial: asyncio.TimerHandle | None = None
-        self._trial_left: float | None = None
+        self._trial_seconds: float | None = None
         self.state = State.STARTING
         self.offer: Offer | None = None
         self.outstanding: dict[int, Instance] = {}
@@ -145,10 +145,10 @@ class Replica:
 
         Raises:
             StartError: with the worker's own text, or that it died without one.
-            TrialOverdue: the trial runs of its models took longer than `job.trial_seconds`.
+            TrialOverdue: a trial run of a model took longer than `job.trial_seconds`.
         """
         self.state = State.STARTING
-        self._trial_left = job.trial_seconds
+        self._trial_seconds = job.trial_seconds
         self.proven = self.left = self.killed = self._ending = False
         self.late = None
         self.phase = "starts a process"
@@ -335,17 +335,15 @@ class Replica:
             self._follow_trial(message.running)
 
     def _follow_trial(self, running: bool) -> None:
-        """A run on made-up inputs begins or has ended: all of a start together have the job's seconds."""
+        """A run on made-up inputs begins, or has ended in time."""
         if running:
             self.phase = "runs a model on made-up inputs"
-        now = asyncio.get_running_loop().time()
         if self._trial is not None:
             self._trial.cancel()
-            self._trial_left = max(0.0, self._trial.when() - now)
             self._trial = None
-        if running and self._trial_left is not None:
+        if running and self._trial_seconds is not None:
             late = TrialOverdue(f"worker {self.label}: a run of a model on made-up inputs did not end in time")
-            self._trial = asyncio.get_running_loop().call_later(self._trial_left, self._settle_start, late)
+            self._trial = asyncio.get_running_loop().call_later(self._trial_seconds, self._settle_start, late)
 
     def _settle_start(self, result: Offer | StartError) -> None:
         if self._offered is not None and not self._offered.done():

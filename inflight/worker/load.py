@@ -189,8 +189,7 @@ def _check_cpu(job: WorkerJob, spec: ServableSpec) -> None:
 def _examine(job: WorkerJob, loaded: LoadedModel, size: int, trial: _Trial) -> Finding:
     if job.trial_seconds is None:
         return Finding(False, "its trial runs did not end in time", loaded.graphs[0].outputs)
-    with trial():
-        return examine(loaded, size)
+    return examine(loaded, size, trial)
 
 
 def _load_model(job: WorkerJob, directory: Path, model: ModelSpec, folder: Path, trial: _Trial) -> BatchedModel:

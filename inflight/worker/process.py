@@ -107,8 +107,10 @@ class Worker:
     def _trial(self) -> Iterator[None]:
         """Tells the server of a run that may never end: it ends this process when that takes too long."""
         self._channel.send(Trial(True))
-        yield
-        self._channel.send(Trial(False))
+        try:
+            yield
+        finally:
+            self._channel.send(Trial(False))
 
     def serve(self) -> None:
         """Runs until the server says stop or is gone."""

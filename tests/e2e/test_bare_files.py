@@ -16,11 +16,21 @@ import tritonclient.http as triton_http
 
 from inflight.client import Client
 from inflight.config import ServableConfig, ServerConfig
-from tests.e2e.running import Running, crowd, get, request, running
+from tests.e2e.running import Running, crowd, get, request, running, write_servable
 from tests.graphs import BATCHED, WHOLE, endless_on_zeros
 
 SERVED = ("softmax", "running_sum", "unique", "gru", "suppression", "shared", "mean", "mislabelled")
 MODELS = {**{name: WHOLE[name] for name in SERVED}, "dense": BATCHED["dense"]}
+
+DECLARED = """
+    from inflight.servable import add_stage, declare_model, register_method
+
+    model = declare_model("endless.onnx", "onnx")
+
+    @register_method(output_names=["y"])
+    def predict(x):
+        return add_stage(model, x, outputs_count=1)
+"""
 
 Inputs = dict[str, np.ndarray]
 
@@ -102,13 +112,13 @@ def by_ms_service(address: str, name: str, inputs: Inputs) -> np.ndarray:
 def test_requests_that_arrive_together_get_their_own_answers(
     here: Running, sessions: dict[str, ort.InferenceSession], name: str
 ) -> None:
-    clients = [triton_http.InferenceServerClient(here.http) for _ in range(12)]
 
     def one(number: int) -> list[tuple[Inputs, np.ndarray]]:
         inputs = [drawn(name, 100 * number + turn) for turn in range(10)]
-        return [(each, by_triton(triton_http, clients[number], name, each)) for each in inputs]
+        with triton_http.InferenceServerClient(here.http) as client:  # its sockets belong to this thread
+            return [(each, by_triton(triton_http, client, name, each)) for each in inputs]
 
-    for inputs, answer in [pair for pairs in crowd(one, len(clients)) for pair in pairs]:
+    for inputs, answer in [pair for pairs in crowd(one, 12) for pair in pairs]:
         expected = wanted(sessions, name, inputs)
         assert answer.shape == expected.shape
         np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-6)
@@ -147,12 +157,17 @@ def test_a_graph_that_does_not_end_on_made_up_inputs_is_served_without_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = bare(tmp_path, "endless", endless_on_zeros(), device_ids=(0, 1))
-    with caplog.at_level(logging.WARNING, "inflight"), running(config, config=ServerConfig(warm_up_timeout=1)) as here:
-        x = np.arange(1, 9, dtype=np.float32).reshape(2, 4)
-        assert np.array_equal(by_oip_json(here.http, "endless", {"x": x}), 2 * x)
-        assert get(here.http, "/v2/models/endless")["platform"] == "inflight, one request a call"
-        (status,) = here.server.servables()
-        assert (status.replicas, status.ready_replicas) == (2, 2)
-    lines = [record.getMessage() for record in caplog.records if "warm-up" in record.getMessage()]
-    assert len(lines) == 1, lines
-    assert "one request a call" in lines[0]
+    write_servable(tmp_path, "declared", DECLARED, {"1/endless.onnx": endless_on_zeros()})
+    servables, x = (config, ServableConfig(tmp_path, "declared")), np.arange(1, 9, dtype=np.float32).reshape(2, 4)
+    quick = ServerConfig(warm_up_timeout=1)
+    with caplog.at_level(logging.WARNING, "inflight"), running(*servables, config=quick) as here:
+        for name, platform in (("endless", "inflight, one request a call"), ("declared", "inflight")):
+            assert np.array_equal(by_oip_json(here.http, name, {"x": x}), 2 * x)
+            assert get(here.http, f"/v2/models/{name}")["platform"] == platform
+        assert [(each.replicas, each.ready_replicas) for each in here.server.servables()] == [(2, 2), (1, 1)]
+    lines = sorted(record.getMessage() for record in caplog.records if "warm-up" in record.getMessage())
+    assert len(lines) == 2, lines
+    assert "'declared'" in lines[0]
+    assert "one request a call" not in lines[0]
+    assert "'endless'" in lines[1]
+    assert "one request a call" in lines[1]

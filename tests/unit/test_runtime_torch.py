@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from inflight.errors import StartError  # noqa: E402
+from inflight.pipeline import examine  # noqa: E402
 from inflight.runtime import LoadRequest  # noqa: E402
 from inflight.runtime.base import LoadedModel  # noqa: E402
 from inflight.runtime.torch import TorchRuntime  # noqa: E402
@@ -178,3 +179,25 @@ def test_wrong_shapes_are_refused_by_an_exported_program(export: Callable[..., P
     with pytest.raises((AssertionError, RuntimeError)):
         model.run([np.ones((2, 4), np.float32)])
     np.testing.assert_array_equal(model.run([ONES])[0], ONES + 1)
+
+
+class OverRows(torch.nn.Module):
+    """Each row, with the rows before it where `along` is 0."""
+
+    def __init__(self, along: int) -> None:
+        super().__init__()
+        self.along = along
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(self.along)
+
+
+@pytest.mark.parametrize("along", [0, 1])
+def test_whether_an_exported_program_has_a_batch_is_found_out(export: Callable[..., Path], along: int) -> None:
+    rows = torch.export.Dim("rows", min=1, max=64)
+    model = load(export(OverRows(along), torch.ones(2, 3), dynamic_shapes=({0: rows},)))
+    assert examine(model, 32).batched is (along == 1)
+
+
+def test_a_script_is_served_one_request_a_call(script: Callable[..., Path]) -> None:
+    assert not examine(load(script(InPlace())), 32).batched
