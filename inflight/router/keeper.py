@@ -134,6 +134,7 @@ class Keeper:
                 if self._policy.only_proven:
                     return False
                 if replica.killed or replica.left:
+                    replica.failures = 0
                     await asyncio.sleep(killed)
                     killed = min(killed * 2, KILLED_DELAY)
                 else:
