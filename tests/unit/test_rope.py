@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from inflight.errors import InvalidRequest, StartError
+from inflight.generation import Grammar
+from inflight.llm import LLM
 from inflight.models.config import decoder_config
 from inflight.nn import make_rope, rope_length
 from inflight.plan import Sampling
 from inflight.rank.batches import Asked, Batches
 from inflight.shard import ModelRunner
 from inflight.text import load_tokenizer
-from tests.lm import POCKET, Driver, make_runner, reference, save_tiny
+from tests.lm import POCKET, Driver, make_runner, more_tokens_than_rows, reference, save_tiny
 
 ORIGINAL = 32
 SHORT = [1.0 + 0.05 * i for i in range(8)]
@@ -206,6 +208,30 @@ def test_a_foreign_routers_row_grows_over_the_original_length(scaled: Any) -> No
             batches.prefill(99, [shared])
     else:
         assert batches.prefill(99, [shared]).generated[0].token == expected[4][0][0]
+
+
+def test_through_the_engine(tmp_path: Path) -> None:
+    """Rows that grow over the original length in `LLM`, also while they follow a grammar, alone and in a crowd."""
+    settings = {"max_position_embeddings": ORIGINAL, **KINDS["longrope"]}
+    model = reference(more_tokens_than_rows(tmp_path, **settings))
+    many = prompts()
+    grammar = Grammar("regex", "[a-z ]{300,400}")
+    with LLM(tmp_path, dtype="float32", kv_cache_memory=8 << 20, threads=1, max_batch_size=8) as llm:
+        crowd = llm.generate(many, max_new_tokens=NEW, ignore_eos=True)
+        assert [one.token_ids for one in crowd] == [wanted(model, prompt, False)[0] for prompt in many]
+        bound = llm.generate(many, max_new_tokens=NEW, grammar=grammar)
+        alone = [llm.generate([prompt], max_new_tokens=NEW, grammar=grammar)[0] for prompt in many]
+        assert [one.token_ids for one in bound] == [one.token_ids for one in alone]
+
+
+def test_a_rotation_with_a_scale_for_each_length(tmp_path: Path) -> None:
+    """Phi-3.5-MoE's own: it takes the longest position of a call for two things."""
+    rope = {**KINDS["longrope"]["rope_parameters"], "short_mscale": 1.1, "long_mscale": 1.3}
+    save_tiny("Phimoe", tmp_path, **{**KINDS["longrope"], "rope_parameters": rope, "num_local_experts": 4})
+    model, runner = reference(tmp_path), make_runner(tmp_path)
+    assert type(runner._model).__name__ == "Bridged"
+    for one, prompt in zip(served(runner, prompts()), prompts()):
+        close(one, wanted(model, prompt, False))
 
 
 # What configs say
