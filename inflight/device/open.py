@@ -10,6 +10,8 @@ import torch
 
 from inflight.errors import StartError
 
+CGROUP_STAT = "/sys/fs/cgroup/memory.stat"
+
 
 class Device(ABC):
     """One device of one kind.
@@ -44,7 +46,9 @@ class _Cpu(Device):
                 free = int(line.split()[1]) << 10
         limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
         if limit and used and limit[0].isdigit():
-            free = min(free, max(0, int(limit[0]) - int(used[0])))
+            # Files that were read once, like the weights, count as used and give way to whoever needs the memory.
+            files = [int(line.split()[1]) for line in _lines(CGROUP_STAT) if line.startswith("inactive_file ")]
+            free = min(free, max(0, int(limit[0]) - int(used[0]) + sum(files)))
         return free
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.device import Device
+from inflight.device import Device, open_device
 from inflight.errors import StartError, Unavailable
 from inflight.llm import LLM
 from inflight.plan import StepPlan, StepResult
@@ -62,6 +62,20 @@ class _Memory(Device):
 
     def available_memory(self) -> int:
         return self.free
+
+
+def test_in_a_container_files_that_were_read_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a model comes back with a smaller cache because its weights were read again."""
+    files = {
+        "/proc/meminfo": ["MemTotal: 99 kB", f"MemAvailable:   {64 << 20} kB"],
+        "/sys/fs/cgroup/memory.max": [str(16 * GIB)],
+        "/sys/fs/cgroup/memory.current": [str(12 * GIB)],
+        "/sys/fs/cgroup/memory.stat": [f"anon {5 * GIB}", f"inactive_file {6 * GIB}", f"active_file {GIB}"],
+    }
+    monkeypatch.setattr("inflight.device.open._lines", lambda path: files.get(path, []))
+    assert open_device("cpu", 0).available_memory() == 10 * GIB
+    files["/sys/fs/cgroup/memory.max"] = ["max"]
+    assert open_device("cpu", 0).available_memory() == 64 * GIB
 
 
 def test_a_step_that_fails_in_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
