@@ -159,7 +159,7 @@ def frames(data: bytes) -> list[str]:
 
 def chat(address: str, sampled: bool, number: int) -> Any:
     """The parts of a streamed answer, which must come to one text."""
-    body: dict[str, Any] = {"model": "long", "stream": True, "max_tokens": 80, "temperature": 0.9 if sampled else 0}
+    body: dict[str, Any] = {"stream": True, "max_tokens": 80, "temperature": 0.9 if sampled else 0}
     body |= {"messages": [{"role": "user", "content": f"Who is {NAMES[number]}?"}], "seed": number}
     *events, last = frames(post(address, "/v1/chat/completions", body))
     assert last == "[DONE]", last
@@ -299,12 +299,17 @@ def end_by_kill(server: Served, before: list[str], report: Report) -> None:
         report.left += [line for line in sockets.read_text().splitlines() if str(folder) in line]
 
 
-def run(folder: Path, kills: int, most: float, seed: int) -> Report:
-    """Starts a server below `folder`, kills its processes, and the server itself in the end."""
+def run(folder: Path, kills: int, most: float, seed: int, *, alone: bool = True) -> Report:
+    """Starts a server below `folder`, kills its processes, and the server itself in the end.
+
+    Args:
+        alone: a language model stands beside the one of the servable, and answers what asks for no servable.
+    """
     report, draw = Report(), random.Random(seed)
     model = long_context(folder / "long")
     write_servable(folder / "servables", "tales", TALES.format(folder=str(model)))
-    paths = [str(ROOT / "examples" / "digits" / "digits"), str(folder / "servables" / "tales"), str(model)]
+    paths = [str(ROOT / "examples" / "digits" / "digits"), str(folder / "servables" / "tales")]
+    paths += [str(model)] if alone else []
     before = shared_memory()
     temporary = folder / "tmp"
     temporary.mkdir()

@@ -93,41 +93,30 @@ def test_an_idle_model_whose_rank_dies_and_dies_again_while_it_loads(long_contex
         address = f"127.0.0.1:{port}"
         before = get(address, "/info")
         assert before["max_total_tokens"] == 1 << 20
-        wanted = generate(address, 200)
-        stream = Stream(address, 200)
-        assert stream.begun.wait(60)
+        wanted = generate(address, 60)
         (first,) = ranks(launcher.pid)
         os.kill(first, signal.SIGKILL)
-        assert stream.result() == wanted
-        (second,) = ranks(launcher.pid)
-        os.kill(second, signal.SIGKILL)
         eventually(lambda: health(address) == 503, 5, "an idle model notices at once")
-        for _ in range(3):  # so often shards may say that they cannot load
-            eventually(lambda: ranks(launcher.pid), 30)
-            waiting = Stream(address, 200)
-            (loading,) = ranks(launcher.pid)
-            os.kill(loading, signal.SIGKILL)
-            eventually(lambda: not psutil.pid_exists(loading), 5)  # noqa: B023  # it is called here
+        eventually(lambda: ranks(launcher.pid), 30)
+        waiting = Stream(address, 60)
+        (loading,) = ranks(launcher.pid)
+        os.kill(loading, signal.SIGKILL)
         assert waiting.result() == wanted
-        eventually(lambda: health(address) == 200)
+        assert health(address) == 200
         assert get(address, "/info") == before
+        assert not {first, loading} & set(ranks(launcher.pid))
         assert launcher.end() == 0
 
 
-def test_one_of_two_ranks_dies_or_hangs(long_context: Path, tmp_path: Path) -> None:
-    with serve(tmp_path, str(long_context), "--tensor-parallel", "2", "--step-timeout", "3") as server:
+def test_a_rank_that_hangs_is_replaced(long_context: Path, tmp_path: Path) -> None:
+    with serve(tmp_path, str(long_context), "--step-timeout", "2") as server:
         room = get(server.http, "/info")["max_batch_total_tokens"]
-        wanted = generate(server.http, 60)
-        idle = ranks(server.pid)
-        os.kill(idle[1], signal.SIGKILL)
-        eventually(lambda: health(server.http, "/health/ready") == 503, 5, "an idle model notices at once")
-        assert generate(server.http, 60) == wanted
-        running = ranks(server.pid)
-        assert not set(idle) & set(running), "both are new"
-        stream = Stream(server.http, 60)
+        wanted = generate(server.http, 400)
+        stream = Stream(server.http, 400)
         assert stream.begun.wait(60)
-        os.kill(running[1], signal.SIGSTOP)
+        (hanging,) = ranks(server.pid)
+        os.kill(hanging, signal.SIGSTOP)
         assert stream.result() == wanted
-        assert not set(running) & set(ranks(server.pid))
+        assert hanging not in ranks(server.pid)
         assert get(server.http, "/info")["max_batch_total_tokens"] == room
         assert server.end() == 0
