@@ -54,7 +54,7 @@ class Case:
     targets: tuple[Target, ...]
 
 
-def _add_arrays(rows: int = 1) -> tuple[bodies.Named, bodies.Named]:
+def add_arrays(rows: int = 1) -> tuple[bodies.Named, bodies.Named]:
     first = np.array([[[1, 2], [3, 4]]] * rows, np.float32)
     second = np.array([[[5, 6], [7, 8]]] * rows, np.float32)
     return {"x1": first, "x2": second}, {"y": first + second}
@@ -74,7 +74,7 @@ def _add_row(door: str, connections: int) -> str:
 
 @contextmanager
 def add_rest() -> Iterator[list[Cell]]:
-    inputs, outputs = _add_arrays()
+    inputs, outputs = add_arrays()
     body = bodies.v2_json(inputs, outputs)
     own_body = bodies.mindspore_json(inputs, outputs)
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def add_rest() -> Iterator[list[Cell]]:
 
 @contextmanager
 def add_grpc() -> Iterator[list[Cell]]:
-    inputs, outputs = _add_arrays()
+    inputs, outputs = add_arrays()
     body = bodies.mindspore_grpc("add", inputs, outputs)
     v2_body = bodies.v2_grpc("add", inputs, outputs)
     with ExitStack() as stack:
@@ -250,7 +250,7 @@ _IDLE_SECONDS = 10.0
 
 @contextmanager
 def idle() -> Iterator[list[Cell]]:
-    inputs, outputs = _add_arrays()
+    inputs, outputs = add_arrays()
     body = bodies.v2_json(inputs, outputs)
     with ExitStack() as stack:
         ours = stack.enter_context(servers.inflight("add"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import threading
 import time
@@ -205,6 +206,24 @@ def test_errors_keep_the_server(channel: grpc.Channel, caplog: pytest.LogCapture
 def test_more_calls_at_once_than_streams(channel: grpc.Channel) -> None:
     calls = [unary(channel, "sleep").future(Text(service="0.05")) for _ in range(400)]
     assert all(call.result(timeout=10).service == "0.05" for call in calls)
+
+
+def test_thousands_of_calls_on_one_channel(address: str) -> None:
+    """zttp cuts a connection at 4,096 streams, so it retires before; no call may be lost to that."""
+
+    async def run() -> int:
+        async with grpc.aio.insecure_channel(address) as made:
+            sleep = made.unary_unary("/test.Service/sleep", Text.SerializeToString, Text.FromString)
+            request = Text(service="0.001")
+
+            async def caller() -> int:
+                for _ in range(60):
+                    await sleep(request)
+                return 60
+
+            return sum(await asyncio.gather(*(caller() for _ in range(80))))
+
+    assert asyncio.run(run()) == 4800
 
 
 def test_a_hundred_channels(address: str) -> None:

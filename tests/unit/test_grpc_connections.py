@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Iterator
 
@@ -61,24 +60,6 @@ def test_what_is_not_grpc(address: str) -> None:
         assert client.trailers(stream)[b"grpc-status"] == b"0"
         stream = client.post("/test.Service/echo", Text(), timeout=b"soon")
         assert client.trailers(stream)[b"grpc-status"] == b"13"
-
-
-def test_many_calls_on_one_channel_outlive_its_connections(address: str) -> None:
-    """The HTTP/2 engine cuts a connection at 4,096 streams; no call may be lost to that."""
-
-    async def run() -> int:
-        async with grpc.aio.insecure_channel(address) as made:
-            sleep = made.unary_unary("/test.Service/sleep", Text.SerializeToString, Text.FromString)
-            request = Text(service="0.001")
-
-            async def caller() -> int:
-                for _ in range(60):
-                    await sleep(request)
-                return 60
-
-            return sum(await asyncio.gather(*(caller() for _ in range(80))))
-
-    assert asyncio.run(run()) == 4800 > connection.MAX_STREAMS
 
 
 def test_many_cancelled_calls_do_not_harm_their_neighbour(service: Service, channel: grpc.Channel) -> None:

@@ -89,6 +89,8 @@ def test_requirements() -> None:
     assert not {"torch", "transformers", "mindspore", "uvicorn", "zttp", "pytest"} & set(base)
     assert "torch>=2.9,<3" in lists["llm"]
     assert all(extra in lists for extra in ("llm", "mindspore", "zttp", "dev"))
+    # MindSpore 2.10 is built for the C interface of NumPy 1: with NumPy 2 it takes no NumPy scalar as a number.
+    assert "numpy<2; python_version < '3.13'" in lists["mindspore"]
     # Extras that may be large or missing on some Pythons are no part of the checks.
     assert not {"torch", "mindspore"} & set(names(lists["dev"]))
 

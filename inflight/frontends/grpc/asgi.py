@@ -67,6 +67,13 @@ class Stream(Protocol):
     def peer(self) -> object:
         """Names the connection."""
 
+    def reserve(self, size: int) -> None:
+        """A reply of so many bytes is about to be sent.
+
+        Raises:
+            GrpcError: RESOURCE_EXHAUSTED, too much waits for a caller that does not read.
+        """
+
     async def drain(self) -> None:
         """Waits until the caller has taken most of what was sent.
 
@@ -85,6 +92,9 @@ class _Detached:
     stopping = False
     resting = False
     task: asyncio.Task[Any] | None = None
+
+    def reserve(self, size: int) -> None:
+        pass
 
     async def drain(self) -> None:
         pass
@@ -183,6 +193,7 @@ class _Call:
         deadline.cancel()
         send = self._send
         body = self._framed(reply)
+        self._stream.reserve(len(reply))
         self._started = True
         await send(_START)
         for part in body[:-1]:

@@ -38,6 +38,10 @@ HIGH_WATER = 256 * 1024
 """Bytes of replies that may wait for one stream's window before its handler does."""
 MAX_WAITING = 64 << 20
 """Bytes of replies that may wait where the handler cannot, since the client sends on without reading."""
+MAX_REPLIES = 256 << 20
+"""Bytes of whole replies that may wait for one connection."""
+_LARGE = 64 * 1024
+"""Smaller replies are bounded by the number of streams."""
 STREAM_WINDOW = 4 << 20
 """Bytes of one request that may be on their way."""
 CONNECTION_WINDOW = 16 << 20
@@ -80,6 +84,16 @@ class GrpcStream:
         """Names the connection."""
         return id(self._connection)
 
+    def reserve(self, size: int) -> None:
+        """As `Stream` says, over all calls of the connection."""
+        if size < _LARGE:
+            return
+        held = [stream for stream in self._connection.large if stream.pending_bytes]
+        waiting = sum(stream.pending_bytes or 0 for stream in held)
+        if waiting and waiting + size > MAX_REPLIES:
+            raise GrpcError(RESOURCE_EXHAUSTED, f"{waiting} bytes of replies wait, read them before sending more")
+        self._connection.large = [*held, self._stream]
+
     async def drain(self) -> None:
         """Waits until at most `HIGH_WATER` bytes wait for the stream's window.
 
@@ -106,6 +120,7 @@ class GrpcProtocol(ZttpH2Protocol):  # type: ignore[misc]  # uvicorn is not foll
         self._retiring: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._news: asyncio.Event | None = None
+        self.large: list[Any] = []  # streams with a large reply, some of them long sent
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
