@@ -34,6 +34,8 @@ from inflight.frontends.sockets import SocketFile, bind_tcp, bind_unix, cannot_s
 
 MAX_STREAMS = 1024
 """Calls that one connection may have open."""
+MAX_PENDING = 8192
+"""Calls that may wait in the core for this process; beyond it the core cuts some by chance, whoever's they are."""
 _DISCONNECT = 1.0
 """Seconds that a handler has to end by itself once its call is cut."""
 
@@ -133,6 +135,8 @@ def _options(max_message_bytes: int, first_byte_timeout: float) -> list[tuple[st
         ("grpc.max_send_message_length", -1),  # checked here, where the text is ours
         ("grpc.server_handshake_timeout_ms", round(first_byte_timeout * 1000)),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
+        ("grpc.server.max_pending_requests", MAX_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING),
         ("grpc.http2.max_ping_strikes", 0),  # clients may ping as they like
         ("grpc.keepalive_permit_without_calls", 1),  # every two hours: finds the peers that are gone
     ]
