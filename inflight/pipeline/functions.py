@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from inflight.errors import ModelError, describe
+from inflight.errors import DeadlineExceeded, InflightError, ModelError, describe
 from inflight.pipeline.failures import FailureLog
 from inflight.servable import FunctionSpec, MethodSpec, StageSpec
 from inflight.types import CODES, Array, Outcome, Value
 
-Fail = Callable[[BaseException], ModelError]
+Fail = Callable[[BaseException], InflightError]
 
 _FAILURES = FailureLog()
 
@@ -82,7 +82,7 @@ def run_stage(
     ends the worker. (A worker's real signals raise nothing, they are handled on a thread of their own.)
     """
 
-    def fail(error: BaseException) -> ModelError:
+    def fail(error: BaseException) -> InflightError:
         failed = failure(method.name, stage, error)
         _FAILURES.add(f"{method.name}/{stage.index}", error, str(failed))
         return failed
@@ -97,9 +97,11 @@ def run_stage(
     return _batch(function, form, inputs, count, fail, at)
 
 
-def failure(method: str, stage: StageSpec, error: BaseException) -> ModelError:
-    """The error of a failed stage, in MindSpore Serving's words."""
-    return ModelError(
+def failure(method: str, stage: StageSpec, error: BaseException) -> InflightError:
+    """The error of a failed stage, in MindSpore Serving's words. That a model which the function called took too long
+    stays what it is."""
+    kind = DeadlineExceeded if isinstance(error, DeadlineExceeded) else ModelError
+    return kind(
         f"Call {stage.tag} Failed, method: '{method}', stage index(begin with 1): {stage.index}, "
         f"error msg: {describe(error)}"
     )

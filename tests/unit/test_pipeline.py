@@ -265,6 +265,16 @@ def leaves(x: Array) -> Array:
     raise SystemExit("bye")
 
 
+def calls_a_hung_model(x: Array) -> Array:
+    raise DeadlineExceeded("a model of servable 'demo' ran for more than 2 seconds")
+
+
+def test_a_called_model_that_took_too_long_is_told_as_a_deadline(running: Callable[..., Running]) -> None:
+    (outcome,) = running(stage_of(calls_a_hung_model)).run("method", [[np.array(1.0)]])
+    assert isinstance(outcome, DeadlineExceeded)
+    assert "ran for more than 2 seconds" in str(outcome)
+
+
 def returns_none(x: Array) -> None:
     return None
 
