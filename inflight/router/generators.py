@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, ServerConfig
@@ -29,6 +31,8 @@ from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
 if TYPE_CHECKING:
     from inflight.engine import Engine
     from inflight.router.shards import ShardGroup
+
+T = TypeVar("T")
 
 LONGEST = 24 * 3600.0
 """Seconds after which a request without a deadline of its own is given up."""
@@ -200,9 +204,7 @@ class Generators:
                 if config.name in self._engines or config.name not in self._served:
                     self.announce([config])
                 try:
-                    tokenizer = await asyncio.get_running_loop().run_in_executor(
-                        None, load_tokenizer, config.model_dir, config.tokenizer_config
-                    )
+                    tokenizer = await _aside(partial(load_tokenizer, config.model_dir, config.tokenizer_config))
                 except Exception as error:  # the tokenizer's library raises anything for a broken file
                     raise failed_load("the tokenizer", error, config.model_dir) from error
                 shards = ShardGroup(config, self._config, _Progress(config.name))
@@ -244,6 +246,22 @@ class Generators:
     def pids(self, name: str) -> list[int]:
         """Processes of one model's ranks."""
         return self._groups[name].pids
+
+
+async def _aside(call: Callable[[], T]) -> T:
+    """The result of a call on a thread of its own, which does not keep the process: a file may be on a disk that hangs,
+    and Python waits at its end for the threads of an executor."""
+    result: concurrent.futures.Future[T] = concurrent.futures.Future()
+    result.set_running_or_notify_cancel()  # who waits may leave; the thread still ends in order
+
+    def work() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, name="tokenizer", daemon=True).start()
+    return await asyncio.wrap_future(result)
 
 
 class _Progress:

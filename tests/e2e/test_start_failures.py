@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.broken_models import LANGUAGE_MODELS, save_language_model
@@ -82,6 +84,27 @@ def test_broken_models_end_the_commands(tmp_path: Path) -> None:
         else:
             assert "Traceback" not in out + err
             assert len(told) == 1, out + err
+
+
+def test_a_signal_while_a_file_does_not_come(tmp_path: Path) -> None:
+    """As from a disk that hangs: the launcher ends, with 0."""
+    folder = save_language_model(tmp_path / "hangs")
+    fifo = folder / "chat_template.jinja"
+    os.mkfifo(fifo)
+    ends: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):  # nobody waits for it yet
+            ends.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(ends)
+
+    command = [str(LAUNCHER), "--model-id", str(folder), "--hostname", "127.0.0.1", "--port", "0"]
+    with process(tmp_path, *command) as served:
+        eventually(is_read, SECONDS)
+        assert served.end(signal.SIGTERM, SECONDS) == 0
+        assert served.stderr.read_text() == ""
+    for end in ends:
+        os.close(end)
 
 
 def gone(pids: Sequence[int]) -> None:
