@@ -88,6 +88,10 @@ class Calls:
             if call.resting:
                 call.stop()
 
+    def forget(self) -> None:
+        """The server is gone: its descriptors must not wait for a collection of garbage."""
+        self._server = self._queue = None
+
     def reserve(self, call: Any, size: int) -> bytes | None:
         """Counts a large reply as waiting for its caller. Gives what `release` wants; None where nothing is counted.
 

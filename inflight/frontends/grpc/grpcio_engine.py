@@ -100,6 +100,8 @@ class GrpcioListener:
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
         server.destroy()
         await self._completions.close()
+        self._completions = None
+        self._calls.forget()
 
     def forget(self) -> None:
         """As `Listener` says."""
