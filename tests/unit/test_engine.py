@@ -13,7 +13,9 @@ import tokenizers
 
 from inflight.config import GeneratorConfig, RestartPolicy
 from inflight.engine import Engine
+from inflight.engine import engine as engine_module
 from inflight.errors import (
+    Cancelled,
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
@@ -450,3 +452,48 @@ def test_stop_says_a_cancel_again_that_was_lost() -> None:
         assert engine._loop_task.done()
 
     asyncio.run(main())
+
+
+async def ended(engine: Engine) -> None:
+    """Waits until nothing is computed any more."""
+    for _ in range(1000):
+        if not engine.admission.used:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{engine.admission.used} generations keep their places")
+
+
+def test_who_reads_slowly_keeps_no_place_and_loses_nothing() -> None:
+    async def test(engine: Engine, executor: FakeExecutor) -> None:
+        slow = [engine.generate(GenerationRequest([number], max_new_tokens=30)) for number in (1, 2)]
+        begun = [await anext(events) for events in slow]
+        assert all(isinstance(event, Start) for event in begun)
+        with pytest.raises(Overloaded):
+            await collect(engine.generate(GenerationRequest([3], max_new_tokens=4)))
+        await ended(engine)
+        tokens, _ = await collect(engine.generate(GenerationRequest([3], max_new_tokens=4)))
+        assert tokens == expected([3], 4)
+        for number, events in zip((1, 2), slow):
+            rest = [event async for event in events]
+            assert [event.info.id for event in rest if isinstance(event, Token)] == expected([number], 30)
+            assert isinstance(rest[-1], Finish)
+
+    serve(test, max_concurrent_requests=2)
+
+
+def test_what_nobody_takes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "UNREAD", 70)
+
+    async def test(engine: Engine, executor: FakeExecutor) -> None:
+        slow = []
+        for number in (1, 2, 3):  # 30 tokens each: two of them fit
+            slow.append(engine.generate(GenerationRequest([number], max_new_tokens=30)))
+            await anext(slow[-1])
+            await ended(engine)
+        with pytest.raises(Cancelled, match="too slowly"):
+            await anext(slow[0])
+        for number, events in zip((2, 3), slow[1:]):
+            rest = [event async for event in events]
+            assert [event.info.id for event in rest if isinstance(event, Token)] == expected([number], 30)
+
+    serve(test)
