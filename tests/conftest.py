@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from inflight.frontends import listen
+from inflight.log import LOGGER
 from tests.grpc_server import ENGINES
 
 
@@ -27,6 +28,15 @@ def engine(request: pytest.FixtureRequest) -> str:
     """Each engine of the gRPC door in turn."""
     name: str = request.param
     return name
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """Commands that a test runs in this process set the loggers up, for a stream that ends with the test."""
+    state = LOGGER.handlers[:], LOGGER.propagate, LOGGER.level
+    yield
+    LOGGER.handlers[:], LOGGER.propagate = state[:2]
+    LOGGER.setLevel(state[2])
 
 
 @pytest.fixture

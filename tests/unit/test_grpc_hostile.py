@@ -213,6 +213,10 @@ def test_half_open_connections(address: str, others: grpc.UnaryUnaryMultiCallabl
         served_well(others)
 
 
+RESET = b"\0\0\x04\x03\0"
+"""The beginning of an RST_STREAM frame; the stream's number follows."""
+
+
 def test_the_longest_idle_call_makes_room(
     address: str, engine: str, others: grpc.UnaryUnaryMultiCallable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,8 +226,9 @@ def test_the_longest_idle_call_makes_room(
     monkeypatch.setattr(grpcio_calls, "MAX_CALLS", 20)
     with connected(address) as client:
         client.sendall(b"".join(frame(HEADERS, END_HEADERS, stream, head()) for stream in range(1, 101, 2)))
+        got = b""
+        while got.count(RESET) < 30:  # all fifty have come, the oldest were given up
+            got += client.recv(65_536)
+        assert RESET + b"\0\0\0\x01" in got
         for _ in range(30):
             served_well(others)
-        got = b""
-        while b"\0\0\x04\x03\0\0\0\0\x01" not in got:  # the oldest was reset
-            got += client.recv(65_536)
