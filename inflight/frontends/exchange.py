@@ -201,7 +201,7 @@ class Exchange:
         connection = b"" if self.keep_alive else b"connection: close\r\n"
         lines = b"".join([b"%b: %b\r\n" % line for line in headers])
         head = b"%b%bcontent-length: %d\r\n%b\r\n" % (STATUS_LINES[status], lines, len(body), connection)
-        self._head = b""
+        self._head = self._body = b""
         self.finished = True
         if len(body) <= _JOINED:
             self._connection.transport.write(head + body)

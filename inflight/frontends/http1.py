@@ -164,8 +164,10 @@ class HttpConnection(asyncio.Protocol):
             self._turn_away(exchange, refusal)
             return
         if self._limits.large_body_bytes <= self._length <= self._limits.max_body_bytes:
-            self._bulk = self._new_bulk()
-            exchange.upload(self._length)
+            if free or gate is None:
+                self._bulk = self._new_bulk()
+            if free:
+                exchange.upload(self._length)
         if free:
             if self._inline is None or self._awaits_continue:
                 self._start(exchange)
@@ -237,7 +239,7 @@ class HttpConnection(asyncio.Protocol):
                 self.resume_reading()
             return
         if self._queue and not self._caller.waits:
-            self._start(self._queue.popleft())
+            self._next()
         elif not self._began:
             self._last_read = self.loop.time()
         self.resume_reading()
@@ -253,8 +255,20 @@ class HttpConnection(asyncio.Protocol):
     def _turn(self) -> None:
         """The client, who was refused, is listened to again."""
         if self._queue and self._current is None:
-            self._start(self._queue.popleft())
+            self._next()
         self.resume_reading()
+
+    def _next(self) -> None:
+        """The first of the queue is dealt with. It was not looked at before, so it may be refused only now."""
+        exchange = self._queue.popleft()
+        coming = self._length if exchange is self._reading else 0
+        refusal = exchange.gate.refusal(coming) if exchange.gate is not None else None
+        if refusal is not None:
+            self._turn_away(exchange, refusal)
+            return
+        if coming >= self._limits.large_body_bytes:
+            exchange.upload(coming)
+        self._start(exchange)
 
     def forget(self, exchange: Exchange) -> None:
         """The application returned."""
