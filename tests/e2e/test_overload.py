@@ -172,6 +172,18 @@ def test_a_refused_body_is_dropped_and_the_connection_goes_on(occupied: Served) 
         assert raw.recv(4096).startswith(b"HTTP/1.1 200")
 
 
+def test_a_request_behind_a_refused_one_is_refused_before_its_body_is_here(occupied: Served) -> None:
+    host, _, port = occupied.http.rpartition(":")
+    upload = message("/generate", {"inputs": "Once"}, 1_000_000)
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
+        raw.sendall(upload + upload[:300])  # and never the rest
+        got = b""
+        while got.count(b"HTTP/1.1 429") < 2:
+            data = raw.recv(4096)
+            assert data, got
+            got += data
+
+
 def test_long_texts_do_not_hold_up_short_ones(served: Served) -> None:
     """Texts that are far too long: each is refused for what it is, and those who send them are heard less and less."""
     too_long = message("/generate", {"inputs": "once upon a time " * 4000})
