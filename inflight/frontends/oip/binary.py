@@ -109,6 +109,11 @@ def encode_response(
     if request.id is not None:
         answer["id"] = request.id
     parts[0] = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in parts[0]:  # it writes whatever is not finite so; to look at every array before would cost more
+        for entry in entries:
+            if "data" in entry:
+                entry["data"] = _said(entry["data"])
+        parts[0] = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return parts, len(parts) > 1
 
 
@@ -279,13 +284,16 @@ def _raw(tensor: OipTensor) -> Body:
     return to_raw(tensor)
 
 
+def _said(data: Any) -> Any:
+    """Elements of which some may not be finite: NaN is null, infinity a word, as JSON has no numbers for them."""
+    floats = isinstance(data, np.ndarray) and data.dtype.kind == "f"
+    return words(data) if floats and not np.isfinite(data).all() else data
+
+
 def _json_data(tensor: OipTensor) -> Any:
-    """The elements row by row, as orjson takes them: NaN is null, infinity a word, as JSON has no numbers for them."""
+    """The elements row by row, as orjson takes them."""
     if isinstance(tensor.data, np.ndarray):
-        if not tensor.data.size:
-            return []
-        flat = np.ascontiguousarray(tensor.data).reshape(-1)
-        return flat if flat.dtype.kind != "f" or np.isfinite(flat).all() else words(flat)
+        return np.ascontiguousarray(tensor.data).reshape(-1) if tensor.data.size else []
     try:
         return [item.decode() for item in tensor.data]
     except UnicodeDecodeError as error:
