@@ -16,7 +16,6 @@ from inflight.kernels.parts import (
     StepArrays,
 )
 from inflight.kernels.program import NativeProgram
-from inflight.kernels.quantised import Quantised, quantise, stack
 
 __all__ = [
     "ENGINE",
@@ -33,11 +32,8 @@ __all__ = [
     "Packed",
     "PackedBytes",
     "Precision",
-    "Quantised",
     "StepArrays",
     "instruction_sets",
     "native_reason",
-    "quantise",
-    "stack",
     "top_k",
 ]

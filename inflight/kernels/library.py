@@ -6,7 +6,7 @@ import os
 from importlib import import_module
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 
 native: Any
 """The extension module; None where it was built without a compiler."""
@@ -41,15 +41,17 @@ def instruction_sets() -> list[str]:
 class Top(NamedTuple):
     """values float32 [rows, k], largest first; indices int64 [rows, k], of equal values the lower first."""
 
-    values: torch.Tensor
-    indices: torch.Tensor
+    values: np.ndarray[Any, np.dtype[np.float32]]
+    indices: np.ndarray[Any, np.dtype[np.int64]]
 
 
-def top_k(logits: torch.Tensor, k: int) -> Top:
-    """The k largest of each row, float32 [rows, n]; natively where the library is there and the rows are on the CPU."""
+def top_k(logits: np.ndarray[Any, np.dtype[np.float32]], k: int) -> Top | None:
+    """The k largest of each row, float32 [rows, n] whose rows lie together; None without the native library."""
+    if native is None:
+        return None
+    assert logits.dtype == np.float32
+    assert logits.strides[1] == 4
     rows, n = logits.shape
-    if native is None or logits.device.type != "cpu" or logits.dtype != torch.float32 or logits.stride(-1) != 1:
-        return Top(*torch.topk(logits, k, dim=-1))
-    values, indices = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
-    native.top_k(logits.data_ptr(), rows, logits.stride(0), n, k, values.data_ptr(), indices.data_ptr())
+    values, indices = np.empty((rows, k), np.float32), np.empty((rows, k), np.int64)
+    native.top_k(logits.ctypes.data, rows, logits.strides[0] // 4, n, k, values.ctypes.data, indices.ctypes.data)
     return Top(values, indices)

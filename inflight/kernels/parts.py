@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 
 class Format(enum.IntEnum):
@@ -31,7 +30,7 @@ class KvType(enum.IntEnum):
 MOST_INPUTS, MOST_GROUPED = 1 << 16, 1 << 15
 """Inputs that one scale may span, so that sums of integers fit 32 bits: of a whole row, and of a group."""
 
-KV_DTYPES = {KvType.FLOAT: torch.float32, KvType.BF16: torch.bfloat16, KvType.INT8: torch.int8}
+KV_BYTES = {KvType.FLOAT: 4, KvType.BF16: 2, KvType.INT8: 1}
 
 
 class Activation(enum.IntEnum):
@@ -73,7 +72,7 @@ class Layer:
 
     def block_bytes(self, block_size: int, kv: KvType) -> int:
         """Bytes of the cache's keys and values for one block; heads are padded to a multiple of 16 values."""
-        each: int = -(-self.dim // 16) * 16 * KV_DTYPES[kv].itemsize + (4 if kv is KvType.INT8 else 0)
+        each: int = -(-self.dim // 16) * 16 * KV_BYTES[kv] + (4 if kv is KvType.INT8 else 0)
         return 2 * block_size * self.kv_heads * each
 
 
@@ -93,7 +92,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class StepArrays:
-    """The tokens of one step; all contiguous, on the CPU.
+    """The tokens of one step.
 
     Attributes:
         tokens, positions, slots: int64 [T].
@@ -103,13 +102,13 @@ class StepArrays:
         reach: int64 [T], the length of the sequence that a token turns by, where a rotation asks; None: up to itself.
     """
 
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
+    tokens: Integers
+    positions: Integers
+    slots: Integers
     lengths: list[int]
-    tables: torch.Tensor
-    logits_at: torch.Tensor
-    reach: torch.Tensor | None = None
+    tables: Integers
+    logits_at: Integers
+    reach: Integers | None = None
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,11 @@ class StepOutput:
     Attributes:
         logits: float32 [S, vocabulary].
         hidden: float32 [S, H], what the logits were made of.
-        best: int64 [S] on the host, the first of each row's largest logits.
+        best: int64 [S], the first of each row's largest logits.
     """
 
-    logits: torch.Tensor
-    hidden: torch.Tensor
+    logits: np.ndarray[Any, np.dtype[np.float32]]
+    hidden: np.ndarray[Any, np.dtype[np.float32]]
     best: np.ndarray[Any, np.dtype[np.int64]]
 
 

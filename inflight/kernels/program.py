@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from inflight.kernels.library import ISA, native, native_reason
 from inflight.kernels.parts import (
@@ -23,6 +22,7 @@ from inflight.kernels.parts import (
     Cost,
     DecodeArrays,
     Format,
+    Integers,
     KvType,
     Layer,
     Norm,
@@ -32,9 +32,12 @@ from inflight.kernels.parts import (
     StepArrays,
     StepOutput,
 )
-from inflight.kernels.quantised import Quantised
+from inflight.tensors import BFLOAT16, Blocks, Floats, Quantised, Weight, widened
 
-_SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_SOURCES = {np.dtype(np.float32): 0, BFLOAT16: 1, np.dtype(np.float16): 2}
+
+
+CACHE_LINE = 64
 
 
 class _Code(enum.IntEnum):
@@ -60,8 +63,20 @@ def _view(address: int, size: int) -> Bytes:
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 
-def _address(data: Bytes) -> int:
+def _address(data: np.ndarray[Any, Any]) -> int:
+    """Where a contiguous array lies."""
     return int(data.__array_interface__["data"][0])
+
+
+def _long(values: Integers) -> Integers:
+    return np.ascontiguousarray(values, np.int64)
+
+
+def _room(rows: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Memory for float32 [rows, width] that begins with a cache line."""
+    raw = np.empty(rows * width * 4 + CACHE_LINE, np.uint8)
+    begin = -_address(raw) % CACHE_LINE
+    return raw[begin : begin + rows * width * 4].view(np.float32).reshape(rows, width)
 
 
 def _packable(weight: Quantised) -> bool:
@@ -93,7 +108,7 @@ class NativeProgram:
         self._layers: list[Layer] = []
         self._norms: list[int] = []
         self._held_packed: list[PackedBytes] = []
-        self._rows = StepOutput(torch.empty(0), torch.empty(0), np.empty(0, np.int64))
+        self._rows = StepOutput(_room(0, 0), _room(0, 0), np.empty(0, np.int64))
         self._output = self._rows
         self._decoding: DecodeArrays | None = None  # those that the arguments of `decode` are made for
         self._arguments: tuple[int, ...] = ()
@@ -115,8 +130,8 @@ class NativeProgram:
 
     def product(
         self,
-        weight: torch.Tensor | Quantised,
-        bias: torch.Tensor | None = None,
+        weight: Weight,
+        bias: Floats | None = None,
         precision: Precision | None = None,
         *,
         gated: bool = False,
@@ -124,29 +139,29 @@ class NativeProgram:
         """Packs a weight [n, k]; the original is not needed any more.
 
         Args:
-            weight: float32, bfloat16 or float16, or integers.
+            weight: float32, bfloat16 or float16, integers, or blocks, which become bfloat16.
             bias: [n].
             precision: what floats become; None: float32 stays, the others become bfloat16.
             gated: the first half of the outputs goes through an activation and is multiplied with the second.
         """
-        added = None if bias is None else bias.float().contiguous()
+        added = None if bias is None else widened(bias)
         n, k = weight.shape
         if added is not None and added.shape != (n,):
             raise ValueError(f"a bias of {list(added.shape)} does not fit a weight of {[n, k]}")
-        held = 0 if added is None else added.data_ptr()
-        if isinstance(weight, Quantised) and not _packable(weight):
-            weight = weight.dequantise(torch.bfloat16)
+        held = 0 if added is None else _address(added)
+        if isinstance(weight, Blocks) or (isinstance(weight, Quantised) and not _packable(weight)):
+            weight = weight.dequantise().astype(BFLOAT16)
         if isinstance(weight, Quantised):
             return self._codes(weight, held, gated)
         if weight.dtype not in _SOURCES:
             raise ValueError(f"a weight must be float32, bfloat16 or float16, not {weight.dtype}")
         if precision is None:
-            precision = Precision(Format.FLOAT if weight.dtype == torch.float32 else Format.BF16)
-        whole = weight.contiguous()
+            precision = Precision(Format.FLOAT if weight.dtype == np.float32 else Format.BF16)
+        whole = np.ascontiguousarray(weight)
         self._products.append(Packed(precision.format, False, gated, n, k, precision.group))
         return int(
             self._program.add_floats(
-                whole.data_ptr(), _SOURCES[whole.dtype], held, precision.format, gated, n, k, precision.group
+                _address(whole), _SOURCES[whole.dtype], held, precision.format, gated, n, k, precision.group
             )
         )
 
@@ -155,14 +170,14 @@ class NativeProgram:
         whole = weight.bits == 8 and weight.group >= k and weight.offsets is None and k <= MOST_INPUTS
         format = Format.INT8 if whole else Format.GROUP8 if weight.bits == 8 else Format.GROUP4
         group = -(-k // 8) * 8 if weight.group >= k else weight.group
-        codes, scales = weight.codes.contiguous(), weight.scales.contiguous()
-        offsets = None if weight.offsets is None else weight.offsets.contiguous()
+        codes, scales = np.ascontiguousarray(weight.codes), np.ascontiguousarray(weight.scales)
+        offsets = None if weight.offsets is None else np.ascontiguousarray(weight.offsets)
         self._products.append(Packed(format, offsets is not None, gated, n, k, 0 if whole else group))
         return int(
             self._program.add_codes(
-                codes.data_ptr(),
-                scales.data_ptr(),
-                0 if offsets is None else offsets.data_ptr(),
+                _address(codes),
+                _address(scales),
+                0 if offsets is None else _address(offsets),
                 bias,
                 format,
                 gated,
@@ -177,7 +192,7 @@ class NativeProgram:
         data, size, scales, scales_size = self._program.packed(product)
         return PackedBytes(self._products[product], _view(data, size), _view(scales, scales_size))
 
-    def product_of(self, packed: PackedBytes, bias: torch.Tensor | None = None) -> int:
+    def product_of(self, packed: PackedBytes, bias: Floats | None = None) -> int:
         """A weight that is packed already, where it lies; its memory must outlive the program.
 
         Raises:
@@ -187,16 +202,16 @@ class NativeProgram:
         whole = native.packed_bytes(shape.format, shape.offsets, shape.gated, shape.n, shape.k, shape.group)
         panels = -(-shape.n // 2 // 16) if shape.gated else -(-shape.n // 32)
         scales = panels * 32 * 4 if shape.format == Format.INT8 else 0
-        if len(packed.data) != whole or len(packed.scales) != scales or (bias is not None and bias.numel() != shape.n):
+        if len(packed.data) != whole or len(packed.scales) != scales or (bias is not None and bias.size != shape.n):
             raise ValueError(f"{len(packed.data)} bytes are no packed weight {shape}")
-        added = None if bias is None else bias.float().contiguous()
+        added = None if bias is None else widened(bias)
         self._products.append(shape)
         self._held_packed.append(packed)
         return int(
             self._program.add_packed(
                 _address(packed.data),
                 _address(packed.scales) if len(packed.scales) else 0,
-                0 if added is None else added.data_ptr(),
+                0 if added is None else _address(added),
                 shape.format,
                 shape.offsets,
                 shape.gated,
@@ -206,11 +221,11 @@ class NativeProgram:
             )
         )
 
-    def weight(self, values: torch.Tensor) -> int:
+    def weight(self, values: Floats) -> int:
         """A norm's weight."""
-        held = values.float().contiguous()
-        self._norms.append(held.numel())
-        return int(self._program.add_norm(held.data_ptr(), held.numel()))
+        held = widened(values)
+        self._norms.append(held.size)
+        return int(self._program.add_norm(_address(held), held.size))
 
     def rope(
         self,
@@ -382,23 +397,25 @@ class NativeProgram:
         Raises:
             IndexError: a token, slot, position or block that the program does not have.
         """
-        wanted = step.logits_at.numel()
-        out, self._decoding = self._results(wanted, logits, hidden), None
+        tokens, positions, slots, at = map(_long, (step.tokens, step.positions, step.slots, step.logits_at))
+        tables = np.ascontiguousarray(step.tables, np.int32)
+        reach = None if step.reach is None else _long(step.reach)
+        out, self._decoding = self._results(len(at), logits, hidden), None
         self._program.run(
-            step.tokens.data_ptr(),
-            step.positions.data_ptr(),
-            step.slots.data_ptr(),
+            _address(tokens),
+            _address(positions),
+            _address(slots),
             step.lengths,
-            step.tables.data_ptr(),
-            step.logits_at.data_ptr(),
-            step.tokens.numel(),
-            step.tables.shape[1],
-            wanted,
-            out.logits.data_ptr(),
-            out.hidden.data_ptr(),
+            _address(tables),
+            _address(at),
+            len(tokens),
+            tables.shape[1],
+            len(at),
+            _address(out.logits),
+            _address(out.hidden),
             hidden,
-            out.best.ctypes.data,
-            *(() if step.reach is None else (step.reach.data_ptr(),)),
+            _address(out.best),
+            *(() if reach is None else (_address(reach),)),
         )
         return out
 
@@ -411,33 +428,33 @@ class NativeProgram:
         if step is not self._decoding:
             self._decoding, out = step, self._results(len(step.known), logits, hidden)
             self._arguments = (
-                step.tokens.ctypes.data,
+                _address(step.tokens),
                 step.tokens.shape[1],
-                step.blocks.ctypes.data,
+                _address(step.blocks),
                 step.blocks.shape[1],
-                step.known.ctypes.data,
-                step.computed.ctypes.data,
+                _address(step.known),
+                _address(step.computed),
                 len(step.known),
-                out.logits.data_ptr(),
-                out.hidden.data_ptr(),
+                _address(out.logits),
+                _address(out.hidden),
                 hidden,
-                out.best.ctypes.data,
+                _address(out.best),
             )
         self._program.decode(append, *self._arguments)
         return self._output
 
     def _results(self, wanted: int, logits: int, hidden: int) -> StepOutput:
         if self._output.logits.shape != (wanted, self._widths[logits]):
-            self._output = self._room(wanted, logits, hidden)
+            self._output = self._held(wanted, logits, hidden)
         return self._output
 
-    def _room(self, wanted: int, logits: int, hidden: int) -> StepOutput:
+    def _held(self, wanted: int, logits: int, hidden: int) -> StepOutput:
         """Memory for a step's results: that of former steps, where it is large enough."""
         if len(self._rows.best) < wanted or not len(self._rows.best):
             rows = max(8, wanted)
             self._rows = StepOutput(
-                torch.empty(rows, self._widths[logits]),
-                torch.empty(rows, self._widths[hidden]),
+                _room(rows, self._widths[logits]),
+                _room(rows, self._widths[hidden]),
                 np.empty(rows, np.int64),
             )
         found = self._rows

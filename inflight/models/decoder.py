@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from inflight.device import Ranks
 from inflight.errors import StartError
-from inflight.kernels import Quantised, stack
 from inflight.models.base import CausalLM, ForwardBatch, reaches
 from inflight.models.config import DecoderConfig, Experts
 from inflight.models.lora import Adapter, LowRank, Place, Routes
@@ -30,6 +29,7 @@ from inflight.nn import (
     activation,
     make_rope,
 )
+from inflight.tensors import Quantised, stack
 
 Turn = tuple[torch.Tensor, torch.Tensor]
 Weight: TypeAlias = torch.Tensor | Quantised

@@ -32,7 +32,7 @@ from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
 from inflight.models.config import DecoderConfig
 from inflight.models.decoder import attention_spec
 from inflight.models.packed import Parts
-from inflight.nn import AttentionBackend, make_rope
+from inflight.nn import AttentionBackend, make_rope, to_array, to_tensor
 from inflight.plan import ShardJob
 
 log = logging.getLogger("inflight")
@@ -269,8 +269,8 @@ class NativeDecoder(CausalLM):
                 rows.tokens[:count], rows.blocks[:count], rows.known[:count], rows.computed[:count]
             )
         found = self._program.decode(self._arrays, greedy, self._logits, self._last)
-        self.hidden, self.best = found.hidden, found.best
-        return found.logits
+        self.hidden, self.best = to_tensor(found.hidden), found.best
+        return to_tensor(found.logits)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         attention, wanted = batch.attention, batch.logits_at
@@ -279,21 +279,22 @@ class NativeDecoder(CausalLM):
         if not decoding and wanted.numel() > 1 and bool((wanted[1:] < wanted[:-1]).any()):
             wanted, order = torch.sort(wanted, stable=True)
         step = StepArrays(
-            batch.token_ids,
-            batch.positions,
-            attention.slots,
+            to_array(batch.token_ids),
+            to_array(batch.positions),
+            to_array(attention.slots),
             attention.query_lens,
-            attention.block_tables,
-            wanted,
-            batch.reach,
+            to_array(attention.block_tables),
+            to_array(wanted),
+            None if batch.reach is None else to_array(batch.reach),
         )
         found = self._program.run(step, self._logits, self._last)
-        self.hidden, self.best = found.hidden, found.best
+        self.hidden, self.best = to_tensor(found.hidden), found.best
+        logits = to_tensor(found.logits)
         if order is None:
-            return found.logits
+            return logits
         back = torch.argsort(order)
-        self.hidden, self.best = found.hidden[back], found.best[back.numpy()]
-        return found.logits[back]
+        self.hidden, self.best = self.hidden[back], found.best[back.numpy()]
+        return logits[back]
 
 
 def _kv_type(asked: str, dtype: torch.dtype) -> KvType:

@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from inflight.kernels import Bytes, NativeProgram, Packed, PackedBytes, Precision, Quantised
+from inflight.kernels import Bytes, NativeProgram, Packed, PackedBytes, Precision
+from inflight.nn import to_array
+from inflight.tensors import Floats, Quantised, widened
 
 log = logging.getLogger("inflight")
 
@@ -71,20 +73,23 @@ class DecoderParts(Parts):
     ) -> None:
         self._parts = parts
         self._keep = keep
-        self._products: dict[str, tuple[int, torch.Tensor | None]] = {}
-        self._norms: dict[str, torch.Tensor] = {}
+        self._products: dict[str, tuple[int, Floats | None]] = {}
+        self._norms: dict[str, Floats] = {}
 
     def product(self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False) -> int:
         weight, bias = self._parts.pop(name)
-        number = program.product(weight, bias, precision, gated=gated)
-        self._products[name] = number, bias
+        added = None if bias is None else to_array(bias)
+        number = program.product(
+            weight if isinstance(weight, Quantised) else to_array(weight), added, precision, gated=gated
+        )
+        self._products[name] = number, added
         return number
 
     def norm(self, program: NativeProgram, name: str) -> int:
         weight, _ = self._parts.pop(name)
         assert isinstance(weight, torch.Tensor)
-        self._norms[name] = weight
-        return program.weight(weight)
+        self._norms[name] = to_array(weight)
+        return program.weight(self._norms[name])
 
     def finish(self, program: NativeProgram) -> None:
         if self._keep is None:
@@ -127,7 +132,7 @@ class FileParts(Parts):
         bias = self._floats(name, entry.bias)
         return program.product_of(
             PackedBytes(entry.packed, self._piece(name, entry.data), self._piece(name, entry.scales)),
-            bias if bias.numel() else None,
+            bias if bias.size else None,
         )
 
     def norm(self, program: NativeProgram, name: str) -> int:
@@ -147,8 +152,8 @@ class FileParts(Parts):
             raise ValueError(f"'{name}' lies outside of it")
         return self._bytes[first : first + size]
 
-    def _floats(self, name: str, where: tuple[int, int]) -> torch.Tensor:
-        return torch.from_numpy(self._piece(name, where).view(np.float32).copy())
+    def _floats(self, name: str, where: tuple[int, int]) -> Floats:
+        return self._piece(name, where).view(np.float32)
 
 
 def cache_path(folder: Path, model: Path, settings: Sequence[str]) -> Path:
@@ -165,8 +170,8 @@ def cache_path(folder: Path, model: Path, settings: Sequence[str]) -> Path:
 def _write(
     path: Path,
     program: NativeProgram,
-    products: dict[str, tuple[int, torch.Tensor | None]],
-    norms: dict[str, torch.Tensor],
+    products: dict[str, tuple[int, Floats | None]],
+    norms: dict[str, Floats],
 ) -> None:
     """In a file beside, which takes the name when it is whole."""
     pieces: list[Bytes] = []
@@ -179,8 +184,8 @@ def _write(
         position = _aligned(position + len(data))
         return first, len(data)
 
-    def floats(values: torch.Tensor | None) -> Bytes:
-        return _EMPTY if values is None else values.float().contiguous().numpy().view(np.uint8).reshape(-1)
+    def floats(values: Floats | None) -> Bytes:
+        return _EMPTY if values is None else widened(values).view(np.uint8).reshape(-1)
 
     entries: dict[str, Any] = {}
     for name, (number, bias) in products.items():

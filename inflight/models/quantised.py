@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from inflight.errors import StartError
-from inflight.kernels import Quantised
 from inflight.models.files import Part, TensorFiles
 from inflight.models.schemes import Awq, CompressedTensors, Gptq, Scheme, StoredModule, text, whole
+from inflight.nn import to_tensor
+from inflight.tensors import Quantised
 
 log = logging.getLogger("inflight")
 
@@ -179,7 +180,7 @@ def floats(found: Quantised, part: Part | None) -> torch.Tensor:
     result = torch.empty(n, end - first)
     for row in range(0, n, _ROWS):
         last = min(row + _ROWS, n)
-        result[row:last] = found.rows(row, last).dequantise()[:, first:end]
+        result[row:last] = to_tensor(found.rows(row, last).dequantise())[:, first:end]
     return result
 
 

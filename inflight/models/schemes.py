@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 
 from inflight.errors import StartError
-from inflight.kernels import Quantised
 from inflight.models.files import TensorFiles
 from inflight.models.packing import unpack, unpack_awq, unsigned
+from inflight.nn import to_array
+from inflight.tensors import Quantised
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -274,7 +275,7 @@ def _weight(
     offsets = None
     if zeros is not None and not (symmetric and bool((zeros == 1 << (bits - 1)).all())):
         offsets = scales * zeros
-    return Quantised(bits, group, codes.contiguous(), scales, offsets)
+    return Quantised(bits, group, to_array(codes), to_array(scales), None if offsets is None else to_array(offsets))
 
 
 def _divides(module: StoredModule, suffix: str, size: int, each: int) -> None:

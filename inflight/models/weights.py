@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 
 from inflight.errors import StartError
-from inflight.kernels import Quantised
 from inflight.loading import read_object
 from inflight.models.files import GGUF_NAME, Part, TensorFiles
 from inflight.models.quantised import QuantisedFiles, scheme_of
+from inflight.tensors import Quantised
 
 __all__ = ["Checkpoint", "Part"]
 

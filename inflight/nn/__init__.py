@@ -8,6 +8,7 @@ from inflight.nn.attention import (
     ReferenceAttention,
     make_attention,
 )
+from inflight.nn.border import to_array, to_tensor
 from inflight.nn.layers import Activation, RmsNorm, activation
 from inflight.nn.rope import Rope, make_rope, rope_length, rope_type
 
@@ -25,4 +26,6 @@ __all__ = [
     "make_rope",
     "rope_length",
     "rope_type",
+    "to_array",
+    "to_tensor",
 ]

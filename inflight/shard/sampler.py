@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from inflight.kernels import top_k
+from inflight.nn import to_tensor
 from inflight.plan import Sampling
 from inflight.types import Array
 
@@ -181,9 +182,15 @@ def _frequency(row: torch.Tensor, state: RowState, frequency: float, presence: f
 def _top_k(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
     """What is less likely than the k-th most likely; ties with it stay."""
     most = min(max(each.top_k for each in sampling), logits.shape[-1])
-    best = top_k(logits, most).values
+    best = _largest(logits, most)
     place = torch.tensor([min(each.top_k, logits.shape[-1]) - 1 for each in sampling], device=logits.device)
     return logits < best.gather(1, place.unsqueeze(1))
+
+
+def _largest(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest of each row, largest first; natively where that is there."""
+    found = top_k(logits.numpy(), k) if logits.device.type == "cpu" and logits.dtype == torch.float32 else None
+    return torch.topk(logits, k, dim=-1).values if found is None else to_tensor(found.values)
 
 
 def _top_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
@@ -243,7 +250,7 @@ def _mix(value: int) -> int:
 
 def _top(row: torch.Tensor, count: int) -> list[tuple[int, float]]:
     """The most likely tokens, ties with the last one included, best first and then by number."""
-    limit = top_k(row.unsqueeze(0), min(count, row.shape[0])).values[0, -1]
+    limit = _largest(row.unsqueeze(0), min(count, row.shape[0]))[0, -1]
     tokens = torch.nonzero((row >= limit) & (row > -torch.inf)).squeeze(1)
     pairs = sorted(zip((-row[tokens]).tolist(), tokens.tolist()))
     return [(token, -value) for value, token in pairs]

@@ -25,6 +25,7 @@ from inflight.models.gguf.config import generation_config, hf_config
 from inflight.models.gguf.file import GgufFile
 from inflight.models.gguf.folder import make_folder
 from inflight.models.weights import Checkpoint
+from inflight.nn import to_tensor
 from inflight.text import load_tokenizer
 from tests.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, bpe, matrices, save_floats, sentencepiece, write_gguf
 from tests.lm import make_runner, run, save_tiny
@@ -118,10 +119,10 @@ def test_types(family: str, architecture: str, type: Type, tmp_path: Path) -> No
             integers = type in (Type.Q8_0, Type.Q4_0, Type.Q4_K) and ("_proj.weight" in name)
             assert (found is not None) == integers, name
             if found is not None:
-                assert torch.equal(found.dequantise(), expected)
+                assert torch.equal(to_tensor(found.dequantise()), expected)
                 rows = checkpoint.quantised(name, values.shape, (0, 64, 128))
                 assert rows is not None
-                assert torch.equal(rows.dequantise(), expected[64:128])
+                assert torch.equal(to_tensor(rows.dequantise()), expected[64:128])
                 assert checkpoint.quantised(name, values.shape, (1, 64, 128)) is None
             if len(values.shape) == 2:
                 assert torch.equal(checkpoint.read(name, values.shape, (0, 16, 40)).float(), expected[16:40])

@@ -14,6 +14,7 @@ PACKAGES = (ROOT / "inflight", ROOT / "mindspore_serving")
 LEVELS = {
     "types": 0,
     "table": 0,
+    "tensors": 0,
     "plan": 0,
     "structured": 0,
     "generation": 0,
@@ -57,6 +58,7 @@ LEVELS = {
 ALLOWED = {
     "types": (),
     "table": (),
+    "tensors": ("ml_dtypes",),
     "plan": ("msgspec",),
     "structured": (),
     "generation": (),
@@ -75,7 +77,7 @@ ALLOWED = {
     "device": ("torch", "torch_npu"),
     "text": ("tokenizers", "jinja2", "llguidance"),
     "nn": ("torch",),
-    "kernels": ("torch",),
+    "kernels": (),
     "models": ("torch", "transformers", "safetensors", "gguf"),
     "shard": ("torch",),
     "engine": ("msgspec",),

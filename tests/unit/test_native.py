@@ -31,16 +31,16 @@ from inflight.kernels import (
     Layer,
     NativeProgram,
     Precision,
-    Quantised,
     StepArrays,
     instruction_sets,
     native_reason,
-    quantise,
     top_k,
 )
 from inflight.models import load_model
 from inflight.models.native import NativeDecoder
+from inflight.nn import to_array, to_tensor
 from inflight.plan import Sampling
+from inflight.tensors import Quantised, quantise
 from tests.lm import Driver, job, make_runner, save_tiny
 from tests.unit.http_fakes import until
 
@@ -126,7 +126,8 @@ def test_integers_are_those_that_torch_would_compute_with(
     for name, weight in tensors.items():
         if weight.dim() == 2:
             vocabulary = "embed" in name or "lm_head" in name
-            tensors[name] = quantise(weight, 8 if vocabulary else bits, None if vocabulary else group).dequantise()
+            found = quantise(to_array(weight), 8 if vocabulary else bits, None if vocabulary else group)
+            tensors[name] = to_tensor(found.dequantise())
     save_file(tensors, rounded / "model.safetensors", {"format": "pt"})
     prompts = some_prompts(5, 4)
     monkeypatch.setenv(ENGINE, "torch")
@@ -155,11 +156,11 @@ def test_products_stay_within_their_bounds(isa: str, data: st.DataObject) -> Non
         relative = 2**-8
     if form not in (Format.FLOAT, Format.BF16):
         bits = 4 if form == Format.GROUP4 else 8
-        given_weight = quantise(weight, bits, None if form == Format.INT8 else group)
+        given_weight = quantise(to_array(weight), bits, None if form == Format.INT8 else group)
         if form != Format.INT8 and data.draw(st.booleans()):
-            offsets = given_weight.scales * torch.randint(0, 2**bits, given_weight.scales.shape)
-            given_weight = replace(given_weight, offsets=offsets.half().float())
-        exact = given_weight.dequantise()
+            offsets = to_tensor(given_weight.scales) * torch.randint(0, 2**bits, given_weight.scales.shape)
+            given_weight = replace(given_weight, offsets=to_array(offsets.half().float()))
+        exact = to_tensor(given_weight.dequantise())
         relative = 2**-6
     found = _product(isa, given_weight, bias, x)
     wanted = x.double() @ exact.double().T + bias.double()
@@ -175,8 +176,9 @@ def _product(isa: str, weight: torch.Tensor | Quantised, bias: torch.Tensor, x: 
     program = NativeProgram(1, isa)
     rows, k = x.shape
     source, out = program.buffer(k), program.buffer(weight.shape[0])
-    program.embed(program.product(x), source)
-    program.multiply(source, out, program.product(weight, bias))
+    program.embed(program.product(to_array(x)), source)
+    given_weight = weight if isinstance(weight, Quantised) else to_array(weight)
+    program.multiply(source, out, program.product(given_weight, to_array(bias)))
     return _run(program, rows, out, source)
 
 
@@ -184,9 +186,10 @@ def _run(program: NativeProgram, rows: int, out: int, source: int) -> torch.Tens
     """Output rows of a program without attention."""
     program.layer(Layer(1, 1, 16, 1.0))
     program.make_caches(-(-rows // 16), 16, KvType.FLOAT)
-    positions = torch.arange(rows)
-    tables = torch.arange(-(-rows // 16), dtype=torch.int32).unsqueeze(0)
-    return program.run(StepArrays(positions, positions, positions, [rows], tables, positions), out, source).logits
+    positions = np.arange(rows)
+    tables = np.arange(-(-rows // 16), dtype=np.int32)[None]
+    step = StepArrays(positions, positions, positions, [rows], tables, positions)
+    return to_tensor(program.run(step, out, source).logits)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -200,10 +203,11 @@ def test_the_library_rounds_as_the_reference(bits: int, group: int | None) -> No
     form = Format.INT8 if group is None else Format.GROUP8 if bits == 8 else Format.GROUP4
     program = NativeProgram(1)
     source, out = program.buffer(96), program.buffer(70)
-    program.embed(program.product(x), source)
-    program.multiply(source, out, program.product(weight, None, Precision(form, group or 0)))
+    program.embed(program.product(to_array(x)), source)
+    program.multiply(source, out, program.product(to_array(weight), None, Precision(form, group or 0)))
     found = _run(program, 96, out, source)
-    assert torch.allclose(found, quantise(weight, bits, group).dequantise().T, atol=1e-6)
+    wanted = to_tensor(quantise(to_array(weight), bits, group).dequantise())
+    assert torch.allclose(found, wanted.T, atol=1e-6)
 
 
 # Bit for bit
@@ -353,10 +357,11 @@ def test_top_k_is_that_of_a_sort(rows: int, n: int, data: st.DataObject) -> None
     k = data.draw(st.integers(1, n))
     torch.manual_seed(data.draw(st.integers(0, 100)))
     logits = torch.randint(-20, 20, (rows, n)).float()  # with many ties
-    found = top_k(logits, k)
+    found = top_k(logits.numpy(), k)
+    assert found is not None
     wanted = torch.sort(logits, dim=-1, descending=True, stable=True)
-    assert torch.equal(found.values, wanted.values[:, :k])
-    assert torch.equal(found.indices, wanted.indices[:, :k])
+    assert torch.equal(to_tensor(found.values), wanted.values[:, :k])
+    assert torch.equal(to_tensor(found.indices), wanted.indices[:, :k])
 
 
 def _commits() -> bool:
@@ -388,27 +393,28 @@ def test_a_caches_pages_are_there_before_a_step_asks_for_them() -> None:
 def test_steps_that_do_not_fit_are_refused() -> None:
     program = NativeProgram(2)
     source, out = program.buffer(16), program.buffer(4)
-    program.embed(program.product(torch.randn(8, 16)), source)
-    program.multiply(source, out, program.product(torch.randn(4, 16)))
+    rng = np.random.default_rng(0)
+    program.embed(program.product(rng.normal(size=(8, 16)).astype(np.float32)), source)
+    program.multiply(source, out, program.product(rng.normal(size=(4, 16)).astype(np.float32)))
     program.layer(Layer(1, 1, 16, 1.0))
     program.make_caches(2, 16, KvType.BF16)
     good = StepArrays(
-        torch.tensor([1]),
-        torch.tensor([0]),
-        torch.tensor([0]),
+        np.array([1]),
+        np.array([0]),
+        np.array([0]),
         [1],
-        torch.zeros(1, 1, dtype=torch.int32),
-        torch.tensor([0]),
+        np.zeros((1, 1), np.int32),
+        np.array([0]),
     )
     assert program.run(good, out, source).logits.shape == (1, 4)
     for bad in (
-        replace(good, tokens=torch.tensor([8])),
-        replace(good, tokens=torch.tensor([-1])),
-        replace(good, slots=torch.tensor([32])),
-        replace(good, positions=torch.tensor([16])),
-        replace(good, tables=torch.tensor([[2]], dtype=torch.int32)),
+        replace(good, tokens=np.array([8])),
+        replace(good, tokens=np.array([-1])),
+        replace(good, slots=np.array([32])),
+        replace(good, positions=np.array([16])),
+        replace(good, tables=np.array([[2]], np.int32)),
         replace(good, lengths=[2]),
-        replace(good, logits_at=torch.tensor([1])),
+        replace(good, logits_at=np.array([1])),
     ):
         with pytest.raises(IndexError):
             program.run(bad, out, source)

@@ -12,7 +12,8 @@ import torch
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
-from inflight.kernels import Quantised
+from inflight.nn import to_array
+from inflight.tensors import Quantised
 
 
 def quantised(rows: np.ndarray, type: Type) -> Quantised:
@@ -29,12 +30,13 @@ def _half(octets: torch.Tensor) -> torch.Tensor:
 def _q8_0(blocks: torch.Tensor) -> Quantised:
     """32 values: a scale, int8 codes around 0."""
     codes = (blocks[..., 2:] ^ 128).flatten(1)
-    return Quantised(8, 32, codes, _half(blocks[..., :2]).squeeze(-1))
+    return Quantised(8, 32, to_array(codes), to_array(_half(blocks[..., :2]).squeeze(-1)))
 
 
 def _q4_0(blocks: torch.Tensor) -> Quantised:
     """32 values: a scale, 16 bytes with the first half in the low nibbles and the second one in the high ones."""
-    return Quantised(4, 32, _nibbles(blocks[..., 2:]).flatten(1), _half(blocks[..., :2]).squeeze(-1))
+    codes = _nibbles(blocks[..., 2:]).flatten(1)
+    return Quantised(4, 32, to_array(codes), to_array(_half(blocks[..., :2]).squeeze(-1)))
 
 
 def _q4_k(blocks: torch.Tensor) -> Quantised:
@@ -47,9 +49,9 @@ def _q4_k(blocks: torch.Tensor) -> Quantised:
     return Quantised(
         4,
         32,
-        codes.flatten(1),
-        (_half(blocks[..., :2]) * scales).flatten(1),
-        (_half(blocks[..., 2:4]) * minima).flatten(1),
+        to_array(codes.flatten(1)),
+        to_array((_half(blocks[..., :2]) * scales).flatten(1)),
+        to_array((_half(blocks[..., 2:4]) * minima).flatten(1)),
     )
 
 

@@ -12,11 +12,11 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 
 from inflight.errors import StartError
-from inflight.kernels import Quantised
 from inflight.models.files import Part
 from inflight.models.gguf.blocks import BLOCKS, quantised
 from inflight.models.gguf.file import GgufFile, TensorInfo, whole_number
 from inflight.models.quantised import floats
+from inflight.tensors import Quantised
 
 _ROWS = 4096  # that are decoded at a time
 _FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}

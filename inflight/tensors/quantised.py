@@ -9,8 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+import numpy as np
+
+from inflight.tensors.floats import Floats, widened
+
+Codes = np.ndarray[Any, np.dtype[np.uint8]]
+Scales = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -27,16 +33,16 @@ class Quantised:
 
     bits: int
     group: int
-    codes: torch.Tensor
-    scales: torch.Tensor
-    offsets: torch.Tensor | None = None
+    codes: Codes
+    scales: Scales
+    offsets: Scales | None = None
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8) or self.group < 1 or self.codes.dim() != 2 or self.codes.dtype != torch.uint8:
+        if self.bits not in (4, 8) or self.group < 1 or self.codes.ndim != 2 or self.codes.dtype != np.uint8:
             raise ValueError(f"no weight of {self.bits} bits in groups of {self.group}")
         wanted = (self.codes.shape[0], -(-self.codes.shape[1] // self.group))
         for each in (self.scales, self.offsets):
-            if each is not None and (each.shape != wanted or each.dtype != torch.float32):
+            if each is not None and (each.shape != wanted or each.dtype != np.float32):
                 raise ValueError(f"scales {list(each.shape)} {each.dtype} do not fit codes {list(self.codes.shape)}")
 
     @property
@@ -44,15 +50,19 @@ class Quantised:
         """(n, k)."""
         return self.codes.shape[0], self.codes.shape[1]
 
-    def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weight [n, k] that the integers stand for."""
+    def dequantise(self) -> Scales:
+        """The weight float32 [n, k] that the integers stand for."""
         n, k = self.shape
-        codes = torch.nn.functional.pad(self.codes, (0, -k % self.group)).float().view(n, -1, self.group)
+        wide = np.zeros((n, self.scales.shape[1] * self.group), np.float32)
+        wide[:, :k] = self.codes
+        groups = wide.reshape(n, -1, self.group)
         if self.offsets is None:
-            codes.sub_(2 ** (self.bits - 1)).mul_(self.scales.unsqueeze(-1))
+            groups -= 2 ** (self.bits - 1)
+            groups *= self.scales[..., None]
         else:
-            codes.mul_(self.scales.unsqueeze(-1)).sub_(self.offsets.unsqueeze(-1))
-        return codes.view(n, -1)[:, :k].to(dtype).contiguous()
+            groups *= self.scales[..., None]
+            groups -= self.offsets[..., None]
+        return np.ascontiguousarray(wide[:, :k])
 
     def rows(self, first: int, end: int) -> Quantised:
         """Outputs [first, end)."""
@@ -72,13 +82,13 @@ def stack(parts: Sequence[Quantised]) -> Quantised:
     return Quantised(
         first.bits,
         first.group,
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scales for part in parts]),
-        None if first.offsets is None else torch.cat([part.offsets for part in parts if part.offsets is not None]),
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        None if first.offsets is None else np.concatenate([p.offsets for p in parts if p.offsets is not None]),
     )
 
 
-def quantise(weight: torch.Tensor, bits: int, group: int | None = None) -> Quantised:
+def quantise(weight: Floats, bits: int, group: int | None = None) -> Quantised:
     """A weight [n, k] rounded to the nearest code, symmetric.
 
     Args:
@@ -90,17 +100,18 @@ def quantise(weight: torch.Tensor, bits: int, group: int | None = None) -> Quant
     n, k = weight.shape
     size = k if group is None else group
     padded = -(-k // size) * size
-    wide = torch.zeros(n, padded, dtype=torch.float32)
-    wide[:, :k] = weight
-    wide = wide.view(n, -1, size)
+    wide = np.zeros((n, padded), np.float32)
+    wide[:, :k] = widened(weight)
+    groups = wide.reshape(n, -1, size)
+    magnitudes = np.abs(groups)
     if bits == 8:
-        scales = wide.abs().amax(dim=-1) / 127
+        scales = magnitudes.max(axis=-1) / np.float32(127)
     else:
-        largest = wide.gather(-1, wide.abs().argmax(dim=-1, keepdim=True)).squeeze(-1)
-        scales = largest / -8
+        largest = np.take_along_axis(groups, magnitudes.argmax(axis=-1, keepdims=True), axis=-1)[..., 0]
+        scales = largest / np.float32(-8)
     if group is not None:
-        scales = scales.half().float()
-    inverse = torch.where(scales == 0, 0.0, 1.0 / scales)
+        scales = scales.astype(np.float16).astype(np.float32)
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     middle = 2 ** (bits - 1)
-    codes = (wide * inverse.unsqueeze(-1)).round_().add_(middle).clamp_(0, 2 * middle - 1).to(torch.uint8)
-    return Quantised(bits, size, codes.view(n, padded)[:, :k].contiguous(), scales)
+    codes = np.clip(np.rint(groups * inverse[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
+    return Quantised(bits, size, np.ascontiguousarray(codes.reshape(n, padded)[:, :k]), scales)

@@ -1,0 +1,28 @@
+"""Where numpy's arrays become torch's tensors, and the other way round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from inflight.tensors import BFLOAT16
+
+
+def to_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    """A tensor over the array's own memory; over a copy where that may not be written, or does not lie in order."""
+    held = np.require(array, requirements=("C", "W"))
+    if held.dtype == BFLOAT16:
+        return torch.from_numpy(held.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(held)
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The array over a tensor's own memory, where it lies on the CPU and in order; else a copy."""
+    held = tensor.detach().cpu().contiguous()
+    if held.dtype == torch.bfloat16:
+        found: np.ndarray[Any, Any] = held.view(torch.int16).numpy().view(BFLOAT16)
+        return found
+    plain: np.ndarray[Any, Any] = held.numpy()
+    return plain
