@@ -39,6 +39,7 @@ class Job:
         long: tokens of context at which decoding of one request is measured; 0: none.
         check: instead of measuring, give the tokens that follow this many prompts; 0: measure.
         packed: a folder where Inflight keeps packed weights; then the start is all that is measured.
+        gguf: the model's file, in place of `folder`, for those that read one; `vocabulary`: tokens that it has.
         spawned: `time.time()` just before the process was started.
     """
 
@@ -56,15 +57,21 @@ class Job:
     check: int = 0
     packed: str = ""
     spawned: float = 0.0
+    gguf: str = ""
+    vocabulary: int = 0
 
     @property
     def files(self) -> Files:
         return Files(Path(self.folder))
 
+    @property
+    def tokens(self) -> int:
+        return self.vocabulary or MODELS[self.model].vocabulary
+
     def prompts(self, count: int, length: int, use: str) -> list[list[int]]:
         """Token ids drawn at random: the same for every contestant, others for each use, so no prefix is cached."""
         draw = random.Random(f"{self.seed} {use} {count} {length}")
-        vocabulary = MODELS[self.model].vocabulary
+        vocabulary = self.tokens
         return [[draw.randrange(3, vocabulary) for _ in range(length)] for _ in range(count)]
 
 
@@ -127,10 +134,10 @@ class Inflight(Contestant):
     def __init__(self, job: Job) -> None:
         from inflight import LLM
 
-        chosen = {} if job.precision == "16bit" else {"quantize": job.precision}
+        chosen = {} if job.gguf or job.precision == "16bit" else {"quantize": job.precision}
         self.job = job
         self.llm = LLM(
-            job.files.huggingface,
+            job.gguf or job.files.huggingface,
             threads=job.threads,
             kv_cache_memory=1 << 30,
             packed_cache=job.packed or None,
@@ -186,7 +193,7 @@ class LlamaCpp(Contestant):
         import llama_cpp
 
         self.job, self.api = job, llama_cpp
-        self.path = job.files.gguf(job.precision)
+        self.path = Path(job.gguf) if job.gguf else job.files.gguf(job.precision)
         _quiet_llama(llama_cpp)
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), llama_cpp.llama_model_default_params())
@@ -244,7 +251,7 @@ class LlamaCpp(Contestant):
 
         status = self.api.llama_decode(context, batch)
         assert status == 0, f"llama_decode gave {status}"
-        vocabulary = MODELS[self.job.model].vocabulary
+        vocabulary = self.job.tokens
         for at in range(batch.n_tokens):
             if batch.logits[at]:
                 logits = np.ctypeslib.as_array(self.api.llama_get_logits_ith(context, at), (vocabulary,))

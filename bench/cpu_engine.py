@@ -2,6 +2,7 @@
 
     bench/setup_cpu_peers.sh
     python -m bench.cpu_engine --rounds 3 --out docs/cpu-benchmarks.md --json bench/results/cpu.json
+    python -m bench.cpu_engine --gguf model.gguf,qwen2.5-0.5b-q4_k_m --out docs/gguf-benchmarks.md
 
 Every engine runs the same random checkpoints (`bench/checkpoints.py`) with the same number of threads: prompts of 128
 tokens drawn at random, 128 tokens out, greedy, end-of-sequence ignored. A turn is one engine with one checkpoint in one
@@ -34,10 +35,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench import checkpoints, report
+from bench import checkpoints, cpu_report, gguf_report, report
 from bench.checkpoints import DEFAULT_FOLDER, MODELS, PRECISIONS, ROOT, Files, names, python_of
 from bench.contestants import CONTESTANTS, Job, environment, to_json
-from bench.cpu_report import Run, Turn, percent, table, write_report
+from bench.cpu_report import Run, Turn, percent, table
+from bench.gguf_files import SHAPES
 from bench.limits import Limits
 
 TURN_SECONDS = 3600
@@ -61,6 +63,29 @@ def run_job(job: Job) -> Any:
     if done.returncode:
         raise RuntimeError(f"{job.contestant} ended with status {done.returncode}: {done.stderr[-2000:].strip()}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def gguf_jobs(options: argparse.Namespace, number: int) -> Iterator[Job]:
+    """As `jobs`, with files that Inflight and llama.cpp both read."""
+    order = ["inflight", "llamacpp"] if number % 2 else ["llamacpp", "inflight"]
+    for model, (path, vocabulary) in options.gguf_files.items():
+        for name in order:
+            if name in options.only:
+                yield Job(
+                    contestant=name,
+                    model=model,
+                    folder="",
+                    precision="file",
+                    threads=options.threads,
+                    concurrency=tuple(options.concurrency),
+                    prompt=options.prompt,
+                    output=options.output,
+                    prefill=options.prefill,
+                    long=0,
+                    seed=number,
+                    gguf=str(path),
+                    vocabulary=vocabulary,
+                )
 
 
 def take_turn(job: Job) -> tuple[dict[str, float], str]:
@@ -115,7 +140,7 @@ def measure(options: argparse.Namespace, files: Mapping[str, Files]) -> Iterator
     run = Run(f"python -m bench.cpu_engine {' '.join(sys.argv[1:])}".strip(), os.getloadavg()[0])
     before = measure_limits(options.threads)
     for number in range(options.rounds):
-        for job in jobs(options, files, number):
+        for job in gguf_jobs(options, number) if options.gguf else jobs(options, files, number):
             began = time.monotonic()
             figures, error = take_turn(job)
             took = time.monotonic() - began
@@ -193,6 +218,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--long", type=int, default=0, help="also decode after this many tokens, 8192 for example")
     parser.add_argument("--long-only", type=names(CONTESTANTS), default="inflight,llamacpp,openvino", metavar="ENGINES")
     parser.add_argument("--checkpoints", type=Path, default=DEFAULT_FOLDER, help="where checkpoints are kept")
+    parser.add_argument(
+        "--gguf",
+        type=lambda text: [name for name in text.split(",") if name],
+        default=[],
+        metavar="FILES",
+        help=f"Inflight and llama.cpp on these files instead; a name is made at random: {every(SHAPES)}",
+    )
     parser.add_argument("--check", action="store_true", help="compare tokens with transformers instead of measuring")
     parser.add_argument("--roofline", type=Path, metavar="MODEL_DIR", help="print where a step of Inflight's goes")
     parser.add_argument("--out", type=Path, help="write the report, after each round")
@@ -222,14 +254,17 @@ def main() -> None:
 
         print(roofline(options.roofline, options.threads))
         return
-    options.only = installed(options.only)
-    files = {name: checkpoints.ensure(options.checkpoints, name, options.only) for name in options.models}
+    options.only = installed([name for name in options.only if not options.gguf or name in gguf_report.READERS])
+    options.gguf_files = {Path(name).stem: gguf_report.file_of(options.checkpoints, name) for name in options.gguf}
+    files = {
+        name: checkpoints.ensure(options.checkpoints, name, options.only) for name in options.models if not options.gguf
+    }
     if options.check:
         print("\n".join(check(options, files)))
         return
     text = ""
     for run in measure(options, files):
-        text = write_report(run, options, str(__doc__))
+        text = (gguf_report if options.gguf else cpu_report).write_report(run, options, str(__doc__))
         keep(options.out, text)
         keep(options.json, json.dumps(asdict(run), indent=1))
     print(text)

@@ -1,0 +1,198 @@
+"""GGUF files of real models' shapes, made of random blocks: speed is all that they can be asked about.
+
+    python -m bench.gguf_files FOLDER [--models qwen2.5-0.5b-q4_k_m,...]
+
+Which tensor has which type is llama-quantize's choice: a Q4_K_M keeps the head, and the values and the MLP's way back
+of half of the layers, at Q6_K; rows that are no multiple of 256 get Q5_0 in place of Q4_K and Q8_0 in place of Q6_K.
+Blocks are drawn at random, their scales so that weights have a standard deviation of about 0.02. What is there already
+is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.checkpoints import DEFAULT_FOLDER, LONGEST, names, whole
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+CHUNK = 1 << 22
+"""Bytes that are drawn at a time."""
+
+
+@dataclass(frozen=True)
+class GgufShape:
+    """What a file looks like.
+
+    Attributes:
+        kind: the architecture, by GGUF's name.
+        tied: the embedding is the head as well.
+        biased: queries, keys and values have a bias.
+        rope: base of the rotation.
+        mix: Q4_K_M, or Q8_0 for everything.
+    """
+
+    kind: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    vocabulary: int
+    tied: bool
+    biased: bool
+    rope: float
+    mix: str
+
+
+_QWEN = ("qwen2", 896, 24, 14, 2, 4864, 151_936, True, True, 1e6)
+SHAPES = {
+    "qwen2.5-0.5b-q4_k_m": GgufShape(*_QWEN, "Q4_K_M"),
+    "qwen2.5-0.5b-q8_0": GgufShape(*_QWEN, "Q8_0"),
+    "llama-3.1-8b-q4_k_m": GgufShape("llama", 4096, 32, 32, 8, 14_336, 128_256, False, False, 5e5, "Q4_K_M"),
+}
+
+
+# Blocks. Layouts: ggml-common.h of llama.cpp. `put` writes the scales of blocks [n, bytes].
+
+_Put = Callable[[Bytes], None]
+
+
+def _halves(blocks: Bytes, at: int, value: float) -> None:
+    blocks[:, at : at + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
+
+
+def _q4_k(blocks: Bytes) -> None:
+    _halves(blocks, 0, 1.2e-4)  # of scales from 0 to 63 and codes from 0 to 15
+    _halves(blocks, 2, 9e-4)
+
+
+def _q6_k(blocks: Bytes) -> None:
+    _halves(blocks, 208, 1.5e-5)
+
+
+def _q5_0(blocks: Bytes) -> None:
+    _halves(blocks, 0, 2.2e-3)
+
+
+def _q8_0(blocks: Bytes) -> None:
+    _halves(blocks, 0, 2.7e-4)
+
+
+_PUT: dict[str, _Put] = {"Q4_K": _q4_k, "Q6_K": _q6_k, "Q5_0": _q5_0, "Q8_0": _q8_0}
+
+
+def blocks_of(draw: np.random.Generator, kind: str, rows: int, inputs: int) -> Bytes:
+    """A weight [rows, inputs] as a file has it, uint8 [rows, bytes of a row]."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    values, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    count = rows * inputs // values
+    data = np.empty(count * size, np.uint8)
+    for first in range(0, len(data), CHUNK):
+        end = min(first + CHUNK, len(data))
+        data[first:end] = np.frombuffer(draw.bytes(end - first), np.uint8)
+    _PUT[kind](data.reshape(count, size))
+    return data.reshape(rows, -1)
+
+
+# Files.
+
+
+def matrices(shape: GgufShape) -> Iterator[tuple[str, int, int, bool]]:
+    """Name, outputs, inputs of each, and whether a mix keeps more bits of it."""
+    head = shape.hidden // shape.heads
+    yield "token_embd", shape.vocabulary, shape.hidden, shape.tied
+    for layer in range(shape.layers):
+        # llama-quantize's `use_more_bits`: the first eighth, the last eighth, every third between them.
+        eighth = shape.layers // 8
+        more = layer < eighth or layer >= 7 * shape.layers // 8 or (layer - eighth) % 3 == 2
+        at = f"blk.{layer}."
+        yield f"{at}attn_q", shape.heads * head, shape.hidden, False
+        yield f"{at}attn_k", shape.kv_heads * head, shape.hidden, False
+        yield f"{at}attn_v", shape.kv_heads * head, shape.hidden, more
+        yield f"{at}attn_output", shape.hidden, shape.heads * head, False
+        yield f"{at}ffn_gate", shape.mlp, shape.hidden, False
+        yield f"{at}ffn_up", shape.mlp, shape.hidden, False
+        yield f"{at}ffn_down", shape.hidden, shape.mlp, more
+    if not shape.tied:
+        yield "output", shape.vocabulary, shape.hidden, True
+
+
+def type_of(shape: GgufShape, inputs: int, more: bool) -> str:
+    if shape.mix == "Q8_0":
+        return "Q8_0"
+    if inputs % 256:
+        return "Q8_0" if more else "Q5_0"
+    return "Q6_K" if more else "Q4_K"
+
+
+def make(shape: GgufShape, path: Path) -> None:
+    import gguf
+
+    draw = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, shape.kind, use_temp_file=True)
+    _write_head(writer, shape)
+    for name, rows, inputs, more in matrices(shape):
+        kind = type_of(shape, inputs, more)
+        data = blocks_of(draw, kind, rows, inputs)
+        writer.add_tensor(f"{name}.weight", data, raw_dtype=gguf.GGMLQuantizationType[kind])
+        if shape.biased and name.endswith(("attn_q", "attn_k", "attn_v")):
+            writer.add_tensor(f"{name}.bias", draw.normal(0, 0.05, rows).astype(np.float32))
+    norms = ["output_norm", *(f"blk.{layer}.{at}_norm" for layer in range(shape.layers) for at in ("attn", "ffn"))]
+    for name in norms:
+        writer.add_tensor(f"{name}.weight", np.ones(shape.hidden, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_head(writer: Any, shape: GgufShape) -> None:
+    writer.add_context_length(LONGEST)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.mlp)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(shape.rope)
+    writer.add_rope_dimension_count(shape.hidden // shape.heads)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"▁w{number}" for number in range(shape.vocabulary)])
+    writer.add_token_scores([-float(number) for number in range(shape.vocabulary)])
+    unknown, control, normal = 2, 3, 1  # gguf.TokenType
+    writer.add_token_types([unknown, control, control] + [normal] * (shape.vocabulary - 3))
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+
+
+def ensure(folder: Path, name: str) -> Path:
+    """The file of one of `SHAPES`, made if it is missing."""
+    path = folder / "gguf" / f"{name}.gguf"
+    if not path.exists():
+        with whole(path) as written:
+            make(SHAPES[name], written)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER)
+    parser.add_argument("--models", type=names(SHAPES), default=",".join(SHAPES))
+    options = parser.parse_args()
+    for name in options.models:
+        path = ensure(options.folder, name)
+        print(f"{path}: {path.stat().st_size / 1e6:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
