@@ -130,7 +130,8 @@ class GeneratorConfig:
         grammars: requests may ask for structured output.
         adapters: LoRA adapters that requests may name.
         tokenizer_config: another tokenizer_config.json than the model's, for its chat template.
-        pooling: what a decoder's embeddings are: of the `last` token, or the `mean` of all.
+        pooling: what a decoder's embeddings are: of the `last` token, or the `mean` of all. None: as its folder says,
+            else `last`.
     """
 
     model_dir: Path
@@ -165,7 +166,7 @@ class GeneratorConfig:
     plans_in_flight: int = 2
     payload_limit: int = 2_000_000
     grammars: bool = True
-    pooling: str = "last"
+    pooling: str | None = None
     adapters: tuple[AdapterConfig, ...] = ()
     tokenizer_config: Path | None = None
 

@@ -44,7 +44,8 @@ class GenerationRequest:
         stop: texts that end the generation as soon as they appear in the generated text.
         include_stop: the stop text stays in the answer (TGI's way) instead of being cut off (OpenAI's).
         ignore_eos: go on after an end-of-sequence token.
-        truncate: keep only the last so many prompt tokens.
+        truncate: keep only the last so many prompt tokens; of a text to embed the first ones, or those at the side that
+            its folder says, and the special tokens at both ends.
         add_special_tokens: let the tokenizer add its own (not for templated chats).
         prompt_tokens: report the prompt's tokens in `Start`.
         timeout: seconds until DeadlineExceeded, or None.
@@ -53,6 +54,9 @@ class GenerationRequest:
         grammar: the text follows it; a text that is cut at its limit is the beginning of one that does.
         adapter: name of the LoRA adapter that computes it; None: the model alone.
         embed: report the prompt's vector in `Finish`; the one token beside it means nothing.
+        prompt_name: of a text to embed: which of the model's prompts goes before it; None: the model's default.
+        cut: of a text to embed that is too long: True keeps what the model takes, False refuses it, None does what the
+            model's folder says.
         fit: where `max_new_tokens` goes beyond the model's length, stop there instead of refusing the request.
     """
 
@@ -72,6 +76,8 @@ class GenerationRequest:
     adapter: str | None = None
     fit: bool = False
     embed: bool = False
+    prompt_name: str | None = None
+    cut: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +203,7 @@ class GeneratorInfo:
         has_template: it can chat.
         embedding_size: values of a text's vector; 0: it gives none.
         adapters: names of the LoRA adapters that requests may ask for.
+        unit_vectors: its vectors have length 1.
         generates: it writes; False for encoders.
         tool_format: how its template has tools called; None where the template knows no tools.
         loaded: False while it is known by its configuration only; then limits mean nothing and it answers nobody.
@@ -212,6 +219,7 @@ class GeneratorInfo:
     has_template: bool = False
     tool_format: ToolFormat | None = None
     embedding_size: int = 0
+    unit_vectors: bool = True
     generates: bool = True
     adapters: tuple[str, ...] = ()
     loaded: bool = True
@@ -219,7 +227,7 @@ class GeneratorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """A text's vector, of length 1, and how many tokens the text has."""
+    """A text's vector, and how many tokens the text has. Its length is 1 unless the model's folder says otherwise."""
 
     values: tuple[float, ...]
     tokens: int

@@ -35,15 +35,31 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         StartError: there is none; the text names the file.
     """
+    found = _read_json(path)
+    if not isinstance(found, dict):
+        raise StartError(f"'{path}' holds no JSON object; download it again")
+    return found
+
+
+def read_items(path: Path) -> list[Any]:
+    """The JSON list in a file.
+
+    Raises:
+        StartError: there is none; the text names the file.
+    """
+    found = _read_json(path)
+    if not isinstance(found, list):
+        raise StartError(f"'{path}' holds no JSON list; download it again")
+    return found
+
+
+def _read_json(path: Path) -> Any:
     try:
-        found = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except RecursionError as error:
         raise StartError(f"'{path}' cannot be read: it is nested too deeply; download it again") from error
     except ValueError as error:
         raise StartError(f"'{path}' cannot be read: it is no whole JSON text ({error}); download it again") from error
-    if not isinstance(found, dict):
-        raise StartError(f"'{path}' holds no JSON object; download it again")
-    return found
 
 
 def failed_load(what: str, error: BaseException, folder: Path | str | None = None) -> InflightError:

@@ -44,6 +44,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
         prompt_logprobs: report the log-probability of every prompt token but the first.
         watermark: favour a half of the vocabulary that the token before decides.
         pooling: report the text's vector with the first token: of its `last` token, or the `mean` of all; empty: no.
+        pooled_from: tokens before this one are left out of that vector.
     """
 
     do_sample: bool = False
@@ -62,6 +63,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     prompt_logprobs: bool = False
     watermark: bool = False
     pooling: str = ""
+    pooled_from: int = 0
 
     @property
     def plain(self) -> bool:
@@ -113,6 +115,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
             (0 <= self.seed < 1 << 64, "`seed` must be >= 0 and < 2**64"),
             (0 <= self.top_n_tokens <= LARGEST_COUNT, f"`top_n_tokens` must be from 0 to {LARGEST_COUNT}"),
             (self.pooling in ("", "last", "mean"), "`pooling` must be last or mean"),
+            (self.pooled_from >= 0, "`pooled_from` must be >= 0"),
         )
         for holds, text in rules:
             if not holds:

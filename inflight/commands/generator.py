@@ -144,8 +144,8 @@ GENERATOR_OPTIONS = (
     Option(
         "pooling",
         one_of("last", "mean"),
-        "What embeddings of a decoder are. Default last.",
-        default="last",
+        "What embeddings of a decoder are. Default: as a sentence-transformers folder says, else last.",
+        default=None,
         metavar="KIND",
     ),
     Option(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, RestartPolicy
 from inflight.engine.checks import sayable, token_ids
+from inflight.engine.embedding import Embedder
 from inflight.engine.encoder import LONG, Encoder
 from inflight.engine.executor import Executor, RanksKilled
 from inflight.engine.grammars import Grammars
@@ -39,8 +40,9 @@ from inflight.generation import (
     Start,
 )
 from inflight.metrics import Load, Metrics
-from inflight.plan import Sampling, ShardOffer, StepPlan, StepResult
+from inflight.plan import ShardOffer, StepPlan, StepResult
 from inflight.sched import Capacity, Scheduler, Sequence
+from inflight.sentences import read_sentence_model
 from inflight.text import Matcher, Tokenizer, shown
 
 log = logging.getLogger("inflight")
@@ -109,6 +111,9 @@ class Engine:
         self._metrics = metrics
         self.admission = Admission(config.max_concurrent_requests, self._turned_away)
         self._encoder = Encoder(tokenizer)
+        sentences = read_sentence_model(config.model_dir)
+        self._embedder = Embedder(sentences, tokenizer, config.pooling)
+        self._unit_vectors = sentences is None or sentences.unit
         self._streams: dict[int, Stream] = {}
         # Those that have ended and whose readers are still at it, oldest first, with their tokens.
         self._unread: dict[int, tuple[Stream, int]] = {}
@@ -332,8 +337,10 @@ class Engine:
         """The prompt's tokens, checked and truncated."""
         limits = self._info.limits
         if isinstance(request.prompt, str):
+            if request.embed:
+                request = replace(request, prompt=self._embedder.text(request))
             most = limits.max_input_tokens * LONGEST_TEXT * 8
-            if request.truncate is None and len(request.prompt) > most:
+            if not self._cuts(request) and len(request.prompt) > most:
                 raise InvalidRequest(
                     f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(request.prompt)} "
                     "characters"
@@ -341,7 +348,9 @@ class Engine:
             tokens = await self._encoded(request)
         else:
             tokens = token_ids(request.prompt)
-        if request.truncate is not None:
+        if request.embed:
+            tokens = self._embedder.cut(tokens, request, limits.max_input_tokens)
+        elif request.truncate is not None:
             tokens = tokens[-request.truncate :]
         if not tokens:
             raise InvalidRequest("`inputs` cannot be empty")
@@ -350,13 +359,17 @@ class Engine:
         self._tokenizer.check(tokens, self._info.vocab_size)
         return tokens
 
+    def _cuts(self, request: GenerationRequest) -> bool:
+        """Whether a prompt that is too long is cut instead of refused."""
+        return self._embedder.cuts(request) if request.embed else request.truncate is not None
+
     async def _encoded(self, request: GenerationRequest) -> list[int]:
         """The tokens of a text."""
         assert isinstance(request.prompt, str)
         if len(request.prompt) > LONG and self._encoder.long > self.admission.limit // 4:
             raise Overloaded("Model is overloaded")  # long texts that wait for the tokenizer take no more places
         most = self._info.limits.max_input_tokens
-        wanted = most if request.truncate is None else None
+        wanted = None if self._cuts(request) else most
         tokens, whole, seconds = await self._encoder.encode(request.prompt, request.add_special_tokens, wanted)
         if not whole or (wanted is not None and len(tokens) > wanted):
             self.admission.spent(seconds)
@@ -397,7 +410,7 @@ class Engine:
         self._next_id += 1
         sampling = request.sampling
         if request.embed:
-            sampling = Sampling(pooling=self._config.pooling)
+            sampling = self._embedder.sampling(request)
         return Sequence(
             self._next_id,
             prompt,
@@ -658,6 +671,7 @@ class Engine:
             has_template=self._tokenizer.chat is not None,
             tool_format=sayable(self._tokenizer.tool_format(), offer.vocab_size),
             embedding_size=offer.embedding_size,
+            unit_vectors=self._unit_vectors,
             generates=offer.family != ENCODER,
             adapters=tuple(adapter.name for adapter in config.adapters),
         )

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
+
 from inflight.config import DEFAULT_START_TIMEOUT, AdapterConfig, GeneratorConfig
 from inflight.engine import Engine
 from inflight.errors import InvalidRequest, StartError
@@ -221,6 +223,38 @@ class LLM:
         ]
         return self._call(self._generate(requests))
 
+    def embed(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        prompt_name: str | None = None,
+        truncate: int | bool | None = None,
+        timeout: float | None = None,
+        adapter: str | None = None,
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The vector of every text, float32 [texts, size]; of length 1 unless the model's folder says otherwise.
+
+        Args:
+            prompts: a text, texts, or lists of token ids.
+            prompt_name: which of the model's prompts goes before each text; None: the model's default.
+            truncate: of longer texts only so many tokens are read; True: what the model takes; False: they are refused;
+                None: as the model's folder says.
+            adapter: name of a LoRA adapter.
+
+        Raises:
+            InflightError: the first text that cannot be answered; the others are given up.
+        """
+        given: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
+        cut, most = (truncate, None) if isinstance(truncate, bool) else (None, truncate)
+        requests = [
+            GenerationRequest(
+                text, truncate=most, timeout=timeout, adapter=adapter, embed=True, prompt_name=prompt_name, cut=cut
+            )
+            for text in given
+        ]
+        found = self._call(self._all(self._vector(request) for request in requests))
+        return np.array(found, np.float32).reshape(len(found), self.engine.info.embedding_size)
+
     def chat(self, messages: list[dict[str, object]], sampling: Sampling = GREEDY, **options: Any) -> Generation:
         """One answer to a conversation; `options` as in `generate`."""
 
@@ -247,7 +281,17 @@ class LLM:
         self.close()
 
     async def _generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        tasks = [asyncio.ensure_future(self._one(request)) for request in requests]
+        return await self._all(self._one(request) for request in requests)
+
+    async def _vector(self, request: GenerationRequest) -> np.ndarray[Any, np.dtype[np.float32]]:
+        async for event in self.engine.generate(request):
+            if isinstance(event, Finish) and event.embedding is not None:
+                return np.frombuffer(event.embedding, np.float32)
+        raise AssertionError("a text ended without its vector")
+
+    async def _all(self, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """Everything at once; the first failure ends the others."""
+        tasks = [asyncio.ensure_future(each) for each in work]
         try:
             return list(await asyncio.gather(*tasks))
         finally:

@@ -3,8 +3,9 @@
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch
 from inflight.models.encoder import TextEncoder, is_encoder
 from inflight.models.load import load_model
+from inflight.models.vectors import VectorHead
 from inflight.telemetry import switch_off
 
-__all__ = ["CausalLM", "DecodeRows", "ForwardBatch", "TextEncoder", "is_encoder", "load_model"]
+__all__ = ["CausalLM", "DecodeRows", "ForwardBatch", "TextEncoder", "VectorHead", "is_encoder", "load_model"]
 
 switch_off()

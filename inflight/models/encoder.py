@@ -9,12 +9,16 @@ from typing import Any
 import torch
 
 from inflight.errors import StartError
-from inflight.loading import read_object
+from inflight.models.vectors import Vector, VectorHead, pool
 from inflight.plan import ShardJob
+from inflight.sentences import SentenceModel, read_sentence_model
+
+_TWO_PARTS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+"""Models that read with one part and write with another, and the class of transformers that only reads."""
 
 
 class TextEncoder:
-    """A model that reads in both directions, and how its vectors are pooled.
+    """A model whose texts are computed whole, and how its vectors are pooled.
 
     Attributes:
         longest: tokens of the longest text.
@@ -31,69 +35,77 @@ class TextEncoder:
         """
         if job.quantize != "none":
             raise StartError("encoders run as their checkpoint is; leave out --quantize")
-        try:
-            import transformers  # only encoders and bridged models need it
-
-            self._model: Any = transformers.AutoModel.from_pretrained(
-                job.model_dir,
-                dtype=getattr(torch, job.dtype) if job.dtype != "auto" else "auto",
-                use_safetensors=None if job.allow_pickle else True,
-                trust_remote_code=job.trust_remote_code,
-                local_files_only=True,
-            )
-        except Exception as error:  # transformers raises anything
-            raise StartError(f"'{job.model_dir}' cannot be loaded: {error}") from error
-        self._model = self._model.eval().to(device)
+        sentences = read_sentence_model(Path(job.model_dir)) or SentenceModel()
+        self._model = model = _load(job).eval().to(device)
         self._device = device
-        self._pooling = pooling_of(Path(job.model_dir))
-        config = self._model.config
-        self.longest = _longest(config)
-        self.vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
-        self.size = int(config.hidden_size)
-        self.dtype: torch.dtype = self._model.dtype
-        self.weight_bytes = sum(parameter.nbytes for parameter in self._model.parameters())
+        self._poolings = sentences.poolings
+        most = _longest(model.config)
+        self.longest = min(most, sentences.longest or most)
+        self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
+        width = int(model.config.get_text_config().hidden_size)
+        self._head = VectorHead(sentences.layers, width * len(self._poolings), job.allow_pickle)
+        self.size = self._head.size
+        self.dtype: torch.dtype = model.dtype
+        self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
 
-    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """One text's vector, float32 [size]. Args: tokens: int64 [T].
+    def encode(self, tokens: torch.Tensor, first: int = 0) -> Vector:
+        """One text's vector, float32 [size].
 
         One text at a time: padding to a neighbour's length would let the neighbour change the result.
+
+        Args:
+            tokens: int64 [T].
+            first: tokens before this one are read, and left out of the vector.
         """
         with torch.inference_mode():
             ids = tokens.to(self._device)[None]
-            hidden = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].float()
-        if self._pooling == "cls":
-            return hidden[0]
-        if self._pooling == "last":
-            return hidden[-1]
-        return hidden.mean(dim=0)
+            states = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        return self._head(pool(states.float().cpu().numpy(), self._poolings, first))
 
 
-def is_encoder(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a model that only reads: none of its architectures writes."""
+def _load(job: ShardJob) -> Any:
+    """The model as transformers makes it."""
+    settings = {
+        "dtype": getattr(torch, job.dtype) if job.dtype != "auto" else "auto",
+        "use_safetensors": None if job.allow_pickle else True,
+        "trust_remote_code": job.trust_remote_code,
+        "local_files_only": True,
+    }
+    try:
+        import transformers  # only encoders and bridged models need it
+
+        config = transformers.AutoConfig.from_pretrained(
+            job.model_dir, trust_remote_code=job.trust_remote_code, local_files_only=True
+        )
+        kind: Any = getattr(transformers, _TWO_PARTS.get(config.model_type, "AutoModel"))
+        return kind.from_pretrained(job.model_dir, **settings)
+    except Exception as error:  # transformers raises anything
+        raise StartError(f"'{job.model_dir}' cannot be loaded: {error}") from error
+
+
+def is_encoder(config: Mapping[str, Any], sentences: SentenceModel | None = None) -> bool:
+    """Whether a config.json is that of a model that only reads, or whose vectors only whole texts give.
+
+    Args:
+        sentences: what its folder says of texts' vectors.
+    """
     names = config.get("architectures")
-    if isinstance(names, list) and any(
-        str(name).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names
-    ):
-        return False
-    return config.get("model_type") in ENCODERS and not config.get("is_decoder", False)
+    names = [str(name) for name in names] if isinstance(names, list) else []
+    if sentences is not None and config.get("model_type") in _TWO_PARTS:
+        return True
+    if config.get("use_bidirectional_attention") is True:
+        return True
+    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
+        return sentences is not None and not sentences.of_states
+    if config.get("model_type") in ENCODERS:
+        return not config.get("is_decoder", False)
+    return sentences is not None and bool(names)
 
 
 ENCODERS = (
     "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "mpnet", "modernbert",
     "nomic_bert", "roberta", "xlm-roberta",
 )  # fmt: skip
-
-
-def pooling_of(folder: Path) -> str:
-    """`cls`, `mean` or `last`, as sentence-transformers wrote it down; else the mean."""
-    file = folder / "1_Pooling" / "config.json"
-    if not file.exists():
-        return "mean"
-    found = read_object(file)
-    for key, kind in (("cls_token", "cls"), ("lasttoken", "last"), ("mean_tokens", "mean")):
-        if found.get(f"pooling_mode_{key}"):
-            return kind
-    raise StartError(f"'{folder}/1_Pooling/config.json' asks for a pooling other than cls, mean and last token")
 
 
 def _longest(config: Any) -> int:

@@ -17,12 +17,11 @@ from inflight.errors import StartError
 from inflight.models import TextEncoder
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.shard.input_batch import InputBatch
-from inflight.shard.pooling import unit
 from inflight.shard.sound import sound_plan
 
 
 class EncoderRunner:
-    """As `ModelRunner`, for models that read in both directions. One rank only.
+    """As `ModelRunner`, for models whose texts are computed whole. One rank only.
 
     Attributes:
         offer: what it holds.
@@ -70,7 +69,7 @@ class EncoderRunner:
         found: dict[int, bytes] = {}
         for row in step.sampled:
             text = torch.from_numpy(batch.tokens[row, : batch.known[row]].astype(np.int64))
-            found[batch.ids[row]] = unit(self._model.encode(text)).tobytes()
+            found[batch.ids[row]] = self._model.encode(text, batch.sampling[row].pooled_from).tobytes()
         tokens = np.zeros(len(step.sampled), np.int64)
         ids = [batch.ids[row] for row in step.sampled]
         batch.append(step.sampled, tokens)

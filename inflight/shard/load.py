@@ -11,6 +11,7 @@ from inflight.errors import StartError
 from inflight.loading import read_object
 from inflight.models import is_encoder
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.sentences import read_sentence_model
 from inflight.shard.encoder import EncoderRunner
 from inflight.shard.runner import ModelRunner
 
@@ -35,6 +36,6 @@ def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[
     file = Path(job.model_dir) / "config.json"
     if not file.exists():
         raise StartError(f"'{job.model_dir}' has no config.json; give a folder in Hugging Face layout")
-    if is_encoder(read_object(file)):
+    if is_encoder(read_object(file), read_sentence_model(file.parent)):
         return EncoderRunner(job, device, progress)
     return ModelRunner(job, ranks, device, progress)

@@ -1,17 +1,8 @@
-"""From hidden states to one vector of a text."""
+"""Hidden states of a text that comes in chunks."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-
-
-def unit(vector: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A float32 vector of length 1 on the host."""
-    values: np.ndarray[Any, Any] = torch.nn.functional.normalize(vector.float(), dim=-1).cpu().numpy()
-    return values.astype(np.float32)
 
 
 class MeanPool:

@@ -6,17 +6,19 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from inflight.device import Device, Ranks
-from inflight.models import DecodeRows, ForwardBatch, load_model
+from inflight.models import DecodeRows, ForwardBatch, VectorHead, load_model
 from inflight.nn import AttentionBatch
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.sentences import SentenceModel, read_sentence_model
 from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
-from inflight.shard.pooling import MeanPool, unit
+from inflight.shard.pooling import MeanPool
 from inflight.shard.sampler import RowState, Sampled, prompt_logprobs, sample
 from inflight.shard.sound import sound_plan
 from inflight.types import Array
@@ -64,6 +66,9 @@ class ModelRunner:
         self._step = 0
         self._means = MeanPool()
         self._warm_up(min(WARM_TOKENS, longest - 1) if on_cpu else min(job.max_step_tokens, longest), job.block_size)
+        sentences = read_sentence_model(Path(job.model_dir)) or SentenceModel()
+        width = model.hidden.shape[-1] if model.hidden is not None else 0
+        self._head = VectorHead(sentences.layers if width else (), width, job.allow_pickle)
         self.offer = ShardOffer(
             num_blocks=blocks,
             block_size=job.block_size,
@@ -75,7 +80,7 @@ class ModelRunner:
             weight_bytes=model.weight_bytes,
             cache_bytes=cache_bytes,
             family=model.family,
-            embedding_size=model.hidden.shape[-1] if model.hidden is not None else 0,
+            embedding_size=self._head.size,
             switch=model.switch,
             stretched=model.stretched,
         )
@@ -215,7 +220,7 @@ class ModelRunner:
                 continue
             id = batch.ids[row]
             vector = self._means.take(id) if batch.sampling[row].pooling == "mean" else hidden[place]
-            found[id] = unit(vector).tobytes()
+            found[id] = self._head(vector.float().cpu().numpy()).tobytes()
         return found
 
     def _warm_up(self, tokens: int, block_size: int) -> None:

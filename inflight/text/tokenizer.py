@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from inflight.errors import InvalidRequest, StartError, TemplateError
 from inflight.generation import PieceOfText, ToolFormat
 from inflight.loading import read_object, read_text
 from inflight.plan import unknown_token
+from inflight.sentences import read_sentence_model
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler
 from inflight.text.template import ChatTemplate, pick_template
@@ -75,6 +76,39 @@ class Tokenizer:
         return [
             one.ids for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         ]
+
+    def shorten(self, tokens: list[int], most: int, left: bool = False) -> list[int]:
+        """At most so many tokens of an encoded text, as its library truncates: special tokens at both ends stay.
+
+        Args:
+            left: the end of the text is kept, not its beginning.
+
+        Raises:
+            InvalidRequest: nothing would be left but special tokens.
+        """
+        if len(tokens) <= most:
+            return tokens
+        head, tail = self._ends
+        if tokens[: len(head)] != head or tokens[len(tokens) - len(tail) :] != tail:
+            head, tail = [], []  # somebody else's tokens
+        room = most - len(head) - len(tail)
+        if room < 1:
+            raise InvalidRequest(f"{most} tokens are taken by the special ones; truncate to more")
+        text = tokens[len(head) : len(tokens) - len(tail)]
+        return head + (text[-room:] if left else text[:room]) + tail
+
+    def length_before(self, prompt: str) -> int:
+        """Tokens of a prompt that stands before a text: as encoded alone, without a special token at its end."""
+        ids = self.encode(prompt)
+        return len(ids) - (1 if ids and self.is_special(ids[-1]) else 0)
+
+    @cached_property
+    def _ends(self) -> tuple[list[int], list[int]]:
+        """Tokens that are added before and after a text."""
+        encoded = self._tokenizer.encode("a", add_special_tokens=True)
+        ids, added = list(encoded.ids), list(encoded.special_tokens_mask)
+        inner = [place for place, special in enumerate(added) if not special] or [len(ids)]
+        return ids[: inner[0]], ids[inner[-1] + 1 :]
 
     def pieces(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
         """The tokens of a text and where they stand in it, in characters; tokens that were added stand nowhere."""
@@ -144,6 +178,9 @@ def load_tokenizer(model_dir: Path | str, tokenizer_config: Path | None = None) 
         raise StartError(f"'{path}' cannot be read: {error}; download it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    sentences = read_sentence_model(folder)
+    if sentences is not None and sentences.lowercase:
+        _lowercase(tokenizer)
     if tokenizer_config is not None and not tokenizer_config.is_file():
         raise StartError(f"'{tokenizer_config}' does not exist; give the path of a tokenizer_config.json")
     config = _read(tokenizer_config or folder / "tokenizer_config.json")
@@ -151,6 +188,12 @@ def load_tokenizer(model_dir: Path | str, tokenizer_config: Path | None = None) 
     return Tokenizer(
         tokenizer, _eos(folder, tokenizer, names), names, _template(folder, config, names, tokenizer_config is not None)
     )
+
+
+def _lowercase(tokenizer: tokenizers.Tokenizer) -> None:
+    """Texts are lowercased before anything else happens to them."""
+    lower, other = tokenizers.normalizers.Lowercase(), tokenizer.normalizer
+    tokenizer.normalizer = lower if other is None else tokenizers.normalizers.Sequence([lower, other])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import grpc
 import openai
 import pytest
 
+from tests import sentence_folders
 from tests.e2e.running import Served, connect, eventually, get, request, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,21 +124,27 @@ def test_embeddings(served: Served) -> None:
                 client.embeddings.create(model="pocket", **wrong)  # type: ignore[arg-type]
 
 
-def test_an_encoder_is_served(tmp_path: Path) -> None:
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=2048, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
-    )
-    folder = tmp_path / "tiny-bert"
-    transformers.BertModel(config).eval().save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(POCKET / name, folder / name)
+def test_a_sentence_transformers_folder_is_served(tmp_path: Path) -> None:
+    folder = sentence_folders.make(tmp_path / "tiny-bert", "prompts")
+    recorded = json.loads(sentence_folders.RECORDED.read_text())["prompts"]
+    texts = sentence_folders.TEXTS
     with serve(tmp_path, str(folder)) as one:
-        _, answer = post(one.http, "/v1/embeddings", {"input": ["Once upon a time", "x"], "model": "tiny-bert"})
-        assert [len(each["embedding"]) for each in answer["data"]] == [32, 32]
+
+        def embed(**body: Any) -> tuple[int, Any]:
+            return post(one.http, "/v1/embeddings", {"input": texts, "model": "tiny-bert", **body})
+
+        for name, wanted in recorded.items():
+            _, answer = embed(**{"prompt_name": name} if name else {})
+            for found, vector in zip(answer["data"], wanted):
+                assert found["embedding"] == pytest.approx(vector, abs=2e-5)
+        _, answer = embed(dimensions=4)
+        assert sum(value * value for value in answer["data"][0]["embedding"]) == pytest.approx(1, abs=1e-5)
+        _, answer = embed(input=texts[2], truncate=5)
+        assert answer["usage"]["prompt_tokens"] == 5
+        for wrong, text in (({"truncate": False}, "must have less than"), ({"prompt_name": "x"}, "its prompts are")):
+            status, answer = embed(**wrong)
+            assert status == 422
+            assert text in answer["error"]["message"]
         status, answer = post(one.http, "/generate", {"inputs": "Once"})
         assert status == 422
         assert "/v1/embeddings" in answer["error"]

@@ -15,7 +15,7 @@ from inflight.frontends.base import Backend
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.gate import Gate, Gates, Refusal
 from inflight.frontends.generate import Whole, all_of, embedding_of, loaded, payload_limit, pick, read_struct, whole
-from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format
+from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format, texts_of
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
 from inflight.frontends.openai.response import Reply, Usage, error_json
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
@@ -154,12 +154,12 @@ class OpenAiRest:
         if len(prompts) > limit:
             raise InvalidRequest(f"{len(prompts)} inputs are more than the {limit} that are answered at a time")
         adapter = body.model if body.model in generator.info.adapters else None
-        requests = [
-            GenerationRequest(prompt, truncate=body.truncate, embed=True, adapter=adapter) for prompt in prompts
-        ]
-        results = await run_until_disconnect(all_of(generator, requests), receive)
+        work = all_of(generator, texts_of(body, prompts, adapter))
+        results = await run_until_disconnect(work, receive)
         found = [embedding_of(one) for one in results]
-        await respond_json(send, answer(body, body.model or generator.info.model_id, found))
+        await respond_json(
+            send, answer(body, body.model or generator.info.model_id, found, generator.info.unit_vectors)
+        )
 
     async def _models(self, name: str, send: Send) -> None:
         """What can answer; a name that will is told to wait, and so is everybody while there is nothing."""

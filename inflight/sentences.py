@@ -1,0 +1,243 @@
+"""What a sentence-transformers folder says beside its model: the modules, how long texts may be, prompts.
+
+Read are the layouts up to version 6 of sentence-transformers, whose file formats and defaults are the specification
+(Reimers and Gurevych, 2019): `modules.json`, the modules' own `config.json`, `sentence_bert_config.json`,
+`config_sentence_transformers.json`. Which module is meant is the last word of its type's name, because the packages
+before it have changed with nearly every version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inflight.errors import StartError
+from inflight.loading import read_items, read_object
+
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""Ways from the states of a text's tokens to one vector; also the order of several in the older form."""
+
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "Sigmoid", "GELU", "SiLU")
+
+_OLD_POOLINGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+_SETTINGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_PROMPTS = ("query", "document")
+"""Prompts that every such model has; empty where its folder says nothing of them."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer: `activation(x @ weight.T + bias)`, and `x` again where it is residual.
+
+    Attributes:
+        folder: where its weights are: `linear.weight` [outputs, inputs], `linear.bias`, `residual.weight`.
+        activation: one of `ACTIVATIONS`.
+    """
+
+    folder: Path
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: str
+    residual: bool
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Attributes: folder: where `norm.weight` and `norm.bias` are, both [size]."""
+
+    folder: Path
+    size: int
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Divides a vector by its length."""
+
+
+Layer = Dense | LayerNorm | Normalize
+
+
+@dataclass(frozen=True)
+class SentenceModel:
+    """What comes before and after the transformer.
+
+    Attributes:
+        poolings: of `POOLINGS`; the vectors of several stand side by side.
+        include_prompt: the prompt's tokens count in the pooling.
+        layers: what the pooled vector goes through, in order.
+        cuts: texts that are too long are cut, not refused.
+        longest: tokens that a text is cut to, special ones included; None: what the model can take.
+        cut_left: of a text that is too long the end is kept.
+        lowercase: texts are lowercased, whatever the tokenizer does.
+        prompts: what is put before a text, by name.
+        default_prompt: the name of the prompt for requests that name none.
+    """
+
+    poolings: tuple[str, ...] = ("mean",)
+    include_prompt: bool = True
+    layers: tuple[Layer, ...] = (Normalize(),)
+    cuts: bool = False
+    longest: int | None = None
+    cut_left: bool = False
+    lowercase: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+
+    @property
+    def of_states(self) -> bool:
+        """One vector or the sum of all tokens' is enough: a decoder's text may come in chunks."""
+        return self.poolings == ("lasttoken",) or (self.poolings == ("mean",) and self.include_prompt)
+
+    @property
+    def unit(self) -> bool:
+        """Its vectors have length 1."""
+        return bool(self.layers) and isinstance(self.layers[-1], Normalize)
+
+
+def read_sentence_model(folder: Path) -> SentenceModel | None:
+    """What the folder says; None where it is none of sentence-transformers.
+
+    Raises:
+        StartError: a file is broken, or a module is none of those that are computed here.
+    """
+    file = folder / "modules.json"
+    if not file.is_file():
+        return _bare_pooling(folder)
+    kinds = [_module(file, entry) for entry in read_items(file)]
+    if not kinds or kinds[0][0] != "Transformer" or kinds[0][1]:
+        found = ", ".join(f"{kind} in '{path}'" if path else kind for kind, path in kinds) or "none"
+        raise StartError(f"'{file}' must begin with a Transformer whose path is empty; its modules are: {found}")
+    poolings: tuple[str, ...] | None = None
+    include, layers = True, list[Layer]()
+    for kind, path in kinds[1:]:
+        place = folder / path
+        if kind == "Pooling" and poolings is None and not layers:
+            poolings, include = _pooling(place / "config.json")
+        elif kind == "Dropout":
+            continue
+        elif kind in _LAYERS and poolings is not None:
+            layers.append(_LAYERS[kind](place))
+        else:
+            raise StartError(
+                f"'{file}' has a module '{kind}' that is not computed here; after a Transformer and a Pooling there "
+                "may be Dense, LayerNorm, Normalize and Dropout"
+            )
+    if poolings is None:
+        raise StartError(f"'{file}' has no Pooling module, so it gives no vector of a text")
+    longest, lowercase = _lengths(folder)
+    settings = _object(folder / "tokenizer_config.json")
+    prompts, default = _prompts(folder / "config_sentence_transformers.json")
+    left = settings.get("truncation_side") == "left"
+    return SentenceModel(poolings, include, tuple(layers), True, longest, left, lowercase, prompts, default)
+
+
+def _bare_pooling(folder: Path) -> SentenceModel | None:
+    """A folder that has only kept how it pools; its vectors are made as long as 1."""
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return None
+    poolings, include = _pooling(file)
+    return SentenceModel(poolings, include)
+
+
+def _module(file: Path, entry: Any) -> tuple[str, str]:
+    """Kind and path of a module."""
+    kind, path = (entry.get("type"), entry.get("path", "")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(kind, str) or not isinstance(path, str):
+        raise StartError(f"'{file}' has a module {entry!r}; each is an object with the texts 'type' and 'path'")
+    parts = Path(path).parts
+    if ".." in parts or Path(path).is_absolute():
+        raise StartError(f"'{file}' has a module in '{path}', which is outside its folder")
+    return kind.rpartition(".")[2], "" if path == "." else path
+
+
+def _pooling(file: Path) -> tuple[tuple[str, ...], bool]:
+    """Modes, and whether the prompt counts."""
+    found = read_object(file)
+    given = found.get("pooling_mode")
+    if given is None:
+        given = [mode for mode, old in zip(POOLINGS, _OLD_POOLINGS) if found.get(f"pooling_mode_{old}")] or "mean"
+    modes = [given] if isinstance(given, str) else given
+    if not isinstance(modes, list) or not modes or any(mode not in POOLINGS for mode in modes):
+        raise StartError(f"'{file}' has the pooling {given!r}; known are {', '.join(POOLINGS)}")
+    return tuple(modes), found.get("include_prompt", True) is not False
+
+
+def _of_the_vector(file: Path, found: Mapping[str, Any]) -> None:
+    """Raises StartError for a module that works on something else than the text's vector."""
+    for key in ("module_input_name", "module_output_name"):
+        if found.get(key) not in (None, "sentence_embedding"):
+            raise StartError(f"'{file}' has {key} {found[key]!r}; only sentence_embedding is computed here")
+
+
+def _dense(folder: Path) -> Dense:
+    file = folder / "config.json"
+    found = read_object(file)
+    _of_the_vector(file, found)
+    name = str(found.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    package, _, activation = name.rpartition(".")
+    if activation not in ACTIVATIONS or not package.startswith("torch.nn"):
+        raise StartError(f"'{file}' has the activation '{name}'; known are torch's {', '.join(ACTIVATIONS)}")
+    inputs, outputs = _size(file, found, "in_features"), _size(file, found, "out_features")
+    residual = found.get("use_residual") is True
+    return Dense(folder, inputs, outputs, found.get("bias", True) is not False, activation, residual)
+
+
+def _layer_norm(folder: Path) -> LayerNorm:
+    file = folder / "config.json"
+    return LayerNorm(folder, _size(file, read_object(file), "dimension"))
+
+
+def _normalize(folder: Path) -> Normalize:
+    file = folder / "config.json"
+    _of_the_vector(file, _object(file))
+    return Normalize()
+
+
+_LAYERS: dict[str, Callable[[Path], Layer]] = {"Dense": _dense, "LayerNorm": _layer_norm, "Normalize": _normalize}
+
+
+def _size(file: Path, found: Mapping[str, Any], key: str) -> int:
+    size = found.get(key)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise StartError(f"'{file}': {key} is {size!r}; it must be a whole number of at least 1")
+    return size
+
+
+def _object(file: Path) -> dict[str, Any]:
+    return read_object(file) if file.is_file() else {}
+
+
+def _lengths(folder: Path) -> tuple[int | None, bool]:
+    """Tokens that a text is cut to, and whether it is lowercased first.
+
+    Version 6 writes the length into the tokenizer's configuration; there it may be an enormous number for none.
+    """
+    file = next((folder / name for name in _SETTINGS if (folder / name).is_file()), folder / _SETTINGS[0])
+    found, key = _object(file), "max_seq_length"
+    longest, lowercase = found.get(key), found.get("do_lower_case") is True
+    if longest is None:
+        file, key = folder / "tokenizer_config.json", "model_max_length"
+        longest = _object(file).get(key)
+    if longest is None:
+        return None, lowercase
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
+        raise StartError(f"'{file}': {key} is {longest!r}; it must be a number of tokens")
+    return (int(longest) if longest < 1 << 31 else None), lowercase
+
+
+def _prompts(file: Path) -> tuple[dict[str, str], str | None]:
+    found = _object(file)
+    given, default = found.get("prompts") or {}, found.get("default_prompt_name")
+    if not isinstance(given, dict) or any(not isinstance(text, (str, type(None))) for text in given.values()):
+        raise StartError(f"'{file}': prompts are {given!r}; they must be texts by name")
+    prompts = dict.fromkeys(_PROMPTS, "") | {name: text or "" for name, text in given.items()}
+    if default is not None and default not in prompts:
+        raise StartError(f"'{file}': default_prompt_name is {default!r}; prompts are named {', '.join(prompts)}")
+    return prompts, default
