@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from inflight.admission import Admission
+from inflight.config import ListenConfig
+from inflight.frontends.asgi import Receive, Scope, Send, respond
 from inflight.frontends.connections import LARGE_BODY
 from inflight.frontends.gate import UPLOADS, Gate, Refusal
+from inflight.frontends.listen import listen_http
 
 BUSY, LARGE = Refusal(429, [], b"busy"), Refusal(413, [], b"large")
 
@@ -29,3 +34,52 @@ def test_without_a_place_everybody_is_refused() -> None:
     assert gate.refusal(10) is BUSY
     assert len(refused) == 1
     assert Gate(admission, UPLOADS, None, None).refusal(10) is None, "its form depends on the body"
+
+
+class Doors:
+    """An application of one language model: who gets in waits for `release`."""
+
+    def __init__(self) -> None:
+        self.admission = Admission(1)
+        self.seen: list[str] = []
+        self.release = asyncio.Event()
+
+    def gate(self, scope: Scope) -> Gate | None:
+        return Gate(self.admission, 4 * UPLOADS, BUSY, LARGE)
+
+    def crowded(self) -> Admission | None:
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.seen.append(scope["path"])
+        await self.release.wait()
+        await respond(send, b"{}")
+
+
+def test_who_waited_in_the_queue_is_refused_where_the_place_is_gone_by_then() -> None:
+    """A pipelined request is not looked at before its turn, and its body need not come for it to be refused."""
+    asyncio.run(_who_waited())
+
+
+async def _who_waited() -> None:
+    doors = Doors()
+    listener = await listen_http(doors, ListenConfig("127.0.0.1:0"))
+    host, _, port = listener.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        whole = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+        begun = b"POST /second HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n{" % (4 * LARGE_BODY)
+        writer.write(whole + begun)
+        while doors.seen != ["/first"]:
+            await asyncio.sleep(0.001)
+        doors.admission.used = 1  # somebody else has come
+        doors.release.set()
+        first = await reader.readuntil(b"{}")
+        assert first.startswith(b"HTTP/1.1 200 ")
+        second = await reader.readuntil(b"busy")
+        assert second.startswith(b"HTTP/1.1 429 ")
+        assert doors.seen == ["/first"]
+        assert not doors.admission.uploading, "no buffer was set aside for it"
+    finally:
+        writer.close()
+        await listener.close(0.0)
