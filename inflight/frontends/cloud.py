@@ -10,9 +10,9 @@ import msgspec
 import orjson
 
 from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.asgi import Message, Receive, Scope, Send, respond_json
+from inflight.frontends.asgi import App, Message, Receive, Scope, Send, respond_json
 from inflight.frontends.base import Backend
-from inflight.frontends.body import read_body
+from inflight.frontends.body import Body, read_body
 from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.gate import Gate, Gates
 from inflight.frontends.generate import all_of, payload_limit, pick
@@ -56,11 +56,10 @@ class CloudRest:
                 await self._tgi({**scope, "path": "/health"}, receive, send)
                 return
             limit = payload_limit(self._backend)
-            body = bytes(await read_body(scope, receive, limit))
             if scope["path"] == INVOCATIONS:
-                await self._dispatch(scope, body, receive, send)
+                await self._dispatch(scope, limit, receive, send)
             else:
-                await self._predictions(body, receive, send)
+                await self._predictions(_object(await read_body(scope, receive, limit)), receive, send)
         except Disconnected:
             return
         except InflightError as error:
@@ -69,23 +68,28 @@ class CloudRest:
             LOGGER.error("%s failed", scope["path"], exc_info=error)
             await fail(send, InflightError("internal server error, the server's log has the details"))
 
-    async def _dispatch(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    async def _dispatch(self, scope: Scope, limit: int, receive: Receive, send: Send) -> None:
         """The route that a body belongs to, by the field that each of them needs."""
-        document = _object(body)
+        body = await read_body(scope, receive, limit)
+        fields = _object(body).keys()
         again = _replayed(body, receive)
+        del body  # it goes when the route has read it
         headers = [*scope["headers"], (b"content-type", b"application/json")]
         scope = {**scope, "headers": [pair for pair in headers if pair[0] != b"content-type"] + headers[-1:]}
-        if "inputs" in document:
-            await self._tgi({**scope, "path": "/"}, again, send)
-        elif "messages" in document:
-            await self._openai({**scope, "path": "/v1/chat/completions"}, again, send)
-        elif "prompt" in document:
-            await self._openai({**scope, "path": "/v1/completions"}, again, send)
+        route: App
+        if "inputs" in fields:
+            route, path = self._tgi, "/"
+        elif "messages" in fields:
+            route, path = self._openai, "/v1/chat/completions"
+        elif "prompt" in fields:
+            route, path = self._openai, "/v1/completions"
         else:
             raise InvalidRequest("the body has none of `inputs`, `messages` and `prompt`")
+        del fields
+        await route({**scope, "path": path}, again, send)
 
-    async def _predictions(self, body: bytes, receive: Receive, send: Send) -> None:
-        instances = _object(body).get("instances")
+    async def _predictions(self, document: dict[str, Any], receive: Receive, send: Send) -> None:
+        instances = document.get("instances")
         if not isinstance(instances, list) or not instances:
             raise InvalidRequest("`instances` must be a list of at least one instance")
         generator = pick(self._backend)
@@ -101,6 +105,7 @@ class CloudRest:
                     requests.append(check_body(instance, generator.info.limits))
             except msgspec.ValidationError as error:
                 raise InvalidRequest(f"instances[{index}]: {error}") from error
+        del document, instances  # a generation takes long
         results = await run_until_disconnect(all_of(generator, requests), receive)
         await respond_json(send, {"predictions": [one.finish.text for one in results]})
 
@@ -110,7 +115,7 @@ def _named(variable: str) -> list[str]:
     return [path] if path else []
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _object(body: Body) -> dict[str, Any]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -120,15 +125,11 @@ def _object(body: bytes) -> dict[str, Any]:
     return document
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that has the body once more."""
-    told = False
+def _replayed(body: Body, receive: Receive) -> Receive:
+    """A `receive` that has the body once more, and then no longer."""
+    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
-        nonlocal told
-        if told:
-            return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return left.pop() if left else await receive()
 
     return again

@@ -168,6 +168,8 @@ class Exchange:
         """Lets the application answer without a task. False where it wants its ASGI call."""
         token = self._let_in()
         self.cancel = app.inline(self.scope, bytes(self._body), self.answer)
+        if self.cancel is not None:
+            self._body = b""  # what of it is needed has been taken
         if token is not None:
             arrival.reset(token)
             if self.cancel is None:

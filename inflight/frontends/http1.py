@@ -195,7 +195,7 @@ class HttpConnection(asyncio.Protocol):
                 if exchange.gate is not None and (refusal := exchange.gate.refusal(0)) is not None:
                     self._turn_away(exchange, refusal)
                     return
-                inline = None if self.write_paused else self._inline
+                inline = None if self.write_paused or exchange.gate is not None else self._inline
                 if inline is None or not exchange.run_inline(inline):
                     self._start(exchange)
         if self._close_when_read:

@@ -188,8 +188,8 @@ class _Call:
         self._ended = False
 
     async def unary(self, rpc: UnaryRpc, deadline: _Deadline) -> None:
-        request = await self._parsed(rpc, await self._single())
-        reply = (await rpc.handler(request, deadline.seconds)).SerializeToString()
+        request = self._parsed(rpc, await self._single())
+        reply = (await rpc.handler(await request, deadline.seconds)).SerializeToString()
         deadline.cancel()
         send = self._send
         body = self._framed(reply)
@@ -256,7 +256,9 @@ class _Call:
         while True:
             framed = reader.take()
             if framed is not None:
-                yield await self._parsed(rpc, framed)
+                parsed = [await self._parsed(rpc, framed)]
+                del framed
+                yield parsed.pop()  # in no variable: this waits until the request is answered
             elif more:
                 if self._stream.stopping:
                     raise GrpcError(UNAVAILABLE, "the server is stopping")

@@ -172,6 +172,7 @@ class Call:
     __slots__ = (
         "_call",
         "_calls",
+        "_data",
         "_deadline",
         "_ended",
         "_lost",
@@ -190,6 +191,7 @@ class Call:
         self.task: asyncio.Task[None] | None = None
         self._calls = calls
         self._call = call
+        self._data: bytes | None = b""
         self._rpc: Any = None
         self._deadline = _FOREVER
         self._started = False
@@ -256,7 +258,8 @@ class Call:
 
     def _run(self, data: bytes) -> None:
         self._calls.running[self] = None
-        self.task = self._calls.loop.create_task(self._handle(data))
+        self._data = data
+        self.task = self._calls.loop.create_task(self._handle())
         self.task.add_done_callback(self._handled)
 
     def _handled(self, task: asyncio.Task[None]) -> None:
@@ -265,28 +268,34 @@ class Call:
         if task.cancelled():  # the caller left, its time is over, or the server stops
             self.refuse(_stopping())
 
-    async def _handle(self, data: bytes) -> None:
+    def _request(self, rpc: Rpc) -> Message:
+        """The one request of a call, whose bytes go."""
+        data, self._data = self._data, b""
+        assert data is not None
+        return parse(rpc, data)
+
+    async def _handle(self) -> None:
         """The handler; its errors become statuses."""
         peer.set(self._call.peer)
         try:
             if isinstance(self._rpc, UnaryRpc):
-                await self._answer(self._rpc, data)
+                await self._answer(self._rpc)
             else:
-                await self._answer_stream(self._rpc, data)
+                await self._answer_stream(self._rpc)
         except Exception as error:
             self.refuse(status_of(error, self.path))
 
-    async def _answer(self, rpc: UnaryRpc, data: bytes) -> None:
-        reply = self._calls.checked(await rpc.handler(parse(rpc, data), self._timeout()))
+    async def _answer(self, rpc: UnaryRpc) -> None:
+        reply = self._calls.checked(await rpc.handler(self._request(rpc), self._timeout()))
         peer = self._calls.reserve(self._call, len(reply))
         self._end((cygrpc.SendMessageOperation(reply, 0),), OK, b"", len(reply), peer)
 
-    async def _answer_stream(self, rpc: StreamRpc, data: bytes) -> None:
+    async def _answer_stream(self, rpc: StreamRpc) -> None:
         if rpc.duplex is not None:
             replies = rpc.duplex(self._requests(rpc), self._timeout())
         else:
             assert rpc.handler is not None
-            replies = rpc.handler(parse(rpc, data), self._timeout())
+            replies = rpc.handler(self._request(rpc), self._timeout())
         try:
             self._started = True
             self._call.start_server_batch((cygrpc.SendInitialMetadataOperation(None, 0),), _ignore)
@@ -300,27 +309,28 @@ class Call:
         """The messages of a stream of requests, each read only when it is asked for; none once the server stops."""
         while not self._calls.stopping:
             self.resting = True
-            event = await self._done(cygrpc.ReceiveMessageOperation(0))
+            read = cygrpc.ReceiveMessageOperation(0)
+            await self._done(read)
             self.resting = False
-            data = event.batch_operations[0].message()
-            if data is None:
+            self._data = read.message()
+            del read
+            if self._data is None:
                 return
-            yield parse(rpc, data)
+            yield self._request(rpc)  # in no variable: this waits until the request is answered
         raise _stopping()
 
     async def _write(self, data: bytes) -> None:
         """Waits for the caller's window."""
-        event = await self._done(cygrpc.SendMessageOperation(data, 0))
-        if not event.success:  # the call ended meanwhile
+        if not await self._done(cygrpc.SendMessageOperation(data, 0)):  # the call ended meanwhile
             raise asyncio.CancelledError
 
-    async def _done(self, operation: Any) -> Any:
-        """Begins an operation and waits for its event."""
-        future: asyncio.Future[Any] = self._calls.loop.create_future()
+    async def _done(self, operation: Any) -> bool:
+        """Begins an operation and waits for its end; whether it succeeded."""
+        future: asyncio.Future[bool] = self._calls.loop.create_future()
 
-        def done(event: Any) -> None:
+        def done(event: Any) -> None:  # which knows `done`: kept in the future, all would wait for the collector
             if not future.done():
-                future.set_result(event)
+                future.set_result(event.success)
 
         self._call.start_server_batch((operation,), done)
         return await future

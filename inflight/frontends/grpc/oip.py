@@ -5,7 +5,7 @@ Results always come in `raw_output_contents`, as Triton gives them. Requests car
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 
 from inflight import __version__
 from inflight.errors import InflightError, InvalidRequest, NotFound
@@ -83,8 +83,8 @@ def oip_rpcs(backend: Backend) -> dict[str, Rpc]:
     async def model_metadata(request: ModelMetadataRequest, _timeout: float | None) -> ModelMetadataResponse:
         return _metadata_reply(metadata(backend, request.name, request.version))
 
-    async def model_infer(request: ModelInferRequest, timeout: float | None) -> ModelInferResponse:
-        return await _infer(backend, request, timeout)
+    def model_infer(request: ModelInferRequest, timeout: float | None) -> Awaitable[ModelInferResponse]:
+        return _infer(backend, request, timeout)
 
     async def stream_infer(
         requests: AsyncIterator[ModelInferRequest], timeout: float | None
@@ -92,13 +92,14 @@ def oip_rpcs(backend: Backend) -> dict[str, Rpc]:
         async for request in requests:
             if request.parameters["stream"].bool_param if "stream" in request.parameters else False:
                 replies = _text_replies(backend, request, timeout)
-                try:
-                    async for reply in replies:
-                        yield reply
-                finally:
-                    await replies.aclose()
             else:
-                yield await _stream_reply(backend, request, timeout)
+                replies = _stream_reply(backend, request, timeout)
+            del request  # a generation takes long
+            try:
+                async for reply in replies:
+                    yield reply
+            finally:
+                await replies.aclose()
 
     def path(name: str) -> str:
         return f"/{SERVICE}/{name}"
@@ -115,6 +116,7 @@ def oip_rpcs(backend: Backend) -> dict[str, Rpc]:
 
 
 async def _infer(backend: Backend, request: ModelInferRequest, timeout: float | None) -> ModelInferResponse:
+    """One inference. The request is let go before the model is asked: that may take long."""
     method = find_model(backend, request.model_name, request.model_version)
     tensors = _inputs(request)
     wanted = []
@@ -122,7 +124,9 @@ async def _infer(backend: Backend, request: ModelInferRequest, timeout: float | 
         _refuse_parameters(output)
         wanted.append(output.name)
     reply = ModelInferResponse(model_name=request.model_name, model_version=str(method.version), id=request.id)
-    for tensor in await infer(backend, method, tensors, wanted, timeout=_seconds(request, timeout)):
+    timeout = _seconds(request, timeout)
+    del request
+    for tensor in await infer(backend, method, tensors, wanted, timeout=timeout):
         reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         reply.raw_output_contents.append(to_raw(tensor))
     return reply
@@ -130,13 +134,16 @@ async def _infer(backend: Backend, request: ModelInferRequest, timeout: float | 
 
 async def _stream_reply(
     backend: Backend, request: ModelInferRequest, timeout: float | None
-) -> ModelStreamInferResponse:
+) -> AsyncGenerator[ModelStreamInferResponse, None]:
     """One request of a stream: an error is that request's own, the stream goes on."""
+    failed = ModelInferResponse(model_name=request.model_name, id=request.id)
+    work = _infer(backend, request, timeout)
+    del request
     try:
-        return ModelStreamInferResponse(infer_response=await _infer(backend, request, timeout))
+        reply = ModelStreamInferResponse(infer_response=await work)
     except InflightError as error:
-        failed = ModelInferResponse(model_name=request.model_name, id=request.id)
-        return ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
+        reply = ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
+    yield reply
 
 
 async def _text_replies(
@@ -144,21 +151,24 @@ async def _text_replies(
 ) -> AsyncGenerator[ModelStreamInferResponse, None]:
     """A request with the parameter `stream`: replies with the output `text_output` as language models write, last one
     with the method's outputs and, as Triton has it, `triton_final_response`."""
+    failed = ModelInferResponse(model_name=request.model_name, id=request.id)
     try:
         method = find_model(backend, request.model_name, request.model_version)
         rows = to_rows(method, _inputs(request))
         parts = backend.stream(method, rows, timeout=_seconds(request, timeout))
+        names = [output.name for output in request.outputs]
+        del request
         try:
             async for part in parts:
                 reply = ModelInferResponse(
-                    model_name=request.model_name, model_version=str(method.version), id=request.id
+                    model_name=failed.model_name, model_version=str(method.version), id=failed.id
                 )
                 if isinstance(part, TextPart):
                     tensors = [OipTensor("text_output", "BYTES", (1,), [part.text.encode()])]
                     if len(rows) > 1:
                         reply.parameters["index"].int64_param = part.index
                 else:
-                    tensors = from_outcomes(method, part, [output.name for output in request.outputs])
+                    tensors = from_outcomes(method, part, names)
                 for tensor in tensors:
                     reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
                     reply.raw_output_contents.append(to_raw(tensor))
@@ -167,7 +177,6 @@ async def _text_replies(
         finally:
             await parts.aclose()  # type: ignore[attr-defined]  # generators have it
     except InflightError as error:
-        failed = ModelInferResponse(model_name=request.model_name, id=request.id)
         yield ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
 
 

@@ -33,7 +33,9 @@ def predict_rpcs(backend: Backend) -> dict[str, Rpc]:
         reply.servable_spec.CopyFrom(request.servable_spec)
         try:
             method = _method(backend, request)
-            outcomes = await backend.predict(method, _rows(method, request), timeout=timeout)
+            work = backend.predict(method, _rows(method, request), timeout=timeout)
+            del request  # the work has what it needs, and may take long
+            outcomes = await work
         except Loading:
             raise
         except InflightError as error:

@@ -159,6 +159,7 @@ class OpenInferenceRest:
             method = self._find(name, version)
             body = await unpack(scope, await read_body(scope, receive, self._max_body_bytes), self._max_body_bytes)
             row, common = read_generate(method, body)
+            del body  # a generation takes long
             work = answer_generate if rest == ["generate"] else stream_generate
             await work(self._backend, method, row, common, receive, send)
         elif not rest:

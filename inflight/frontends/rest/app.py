@@ -48,10 +48,13 @@ class MindSporeRest:
                 raise InvalidRequest("http message only support POST right now")
             body = await read_body(scope, receive, self._max_body_bytes)
             unread = False
+            method, rows = self._read(scope, body)
+            del body  # what answers it may take long, and views what it needs of it
             if wants_events(scope):
-                await self._stream(scope, body, receive, send)
+                await self._stream(method, rows, receive, send)
                 return
-            reply = await self._answer(scope, body, receive)
+            outcomes = await run_until_disconnect(self._backend.predict(method, rows), receive)
+            reply = encode_reply(method, outcomes)
         except Disconnected:
             return
         except InflightError as error:
@@ -118,14 +121,8 @@ class MindSporeRest:
                     continue
         return parse_url(url)
 
-    async def _answer(self, scope: Scope, body: Body, receive: Receive) -> Reply:
-        method, rows = self._read(scope, body)
-        outcomes = await run_until_disconnect(self._backend.predict(method, rows), receive)
-        return encode_reply(method, outcomes)
-
-    async def _stream(self, scope: Scope, body: Body, receive: Receive, send: Send) -> None:
+    async def _stream(self, method: MethodInfo, rows: Sequence[Row], receive: Receive, send: Send) -> None:
         """Where a client accepts events: one for every piece of text that a language model writes, last the answer."""
-        method, rows = self._read(scope, body)
 
         def frames(part: Part) -> Iterable[bytes]:
             if isinstance(part, TextPart):

@@ -73,6 +73,7 @@ class GeneratorRest:
             if len(body) > limit:
                 raise too_large(limit)
             requests = _requests(instances, generator, method == STREAM)
+            del body, instances  # a generation takes long
             if method == STREAM:
                 await run_until_disconnect(_stream(generator, requests, send), receive)
             else:
