@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# Python compiles what it imports by itself; pip would compile all files of all packages.
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
@@ -16,18 +17,20 @@ $(SERVED): pyproject.toml constraints.txt
 	$(PIP) -e '.[llm]' pillow
 	touch $@
 
-# What the checks need, in one go: the native library is built once.
+# What the checks need. The native library is built once, and meanwhile torch comes in: the one takes the processors, the
+# other the network. The rest is what the package that is installed by then asks for.
 # TGI's own client and langchain's come last, without what they ask for: they would hold huggingface_hub at old versions.
 $(TESTED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch==2.13.0
-	$(PIP) -e '.[llm,zttp,dev]' pillow
+	$(PIP) torch==2.13.0 & torch=$$!; $(PIP) --no-deps -e . && wait $$torch
+	$(PIP) 'inflight-serving[llm,zttp,dev]' pillow
 	$(PIP) --no-deps text-generation==0.7.0 langchain-huggingface==1.2.3
 	touch $(SERVED) $@
 
 venv: $(TESTED)
 
-test: lint types unit
+test: lint
+	$(MAKE) --jobs=2 types unit
 
 lint: $(TESTED)
 	$(BIN)/ruff check .
@@ -36,8 +39,12 @@ lint: $(TESTED)
 types: $(TESTED)
 	$(BIN)/mypy
 
+# Most tests wait for processes that they started, so three at a time keep two processors busy. A file's tests stay
+# together, because they share servers; then comes what nothing may run beside.
+JOBS ?= 3
 unit: $(TESTED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone'
+	$(BIN)/python -m pytest -q -m alone
 
 # The CPU engine's kernels with random shapes under the sanitizers: what they compute, their memory, their threads. Three
 # instruction sets stand for all: each takes long to compile. SEED=n repeats a run.

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -219,6 +220,17 @@ def serve(directory: Path, *arguments: str, environment: Mapping[str, str] = {})
 
 
 # What a test asks
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def free_address() -> str:
+    return f"127.0.0.1:{free_port()}"
 
 
 def workers(pid: int | None = None) -> list[int]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.running import free_port
+
 CONFIG = """
 from mindspore_serving.server import register
 
@@ -22,12 +24,6 @@ def double(x):
 def twice(x):
     return register.add_stage(double, x, outputs_count=1)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

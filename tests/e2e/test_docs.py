@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ import pytest
 from inflight.cli import build_parser
 from inflight.commands import COMMANDS
 from inflight.errors import WIRE_ERRORS, InflightError
-from tests.e2e.running import Served, eventually, process, request, serve
+from tests.e2e.running import Served, eventually, free_address, process, request, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -83,12 +82,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     onnx = ROOT / re.findall(r"inflight serve (examples\S+\.onnx)", page_text("README"))[0]
     with serve(work, str(work / "servables"), str(work / "weights.npy"), str(onnx), environment=environment) as server:
         yield server
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def page_text(stem: str) -> str:

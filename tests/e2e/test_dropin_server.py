@@ -20,6 +20,7 @@ import pytest
 
 from mindspore_serving import server
 from mindspore_serving.client import Client
+from tests.e2e.running import free_port
 
 CONFIG = """
 import numpy as np
@@ -52,12 +53,6 @@ def servables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     return tmp_path / "servables"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def open_files() -> int:

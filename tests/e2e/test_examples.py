@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.running import FREE, Served, alive, eventually, process, request, serve, workers
+from tests.e2e.running import FREE, Served, alive, eventually, free_address, process, request, serve, workers
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -60,12 +59,6 @@ def ends_cleanly(served: Served) -> None:
     assert served.end() == 0, served.stderr.read_text()
     eventually(lambda: not any(alive(pid) for pid in started), why="a worker is left")
     assert "Traceback" not in served.stderr.read_text()
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("check", [digits, tensor_add, add_sub_pipeline])

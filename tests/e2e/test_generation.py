@@ -28,6 +28,7 @@ from tests.e2e.running import (
     connect,
     crowd,
     eventually,
+    free_address,
     get,
     metrics,
     process,
@@ -547,19 +548,18 @@ def test_overload(tmp_path: Path) -> None:
 
 def test_the_server_process_has_no_torch_and_starts_at_once(tmp_path: Path) -> None:
     began = time.monotonic()
-    with process(
-        tmp_path, "-m", "inflight.cli", "serve", str(POCKET), "--http", "127.0.0.1:18743", "--grpc", "off"
-    ) as server:
+    address = free_address()
+    with process(tmp_path, "-m", "inflight.cli", "serve", str(POCKET), "--http", address, "--grpc", "off") as server:
 
         def up() -> bool:
             try:
-                return request("127.0.0.1:18743", "GET", "/health/live")[0] == 200
+                return request(address, "GET", "/health/live")[0] == 200
             except OSError:
                 return False
 
         eventually(up, 20)
         assert time.monotonic() - began < 10, "2 s on an idle machine; this one may be busy"
-        assert request("127.0.0.1:18743", "GET", "/health")[0] in (200, 503)
+        assert request(address, "GET", "/health")[0] in (200, 503)
         server.line("try ")
         assert "% of the weights loaded" in server.stderr.read_text()
         maps = Path(f"/proc/{server.pid}/maps")

@@ -79,6 +79,7 @@ def test_requests_that_nobody_waits_for_hold_no_memory(tmp_path: Path) -> None:
 
 
 @linux
+@pytest.mark.alone
 def test_a_server_at_rest_uses_no_processor(tmp_path: Path) -> None:
     write_servable(tmp_path / "all", "work")
     write_servable(tmp_path / "all", "model", SLOW_MODEL)

@@ -262,9 +262,10 @@ def test_a_request_that_dribbles_in_is_cut() -> None:
                     except TimeoutError:
                         raw.sendall(b"x")  # never still for long, and yet too slow
                 assert answer.startswith(b"HTTP/1.1 408 ")
-                assert 0.3 < time.monotonic() - begin < 2
+                assert 0.3 < time.monotonic() - begin < 4
 
 
+@pytest.mark.alone
 def test_a_slow_but_steady_sender_is_served() -> None:
     with serve(app=echo, limits=limits(read_timeout=0.5, min_rate=1000)) as served:
         with socket.create_connection((served.host, served.port), timeout=5) as raw:
@@ -286,6 +287,7 @@ def test_a_client_that_does_not_take_its_answer_is_cut() -> None:
             assert len(read_all(raw)) < 16 * MB
 
 
+@pytest.mark.alone
 def test_idle_connections_are_closed_after_a_while_and_not_before() -> None:
     with serve(app=echo, limits=limits(idle_timeout=0.5)) as served:
         with socket.create_connection((served.host, served.port), timeout=5) as raw:
@@ -295,7 +297,7 @@ def test_idle_connections_are_closed_after_a_while_and_not_before() -> None:
                 assert raw.recv(1000).endswith(b"ok")
             begin = time.monotonic()
             assert raw.recv(1000) == b""
-            assert 0.3 < time.monotonic() - begin < 2
+            assert 0.3 < time.monotonic() - begin < 4
 
 
 def test_nothing_runs_while_connections_are_idle() -> None:

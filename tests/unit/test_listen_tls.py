@@ -218,7 +218,7 @@ def test_grpc_close_lets_calls_finish(engine: str) -> None:
         time.sleep(0.2)
         begin = time.monotonic()
         served.loop.call(served.listener.close(5.0))
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 4
         assert slow.result() == b"x"
 
 
@@ -230,7 +230,7 @@ def test_a_silent_grpc_peer_is_cut_and_an_idle_one_is_not(engine: str) -> None:
             with socket.create_connection((host, int(port)), timeout=5) as silent:
                 begin = time.monotonic()
                 read_all(silent)  # the server's settings, then the end
-                assert time.monotonic() - begin < 2
+                assert time.monotonic() - begin < 4
             seen: list[grpc.ChannelConnectivity] = []
             channel.subscribe(seen.append)
             time.sleep(0.5)

@@ -452,6 +452,7 @@ def test_dropped_and_late_jobs_end_without_running(running: Callable[..., Runnin
     assert ran == [0.0]
 
 
+@pytest.mark.alone
 def test_max_wait_fills_a_batch(running: Callable[..., Running]) -> None:
     model = Double(batch=4)
 
