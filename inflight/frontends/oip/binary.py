@@ -216,7 +216,7 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
             found = _unsaid(name, datatype, data)
         if dtype.kind == "u" and found.dtype.kind == "f":  # how numpy reads integers beyond int64 beside small ones
             found = _whole_numbers(data, found)
-        if found.size and not _fits(found, dtype):
+        if found.size and (not _fits(found, dtype) or (dtype.kind != "b" and _has_flags(data, found))):
             raise InvalidRequest(f"input '{name}' holds an element that is not {datatype}")
         return OipTensor(name, datatype, shape, _converted(found, dtype).reshape(shape))
     except (ValueError, OverflowError) as error:  # ragged, or not as many elements as the shape says
@@ -264,6 +264,15 @@ def _fits(found: Array, dtype: np.dtype[Any]) -> bool:
         return True
     limits = np.iinfo(dtype)
     return bool(int(found.min()) >= limits.min and int(found.max()) <= limits.max)
+
+
+def _has_flags(data: list[Any], found: Array) -> bool:
+    """Whether true or false stands among numbers, which numpy reads as 1 and 0: only where one of these is."""
+    if not ((found == 0) | (found == 1)).any():
+        return False
+    for _ in found.shape[1:]:
+        data = [item for row in data for item in row]
+    return bool in set(map(type, data))
 
 
 def _texts(name: str, data: list[Any]) -> list[bytes]:
