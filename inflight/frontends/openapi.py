@@ -206,6 +206,14 @@ def _generation_paths() -> dict[str, Schema]:
                 mindspore, "Generate (2.1), token by token", "Any", "MindSporeRequest", "Error", events=True, alone=True
             ),
         },
+        **{
+            f"/serving/{path}": {"get": _operation(mindspore, what, "Any", None, "Error", events=True, alone=True)}
+            for path, what in (
+                ("get_bs", "Rows of the batch"),
+                ("get_request_numbers", "Requests in the server"),
+                ("get_serverd_model_info", "The model"),
+            )
+        },
         "/v2/models/{name}/generate": {
             "parameters": [_NAME],
             "post": _operation(oip, "Generate", "Any", extension, "PlainError"),
@@ -225,6 +233,14 @@ def _common_paths() -> dict[str, Schema]:
     method = {"name": "method", "in": "path", "required": True, "schema": _TEXT, "description": "Of the servable."}
     ready = _operation(operations, "Whether everything can answer", "Any", None, "Any")
     ready["responses"]["503"] = {"description": "Not yet.", "content": _json({})}
+    health = _operation("TGI", "Whether everything can answer", "Any", None, "Any")
+    health["responses"] = {
+        "200": {"description": "It can.", "content": {"text/plain": {"schema": {"const": ""}}}},
+        "503": {"description": "Not yet.", "content": _json(_ref("Error"))},
+    }
+    metrics = _operation(operations, "What was counted, for Prometheus", "Any", None, "Any")
+    metrics["responses"]["200"]["content"] = {"text/plain": {"schema": _TEXT}}
+    overview = _operation(operations, "What is served and by which paths", "Any", None, "Any")
     return {
         "/model/{name}:{method}": {
             "parameters": [_NAME, method],
@@ -234,7 +250,12 @@ def _common_paths() -> dict[str, Schema]:
             "parameters": [_NAME],
             "post": _operation(oip, "Run a model", "Any", infer, "PlainError"),
         },
+        "/v2": {"get": _operation(oip, "The server and its extensions", "Any", None, "Any")},
         "/v2/health/ready": {"get": ready},
+        "/": {"get": overview},
+        "/health": {"get": health},
+        "/ping": {"get": health},
+        "/metrics": {"get": metrics},
         "/health/live": {"get": _operation(operations, "Whether the server works", "Any", None, "Any")},
         "/health/ready": {"get": ready},
     }
@@ -251,11 +272,14 @@ def openapi_document(*, generators: bool) -> bytes:
     read: dict[str, Any] = orjson.loads(text)
     schemas = {renamed.get(name, name): schema for name, schema in read.items()}
     schemas |= {**_ANSWERS, "GenerateList": _list(_ref("GenerateResponse"))}
+    paths = _common_paths()
+    for path, verbs in (_generation_paths() if generators else {}).items():
+        paths[path] = paths.get(path, {}) | verbs
     return orjson.dumps(
         {
             "openapi": "3.1.0",
             "info": {"title": "Inflight", "version": __version__, "license": {"name": "Apache-2.0"}},
-            "paths": {**(_generation_paths() if generators else {}), **_common_paths()},
+            "paths": paths,
             "components": {"schemas": schemas, "securitySchemes": {"ApiKey": {"type": "http", "scheme": "bearer"}}},
         }
     )

@@ -1,4 +1,4 @@
-"""A request's body is let go once it is read: a crowd of large requests costs what they say, for as long as they take."""
+"""A request's body is let go once it is read: a crowd of large requests costs what they say."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from inflight.config import RestConfig
+from inflight.frontends.app import http_app
+from inflight.frontends.openapi import openapi_document
+from inflight.metrics import Metrics
 from inflight.types import ServableStatus
 from tests.unit.http_fakes import Served, serve
 
@@ -50,6 +54,14 @@ def test_health_follows_the_backend(served: Served) -> None:
         assert get(served, "/v2/health/live").status_code == 503
     finally:
         served.backend.ready = served.backend.live = True
+
+
+def test_the_document_has_every_path(served: Served) -> None:
+    app = http_app(served.backend, max_body_bytes=1, rest=RestConfig(), metrics=Metrics())
+    known = {(path, verb) for path, verbs in app._app._paths.items() for verb in verbs}
+    document = json.loads(openapi_document(generators=True))
+    told = {(path, verb.upper()) for path, verbs in document["paths"].items() for verb in verbs}
+    assert known - told == {(path, "GET") for path in ("/docs", "/openapi.json", "/api-doc/openapi.json")}
 
 
 def test_metrics_are_what_was_counted(served: Served) -> None:
