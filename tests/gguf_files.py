@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,13 @@ def write_gguf(
     for name, values in (factors or {}).items():
         writer.add_tensor(name, np.array(values, np.float32))
     kept: dict[str, np.ndarray] = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
+    for name, values in _gathered(load_file(folder / "model.safetensors")).items():
         stem, _, kind = name.rpartition(".")
         found = names.get_name(stem)
         assert found is not None, name
         found = f"{found}.{kind}"
-        values = tensor.float().numpy()
         rows = np.arange(len(values))
-        if architecture == "llama" and (".attn_q." in found or ".attn_k." in found):
+        if architecture in ("llama", "granite", "smollm3") and (".attn_q." in found or ".attn_k." in found):
             heads = config["num_attention_heads" if "_q." in found else "num_key_value_heads"]
             rows = rows.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
         added = int(architecture.startswith("gemma") and found.endswith("norm.weight"))
@@ -86,12 +86,35 @@ def write_gguf(
         else:
             data = gguf.quantize(values, wanted)
         writer.add_tensor(found, data, raw_dtype=wanted)
-        kept[name] = gguf.dequantize(data, wanted)[np.argsort(rows)] - added
+        back = gguf.dequantize(data, wanted)[np.argsort(rows)] - added
+        kept.update(_apart(name, back))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return kept
+
+
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(.+)")
+
+
+def _gathered(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Float32, with all experts of a layer in one tensor, as llama.cpp has them."""
+    found: dict[str, Any] = {}
+    for name in sorted(tensors, key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")]):
+        match, values = _EXPERT.fullmatch(name), tensors[name].float().numpy()
+        if match is None:
+            found[name] = values
+        else:
+            found.setdefault(f"{match[1]}.{match[3]}", []).append(values)
+    return {name: np.stack(values) if isinstance(values, list) else values for name, values in found.items()}
+
+
+def _apart(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    if ".experts." not in name:
+        return {name: values}
+    stem, _, rest = name.partition(".experts.")
+    return {f"{stem}.experts.{number}.{rest}": each for number, each in enumerate(values)}
 
 
 def _random_blocks(shape: tuple[int, ...], type: Type) -> np.ndarray:

@@ -1,38 +1,91 @@
-"""From a model folder to a model."""
+"""From a model's folder or file to a model: which of the three ways computes it, and why."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from inflight.checkpoint import ModelFolder, Weights, open_model
+from inflight.config import KV_CACHE_DTYPES, QUANTIZE
 from inflight.device import Ranks
 from inflight.errors import StartError
-from inflight.kernels import ENGINE
-from inflight.loading import read_object
+from inflight.kernels import ENGINE, native_reason
 from inflight.models.base import CausalLM
 from inflight.models.config import DecoderConfig, decoder_config
-from inflight.models.decoder import load_decoder
-from inflight.models.lora import Adapter
-from inflight.models.native import NativeDecoder, check_precision, engine_reason, without_engine
-from inflight.models.packed import DecoderParts, FileParts, cache_path
-from inflight.models.weights import Checkpoint
+from inflight.models.layout import Layout, located
+from inflight.models.native import ACTIVATIONS, NativeDecoder
+from inflight.models.packed import CheckpointParts, FileParts, cache_path
 from inflight.plan import ShardJob
+from inflight.tensors import FLOAT_DTYPES
 
 log = logging.getLogger("inflight")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+@dataclass(frozen=True)
+class Choice:
+    """What computes a model.
+
+    Attributes:
+        way: `engine` (the CPU engine), `decoder` (the same layers on torch's operators) or `bridge` (transformers).
+        reason: why not the ones before it; empty for the engine.
+    """
+
+    way: str
+    reason: str = ""
+
+
+def choose(model: ModelFolder, described: DecoderConfig | None, job: ShardJob, size: int, device_type: str) -> Choice:
+    """The fastest that can compute the model as it is asked for.
+
+    Args:
+        described: None: a family that only transformers knows.
+        size: ranks of the model.
+
+    Raises:
+        StartError: what was asked for needs the engine, or nothing here reads the model; the text says why.
+    """
+    if described is None:
+        family = model.config.get("model_type")
+        if model.metadata is not None:
+            raise StartError(f"GGUF files of '{family}' are not read; use the model's checkpoint")
+        if job.adapters:
+            raise StartError(
+                f"LoRA adapters are served for the decoder's own families only, and '{family}' is none of them; merge "
+                "the adapter into the model"
+            )
+        choice = Choice("bridge", f"the family '{family}' runs through transformers")
+    else:
+        reason = engine_reason(described, job, size, device_type)
+        choice = Choice("engine") if reason is None else Choice("decoder", reason)
+    if choice.way != "engine":
+        _check_wanted(choice.reason, job)
+    return choice
+
+
+def engine_reason(config: DecoderConfig, job: ShardJob, size: int, device_type: str) -> str | None:
+    """Why a decoder cannot run on the CPU engine; None where it can."""
+    if device_type != "cpu":
+        return f"the model runs on {device_type}"
+    if size != 1:
+        return "several ranks run on torch's operators"
+    if job.adapters:
+        return "LoRA adapters run on torch's operators"
+    if job.dtype == "float16":
+        return "float16 runs on torch's operators; leave --dtype out, or use bfloat16 or float32"
+    if config.activation not in ACTIVATIONS:
+        return f"the activation '{config.activation}' is not in it"
+    return native_reason()
 
 
 def load_model(
     job: ShardJob, ranks: Ranks, device: torch.device, progress: Callable[[float], None] | None = None
 ) -> CausalLM:
-    """Loads the model of a folder, or this rank's share: with the decoder where it knows the family, else through
-    transformers.
+    """Loads the model of a folder or a file, or this rank's share, by what `choose` says.
 
     Args:
         progress: called with the share of the weights that is loaded.
@@ -40,61 +93,106 @@ def load_model(
     Raises:
         StartError: the folder, its config or its weights cannot be used; the text says what is wrong.
     """
-    folder = Path(job.model_dir)
-    if not (folder / "config.json").is_file():
-        raise StartError(f"'{folder}' has no config.json; give a folder in Hugging Face layout")
-    config = read_object(folder / "config.json")
-    _check_code(config, job)
-    check_precision(job)
-    dtype = _dtype(job.dtype, config)
+    model = open_model(job.model_dir)
+    config = model.config
     described = decoder_config(config)
     if described is None:
-        if job.adapters:
-            raise StartError(
-                f"LoRA adapters are served for the decoder's own families only, and '{config.get('model_type')}' is "
-                "none of them; merge the adapter into the model"
-            )
-        without_engine("the model runs through transformers", job)
+        _check_code(config, job)
+    _check_precision(job)
+    dtype = _dtype(job.dtype, config)
+    choice = choose(model, described, job, ranks.size, device.type)
+    _say(choice, model)
+    if described is None:
         from inflight.models.bridge import load_bridged  # transformers is not needed for the others
 
         return load_bridged(job, ranks, device, dtype, config, progress)
-    reason = engine_reason(described, job, ranks, device)
-    kept: Path | None = None
-    if reason is not None:
-        without_engine(reason, job)
-    else:
-        if dtype == torch.float16:
-            dtype = torch.bfloat16  # which the dot products of processors take
+    if choice.way == "engine":
+        # bfloat16 for float16: which the dot products of processors take.
+        return _load_engine(model, described, job, "bfloat16" if dtype == "float16" else dtype, progress)
+    from inflight.models.decoder_load import load_decoder  # nor torch
+    from inflight.models.lora import Adapter
+
+    adapters = [Adapter(name, Path(folder)) for name, folder in job.adapters]
+    with model.weights(progress, job.allow_pickle) as weights:
+        described = located(described, weights, _untied(config))
+        decoder = load_decoder(described, weights, ranks, device, getattr(torch, dtype), adapters)
+        _say_unused(weights, described)
+    return decoder
+
+
+def _load_engine(
+    model: ModelFolder, described: DecoderConfig, job: ShardJob, dtype: str, progress: Callable[[float], None] | None
+) -> CausalLM:
+    with model.weights(progress, job.allow_pickle) as weights:
+        described = located(described, weights, _untied(model.config))
+        kept: Path | None = None
         if job.packed_cache:
-            kept = cache_path(Path(job.packed_cache), folder, (job.quantize, str(dtype)))
+            kept = cache_path(Path(job.packed_cache), model, (job.quantize, dtype))
             found = _from_cache(kept, described, job, dtype)
             if found is not None:
                 return found
-    with Checkpoint(folder, progress, job.allow_pickle) as checkpoint:
-        if f"{described.prefix}embed_tokens.weight" not in checkpoint and described.family == "gemma3":
-            described = replace(described, prefix="model.language_model.")  # as transformers 5 writes it
-        adapters = [Adapter(name, Path(folder)) for name, folder in job.adapters]
-        decoder = load_decoder(described, checkpoint, ranks, device, dtype, adapters, integers=reason is None)
-        left = [name for name in checkpoint.unused() if not _expected_leftover(name, described.tied)]
-    if left:
-        log.warning("%d tensors of the checkpoint are not used, for example '%s'", len(left), left[0])
-    if reason is not None:
-        return decoder
-    try:
-        return NativeDecoder(described, DecoderParts(decoder.release(), kept), job, dtype)
-    except ValueError as error:
-        raise StartError(f"the CPU engine cannot run this model: {error}; start with {ENGINE}=torch") from error
+        parts = CheckpointParts(Layout(described), weights, FLOAT_DTYPES[dtype], kept)
+        try:
+            engine = NativeDecoder(described, parts, job, getattr(torch, dtype))
+        except ValueError as error:
+            raise StartError(f"the CPU engine cannot run this model: {error}; start with {ENGINE}=torch") from error
+        _say_unused(weights, described)
+    return engine
 
 
-def _from_cache(path: Path, described: DecoderConfig, job: ShardJob, dtype: torch.dtype) -> CausalLM | None:
+def _from_cache(path: Path, described: DecoderConfig, job: ShardJob, dtype: str) -> CausalLM | None:
     """A model from its packed weights, where they were kept at a former start."""
     if not path.is_file():
         return None
     try:
-        return NativeDecoder(described, FileParts(path), job, dtype)
+        return NativeDecoder(described, FileParts(path), job, getattr(torch, dtype))
     except (OSError, ValueError) as error:
         log.warning("the packed weights in '%s' are not used and will be written again: %s", path, error)
         return None
+
+
+def _say(choice: Choice, model: ModelFolder) -> None:
+    """The choice and its reason, in one line."""
+    ways = {"engine": "on the CPU engine", "decoder": "on torch's operators", "bridge": "through transformers"}
+    why = f"; the CPU engine is not used: {choice.reason}" if choice.reason else ""
+    log.info("model '%s' (%s): %s%s", model.name, model.config.get("model_type"), ways[choice.way], why)
+
+
+def _say_unused(weights: Weights, described: DecoderConfig) -> None:
+    left = [name for name in weights.unused() if not _expected_leftover(name, described.tied)]
+    if left:
+        log.warning("%d tensors of the checkpoint are not used, for example '%s'", len(left), left[0])
+
+
+def _untied(config: Mapping[str, Any]) -> bool:
+    """Whether a config says that the head is not the embedding."""
+    nested = config.get("text_config")
+    inner = nested if isinstance(nested, Mapping) else {}
+    return inner.get("tie_word_embeddings", config.get("tie_word_embeddings")) is False
+
+
+def _check_precision(job: ShardJob) -> None:
+    """Raises StartError for a precision that nobody knows."""
+    for flag, value, known in (
+        ("--quantize", job.quantize, QUANTIZE),
+        ("--kv-cache-dtype", job.kv_cache_dtype, KV_CACHE_DTYPES),
+    ):
+        if value not in known:
+            raise StartError(f"{flag} '{value}' is unknown; use one of {', '.join(known)}")
+
+
+def _check_wanted(reason: str, job: ShardJob) -> None:
+    """Raises StartError where the job needs the engine, which is not used."""
+    wants = [
+        name
+        for name, wanted in (
+            ("--quantize", job.quantize != "none"),
+            ("--kv-cache-dtype int8", job.kv_cache_dtype == "int8"),
+        )
+        if wanted
+    ]
+    if wants:
+        raise StartError(f"{' and '.join(wants)} needs the CPU engine, which is not used: {reason}")
 
 
 def _expected_leftover(name: str, tied: bool) -> bool:
@@ -103,20 +201,21 @@ def _expected_leftover(name: str, tied: bool) -> bool:
 
 
 def _check_code(config: Mapping[str, Any], job: ShardJob) -> None:
-    if config.get("auto_map") and not job.trust_remote_code and decoder_config(config) is None:
+    if config.get("auto_map") and not job.trust_remote_code:
         raise StartError(
             "the model brings its own Python code (auto_map in config.json), which is not run unless you ask for it "
             "with --trust-remote-code"
         )
 
 
-def _dtype(asked: str, config: Mapping[str, Any]) -> torch.dtype:
+def _dtype(asked: str, config: Mapping[str, Any]) -> str:
+    """A name in `FLOAT_DTYPES`: what was asked for, else what the config says under its new or its old key."""
     name = asked
     if asked == "auto":
         nested = config.get("text_config")
         nested = nested if isinstance(nested, Mapping) else {}
         given = config.get("dtype") or config.get("torch_dtype") or nested.get("dtype") or nested.get("torch_dtype")
         name = str(given or "float32").removeprefix("torch.")
-    if name not in DTYPES:
-        raise StartError(f"dtype '{name}' is not supported; use --dtype {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in FLOAT_DTYPES:
+        raise StartError(f"dtype '{name}' is not supported; use --dtype {', '.join(FLOAT_DTYPES)}")
+    return name

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from inflight.checkpoint import LoraFolder
 from inflight.errors import StartError
-from inflight.loading import read_object
+from inflight.nn import to_tensor
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 
 
 @dataclass
@@ -86,17 +86,18 @@ class Adapter:
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self._folder = folder
+        model = LoraFolder(folder)
         try:
-            config = read_object(folder / CONFIG)
+            config = model.config
         except StartError as error:
             raise self._error(str(error)) from error
         self._check(config)
         self._config: Mapping[str, Any] = config
         try:
-            with safe_open(str(folder / WEIGHTS), framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is no mapping
-        except (SafetensorError, OSError, ValueError) as error:
-            raise self._error(f"{WEIGHTS} cannot be read: {error}") from error
+            with model.weights() as weights:
+                tensors = {name: to_tensor(weights.floats(name)) for name in weights.names}
+        except StartError as error:
+            raise self._error(f"its weights cannot be read: {error}") from error
         self._first: dict[str, torch.Tensor] = {}
         self._second: dict[str, torch.Tensor] = {}
         for key, tensor in tensors.items():

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from inflight.config import KV_CACHE_DTYPES, QUANTIZE
-from inflight.device import Ranks
 from inflight.errors import StartError
 from inflight.kernels import (
     ISA,
@@ -26,18 +24,16 @@ from inflight.kernels import (
     Norm,
     Precision,
     StepArrays,
-    native_reason,
 )
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
-from inflight.models.config import DecoderConfig
-from inflight.models.decoder import attention_spec
+from inflight.models.config import DecoderConfig, attention_spec
 from inflight.models.packed import Parts
 from inflight.nn import AttentionBackend, make_rope, to_array, to_tensor
 from inflight.plan import ShardJob
 
 log = logging.getLogger("inflight")
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": Activation.SILU,
     "swish": Activation.SILU,
     "gelu": Activation.GELU,
@@ -46,7 +42,7 @@ _ACTIVATIONS = {
     "gelu_fast": Activation.GELU_TANH,
     "relu": Activation.RELU,
 }
-_told: list[str] = []
+"""By their names in a config."""
 
 
 @dataclass(frozen=True)
@@ -67,52 +63,6 @@ RECIPES = {
     "int4-128": Recipe(Precision(Format.GROUP4, 128), _INT8),
 }
 """By the values of `--quantize`."""
-
-
-def engine_reason(config: DecoderConfig, job: ShardJob, ranks: Ranks, device: torch.device) -> str | None:
-    """Why a decoder cannot run on the CPU engine; None where it can."""
-    if device.type != "cpu":
-        return f"the model runs on {device.type}"
-    if ranks.size != 1:
-        return "several ranks run on torch's operators"
-    if job.adapters:
-        return "LoRA adapters run on torch's operators"
-    if job.dtype == "float16":
-        return "float16 runs on torch's operators; leave --dtype out, or use bfloat16 or float32"
-    if config.activation not in _ACTIVATIONS:
-        return f"the activation '{config.activation}' is not in it"
-    return native_reason()
-
-
-def check_precision(job: ShardJob) -> None:
-    """Raises StartError for a precision that nobody knows."""
-    for flag, value, known in (
-        ("--quantize", job.quantize, QUANTIZE),
-        ("--kv-cache-dtype", job.kv_cache_dtype, KV_CACHE_DTYPES),
-    ):
-        if value not in known:
-            raise StartError(f"{flag} '{value}' is unknown; use one of {', '.join(known)}")
-
-
-def without_engine(reason: str, job: ShardJob) -> None:
-    """Says once why it is not used.
-
-    Raises:
-        StartError: the job needs it.
-    """
-    wants = [
-        name
-        for name, wanted in (
-            ("--quantize", job.quantize != "none"),
-            ("--kv-cache-dtype int8", job.kv_cache_dtype == "int8"),
-        )
-        if wanted
-    ]
-    if wants:
-        raise StartError(f"{' and '.join(wants)} needs the CPU engine, which is not used: {reason}")
-    if reason not in _told:
-        _told.append(reason)
-        log.info("the CPU engine is not used: %s", reason)
 
 
 class NativeDecoder(CausalLM):
@@ -187,7 +137,7 @@ class NativeDecoder(CausalLM):
                 self._mixture(parts, x, routed, name, before, recipe)
                 continue
             gate_up = self._take(parts, f"{name}gate_up", recipe.layers, gated=True)
-            program.multiply(x, inner, gate_up, norm=before, act=_ACTIVATIONS[config.activation])
+            program.multiply(x, inner, gate_up, norm=before, act=ACTIVATIONS[config.activation])
             self._join(parts, inner, x, update, f"{name}down", f"{name}after_mlp", recipe)
         self._last, self._logits = program.buffer(config.hidden), program.buffer(config.vocab_size)
         program.gather(x, self._last, self._norm(parts, "norm"))
@@ -220,7 +170,7 @@ class NativeDecoder(CausalLM):
             norm=norm,
             chosen=experts.chosen,
             normalise=experts.normalise,
-            act=_ACTIVATIONS[config.activation],
+            act=ACTIVATIONS[config.activation],
             scale=config.residual_scale,
         )
 

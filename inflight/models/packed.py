@@ -1,4 +1,4 @@
-"""Where the CPU engine's weights come from: a decoder that gives its tensors away, or a file of packed ones.
+"""Where the CPU engine's weights come from: the stream of a checkpoint, or a file of packed ones.
 
 Such a file is kept in the folder of `--packed-cache` and mapped at the next start, so that nothing is read twice and
 replicas share its pages. Its name holds a hash of everything that its bytes depend on. Layout: eight bytes of magic,
@@ -14,17 +14,17 @@ import mmap
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from inflight.checkpoint import ModelFolder, Weights, floats_into
 from inflight.kernels import Bytes, NativeProgram, Packed, PackedBytes, Precision
-from inflight.nn import to_array
-from inflight.tensors import Floats, Quantised, widened
+from inflight.models.layout import Layout, Piece
+from inflight.tensors import Blocks, Floats, Quantised, Weight, stack, widened
 
 log = logging.getLogger("inflight")
 
@@ -33,10 +33,12 @@ LAYOUT = 1
 MAGIC = b"inflpack"
 ALIGN = 64
 _EMPTY: Bytes = np.empty(0, np.uint8)
+Octets = np.ndarray[Any, np.dtype[np.uint8]]
+Scales = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Parts(ABC):
-    """Weights by name (see `Decoder.release`), each taken once."""
+    """Weights by name (see `inflight.models.layout`), each taken once."""
 
     @abstractmethod
     def product(self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False) -> int:
@@ -61,35 +63,62 @@ class _Entry:
     bias: tuple[int, int]
 
 
-class DecoderParts(Parts):
-    """Tensors of a decoder, which are freed as they are packed.
+class CheckpointParts(Parts):
+    """The weights of a checkpoint, read one after the other; each is let go when it is packed.
 
     Args:
+        dtype: of weights that are floats, and of those whose form the engine does not have.
         keep: where the packed weights are written when all were taken; None: nowhere.
     """
 
-    def __init__(
-        self, parts: dict[str, tuple[torch.Tensor | Quantised, torch.Tensor | None]], keep: Path | None = None
-    ) -> None:
-        self._parts = parts
+    def __init__(self, layout: Layout, weights: Weights, dtype: np.dtype[Any], keep: Path | None = None) -> None:
+        self._layout = layout
+        self._weights = weights
+        self._dtype = dtype
         self._keep = keep
         self._products: dict[str, tuple[int, Floats | None]] = {}
         self._norms: dict[str, Floats] = {}
 
     def product(self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False) -> int:
-        weight, bias = self._parts.pop(name)
-        added = None if bias is None else to_array(bias)
-        number = program.product(
-            weight if isinstance(weight, Quantised) else to_array(weight), added, precision, gated=gated
-        )
-        self._products[name] = number, added
+        product = self._layout.product(name)
+        for piece in product.weights:
+            self._weights.check(piece.name, piece.shape)  # before memory is reserved for a config that lies
+        weight = self._joined(product.weights)
+        bias = self._floats(product.biases) if product.biases else None
+        number = program.product(weight, bias, precision, gated=gated)
+        self._products[name] = number, bias
+        self._weights.release()
         return number
 
     def norm(self, program: NativeProgram, name: str) -> int:
-        weight, _ = self._parts.pop(name)
-        assert isinstance(weight, torch.Tensor)
-        self._norms[name] = to_array(weight)
+        self._norms[name] = self._floats((self._layout.norm(name),))
+        self._weights.release()
         return program.weight(self._norms[name])
+
+    def _joined(self, pieces: Sequence[Piece]) -> Floats | Quantised:
+        """Tensors one above the other: integers where all are, of one scheme, else floats."""
+        found = [_packable(self._weights.read(piece.name, piece.shape, piece.part)) for piece in pieces]
+        integers = [each for each in found if isinstance(each, Quantised)]
+        schemes = [(each.bits, each.group, each.offsets is None) for each in integers]
+        if len(integers) == len(found) and all(scheme == schemes[0] for scheme in schemes):
+            return integers[0] if len(found) == 1 else stack(integers)
+        if len(found) == 1 and isinstance(found[0], np.ndarray) and found[0].dtype == self._dtype:
+            return found[0]
+        return self._above(pieces, found)
+
+    def _floats(self, pieces: Sequence[Piece]) -> Floats:
+        for piece in pieces:
+            self._weights.check(piece.name, piece.shape)
+        return self._above(pieces, [self._weights.read(piece.name, piece.shape, piece.part) for piece in pieces])
+
+    def _above(self, pieces: Sequence[Piece], found: Sequence[Weight]) -> Floats:
+        sizes = [piece.size for piece in pieces]
+        whole = np.empty((sum(size[0] for size in sizes), *sizes[0][1:]), self._dtype)
+        begin = 0
+        for each, size in zip(found, sizes):
+            floats_into(each, whole[begin : begin + size[0]])
+            begin += size[0]
+        return whole
 
     def finish(self, program: NativeProgram) -> None:
         if self._keep is None:
@@ -156,14 +185,13 @@ class FileParts(Parts):
         return self._piece(name, where).view(np.float32)
 
 
-def cache_path(folder: Path, model: Path, settings: Sequence[str]) -> Path:
+def cache_path(folder: Path, model: ModelFolder, settings: Sequence[str]) -> Path:
     """Where the packed weights of a model are kept: the name says of which files, and for what they were packed."""
     digest = hashlib.sha256(json.dumps([LAYOUT, *settings]).encode())
-    for file in sorted(model.iterdir()):
-        if file.suffix in (".safetensors", ".json", ".gguf", ".bin") and file.is_file():
-            stat = file.stat()
-            digest.update(json.dumps([file.name, stat.st_size, stat.st_mtime_ns]).encode())
-    digest.update(str(model.resolve()).encode())
+    for file in model.weight_files():
+        stat = file.stat()
+        digest.update(json.dumps([file.name, stat.st_size, stat.st_mtime_ns]).encode())
+    digest.update(str(model.path.resolve()).encode())
     return folder / f"{model.name}-{digest.hexdigest()[:32]}.packed"
 
 
@@ -222,3 +250,51 @@ def _entry(found: dict[str, Any]) -> _Entry:
     return _Entry(
         None if packed is None else Packed(**packed), pair(found["data"]), pair(found["scales"]), pair(found["bias"])
     )
+
+
+def _packable(weight: Weight) -> Weight:
+    """Blocks of types that are groups of integers of 4 or 8 bits, as those."""
+    if not isinstance(weight, Blocks) or weight.type not in _INTEGERS:
+        return weight
+    blocks = weight.data.reshape(weight.shape[0], -1, weight.form.bytes)
+    return _INTEGERS[weight.type](blocks)
+
+
+def _half(octets: Octets) -> Scales:
+    """float16 [..., 2 bytes] as float32 [...]."""
+    return np.ascontiguousarray(octets).view(np.float16)[..., 0].astype(np.float32)
+
+
+def _nibbles(octets: Octets) -> Octets:
+    """[..., m] -> [..., 2 m]: all low nibbles, then all high ones."""
+    return np.concatenate([octets & 15, octets >> 4], axis=-1)
+
+
+def _q8_0(blocks: Octets) -> Quantised:
+    """32 values: a scale, int8 codes around 0."""
+    rows = len(blocks)
+    return Quantised(8, 32, (blocks[..., 2:] ^ np.uint8(128)).reshape(rows, -1), _half(blocks[..., :2]))
+
+
+def _q4_0(blocks: Octets) -> Quantised:
+    """32 values: a scale, 16 bytes with the first half in the low nibbles and the second one in the high ones."""
+    return Quantised(4, 32, _nibbles(blocks[..., 2:]).reshape(len(blocks), -1), _half(blocks[..., :2]))
+
+
+def _q4_k(blocks: Octets) -> Quantised:
+    """256 values in 8 groups: w = d * scale * code - dmin * minimum, with scales and minima of 6 bits."""
+    rows = len(blocks)
+    low, middle, high = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
+    scales = np.concatenate([low & 63, (high & 15) | ((low >> 6) << 4)], axis=-1)
+    minima = np.concatenate([middle & 63, (high >> 4) | ((middle >> 6) << 4)], axis=-1)
+    codes = _nibbles(blocks[..., 16:].reshape(*blocks.shape[:2], 4, 32))
+    return Quantised(
+        4,
+        32,
+        codes.reshape(rows, -1),
+        (_half(blocks[..., :2])[..., None] * scales).reshape(rows, -1),
+        (_half(blocks[..., 2:4])[..., None] * minima).reshape(rows, -1),
+    )
+
+
+_INTEGERS: dict[str, Callable[[Octets], Quantised]] = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_K": _q4_k}

@@ -19,13 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from inflight.checkpoint import floats_into, open_model
+from inflight.checkpoint.gguf import GgufFile
 from inflight.errors import StartError
 from inflight.gguf import model_folder
-from inflight.models.gguf.config import generation_config, hf_config
-from inflight.models.gguf.file import GgufFile
 from inflight.models.gguf.folder import make_folder
-from inflight.models.weights import Checkpoint
-from inflight.nn import to_tensor
+from inflight.tensors import Blocks, Weight
 from inflight.text import load_tokenizer
 from tests.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, bpe, matrices, save_floats, sentencepiece, write_gguf
 from tests.lm import make_runner, run, save_tiny
@@ -96,9 +95,9 @@ def test_a_model_writes_what_its_checkpoint_writes(
 ) -> None:
     original = save_tiny(family, tmp_path / "original", **extra)
     write_gguf(original, tmp_path / "tiny.gguf", architecture, metadata=metadata)
-    folder = folder_of(tmp_path / "tiny.gguf")
-    assert run(make_runner(folder), PROMPTS, 24) == run(make_runner(original), PROMPTS, 24)
-    with Checkpoint(folder) as checkpoint:
+    path = tmp_path / "tiny.gguf"
+    assert run(make_runner(path), PROMPTS, 24) == run(make_runner(original), PROMPTS, 24)
+    with open_model(path).weights() as checkpoint:
         assert len(checkpoint.names) == len(set(checkpoint.names))
 
 
@@ -109,27 +108,28 @@ def test_types(family: str, architecture: str, type: Type, tmp_path: Path) -> No
     original = save_tiny(family, tmp_path / "original", **WIDE)
     others = type if type in (Type.F16, Type.BF16) else Type.Q6_K
     kept = write_gguf(original, tmp_path / "tiny.gguf", architecture, matrices(type, others))
-    folder = folder_of(tmp_path / "tiny.gguf")
-    with Checkpoint(folder) as checkpoint:
+    path = tmp_path / "tiny.gguf"
+    with open_model(path).weights() as checkpoint:
         assert set(checkpoint.names) == set(kept)
-        for name, values in kept.items():
-            expected = torch.from_numpy(values.copy())
-            assert torch.equal(checkpoint.read(name, values.shape).float(), expected), name
-            found = checkpoint.quantised(name, values.shape)
-            integers = type in (Type.Q8_0, Type.Q4_0, Type.Q4_K) and ("_proj.weight" in name)
-            assert (found is not None) == integers, name
-            if found is not None:
-                assert torch.equal(to_tensor(found.dequantise()), expected)
-                rows = checkpoint.quantised(name, values.shape, (0, 64, 128))
-                assert rows is not None
-                assert torch.equal(to_tensor(rows.dequantise()), expected[64:128])
-                assert checkpoint.quantised(name, values.shape, (1, 64, 128)) is None
-            if len(values.shape) == 2:
-                assert torch.equal(checkpoint.read(name, values.shape, (0, 16, 40)).float(), expected[16:40])
-                assert torch.equal(checkpoint.read(name, values.shape, (1, 16, 40)).float(), expected[:, 16:40])
+        for name, expected in kept.items():
+            found = checkpoint.read(name, expected.shape)
+            assert np.array_equal(floats(found), expected), name
+            blocks = type not in (Type.F16, Type.BF16) and len(expected.shape) == 2
+            assert isinstance(found, Blocks) == blocks, name
+            if len(expected.shape) == 2:
+                rows = checkpoint.read(name, expected.shape, (0, 16, 40))
+                assert isinstance(rows, Blocks) == blocks
+                assert np.array_equal(floats(rows), expected[16:40])
+                assert np.array_equal(floats(checkpoint.read(name, expected.shape, (1, 16, 40))), expected[:, 16:40])
         assert checkpoint.unused() == []
     save_floats(original, kept)
-    assert run(make_runner(folder), PROMPTS, 12) == run(make_runner(original), PROMPTS, 12)
+    assert run(make_runner(path), PROMPTS, 12) == run(make_runner(original), PROMPTS, 12)
+
+
+def floats(weight: Weight) -> np.ndarray:
+    found = np.empty(weight.shape, np.float32)
+    floats_into(weight, found)
+    return found
 
 
 def test_llama_3_keeps_its_rotation_as_factors(tmp_path: Path) -> None:
@@ -145,9 +145,8 @@ def test_llama_3_keeps_its_rotation_as_factors(tmp_path: Path) -> None:
     factors = (plain.inverse / turned.inverse).tolist()
     assert max(factors) > 2
     write_gguf(original, tmp_path / "tiny.gguf", "llama", factors={"rope_freqs.weight": factors})
-    folder = folder_of(tmp_path / "tiny.gguf")
     prompts = [[5, 9, 11], list(range(3, 90))]
-    assert run(make_runner(folder), prompts, 24) == run(make_runner(original), prompts, 24)
+    assert run(make_runner(tmp_path / "tiny.gguf"), prompts, 24) == run(make_runner(original), prompts, 24)
 
 
 SHORT, LONG = [1.0 + 0.05 * i for i in range(8)], [1.0 + 0.7 * i for i in range(8)]
@@ -207,7 +206,7 @@ def test_scaled_rotations(
     )
     keys = {f"{architecture}.rope.{key}": value for key, value in metadata.items()}
     write_gguf(original, tmp_path / "tiny.gguf", architecture, metadata=keys, factors=factors)
-    runner = make_runner(folder_of(tmp_path / "tiny.gguf"))
+    runner = make_runner(tmp_path / "tiny.gguf")
     assert runner.offer.max_model_len == longest
     assert runner.offer.switch == (16 if architecture == "phi3" else 0)
     prompts = [list(range(3, 3 + length)) for length in (5, 14, 17, 24, longest - 8)]
@@ -218,7 +217,7 @@ def test_longrope_without_its_factors_is_refused(tmp_path: Path) -> None:
     original = save_tiny("Llama", tmp_path / "original")
     write_gguf(original, tmp_path / "tiny.gguf", "llama", metadata={"llama.rope.scaling.type": "longrope"})
     with pytest.raises(StartError, match="rope_factors_long"):
-        folder_of(tmp_path / "tiny.gguf")
+        make_runner(tmp_path / "tiny.gguf")
 
 
 # Tokenizers
@@ -335,10 +334,13 @@ def test_the_command_line_knows_the_file(tmp_path: Path) -> None:
 
 def test_types_that_are_not_read(tmp_path: Path) -> None:
     original = save_tiny("Llama", tmp_path / "original", **WIDE)
-    write_gguf(original, tmp_path / "tiny.gguf", "llama", matrices(Type.Q5_1))
-    folder = folder_of(tmp_path / "tiny.gguf")
-    with pytest.raises(StartError, match=r"'(blk\.0|token_embd)\.\S+' in .* is of type Q5_1, which is not read; use"):
-        make_runner(folder)
+    write_gguf(original, tmp_path / "tiny.gguf", "llama", matrices(Type.Q8_0))
+    content = (tmp_path / "tiny.gguf").read_bytes()
+    at = content.index(b"blk.1.ffn_up.weight") + len("blk.1.ffn_up.weight") + 4 + 16
+    assert content[at] == Type.Q8_0
+    (tmp_path / "tiny.gguf").write_bytes(content[:at] + bytes([Type.IQ1_S]) + content[at + 1 :])
+    with pytest.raises(StartError, match=r"'blk\.1\.ffn_up\.weight' in .* is of type IQ1_S, which is not read; use"):
+        make_runner(tmp_path / "tiny.gguf")
 
 
 def test_architectures_that_are_not_read(tmp_path: Path) -> None:
@@ -385,25 +387,18 @@ def test_metadata_that_makes_no_sense(key: str, value: int, tmp_path: Path) -> N
     at = content.index(name) + len(name) + 4
     (tmp_path / "broken.gguf").write_bytes(content[:at] + struct.pack("<I", value) + content[at + 4 :])
     with pytest.raises(StartError, match=f"llama.{key}"):
-        hf_config(GgufFile(tmp_path / "broken.gguf"))
+        _ = open_model(tmp_path / "broken.gguf").config
 
 
-def load(path: Path, folder: Path) -> None:
-    """All that reading a file does, in this process."""
-    for name in ("config.json", "model.gguf"):
-        (folder / name).unlink(missing_ok=True)
-    file = GgufFile(path)
-    (folder / "config.json").write_text(json.dumps(hf_config(file)))
-    generation_config(file)
-    (folder / "model.gguf").symlink_to(path)
-    make_runner(folder, kv_cache_bytes=1 << 20)
+def load(path: Path) -> None:
+    """All that reading a file does."""
+    _ = open_model(path).generation_config
+    make_runner(path, kv_cache_bytes=1 << 20)
 
 
 def test_any_damage_is_told(tmp_path: Path) -> None:
     content = small(tmp_path)
     header = content.index(b"blk.1.ffn_norm") + 200
-    folder = tmp_path / "folder"
-    folder.mkdir()
     path = tmp_path / "damaged.gguf"
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -412,7 +407,7 @@ def test_any_damage_is_told(tmp_path: Path) -> None:
         damaged = (content[:at] + value + content[at + len(value) :])[:cut]
         path.write_bytes(damaged)
         with suppress(StartError):
-            load(path, folder)
+            load(path)
 
     check()
 
@@ -428,15 +423,11 @@ def test_numbers(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with Checkpoint(tmp_path) as checkpoint:
-        eight = checkpoint.quantised("lm_head.weight", (7, 96))
-        four = checkpoint.quantised("model.layers.12.mlp.gate_proj.weight", (7, 96))
-    assert eight is not None
-    assert four is not None
-    for found, middle in ((eight, 128), (four, 8)):
+    with open_model(tmp_path).weights() as checkpoint:
+        eight = checkpoint.read("lm_head.weight", (7, 96))
+        four = checkpoint.read("model.layers.12.mlp.gate_proj.weight", (7, 96))
+    for found, steps in ((floats(eight), 127), (floats(four), 7)):
         for row in range(7):
             for column in range(96):
                 largest = np.abs(values[row, column // 32 * 32 : column // 32 * 32 + 32]).max()
-                code = int(found.codes[row, column]) - middle
-                error = abs(code * float(found.scales[row, column // 32]) - values[row, column])
-                assert error <= largest / (middle - 1) + 1e-3
+                assert abs(found[row, column] - values[row, column]) <= largest / steps + 1e-3

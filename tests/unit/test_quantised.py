@@ -10,16 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from inflight.checkpoint import floats_into, open_model
 from inflight.errors import StartError
 from inflight.models.config import decoder_config
-from inflight.models.weights import Checkpoint
-from inflight.nn import to_tensor
+from inflight.tensors import Quantised, Weight
 from tests.lm import make_runner, run, save_tiny
 
 PROMPTS = [[5, 9, 11], [40] * 17, [7, 8, 9, 10, 11, 12]]
@@ -167,41 +168,44 @@ def quantised_folder(
     return made, float_folder
 
 
+def floats(weight: Weight) -> np.ndarray:
+    found = np.empty(weight.shape, np.float32)
+    floats_into(weight, found)
+    return found
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_writes_what_its_floats_write(form: str, tmp_path: Path) -> None:
-    made, floats = quantised_folder(tmp_path, *FORMS[form])
-    expected = load_file(floats / "model.safetensors")
+    made, plain = quantised_folder(tmp_path, *FORMS[form])
+    expected = {name: each.numpy() for name, each in load_file(plain / "model.safetensors").items()}
     symmetric = FORMS[form][4] == "middle"
-    with Checkpoint(made) as checkpoint:
+    with open_model(made).weights() as checkpoint:
         for name, values in expected.items():
             assert name in checkpoint
             shape = tuple(values.shape)
             checkpoint.check(name, shape)
-            assert torch.equal(checkpoint.read(name, shape), values), name
-            found = checkpoint.quantised(name, shape)
-            assert (found is not None) == name.endswith("_proj.weight")
-            if found is None:
+            found = checkpoint.read(name, shape)
+            assert np.array_equal(floats(found), values), name
+            assert isinstance(found, Quantised) == name.endswith("_proj.weight")
+            if not isinstance(found, Quantised):
                 continue
-            assert torch.equal(to_tensor(found.dequantise()), values)
             assert (found.offsets is None) == symmetric
-            rows = checkpoint.quantised(name, shape, (0, 8, 24))
-            assert rows is not None
-            assert torch.equal(to_tensor(rows.dequantise()), values[8:24])
-            whole = checkpoint.quantised(name, shape, (1, 0, shape[1]))
-            assert whole is not None
-            assert torch.equal(to_tensor(whole.dequantise()), values)
-            assert checkpoint.quantised(name, shape, (1, 0, 32)) is None
-            assert torch.equal(checkpoint.read(name, shape, (0, 8, 24)), values[8:24])
-            assert torch.equal(checkpoint.read(name, shape, (1, 16, 48)), values[:, 16:48])
+            rows = checkpoint.read(name, shape, (0, 8, 24))
+            assert isinstance(rows, Quantised)
+            assert np.array_equal(floats(rows), values[8:24])
+            whole = checkpoint.read(name, shape, (1, 0, shape[1]))
+            assert isinstance(whole, Quantised)
+            assert np.array_equal(floats(whole), values)
+            assert np.array_equal(checkpoint.read(name, shape, (1, 16, 48)), values[:, 16:48])
         assert checkpoint.unused() == []
-    assert run(make_runner(made), PROMPTS, 16) == run(make_runner(floats), PROMPTS, 16)
+    assert run(make_runner(made), PROMPTS, 16) == run(make_runner(plain), PROMPTS, 16)
 
 
 def test_only_what_was_asked_for_is_used(tmp_path: Path) -> None:
     made, _ = quantised_folder(tmp_path, *FORMS["gptq"])
     name = "model.layers.0.mlp.up_proj"
-    with Checkpoint(made) as checkpoint:
-        checkpoint.quantised(f"{name}.weight", (96, 64))
+    with open_model(made).weights() as checkpoint:
+        checkpoint.read(f"{name}.weight", (96, 64))
         left = checkpoint.unused()
     assert [each for each in left if each.startswith(name)] == []
     assert f"{name.replace('up', 'down')}.g_idx" in left
@@ -215,18 +219,18 @@ def shuffle(random: Random) -> None:
 def test_inputs_in_an_order_of_their_own(bits: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """GPTQ with desc_act: floats, and said once."""
     config = {**GPTQ, "bits": bits, "desc_act": True}
-    made, floats = quantised_folder(tmp_path, config, gptq, bits, 32, "any", shuffle)
-    expected = load_file(floats / "model.safetensors")
-    with caplog.at_level(logging.WARNING, "inflight"), Checkpoint(made) as checkpoint:
+    made, plain = quantised_folder(tmp_path, config, gptq, bits, 32, "any", shuffle)
+    expected = {name: each.numpy() for name, each in load_file(plain / "model.safetensors").items()}
+    with caplog.at_level(logging.WARNING, "inflight"), open_model(made).weights() as checkpoint:
         for name, values in expected.items():
-            assert checkpoint.quantised(name, values.shape) is None
-            assert torch.equal(checkpoint.read(name, values.shape), values)
-            if values.dim() == 2:
-                assert torch.equal(checkpoint.read(name, values.shape, (1, 3, 40)), values[:, 3:40])
+            assert np.array_equal(checkpoint.read(name, values.shape), values)
+            if values.ndim == 2:
+                assert np.array_equal(checkpoint.read(name, values.shape, (0, 3, 40)), values[3:40])
+                assert np.array_equal(checkpoint.read(name, values.shape, (1, 3, 40)), values[:, 3:40])
     assert [record.message for record in caplog.records if "desc_act" in record.message] == [
         "the inputs of this GPTQ checkpoint are in an order of their own (desc_act), so it is computed in floats"
     ]
-    assert run(make_runner(made), PROMPTS, 8) == run(make_runner(floats), PROMPTS, 8)
+    assert run(make_runner(made), PROMPTS, 8) == run(make_runner(plain), PROMPTS, 8)
 
 
 # What is refused

@@ -1,8 +1,1 @@
-"""GGUF files of llama.cpp: their weights under Hugging Face names, and the rest of a model folder made from them.
-
-`python -m inflight.models.gguf FILE FOLDER` makes the folder.
-"""
-
-from inflight.models.gguf.weights import GgufWeights
-
-__all__ = ["GgufWeights"]
+"""`python -m inflight.models.gguf FILE FOLDER` makes a folder with the tokenizer of a GGUF file."""

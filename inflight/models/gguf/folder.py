@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from inflight.checkpoint import GgufModel
 from inflight.errors import StartError
-from inflight.models.files import GGUF_NAME
-from inflight.models.gguf.config import generation_config, hf_config
-from inflight.models.gguf.file import GgufFile
+
+GGUF_NAME = "model.gguf"
 
 _SPLITS_DIGITS = ("smollm", "refact", "starcoder", "command-r", "codeshell", "exaone", "minerva-7b")
 """Pre-tokenizers that are GPT-2's after each digit was cut off (llama.cpp's llama-vocab.cpp)."""
@@ -25,9 +25,9 @@ def make_folder(path: Path, folder: Path) -> None:
     Raises:
         StartError: a broken file, or one whose architecture or tokenizer is not known.
     """
-    file = GgufFile(path)
-    (folder / "config.json").write_text(json.dumps(hf_config(file), indent=2))
-    (folder / "generation_config.json").write_text(json.dumps(generation_config(file)))
+    file = GgufModel(path)
+    (folder / "config.json").write_text(json.dumps(file.config, indent=2))
+    (folder / "generation_config.json").write_text(json.dumps(file.generation_config))
     (folder / GGUF_NAME).symlink_to(path)
     beside = path.parent / "tokenizer.json"
     if beside.is_file():
@@ -38,7 +38,7 @@ def make_folder(path: Path, folder: Path) -> None:
         _convert(file, folder)
 
 
-def _convert(file: GgufFile, folder: Path) -> None:
+def _convert(file: GgufModel, folder: Path) -> None:
     import transformers  # slow to import, and not needed for the others
 
     _check_kind(file)
@@ -52,7 +52,7 @@ def _convert(file: GgufFile, folder: Path) -> None:
         _split_digits(folder / "tokenizer.json")
 
 
-def _check_kind(file: GgufFile) -> None:
+def _check_kind(file: GgufModel) -> None:
     """Refuses a byte-level vocabulary whose way of splitting text would silently be GPT-2's."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
@@ -62,7 +62,7 @@ def _check_kind(file: GgufFile) -> None:
         raise _unknown(file, f"its pre-tokenizer {kind!r} is not known")
 
 
-def _unknown(file: GgufFile, problem: str) -> StartError:
+def _unknown(file: GgufModel, problem: str) -> StartError:
     return StartError(
         f"the tokenizer of '{file.path}' cannot be converted: {problem}. Put the original model's tokenizer.json and "
         "tokenizer_config.json beside the file"

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
+from inflight.checkpoint.files import Tensor, Tensors
+from inflight.checkpoint.packing import Codes, unpack, unpack_awq, unsigned
 from inflight.errors import StartError
-from inflight.models.files import TensorFiles
-from inflight.models.packing import unpack, unpack_awq, unsigned
-from inflight.nn import to_array
 from inflight.tensors import Quantised
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+FLOATS = ("float16", "bfloat16", "float32")
 
 
 def whole(found: Mapping[str, Any], key: str, allowed: Sequence[int]) -> int:
@@ -43,7 +43,7 @@ class Stored(NamedTuple):
     """
 
     weight: Quantised
-    order: torch.Tensor | None = None
+    order: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StoredModule:
 
     stem: str
     suffixes: tuple[str, ...]
-    files: TensorFiles
+    files: Tensors
 
     @property
     def stored(self) -> list[str]:
@@ -66,18 +66,19 @@ class StoredModule:
     def shape(self, suffix: str) -> list[int]:
         return self.files.shape(f"{self.stem}.{suffix}")
 
-    def read(self, suffix: str, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> torch.Tensor:
-        """One of them.
+    def read(self, suffix: str, shape: Sequence[int], dtypes: Sequence[str]) -> Tensor:
+        """One of them. Args: dtypes: names of those that it may have.
 
         Raises:
             StartError: it is missing, broken, or of another shape or dtype.
         """
         name = f"{self.stem}.{suffix}"
         tensor = self.files.read(name, shape)
-        if tensor.dtype not in dtypes:
-            wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            found = str(tensor.dtype).removeprefix("torch.")
-            raise StartError(f"tensor '{name}' is {found}, where {wanted} belongs; is the checkpoint broken?")
+        if tensor.dtype.name not in dtypes:
+            wanted = " or ".join(dtypes)
+            raise StartError(
+                f"tensor '{name}' is {tensor.dtype.name}, where {wanted} belongs; is the checkpoint broken?"
+            )
         return tensor
 
     def error(self, suffix: str, problem: str) -> StartError:
@@ -130,10 +131,10 @@ class Awq(Scheme):
         _divides(module, "qweight", n, 8)
         group = min(self.group or k, k)
         groups = -(-k // group)
-        words = module.read("qweight", (k, n // 8), (torch.int32,))
-        zeros = module.read("qzeros", (groups, n // 8), (torch.int32,))
+        words = module.read("qweight", (k, n // 8), ("int32",))
+        zeros = module.read("qzeros", (groups, n // 8), ("int32",))
         scales = module.read("scales", (groups, n), FLOATS)
-        return Stored(_weight(4, group, unpack_awq(words), scales.t(), unpack_awq(zeros), not self.zero_point))
+        return Stored(_weight(4, group, unpack_awq(words), scales.T, unpack_awq(zeros), not self.zero_point))
 
 
 @dataclass(frozen=True)
@@ -164,17 +165,17 @@ class Gptq(Scheme):
         group = min(self.group or k, k)
         groups = -(-k // group)
         order = _order(module, "g_idx", k, group)
-        words = module.read("qweight", (k // each, n), (torch.int32,))
-        stored = unpack(module.read("qzeros", (groups, n // each), (torch.int32,)), self.bits).t()
-        scales = module.read("scales", (groups, n), FLOATS).t()
-        codes = unpack(words.t(), self.bits)
+        words = module.read("qweight", (k // each, n), ("int32",))
+        stored = unpack(module.read("qzeros", (groups, n // each), ("int32",)), self.bits).T
+        scales = module.read("scales", (groups, n), FLOATS).T
+        codes = unpack(words.T, self.bits)
         if order is not None:
             codes = codes[:, order]
         middle = 1 << (self.bits - 1)
         if self.symmetric and bool((stored == middle).all()):
             zeros = stored
         else:
-            zeros = stored if self.second else (stored + 1) & (2 * middle - 1)
+            zeros = stored if self.second else (stored + np.uint8(1)) & np.uint8(2 * middle - 1)
         return Stored(_weight(self.bits, group, codes, scales, zeros, self.symmetric), order)
 
 
@@ -211,19 +212,20 @@ class CompressedTensors(Scheme):
         n, k = shape
         self.check(module, shape)
         if module.has("weight_shape"):
-            stated = module.read("weight_shape", (2,), (torch.int64, torch.int32)).tolist()
+            stated = module.read("weight_shape", (2,), ("int64", "int32")).tolist()
             if stated != [n, k]:
                 raise module.error("weight_shape", f"says {stated}, the config wants {[n, k]}")
         bits, group = self._kind(module, n, k)
         groups = -(-k // group)
         order = _order(module, "weight_g_idx", k, group)
         if module.has("weight_packed"):
-            codes = unpack(module.read("weight_packed", (n, -(-k * bits // 32)), (torch.int32,)), bits)[:, :k]
+            codes = unpack(module.read("weight_packed", (n, -(-k * bits // 32)), ("int32",)), bits)[:, :k]
         else:
-            codes = unsigned(module.read("weight", (n, k), (torch.int8,)))
+            codes = unsigned(module.read("weight", (n, k), ("int8",)))
         if order is not None:
             codes = codes[:, order]
-        scales = module.read("weight_scale", module.shape("weight_scale"), FLOATS).reshape(-1, groups).expand(n, groups)
+        stored = module.read("weight_scale", module.shape("weight_scale"), FLOATS)
+        scales = np.broadcast_to(stored.reshape(-1, groups), (n, groups))
         zeros = self._zeros(module, bits, n, groups) if module.has("weight_zero_point") else None
         return Stored(_weight(bits, group, codes, scales, zeros, zeros is None), order)
 
@@ -240,42 +242,44 @@ class CompressedTensors(Scheme):
                 return bits if packed is not None else 8, size
         raise module.error("weight_scale", f"has shape {shape}, which fits none of the config_groups for {k} inputs")
 
-    def _zeros(self, module: StoredModule, bits: int, n: int, groups: int) -> torch.Tensor:
+    def _zeros(self, module: StoredModule, bits: int, n: int, groups: int) -> Codes:
         """Zero points uint8 [n, groups] of the unsigned codes: packed along n, or as int8 around 0."""
         name = "weight_zero_point"
+        zeros: Codes
         if module.has("weight_packed") and module.shape(name) == [-(-n * bits // 32), groups]:
-            words = module.read(name, (-(-n * bits // 32), groups), (torch.int32, torch.int8))
-            if words.dtype == torch.int32:
-                return unpack(words.t(), bits)[:, :n].t()
-        stored = module.read(name, module.shape(name), (torch.int8,))
-        if stored.numel() not in (1, n, n * groups):
+            words = module.read(name, (-(-n * bits // 32), groups), ("int32", "int8"))
+            if words.dtype == np.int32:
+                zeros = unpack(words.T, bits)[:, :n].T
+                return zeros
+        stored = module.read(name, module.shape(name), ("int8",))
+        if stored.size not in (1, n, n * groups):
             raise module.error(name, f"has shape {list(stored.shape)}, where {[n, groups]} belongs")
-        return (stored.int() + (1 << (bits - 1))).to(torch.uint8).reshape(-1, groups).expand(n, groups)
+        codes = (stored.astype(np.int32) + (1 << (bits - 1))).astype(np.uint8)
+        zeros = np.broadcast_to(codes.reshape(-1, groups), (n, groups))
+        return zeros
 
 
-def _order(module: StoredModule, suffix: str, k: int, group: int) -> torch.Tensor | None:
+def _order(module: StoredModule, suffix: str, k: int, group: int) -> NDArray[np.int64] | None:
     """Inputs sorted by the groups that an index int32 [k] puts them into; None where they are so already."""
     if not module.has(suffix):
         return None
-    index = module.read(suffix, (k,), (torch.int32, torch.int64)).long()
-    plain = torch.arange(k) // group
-    if torch.equal(index, plain):
+    index = module.read(suffix, (k,), ("int32", "int64")).astype(np.int64)
+    plain = np.arange(k) // group
+    if np.array_equal(index, plain):
         return None
-    found, order = index.sort(stable=True)
-    if not torch.equal(found, plain):
+    order: NDArray[np.int64] = np.argsort(index, kind="stable")
+    if not np.array_equal(index[order], plain):
         raise module.error(suffix, f"does not put {group} inputs into each of {plain[-1] + 1} groups")
     return order
 
 
-def _weight(
-    bits: int, group: int, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, symmetric: bool
-) -> Quantised:
+def _weight(bits: int, group: int, codes: Codes, scales: Tensor, zeros: Codes | None, symmetric: bool) -> Quantised:
     """w = (codes - zeros) * scales; zero points in the middle need no offsets where the scheme is symmetric."""
-    scales = scales.float().contiguous()
+    scales = np.ascontiguousarray(scales, dtype=np.float32)
     offsets = None
     if zeros is not None and not (symmetric and bool((zeros == 1 << (bits - 1)).all())):
-        offsets = scales * zeros
-    return Quantised(bits, group, to_array(codes), to_array(scales), None if offsets is None else to_array(offsets))
+        offsets = scales * zeros.astype(np.float32)
+    return Quantised(bits, group, np.ascontiguousarray(codes), scales, offsets)
 
 
 def _divides(module: StoredModule, suffix: str, size: int, each: int) -> None:

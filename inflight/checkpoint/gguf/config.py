@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from gguf import GGMLQuantizationType as Type
+import numpy as np
 
+from inflight.checkpoint.gguf.file import whole_number
+from inflight.checkpoint.gguf.parts import GgufParts, Placed
 from inflight.errors import StartError
-from inflight.models.gguf.file import GgufFile, TensorInfo, whole_number
 
 Json = dict[str, Any]
 
@@ -18,7 +18,7 @@ _GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0  # of Gemma 3's layers that 
 _WIDEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, whose scale is another one (llama.cpp has it so)
 
 
-def hf_config(file: GgufFile) -> Json:
+def hf_config(file: GgufParts) -> Json:
     """config.json of the model in a file.
 
     Raises:
@@ -28,10 +28,9 @@ def hf_config(file: GgufFile) -> Json:
     if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise StartError(
             f"'{file.path}' holds a model of the architecture {architecture!r}; read are "
-            f"{', '.join(_ARCHITECTURES)}. Use the model's checkpoint in Hugging Face layout"
+            f"{', '.join(_ARCHITECTURES)} (llama: also Mistral and Mixtral). Use the model's checkpoint in Hugging "
+            "Face layout"
         )
-    if _number(file, "split.count", 1) > 1:
-        raise StartError(f"'{file.path}' is one of several parts; join them with llama-gguf-split --merge")
     name, finish = _ARCHITECTURES[architecture]
     config = _base(file, architecture)
     config.update(architectures=[f"{name}ForCausalLM"], **_tokens(file))
@@ -39,7 +38,7 @@ def hf_config(file: GgufFile) -> Json:
     return config
 
 
-def generation_config(file: GgufFile) -> Json:
+def generation_config(file: GgufParts) -> Json:
     """generation_config.json: every token that ends an answer."""
     metadata = file.metadata
     keys = [f"tokenizer.ggml.{key}_token_id" for key in ("eos", "eot", "eom")]
@@ -47,20 +46,20 @@ def generation_config(file: GgufFile) -> Json:
     return {"bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"), "eos_token_id": ends}
 
 
-def _base(file: GgufFile, architecture: str) -> Json:
+def _base(file: GgufParts, architecture: str) -> Json:
     """What all have."""
 
     def size(key: str, default: int | None = None) -> int:
         return whole_number(file.metadata, f"{architecture}.{key}", default)
 
     embedding = file.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
+    if embedding is None or len(embedding.info.shape) != 2:
         raise StartError(f"'{file.path}' has no tensor 'token_embd.weight' of two dimensions; download it again")
     heads, hidden = size("attention.head_count"), size("embedding_length")
     dim = size("attention.key_length", hidden // heads or None)
     return {
         "model_type": architecture,
-        "vocab_size": embedding.shape[0],
+        "vocab_size": embedding.info.shape[0],
         "hidden_size": hidden,
         "intermediate_size": size("feed_forward_length"),
         "num_hidden_layers": size("block_count"),
@@ -75,28 +74,28 @@ def _base(file: GgufFile, architecture: str) -> Json:
     }
 
 
-def _dtype(file: GgufFile) -> str:
+def _dtype(file: GgufParts) -> str:
     """Of the weights, not of the norms: files of float16 or float32 are kept as they are."""
-    types = {info.type for info in file.tensors.values() if len(info.shape) > 1}
-    if types <= {Type.F32}:
+    types = dict.fromkeys(each.info.type.name for each in file.tensors.values() if len(each.info.shape) > 1)
+    if all(name == "F32" for name in types):
         return "float32"
-    return "float16" if types <= {Type.F16, Type.F32} else "bfloat16"
+    return "float16" if all(name in ("F16", "F32") for name in types) else "bfloat16"
 
 
-def _tokens(file: GgufFile) -> Json:
+def _tokens(file: GgufParts) -> Json:
     keys = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     found = {name: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     return {name: id for name, id in found.items() if isinstance(id, int)}
 
 
-def _number(file: GgufFile, key: str, default: float) -> float:
+def _number(file: GgufParts, key: str, default: float) -> float:
     value = file.metadata.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:  # nor NaN
         raise StartError(f"the GGUF file's key '{key}' is {value!r}, where a number belongs")
     return value
 
 
-def _rope(file: GgufFile, architecture: str, dim: int) -> Json:
+def _rope(file: GgufParts, architecture: str, dim: int) -> Json:
     """The rotation. Factors by frequency, which Llama 3 and Phi 3 keep as tensors, are LongRoPE's.
 
     As llama.cpp reads it: a factor without a type is linear, and has an older key.
@@ -133,7 +132,7 @@ def _rope(file: GgufFile, architecture: str, dim: int) -> Json:
     return rope
 
 
-def _yarn(file: GgufFile, key: str, factor: float) -> Json:
+def _yarn(file: GgufParts, key: str, factor: float) -> Json:
     """YaRN's further settings. llama.cpp multiplies the paper's factor of attention with the file's."""
     found: Json = {}
     for name in ("beta_fast", "beta_slow"):
@@ -146,28 +145,81 @@ def _yarn(file: GgufFile, key: str, factor: float) -> Json:
     return found
 
 
-def _factors(file: GgufFile, info: TensorInfo) -> list[float]:
-    if info.type is not Type.F32 or len(info.shape) != 1 or info.shape[0] > 1 << 16:
+def _factors(file: GgufParts, placed: Placed) -> list[float]:
+    info = placed.info
+    if info.type.name != "F32" or len(info.shape) != 1 or info.shape[0] > 1 << 16:
         raise StartError(f"tensor '{info.name}' of the GGUF file is no row of float32 factors; download it again")
-    factors: list[float] = torch.from_numpy(file.bytes_of(info).copy()).view(torch.float32).tolist()
+    factors: list[float] = placed.bytes().view(np.float32).tolist()
     return factors
 
 
-def _llama(file: GgufFile, config: Json) -> None:
-    biased = [name for name in file.tensors if name.endswith(".bias")]
-    if biased:
-        raise StartError(f"tensor '{biased[0]}': Llama models with biases are not read from GGUF; use the checkpoint")
+def _llama(file: GgufParts, config: Json) -> None:
+    """Mixtral's are those with experts."""
+    config.update(_biases(file))
+    if _number(file, "llama.expert_count", 0):
+        config.update(
+            model_type="mixtral",
+            num_local_experts=whole_number(file.metadata, "llama.expert_count"),
+            num_experts_per_tok=whole_number(file.metadata, "llama.expert_used_count"),
+        )
 
 
-def _plain(file: GgufFile, config: Json) -> None:
+def _biases(file: GgufParts) -> Json:
+    """Which of Llama's products have one: all of attention, all of the MLP, or none.
+
+    Raises:
+        StartError: others have; the text names one.
+    """
+    found = [name for name in file.tensors if name.startswith("blk.0.") and name.endswith(".bias")]
+    parts = {"attention_bias": ("attn_q", "attn_k", "attn_v", "attn_output"), "mlp_bias": _MLP}
+    biased = {key: all(f"blk.0.{part}.bias" in file.tensors for part in each) for key, each in parts.items()}
+    known = [f"blk.0.{part}.bias" for key, each in parts.items() if biased[key] for part in each]
+    other = next((name for name in found if name not in known), None)
+    if other is not None:
+        raise StartError(
+            f"tensor '{other}' of '{file.path}': models with biases in some of these products only are not read from "
+            "GGUF; use the checkpoint"
+        )
+    return {key: value for key, value in biased.items() if value}
+
+
+def _plain(file: GgufParts, config: Json) -> None:
     """Nothing more."""
 
 
-def _phi3(file: GgufFile, config: Json) -> None:
+def _qwen3moe(file: GgufParts, config: Json) -> None:
+    """Weights of the chosen experts sum to 1: llama.cpp knows no other way for this architecture."""
+    config.update(
+        model_type="qwen3_moe",
+        num_experts=whole_number(file.metadata, "qwen3moe.expert_count"),
+        num_experts_per_tok=whole_number(file.metadata, "qwen3moe.expert_used_count"),
+        moe_intermediate_size=whole_number(file.metadata, "qwen3moe.expert_feed_forward_length"),
+        norm_topk_prob=True,
+    )
+
+
+def _granite(file: GgufParts, config: Json) -> None:
+    config.update(_biases(file))
+    for name, key in (
+        ("attention_multiplier", "attention.scale"),
+        ("embedding_multiplier", "embedding_scale"),
+        ("residual_multiplier", "residual_scale"),
+        ("logits_scaling", "logit_scale"),
+    ):
+        default = config["head_dim"] ** -0.5 if key == "attention.scale" else 1.0
+        config[name] = _number(file, f"granite.{key}", 0.0) or default  # 0: not set, as llama.cpp has it
+
+
+def _smollm3(file: GgufParts, config: Json) -> None:
+    """Each fourth layer has no positions: llama.cpp knows no other step."""
+    config.update(_biases(file), no_rope_layer_interval=4)
+
+
+def _phi3(file: GgufParts, config: Json) -> None:
     config["sliding_window"] = int(_number(file, "phi3.attention.sliding_window", 0)) or None
 
 
-def _gemma(file: GgufFile, config: Json) -> None:
+def _gemma(file: GgufParts, config: Json) -> None:
     architecture = config["model_type"]
     wide = config["num_hidden_layers"] == _WIDEST[architecture]
     scalar = config["hidden_size"] // config["num_attention_heads"] if wide else config["head_dim"]
@@ -180,18 +232,22 @@ def _gemma(file: GgufFile, config: Json) -> None:
         config[name] = _number(file, f"{architecture}.{key}_softcapping", 0.0) or None
 
 
-def _gemma3(file: GgufFile, config: Json) -> None:
+def _gemma3(file: GgufParts, config: Json) -> None:
     _gemma(file, config)
     rope = {**config["rope_parameters"], "rope_theta": _number(file, "gemma3.rope.freq_base", _GLOBAL_THETA)}
     local = {"rope_type": "default", "rope_theta": _number(file, "gemma3.rope.freq_base_swa", _LOCAL_THETA)}
     config.update(model_type="gemma3_text", rope_parameters={"full_attention": rope, "sliding_attention": local})
 
 
-_ARCHITECTURES: dict[str, tuple[str, Callable[[GgufFile, Json], None]]] = {
+_MLP = ("ffn_gate", "ffn_up", "ffn_down")
+_ARCHITECTURES: dict[str, tuple[str, Callable[[GgufParts, Json], None]]] = {
     "llama": ("Llama", _llama),
     "qwen2": ("Qwen2", _plain),
     "qwen3": ("Qwen3", _plain),
+    "qwen3moe": ("Qwen3Moe", _qwen3moe),
     "gemma2": ("Gemma2", _gemma),
     "gemma3": ("Gemma3", _gemma3),
     "phi3": ("Phi3", _phi3),
+    "granite": ("Granite", _granite),
+    "smollm3": ("SmolLM3", _smollm3),
 }

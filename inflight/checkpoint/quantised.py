@@ -6,13 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 
+from inflight.checkpoint.files import Part, Tensor, Tensors, part_of
+from inflight.checkpoint.schemes import FLOATS, Awq, CompressedTensors, Gptq, Scheme, StoredModule, text, whole
+from inflight.checkpoint.source import Source, share_of
 from inflight.errors import StartError
-from inflight.models.files import Part, TensorFiles
-from inflight.models.schemes import Awq, CompressedTensors, Gptq, Scheme, StoredModule, text, whole
-from inflight.nn import to_tensor
-from inflight.tensors import Quantised
+from inflight.tensors import Weight
 
 log = logging.getLogger("inflight")
 
@@ -97,25 +97,19 @@ def _group(found: Mapping[str, Any]) -> int | None:
     return size
 
 
-class QuantisedFiles:
+class QuantisedFiles(Source):
     """Weight files some of whose weights may be stored as integers: which ones is told by the names in the files.
 
     Args:
         scheme: how; None: there are none.
     """
 
-    def __init__(self, files: TensorFiles, scheme: Scheme | None) -> None:
+    def __init__(self, files: Tensors, scheme: Scheme | None) -> None:
         self._files = files
         self._scheme = scheme
+        self.names = files.names
         self.size = files.size
         self._said = False
-
-    @property
-    def names(self) -> list[str]:
-        return self._files.names
-
-    def close(self) -> None:
-        self._files.close()
 
     def __contains__(self, name: str) -> bool:
         return name in self._files or self._module(name) is not None
@@ -127,7 +121,10 @@ class QuantisedFiles:
     def idle(self, name: str) -> bool:
         """A bias of zeros: GPTQ's tools write one for every module."""
         module = self._module(name.removesuffix(".bias") + _SUFFIX) if name.endswith(".bias") else None
-        return module is not None and not self._files.read(name, self._files.shape(name)).any()
+        return module is not None and not self._files.whole(name).any()
+
+    def shape(self, name: str) -> list[int] | None:
+        return None if self._module(name) is not None else self._files.shape(name)
 
     def check(self, name: str, wanted: Sequence[int]) -> None:
         module = self._module(name)
@@ -136,28 +133,25 @@ class QuantisedFiles:
         else:
             self._scheme.check(module, _matrix(name, wanted))
 
-    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> torch.Tensor:
+    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> Weight:
         module = self._module(name)
         if module is None or self._scheme is None:
-            return self._files.read(name, shape, part)
+            return _floats(name, self._files.read(name, shape, part))
         found, order = self._scheme.read(module, _matrix(name, shape))
         if order is None:
-            return floats(found, part)
-        spread = torch.empty(found.shape)
-        spread[:, order] = floats(found, None)
-        return spread if part is None else spread.narrow(part[0], part[1], part[2] - part[1])
-
-    def integers(self, name: str, shape: Sequence[int]) -> Quantised | None:
-        module = self._module(name)
-        if module is None or self._scheme is None:
-            return None
-        found, order = self._scheme.read(module, _matrix(name, shape))
-        if order is None:
-            return found
+            return share_of(found, part)
         if not self._said:
             self._said = True
             log.warning(_SAID)
-        return None
+        if part is not None and part[0] == 0:
+            found, part = found.rows(part[1], part[2]), None
+        spread = np.empty(found.shape, np.float32)
+        for first in range(0, len(spread), _ROWS):
+            spread[first : first + _ROWS, order] = found.rows(first, first + _ROWS).dequantise()
+        return part_of(spread, part)
+
+    def release(self) -> None:
+        self._files.release()
 
     def _module(self, name: str) -> StoredModule | None:
         """What is stored for a weight, where that is integers."""
@@ -170,18 +164,20 @@ class QuantisedFiles:
         return StoredModule(stem, self._scheme.suffixes, self._files)
 
 
-def floats(found: Quantised, part: Part | None) -> torch.Tensor:
-    """What integers stand for, float32, or a part of it; some rows at a time, so that little more than the result is
-    in memory."""
-    if part is not None and part[0] == 0:
-        found, part = found.rows(part[1], part[2]), None
-    n, k = found.shape
-    first, end = (0, k) if part is None else (part[1], part[2])
-    result = torch.empty(n, end - first)
-    for row in range(0, n, _ROWS):
-        last = min(row + _ROWS, n)
-        result[row:last] = to_tensor(found.rows(row, last).dequantise())[:, first:end]
-    return result
+def _floats(name: str, tensor: Tensor) -> Tensor:
+    """Of a type that weights may have: double precision becomes single.
+
+    Raises:
+        StartError: they are no floats, and nothing says how to read them.
+    """
+    if tensor.dtype.name in FLOATS:
+        return tensor
+    if tensor.dtype == np.float64:
+        return tensor.astype(np.float32)
+    raise StartError(
+        f"tensor '{name}' is stored as {tensor.dtype.name}, and the checkpoint says nothing of how to read it; use a "
+        "checkpoint in bfloat16, float16 or float32, or one of AWQ or GPTQ"
+    )
 
 
 def _matrix(name: str, shape: Sequence[int]) -> tuple[int, int]:

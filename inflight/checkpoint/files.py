@@ -1,0 +1,211 @@
+"""The tensors of a folder's weight files, as they are written there."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from inflight.checkpoint.tensor_file import Entry, TensorFile
+from inflight.errors import StartError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+
+Part = tuple[int, int, int]
+"""(dimension, first, end): a rank's share of a tensor along one dimension."""
+
+Tensor = np.ndarray[Any, Any]
+
+
+def part_of(tensor: Tensor, part: Part | None) -> Tensor:
+    """A view of a share of it."""
+    if part is None:
+        return tensor
+    where = [slice(None)] * tensor.ndim
+    where[part[0]] = slice(part[1], part[2])
+    found: Tensor = tensor[tuple(where)]
+    return found
+
+
+class Tensors(ABC):
+    """Tensors by the names that they are stored under. Nothing is read before it is asked for.
+
+    Attributes:
+        names: all of them.
+        size: bytes on disk.
+    """
+
+    names: list[str]
+    size: int
+
+    @abstractmethod
+    def __contains__(self, name: str) -> bool: ...
+
+    @abstractmethod
+    def whole(self, name: str) -> Tensor:
+        """A tensor where it lies, in the dtype of the file.
+
+        Raises:
+            StartError: it is missing, or its dtype is not known.
+        """
+
+    @abstractmethod
+    def shape(self, name: str) -> list[int]:
+        """Of a tensor, without reading it.
+
+        Raises:
+            StartError: it is missing.
+        """
+
+    @abstractmethod
+    def file_of(self, name: str) -> str:
+        """The name of the file that a tensor is in."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Lets go of the memory of what was read."""
+
+    def check(self, name: str, wanted: Sequence[int]) -> None:
+        """Raises StartError where the tensor is missing or has another shape."""
+        found = self.shape(name)
+        if found != list(wanted):
+            raise StartError(
+                f"tensor '{name}' in '{self.file_of(name)}' has shape {found}, the config wants {list(wanted)}; are "
+                "config.json and the weights of one model?"
+            )
+
+    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> Tensor:
+        """A tensor, or a part of it, where it lies.
+
+        Args:
+            shape: of the whole tensor.
+
+        Raises:
+            StartError: it is missing or of another shape; the text names tensor and file.
+        """
+        self.check(name, shape)
+        return part_of(self.whole(name), part)
+
+
+class TensorFiles(Tensors):
+    """One safetensors file, or several with or without their index.
+
+    Args:
+        tell: called with the bytes of each tensor that was read.
+        single: the name of the one file.
+
+    Raises:
+        StartError: no weights, or a file that cannot be read; the text names it.
+    """
+
+    def __init__(self, folder: Path, tell: Callable[[int], None], single: str = SINGLE) -> None:
+        self._folder = folder
+        self._tell = tell
+        self._open: dict[Path, TensorFile] = {}
+        self._read: list[tuple[TensorFile, int, int]] = []
+        self._files = self._find(single)
+        self.names = list(self._files)
+        self.size = sum(file.stat().st_size for file in dict.fromkeys(self._files.values()))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def shape(self, name: str) -> list[int]:
+        return list(self._entry(name)[1].shape)
+
+    def whole(self, name: str) -> Tensor:
+        file, entry = self._entry(name)
+        file.file.expect(entry.start, entry.size)
+        self._tell(entry.size)
+        self._read.append((file, entry.start, entry.size))
+        return file.array(name)
+
+    def dtype(self, name: str) -> str:
+        """As the file calls it: BF16, F8_E4M3, ..."""
+        return self._entry(name)[1].dtype
+
+    def file_of(self, name: str) -> str:
+        return self._file(name).name
+
+    def release(self) -> None:
+        for file, start, size in self._read:
+            file.file.release(start, size)
+        self._read.clear()
+
+    def _entry(self, name: str) -> tuple[TensorFile, Entry]:
+        path = self._file(name)
+        file = self._handle(path)
+        entry = file.entries.get(name)
+        if entry is None:
+            raise StartError(
+                f"tensor '{name}' cannot be read from '{path.name}': the index names it, the file has none"
+            )
+        return file, entry
+
+    def _file(self, name: str) -> Path:
+        file = self._files.get(name)
+        if file is None:
+            raise StartError(f"tensor '{name}' is missing in '{self._folder}'; is the checkpoint complete?")
+        return file
+
+    def _handle(self, path: Path) -> TensorFile:
+        if path not in self._open:
+            self._open[path] = TensorFile(path)
+        return self._open[path]
+
+    def _find(self, single: str) -> dict[str, Path]:
+        folder = self._folder
+        if single == SINGLE and (folder / INDEX).is_file():
+            return {name: folder / file for name, file in read_index(folder / INDEX).items()}
+        if (folder / single).is_file():
+            return dict.fromkeys(self._handle(folder / single).entries, folder / single)
+        shards = _shards(folder) if single == SINGLE else []
+        if shards:
+            return {name: path for path in shards for name in self._handle(path).entries}
+        raise StartError(f"'{folder}' has no {single} and no {INDEX}; give a folder in Hugging Face layout")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Files that are numbered as parts of one checkpoint, where its index is not there."""
+    found: dict[tuple[str, str], dict[int, Path]] = {}
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+        match = _SHARD.fullmatch(path.name)
+        if match is not None:
+            found.setdefault((match[1], match[3]), {})[int(match[2])] = path
+    for (stem, count), parts in found.items():
+        missing = next((n for n in range(1, int(count) + 1) if n not in parts), None)
+        if missing is not None:
+            raise StartError(f"'{folder}' has no {stem}-{missing:05}-of-{count}.safetensors; download it again")
+        return [parts[number] for number in sorted(parts)]
+    return []
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor.
+
+    Raises:
+        StartError: the index cannot be read, or names a file that is not in the folder.
+    """
+    try:
+        found = json.loads(path.read_text())["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StartError(f"'{path}' cannot be read: {error!r}") from error
+    if not isinstance(found, dict) or not all(isinstance(file, str) and _inside(file) for file in found.values()):
+        raise StartError(f"'{path}': weight_map must name a file of the folder for each tensor; download it again")
+    for file in dict.fromkeys(found.values()):
+        if not (path.parent / file).is_file():
+            raise StartError(f"'{path.name}' names the file '{file}', which is not there; download it again")
+    return found
+
+
+def _inside(file: str) -> bool:
+    path = PurePosixPath(file)
+    return not path.is_absolute() and ".." not in path.parts

@@ -1,0 +1,318 @@
+"""What a model's path holds, read once: `open_model` gives one interface to five layouts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from inflight.checkpoint.files import INDEX, SINGLE, TensorFiles, Tensors
+from inflight.checkpoint.gguf import GgufParts, GgufWeights, generation_config, hf_config, is_gguf, stem_of
+from inflight.checkpoint.pickled import PickledFiles, has_pickles, refusal
+from inflight.checkpoint.quantised import QuantisedFiles, scheme_of
+from inflight.checkpoint.source import Progress, Weights
+from inflight.errors import StartError
+from inflight.loading import read_object, read_text
+
+Json = Mapping[str, Any]
+Told = Callable[[float], None]
+
+CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
+TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+MODULES, ADAPTER = "modules.json", "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Chat templates.
+
+    Attributes:
+        own: from the model's own files of templates; they go before `configured`.
+        configured: `chat_template` of tokenizer_config.json: a text, or several by name in a list or an object; whoever
+            uses them checks that.
+    """
+
+    own: Mapping[str, str]
+    configured: Any
+
+
+class ModelFolder(ABC):
+    """A model as it lies on a disk. Made by `open_model`; nothing is read before it is asked for, and nothing twice.
+
+    Attributes:
+        path: the folder, or the file.
+        kind: which of the layouts it is.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """What a server calls the model where nobody says otherwise."""
+        return self.path.resolve().name
+
+    @property
+    @abstractmethod
+    def config(self) -> Json:
+        """config.json, or what it would be.
+
+        Raises:
+            StartError: there is none, or it cannot be read; the text says what is wrong.
+        """
+
+    @property
+    @abstractmethod
+    def generation_config(self) -> Json:
+        """generation_config.json, or what it would be; empty where there is none."""
+
+    @abstractmethod
+    def weights(self, progress: Told | None = None, allow_pickle: bool = False) -> Weights:
+        """The named weights, for a `with` statement.
+
+        Args:
+            progress: called with the share of the bytes that were read so far.
+            allow_pickle: read pytorch_model.bin where there are no safetensors.
+
+        Raises:
+            StartError: no weights, a file that cannot be read, or a quantisation that is not known; the text names it.
+        """
+
+    @abstractmethod
+    def weight_files(self) -> list[Path]:
+        """The files that weights and their meaning come from: while none of them changes, they are the same."""
+
+    @property
+    def beside(self) -> Path:
+        """The folder whose tokenizer files are the model's."""
+        return self.path
+
+    @property
+    def metadata(self) -> Json | None:
+        """A GGUF file's metadata by its keys, with the vocabulary; None for the others."""
+        return None
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """tokenizer.json, None where there is none."""
+        path = self.beside / TOKENIZER
+        return path if path.is_file() else None
+
+    @cached_property
+    def tokenizer_config(self) -> Json:
+        """tokenizer_config.json over special_tokens_map.json; empty where there is none."""
+        return {**_optional(self.beside / SPECIAL_TOKENS), **_optional(self.beside / TOKENIZER_CONFIG)}
+
+    @cached_property
+    def templates(self) -> Templates:
+        """chat_template.jinja with additional_chat_templates/NAME.jinja, and tokenizer_config.json's.
+
+        Raises:
+            StartError: a file cannot be read.
+        """
+        own: dict[str, str] = {}
+        if (self.beside / TEMPLATE).exists():
+            own["default"] = read_text(self.beside / TEMPLATE)
+        if (self.beside / TEMPLATES).is_dir():
+            for path in sorted((self.beside / TEMPLATES).glob("*.jinja")):
+                own[path.stem] = read_text(path)
+        return Templates(own, self.tokenizer_config.get("chat_template"))
+
+
+class HfFolder(ModelFolder):
+    """A folder in Hugging Face layout."""
+
+    kind = "folder"
+
+    @property
+    def inner(self) -> Path:
+        """Where config and weights are."""
+        return self.path
+
+    @cached_property
+    def config(self) -> Json:
+        if not (self.inner / CONFIG).is_file():
+            raise StartError(f"'{self.inner}' has no config.json; give a folder in Hugging Face layout, or a GGUF file")
+        return read_object(self.inner / CONFIG)
+
+    @cached_property
+    def generation_config(self) -> Json:
+        return _optional(self.inner / GENERATION)
+
+    def weights(self, progress: Told | None = None, allow_pickle: bool = False) -> Weights:
+        config = self.config if (self.inner / CONFIG).is_file() else {}
+        scheme = scheme_of(config)  # first: a method that is not known explains whatever is wrong with the files
+        tell = Progress(progress)
+        files = self._files(tell, allow_pickle)
+        tell.total = files.size
+        return Weights(QuantisedFiles(files, scheme))
+
+    def weight_files(self) -> list[Path]:
+        kept = (".safetensors", ".json", ".bin")
+        return [file for file in sorted(self.inner.iterdir()) if file.suffix in kept and file.is_file()]
+
+    def _files(self, tell: Progress, allow_pickle: bool) -> Tensors:
+        if any((self.inner / name).is_file() for name in (INDEX, SINGLE)) or not has_pickles(self.inner):
+            return TensorFiles(self.inner, tell)
+        if not allow_pickle:
+            raise refusal(self.inner)
+        return PickledFiles(self.inner)
+
+
+class SentenceFolder(HfFolder):
+    """A folder of sentence-transformers: modules.json names what a text goes through, one after the other."""
+
+    kind = "sentence-transformers"
+
+    @cached_property
+    def modules(self) -> list[tuple[str, Path]]:
+        """The type of each module, by its last name (`Transformer`, `Pooling`, `Dense`, `Normalize`), and its folder.
+
+        Raises:
+            StartError: modules.json makes no sense.
+        """
+        return _modules(self.path)
+
+    @property
+    def inner(self) -> Path:
+        return next((folder for kind, folder in self.modules if kind == "Transformer"), self.path)
+
+    @property
+    def beside(self) -> Path:
+        inner = self.inner
+        return inner if (inner / TOKENIZER).is_file() else self.path
+
+
+class LoraFolder(HfFolder):
+    """An adapter in PEFT's layout; its config is adapter_config.json."""
+
+    kind = "adapter"
+
+    @cached_property
+    def config(self) -> Json:
+        return read_object(self.path / ADAPTER)
+
+    def weights(self, progress: Told | None = None, allow_pickle: bool = False) -> Weights:
+        tell = Progress(progress)
+        files = TensorFiles(self.path, tell, ADAPTER_WEIGHTS)
+        tell.total = files.size
+        return Weights(QuantisedFiles(files, None))
+
+    def weight_files(self) -> list[Path]:
+        return [self.path / name for name in (ADAPTER, ADAPTER_WEIGHTS)]
+
+
+class GgufModel(ModelFolder):
+    """A GGUF file, or the first of several parts."""
+
+    kind = "gguf"
+
+    @property
+    def name(self) -> str:
+        return stem_of(self.path)
+
+    @property
+    def beside(self) -> Path:
+        return self.path.parent
+
+    @cached_property
+    def config(self) -> Json:
+        return hf_config(self._parts)
+
+    @cached_property
+    def generation_config(self) -> Json:
+        return generation_config(self._parts)
+
+    @property
+    def metadata(self) -> Json:
+        return self._parts.metadata
+
+    @cached_property
+    def tokenizer_config(self) -> Json:
+        """A file's own vocabulary has its settings in the metadata; those beside it belong to a tokenizer.json."""
+        return super().tokenizer_config if self.tokenizer_file is not None else {}
+
+    @cached_property
+    def templates(self) -> Templates:
+        return super().templates if self.tokenizer_file is not None else Templates(_own_templates(self.metadata), None)
+
+    def weights(self, progress: Told | None = None, allow_pickle: bool = False) -> Weights:
+        tell = Progress(progress)
+        source = GgufWeights(self._parts, tell)
+        tell.total = source.size
+        return Weights(source)
+
+    def weight_files(self) -> list[Path]:
+        return self._parts.paths
+
+    @cached_property
+    def _parts(self) -> GgufParts:
+        return GgufParts(self.path)
+
+
+def open_model(path: Path | str) -> ModelFolder:
+    """What lies at a path: a folder in Hugging Face layout, one of sentence-transformers, an adapter, a GGUF file or
+    one of its parts, or a folder with one GGUF model and no other weights.
+
+    Raises:
+        StartError: nothing of these is there.
+    """
+    path = Path(path)
+    if is_gguf(path):
+        return GgufModel(path)
+    if not path.is_dir():
+        found = "is no folder" if not path.exists() else "is no GGUF file"
+        raise StartError(f"'{path}' {found}; give a folder in Hugging Face layout, or a GGUF file")
+    files = [] if _has_tensors(path) else [file for file in sorted(path.glob("*.gguf")) if is_gguf(file)]
+    if files:
+        return _only_gguf(path, files)
+    if (path / MODULES).is_file():
+        return SentenceFolder(path)
+    return LoraFolder(path) if (path / ADAPTER).is_file() and not (path / CONFIG).is_file() else HfFolder(path)
+
+
+def _has_tensors(folder: Path) -> bool:
+    return next(folder.glob("*.safetensors"), None) is not None or has_pickles(folder)
+
+
+def _only_gguf(folder: Path, files: list[Path]) -> GgufModel:
+    models = {stem_of(file): file for file in reversed(files)}  # of several parts the first one
+    if len(models) > 1:
+        names = ", ".join(sorted(models))
+        raise StartError(f"'{folder}' holds several GGUF models ({names}); give the path of one file")
+    return GgufModel(next(iter(models.values())))
+
+
+def _optional(path: Path) -> Json:
+    return read_object(path) if path.exists() else {}
+
+
+def _own_templates(metadata: Json) -> Mapping[str, str]:
+    """`tokenizer.chat_template` and, for each name in `tokenizer.chat_templates`, `tokenizer.chat_template.NAME`."""
+    found = {"default": metadata.get("tokenizer.chat_template")}
+    names = metadata.get("tokenizer.chat_templates")
+    for name in names if isinstance(names, list) else []:
+        found[str(name)] = metadata.get(f"tokenizer.chat_template.{name}")
+    return {name: text for name, text in found.items() if isinstance(text, str)}
+
+
+def _modules(folder: Path) -> list[tuple[str, Path]]:
+    import json
+
+    path = folder / MODULES
+    try:
+        entries = json.loads(read_text(path))
+        found = [(str(each["type"]).rpartition(".")[2], folder / str(each["path"])) for each in entries]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise StartError(f"'{path}' must be a list of modules with type and path ({error!r}); download it") from error
+    for _, each in found:
+        if not each.resolve().is_relative_to(folder.resolve()):
+            raise StartError(f"'{path}' names the folder '{each}', which lies outside of the model's")
+    return found

@@ -1,0 +1,64 @@
+"""Names of llama.cpp's tensors in Hugging Face's checkpoints."""
+
+from __future__ import annotations
+
+import re
+
+_ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GEMMA = {
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+}
+_OTHERS = {
+    "gemma2": _GEMMA,
+    "gemma3": _GEMMA,
+    "phi3": {"ffn_up": "mlp.gate_up_proj"},
+    "llama": _MIXTRAL,
+    "qwen3moe": {
+        "ffn_gate_inp": "mlp.gate",
+        "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+        "ffn_up_exps": "mlp.experts.{}.up_proj",
+        "ffn_down_exps": "mlp.experts.{}.down_proj",
+    },
+}
+_NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)")
+
+
+def hf_name(name: str, architecture: str) -> str:
+    """Hugging Face's name of a tensor; llama.cpp's own where it has none there.
+
+    A tensor that holds all experts of a layer has `{}` in the place of an expert's number. In old files each has one of
+    its own.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return name
+    layer, part, expert, kind = match.groups()
+    if layer is None:
+        return f"{_ENDS[part]}.{kind}" if part in _ENDS and expert is None else name
+    known = {**_IN_LAYER, **_OTHERS.get(architecture, {})}
+    found = known.get(part if expert is None else f"{part}_exps")
+    if found is None:
+        return name
+    return f"model.layers.{int(layer)}.{found if expert is None else found.format(int(expert))}.{kind}"

@@ -1,0 +1,162 @@
+"""Weights of a GGUF file under the names that Hugging Face's checkpoints have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inflight.checkpoint.files import Part, Tensor, part_of
+from inflight.checkpoint.gguf.file import whole_number
+from inflight.checkpoint.gguf.names import hf_name
+from inflight.checkpoint.gguf.parts import GgufParts, Placed
+from inflight.checkpoint.gguf.types import FLOATS
+from inflight.checkpoint.mapped import Bytes
+from inflight.checkpoint.source import Source, share_of
+from inflight.errors import StartError
+from inflight.tensors import BLOCKS, Blocks, Weight
+
+_IN_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_TURNED = ("llama", "granite", "smollm3")
+"""Architectures whose rotation pairs neighbours in llama.cpp (LLAMA_ROPE_TYPE_NORM), halves in Hugging Face's."""
+_GEMMA = ("gemma2", "gemma3")
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One weight: a tensor, or one expert's share of a tensor of three dimensions."""
+
+    placed: Placed
+    expert: int | None = None
+
+    @property
+    def shape(self) -> list[int]:
+        shape = self.placed.info.shape
+        return list(shape if self.expert is None else shape[1:])
+
+
+class GgufWeights(Source):
+    """See `Source`. Blocks stay as they lie in the file; rows are in Hugging Face's order.
+
+    Args:
+        tell: called with the bytes of each tensor that was read.
+    """
+
+    def __init__(self, file: GgufParts, tell: Callable[[int], None]) -> None:
+        self._file = file
+        self._tell = tell
+        self._architecture = str(file.metadata.get("general.architecture"))
+        self._stored: dict[str, _Stored] = {}
+        self._orders: dict[tuple[str, int], np.ndarray] = {}
+        self._read: list[Placed] = []
+        for name, placed in file.tensors.items():
+            if name not in _IN_CONFIG:
+                self._add(hf_name(name, self._architecture), placed)
+        self.names = list(self._stored)
+        self.size = sum(placed.info.size for name, placed in file.tensors.items() if name not in _IN_CONFIG)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def pieces(self, name: str) -> list[str]:
+        return [name]
+
+    def shape(self, name: str) -> list[int]:
+        return self._find(name).shape
+
+    def check(self, name: str, wanted: Sequence[int]) -> None:
+        stored = self._find(name)
+        info = stored.placed.info
+        where = f"tensor '{info.name}' in '{stored.placed.file.path}'"
+        if info.type.name not in FLOATS and info.type.name not in BLOCKS:
+            raise StartError(
+                f"{where} is of type {info.type.name}, which is not read; use a file of "
+                f"{', '.join([*FLOATS, *BLOCKS])} (llama-quantize makes them)"
+            )
+        if stored.shape != list(wanted):
+            raise StartError(f"{where} has shape {stored.shape}, its metadata wants {list(wanted)}; is it broken?")
+
+    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> Weight:
+        self.check(name, shape)
+        stored = self._find(name)
+        rows = self._rows(stored)
+        rowwise = part is not None and part[0] == 0 and len(shape) > 1
+        if rowwise and part is not None:
+            rows = rows[part[1] : part[2]]
+        rows = self._ordered(stored, rows, part if rowwise else None)
+        self._tell(rows.nbytes)
+        self._read.append(stored.placed)
+        type = stored.placed.info.type.name
+        if type not in FLOATS:
+            blocks = Blocks(type, (len(rows), shape[-1]), rows)
+            return blocks if rowwise else share_of(blocks, part)
+        floats: Tensor = rows.view(FLOATS[type]).reshape(-1, shape[-1])
+        if type == "F64":
+            floats = floats.astype(np.float32)
+        floats = floats[0] if len(shape) == 1 else floats
+        if self._architecture in _GEMMA and name.endswith("norm.weight"):
+            floats = floats - np.float32(1)  # llama.cpp keeps the factor itself
+        return floats if rowwise else part_of(floats, part)
+
+    def release(self) -> None:
+        for placed in self._read:
+            placed.file.release(placed.info)
+        self._read.clear()
+
+    def _add(self, name: str, placed: Placed) -> None:
+        shape = placed.info.shape
+        if "{}" not in name or len(shape) != 3:
+            self._stored[name] = _Stored(placed)
+            return
+        for expert in range(min(shape[0], 1 << 16)):
+            self._stored[name.format(expert)] = _Stored(placed, expert)
+
+    def _find(self, name: str) -> _Stored:
+        stored = self._stored.get(name)
+        if stored is None:
+            raise StartError(f"tensor '{name}' is missing in '{self._file.path}'; is the file complete?")
+        return stored
+
+    def _rows(self, stored: _Stored) -> Bytes:
+        """The bytes [rows, bytes of a row], where they lie."""
+        info = stored.placed.info
+        data = stored.placed.bytes()
+        if stored.expert is not None:
+            size = info.size // info.shape[0]
+            data = data[stored.expert * size : (stored.expert + 1) * size]
+        rows = stored.shape[0] if len(stored.shape) > 1 else 1
+        return data.reshape(rows, -1)
+
+    def _ordered(self, stored: _Stored, rows: Bytes, part: Part | None) -> Bytes:
+        order = self._order(stored.placed)
+        if order is None:
+            return rows
+        found: Bytes
+        if len(stored.shape) == 1:  # a bias: values instead of rows
+            found = rows.reshape(len(order), -1)[order].reshape(1, -1)
+            return found
+        if part is None:
+            found = rows[order]
+            return found
+        found = self._rows(stored)[order[part[1] : part[2]]]
+        return found
+
+    def _order(self, placed: Placed) -> np.ndarray | None:
+        """Where in the file the rows are: llama.cpp's rotation pairs neighbours in these queries and keys."""
+        info = placed.info
+        part = info.name.split(".")[-2] if "." in info.name else ""
+        key = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}.get(part)
+        if self._architecture not in _TURNED or key is None:
+            return None
+        known = self._orders.get((part, info.shape[0]))
+        if known is not None:
+            return known
+        metadata, prefix = self._file.metadata, f"{self._architecture}."
+        heads = whole_number(metadata, prefix + key, whole_number(metadata, prefix + "attention.head_count"))
+        if info.shape[0] % (2 * heads):
+            raise StartError(f"tensor '{info.name}' has {info.shape[0]} rows, which {heads} heads do not divide")
+        rows = np.arange(info.shape[0]).reshape(heads, -1, 2)
+        order: np.ndarray = rows.swapaxes(1, 2).reshape(-1)
+        self._orders[part, info.shape[0]] = order
+        return order

@@ -1,0 +1,58 @@
+"""A file in memory, page by page: what was read and is not needed any more does not stay in this process."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+
+class MappedFile:
+    """Bytes of a file, read-only.
+
+    Pages that were looked at count as memory of the process until they are released. Releasing is always safe: whoever
+    looks again gets them from the file again.
+
+    Raises:
+        OSError, ValueError: it cannot be mapped; an empty file cannot.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.size = len(self._map)
+
+    def view(self, start: int, size: int) -> Bytes:
+        """Bytes [start, start + size), where they lie."""
+        return np.frombuffer(self._map, np.uint8, size, start) if size else np.empty(0, np.uint8)
+
+    def taken(self, start: int, size: int) -> bytes:
+        """A copy of a few bytes."""
+        return self._map[start : start + size]
+
+    @property
+    def buffer(self) -> mmap.mmap:
+        return self._map
+
+    def expect(self, start: int, size: int) -> None:
+        """Says that these bytes are wanted soon, so that the system reads them in large pieces."""
+        self._advise("MADV_WILLNEED", start, size)
+
+    def release(self, start: int, size: int) -> None:
+        """Says that these bytes are not wanted for now."""
+        self._advise("MADV_DONTNEED", start, size)
+
+    def _advise(self, name: str, start: int, size: int) -> None:
+        option = getattr(mmap, name, None)
+        if option is None or not sys.platform.startswith("linux"):
+            return  # elsewhere the advice means other things
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        length = min(start + size, self.size) - first
+        if length > 0:
+            self._map.madvise(option, first, length)

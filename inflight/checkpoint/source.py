@@ -1,0 +1,182 @@
+"""Weights by their Hugging Face names, whatever they are stored as."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import numpy as np
+
+from inflight.checkpoint.files import Part, Tensor, part_of
+from inflight.errors import StartError
+from inflight.tensors import Floats, Weight
+
+_ROWS = 1024  # that become floats at a time
+
+
+class Source(ABC):
+    """Where weights come from.
+
+    Attributes:
+        names: of the tensors as they are stored.
+        size: bytes of them all.
+    """
+
+    names: list[str]
+    size: int
+
+    @abstractmethod
+    def __contains__(self, name: str) -> bool:
+        """Whether `read` knows the name."""
+
+    @abstractmethod
+    def pieces(self, name: str) -> list[str]:
+        """The stored tensors that a weight is made of."""
+
+    @abstractmethod
+    def shape(self, name: str) -> list[int] | None:
+        """Of a weight; None where only `check` can tell, because it is packed.
+
+        Raises:
+            StartError: it is missing.
+        """
+
+    @abstractmethod
+    def check(self, name: str, wanted: Sequence[int]) -> None:
+        """Raises StartError where a weight is missing or of another shape. Reads nothing."""
+
+    @abstractmethod
+    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> Weight:
+        """A weight, or a part of it, as it is stored: a view of the file where that can be."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Lets go of the memory of what was read; what is still looked at is read again."""
+
+    def idle(self, name: str) -> bool:
+        """Whether a stored tensor says nothing, so that it need not be used."""
+        return False
+
+
+class Weights:
+    """The named weights of a model, one at a time; a context manager. Nothing is read before it is asked for.
+
+    A weight that is stored as integers has the name that the float weight would have.
+
+    Args:
+        source: where they come from.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._used: dict[str, None] = {}
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._source.release()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._source
+
+    @property
+    def names(self) -> list[str]:
+        """Tensors as they are stored: a quantised weight's by their own names."""
+        return self._source.names
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them as they are stored."""
+        return self._source.size
+
+    def unused(self) -> list[str]:
+        """Tensors that nobody asked for."""
+        return [name for name in self.names if name not in self._used and not self._source.idle(name)]
+
+    def shape(self, name: str) -> list[int] | None:
+        """Of a weight, without reading it; None where it is packed in a way that does not tell.
+
+        Raises:
+            StartError: it is missing.
+        """
+        return self._source.shape(name)
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Raises StartError where the tensor is missing or has another shape. Reads nothing: before memory for it is
+        reserved, so that a config that lies costs none."""
+        self._source.check(name, shape)
+
+    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> Weight:
+        """A weight as it is stored: floats, integers with scales, or blocks. It may be a read-only view of the file,
+        whose pages `release` gives back.
+
+        Args:
+            shape: of the whole weight, as the config wants it.
+            part: of it; a part of the inputs that cuts groups of integers is given as floats.
+
+        Raises:
+            StartError: it is missing, broken, of another shape or of no form that is read; the text names tensor and
+                file.
+        """
+        self._used.update(dict.fromkeys(self._source.pieces(name)))
+        return self._source.read(name, shape, part)
+
+    def floats(self, name: str) -> Floats:
+        """A copy of a whole weight of any shape, which must be stored as floats or as what stands for some.
+
+        Raises:
+            StartError: as for `read`, or its shape cannot be told.
+        """
+        shape = self.shape(name)
+        if shape is None:
+            raise StartError(f"tensor '{name}' is packed, where floats belong")
+        found = self.read(name, shape)
+        return np.array(found) if isinstance(found, np.ndarray) else found.dequantise()
+
+    def release(self) -> None:
+        """Lets go of the memory of what was read so far. Views stay valid, but looking at them reads again."""
+        self._source.release()
+
+
+def share_of(weight: Weight, part: Part | None) -> Weight:
+    """Some rows or columns of a weight; columns that cut groups or blocks as float32."""
+    if part is None:
+        return weight
+    if isinstance(weight, np.ndarray):
+        return part_of(weight, part)
+    dim, first, end = part
+    if dim == 0:
+        return weight.rows(first, end)
+    if (first, end) == (0, weight.shape[1]):
+        return weight
+    found = np.empty((weight.shape[0], end - first), np.float32)
+    for row in range(0, len(found), _ROWS):
+        found[row : row + _ROWS] = weight.rows(row, row + _ROWS).dequantise()[:, first:end]
+    return found
+
+
+def floats_into(weight: Weight, out: Tensor) -> None:
+    """Writes what a weight stands for into an array of its shape, in the array's dtype; some rows at a time."""
+    if isinstance(weight, np.ndarray):
+        np.copyto(out, weight, casting="unsafe")
+        return
+    for row in range(0, len(out), _ROWS):
+        out[row : row + _ROWS] = weight.rows(row, row + _ROWS).dequantise()
+
+
+class Progress:
+    """Tells the share of the bytes that were read. Args: told: called with it."""
+
+    def __init__(self, told: Callable[[float], None] | None) -> None:
+        self._told = told
+        self._done = 0
+        self.total = 0
+
+    def __call__(self, size: int) -> None:
+        self._done += size
+        if self._told is not None and self.total:
+            self._told(min(1.0, self._done / self.total))

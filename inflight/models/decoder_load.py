@@ -1,0 +1,151 @@
+"""From a stream of weights to the decoder on torch's operators, or a rank's share of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from inflight.checkpoint import Weights, floats_into
+from inflight.device import Ranks
+from inflight.models.config import DecoderConfig, attention_spec
+from inflight.models.decoder import Attention, Decoder, DecoderLayer, Linear, Mixture, Mlp
+from inflight.models.layout import Layout, Piece, Product
+from inflight.models.lora import Adapter, LowRank, Place, Routes
+from inflight.nn import RmsNorm, activation, to_array
+
+
+def load_decoder(
+    config: DecoderConfig,
+    weights: Weights,
+    ranks: Ranks,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapters: Sequence[Adapter] = (),
+) -> Decoder:
+    """Reads this rank's share of the weights, and of the adapters, which get the numbers 1, 2, ...
+
+    Raises:
+        StartError: heads that cannot be divided, or a tensor that is missing or broken.
+    """
+    layout = Layout(config, ranks.rank, ranks.size)
+    source = _Source(layout, weights, ranks, device, dtype, adapters)
+    embedding = source.vocabulary("embedding")
+    layers = [source.layer(index) for index in range(config.layers)]
+    norm = source.norm("norm")
+    head = embedding if config.tied else source.vocabulary("head")
+    for adapter in adapters:
+        adapter.finish()
+    return Decoder(config, layers, embedding, head, norm, layout.first_token, ranks, source.bytes, source.routes)
+
+
+class _Source:
+    """Reads tensors of one checkpoint into their final place, dtype and device."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        weights: Weights,
+        ranks: Ranks,
+        device: torch.device,
+        dtype: torch.dtype,
+        adapters: Sequence[Adapter],
+    ) -> None:
+        self.routes = Routes()
+        self.bytes = 0
+        self._layout = layout
+        self._config = layout.config
+        self._weights = weights
+        self._ranks = ranks
+        self._device = device
+        self._dtype = dtype
+        self._adapters = adapters
+
+    def norm(self, name: str) -> RmsNorm:
+        weight = self._stack((self._layout.norm(name),))
+        return RmsNorm(weight, self._config.eps, self._config.centered_norm)
+
+    def vocabulary(self, name: str) -> torch.Tensor:
+        """This rank's rows of a table over the vocabulary; the last rank's is filled up with zeros."""
+        rows = self._stack(self._layout.product(name).weights)
+        missing = self._layout.vocabulary - rows.shape[0]
+        return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
+
+    def layer(self, index: int) -> DecoderLayer:
+        config = self._config
+        mixed = config.experts is not None and config.experts.layers[index]
+        return DecoderLayer(
+            attention=self._attention(index),
+            mlp=self._mixture(index) if mixed else self._mlp(index),
+            before_attention=self.norm(f"{index}.before_attention"),
+            before_mlp=self.norm(f"{index}.before_mlp"),
+            after_attention=self.norm(f"{index}.after_attention") if config.sandwich else None,
+            after_mlp=self.norm(f"{index}.after_mlp") if config.sandwich else None,
+        )
+
+    def _attention(self, index: int) -> Attention:
+        config, layout = self._config, self._layout
+        return Attention(
+            spec=attention_spec(config, index, layout.heads, layout.kv_heads),
+            qkv=self._linear(f"{index}.qkv"),
+            out=self._linear(f"{index}.out"),
+            rope=config.rope_of[index],
+            q_norm=self.norm(f"{index}.q_norm") if config.qk_norm else None,
+            k_norm=self.norm(f"{index}.k_norm") if config.qk_norm else None,
+            ranks=self._ranks,
+        )
+
+    def _mlp(self, index: int) -> Mlp:
+        act = activation(self._config.activation)
+        return Mlp(self._linear(f"{index}.gate_up"), self._linear(f"{index}.down"), act, self._ranks)
+
+    def _mixture(self, index: int) -> Mixture:
+        experts = self._config.experts
+        assert experts is not None
+        numbers = range(experts.count)
+        return Mixture(
+            config=experts,
+            router=self._stack(self._layout.product(f"{index}.router").weights),
+            gate_up=[self._linear(f"{index}.gate_up.{n}", adapted=False) for n in numbers],
+            down=[self._linear(f"{index}.down.{n}", adapted=False) for n in numbers],
+            act=activation(self._config.activation),
+            ranks=self._ranks,
+        )
+
+    def _linear(self, name: str, *, adapted: bool = True) -> Linear:
+        """A product with what the adapters do to the modules in it."""
+        product = self._layout.product(name)
+        weight = self._stack(product.weights)
+        bias = self._stack(product.biases) if product.biases else None
+        if not self._adapters or not adapted:
+            return Linear(weight, bias)
+        lora = LowRank(self.routes, _places(product))
+        for number, adapter in enumerate(self._adapters, 1):
+            lora.load(number, adapter, weight)
+        return Linear(weight, bias, lora)
+
+    def _stack(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        """Tensors, or parts of them, one above the other in one tensor."""
+        for piece in pieces:
+            self._weights.check(piece.name, piece.shape)  # before memory is reserved for a config that lies
+        sizes = [piece.size for piece in pieces]
+        whole = torch.empty((sum(size[0] for size in sizes), *sizes[0][1:]), dtype=self._dtype)
+        target, begin = to_array(whole), 0
+        for piece, size in zip(pieces, sizes):
+            found = self._weights.read(piece.name, piece.shape, piece.part)
+            floats_into(found, target[begin : begin + size[0]])
+            begin += size[0]
+            self._weights.release()
+        self.bytes += whole.nbytes
+        return whole.to(self._device)
+
+
+def _places(product: Product) -> list[Place]:
+    """Where in a product the modules of the checkpoint are."""
+    places, at = [], 0
+    for piece in product.weights:
+        dim, first, end = piece.part or (0, 0, piece.shape[0])
+        rows = (first, end) if dim == 0 else (0, piece.shape[0])
+        places.append(Place(piece.name.removesuffix(".weight"), rows, at, (first, end) if dim == 1 else None))
+        at += piece.size[0]
+    return places

@@ -1,0 +1,255 @@
+"""Which tensors of a checkpoint a decoder is made of, and which part of them a rank has.
+
+Parallel ranks split heads, intermediate sizes and the vocabulary (Shoeybi et al., 2019). Key heads are replicated where
+there are fewer of them than ranks.
+
+Products have names: embedding, head (unless tied); of layer n: n.qkv, n.out, n.gate_up, n.down, or n.router,
+n.gate_up.e, n.down.e of expert e. Norms: norm, and n.before_attention, n.before_mlp, n.after_attention, n.after_mlp,
+n.q_norm, n.k_norm where there are such.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from inflight.checkpoint import Part, Weights
+from inflight.errors import StartError
+from inflight.models.config import DecoderConfig
+
+log = logging.getLogger("inflight")
+
+_EMBEDDING = "embed_tokens.weight"
+_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of the checkpoint, or a part of it.
+
+    Attributes:
+        shape: of the whole tensor, as the config wants it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    part: Part | None = None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The part's shape."""
+        if self.part is None:
+            return self.shape
+        dim, first, end = self.part
+        return (*self.shape[:dim], end - first, *self.shape[dim + 1 :])
+
+
+@dataclass(frozen=True)
+class Product:
+    """y = x Wᵀ + b: what lies one above the other in W, and in b, which there may not be."""
+
+    weights: tuple[Piece, ...]
+    biases: tuple[Piece, ...] = ()
+
+
+class Layout:
+    """A rank's share of a decoder.
+
+    Args:
+        config: with the names that the checkpoint has (`located`).
+
+    Raises:
+        StartError: the ranks do not divide the model.
+    """
+
+    def __init__(self, config: DecoderConfig, rank: int = 0, size: int = 1) -> None:
+        _check_ranks(config, size)
+        self.config = config
+        self.rank = rank
+        self.size = size
+        self.heads = config.heads // size
+        self.kv_heads = max(1, config.kv_heads // size)
+        self.vocabulary = -(-config.vocab_size // size)
+        self.first_token = rank * self.vocabulary
+
+    def product(self, name: str) -> Product:
+        """By its name, see the module."""
+        config = self.config
+        if name == "embedding":
+            return self._table(f"{config.prefix}{_EMBEDDING}")
+        if name == "head":
+            return self._table(config.head_name)
+        index, kind, *expert = name.split(".")
+        prefix = f"{config.prefix}layers.{index}."
+        if expert:
+            return self._of_expert(prefix, kind, int(expert[0]))
+        if kind == "qkv":
+            return self._qkv(prefix)
+        if kind == "out":
+            inputs = config.heads * config.head_dim
+            return self._back(f"{prefix}self_attn.o_proj", inputs, config.out_bias)
+        if kind == "gate_up":
+            return self._gate_up(prefix)
+        if kind == "down":
+            return self._back(f"{prefix}mlp.down_proj", config.intermediate, config.mlp_bias)
+        experts = config.experts
+        assert kind == "router"
+        assert experts is not None
+        return Product((Piece(f"{prefix}{experts.router}", (experts.count, config.hidden)),))
+
+    def norm(self, name: str) -> Piece:
+        """By its name, see the module."""
+        config = self.config
+        if name == "norm":
+            return Piece(f"{config.prefix}norm.weight", (config.hidden,))
+        index, kind = name.split(".")
+        prefix = f"{config.prefix}layers.{index}."
+        if kind in ("q_norm", "k_norm"):
+            return Piece(f"{prefix}self_attn.{kind}.weight", (config.head_dim,))
+        stored = {
+            "before_attention": "input_layernorm",
+            "before_mlp": "pre_feedforward_layernorm" if config.sandwich else "post_attention_layernorm",
+            "after_attention": "post_attention_layernorm",
+            "after_mlp": "post_feedforward_layernorm",
+        }[kind]
+        return Piece(f"{prefix}{stored}.weight", (config.hidden,))
+
+    def _table(self, name: str) -> Product:
+        """This rank's rows of a table over the vocabulary."""
+        config = self.config
+        last = min(self.first_token + self.vocabulary, config.vocab_size)
+        part = None if self.size == 1 else (0, self.first_token, last)
+        return Product((Piece(name, (config.vocab_size, config.hidden), part),))
+
+    def _share(self, rows: int) -> tuple[int, int]:
+        """First and end of what this rank has of rows that are split evenly."""
+        share = rows // self.size
+        return self.rank * share, (self.rank + 1) * share
+
+    def _qkv(self, prefix: str) -> Product:
+        config, dim = self.config, self.config.head_dim
+        q_first, kv_first = self.rank * self.heads * dim, (self.rank * config.kv_heads // self.size) * dim
+        shares = {
+            "q": (config.heads * dim, q_first, q_first + self.heads * dim),
+            "k": (config.kv_heads * dim, kv_first, kv_first + self.kv_heads * dim),
+            "v": (config.kv_heads * dim, kv_first, kv_first + self.kv_heads * dim),
+        }
+        if config.fused:
+            if self.size == 1:
+                return Product((Piece(f"{prefix}self_attn.qkv_proj.weight", (self._rows(shares), config.hidden)),))
+            pieces, offset = [], 0
+            for rows, first, end in shares.values():
+                shape, part = (self._rows(shares), config.hidden), (0, offset + first, offset + end)
+                pieces.append(Piece(f"{prefix}self_attn.qkv_proj.weight", shape, part))
+                offset += rows
+            return Product(tuple(pieces))
+        weights = tuple(
+            self._piece(f"{prefix}self_attn.{key}_proj.weight", (rows, config.hidden), first, end)
+            for key, (rows, first, end) in shares.items()
+        )
+        biases = tuple(
+            self._piece(f"{prefix}self_attn.{key}_proj.bias", (rows,), first, end)
+            for key, (rows, first, end) in shares.items()
+        )
+        return Product(weights, biases if config.qkv_bias else ())
+
+    @staticmethod
+    def _rows(shares: dict[str, tuple[int, int, int]]) -> int:
+        return sum(rows for rows, _, _ in shares.values())
+
+    def _piece(self, name: str, shape: tuple[int, ...], first: int, end: int) -> Piece:
+        return Piece(name, shape, None if (first, end) == (0, shape[0]) else (0, first, end))
+
+    def _back(self, module: str, inputs: int, biased: bool) -> Product:
+        """From what the ranks split to what they sum. A bias is added once: on rank 0."""
+        hidden = self.config.hidden
+        part = None if self.size == 1 else (1, *self._share(inputs))
+        biases = (Piece(f"{module}.bias", (hidden,)),) if biased and self.rank == 0 else ()
+        return Product((Piece(f"{module}.weight", (hidden, inputs), part),), biases)
+
+    def _gate_up(self, prefix: str) -> Product:
+        config, rows = self.config, self.config.intermediate
+        first, end = self._share(rows)
+        if config.fused:
+            name, both = f"{prefix}mlp.gate_up_proj.weight", (2 * rows, config.hidden)
+            if self.size == 1:
+                return Product((Piece(name, both),))
+            return Product(tuple(Piece(name, both, (0, start, start + end - first)) for start in (first, rows + first)))
+        modules = [f"{prefix}mlp.{key}_proj" for key in ("gate", "up")]
+        weights = tuple(self._piece(f"{module}.weight", (rows, config.hidden), first, end) for module in modules)
+        biases = tuple(self._piece(f"{module}.bias", (rows,), first, end) for module in modules)
+        return Product(weights, biases if config.mlp_bias else ())
+
+    def _of_expert(self, prefix: str, kind: str, number: int) -> Product:
+        """Every rank has a slice of every expert."""
+        experts, hidden = self.config.experts, self.config.hidden
+        assert experts is not None
+        first, end = self._share(experts.size)
+        gate, up, down = (f"{prefix}{name.format(number)}" for name in experts.names)
+        if kind == "gate_up":
+            wide = (experts.size, hidden)
+            return Product(tuple(self._piece(name, wide, first, end) for name in (gate, up)))
+        part = None if self.size == 1 else (1, first, end)
+        return Product((Piece(down, (hidden, experts.size), part),))
+
+
+def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderConfig:
+    """A description with the names and the head that a checkpoint has.
+
+    Names begin with the family's prefix, or with that of another class of the same model: of the one without a head, or
+    of the one that also sees. As transformers has it, a tied model uses a head that is stored with values of its own.
+
+    Args:
+        untied: the config says in so many words that the head is not the embedding.
+
+    Raises:
+        StartError: the head is missing there.
+    """
+    prefixes = dict.fromkeys([config.prefix, *_PREFIXES])
+    found = next((prefix for prefix in prefixes if f"{prefix}{_EMBEDDING}" in weights), None)
+    if found is None:
+        return config  # without an embedding: whoever reads it says so
+    config = replace(config, prefix=found)
+    heads = dict.fromkeys([config.head_name, "lm_head.weight", f"{found.removesuffix('model.')}lm_head.weight"])
+    head = next((name for name in heads if name in weights), None)
+    if head is None:
+        if untied:
+            raise StartError(
+                f"tensor '{config.head_name}' is missing, and config.json says that it is not the embedding "
+                "(tie_word_embeddings false); is the checkpoint complete?"
+            )
+        return replace(config, tied=True)
+    if config.tied and _differ(weights, f"{found}{_EMBEDDING}", head, (config.vocab_size, config.hidden)):
+        log.warning("config.json ties the head to the embedding, but '%s' has values of its own, which are used", head)
+        return replace(config, head_name=head, tied=False)
+    return replace(config, head_name=head)
+
+
+def _differ(weights: Weights, embedding: str, head: str, shape: Sequence[int]) -> bool:
+    """Whether a head is stored that is another one than the embedding: told by some rows, which are compared whole."""
+    weights.check(embedding, shape)
+    weights.check(head, shape)
+    first, second = (weights.read(name, shape) for name in (embedding, head))
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        step = max(1, shape[0] // 64)
+        return not np.array_equal(first[::step], second[::step])
+    return True
+
+
+def _check_ranks(config: DecoderConfig, size: int) -> None:
+    uneven = [
+        f"{count} {what}"
+        for what, count in (("attention heads", config.heads), ("intermediate columns", config.intermediate))
+        if count % size
+    ]
+    if max(config.kv_heads, size) % min(config.kv_heads, size):
+        uneven.append(f"{config.kv_heads} key heads")
+    if config.experts is not None and config.experts.size % size:
+        uneven.append(f"{config.experts.size} columns of an expert")
+    if uneven:
+        raise StartError(
+            f"--tensor-parallel {size} does not divide the model's {', '.join(uneven)}; use a number that does"
+        )
