@@ -30,6 +30,20 @@ int add_matrix(Program& program, const Matrix& m, const Decoder& decoder, Format
     return program.add_weights(w, m.bias.empty() ? nullptr : m.bias.data());
 }
 
+// Rows of a matrix as products of their own, the second of another type where they are integers.
+std::vector<int> add_parts(Program& program, const Matrix& m, const Decoder& decoder, const std::vector<int64_t>& rows) {
+    std::vector<int> out;
+    int64_t begin = 0;
+    for (int64_t n : rows) {
+        Matrix part{n, m.k, {m.values.begin() + begin * m.k, m.values.begin() + (begin + n) * m.k}, {}};
+        if (!m.bias.empty()) part.bias.assign(m.bias.begin() + begin, m.bias.begin() + begin + n);
+        bool other = out.size() == 1 && is_integer(decoder.format);
+        out.push_back(add_matrix(program, part, decoder, other ? Format::kQ8_0 : decoder.format));
+        begin += n;
+    }
+    return out;
+}
+
 using Vector = std::vector<double>;
 
 Vector multiply(const Matrix& m, const Vector& x) {
@@ -143,6 +157,7 @@ Decoder random_decoder(Random& random, Format format, int64_t hidden) {
     d.vocabulary = random.between(30, 70);
     d.table_format = d.format == Format::kFloat ? Format::kFloat : random.pick({Format::kBf16, Format::kGroup8});
     d.group = random.pick<int64_t>({8, 16, 24, 32});
+    d.parts = random.maybe();
     d.kv = d.format == Format::kFloat ? KvType::kFloat : random.pick({KvType::kFloat, KvType::kBf16, KvType::kInt8});
     d.block_size = random.pick<int64_t>({16, 32, 5, 24});
     d.centered = random.maybe();
@@ -218,7 +233,7 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
         return out;
     };
     Operation embed = op(Code::kEmbed, x, x);
-    embed.product = add_matrix(program, d.table, d, d.table_format);
+    embed.products = {add_matrix(program, d.table, d, d.table_format)};
     embed.scale = d.embedding_scale;
     program.add(embed);
     for (const DecoderLayer& layer : d.layers) {
@@ -227,7 +242,8 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
             attended = program.add_buffer(a.heads * a.dim);
         Operation project = op(Code::kProduct, x, qkv), rotate = op(Code::kRotate, qkv, qkv),
                   attend = op(Code::kAttend, qkv, attended);
-        project.product = add_matrix(program, layer.qkv, d, d.format);
+        if (d.parts) project.products = add_parts(program, layer.qkv, d, {a.heads * a.dim, a.kv_heads * a.dim, a.kv_heads * a.dim});
+        else project.products = {add_matrix(program, layer.qkv, d, d.format)};
         norm(project, layer.input_norm);
         rotate.layer = attend.layer = number;
         rotate.rope = layer.rope;
@@ -236,7 +252,7 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
             rotate.second = program.add_norm(layer.key_norm.data(), a.dim);
         }
         Operation out = op(Code::kProduct, attended, layer.post_norm ? other : x), added = op(Code::kNorm, other, x);
-        out.product = add_matrix(program, layer.out, d, d.format);
+        out.products = {add_matrix(program, layer.out, d, d.format)};
         out.mode = layer.post_norm ? Mode::kStore : Mode::kAdd;
         added.mode = Mode::kAdd;
         out.scale = added.scale = d.residual_scale;
@@ -246,7 +262,7 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
         if (layer.chosen) {
             int chances = program.add_buffer(layer.router.n);
             Operation router = op(Code::kProduct, x, chances), mixture = op(Code::kMixture, x, chances);
-            router.product = add_matrix(program, layer.router, d, Format::kFloat);
+            router.products = {add_matrix(program, layer.router, d, Format::kFloat)};
             norm(router, layer.mlp_norm);
             norm(mixture, layer.mlp_norm);
             mixture.chosen = static_cast<int>(layer.chosen);
@@ -259,11 +275,18 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
             program.add(mixture);
         } else {
             Operation gate = op(Code::kProduct, x, inner), down = op(Code::kProduct, inner, x);
-            gate.product = add_matrix(program, layer.gate_up[0], d, d.format, true);
-            gate.mode = Mode::kGate;
-            gate.act = layer.act;
             norm(gate, layer.mlp_norm);
-            down.product = add_matrix(program, layer.down[0], d, d.format);
+            if (d.parts) {
+                gate.to = program.add_buffer(2 * d.inner);
+                gate.products = add_parts(program, layer.gate_up[0], d, {d.inner, d.inner});
+                program.add(gate);
+                gate = op(Code::kGate, gate.to, inner);
+            } else {
+                gate.products = {add_matrix(program, layer.gate_up[0], d, d.format, true)};
+                gate.mode = Mode::kGate;
+            }
+            gate.act = layer.act;
+            down.products = {add_matrix(program, layer.down[0], d, d.format)};
             down.mode = Mode::kAdd;
             down.scale = d.residual_scale;
             program.add(gate);
@@ -273,7 +296,7 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
     Operation gather = op(Code::kGather, x, last), head = op(Code::kProduct, last, logits),
               cap = op(Code::kCap, logits, logits);
     norm(gather, d.last_norm);
-    head.product = add_matrix(program, d.head, d, d.format);
+    head.products = {add_matrix(program, d.head, d, d.format)};
     cap.scale = d.divider;
     cap.softcap = d.softcap;
     for (const Operation& each : {gather, head, cap}) program.add(each);

@@ -26,6 +26,7 @@ struct DecoderLayer {
 struct Decoder {
     int64_t hidden = 0, inner = 0, vocabulary = 0;
     Format format = Format::kFloat, table_format = Format::kFloat;
+    bool parts = false;  // queries, keys and values are products of their own, gate and up too
     int64_t group = 32;
     KvType kv = KvType::kFloat;
     int64_t block_size = 16;

@@ -1,6 +1,7 @@
 // Packed weights and products with them.
 #include <algorithm>
 
+#include "blocks.h"
 #include "tests.h"
 #include "weights.h"
 
@@ -20,7 +21,7 @@ Prepared prepare(const Kernels& kernels, const Weights& w, const Rows& rows, con
     Prepared p;
     int64_t count = static_cast<int64_t>(rows.size());
     p.data = Exact<char>(count * w.depth * input_bytes(w.format), 0x55);
-    p.scales = Exact<float>(count, kUnset);
+    p.scales = Exact<float>(count * w.input_scales(), kUnset);
     p.sums = Exact<int32_t>(count * w.groups(), 0x55555555);
     p.in = {p.data.get(), p.scales.get(), p.sums.get(), count, tiles};
     for (int64_t tile = 0; tile < tiles; tile++) {
@@ -39,9 +40,11 @@ int64_t least_tiles(const Kernels& kernels, const Weights& w, int64_t rows) {
 
 // What a product reads of a row, [depth], and where its group sums are.
 struct ReadRow {
-    std::vector<double> values;
-    double scale;
+    std::vector<double> values, scales;
     std::vector<int32_t> sums;
+    int64_t block;  // inputs of one of the scales
+
+    double scale(int64_t input) const { return scales[static_cast<size_t>(input / block)]; }
 };
 
 ReadRow read_row(const Weights& w, const Input& in, int64_t row) {
@@ -50,11 +53,15 @@ ReadRow read_row(const Weights& w, const Input& in, int64_t row) {
     int64_t start = in.start(tile), count = in.start(tile + 1) - start, step = step_of(w.format),
             bytes = input_bytes(w.format);
     ReadRow out;
+    out.block = w.depth / w.input_scales();
     for (int64_t i = 0; i < w.depth; i++) {
-        const char* at = in.data + start * w.depth * bytes + i / step * 4 * count + (row - start) * 4 + i % step * bytes;
+        const char* at = in.data + start * w.depth * bytes;
+        if (is_block(w.format)) at += (i / 32 * count + row - start) * 32 + i % 32;
+        else at += i / step * 4 * count + (row - start) * 4 + i % step * bytes;
         out.values.push_back(bytes == 4 ? read<float>(at) : bytes == 2 ? read_bf16(at) : read<int8_t>(at));
     }
-    out.scale = is_integer(w.format) ? in.scales[row] : 1.0;
+    for (int64_t b = 0; b < w.input_scales(); b++)
+        out.scales.push_back(is_integer(w.format) ? in.scales[start * w.input_scales() + b * count + row - start] : 1.0);
     for (int64_t g = 0; g < w.groups() && is_integer(w.format); g++)
         out.sums.push_back(in.sums[start * w.groups() + g * count + row - start]);
     return out;
@@ -64,25 +71,34 @@ void check_prepared(const Weights& w, const Input& in, const Rows& rows, const N
     for (int64_t row = 0; row < in.rows; row++) {
         ReadRow got = read_row(w, in, row);
         std::vector<double> want = normed(rows[static_cast<size_t>(row)].data(), w.k, norm);
-        double slack = norm.weight ? 2e-6 : 0.0, peak = 0.0;
-        for (double each : want) peak = std::max(peak, std::fabs(each));
-        if (is_integer(w.format)) CHECK_NEAR(got.scale, peak / 127.0, 1e-5 * peak, "scale of row ", row);
+        want.resize(static_cast<size_t>(w.depth), 0.0);
+        double slack = norm.weight ? 2e-6 : 0.0;
+        for (int64_t first = 0; first < w.depth && is_integer(w.format); first += got.block) {
+            double peak = 0.0;
+            for (int64_t i = first; i < first + got.block; i++) peak = std::max(peak, std::fabs(want[static_cast<size_t>(i)]));
+            CHECK_NEAR(got.scale(first), peak / 127.0, 1e-5 * peak, "scale of row ", row, " at ", first);
+        }
         for (size_t i = 0; i < got.values.size(); i++) {
-            double value = i < want.size() ? want[i] : 0.0;
+            double value = want[i], scale = got.scale(static_cast<int64_t>(i));
             if (w.format == Format::kFloat) CHECK_NEAR(got.values[i], value, slack * std::fabs(value), "input ", i);
             if (w.format == Format::kBf16 && norm.weight)
                 CHECK_NEAR(got.values[i], value, std::fabs(value) * (0x1p-8 + slack), "input ", i);
             if (w.format == Format::kBf16 && !norm.weight) CHECK(got.values[i] == as_bf16(value), "input ", i);
             if (is_integer(w.format)) {
                 CHECK(got.values[i] >= -127.0 && got.values[i] <= 127.0, "input ", i);
-                CHECK_NEAR(got.values[i] * got.scale, value, 0.501 * got.scale, "input ", i);
+                CHECK_NEAR(got.values[i] * scale, value, 0.501 * scale, "input ", i);
             }
         }
-        int64_t group = w.depth / w.groups(), zero = w.offsets ? 1 : w.format == Format::kGroup4 ? -8 : -128;
+        int64_t group = w.depth / w.groups(), zero = w.offsets ? 1 : -w.zero;
         for (size_t g = 0; g < got.sums.size(); g++) {
             int64_t sum = 0;
             for (int64_t i = 0; i < group; i++)
                 sum += static_cast<int64_t>(got.values[g * static_cast<size_t>(group) + static_cast<size_t>(i)]);
+            if (is_block(w.format) && w.offsets) {
+                double share = -static_cast<double>(sum) * got.scale(static_cast<int64_t>(g) * group);
+                CHECK_NEAR(read<float>(&got.sums[g]), share, 1e-7 * std::fabs(share), "sum of group ", g);
+                continue;
+            }
             CHECK(got.sums[g] == sum * zero, "sum of group ", g, " is ", got.sums[g], ", not ", sum * zero);
         }
     }
@@ -91,9 +107,11 @@ void check_prepared(const Weights& w, const Input& in, const Rows& rows, const N
 // A weight's entries, read once.
 struct Table {
     std::vector<Entry> entries;  // [n][k]
-    explicit Table(const Weights& w) {
-        for (int64_t output = 0; output < w.n; output++)
-            for (int64_t input = 0; input < w.k; input++) entries.push_back(entry(w, output, input));
+    explicit Table(const Packed& p) : entries(p.entries) {
+        const Weights& w = p.w;
+        if (entries.empty())
+            for (int64_t output = 0; output < w.n; output++)
+                for (int64_t input = 0; input < w.k; input++) entries.push_back(entry(w, output, input));
     }
 };
 
@@ -116,11 +134,11 @@ Sum expected(const Weights& w, const Table& table, const ReadRow& row, int64_t o
             inputs += x;
         }
         const Entry& first = of[g * group];
-        total += (first.scale * products - first.offset * inputs) * row.scale;
-        size += (std::fabs(first.scale * (is_integer(w.format) ? products : sizes)) + std::fabs(first.offset * inputs)) *
-                row.scale;
+        double scale = row.scale(g * group);
+        total += (first.scale * products - first.offset * inputs) * scale;
+        size += (std::fabs(first.scale * (is_integer(w.format) ? products : sizes)) + std::fabs(first.offset * inputs)) * scale;
     }
-    double steps = is_integer(w.format) ? 2.0 * static_cast<double>(w.groups()) + 4.0 : static_cast<double>(w.depth) + 4.0;
+    double steps = is_integer(w.format) ? (is_block(w.format) ? 4.0 : 2.0) * static_cast<double>(w.groups()) + 4.0 : static_cast<double>(w.depth) + 4.0;
     Sum out{total, steps * kHalfUlp * size};
     if (w.bias) {
         int64_t half = w.n / 2;
@@ -172,7 +190,7 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
     target.out = whole.get();
     kernels.product(w, prepared.in, 0, w.panels, 0, tiles, target);
 
-    Table table(w);
+    Table table(p);
     for (int64_t row = 0; row < count; row++) {
         ReadRow read = read_row(w, prepared.in, row);
         for (int64_t i = row * target.stride; i < std::min(size, (row + 1) * target.stride); i++) {
@@ -225,7 +243,7 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
     }
 }
 
-void one_product(const Kernels& kernels, Random& random, Format format, bool offsets, bool gated) {
+void one_product(const Kernels& kernels, Random& random, Format format, bool offsets, bool gated, bool from_floats = false) {
     Shape shape{format,
                 offsets,
                 gated,
@@ -234,7 +252,10 @@ void one_product(const Kernels& kernels, Random& random, Format format, bool off
                 random.pick<int64_t>({8, 24, 32, 40, 64, 128})};
     if (gated) shape.n += shape.n % 2;
     if (random.maybe()) shape.k = random.pick<int64_t>({1, 15, 16, 17, 31, 64, 255, 256, 257});
-    Packed p = pack(random, shape, random.maybe());
+    bool blocks = is_block(format) && !from_floats;
+    if (blocks) shape.k = block_form(format).file_inputs * random.between(1, block_form(format).file_inputs == 256 ? 3 : 20);
+    Packed p = blocks ? pack_random_blocks(random, format, gated, shape.n, shape.k) : pack(random, shape, random.maybe());
+    if (blocks && random.maybe()) add_bias(random, p);
     Rows rows;
     for (int64_t count = random.between(1, 40); count > 0; count--)
         rows.push_back(random.values(shape.k, random.pick({1.0f, 1.0f, 0.01f, 100.0f, 0.0f})));
@@ -256,7 +277,7 @@ void one_product(const Kernels& kernels, Random& random, Format format, bool off
 // The largest sums that a format allows: 32 bits must hold them.
 void largest(const Kernels& kernels, Random& random, Shape shape) {
     Weights w = describe(shape.format, shape.offsets, false, shape.n, shape.k, shape.group);
-    Packed p{w, Exact<char>(packed_bytes(w)), Exact<float>(w.panels * kPanel), {}};
+    Packed p{w, Exact<char>(packed_bytes(w)), Exact<float>(w.panels * kPanel), {}, {}};
     Exact<uint8_t> codes(shape.n * shape.k);
     for (int64_t i = 0; i < codes.size(); i++) codes[i] = i / shape.k % 2 ? 0 : shape.format == Format::kGroup4 ? 15 : 255;
     Exact<float> scales(shape.n * w.groups(), 1.0f), offsets(shape.n * w.groups(), 3.0f);
@@ -278,6 +299,9 @@ void products(const Kernels& kernels, Random& random) {
             for (Format format : {Format::kFloat, Format::kBf16, Format::kInt8, Format::kGroup8, Format::kGroup4})
                 one_product(kernels, random, format, false, gated);
             for (Format format : {Format::kGroup8, Format::kGroup4}) one_product(kernels, random, format, true, gated);
+            for (Format format : kBlockTypes) one_product(kernels, random, format, false, gated);
+            for (Format format : {Format::kQ8_0, Format::kQ4_0}) one_product(kernels, random, format, false, gated, true);
+            one_product(kernels, random, Format::kQ4_1, true, gated, true);
         }
     largest(kernels, random, {Format::kInt8, false, false, 2, 65536, 0});
     for (bool offsets : {false, true})

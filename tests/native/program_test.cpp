@@ -255,7 +255,7 @@ void programs(const Kernels& kernels, Random& random) {
                  ", cache ", static_cast<int>(decoder.kv), ", blocks of ", decoder.block_size, ": ", error.what());
         }
     };
-    for (Format format : {Format::kFloat, Format::kBf16, Format::kInt8, Format::kGroup8, Format::kGroup4})
+    for (Format format : {Format::kFloat, Format::kBf16, Format::kInt8, Format::kGroup8, Format::kGroup4, Format::kQ4_0})
         checked(random_decoder(random, format), false);
     // Contexts of several chunks, prompts of several slices; once with fewer inputs than rows.
     checked(random_decoder(random, random.pick({Format::kFloat, Format::kBf16, Format::kGroup4})), true);

@@ -1,6 +1,7 @@
 // What is done to single rows: norms, rotation, embeddings, logits.
 #include <algorithm>
 
+#include "blocks.h"
 #include "tests.h"
 #include "weights.h"
 
@@ -57,6 +58,20 @@ void rotations(const Kernels& kernels, Random& random) {
     }
 }
 
+void check_embeddings(const Kernels& kernels, Random& random, const Packed& p) {
+    float scale = random.pick({1.0f, random.value()});
+    std::vector<float> out(static_cast<size_t>(p.w.k));
+    for (int64_t row : {int64_t(0), p.w.n - 1, random.between(0, p.w.n - 1)}) {
+        kernels.unpack(p.w, row, scale, out.data());
+        for (int64_t i = 0; i < p.w.k; i++) {
+            Entry want = p.entries.empty() ? entry(p.w, row, i) : p.entries[static_cast<size_t>(row * p.w.k + i)];
+            double size = (std::fabs(want.code * want.scale) + std::fabs(want.offset)) * std::fabs(scale);
+            CHECK_NEAR(out[static_cast<size_t>(i)], want.value() * scale, 2e-7 * size + 1e-36, "format ",
+                       static_cast<int>(p.w.format), " row ", row, " input ", i);
+        }
+    }
+}
+
 void embeddings(const Kernels& kernels, Random& random) {
     for (Format format : {Format::kFloat, Format::kBf16, Format::kInt8, Format::kGroup8, Format::kGroup4}) {
         Shape shape{format,
@@ -65,19 +80,25 @@ void embeddings(const Kernels& kernels, Random& random) {
                     random.between(1, 70),
                     random.between(1, 200),
                     random.pick<int64_t>({8, 24, 32, 64})};
-        Packed p = pack(random, shape, false);
-        float scale = random.pick({1.0f, random.value()});
-        std::vector<float> out(static_cast<size_t>(shape.k));
-        for (int64_t row : {int64_t(0), shape.n - 1, random.between(0, shape.n - 1)}) {
-            kernels.unpack(p.w, row, scale, out.data());
-            for (int64_t i = 0; i < shape.k; i++) {
-                Entry want = entry(p.w, row, i);
-                double size = (std::fabs(want.code * want.scale) + std::fabs(want.offset)) * std::fabs(scale);
-                CHECK_NEAR(out[static_cast<size_t>(i)], want.value() * scale, 2e-7 * size + 1e-44, "format ",
-                           static_cast<int>(format), " row ", row, " input ", i);
-            }
-        }
+        check_embeddings(kernels, random, pack(random, shape, false));
     }
+    for (Format format : kBlockTypes) {
+        int64_t inputs = block_form(format).file_inputs * random.between(1, 3);
+        check_embeddings(kernels, random, pack_random_blocks(random, format, false, random.between(1, 70), inputs));
+    }
+}
+
+void gates(const Kernels& kernels, Random& random) {
+    int64_t n = random.pick<int64_t>({1, 15, 16, 17, 33, random.between(1, 200)});
+    std::vector<float> wide = random.values(2 * n, random.pick({1.0f, 10.0f})), out(static_cast<size_t>(n) + 1, kUnset);
+    Act act = random.pick({Act::kSilu, Act::kGelu, Act::kGeluTanh, Act::kRelu});
+    kernels.gate(act, wide.data(), n, out.data());
+    for (size_t i = 0; i < static_cast<size_t>(n); i++) {
+        double gate = activated(act, wide[i]), up = wide[static_cast<size_t>(n) + i];
+        double error = 2e-6 * std::fabs(gate) + 3e-7 * std::min(1.0, std::fabs(static_cast<double>(wide[i])));
+        CHECK_NEAR(out[i], gate * up, error * std::fabs(up) + 1e-37, "gate ", i, " of ", n);
+    }
+    CHECK(out.back() == kUnset, "a gate writes too far");
 }
 
 void logits(const Kernels& kernels, Random& random) {
@@ -117,6 +138,7 @@ void rows(const Kernels& kernels, Random& random) {
         norms(kernels, random);
         rotations(kernels, random);
         logits(kernels, random);
+        gates(kernels, random);
     }
     for (int repeat = 0; repeat < 5; repeat++) embeddings(kernels, random);
 }

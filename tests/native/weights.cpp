@@ -5,6 +5,13 @@
 namespace inflight::testing {
 namespace {
 
+bool has_four_bits(Format format) {
+    return format == Format::kGroup4 || format == Format::kQ4_0 || format == Format::kQ4_1;
+}
+
+// Scales of groups of inputs, rounded to float16.
+bool has_groups(Format format) { return is_grouped(format) || is_block(format); }
+
 struct Place {
     int64_t panel, lane;
 };
@@ -24,12 +31,16 @@ Entry lane_entry(const Weights& w, Place at, int64_t input) {
         return {code - 128.0, w.scales[at.panel * 32 + at.lane], 0.0};
     }
     int64_t head = w.offsets ? 128 : 64, i = input % w.group;
-    const char* group = panel + input / w.group * (head + w.group * (w.format == Format::kGroup4 ? 16 : 32));
+    const char* group = panel + input / w.group * (head + w.group * (has_four_bits(w.format) ? 16 : 32));
     double scale = read_half(group + at.lane * 2);
     double offset = w.offsets ? read_half(group + 64 + at.lane * 2) : 0.0;
-    if (w.format == Format::kGroup8) {
+    if (!has_four_bits(w.format)) {
         int code = read<uint8_t>(group + head + i / 4 * 128 + at.lane * 4 + i % 4);
         return {w.offsets ? code : code - 128.0, scale, offset};
+    }
+    if (is_block(w.format)) {  // the first half of the inputs low, the second high
+        int both = read<uint8_t>(group + head + i % 16 / 4 * 128 + at.lane * 4 + i % 4), code = i < 16 ? both & 15 : both >> 4;
+        return {w.offsets ? code : code - 8.0, scale, offset};
     }
     int both = read<uint8_t>(group + head + i / 8 * 128 + at.lane * 4 + i % 4), code = i % 8 < 4 ? both & 15 : both >> 4;
     return {w.offsets ? code : code - 8.0, scale, offset};
@@ -72,8 +83,8 @@ Floats random_floats(Random& random, int64_t n, int64_t k) {
 }
 
 void check_floats(const Weights& w, const Floats& from) {
-    int64_t size = is_grouped(w.format) ? w.group : w.k;
-    double levels = w.format == Format::kGroup4 ? 8.0 : 127.0;
+    int64_t size = has_groups(w.format) ? w.group : w.k;
+    double levels = has_four_bits(w.format) ? 8.0 : 127.0;
     for (int64_t output = 0; output < w.n; output++)
         for (int64_t input = 0; input < w.k; input++) {
             const double* row = from.values.data() + output * w.k;
@@ -89,11 +100,11 @@ void check_floats(const Weights& w, const Floats& from) {
                 // A float16 scale is exact to 2 ** -11 of it, or to half of the smallest float16.
                 double slack = w.format == Format::kInt8 ? 1e-6 * peak : peak / levels * 0x1p-11 + 0x1p-25;
                 CHECK_NEAR(std::fabs(got.scale), peak / levels, slack + 1e-45, "scale of output ", output);
-                double least = w.format == Format::kGroup4 ? -8.0 : -128.0;
+                double least = has_four_bits(w.format) ? -8.0 : -128.0;
                 double code = got.scale == 0.0 ? 0.0 : std::min(-1.0 - least, std::max(least, row[input] / got.scale));
                 CHECK_NEAR(got.code, code, 0.501, "output ", output, " input ", input);
                 // Four bits give the largest value the code that only one sign has.
-                if (w.format == Format::kGroup4 && input % size == 0 && peak > 1e-3) {
+                if (has_four_bits(w.format) && input % size == 0 && peak > 1e-3) {
                     bool lowest = false;
                     for (int64_t i = input; i < std::min(w.k, input + size); i++)
                         lowest |= std::fabs(row[i]) == peak && entry(w, output, i).code == -8.0;
@@ -106,7 +117,7 @@ void check_floats(const Weights& w, const Floats& from) {
 // Codes with scales and offsets that are floats of 16 bits already, or are not.
 void pack_from_codes(Random& random, Packed& p) {
     Weights& w = p.w;
-    int most = w.format == Format::kGroup4 ? 15 : 255;
+    int most = has_four_bits(w.format) ? 15 : 255;
     Exact<uint8_t> codes(w.n * w.k);
     Exact<float> scales(w.n * w.groups()), offsets(w.n * w.groups());
     for (int64_t i = 0; i < codes.size(); i++)
@@ -118,8 +129,8 @@ void pack_from_codes(Random& random, Packed& p) {
     for (int64_t output = 0; output < w.n; output++)
         for (int64_t input = 0; input < w.k; input++) {
             Entry got = entry(w, output, input);
-            int64_t group = output * w.groups() + (is_grouped(w.format) ? input / w.group : 0);
-            int zero = w.offsets ? 0 : w.format == Format::kGroup4 ? 8 : 128;
+            int64_t group = output * w.groups() + (has_groups(w.format) ? input / w.group : 0);
+            int zero = w.offsets ? 0 : has_four_bits(w.format) ? 8 : 128;
             CHECK(got.code == codes[output * w.k + input] - zero, "another code for output ", output, " input ", input);
             bool narrow = w.format != Format::kInt8;
             CHECK_NEAR(got.scale, scales[group], narrow ? std::fabs(scales[group]) * 0x1p-11 + 0x1p-25 : 0.0, "scale");
@@ -151,6 +162,12 @@ void check_padding(const Weights& w) {
 
 Entry entry(const Weights& w, int64_t output, int64_t input) { return lane_entry(w, place(w, output), input); }
 
+void add_bias(Random& random, Packed& p) {
+    p.bias = Exact<float>(p.w.panels * kPanel);
+    for (int64_t i = 0; i < p.bias.size(); i++) p.bias[i] = random.value();
+    p.w.bias = p.bias.get();
+}
+
 Packed pack(Random& random, const Shape& shape, bool bias) {
     Packed p;
     Weights& w = p.w;
@@ -169,11 +186,7 @@ Packed pack(Random& random, const Shape& shape, bool bias) {
         check_floats(w, from);
     }
     check_padding(w);
-    if (bias) {
-        p.bias = Exact<float>(w.panels * kPanel);
-        for (int64_t i = 0; i < p.bias.size(); i++) p.bias[i] = random.value();
-        w.bias = p.bias.get();
-    }
+    if (bias) add_bias(random, p);
     return p;
 }
 

@@ -1,10 +1,12 @@
 // The door to Python: numbers, names and addresses. inflight/kernels/program.py checks shapes and dtypes before it calls.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 
+#include "blocks.h"
 #include "pack.h"
 #include "program.h"
 
@@ -27,9 +29,17 @@ void in_panels(Program& program, const Weights& w, const std::function<void(int6
     });
 }
 
+// Floats and codes become block types only where those hold one scale, rounded to float16, for 32 inputs.
+void roundable(const Weights& w) {
+    if (is_block(w.format) && w.format != Format::kQ8_0 && w.format != Format::kQ4_0 && w.format != Format::kQ4_1)
+        throw std::invalid_argument("this block type is packed from blocks only");
+}
+
 int add_floats(Program& program, uintptr_t from, int source, uintptr_t bias, int format, bool gated, int64_t n, int64_t k,
                int64_t group) {
     Weights w = describe(static_cast<Format>(format), false, gated, n, k, group);
+    roundable(w);
+    if (w.offsets) throw std::invalid_argument("floats are rounded without offsets");
     char* data = program.allocate(packed_bytes(w));
     float* scales = w.format == Format::kInt8 ? at<float>(reinterpret_cast<uintptr_t>(program.allocate(w.panels * kPanel * 4))) : nullptr;
     if (scales) std::fill(scales, scales + w.panels * kPanel, 0.0f);
@@ -45,6 +55,8 @@ int add_floats(Program& program, uintptr_t from, int source, uintptr_t bias, int
 int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_t offsets, uintptr_t bias, int format,
               bool gated, int64_t n, int64_t k, int64_t group) {
     Weights w = describe(static_cast<Format>(format), offsets != 0, gated, n, k, group);
+    roundable(w);
+    if (w.offsets != (offsets != 0)) throw std::invalid_argument("this format has offsets, or has none");
     char* data = program.allocate(packed_bytes(w));
     float* scales = w.format == Format::kInt8 ? at<float>(reinterpret_cast<uintptr_t>(program.allocate(w.panels * kPanel * 4))) : nullptr;
     if (scales) std::fill(scales, scales + w.panels * kPanel, 0.0f);
@@ -54,6 +66,26 @@ int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_
     });
     w.data = data;
     w.scales = scales;
+    return program.add_weights(w, at<float>(bias));
+}
+
+// Rows of blocks as they lie in a file: [(address, rows)], one tensor above the other.
+int add_blocks(Program& program, const std::vector<std::pair<uintptr_t, int64_t>>& from, uintptr_t bias, int format, bool gated,
+               int64_t n, int64_t k) {
+    Weights w = describe(static_cast<Format>(format), false, gated, n, k, 0);
+    std::vector<Part> parts;
+    int64_t rows = 0;
+    for (auto [address, count] : from) {
+        parts.push_back({at<void>(address), count});
+        rows += count;
+    }
+    if (!is_block(w.format) || rows != n || k % block_form(w.format).file_inputs)
+        throw std::invalid_argument("these are no blocks of a weight of " + std::to_string(n) + " by " + std::to_string(k));
+    char* data = program.allocate(packed_bytes(w));
+    in_panels(program, w, [&](int64_t panel) {
+        pack_blocks(w, panel, parts.data(), static_cast<int64_t>(parts.size()), data + panel * w.panel_bytes);
+    });
+    w.data = data;
     return program.add_weights(w, at<float>(bias));
 }
 
@@ -73,14 +105,14 @@ nb::tuple packed(Program& program, int product) {
                           w.scales ? w.panels * kPanel * 4 : 0);
 }
 
-const char* const kNames[] = {"embed", "product", "rotate", "attend", "norm", "gather", "cap", "mixture"};
+const char* const kNames[] = {"embed", "product", "rotate", "attend", "norm", "gather", "cap", "mixture", "gate"};
 
 nb::list costs(Program& program) {
     nb::list found;
     for (size_t i = 0; i < program.operations().size(); i++) {
         const Operation& op = program.operations()[i];
         const Cost& cost = program.costs()[i];
-        found.append(nb::make_tuple(kNames[static_cast<int>(op.code)], op.product, cost.seconds, cost.bytes, cost.operations));
+        found.append(nb::make_tuple(kNames[static_cast<int>(op.code)], op.products.empty() ? -1 : op.products[0], cost.seconds, cost.bytes, cost.operations));
     }
     return found;
 }
@@ -124,7 +156,7 @@ NB_MODULE(_native, m) {
         .def(nb::init<>())
         .def_rw("from_", &Operation::from)
         .def_rw("to", &Operation::to)
-        .def_rw("product", &Operation::product)
+        .def_rw("products", &Operation::products)
         .def_rw("layer", &Operation::layer)
         .def_rw("rope", &Operation::rope)
         .def_rw("norm", &Operation::norm)
@@ -149,6 +181,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("bytes", &Program::bytes)
         .def("add_floats", &add_floats, nb::call_guard<nb::gil_scoped_release>())
         .def("add_codes", &add_codes, nb::call_guard<nb::gil_scoped_release>())
+        .def("add_blocks", &add_blocks, nb::call_guard<nb::gil_scoped_release>())
         .def("add_packed", &add_packed)
         .def("packed", &packed)
         .def("add_norm", [](Program& program, uintptr_t values, int64_t n) { return program.add_norm(at<float>(values), n); })

@@ -4,10 +4,13 @@
 
 #include <cstring>
 
+#include "blocks.h"
 #include "types.h"
 
 #include "math.inc.h"
+#include "norm.inc.h"
 #include "product.inc.h"
+#include "blocks.inc.h"
 #include "rows.inc.h"
 #include "attention.inc.h"
 
@@ -16,8 +19,10 @@ namespace {
 
 constexpr Kernels kTable = {
     INFLIGHT_NAME,
-    {kDirectRows, kDirectRows, kInt8Rows, kGroupedRows, kGroupedRows},
-    prepare, product, unpack, norm_row, rotate, keep, attend, merge, cap, argmax, axpy,
+    {kDirectRows, kDirectRows, kInt8Rows, kGroupedRows, kGroupedRows,
+     kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows,
+     kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows},
+    prepare, product, unpack, norm_row, rotate, keep, attend, merge, cap, argmax, axpy, gate,
 };
 
 }  // namespace

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "blocks.h"
+
 namespace inflight {
 
 namespace {
@@ -58,7 +60,9 @@ void read_floats(const void* from, Source source, int64_t row, int64_t k, float*
         for (int64_t i = 0; i < k; i++) out[i] = from_half(bits[i]);
 }
 
-bool grouped(Format format) { return format == Format::kGroup8 || format == Format::kGroup4; }
+bool of_four_bits(Format format) {
+    return format == Format::kGroup4 || format == Format::kQ4_0 || format == Format::kQ4_1;
+}
 
 // Codes of one output into its lane. `codes` [depth].
 void place_codes(const Weights& w, int64_t lane, const uint8_t* codes, const float* scales, const float* offsets, char* to) {
@@ -75,11 +79,13 @@ void place_codes(const Weights& w, int64_t lane, const uint8_t* codes, const flo
             }
         }
         const uint8_t* from = codes + g * size;
-        if (w.format == Format::kGroup4) {
+        if (of_four_bits(w.format)) {
+            int64_t apart = w.format == Format::kGroup4 ? 4 : 16;  // the inputs that share bytes
             for (int64_t i = 0; i < size; i += 8, to += 128) {
+                int64_t first = w.format == Format::kGroup4 ? i : i / 2;
                 uint32_t low, high;
-                std::memcpy(&low, from + i, 4);
-                std::memcpy(&high, from + i + 4, 4);
+                std::memcpy(&low, from + first, 4);
+                std::memcpy(&high, from + first + apart, 4);
                 low |= high << 4;
                 std::memcpy(to + lane * 4, &low, 4);
             }
@@ -90,7 +96,7 @@ void place_codes(const Weights& w, int64_t lane, const uint8_t* codes, const flo
 }
 
 void quantise(const Weights& w, const float* x, uint8_t* codes, float* scales) {
-    bool four = w.format == Format::kGroup4;
+    bool four = of_four_bits(w.format);
     int64_t size = w.format == Format::kInt8 ? w.depth : w.group;
     float middle = four ? 8.0f : 128.0f, most = four ? 15.0f : 255.0f;
     for (int64_t g = 0; g * size < w.depth; g++) {
@@ -115,19 +121,21 @@ Weights describe(Format format, bool offsets, bool gated, int64_t n, int64_t k, 
     constexpr int64_t kMostBytes = int64_t(1) << 48;  // more than any machine has
     if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX || n > kMostBytes / 4 / k || (gated && n % 2))
         throw std::invalid_argument("a weight of " + std::to_string(n) + " by " + std::to_string(k) + " cannot be packed");
-    if (grouped(format) && (group < 8 || group % 8 || group > 32768))
+    if (is_grouped(format) && (group < 8 || group % 8 || group > 32768))
         throw std::invalid_argument("groups of " + std::to_string(group) + " inputs cannot be packed; a multiple of 8 can");
     if (format == Format::kInt8 && k > 65536)
         throw std::invalid_argument("a sum over " + std::to_string(k) + " inputs does not fit 32 bits; use groups");
     Weights w{};
     w.format = format;
-    w.offsets = offsets && grouped(format);
+    const BlockForm form = block_form(format);
+    w.offsets = is_block(format) ? form.offsets : offsets && is_grouped(format);
+    w.zero = is_block(format) ? form.zero : w.offsets ? 0 : format == Format::kGroup4 ? 8 : 128;
     w.gated = gated;
     w.n = n;
     w.k = k;
-    w.group = grouped(format) ? group : k;
-    int64_t unit = grouped(format) ? group : step_of(format);
+    int64_t unit = is_block(format) ? form.inputs : is_grouped(format) ? group : step_of(format);
     w.depth = (k + unit - 1) / unit * unit;
+    w.group = is_block(format) ? form.group : is_grouped(format) ? group : w.depth;
     w.panels = gated ? (n / 2 + kLanes - 1) / kLanes : (n + kPanel - 1) / kPanel;
     switch (format) {
         case Format::kFloat: w.panel_bytes = w.depth * kPanel * 4; break;
@@ -135,6 +143,7 @@ Weights describe(Format format, bool offsets, bool gated, int64_t n, int64_t k, 
         case Format::kInt8: w.panel_bytes = w.depth * kPanel; break;
         case Format::kGroup8: w.panel_bytes = w.groups() * (w.offsets ? 128 : 64) + w.depth * kPanel; break;
         case Format::kGroup4: w.panel_bytes = w.groups() * (w.offsets ? 128 : 64) + w.depth * kPanel / 2; break;
+        default: w.panel_bytes = w.depth / form.inputs * form.bytes; break;
     }
     return w;
 }
@@ -172,7 +181,7 @@ void pack_panel(const Weights& w, int64_t panel, const void* from, Source source
 void pack_codes(const Weights& w, int64_t panel, const uint8_t* codes, const float* from_scales, const float* offsets,
                 char* to, float* scales) {
     std::memset(to, 0, static_cast<size_t>(w.panel_bytes));
-    uint8_t middle = w.offsets ? 0 : w.format == Format::kGroup4 ? 8 : 128;
+    uint8_t middle = w.offsets ? 0 : of_four_bits(w.format) ? 8 : 128;
     std::vector<uint8_t> row(static_cast<size_t>(w.depth), middle);
     for (int64_t lane = 0; lane < kPanel; lane++) {
         int64_t output = w.output(panel, lane);

@@ -19,4 +19,13 @@ void pack_panel(const Weights& w, int64_t panel, const void* from, Source source
 void pack_codes(const Weights& w, int64_t panel, const uint8_t* codes, const float* from_scales, const float* offsets,
                 char* to, float* scales);
 
+// Rows of blocks as they lie in a file, one after the other.
+struct Part {
+    const void* data;
+    int64_t count;
+};
+
+// One panel of a block type from the rows of one or more tensors, one above the other, that are w.n together.
+void pack_blocks(const Weights& w, int64_t panel, const Part* parts, int64_t count, char* to);
+
 }  // namespace inflight

@@ -64,6 +64,8 @@ int Program::add_buffer(int64_t width) {
 }
 
 void Program::add(Operation operation) {
+    if (operation.products.size() > kMostProducts)
+        throw std::invalid_argument("one operation has at most " + std::to_string(kMostProducts) + " products");
     operations_.push_back(std::move(operation));
     costs_.emplace_back();
 }
@@ -112,7 +114,7 @@ void Program::check(const Step& step) const {
     if (!a.keys) throw std::out_of_range("the program has no cache yet");
     int64_t vocabulary = 0, total = 0, slots = a.blocks * a.block_size;
     for (const Operation& op : operations_)
-        if (op.code == Code::kEmbed) vocabulary = weights_[static_cast<size_t>(op.product)].n;
+        if (op.code == Code::kEmbed) vocabulary = weights(op.products[0]).n;
     for (int64_t i = 0; i < step.count; i++) {
         if (step.tokens[i] < 0 || step.tokens[i] >= vocabulary) outside("token", step.tokens[i], vocabulary);
         if (step.slots[i] < 0 || step.slots[i] >= slots) outside("slot", step.slots[i], slots);
@@ -197,27 +199,39 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
             if (buffer >= 0) needed[static_cast<size_t>(buffer)] = std::max(needed[static_cast<size_t>(buffer)], gathered && buffer == op.to ? logit_rows : rows);
     }
     for (size_t i = 0; i < buffers_.size(); i++) buffers_[i].reserve(needed[i] * widths_[i] + kLanes);
-    int64_t bytes = 0, sums = 0, most = std::max(rows, logit_rows), widest = 0, groups = 0;
-    for (const Weights& w : weights_) {
-        bytes = std::max(bytes, most * w.depth * input_bytes(w.format));
-        sums = std::max(sums, most * w.groups());
-        widest = std::max(widest, w.depth);
-        groups = std::max(groups, w.groups());
-    }
-    input_.reserve(bytes);
+    int64_t bytes = 0, most = std::max(rows, logit_rows);
+    for (const Weights& w : weights_) bytes = std::max(bytes, most * w.depth * input_bytes(w.format));
     inner_.reserve(bytes);
-    input_scales_.reserve(most);
-    input_sums_.reserve(sums);
+    Room all, alone;
+    for (const Operation& op : operations_) {
+        if (op.code != Code::kProduct) continue;
+        Room of_all, of_alone;
+        for (size_t i = 0; i < op.products.size(); i++)
+            if (input_of(op, i) == i) {
+                const Weights& w = weights(op.products[i]);
+                of_all.add(w, most);
+                of_alone.add(w, std::max<int64_t>(1, std::min(most, kAloneSize / w.depth)));
+            }
+        all.cover(of_all);
+        alone.cover(of_alone);
+    }
+    all.reserve(input_, input_scales_, input_sums_);
     for (size_t rope = 0; rope < ropes_.size(); rope++)
         turns_[rope].reserve(rows * 2 * static_cast<int64_t>(ropes_[rope].inverse.size()) + kLanes);
     int64_t scratch = 0;
     for (const Attention& a : layers_) scratch = std::max(scratch, attend_scratch(a));
     for (auto& worker : workers_) {
         worker->attention.reserve(scratch);
-        worker->input.reserve(kAloneSize * 4 + widest * 4 + 64);
-        worker->input_scales.reserve(kAloneSize);
-        worker->input_sums.reserve(std::max(kAloneSize, groups));
+        alone.reserve(worker->input, worker->input_scales, worker->input_sums);
     }
+}
+
+// The first of an operation's products that reads its input as product `i` does: one is prepared for all of them.
+size_t Program::input_of(const Operation& op, size_t i) const {
+    const Weights& w = weights(op.products[i]);
+    for (size_t first = 0; first < i; first++)
+        if (same_input(weights(op.products[first]), w) && most_tile_rows(weights(op.products[first])) == most_tile_rows(w)) return first;
+    return i;
 }
 
 // Whether a gated product writes its result as the next product reads it: rounded once, in tiles, past the buffer.
@@ -226,9 +240,10 @@ bool Program::tiled(size_t operation) const {
     if (op.code != Code::kProduct || op.mode != Mode::kGate || operation + 1 >= operations_.size()) return false;
     const Operation& reader = operations_[operation + 1];
     if (reader.code != Code::kProduct || reader.from != op.to || reader.norm >= 0 || reader.to == op.to) return false;
-    const Weights &w = weights(op.product), &next = weights(reader.product);
+    if (reader.products.size() > 1) return false;
+    const Weights &w = weights(op.products[0]), &next = weights(reader.products[0]);
     if (next.format != Format::kBf16 || next.k != next.depth) return false;
-    if (kernels_->tile_rows[static_cast<int>(w.format)] != kernels_->tile_rows[static_cast<int>(next.format)]) return false;
+    if (most_tile_rows(w) != most_tile_rows(next)) return false;
     for (size_t i = operation + 2; i < operations_.size(); i++) {  // nobody else reads the buffer before it is written anew
         const Operation& other = operations_[i];
         if (other.from == op.to) return false;
@@ -295,8 +310,9 @@ double Program::bytes_of(const Operation& op) const {
     const Slice& s = *slice_;
     double rows = static_cast<double>(s.step.count);
     if (op.code == Code::kProduct) {
-        const Weights& w = weights(op.product);
-        return static_cast<double>(w.panels * w.panel_bytes);
+        double total = 0;
+        for (int product : op.products) total += static_cast<double>(weights(product).panels * weights(product).panel_bytes);
+        return total;
     }
     if (op.code == Code::kAttend) {
         const Attention& a = layers_[static_cast<size_t>(op.layer)];
@@ -328,8 +344,9 @@ double Program::operations_of(const Operation& op) const {
     }
     double rows = static_cast<double>(gathered ? s.step.wanted : s.step.count);
     if (op.code == Code::kProduct) {
-        const Weights& w = weights(op.product);
-        return 2.0 * rows * static_cast<double>(w.n) * static_cast<double>(w.k);
+        double total = 0;
+        for (int product : op.products) total += static_cast<double>(weights(product).n) * static_cast<double>(weights(product).k);
+        return 2.0 * rows * total;
     }
     if (op.code == Code::kMixture) {
         const Weights& gate = weights(op.gate_up[0]);

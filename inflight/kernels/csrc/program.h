@@ -16,19 +16,19 @@
 namespace inflight {
 
 // Rows of a buffer are tokens; from kGather on, those whose logits are wanted.
-enum class Code : int { kEmbed, kProduct, kRotate, kAttend, kNorm, kGather, kCap, kMixture };
+enum class Code : int { kEmbed, kProduct, kRotate, kAttend, kNorm, kGather, kCap, kMixture, kGate };
 
 struct Operation {
     Code code;
     int from = -1, to = -1;    // buffers
-    int product = -1;          // kEmbed: the table
+    std::vector<int> products; // kProduct: their outputs lie side by side; kEmbed: the table
     int layer = -1;            // kRotate, kAttend
     int rope = -1;             // kRotate: -1 turns nothing
     int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys
     float eps = 0.0f;
     bool centered = false;
-    Mode mode = Mode::kStore;  // kProduct, kNorm (kStore, kAdd)
-    Act act = Act::kSilu;
+    Mode mode = Mode::kStore;  // kProduct (kGate: of one only), kNorm (kStore, kAdd)
+    Act act = Act::kSilu;      // also of kGate: `to` = act(first half of `from`) * second half
     float scale = 1.0f;        // of what is added; of an embedding; kCap: the divider
     float softcap = 0.0f;      // kCap
     // kMixture: `from` holds the layer's input and takes the result, `to` the router's logits
@@ -122,6 +122,8 @@ class Program {
     void slice_of(const Step& step, int64_t first, int64_t last);
     void reserve(int64_t rows, int64_t logit_rows);
     bool tiled(size_t operation) const;
+    int64_t most_tile_rows(const Weights& w) const { return kernels_->tile_rows[static_cast<int>(w.format)]; }
+    size_t input_of(const Operation& op, size_t i) const;
     double bytes_of(const Operation& op) const;
     double operations_of(const Operation& op) const;
 

@@ -1,37 +1,16 @@
-// What is done to one row by itself: norms, rounding to what products read, rotation, the cache's entries.
+// What is done to one row by itself: rounding to what products read, rotation, the cache's entries.
 namespace inflight {
 namespace {
 
 constexpr int kMostRows = kDirectRows > kGroupedRows ? kDirectRows : kGroupedRows;
 
-float norm_factor(const float* x, int64_t n, float eps) {
-    F squares = zero();
-    for (int64_t i = 0; i < n; i += kLanes) {
-        F v = load_part(x + i, n - i);
-        squares = fma(v, v, squares);
-    }
-    return 1.0f / sqrtf(sum(squares) / static_cast<float>(n) + eps);
-}
-
-INLINE F normed(F x, F factor, const Norm& norm, int64_t i, int64_t left) {
-    F weight = load_part(norm.weight + i, left);
-    return mul(mul(x, factor), norm.centered ? add(splat(1.0f), weight) : weight);
-}
-
-void norm_row(const float* x, int64_t n, Norm norm, bool added, float scale, float* out) {
-    F factor = splat(norm_factor(x, n, norm.eps));
-    for (int64_t i = 0; i < n; i += kLanes) {
-        F y = normed(load_part(x + i, n - i), factor, norm, i, n - i);
-        store_part(out + i, added ? fma(y, splat(scale), load_part(out + i, n - i)) : y, n - i);
-    }
-}
-
 constexpr int64_t kStretch = 256;  // inputs of all rows of a tile that are laid out together: they fit the nearest cache
 
 // The rows of one tile. Each is read twice, for what its norm and its scale need, then stretch by stretch.
 void prepare(const Weights& w, const float* const* rows, Norm norm, const Input& in, int64_t tile) {
+    if (is_block(w.format)) return prepare_blocks(w, rows, norm, in, tile);
     int64_t start = in.start(tile), count = in.start(tile + 1) - start;
-    bool integers = w.format != Format::kFloat && w.format != Format::kBf16;
+    bool integers = is_integer(w.format);
     F factors[kMostRows], inverses[kMostRows];
     I sums[kMostRows];
     auto value = [&](int64_t row, int64_t i) {
@@ -52,7 +31,7 @@ void prepare(const Weights& w, const float* const* rows, Norm norm, const Input&
     int32_t* group_sums = in.sums + start * w.groups();
     int64_t stride = 4 * count;  // every step is 4 bytes of a row
     int64_t group = integers ? w.depth / w.groups() : w.depth;
-    int32_t zero_point = w.offsets ? 1 : w.format == Format::kGroup4 ? -8 : -128;
+    int32_t zero_point = w.offsets ? 1 : -w.zero;
     for (int64_t begin = 0; begin < w.depth;) {
         int64_t group_end = (begin / group + 1) * group, end = begin + kStretch < group_end ? begin + kStretch : group_end;
         for (int64_t row = 0, together; row < count; row += together) {
@@ -84,6 +63,7 @@ void prepare(const Weights& w, const float* const* rows, Norm norm, const Input&
 }
 
 void unpack(const Weights& w, int64_t row, float scale, float* out) {
+    if (is_block(w.format)) return unpack_blocks(w, row, scale, out);
     int64_t panel = row / kPanel, lane = row % kPanel;
     const char* at = w.data + panel * w.panel_bytes;
     int64_t step = step_of(w.format);
@@ -208,6 +188,11 @@ void cap(float* x, int64_t n, float divider, float softcap) {
         if (softcap != 0.0f) y = mul(hyperbolic_tangent(div(y, splat(softcap))), splat(softcap));
         store_part(x + i, y, n - i);
     }
+}
+
+void gate(Act act, const float* wide, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; i += kLanes)
+        store_part(out + i, mul(activated(act, load_part(wide + i, n - i)), load_part(wide + n + i, n - i)), n - i);
 }
 
 // The first of the largest.

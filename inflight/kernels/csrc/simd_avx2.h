@@ -14,6 +14,7 @@ namespace {
 constexpr int kDirectRows = 3;  // 12 sums, a line and a broadcast: of 16 registers
 constexpr int kInt8Rows = 3;
 constexpr int kGroupedRows = 1;
+constexpr int kBlockRows = 2;  // 8 sums of integers; those of floats wait in memory for the end of a group
 constexpr int kQueryRows = 3;
 
 struct F { __m256 a, b; };
@@ -101,6 +102,23 @@ INLINE void halves(const void* p, Line& low, Line& high) {
     __m256i mask = _mm256_set1_epi8(0x0f);
     low = {_mm256_and_si256(both.a, mask), _mm256_and_si256(both.b, mask)};
     high = {_mm256_and_si256(_mm256_srli_epi16(both.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(both.b, 4), mask)};
+}
+template <int Right, int Mask>
+INLINE __m256i field(__m256i x) {
+    if (Right > 0) x = _mm256_srli_epi16(x, Right > 0 ? Right : 0);
+    if (Right < 0) x = _mm256_slli_epi16(x, Right < 0 ? -Right : 0);
+    return _mm256_and_si256(x, _mm256_set1_epi8(static_cast<char>(Mask)));
+}
+template <int Right, int Mask>
+INLINE Line field(Line x) { return {field<Right, Mask>(x.a), field<Right, Mask>(x.b)}; }
+INLINE Line either(Line x, Line y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+INLINE Line entries(const uint8_t* table, Line x) {
+    __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    return {_mm256_shuffle_epi8(all, x.a), _mm256_shuffle_epi8(all, x.b)};
+}
+INLINE void put_line(void* p, Line x) {
+    _mm256_store_si256(static_cast<__m256i*>(p), x.a);
+    _mm256_store_si256(static_cast<__m256i*>(p) + 1, x.b);
 }
 INLINE F float16(const void* p) {
     const __m128i* at = static_cast<const __m128i*>(p);

@@ -14,6 +14,7 @@ namespace {
 constexpr int kDirectRows = 12;   // 24 sums, 2 lines, a broadcast: of 32 registers
 constexpr int kInt8Rows = 8;     // as quick as 12, which GCC 12 does not keep in registers
 constexpr int kGroupedRows = 6;   // 12 sums of integers, 12 of floats
+constexpr int kBlockRows = 6;     // the same
 constexpr int kQueryRows = 12;
 
 using F = __m512;
@@ -101,6 +102,19 @@ INLINE void halves(const void* p, Line& low, Line& high) {
     low = _mm512_and_si512(both, mask);
     high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
 }
+// Bytes moved down by `Right` bits (up where that is below 0), and what `Mask` leaves of them.
+template <int Right, int Mask>
+INLINE Line field(Line x) {
+    if (Right > 0) x = _mm512_srli_epi16(x, Right > 0 ? Right : 0);
+    if (Right < 0) x = _mm512_slli_epi16(x, Right < 0 ? -Right : 0);
+    return _mm512_and_si512(x, _mm512_set1_epi8(static_cast<char>(Mask)));
+}
+INLINE Line either(Line a, Line b) { return _mm512_or_si512(a, b); }
+// The entry of a table of 16 for each byte, which is below 16.
+INLINE Line entries(const uint8_t* table, Line x) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))), x);
+}
+INLINE void put_line(void* p, Line x) { _mm512_store_si512(p, x); }
 INLINE F float16(const void* p) { return _mm512_cvtph_ps(_mm256_load_si256(static_cast<const __m256i*>(p))); }
 
 #if INFLIGHT_VNNI

@@ -15,6 +15,7 @@ namespace {
 constexpr int kDirectRows = 2;   // 16 sums, two lines of 4, a broadcast: of 32 registers
 constexpr int kInt8Rows = 2;
 constexpr int kGroupedRows = 2;  // 16 sums of integers; those of floats wait in memory for the end of a group
+constexpr int kBlockRows = 2;
 constexpr int kQueryRows = 2;
 
 struct F { float32x4_t a, b, c, d; };
@@ -105,6 +106,28 @@ INLINE void halves(const void* p, Line& low, Line& high) {
     uint8x16_t mask = vdupq_n_u8(0x0f);
     low = {vandq_u8(both.a, mask), vandq_u8(both.b, mask), vandq_u8(both.c, mask), vandq_u8(both.d, mask)};
     high = {vshrq_n_u8(both.a, 4), vshrq_n_u8(both.b, 4), vshrq_n_u8(both.c, 4), vshrq_n_u8(both.d, 4)};
+}
+template <int Right, int Mask>
+INLINE uint8x16_t field(uint8x16_t x) {
+    if constexpr (Right > 0) x = vshrq_n_u8(x, Right);
+    if constexpr (Right < 0) x = vshlq_n_u8(x, -Right);
+    return vandq_u8(x, vdupq_n_u8(Mask));
+}
+template <int Right, int Mask>
+INLINE Line field(Line x) {
+    return {field<Right, Mask>(x.a), field<Right, Mask>(x.b), field<Right, Mask>(x.c), field<Right, Mask>(x.d)};
+}
+INLINE Line either(Line x, Line y) { return {vorrq_u8(x.a, y.a), vorrq_u8(x.b, y.b), vorrq_u8(x.c, y.c), vorrq_u8(x.d, y.d)}; }
+INLINE Line entries(const uint8_t* table, Line x) {
+    uint8x16_t all = vld1q_u8(table);
+    return {vqtbl1q_u8(all, x.a), vqtbl1q_u8(all, x.b), vqtbl1q_u8(all, x.c), vqtbl1q_u8(all, x.d)};
+}
+INLINE void put_line(void* p, Line x) {
+    uint8_t* to = static_cast<uint8_t*>(p);
+    vst1q_u8(to, x.a);
+    vst1q_u8(to + 16, x.b);
+    vst1q_u8(to + 32, x.c);
+    vst1q_u8(to + 48, x.d);
 }
 INLINE float32x4_t four_halves(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
 INLINE F float16(const void* p) {

@@ -13,6 +13,7 @@ namespace {
 constexpr int kDirectRows = 2;
 constexpr int kInt8Rows = 2;
 constexpr int kGroupedRows = 2;
+constexpr int kBlockRows = 2;
 constexpr int kQueryRows = 2;
 
 struct F { float v[16]; };
@@ -90,6 +91,20 @@ INLINE void halves(const void* p, Line& low, Line& high) {
     Line both = line(p);
     for (int i = 0; i < 64; i++) low.v[i] = both.v[i] & 0x0f, high.v[i] = both.v[i] >> 4;
 }
+template <int Right, int Mask>
+INLINE Line field(Line x) {
+    for (uint8_t& byte : x.v) byte = static_cast<uint8_t>((Right < 0 ? byte << (Right < 0 ? -Right : 0) : byte >> (Right > 0 ? Right : 0)) & Mask);
+    return x;
+}
+INLINE Line either(Line a, Line b) {
+    for (int i = 0; i < 64; i++) a.v[i] |= b.v[i];
+    return a;
+}
+INLINE Line entries(const uint8_t* table, Line x) {
+    for (uint8_t& byte : x.v) byte = table[byte];
+    return x;
+}
+INLINE void put_line(void* p, Line x) { std::memcpy(p, x.v, 64); }
 INLINE float from_half(uint16_t h) {
     uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
     float out;

@@ -9,9 +9,19 @@ namespace inflight {
 constexpr int64_t kLanes = 16;         // outputs in one line of 64 bytes
 constexpr int64_t kPanel = 2 * kLanes; // outputs that are computed together: two lines
 
-// How a weight is kept. kInt8 has one scale an output; the grouped ones a float16 scale for each `group` inputs.
-enum class Format : int { kFloat, kBf16, kInt8, kGroup8, kGroup4 };
-constexpr int kFormats = 5;
+// How a weight is kept. kInt8 has one scale an output; the grouped ones a float16 scale for each `group` inputs; those from
+// kQ8_0 on are llama.cpp's block types, each at its own number of bits (blocks.h).
+enum class Format : int {
+    kFloat, kBf16, kInt8, kGroup8, kGroup4,
+    kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kIq4Nl, kIq4Xs, kMxfp4,
+};
+constexpr int kFormats = 18;
+
+constexpr bool is_grouped(Format format) { return format == Format::kGroup8 || format == Format::kGroup4; }
+constexpr bool is_block(Format format) { return format >= Format::kQ8_0; }
+constexpr bool is_integer(Format format) { return format != Format::kFloat && format != Format::kBf16; }
+
+constexpr int64_t kInputBlock = 32;  // activations that share a scale, where a block type reads them
 
 // Inputs in one step of the reduction: those that one instruction sums.
 constexpr int64_t step_of(Format format) { return format == Format::kFloat ? 1 : format == Format::kBf16 ? 2 : 4; }
@@ -21,10 +31,11 @@ constexpr int64_t input_bytes(Format format) { return format == Format::kFloat ?
 // A packed weight [n, k]: panels of 32 outputs, each the whole reduction in its order.
 struct Weights {
     Format format;
-    bool offsets;         // grouped: a float16 offset beside each scale
+    bool offsets;         // grouped and block types: an offset beside each scale
     bool gated;           // a panel is 16 rows of the first half beside the same rows of the second half
+    int zero;             // integers: the code that stands for 0, where there are no offsets
     int64_t n, k;         // as given
-    int64_t group;        // inputs that share a scale; k where they all do
+    int64_t group;        // inputs that share a scale; depth where they all do
     int64_t depth;        // k, rounded up to whole steps and groups
     int64_t panels;
     int64_t panel_bytes;
@@ -32,7 +43,9 @@ struct Weights {
     const float* scales;  // kInt8: [panels * 32]
     const float* bias;    // [panels * 32] or null
 
-    int64_t groups() const { return format == Format::kGroup8 || format == Format::kGroup4 ? depth / group : 1; }
+    int64_t groups() const { return depth / group; }
+    // Scales of one row of activations.
+    int64_t input_scales() const { return is_block(format) ? depth / kInputBlock : 1; }
     // Output that lane `lane` of panel `panel` holds; may be >= n (of its half): padding.
     int64_t output(int64_t panel, int64_t lane) const {
         if (!gated) return panel * kPanel + lane;
@@ -41,12 +54,21 @@ struct Weights {
     }
 };
 
+// Whether products with both read one and the same Input.
+inline bool same_input(const Weights& a, const Weights& b) {
+    if (a.depth != b.depth || a.group != b.group || is_block(a.format) != is_block(b.format)) return false;
+    if (!is_integer(a.format) || !is_integer(b.format)) return a.format == b.format;
+    return a.zero == b.zero && a.offsets == b.offsets;
+}
+
 // Rows as a product reads them, in tiles that are computed together: [step][row of the tile][inputs of a step].
 // Integers carry a scale for each row and, for each group, the sum of its integers: times minus the zero point where the
 // scheme is symmetric, as it is where it has offsets.
+// For block types a tile is [block of 32 inputs][row of the tile][32], each block has a scale, and where the type has
+// offsets the sums are floats: minus what the inputs of the group add up to.
 struct Input {
     char* data;
-    float* scales;   // [rows]
+    float* scales;   // [rows]; block types, by tile: [block][row of the tile]
     int32_t* sums;   // by tile: [group][row of the tile]
     int64_t rows;
     int64_t tiles;
@@ -149,6 +171,8 @@ struct Kernels {
     int64_t (*argmax)(const float* x, int64_t n);
     // out += factor * x.
     void (*axpy)(float* out, const float* x, float factor, int64_t n);
+    // out[n] = act(wide[:n]) * wide[n:].
+    void (*gate)(Act, const float* wide, int64_t n, float* out);
 };
 
 // Floats of scratch that a thread needs.

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kMostRows = 16;      // of a tile, on any instruction set
 constexpr int64_t kManyTiles = 8;  // row tiles of one unit of work
+constexpr int64_t kManyBlockTiles = 16;  // the same where a chunk of the panel is opened for all of them
 
 // Into the second-level cache, before somebody waits for it.
 void fetch(const float* from, int64_t floats) {
@@ -54,6 +55,11 @@ void Program::Worker::run() {
                 each(rows, [&](int64_t row) { kernels().cap(buffer(op.to) + row * width(op.to), width(op.to), op.scale, op.softcap); });
                 break;
             case Code::kMixture: mixture(op); break;
+            case Code::kGate:
+                each(rows, [&](int64_t row) {
+                    kernels().gate(op.act, buffer(op.from) + row * width(op.from), width(op.to), buffer(op.to) + row * width(op.to));
+                });
+                break;
         }
         if (op.code == Code::kGather && !rows) return;  // a chunk of a prompt: nobody asks what follows
         if (program.measured_ && thread == 0) {
@@ -111,43 +117,78 @@ void Program::Worker::turns() {
 void Program::Worker::embed(const Operation& op) {
     const Step& step = slice().step;
     each(step.count, [&](int64_t row) {
-        kernels().unpack(program.weights(op.product), step.tokens[row], op.scale, buffer(op.to) + row * width(op.to));
+        kernels().unpack(program.weights(op.products[0]), step.tokens[row], op.scale, buffer(op.to) + row * width(op.to));
     });
 }
 
+// One or more products of one input. What they read is prepared once for all that read alike; their units of work are one
+// pool.
 void Program::Worker::product(size_t number, int64_t rows) {
     const Operation& op = program.operations_[number];
-    const Weights& w = program.weights(op.product);
     const float* from = buffer(op.from);
     Norm norm = norm_of(op.norm, op);
-    int64_t most = kernels().tile_rows[static_cast<int>(w.format)];
-    Input in{program.input_.get(), program.input_scales_.get(), program.input_sums_.get(), rows, ceil_div(rows, most)};
-    auto prepare = [&](int64_t tile) {
-        const float* x[kMostRows];
-        for (int64_t row = in.start(tile); row < in.start(tile + 1); row++) x[row - in.start(tile)] = from + row * w.k;
-        kernels().prepare(w, x, norm, in, tile);
+    struct Piece {
+        const Weights* w;
+        Input in;
+        int64_t column, panels, bands, per_band, units;
     };
-    if (number && program.tiled_[number - 1]) {
-        in.data = program.inner_.get();
-    } else if (rows * w.depth <= kAloneSize || (rows == 1 && threads <= 4)) {
-        in.data = input.get();
-        in.scales = input_scales.get();
-        in.sums = input_sums.get();
-        input.reserve(rows * w.depth * input_bytes(w.format));
-        for (int64_t tile = 0; tile < in.tiles; tile++) prepare(tile);
-    } else {
-        each(in.tiles, prepare);
+    Piece pieces[kMostProducts];
+    size_t count = op.products.size();
+    int64_t column = 0, widest = 0, units = 0;
+    for (int product : op.products) widest = std::max(widest, program.weights(product).depth);
+    bool written = number && program.tiled_[number - 1];
+    bool alone = !written && (rows * widest <= kAloneSize || (rows == 1 && threads <= 4));
+    Room taken;
+    for (size_t i = 0; i < count; i++) {
+        const Weights& w = program.weights(op.products[i]);
+        size_t first = program.input_of(op, i);
+        Piece& piece = pieces[i];
+        piece.w = &w;
+        if (first < i) {
+            piece.in = pieces[first].in;
+        } else {
+            piece.in = {(alone ? input : program.input_).get() + taken.bytes,
+                        (alone ? input_scales : program.input_scales_).get() + taken.scales,
+                        (alone ? input_sums : program.input_sums_).get() + taken.sums, rows,
+                        ceil_div(rows, program.most_tile_rows(w))};
+            taken.add(w, rows);
+        }
+        if (written) piece.in.data = program.inner_.get();
+        int64_t tiles = piece.in.tiles;
+        piece.column = column;
+        column += w.n;
+        piece.bands = ceil_div(tiles, is_block(w.format) ? kManyBlockTiles : kManyTiles);
+        piece.per_band = ceil_div(tiles, std::max<int64_t>(1, piece.bands));
+        // Units of about 64 KiB of weights: long enough to stream, short enough to end together.
+        piece.panels = std::max<int64_t>(1, std::min<int64_t>(65536 / w.panel_bytes, w.panels / (4 * threads)));
+        piece.units = ceil_div(w.panels, piece.panels) * piece.bands;
+        units += piece.units;
     }
+    auto prepare = [&](int64_t unit) {
+        size_t i = 0;
+        for (; program.input_of(op, i) < i || unit >= pieces[i].in.tiles; i++)
+            if (program.input_of(op, i) == i) unit -= pieces[i].in.tiles;
+        const Piece& piece = pieces[i];
+        const float* x[kMostRows];
+        for (int64_t row = piece.in.start(unit); row < piece.in.start(unit + 1); row++)
+            x[row - piece.in.start(unit)] = from + row * piece.w->k;
+        kernels().prepare(*piece.w, x, norm, piece.in, unit);
+    };
+    int64_t inputs = 0;
+    for (size_t i = 0; i < count; i++)
+        if (program.input_of(op, i) == i) inputs += pieces[i].in.tiles;
+    if (alone)
+        for (int64_t unit = 0; unit < inputs; unit++) prepare(unit);
+    else if (!written)
+        each(inputs, prepare);
     char* tiles = program.tiled_[number] ? program.inner_.get() : nullptr;
-    Target target{buffer(op.to), width(op.to), op.mode, op.act, op.scale, tiles};
-    int64_t bands = ceil_div(in.tiles, kManyTiles), per_band = ceil_div(in.tiles, bands);
-    // Units of about 64 KiB of weights: long enough to stream, short enough to end together.
-    int64_t panels = std::max<int64_t>(1, std::min<int64_t>(65536 / w.panel_bytes, w.panels / (4 * threads)));
-    int64_t strips = ceil_div(w.panels, panels);
-    each(strips * bands, [&](int64_t unit) {
-        int64_t strip = unit / bands, band = unit % bands;
-        kernels().product(w, in, strip * panels, std::min(w.panels, (strip + 1) * panels), band * per_band,
-                          std::min(in.tiles, (band + 1) * per_band), target);
+    each(units, [&](int64_t unit) {
+        const Piece* piece = pieces;
+        for (; unit >= piece->units; piece++) unit -= piece->units;
+        int64_t strip = unit / piece->bands, band = unit % piece->bands;
+        Target target{buffer(op.to) + piece->column, width(op.to), op.mode, op.act, op.scale, tiles};
+        kernels().product(*piece->w, piece->in, strip * piece->panels, std::min(piece->w->panels, (strip + 1) * piece->panels),
+                          band * piece->per_band, std::min(piece->in.tiles, (band + 1) * piece->per_band), target);
     });
 }
 
@@ -284,12 +325,12 @@ void Program::Worker::mixture(const Operation& op) {
         int64_t all = static_cast<int64_t>(r.chosen.size());
         auto region = [&](const Weights& w, Aligned<char>& data, Aligned<float>& scales, Aligned<int32_t>& sums, std::vector<Input>& inputs) {
             data.reserve(all * w.depth * input_bytes(w.format));
-            scales.reserve(all);
+            scales.reserve(all * w.input_scales());
             sums.reserve(all * w.groups());
             inputs.clear();
             for (size_t e = 0; e < experts; e++) {
                 int64_t begin = r.begins[e], count = r.begins[e + 1] - begin;
-                inputs.push_back({data.get() + begin * w.depth * input_bytes(w.format), scales.get() + begin,
+                inputs.push_back({data.get() + begin * w.depth * input_bytes(w.format), scales.get() + begin * w.input_scales(),
                                   sums.get() + begin * w.groups(), count,
                                   ceil_div(count, kernels().tile_rows[static_cast<int>(w.format)])});
             }

@@ -1,6 +1,7 @@
 // What the threads of a run work on, and one of them. Of program.cpp and worker.cpp.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -13,7 +14,30 @@ namespace inflight {
 constexpr int64_t kMostQueries = 12;  // of one piece of attention, on any instruction set
 constexpr int64_t kAloneSize = 8192;  // inputs that every thread prepares for itself rather than wait for the others
 
+constexpr size_t kMostProducts = 8;   // of one operation
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What inputs of products take, in elements, for a number of rows.
+struct Room {
+    int64_t bytes = 0, scales = 0, sums = 0;
+
+    void add(const Weights& w, int64_t rows) {
+        bytes += ceil_div(rows * w.depth * input_bytes(w.format), 64) * 64;
+        scales += rows * w.input_scales();
+        sums += rows * w.groups();
+    }
+    void cover(const Room& other) {
+        bytes = std::max(bytes, other.bytes);
+        scales = std::max(scales, other.scales);
+        sums = std::max(sums, other.sums);
+    }
+    void reserve(Aligned<char>& data, Aligned<float>& its_scales, Aligned<int32_t>& its_sums) const {
+        data.reserve(bytes);
+        its_scales.reserve(scales);
+        its_sums.reserve(sums);
+    }
+};
 
 // One (row, key head, some of its queries, one chunk of keys or all).
 struct Task {
