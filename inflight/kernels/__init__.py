@@ -2,6 +2,7 @@
 
 from inflight.kernels.library import ENGINE, ISA, instruction_sets, native_reason, top_k
 from inflight.kernels.parts import (
+    BLOCK_TYPES,
     Activation,
     Bytes,
     Cost,
@@ -18,6 +19,7 @@ from inflight.kernels.parts import (
 from inflight.kernels.program import NativeProgram
 
 __all__ = [
+    "BLOCK_TYPES",
     "ENGINE",
     "ISA",
     "Activation",

@@ -17,6 +17,23 @@ class Format(enum.IntEnum):
     INT8 = 2
     GROUP8 = 3
     GROUP4 = 4
+    Q8_0 = 5
+    Q4_0 = 6
+    Q4_1 = 7
+    Q5_0 = 8
+    Q5_1 = 9
+    Q2_K = 10
+    Q3_K = 11
+    Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+    IQ4_NL = 15
+    IQ4_XS = 16
+    MXFP4 = 17
+
+
+BLOCK_TYPES = tuple(format.name for format in Format if format >= Format.Q8_0)
+"""ggml's types that are computed at their own number of bits, by the names that `Blocks` has for them."""
 
 
 class KvType(enum.IntEnum):

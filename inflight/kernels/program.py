@@ -49,6 +49,7 @@ class _Code(enum.IntEnum):
     GATHER = 5
     CAP = 6
     MIXTURE = 7
+    GATE = 8
 
 
 class _Mode(enum.IntEnum):
@@ -85,6 +86,13 @@ def _packable(weight: Quantised) -> bool:
     if weight.group < k:
         return weight.group % 8 == 0 and weight.group <= MOST_GROUPED
     return k <= MOST_GROUPED or (weight.bits == 8 and weight.offsets is None and k <= MOST_INPUTS)
+
+
+def _stacked(parts: Sequence[Blocks]) -> tuple[int, int]:
+    """Shape of blocks that lie one above the other."""
+    if len({(part.type, part.shape[1]) for part in parts}) != 1:
+        raise ValueError("blocks of one weight have one type and as many inputs")
+    return sum(part.shape[0] for part in parts), parts[0].shape[1]
 
 
 class NativeProgram:
@@ -130,7 +138,7 @@ class NativeProgram:
 
     def product(
         self,
-        weight: Weight,
+        weight: Weight | Sequence[Blocks],
         bias: Floats | None = None,
         precision: Precision | None = None,
         *,
@@ -139,17 +147,22 @@ class NativeProgram:
         """Packs a weight [n, k]; the original is not needed any more.
 
         Args:
-            weight: float32, bfloat16 or float16, integers, or blocks, which become bfloat16.
+            weight: float32, bfloat16 or float16, integers, or blocks; also several of blocks of one type, one above the
+                other. Blocks keep their type.
             bias: [n].
             precision: what floats become; None: float32 stays, the others become bfloat16.
             gated: the first half of the outputs goes through an activation and is multiplied with the second.
         """
         added = None if bias is None else widened(bias)
-        n, k = weight.shape
+        if isinstance(weight, Blocks):
+            weight = [weight]
+        n, k = _stacked(weight) if isinstance(weight, Sequence) else weight.shape
         if added is not None and added.shape != (n,):
             raise ValueError(f"a bias of {list(added.shape)} does not fit a weight of {[n, k]}")
         held = 0 if added is None else _address(added)
-        if isinstance(weight, Blocks) or (isinstance(weight, Quantised) and not _packable(weight)):
+        if isinstance(weight, Sequence):
+            return self._blocks(weight, (n, k), held, gated)
+        if isinstance(weight, Quantised) and not _packable(weight):
             weight = weight.dequantise().astype(BFLOAT16)
         if isinstance(weight, Quantised):
             return self._codes(weight, held, gated)
@@ -163,6 +176,14 @@ class NativeProgram:
             self._program.add_floats(
                 _address(whole), _SOURCES[whole.dtype], held, precision.format, gated, n, k, precision.group
             )
+        )
+
+    def _blocks(self, parts: Sequence[Blocks], shape: tuple[int, int], bias: int, gated: bool) -> int:
+        format = Format[parts[0].type]
+        held = [np.ascontiguousarray(part.data) for part in parts]
+        self._products.append(Packed(format, False, gated, *shape, 0))
+        return int(
+            self._program.add_blocks([(_address(data), len(data)) for data in held], bias, format, gated, *shape)
         )
 
     def _codes(self, weight: Quantised, bias: int, gated: bool) -> int:
@@ -265,36 +286,49 @@ class NativeProgram:
     def embed(self, table: int, to: int, scale: float = 1.0) -> None:
         """to = table[token] * scale."""
         self._fits(self._products[table].k, to)
-        self._add(_Code.EMBED, from_=to, to=to, product=table, scale=scale)
+        self._add(_Code.EMBED, from_=to, to=to, products=[table], scale=scale)
 
     def multiply(
         self,
         from_: int,
         to: int,
-        product: int,
+        product: int | Sequence[int],
         *,
         norm: Norm | None = None,
         add: bool = False,
         scale: float = 1.0,
         act: Activation | None = None,
     ) -> None:
-        """to = norm(from) Wᵀ + b, or to += scale * that, or to = act(its first half) * its second half."""
-        packed = self._products[product]
-        self._fits(packed.k, from_)
-        self._fits(packed.n // 2 if packed.gated else packed.n, to)
-        if packed.gated != (act is not None):
-            raise ValueError("a gated product and an activation go together")
+        """to = norm(from) Wᵀ + b, or to += scale * that, or to = act(its first half) * its second half.
+
+        Of several products, each in its own format, the outputs lie side by side.
+        """
+        products = [product] if isinstance(product, int) else list(product)
+        packed = [self._products[number] for number in products]
+        for each in packed:
+            self._fits(each.k, from_)
+            if each.gated != (act is not None):
+                raise ValueError("a gated product and an activation go together")
+        if act is not None and len(packed) > 1:
+            raise ValueError("a gated product stands alone; several go into a wide buffer, and `gate` follows")
+        columns = sum(each.n for each in packed)
+        self._fits(columns if act is None else columns // 2, to)
         mode = _Mode.GATE if act is not None else _Mode.ADD if add else _Mode.STORE
         self._add(
             _Code.PRODUCT,
             from_=from_,
             to=to,
-            product=product,
+            products=products,
             mode=mode,
             scale=scale,
             act=act or Activation.SILU,
-            **self._normed(norm, packed.k),
+            **self._normed(norm, packed[0].k),
         )
+
+    def gate(self, wide: int, to: int, act: Activation) -> None:
+        """to = act(the first half of `wide`) * its second half: what a gated product does, for halves of two formats."""
+        self._fits(2 * self._widths[to], wide)
+        self._add(_Code.GATE, from_=wide, to=to, act=act)
 
     def rotate(self, at: int, layer: int, rope: int | None, norms: tuple[Norm, Norm] | None = None) -> None:
         """Queries and keys in place: norms of heads, rotation; keys and values go to their slots."""

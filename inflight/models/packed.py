@@ -28,7 +28,7 @@ from inflight.tensors import Blocks, Floats, Quantised, Weight, stack, widened
 
 log = logging.getLogger("inflight")
 
-LAYOUT = 1
+LAYOUT = 2
 """Of packed weights and of this file; another number is another file."""
 MAGIC = b"inflpack"
 ALIGN = 64

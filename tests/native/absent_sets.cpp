@@ -15,6 +15,9 @@ const Kernels* kernels_avx512_vnni() { return kernels_scalar(); }
 #if defined(INFLIGHT_ABSENT_avx512_bf16)
 const Kernels* kernels_avx512_bf16() { return kernels_scalar(); }
 #endif
+#if defined(INFLIGHT_ABSENT_amx)
+const Kernels* kernels_amx() { return kernels_scalar(); }
+#endif
 #if defined(INFLIGHT_ABSENT_neon)
 const Kernels* kernels_neon() { return kernels_scalar(); }
 #endif

@@ -145,7 +145,7 @@ def test_integers_are_those_that_torch_would_compute_with(
 def test_products_stay_within_their_bounds(isa: str, data: st.DataObject) -> None:
     """Random shapes and formats against float64, and each row alone against all rows, bit for bit."""
     n, k, rows = data.draw(st.integers(1, 130)), data.draw(st.integers(1, 300)), data.draw(st.integers(1, 40))
-    form = data.draw(st.sampled_from(list(Format)))
+    form = data.draw(st.sampled_from([each for each in Format if each < Format.Q8_0]))
     group = data.draw(st.sampled_from((8, 32, 64, 128)))
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     weight, x, bias = torch.randn(n, k), torch.randn(rows, k), torch.randn(n)

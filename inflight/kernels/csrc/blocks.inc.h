@@ -226,11 +226,37 @@ void tile_opened(const Opened& chunk, int64_t blocks, const char* x, const float
 }
 
 using TileOpened = void (*)(const Opened&, int64_t, const char*, const float*, const int32_t*, float*);
+using Sizes = std::make_integer_sequence<int, kOpenedRows>;
 
 template <int Steps, bool Offsets, int... M>
-constexpr TileOpened tile_of(int64_t rows, std::integer_sequence<int, M...>) {
+TileOpened tile_of(int64_t rows, std::integer_sequence<int, M...>) {
     constexpr TileOpened all[] = {tile_opened<M + 1, Steps, Offsets>...};
     return all[rows - 1];
+}
+
+#if !INFLIGHT_TILES
+// A tile of so many rows, at most kBlockRows.
+template <int Steps, bool Offsets>
+void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums, float* out) {
+    tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
+}
+#endif
+
+#if INFLIGHT_TILES
+}  // namespace
+}  // namespace inflight
+
+#include "amx.inc.h"
+
+namespace inflight {
+namespace {
+#endif
+
+using TileRows = void (*)(int64_t, const Opened&, int64_t, const char*, const float*, const int32_t*, float*);
+
+TileRows tile_rows_of(const BlockForm& form) {
+    if (form.group == 16) return form.offsets ? tile_rows<4, true> : tile_rows<4, false>;
+    return form.offsets ? tile_rows<8, true> : tile_rows<8, false>;
 }
 
 template <int M>
@@ -244,17 +270,17 @@ void finish_opened(const Weights& w, const float* from, int64_t panel, int64_t r
 using FinishOpened = void (*)(const Weights&, const float*, int64_t, int64_t, const Target&);
 
 template <int... M>
-constexpr FinishOpened finish_of(int64_t rows, std::integer_sequence<int, M...>) {
+FinishOpened finish_of(int64_t rows, std::integer_sequence<int, M...>) {
     constexpr FinishOpened all[] = {finish_opened<M + 1>...};
     return all[rows - 1];
 }
 
 void product_blocks(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
                     const Target& target) {
-    using Sizes = std::make_integer_sequence<int, kBlockRows>;
     constexpr int64_t tiles = kBandRows / kBlockRows;
     const BlockForm form = block_form(w.format);
     const Open opened = open_of(w.format);
+    const TileRows tile = tile_rows_of(form);
     Opened chunk;
     alignas(64) float sums[kBandRows * kPanel];
     for (int64_t panel = first; panel < last; panel++)
@@ -267,16 +293,13 @@ void product_blocks(const Weights& w, const Input& in, int64_t first, int64_t la
                 opened(from, inputs, chunk);
                 for (int64_t t = band; t < end; t++) {
                     int64_t row = in.start(t), rows = in.start(t + 1) - row;
-                    TileOpened tile = form.group == 16 ? form.offsets ? tile_of<4, true>(rows, Sizes{}) : tile_of<4, false>(rows, Sizes{})
-                                      : form.offsets   ? tile_of<8, true>(rows, Sizes{})
-                                                       : tile_of<8, false>(rows, Sizes{});
-                    tile(chunk, inputs / kInputBlock, in.data + row * w.depth + k * rows,
+                    tile(rows, chunk, inputs / kInputBlock, in.data + row * w.depth + k * rows,
                          in.scales + row * w.input_scales() + k / kInputBlock * rows,
                          in.sums + row * w.groups() + k / form.group * rows, sums + (row - start) * kPanel);
                 }
             }
-            for (int64_t t = band; t < end; t++) {
-                int64_t row = in.start(t), rows = in.start(t + 1) - row;
+            for (int64_t row = start, rows; row < in.start(end); row += rows) {  // never into tiles: those are of other sizes
+                rows = in.start(end) - row < kOpenedRows ? in.start(end) - row : kOpenedRows;
                 finish_of(rows, Sizes{})(w, sums + (row - start) * kPanel, panel, row, target);
             }
         }
@@ -331,22 +354,6 @@ void unpack_blocks(const Weights& w, int64_t row, float scale, float* out) {
             float value = form.offsets ? code * of - chunk.offsets[i / form.group][lane] : (code - static_cast<float>(w.zero)) * of;
             out[k + i] = value * scale;
         }
-    }
-}
-
-void product(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
-             Target target) {
-    switch (w.format) {
-        case Format::kFloat: return product_as<Format::kFloat, false, kDirectRows>(w, in, first, last, first_tile, last_tile, target);
-        case Format::kBf16: return product_as<Format::kBf16, false, kDirectRows>(w, in, first, last, first_tile, last_tile, target);
-        case Format::kInt8: return product_as<Format::kInt8, false, kInt8Rows>(w, in, first, last, first_tile, last_tile, target);
-        case Format::kGroup8:
-            if (w.offsets) return product_as<Format::kGroup8, true, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
-            return product_as<Format::kGroup8, false, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
-        case Format::kGroup4:
-            if (w.offsets) return product_as<Format::kGroup4, true, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
-            return product_as<Format::kGroup4, false, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
-        default: return product_blocks(w, in, first, last, first_tile, last_tile, target);
     }
 }
 

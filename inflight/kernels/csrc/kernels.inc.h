@@ -17,6 +17,22 @@
 namespace inflight {
 namespace {
 
+void product(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
+             Target target) {
+    switch (w.format) {
+        case Format::kFloat: return product_as<Format::kFloat, false, kDirectRows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kBf16: return product_as<Format::kBf16, false, kDirectRows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kInt8: return product_as<Format::kInt8, false, kInt8Rows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kGroup8:
+            if (w.offsets) return product_as<Format::kGroup8, true, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
+            return product_as<Format::kGroup8, false, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kGroup4:
+            if (w.offsets) return product_as<Format::kGroup4, true, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
+            return product_as<Format::kGroup4, false, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
+        default: return product_blocks(w, in, first, last, first_tile, last_tile, target);
+    }
+}
+
 constexpr Kernels kTable = {
     INFLIGHT_NAME,
     {kDirectRows, kDirectRows, kInt8Rows, kGroupedRows, kGroupedRows,

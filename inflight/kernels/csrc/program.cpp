@@ -243,7 +243,7 @@ bool Program::tiled(size_t operation) const {
     if (reader.products.size() > 1) return false;
     const Weights &w = weights(op.products[0]), &next = weights(reader.products[0]);
     if (next.format != Format::kBf16 || next.k != next.depth) return false;
-    if (most_tile_rows(w) != most_tile_rows(next)) return false;
+    if (is_block(w.format) || most_tile_rows(w) != most_tile_rows(next)) return false;
     for (size_t i = operation + 2; i < operations_.size(); i++) {  // nobody else reads the buffer before it is written anew
         const Operation& other = operations_[i];
         if (other.from == op.to) return false;

@@ -15,6 +15,7 @@ constexpr int kDirectRows = 3;  // 12 sums, a line and a broadcast: of 16 regist
 constexpr int kInt8Rows = 3;
 constexpr int kGroupedRows = 1;
 constexpr int kBlockRows = 2;  // 8 sums of integers; those of floats wait in memory for the end of a group
+constexpr int kOpenedRows = kBlockRows;
 constexpr int kQueryRows = 3;
 
 struct F { __m256 a, b; };

@@ -14,7 +14,12 @@ namespace {
 constexpr int kDirectRows = 12;   // 24 sums, 2 lines, a broadcast: of 32 registers
 constexpr int kInt8Rows = 8;     // as quick as 12, which GCC 12 does not keep in registers
 constexpr int kGroupedRows = 6;   // 12 sums of integers, 12 of floats
+#if INFLIGHT_TILES
+constexpr int kBlockRows = 16;    // a tile of AMX
+#else
 constexpr int kBlockRows = 6;     // the same
+#endif
+constexpr int kOpenedRows = 6;    // of one tile of dot products
 constexpr int kQueryRows = 12;
 
 using F = __m512;

@@ -16,6 +16,7 @@ constexpr int kDirectRows = 2;   // 16 sums, two lines of 4, a broadcast: of 32 
 constexpr int kInt8Rows = 2;
 constexpr int kGroupedRows = 2;  // 16 sums of integers; those of floats wait in memory for the end of a group
 constexpr int kBlockRows = 2;
+constexpr int kOpenedRows = kBlockRows;
 constexpr int kQueryRows = 2;
 
 struct F { float32x4_t a, b, c, d; };

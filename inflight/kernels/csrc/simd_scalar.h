@@ -14,6 +14,7 @@ constexpr int kDirectRows = 2;
 constexpr int kInt8Rows = 2;
 constexpr int kGroupedRows = 2;
 constexpr int kBlockRows = 2;
+constexpr int kOpenedRows = kBlockRows;
 constexpr int kQueryRows = 2;
 
 struct F { float v[16]; };

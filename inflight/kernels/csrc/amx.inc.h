@@ -1,0 +1,106 @@
+// Tiles of up to 16 rows on AMX: the sums of integers of a group, 16 rows by 16 outputs, are one instruction. They are the
+// same numbers that dot products give, and are added up in the same order, so that a result does not show who summed it.
+namespace inflight {
+namespace {
+
+constexpr int64_t kFewAmxRows = 3;  // up to so many rows dot products are quicker
+
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, first_row = 0, unused[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+
+// Tiles 0 to 3 are sums, 4 and 5 rows of activations, 6 and 7 weights of a group.
+INLINE void configure(int64_t rows, int steps) {
+    TileConfig config;
+    for (int tile = 0; tile < 8; tile++) {
+        bool inputs = tile == 4 || tile == 5;
+        config.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : steps);
+        config.row_bytes[tile] = static_cast<uint16_t>(inputs ? steps * 4 : 64);
+    }
+    asm volatile("" ::: "memory");  // the compiler does not know that all of it is read
+    _tile_loadconfig(&config);
+}
+
+struct Dots {
+    alignas(64) int32_t of[2][2][16][kLanes];  // of two groups: [group][line][row]
+};
+
+// Sums of integers of two groups, or of one.
+template <int Steps>
+INLINE void sum_groups(int64_t rows, const Opened& chunk, int64_t group, bool both, const char* x, Dots& to) {
+    constexpr int kGroups = 8 / Steps;
+    auto inputs = [&](int64_t g) { return x + g / kGroups * kInputBlock * rows + g % kGroups * Steps * 4; };
+    const uint8_t* codes = chunk.codes + group * Steps * 128;
+    asm volatile("" ::: "memory");  // nor what tiles are loaded from
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_loadd(4, inputs(group), kInputBlock);
+    _tile_loadd(6, codes, 128);
+    _tile_dpbsud(0, 4, 6);
+    _tile_loadd(7, codes + 64, 128);
+    _tile_dpbsud(1, 4, 7);
+    if (both) {
+        _tile_zero(2);
+        _tile_zero(3);
+        _tile_loadd(5, inputs(group + 1), kInputBlock);
+        _tile_loadd(6, codes + Steps * 128, 128);
+        _tile_dpbsud(2, 5, 6);
+        _tile_loadd(7, codes + Steps * 128 + 64, 128);
+        _tile_dpbsud(3, 5, 7);
+    }
+    _tile_stored(0, to.of[0][0], 64);
+    _tile_stored(1, to.of[0][1], 64);
+    if (!both) return;
+    _tile_stored(2, to.of[1][0], 64);
+    _tile_stored(3, to.of[1][1], 64);
+}
+
+// What `tile_opened` does with them.
+template <int Steps, bool Offsets, int Groups>
+INLINE void add_groups(int64_t rows, const Opened& chunk, int64_t group, const float* scales, const int32_t* sums, const Dots& dots,
+                       float* out) {
+    F scale[Groups][2], offset[Groups][2];
+    for (int g = 0; g < Groups; g++)
+        for (int j = 0; j < 2; j++) {
+            scale[g][j] = load(chunk.scales[group + g] + j * kLanes);
+            if (Offsets) offset[g][j] = load(chunk.offsets[group + g] + j * kLanes);
+        }
+    for (int64_t m = 0; m < rows; m++) {
+        F totals[2] = {load(out + m * kPanel), load(out + m * kPanel + kLanes)};
+        for (int g = 0; g < Groups; g++) {
+            F of = splat(scales[(group + g) * Steps / 8 * rows + m]), share = zero();
+            I start = whole(0);
+            if (Offsets) share = splat(reinterpret_cast<const float*>(sums)[(group + g) * rows + m]);
+            else start = whole(sums[(group + g) * rows + m]);
+            for (int j = 0; j < 2; j++) {
+                I sum = _mm512_load_si512(dots.of[g][j][m]);
+                if (!Offsets) sum = add(sum, start);
+                totals[j] = fma(mul(to_float(sum), of), scale[g][j], totals[j]);
+                if (Offsets) totals[j] = fma(offset[g][j], share, totals[j]);
+            }
+        }
+        store(out + m * kPanel, totals[0]);
+        store(out + m * kPanel + kLanes, totals[1]);
+    }
+}
+
+template <int Steps, bool Offsets>
+void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums, float* out) {
+    if (rows <= kFewAmxRows) return tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
+    int64_t groups = blocks * 8 / Steps;
+    Dots dots[2];
+    configure(rows, Steps);
+    sum_groups<Steps>(rows, chunk, 0, groups > 1, x, dots[0]);
+    for (int64_t g = 0; g < groups; g += 2) {  // the next two are summed while these are added up
+        const Dots& now = dots[g / 2 % 2];
+        if (g + 2 < groups) sum_groups<Steps>(rows, chunk, g + 2, g + 3 < groups, x, dots[(g / 2 + 1) % 2]);
+        if (g + 1 < groups) add_groups<Steps, Offsets, 2>(rows, chunk, g, scales, sums, now, out);
+        else add_groups<Steps, Offsets, 1>(rows, chunk, g, scales, sums, now, out);
+    }
+    _tile_release();
+}
+
+}  // namespace
+}  // namespace inflight
