@@ -326,7 +326,7 @@ class NativeProgram:
         )
 
     def gate(self, wide: int, to: int, act: Activation) -> None:
-        """to = act(the first half of `wide`) * its second half: what a gated product does, for halves of two formats."""
+        """to = act(first half of `wide`) * second half: what a gated product does, for halves of two formats."""
         self._fits(2 * self._widths[to], wide)
         self._add(_Code.GATE, from_=wide, to=to, act=act)
 

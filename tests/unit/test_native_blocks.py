@@ -1,4 +1,4 @@
-"""The CPU engine on llama.cpp's block types: near the floats that they stand for, and the same numbers in any company."""
+"""The CPU engine on llama.cpp's block types: near the floats that they stand for, the same numbers in any company."""
 
 from __future__ import annotations
 
@@ -118,19 +118,19 @@ def test_products_of_several_types_lie_side_by_side() -> None:
         random_blocks("Q4_K", 7, k, seed=1),
         random_blocks("Q5_0", 40, k),
     ]
+    ones = np.ones(k, np.float32)
+
+    def multiplied(x: Array, chosen: list[Weight], threads: int) -> Array:
+        found = Multiplied(x, chosen, threads=threads)
+        norm = Norm(found.program.weight(ones), 1e-6)
+        found.program.multiply(found.source, found.out, found.products, norm=norm)
+        return found.run()
+
     for rows in (1, 3, 50):
         x = inputs(rows, k)
-        ones = np.ones(k, np.float32)
-
-        def multiplied(chosen: list[Weight], threads: int) -> Array:
-            found = Multiplied(x, chosen, threads=threads)
-            norm = Norm(found.program.weight(ones), 1e-6)
-            found.program.multiply(found.source, found.out, found.products, norm=norm)
-            return found.run()
-
-        alone = np.concatenate([multiplied([weight], 1) for weight in weights], axis=1)
+        alone = np.concatenate([multiplied(x, [weight], 1) for weight in weights], axis=1)
         for threads in (1, 2):
-            np.testing.assert_array_equal(multiplied(weights, threads), alone)
+            np.testing.assert_array_equal(multiplied(x, weights, threads), alone)
 
 
 def test_a_gate_is_what_a_gated_product_does() -> None:
@@ -165,17 +165,17 @@ def test_packed_bytes_are_used_again_and_are_not_many_more() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     program = NativeProgram(1)
     source, out, half = program.buffer(256), program.buffer(64), program.buffer(32)
-    blocks = random_blocks("Q4_K", 32, 256)
+    blocks, other = random_blocks("Q4_K", 32, 256), random_blocks("Q5_K", 32, 256)
     with pytest.raises(ValueError, match="one type"):
-        program.product([blocks, random_blocks("Q5_K", 32, 256)])
+        program.product([blocks, other])
     one, gated = program.product(blocks), program.product([blocks, blocks], gated=True)
     with pytest.raises(ValueError, match="do not fit"):
         program.multiply(source, out, [one])
     with pytest.raises(ValueError, match="stands alone"):
         program.multiply(source, out, [gated, gated], act=Activation.SILU)
+    wide, narrow = program.buffer(9 * 32), program.buffer(33)
     with pytest.raises(ValueError, match="at most 8"):
-        wide = program.buffer(9 * 32)
         program.multiply(source, wide, [one] * 9)
     with pytest.raises(ValueError, match="do not fit"):
-        program.gate(out, program.buffer(33), Activation.SILU)
+        program.gate(out, narrow, Activation.SILU)
     program.gate(out, half, Activation.RELU)
