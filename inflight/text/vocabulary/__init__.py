@@ -1,0 +1,60 @@
+"""The tokenizer that a GGUF file carries: its vocabulary, special tokens, the tokens that end an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from inflight.text.vocabulary.base import CONTROL, END_TEXTS, Vocabulary, read_vocabulary
+from inflight.text.vocabulary.build import build
+from inflight.text.vocabulary.splits import SPLITS
+
+__all__ = ["SPLITS", "Vocabulary", "end_ids", "read_vocabulary", "token_names", "tokenizer_of"]
+
+_NAMES = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "pad_token": "padding",
+    "unk_token": "unknown",
+    "sep_token": "seperator",
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
+
+
+def tokenizer_of(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """The tokenizer of a GGUF file.
+
+    Its ids are those of the model's own tokenizer and, but for what `splits.py` says, llama.cpp's.
+
+    Args:
+        metadata: keyed as in the file; arrays as lists or NumPy arrays, texts as str.
+
+    Raises:
+        StartError: a kind of vocabulary or of pre-tokenizer that is not known, or a broken one; the text says what to
+            put beside the file.
+    """
+    return build(read_vocabulary(metadata))
+
+
+def token_names(vocabulary: Vocabulary) -> dict[str, str]:
+    """Special tokens by the names that chat templates use, as text."""
+    found = {name: vocabulary.token(key) for name, key in _NAMES.items()}
+    return {name: token for name, token in found.items() if token is not None}
+
+
+def end_ids(vocabulary: Vocabulary) -> list[int]:
+    """Tokens that end a generation, the most specific ones first: those that the file names as ends of a text, of a
+    turn and of a message, then those that end an answer wherever they are called so.
+    """
+    named = [vocabulary.ids[key] for key in ("eos", "eot", "eom") if key in vocabulary.ids]
+    number = {vocabulary.tokens[id]: id for id in np.flatnonzero(vocabulary.types == CONTROL).tolist()}
+    called = [number[text] for text in END_TEXTS if text in number]
+    kept = dict.fromkeys([*named, *sorted(called)])
+    calls = any(number.get(text) in kept for text in ("<|call|>", "<|calls|>"))
+    if calls and any(number.get(text) in kept for text in ("<|return|>", "<|flush|>")):
+        kept.pop(number.get("<|end|>", -1), None)  # there it ends a part of the answer
+    return list(kept)

@@ -1,0 +1,212 @@
+"""The vocabulary in a GGUF file's metadata, read without trust."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inflight.errors import StartError
+from inflight.text.vocabulary.splits import SPLITS, Split
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Types of tokens, as the file counts them."""
+
+BYTE_LEVEL, GEMMA4, SENTENCEPIECE, UNIGRAM, WORDPIECE = "gpt2", "gemma4", "llama", "t5", "bert"
+"""Models of vocabularies that are read, by `tokenizer.ggml.model`."""
+
+PREFIX = "tokenizer.ggml."
+_MOST_TOKENS = 1 << 24
+_DEFAULT_IDS: Mapping[str, Mapping[str, int]] = {
+    SENTENCEPIECE: {"bos": 1, "eos": 2, "unknown": 0},
+    UNIGRAM: {"eos": 1, "unknown": 2, "padding": 0},
+    WORDPIECE: {"bos": 101, "unknown": 100, "seperator": 102, "padding": 0, "mask": 103},
+}
+"""What llama.cpp takes where a file has no such key. (The key is spelt so.)"""
+
+_FLAGS = (
+    "add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces", "normalizer.lowercase",
+    "normalizer.strip_accents",
+)  # fmt: skip
+
+END_TEXTS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>", "</s>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+)  # fmt: skip
+"""Tokens that end an answer by what they are called, in whatever file (llama.cpp's list)."""
+_PLAIN_TEXTS = ("<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>", "</s>", "[e~[")
+"""Of these the ones that are ordinary text in some vocabularies: they end an answer where the file calls them control
+tokens."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a file says of its tokens.
+
+    Attributes:
+        model: one of the models above.
+        split: how text is cut into words; None where the model needs no such thing.
+        tokens: texts, all different, none empty.
+        types: int32 [tokens].
+        scores: float32 [tokens]; zeros where there are none.
+        merges: as pairs, best first.
+        ids: special tokens by the name in their key ("bos", "eos", "unknown", "seperator", ...).
+        flags: true or false by their keys' last names ("add_bos_token", ...), where the file has them.
+    """
+
+    model: str
+    split: Split | None
+    tokens: Sequence[str]
+    types: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    merges: Sequence[tuple[str, str]]
+    ids: Mapping[str, int]
+    flags: Mapping[str, bool]
+    charsmap: bytes
+
+    def token(self, name: str) -> str | None:
+        """The text of a special token."""
+        return self.tokens[self.ids[name]] if name in self.ids else None
+
+    def of_type(self, kind: int) -> list[str]:
+        return [self.tokens[id] for id in np.flatnonzero(self.types == kind).tolist()]
+
+
+def unreadable(problem: str) -> StartError:
+    return StartError(
+        f"the GGUF file's tokenizer cannot be read: {problem}. Put the original model's tokenizer.json and "
+        "tokenizer_config.json beside the file"
+    )
+
+
+def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
+    """Checks what the file says.
+
+    Raises:
+        StartError: a model or a pre-tokenizer that is not known, or arrays that do not fit together.
+    """
+    model = metadata.get(f"{PREFIX}model")
+    known = (BYTE_LEVEL, GEMMA4, SENTENCEPIECE, UNIGRAM, WORDPIECE)
+    if model not in known:
+        raise unreadable(f"its model is {str(model)[:80]!r}; read are {', '.join(known)}")
+    tokens = _tokens(metadata)
+    types = _numbers(metadata, "token_type", len(tokens), np.int32)
+    types = np.ones(len(tokens), np.int32) if types is None else types
+    scores = _numbers(metadata, "scores", len(tokens), np.float32)
+    if scores is None and model in (SENTENCEPIECE, UNIGRAM):
+        raise unreadable("it has no scores")
+    scores = np.zeros(len(tokens), np.float32) if scores is None else scores
+    if not np.isfinite(scores).all():
+        raise unreadable("a score of a token is no number")
+    ids = _ids(metadata, model, len(tokens))
+    return Vocabulary(
+        model=model,
+        split=_split(metadata, model),
+        tokens=tokens,
+        types=_true_types(tokens, types),
+        scores=scores,
+        merges=_merges(metadata) if model in (BYTE_LEVEL, GEMMA4) else (),
+        ids=ids,
+        flags=_flags(metadata),
+        charsmap=_bytes(metadata.get(f"{PREFIX}precompiled_charsmap")),
+    )
+
+
+def _tokens(metadata: Mapping[str, Any]) -> list[str]:
+    found = metadata.get(f"{PREFIX}tokens")
+    if not isinstance(found, (list, tuple)) or not found or len(found) > _MOST_TOKENS:
+        raise unreadable("it has no list of tokens")
+    tokens = list(found)
+    if set(map(type, tokens)) != {str}:
+        raise unreadable("a token is no text")
+    if "" in tokens:
+        tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(tokens)]  # as llama.cpp calls them
+    if len(set(tokens)) != len(tokens):
+        seen: dict[str, int] = {}
+        twice = next(token for id, token in enumerate(tokens) if seen.setdefault(token, id) != id)
+        raise unreadable(f"two of its tokens are {twice[:80]!r}")
+    return tokens
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, count: int, dtype: Any) -> NDArray[Any] | None:
+    found = metadata.get(f"{PREFIX}{key}")
+    if found is None:
+        return None
+    try:
+        values: NDArray[Any] = np.asarray(found, dtype)
+    except (ValueError, TypeError, OverflowError):
+        raise unreadable(f"'{PREFIX}{key}' holds more than numbers") from None
+    if values.ndim != 1 or len(values) < count:
+        raise unreadable(f"'{PREFIX}{key}' does not have a number for each of {count} tokens")
+    return values[:count]
+
+
+def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = metadata.get(f"{PREFIX}merges")
+    if not isinstance(found, (list, tuple)) or set(map(type, found)) - {str}:
+        raise unreadable("it has no list of merges")
+    pairs = [tuple(merge.split(" ")) for merge in found]
+    if any(len(pair) != 2 for pair in pairs):
+        pairs = [_pair(merge) for merge in found]
+    return pairs
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    """Where the texts have spaces themselves: cut at the first one that is not at the beginning."""
+    at = merge.find(" ", 1)
+    if at < 0:
+        raise unreadable(f"the merge {merge[:80]!r} is no pair")
+    return merge[:at], merge[at + 1 :]
+
+
+def _split(metadata: Mapping[str, Any], model: str) -> Split | None:
+    if model == GEMMA4:
+        return SPLITS["gemma4"]
+    if model != BYTE_LEVEL:
+        return None
+    name = metadata.get(f"{PREFIX}pre") or "default"
+    split = SPLITS.get(name) if isinstance(name, str) else None
+    if split is None:
+        raise unreadable(f"its pre-tokenizer {str(name)[:80]!r} is not known")
+    return split
+
+
+def _ids(metadata: Mapping[str, Any], model: str, count: int) -> dict[str, int]:
+    """Numbers that no token has are left out, as llama.cpp leaves them out."""
+    ids = {name: id for name, id in _DEFAULT_IDS.get(model, {}).items() if id < count}
+    for key in metadata:
+        if key.startswith(PREFIX) and key.endswith("_token_id"):
+            value = metadata[key]
+            if type(value) is int and 0 <= value < count:
+                ids[key[len(PREFIX) : -len("_token_id")]] = value
+    return ids
+
+
+def _flags(metadata: Mapping[str, Any]) -> dict[str, bool]:
+    found = {name: metadata.get(PREFIX + name) for name in _FLAGS}
+    return {name: value for name, value in found.items() if isinstance(value, bool)}
+
+
+def _bytes(found: Any) -> bytes:
+    if found is None:
+        return b""
+    try:
+        return np.asarray(found).astype(np.uint8).tobytes()
+    except (ValueError, TypeError, OverflowError):
+        raise unreadable(f"'{PREFIX}precompiled_charsmap' holds more than bytes") from None
+
+
+def _true_types(tokens: Sequence[str], types: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Some converters call the tokens that end an answer ordinary ones; text would be cut within them."""
+    wrong = [id for id, token in enumerate(tokens) if token in _MARKS and types[id] != CONTROL]
+    if wrong:
+        types = types.copy()
+        types[wrong] = CONTROL
+    return types
+
+
+_MARKS = frozenset(END_TEXTS) - frozenset(_PLAIN_TEXTS)
