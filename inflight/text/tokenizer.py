@@ -11,14 +11,16 @@ from typing import Any
 
 import tokenizers
 
+from inflight.checkpoint import HfFolder, ModelFolder, open_model
 from inflight.errors import InvalidRequest, StartError, TemplateError
 from inflight.generation import PieceOfText, ToolFormat
-from inflight.loading import read_object, read_text
+from inflight.loading import read_object
 from inflight.plan import unknown_token
 from inflight.sentences import read_sentence_model
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler
 from inflight.text.template import ChatTemplate, pick_template
+from inflight.text.vocabulary import build, end_ids, read_vocabulary, token_names
 
 # The library's own threads and a fork elsewhere do not go together; batches are small, one thread is enough.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -153,23 +155,45 @@ class Tokenizer:
         return special if special is not None else self._decode_all([id])
 
 
-def load_tokenizer(model_dir: Path | str, tokenizer_config: Path | None = None) -> Tokenizer:
-    """Reads tokenizer.json and what lies beside it.
+def load_tokenizer(model: ModelFolder | Path | str, tokenizer_config: Path | None = None) -> Tokenizer:
+    """Reads tokenizer.json and what lies beside it; of a GGUF file without one its own vocabulary.
 
     Args:
-        tokenizer_config: read instead of the folder's own; its chat template goes before a chat_template.jinja.
+        tokenizer_config: read instead of the model's own; its chat template goes before a chat_template.jinja.
 
     Raises:
-        StartError: there is no tokenizer.json, or a file cannot be read.
+        StartError: there is no tokenizer, or a file cannot be read.
     """
-    folder = Path(model_dir)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        if not (folder / "config.json").is_file():
-            found = "has no config.json and no tokenizer.json" if folder.is_dir() else "is no folder"
-            raise StartError(f"'{folder}' {found}; give a folder in Hugging Face layout, or a GGUF file")
+    if not isinstance(model, ModelFolder):
+        model = open_model(model)
+    config = model.tokenizer_config
+    if tokenizer_config is not None:
+        if not tokenizer_config.is_file():
+            raise StartError(f"'{tokenizer_config}' does not exist; give the path of a tokenizer_config.json")
+        special = model.beside / "special_tokens_map.json"
+        config = {**(read_object(special) if special.exists() else {}), **read_object(tokenizer_config)}
+    names, ends = _names(config), _ends(model)
+    if model.tokenizer_file is None and model.metadata is not None:
+        vocabulary = read_vocabulary(model.metadata)
+        tokenizer, ends = build(vocabulary), end_ids(vocabulary)
+        names = {**token_names(vocabulary), **names}
+    else:
+        tokenizer = _from_file(model)
+    named = tokenizer.token_to_id(names["eos_token"]) if "eos_token" in names else None
+    template = _template(model, config, names, tokenizer_config is not None)
+    return Tokenizer(tokenizer, ends + ([named] if named is not None else []), names, template)
+
+
+def _from_file(model: ModelFolder) -> tokenizers.Tokenizer:
+    path = model.tokenizer_file
+    if path is None:
+        if not (model.path / "config.json").is_file():
+            raise StartError(
+                f"'{model.path}' has no config.json and no tokenizer.json; give a folder in Hugging Face layout, or a "
+                "GGUF file"
+            )
         raise StartError(
-            f"'{folder}' has no tokenizer.json; for an older model, load its tokenizer with transformers' "
+            f"'{model.path}' has no tokenizer.json; for an older model, load its tokenizer with transformers' "
             "AutoTokenizer and write it there with save_pretrained"
         )
     try:
@@ -178,26 +202,16 @@ def load_tokenizer(model_dir: Path | str, tokenizer_config: Path | None = None) 
         raise StartError(f"'{path}' cannot be read: {error}; download it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    sentences = read_sentence_model(folder)
+    sentences = read_sentence_model(model.path) if model.path.is_dir() else None
     if sentences is not None and sentences.lowercase:
         _lowercase(tokenizer)
-    if tokenizer_config is not None and not tokenizer_config.is_file():
-        raise StartError(f"'{tokenizer_config}' does not exist; give the path of a tokenizer_config.json")
-    config = _read(tokenizer_config or folder / "tokenizer_config.json")
-    names = _names({**_read(folder / "special_tokens_map.json"), **config})
-    return Tokenizer(
-        tokenizer, _eos(folder, tokenizer, names), names, _template(folder, config, names, tokenizer_config is not None)
-    )
+    return tokenizer
 
 
 def _lowercase(tokenizer: tokenizers.Tokenizer) -> None:
     """Texts are lowercased before anything else happens to them."""
     lower, other = tokenizers.normalizers.Lowercase(), tokenizer.normalizer
     tokenizer.normalizer = lower if other is None else tokenizers.normalizers.Sequence([lower, other])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.exists() else {}
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, str]:
@@ -212,34 +226,37 @@ def _names(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _eos(folder: Path, tokenizer: tokenizers.Tokenizer, names: Mapping[str, str]) -> list[int]:
-    """End tokens of generation_config.json, config.json and the tokenizer, which do not always agree."""
-    path = folder / "config.json"
-    config = _read(path)
-    nested = config.get("text_config") or {}
+def _ends(model: ModelFolder) -> list[int]:
+    """End tokens of generation_config.json and config.json, which do not always agree."""
+    generation = _token_ids(model, "generation_config.json", model.generation_config)
+    if model.metadata is not None or (isinstance(model, HfFolder) and not (model.inner / "config.json").is_file()):
+        return generation  # a GGUF file has no other; a tokenizer may lie in a folder alone
+    nested = model.config.get("text_config") or {}
     if not isinstance(nested, Mapping):
-        raise StartError(f"'{path}': text_config is {nested!r}; it must be an object")
-    found = _token_ids(folder / "generation_config.json", _read(folder / "generation_config.json"))
-    found += _token_ids(path, config) + _token_ids(path, nested)
-    named = tokenizer.token_to_id(names["eos_token"]) if "eos_token" in names else None
-    return found + ([named] if named is not None else [])
+        raise StartError(f"'{model.path}/config.json': text_config is {nested!r}; it must be an object")
+    return generation + [id for each in (model.config, nested) for id in _token_ids(model, "config.json", each)]
 
 
-def _token_ids(path: Path, source: Mapping[str, Any]) -> list[int]:
+def _token_ids(model: ModelFolder, name: str, source: Mapping[str, Any]) -> list[int]:
     """`eos_token_id` of a file: a number, several, or none."""
     given = source.get("eos_token_id")
     ids = given if isinstance(given, list) else [] if given is None else [given]
     if any(isinstance(id, bool) or not isinstance(id, int) or id < 0 for id in ids):
-        raise StartError(f"'{path}': eos_token_id is {given!r}; it must be a token's number or a list of them")
+        raise StartError(
+            f"'{model.path / name}': eos_token_id is {given!r}; it must be a token's number or a list of them"
+        )
     return ids
 
 
-def _template(folder: Path, config: Mapping[str, Any], names: Mapping[str, str], replaced: bool) -> ChatTemplate | None:
-    file = folder / "chat_template.jinja"
+def _template(
+    model: ModelFolder, config: Mapping[str, Any], names: Mapping[str, str], replaced: bool
+) -> ChatTemplate | None:
+    """The usual template and the one for tools, of files of their own before those in tokenizer_config.json."""
     try:
         source, tools = pick_template(config.get("chat_template"))
-        if file.exists() and not (replaced and source is not None):
-            source, tools = read_text(file), None
+        own = model.templates.own
+        if own and not (replaced and source is not None):
+            source, tools = own.get("default", source), own.get("tool_use", tools if "default" not in own else None)
         return ChatTemplate(source, names, tools) if source is not None else None
     except TemplateError as error:
-        raise StartError(f"'{folder}': {error}") from error
+        raise StartError(f"'{model.path}': {error}") from error

@@ -12,7 +12,7 @@ from inflight.text.vocabulary.base import CONTROL, END_TEXTS, Vocabulary, read_v
 from inflight.text.vocabulary.build import build
 from inflight.text.vocabulary.splits import SPLITS
 
-__all__ = ["SPLITS", "Vocabulary", "end_ids", "read_vocabulary", "token_names", "tokenizer_of"]
+__all__ = ["SPLITS", "Vocabulary", "build", "end_ids", "read_vocabulary", "token_names", "tokenizer_of"]
 
 _NAMES = {
     "bos_token": "bos",
