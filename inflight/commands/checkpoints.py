@@ -34,11 +34,10 @@ def adapters(text: str) -> tuple[AdapterConfig, ...]:
 
 
 def find_model(model_id: str, revision: str | None, cache: str | None) -> Path:
-    """The folder of a model; of a GGUF file one is made, and one of the hub is fetched, or found in its cache.
+    """The folder of a model, or its GGUF file; one of the hub is fetched, or found in its cache.
 
     Raises:
         ConfigError: neither is there.
-        StartError: a GGUF file that cannot be served.
     """
     folder = Path(model_id)
     if is_gguf(folder):

@@ -182,10 +182,7 @@ def generator_config(path: Path, values: Mapping[str, Any]) -> GeneratorConfig:
     """What the options say of one language model.
 
     Args:
-        path: its folder, or its GGUF file, of which a folder is made.
-
-    Raises:
-        StartError: a GGUF file that cannot be served.
+        path: its folder, or its GGUF file.
     """
     if not is_gguf(path):  # a link to one may lead to a name that tells nothing
         path = path.resolve()  # `.` has no name

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inflight.errors import RegistrationError, StartError
-from inflight.gguf import model_folder
+from inflight.errors import RegistrationError
+from inflight.gguf import is_gguf
 from inflight.servable.checks import check_bool, check_int, check_ints, check_str, check_strs
 from inflight.servable.device import AclOptions, Context, GpuOptions
 from inflight.servable.model import Model
@@ -132,11 +132,7 @@ def declare_generator(
         raise RegistrationError("a servable has one language model; declare the other one in a servable of its own")
     folder = Path(model_dir)
     folder = folder if folder.is_absolute() else registry.directory / folder
-    try:
-        folder = model_folder(folder)
-    except StartError as error:
-        raise RegistrationError(str(error)) from error
-    if not (folder / "config.json").is_file():
+    if not is_gguf(folder) and not (folder / "config.json").is_file():
         raise RegistrationError(f"'{folder}' has no config.json; give a folder in Hugging Face layout as model_dir")
     options: dict[str, Any] = {
         "dtype": check_str("dtype", dtype),

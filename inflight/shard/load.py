@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from inflight.checkpoint import open_model
 from inflight.device import Device, Ranks
-from inflight.errors import StartError
-from inflight.loading import read_object
 from inflight.models import is_encoder
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.sentences import read_sentence_model
@@ -33,9 +32,6 @@ def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[
     Raises:
         StartError: a file is missing or broken, or the memory does not suffice.
     """
-    file = Path(job.model_dir) / "config.json"
-    if not file.exists():
-        raise StartError(f"'{job.model_dir}' has no config.json; give a folder in Hugging Face layout")
-    if is_encoder(read_object(file), read_sentence_model(file.parent)):
+    if is_encoder(open_model(job.model_dir).config, read_sentence_model(Path(job.model_dir))):
         return EncoderRunner(job, device, progress)
     return ModelRunner(job, ranks, device, progress)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from inflight.checkpoint import floats_into, open_model
 from inflight.checkpoint.gguf import GgufFile
 from inflight.errors import StartError
-from inflight.gguf import model_folder
-from inflight.models.gguf.folder import make_folder
 from inflight.tensors import Blocks, Weight
 from inflight.text import load_tokenizer
 from tests.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, bpe, matrices, save_floats, sentencepiece, write_gguf
@@ -50,15 +46,6 @@ def alphabet() -> Tokenizer:
     text = ["the cat and the dog sat on the mat", "a thin theory of that thing", "über 1234 numbers"] * 20
     tokenizer.train_from_iterator(text, trainer)
     return tokenizer
-
-
-def folder_of(path: Path) -> Path:
-    """The model folder of a file whose tokenizer lies beside it, made in this process."""
-    alphabet().save(str(path.parent / "tokenizer.json"))
-    folder = path.parent / "folder"
-    folder.mkdir()
-    make_folder(path, folder)
-    return folder
 
 
 # Whole models
@@ -236,8 +223,7 @@ def test_a_byte_level_tokenizer(tmp_path: Path) -> None:
         metadata={"tokenizer.chat_template": template},
         tokenizer=bpe(tokenizer, {"eos": "<|end|>", "eot": "<|im_start|>"}),
     )
-    folder = model_folder(tmp_path / "tiny.gguf")
-    found = load_tokenizer(folder)
+    found = load_tokenizer(tmp_path / "tiny.gguf")
     # Qwen's way of splitting, which the file names: each digit alone.
     from tokenizers import Regex
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
@@ -254,8 +240,9 @@ def test_a_byte_level_tokenizer(tmp_path: Path) -> None:
         assert found.decode(ids, skip_special=False) == text
     assert list(found.eos_ids) == [tokenizer.token_to_id("<|end|>"), tokenizer.token_to_id("<|im_start|>")]
     assert found.is_special(tokenizer.token_to_id("<|im_start|>"))
-    config = json.loads((folder / "generation_config.json").read_text())
-    assert config["eos_token_id"] == [0, 1]
+    assert open_model(tmp_path / "tiny.gguf").generation_config["eos_token_id"] == [0, 1]
+    assert found.chat is not None
+    assert found.chat.source == template
 
 
 def test_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
@@ -266,7 +253,7 @@ def test_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
     pieces += [(letter, -100.0 - rank, NORMAL) for rank, letter in enumerate("▁thecasmndo")]
     original = save_tiny("Llama", tmp_path / "original", vocab_size=len(pieces))
     write_gguf(original, tmp_path / "tiny.gguf", "llama", tokenizer=sentencepiece(pieces))
-    found = load_tokenizer(model_folder(tmp_path / "tiny.gguf"))
+    found = load_tokenizer(tmp_path / "tiny.gguf")
     names = [piece for piece, _, _ in pieces]
     assert found.encode("the cat sat") == [1, *(names.index(word) for word in ("▁the", "▁cat", "▁sat"))]
     for text in ("the cat sat", "mmmm", "übrigens: 漢字"):  # what no piece has goes by bytes
@@ -281,28 +268,12 @@ def test_a_way_of_splitting_that_is_not_known(tmp_path: Path) -> None:
         original, tmp_path / "tiny.gguf", "qwen2", tokenizer=bpe(tokenizer, {"eos": "<|end|>"}, pre="of-tomorrow")
     )
     with pytest.raises(StartError, match=r"'of-tomorrow' is not known.*tokenizer\.json .*beside"):
-        model_folder(tmp_path / "tiny.gguf")
-    folder = folder_of(tmp_path / "tiny.gguf")
-    assert load_tokenizer(folder).encode("the") == tokenizer.encode("the").ids
+        load_tokenizer(tmp_path / "tiny.gguf")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path / "tiny.gguf").encode("the") == tokenizer.encode("the").ids
 
 
-# The folder
-
-
-def test_the_folder_is_made_once_for_each_version(tmp_path: Path) -> None:
-    original = save_tiny("Llama", tmp_path / "original")
-    path = tmp_path / "tiny.gguf"
-    write_gguf(original, path, "llama")
-    alphabet().save(str(tmp_path / "tokenizer.json"))
-    first = model_folder(path)
-    begin = time.monotonic()
-    assert model_folder(path) == first
-    assert time.monotonic() - begin < 0.2
-    assert (first / "model.gguf").resolve() == path
-    write_gguf(original, path, "llama", matrices(Type.F16, Type.F16))
-    assert model_folder(path) != first
-    assert [child for child in first.parent.iterdir() if child.name.startswith("tmp")] == []
-    assert model_folder(original) == original
+# The ways to a file
 
 
 def test_a_model_from_a_script(tmp_path: Path) -> None:
@@ -313,7 +284,7 @@ def test_a_model_from_a_script(tmp_path: Path) -> None:
     write_gguf(original, tmp_path / "tiny.gguf", "qwen2", tokenizer=bpe(tokenizer, {"eos": "<|end|>"}))
     with LLM(tmp_path / "tiny.gguf", dtype="float32", device_type="cpu", kv_cache_memory=8 << 20) as llm:
         [found] = llm.generate(["the cat"], max_new_tokens=8)
-    prompt = load_tokenizer(model_folder(tmp_path / "tiny.gguf")).encode("the cat")
+    prompt = load_tokenizer(tmp_path / "tiny.gguf").encode("the cat")
     ids = found.token_ids
     assert ids == run(make_runner(original), [prompt], 8)[0][: len(ids)]
 
@@ -326,7 +297,7 @@ def test_the_command_line_knows_the_file(tmp_path: Path) -> None:
     write_gguf(original, tmp_path / "tiny.gguf", "llama")
     alphabet().save(str(tmp_path / "tokenizer.json"))
     assert is_language_model(tmp_path / "tiny.gguf")
-    assert (find_model(str(tmp_path / "tiny.gguf"), None, None) / "tokenizer.json").is_file()
+    assert find_model(str(tmp_path / "tiny.gguf"), None, None) == tmp_path / "tiny.gguf"
 
 
 # Files that cannot be used
@@ -350,7 +321,7 @@ def test_architectures_that_are_not_read(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(StartError, match="architecture 'mamba'; read are llama"):
-        model_folder(tmp_path / "x.gguf")
+        make_runner(tmp_path / "x.gguf")
 
 
 def small(tmp_path: Path) -> bytes:

@@ -20,11 +20,9 @@ from safetensors.torch import save_file
 
 from inflight.commands.generator import is_language_model
 from inflight.errors import ConfigError, InflightError, StartError
-from inflight.gguf import model_folder
 from inflight.link import WorkerJob
 from inflight.llm import LLM
 from inflight.loading import LONGEST_LINE, failed_load, one_line, read_object
-from inflight.models.gguf.__main__ import main
 from inflight.runtime import configure
 from inflight.runtime.onnx import OnnxRuntime
 from inflight.worker.load import load
@@ -155,8 +153,7 @@ def test_adapters(tmp_path: Path) -> None:
             open_llm(folder, lora_adapters={"one": adapter})
 
 
-def test_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the process that makes a file's folder says in the one line that is told."""
+def test_gguf_files(tmp_path: Path) -> None:
     original = save_language_model(tmp_path / "original")
     write_gguf(original, tmp_path / "good.gguf", "llama")
     good = (tmp_path / "good.gguf").read_bytes()
@@ -166,39 +163,19 @@ def test_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         "empty": b"",
         "cut": good[: len(good) // 2],
         "counts": b"GGUF\x03\0\0\0" + b"\xff" * 16,
-        **{f"flipped{at}": good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :] for at in draw.sample(range(900), 40)},
+        **{f"flipped{at}": good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :] for at in draw.sample(range(900), 16)},
     }
     (tmp_path / "tokenizer.json").write_bytes((original / "tokenizer.json").read_bytes())
-
-    def make(name: str) -> tuple[int, list[str]]:
-        folder = tmp_path / f"{name}_folder"
-        folder.mkdir()
-        monkeypatch.setattr("sys.argv", ["gguf", str(tmp_path / f"{name}.gguf"), str(folder)])
-        return main(), capsys.readouterr().err.splitlines()
-
     for name, data in broken.items():
         path = tmp_path / f"{name}.gguf"
         path.write_bytes(data)
         assert is_language_model(path)
-        code, told = make(name)
-        if code or not name.startswith("flipped"):
-            assert code == 1
-            [line] = told
-            assert str(path) in line
-    with full_disk():
-        code, told = make("good")
-    assert code == 1
-    [line] = told
-    assert str(tmp_path / "good.gguf") in line
-    assert "File too large" in line
-
-
-def test_a_gguf_file_without_a_cache(tmp_path: Path) -> None:
-    path = tmp_path / "text.gguf"
-    path.write_bytes(b"hello")
-    (tmp_path / "cache").write_text("a file in the place of the folder")
-    with fails(tmp_path / "cache"):
-        model_folder(path)
+        if not name.startswith("flipped"):
+            with fails(path):
+                open_llm(path)
+            continue
+        with suppress(InflightError):  # anything else is a fault
+            open_llm(path)
 
 
 @contextmanager
