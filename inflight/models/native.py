@@ -111,11 +111,11 @@ class NativeDecoder(CausalLM):
         x = program.buffer(config.hidden)
         qkv = program.buffer((config.heads + 2 * config.kv_heads) * config.head_dim)
         attended = program.buffer(config.heads * config.head_dim)
-        table = self._take(parts, "embedding", recipe.vocabulary)
+        [table] = self._take(parts, "embedding", recipe.vocabulary)
         # The embedding's scale as the models were trained: rounded to the weights' dtype.
         program.embed(table, x, float(torch.tensor(config.embedding_scale, dtype=self.dtype)))
         update = program.buffer(config.hidden)
-        inner = program.buffer(config.intermediate)
+        inner, wide = program.buffer(config.intermediate), -1
         experts = config.experts
         routed = program.buffer(experts.count) if experts is not None else -1
         for index, spec in enumerate(self.layers):
@@ -137,11 +137,17 @@ class NativeDecoder(CausalLM):
                 self._mixture(parts, x, routed, name, before, recipe)
                 continue
             gate_up = self._take(parts, f"{name}gate_up", recipe.layers, gated=True)
-            program.multiply(x, inner, gate_up, norm=before, act=ACTIVATIONS[config.activation])
+            act = ACTIVATIONS[config.activation]
+            if len(gate_up) == 1:
+                program.multiply(x, inner, gate_up, norm=before, act=act)
+            else:  # in two formats
+                wide = program.buffer(2 * config.intermediate) if wide < 0 else wide
+                program.multiply(x, wide, gate_up, norm=before)
+                program.gate(wide, inner, act)
             self._join(parts, inner, x, update, f"{name}down", f"{name}after_mlp", recipe)
         self._last, self._logits = program.buffer(config.hidden), program.buffer(config.vocab_size)
         program.gather(x, self._last, self._norm(parts, "norm"))
-        head = table if config.tied else self._take(parts, "head", recipe.vocabulary)
+        head = (table,) if config.tied else self._take(parts, "head", recipe.vocabulary)
         program.multiply(self._last, self._logits, head)
         if config.logits_divider != 1.0 or config.final_softcap is not None:
             program.cap(self._logits, config.logits_divider, config.final_softcap)
@@ -165,8 +171,8 @@ class NativeDecoder(CausalLM):
         program.mixture(
             x,
             routed,
-            [self._take(parts, f"{name}gate_up.{n}", recipe.layers, gated=True) for n in numbers],
-            [self._take(parts, f"{name}down.{n}", recipe.layers) for n in numbers],
+            [self._take(parts, f"{name}gate_up.{n}", recipe.layers, gated=True)[0] for n in numbers],
+            [self._take(parts, f"{name}down.{n}", recipe.layers)[0] for n in numbers],
             norm=norm,
             chosen=experts.chosen,
             normalise=experts.normalise,
@@ -174,10 +180,11 @@ class NativeDecoder(CausalLM):
             scale=config.residual_scale,
         )
 
-    def _take(self, parts: Parts, name: str, precision: Precision | None, *, gated: bool = False) -> int:
-        number = parts.product(self._program, name, precision, gated=gated)
-        self._names[number] = name.lstrip("0123456789.")
-        return number
+    def _take(self, parts: Parts, name: str, precision: Precision | None, *, gated: bool = False) -> tuple[int, ...]:
+        """A product's numbers: several where its tensors have several formats."""
+        numbers = parts.product(self._program, name, precision, gated=gated)
+        self._names.update(dict.fromkeys(numbers, name.lstrip("0123456789.")))
+        return numbers
 
     def _norm(self, parts: Parts, name: str) -> Norm:
         return Norm(parts.norm(self._program, name), self._config.eps, self._config.centered_norm)

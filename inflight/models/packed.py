@@ -14,15 +14,16 @@ import mmap
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from inflight.checkpoint import ModelFolder, Weights, floats_into
-from inflight.kernels import Bytes, NativeProgram, Packed, PackedBytes, Precision
+from inflight.kernels import BLOCK_TYPES, Bytes, NativeProgram, Packed, PackedBytes, Precision
 from inflight.models.layout import Layout, Piece
 from inflight.tensors import Blocks, Floats, Quantised, Weight, stack, widened
 
@@ -33,16 +34,20 @@ LAYOUT = 2
 MAGIC = b"inflpack"
 ALIGN = 64
 _EMPTY: Bytes = np.empty(0, np.uint8)
-Octets = np.ndarray[Any, np.dtype[np.uint8]]
-Scales = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Parts(ABC):
     """Weights by name (see `inflight.models.layout`), each taken once."""
 
     @abstractmethod
-    def product(self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False) -> int:
-        """Adds a weight and its bias to the program; returns its number."""
+    def product(
+        self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False
+    ) -> tuple[int, ...]:
+        """Adds a weight and its bias to the program; returns its number.
+
+        Where the tensors that it is made of have several formats it becomes several products, whose outputs lie side by
+        side. None of them is `gated` then: the halves of a gated weight are two.
+        """
 
     @abstractmethod
     def norm(self, program: NativeProgram, name: str) -> int:
@@ -76,34 +81,57 @@ class CheckpointParts(Parts):
         self._weights = weights
         self._dtype = dtype
         self._keep = keep
-        self._products: dict[str, tuple[int, Floats | None]] = {}
+        self._products: dict[str, list[tuple[int, Floats | None]]] = {}
         self._norms: dict[str, Floats] = {}
 
-    def product(self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False) -> int:
+    def product(
+        self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False
+    ) -> tuple[int, ...]:
         product = self._layout.product(name)
         for piece in product.weights:
             self._weights.check(piece.name, piece.shape)  # before memory is reserved for a config that lies
-        weight = self._joined(product.weights)
+        found = self._by_format(product.weights, apart=name.count(".") < 2)
         bias = self._floats(product.biases) if product.biases else None
-        number = program.product(weight, bias, precision, gated=gated)
-        self._products[name] = number, bias
+        kept: list[tuple[int, Floats | None]] = []
+        row = 0
+        for weight in found:
+            rows = sum(each.shape[0] for each in weight) if isinstance(weight, list) else weight.shape[0]
+            part = None if bias is None else bias[row : row + rows]
+            number = program.product(weight, part, precision, gated=gated and len(found) == 1)
+            kept.append((number, part))
+            row += rows
+        self._products[name] = kept
         self._weights.release()
-        return number
+        return tuple(number for number, _ in kept)
 
     def norm(self, program: NativeProgram, name: str) -> int:
         self._norms[name] = self._floats((self._layout.norm(name),))
         self._weights.release()
         return program.weight(self._norms[name])
 
-    def _joined(self, pieces: Sequence[Piece]) -> Floats | Quantised:
-        """Tensors one above the other: integers where all are, of one scheme, else floats."""
-        found = [_packable(self._weights.read(piece.name, piece.shape, piece.part)) for piece in pieces]
-        integers = [each for each in found if isinstance(each, Quantised)]
-        schemes = [(each.bits, each.group, each.offsets is None) for each in integers]
-        if len(integers) == len(found) and all(scheme == schemes[0] for scheme in schemes):
-            return integers[0] if len(found) == 1 else stack(integers)
-        if len(found) == 1 and isinstance(found[0], np.ndarray) and found[0].dtype == self._dtype:
-            return found[0]
+    def _by_format(self, pieces: Sequence[Piece], apart: bool) -> list[Floats | Quantised | list[Blocks]]:
+        """The tensors, those of one format that follow each other as one weight.
+
+        Args:
+            apart: several formats may stay several; else all become floats.
+        """
+        found = [self._weights.read(piece.name, piece.shape, piece.part) for piece in pieces]
+        runs = [list(run) for _, run in groupby(range(len(found)), key=lambda index: _format(found[index]))]
+        if len(runs) > 1 and not apart:
+            return [self._above(pieces, found)]
+        return [self._joined([pieces[index] for index in run], [found[index] for index in run]) for run in runs]
+
+    def _joined(self, pieces: Sequence[Piece], found: Sequence[Weight]) -> Floats | Quantised | list[Blocks]:
+        """Tensors of one format, one above the other."""
+        blocks = [each for each in found if isinstance(each, Blocks) and each.type in BLOCK_TYPES]
+        codes = [each for each in found if isinstance(each, Quantised)]
+        if blocks:
+            return blocks
+        if codes:
+            return codes[0] if len(codes) == 1 else stack(codes)
+        [first, *others] = found
+        if not others and isinstance(first, np.ndarray) and first.dtype == self._dtype:
+            return first
         return self._above(pieces, found)
 
     def _floats(self, pieces: Sequence[Piece]) -> Floats:
@@ -154,7 +182,16 @@ class FileParts(Parts):
             raise ValueError(f"its header makes no sense: {error!r}") from error
         self._begin = _aligned(16 + length)
 
-    def product(self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False) -> int:
+    def product(
+        self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False
+    ) -> tuple[int, ...]:
+        count = 1
+        while _place(name, count) in self._entries:
+            count += 1
+        gated = gated and count == 1
+        return tuple(self._one(program, _place(name, place), gated) for place in range(count))
+
+    def _one(self, program: NativeProgram, name: str, gated: bool) -> int:
         entry = self._find(name)
         if entry.packed is None or entry.packed.gated != gated:
             raise ValueError(f"'{name}' is no packed weight")
@@ -198,7 +235,7 @@ def cache_path(folder: Path, model: ModelFolder, settings: Sequence[str]) -> Pat
 def _write(
     path: Path,
     program: NativeProgram,
-    products: dict[str, tuple[int, Floats | None]],
+    products: dict[str, list[tuple[int, Floats | None]]],
     norms: dict[str, Floats],
 ) -> None:
     """In a file beside, which takes the name when it is whole."""
@@ -216,9 +253,11 @@ def _write(
         return _EMPTY if values is None else widened(values).view(np.uint8).reshape(-1)
 
     entries: dict[str, Any] = {}
-    for name, (number, bias) in products.items():
-        packed = program.packed(number)
-        entries[name] = asdict(_Entry(packed.shape, put(packed.data), put(packed.scales), put(floats(bias))))
+    for name, several in products.items():
+        for place, (number, bias) in enumerate(several):
+            packed = program.packed(number)
+            made = _Entry(packed.shape, put(packed.data), put(packed.scales), put(floats(bias)))
+            entries[_place(name, place)] = asdict(made)
     for name, weight in norms.items():
         entries[name] = asdict(_Entry(None, put(floats(weight)), (0, 0), (0, 0)))
     header = json.dumps(entries).encode()
@@ -237,6 +276,11 @@ def _write(
         raise
 
 
+def _place(name: str, place: int) -> str:
+    """Of the second and further products of a name."""
+    return name if place == 0 else f"{name}/{place}"
+
+
 def _aligned(position: int) -> int:
     return -(-position // ALIGN) * ALIGN
 
@@ -252,49 +296,8 @@ def _entry(found: dict[str, Any]) -> _Entry:
     )
 
 
-def _packable(weight: Weight) -> Weight:
-    """Blocks of types that are groups of integers of 4 or 8 bits, as those."""
-    if not isinstance(weight, Blocks) or weight.type not in _INTEGERS:
-        return weight
-    blocks = weight.data.reshape(weight.shape[0], -1, weight.form.bytes)
-    return _INTEGERS[weight.type](blocks)
-
-
-def _half(octets: Octets) -> Scales:
-    """float16 [..., 2 bytes] as float32 [...]."""
-    return np.ascontiguousarray(octets).view(np.float16)[..., 0].astype(np.float32)
-
-
-def _nibbles(octets: Octets) -> Octets:
-    """[..., m] -> [..., 2 m]: all low nibbles, then all high ones."""
-    return np.concatenate([octets & 15, octets >> 4], axis=-1)
-
-
-def _q8_0(blocks: Octets) -> Quantised:
-    """32 values: a scale, int8 codes around 0."""
-    rows = len(blocks)
-    return Quantised(8, 32, (blocks[..., 2:] ^ np.uint8(128)).reshape(rows, -1), _half(blocks[..., :2]))
-
-
-def _q4_0(blocks: Octets) -> Quantised:
-    """32 values: a scale, 16 bytes with the first half in the low nibbles and the second one in the high ones."""
-    return Quantised(4, 32, _nibbles(blocks[..., 2:]).reshape(len(blocks), -1), _half(blocks[..., :2]))
-
-
-def _q4_k(blocks: Octets) -> Quantised:
-    """256 values in 8 groups: w = d * scale * code - dmin * minimum, with scales and minima of 6 bits."""
-    rows = len(blocks)
-    low, middle, high = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
-    scales = np.concatenate([low & 63, (high & 15) | ((low >> 6) << 4)], axis=-1)
-    minima = np.concatenate([middle & 63, (high >> 4) | ((middle >> 6) << 4)], axis=-1)
-    codes = _nibbles(blocks[..., 16:].reshape(*blocks.shape[:2], 4, 32))
-    return Quantised(
-        4,
-        32,
-        codes.reshape(rows, -1),
-        (_half(blocks[..., :2])[..., None] * scales).reshape(rows, -1),
-        (_half(blocks[..., 2:4])[..., None] * minima).reshape(rows, -1),
-    )
-
-
-_INTEGERS: dict[str, Callable[[Octets], Quantised]] = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_K": _q4_k}
+def _format(weight: Weight) -> tuple[Any, ...]:
+    """Weights of one format can be one product."""
+    if isinstance(weight, Quantised):
+        return weight.bits, weight.group, weight.offsets is None
+    return (weight.type,) if isinstance(weight, Blocks) and weight.type in BLOCK_TYPES else ()
