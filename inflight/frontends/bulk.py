@@ -34,6 +34,11 @@ class BulkBody(asyncio.BufferedProtocol):
         self.view[self._received : end] = chunk
         self._received = end
 
+    def take(self) -> memoryview:
+        """The body, now that it is whole. It is not kept here: uvloop keeps the methods of a protocol that it had."""
+        whole, self.view = self.view, memoryview(b"")
+        return whole
+
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.view[self._received :]
 

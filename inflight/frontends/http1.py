@@ -190,7 +190,7 @@ class HttpConnection(asyncio.Protocol):
         exchange, self._reading = self._reading, None
         bulk, self._bulk = self._bulk, None
         if exchange is not None:
-            exchange.end(None if bulk is None else bulk.view)
+            exchange.end(None if bulk is None else bulk.take())
             if exchange is self._current and exchange.task is None:
                 if exchange.gate is not None and (refusal := exchange.gate.refusal(0)) is not None:
                     self._turn_away(exchange, refusal)
