@@ -170,3 +170,16 @@ def sentencepiece(pieces: list[tuple[str, float, int]]) -> Callable[[gguf.GGUFWr
         writer.add_add_bos_token(True)
 
     return write
+
+
+def vocabulary(metadata: Mapping[str, Any]) -> Callable[[gguf.GGUFWriter], None]:
+    """One of tests/vocabularies.py."""
+
+    def write(writer: gguf.GGUFWriter) -> None:
+        for key, value in metadata.items():
+            if isinstance(value, list):
+                writer.add_array(key, value)
+            else:
+                {int: writer.add_uint32, bool: writer.add_bool, str: writer.add_string}[type(value)](key, value)
+
+    return write
