@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from inflight.errors import StartError
+from inflight.text import GrammarCompiler, json_grammar
 from inflight.text.vocabulary import SPLITS, end_ids, read_vocabulary, token_names, tokenizer_of
 from tests import real
 from tests.vocabularies import (
@@ -259,3 +260,26 @@ def test_a_tokenizer_of_bert() -> None:
     for text in TEXTS:
         assert ours.encode(text).ids == theirs.encode(text).ids, text
         assert ours.encode("a", text).type_ids == theirs.encode("a", text).type_ids
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [byte_level("qwen2"), byte_level("llama-bpe"), sentencepiece(add_space_prefix=False), of_characters("gemma4")],
+)
+def test_grammars_know_the_tokens(metadata: dict[str, Any]) -> None:
+    """Each token of a text that a grammar allows is allowed in its turn, bytes of rare characters among them."""
+    tokenizer = tokenizer_of(metadata)
+    size = tokenizer.get_vocab_size()
+    compiler = GrammarCompiler(tokenizer.to_str(), size, end_ids(read_vocabulary(metadata)), size)
+    text = '{"name": "\u732b harbour", "n": 12}'
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["\u732b harbour", "lamp"]}, "n": {"type": "integer"}},
+        "required": ["name", "n"],
+        "additionalProperties": False,
+    }
+    matcher = compiler.compile(json_grammar(schema))
+    for id in tokenizer.encode(text, add_special_tokens=False).ids:
+        assert matcher.mask()[id // 8] >> id % 8 & 1, tokenizer.id_to_token(id)
+        matcher.advance(id)
+    assert matcher.complete
