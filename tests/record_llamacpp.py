@@ -19,7 +19,7 @@ from typing import Any
 import gguf
 import llama_cpp
 
-from tests.vocabularies import DATA, TEXTS, byte_level, of_characters, sentencepiece, unigram, wordpiece
+from tests.vocabularies import DATA, TEXTS, byte_level, of_characters, phi3, sentencepiece, unigram, wordpiece
 
 PREFIX = "tokenizer.ggml."
 
@@ -98,6 +98,7 @@ def main() -> None:
     made["llama"] = sentencepiece()
     made["llama:no prefix"] = sentencepiece(add_space_prefix=False, add_bos_token=False)
     made["llama:ends"] = sentencepiece(add_bos_token=True, add_eos_token=True)
+    made["llama:phi-3"] = phi3()
     made["t5"] = unigram(add_space_prefix=True)
     made["t5:trimmed"] = unigram(remove_extra_whitespaces=True, add_space_prefix=True, add_eos_token=False)
     made["bert"] = wordpiece()

@@ -90,6 +90,15 @@ def sentencepiece(**flags: bool) -> dict[str, Any]:
     }
 
 
+def phi3() -> dict[str, Any]:
+    """Pieces with scores under a name that says that special tokens swallow the blanks after them."""
+    metadata = sentencepiece()
+    metadata["tokenizer.ggml.tokens"] += ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    metadata["tokenizer.ggml.token_type"] += [CONTROL] * 3
+    metadata["tokenizer.ggml.scores"] += [0.0] * 3
+    return {"general.name": "Phi-3 Mini", **metadata}
+
+
 def unigram(**flags: bool) -> dict[str, Any]:
     """Pieces with the logarithms of their frequencies."""
     words = [word for text in TEXTS for word in text.replace(" ", " \u2581").split(" ")]

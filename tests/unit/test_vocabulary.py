@@ -24,6 +24,7 @@ from tests.vocabularies import (
     of_characters,
     of_tokenizer_json,
     of_wordpiece_json,
+    phi3,
     sentencepiece,
     unigram,
     wordpiece,
@@ -105,6 +106,7 @@ def test_patterns_are_those_of_transformers() -> None:
         ("llama", sentencepiece()),
         ("llama:no prefix", sentencepiece(add_space_prefix=False, add_bos_token=False)),
         ("llama:ends", sentencepiece(add_bos_token=True, add_eos_token=True)),
+        ("llama:phi-3", phi3()),
         ("gemma4", of_characters("gemma4")),
     ],
 )

@@ -32,6 +32,9 @@ _FLAGS = (
     "normalizer.strip_accents",
 )  # fmt: skip
 
+_SWALLOWING = ("phi-3", "phi3")
+"""Models whose special tokens swallow blanks, by their names: no key says it, and llama.cpp does the same."""
+
 END_TEXTS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
     "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
@@ -56,6 +59,8 @@ class Vocabulary:
         merges: as pairs, best first.
         ids: special tokens by the name in their key ("bos", "eos", "unknown", "seperator", ...).
         flags: true or false by their keys' last names ("add_bos_token", ...), where the file has them.
+        charsmap: how a Unigram model brings texts into a normal form, as SentencePiece has it; empty: not at all.
+        swallows: blanks after special tokens belong to them.
     """
 
     model: str
@@ -67,6 +72,7 @@ class Vocabulary:
     ids: Mapping[str, int]
     flags: Mapping[str, bool]
     charsmap: bytes
+    swallows: bool
 
     def token(self, name: str) -> str | None:
         """The text of a special token."""
@@ -113,6 +119,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         ids=ids,
         flags=_flags(metadata),
         charsmap=_bytes(metadata.get(f"{PREFIX}precompiled_charsmap")),
+        swallows=any(name in str(metadata.get("general.name")).lower() for name in _SWALLOWING),
     )
 
 

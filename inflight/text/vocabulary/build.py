@@ -23,6 +23,7 @@ from inflight.text.vocabulary.base import (
 from inflight.text.vocabulary.merges import merges_by_score
 
 _SPACE = "\u2581"  # SentencePiece's
+_NEVER_SWALLOW = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def build(vocabulary: Vocabulary) -> Tokenizer:
@@ -151,10 +152,14 @@ def _numbered(vocabulary: Vocabulary) -> dict[str, int]:
 
 def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Tokens that are found in a text as they are, before anything else. Those that a user defined are text."""
+
+    def added(token: str, special: bool) -> AddedToken:
+        swallows = vocabulary.swallows and token not in _NEVER_SWALLOW
+        return AddedToken(token, rstrip=swallows, normalized=False, special=special)
+
     special = [*vocabulary.of_type(CONTROL), *vocabulary.of_type(UNKNOWN)]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    plain = vocabulary.of_type(USER_DEFINED)
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
+    tokenizer.add_special_tokens([added(token, True) for token in special])
+    tokenizer.add_tokens([added(token, False) for token in vocabulary.of_type(USER_DEFINED)])
 
 
 def _surround(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
