@@ -17,6 +17,7 @@ from inflight.kernels.parts import (
     StepArrays,
 )
 from inflight.kernels.program import NativeProgram
+from inflight.kernels.sampling import Row, Sampled, log_softmax_at, sample
 
 __all__ = [
     "BLOCK_TYPES",
@@ -34,8 +35,12 @@ __all__ = [
     "Packed",
     "PackedBytes",
     "Precision",
+    "Row",
+    "Sampled",
     "StepArrays",
     "instruction_sets",
+    "log_softmax_at",
     "native_reason",
+    "sample",
     "top_k",
 ]

@@ -146,7 +146,10 @@ void top_k(uintptr_t from, int64_t rows, int64_t stride, int64_t n, int64_t k, u
 
 }  // namespace
 
+void bind_sampling(nb::module_& m);
+
 NB_MODULE(_native, m) {
+    bind_sampling(m);
     m.def("available", &available);
     m.def("top_k", &top_k, nb::call_guard<nb::gil_scoped_release>());
     m.def("packed_bytes", [](int format, bool offsets, bool gated, int64_t n, int64_t k, int64_t group) {

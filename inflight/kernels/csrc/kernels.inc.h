@@ -13,6 +13,7 @@
 #include "blocks.inc.h"
 #include "rows.inc.h"
 #include "attention.inc.h"
+#include "scores.inc.h"
 
 namespace inflight {
 namespace {
@@ -39,6 +40,7 @@ constexpr Kernels kTable = {
      kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows,
      kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows},
     prepare, product, unpack, norm_row, rotate, keep, attend, merge, cap, argmax, axpy, gate,
+    scan, weigh, masses, gather,
 };
 
 }  // namespace

@@ -187,5 +187,47 @@ INLINE F from_int8(const int8_t* p) {
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
 }
 
+
+// Bit i: lane i is at least `bar`; what is not a number is not.
+INLINE uint32_t at_least(F x, F bar) {
+    auto bits = [](__m256 a, __m256 b) {
+        return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+    };
+    return bits(x.a, bar.a) | bits(x.b, bar.b) << 8;
+}
+
+// 16 lanes in double precision.
+struct D { __m256d v[4]; };
+template <class Op>
+INLINE D fours(Op op) { return {{op(0), op(1), op(2), op(3)}}; }
+INLINE D widened(F x) {
+    return {{_mm256_cvtps_pd(_mm256_castps256_ps128(x.a)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.a, 1)),
+             _mm256_cvtps_pd(_mm256_castps256_ps128(x.b)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.b, 1))}};
+}
+INLINE void store(double* p, D x) {
+    for (int i = 0; i < 4; i++) _mm256_storeu_pd(p + 4 * i, x.v[i]);
+}
+INLINE D wide(double x) { return fours([&](int) { return _mm256_set1_pd(x); }); }
+INLINE D add(D x, D y) { return fours([&](int i) { return _mm256_add_pd(x.v[i], y.v[i]); }); }
+INLINE D sub(D x, D y) { return fours([&](int i) { return _mm256_sub_pd(x.v[i], y.v[i]); }); }
+INLINE D mul(D x, D y) { return fours([&](int i) { return _mm256_mul_pd(x.v[i], y.v[i]); }); }
+INLINE D max(D x, D y) { return fours([&](int i) { return _mm256_max_pd(x.v[i], y.v[i]); }); }
+INLINE D fma(D x, D y, D z) { return fours([&](int i) { return _mm256_fmadd_pd(x.v[i], y.v[i], z.v[i]); }); }
+INLINE D rounded(D x) {
+    return fours([&](int i) { return _mm256_round_pd(x.v[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); });
+}
+// x * 2 ** n for whole n in [-1023, 1023]; at -1023 it is 0.
+INLINE D scaled(D x, D n) {
+    return fours([&](int i) {
+        __m256i power = _mm256_cvtepi32_epi64(_mm_add_epi32(_mm256_cvtpd_epi32(n.v[i]), _mm_set1_epi32(1023)));
+        return _mm256_mul_pd(x.v[i], _mm256_castsi256_pd(_mm256_slli_epi64(power, 52)));
+    });
+}
+INLINE double sum(D x) {
+    __m256d four = _mm256_add_pd(_mm256_add_pd(x.v[0], x.v[2]), _mm256_add_pd(x.v[1], x.v[3]));
+    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
 }  // namespace
 }  // namespace inflight

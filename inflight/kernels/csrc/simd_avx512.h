@@ -198,5 +198,34 @@ INLINE F from_int8(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
+
+// Bit i: lane i is at least `bar`; what is not a number is not.
+INLINE uint32_t at_least(F x, F bar) { return _mm512_cmp_ps_mask(x, bar, _CMP_GE_OQ); }
+
+// 16 lanes in double precision.
+struct D { __m512d a, b; };
+INLINE D widened(F x) {
+    return {_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
+}
+INLINE void store(double* p, D x) {
+    _mm512_storeu_pd(p, x.a);
+    _mm512_storeu_pd(p + 8, x.b);
+}
+INLINE D wide(double x) { return {_mm512_set1_pd(x), _mm512_set1_pd(x)}; }
+INLINE D add(D x, D y) { return {_mm512_add_pd(x.a, y.a), _mm512_add_pd(x.b, y.b)}; }
+INLINE D sub(D x, D y) { return {_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.b)}; }
+INLINE D mul(D x, D y) { return {_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.b)}; }
+INLINE D max(D x, D y) { return {_mm512_max_pd(x.a, y.a), _mm512_max_pd(x.b, y.b)}; }
+INLINE D fma(D x, D y, D z) { return {_mm512_fmadd_pd(x.a, y.a, z.a), _mm512_fmadd_pd(x.b, y.b, z.b)}; }
+INLINE __m512d rounded(__m512d x) { return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE D rounded(D x) { return {rounded(x.a), rounded(x.b)}; }
+// x * 2 ** n for whole n in [-1023, 1023]; at -1023 it is 0.
+INLINE __m512d scaled(__m512d x, __m512d n) {
+    __m512i power = _mm512_add_epi64(_mm512_cvtpd_epi64(n), _mm512_set1_epi64(1023));
+    return _mm512_mul_pd(x, _mm512_castsi512_pd(_mm512_slli_epi64(power, 52)));
+}
+INLINE D scaled(D x, D n) { return {scaled(x.a, n.a), scaled(x.b, n.b)}; }
+INLINE double sum(D x) { return _mm512_reduce_add_pd(_mm512_add_pd(x.a, x.b)); }
+
 }  // namespace
 }  // namespace inflight

@@ -230,5 +230,45 @@ INLINE F from_int8(const int8_t* p) {
             vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))};
 }
 
+
+// Bit i: lane i is at least `bar`; what is not a number is not.
+INLINE uint32_t at_least(F x, F bar) {
+    const uint32_t numbers[4] = {1, 2, 4, 8};
+    uint32x4_t number = vld1q_u32(numbers);
+    auto bits = [&](float32x4_t a, float32x4_t b) { return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), number)); };
+    return bits(x.a, bar.a) | bits(x.b, bar.b) << 4 | bits(x.c, bar.c) << 8 | bits(x.d, bar.d) << 12;
+}
+
+// 16 lanes in double precision.
+struct D { float64x2_t v[8]; };
+template <class Op>
+INLINE D twos(Op op) { return {{op(0), op(1), op(2), op(3), op(4), op(5), op(6), op(7)}}; }
+INLINE D widened(F x) {
+    const float32x4_t four[4] = {x.a, x.b, x.c, x.d};
+    return twos([&](int i) { return i % 2 ? vcvt_high_f64_f32(four[i / 2]) : vcvt_f64_f32(vget_low_f32(four[i / 2])); });
+}
+INLINE void store(double* p, D x) {
+    for (int i = 0; i < 8; i++) vst1q_f64(p + 2 * i, x.v[i]);
+}
+INLINE D wide(double x) { return twos([&](int) { return vdupq_n_f64(x); }); }
+INLINE D add(D x, D y) { return twos([&](int i) { return vaddq_f64(x.v[i], y.v[i]); }); }
+INLINE D sub(D x, D y) { return twos([&](int i) { return vsubq_f64(x.v[i], y.v[i]); }); }
+INLINE D mul(D x, D y) { return twos([&](int i) { return vmulq_f64(x.v[i], y.v[i]); }); }
+INLINE D max(D x, D y) { return twos([&](int i) { return vbslq_f64(vcgtq_f64(x.v[i], y.v[i]), x.v[i], y.v[i]); }); }
+INLINE D fma(D x, D y, D z) { return twos([&](int i) { return vfmaq_f64(z.v[i], x.v[i], y.v[i]); }); }
+INLINE D rounded(D x) { return twos([&](int i) { return vrndnq_f64(x.v[i]); }); }
+// x * 2 ** n for whole n in [-1023, 1023]; at -1023 it is 0.
+INLINE D scaled(D x, D n) {
+    return twos([&](int i) {
+        int64x2_t power = vaddq_s64(vcvtq_s64_f64(n.v[i]), vdupq_n_s64(1023));
+        return vmulq_f64(x.v[i], vreinterpretq_f64_s64(vshlq_n_s64(power, 52)));
+    });
+}
+INLINE double sum(D x) {
+    float64x2_t two = vaddq_f64(vaddq_f64(vaddq_f64(x.v[0], x.v[4]), vaddq_f64(x.v[2], x.v[6])),
+                                vaddq_f64(vaddq_f64(x.v[1], x.v[5]), vaddq_f64(x.v[3], x.v[7])));
+    return vaddvq_f64(two);
+}
+
 }  // namespace
 }  // namespace inflight

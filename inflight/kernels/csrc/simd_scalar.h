@@ -179,5 +179,45 @@ INLINE I to_int8(F x, int8_t* out) {
 }
 INLINE F from_int8(const int8_t* p) { return lanes([&](int i) { return static_cast<float>(p[i]); }); }
 
+
+// Bit i: lane i is at least `bar`; what is not a number is not.
+INLINE uint32_t at_least(F x, F bar) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; i++) bits |= static_cast<uint32_t>(x.v[i] >= bar.v[i]) << i;
+    return bits;
+}
+
+// 16 lanes in double precision.
+struct D { double v[16]; };
+template <class Op>
+INLINE D wide_lanes(Op op) {
+    D out;
+    for (int i = 0; i < 16; i++) out.v[i] = op(i);
+    return out;
+}
+INLINE D widened(F x) { return wide_lanes([&](int i) { return static_cast<double>(x.v[i]); }); }
+INLINE void store(double* p, D x) { std::memcpy(p, x.v, sizeof x.v); }
+INLINE D wide(double x) { return wide_lanes([&](int) { return x; }); }
+INLINE D add(D a, D b) { return wide_lanes([&](int i) { return a.v[i] + b.v[i]; }); }
+INLINE D sub(D a, D b) { return wide_lanes([&](int i) { return a.v[i] - b.v[i]; }); }
+INLINE D mul(D a, D b) { return wide_lanes([&](int i) { return a.v[i] * b.v[i]; }); }
+INLINE D max(D a, D b) { return wide_lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+INLINE D fma(D a, D b, D c) { return wide_lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
+INLINE D rounded(D x) { return wide_lanes([&](int i) { return std::nearbyint(x.v[i]); }); }
+// x * 2 ** n for whole n in [-1023, 1023]; at -1023 it is 0.
+INLINE D scaled(D x, D n) {
+    return wide_lanes([&](int i) {
+        uint64_t bits = static_cast<uint64_t>(static_cast<int64_t>(n.v[i]) + 1023) << 52;
+        double power;
+        std::memcpy(&power, &bits, 8);
+        return x.v[i] * power;
+    });
+}
+INLINE double sum(D x) {
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; i++) x.v[i] += x.v[i + width];
+    return x.v[0];
+}
+
 }  // namespace
 }  // namespace inflight

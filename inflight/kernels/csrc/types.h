@@ -79,6 +79,9 @@ struct Input {
     }
 };
 
+constexpr int64_t kScan = 64;   // logits whose highest is kept
+constexpr int64_t kMass = 256;  // logits whose probabilities are summed together
+
 enum class Mode : int { kStore, kAdd, kGate };
 enum class Act : int { kSilu, kGelu, kGeluTanh, kRelu };
 
@@ -173,6 +176,12 @@ struct Kernels {
     void (*axpy)(float* out, const float* x, float factor, int64_t n);
     // out[n] = act(wide[:n]) * wide[n:].
     void (*gate)(Act, const float* wide, int64_t n, float* out);
+
+    // Along one row of logits, see scores.inc.h and sampling.cpp.
+    bool (*scan)(float* x, int64_t n, float divider, float* highest);
+    void (*weigh)(const float* x, int64_t n, float highest, double* weights);
+    void (*masses)(const float* x, int64_t n, float highest, double* masses, double* surprises);
+    int64_t (*gather)(const float* x, int64_t n, const float* highest, float bar, int32_t* tokens, float* values);
 };
 
 // Floats of scratch that a thread needs.
