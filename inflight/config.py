@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from inflight.hub import HubModel, fetch, locate
 
 DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_GRPC = "127.0.0.1:8081"
@@ -93,10 +95,41 @@ KV_CACHE_DTYPES = ("auto", "int8")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """One LoRA adapter: its name for clients and its folder (PEFT's layout), absolute."""
+    """One LoRA adapter.
+
+    Attributes:
+        name: for clients.
+        folder: in PEFT's layout; absolute. Of an adapter of the hub it is known once that is fetched.
+        hub: what is to be fetched; None: it is here.
+    """
 
     name: str
     folder: Path
+    hub: HubModel | None = None
+
+    @classmethod
+    def of(cls, name: str, given: str | Path, base: Path | None = None, *, cache: str | None = None) -> AdapterConfig:
+        """The adapter of that name at a path, or of the hub.
+
+        Args:
+            base: the folder that relative paths begin at; None: the working directory.
+            cache: as for `locate`.
+
+        Raises:
+            ConfigError: as `locate`.
+        """
+        where = locate(given, base, cache=cache)
+        if isinstance(where, HubModel):
+            return cls(name, Path(where.repo), where)
+        return cls(name, where.absolute())
+
+    async def fetched(self) -> AdapterConfig:
+        """The adapter on this disk.
+
+        Raises:
+            StartError: it cannot be fetched.
+        """
+        return self if self.hub is None else AdapterConfig(self.name, (await fetch(self.hub, adapter=True)).path)
 
 
 @dataclass(frozen=True)
@@ -104,7 +137,9 @@ class GeneratorConfig:
     """One language model to start. The names of limits are TGI's.
 
     Attributes:
-        model_dir: a folder in Hugging Face layout; absolute.
+        model_dir: a folder in Hugging Face layout; absolute. Of a model of the hub it is known once that is fetched.
+        hub: what is to be fetched before it is loaded; None: it is here.
+        commit: of the hub's repository that it came from, where it did.
         name: its name for clients; `model_id`: what `/info` calls it, None: the folder.
         tensor_parallel: processes that share the model.
         device_type: cpu, gpu (or cuda), ascend (or npu), or None for the best one here.
@@ -169,6 +204,20 @@ class GeneratorConfig:
     pooling: str | None = None
     adapters: tuple[AdapterConfig, ...] = ()
     tokenizer_config: Path | None = None
+    hub: HubModel | None = None
+    commit: str | None = None
+
+    async def fetched(self) -> GeneratorConfig:
+        """The same with what it names of the hub on this disk. Cancelling ends a fetch.
+
+        Raises:
+            StartError: something cannot be fetched; the text says why and what to do.
+        """
+        adapters = tuple([await adapter.fetched() for adapter in self.adapters])
+        if self.hub is None:
+            return replace(self, adapters=adapters)
+        found = await fetch(self.hub, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+        return replace(self, model_dir=found.path, commit=found.commit, hub=None, adapters=adapters)
 
     def prefill_tokens(self, device_type: str | None) -> int:
         """The resolved `max_batch_prefill_tokens`: a chunk delays those that come, so it is small on a CPU."""

@@ -207,6 +207,7 @@ class GeneratorInfo:
         generates: it writes; False for encoders.
         tool_format: how its template has tools called; None where the template knows no tools.
         loaded: False while it is known by its configuration only; then limits mean nothing and it answers nobody.
+        commit: of the hub's repository that it came from, where it did.
     """
 
     name: str
@@ -223,6 +224,7 @@ class GeneratorInfo:
     generates: bool = True
     adapters: tuple[str, ...] = ()
     loaded: bool = True
+    commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

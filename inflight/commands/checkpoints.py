@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from inflight.config import AdapterConfig
 from inflight.errors import ConfigError
-from inflight.gguf import is_gguf, model_folder
-from inflight.telemetry import switch_off
+from inflight.gguf import is_gguf
+from inflight.hub import HubModel, fetch, hint, locate
 
 
-def adapters(text: str) -> tuple[AdapterConfig, ...]:
-    """`name=folder,folder`; a folder without a name is called like itself.
+def adapters(text: str, cache: str | None = None) -> tuple[AdapterConfig, ...]:
+    """`name=folder,org/name@revision`; what has no name is called like the folder, or by its id.
+
+    Args:
+        cache: where adapters of the hub are kept; None: in the hub's own cache.
 
     Raises:
         ConfigError: a folder that is not there, or a name twice.
@@ -21,11 +25,16 @@ def adapters(text: str) -> tuple[AdapterConfig, ...]:
     for part in (each.strip() for each in text.split(",")):
         if not part:
             continue
-        name, equals, folder = part.rpartition("=")
-        path = Path(folder).absolute()
-        if not (path / "adapter_config.json").is_file():
-            raise ConfigError(f"'{folder}' is no adapter: it holds no adapter_config.json")
-        found.append(AdapterConfig(name if equals else path.name, path))
+        name, _, given = part.rpartition("=")
+        adapter = AdapterConfig.of(name, given, cache=cache)
+        if adapter.hub is None and not (adapter.folder / "adapter_config.json").is_file():
+            known = adapter.folder.is_dir()
+            raise ConfigError(
+                f"'{given}' is no adapter: it holds no adapter_config.json"
+                if known
+                else f"'{given}' is no adapter: there is no such folder; {hint(given).replace('model', 'adapter')}"
+            )
+        found.append(replace(adapter, name=name or _called(adapter)))
     names = [one.name for one in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -33,30 +42,32 @@ def adapters(text: str) -> tuple[AdapterConfig, ...]:
     return tuple(found)
 
 
+def _called(adapter: AdapterConfig) -> str:
+    """TGI's clients name an adapter of the hub by its id."""
+    return adapter.folder.name if adapter.hub is None else adapter.hub.repo
+
+
+def model_source(model_id: str, revision: str | None, cache: str | None) -> Path | HubModel:
+    """What `--model-id` means: a path that exists (absolute), else a model of the hub.
+
+    Raises:
+        ConfigError: neither a path that exists, nor an id.
+    """
+    where = locate(model_id, revision=revision, cache=cache, bare=True)
+    if isinstance(where, HubModel):
+        return where
+    if not where.exists():
+        raise ConfigError(f"there is no '{model_id}' here; {hint(model_id)}")
+    return where.absolute()
+
+
 def find_model(model_id: str, revision: str | None, cache: str | None) -> Path:
     """The folder of a model, or its GGUF file; one of the hub is fetched, or found in its cache.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: as `model_source`.
+        StartError: it cannot be fetched.
     """
-    folder = Path(model_id)
-    if is_gguf(folder):
-        return model_folder(folder)
-    if folder.is_dir():
-        return folder.absolute().resolve()
-    switch_off()
-    try:
-        from huggingface_hub import snapshot_download  # comes with transformers
-    except ImportError:
-        raise ConfigError(f"'{model_id}' is no folder, and huggingface_hub is not installed to fetch it") from None
-    try:
-        found = snapshot_download(
-            model_id,
-            revision=revision,
-            cache_dir=cache,
-            allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"],
-            token=os.environ.get("HF_TOKEN") or os.environ.get("HF_API_TOKEN"),
-        )
-    except Exception as error:  # the library raises a dozen kinds
-        raise ConfigError(f"'{model_id}' is no folder and cannot be fetched from the hub: {error}") from error
-    return Path(found)
+    where = model_source(model_id, revision, cache)
+    path = where if isinstance(where, Path) else asyncio.run(fetch(where)).path
+    return path if is_gguf(path) else path.resolve()

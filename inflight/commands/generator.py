@@ -11,7 +11,8 @@ from inflight.commands.checkpoints import adapters as read_adapters
 from inflight.commands.options import Option, one_of, seconds, switch, whole
 from inflight.config import KV_CACHE_DTYPES, QUANTIZE, AdapterConfig, GeneratorConfig
 from inflight.errors import ConfigError, StartError
-from inflight.gguf import is_gguf, model_folder
+from inflight.gguf import is_gguf
+from inflight.hub import HubModel
 from inflight.loading import read_object
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -33,7 +34,7 @@ def memory(text: str) -> int:
 
 
 def adapters(text: str) -> tuple[AdapterConfig, ...]:
-    """`name=folder,folder`."""
+    """`name=folder,folder,org/name`."""
     try:
         return read_adapters(text)
     except ConfigError as error:
@@ -90,7 +91,13 @@ GENERATOR_OPTIONS = (
         "Folder where packed weights are kept from one start to the next. Default: nowhere.",
         metavar="DIR",
     ),
-    Option("model-id", str, "What /info and /v1 call the language model. Default: its path.", metavar="NAME"),
+    Option(
+        "revision",
+        str,
+        "Branch, tag or commit of a model of the hub. Default: its main branch.",
+        metavar="REVISION",
+    ),
+    Option("model-id", str, "What /info and /v1 call the language model. Default: its path or id.", metavar="NAME"),
     Option(
         "max-concurrent-requests",
         whole(1),
@@ -137,7 +144,8 @@ GENERATOR_OPTIONS = (
     Option(
         "lora-adapters",
         adapters,
-        "LoRA adapters that requests may name: name=folder or folder, separated by commas.",
+        "LoRA adapters that requests may name: folders or ids of the hub, separated by commas: name=folder, folder, "
+        "org/name, org/name@revision.",
         default=(),
         metavar="NAME=DIR,...",
     ),
@@ -178,20 +186,26 @@ def is_language_model(path: Path) -> bool:
         return next(path.glob("*/servable_config.py"), None) is None
 
 
-def generator_config(path: Path, values: Mapping[str, Any]) -> GeneratorConfig:
+def generator_config(where: Path | HubModel, written: str, values: Mapping[str, Any]) -> GeneratorConfig:
     """What the options say of one language model.
 
     Args:
-        path: its folder, or its GGUF file.
+        where: its folder, its GGUF file, or what is to be fetched of the hub.
+        written: as it was given.
     """
-    if not is_gguf(path):  # a link to one may lead to a name that tells nothing
-        path = path.resolve()  # `.` has no name
+    if isinstance(where, HubModel):
+        hub, folder, name, known = where, Path(where.repo), where.name, written
+    else:
+        # A link to a GGUF file may lead to a name that tells nothing, and `.` has none.
+        folder = where.absolute() if is_gguf(where) else where.resolve()
+        hub, name, known = None, folder.stem if is_gguf(folder) else folder.name, str(folder)
     given: tuple[int, ...] = values["device_ids"]
     size: int = values["tensor_parallel"]
     return GeneratorConfig(
-        model_dir=model_folder(path),
-        name=values["name"] or (path.stem if is_gguf(path) else path.name),
-        model_id=values["model_id"] or str(path),
+        model_dir=folder,
+        hub=hub,
+        name=values["name"] or name,
+        model_id=values["model_id"] or known,
         tensor_parallel=size,
         device_type=values["device_type"],
         device_ids=given if len(given) == size else (),

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from inflight import __version__
-from inflight.commands.checkpoints import adapters, find_model
+from inflight.commands.checkpoints import adapters, model_source
 from inflight.commands.options import UsageError, configure_log, stop_cleanly
 from inflight.config import QUANTIZE, GeneratorConfig, ListenConfig, ServerConfig
 from inflight.errors import ConfigError, InflightError
 from inflight.gguf import is_gguf
+from inflight.hub import HubModel
 from inflight.loading import one_line
 
 PROGRAM = "text-generation-launcher"
@@ -61,7 +62,7 @@ class Flag:
 
 
 FLAGS = (
-    Flag("model-id", str, help="Folder in Hugging Face layout, or the id of a model on the hub."),
+    Flag("model-id", str, help="Folder in Hugging Face layout, GGUF file, or the id of a model on the hub."),
     Flag("revision", str, help="Branch, tag or commit on the hub."),
     Flag("validation-workers", int, 2, "unused", "Texts are encoded by one thread, many at once."),
     Flag("sharded", str, help="true or false: use all devices, or one."),
@@ -110,7 +111,7 @@ FLAGS = (
     Flag("disable-grammar-support", bool, help="Refuse structured output."),
     Flag("env", bool, help="Print the environment and go on.", short="e", from_environment=False),
     Flag("max-client-batch-size", int, 4, help="Prompts in one completions request."),
-    Flag("lora-adapters", str, help="Adapters: name=folder or folder, separated by commas."),
+    Flag("lora-adapters", str, help="Adapters: folders or ids of the hub, name=folder, id@revision, with commas."),
     Flag("usage-stats", str, "on", "unused", "Nothing is reported to anybody."),
     Flag("payload-limit", int, 2_000_000, help="Bytes of a request's body."),
     Flag("enable-prefill-logprobs", bool, None, "unused", "A request that asks for them gets them."),
@@ -182,7 +183,9 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         raise ConfigError("--model-id (or MODEL_ID) is missing; give a folder in Hugging Face layout or a hub id")
     if values["max_input_tokens"] is not None and values["max_input_length"] is not None:
         raise ConfigError("--max-input-tokens and --max-input-length are one setting; give one of them")
-    folder = find_model(values["model_id"], values["revision"], values["huggingface_hub_cache"])
+    cache = values["huggingface_hub_cache"]
+    where = model_source(values["model_id"], values["revision"], cache)
+    hub = where if isinstance(where, HubModel) else None
     origins = values["cors_allow_origin"]
     server = ServerConfig(
         stop_timeout=float(values["graceful_termination_timeout"]),
@@ -197,8 +200,9 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
             f"--quantize {quantize} is not supported; use int8 or int4, or a checkpoint of {_IN_CHECKPOINTS}"
         )
     generator = GeneratorConfig(
-        model_dir=folder,
-        name=_name(values["model_id"]),
+        model_dir=Path(where.repo) if isinstance(where, HubModel) else _folder(where),
+        hub=hub,
+        name=_name(where),
         model_id=values["model_id"],
         tensor_parallel=_shards(values),
         dtype=values["dtype"] or "auto",
@@ -218,17 +222,20 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         max_waiting_tokens=values["max_waiting_tokens"],
         payload_limit=values["payload_limit"],
         grammars=not values["disable_grammar_support"],
-        adapters=adapters(values["lora_adapters"] or ""),
+        adapters=adapters(values["lora_adapters"] or "", cache),
         tokenizer_config=Path(template).absolute() if template else None,
     )
     return server, generator, ListenConfig(f"{values['hostname']}:{values['port']}")
 
 
-def _name(model_id: str) -> str:
-    path = Path(model_id)
-    if is_gguf(path):
-        return path.stem
-    return path.resolve().name if path.is_dir() else model_id.replace("/", "--")
+def _folder(path: Path) -> Path:
+    return path if is_gguf(path) else path.resolve()
+
+
+def _name(where: Path | HubModel) -> str:
+    if isinstance(where, HubModel):
+        return where.repo.replace("/", "--")
+    return where.stem if is_gguf(where) else where.resolve().name
 
 
 def _shards(values: Mapping[str, Any]) -> int:

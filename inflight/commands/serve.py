@@ -40,6 +40,7 @@ from inflight.config import (
     TlsConfig,
 )
 from inflight.errors import ConfigError, InflightError
+from inflight.hub import HubModel, hint, locate
 from inflight.loading import one_line
 
 CONFIG_FILE = "servable_config.py"
@@ -54,6 +55,8 @@ examples:
   inflight serve servables/digits --device-ids 0,1 --workers 4
   inflight serve ./llama-3.2-1b                  a language model in Hugging Face layout
   inflight serve ./llama-3.2-1b-q4_k_m.gguf      one of llama.cpp's files
+  inflight serve Qwen/Qwen3-0.6B                 a language model of the Hugging Face hub
+  inflight serve Qwen/Qwen3-0.6B-GGUF:Q8_0       one of its GGUF files
   inflight serve models/pocket servables/        both from one server
   inflight serve model.onnx --http 0.0.0.0:8080 --grpc off
   inflight serve --config server.toml            paths = ["servables/"]  http = "0.0.0.0:8080"
@@ -88,8 +91,8 @@ OPTIONS = (
         "paths",
         str,
         "A servable (a directory with servable_config.py), a directory of servables, a model file "
-        "(.onnx, .mindir, .pt2, ...), or a language model (a directory with config.json and safetensors, or a .gguf "
-        "file).",
+        "(.onnx, .mindir, .pt2, ...), or a language model: a directory with config.json and safetensors, a .gguf "
+        "file, or a model of the Hugging Face hub (org/name, org/name:Q4_K_M, org/name@revision).",
         default=(),
         metavar="PATH",
         many=True,
@@ -283,11 +286,12 @@ def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tup
     paths: Sequence[str] = values["paths"]
     if not paths:
         raise UsageError("PATH is missing; give a model file, a servable, a directory of servables or a language model")
-    folders = [Path(path).absolute() for path in paths if is_language_model(Path(path))]
-    places = [place for path in paths if not is_language_model(Path(path)) for place in _find(Path(path))]
-    if values["name"] and (len(places) + len(folders) != 1 or (places and places[0][2] is None)):
+    sources = {path: locate(path, revision=values["revision"]) for path in paths}
+    models = {path: where for path, where in sources.items() if isinstance(where, HubModel) or is_language_model(where)}
+    places = [place for path in paths if path not in models for place in _find(path)]
+    if values["name"] and (len(places) + len(models) != 1 or (places and places[0][2] is None)):
         raise UsageError("--name is for one model file or language model; a servable is named after its directory")
-    generators = tuple(generator_config(folder, values) for folder in folders)
+    generators = tuple(generator_config(where, path, values) for path, where in models.items())
     limits = dict(values["execution_timeout"])
     limits.pop("", None)
     configs = tuple(
@@ -315,9 +319,9 @@ def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tup
     return configs, generators
 
 
-def _find(path: Path) -> list[tuple[Path, str, Path | None]]:
+def _find(given: str) -> list[tuple[Path, str, Path | None]]:
     """Directory, name and model file (None for a servable) of everything a PATH stands for."""
-    path = path.absolute()
+    path = Path(given).absolute()
     if path.name == CONFIG_FILE:
         path = path.parent
     if path.is_file():
@@ -325,7 +329,10 @@ def _find(path: Path) -> list[tuple[Path, str, Path | None]]:
             raise UsageError(f"'{path}' is no model file; give a model file, or the directory with {CONFIG_FILE}")
         return [(path.parent, path.stem, path)]
     if not path.is_dir():
-        raise UsageError(f"'{path}' does not exist; give a model file, a servable or a directory of servables")
+        raise UsageError(
+            f"'{path}' does not exist; give a model file, a servable, a directory of servables or a language model; "
+            f"{hint(given)}"
+        )
     path = path.resolve()  # `.` has no name
     if (path / CONFIG_FILE).is_file():
         return [(path.parent, path.name, None)]

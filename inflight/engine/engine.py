@@ -136,7 +136,9 @@ class Engine:
         self._watch: asyncio.TimerHandle | None = None
         executor.on_lost = self._wake.set
         self._aborting: asyncio.Task[None] | None = None
-        self._info = GeneratorInfo(config.name, config.model_id or str(config.model_dir), GenerationLimits(0, 0))
+        self._info = GeneratorInfo(
+            config.name, config.model_id or str(config.model_dir), GenerationLimits(0, 0), commit=config.commit
+        )
 
     # The generator
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from inflight.config import DEFAULT_START_TIMEOUT, AdapterConfig, GeneratorConfig
@@ -26,10 +27,11 @@ from inflight.generation import (
     Token,
     TokenInfo,
 )
-from inflight.gguf import model_folder
+from inflight.hub import HubModel, locate
 from inflight.llm.local import LocalExecutor
 from inflight.loading import failed_load
 from inflight.plan import Sampling, ShardJob
+from inflight.progress import ProgressBar, weight_bytes
 from inflight.starting import waited_for
 from inflight.text import load_tokenizer
 
@@ -71,7 +73,9 @@ class LLM:
     """A language model in this process. All prompts of a call share its batches; a context manager.
 
     Args:
-        model_dir: a folder in Hugging Face layout, or a GGUF file.
+        model_dir: a folder in Hugging Face layout, or a GGUF file; or a model of the hub, which is fetched where it is
+            not in the hub's cache: `org/name`, `org/name:Q4_K_M`, `org/name@revision`.
+        revision: branch, tag or commit of a model of the hub.
         dtype: auto, float32, bfloat16 or float16.
         device_type: cpu, cuda, npu, or None for the best one here.
         threads: CPU threads; 0: torch's choice.
@@ -80,18 +84,20 @@ class LLM:
         packed_cache: folder where packed weights are kept from one time to the next.
         kv_cache_memory: bytes of the cache; None: measured.
         max_batch_size: prompts that are computed together.
-        lora_adapters: folders of LoRA adapters (PEFT's layout) by name.
+        lora_adapters: folders of LoRA adapters (PEFT's layout), or their ids on the hub, by name.
         max_batch_prefill_tokens, max_batch_mixed_tokens: of `GeneratorConfig`; None: by device.
         start_timeout: seconds that loading may take; a thread that hangs in a library stays. None: any time.
 
     Raises:
-        StartError: the model cannot be loaded.
+        ConfigError: an address that is none of the hub's.
+        StartError: the model cannot be fetched or loaded.
     """
 
     def __init__(
         self,
         model_dir: str | Path,
         *,
+        revision: str | None = None,
         dtype: str = "auto",
         device_type: str | None = None,
         device_id: int = 0,
@@ -111,22 +117,24 @@ class LLM:
         lora_adapters: Mapping[str, str | Path] | None = None,
         start_timeout: float | None = DEFAULT_START_TIMEOUT,
     ) -> None:
-        path = Path(model_dir).absolute()
-        folder = model_folder(path)
-        adapters = [(name, Path(path).absolute()) for name, path in (lora_adapters or {}).items()]
+        where = locate(model_dir, revision=revision)
+        hub = where if isinstance(where, HubModel) else None
         config = GeneratorConfig(
-            folder,
-            path.name,
+            Path(where.repo) if isinstance(where, HubModel) else where.absolute(),
+            where.name,
+            hub=hub,
             max_batch_size=max_batch_size,
             max_batch_prefill_tokens=max_batch_prefill_tokens,
             max_batch_mixed_tokens=max_batch_mixed_tokens,
             max_total_tokens=max_total_tokens,
             max_concurrent_requests=1 << 30,
             plans_in_flight=plans_in_flight,
-            adapters=tuple(AdapterConfig(name, path) for name, path in adapters),
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            adapters=tuple(AdapterConfig.of(name, given) for name, given in (lora_adapters or {}).items()),
         )
         job = ShardJob(
-            str(folder),
+            "",  # known once it is fetched
             device_type=device_type,
             device_id=device_id,
             dtype=dtype,
@@ -141,34 +149,15 @@ class LLM:
             packed_cache="" if packed_cache is None else str(Path(packed_cache).absolute()),
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
-            adapters=[(name, str(path)) for name, path in adapters],
         )
         self._closed = False
-        try:
-            tokenizer = load_tokenizer(folder)
-        except Exception as error:  # the tokenizer's library raises anything for a broken file
-            raise failed_load("the tokenizer", error, folder) from error
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="inflight-llm", daemon=True)
         self._thread.start()
-
-        loaded = [0.0]
-
-        async def start() -> Engine:
-            engine = Engine(config, tokenizer, LocalExecutor(job, loaded.append))
-            started = asyncio.wait_for(engine.start(), start_timeout)
-            try:
-                await waited_for(lambda: f"{loaded[-1]:.0%} of the weights of '{folder}' are loaded", started)
-            except asyncio.TimeoutError:
-                raise StartError(f"the model was not loaded within {start_timeout:g} seconds (start_timeout)") from None
-            return engine
-
         try:
-            self.engine = self._call(start())
-        except BaseException as error:
+            self.engine = self._call(_started(config, job, start_timeout))
+        except BaseException:
             self._stop_loop()
-            if isinstance(error, Exception):
-                raise failed_load("the model", error, folder) from error
             raise
 
     def generate(
@@ -317,6 +306,52 @@ class LLM:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _stop_loop(self) -> None:
+        """Ends what still runs on it too: Ctrl+C may have come in the middle of a start."""
+        self._call(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _started(config: GeneratorConfig, job: ShardJob, start_timeout: float | None) -> Engine:
+    """The engine of a model, which is fetched first where it is one of the hub.
+
+    Raises:
+        StartError: it cannot be fetched or loaded.
+    """
+    config = await config.fetched()
+    folder = config.model_dir
+    adapters = [(adapter.name, str(adapter.folder)) for adapter in config.adapters]
+    job = msgspec.structs.replace(job, model_dir=str(folder), adapters=adapters)
+    try:
+        tokenizer = load_tokenizer(folder)
+    except Exception as error:  # the tokenizer's library raises anything for a broken file
+        raise failed_load("the tokenizer", error, folder) from error
+    progress = ProgressBar(f"{config.name}, weights", weight_bytes(folder), lines=False)
+    loaded = 0.0
+
+    def tell(done: float) -> None:
+        nonlocal loaded
+        loaded = done
+        progress.share(done)
+
+    engine = Engine(config, tokenizer, LocalExecutor(job, tell))
+    whole = False
+    try:
+        starting = asyncio.wait_for(engine.start(), start_timeout)
+        await waited_for(lambda: f"{loaded:.0%} of the weights of '{folder}' are loaded", starting)
+        whole = True
+    except asyncio.TimeoutError:
+        raise StartError(f"the model was not loaded within {start_timeout:g} seconds (start_timeout)") from None
+    except Exception as error:
+        raise failed_load("the model", error, folder) from error
+    finally:
+        progress.close(whole)
+    return engine
+
+
+async def _end_tasks() -> None:
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -13,6 +13,7 @@ import msgspec
 
 from inflight.config import AdapterConfig, GeneratorConfig, ServableConfig, ServerConfig, processors
 from inflight.errors import ConfigError, InflightError, StartError, Unavailable
+from inflight.hub import HubModel, locate
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
 from inflight.place import Launch
@@ -189,12 +190,16 @@ class Fleet:
     async def _start_generators(self, group: Group, config: ServableConfig, offer: Offer) -> None:
         """Starts the language models that a servable declares; they answer under its name."""
         for one in offer.generators:
+            where = locate(one.model_dir)  # the worker has made it absolute, or the full name of a model of the hub
+            hub = where if isinstance(where, HubModel) else None
             generator = GeneratorConfig(
-                model_dir=Path(one.model_dir),
+                model_dir=Path(hub.repo) if hub is not None else Path(one.model_dir),
+                hub=hub,
                 name=config.name,
+                model_id=one.model_dir.removeprefix("hf.co/") if hub is not None else None,
                 tensor_parallel=one.tensor_parallel,
                 device_type=config.device_type,
-                adapters=tuple(AdapterConfig(name, Path(folder)) for name, folder in one.options.get("adapters", ())),
+                adapters=tuple(AdapterConfig.of(name, given) for name, given in one.options.get("adapters", ())),
                 **{name: value for name, value in one.options.items() if name != "adapters"},
             )
             await self._generators.start([generator])

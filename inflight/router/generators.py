@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from inflight.generation import (
 )
 from inflight.loading import failed_load
 from inflight.metrics import Load, Metrics
+from inflight.progress import ProgressBar, weight_bytes
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
 from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
@@ -36,8 +36,6 @@ T = TypeVar("T")
 
 LONGEST = 24 * 3600.0
 """Seconds after which a request without a deadline of its own is given up."""
-SHOWN_STEPS = 4
-"""Lines of progress while weights load."""
 
 
 class Announced:
@@ -203,11 +201,12 @@ class Generators:
             for config in configs:
                 if config.name in self._engines or config.name not in self._served:
                     self.announce([config])
+                config = await config.fetched()
                 try:
                     tokenizer = await _aside(partial(load_tokenizer, config.model_dir, config.tokenizer_config))
                 except Exception as error:  # the tokenizer's library raises anything for a broken file
                     raise failed_load("the tokenizer", error, config.model_dir) from error
-                shards = ShardGroup(config, self._config, _Progress(config.name))
+                shards = ShardGroup(config, self._config, partial(_progress, config))
                 engine = Engine(config, tokenizer, shards, self._config.restart, self._metrics)
                 self._engines[config.name] = engine
                 self._groups[config.name] = shards
@@ -264,17 +263,6 @@ async def _aside(call: Callable[[], T]) -> T:
     return await asyncio.wrap_future(result)
 
 
-class _Progress:
-    """Says now and then how much of the weights is there."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._shown = 0
-
-    def __call__(self, done: float) -> None:
-        step = int(done * SHOWN_STEPS)
-        if step != self._shown:
-            self._shown = step
-            if step:
-                share = 100 * step // SHOWN_STEPS
-                print(f"{self._name}: {share} % of the weights loaded", file=sys.stderr, flush=True)
+def _progress(config: GeneratorConfig) -> ProgressBar:
+    """What is told of a model's weights while its ranks load them."""
+    return ProgressBar(f"{config.name}, weights", weight_bytes(config.model_dir))

@@ -31,6 +31,7 @@ from inflight.link import (
 )
 from inflight.place import Launch, WorkerProcess, start_worker
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.progress import ProgressBar
 from inflight.starting import waited_for
 
 log = logging.getLogger("inflight")
@@ -112,15 +113,16 @@ class ShardGroup(Executor):
     Args:
         config: the model.
         server: limits and where the ranks' output goes.
-        on_progress: called with the share of the weights that every rank has loaded.
+        progress: makes what is told of the weights of one start; None: nothing is.
     """
 
     def __init__(
-        self, config: GeneratorConfig, server: ServerConfig, on_progress: Callable[[float], None] = lambda done: None
+        self, config: GeneratorConfig, server: ServerConfig, progress: Callable[[], ProgressBar] | None = None
     ) -> None:
         self._config = config
         self._server = server
-        self._on_progress = on_progress
+        self._make_progress = progress
+        self._progress: ProgressBar | None = None
         self._ranks: list[_Rank] = []
         self._results: deque[StepResult] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -144,11 +146,14 @@ class ShardGroup(Executor):
         size = self._config.tensor_parallel
         rendezvous = f"127.0.0.1:{_free_port()}" if size > 1 else ""
         self._ranks = [_Rank(number, self) for number in range(size)]
+        self._progress = self._make_progress() if self._make_progress is not None else None
+        loaded = False
         try:
             for rank in self._ranks:
                 await rank.start(self._launch(rank.number), self._job(rank.number, rendezvous, num_blocks))
             waiting = asyncio.gather(*(rank.offer for rank in self._ranks))
             offers = await waited_for(self._phase, asyncio.wait_for(waiting, self._server.start_timeout))
+            loaded = True
         except asyncio.TimeoutError:
             await self._end(0)
             raise StartError(
@@ -162,6 +167,9 @@ class ShardGroup(Executor):
         except BaseException:
             await self._end(0)
             raise
+        finally:
+            if self._progress is not None:
+                self._progress.close(whole=loaded)
         self._starts += 1
         return _smallest(offers)
 
@@ -213,8 +221,9 @@ class ShardGroup(Executor):
         self._wake()
 
     def progressed(self) -> None:
-        if self._ranks:  # a rank may tell of its progress when the start was given up already
-            self._on_progress(min(rank.loaded for rank in self._ranks))
+        # A rank may tell of its progress when the start was given up already.
+        if self._ranks and self._progress is not None:
+            self._progress.share(min(rank.loaded for rank in self._ranks))
 
     def rank_lost(self, rank: _Rank, error: InflightError) -> None:
         """One rank is gone or failed: plans in flight will never be answered."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inflight.errors import RegistrationError
+from inflight.errors import ConfigError, RegistrationError
 from inflight.gguf import is_gguf
+from inflight.hub import HubModel, hint, locate
 from inflight.servable.checks import check_bool, check_int, check_ints, check_str, check_strs
 from inflight.servable.device import AclOptions, Context, GpuOptions
 from inflight.servable.model import Model
@@ -104,6 +105,7 @@ def declare_generator(
     max_input_tokens: int | None = None,
     max_total_tokens: int | None = None,
     lora_adapters: Mapping[str, str | Path] | None = None,
+    revision: str | None = None,
 ) -> Model:
     """Declares a language model of the servable.
 
@@ -113,10 +115,12 @@ def declare_generator(
 
     Args:
         model_dir: a folder in Hugging Face layout, or a GGUF file; absolute, or relative to the servable's directory.
+            Or a model of the hub: `org/name`, `org/name:Q4_K_M`, which the server fetches.
         tensor_parallel: processes (devices) that share the model.
         kv_cache_memory: bytes of each process's cache; None: measured.
         threads: CPU threads of each process; 0: the cores, shared.
-        lora_adapters: folders of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
+        lora_adapters: folders or hub ids of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
+        revision: branch, tag or commit of a model of the hub.
         dtype, quantize, kv_cache_dtype, max_batch_size, max_concurrent_requests, max_input_tokens, max_total_tokens:
             as for `inflight serve`.
 
@@ -130,10 +134,7 @@ def declare_generator(
     registry = current_registry()
     if any(model.generator is not None for model in registry.models.values()):
         raise RegistrationError("a servable has one language model; declare the other one in a servable of its own")
-    folder = Path(model_dir)
-    folder = folder if folder.is_absolute() else registry.directory / folder
-    if not is_gguf(folder) and not (folder / "config.json").is_file():
-        raise RegistrationError(f"'{folder}' has no config.json; give a folder in Hugging Face layout as model_dir")
+    where = _model_source(model_dir, registry.directory, revision)
     options: dict[str, Any] = {
         "dtype": check_str("dtype", dtype),
         "kv_cache_bytes": kv_cache_memory,
@@ -145,22 +146,41 @@ def declare_generator(
         "max_input_tokens": max_input_tokens,
         "max_total_tokens": max_total_tokens,
     }
-    folders = {check_str("lora_adapters", name): Path(path) for name, path in (lora_adapters or {}).items()}
     options["adapters"] = [
-        [name, str(path if path.is_absolute() else registry.directory / path)] for name, path in folders.items()
+        [check_str("lora_adapters", name), str(locate(path, registry.directory))]
+        for name, path in (lora_adapters or {}).items()
     ]
     for name in ("kv_cache_bytes", "max_input_tokens", "max_total_tokens"):
         if options[name] is not None:
             check_int(name, options[name], 1)
-    key = folder.name
+    key = where.name
     registry.models[key] = ModelSpec(
         key=key,
         files=(),
         format="generator",
         with_batch_dim=False,
-        generator=GeneratorSpec(folder.resolve(), tensor_parallel, options),
+        generator=GeneratorSpec(where, tensor_parallel, options),
     )
     return Model(key)
+
+
+def _model_source(given: str | Path, directory: Path, revision: str | None) -> Path | HubModel:
+    """The folder of a language model, or what the server is to fetch.
+
+    Raises:
+        RegistrationError: there is no such folder, or it holds no model.
+    """
+    try:
+        where = locate(given, directory, revision=revision)
+    except ConfigError as error:
+        raise RegistrationError(str(error)) from error
+    if isinstance(where, HubModel) or is_gguf(where):
+        return where
+    if not where.exists():
+        raise RegistrationError(f"model_dir: there is no '{where}'; {hint(given)}")
+    if not (where / "config.json").is_file():
+        raise RegistrationError(f"'{where}' has no config.json; give a folder in Hugging Face layout as model_dir")
+    return where.resolve()
 
 
 def _check_format(model_format: object) -> str | None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from inflight.hub import HubModel
+
 DEFAULT_MAX_BATCH_SIZE = 32
 """Rows in one run of a model with a dynamic batch dimension, where `declare_model` does not say."""
 
@@ -35,12 +37,12 @@ class GeneratorSpec:
     """One `declare_generator`.
 
     Attributes:
-        model_dir: a folder in Hugging Face layout; absolute.
+        model_dir: a folder in Hugging Face layout, absolute; or a model of the hub.
         tensor_parallel: processes that share it.
         options: further fields of `inflight.config.GeneratorConfig`.
     """
 
-    model_dir: Path
+    model_dir: Path | HubModel
     tensor_parallel: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -151,7 +151,7 @@ class TgiRest:
             send,
             {
                 "model_id": info.model_id,
-                "model_sha": None,
+                "model_sha": info.commit,
                 "model_dtype": f"torch.{info.dtype}",
                 "model_device_type": info.device_type,
                 "model_pipeline_tag": "text-generation",

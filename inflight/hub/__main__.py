@@ -1,0 +1,55 @@
+"""The process that fetches: `python -m inflight.hub '{"model": ..., "wanted": ...}'` answers in JSON on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from inflight.hub.address import HubModel
+from inflight.hub.choose import Wanted
+from inflight.hub.download import download
+from inflight.loading import failed_load, one_line
+
+
+def main(asked: str) -> int:
+    """Fetches; ends at once when stdin does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _leave())
+    threading.Thread(target=_watch, name="parent", daemon=True).start()
+    request = json.loads(asked)
+    answer = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            found = download(HubModel(**request["model"]), Wanted(**request["wanted"]))
+            told = {"path": str(found.path), "commit": found.commit}
+        except Exception as error:  # whoever waits gets a line, whatever was raised
+            told = {"error": one_line(failed_load("the model of the hub", error))}
+    print(json.dumps(told), file=answer, flush=True)
+    return int("error" in told)
+
+
+def _watch() -> None:
+    while os.read(0, 1024):
+        pass
+    _leave()
+
+
+def _leave() -> None:
+    """Ends the process in the middle of whatever it does. Half files have names that nobody would find again: those
+    that this process writes are removed, where the system says which they are."""
+    descriptors = Path("/proc/self/fd")
+    for descriptor in list(descriptors.iterdir()) if descriptors.is_dir() else []:
+        with contextlib.suppress(OSError):
+            file = descriptor.readlink()
+            if file.suffix == ".incomplete":
+                file.unlink()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
