@@ -91,6 +91,8 @@ class ServableConfig:
 QUANTIZE = ("none", "int8", "int4", "int4-64", "int4-128")
 """What weights can be packed as; int4 is in groups of 32."""
 KV_CACHE_DTYPES = ("auto", "int8")
+GENERATION_CONFIGS = ("auto", "none")
+"""Whether OpenAI's routes take what a request does not say from the model's generation_config.json."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ class GeneratorConfig:
         grammars: requests may ask for structured output.
         adapters: LoRA adapters that requests may name.
         tokenizer_config: another tokenizer_config.json than the model's, for its chat template.
+        generation_config: auto: requests to OpenAI's routes that say nothing else are sampled as the model's
+            generation_config.json says, as vLLM does it; none: as OpenAI does it, as TGI does.
         pooling: what a decoder's embeddings are: of the `last` token, or the `mean` of all. None: as its folder says,
             else `last`.
     """
@@ -201,6 +205,7 @@ class GeneratorConfig:
     plans_in_flight: int = 2
     payload_limit: int = 2_000_000
     grammars: bool = True
+    generation_config: str = "auto"
     pooling: str | None = None
     adapters: tuple[AdapterConfig, ...] = ()
     tokenizer_config: Path | None = None

@@ -176,6 +176,22 @@ class GenerationLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """How a model's makers want it sampled: what OpenAI's routes take where a request says nothing. None: not said.
+
+    Attributes:
+        max_new_tokens: also the most that a request may ask for there, as vLLM has it.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ToolFormat:
     """How a model writes the calls of tools.
 
@@ -208,6 +224,7 @@ class GeneratorInfo:
         tool_format: how its template has tools called; None where the template knows no tools.
         loaded: False while it is known by its configuration only; then limits mean nothing and it answers nobody.
         commit: of the hub's repository that it came from, where it did.
+        defaults: sampling where a request says nothing, on the routes that honour it.
     """
 
     name: str
@@ -225,6 +242,7 @@ class GeneratorInfo:
     adapters: tuple[str, ...] = ()
     loaded: bool = True
     commit: str | None = None
+    defaults: SamplingDefaults = SamplingDefaults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,12 +272,14 @@ class Chat:
         tools: tool descriptions as plain JSON values, or None.
         kwargs: further variables for the template.
         tool_prompt: goes before the tools where the template knows none and they are written into a message.
+        template: name of the one to use, where the model has several; None: `tool_use` with tools, else `default`.
     """
 
     messages: list[dict[str, object]]
     tools: list[dict[str, object]] | None = None
     kwargs: dict[str, object] = field(default_factory=dict)
     tool_prompt: str = ""
+    template: str | None = None
 
 
 class Generator(Protocol):

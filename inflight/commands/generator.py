@@ -9,7 +9,7 @@ from typing import Any
 
 from inflight.commands.checkpoints import adapters as read_adapters
 from inflight.commands.options import Option, one_of, seconds, switch, whole
-from inflight.config import KV_CACHE_DTYPES, QUANTIZE, AdapterConfig, GeneratorConfig
+from inflight.config import GENERATION_CONFIGS, KV_CACHE_DTYPES, QUANTIZE, AdapterConfig, GeneratorConfig
 from inflight.errors import ConfigError, StartError
 from inflight.gguf import is_gguf
 from inflight.hub import HubModel
@@ -157,6 +157,14 @@ GENERATOR_OPTIONS = (
         metavar="KIND",
     ),
     Option(
+        "generation-config",
+        one_of(*GENERATION_CONFIGS),
+        "auto: OpenAI's routes take temperature, top_p, top_k, min_p, repetition_penalty and max_new_tokens from the "
+        "model's generation_config.json where a request does not say them. none: as OpenAI and TGI do. Default auto.",
+        default="auto",
+        metavar="FROM",
+    ),
+    Option(
         "payload-limit", whole(1024), "Bytes of a generation's body. Default 2000000.", default=2_000_000, metavar="N"
     ),
     Option("disable-grammar-support", switch, "Refuse structured output.", default=False),
@@ -234,6 +242,7 @@ def generator_config(where: Path | HubModel, written: str, values: Mapping[str, 
         step_timeout=values["step_timeout"],
         adapters=values["lora_adapters"],
         pooling=values["pooling"],
+        generation_config=values["generation_config"],
         payload_limit=values["payload_limit"],
         grammars=not values["disable_grammar_support"],
     )

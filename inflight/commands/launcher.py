@@ -224,6 +224,7 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         grammars=not values["disable_grammar_support"],
         adapters=adapters(values["lora_adapters"] or "", cache),
         tokenizer_config=Path(template).absolute() if template else None,
+        generation_config="none",  # TGI reads the ends of texts from it, and no sampling
     )
     return server, generator, ListenConfig(f"{values['hostname']}:{values['port']}")
 

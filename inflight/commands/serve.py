@@ -286,7 +286,10 @@ def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tup
     paths: Sequence[str] = values["paths"]
     if not paths:
         raise UsageError("PATH is missing; give a model file, a servable, a directory of servables or a language model")
-    sources = {path: locate(path, revision=values["revision"]) for path in paths}
+    try:
+        sources = {path: locate(path, revision=values["revision"]) for path in paths}
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
     models = {path: where for path, where in sources.items() if isinstance(where, HubModel) or is_language_model(where)}
     places = [place for path in paths if path not in models for place in _find(path)]
     if values["name"] and (len(places) + len(models) != 1 or (places and places[0][2] is None)):

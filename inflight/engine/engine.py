@@ -37,6 +37,7 @@ from inflight.generation import (
     GenerationRequest,
     GeneratorInfo,
     PieceOfText,
+    SamplingDefaults,
     Start,
 )
 from inflight.metrics import Load, Metrics
@@ -270,7 +271,7 @@ class Engine:
         template = self._tokenizer.chat
         if template is None:
             raise TemplateError("this model has no chat template; send a prompt to a route without chat instead")
-        return template.render(shown(chat, template.tool_format))
+        return template.render(shown(chat, template.format_of(chat.template)))
 
     # Requests in and out
 
@@ -676,6 +677,7 @@ class Engine:
             unit_vectors=self._unit_vectors,
             generates=offer.family != ENCODER,
             adapters=tuple(adapter.name for adapter in config.adapters),
+            defaults=self._tokenizer.defaults if config.generation_config == "auto" else SamplingDefaults(),
         )
         mixed = config.mixed_tokens(offer.device_type)
         capacity = Capacity(

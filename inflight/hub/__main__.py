@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from inflight.hub.address import HubModel
@@ -42,13 +43,26 @@ def _watch() -> None:
 def _leave() -> None:
     """Ends the process in the middle of whatever it does. Half files have names that nobody would find again: those
     that this process writes are removed, where the system says which they are."""
+    idle = 0
+    for _ in range(40):  # threads may be about to begin a file
+        idle = 0 if _remove_half_files() else idle + 1
+        if idle == 2:
+            break
+        time.sleep(0.05)
+    os._exit(1)
+
+
+def _remove_half_files() -> bool:
+    """Whether there were some."""
+    found = False
     descriptors = Path("/proc/self/fd")
     for descriptor in list(descriptors.iterdir()) if descriptors.is_dir() else []:
         with contextlib.suppress(OSError):
             file = descriptor.readlink()
             if file.suffix == ".incomplete":
                 file.unlink()
-    os._exit(1)
+                found = True
+    return found
 
 
 if __name__ == "__main__":

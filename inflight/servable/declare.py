@@ -106,6 +106,7 @@ def declare_generator(
     max_total_tokens: int | None = None,
     lora_adapters: Mapping[str, str | Path] | None = None,
     revision: str | None = None,
+    generation_config: str = "auto",
 ) -> Model:
     """Declares a language model of the servable.
 
@@ -121,8 +122,8 @@ def declare_generator(
         threads: CPU threads of each process; 0: the cores, shared.
         lora_adapters: folders or hub ids of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
         revision: branch, tag or commit of a model of the hub.
-        dtype, quantize, kv_cache_dtype, max_batch_size, max_concurrent_requests, max_input_tokens, max_total_tokens:
-            as for `inflight serve`.
+        dtype, quantize, kv_cache_dtype, generation_config, max_batch_size, max_concurrent_requests, max_input_tokens,
+            max_total_tokens: as for `inflight serve`.
 
     Returns:
         The model, for `add_stage`.
@@ -141,6 +142,7 @@ def declare_generator(
         "threads": check_int("threads", threads, 0),
         "quantize": check_str("quantize", quantize),
         "kv_cache_dtype": check_str("kv_cache_dtype", kv_cache_dtype),
+        "generation_config": check_str("generation_config", generation_config),
         "max_batch_size": check_int("max_batch_size", max_batch_size, 1),
         "max_concurrent_requests": check_int("max_concurrent_requests", max_concurrent_requests, 1),
         "max_input_tokens": max_input_tokens,

@@ -2,6 +2,7 @@
 
 from inflight.telemetry import switch_off
 from inflight.text.chat import shown
+from inflight.text.defaults import sampling_defaults
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar
 from inflight.text.stop import StopTexts
@@ -17,6 +18,7 @@ __all__ = [
     "Tokenizer",
     "json_grammar",
     "load_tokenizer",
+    "sampling_defaults",
     "shown",
 ]
 

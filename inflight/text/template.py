@@ -23,35 +23,53 @@ MAX_PROMPT = 1 << 24
 """Characters of a rendered prompt; a template that makes more is stopped."""
 
 
+DEFAULT, TOOL_USE = "default", "tool_use"
+"""Names of templates that transformers picks by itself: the second one for chats with tools, where there is one."""
+
+_LONGEST_NAME = 60
+
+
 class ChatTemplate:
-    """One compiled template.
+    """A model's chat templates, compiled.
 
     Args:
-        source: Jinja text.
+        templates: Jinja texts by name, or the only one; of several one is `default`, or the first is taken for it.
         tokens: special tokens by the names that templates use (`bos_token`, `eos_token`, ...).
-        tool_source: another template for chats with tools, where the model has one.
 
     Raises:
-        TemplateError: it is no template.
+        TemplateError: one is no template.
     """
 
-    def __init__(self, source: str, tokens: Mapping[str, str] | None = None, tool_source: str | None = None) -> None:
-        self.source = source
-        self._tool_source = tool_source or source
+    def __init__(self, templates: str | Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
+        self._sources = {DEFAULT: templates} if isinstance(templates, str) else dict(templates)
+        self._first = DEFAULT if DEFAULT in self._sources else next(iter(self._sources))
         self._tokens = dict(tokens or {})
         environment = _environment()
-        try:
-            self._template = environment.from_string(source)
-            self._tools = environment.from_string(tool_source) if tool_source else self._template
-        except Exception as error:  # compiling runs out of Python's stack, or makes no Python
-            raise TemplateError(f"the model's chat template is broken: {error or type(error).__name__}") from error
-        # A template that never looks into a content's parts wants it as one text.
-        self._wants_parts = "content" in source and (".type" in source or "['type']" in source or '["type"]' in source)
+        self._compiled: dict[str, jinja2.Template] = {}
+        for name, source in self._sources.items():
+            try:
+                self._compiled[name] = environment.from_string(source)
+            except Exception as error:  # compiling runs out of Python's stack, or makes no Python
+                what = "chat template" if len(self._sources) == 1 else f"chat template '{name}'"
+                raise TemplateError(f"the model's {what} is broken: {error or type(error).__name__}") from error
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the templates."""
+        return tuple(self._sources)
 
     @property
     def tool_format(self) -> ToolFormat | None:
-        """How calls are written, by the marks that the template uses itself; None where it has no tools."""
-        source = self._tool_source
+        """How calls are written where nobody names a template."""
+        return self.format_of(None)
+
+    def format_of(self, name: str | None) -> ToolFormat | None:
+        """How calls are written, by the marks that the template uses itself; None where it has no tools.
+
+        Raises:
+            InvalidRequest: there is no template of that name.
+        """
+        source = self._sources[self._pick(name, tools=True)]
         if "tools" not in source:
             return None
         if "[TOOL_CALLS]" in source:
@@ -68,15 +86,28 @@ class ChatTemplate:
         Raises:
             TemplateError: the template refused the messages, with its own text.
         """
-        messages = [self._message(message) for message in chat.messages]
+        name = self._pick(chat.template, bool(chat.tools))
+        messages = [_message(message, _wants_parts(self._sources[name])) for message in chat.messages]
         marked = _marked(messages)
         if marked is not None:
-            prompt, found, _ = self._run(chat, marked).rpartition(_MARK)
+            prompt, found, _ = self._run(name, chat, marked).rpartition(_MARK)
             if found:
                 return prompt
-        return self._run(chat, messages)  # also where a template does not show that text as it is
+        return self._run(name, chat, messages)  # also where a template does not show that text as it is
 
-    def _run(self, chat: Chat, messages: list[dict[str, object]]) -> str:
+    def _pick(self, name: str | None, tools: bool) -> str:
+        """The template of that name, or the one that transformers would take."""
+        if name is None:
+            return TOOL_USE if tools and TOOL_USE in self._sources else self._first
+        if name not in self._sources:
+            shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+            raise InvalidRequest(
+                f"`chat_template` is {shown!r}, and templates in requests are not run; name one of the model's: "
+                f"{', '.join(self._sources)}"
+            )
+        return name
+
+    def _run(self, name: str, chat: Chat, messages: list[dict[str, object]]) -> str:
         values: dict[str, object] = {
             **self._tokens,
             "messages": messages,
@@ -85,11 +116,10 @@ class ChatTemplate:
             "add_generation_prompt": True,
             **chat.kwargs,
         }
-        template = self._tools if chat.tools else self._template
         parts: list[str] = []
         size = 0
         try:
-            for part in template.generate(values):
+            for part in self._compiled[name].generate(values):
                 parts.append(part)
                 size += len(part)
                 if size > MAX_PROMPT:
@@ -100,16 +130,22 @@ class ChatTemplate:
             raise TemplateError(str(error) or type(error).__name__) from error
         return "".join(parts)
 
-    def _message(self, message: dict[str, object]) -> dict[str, object]:
-        content = message.get("content")
-        if not isinstance(content, list):
-            return message
-        texts: list[str] = []
-        for part in content:
-            if not isinstance(part, dict) or part.get("type") != "text":
-                raise InvalidRequest("this model reads text only; send content parts of type 'text'")
-            texts.append(str(part.get("text", "")))
-        return message if self._wants_parts else {**message, "content": "".join(texts)}
+
+def _wants_parts(source: str) -> bool:
+    """A template that never looks into a content's parts wants it as one text."""
+    return "content" in source and (".type" in source or "['type']" in source or '["type"]' in source)
+
+
+def _message(message: dict[str, object], as_parts: bool) -> dict[str, object]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    texts: list[str] = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise InvalidRequest("this model reads text only; send content parts of type 'text'")
+        texts.append(str(part.get("text", "")))
+    return message if as_parts else {**message, "content": "".join(texts)}
 
 
 def _marked(messages: list[dict[str, object]]) -> list[dict[str, object]] | None:
@@ -172,22 +208,42 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def pick_template(found: object) -> tuple[str | None, str | None]:
-    """The template for chats and the one for chats with tools, of what tokenizer_config.json holds: a text, or
-    several by name, in a list or in an object.
+def named_templates(found: object) -> dict[str, str]:
+    """Templates by name, of what tokenizer_config.json holds: a text, or several by name, in a list or in an object.
 
     Raises:
         TemplateError: it is neither.
     """
-    if found is None or isinstance(found, str):
-        return found, None
+    if found is None:
+        return {}
+    if isinstance(found, str):
+        return {DEFAULT: found}
     named = dict(found) if isinstance(found, Mapping) else _by_name(found)
     if not all(isinstance(text, str) for text in (*named, *named.values())):
         raise TemplateError(
             "chat_template in tokenizer_config.json must be a text, or a list of objects with name and template"
         )
-    default = named.get("default") or next(iter(named.values()), None)
-    return default, named.get("tool_use")
+    return named
+
+
+def pick_templates(own: Mapping[str, str], configured: object, replaced: bool = False) -> dict[str, str]:
+    """A model's chat templates by name; `default` is the one of most chats.
+
+    As transformers has it, templates in files of their own go before what tokenizer_config.json holds; what that calls
+    `default` stays where no file does.
+
+    Args:
+        own: of chat_template.jinja and additional_chat_templates/NAME.jinja.
+        configured: `chat_template` of tokenizer_config.json.
+        replaced: that is not the model's own tokenizer_config.json: it goes before the files.
+
+    Raises:
+        TemplateError: `configured` is neither a text nor several by name.
+    """
+    held = named_templates(configured)
+    if held and (replaced or not own):
+        return held
+    return {**({} if DEFAULT in own else held), **own}
 
 
 def _by_name(found: object) -> dict[Any, Any]:

@@ -13,13 +13,14 @@ import tokenizers
 
 from inflight.checkpoint import HfFolder, ModelFolder, open_model
 from inflight.errors import InvalidRequest, StartError, TemplateError
-from inflight.generation import PieceOfText, ToolFormat
+from inflight.generation import PieceOfText, SamplingDefaults, ToolFormat
 from inflight.loading import read_object
 from inflight.plan import unknown_token
 from inflight.sentences import read_sentence_model
+from inflight.text.defaults import sampling_defaults
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler
-from inflight.text.template import ChatTemplate, pick_template
+from inflight.text.template import ChatTemplate, named_templates, pick_templates
 from inflight.text.vocabulary import build, end_ids, read_vocabulary, token_names
 
 # The library's own threads and a fork elsewhere do not go together; batches are small, one thread is enough.
@@ -35,7 +36,8 @@ class Tokenizer:
         eos_ids: tokens that end a generation, most specific source first.
         bos_token, eos_token: as text, where the model has them.
         vocab_size: tokens, added ones included.
-        chat: the chat template, or None.
+        chat: the chat templates, or None.
+        defaults: how the model's makers want it sampled.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Tokenizer:
         eos_ids: Sequence[int],
         names: Mapping[str, str],
         chat: ChatTemplate | None,
+        defaults: SamplingDefaults = SamplingDefaults(),
     ) -> None:
         self._tokenizer = tokenizer
         self._special = {
@@ -54,6 +57,7 @@ class Tokenizer:
         self.eos_token = names.get("eos_token")
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self.chat = chat
+        self.defaults = defaults
         self._text_of = lru_cache(1 << 16)(self._decode_one)
 
     def tool_format(self) -> ToolFormat | None:
@@ -181,7 +185,8 @@ def load_tokenizer(model: ModelFolder | Path | str, tokenizer_config: Path | Non
         tokenizer = _from_file(model)
     named = tokenizer.token_to_id(names["eos_token"]) if "eos_token" in names else None
     template = _template(model, config, names, tokenizer_config is not None)
-    return Tokenizer(tokenizer, ends + ([named] if named is not None else []), names, template)
+    ends = ends + ([named] if named is not None else [])
+    return Tokenizer(tokenizer, ends, names, template, sampling_defaults(model.generation_config))
 
 
 def _from_file(model: ModelFolder) -> tokenizers.Tokenizer:
@@ -251,12 +256,18 @@ def _token_ids(model: ModelFolder, name: str, source: Mapping[str, Any]) -> list
 def _template(
     model: ModelFolder, config: Mapping[str, Any], names: Mapping[str, str], replaced: bool
 ) -> ChatTemplate | None:
-    """The usual template and the one for tools, of files of their own before those in tokenizer_config.json."""
     try:
-        source, tools = pick_template(config.get("chat_template"))
-        own = model.templates.own
-        if own and not (replaced and source is not None):
-            source, tools = own.get("default", source), own.get("tool_use", tools if "default" not in own else None)
-        return ChatTemplate(source, names, tools) if source is not None else None
+        found = pick_templates(model.templates.own, config.get("chat_template"), replaced) or _oldest_form(model)
+        return ChatTemplate(found, names) if found else None
     except TemplateError as error:
         raise StartError(f"'{model.path}': {error}") from error
+
+
+def _oldest_form(model: ModelFolder) -> dict[str, str]:
+    """Templates of the files that processors had before templates had files of their own."""
+    for path in (model.beside / "chat_template.json", model.beside / "processor_config.json"):
+        if isinstance(model, HfFolder) and path.exists():
+            found = named_templates(read_object(path).get("chat_template"))
+            if found:
+                return found
+    return {}

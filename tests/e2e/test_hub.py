@@ -74,7 +74,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
         "toy/secret": Repository(files, token="right"),
         "toy/gated": Repository(files, gated=True),
         "toy/huge": Repository({"config.json": b"{}", "model.safetensors": b"x"}, sizes={"model.safetensors": 1 << 60}),
-        "toy/cut": Repository({"config.json": b"{}", "model.safetensors": os.urandom(1 << 20)}),
+        "toy/cut": Repository({"config.json": b"{}", "model.safetensors": os.urandom(12 << 20)}),
     }
     with HubServer(repositories) as server:
         yield server
@@ -101,82 +101,84 @@ class Fetcher:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
+    def __enter__(self) -> Fetcher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
     def end(self) -> str:
         """What it wrote to stderr."""
-        return self._process.communicate(timeout=60)[1]
+        if self._process.returncode is None:
+            self._said = self._process.communicate(timeout=60)[1]
+        return self._said
 
 
-def test_what_is_fetched_and_what_is_said(hub: HubServer, tmp_path: Path) -> None:
-    fetch = Fetcher(hub.environment(tmp_path))
-    hub.sent.clear()
-    path, commit = fetch("toy/pocket")
-    assert hub.fetched == sorted([*SMALL, "model.safetensors"])
-    assert sorted(file.name for file in Path(path).iterdir()) == hub.fetched
-    assert (Path(path) / "model.safetensors").read_bytes() == (POCKET / "model.safetensors").read_bytes()
-    assert (commit, Path(path).name) == (MAIN, MAIN)
-    hub.sent.clear()
-    hub.asked.clear()
-    assert fetch("toy/pocket") == [path, MAIN]
-    assert sum(hub.asked.values()) == 1  # it asks what the main branch is now
-    assert fetch("toy/pocket@v1")[1] == V1
-    assert fetch("toy/pocket", cache=str(tmp_path / "other"))[0].startswith(str(tmp_path / "other"))
-    hub.sent.clear()
-    assert fetch("toy/gguf")[0].endswith("pocket-Q4_0.gguf")  # of what there is the nearest to Q4_K_M
-    assert fetch("toy/gguf:q8_0")[0].endswith("pocket-Q8_0.gguf")
-    assert hub.fetched == ["pocket-Q4_0.gguf", "pocket-Q8_0.gguf"]
+def test_what_is_fetched(hub: HubServer, tmp_path: Path) -> None:
+    with Fetcher(hub.environment(tmp_path)) as fetch:
+        hub.sent.clear()
+        path, commit = fetch("toy/pocket")
+        assert hub.fetched == sorted([*SMALL, "model.safetensors"])
+        assert sorted(file.name for file in Path(path).iterdir()) == hub.fetched
+        assert (Path(path) / "model.safetensors").read_bytes() == (POCKET / "model.safetensors").read_bytes()
+        assert (commit, Path(path).name) == (MAIN, MAIN)
+        hub.sent.clear()
+        hub.asked.clear()
+        assert fetch("toy/pocket") == [path, MAIN]
+        assert sum(hub.asked.values()) == 1  # it asks what the main branch is now
+        assert fetch("toy/pocket@v1")[1] == V1
+        assert fetch("toy/pocket", cache=str(tmp_path / "other"))[0].startswith(str(tmp_path / "other"))
+        hub.sent.clear()
+        assert fetch("toy/gguf")[0].endswith("pocket-Q4_0.gguf")  # of what there is the nearest to Q4_K_M
+        assert fetch("toy/gguf:q8_0")[0].endswith("pocket-Q8_0.gguf")
+        assert hub.fetched == ["pocket-Q4_0.gguf", "pocket-Q8_0.gguf"]
 
-    assert "has no Q5_K_M; it has Q4_0, Q8_0, F16, Q2_K" in fetch("toy/gguf:Q5_K_M")
-    assert f"the hub at {hub.address} has no model of that name, or it is private" in fetch("toy/none")
-    assert "or it is private, which needs HF_TOKEN" in fetch("toy/secret")
-    assert f"is gated, and HF_TOKEN is not set: accept its terms at {hub.address}/toy/gated" in fetch("toy/gated")
-    assert "'toy/pocket' has no revision 'v9'" in fetch("toy/pocket@v9")
+        hub.sent.clear()
+        hub.ranges.clear()
+        hub.cuts["model.safetensors"] = [11 << 20]
+        path, _ = fetch("toy/cut")
+        assert (Path(path) / "model.safetensors").read_bytes() == hub.repositories["toy/cut"].files["model.safetensors"]
+        assert hub.ranges == ["bytes=10485760-"]  # it goes on near where the connection was cut: pieces have 10 MiB
+        assert hub.sent["model.safetensors"] == 2
 
-    hub.sent.clear()
-    hub.ranges.clear()
-    hub.cuts["model.safetensors"] = [300_000]
-    path, _ = fetch("toy/cut")
-    assert (Path(path) / "model.safetensors").read_bytes() == hub.repositories["toy/cut"].files["model.safetensors"]
-    assert hub.ranges == ["bytes=300000-"]  # it goes on where the connection was cut
-    assert hub.sent["model.safetensors"] == 2
+        assert "has no Q5_K_M; it has Q4_0, Q8_0, F16, Q2_K" in fetch("toy/gguf:Q5_K_M")
+        assert f"the hub at {hub.address} has no model of that name, or it is private" in fetch("toy/none")
+        assert "or it is private, which needs HF_TOKEN" in fetch("toy/secret")
+        assert f"is gated, and HF_TOKEN is not set: accept its terms at {hub.address}/toy/gated" in fetch("toy/gated")
+        assert "'toy/pocket' has no revision 'v9'" in fetch("toy/pocket@v9")
+        huge = fetch("toy/huge")
+        assert "needs 1152921.5 TB in" in huge
+        assert "set HF_HOME to a folder on a larger disk" in huge
 
-    hub.down = 503
-    try:
-        assert fetch("toy/pocket")[1] == MAIN  # from the cache
-        assert f"the hub at {hub.address} answers 503, and 'hf.co/toy/red' is not in its cache" in fetch("toy/red")
-    finally:
-        hub.down = None
-    said = fetch.end()
+        hub.down = 503
+        try:
+            assert fetch("toy/pocket")[1] == MAIN  # from the cache
+            assert f"the hub at {hub.address} answers 503, and 'hf.co/toy/red' is not in its cache" in fetch("toy/red")
+        finally:
+            hub.down = None
+        said = fetch.end()
     assert "toy/gguf: taking Q4_0 of Q4_0, Q8_0, F16, Q2_K" in said
     assert "answers 503: taking hf.co/toy/pocket from the cache" in said
     assert "fetching toy/pocket: 9.6 MB in " in said
     assert "\r" not in said  # no bars where there is no terminal
 
 
-def test_token_offline_and_disk(hub: HubServer, tmp_path: Path) -> None:
-    fetch = Fetcher(hub.environment(tmp_path, HF_TOKEN="right"))
-    for name in ("toy/secret", "toy/gated"):
-        assert (Path(fetch(name)[0]) / "model.safetensors").exists()
-    hub.sent.clear()
-    found = fetch("toy/huge")
-    assert "needs 1152921.5 TB in" in found
-    assert "set HF_HOME to a folder on a larger disk" in found
-    assert not hub.sent
-    fetch.end()
-    fetch = Fetcher(hub.environment(tmp_path, HF_TOKEN="wrong"))
-    assert "refuses the token (401); set HF_TOKEN to a valid one" in fetch("toy/pocket")
-    fetch.end()
+def test_token_and_offline(hub: HubServer, tmp_path: Path) -> None:
+    with Fetcher(hub.environment(tmp_path, HF_TOKEN="right")) as fetch:
+        for name in ("toy/secret", "toy/gated"):
+            assert (Path(fetch(name)[0]) / "model.safetensors").exists()
+    with Fetcher(hub.environment(tmp_path, HF_TOKEN="wrong")) as fetch:
+        assert "refuses the token (401); set HF_TOKEN to a valid one" in fetch("toy/pocket")
     hub.asked.clear()
-    fetch = Fetcher(hub.environment(tmp_path, HF_HUB_OFFLINE="1"))
-    assert fetch("toy/secret")[1] == MAIN
-    found = fetch("toy/pocket")
-    assert found.startswith("HF_HUB_OFFLINE is set, and 'hf.co/toy/pocket' is not in its cache")
-    assert "unset HF_HUB_OFFLINE once, or give the path of a folder" in found
-    fetch.end()
+    with Fetcher(hub.environment(tmp_path, HF_HUB_OFFLINE="1")) as fetch:
+        assert fetch("toy/secret")[1] == MAIN
+        found = fetch("toy/pocket")
+        assert found.startswith("HF_HUB_OFFLINE is set, and 'hf.co/toy/pocket' is not in its cache")
+        assert "unset HF_HUB_OFFLINE once, or give the path of a folder" in found
     assert not hub.asked
-    fetch = Fetcher({**hub.environment(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert fetch("toy/secret")[1] == MAIN
-    assert "the hub at http://127.0.0.1:9 cannot be reached" in fetch("toy/pocket")
-    assert "cannot be reached" in fetch.end()
+    with Fetcher({**hub.environment(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}) as fetch:
+        assert fetch("toy/secret")[1] == MAIN
+        assert "the hub at http://127.0.0.1:9 cannot be reached" in fetch("toy/pocket")
 
 
 def generated(address: str, **body: Any) -> str:
@@ -188,18 +190,16 @@ def generated(address: str, **body: Any) -> str:
 def test_inflight_serve(hub: HubServer, tmp_path: Path) -> None:
     """A model, an adapter and what a servable declares, all of the hub."""
     write_servable(tmp_path / "servables", "talks", TALKS)
-    options = ["--kv-cache-memory", "16m", "--max-total-tokens", "256", "--lora-adapters", "red=toy/red@v1,toy/red"]
+    options = ["--kv-cache-memory", "16m", "--max-total-tokens", "256", "--lora-adapters", "toy/red@v1"]
     environment = hub.environment(tmp_path / "home")
     with serve(tmp_path, "toy/pocket", str(tmp_path / "servables"), *options, environment=environment) as server:
         info = get(server.http, "/info")
         assert (info["model_id"], info["model_sha"]) == ("toy/pocket", MAIN)
         models = [one["id"] for one in get(server.http, "/v1/models")["data"]]
-        assert models == ["pocket", "red", "toy/red", "talks"]
+        assert models == ["pocket", "talks", "toy/red"]
         parameters = {"max_new_tokens": 12}
         plain = generated(server.http, inputs=PROMPT, parameters=parameters)
-        red = generated(server.http, inputs=PROMPT, parameters={**parameters, "adapter_id": "toy/red"})
-        assert red != plain
-        assert red == generated(server.http, inputs=PROMPT, parameters={**parameters, "adapter_id": "red"})
+        assert generated(server.http, inputs=PROMPT, parameters={**parameters, "adapter_id": "toy/red"}) != plain
         body = json.dumps({"instances": [{"name": "Mia"}]}).encode()
         story = json.loads(request(server.http, "POST", "/model/talks:tell", body)[1])["instances"][0]["story"]
         assert story
@@ -261,31 +261,15 @@ def test_a_fetch_that_is_given_up(hub: HubServer, tmp_path: Path, how: str) -> N
         hub.hold.set()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "text"),
-    [
-        (["toy/none"], 1, "inflight serve: 'toy/none' is no path here, and the hub at "),
-        (["toy/gguf:Q5_K_M"], 1, "inflight serve: 'toy/gguf' has no Q5_K_M; it has "),
-        (
-            ["pockett"],
-            2,
-            "does not exist; give a model file, a servable, a directory of servables or a language model; a ",
-        ),
-        (["./toy/none"], 2, "does not exist; "),
-        (["hf.co/a/b/c"], 2, "'hf.co/a/b/c' is no model of the hub"),
-    ],
-)
-def test_one_line_for_what_is_wrong(
-    hub: HubServer, tmp_path: Path, arguments: list[str], status: int, text: str
-) -> None:
+def test_one_line_for_what_is_wrong(hub: HubServer, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "inflight.cli", "serve", *arguments, "--http", "127.0.0.1:0", "--grpc", "off"],
+        [sys.executable, "-m", "inflight.cli", "serve", "toy/none", "--http", "127.0.0.1:0", "--grpc", "off"],
         env={**os.environ, **hub.environment(tmp_path)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.returncode == status, done.stderr
-    assert text in done.stderr
+    assert done.returncode == 1
+    assert done.stderr.startswith("inflight serve: 'toy/none' is no path here, and the hub at ")
     assert done.stderr.count("\n") == 1, done.stderr

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from inflight.commands.options import UsageError, resolve
+from inflight.commands.serve import COMMAND, build_plan
 from inflight.errors import ConfigError, StartError
 from inflight.hub import HubModel, hint, locate, parse
 from inflight.hub.choose import Choice, Wanted, choose
@@ -69,6 +72,37 @@ def test_a_path_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert locate("gpt2", bare=True) == HubModel("gpt2")
     assert locate("other/pocket", tmp_path / "models") == HubModel("other/pocket")
     assert locate("pocket", tmp_path / "models") == tmp_path / "models" / "pocket"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            "pockett",
+            "does not exist; give a model file, a servable, a directory of servables or a language model; a model",
+        ),
+        ("./toy/none", "does not exist; "),
+        ("models/pockett", "for the model of the hub write hf.co/models/pockett"),
+        ("hf.co/a/b/c", "'hf.co/a/b/c' is no model of the hub"),
+    ],
+)
+def test_a_path_that_is_not_there(given: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=re.escape(text)):
+        build_plan(resolve(COMMAND, {"paths": [given]}, {}))
+
+
+def test_the_options_of_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"paths": ["org/name:Q8_0", "org/other@v2"], "revision": "v1", "lora_adapters": "a/b@v3,red=a/c"}
+    first, second = build_plan(resolve(COMMAND, given, {})).generators
+    assert (first.name, first.model_id, first.hub) == ("name", "org/name:Q8_0", HubModel("org/name", "Q8_0", "v1"))
+    assert second.hub == HubModel("org/other", "", "v2")
+    assert [(one.name, one.hub) for one in first.adapters] == [
+        ("a/b", HubModel("a/b", "", "v3")),
+        ("red", HubModel("a/c")),
+    ]
 
 
 SMALL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]

@@ -95,9 +95,7 @@ class OpenAiRest:
         if len(prompts) > limit:
             raise InvalidRequest(f"batch size {len(prompts)} is more than the maximum of {limit} prompts")
         grammar = grammar_of(body.response_format, "response_format")
-        requests = requests_of(
-            body, prompts, generator.info.limits, special=True, grammar=grammar, adapters=generator.info.adapters
-        )
+        requests = requests_of(body, prompts, generator.info, special=True, grammar=grammar)
         echo = [await _shown(generator, prompt) for prompt in prompts] if body.echo else None
         model = body.model or generator.info.model_id
         reply = Reply("text_completion", model, logprobs=body.logprobs is not None, echo=echo)
@@ -210,11 +208,9 @@ async def chat_prompt(generator: Generator, body: ChatBody) -> tuple[Tools, str]
 
 async def _prepared(generator: Generator, body: ChatBody) -> tuple[list[GenerationRequest], Tools]:
     """The requests of a chat, one for each choice, and its tools."""
-    info = generator.info
     tools, prompt = await chat_prompt(generator, body)
     # The template has written the special tokens itself.
-    requests = requests_of(body, [prompt], info.limits, special=False, grammar=tools.grammar, adapters=info.adapters)
-    return requests, tools
+    return requests_of(body, [prompt], generator.info, special=False, grammar=tools.grammar), tools
 
 
 def _prompts(prompt: str | list[Any], field: str) -> list[str | Sequence[int]]:

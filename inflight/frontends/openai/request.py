@@ -11,7 +11,7 @@ import msgspec
 from inflight.errors import InvalidRequest, ToolError
 from inflight.frontends.generate import MAX_SEED, draw_seed
 from inflight.frontends.openai.tools import Tools, offer
-from inflight.generation import Chat, GenerationLimits, GenerationRequest, Grammar, ToolFormat
+from inflight.generation import Chat, GenerationLimits, GenerationRequest, GeneratorInfo, Grammar, ToolFormat
 from inflight.plan import Sampling
 from inflight.structured import grammar_of
 
@@ -61,6 +61,7 @@ class ChatBody(Common, kw_only=True):
     tool_prompt: str | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    chat_template: str | None = None
 
 
 class CompletionBody(Common, kw_only=True):
@@ -92,7 +93,7 @@ def tools_of(body: ChatBody, native: ToolFormat | None) -> Tools:
             raise InvalidRequest(f"`messages[{index}].content` is missing")
         if content is not None and not isinstance(content, (str, list)):
             raise InvalidRequest(f"`messages[{index}].content` must be a string or a list of parts")
-    chat = Chat(body.messages, None, dict(body.chat_template_kwargs or {}))
+    chat = Chat(body.messages, None, dict(body.chat_template_kwargs or {}), template=body.chat_template)
     tools = offer(
         chat, body.tools, body.tool_choice, body.parallel_tool_calls is not False, native, body.tool_prompt or ""
     )
@@ -107,17 +108,17 @@ def tools_of(body: ChatBody, native: ToolFormat | None) -> Tools:
 def requests_of(
     body: ChatBody | CompletionBody,
     prompts: Sequence[str | Sequence[int]],
-    limits: GenerationLimits,
+    info: GeneratorInfo,
     special: bool,
     grammar: Grammar | None = None,
-    adapters: Sequence[str] = (),
 ) -> list[GenerationRequest]:
     """One request for every choice of every prompt, prompts outside.
 
     Args:
+        info: the model: its limits, its adapters, whose names `model` may have, and what it takes where the body says
+            nothing.
         special: let the tokenizer add its own tokens.
         grammar: what the answers follow.
-        adapters: names that `model` may have beside the model's own.
 
     Raises:
         InvalidRequest: a value out of its range.
@@ -127,10 +128,12 @@ def requests_of(
         most = body.max_completion_tokens
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     choices = max(1 if body.n is None else body.n, _best_of(body))
-    _check(body, most, stop, choices, limits)
+    _check(body, most, stop, choices, info.limits)
+    defaults = info.defaults
     # Without a temperature OpenAI samples at 1.
-    temperature = 1.0 if body.temperature is None else body.temperature
-    wanted, top = _logprobs(body, limits)
+    temperature = _first(body.temperature, defaults.temperature, 1.0)
+    limit = most if most is None or defaults.max_new_tokens is None else min(most, defaults.max_new_tokens)
+    wanted, top = _logprobs(body)
     echo = isinstance(body, CompletionBody) and bool(body.echo)
     seed = draw_seed() if body.seed is None else body.seed & MAX_SEED
     requests: list[GenerationRequest] = []
@@ -139,10 +142,10 @@ def requests_of(
             sampling = Sampling(
                 do_sample=temperature > 0,
                 temperature=temperature or 1.0,
-                top_k=max(0, body.top_k or 0),
-                top_p=1.0 if body.top_p is None else body.top_p,
-                min_p=body.min_p or 0.0,
-                repetition_penalty=body.repetition_penalty or 1.0,
+                top_k=max(0, _first(body.top_k, defaults.top_k, 0)),
+                top_p=_first(body.top_p, defaults.top_p, 1.0),
+                min_p=_first(body.min_p, defaults.min_p, 0.0),
+                repetition_penalty=_first(body.repetition_penalty, defaults.repetition_penalty, 1.0),
                 frequency_penalty=body.frequency_penalty or 0.0,
                 presence_penalty=body.presence_penalty or 0.0,
                 logit_bias=_bias(body.logit_bias),
@@ -155,7 +158,8 @@ def requests_of(
                 GenerationRequest(
                     prompt=prompt,
                     sampling=sampling,
-                    max_new_tokens=most if most != 0 else 1,
+                    max_new_tokens=1 if limit == 0 else _first(limit, defaults.max_new_tokens),
+                    fit=limit is None and defaults.max_new_tokens is not None,
                     stop=tuple(stop),
                     include_stop=False,
                     ignore_eos=bool(body.ignore_eos),
@@ -165,13 +169,18 @@ def requests_of(
                     timeout=body.timeout,
                     priority=body.priority or 0,
                     grammar=grammar,
-                    adapter=body.model if body.model in adapters else None,
+                    adapter=body.model if body.model in info.adapters else None,
                 )
             )
     return requests
 
 
-def _logprobs(body: ChatBody | CompletionBody, limits: GenerationLimits) -> tuple[bool, int]:
+def _first(*values: Any) -> Any:
+    """The first that is said."""
+    return next((value for value in values if value is not None), None)
+
+
+def _logprobs(body: ChatBody | CompletionBody) -> tuple[bool, int]:
     """Whether log-probabilities are wanted, and of how many tokens beside the chosen one."""
     if isinstance(body, ChatBody):
         wanted, top = bool(body.logprobs), body.top_logprobs or 0
