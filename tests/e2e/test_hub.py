@@ -23,7 +23,14 @@ from tests.hub_server import HubServer, Repository, files_of
 from tests.unit.test_lora import save_adapter
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
-SMALL = ["chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+SMALL = [
+    "additional_chat_templates/shout.jinja",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 PROMPT = "Once upon a time, there was a young cat called Mia."
 MAIN, V1 = "a" * 40, "b" * 40
 TALKS = """
@@ -62,6 +69,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     folder = tmp_path_factory.mktemp("hub")
     beside = {"pytorch_model.bin": b"x", "onnx/model.onnx": b"x", "original/params.json": b"{}", "README.md": b"#"}
     files = {**files_of(POCKET), **beside}
+    files["generation_config.json"] = b'{"eos_token_id": 2, "temperature": 0.0, "max_new_tokens": 5}'
+    files["additional_chat_templates/shout.jinja"] = b"{{ messages[0].content | upper }}"
     tokenizer = Tokenizer.from_file(str(POCKET / "tokenizer.json"))
     write_gguf(POCKET, folder / "model.gguf", "llama", tokenizer=bpe(tokenizer, {"bos": "<|begin|>", "eos": "<|end|>"}))
     gguf = {f"pocket-{kind}.gguf": b"GGUF" for kind in ("Q2_K", "Q4_0", "F16")}
@@ -119,7 +128,7 @@ def test_what_is_fetched(hub: HubServer, tmp_path: Path) -> None:
         hub.sent.clear()
         path, commit = fetch("toy/pocket")
         assert hub.fetched == sorted([*SMALL, "model.safetensors"])
-        assert sorted(file.name for file in Path(path).iterdir()) == hub.fetched
+        assert sorted(str(file.relative_to(path)) for file in Path(path).rglob("*.*")) == hub.fetched
         assert (Path(path) / "model.safetensors").read_bytes() == (POCKET / "model.safetensors").read_bytes()
         assert (commit, Path(path).name) == (MAIN, MAIN)
         hub.sent.clear()
@@ -187,6 +196,12 @@ def generated(address: str, **body: Any) -> str:
     return str(json.loads(found[1])["generated_text"])
 
 
+def chat(address: str, **body: Any) -> Any:
+    asked = {"model": "pocket", "messages": [{"role": "user", "content": "Tell me a story."}], **body}
+    headers = {"Content-Type": "application/json"}
+    return json.loads(request(address, "POST", "/v1/chat/completions", json.dumps(asked).encode(), headers)[1])
+
+
 def test_inflight_serve(hub: HubServer, tmp_path: Path) -> None:
     """A model, an adapter and what a servable declares, all of the hub."""
     write_servable(tmp_path / "servables", "talks", TALKS)
@@ -203,6 +218,12 @@ def test_inflight_serve(hub: HubServer, tmp_path: Path) -> None:
         body = json.dumps({"instances": [{"name": "Mia"}]}).encode()
         story = json.loads(request(server.http, "POST", "/model/talks:tell", body)[1])["instances"][0]["story"]
         assert story
+        # What the repository says of sampling and its templates.
+        chats = [chat(server.http), chat(server.http), chat(server.http, max_tokens=9, chat_template="shout")]
+        assert [one["usage"]["completion_tokens"] for one in chats] == [5, 5, 5]
+        assert chats[0]["choices"][0]["message"] == chats[1]["choices"][0]["message"]
+        assert chats[2]["usage"]["prompt_tokens"] != chats[0]["usage"]["prompt_tokens"]
+        assert "name one of the model's: default, shout" in chat(server.http, chat_template="x")["error"]["message"]
         said = server.stderr.read_text()
         assert "fetching toy/pocket: " in said
         assert "pocket, weights: 9.5 MB in " in said

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from inflight.errors import InvalidRequest, StartError, TemplateError
-from inflight.generation import Chat
-from inflight.text import ChatTemplate, StopTexts, Tokenizer, load_tokenizer
+from inflight.generation import Chat, SamplingDefaults
+from inflight.text import ChatTemplate, StopTexts, Tokenizer, load_tokenizer, sampling_defaults
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog",
@@ -302,6 +302,47 @@ def test_named_templates(tmp_path: Path) -> None:
     assert template is not None
     assert template.render(Chat([])) == "plain"
     assert template.render(Chat([], TOOLS)) == "tools"
+
+
+def test_templates_in_files_go_first(tmp_path: Path) -> None:
+    """The order of transformers; chat_template.json is the oldest form."""
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "json"}')
+    save(tmp_path)
+    assert rendered(tmp_path) == "json"
+    save(tmp_path, chat_template="config")
+    assert rendered(tmp_path) == "config"
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("tools")
+    (more / "rag.jinja").write_text("rag {{ messages | length }}")
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert rendered(tmp_path) == "file"
+    assert rendered(tmp_path, tools=TOOLS) == "tools"
+    assert rendered(tmp_path, template="rag") == "rag 0"
+    assert rendered(tmp_path, tools=TOOLS, template="default") == "file"
+    for name in ("none", "{{ messages }}" * 9):
+        with pytest.raises(InvalidRequest, match="name one of the model's: default, rag, tool_use"):
+            rendered(tmp_path, template=name)
+    (more / "rag.jinja").write_text("{% if %}")
+    with pytest.raises(StartError, match="chat template 'rag' is broken"):
+        load_tokenizer(tmp_path)
+
+
+def rendered(folder: Path, **chat: Any) -> str:
+    template = load_tokenizer(folder).chat
+    assert template is not None
+    return template.render(Chat([], **chat))
+
+
+def test_sampling_that_the_makers_want(caplog: pytest.LogCaptureFixture) -> None:
+    qwen = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "do_sample": True, "eos_token_id": [1, 2]}
+    assert sampling_defaults(qwen) == SamplingDefaults(0.6, 20, 0.95)
+    assert sampling_defaults({}) == SamplingDefaults() == sampling_defaults({"temperature": None, "top_k": -1})
+    assert sampling_defaults({"max_new_tokens": 64.0, "repetition_penalty": 1}).max_new_tokens == 64
+    assert not caplog.text
+    wrong = {"temperature": "hot", "top_p": 0, "top_k": 1.5, "min_p": 2, "repetition_penalty": True}
+    assert sampling_defaults({**wrong, "max_new_tokens": 0}) == SamplingDefaults()
+    assert caplog.text.count("which no sampler takes") == 6
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
