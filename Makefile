@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile 
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
-.PHONY: test test-native chaos demo lint types unit venv proto clean
+.PHONY: test test-native wheel wheel-test chaos demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
 # What serving the examples needs. torch goes first and alone: together with others, pip may settle on another build of it.
@@ -57,6 +57,14 @@ test-native:
 	cmake -S . -B build/sanitized/threads -DINFLIGHT_TESTS=ON -DINFLIGHT_SETS=none -DINFLIGHT_SANITIZE=thread
 	cmake --build build/sanitized/threads -j2
 	TSAN_OPTIONS=halt_on_error=1 build/sanitized/threads/kernels_test $(SEED) pages pools refusals programs
+
+# A wheel for this Python that runs on other machines too, in dist/; and the same, tried where there is no compiler. Not
+# part of the checks: each compiles every instruction set, for minutes.
+wheel:
+	PYTHON=$(PYTHON) scripts/wheel.sh
+
+wheel-test:
+	PYTHON=$(PYTHON) scripts/wheel.sh test
 
 # Kills the processes of a server at any time, and looks what its clients see. 200 kills take some six minutes.
 KILLS ?= 200

@@ -1,0 +1,53 @@
+"""Whether an installed wheel is whole: the native engine with every instruction set, and a model that answers.
+
+Runs with nothing but what the wheel asked for; `wheel.sh test` and cibuildwheel call it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+import inflight
+from inflight.kernels import native_reason
+from inflight.kernels.library import instruction_sets, native
+
+EXPECTED = {
+    "x86_64": ("avx2", "avx512", "avx512_vnni", "avx512_bf16"),
+    "aarch64": ("neon",),
+    "arm64": ("neon",),
+}
+
+
+def main() -> None:
+    assert Path(inflight.__file__).is_relative_to(sys.prefix), f"this is no installed package: {inflight.__file__}"
+    assert native_reason() is None, native_reason()
+    # Each set is a unit of its own with the set's name in its symbols, whether or not this machine can run it.
+    library = Path(native.__file__).read_bytes()
+    missing = [name for name in EXPECTED[platform.machine()] if name.encode() not in library]
+    assert not missing, f"instruction sets that are not in the library: {missing}"
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 2]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "graph", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, "twice.onnx")
+    from inflight.runtime import LoadRequest, find_runtime
+
+    loaded = find_runtime(None, Path("twice.onnx")).load(LoadRequest((Path("twice.onnx"),), device_type="cpu"))
+    (found,) = loaded.run([np.array([[1.0, 2.0]], np.float32)])
+    assert found.tolist() == [[2.0, 4.0]]
+    loaded.close()
+    for command in ("inflight", "text-generation-launcher"):
+        subprocess.run([str(Path(sys.prefix) / "bin" / command), "--version"], check=True, capture_output=True)
+    version = importlib.metadata.version("inflight-serving")
+    print(f"inflight-serving {version} on Python {platform.python_version()}: {', '.join(instruction_sets())} here")
+
+
+if __name__ == "__main__":
+    main()
