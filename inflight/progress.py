@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class ProgressBar:
         if self._closed.is_set() or done <= self._done:
             return
         self._done = done
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and _bars() is not None:
             self._draw()
         elif self._lines:
             self._write()
@@ -99,16 +100,16 @@ class ProgressBar:
             if whole:
                 self._bar.update((self._total or 1) - self._bar.n)
             self._bar.close()
-        elif whole and self._lines and not sys.stderr.isatty():
+        elif whole and self._lines and not (sys.stderr.isatty() and _bars()):
             seconds = time.monotonic() - self._start
             amount = f"{size_text(self._total)} in " if self._total else ""
             self._print(f"{amount}{seconds:.1f} s{_rate(self._total, seconds)}")
 
     def _draw(self) -> None:
         if self._bar is None:
-            from tqdm import tqdm  # comes with huggingface_hub; 0.05 s that only a terminal needs
-
-            self._bar = tqdm(total=self._total or 1, desc=self._what, unit="B", unit_scale=True, mininterval=0.2)
+            bars = _bars()
+            assert bars is not None
+            self._bar = bars(total=self._total or 1, desc=self._what, unit="B", unit_scale=True, mininterval=0.2)
         self._bar.update(self._done - self._bar.n)
 
     def _write(self) -> None:
@@ -129,3 +130,13 @@ class ProgressBar:
 
 def _rate(count: float, seconds: float) -> str:
     return f", {size_text(count / seconds)}/s" if count and seconds > 0.05 else ""
+
+
+@cache
+def _bars() -> Any:
+    """tqdm's bar, which comes with huggingface_hub and takes 0.05 s to import: only where there is a terminal."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm

@@ -33,7 +33,7 @@ OPTIONAL = {
     "llguidance",
     *("torch", "torch_npu", "mindspore", "acl"),
     *("uvicorn", "zttp"),
-    *("transformers", "tokenizers", "safetensors", "jinja2", "matplotlib", "huggingface_hub", "gguf"),
+    *("transformers", "tokenizers", "safetensors", "jinja2", "matplotlib", "huggingface_hub", "tqdm", "gguf"),
 }
 
 
