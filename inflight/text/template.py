@@ -54,6 +54,11 @@ class ChatTemplate:
                 raise TemplateError(f"the model's {what} is broken: {error or type(error).__name__}") from error
 
     @property
+    def source(self) -> str:
+        """The text of the one for most chats."""
+        return self._sources[self._first]
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Of the templates."""
         return tuple(self._sources)
