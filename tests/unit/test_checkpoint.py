@@ -20,6 +20,7 @@ from inflight.checkpoint import LoraFolder, SentenceFolder, open_model
 from inflight.checkpoint.gguf.types import TYPES
 from inflight.checkpoint.pickled import convert
 from inflight.errors import StartError
+from inflight.tensors import Quantised
 from tests.gguf_files import matrices, write_gguf
 from tests.lm import make_runner, run, save_tiny
 
@@ -270,6 +271,29 @@ def test_split_files(tmp_path: Path) -> None:
     lonely.write_bytes(other)
     with pytest.raises(StartError, match="one of 3 parts"):
         make_runner(lonely)
+
+
+@pytest.mark.usefixtures("once")
+@pytest.mark.parametrize("type", [Type.IQ2_XS, Type.IQ3_S, Type.IQ1_S, Type.TQ2_0])
+def test_rare_types_become_integers_of_8_bits(type: Type, tmp_path: Path) -> None:
+    values, size = gguf.GGML_QUANT_SIZES[type]
+    blocks = np.random.default_rng(0).integers(0, 256, (6, 2 * size), np.uint8)
+    at = size - 2 if type is Type.TQ2_0 else 0
+    for block in range(2):
+        blocks[:, block * size + at : block * size + at + 2] = np.float16(0.01).reshape(1).view(np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "qwen2")
+    writer.add_tensor("blk.0.ffn_up.weight", blocks, raw_dtype=type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with open_model(tmp_path / "tiny.gguf").weights() as weights:
+        found = weights.read("model.layers.0.mlp.up_proj.weight", (6, 2 * values))
+    assert isinstance(found, Quantised)
+    expected = gguf.dequantize(blocks, type)
+    error = np.abs(found.dequantise() - expected).reshape(6, -1, 32).max(axis=-1)
+    largest = np.abs(expected).reshape(6, -1, 32).max(axis=-1)
+    assert (error <= largest * (0.5 / 127 + 1e-3) + 1e-7).all()
 
 
 @pytest.mark.usefixtures("once")

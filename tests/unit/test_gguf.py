@@ -309,8 +309,8 @@ def test_types_that_are_not_read(tmp_path: Path) -> None:
     content = (tmp_path / "tiny.gguf").read_bytes()
     at = content.index(b"blk.1.ffn_up.weight") + len("blk.1.ffn_up.weight") + 4 + 16
     assert content[at] == Type.Q8_0
-    (tmp_path / "tiny.gguf").write_bytes(content[:at] + bytes([Type.IQ1_S]) + content[at + 1 :])
-    with pytest.raises(StartError, match=r"'blk\.1\.ffn_up\.weight' in .* is of type IQ1_S, which is not read; use"):
+    (tmp_path / "tiny.gguf").write_bytes(content[:at] + bytes([Type.I8]) + content[at + 1 :])
+    with pytest.raises(StartError, match=r"'blk\.1\.ffn_up\.weight' in .* is of type I8, which is not read; use"):
         make_runner(tmp_path / "tiny.gguf")
 
 

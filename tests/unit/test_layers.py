@@ -79,7 +79,7 @@ ALLOWED = {
     "log": (),
     "metrics": ("prometheus_client",),
     "proto": ("google",),
-    "checkpoint": ("ml_dtypes", "torch", "safetensors"),
+    "checkpoint": ("ml_dtypes", "torch", "safetensors", "gguf"),
     "servable": (),
     "sched": (),
     "device": ("torch", "torch_npu"),

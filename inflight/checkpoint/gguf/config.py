@@ -15,6 +15,7 @@ from inflight.errors import StartError
 Json = dict[str, Any]
 
 _GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0  # of Gemma 3's layers that see all, and of those that slide
+_SOFTCAPS = {"gemma2": (50.0, 30.0)}  # of attention and of logits, where a file leaves them out
 _WIDEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, whose scale is another one (llama.cpp has it so)
 
 
@@ -228,8 +229,24 @@ def _gemma(file: GgufParts, config: Json) -> None:
         query_pre_attn_scalar=scalar,
         sliding_window=whole_number(file.metadata, f"{architecture}.attention.sliding_window", 4096),
     )
-    for name, key in (("attn_logit_softcapping", "attn_logit"), ("final_logit_softcapping", "final_logit")):
-        config[name] = _number(file, f"{architecture}.{key}_softcapping", 0.0) or None
+    for key, cap in zip(("attn_logit", "final_logit"), _SOFTCAPS.get(architecture, (0.0, 0.0))):
+        config[f"{key}_softcapping"] = _number(file, f"{architecture}.{key}_softcapping", cap) or None
+    _pattern(file, config, f"{architecture}.attention.sliding_window_pattern")
+
+
+def _pattern(file: GgufParts, config: Json, key: str) -> None:
+    """Which layers slide, where the file says so: every so many one does not, or a switch for each layer."""
+    found = file.metadata.get(key)
+    if found is None:
+        return
+    if isinstance(found, list):
+        if len(found) < config["num_hidden_layers"]:
+            raise StartError(f"the GGUF file's key '{key}' has {len(found)} entries for {config['num_hidden_layers']}")
+        sliding = [bool(each) for each in found]
+    else:
+        step = whole_number(file.metadata, key)
+        sliding = [(layer + 1) % step != 0 for layer in range(config["num_hidden_layers"])]
+    config["layer_types"] = ["sliding_attention" if each else "full_attention" for each in sliding]
 
 
 def _gemma3(file: GgufParts, config: Json) -> None:

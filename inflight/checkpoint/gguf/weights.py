@@ -11,6 +11,7 @@ from inflight.checkpoint.files import Part, Tensor, part_of
 from inflight.checkpoint.gguf.file import whole_number
 from inflight.checkpoint.gguf.names import hf_name
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
+from inflight.checkpoint.gguf.rare import RARE, as_integers
 from inflight.checkpoint.gguf.types import FLOATS
 from inflight.checkpoint.mapped import Bytes
 from inflight.checkpoint.source import Source, share_of
@@ -69,10 +70,11 @@ class GgufWeights(Source):
         stored = self._find(name)
         info = stored.placed.info
         where = f"tensor '{info.name}' in '{stored.placed.file.path}'"
-        if info.type.name not in FLOATS and info.type.name not in BLOCKS:
+        known = [*FLOATS, *BLOCKS, *RARE]
+        if info.type.name not in known:
             raise StartError(
-                f"{where} is of type {info.type.name}, which is not read; use a file of "
-                f"{', '.join([*FLOATS, *BLOCKS])} (llama-quantize makes them)"
+                f"{where} is of type {info.type.name}, which is not read; use a file of {', '.join(known)} "
+                "(llama-quantize makes them)"
             )
         if stored.shape != list(wanted):
             raise StartError(f"{where} has shape {stored.shape}, its metadata wants {list(wanted)}; is it broken?")
@@ -89,7 +91,8 @@ class GgufWeights(Source):
         self._read.append(stored.placed)
         type = stored.placed.info.type.name
         if type not in FLOATS:
-            blocks = Blocks(type, (len(rows), shape[-1]), rows)
+            shaped = (len(rows), shape[-1])
+            blocks = as_integers(type, shaped, rows) if type in RARE else Blocks(type, shaped, rows)
             return blocks if rowwise else share_of(blocks, part)
         floats: Tensor = rows.view(FLOATS[type]).reshape(-1, shape[-1])
         if type == "F64":

@@ -1,0 +1,46 @@
+"""Types of blocks that nothing here computes with: they become integers of 8 bits in groups of 32 when they are read.
+
+What they stand for is said by llama.cpp's own Python library, which is imported only for them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from inflight.checkpoint.mapped import Bytes
+from inflight.errors import StartError
+from inflight.tensors import Quantised, quantise
+
+log = logging.getLogger("inflight")
+
+RARE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0")
+_ROWS = 1024  # that become floats at a time
+_GROUP = 32
+_said: list[str] = []
+
+
+def as_integers(type: str, shape: tuple[int, int], rows: Bytes) -> Quantised:
+    """A weight [n, k] of 8 bits in groups of 32, of rows of blocks.
+
+    Raises:
+        StartError: the library is not installed.
+    """
+    try:
+        import gguf  # many tables, for files that few have
+    except ImportError:
+        raise StartError(
+            f"reading tensors of type {type} needs the package gguf: pip install gguf; files of Q4_K_M or IQ4_XS need "
+            "nothing"
+        ) from None
+    if type not in _said:
+        _said.append(type)
+        log.warning("tensors of type %s are computed as integers of 8 bits, and take the memory of those", type)
+    kind = gguf.GGMLQuantizationType[type]
+    n, k = shape
+    codes, scales = np.empty((n, k), np.uint8), np.empty((n, k // _GROUP), np.float32)
+    for first in range(0, n, _ROWS):
+        found = quantise(gguf.dequantize(rows[first : first + _ROWS], kind).reshape(-1, k), 8, _GROUP)
+        codes[first : first + _ROWS], scales[first : first + _ROWS] = found.codes, found.scales
+    return Quantised(8, _GROUP, codes, scales)
