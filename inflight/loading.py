@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,29 @@ def one_line(error: BaseException | str) -> str:
     """An error's text for a terminal: without line ends, and of bounded length."""
     line = " ".join(str(error).split())
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..."
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be imported; it is not."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent is missing, or it was marked as missing
+        return False
+
+
+def require(what: str, *modules: str) -> None:
+    """Sees that what the extra `torch` installs is there.
+
+    Args:
+        what: that needs them, as a sentence begins.
+        modules: torch, transformers.
+
+    Raises:
+        StartError: one is not installed; the text says how to install it.
+    """
+    missing = [module for module in modules if not installed(module)]
+    if missing:
+        verb = "are" if len(missing) > 1 else "is"
+        raise StartError(
+            f"{what} needs {' and '.join(missing)}, which {verb} not installed: pip install 'inflight-serving[torch]'"
+        )

@@ -1,14 +1,26 @@
-"""Devices by name: where tensors live, how much room there is, how ranks talk."""
+"""Devices by name: where tensors live, how much room there is, how ranks talk.
+
+torch is imported where a device or a model needs it: a CPU on which the native engine computes does without.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING, TypeAlias
 
 from inflight.errors import StartError
+from inflight.loading import installed, require
+
+if TYPE_CHECKING:
+    import torch
+
+    TorchDevice: TypeAlias = torch.device
 
 CGROUP_STAT = "/sys/fs/cgroup/memory.stat"
 
@@ -17,27 +29,54 @@ class Device(ABC):
     """One device of one kind.
 
     Attributes:
-        torch: what tensors are made on.
+        type: cpu, cuda or npu.
+        index: which of them.
         collectives: the torch.distributed backend between ranks on such devices.
     """
 
-    torch: torch.device
+    type: str
     collectives: str
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+        self._threads = 0
+
+    @cached_property
+    def torch(self) -> TorchDevice:
+        """What torch's tensors are made on; imports torch.
+
+        Raises:
+            StartError: torch is not installed.
+        """
+        require("this model", "torch")
+        import torch
+
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        return self._open()
 
     @abstractmethod
     def available_memory(self) -> int:
         """Bytes that are free now."""
 
     def set_threads(self, count: int) -> None:
-        """CPU threads of this process's operators."""
-        torch.set_num_threads(count)
+        """CPU threads of torch's operators in this process."""
+        self._threads = count
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(count)
+
+    @abstractmethod
+    def _open(self) -> TorchDevice: ...
 
 
 class _Cpu(Device):
+    type = "cpu"
     collectives = "gloo"
 
-    def __init__(self) -> None:
-        self.torch = torch.device("cpu")
+    def _open(self) -> TorchDevice:
+        import torch
+
+        return torch.device("cpu")
 
     def available_memory(self) -> int:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
@@ -53,30 +92,44 @@ class _Cpu(Device):
 
 
 class _Cuda(Device):
+    type = "cuda"
     collectives = "nccl"
 
-    def __init__(self, index: int) -> None:
-        self.torch = torch.device("cuda", index)
-        torch.cuda.set_device(self.torch)
+    def _open(self) -> TorchDevice:
+        import torch
+
+        found = torch.device("cuda", self.index)
+        torch.cuda.set_device(found)
+        return found
 
     def available_memory(self) -> int:
+        import torch
+
+        device = self.torch
         torch.cuda.empty_cache()
-        free: int = torch.cuda.mem_get_info(self.torch)[0]
+        free: int = torch.cuda.mem_get_info(device)[0]
         return free
 
 
 class _Npu(Device):
     """Ascend, through torch_npu."""
 
+    type = "npu"
     collectives = "hccl"
 
-    def __init__(self, index: int) -> None:
-        self.torch = torch.device("npu", index)
-        torch.npu.set_device(self.torch)
+    def _open(self) -> TorchDevice:
+        import torch
+
+        found = torch.device("npu", self.index)
+        torch.npu.set_device(found)
+        return found
 
     def available_memory(self) -> int:
+        import torch
+
+        device = self.torch
         torch.npu.empty_cache()
-        free: int = torch.npu.mem_get_info(self.torch)[0]
+        free: int = torch.npu.mem_get_info(device)[0]
         return free
 
 
@@ -84,12 +137,16 @@ def open_device(device_type: str | None, device_id: int) -> Device:
     """The device of that kind and number; None is the best kind here.
 
     Raises:
-        StartError: it is not there; the text says which are.
+        StartError: it is not there; the text says which are, or what to install.
     """
-    counts = {"cuda": _count_cuda(), "npu": _count_npu(), "cpu": 1}
+    if device_type not in (None, *_COUNTS):
+        raise StartError(f"device type '{device_type}' is unknown; use cpu, cuda or npu")
+    if device_type == "cpu":
+        return _Cpu()
+    if device_type is not None:
+        require(f"device type '{device_type}'", "torch")
+    counts = {kind: count() for kind, count in _COUNTS.items()}
     kind = device_type or next(kind for kind, count in counts.items() if count)
-    if kind not in counts:
-        raise StartError(f"device type '{kind}' is unknown; use cpu, cuda or npu")
     if kind == "cpu":
         return _Cpu()
     if device_id >= counts[kind]:
@@ -99,16 +156,35 @@ def open_device(device_type: str | None, device_id: int) -> Device:
 
 
 def _count_cuda() -> int:
+    """torch takes a second to import, so a machine without a driver is not asked through it."""
+    if not installed("torch") or not _has_driver():
+        return 0
+    import torch
+
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _count_npu() -> int:
+def _has_driver() -> bool:
+    """Of NVIDIA, or AMD's, whose devices torch calls cuda too."""
     try:
-        import torch_npu  # noqa: F401 - registers torch.npu
-    except ImportError:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
+
+
+def _count_npu() -> int:
+    if not installed("torch_npu"):
         return 0
+    import torch
+    import torch_npu  # noqa: F401 - registers torch.npu
+
     count: int = torch.npu.device_count()
     return count
+
+
+_COUNTS: dict[str, Callable[[], int]] = {"cuda": _count_cuda, "npu": _count_npu, "cpu": lambda: 1}
+"""How many there are, the best kind first."""
 
 
 def _lines(path: str) -> list[str]:

@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from inflight.device.base import Alone, Ranks
+from inflight.device.base import Ranks
 from inflight.device.open import Device
 from inflight.errors import StartError
 
@@ -36,18 +36,9 @@ class Connected(Ranks):
         return tensor
 
 
-def connect_ranks(rank: int, size: int, rendezvous: str, device: Device, timeout: float) -> Ranks:
-    """Joins the other ranks.
-
-    Args:
-        rendezvous: `host:port` where rank 0 listens.
-        timeout: seconds to wait for the others.
-
-    Raises:
-        StartError: they did not come.
-    """
-    if size == 1:
-        return Alone()
+def join(rank: int, size: int, rendezvous: str, device: Device, timeout: float) -> Ranks:
+    """See `connect_ranks`."""
+    _ = device.torch  # the one that this process is to use, before anything is made on another
     try:
         dist.init_process_group(
             device.collectives,

@@ -1,42 +1,51 @@
-"""A language model as the shard sees it: flat tokens in, logits out."""
+"""A language model as the shard sees it: flat tokens in, logits out. No torch here."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
-import torch
+from typing import Any, TypeAlias
 
 from inflight.errors import StartError
-from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, Rope, make_attention
+from inflight.rope import Rope
 from inflight.types import Array
 
-CACHE_LINE = 64
-"""Bytes at a multiple of which arrays begin, as torch's own do."""
+Rows: TypeAlias = Any
+"""float32 [S, width] where the model computes: numpy's array, or torch's tensor on its device (`CausalLM.on_torch`)."""
 
 
 @dataclass(frozen=True)
 class ForwardBatch:
-    """The tokens of one step.
+    """The tokens of one step, in numpy's arrays. Rows follow each other in the flat token dimension.
+
+    T tokens, R rows with tokens in this step. Rows with one token (decoding) come first: the first `num_decode` rows.
 
     Attributes:
         token_ids: int64 [T].
         positions: int64 [T], from 0 in each row.
-        attention: which rows they belong to.
+        slots: int64 [T]; block * block_size + offset where each token's key and value go.
+        query_lens: tokens of each row in this step, R ints >= 1, sum T.
+        context_lens: tokens of each row with keys in the cache once this step's are written, R ints.
+        block_tables: int32 [R, most blocks of a row here]; entries past a row's blocks are 0 and must not be read.
+        block_size: tokens in a block.
+        num_decode: leading rows with exactly one token.
         logits_at: int64 [S], indices into T whose logits are wanted.
         adapters: tokens of rows with an adapter: its number and int64 indices into T.
-        reach: int64 [T] on the host, see `inflight.nn.rope`; None: each token's own place and no further.
+        reach: int64 [T], see `inflight.rope`; None: each token's own place and no further.
     """
 
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    attention: AttentionBatch
-    logits_at: torch.Tensor
-    adapters: list[tuple[int, torch.Tensor]] = field(default_factory=list)
-    reach: torch.Tensor | None = None
+    token_ids: Array
+    positions: Array
+    slots: Array
+    query_lens: list[int]
+    context_lens: list[int]
+    block_tables: Array
+    block_size: int
+    num_decode: int
+    logits_at: Array
+    adapters: list[tuple[int, Array]] = field(default_factory=list)
+    reach: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +85,10 @@ class CausalLM(ABC):
 
     Attributes:
         family: which decoder it is, or `transformers` for the bridge.
-        layers: what each layer's cache must hold; the shard makes the caches and binds a backend before the first step.
+        on_torch: logits and hidden states are torch's tensors, else numpy's arrays.
         vocab_size: columns of the logits.
         max_positions: longest sequence that the configuration allows.
-        dtype: of the weights.
+        dtype: of the weights: float32, bfloat16 or float16.
         weight_bytes: memory of this rank's weights.
         switch: sequences longer than this are computed anew when they grow over it: all of their tokens turn in another
             way then. 0: there is no such length.
@@ -89,61 +98,37 @@ class CausalLM(ABC):
     """
 
     family: str
-    layers: list[AttentionSpec]
+    on_torch: bool = False
     vocab_size: int
     max_positions: int
-    dtype: torch.dtype
+    dtype: str
     weight_bytes: int
     switch: int = 0
     stretched: int = 0
-    hidden: torch.Tensor | None = None
+    hidden: Rows | None = None
     best: Array | None = None
 
+    @abstractmethod
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one block of the cache over all layers."""
-        size = self.dtype.itemsize
-        return sum(block_size * spec.num_kv_heads * (spec.head_dim + spec.value_dim) * size for spec in self.layers)
-
-    def make_cache(self, blocks: int, block_size: int, device: torch.device) -> int:
-        """Makes the cache of all layers and binds the model to it, before the first step; returns its bytes."""
-        caches = [
-            LayerCache(
-                _zeros((blocks, block_size, spec.num_kv_heads, spec.head_dim), self.dtype, device),
-                _zeros((blocks, block_size, spec.num_kv_heads, spec.value_dim), self.dtype, device),
-            )
-            for spec in self.layers
-        ]
-        self.bind(make_attention(caches, block_size, device))
-        return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
 
     @abstractmethod
-    def bind(self, attention: AttentionBackend) -> None:
-        """Sets what computes attention; once, before the first forward."""
+    def make_cache(self, blocks: int, block_size: int) -> int:
+        """Makes the cache of all layers, before the first step; returns its bytes."""
 
-    def decode(self, rows: DecodeRows, greedy: bool) -> torch.Tensor | None:
+    def decode(self, rows: DecodeRows, greedy: bool) -> Rows | None:
         """`forward` for the newest token of every row, straight from the batch's own arrays, where a model can do that.
 
         The tokens count as computed from then on; where `greedy`, the next ones are known too (`best`).
 
         Returns:
-            Logits, float32 [N, vocab_size]; None where the model wants `forward`, nothing being done.
+            Logits [N, vocab_size]; None where the model wants `forward`, nothing being done.
         """
         return None
 
     @abstractmethod
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Logits, float32 [S, vocab_size], on rank 0; other ranks return an empty tensor where they need not gather."""
+    def forward(self, batch: ForwardBatch) -> Rows:
+        """Logits [S, vocab_size], on rank 0; other ranks return an empty tensor where they need not gather.
 
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeroed memory: a slot that was never written must not hold a NaN.
-
-    On a CPU the system gives zeroed pages when they are first touched. `torch.zeros` would write all of them: seconds
-    at every start, and memory that no request may ever need.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.zeros(size + CACHE_LINE, np.uint8)
-    begin = -raw.ctypes.data % CACHE_LINE
-    return torch.from_numpy(raw[begin : begin + size]).view(dtype).view(shape)
+        They may be changed, and are valid until the next step.
+        """

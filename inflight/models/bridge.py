@@ -18,7 +18,8 @@ import torch
 
 from inflight.device import Ranks
 from inflight.errors import StartError
-from inflight.models.base import CausalLM, ForwardBatch
+from inflight.models.base import CausalLM
+from inflight.models.on_torch import TensorBatch, TorchLM, dtype_name
 from inflight.models.turning import Turning
 from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention
 from inflight.plan import ShardJob
@@ -83,7 +84,7 @@ def _attend(
     return step.attention.forward(spec, step.batch, q, k, v)[None], None
 
 
-class Bridged(CausalLM):
+class Bridged(TorchLM):
     """A model of transformers behind our contract. One rank only."""
 
     family = "transformers"
@@ -99,7 +100,8 @@ class Bridged(CausalLM):
         self._turning = Turning(model, longest)
         self.max_positions = self._turning.longest
         self.switch, self.stretched = self._turning.switch, self._turning.stretched
-        self.dtype = model.dtype
+        self.torch_dtype, self.device = model.dtype, model.device
+        self.dtype = dtype_name(model.dtype)
         self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
         self._specs: dict[int, AttentionSpec] = {}
         self._run(torch.zeros(2, dtype=torch.int64), torch.arange(2), None, None)
@@ -111,7 +113,7 @@ class Bridged(CausalLM):
     def bind(self, attention: AttentionBackend) -> None:
         self._attention = attention
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def compute(self, batch: TensorBatch) -> torch.Tensor:
         if self.switch or self.stretched:
             self._turning.reach = batch.positions.cpu() + 1 if batch.reach is None else batch.reach
         try:
@@ -149,7 +151,7 @@ def load_bridged(
     job: ShardJob,
     ranks: Ranks,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: str,
     config: Mapping[str, Any],
     progress: Callable[[float], None] | None,
 ) -> CausalLM:
@@ -167,7 +169,7 @@ def load_bridged(
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             job.model_dir,
-            dtype=dtype,
+            dtype=getattr(torch, dtype),
             attn_implementation=NAME,
             trust_remote_code=job.trust_remote_code,
             use_safetensors=None if job.allow_pickle else True,
@@ -202,8 +204,8 @@ def _check(bridged: Bridged, model: Any, job: ShardJob) -> None:
     size, blocks = 4, -(-CHECKED // 4)
     caches = [
         LayerCache(
-            torch.zeros(2 * blocks, size, spec.num_kv_heads, spec.head_dim, dtype=bridged.dtype, device=model.device),
-            torch.zeros(2 * blocks, size, spec.num_kv_heads, spec.value_dim, dtype=bridged.dtype, device=model.device),
+            torch.zeros(2 * blocks, size, spec.num_kv_heads, spec.head_dim, dtype=model.dtype, device=model.device),
+            torch.zeros(2 * blocks, size, spec.num_kv_heads, spec.value_dim, dtype=model.dtype, device=model.device),
         )
         for spec in bridged.layers
     ]
@@ -220,15 +222,15 @@ def _check(bridged: Bridged, model: Any, job: ShardJob) -> None:
             block_size=size,
             num_decode=2 if end - first == 1 else 0,
         )
-        batch = ForwardBatch(
+        batch = TensorBatch(
             torch.cat([row[0] for row in rows]).to(model.device),
             torch.cat([row[1] for row in rows]).to(model.device),
             attention,
             torch.arange(end - first, device=model.device),
         )
-        found.append(bridged.forward(batch))
+        found.append(bridged.compute(batch))
     difference = (torch.cat(found) - own).abs().max().item()
-    allowed = (1e-3 if bridged.dtype == torch.float32 else 0.08) * own.abs().max().item()
+    allowed = (1e-3 if model.dtype == torch.float32 else 0.08) * own.abs().max().item()
     if difference > allowed:
         raise StartError(
             "computed in chunks over the paged cache its logits are different: it remembers something beside keys and "

@@ -8,7 +8,7 @@ from typing import Any
 
 from inflight.errors import StartError
 from inflight.models.settings import check_config
-from inflight.nn import AttentionSpec, rope_length, rope_type
+from inflight.rope import rope_length, rope_type
 
 Config = Mapping[str, Any]
 
@@ -106,20 +106,6 @@ def decoder_config(config: Config) -> DecoderConfig | None:
         raise StartError(f"config.json of type '{family}' has no {missing}") from None
     except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         raise StartError(f"config.json of type '{family}' makes no sense: {error}; download it again") from error
-
-
-def attention_spec(config: DecoderConfig, index: int, heads: int, kv_heads: int) -> AttentionSpec:
-    """A layer's attention with a rank's number of heads."""
-    return AttentionSpec(
-        layer=index,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=config.head_dim,
-        value_dim=config.head_dim,
-        scale=config.scale,
-        window=config.windows[index],
-        softcap=config.softcap,
-    )
 
 
 def _base(config: Config) -> DecoderConfig:

@@ -13,20 +13,20 @@ import torch
 import torch.nn.functional as F
 
 from inflight.device import Ranks
-from inflight.models.base import CausalLM, ForwardBatch, reaches
+from inflight.models.base import reaches
 from inflight.models.config import DecoderConfig, Experts
 from inflight.models.lora import LowRank, Routes
+from inflight.models.on_torch import TensorBatch, TorchLM, dtype_name
 from inflight.nn import (
     Activation,
     AttentionBackend,
     AttentionBatch,
     AttentionSpec,
     RmsNorm,
-    Rope,
-    make_rope,
+    Rotation,
+    Turn,
 )
-
-Turn = tuple[torch.Tensor, torch.Tensor]
+from inflight.rope import make_rope
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Attention:
     def __call__(
         self,
         x: torch.Tensor,
-        ropes: dict[str, Rope],
+        ropes: dict[str, Rotation],
         turns: dict[str, Turn],
         attention: AttentionBackend,
         batch: AttentionBatch,
@@ -127,7 +127,7 @@ class DecoderLayer:
     after_mlp: RmsNorm | None
 
 
-class Decoder(CausalLM):
+class Decoder(TorchLM):
     """See `DecoderConfig`. Made by `load_decoder` (`models/decoder_load.py`)."""
 
     def __init__(
@@ -147,7 +147,8 @@ class Decoder(CausalLM):
         self.layers = [layer.attention.spec for layer in layers]
         self.vocab_size = config.vocab_size
         self.max_positions = config.longest
-        self.dtype = norm.weight.dtype
+        self.torch_dtype, self.device = norm.weight.dtype, norm.weight.device
+        self.dtype = dtype_name(self.torch_dtype)
         self.weight_bytes = weight_bytes
         self.hidden = None
         self._config = config
@@ -157,23 +158,23 @@ class Decoder(CausalLM):
         self._norm = norm
         self._first_token = first_token
         self._ranks = ranks
-        self._ropes = {
-            name: make_rope(settings, config.head_dim, config.max_positions, norm.weight.device)
-            for name, settings in config.ropes.items()
+        ropes = {
+            name: make_rope(settings, config.head_dim, config.max_positions) for name, settings in config.ropes.items()
         }
-        self.switch, self.stretched = reaches(list(self._ropes.values()))
+        self.switch, self.stretched = reaches(list(ropes.values()))
+        self._ropes = {name: Rotation(rope, self.device) for name, rope in ropes.items()}
         self._attention: AttentionBackend | None = None
 
     def bind(self, attention: AttentionBackend) -> None:
         self._attention = attention
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def compute(self, batch: TensorBatch) -> torch.Tensor:
         attention = self._attention
         assert attention is not None
         self._routes.current = batch.adapters
         scale = self._config.residual_scale
         reach = None if batch.reach is None else batch.reach.to(batch.positions.device)
-        turns = {name: rope.turn(batch.positions, self.dtype, reach) for name, rope in self._ropes.items()}
+        turns = {name: rope.turn(batch.positions, self.torch_dtype, reach) for name, rope in self._ropes.items()}
         x = self._embed(batch.token_ids)
         for layer in self._layers:
             y = layer.attention(layer.before_attention(x), self._ropes, turns, attention, batch.attention)

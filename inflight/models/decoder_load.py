@@ -8,11 +8,11 @@ import torch
 
 from inflight.checkpoint import Weights, floats_into
 from inflight.device import Ranks
-from inflight.models.config import DecoderConfig, attention_spec
+from inflight.models.config import DecoderConfig
 from inflight.models.decoder import Attention, Decoder, DecoderLayer, Linear, Mixture, Mlp
 from inflight.models.layout import Layout, Piece, Product
 from inflight.models.lora import Adapter, LowRank, Place, Routes
-from inflight.nn import RmsNorm, activation, to_array
+from inflight.nn import AttentionSpec, RmsNorm, activation, to_array
 
 
 def load_decoder(
@@ -20,7 +20,7 @@ def load_decoder(
     weights: Weights,
     ranks: Ranks,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: str,
     adapters: Sequence[Adapter] = (),
 ) -> Decoder:
     """Reads this rank's share of the weights, and of the adapters, which get the numbers 1, 2, ...
@@ -29,7 +29,7 @@ def load_decoder(
         StartError: heads that cannot be divided, or a tensor that is missing or broken.
     """
     layout = Layout(config, ranks.rank, ranks.size)
-    source = _Source(layout, weights, ranks, device, dtype, adapters)
+    source = _Source(layout, weights, ranks, device, getattr(torch, dtype), adapters)
     embedding = source.vocabulary("embedding")
     layers = [source.layer(index) for index in range(config.layers)]
     norm = source.norm("norm")
@@ -37,6 +37,20 @@ def load_decoder(
     for adapter in adapters:
         adapter.finish()
     return Decoder(config, layers, embedding, head, norm, layout.first_token, ranks, source.bytes, source.routes)
+
+
+def attention_spec(config: DecoderConfig, index: int, heads: int, kv_heads: int) -> AttentionSpec:
+    """A layer's attention with a rank's number of heads."""
+    return AttentionSpec(
+        layer=index,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=config.head_dim,
+        value_dim=config.head_dim,
+        scale=config.scale,
+        window=config.windows[index],
+        softcap=config.softcap,
+    )
 
 
 class _Source:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from inflight.device import Device
 from inflight.errors import StartError
+from inflight.loading import require
 from inflight.models.vectors import Vector, VectorHead, pool
 from inflight.plan import ShardJob
 from inflight.sentences import SentenceModel, read_sentence_model
+from inflight.types import Array
 
 _TWO_PARTS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 """Models that read with one part and write with another, and the class of transformers that only reads."""
@@ -27,7 +28,7 @@ class TextEncoder:
         dtype, weight_bytes: of the weights.
     """
 
-    def __init__(self, job: ShardJob, device: torch.device) -> None:
+    def __init__(self, job: ShardJob, device: Device) -> None:
         """Loads the model of a folder.
 
         Raises:
@@ -36,8 +37,8 @@ class TextEncoder:
         if job.quantize != "none":
             raise StartError("encoders run as their checkpoint is; leave out --quantize")
         sentences = read_sentence_model(Path(job.model_dir)) or SentenceModel()
-        self._model = model = _load(job).eval().to(device)
-        self._device = device
+        self._model = model = _load(job).eval().to(device.torch)
+        self._device = device.torch
         self._poolings = sentences.poolings
         most = _longest(model.config)
         self.longest = min(most, sentences.longest or most)
@@ -45,10 +46,10 @@ class TextEncoder:
         width = int(model.config.get_text_config().hidden_size)
         self._head = VectorHead(sentences.layers, width * len(self._poolings), job.allow_pickle)
         self.size = self._head.size
-        self.dtype: torch.dtype = model.dtype
+        self.dtype = str(model.dtype).removeprefix("torch.")
         self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
 
-    def encode(self, tokens: torch.Tensor, first: int = 0) -> Vector:
+    def encode(self, tokens: Array, first: int = 0) -> Vector:
         """One text's vector, float32 [size].
 
         One text at a time: padding to a neighbour's length would let the neighbour change the result.
@@ -57,14 +58,19 @@ class TextEncoder:
             tokens: int64 [T].
             first: tokens before this one are read, and left out of the vector.
         """
+        import torch
+
         with torch.inference_mode():
-            ids = tokens.to(self._device)[None]
+            ids = torch.from_numpy(tokens).to(self._device)[None]
             states = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
         return self._head(pool(states.float().cpu().numpy(), self._poolings, first))
 
 
 def _load(job: ShardJob) -> Any:
     """The model as transformers makes it."""
+    require("an encoder", "torch", "transformers")
+    import torch
+
     settings = {
         "dtype": getattr(torch, job.dtype) if job.dtype != "auto" else "auto",
         "use_safetensors": None if job.allow_pickle else True,

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from inflight.checkpoint import ModelFolder, Weights, open_model
 from inflight.config import KV_CACHE_DTYPES, QUANTIZE
-from inflight.device import Ranks
+from inflight.device import Device, Ranks
 from inflight.errors import StartError
 from inflight.kernels import ENGINE, native_reason
+from inflight.loading import require
 from inflight.models.base import CausalLM
 from inflight.models.config import DecoderConfig, decoder_config
 from inflight.models.layout import Layout, located
@@ -83,7 +82,7 @@ def engine_reason(config: DecoderConfig, job: ShardJob, size: int, device_type: 
 
 
 def load_model(
-    job: ShardJob, ranks: Ranks, device: torch.device, progress: Callable[[float], None] | None = None
+    job: ShardJob, ranks: Ranks, device: Device, progress: Callable[[float], None] | None = None
 ) -> CausalLM:
     """Loads the model of a folder or a file, or this rank's share, by what `choose` says.
 
@@ -103,19 +102,21 @@ def load_model(
     choice = choose(model, described, job, ranks.size, device.type)
     _say(choice, model)
     if described is None:
-        from inflight.models.bridge import load_bridged  # transformers is not needed for the others
+        require(f"a model of type '{config.get('model_type')}'", "torch", "transformers")
+        from inflight.models.bridge import load_bridged
 
-        return load_bridged(job, ranks, device, dtype, config, progress)
+        return load_bridged(job, ranks, device.torch, dtype, config, progress)
     if choice.way == "engine":
         # bfloat16 for float16: which the dot products of processors take.
         return _load_engine(model, described, job, "bfloat16" if dtype == "float16" else dtype, progress)
-    from inflight.models.decoder_load import load_decoder  # nor torch
+    require(f"the CPU engine is not used ({choice.reason}), and what computes the model then", "torch")
+    from inflight.models.decoder_load import load_decoder
     from inflight.models.lora import Adapter
 
     adapters = [Adapter(name, Path(folder)) for name, folder in job.adapters]
     with model.weights(progress, job.allow_pickle) as weights:
         described = located(described, weights, _untied(config))
-        decoder = load_decoder(described, weights, ranks, device, getattr(torch, dtype), adapters)
+        decoder = load_decoder(described, weights, ranks, device.torch, dtype, adapters)
         _say_unused(weights, described)
     return decoder
 
@@ -133,7 +134,7 @@ def _load_engine(
                 return found
         parts = CheckpointParts(Layout(described), weights, FLOAT_DTYPES[dtype], kept)
         try:
-            engine = NativeDecoder(described, parts, job, getattr(torch, dtype))
+            engine = NativeDecoder(described, parts, job, dtype)
         except ValueError as error:
             raise StartError(f"the CPU engine cannot run this model: {error}; start with {ENGINE}=torch") from error
         _say_unused(weights, described)
@@ -145,7 +146,7 @@ def _from_cache(path: Path, described: DecoderConfig, job: ShardJob, dtype: str)
     if not path.is_file():
         return None
     try:
-        return NativeDecoder(described, FileParts(path), job, getattr(torch, dtype))
+        return NativeDecoder(described, FileParts(path), job, dtype)
     except (OSError, ValueError) as error:
         log.warning("the packed weights in '%s' are not used and will be written again: %s", path, error)
         return None

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-import torch
+import numpy as np
 
+from inflight.config import processors
 from inflight.errors import StartError
 from inflight.kernels import (
     ISA,
@@ -26,10 +27,11 @@ from inflight.kernels import (
     StepArrays,
 )
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
-from inflight.models.config import DecoderConfig, attention_spec
+from inflight.models.config import DecoderConfig
 from inflight.models.packed import Parts
-from inflight.nn import AttentionBackend, make_rope, to_array, to_tensor
 from inflight.plan import ShardJob
+from inflight.rope import make_rope
+from inflight.tensors import FLOAT_DTYPES, Floats
 
 log = logging.getLogger("inflight")
 
@@ -75,15 +77,18 @@ class NativeDecoder(CausalLM):
         dtype: of weights that are not quantised.
     """
 
-    def __init__(self, config: DecoderConfig, parts: Parts, job: ShardJob, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, parts: Parts, job: ShardJob, dtype: str) -> None:
         self.family = config.family
-        self.layers = [attention_spec(config, i, config.heads, config.kv_heads) for i in range(config.layers)]
+        self._layers = [
+            Layer(config.heads, config.kv_heads, config.head_dim, config.scale, window, config.softcap)
+            for window in config.windows
+        ]
         self.vocab_size = config.vocab_size
         self.max_positions = config.longest
         self.dtype = dtype
         self._config = config
         self._kv = _kv_type(job.kv_cache_dtype, dtype)
-        self.threads = job.threads or torch.get_num_threads()
+        self.threads = job.threads or processors()
         self._names: dict[int, str] = {}
         self._rows: DecodeRows | None = None
         self._arrays: DecodeArrays | None = None
@@ -99,10 +104,7 @@ class NativeDecoder(CausalLM):
     def _build(self, parts: Parts, recipe: Recipe) -> None:
         """The program, in the order in which a step runs."""
         config, program = self._config, self._program
-        ropes = [
-            make_rope(settings, config.head_dim, config.max_positions, torch.device("cpu"))
-            for settings in config.ropes.values()
-        ]
+        ropes = [make_rope(settings, config.head_dim, config.max_positions) for settings in config.ropes.values()]
         self.switch, self.stretched = reaches(ropes)
         for rope in ropes:
             far = None if rope.long_inverse is None else rope.long_inverse.tolist()
@@ -113,16 +115,14 @@ class NativeDecoder(CausalLM):
         attended = program.buffer(config.heads * config.head_dim)
         [table] = self._take(parts, "embedding", recipe.vocabulary)
         # The embedding's scale as the models were trained: rounded to the weights' dtype.
-        program.embed(table, x, float(torch.tensor(config.embedding_scale, dtype=self.dtype)))
+        program.embed(table, x, float(np.array(config.embedding_scale, FLOAT_DTYPES[self.dtype])))
         update = program.buffer(config.hidden)
         inner, wide = program.buffer(config.intermediate), -1
         experts = config.experts
         routed = program.buffer(experts.count) if experts is not None else -1
-        for index, spec in enumerate(self.layers):
+        for index, spec in enumerate(self._layers):
             name = f"{index}."
-            layer = program.layer(
-                Layer(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.scale, spec.window, spec.softcap)
-            )
+            layer = program.layer(spec)
             before = self._norm(parts, f"{name}before_attention")
             program.multiply(x, qkv, self._take(parts, f"{name}qkv", recipe.layers), norm=before)
             heads = None
@@ -207,18 +207,12 @@ class NativeDecoder(CausalLM):
         return named
 
     def block_bytes(self, block_size: int) -> int:
-        return sum(
-            Layer(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.scale).block_bytes(block_size, self._kv)
-            for spec in self.layers
-        )
+        return sum(layer.block_bytes(block_size, self._kv) for layer in self._layers)
 
-    def make_cache(self, blocks: int, block_size: int, device: torch.device) -> int:
+    def make_cache(self, blocks: int, block_size: int) -> int:
         return self._program.make_caches(blocks, block_size, self._kv)
 
-    def bind(self, attention: AttentionBackend) -> None:
-        raise AssertionError("the CPU engine has its own attention")
-
-    def decode(self, rows: DecodeRows, greedy: bool) -> torch.Tensor:
+    def decode(self, rows: DecodeRows, greedy: bool) -> Floats:
         if rows is not self._rows or self._arrays is None:
             count = len(rows.ids)
             self._rows = rows
@@ -226,35 +220,28 @@ class NativeDecoder(CausalLM):
                 rows.tokens[:count], rows.blocks[:count], rows.known[:count], rows.computed[:count]
             )
         found = self._program.decode(self._arrays, greedy, self._logits, self._last)
-        self.hidden, self.best = to_tensor(found.hidden), found.best
-        return to_tensor(found.logits)
+        self.hidden, self.best = found.hidden, found.best
+        return found.logits
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        attention, wanted = batch.attention, batch.logits_at
-        order = None
-        decoding = attention.num_decode == len(attention.query_lens)
-        if not decoding and wanted.numel() > 1 and bool((wanted[1:] < wanted[:-1]).any()):
-            wanted, order = torch.sort(wanted, stable=True)
+    def forward(self, batch: ForwardBatch) -> Floats:
+        wanted, order = batch.logits_at, None
+        decoding = batch.num_decode == len(batch.query_lens)
+        if not decoding and len(wanted) > 1 and bool((wanted[1:] < wanted[:-1]).any()):
+            order = np.argsort(wanted, kind="stable")
+            wanted = wanted[order]
         step = StepArrays(
-            to_array(batch.token_ids),
-            to_array(batch.positions),
-            to_array(attention.slots),
-            attention.query_lens,
-            to_array(attention.block_tables),
-            to_array(wanted),
-            None if batch.reach is None else to_array(batch.reach),
+            batch.token_ids, batch.positions, batch.slots, batch.query_lens, batch.block_tables, wanted, batch.reach
         )
         found = self._program.run(step, self._logits, self._last)
-        self.hidden, self.best = to_tensor(found.hidden), found.best
-        logits = to_tensor(found.logits)
+        self.hidden, self.best = found.hidden, found.best
         if order is None:
-            return logits
-        back = torch.argsort(order)
-        self.hidden, self.best = self.hidden[back], found.best[back.numpy()]
-        return logits[back]
+            return found.logits
+        back = np.argsort(order)
+        self.hidden, self.best = found.hidden[back], found.best[back]
+        return found.logits[back]
 
 
-def _kv_type(asked: str, dtype: torch.dtype) -> KvType:
+def _kv_type(asked: str, dtype: str) -> KvType:
     if asked == "int8":
         return KvType.INT8
-    return KvType.FLOAT if dtype == torch.float32 else KvType.BF16
+    return KvType.FLOAT if dtype == "float32" else KvType.BF16

@@ -6,14 +6,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from inflight.device import Alone
+from inflight.device import Alone, open_device
 from inflight.errors import StartError
 from inflight.models.base import ForwardBatch
 from inflight.models.load import load_model
 from inflight.models.native import NativeDecoder
-from inflight.nn import AttentionBatch
 from inflight.plan import ShardJob
 
 BLOCK = 16
@@ -55,34 +54,31 @@ def open_model(folder: str | Path, threads: int, quantize: str = "none", kv_cach
         StartError: it runs on torch's operators.
     """
     job = ShardJob(str(folder), device_type="cpu", threads=threads, quantize=quantize, kv_cache_dtype=kv_cache_dtype)
-    torch.set_num_threads(threads)
-    model = load_model(job, Alone(), torch.device("cpu"))
+    model = load_model(job, Alone(), open_device("cpu", 0))
     if not isinstance(model, NativeDecoder):
         raise StartError("the model does not run on the CPU engine")
-    model.make_cache(40_000 // BLOCK, BLOCK, torch.device("cpu"))
+    model.make_cache(40_000 // BLOCK, BLOCK)
     return model
 
 
 def step_of(load: Load, vocab_size: int) -> ForwardBatch:
     """Random tokens; every row has blocks of its own."""
-    draw = torch.Generator().manual_seed(0)
     length = load.context + load.tokens
     each = -(-length // BLOCK)
-    tables = torch.arange(load.rows * each, dtype=torch.int32).view(load.rows, each)
-    positions = torch.arange(load.context, length).repeat(load.rows)
-    rows = torch.arange(load.rows).repeat_interleave(load.tokens)
-    slots = tables[rows, positions // BLOCK].long() * BLOCK + positions % BLOCK
-    attention = AttentionBatch(
+    tables = np.arange(load.rows * each, dtype=np.int32).reshape(load.rows, each)
+    positions = np.tile(np.arange(load.context, length), load.rows)
+    rows = np.repeat(np.arange(load.rows), load.tokens)
+    return ForwardBatch(
+        token_ids=np.random.default_rng(0).integers(0, vocab_size, load.rows * load.tokens),
+        positions=positions,
+        slots=tables[rows, positions // BLOCK].astype(np.int64) * BLOCK + positions % BLOCK,
         query_lens=[load.tokens] * load.rows,
         context_lens=[length] * load.rows,
         block_tables=tables,
-        slots=slots,
         block_size=BLOCK,
         num_decode=load.rows if load.tokens == 1 else 0,
+        logits_at=np.arange(1, load.rows + 1) * load.tokens - 1,
     )
-    ends = torch.arange(1, load.rows + 1) * load.tokens - 1
-    tokens = torch.randint(vocab_size, (load.rows * load.tokens,), generator=draw)
-    return ForwardBatch(tokens, positions, attention, ends)
 
 
 def measure(model: NativeDecoder, load: Load, seconds: float = 2.0) -> tuple[float, list[Line]]:

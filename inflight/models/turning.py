@@ -2,7 +2,7 @@
 
 transformers takes the largest position of a call for that length, and some modules remember it. Here one call holds
 tokens of many sequences, so the module is asked once for each length that matters, with nothing remembered, and every
-token gets the answer of its own reach (`inflight.nn.rope`).
+token gets the answer of its own reach (`inflight.rope`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from inflight.errors import StartError
-from inflight.nn import rope_length, rope_type
+from inflight.rope import rope_length, rope_type
 
 FOLLOWING = ("dynamic", "longrope")
 """Rope types that follow the length of a sequence."""

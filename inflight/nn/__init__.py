@@ -10,7 +10,7 @@ from inflight.nn.attention import (
 )
 from inflight.nn.border import to_array, to_tensor
 from inflight.nn.layers import Activation, RmsNorm, activation
-from inflight.nn.rope import Rope, make_rope, rope_length, rope_type
+from inflight.nn.rope import Rotation, Turn
 
 __all__ = [
     "Activation",
@@ -20,12 +20,10 @@ __all__ = [
     "LayerCache",
     "ReferenceAttention",
     "RmsNorm",
-    "Rope",
+    "Rotation",
+    "Turn",
     "activation",
     "make_attention",
-    "make_rope",
-    "rope_length",
-    "rope_type",
     "to_array",
     "to_tensor",
 ]

@@ -12,7 +12,7 @@ from inflight.tensors import BFLOAT16
 
 def to_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
     """A tensor over the array's own memory; over a copy where that may not be written, or does not lie in order."""
-    held = np.require(array, requirements=("C", "W"))
+    held = array if array.flags.c_contiguous and array.flags.writeable else np.array(array, order="C")
     if held.dtype == BFLOAT16:
         return torch.from_numpy(held.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(held)

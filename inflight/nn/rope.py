@@ -1,233 +1,60 @@
-"""Rotary position embedding (Su et al., 2021), with the scalings that checkpoints use.
-
-Frequencies follow the papers, in the form that transformers gave them: linear (position interpolation), dynamic NTK,
-YaRN (Peng et al., 2023), LongRoPE (Ding et al., 2024), and Llama 3's smoothed interpolation.
-
-Two of them turn a token by the length of the sequence that it belongs to, its *reach*. LongRoPE has one row of factors
-for sequences within the original length and another one for longer ones, for all of their tokens. Dynamic NTK turns
-the tokens of a prompt by the prompt's length and each later one by its own place, which is what transformers comes to
-with its cache. A reach is the sequence's own, so that neighbours, chunks and replays change nothing; whoever plans
-steps computes a sequence anew when it grows over LongRoPE's original length (`Rope.switch`).
-"""
+"""Rotary position embedding on torch's operators, by the frequencies of `inflight.rope`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
-
 import torch
 
-from inflight.errors import StartError
+from inflight.nn.border import to_tensor
+from inflight.rope import Rope
+
+Turn = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine [T, 1, dim]; both halves hold the same angles."""
 
 
-@dataclass(frozen=True)
-class Rope:
-    """One kind of rotation.
+class Rotation:
+    """One kind of rotation on a device."""
 
-    Attributes:
-        dim: leading components of a head that turn.
-        inverse: float32 [dim / 2], radians a position.
-        factor: on cosine and sine.
-        long_inverse: the frequencies of sequences longer than `original`, where they differ.
-        original: the length within which `inverse` holds for certain; 0 where it always does.
-        theta, stretch: base and factor of dynamic NTK, which holds beyond `original`; `stretch` is 0 elsewhere.
-    """
+    def __init__(self, rope: Rope, device: torch.device) -> None:
+        self._rope = rope
+        self._inverse = to_tensor(rope.inverse).to(device)
+        self._long = None if rope.long_inverse is None else to_tensor(rope.long_inverse).to(device)
 
-    dim: int
-    inverse: torch.Tensor
-    factor: float = 1.0
-    long_inverse: torch.Tensor | None = None
-    original: int = 0
-    theta: float = 0.0
-    stretch: float = 0.0
-
-    @property
-    def switch(self) -> int:
-        """The length beyond which all tokens of a sequence turn in another way; 0: there is none."""
-        return self.original if self.long_inverse is not None else 0
-
-    @property
-    def stretched(self) -> int:
-        """The length beyond which a prompt's tokens turn by the prompt's length; 0: they never do."""
-        return self.original if self.stretch else 0
-
-    def turn(
-        self, positions: torch.Tensor, dtype: torch.dtype, reach: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine [T, 1, dim]; both halves hold the same angles.
+    def turn(self, positions: torch.Tensor, dtype: torch.dtype, reach: torch.Tensor | None = None) -> Turn:
+        """What turns tokens at their places.
 
         Args:
             positions: int64 [T].
-            reach: int64 [T], see the module; None: of sequences that end at their tokens.
+            reach: int64 [T], see `inflight.rope`; None: of sequences that end at their tokens.
         """
         at = positions.unsqueeze(1)
-        inverse: torch.Tensor = self.inverse
-        if self.original:
-            inverse = self._far(at + 1 if reach is None else reach.unsqueeze(1))
+        inverse = self._inverse
+        if self._rope.original:
+            inverse = self.far(at + 1 if reach is None else reach.unsqueeze(1))
         angles = at.float() * inverse
         angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
-        return (angles.cos() * self.factor).to(dtype), (angles.sin() * self.factor).to(dtype)
+        factor = self._rope.factor
+        return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
-    def _far(self, reach: torch.Tensor) -> torch.Tensor:
-        """Frequencies [T, dim / 2] for reaches [T, 1]."""
-        beyond = reach > self.original
-        if self.long_inverse is not None:
-            return torch.where(beyond, self.long_inverse, self.inverse)
-        grown = self.stretch * reach.clamp(min=self.original).double() / self.original - (self.stretch - 1)
-        base = self.theta * grown ** (self.dim / max(self.dim - 2, 1e-9))
-        exponents = torch.arange(0, self.dim, 2, device=reach.device).double() / self.dim
-        return torch.where(beyond, (1.0 / base**exponents).float(), self.inverse)
+    def far(self, reach: torch.Tensor) -> torch.Tensor:
+        """Frequencies [T, dim / 2] for reaches [T, 1], where they follow the length of a sequence."""
+        rope = self._rope
+        beyond = reach > rope.original
+        if self._long is not None:
+            return torch.where(beyond, self._long, self._inverse)
+        grown = rope.stretch * reach.clamp(min=rope.original).double() / rope.original - (rope.stretch - 1)
+        base = rope.theta * grown ** (rope.dim / max(rope.dim - 2, 1e-9))
+        exponents = torch.arange(0, rope.dim, 2, device=reach.device).double() / rope.dim
+        return torch.where(beyond, (1.0 / base**exponents).float(), self._inverse)
 
-    def apply(self, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def apply(self, x: torch.Tensor, turn: Turn) -> torch.Tensor:
         """x [T, heads, head_dim] with its leading `dim` components turned."""
         cos, sin = turn
-        if x.shape[-1] != self.dim:
-            return torch.cat([self._turned(x[..., : self.dim], cos, sin), x[..., self.dim :]], dim=-1)
-        return self._turned(x, cos, sin)
-
-    @staticmethod
-    def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-second, first], dim=-1) * sin
+        dim = self._rope.dim
+        if x.shape[-1] != dim:
+            return torch.cat([_turned(x[..., :dim], cos, sin), x[..., dim:]], dim=-1)
+        return _turned(x, cos, sin)
 
 
-def rope_type(settings: Mapping[str, Any]) -> str:
-    """By its new or its old key; transformers' names."""
-    kind = str(settings.get("rope_type") or settings.get("type") or "default")
-    return "longrope" if kind == "su" else kind
-
-
-def rope_length(settings: Mapping[str, Any], max_positions: int) -> int:
-    """Tokens of the longest sequence: what the scaling makes of a config's `max_position_embeddings`.
-
-    transformers sets no limit; these are vLLM's. The config's own length is already the long one for LongRoPE and Llama
-    3, and where YaRN's original length is told and the product with the factor is less.
-    """
-    kind, factor = rope_type(settings), settings.get("factor") or 1.0
-    if kind in ("linear", "dynamic"):
-        return max(max_positions, int(max_positions * factor))
-    if kind == "yarn":
-        original = settings.get("original_max_position_embeddings") or max_positions
-        return max(max_positions, int(original * factor))
-    return max_positions
-
-
-def make_rope(settings: Mapping[str, Any], head_dim: int, max_positions: int, device: torch.device) -> Rope:
-    """The rotation that a config's `rope_parameters` describe.
-
-    Args:
-        settings: `rope_type`, `rope_theta` and what the type needs.
-        max_positions: the config's `max_position_embeddings`.
-
-    Raises:
-        StartError: an unknown type, or a setting is missing or makes no sense.
-    """
-    kind = rope_type(settings)
-    try:
-        make = _KINDS[kind]
-    except KeyError:
-        raise StartError(f"rope type '{kind}' is unknown; known are {', '.join(_KINDS)}") from None
-    dim = int(head_dim * (settings.get("partial_rotary_factor") or 1.0))
-    try:
-        rope = make(settings, head_dim, dim, max_positions)
-    except KeyError as missing:
-        raise StartError(f"rope type '{kind}' needs {missing} in the config's rope_parameters") from None
-    except (ArithmeticError, TypeError, ValueError, RuntimeError) as error:
-        raise StartError(f"the config's rope_parameters of type '{kind}' make no sense: {error}") from error
-    far = rope.long_inverse
-    return replace(rope, inverse=rope.inverse.to(device), long_inverse=None if far is None else far.to(device))
-
-
-def _plain(theta: float, dim: int) -> torch.Tensor:
-    return 1.0 / theta ** (torch.arange(0, dim, 2).float() / dim)
-
-
-def _default(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
-    return Rope(dim, _plain(settings["rope_theta"], dim))
-
-
-def _linear(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
-    return Rope(dim, _plain(settings["rope_theta"], dim) / settings["factor"])
-
-
-def _dynamic(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
-    theta = settings["rope_theta"]
-    return Rope(dim, _plain(theta, dim), original=longest, theta=theta, stretch=settings["factor"])
-
-
-def _proportional(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
-    """The first components turn as in a whole head, the others stand still."""
-    turning = int(settings.get("partial_rotary_factor", 1.0) * head_dim // 2)
-    inverse = 1.0 / settings["rope_theta"] ** (torch.arange(0, 2 * turning, 2).float() / head_dim)
-    still = torch.zeros(head_dim // 2 - turning)
-    return Rope(head_dim, torch.cat([inverse, still]) / settings.get("factor", 1.0))
-
-
-def _yarn(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
-    theta, original = settings["rope_theta"], settings.get("original_max_position_embeddings") or longest
-    factor = settings.get("factor") or longest / original
-
-    def magnitude(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-    scale = settings.get("attention_factor")
-    if scale is None:
-        weight, all_dims = settings.get("mscale"), settings.get("mscale_all_dim")
-        scale = magnitude(weight) / magnitude(all_dims) if weight and all_dims else magnitude(1.0)
-
-    def component(turns: float) -> float:
-        """The component that makes so many turns within the original length."""
-        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = component(settings.get("beta_fast") or 32), component(settings.get("beta_slow") or 1)
-    if settings.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
-    if low == high:
-        high += 0.001
-    ramp = ((torch.arange(dim // 2).float() - low) / (high - low)).clamp(0, 1)
-    plain = _plain(theta, dim)
-    return Rope(dim, plain / factor * ramp + plain * (1 - ramp), scale)
-
-
-def _longrope(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
-    theta = settings["rope_theta"]
-    original = settings.get("original_max_position_embeddings") or longest
-    factor = settings.get("factor") or longest / original
-    scale = settings.get("attention_factor")
-    if scale is None:
-        scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    exponents = theta ** (torch.arange(0, dim, 2).float() / dim)
-    short, long = (1.0 / (_factors(settings, key, dim // 2) * exponents) for key in ("short_factor", "long_factor"))
-    if torch.equal(short, long):
-        return Rope(dim, short, scale)
-    return Rope(dim, short, scale, long, int(original))
-
-
-def _factors(settings: Mapping[str, Any], key: str, count: int) -> torch.Tensor:
-    factors = torch.tensor(settings[key]).float()
-    if factors.shape != (count,):
-        raise ValueError(f"'{key}' has {factors.numel()} factors for {count} frequencies")
-    return factors
-
-
-def _llama3(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
-    plain = _plain(settings["rope_theta"], dim)
-    factor, low, high = settings["factor"], settings["low_freq_factor"], settings["high_freq_factor"]
-    original = settings.get("original_max_position_embeddings") or longest
-    turns = original * plain / (2 * math.pi)
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    return Rope(dim, (1 - smooth) * plain / factor + smooth * plain)
-
-
-_KINDS = {
-    "default": _default,
-    "linear": _linear,
-    "dynamic": _dynamic,
-    "yarn": _yarn,
-    "longrope": _longrope,
-    "llama3": _llama3,
-    "proportional": _proportional,
-}
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from inflight.device import Device
 from inflight.errors import StartError
@@ -35,13 +34,13 @@ class EncoderRunner:
         """
         if job.world_size != 1:
             raise StartError("an encoder runs on one device; leave out --tensor-parallel")
-        self._model = model = TextEncoder(job, device.torch)
+        self._model = model = TextEncoder(job, device)
         if progress is not None:
             progress(1.0)
         longest = min(model.longest, job.max_model_len or model.longest)
-        self._batch = InputBatch(job.max_rows, job.block_size, device.torch)
+        self._batch = InputBatch(job.max_rows, job.block_size)
         self._step = 0
-        model.encode(torch.zeros(2, dtype=torch.int64))
+        model.encode(np.zeros(2, np.int64))
         # Nothing is cached: blocks are only the scheduler's measure of how much runs at once.
         blocks = -(-(longest + 1) * job.max_rows // job.block_size)
         self.offer = ShardOffer(
@@ -50,8 +49,8 @@ class EncoderRunner:
             max_rows=job.max_rows,
             max_model_len=longest + 1,
             vocab_size=model.vocab_size,
-            device_type=device.torch.type,
-            dtype=str(model.dtype).removeprefix("torch."),
+            device_type=device.type,
+            dtype=model.dtype,
             weight_bytes=model.weight_bytes,
             cache_bytes=0,
             family="encoder",
@@ -68,7 +67,7 @@ class EncoderRunner:
         step = batch.step(batch.apply(plan), plan.hold)
         found: dict[int, bytes] = {}
         for row in step.sampled:
-            text = torch.from_numpy(batch.tokens[row, : batch.known[row]].astype(np.int64))
+            text = batch.tokens[row, : batch.known[row]].astype(np.int64)
             found[batch.ids[row]] = self._model.encode(text, batch.sampling[row].pooled_from).tobytes()
         tokens = np.zeros(len(step.sampled), np.int64)
         ids = [batch.ids[row] for row in step.sampled]

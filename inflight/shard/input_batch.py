@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from inflight.models import DecodeRows, ForwardBatch
-from inflight.nn import AttentionBatch
 from inflight.plan import Admission, Sampling, StepPlan
 from inflight.types import Array
 
@@ -28,7 +26,7 @@ class StepInput:
 
     Attributes:
         batch: for the model; rows that decode come first.
-        rows: row of each entry of `batch.attention`, host list.
+        rows: row of each entry of `batch.query_lens`.
         chunks: tokens of each.
         sampled: rows whose last known token is computed now, in the order of the last `len(sampled)` logits.
         scored: their logits come first.
@@ -57,9 +55,7 @@ class InputBatch:
         known, computed, prompt: int64 [rows]; tokens of the row, those with keys in the cache, those of the prompt.
     """
 
-    def __init__(
-        self, max_rows: int, block_size: int, device: torch.device, switch: int = 0, stretched: int = 0
-    ) -> None:
+    def __init__(self, max_rows: int, block_size: int, switch: int = 0, stretched: int = 0) -> None:
         self._switch, self._stretched = switch, stretched
         self.max_rows = max_rows
         self.block_size = block_size
@@ -67,7 +63,6 @@ class InputBatch:
         self.sampling: list[Sampling] = []
         self.adapters: list[int] = []
         self._index: dict[int, int] = {}
-        self._device = device
         self.tokens = np.zeros((max_rows, WIDTH), np.int32)
         self._blocks = np.zeros((max_rows, WIDTH), np.int32)
         self._num_blocks = np.zeros(max_rows, np.int64)
@@ -195,25 +190,22 @@ class InputBatch:
             *(np.arange(ends[place] - lengths[place] + 1, ends[place] + 1) for place, *_ in scored),
             ends[sampled],
         ]
-        attention = AttentionBatch(
-            query_lens=lengths,
-            context_lens=contexts.tolist(),
-            block_tables=self._tensor(self._blocks[index, :widest]),
-            slots=self._tensor(np.concatenate(slots)),
-            block_size=self.block_size,
-            num_decode=len(decoding),
-        )
         places = np.concatenate(positions)
         reach = None
         if chunks and (self._switch or self._stretched):
-            reach = torch.from_numpy(np.maximum(places + 1, np.repeat(self._reach[index], lengths)))
+            reach = np.maximum(places + 1, np.repeat(self._reach[index], lengths))
         batch = ForwardBatch(
-            self._tensor(np.concatenate(tokens).astype(np.int64)),
-            self._tensor(places),
-            attention,
-            self._tensor(np.concatenate(logits_at).astype(np.int64)),
-            self._routes(rows, lengths),
-            reach,
+            token_ids=np.concatenate(tokens).astype(np.int64),
+            positions=places,
+            slots=np.concatenate(slots),
+            query_lens=lengths,
+            context_lens=contexts.tolist(),
+            block_tables=self._blocks[index, :widest],
+            block_size=self.block_size,
+            num_decode=len(decoding),
+            logits_at=np.concatenate(logits_at).astype(np.int64),
+            adapters=self._routes(rows, lengths),
+            reach=reach,
         )
         wanted = [(rows[place], first, size) for place, first, size in scored]
         return StepInput(batch, rows, lengths, [rows[place] for place in sampled], wanted)
@@ -226,26 +218,27 @@ class InputBatch:
         self.computed[:count] += 1
         contexts, numbers, ones = (starts + 1).tolist(), rows.tolist(), [1] * count
         widest = -(-max(contexts) // self.block_size)
-        attention = AttentionBatch(
+        batch = ForwardBatch(
+            token_ids=tokens,
+            positions=starts,
+            slots=slots,
             query_lens=ones,
             context_lens=contexts,
-            block_tables=self._tensor(self._blocks[:count, :widest]),
-            slots=self._tensor(slots),
+            block_tables=self._blocks[:count, :widest],
             block_size=self.block_size,
             num_decode=count,
+            logits_at=rows,
+            adapters=self._routes(numbers, ones),
         )
-        routes = self._routes(numbers, ones)
-        at = self._tensor(rows)
-        batch = ForwardBatch(self._tensor(tokens), self._tensor(starts), attention, at, routes)
         return StepInput(batch, numbers, ones, numbers, [])
 
-    def _routes(self, rows: list[int], lengths: list[int]) -> list[tuple[int, torch.Tensor]]:
+    def _routes(self, rows: list[int], lengths: list[int]) -> list[tuple[int, Array]]:
         """Tokens of the step by adapter, in the order of the adapters' numbers."""
         numbers = [self.adapters[row] for row in rows]
         if not any(numbers):
             return []
         each = np.repeat(numbers, lengths)
-        return [(number, self._tensor(np.flatnonzero(each == number))) for number in sorted(set(numbers)) if number]
+        return [(number, np.flatnonzero(each == number)) for number in sorted(set(numbers)) if number]
 
     def _scored(self, rows: list[int], lengths: list[int], decoding: int) -> list[Scored]:
         """Place, first position and length of prompt chunks of rows that want log-probabilities of their prompt."""
@@ -272,10 +265,6 @@ class InputBatch:
             self.tokens, self._rows = _widened(self.tokens, end * self.block_size + 1), None
         self._blocks[row, begin:end] = blocks
         self._num_blocks[row] = end
-
-    def _tensor(self, array: Array) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
 
 
 def _widened(table: np.ndarray[Any, Any], least: int) -> Array:

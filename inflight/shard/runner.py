@@ -9,17 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from inflight.device import Device, Ranks
-from inflight.models import DecodeRows, ForwardBatch, VectorHead, load_model
-from inflight.nn import AttentionBatch
+from inflight.models import DecodeRows, ForwardBatch, Rows, VectorHead, load_model
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.sentences import SentenceModel, read_sentence_model
 from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.pooling import MeanPool
-from inflight.shard.sampler import RowState, Sampled, prompt_logprobs, sample
+from inflight.shard.sampling import RowState, Sampled, sampler_of
 from inflight.shard.sound import sound_plan
 from inflight.types import Array
 
@@ -43,12 +41,13 @@ class ModelRunner:
             StartError: a file is missing or broken, or the memory does not suffice.
         """
         self._ranks = ranks
-        self._device = device.torch
-        self._model = model = load_model(job, ranks, device.torch, progress)
+        self._device = device
+        self._model = model = load_model(job, ranks, device, progress)
+        self._sampler = sampler_of(model)
         _trim()
         longest = min(job.max_model_len or model.max_positions, model.max_positions)
         most = longest * job.max_rows
-        on_cpu = device.torch.type == "cpu"
+        on_cpu = device.type == "cpu"
         if not on_cpu and job.kv_cache_bytes is None:
             self._largest_step(job, longest)
         blocks = count_blocks(
@@ -61,8 +60,8 @@ class ModelRunner:
             job.num_blocks,
             ranks_here=ranks.size if on_cpu else 1,
         )
-        cache_bytes = model.make_cache(blocks, job.block_size, self._device)
-        self._batch = InputBatch(job.max_rows, job.block_size, self._device, model.switch, model.stretched)
+        cache_bytes = model.make_cache(blocks, job.block_size)
+        self._batch = InputBatch(job.max_rows, job.block_size, model.switch, model.stretched)
         self._step = 0
         self._means = MeanPool()
         self._warm_up(min(WARM_TOKENS, longest - 1) if on_cpu else min(job.max_step_tokens, longest), job.block_size)
@@ -75,8 +74,8 @@ class ModelRunner:
             max_rows=job.max_rows,
             max_model_len=longest,
             vocab_size=model.vocab_size,
-            device_type=device.torch.type,
-            dtype=str(model.dtype).removeprefix("torch."),
+            device_type=device.type,
+            dtype=model.dtype,
             weight_bytes=model.weight_bytes,
             cache_bytes=cache_bytes,
             family=model.family,
@@ -98,8 +97,7 @@ class ModelRunner:
             logits = self._model.decode(rows, greedy)
             if logits is not None:
                 return self._decoded(plan, rows, logits, greedy, began)
-        with torch.inference_mode():
-            return self._forward(plan, chunks, failed, began)
+        return self._forward(plan, chunks, failed, began)
 
     @property
     def ids(self) -> list[int]:
@@ -117,15 +115,12 @@ class ModelRunner:
         batch = self._batch
         return [int(batch.tokens[row, batch.known[row] - 1]) for row in map(batch.row, ids)]
 
-    def _decoded(
-        self, plan: StepPlan, rows: DecodeRows, logits: torch.Tensor, greedy: bool, began: float
-    ) -> StepResult:
+    def _decoded(self, plan: StepPlan, rows: DecodeRows, logits: Rows, greedy: bool, began: float) -> StepResult:
         """Most steps come this way: every row decoded, in the batch's own arrays."""
         best = self._model.best
         if greedy and best is not None:
             return StepResult(plan.step, rows.ids, best.tolist(), seconds=time.perf_counter() - began)
-        with torch.inference_mode():
-            return self._answer(plan, logits, list(range(len(rows.ids))), [], {}, began)
+        return self._answer(plan, logits, list(range(len(rows.ids))), [], {}, began)
 
     def _forward(
         self, plan: StepPlan, chunks: dict[int, int], failed: dict[int, str], began: float
@@ -140,7 +135,7 @@ class ModelRunner:
     def _answer(
         self,
         plan: StepPlan,
-        logits: torch.Tensor,
+        logits: Rows,
         sampled: list[int],
         scored: list[Scored],
         failed: dict[int, str],
@@ -170,10 +165,12 @@ class ModelRunner:
         """Rank 0's tokens, on every rank."""
         if self._ranks.size == 1 or not len(tokens):
             return tokens
-        shared: Array = self._ranks.broadcast(torch.from_numpy(tokens).to(self._device)).cpu().numpy()
+        import torch  # several ranks have it
+
+        shared: Array = self._ranks.broadcast(torch.from_numpy(tokens).to(self._device.torch)).cpu().numpy()
         return shared
 
-    def _sample(self, sampled: list[int], logits: torch.Tensor, masks: dict[int, bytes]) -> Sampled:
+    def _sample(self, sampled: list[int], logits: Rows, masks: dict[int, bytes]) -> Sampled:
         batch = self._batch
 
         def state(place: int) -> RowState:
@@ -184,9 +181,9 @@ class ModelRunner:
         best = self._model.best
         if best is not None:
             best = best[len(best) - len(sampled) :]
-        return sample(logits, [batch.sampling[row] for row in sampled], state, places, best)
+        return self._sampler.sample(logits, [batch.sampling[row] for row in sampled], state, places, best)
 
-    def _score(self, scored: list[Scored], logits: torch.Tensor) -> dict[int, list[float]]:
+    def _score(self, scored: list[Scored], logits: Rows) -> dict[int, list[float]]:
         """Log-probabilities of prompt tokens that this step's chunks predicted."""
         found: dict[int, list[float]] = {}
         start = 0
@@ -197,7 +194,9 @@ class ModelRunner:
             last = min(first + size, int(self._batch.prompt[row]) - 1)
             count = max(0, last - first)
             following = self._batch.tokens[row, first + 1 : first + 1 + count]
-            found[self._batch.ids[row]] = prompt_logprobs(logits[start : start + count], following) if count else []
+            found[self._batch.ids[row]] = (
+                self._sampler.prompt_logprobs(logits[start : start + count], following) if count else []
+            )
             start += size
         return found
 
@@ -212,30 +211,29 @@ class ModelRunner:
             if batch.sampling[row].pooling:
                 if not first:
                     self._means.begin(batch.ids[row])
-                self._means.add(batch.ids[row], hidden[start : start + size])
+                self._means.add(batch.ids[row], self._sampler.on_host(hidden[start : start + size]))
             start += size
         found: dict[int, bytes] = {}
         for place, row in enumerate(sampled, hidden.shape[0] - len(sampled)):
             if batch.known[row] != batch.prompt[row] or not batch.sampling[row].pooling:
                 continue
             id = batch.ids[row]
-            vector = self._means.take(id) if batch.sampling[row].pooling == "mean" else hidden[place]
-            found[id] = self._head(vector.float().cpu().numpy()).tobytes()
+            mean = batch.sampling[row].pooling == "mean"
+            vector = self._means.take(id) if mean else self._sampler.on_host(hidden[place])
+            found[id] = self._head(vector).tobytes()
         return found
 
     def _warm_up(self, tokens: int, block_size: int) -> None:
         """A prompt chunk and a decoding row, so that the first request finds everything loaded."""
-        with torch.inference_mode():
-            for lengths in ([max(1, tokens)], [1, 1]):
-                self._model.forward(_dummy(lengths, block_size, self._device))
+        for lengths in ([max(1, tokens)], [1, 1]):
+            self._model.forward(_dummy(lengths, block_size))
 
     def _largest_step(self, job: ShardJob, longest: int) -> None:
         """Runs a step of the largest size over a small cache, so that free memory is seen with its buffers taken."""
         lengths = [min(longest, job.max_step_tokens)]
         blocks = -(-lengths[0] // job.block_size)
-        self._model.make_cache(blocks, job.block_size, self._device)
-        with torch.inference_mode():
-            self._model.forward(_dummy(lengths, job.block_size, self._device))
+        self._model.make_cache(blocks, job.block_size)
+        self._model.forward(_dummy(lengths, job.block_size))
 
 
 def _trim() -> None:
@@ -245,18 +243,19 @@ def _trim() -> None:
         trim(0)
 
 
-def _dummy(lengths: list[int], block_size: int, device: torch.device) -> ForwardBatch:
+def _dummy(lengths: list[int], block_size: int) -> ForwardBatch:
     """Rows that write to the first blocks, which nobody owns yet. All rows share them: only the shapes matter."""
     total = sum(lengths)
     blocks = -(-max(lengths) // block_size)
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    attention = AttentionBatch(
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return ForwardBatch(
+        token_ids=np.zeros(total, np.int64),
+        positions=positions,
+        slots=positions,
         query_lens=lengths,
         context_lens=lengths,
-        block_tables=torch.arange(blocks, dtype=torch.int32).repeat(len(lengths), 1).to(device),
-        slots=positions.to(device),
+        block_tables=np.tile(np.arange(blocks, dtype=np.int32), (len(lengths), 1)),
         block_size=block_size,
         num_decode=sum(length == 1 for length in lengths) if lengths[0] == 1 else 0,
+        logits_at=np.cumsum(lengths) - 1,
     )
-    ends = (torch.tensor(lengths).cumsum(0) - 1).to(device)
-    return ForwardBatch(torch.zeros(total, dtype=torch.int64, device=device), positions.to(device), attention, ends)

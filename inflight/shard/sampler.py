@@ -1,4 +1,4 @@
-"""From logits to tokens, each row by itself.
+"""From logits to tokens on torch's operators, each row by itself.
 
 Processors are applied to the rows that ask for them, with operations along the vocabulary only, so that nobody's
 distribution depends on a neighbour. A draw uses one uniform number per token, a hash of (seed, position): the same for
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from inflight.kernels import top_k
-from inflight.nn import to_tensor
+from inflight.models import Rows
+from inflight.nn import to_array, to_tensor
 from inflight.plan import Sampling
+from inflight.shard.sampling import RowState, Sampled, Sampler
 from inflight.types import Array
 
 WATERMARK_KEY = 15485863
@@ -30,32 +32,26 @@ COLDEST = 1e-5
 _MASK = (1 << 64) - 1
 
 
-@dataclass(frozen=True)
-class RowState:
-    """What the processors of one row need beside its parameters.
+class TorchSampler(Sampler):
+    """On the device where the logits are."""
 
-    Attributes:
-        tokens: known tokens, prompt first.
-        num_prompt: how many of them are the prompt.
-    """
+    def sample(
+        self,
+        logits: Rows,
+        sampling: Sequence[Sampling],
+        state: Callable[[int], RowState],
+        masks: Mapping[int, bytes] | None = None,
+        best: Array | None = None,
+    ) -> Sampled:
+        with torch.inference_mode():
+            return sample(logits, sampling, state, masks, best)
 
-    tokens: Array
-    num_prompt: int
+    def prompt_logprobs(self, logits: Rows, following: Array) -> list[float]:
+        with torch.inference_mode():
+            return prompt_logprobs(logits, following)
 
-
-@dataclass(frozen=True)
-class Sampled:
-    """Aligned with the rows of the logits.
-
-    Attributes:
-        tokens: int64 [S].
-        logprobs: float32 [S] after all processors, where any row asked.
-        top: per row, pairs (token, log-probability), best first; empty where none were asked for.
-    """
-
-    tokens: Array
-    logprobs: Array | None
-    top: list[list[tuple[int, float]]]
+    def on_host(self, rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return to_array(rows.float())
 
 
 def sample(
@@ -65,15 +61,7 @@ def sample(
     masks: Mapping[int, bytes] | None = None,
     best: Array | None = None,
 ) -> Sampled:
-    """Chooses the next token of every row.
-
-    Args:
-        logits: float32 [S, V]; may be changed.
-        sampling: of each row.
-        state: gives what row i knows; asked only for rows that need it.
-        masks: by row, which tokens its grammar allows (see `StepPlan.masks`).
-        best: int64 [S] on the host, the first of the largest logits, where the model has found it already.
-    """
+    """See `Sampler.sample`."""
     changed = bool(masks) or not all(each.plain for each in sampling)
     if changed:
         _process(logits, sampling, state, masks or {})
@@ -98,7 +86,7 @@ def sample(
 
 
 def prompt_logprobs(logits: torch.Tensor, following: Array) -> list[float]:
-    """Log-probabilities of the tokens that really follow. Args: logits float32 [n, V], following [n]."""
+    """See `Sampler.prompt_logprobs`."""
     targets = torch.from_numpy(following.astype(np.int64)).to(logits.device)
     values: list[float] = torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1).tolist()
     return values

@@ -57,11 +57,14 @@ def test_more_than_there_is_cannot_be_asked_for() -> None:
 class _Memory(Device):
     """A CPU of which a test says how much memory is free."""
 
-    torch = torch.device("cpu")
+    type, collectives = "cpu", "gloo"
     free = GIB
 
     def available_memory(self) -> int:
         return self.free
+
+    def _open(self) -> torch.device:
+        return torch.device("cpu")
 
 
 def test_in_a_container_files_that_were_read_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-import torch
 from gguf import GGMLQuantizationType as Type
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -125,10 +124,10 @@ def test_llama_3_keeps_its_rotation_as_factors(tmp_path: Path) -> None:
         "original_max_position_embeddings": 64,
     }  # fmt: skip
     original = save_tiny("Llama", tmp_path / "original", rope_parameters=rope)
-    from inflight.nn import make_rope
+    from inflight.rope import make_rope
 
-    plain = make_rope({"rope_theta": 10_000.0}, 16, 512, torch.device("cpu"))
-    turned = make_rope(rope, 16, 512, torch.device("cpu"))
+    plain = make_rope({"rope_theta": 10_000.0}, 16, 512)
+    turned = make_rope(rope, 16, 512)
     factors = (plain.inverse / turned.inverse).tolist()
     assert max(factors) > 2
     write_gguf(original, tmp_path / "tiny.gguf", "llama", factors={"rope_freqs.weight": factors})

@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from inflight.models import ForwardBatch
-from inflight.nn import AttentionBatch
 from tests.lm import make_runner, reference, reference_tokens, run, save_tiny
 
 LLAMA3 = {
@@ -74,15 +74,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def whole_prompt(length: int, block_size: int, tokens: list[int]) -> ForwardBatch:
     """One row, the whole prompt at once, all logits."""
     blocks = -(-length // block_size)
-    attention = AttentionBatch(
-        [length],
-        [length],
-        torch.arange(blocks, dtype=torch.int32)[None],
-        torch.arange(length),
-        block_size,
-        0,
+    return ForwardBatch(
+        token_ids=np.array(tokens),
+        positions=np.arange(length),
+        slots=np.arange(length),
+        query_lens=[length],
+        context_lens=[length],
+        block_tables=np.arange(blocks, dtype=np.int32)[None],
+        block_size=block_size,
+        num_decode=0,
+        logits_at=np.arange(length),
     )
-    return ForwardBatch(torch.tensor(tokens), torch.arange(length), attention, torch.arange(length))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -97,7 +99,7 @@ def test_parity(name: str, tmp_path: Path) -> None:
         found = ours._model.forward(whole_prompt(len(tokens), 4, tokens))
         wanted = theirs(torch.tensor([tokens])).logits[0]
     assert wanted.std() > 0.3, "a degenerate model proves nothing"
-    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.as_tensor(found), wanted, atol=2e-4, rtol=1e-4)
     together = run(ours, prompts, 64)
     for prompt, found_tokens in zip(prompts, together):
         assert found_tokens == reference_tokens(theirs, prompt, 64)

@@ -110,9 +110,8 @@ def test_two_and_four_ranks(family: str, tmp_path: Path) -> None:
 
 
 def test_a_number_of_ranks_that_does_not_divide(tmp_path: Path) -> None:
-    import torch
 
-    from inflight.device import Alone
+    from inflight.device import Alone, open_device
     from inflight.models import load_model
 
     class Three(Alone):
@@ -120,4 +119,4 @@ def test_a_number_of_ranks_that_does_not_divide(tmp_path: Path) -> None:
 
     folder = save_tiny("Llama", tmp_path)
     with pytest.raises(StartError, match="--tensor-parallel 3 does not divide the model's 4 attention heads"):
-        load_model(job(folder), Three(), torch.device("cpu"))
+        load_model(job(folder), Three(), open_device("cpu", 0))

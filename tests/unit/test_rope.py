@@ -15,9 +15,10 @@ from inflight.errors import InvalidRequest, StartError
 from inflight.generation import Grammar
 from inflight.llm import LLM
 from inflight.models.config import decoder_config
-from inflight.nn import make_rope, rope_length
+from inflight.nn import Rotation, to_tensor
 from inflight.plan import Sampling
 from inflight.rank.batches import Asked, Batches
+from inflight.rope import make_rope, rope_length
 from inflight.shard import ModelRunner
 from inflight.text import load_tokenizer
 from tests.lm import POCKET, Driver, make_runner, more_tokens_than_rows, reference, save_tiny
@@ -318,10 +319,11 @@ def test_a_config_means_what_it_means_to_transformers(form: str, tmp_path: Path)
     assert described is not None
     assert described.longest == longest
     (rope_settings,) = described.ropes.values()
-    rope = make_rope(rope_settings, described.head_dim, described.max_positions, torch.device("cpu"))
+    rope = make_rope(rope_settings, described.head_dim, described.max_positions)
+    turning = Rotation(rope, torch.device("cpu"))
     for tokens in (16, 64, 65, 100):
         expected = inverse(tmp_path, tokens)
-        frequencies = rope.inverse if not rope.original else rope._far(torch.tensor([[tokens]]))[0]
+        frequencies = to_tensor(rope.inverse) if not rope.original else turning.far(torch.tensor([[tokens]]))[0]
         assert torch.allclose(frequencies, expected[:-1], rtol=1e-5, atol=0), tokens
         assert rope.factor == pytest.approx(float(expected[-1]))
 
@@ -338,7 +340,7 @@ def test_a_config_means_what_it_means_to_transformers(form: str, tmp_path: Path)
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(StartError, match=text):
-        make_rope({"rope_theta": 10000.0, **settings}, 16, 64, torch.device("cpu"))
+        make_rope({"rope_theta": 10000.0, **settings}, 16, 64)
 
 
 def test_lengths() -> None:

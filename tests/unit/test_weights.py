@@ -69,7 +69,7 @@ LOAD = """
 import sys
 from pathlib import Path
 import torch
-from inflight.device import Alone
+from inflight.device import Alone, open_device
 from inflight.models import load_model
 from tests.lm import job
 
@@ -83,7 +83,7 @@ ranks.rank, ranks.size = rank, size
 torch.ones(9) @ torch.ones(9)
 seen = [anonymous()]
 what = job(folder, rank=rank, world_size=size)
-model = load_model(what, ranks, torch.device("cpu"), lambda _: seen.append(anonymous()))
+model = load_model(what, ranks, open_device("cpu", 0), lambda _: seen.append(anonymous()))
 print(model.weight_bytes, max(seen) - seen[0])
 """
 

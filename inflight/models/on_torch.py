@@ -1,0 +1,113 @@
+"""Models that torch computes: a step's arrays on the device, and the cache."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from inflight.models.base import CausalLM, ForwardBatch
+from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention, to_tensor
+
+CACHE_LINE = 64
+"""Bytes at a multiple of which arrays begin, as torch's own do."""
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """A `ForwardBatch` on a device; `reach` stays on the host."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    attention: AttentionBatch
+    logits_at: torch.Tensor
+    adapters: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    reach: torch.Tensor | None = None
+
+
+def on_device(batch: ForwardBatch, device: torch.device) -> TensorBatch:
+    """The same step; on a CPU in the same memory."""
+
+    def move(array: np.ndarray) -> torch.Tensor:
+        tensor = to_tensor(array)
+        return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
+
+    attention = AttentionBatch(
+        query_lens=batch.query_lens,
+        context_lens=batch.context_lens,
+        block_tables=move(batch.block_tables),
+        slots=move(batch.slots),
+        block_size=batch.block_size,
+        num_decode=batch.num_decode,
+    )
+    return TensorBatch(
+        move(batch.token_ids),
+        move(batch.positions),
+        attention,
+        move(batch.logits_at),
+        [(number, move(tokens)) for number, tokens in batch.adapters],
+        None if batch.reach is None else to_tensor(batch.reach),
+    )
+
+
+class TorchLM(CausalLM):
+    """A `CausalLM` of torch's operators.
+
+    Attributes:
+        layers: what each layer's cache must hold.
+        device: where it computes.
+        torch_dtype: of the weights.
+    """
+
+    on_torch = True
+    layers: list[AttentionSpec]
+    device: torch.device
+    torch_dtype: torch.dtype
+
+    def block_bytes(self, block_size: int) -> int:
+        size = self.torch_dtype.itemsize
+        return sum(block_size * spec.num_kv_heads * (spec.head_dim + spec.value_dim) * size for spec in self.layers)
+
+    def make_cache(self, blocks: int, block_size: int) -> int:
+        caches = [
+            LayerCache(
+                _zeros((blocks, block_size, spec.num_kv_heads, spec.head_dim), self.torch_dtype, self.device),
+                _zeros((blocks, block_size, spec.num_kv_heads, spec.value_dim), self.torch_dtype, self.device),
+            )
+            for spec in self.layers
+        ]
+        self.bind(make_attention(caches, block_size, self.device))
+        return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.compute(on_device(batch, self.device))
+
+    @abstractmethod
+    def bind(self, attention: AttentionBackend) -> None:
+        """Sets what computes attention; before the first step, and again for another cache."""
+
+    @abstractmethod
+    def compute(self, batch: TensorBatch) -> torch.Tensor:
+        """Logits of one step, in inference mode; see `CausalLM.forward`."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeroed memory: a slot that was never written must not hold a NaN.
+
+    On a CPU the system gives zeroed pages when they are first touched. `torch.zeros` would write all of them: seconds
+    at every start, and memory that no request may ever need.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + CACHE_LINE, np.uint8)
+    begin = -raw.ctypes.data % CACHE_LINE
+    return torch.from_numpy(raw[begin : begin + size]).view(dtype).view(shape)

@@ -1,0 +1,84 @@
+"""What chooses tokens: one way for models that torch computes, one for numpy's logits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inflight.models import CausalLM, Rows
+from inflight.plan import Sampling
+from inflight.types import Array
+
+
+@dataclass(frozen=True)
+class RowState:
+    """What the processors of one row need beside its parameters.
+
+    Attributes:
+        tokens: known tokens, prompt first.
+        num_prompt: how many of them are the prompt.
+    """
+
+    tokens: Array
+    num_prompt: int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Aligned with the rows of the logits.
+
+    Attributes:
+        tokens: int64 [S].
+        logprobs: float32 [S] after all processors, where any row asked.
+        top: per row, pairs (token, log-probability), best first; empty where none were asked for.
+    """
+
+    tokens: Array
+    logprobs: Array | None
+    top: list[list[tuple[int, float]]]
+
+
+class Sampler(ABC):
+    """From a model's logits to tokens, each row by itself. A row's result depends on the row alone."""
+
+    @abstractmethod
+    def sample(
+        self,
+        logits: Rows,
+        sampling: Sequence[Sampling],
+        state: Callable[[int], RowState],
+        masks: Mapping[int, bytes] | None = None,
+        best: Array | None = None,
+    ) -> Sampled:
+        """Chooses the next token of every row.
+
+        Args:
+            logits: float32 [S, V]; may be changed.
+            sampling: of each row.
+            state: gives what row i knows; asked only for rows that need it.
+            masks: by row, which tokens its grammar allows (see `StepPlan.masks`).
+            best: int64 [S], the first of the largest logits, where the model has found it already.
+        """
+
+    @abstractmethod
+    def prompt_logprobs(self, logits: Rows, following: Array) -> list[float]:
+        """Log-probabilities of the tokens that really follow. Args: logits float32 [n, V], following [n]."""
+
+    @abstractmethod
+    def on_host(self, rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The same rows as numpy's array of float32."""
+
+
+def sampler_of(model: CausalLM) -> Sampler:
+    """What fits its logits."""
+    if model.on_torch:
+        from inflight.shard.sampler import TorchSampler
+
+        return TorchSampler()
+    from inflight.shard.native_sampler import NativeSampler
+
+    return NativeSampler()
