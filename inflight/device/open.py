@@ -62,8 +62,9 @@ class Device(ABC):
     def set_threads(self, count: int) -> None:
         """CPU threads of torch's operators in this process."""
         self._threads = count
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(count)
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            torch.set_num_threads(count)
 
     @abstractmethod
     def _open(self) -> TorchDevice: ...
