@@ -10,20 +10,20 @@ TESTED := $(VENV)/.tests
 .PHONY: test test-native wheel wheel-test chaos demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
-# What serving the examples needs. torch goes first and alone: together with others, pip may settle on another build of it.
+# What serving the examples needs: no torch and no transformers.
 $(SERVED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch==2.13.0
-	$(PIP) -e '.[llm]' pillow
+	$(PIP) -e . pillow
 	touch $@
 
 # What the checks need. The native library is built once, and meanwhile torch comes in: the one takes the processors, the
-# other the network. The rest is what the package that is installed by then asks for.
+# other the network (alone: together with others, pip may settle on another build of it). The rest is what the package
+# that is installed by then asks for.
 # TGI's own client and langchain's come last, without what they ask for: they would hold huggingface_hub at old versions.
 $(TESTED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0 & torch=$$!; $(PIP) --no-deps -e . && wait $$torch
-	$(PIP) 'inflight-serving[llm,zttp,dev]' pillow
+	$(PIP) 'inflight-serving[torch,zttp,dev]' pillow
 	$(PIP) --no-deps text-generation==0.7.0 langchain-huggingface==1.2.3
 	touch $(SERVED) $@
 

@@ -13,7 +13,7 @@ __all__ = ["LLM", "Generation", "Sampling", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`LLM` and its companions bring torch with them, so they are imported when they are first named."""
+    """`LLM` and its companions bring the engine with them, so they are imported when they are first named."""
     if name in ("LLM", "Generation"):
         from inflight import llm
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, ServerConfig
-from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Loading, Overloaded, StartError
+from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Loading, Overloaded
 from inflight.generation import (
     Chat,
     Event,
@@ -187,14 +187,11 @@ class Generators:
         """
         if not configs:
             return
-        try:  # not needed by a server of classic models only, and not part of its installation
-            from inflight.engine import Engine
-            from inflight.router.shards import ShardGroup
-            from inflight.text import load_tokenizer
-        except ImportError as error:
-            raise StartError(
-                f"language models need the extra 'llm': pip install 'inflight-serving[llm]' ({error})"
-            ) from error
+        # Not needed by a server of classic models only.
+        from inflight.engine import Engine
+        from inflight.router.shards import ShardGroup
+        from inflight.text import load_tokenizer
+
         self._metrics.generations.watch(self._load)
         started: list[str] = []
         try:

@@ -52,7 +52,7 @@ SUFFIXES: dict[str, str] = {
 }
 
 # Package that a runtime imports, and the extra of this distribution that brings it.
-_EXTRAS = {"torch": "llm", "mindspore": "mindspore"}
+_EXTRAS = {"torch": "torch", "mindspore": "mindspore"}
 
 _ENTRY = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*=\s*([A-Za-z_][\w.]*:[A-Za-z_]\w*)\s*")
 

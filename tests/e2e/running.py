@@ -26,6 +26,10 @@ from inflight.server import Server
 
 FREE = "127.0.0.1:0"
 
+_BLOCKER = str(Path(__file__).resolve().parents[1] / "without_torch")
+WITHOUT_TORCH = {"PYTHONPATH": os.pathsep.join([_BLOCKER, *filter(None, [os.environ.get("PYTHONPATH")])])}
+"""Environment of processes that find neither torch nor transformers, as after a plain installation."""
+
 WORK = """
     import os, subprocess, sys, threading, time
     import numpy as np

@@ -91,7 +91,7 @@ ALLOWED = {
     "models": ("torch", "transformers", "safetensors"),
     "shard": ("torch",),
     "engine": ("msgspec",),
-    "llm": ("torch", "msgspec"),
+    "llm": ("msgspec",),
     "link": ("msgspec",),
     "runtime": ("onnx", "onnxruntime", "torch", "torch_npu", "mindspore", "cryptography", "google"),
     "pipeline": (),
@@ -209,15 +209,28 @@ def test_the_server_process_imports_no_back_end() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_classic_models_need_none_of_the_extra() -> None:
-    """The base installation has no torch, no transformers, no tokenizers, no jinja2."""
+def test_classic_models_load_nothing_of_language_models() -> None:
+    """A server of those is smaller and starts sooner without."""
     import subprocess
     import sys
 
-    extra = ("torch", "transformers", "tokenizers", "jinja2", "safetensors", "gguf")
+    language = ("torch", "transformers", "tokenizers", "jinja2", "safetensors", "llguidance", "huggingface_hub", "gguf")
     code = (
-        f"import sys; sys.modules.update(dict.fromkeys({extra})); "
+        f"import sys; sys.modules.update(dict.fromkeys({language})); "
         "import inflight.server, inflight.cli, inflight.commands, inflight.worker.process"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_base_installation_has_what_language_models_need() -> None:
+    """Neither torch nor transformers; they are imported where they are needed (tests/e2e/test_without_torch.py)."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'gguf'))); "
+        "import inflight.llm, inflight.rank, inflight.worker, inflight.commands.shard_server, inflight.models.roofline"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

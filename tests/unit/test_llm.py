@@ -175,10 +175,13 @@ def test_what_cannot_be_asked(llm: LLM) -> None:
         LLM("/nowhere")
 
 
-def test_the_package_names_it_without_importing_torch() -> None:
+def test_it_is_imported_when_it_is_named_and_without_torch() -> None:
     assert inflight.LLM is LLM
     import subprocess
     import sys
 
-    code = "import inflight, sys; assert 'torch' not in sys.modules; inflight.LLM; assert 'torch' in sys.modules"
+    code = (
+        "import inflight, sys; assert 'inflight.llm' not in sys.modules; "
+        "inflight.LLM; assert 'inflight.llm' in sys.modules and 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -30,10 +30,9 @@ REGISTRIES = ["pypi" + ".org", "python" + "hosted.org", "index" + "-url", "files
 IMPORTED_AS = {"prometheus-client": "prometheus_client", "protobuf": "google", "grpcio": "grpc"}
 # What an import is allowed to need beside the base: the back ends, each with its extra or of the user's own.
 OPTIONAL = {
-    "llguidance",
     *("torch", "torch_npu", "mindspore", "acl"),
     *("uvicorn", "zttp"),
-    *("transformers", "tokenizers", "safetensors", "jinja2", "matplotlib", "huggingface_hub", "tqdm", "gguf"),
+    *("transformers", "matplotlib", "gguf"),
 }
 
 
@@ -87,8 +86,9 @@ def test_requirements() -> None:
     base = names(lists["dependencies"])
     assert base == sorted(base)
     assert not {"torch", "transformers", "mindspore", "uvicorn", "zttp", "pytest"} & set(base)
-    assert "torch>=2.9,<3" in lists["llm"]
-    assert all(extra in lists for extra in ("llm", "mindspore", "zttp", "dev"))
+    assert "torch>=2.9,<3" in lists["torch"]
+    assert lists["llm"] == ["inflight-serving[torch]"]  # its former name
+    assert all(extra in lists for extra in ("mindspore", "zttp", "dev"))
     # MindSpore 2.10 is built for the C interface of NumPy 1: with NumPy 2 it takes no NumPy scalar as a number.
     assert "numpy<2; python_version < '3.13'" in lists["mindspore"]
     # Extras that may be large or missing on some Pythons are no part of the checks.

@@ -1,0 +1,89 @@
+"""What a base installation says where torch or transformers are needed: at once, with the extra to install.
+
+That everything else works without them is held by the suite itself: the servers of `test_generation.py` and
+`test_openai.py` run in processes that find neither (`running.WITHOUT_TORCH`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.running import WITHOUT_TORCH
+
+POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
+
+LOAD = """
+import json, os, sys
+from inflight.errors import StartError
+from inflight.llm import LLM
+
+for name, (folder, options, environment) in json.load(sys.stdin).items():
+    os.environ.update(environment)
+    try:
+        LLM(folder, kv_cache_memory=1 << 24, **options).close()
+    except StartError as error:
+        print(json.dumps([name, str(error)]))
+    for key in environment:
+        del os.environ[key]
+"""
+
+
+def changed(folder: Path, **settings: Any) -> str:
+    """A copy of the model whose config says something else."""
+    shutil.copytree(POCKET, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+    return str(folder)
+
+
+def test_what_needs_torch_says_so(tmp_path: Path) -> None:
+    pocket = str(POCKET)
+    cases: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+        "cuda": (pocket, {"device_type": "cuda"}, {}),
+        "float16": (pocket, {"dtype": "float16"}, {}),
+        "adapter": (pocket, {"lora_adapters": {"one": str(tmp_path)}}, {}),
+        "torch": (pocket, {}, {"INFLIGHT_CPU_ENGINE": "torch"}),
+        "bridge": (changed(tmp_path / "bridge", model_type="gpt2", architectures=["GPT2LMHeadModel"]), {}, {}),
+        "encoder": (changed(tmp_path / "encoder", model_type="bert", architectures=["BertModel"]), {}, {}),
+        "works": (pocket, {}, {}),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD],
+        input=json.dumps(cases),
+        env={**os.environ, **WITHOUT_TORCH},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    said = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert list(said) == [name for name in cases if name != "works"]
+    for name, text in said.items():
+        assert "not installed: pip install 'inflight-serving[torch]'" in text, name
+        needed = "torch and transformers, which are" if name in ("bridge", "encoder") else "torch, which is"
+        assert needed in text, name
+    assert "device type 'cuda' needs" in said["cuda"]
+    assert "LoRA adapters run on torch's operators" in said["adapter"]
+    assert "a model of type 'gpt2' needs" in said["bridge"]
+
+
+def test_a_torchscript_file_says_so(tmp_path: Path) -> None:
+    """`.pt` files are torch's too."""
+    (tmp_path / "model.pt").write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-m", "inflight.cli", "serve", str(tmp_path / "model.pt"), "--http", "127.0.0.1:0"],
+        env={**os.environ, **WITHOUT_TORCH},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "pip install 'inflight-serving[torch]'" in done.stderr
