@@ -1,4 +1,4 @@
-"""Sampling from numpy's logits."""
+"""Sampling from numpy's logits, in the native library."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ from typing import Any
 
 import numpy as np
 
+from inflight.kernels import Row, Sampled, log_softmax_at, sample
 from inflight.models import Rows
 from inflight.plan import Sampling
-from inflight.shard.sampling import RowState, Sampled, Sampler
+from inflight.shard.sampling import RowState, Sampler
 from inflight.types import Array
+
+_NOTHING = np.empty(0, np.int32)
 
 
 class NativeSampler(Sampler):
-    """Rows that take their likeliest token and want nothing else need no more than the model found."""
+    """One call for all rows.
+
+    Args:
+        threads: that share them.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
 
     def sample(
         self,
@@ -24,23 +34,20 @@ class NativeSampler(Sampler):
         masks: Mapping[int, bytes] | None = None,
         best: Array | None = None,
     ) -> Sampled:
-        if best is not None and not masks and all(each.greedy for each in sampling):
-            return Sampled(best.copy(), None, [[] for _ in sampling])
-        from inflight.shard.sampler import TorchSampler
-
-        return TorchSampler().sample(_tensor(logits), sampling, state, masks, best)
+        rows = []
+        for place, each in enumerate(sampling):
+            mask = masks.get(place) if masks else None
+            if each.greedy and mask is None:
+                rows.append(Row(each, _NOTHING, 0))
+                continue
+            known = state(place)
+            rows.append(Row(each, known.tokens, known.num_prompt, mask))
+        return sample(logits, rows, self._threads, best)
 
     def prompt_logprobs(self, logits: Rows, following: Array) -> list[float]:
-        from inflight.shard.sampler import TorchSampler
-
-        return TorchSampler().prompt_logprobs(_tensor(logits), following)
+        values: list[float] = log_softmax_at(logits, following, self._threads).tolist()
+        return values
 
     def on_host(self, rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:
         found: np.ndarray[Any, np.dtype[np.float32]] = rows
         return found
-
-
-def _tensor(logits: Rows) -> Any:
-    import torch
-
-    return torch.from_numpy(logits)

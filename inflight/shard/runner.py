@@ -10,16 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from inflight.config import processors
 from inflight.device import Device, Ranks
+from inflight.kernels import Sampled
 from inflight.models import DecodeRows, ForwardBatch, Rows, VectorHead, load_model
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.sentences import SentenceModel, read_sentence_model
 from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.pooling import MeanPool
-from inflight.shard.sampling import RowState, Sampled, sampler_of
+from inflight.shard.sampling import RowState, sampler_of
 from inflight.shard.sound import sound_plan
 from inflight.types import Array
+
+UNSOUND = "the model's logits are not all numbers; are its weights whole, and of this dtype?"
 
 WARM_TOKENS = 32
 """Tokens of the first step on a CPU, which only has to touch every kernel."""
@@ -43,7 +47,7 @@ class ModelRunner:
         self._ranks = ranks
         self._device = device
         self._model = model = load_model(job, ranks, device, progress)
-        self._sampler = sampler_of(model)
+        self._sampler = sampler_of(model, job.threads or processors())
         _trim()
         longest = min(job.max_model_len or model.max_positions, model.max_positions)
         most = longest * job.max_rows
@@ -149,6 +153,7 @@ class ModelRunner:
         self._shared(chosen.tokens)
         batch.append(sampled, chosen.tokens)
         ids = [batch.ids[row] for row in sampled]
+        failed |= {ids[place]: UNSOUND for place in chosen.unsound}
         return StepResult(
             plan.step,
             ids,

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from inflight.kernels import top_k
+from inflight.kernels import Sampled, top_k
 from inflight.models import Rows
 from inflight.nn import to_array, to_tensor
 from inflight.plan import Sampling
-from inflight.shard.sampling import RowState, Sampled, Sampler
+from inflight.shard.sampling import RowState, Sampler
 from inflight.types import Array
 
 WATERMARK_KEY = 15485863

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from inflight.kernels import Sampled
 from inflight.models import CausalLM, Rows
 from inflight.plan import Sampling
 from inflight.types import Array
@@ -25,21 +26,6 @@ class RowState:
 
     tokens: Array
     num_prompt: int
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Aligned with the rows of the logits.
-
-    Attributes:
-        tokens: int64 [S].
-        logprobs: float32 [S] after all processors, where any row asked.
-        top: per row, pairs (token, log-probability), best first; empty where none were asked for.
-    """
-
-    tokens: Array
-    logprobs: Array | None
-    top: list[list[tuple[int, float]]]
 
 
 class Sampler(ABC):
@@ -73,12 +59,16 @@ class Sampler(ABC):
         """The same rows as numpy's array of float32."""
 
 
-def sampler_of(model: CausalLM) -> Sampler:
-    """What fits its logits."""
+def sampler_of(model: CausalLM, threads: int) -> Sampler:
+    """What fits its logits.
+
+    Args:
+        threads: of the native sampler.
+    """
     if model.on_torch:
         from inflight.shard.sampler import TorchSampler
 
         return TorchSampler()
     from inflight.shard.native_sampler import NativeSampler
 
-    return NativeSampler()
+    return NativeSampler(threads)
