@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import socket
 import threading
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +25,8 @@ from inflight.errors import ConfigError, StartError
 from inflight.frontends.address import GRPC, RESTFUL, parse_address
 from inflight.frontends.grpc import GrpcApp
 from inflight.frontends.listen import listen_grpc, listen_http, success_line
+from inflight.log import LOGGER
+from inflight.server import Server
 from tests.unit.http_fakes import MB, echo, limits, read_all, read_answer, serve, until
 
 FREE = "127.0.0.1:0"
@@ -80,6 +86,20 @@ def test_any_text_is_an_address_or_an_error(text: str) -> None:
     except ConfigError:
         return
     assert address.path or 1 <= address.port <= 65535
+
+
+def test_a_listener_that_opens_says_so_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    LOGGER.propagate = True
+    server = Server()
+    try:
+        with caplog.at_level(logging.INFO, "inflight"):
+            http, grpc = server.start_http(ListenConfig(FREE)), server.start_grpc(ListenConfig(FREE))
+            with pytest.raises(StartError, match="RESTful server start failed, bind to the socket address"):
+                server.start_http(ListenConfig(http))  # who asked is told, and nobody twice
+    finally:
+        server.stop()
+    lines = [(one.levelname, one.getMessage()) for one in caplog.records if "server start" in one.getMessage()]
+    assert lines == [("INFO", success_line(RESTFUL, http)), ("INFO", success_line(GRPC, grpc))]
 
 
 def test_success_lines() -> None:
@@ -255,6 +275,34 @@ def test_close_cuts_what_outlasts_the_grace() -> None:
         client.join(5)
         assert failed
         assert served.backend.cancelled == 1
+
+
+async def endless(scope: Any, receive: Any, send: Any) -> None:
+    """An answer without an end, whoever takes it."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while True:
+        await send({"type": "http.response.body", "body": bytes(MB), "more_body": True})
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("factory", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
+def test_close_cuts_those_who_read_slowly(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """They are given the grace, and then as little time as anybody else."""
+    with serve(app=endless, factory=factory) as served, ExitStack() as stack:
+        readers = []
+        for _ in range(48):
+            raw = stack.enter_context(socket.socket())
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.settimeout(10)
+            raw.connect((served.host, served.port))
+            raw.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert raw.recv(100).startswith(b"HTTP/1.1 200 ")
+            readers.append(raw)
+        begin = time.monotonic()
+        served.close(0.5)
+        assert 0.4 < time.monotonic() - begin < 10
+        for raw in readers:
+            read_all(raw)  # comes to its end
 
 
 def test_close_ends_an_application_that_ignores_its_client() -> None:
