@@ -1,4 +1,4 @@
-"""A start that takes long says what it waits for."""
+"""A start that takes long says what it waits for, and one that is killed again and again ends."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from inflight.errors import StartError
+
 log = logging.getLogger("inflight")
 
 INTERVAL = 10.0
 """Seconds between two lines."""
 
+KILLED_STARTS = 3
+"""First starts that somebody may kill before it is given up. Later ones, of what has been ready, may be killed without
+end."""
+
 T = TypeVar("T")
+
+
+def killed_too_often(error: StartError) -> StartError:
+    """The error of the last of `KILLED_STARTS` starts, all of which were killed."""
+    return StartError(
+        f"{error.message}; so ended all of {KILLED_STARTS} starts: somebody kills them, or the system does because "
+        "memory is short"
+    )
 
 
 async def waited_for(what: Callable[[], str], work: Awaitable[T]) -> T:

@@ -44,6 +44,7 @@ from inflight.metrics import Load, Metrics
 from inflight.plan import ShardOffer, StepPlan, StepResult
 from inflight.sched import Capacity, Scheduler, Sequence
 from inflight.sentences import read_sentence_model
+from inflight.starting import KILLED_STARTS, killed_too_often
 from inflight.text import Matcher, Tokenizer, shown
 
 log = logging.getLogger("inflight")
@@ -181,10 +182,7 @@ class Engine:
         Raises:
             StartError: with the shards' own text.
         """
-        try:
-            offer = await self._executor.start()
-        except RanksKilled as error:
-            raise StartError(str(error)) from None
+        offer = await self._first_start()
         try:
             self._learn(offer)
         except InflightError:
@@ -192,6 +190,25 @@ class Engine:
             raise
         self._up = True
         self._loop_task = asyncio.ensure_future(self._run())
+
+    async def _first_start(self) -> ShardOffer:
+        """Shards that somebody killed while they loaded are started again, but not for ever: nothing has ever been
+        ready here, and the system itself may kill what takes too much memory.
+
+        Raises:
+            StartError: with the shards' own text, or that they were killed each time.
+        """
+        failed = StartError("the server stops")
+        for _ in range(KILLED_STARTS):
+            if self._stopping:
+                raise failed
+            try:
+                return await self._executor.start()
+            except RanksKilled as error:
+                failed = StartError(str(error))
+            log.warning("the shards of '%s' were lost while they loaded: %s", self._config.name, failed)
+            await asyncio.sleep(min(self._restart.first_delay, KILLED_DELAY))
+        raise killed_too_often(failed)
 
     async def stop(self, grace: float = 0.0) -> None:
         """Refuses new requests, lets running ones finish within `grace` seconds, ends the shards."""

@@ -13,7 +13,7 @@ from inflight.errors import StartError
 from inflight.link import Offer, WorkerJob
 from inflight.router.group import Group
 from inflight.router.replica import Replica, State, TrialOverdue
-from inflight.starting import waited_for
+from inflight.starting import KILLED_STARTS, killed_too_often, waited_for
 
 log = logging.getLogger("inflight")
 
@@ -56,7 +56,7 @@ class Keeper:
         Raises:
             StartError: the worker's own text, or that it died without one.
         """
-        offer = await self._try_start()
+        offer = await self._first_start()
         self._group.learn(offer)
         self._came_up()
         self._task = asyncio.ensure_future(self._keep())
@@ -65,6 +65,33 @@ class Keeper:
     def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+    async def _first_start(self) -> Offer:
+        """As `_try_start`. A worker that somebody ended is started again, but not for ever: nothing has ever been ready
+        here, and the system itself may end what takes too much memory.
+
+        Raises:
+            StartError: as `_try_start`.
+        """
+        replica = self._replica
+        failed = StartError("the server stops")
+        for _ in range(KILLED_STARTS):
+            if self._ended:
+                raise failed
+            try:
+                return await self._try_start()
+            except StartError as error:
+                if self._policy.only_proven or not (replica.killed or replica.left):
+                    raise
+                failed = error
+            log.warning("worker %s of servable '%s' was lost: %s", replica.label, self._group.name, failed)
+            await asyncio.sleep(min(self._policy.first_delay, KILLED_DELAY))
+        raise killed_too_often(failed)
+
+    @property
+    def _ended(self) -> bool:
+        """The replica was given up: the server stops."""
+        return self._replica.state is State.DEAD
 
     async def _try_start(self) -> Offer:
         """Starts a process, a second time without trial runs where they do not end. Every later one has to offer the

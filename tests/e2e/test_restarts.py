@@ -15,6 +15,7 @@ import pytest
 
 from inflight.config import RestartPolicy, ServableConfig, ServerConfig
 from inflight.errors import DeadlineExceeded, InflightError, Overloaded, StartError, Unavailable
+from inflight.metrics import Metrics
 from inflight.router import Router
 from tests.e2e.test_router import ECHO, ask, eventually, run, worker_pids
 
@@ -68,6 +69,51 @@ def test_requests_wait_while_somebody_kills_the_worker_that_loads(
         assert await more == [["a"], ["b"]]
 
     run(body, SOON)
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGKILL, signal.SIGTERM], [signal.SIGKILL] * 3])
+def test_kills_at_the_first_start(servable: Callable[..., Path], tmp_path: Path, numbers: list[int]) -> None:
+    """Somebody else's kill does not end it; the third one does, since nothing has ever been ready here."""
+    gate = tmp_path / "gate"
+    config = ServableConfig(servable("gated", GATED.format(gate=gate)), "gated")
+
+    async def body(router: Router) -> None:
+        starting = asyncio.ensure_future(router.start([config]))
+        killed: list[int] = []
+        for number in numbers:
+            await eventually(lambda: worker_pids() not in ([], killed[-1:]))
+            (pid,) = worker_pids()
+            killed.append(pid)
+            os.kill(pid, number)
+        if len(numbers) == 3:
+            with pytest.raises(StartError, match="so ended all of 3 starts: somebody kills them"):
+                await starting
+            return
+        gate.touch()
+        await starting
+        assert await ask(router, "gated", "echo", ["here"]) == [["here"]]
+
+    run(body, SOON)
+
+
+def test_the_server_stops_while_a_worker_is_killed_at_its_first_start(
+    servable: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As a terminal does it that signals all: the worker is not started again for a server that stops."""
+    config = ServableConfig(servable("gated", GATED.format(gate=tmp_path / "gate")), "gated")
+
+    async def main() -> None:
+        router = Router(SOON, Metrics())
+        starting = asyncio.ensure_future(router.start([config]))
+        await eventually(lambda: worker_pids() != [])
+        (pid,) = worker_pids()
+        os.kill(pid, signal.SIGTERM)
+        await router.stop()
+        with pytest.raises(StartError):
+            await asyncio.wait_for(starting, 20)
+        assert worker_pids() == []
+
+    asyncio.run(main())
 
 
 def test_a_servable_that_cannot_load_any_more_is_refused_until_it_can(servable: Callable[..., Path]) -> None:

@@ -213,6 +213,27 @@ def test_kills_while_it_loads_fail_nobody() -> None:
     serve(test)
 
 
+@pytest.mark.parametrize("kills", [1, 2, 3])
+def test_kills_at_the_first_start(kills: int) -> None:
+    """Somebody else's kill does not end it; the third one does, since nothing has ever been ready here."""
+
+    async def main() -> None:
+        executor = FakeExecutor()
+        executor.killed_starts = kills
+        engine = Engine(GeneratorConfig(Path("fake"), "fake"), word_tokenizer(), executor, QUICK)
+        if kills == 3:
+            with pytest.raises(StartError, match="it was killed while it loaded; so ended all of 3 starts"):
+                await engine.start()
+        else:
+            await engine.start()
+            tokens, _ = await collect(engine.generate(GenerationRequest([3], max_new_tokens=9)))
+            assert tokens == expected([3], 9)
+        assert executor.starts == min(kills + 1, 3)
+        await engine.stop()
+
+    asyncio.run(main())
+
+
 def test_shards_that_stay_away_fail_those_without_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inflight.engine.engine.PATIENCE", 0.2)
 
