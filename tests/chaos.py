@@ -1,6 +1,7 @@
 """Kills the processes of a server that runs as it does by default, at any time, and looks what its clients see of it.
 
     python -m tests.chaos --kills 200
+    python -m tests.chaos --kills 0 --answers 100000      # the server's memory after 10^3, 10^4, ... answers
 
 The server has a classic servable (`examples/digits`), a language model whose context is so long that free memory
 decides its cache, and a servable with such a model between its functions. Clients ask over REST, gRPC and in streams,
@@ -84,6 +85,7 @@ class Report:
         answers: right ones while processes were killed, by client.
         problems: what a client saw that was no right answer.
         memory: bytes that the server's process had resident, before the first kill and after each.
+        grown: bytes that it had resident after so many answers.
         left: what was left after the server itself was killed.
     """
 
@@ -92,6 +94,7 @@ class Report:
     answers: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
+    grown: dict[int, int] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
@@ -104,6 +107,9 @@ class Report:
         points = [count for count in (0, 3, 10, 25, 50, 100, 150, 200) if count < len(self.memory)]
         told = ", ".join(f"{count} kills {self.memory[count] / (1 << 20):.1f}" for count in points)
         yield f"the server's memory, MiB: {told}, last {self.memory[-1] / (1 << 20):.1f}"
+        if self.grown:
+            told = ", ".join(f"{count} answers {size / (1 << 20):.1f}" for count, size in self.grown.items())
+            yield f"and before the kills: {told}"
         yield f"left after kill -9 of the server: {self.left or 'nothing'}"
 
 
@@ -284,6 +290,19 @@ def kill_at_random(server: Served, kills: int, most: float, draw: random.Random,
             report.memory.append(process.memory_info().rss)
 
 
+def ask_only(server: Served, answers: int, report: Report) -> None:
+    """Lets the clients ask until they have so many answers, and looks at the server's memory at each power of ten."""
+    process, wanted = psutil.Process(server.pid), 1000
+    while (wanted := min(wanted, answers)) not in report.grown:
+        if sum(report.answers.values()) >= wanted:
+            report.grown[wanted] = process.memory_info().rss
+            print(f"{wanted} answers, {report.grown[wanted] / (1 << 20):.1f} MiB", flush=True)
+            wanted *= 10
+        elif report.problems:
+            return
+        time.sleep(0.05)
+
+
 def end_by_kill(server: Served, before: list[str], report: Report) -> None:
     """`kill -9` of the server, and what is left of it after 15 seconds."""
     family = psutil.Process(server.pid).children(recursive=True)
@@ -299,10 +318,11 @@ def end_by_kill(server: Served, before: list[str], report: Report) -> None:
         report.left += [line for line in sockets.read_text().splitlines() if str(folder) in line]
 
 
-def run(folder: Path, kills: int, most: float, seed: int, *, alone: bool = True) -> Report:
+def run(folder: Path, kills: int, most: float, seed: int, *, alone: bool = True, answers: int = 0) -> Report:
     """Starts a server below `folder`, kills its processes, and the server itself in the end.
 
     Args:
+        answers: to so many requests, before anything is killed.
         alone: a language model stands beside the one of the servable, and answers what asks for no servable.
     """
     report, draw = Report(), random.Random(seed)
@@ -317,6 +337,8 @@ def run(folder: Path, kills: int, most: float, seed: int, *, alone: bool = True)
         server = stack.enter_context(serve(folder, *paths, environment={"TMPDIR": str(temporary)}))
         load = Load(clients(server, stack), report)
         load.start()
+        if answers:
+            ask_only(server, answers, report)
         kill_at_random(server, kills, most, draw, report)
         load.end()
         try:
@@ -334,13 +356,14 @@ def main() -> int:
     """0 where nobody saw anything and nothing is left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--answers", type=int, default=0, help="to so many requests before the first kill")
     parser.add_argument("--most", type=float, default=3.0, help="seconds between two kills at most")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32), help="repeats a run's draws")
     given = parser.parse_args()
     print(f"seed {given.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        report = run(Path(folder), given.kills, given.most, given.seed)
+        report = run(Path(folder), given.kills, given.most, given.seed, answers=given.answers)
         print(f"{time.monotonic() - began:.0f} seconds")
     print("\n".join(report.lines()))
     return int(bool(report.problems or report.left))
