@@ -88,6 +88,26 @@ WORK = """
 """A servable of Python functions: `echo`, and what a test needs to make trouble."""
 
 
+METHODS = """
+    @register_method(output_names=["y"])
+    def function(x):
+        return add_stage(single, x, outputs_count=1)
+
+    @register_method(output_names=["y"])
+    def batch(x):
+        return add_stage(batched, x, outputs_count=1, batch_size=8)
+
+    @register_method(output_names=["y"])
+    def stage(x):
+        return add_stage(declared, x, outputs_count=1)
+
+    @register_method(output_names=["y"])
+    def call(x):
+        return add_stage(calls, x, outputs_count=1)
+"""
+"""Methods for the end of a servable that has `single`, `batched`, `declared` and `calls`."""
+
+
 SLOW_MODEL = """
     import time
     from inflight.servable import add_stage, declare_model, register_method

@@ -14,6 +14,7 @@ import pytest
 from inflight.client import Client
 from inflight.config import ServableConfig, ServerConfig
 from tests.e2e.running import (
+    METHODS,
     Background,
     Running,
     ask,
@@ -32,7 +33,8 @@ LIMIT = 2.0
 
 LATE = f"ran for more than {LIMIT:g} seconds on this instance, its execution timeout; its worker was ended"
 
-HANGS = """
+HANGS = (
+    """
     import os, re, threading, time
     import numpy as np
     from inflight.servable import add_stage, declare_model, register_method
@@ -78,22 +80,6 @@ HANGS = """
         return os.getpid()
 
     @register_method(output_names=["y"])
-    def function(x):
-        return add_stage(single, x, outputs_count=1)
-
-    @register_method(output_names=["y"])
-    def batch(x):
-        return add_stage(batched, x, outputs_count=1, batch_size=8)
-
-    @register_method(output_names=["y"])
-    def stage(x):
-        return add_stage(declared, x, outputs_count=1)
-
-    @register_method(output_names=["y"])
-    def call(x):
-        return add_stage(calls, x, outputs_count=1)
-
-    @register_method(output_names=["y"])
     def call_thrice(x):
         return add_stage(calls_thrice, x, outputs_count=1)
 
@@ -101,6 +87,8 @@ HANGS = """
     def patient(x):
         return add_stage(single, x, outputs_count=1)
 """
+    + METHODS
+)
 
 ONLY_A_MODEL = """
     import time

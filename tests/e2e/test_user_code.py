@@ -13,6 +13,7 @@ import pytest
 from inflight.config import ServableConfig, ServerConfig
 from inflight.errors import StartError
 from tests.e2e.running import (
+    METHODS,
     Background,
     Running,
     ask,
@@ -23,7 +24,8 @@ from tests.e2e.running import (
     write_servable,
 )
 
-RAISES = """
+RAISES = (
+    """
     import asyncio, os, time
     import numpy as np
     from inflight.servable import add_stage, declare_model, register_method
@@ -98,24 +100,8 @@ RAISES = """
                 pass
 
     @register_method(output_names=["y"])
-    def function(x):
-        return add_stage(single, x, outputs_count=1)
-
-    @register_method(output_names=["y"])
-    def batch(x):
-        return add_stage(batched, x, outputs_count=1, batch_size=8)
-
-    @register_method(output_names=["y"])
     def generator(x):
         return add_stage(yielding, x, outputs_count=1, batch_size=8)
-
-    @register_method(output_names=["y"])
-    def stage(x):
-        return add_stage(declared, x, outputs_count=1)
-
-    @register_method(output_names=["y"])
-    def call(x):
-        return add_stage(calls, x, outputs_count=1)
 
     @register_method(output_names=["y"])
     def output(x):
@@ -125,6 +111,8 @@ RAISES = """
     def swallow(x):
         return add_stage(stubborn, x, outputs_count=1)
 """
+    + METHODS
+)
 
 ONLY_A_MODEL = """
     import numpy as np

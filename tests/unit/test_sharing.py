@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,7 @@ from inflight.pipeline.batcher import BatchedModel, Values
 from inflight.runtime import GraphSpec, LoadedModel
 from inflight.servable import ModelSpec, add_stage, declare_model, register_method
 from inflight.types import Array, Outcome, TensorSpec, Value
-from tests.unit.test_pipeline import Double, Running
-
-
-@pytest.fixture
-def running() -> Iterator[Callable[..., Running]]:
-    made: list[Running] = []
-
-    def make(body: Callable[[], None], models: dict[str, LoadedModel] | None = None) -> Running:
-        made.append(Running(body, models))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+from tests.unit.pipelines import Double, Running
 
 
 class Scaled(LoadedModel):
