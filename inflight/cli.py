@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from inflight import __version__
-from inflight.commands import COMMANDS, Parser, UsageError, add_command, place_rest, resolve
+from inflight.commands import NAMES, Parser, UsageError, add_command, command, place_rest, resolve
 from inflight.errors import InflightError
 from inflight.loading import one_line
 
@@ -22,7 +22,8 @@ start here:
 INTERRUPTED = 130
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(names: Sequence[str] = tuple(NAMES)) -> argparse.ArgumentParser:
+    """The parser of these commands."""
     parser = Parser(
         prog="inflight",
         description=DESCRIPTION,
@@ -32,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"inflight {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        add_command(commands, command)
+    for name in names:
+        add_command(commands, command(name))
     return parser
 
 
@@ -44,22 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.argv = ["inflight worker", *written[1:]]
         runpy.run_module("inflight.worker", run_name="__main__")
         return 0
-    namespace, rest = build_parser().parse_known_args(written)
+    named = written[:1] if written and written[0] in NAMES else tuple(NAMES)
+    namespace, rest = build_parser(named).parse_known_args(written)
     given = vars(namespace)
-    command, parser = given.pop("command"), given.pop("parser")
-    left = place_rest(command, given, rest)
+    chosen, parser = given.pop("command"), given.pop("parser")
+    left = place_rest(chosen, given, rest)
     if left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     try:
-        return int(command.run(resolve(command, given, os.environ)))
+        return int(chosen.run(resolve(chosen, given, os.environ)))
     except UsageError as error:
-        print(f"inflight {command.name}: {error}", file=sys.stderr)
+        print(f"inflight {chosen.name}: {error}", file=sys.stderr)
         return 2
     except InflightError as error:
-        print(f"inflight {command.name}: {one_line(error)}", file=sys.stderr)
+        print(f"inflight {chosen.name}: {one_line(error)}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a file without permission, a closed pipe
-        print(f"inflight {command.name}: {one_line(error)}", file=sys.stderr)
+        print(f"inflight {chosen.name}: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -1,8 +1,28 @@
 """What the command line can do, one file for each command. `inflight.cli` puts them together."""
 
-from inflight.commands import bench, call, serve
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from inflight.commands.options import Command, Parser, UsageError, add_command, place_rest, resolve
 
-COMMANDS: tuple[Command, ...] = (serve.COMMAND, call.COMMAND, bench.COMMAND)
+if TYPE_CHECKING:
+    COMMANDS: tuple[Command, ...]
 
-__all__ = ["COMMANDS", "Command", "Parser", "UsageError", "add_command", "place_rest", "resolve"]
+NAMES = {"serve": "serve", "client": "call", "bench": "bench"}
+"""Of the commands, and of their files here."""
+
+__all__ = ["COMMANDS", "NAMES", "Command", "Parser", "UsageError", "add_command", "command", "place_rest", "resolve"]
+
+
+def command(name: str) -> Command:
+    """One of `NAMES`; the others are not imported, which is what a server's start waits for."""
+    found: Command = import_module(f"inflight.commands.{NAMES[name]}").COMMAND
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    if name == "COMMANDS":
+        return tuple(command(each) for each in NAMES)
+    raise AttributeError(f"module 'inflight.commands' has no attribute {name!r}")

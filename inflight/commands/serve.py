@@ -358,7 +358,11 @@ def run(values: Mapping[str, Any]) -> int:
     stop_cleanly()
     configure_log(values["log_level"])
     plan = build_plan(values)
-    from inflight.server import Server  # the help of the command line does without the web stack
+    from inflight.place import end_ahead, start_ahead  # the help of the command line does without these
+
+    for generator in plan.generators:
+        start_ahead(generator, plan.server.log_dir)
+    from inflight.server import Server  # which takes as long as a rank takes to be ready to load
 
     server = Server(plan.server)
     try:
@@ -380,6 +384,8 @@ def run(values: Mapping[str, Any]) -> int:
     except BaseException:
         server.stop()  # its thread would keep the process
         raise
+    finally:
+        end_ahead()
     server.wait()
     return 0
 

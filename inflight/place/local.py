@@ -108,6 +108,12 @@ class WorkerProcess:
         if self.running:
             self._signal_group(signal.SIGKILL)
 
+    def end(self) -> None:
+        """Kills and collects one that is not watched."""
+        self._signal_group(signal.SIGKILL)
+        self._process.wait()
+        self.socket.close()
+
     def _signal_group(self, number: int) -> None:
         try:
             os.killpg(self.pid, number)

@@ -9,7 +9,6 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -29,7 +28,7 @@ from inflight.link import (
     Unpacker,
     create_file,
 )
-from inflight.place import Launch, WorkerProcess, start_worker
+from inflight.place import WorkerProcess, start_rank
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.progress import ProgressBar
 from inflight.starting import waited_for
@@ -66,8 +65,8 @@ class _Rank:
         self.killed: RanksKilled | None = None
         self.loaded = 0.0
 
-    async def start(self, launch: Launch, job: ShardJob) -> None:
-        self.process = start_worker(launch)
+    async def start(self, process: WorkerProcess, job: ShardJob) -> None:
+        self.process = process
         self.process.watch(self._exited)
         self.channel = await ServerChannel.open(self.process.socket, self._received, lambda: None, None)
         self.channel.send(LoadShard(msgspec.to_builtins(job)))
@@ -150,7 +149,7 @@ class ShardGroup(Executor):
         loaded = False
         try:
             for rank in self._ranks:
-                await rank.start(self._launch(rank.number), self._job(rank.number, rendezvous, num_blocks))
+                await rank.start(self._process(rank.number), self._job(rank.number, rendezvous, num_blocks))
             waiting = asyncio.gather(*(rank.offer for rank in self._ranks))
             offers = await waited_for(self._phase, asyncio.wait_for(waiting, self._server.start_timeout))
             loaded = True
@@ -287,18 +286,10 @@ class ShardGroup(Executor):
             adapters=[(adapter.name, str(adapter.folder)) for adapter in config.adapters],
         )
 
-    def _launch(self, rank: int) -> Launch:
+    def _process(self, rank: int) -> WorkerProcess:
         if self._file is None:
-            self._file = create_file("inflight-unused", 4096)  # ranks get tokens, which need no shared memory
-        directory = self._server.log_dir
-        return Launch(
-            label=[f"--servable_name={self._config.name}", f"--device_id=rank{rank}"],
-            inbox=self._file,
-            outbox=self._file,
-            environment={"OMP_NUM_THREADS": str(self._config.threads)} if self._config.threads else {},
-            log=None if directory is None else Path(directory).absolute() / f"log_{self._config.name}_rank{rank}.log",
-            append=self._starts > 0,
-        )
+            self._file = create_file("inflight-unused", 4096)
+        return start_rank(self._config, rank, self._server.log_dir, self._file, append=self._starts > 0)
 
 
 def _free_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from inflight.worker.process import finish, run
 
@@ -12,10 +13,15 @@ def main() -> None:
     for name in ("fd", "inbox", "outbox"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--own-log", action="store_true")
+    parser.add_argument("--rank", action="store_true")
     # For people who read a process list.
     for name in ("servable_directory", "servable_name", "version_number", "device_id", "device_type"):
         parser.add_argument(f"--{name}")
     options = parser.parse_args()
+    if options.rank:
+        with contextlib.suppress(ImportError):  # whoever needs what is missing says so
+            import inflight.device
+            import inflight.shard  # noqa: F401  # while the server gets to the point of saying what to load
     finish(run(options.fd, options.inbox, options.outbox, options.own_log))
 
 
