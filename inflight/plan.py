@@ -231,7 +231,7 @@ class ShardJob(msgspec.Struct, frozen=True):
         max_rows: rows of the batch.
         max_step_tokens: tokens that one step computes at most (chunks and decoding rows together).
         max_model_len: longest sequence, prompt and output; None: what the configuration says.
-        threads: CPU threads; 0: torch's own choice.
+        threads: CPU threads; 0: all that the process may use.
         allow_pickle: read pytorch_model.bin where there are no safetensors.
         trust_remote_code: run model code that the folder holds.
         adapters: (name, folder) of LoRA adapters; the first one is number 1.

@@ -78,7 +78,7 @@ class LLM:
         revision: branch, tag or commit of a model of the hub.
         dtype: auto, float32, bfloat16 or float16.
         device_type: cpu, cuda, npu, or None for the best one here.
-        threads: CPU threads; 0: torch's choice.
+        threads: CPU threads; 0: all that this process may use.
         quantize: none, int8, int4, int4-64 or int4-128: what float weights are packed as, on CPUs.
         kv_cache_dtype: auto or int8, on CPUs.
         packed_cache: folder where packed weights are kept from one time to the next.

@@ -14,7 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.running import WITHOUT_TORCH
+from gguf import GGMLQuantizationType as Type
+from tokenizers import Tokenizer
+
+from tests.e2e.running import WITHOUT_TORCH, request, serve
+from tests.gguf_files import bpe, matrices, write_gguf
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 
@@ -87,3 +91,29 @@ def test_a_torchscript_file_says_so(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "pip install 'inflight-serving[torch]'" in done.stderr
+
+
+def test_a_gguf_file_is_served(tmp_path: Path) -> None:
+    """Tokenizer, template and weights from the file alone; text and draws."""
+    tokenizer = Tokenizer.from_file(str(POCKET / "tokenizer.json"))
+    write_gguf(
+        POCKET,
+        tmp_path / "pocket.gguf",
+        "llama",
+        matrices(Type.Q8_0),
+        tokenizer=bpe(tokenizer, {"bos": "<|begin|>", "eos": "<|end|>"}),
+    )
+    arguments = ["--kv-cache-memory", "16m", "--max-total-tokens", "256"]
+    with serve(tmp_path, str(tmp_path / "pocket.gguf"), *arguments, environment=WITHOUT_TORCH) as served:
+
+        def generate(**parameters: Any) -> str:
+            body = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 16, **parameters}}
+            status, answer = request(
+                served.http, "POST", "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            assert status == 200, answer
+            return str(json.loads(answer)["generated_text"])
+
+        assert generate(do_sample=False).strip()
+        drawn = {"do_sample": True, "seed": 5, "top_p": 0.9, "top_k": 40, "typical_p": 0.9, "repetition_penalty": 1.1}
+        assert generate(**drawn) == generate(**drawn)
