@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+from inflight.checkpoint import is_gguf
 from inflight.config import AdapterConfig
 from inflight.errors import ConfigError
-from inflight.gguf import is_gguf
 from inflight.hub import HubModel, fetch, hint, locate
 
 

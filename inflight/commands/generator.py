@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inflight.checkpoint import is_gguf, open_model
 from inflight.commands.checkpoints import adapters as read_adapters
 from inflight.commands.options import Option, one_of, seconds, switch, whole
 from inflight.config import GENERATION_CONFIGS, KV_CACHE_DTYPES, QUANTIZE, AdapterConfig, GeneratorConfig
 from inflight.errors import ConfigError, StartError
-from inflight.gguf import is_gguf
 from inflight.hub import HubModel
 from inflight.loading import read_object
 
@@ -19,6 +19,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
+_WEIGHTS = (".safetensors", ".gguf")
 _OWN_FILES = ("tokenizer.json", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that only the folder of a language model has."""
 
@@ -183,7 +184,7 @@ def is_language_model(path: Path) -> bool:
         return True
     if not path.is_dir() or (path / "servable_config.py").is_file():
         return False
-    if any(file.name in _OWN_FILES or file.suffix == ".safetensors" for file in path.iterdir()):
+    if any(file.name in _OWN_FILES or file.suffix in _WEIGHTS for file in path.iterdir()):
         return True
     config = path / "config.json"
     if not config.exists():
@@ -206,7 +207,8 @@ def generator_config(where: Path | HubModel, written: str, values: Mapping[str, 
     else:
         # A link to a GGUF file may lead to a name that tells nothing, and `.` has none.
         folder = where.absolute() if is_gguf(where) else where.resolve()
-        hub, name, known = None, folder.stem if is_gguf(folder) else folder.name, str(folder)
+        hub, known = None, str(folder)
+        name = open_model(folder).name if is_gguf(folder) else folder.name  # of several parts without the number
     given: tuple[int, ...] = values["device_ids"]
     size: int = values["tensor_parallel"]
     return GeneratorConfig(

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from inflight import __version__
+from inflight.checkpoint import is_gguf, open_model
 from inflight.commands.checkpoints import adapters, model_source
 from inflight.commands.options import UsageError, configure_log, stop_cleanly
 from inflight.config import QUANTIZE, GeneratorConfig, ListenConfig, ServerConfig
 from inflight.errors import ConfigError, InflightError
-from inflight.gguf import is_gguf
 from inflight.hub import HubModel
 from inflight.loading import one_line
 
@@ -236,7 +236,7 @@ def _folder(path: Path) -> Path:
 def _name(where: Path | HubModel) -> str:
     if isinstance(where, HubModel):
         return where.repo.replace("/", "--")
-    return where.stem if is_gguf(where) else where.resolve().name
+    return open_model(where).name if is_gguf(where) else where.resolve().name
 
 
 def _shards(values: Mapping[str, Any]) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from inflight.errors import ConfigError, RegistrationError
-from inflight.gguf import is_gguf
 from inflight.hub import HubModel, hint, locate
 from inflight.servable.checks import check_bool, check_int, check_ints, check_str, check_strs
 from inflight.servable.device import AclOptions, Context, GpuOptions
@@ -166,6 +165,9 @@ def declare_generator(
     return Model(key)
 
 
+GGUF = ".gguf"
+
+
 def _model_source(given: str | Path, directory: Path, revision: str | None) -> Path | HubModel:
     """The folder of a language model, or what the server is to fetch.
 
@@ -176,11 +178,11 @@ def _model_source(given: str | Path, directory: Path, revision: str | None) -> P
         where = locate(given, directory, revision=revision)
     except ConfigError as error:
         raise RegistrationError(str(error)) from error
-    if isinstance(where, HubModel) or is_gguf(where):
+    if isinstance(where, HubModel) or (where.suffix == GGUF and where.is_file()):
         return where
     if not where.exists():
         raise RegistrationError(f"model_dir: there is no '{where}'; {hint(given)}")
-    if not (where / "config.json").is_file():
+    if not (where / "config.json").is_file() and next(where.glob(f"*{GGUF}"), None) is None:
         raise RegistrationError(f"'{where}' has no config.json; give a folder in Hugging Face layout as model_dir")
     return where.resolve()
 

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from inflight.checkpoint import LoraFolder, SentenceFolder, open_model
 from inflight.checkpoint.gguf.types import TYPES
 from inflight.checkpoint.pickled import convert
+from inflight.commands.generator import is_language_model
+from inflight.commands.launcher import _name
 from inflight.errors import StartError
 from inflight.tensors import Quantised
 from tests.gguf_files import matrices, write_gguf
@@ -260,6 +262,8 @@ def test_split_files(tmp_path: Path) -> None:
     for path in (first, third, tmp_path):  # any part, or the folder that has nothing else
         assert run(make_runner(path), PROMPTS, 8) == expected
         assert open_model(path).name == "tiny"
+        assert is_language_model(path)
+    assert _name(third) == "tiny"  # what the launcher calls it
     other = second.read_bytes()
     second.unlink()
     with pytest.raises(StartError, match=r"has no 'tiny-00002-of-00003\.gguf'"):
