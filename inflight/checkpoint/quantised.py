@@ -1,15 +1,14 @@
-"""Checkpoints of AutoAWQ, AutoGPTQ (GPTQModel) and compressed-tensors in Hugging Face layout."""
+"""Weights of a folder, some of which are stored as integers or small floats."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from inflight.checkpoint.files import Part, Tensor, Tensors, part_of
-from inflight.checkpoint.schemes import FLOATS, Awq, CompressedTensors, Gptq, Scheme, StoredModule, text, whole
+from inflight.checkpoint.schemes import FLOATS, Scheme, StoredModule
 from inflight.checkpoint.source import Source, share_of
 from inflight.errors import StartError
 from inflight.tensors import Weight
@@ -19,82 +18,6 @@ log = logging.getLogger("inflight")
 _ROWS = 1024  # that become floats at a time
 _SUFFIX = ".weight"
 _SAID = "the inputs of this GPTQ checkpoint are in an order of their own (desc_act), so it is computed in floats"
-
-
-def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
-    """How a config.json says that weights are stored; None: as floats.
-
-    Raises:
-        StartError: a method or a setting that is not known; the text says which and what to use instead.
-    """
-    nested = config.get("text_config")
-    inner = nested if isinstance(nested, Mapping) else {}
-    keys = ("quantization_config", "compression_config")  # the second one is compressed-tensors' former name
-    found = next((each[key] for each in (config, inner) for key in keys if each.get(key)), None)
-    if found is None:
-        return None
-    if not isinstance(found, Mapping):
-        raise StartError("quantization_config in config.json is no object; download the checkpoint again")
-    method = found.get("quant_method") or ("compressed-tensors" if "config_groups" in found else None)
-    if method == "awq":
-        return _awq(found)
-    if method == "gptq":
-        return _gptq(found)
-    if method == "compressed-tensors":
-        return _compressed(found)
-    raise StartError(
-        f"the checkpoint is quantised with '{method}' (quant_method in config.json), which is not read; use one of "
-        "awq, gptq or compressed-tensors (integers), a GGUF file, or the model in bfloat16"
-    )
-
-
-def _awq(found: Mapping[str, Any]) -> Scheme:
-    whole(found, "bits", (4,))
-    version = text(found, "version", "gemm").lower()
-    if version != "gemm":
-        raise StartError(f"AWQ's packing '{version}' (version in quantization_config) is not read; use one of 'gemm'")
-    return Awq(_group(found), bool(found.get("zero_point", True)))
-
-
-def _gptq(found: Mapping[str, Any]) -> Scheme:
-    bits = whole(found, "bits", (4, 8))
-    form = text(found, "checkpoint_format", "gptq")
-    if form not in ("gptq", "gptq_v2"):
-        raise StartError(f"GPTQ's checkpoint_format '{form}' is not read; use a checkpoint in 'gptq' or 'gptq_v2'")
-    dynamic = found.get("dynamic") or {}
-    if not isinstance(dynamic, Mapping) or any(not str(rule).startswith("-:") for rule in dynamic):
-        raise StartError("GPTQ with settings by module (dynamic in quantization_config) is not read; use one scheme")
-    return Gptq(bits, _group(found), bool(found.get("sym", True)), form == "gptq_v2")
-
-
-def _compressed(found: Mapping[str, Any]) -> Scheme:
-    groups = found.get("config_groups")
-    if not isinstance(groups, Mapping) or not groups:
-        raise StartError("quantization_config of compressed-tensors has no config_groups; use a complete checkpoint")
-    kinds = []
-    for name, group in groups.items():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if not isinstance(weights, Mapping):
-            raise StartError(f"config_groups.{name} of compressed-tensors has no weights; use a complete checkpoint")
-        form = group.get("format") or found.get("format") or "pack-quantized"
-        if form not in ("pack-quantized", "int-quantized", "naive-quantized") or weights.get("type", "int") != "int":
-            raise StartError(
-                f"compressed-tensors' format '{form}' with weights of type '{weights.get('type', 'int')}' is not read; "
-                "use pack-quantized or int-quantized with type int"
-            )
-        size = _group(weights) if weights.get("group_size") is not None else None
-        kinds.append((whole(weights, "num_bits", (4, 8)), size))
-    return CompressedTensors(tuple(kinds))
-
-
-def _group(found: Mapping[str, Any]) -> int | None:
-    """Inputs that share a scale; None: all."""
-    size = found.get("group_size", 128)
-    if size == -1:
-        return None
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise StartError(f"group_size in quantization_config is {size!r}; it must be -1 or a whole number from 1")
-    return size
 
 
 class QuantisedFiles(Source):
@@ -138,7 +61,7 @@ class QuantisedFiles(Source):
         if module is None or self._scheme is None:
             return _floats(name, self._files.read(name, shape, part))
         found, order = self._scheme.read(module, _matrix(name, shape))
-        if order is None:
+        if order is None or isinstance(found, np.ndarray):
             return share_of(found, part)
         if not self._said:
             self._said = True

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from inflight.checkpoint.files import Tensor, Tensors
 from inflight.checkpoint.packing import Codes, unpack, unpack_awq, unsigned
 from inflight.errors import StartError
-from inflight.tensors import Quantised
+from inflight.tensors import Quantised, Weight
+
+T = TypeVar("T")
 
 FLOATS = ("float16", "bfloat16", "float32")
 
@@ -42,7 +44,7 @@ class Stored(NamedTuple):
         order: int64 [k]: the inputs that the columns of `weight` stand for; None: they are in order.
     """
 
-    weight: Quantised
+    weight: Weight
     order: NDArray[np.int64] | None = None
 
 
@@ -107,6 +109,38 @@ class Scheme(ABC):
         Raises:
             StartError: a tensor is missing, broken or does not fit; the text names it.
         """
+
+
+@dataclass(frozen=True)
+class AnyOf(Scheme):
+    """Modules of several schemes: each is read by the first whose marks it has and to which it fits."""
+
+    schemes: tuple[Scheme, ...]
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(dict.fromkeys(suffix for each in self.schemes for suffix in each.suffixes))
+
+    @property
+    def marks(self) -> tuple[tuple[str, ...], ...]:  # type: ignore[override]
+        return tuple(dict.fromkeys(mark for each in self.schemes for mark in each.marks))
+
+    def check(self, module: StoredModule, shape: tuple[int, int]) -> None:
+        self._first(module, lambda scheme: scheme.check(module, shape))
+
+    def read(self, module: StoredModule, shape: tuple[int, int]) -> Stored:
+        return self._first(module, lambda scheme: scheme.read(module, shape))
+
+    def _first(self, module: StoredModule, ask: Callable[[Scheme], T]) -> T:
+        """What the first scheme says that finds nothing wrong; else what is wrong for the first one."""
+        wrong: StartError | None = None
+        for scheme in self.schemes:
+            if any(all(module.has(suffix) for suffix in mark) for mark in scheme.marks):
+                try:
+                    return ask(scheme)
+                except StartError as error:
+                    wrong = wrong or error
+        raise wrong or module.error("weight", "is of none of the config_groups")
 
 
 @dataclass(frozen=True)

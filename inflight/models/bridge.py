@@ -201,6 +201,8 @@ def _check(bridged: Bridged, model: Any, job: ShardJob) -> None:
             own = model(tokens.to(model.device)[None], use_cache=False).logits[0, :, : bridged.vocab_size].float()
     finally:
         model.set_attn_implementation(NAME)
+    if not bool(torch.isfinite(own).all()):
+        raise StartError("its logits are no numbers; are its weights whole, and of a form that transformers reads?")
     size, blocks = 4, -(-CHECKED // 4)
     caches = [
         LayerCache(

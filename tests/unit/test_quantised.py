@@ -129,6 +129,10 @@ FORMS = {
     "gptq-row": ({**GPTQ, "group_size": -1}, gptq, 4, 96, "any"),
     "gptq-symmetric": ({**GPTQ, "sym": True}, gptq, 4, 32, "middle"),
     "gptq-symmetric-8": ({**GPTQ, "bits": 8, "sym": True}, gptq, 8, 32, "middle"),
+    "auto-round": ({**GPTQ, "quant_method": "auto-round"}, gptq, 4, 32, "any"),
+    "auto-round-awq": (
+        {**GPTQ, "quant_method": "auto-round", "packing_format": "auto_round:auto_awq"}, awq, 4, 32, "any"
+    ),
     "gptq_v2": ({**GPTQ, "checkpoint_format": "gptq_v2"}, lambda name, r: gptq(name, r, 0), 4, 32, "any"),
     # Written by some tools: the second form under the first one's name.
     "gptq_v2-unnamed": ({**GPTQ, "sym": True}, lambda name, r: gptq(name, r, 0), 4, 32, "middle"),
@@ -239,9 +243,14 @@ def test_inputs_in_an_order_of_their_own(bits: int, tmp_path: Path, caplog: pyte
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "'bitsandbytes'.* use one of awq, gptq"),
-        ({"quant_method": "fp8"}, "'fp8'"),
-        ({"load_in_8bit": True}, "quantised with 'None'"),
+        ({"quant_method": "eetq"}, "'eetq'.* use one of awq, gptq"),
+        ({"quant_method": "hqq", "nbits": 4}, "quantised with HQQ"),
+        ({"quant_method": "quanto"}, "quantised with quanto"),
+        ({"quant_method": "mxfp4"}, "MXFP4 as gpt-oss has its experts"),
+        ({"bits": 4}, "quantised with 'None'"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, r"a block of quantization_config is \[128\]"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8"}, "quant_algo 'W4A8' is not read; read are FP8 and NVFP4"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round:x"}, "packing_format 'auto_round:x'"),
         ([1], "is no object"),
         ({**AWQ, "bits": 3}, "bits in quantization_config is 3"),
         ({**AWQ, "bits": "4"}, "bits in quantization_config is '4'"),
@@ -256,7 +265,8 @@ def test_inputs_in_an_order_of_their_own(bits: int, tmp_path: Path, caplog: pyte
         ({**GPTQ, "dynamic": {"+:.*": {"bits": 8}}}, "settings by module"),
         ({**PACKED, "config_groups": {}}, "no config_groups"),
         ({**PACKED, "config_groups": {"a": 1}}, r"config_groups\.a .* no weights"),
-        ({**PACKED, "format": "nvfp4-pack-quantized"}, "format 'nvfp4-pack-quantized'"),
+        ({**PACKED, "format": "nvfp4-pack-quantized"}, "format 'nvfp4-pack-quantized' with weights of type 'int'"),
+        ({**PACKED, "format": "mxfp6-pack-quantized"}, "format 'mxfp6-pack-quantized'"),
         ({**PACKED, "config_groups": groups(8, 32, type="float")}, "type 'float'"),
         ({**PACKED, "config_groups": groups(3, 32)}, "num_bits in quantization_config is 3"),
         ({**PACKED, "config_groups": groups(4, 0)}, "group_size in quantization_config is 0"),
