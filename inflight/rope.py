@@ -94,6 +94,10 @@ def make_rope(settings: Mapping[str, Any], head_dim: int, max_positions: int) ->
     try:
         make = _KINDS[kind]
     except KeyError:
+        if kind == "mrope" or "mrope_section" in settings:
+            raise StartError(
+                "rope type 'mrope' turns tokens by their places in images and videos; use the family's text model"
+            ) from None
         raise StartError(f"rope type '{kind}' is unknown; known are {', '.join(_KINDS)}") from None
     dim = int(head_dim * (settings.get("partial_rotary_factor") or 1.0))
     try:
