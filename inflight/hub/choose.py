@@ -97,7 +97,10 @@ def _folder(names: Iterable[str], wanted: Wanted) -> tuple[str, ...]:
     """A checkpoint in Hugging Face layout; empty where the repository holds none."""
     names = list(names)
     weights = _weights([name for name in names if "/" not in name], wanted.pickle)
-    if not weights or "config.json" not in names:
+    modules = "modules.json" in names and any(
+        _MODULE.fullmatch(name) for name in names if name.endswith(".safetensors")
+    )
+    if not modules and (not weights or "config.json" not in names):
         return ()
     small = [
         name

@@ -59,11 +59,6 @@ class ChatTemplate:
         return self._sources[self._first]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of the templates."""
-        return tuple(self._sources)
-
-    @property
     def tool_format(self) -> ToolFormat | None:
         """How calls are written where nobody names a template."""
         return self.format_of(None)

@@ -130,6 +130,11 @@ def test_files_of_a_folder(weights: list[str], more: list[str]) -> None:
     assert found.gguf == "" == found.said
 
 
+def test_all_weights_in_the_folders_of_modules() -> None:
+    names = ["modules.json", "0_Transformer/config.json", "0_Transformer/model.safetensors", "1_Pooling/config.json"]
+    assert sorted(choose("o/n", [*names, "onnx/model.onnx"], Wanted()).files) == sorted(names)
+
+
 def test_code_and_pickle_are_asked_for() -> None:
     names = ["config.json", "model.safetensors", "modeling_x.py", "pytorch_model.bin"]
     assert "modeling_x.py" in choose("o/n", names, Wanted(code=True)).files
