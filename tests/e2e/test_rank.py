@@ -348,6 +348,8 @@ def test_download_weights_and_wrong_flags(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert json.loads(done.stdout)["record"]["level"]["name"] == "INFO"
-    assert run("download-weights", "nobody/nothing").returncode == 2
+    absent = run("download-weights", "nobody/nothing")
+    assert absent.returncode == 1
+    assert "HF_HUB_OFFLINE is set, and 'hf.co/nobody/nothing' is not in its cache" in absent.stderr
     assert run("serve", str(POCKET), RANK="2", WORLD_SIZE="2").returncode == 2
     assert run("serve", str(tmp_path)).returncode == 1
