@@ -3,7 +3,8 @@
 namespace inflight {
 namespace {
 
-constexpr int64_t kFewAmxRows = 3;  // up to so many rows dot products are quicker
+// Dot products are quicker up to so many rows, and for groups of 16, of which twice as many are to be added up.
+constexpr int64_t kFewAmxRows = kOpenedRows;
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1, first_row = 0, unused[14] = {};
@@ -11,25 +12,41 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {};
 };
 
-// Tiles 0 to 3 are sums, 4 and 5 rows of activations, 6 and 7 weights of a group.
-INLINE void configure(int64_t rows, int steps) {
-    TileConfig config;
-    for (int tile = 0; tile < 8; tile++) {
-        bool inputs = tile == 4 || tile == 5;
-        config.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : steps);
-        config.row_bytes[tile] = static_cast<uint16_t>(inputs ? steps * 4 : 64);
+// How the tiles are cut: 0 to 3 are sums, 4 and 5 rows of activations, 6 and 7 weights of a group. To cut them takes as long
+// as a pair of groups, so it is done anew only for another number of rows.
+class TileState {
+  public:
+    TileState() = default;
+    TileState(const TileState&) = delete;
+    TileState& operator=(const TileState&) = delete;
+    ~TileState() {
+        if (rows_) _tile_release();
     }
-    asm volatile("" ::: "memory");  // the compiler does not know that all of it is read
-    _tile_loadconfig(&config);
-}
+
+    void cut(int64_t rows, int steps) {
+        if (rows == rows_) return;
+        rows_ = rows;
+        TileConfig config;
+        for (int tile = 0; tile < 8; tile++) {
+            bool inputs = tile == 4 || tile == 5;
+            config.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : steps);
+            config.row_bytes[tile] = static_cast<uint16_t>(inputs ? steps * 4 : 64);
+        }
+        asm volatile("" ::: "memory");  // the compiler does not know that all of it is read
+        _tile_loadconfig(&config);
+    }
+
+  private:
+    int64_t rows_ = 0;
+};
 
 struct Dots {
     alignas(64) int32_t of[2][2][16][kLanes];  // of two groups: [group][line][row]
 };
 
-// Sums of integers of two groups, or of one.
+// Sums of integers of two groups, or of one: into tiles. They take long, and none of them waits for another.
 template <int Steps>
-INLINE void sum_groups(int64_t rows, const Opened& chunk, int64_t group, bool both, const char* x, Dots& to) {
+INLINE void sum_groups(int64_t rows, const Opened& chunk, int64_t group, bool both, const char* x) {
     constexpr int kGroups = 8 / Steps;
     auto inputs = [&](int64_t g) { return x + g / kGroups * kInputBlock * rows + g % kGroups * Steps * 4; };
     const uint8_t* codes = chunk.codes + group * Steps * 128;
@@ -50,6 +67,10 @@ INLINE void sum_groups(int64_t rows, const Opened& chunk, int64_t group, bool bo
         _tile_loadd(7, codes + Steps * 128 + 64, 128);
         _tile_dpbsud(3, 5, 7);
     }
+}
+
+// And from there to where they can be added up.
+INLINE void put_sums(bool both, Dots& to) {
     _tile_stored(0, to.of[0][0], 64);
     _tile_stored(1, to.of[0][1], 64);
     if (!both) return;
@@ -86,20 +107,25 @@ INLINE void add_groups(int64_t rows, const Opened& chunk, int64_t group, const f
     }
 }
 
+// Most rows of a tile.
+INLINE int64_t most_rows(const BlockForm& form) { return form.group == 16 ? kOpenedRows : kBlockRows; }
+
 template <int Steps, bool Offsets>
-void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums, float* out) {
-    if (rows <= kFewAmxRows) return tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
+void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums, float* out,
+               TileState& state) {
+    if (rows <= kFewAmxRows || Steps == 4) return tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
     int64_t groups = blocks * 8 / Steps;
     Dots dots[2];
-    configure(rows, Steps);
-    sum_groups<Steps>(rows, chunk, 0, groups > 1, x, dots[0]);
+    state.cut(rows, Steps);
+    sum_groups<Steps>(rows, chunk, 0, groups > 1, x);
+    put_sums(groups > 1, dots[0]);
     for (int64_t g = 0; g < groups; g += 2) {  // the next two are summed while these are added up
         const Dots& now = dots[g / 2 % 2];
-        if (g + 2 < groups) sum_groups<Steps>(rows, chunk, g + 2, g + 3 < groups, x, dots[(g / 2 + 1) % 2]);
+        if (g + 2 < groups) sum_groups<Steps>(rows, chunk, g + 2, g + 3 < groups, x);
         if (g + 1 < groups) add_groups<Steps, Offsets, 2>(rows, chunk, g, scales, sums, now, out);
         else add_groups<Steps, Offsets, 1>(rows, chunk, g, scales, sums, now, out);
+        if (g + 2 < groups) put_sums(g + 3 < groups, dots[(g / 2 + 1) % 2]);
     }
-    _tile_release();
 }
 
 }  // namespace

@@ -234,14 +234,6 @@ TileOpened tile_of(int64_t rows, std::integer_sequence<int, M...>) {
     return all[rows - 1];
 }
 
-#if !INFLIGHT_TILES
-// A tile of so many rows, at most kBlockRows.
-template <int Steps, bool Offsets>
-void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums, float* out) {
-    tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
-}
-#endif
-
 #if INFLIGHT_TILES
 }  // namespace
 }  // namespace inflight
@@ -250,9 +242,20 @@ void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x,
 
 namespace inflight {
 namespace {
+#else
+struct TileState {};  // what a set keeps from tile to tile
+
+INLINE int64_t most_rows(const BlockForm&) { return kBlockRows; }
+
+// A tile of so many rows, at most those.
+template <int Steps, bool Offsets>
+void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums, float* out,
+               TileState&) {
+    tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
+}
 #endif
 
-using TileRows = void (*)(int64_t, const Opened&, int64_t, const char*, const float*, const int32_t*, float*);
+using TileRows = void (*)(int64_t, const Opened&, int64_t, const char*, const float*, const int32_t*, float*, TileState&);
 
 TileRows tile_rows_of(const BlockForm& form) {
     if (form.group == 16) return form.offsets ? tile_rows<4, true> : tile_rows<4, false>;
@@ -277,10 +280,11 @@ FinishOpened finish_of(int64_t rows, std::integer_sequence<int, M...>) {
 
 void product_blocks(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
                     const Target& target) {
-    constexpr int64_t tiles = kBandRows / kBlockRows;
     const BlockForm form = block_form(w.format);
+    const int64_t tiles = kBandRows / most_rows(form);
     const Open opened = open_of(w.format);
     const TileRows tile = tile_rows_of(form);
+    TileState state;
     Opened chunk;
     alignas(64) float sums[kBandRows * kPanel];
     for (int64_t panel = first; panel < last; panel++)
@@ -295,7 +299,7 @@ void product_blocks(const Weights& w, const Input& in, int64_t first, int64_t la
                     int64_t row = in.start(t), rows = in.start(t + 1) - row;
                     tile(rows, chunk, inputs / kInputBlock, in.data + row * w.depth + k * rows,
                          in.scales + row * w.input_scales() + k / kInputBlock * rows,
-                         in.sums + row * w.groups() + k / form.group * rows, sums + (row - start) * kPanel);
+                         in.sums + row * w.groups() + k / form.group * rows, sums + (row - start) * kPanel, state);
                 }
             }
             for (int64_t row = start, rows; row < in.start(end); row += rows) {  // never into tiles: those are of other sizes

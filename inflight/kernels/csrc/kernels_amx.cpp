@@ -41,7 +41,8 @@ void unpack(const Weights& w, int64_t row, float scale, float* out) {
 Kernels table() {
     Kernels out = others();
     out.name = INFLIGHT_NAME;
-    for (int format = static_cast<int>(Format::kQ8_0); format < kFormats; format++) out.tile_rows[format] = kBlockRows;
+    for (int format = static_cast<int>(Format::kQ8_0); format < kFormats; format++)
+        out.tile_rows[format] = most_rows(block_form(static_cast<Format>(format)));
     out.prepare = prepare;
     out.product = product;
     out.unpack = unpack;

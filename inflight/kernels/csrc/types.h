@@ -92,7 +92,7 @@ struct Target {
     Mode mode;
     Act act;
     float scale;
-    char* tiles;  // kGate: instead of `out`, bfloat16 in the tiles of the product that follows; or null
+    char* tiles;  // kGate, no block type: instead of `out`, bfloat16 in the tiles of the product that follows
 };
 
 struct Norm {
