@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from inflight.errors import InvalidRequest, StartError
 from inflight.llm import LLM
 from inflight.sentences import Normalize, read_sentence_model
+from tests import real
 from tests.lm import reference
 from tests.sentence_folders import LONGEST, RECORDED, TEXTS, VARIANTS, make
 
@@ -201,3 +202,20 @@ def test_models_of_whole_texts(kind: str, tmp_path: Path) -> None:
             with torch.inference_mode():
                 wanted = model(torch.tensor([ids])).last_hidden_state[0].mean(dim=0).numpy()
             assert np.allclose(vector, wanted / np.linalg.norm(wanted), atol=1e-5)
+
+
+def test_the_real_minilm_beyond_its_length() -> None:
+    """all-MiniLM-L6-v2: 256 tokens of the 512 that its positions would allow, the special ones at both ends."""
+    import transformers
+
+    folder = real.need("minilm")
+    texts = ["A short text", "The European Union and its member states. " * 60, "日本語のテキスト" * 90]
+    model = transformers.AutoModel.from_pretrained(folder, dtype="float32").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with LLM(folder, device_type="cpu") as llm:
+        found = llm.embed(texts)
+    for text, vector in zip(texts, found):
+        given = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+        with torch.inference_mode():
+            wanted = model(**given).last_hidden_state[0].mean(dim=0).numpy()
+        assert np.allclose(vector, wanted / np.linalg.norm(wanted), atol=1e-6)
