@@ -161,7 +161,7 @@ def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch: pytest.Mo
     for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [_Hides("torch"), *sys.meta_path])
-    with pytest.raises(StartError, match=r"'torch'.*inflight-serving\[llm\]"):
+    with pytest.raises(StartError, match=r"'torch'.*inflight-serving\[torch\]"):
         find_runtime("torch")
 
 
