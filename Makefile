@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Python compiles what it imports by itself; pip would compile all files of all packages.
+# Python compiles what it imports by itself, once; pip would compile all files of all packages.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
