@@ -32,7 +32,7 @@ def adapters(text: str, cache: str | None = None) -> tuple[AdapterConfig, ...]:
             raise ConfigError(
                 f"'{given}' is no adapter: it holds no adapter_config.json"
                 if known
-                else f"'{given}' is no adapter: there is no such folder; {hint(given).replace('model', 'adapter')}"
+                else f"'{given}' is no adapter: there is no such folder; {hint(given).replace('a model', 'an adapter')}"
             )
         found.append(replace(adapter, name=name or _called(adapter)))
     names = [one.name for one in found]

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from inflight.errors import StartError
 from inflight.llm import LLM
-from tests.e2e.running import eventually, get, process, request, serve, write_servable
+from tests.e2e.running import eventually, free_address, free_port, get, process, request, serve, write_servable
 from tests.gguf_files import bpe, write_gguf
 from tests.hub_server import HubServer, Repository, files_of
 from tests.unit.test_lora import save_adapter
@@ -232,18 +232,19 @@ def test_inflight_serve(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_launcher(hub: HubServer, tmp_path: Path) -> None:
+    port = str(free_port())
     environment = {
         **hub.environment(tmp_path / "home"),
         "MODEL_ID": "toy/pocket",
         "REVISION": "v1",
         "HUGGINGFACE_HUB_CACHE": str(tmp_path / "cache"),
-        "PORT": "18751",
+        "PORT": port,
         "HOSTNAME": "127.0.0.1",
     }
     with process(tmp_path, "-m", "inflight.commands.launcher", environment=environment) as launcher:
         eventually(lambda: "Connected" in launcher.stdout.read_text() or launcher.process.poll() is not None, 60)
         assert launcher.process.poll() is None, launcher.stderr.read_text()
-        info = get("127.0.0.1:18751", "/info")
+        info = get(f"127.0.0.1:{port}", "/info")
         assert (info["model_id"], info["model_sha"]) == ("toy/pocket", V1)
         assert (tmp_path / "cache" / "models--toy--pocket" / "snapshots" / V1).is_dir()
         assert launcher.end() == 0
@@ -265,14 +266,16 @@ def test_llm(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_fetch_that_is_given_up(hub: HubServer, tmp_path: Path, how: str) -> None:
     """The doors are open meanwhile; whoever fetched ends with the server and leaves no half file."""
     hub.hold.clear()
-    command = ["-m", "inflight.cli", "serve", "toy/pocket", "--http", "127.0.0.1:18752", "--grpc", "off"]
+    address = free_address()
+    command = ["-m", "inflight.cli", "serve", "toy/pocket", "--http", address, "--grpc", "off"]
     try:
         with process(tmp_path, *command, environment=hub.environment(tmp_path / "home")) as server:
             half = tmp_path / "home" / "hub" / "models--toy--pocket" / "blobs"
             eventually(lambda: list(half.glob("*.incomplete")), 30)
-            assert request("127.0.0.1:18752", "GET", "/health/live")[0] == 200
-            assert request("127.0.0.1:18752", "GET", "/health/ready")[0] == 503
-            (fetching,) = psutil.Process(server.pid).children()
+            assert request(address, "GET", "/health/live")[0] == 200
+            assert request(address, "GET", "/health/ready")[0] == 503
+            children = psutil.Process(server.pid).children()
+            (fetching,) = (child for child in children if "inflight.hub" in child.cmdline())
             if how == "interrupt":
                 assert server.end(signal.SIGINT) == 0
             else:

@@ -21,7 +21,7 @@ import openai
 import pytest
 
 from tests import sentence_folders
-from tests.e2e.running import Served, connect, eventually, get, request, serve
+from tests.e2e.running import Served, connect, eventually, free_port, get, request, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 POCKET = ROOT / "models" / "pocket"
@@ -382,8 +382,10 @@ def test_the_launchers_environment(tmp_path: Path) -> None:
         (["--model-id", str(POCKET), "--quantize", "eetq"], "--quantize eetq is not supported"),
         (["--model-id", str(POCKET), "--port", "x"], "'x' is no int"),
         (["--model-id", str(POCKET), "--max-input-tokens", "5", "--max-input-length", "5"], "give one of them"),
-        (["--model-id", "nobody/nothing"], "cannot be fetched"),
-        (["--model-id", str(POCKET), "--lora-adapters", "x=/nowhere"], "no adapter_config.json"),
+        (
+            ["--model-id", str(POCKET), "--lora-adapters", "x=/nowhere"],
+            "'/nowhere' is no adapter: there is no such folder",
+        ),
     ],
 )
 def test_what_the_launcher_refuses(arguments: list[str], text: str) -> None:
@@ -392,6 +394,15 @@ def test_what_the_launcher_refuses(arguments: list[str], text: str) -> None:
     done = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 2
     assert text in done.stderr
+
+
+def test_a_model_that_the_launcher_cannot_have() -> None:
+    program = Path(sys.executable).with_name("text-generation-launcher")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [str(program), "--model-id", "nobody/nothing", "--port", str(free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 1
+    assert "HF_HUB_OFFLINE is set, and 'hf.co/nobody/nothing' is not in its cache" in done.stdout + done.stderr
 
 
 def test_a_model_of_the_hubs_cache(tmp_path: Path) -> None:
