@@ -255,7 +255,9 @@ def main() -> None:
         print(roofline(options.roofline, options.threads))
         return
     options.only = installed([name for name in options.only if not options.gguf or name in gguf_report.READERS])
-    options.gguf_files = {Path(name).stem: gguf_report.file_of(options.checkpoints, name) for name in options.gguf}
+    options.gguf_files = {
+        gguf_report.title(name): gguf_report.file_of(options.checkpoints, name) for name in options.gguf
+    }
     files = {
         name: checkpoints.ensure(options.checkpoints, name, options.only) for name in options.models if not options.gguf
     }

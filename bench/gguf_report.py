@@ -28,6 +28,11 @@ def file_of(folder: Path, name: str) -> tuple[Path, int]:
     return path, int(tensors_of(path)["token_embd.weight"][0])
 
 
+def title(name: str) -> str:
+    """What a file is called."""
+    return name if name in SHAPES else Path(name).stem
+
+
 def tensors_of(path: Path) -> dict[str, tuple[int, int]]:
     """Rows and bytes of each tensor."""
     from gguf import GGUFReader
