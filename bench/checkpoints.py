@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "inflight-bench-checkpoints"
@@ -201,7 +201,8 @@ def make_gguf(shape: Shape, folder: Path, path: Path) -> None:
     import numpy as np
 
     writer = gguf.GGUFWriter(path, shape.kind)
-    _write_gguf_head(writer, shape, json.loads((folder / "config.json").read_text()))
+    config = json.loads((folder / "config.json").read_text())
+    write_gguf_head(writer, shape, config["rms_norm_eps"], config["rope_parameters"]["rope_theta"])
     heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads}
     for name, tensor in read_safetensors(folder / "model.safetensors"):
         rows = heads.get(name.split(".")[-2]) if shape.kind == "llama" else None
@@ -217,15 +218,33 @@ def make_gguf(shape: Shape, folder: Path, path: Path) -> None:
     writer.close()
 
 
-def _write_gguf_head(writer: Any, shape: Shape, config: dict[str, Any]) -> None:
+class Sizes(Protocol):
+    """What a file's head says of a model."""
+
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def mlp(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+
+
+def write_gguf_head(writer: Any, shape: Sizes, eps: float, rope_theta: float) -> None:
+    """Sizes, and a vocabulary in which every token is a word."""
     writer.add_context_length(LONGEST)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.mlp)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(eps)
+    writer.add_rope_freq_base(rope_theta)
     writer.add_rope_dimension_count(shape.hidden // shape.heads)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_tokenizer_model("llama")

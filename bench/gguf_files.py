@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.checkpoints import DEFAULT_FOLDER, LONGEST, names, whole
+from bench.checkpoints import DEFAULT_FOLDER, names, whole, write_gguf_head
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 CHUNK = 1 << 22
@@ -137,7 +137,7 @@ def make(shape: GgufShape, path: Path) -> None:
 
     draw = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, shape.kind, use_temp_file=True)
-    _write_head(writer, shape)
+    write_gguf_head(writer, shape, 1e-5, shape.rope)
     for name, rows, inputs, more in matrices(shape):
         kind = type_of(shape, inputs, more)
         data = blocks_of(draw, kind, rows, inputs)
@@ -151,28 +151,6 @@ def make(shape: GgufShape, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _write_head(writer: Any, shape: GgufShape) -> None:
-    writer.add_context_length(LONGEST)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.mlp)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(shape.rope)
-    writer.add_rope_dimension_count(shape.hidden // shape.heads)
-    writer.add_vocab_size(shape.vocabulary)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"▁w{number}" for number in range(shape.vocabulary)])
-    writer.add_token_scores([-float(number) for number in range(shape.vocabulary)])
-    unknown, control, normal = 2, 3, 1  # gguf.TokenType
-    writer.add_token_types([unknown, control, control] + [normal] * (shape.vocabulary - 3))
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_add_bos_token(False)
 
 
 def ensure(folder: Path, name: str) -> Path:
