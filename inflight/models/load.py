@@ -82,17 +82,22 @@ def engine_reason(config: DecoderConfig, job: ShardJob, size: int, device_type: 
 
 
 def load_model(
-    job: ShardJob, ranks: Ranks, device: Device, progress: Callable[[float], None] | None = None
+    job: ShardJob,
+    ranks: Ranks,
+    device: Device,
+    progress: Callable[[float], None] | None = None,
+    model: ModelFolder | None = None,
 ) -> CausalLM:
     """Loads the model of a folder or a file, or this rank's share, by what `choose` says.
 
     Args:
         progress: called with the share of the weights that is loaded.
+        model: the job's, where it is open already.
 
     Raises:
         StartError: the folder, its config or its weights cannot be used; the text says what is wrong.
     """
-    model = open_model(job.model_dir)
+    model = model or open_model(job.model_dir)
     config = model.config
     described = decoder_config(config)
     if described is None:

@@ -32,6 +32,7 @@ def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[
     Raises:
         StartError: a file is missing or broken, or the memory does not suffice.
     """
-    if is_encoder(open_model(job.model_dir).config, read_sentence_model(Path(job.model_dir))):
+    model = open_model(job.model_dir)
+    if is_encoder(model.config, read_sentence_model(Path(job.model_dir))):
         return EncoderRunner(job, device, progress)
-    return ModelRunner(job, ranks, device, progress)
+    return ModelRunner(job, ranks, device, progress, model)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from inflight.checkpoint import ModelFolder
 from inflight.config import processors
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
@@ -37,16 +38,24 @@ class ModelRunner:
     """
 
     def __init__(
-        self, job: ShardJob, ranks: Ranks, device: Device, progress: Callable[[float], None] | None = None
+        self,
+        job: ShardJob,
+        ranks: Ranks,
+        device: Device,
+        progress: Callable[[float], None] | None = None,
+        folder: ModelFolder | None = None,
     ) -> None:
         """Loads the model and makes the cache.
+
+        Args:
+            folder: the job's model, where it is open already.
 
         Raises:
             StartError: a file is missing or broken, or the memory does not suffice.
         """
         self._ranks = ranks
         self._device = device
-        self._model = model = load_model(job, ranks, device, progress)
+        self._model = model = load_model(job, ranks, device, progress, folder)
         self._sampler = sampler_of(model, job.threads or processors())
         _trim()
         longest = min(job.max_model_len or model.max_positions, model.max_positions)
