@@ -27,21 +27,12 @@ import uvloop
 
 from inflight.config import GeneratorConfig, ListenConfig, ServableConfig, ServerConfig
 from inflight.errors import InflightError, StartError
-from inflight.frontends import (
-    GRPC,
-    RESTFUL,
-    Kind,
-    Listener,
-    grpc_app,
-    http_app,
-    listen_grpc,
-    listen_http,
-    success_line,
-)
+from inflight.frontends import grpc_app, http_app
 from inflight.loading import failed_load
 from inflight.metrics import Metrics
 from inflight.router import Router
 from inflight.types import ServableStatus
+from inflight.wire import GRPC, RESTFUL, Kind, Listener, listen_grpc, listen_http, success_line
 
 log = logging.getLogger("inflight")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from inflight.frontends import listen
 from inflight.log import LOGGER
+from inflight.wire import listen
 from tests.grpc_server import ENGINES
 
 

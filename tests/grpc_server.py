@@ -17,9 +17,10 @@ import uvloop
 
 from inflight.config import ListenConfig
 from inflight.errors import InflightError, ModelError, NotFound
-from inflight.frontends.grpc import GrpcApp, grpc_app
-from inflight.frontends.listen import listen_grpc
+from inflight.frontends import grpc_app
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
+from inflight.wire import GrpcApp
+from inflight.wire.listen import listen_grpc
 
 MIB = 1 << 20
 ENGINES = ("zttp", "grpcio") if importlib.util.find_spec("zttp") else ("grpcio",)

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import grpc
 
 from inflight.errors import NotFound
-from inflight.frontends.grpc import GrpcApp, StreamRpc, UnaryRpc
 from inflight.proto.health_pb2 import HealthCheckRequest as Text
+from inflight.wire import GrpcApp, StreamRpc, UnaryRpc
 from tests.grpc_server import MIB
 
 LIMIT = 40 * MIB

@@ -314,7 +314,7 @@ def _listen(
 ) -> ListenConfig:
     check_str("address", address)
     check_int("max_msg_mb_size", max_msg_mb_size, 1, MAX_MESSAGE_MB)
-    from inflight.frontends import parse_address  # workers import this module and never need a door
+    from inflight.wire import parse_address  # workers import this module and never need a door
 
     parse_address(address, kind)  # a free port, 0, is for Inflight's own scripts
     tls = None

@@ -8,11 +8,9 @@ from typing import Protocol, runtime_checkable
 from inflight import __version__
 from inflight.admission import Admission
 from inflight.config import RestConfig
-from inflight.frontends.asgi import Answer, App, Receive, Scope, Send, error_json, respond, respond_json
 from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
 from inflight.frontends.edge import Edge
-from inflight.frontends.gate import Gate
 from inflight.frontends.mindspore_llm import MindSporeLlm
 from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.openai import OpenAiRest
@@ -21,6 +19,7 @@ from inflight.frontends.rest import GeneratorRest, MindSporeRest
 from inflight.frontends.routes import MethodNotAllowed, NoSuchRoute, error_headers, verb_of
 from inflight.frontends.tgi import TgiRest
 from inflight.metrics import CONTENT_TYPE, Metrics
+from inflight.wire import Answer, App, Gate, Receive, Scope, Send, error_json, respond, respond_json
 
 
 def http_app(

@@ -10,17 +10,27 @@ import msgspec
 import orjson
 
 from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.asgi import App, Message, Receive, Scope, Send, respond_json
 from inflight.frontends.base import Backend
-from inflight.frontends.body import Body, read_body
-from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.gate import Gate, Gates
 from inflight.frontends.generate import all_of, payload_limit, pick
 from inflight.frontends.openai import OpenAiRest, chat_requests
 from inflight.frontends.routes import verb_of
 from inflight.frontends.tgi import TgiRest, check_body, fail, refusal
 from inflight.generation import GenerationRequest
 from inflight.log import LOGGER
+from inflight.wire import (
+    App,
+    Body,
+    Disconnected,
+    Gate,
+    Gates,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    respond_json,
+    run_until_disconnect,
+)
 
 VERTEX, INVOCATIONS = "/vertex", "/invocations"
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from inflight.admission import Admission
-from inflight.frontends.asgi import Answer, Header, InlineApp, Message, Receive, Scope, Send, header, respond
-from inflight.frontends.gate import Gate, GatedApp
+from inflight.wire import (
+    Answer,
+    Gate,
+    GatedApp,
+    Header,
+    InlineApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    authorized,
+    header,
+    respond,
+)
 
 OPEN_POSTS = ("/chat_tokenize", "/v2/repository/index")
 """Routes that only tell about the models; TGI leaves its one of them open too."""
 _EXPOSED = b"x-compute-type, x-compute-time, x-total-time, x-inference-time, x-generated-tokens, x-prompt-tokens"
 _DAY = b"86400"
-
-
-def authorized(key: str, authorization: bytes | None) -> bool:
-    """Whether `Authorization: Bearer <key>` names the key; takes as long for a wrong one as for the right one."""
-    scheme, _, given = (authorization or b"").partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), key.encode())
 
 
 class EdgeApp(InlineApp, GatedApp, Protocol):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from inflight.errors import InflightError
-from inflight.frontends.asgi import Send
-from inflight.frontends.sse import EventStream, Opened
 from inflight.types import Outcome, TextPart
+from inflight.wire import EventStream, Opened, Send
 
 Part = TextPart | list[Outcome]
 

@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
-from inflight.frontends.asgi import Receive, Scope, header
 from inflight.frontends.base import Backend
-from inflight.frontends.body import read_body
 from inflight.generation import Embedding, Event, Finish, GenerationRequest, Generator, Start, Token
+from inflight.wire import Receive, Scope, header, read_body
 
 T = TypeVar("T")
 

@@ -12,17 +12,25 @@ import msgspec
 import orjson
 
 from inflight.errors import InflightError, InvalidRequest, NotFound, Unavailable
-from inflight.frontends.asgi import Receive, Scope, Send, respond_json
 from inflight.frontends.base import Backend
-from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.gate import Gate, Gates
 from inflight.frontends.generate import MAX_SEED, Whole, draw_seed, number, pick, read_struct, whole
 from inflight.frontends.routes import NoSuchRoute, check_verb
-from inflight.frontends.sse import EventStream, Opened
 from inflight.frontends.tgi import fail, refusal
 from inflight.generation import Finish, FinishReason, GenerationRequest, Generator, Token, TokenInfo
 from inflight.log import LOGGER
 from inflight.plan import Sampling
+from inflight.wire import (
+    Disconnected,
+    EventStream,
+    Gate,
+    Gates,
+    Opened,
+    Receive,
+    Scope,
+    Send,
+    respond_json,
+    run_until_disconnect,
+)
 
 REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "eos", FinishReason.STOP: "stop"}
 RETRY = 30000

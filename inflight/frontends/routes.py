@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from inflight.errors import InflightError, InvalidRequest, NotFound, Overloaded, Unavailable
-from inflight.frontends.asgi import Header, Scope
+from inflight.wire import Header, Scope
 
 RETRY_AFTER: Header = (b"retry-after", b"1")
 """Seconds: a queue drains, and a small model loads, in about that."""

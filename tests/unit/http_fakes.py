@@ -17,10 +17,10 @@ import uvloop
 from inflight.config import ListenConfig, RestConfig
 from inflight.errors import InflightError, ModelError, NotFound
 from inflight.frontends.app import http_app
-from inflight.frontends.connections import HttpLimits
-from inflight.frontends.listen import Listener, listen_http
 from inflight.metrics import Metrics
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
+from inflight.wire.connections import HttpLimits
+from inflight.wire.listen import Listener, listen_http
 
 MB = 1 << 20
 T = TypeVar("T")

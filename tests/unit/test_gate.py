@@ -6,10 +6,10 @@ import asyncio
 
 from inflight.admission import Admission
 from inflight.config import ListenConfig
-from inflight.frontends.asgi import Receive, Scope, Send, respond
-from inflight.frontends.connections import LARGE_BODY
-from inflight.frontends.gate import UPLOADS, Gate, Refusal
-from inflight.frontends.listen import listen_http
+from inflight.wire.connections import LARGE_BODY
+from inflight.wire.http.asgi import Receive, Scope, Send, respond
+from inflight.wire.http.gate import UPLOADS, Gate, Refusal
+from inflight.wire.listen import listen_http
 
 BUSY, LARGE = Refusal(429, [], b"busy"), Refusal(413, [], b"large")
 

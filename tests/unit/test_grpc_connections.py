@@ -14,7 +14,7 @@ from tests.raw_http2 import RawClient
 
 pytest.importorskip("zttp")
 
-from inflight.frontends.grpc import protocol as connection
+from inflight.wire.grpc import protocol as connection
 
 
 @pytest.fixture

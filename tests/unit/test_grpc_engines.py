@@ -16,9 +16,8 @@ import pytest
 
 from inflight.config import ListenConfig
 from inflight.errors import ConfigError, StartError
-from inflight.frontends import listen
-from inflight.frontends.grpc import GrpcApp
-from inflight.frontends.listen import listen_grpc
+from inflight.wire import GrpcApp, listen
+from inflight.wire.listen import listen_grpc
 from tests.grpc_server import eventually, serving
 from tests.grpc_service import Service, Text, unary
 from tests.raw_http2 import RawClient
@@ -26,7 +25,7 @@ from tests.raw_http2 import RawClient
 FREE = ListenConfig("127.0.0.1:0")
 NOTHING = GrpcApp({}, max_message_bytes=1)
 AUTO = listen.auto_engine
-FRONTENDS = Path(__file__).resolve().parents[2] / "inflight" / "frontends"
+INFLIGHT = Path(__file__).resolve().parents[2] / "inflight"
 
 
 def kind_of(engine: str) -> str:
@@ -44,7 +43,7 @@ def test_auto_takes_zttp_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "auto_engine", AUTO)
     if importlib.util.find_spec("zttp"):
         assert kind_of("auto") == kind_of("zttp") == "SocketListener"
-    monkeypatch.setitem(sys.modules, "inflight.frontends.http2", None)  # as where zttp is missing
+    monkeypatch.setitem(sys.modules, "inflight.wire.grpc.http2", None)  # as where zttp is missing
     assert kind_of("auto") == kind_of("grpcio") == "GrpcioListener"
     with pytest.raises(
         StartError, match=r"zttp cannot be imported.*inflight-serving\[zttp\].* or use the engine grpcio"
@@ -78,8 +77,7 @@ def test_an_engine_brings_in_nothing_of_the_other(own: str, foreign: list[str]) 
     code = (
         "import asyncio, sys, inflight.server\n"
         "from inflight.config import ListenConfig\n"
-        "from inflight.frontends import listen_grpc\n"
-        "from inflight.frontends.grpc import GrpcApp\n"
+        "from inflight.wire import GrpcApp, listen_grpc\n"
         "async def run():\n"
         f"    app = GrpcApp({{}}, max_message_bytes=1)\n"
         f"    await (await listen_grpc(app, ListenConfig('127.0.0.1:0'), engine={own!r})).close(0)\n"
@@ -94,13 +92,13 @@ def test_engines_are_imported_in_one_place() -> None:
     def importers(name: str) -> set[str]:
         words = (f"import {name}\n", f"import {name}.", f"from {name} ", f"from {name}.")
         return {
-            str(path.relative_to(FRONTENDS))
-            for path in FRONTENDS.rglob("*.py")
+            str(path.relative_to(INFLIGHT))
+            for path in INFLIGHT.rglob("*.py")
             if any(line.strip(" ").startswith(words) for line in path.read_text().splitlines(keepends=True))
         }
 
-    assert importers("grpc") == {f"grpc/{name}.py" for name in ("completions", "grpcio_calls", "grpcio_engine")}
-    assert importers("zttp") | importers("uvicorn") == {"grpc/protocol.py", "http2.py"}
+    assert importers("grpc") == {f"wire/grpc/{name}.py" for name in ("completions", "grpcio_calls", "grpcio_engine")}
+    assert importers("zttp") | importers("uvicorn") == {"wire/grpc/protocol.py", "wire/grpc/http2.py"}
 
 
 @pytest.fixture

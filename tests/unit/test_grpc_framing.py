@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.frontends.grpc.framing import Framed, MessageReader, check_encoding, opened, prefix, single
-from inflight.frontends.grpc.status import MAX_MESSAGE, GrpcError, encode_message, parse_timeout, status_trailers
+from inflight.wire.grpc.framing import Framed, MessageReader, check_encoding, opened, prefix, single
+from inflight.wire.grpc.status import MAX_MESSAGE, GrpcError, encode_message, parse_timeout, status_trailers
 
 LIMIT = 1000
 

@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
-from inflight.frontends.grpc import grpcio_calls
 from inflight.frontends.grpc.predict import PATH
 from inflight.proto import ms_service_pb2 as pb
+from inflight.wire.grpc import grpcio_calls
 from tests.grpc_server import MIB, FakeBackend, eventually, served
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -76,7 +76,7 @@ def address(engine: str, backend: FakeBackend) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpcio_calls, "MAX_WAITING", 16 * MIB)
         if engine == "zttp":
-            patch.setattr("inflight.frontends.grpc.protocol.MAX_REPLIES", 16 * MIB)
+            patch.setattr("inflight.wire.grpc.protocol.MAX_REPLIES", 16 * MIB)
         with served(backend, engine, limit=LIMIT) as where:
             yield where
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

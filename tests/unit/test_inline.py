@@ -12,10 +12,11 @@ import requests
 
 from inflight.config import ListenConfig, RestConfig
 from inflight.errors import InflightError, Overloaded
-from inflight.frontends import http_app, listen_http
-from inflight.frontends.http1 import INLINE_BYTES
+from inflight.frontends import http_app
 from inflight.metrics import Metrics
 from inflight.types import MethodInfo, Outcome, Row
+from inflight.wire import listen_http
+from inflight.wire.http.connection import INLINE_BYTES
 from tests.unit.http_fakes import EchoBackend, Loop, until
 
 Done = Callable[["list[Outcome] | InflightError"], None]

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 
 from inflight.config import ListenConfig
 from inflight.errors import ConfigError, StartError
-from inflight.frontends.address import GRPC, RESTFUL, parse_address
-from inflight.frontends.grpc import GrpcApp
-from inflight.frontends.listen import listen_grpc, listen_http, success_line
 from inflight.log import LOGGER
 from inflight.server import Server
+from inflight.wire import GrpcApp
+from inflight.wire.address import GRPC, RESTFUL, parse_address
+from inflight.wire.listen import listen_grpc, listen_http, success_line
 from tests.unit.http_fakes import MB, echo, limits, read_all, read_answer, serve, until
 
 FREE = "127.0.0.1:0"

@@ -19,8 +19,8 @@ import uvloop
 
 from inflight.config import ListenConfig, TlsConfig
 from inflight.errors import ConfigError, StartError
-from inflight.frontends.grpc import GrpcApp, UnaryRpc
-from inflight.frontends.listen import Listener, listen_grpc, listen_http
+from inflight.wire import GrpcApp, UnaryRpc
+from inflight.wire.listen import Listener, listen_grpc, listen_http
 from tests.unit.http_fakes import MB, Loop, echo, read_all, serve
 
 FREE = "127.0.0.1:0"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import requests
 
-from inflight.frontends.connections import HttpLimits
+from inflight.wire.connections import HttpLimits
 from tests.unit.http_fakes import Served, serve, until
 
 LIMIT = 4 << 20

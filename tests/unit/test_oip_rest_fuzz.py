@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inflight.errors import InvalidRequest, TooLarge
-from inflight.frontends.body import inflate
-from inflight.frontends.connections import HttpLimits
 from inflight.frontends.oip.binary import parse_request
+from inflight.wire.connections import HttpLimits
+from inflight.wire.http.body import inflate
 from tests.unit.http_fakes import MB, Served, serve
 
 

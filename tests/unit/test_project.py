@@ -96,7 +96,7 @@ def test_requirements() -> None:
 
 
 def test_the_experimental_engine_is_pinned_to_the_releases_that_it_knows() -> None:
-    http2 = pytest.importorskip("inflight.frontends.http2")
+    http2 = pytest.importorskip("inflight.wire.grpc.http2")
     pinned: dict[str, set[str]] = {}
     for requirement in project()["lists"]["zttp"]:
         name, _, release = requirement.partition(";")[0].partition("==")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from inflight.errors import Cancelled
-from inflight.frontends.disconnect import Disconnected, run_until_disconnect
+from inflight.wire.http.disconnect import Disconnected, run_until_disconnect
 
 GRACE = 0.01
 

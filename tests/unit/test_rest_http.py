@@ -19,10 +19,10 @@ import uvicorn
 import uvloop
 
 from inflight.config import ListenConfig, RestConfig
-from inflight.frontends.asgi import App
-from inflight.frontends.listen import listen_http
 from inflight.frontends.rest import MindSporeRest
 from inflight.types import MethodInfo, Outcome, Row
+from inflight.wire.http.asgi import App
+from inflight.wire.listen import listen_http
 
 from .rest_fakes import PATH, Echo
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from inflight.frontends.base import Backend
 from inflight.frontends.grpc import oip
-from inflight.frontends.grpc.asgi import GrpcApp
 from inflight.frontends.grpc.health import health_rpcs
 from inflight.frontends.grpc.line import HoldingBackend
 from inflight.frontends.grpc.oip import oip_rpcs
 from inflight.frontends.grpc.predict import predict_rpcs
 from inflight.frontends.grpc.reflection import reflection_rpcs
 from inflight.proto import health_pb2, ms_service_pb2, open_inference_pb2
+from inflight.wire import GrpcApp
 
 PREDICT_SERVICE = "mindspore.serving.proto.MSService"
 

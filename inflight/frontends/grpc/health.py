@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator, Iterable
 
 from inflight.errors import Unavailable
 from inflight.frontends.base import Backend
-from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc
-from inflight.frontends.grpc.status import NOT_FOUND, GrpcError
 from inflight.proto.health_pb2 import (
     HealthCheckRequest,
     HealthCheckResponse,
     HealthListRequest,
     HealthListResponse,
 )
+from inflight.wire import NOT_FOUND, GrpcError, Rpc, StreamRpc, UnaryRpc
 
 SERVICE = "grpc.health.v1.Health"
 WATCH_INTERVAL = 0.25

@@ -8,8 +8,7 @@ as seldom as over HTTP/1.1, and a moment's crowd is served without a refusal.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any
 
 from inflight.admission import FORGOTTEN, Admission, Arrival, Caller, arrival
@@ -17,9 +16,7 @@ from inflight.errors import Overloaded
 from inflight.frontends.base import Backend
 from inflight.generation import Generator
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TextPart
-
-peer: ContextVar[Callable[[], object] | None] = ContextVar("peer", default=None)
-"""Names the connection of the call that a task serves."""
+from inflight.wire import peer
 
 _PEERS = 4096
 """Connections of which it is known since when they have been refused."""

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from inflight import __version__
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
-from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc
 from inflight.frontends.oip.mapping import (
     ModelMetadata,
     find_model,
@@ -39,6 +38,7 @@ from inflight.proto.open_inference_pb2 import (
     ServerReadyResponse,
 )
 from inflight.types import TextPart
+from inflight.wire import Rpc, StreamRpc, UnaryRpc
 
 SERVICE = "inference.GRPCInferenceService"
 _CONTENTS = {

@@ -15,9 +15,9 @@ import numpy as np
 
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.base import Backend
-from inflight.frontends.grpc.rpc import Rpc, UnaryRpc
 from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
 from inflight.types import BYTES_CODE, CODES, DTYPES, STRING_CODE, MethodInfo, Outcome, Row, Value
+from inflight.wire import Rpc, UnaryRpc
 
 PATH = "/mindspore.serving.proto.MSService/Predict"
 MAX_ELEMENTS = 2**32 - 1

@@ -7,10 +7,9 @@ from typing import Any
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
-from inflight.frontends.grpc.rpc import Rpc, StreamRpc
-from inflight.frontends.grpc.status import NOT_FOUND, UNIMPLEMENTED
 from inflight.proto import reflection_pb2
 from inflight.proto.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+from inflight.wire import NOT_FOUND, UNIMPLEMENTED, Rpc, StreamRpc
 
 _PACKAGES = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 

@@ -16,12 +16,12 @@ import numpy as np
 import orjson
 
 from inflight.errors import InvalidRequest
-from inflight.frontends.body import Body
 from inflight.frontends.oip.mapping import request_timeout
 from inflight.frontends.oip.plain import parse_plain
 from inflight.frontends.oip.tensors import OipTensor, check_shape, from_elements, from_raw, numpy_dtype, to_raw
 from inflight.frontends.rest.response import words
 from inflight.types import Array
+from inflight.wire import Body
 
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
 """For the kind of each numeric datatype, the kinds of JSON numbers it takes: a fraction is no integer."""

@@ -12,14 +12,13 @@ from typing import Any
 import orjson
 
 from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.asgi import Receive, Send, respond
 from inflight.frontends.base import Backend
-from inflight.frontends.disconnect import run_until_disconnect
 from inflight.frontends.events import Part, send_events
 from inflight.frontends.generate import refuse_images
 from inflight.frontends.rest.response import json_outputs
 from inflight.frontends.rest.values import value_of
 from inflight.types import MethodInfo, Row, TextPart, Value
+from inflight.wire import Receive, Send, respond, run_until_disconnect
 
 _NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 """Parameters of other servers, in the words of this one."""

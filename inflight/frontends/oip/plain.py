@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from inflight.frontends.body import Body
 from inflight.frontends.oip.tensors import DATATYPES, MAX_RANK, OipTensor
+from inflight.wire import Body
 
 SMALL = 256
 """Elements of a tensor up to which checking each one in Python is cheaper than asking numpy."""

@@ -13,11 +13,7 @@ import orjson
 
 from inflight import __version__
 from inflight.errors import InflightError, InvalidRequest, Loading
-from inflight.frontends.asgi import JSON, Answer, Header, Receive, Scope, Send, header, nothing_to_cancel, respond_json
 from inflight.frontends.base import Backend, callbacks
-from inflight.frontends.body import Body, accepted_encoding, pack, read_body, unpack
-from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.gate import Gate, Gates, Refusal
 from inflight.frontends.oip.binary import InferRequest, encode_response, parse_request
 from inflight.frontends.oip.generate import answer_generate, read_generate, stream_generate
 from inflight.frontends.oip.mapping import (
@@ -32,6 +28,27 @@ from inflight.frontends.oip.mapping import (
 )
 from inflight.frontends.routes import RETRY_AFTER, NoSuchRoute, check_verb, error_headers
 from inflight.types import MethodInfo, Outcome
+from inflight.wire import (
+    JSON,
+    Answer,
+    Body,
+    Disconnected,
+    Gate,
+    Gates,
+    Header,
+    Receive,
+    Refusal,
+    Scope,
+    Send,
+    accepted_encoding,
+    header,
+    nothing_to_cancel,
+    pack,
+    read_body,
+    respond_json,
+    run_until_disconnect,
+    unpack,
+)
 
 _logger = logging.getLogger("inflight.oip")
 _HEADER_LENGTH = b"inference-header-content-length"

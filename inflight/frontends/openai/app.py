@@ -10,10 +10,7 @@ from typing import Any
 import msgspec
 
 from inflight.errors import InflightError, InvalidRequest, NotFound
-from inflight.frontends.asgi import JSON, Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
-from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.gate import Gate, Gates, Refusal
 from inflight.frontends.generate import Whole, all_of, embedding_of, loaded, payload_limit, pick, read_struct, whole
 from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format, texts_of
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
@@ -21,10 +18,25 @@ from inflight.frontends.openai.response import Reply, Usage, error_json
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
 from inflight.frontends.routes import NoSuchRoute, check_verb
-from inflight.frontends.sse import DONE, EventStream, Opened
 from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token
 from inflight.log import LOGGER
 from inflight.structured import grammar_of
+from inflight.wire import (
+    DONE,
+    JSON,
+    Disconnected,
+    EventStream,
+    Gate,
+    Gates,
+    Opened,
+    Receive,
+    Refusal,
+    Scope,
+    Send,
+    respond,
+    respond_json,
+    run_until_disconnect,
+)
 
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
 EMBEDDINGS, RESPONSES = "/v1/embeddings", "/v1/responses"

@@ -23,11 +23,11 @@ from inflight.errors import (
     ToolError,
     Unavailable,
 )
-from inflight.frontends.asgi import Header
 from inflight.frontends.generate import PlainError, Whole, number
 from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
 from inflight.frontends.routes import MethodNotAllowed, NoSuchRoute, error_headers
 from inflight.generation import Finish, FinishReason, Start, Token, TokenInfo, ToolFormat
+from inflight.wire import Header
 
 FINGERPRINT = f"inflight-{__version__}"
 REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "stop", FinishReason.STOP: "stop"}

@@ -9,10 +9,7 @@ import orjson
 
 from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
-from inflight.frontends.asgi import JSON, Answer, Header, Receive, Scope, Send, header, nothing_to_cancel, respond
 from inflight.frontends.base import Backend, callbacks
-from inflight.frontends.body import Body, read_body
-from inflight.frontends.disconnect import Disconnected, run_until_disconnect
 from inflight.frontends.events import Part, send_events
 from inflight.frontends.rest.request import parse_columns, parse_instances, parse_json
 from inflight.frontends.rest.response import Reply, encode_error, encode_reply
@@ -21,6 +18,21 @@ from inflight.frontends.routes import error_headers
 from inflight.log import LOGGER
 from inflight.table import Table
 from inflight.types import MethodInfo, Outcome, Row, TextPart
+from inflight.wire import (
+    JSON,
+    Answer,
+    Body,
+    Disconnected,
+    Header,
+    Receive,
+    Scope,
+    Send,
+    header,
+    nothing_to_cancel,
+    read_body,
+    respond,
+    run_until_disconnect,
+)
 
 _CLOSE = (b"connection", b"close")
 

@@ -11,21 +11,33 @@ import orjson
 
 from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest, Unavailable
-from inflight.frontends.asgi import JSON, Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
-from inflight.frontends.body import read_body, too_large
-from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.gate import Gate, Gates, Refusal
 from inflight.frontends.generate import Whole, all_of, loaded, refuse_images
 from inflight.frontends.rest.request import parse_json
 from inflight.frontends.rest.response import encode_error
 from inflight.frontends.rest.url import parse_encoded, parse_url
 from inflight.frontends.routes import error_headers
-from inflight.frontends.sse import EventStream, Opened
 from inflight.frontends.tgi.request import GenerateBody, Parameters, check
 from inflight.generation import Finish, GenerationRequest, Generator, Token
 from inflight.log import LOGGER
 from inflight.types import NEWEST
+from inflight.wire import (
+    JSON,
+    Disconnected,
+    EventStream,
+    Gate,
+    Gates,
+    Opened,
+    Receive,
+    Refusal,
+    Scope,
+    Send,
+    read_body,
+    respond,
+    respond_json,
+    run_until_disconnect,
+    too_large,
+)
 
 GENERATE, STREAM = "generate", "generated_stream"
 _TEXTS = ("inputs", "prompt", "text")

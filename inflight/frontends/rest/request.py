@@ -10,10 +10,10 @@ import numpy as np
 import orjson
 
 from inflight.errors import InvalidRequest
-from inflight.frontends.body import Body
 from inflight.frontends.rest.arrays import LEAVES, MAX_DIMS, content_error, outline, regular_array
 from inflight.frontends.rest.values import value_of
 from inflight.types import Array, Value
+from inflight.wire import Body
 
 INSTANCES = "instances"
 MAX_CHECKED = 64 * 1024

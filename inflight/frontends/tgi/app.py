@@ -10,14 +10,10 @@ import msgspec
 
 from inflight import __version__
 from inflight.errors import InflightError
-from inflight.frontends.asgi import Receive, Scope, Send, respond, respond_json
 from inflight.frontends.base import Backend
-from inflight.frontends.disconnect import Disconnected, run_until_disconnect
-from inflight.frontends.gate import Gate, Gates
 from inflight.frontends.generate import all_of, draw_seed, pick, read_struct, with_seed
 from inflight.frontends.openai import ChatBody, chat_prompt
 from inflight.frontends.routes import verb_of
-from inflight.frontends.sse import EventStream, Opened
 from inflight.frontends.tgi.request import Asked, GenerateBody, check
 from inflight.frontends.tgi.response import (
     compute_type,
@@ -30,6 +26,19 @@ from inflight.frontends.tgi.response import (
 )
 from inflight.generation import Finish, Generator, Token
 from inflight.log import LOGGER
+from inflight.wire import (
+    Disconnected,
+    EventStream,
+    Gate,
+    Gates,
+    Opened,
+    Receive,
+    Scope,
+    Send,
+    respond,
+    respond_json,
+    run_until_disconnect,
+)
 
 T = TypeVar("T")
 

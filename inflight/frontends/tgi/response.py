@@ -19,12 +19,11 @@ from inflight.errors import (
     TooLarge,
     Unavailable,
 )
-from inflight.frontends.asgi import JSON, Header, Send, respond
-from inflight.frontends.gate import Refusal
 from inflight.frontends.generate import PlainError, Whole, number
 from inflight.frontends.routes import MethodNotAllowed, error_headers
 from inflight.frontends.tgi.request import Asked
 from inflight.generation import Finish, GeneratorInfo, Token, TokenInfo
+from inflight.wire import JSON, Header, Refusal, Send, respond
 
 
 def compute_type(info: GeneratorInfo) -> Header:

@@ -11,10 +11,10 @@ from typing import Protocol
 
 from inflight.admission import Admission
 from inflight.errors import InflightError, Overloaded
-from inflight.frontends.asgi import Header, Scope
-from inflight.frontends.body import too_large
-from inflight.frontends.connections import LARGE_BODY
 from inflight.generation import Generator
+from inflight.wire.connections import LARGE_BODY
+from inflight.wire.http.asgi import Header, Scope
+from inflight.wire.http.body import too_large
 
 UPLOADS = 64 << 20
 """Bytes of large bodies that may come in at a time for one model: they take no places while they come."""

@@ -23,8 +23,8 @@ from typing import Any
 import zttp
 from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
 
-from inflight.frontends.grpc.asgi import STREAM_EXTENSION
-from inflight.frontends.grpc.status import RESOURCE_EXHAUSTED, GrpcError
+from inflight.wire.grpc.asgi import STREAM_EXTENSION
+from inflight.wire.grpc.status import RESOURCE_EXHAUSTED, GrpcError
 
 MAX_STREAMS = 3072
 """Streams of one connection before it retires; a client may open about 1,000 more until it has seen the GOAWAY."""
@@ -56,7 +56,7 @@ _PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00inflight"
 
 
 class GrpcStream:
-    """One call's stream, as the application sees it (`frontends.grpc.asgi.Stream`)."""
+    """One call's stream, as the application sees it (`wire.grpc.asgi.Stream`)."""
 
     __slots__ = ("_connection", "_stream", "closed", "resting", "stopping", "task")
 

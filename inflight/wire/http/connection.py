@@ -23,11 +23,11 @@ from urllib.parse import unquote
 import httptools
 
 from inflight.admission import Caller
-from inflight.frontends.asgi import App, Header, InlineApp, Scope, error_json
-from inflight.frontends.bulk import ALIGNMENT, BulkBody, aligned_buffer
-from inflight.frontends.connections import HttpLimits, OpenConnections
-from inflight.frontends.exchange import STATUS_LINES, Exchange
-from inflight.frontends.gate import GatedApp, Refusal
+from inflight.wire.connections import HttpLimits, OpenConnections
+from inflight.wire.http.asgi import App, Header, InlineApp, Scope, error_json
+from inflight.wire.http.bulk import ALIGNMENT, BulkBody, aligned_buffer
+from inflight.wire.http.exchange import STATUS_LINES, Exchange
+from inflight.wire.http.gate import GatedApp, Refusal
 
 _logger = logging.getLogger("inflight.http")
 _ASGI = {"version": "3.0", "spec_version": "2.3"}

@@ -1,6 +1,6 @@
 """Request bodies: read with a limit, and unpacked where the client compressed them.
 
-Deadlines are the connection's (`frontends.http1`); here a body either comes whole or ends in a typed error.
+Deadlines are the connection's (`wire.http.connection`); here a body either comes whole or ends in a typed error.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from inflight.errors import InvalidRequest, TooLarge
-from inflight.frontends.asgi import Receive, Scope, header
-from inflight.frontends.disconnect import Disconnected
+from inflight.wire.http.asgi import Receive, Scope, header
+from inflight.wire.http.disconnect import Disconnected
 
 Body: TypeAlias = "bytes | bytearray | memoryview"
 """A request body. A memoryview is of bytes and writable: nobody else has a part in it."""

@@ -26,11 +26,11 @@ import grpc
 from grpc._cython import cygrpc
 
 from inflight.config import TlsConfig
-from inflight.frontends.address import GRPC, UNIX, Address
-from inflight.frontends.grpc.asgi import GrpcApp
-from inflight.frontends.grpc.completions import Completions
-from inflight.frontends.grpc.grpcio_calls import Calls
-from inflight.frontends.sockets import SocketFile, bind_tcp, bind_unix, cannot_start
+from inflight.wire.address import GRPC, UNIX, Address
+from inflight.wire.grpc.asgi import GrpcApp
+from inflight.wire.grpc.completions import Completions
+from inflight.wire.grpc.grpcio_calls import Calls
+from inflight.wire.sockets import SocketFile, bind_tcp, bind_unix, cannot_start
 
 MAX_STREAMS = 1024
 """Calls that one connection may have open."""

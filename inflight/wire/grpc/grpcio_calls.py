@@ -14,12 +14,11 @@ from typing import Any
 from google.protobuf.message import Message
 from grpc._cython import cygrpc
 
-from inflight.frontends.grpc.asgi import GrpcApp
-from inflight.frontends.grpc.completions import Completions
-from inflight.frontends.grpc.framing import check_reply
-from inflight.frontends.grpc.line import peer
-from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse
-from inflight.frontends.grpc.status import (
+from inflight.wire.grpc.asgi import GrpcApp
+from inflight.wire.grpc.completions import Completions
+from inflight.wire.grpc.framing import check_reply
+from inflight.wire.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse, peer
+from inflight.wire.grpc.status import (
     INTERNAL,
     OK,
     RESOURCE_EXHAUSTED,

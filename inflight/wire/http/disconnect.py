@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from inflight.errors import Cancelled
-from inflight.frontends.asgi import Receive
+from inflight.wire.http.asgi import Receive
 
 T = TypeVar("T")
 

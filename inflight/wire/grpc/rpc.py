@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 
-from inflight.frontends.grpc.status import INTERNAL, GrpcError
+from inflight.wire.grpc.status import INTERNAL, GrpcError
 
 Unary: TypeAlias = "Callable[[Any, float | None], Awaitable[Message]]"
 """Request and the caller's time-out in seconds (None: none) to reply."""
 ServerStream: TypeAlias = "Callable[[Any, float | None], AsyncIterator[Message]]"
 Bidirectional: TypeAlias = "Callable[[AsyncIterator[Any], float | None], AsyncIterator[Message]]"
+
+peer: ContextVar[Callable[[], object] | None] = ContextVar("peer", default=None)
+"""Names the connection of the call that a task serves."""
 
 
 @dataclass(frozen=True)

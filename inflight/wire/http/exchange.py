@@ -10,11 +10,11 @@ from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
 from inflight.admission import Arrival, arrival
-from inflight.frontends.asgi import App, Header, InlineApp, Message, Scope, error_json
-from inflight.frontends.gate import Gate
+from inflight.wire.http.asgi import App, Header, InlineApp, Message, Scope, error_json
+from inflight.wire.http.gate import Gate
 
 if TYPE_CHECKING:
-    from inflight.frontends.http1 import HttpConnection
+    from inflight.wire.http.connection import HttpConnection
 
 _logger = logging.getLogger("inflight.http")
 

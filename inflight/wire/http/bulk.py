@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inflight.frontends.connections import Allocate
+from inflight.wire.connections import Allocate
 
 if TYPE_CHECKING:
-    from inflight.frontends.http1 import HttpConnection
+    from inflight.wire.http.connection import HttpConnection
 
 ALIGNMENT = 64
 """Bytes; what numpy, vector instructions and device copies like best."""

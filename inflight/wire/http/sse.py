@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Generic, TypeVar
 
 from inflight.errors import InflightError
-from inflight.frontends.asgi import Header, Send
+from inflight.wire.http.asgi import Header, Send
 
 T = TypeVar("T")
 

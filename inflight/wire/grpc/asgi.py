@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
-from inflight.frontends.asgi import Receive, Scope, Send
-from inflight.frontends.edge import authorized
-from inflight.frontends.grpc.framing import (
+from inflight.wire.access import authorized
+from inflight.wire.grpc.framing import (
     Framed,
     MessageReader,
     check_encoding,
@@ -24,9 +23,8 @@ from inflight.frontends.grpc.framing import (
     prefix,
     single,
 )
-from inflight.frontends.grpc.line import peer
-from inflight.frontends.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse
-from inflight.frontends.grpc.status import (
+from inflight.wire.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse, peer
+from inflight.wire.grpc.status import (
     CANCELLED,
     DEADLINE_EXCEEDED,
     INTERNAL,
@@ -39,6 +37,7 @@ from inflight.frontends.grpc.status import (
     status_trailers,
     unknown_method,
 )
+from inflight.wire.http.asgi import Receive, Scope, Send
 
 STREAM_EXTENSION = "inflight.stream"
 _JOINED = 64 * 1024

@@ -13,13 +13,13 @@ from typing import Protocol
 
 from inflight.config import GRPC_ENGINES, ListenConfig
 from inflight.errors import ConfigError, StartError
-from inflight.frontends.address import GRPC, RESTFUL, Address, Kind, parse_address
-from inflight.frontends.asgi import App
-from inflight.frontends.connections import Allocate, HttpLimits, OpenConnections
-from inflight.frontends.grpc import GrpcApp
-from inflight.frontends.http1 import HttpConnection
-from inflight.frontends.sockets import SocketFile, bind_tcp, bind_unix, cannot_start
-from inflight.frontends.tls import server_context
+from inflight.wire.address import GRPC, RESTFUL, Address, Kind, parse_address
+from inflight.wire.connections import Allocate, HttpLimits, OpenConnections
+from inflight.wire.grpc.asgi import GrpcApp
+from inflight.wire.http.asgi import App
+from inflight.wire.http.connection import HttpConnection
+from inflight.wire.sockets import SocketFile, bind_tcp, bind_unix, cannot_start
+from inflight.wire.tls import server_context
 
 log = logging.getLogger("inflight.grpc")
 
@@ -150,10 +150,10 @@ async def listen_grpc(
     except RuntimeError as error:
         raise cannot_start(GRPC, address, error) from None
     if _engine(engine) == "grpcio":
-        from inflight.frontends.grpc.grpcio_engine import listen_grpcio
+        from inflight.wire.grpc.grpcio_engine import listen_grpcio
 
         return await listen_grpcio(app, address, config.tls, first_byte_timeout)
-    from inflight.frontends.http2 import Http2Connection, http2_config
+    from inflight.wire.grpc.http2 import Http2Connection, http2_config
 
     shared = OpenConnections()
     loop = asyncio.get_running_loop()
@@ -193,7 +193,7 @@ def _engine(wanted: str) -> str:
 
 
 def _check_zttp() -> None:
-    importlib.import_module("inflight.frontends.http2").check_versions()
+    importlib.import_module("inflight.wire.grpc.http2").check_versions()
 
 
 async def _listen(

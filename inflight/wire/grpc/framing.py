@@ -7,7 +7,7 @@ import struct
 import zlib
 from typing import NamedTuple
 
-from inflight.frontends.grpc.status import INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED, GrpcError
+from inflight.wire.grpc.status import INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED, GrpcError
 
 PREFIX = 5
 _PREFIX = struct.Struct(">BI")

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 from inflight.errors import StartError
-from inflight.frontends.address import GRPC, Address, Kind
+from inflight.wire.address import GRPC, Address, Kind
 
 
 class SocketFile:

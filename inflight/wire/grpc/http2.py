@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import uvicorn
 
-from inflight.frontends.asgi import App
-from inflight.frontends.connections import OpenConnections
-from inflight.frontends.grpc.protocol import GrpcProtocol
+from inflight.wire.connections import OpenConnections
+from inflight.wire.grpc.protocol import GrpcProtocol
+from inflight.wire.http.asgi import App
 
 _logger = logging.getLogger("inflight.grpc")
 _JOINED = 64 * 1024

@@ -1,0 +1,77 @@
+"""What carries bytes: HTTP/1.1 and gRPC, sockets, TLS, listeners. It knows no protocol of models."""
+
+from inflight.wire.access import authorized
+from inflight.wire.address import GRPC, RESTFUL, Kind, parse_address
+from inflight.wire.grpc.asgi import GrpcApp
+from inflight.wire.grpc.rpc import Rpc, StreamRpc, UnaryRpc, peer
+from inflight.wire.grpc.status import NOT_FOUND, UNIMPLEMENTED, GrpcError
+from inflight.wire.http.asgi import (
+    JSON,
+    Answer,
+    App,
+    Header,
+    InlineApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    error_json,
+    header,
+    nothing_to_cancel,
+    respond,
+    respond_json,
+)
+from inflight.wire.http.body import Body, accepted_encoding, pack, read_body, too_large, unpack
+from inflight.wire.http.disconnect import Disconnected, run_until_disconnect
+from inflight.wire.http.gate import Gate, GatedApp, Gates, Refusal
+from inflight.wire.http.sse import DONE, EventStream, Opened
+from inflight.wire.listen import Listener, listen_grpc, listen_http, success_line
+
+__all__ = [
+    "DONE",
+    "GRPC",
+    "JSON",
+    "NOT_FOUND",
+    "RESTFUL",
+    "UNIMPLEMENTED",
+    "Answer",
+    "App",
+    "Body",
+    "Disconnected",
+    "EventStream",
+    "Gate",
+    "GatedApp",
+    "Gates",
+    "GrpcApp",
+    "GrpcError",
+    "Header",
+    "InlineApp",
+    "Kind",
+    "Listener",
+    "Message",
+    "Opened",
+    "Receive",
+    "Refusal",
+    "Rpc",
+    "Scope",
+    "Send",
+    "StreamRpc",
+    "UnaryRpc",
+    "accepted_encoding",
+    "authorized",
+    "error_json",
+    "header",
+    "listen_grpc",
+    "listen_http",
+    "nothing_to_cancel",
+    "pack",
+    "parse_address",
+    "peer",
+    "read_body",
+    "respond",
+    "respond_json",
+    "run_until_disconnect",
+    "success_line",
+    "too_large",
+    "unpack",
+]

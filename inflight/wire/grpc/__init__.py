@@ -1,0 +1,1 @@
+"""gRPC: procedures, framing, statuses, and the engines that speak HTTP/2."""
