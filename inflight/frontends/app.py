@@ -11,11 +11,11 @@ from inflight.config import RestConfig
 from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
 from inflight.frontends.edge import Edge
-from inflight.frontends.mindspore_llm import MindSporeLlm
+from inflight.frontends.mindspore import GeneratorRest, MindSporeRest
+from inflight.frontends.mindspore.llm import MindSporeLlm
 from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.openai import OpenAiRest
 from inflight.frontends.openapi import DOCS_PAGE, openapi_document
-from inflight.frontends.rest import GeneratorRest, MindSporeRest
 from inflight.frontends.routes import MethodNotAllowed, NoSuchRoute, error_headers, verb_of
 from inflight.frontends.tgi import TgiRest
 from inflight.metrics import CONTENT_TYPE, Metrics

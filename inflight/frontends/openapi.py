@@ -10,11 +10,11 @@ import msgspec
 import orjson
 
 from inflight import __version__
-from inflight.frontends.mindspore_llm import Body as MindSporeBody
+from inflight.frontends.mindspore.generator import InstancesBody
+from inflight.frontends.mindspore.llm import Body as MindSporeBody
 from inflight.frontends.openai.embeddings import EmbeddingsBody
 from inflight.frontends.openai.request import ChatBody, CompletionBody
 from inflight.frontends.openai.responses import ResponsesBody
-from inflight.frontends.rest.generator import InstancesBody
 from inflight.frontends.tgi.app import TokenizeBody
 from inflight.frontends.tgi.request import GenerateBody
 

@@ -11,7 +11,7 @@ import orjson
 
 from inflight.config import RestConfig
 from inflight.errors import NotFound
-from inflight.frontends.rest import MindSporeRest
+from inflight.frontends.mindspore import MindSporeRest
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
 
 LIMIT = 1 << 20

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from inflight.frontends.grpc.predict import PATH
+from inflight.frontends.mindspore.grpc import PATH
 from inflight.proto import ms_service_pb2 as pb
 from tests.grpc_server import FakeBackend, served
 from tests.raw_http2 import RawClient

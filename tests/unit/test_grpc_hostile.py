@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from inflight.frontends.grpc.predict import PATH
+from inflight.frontends.mindspore.grpc import PATH
 from inflight.proto import ms_service_pb2 as pb
 from inflight.wire.grpc import grpcio_calls
 from tests.grpc_server import MIB, FakeBackend, eventually, served

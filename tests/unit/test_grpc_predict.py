@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inflight.errors import Overloaded, Unavailable
-from inflight.frontends.grpc.predict import PATH
+from inflight.frontends.mindspore.grpc import PATH
 from inflight.proto import ms_service_pb2 as pb
 from inflight.types import CODES, DTYPES
 from tests.grpc_server import FakeBackend, eventually, served

@@ -19,7 +19,7 @@ import uvicorn
 import uvloop
 
 from inflight.config import ListenConfig, RestConfig
-from inflight.frontends.rest import MindSporeRest
+from inflight.frontends.mindspore import MindSporeRest
 from inflight.types import MethodInfo, Outcome, Row
 from inflight.wire.http.asgi import App
 from inflight.wire.listen import listen_http

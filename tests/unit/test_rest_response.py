@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from inflight.errors import InflightError, InvalidRequest, ModelError, Overloaded
-from inflight.frontends.rest.response import encode_error, encode_reply
+from inflight.frontends.mindspore.response import encode_error, encode_reply
 from inflight.types import DTYPE_CODES, MethodInfo, TensorSpec, Value
 
 F32, F16 = np.float32, np.float16

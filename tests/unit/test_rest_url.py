@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inflight.errors import InvalidRequest
-from inflight.frontends.rest.url import Target, parse_url
+from inflight.frontends.mindspore.url import Target, parse_url
 
 
 @pytest.mark.parametrize(

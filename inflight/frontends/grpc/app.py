@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from inflight.frontends.base import Backend
-from inflight.frontends.grpc import oip
 from inflight.frontends.grpc.health import health_rpcs
 from inflight.frontends.grpc.line import HoldingBackend
-from inflight.frontends.grpc.oip import oip_rpcs
-from inflight.frontends.grpc.predict import predict_rpcs
 from inflight.frontends.grpc.reflection import reflection_rpcs
+from inflight.frontends.mindspore.grpc import predict_rpcs
+from inflight.frontends.oip.grpc import SERVICE as OIP_SERVICE
+from inflight.frontends.oip.grpc import oip_rpcs
 from inflight.proto import health_pb2, ms_service_pb2, open_inference_pb2
 from inflight.wire import GrpcApp
 
@@ -26,7 +26,7 @@ def grpc_app(backend: Backend, *, max_message_bytes: int, api_key: str | None = 
     models = {**predict_rpcs(holding), **oip_rpcs(holding)}
     rpcs = {
         **models,
-        **health_rpcs(backend, (PREDICT_SERVICE, oip.SERVICE)),
+        **health_rpcs(backend, (PREDICT_SERVICE, OIP_SERVICE)),
         **reflection_rpcs((ms_service_pb2.DESCRIPTOR, open_inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)),
     }
     return GrpcApp(rpcs, max_message_bytes=max_message_bytes, api_key=api_key, secured=models)

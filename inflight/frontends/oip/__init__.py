@@ -1,7 +1,4 @@
-"""The Open Inference Protocol, version 2: its words in `mapping` and `tensors`, its REST door here.
-
-The gRPC door lives with the other gRPC services.
-"""
+"""The Open Inference Protocol, version 2: its words in `mapping` and `tensors`, its doors in `rest` and `grpc`."""
 
 from inflight.frontends.oip.rest import OpenInferenceRest
 

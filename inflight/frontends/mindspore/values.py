@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from inflight.errors import InvalidRequest
-from inflight.frontends.rest.arrays import (
+from inflight.frontends.mindspore.arrays import (
     LEAVES,
     MAX_DIMS,
     content_error,

@@ -13,9 +13,9 @@ from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest, Unavailable
 from inflight.frontends.base import Backend
 from inflight.frontends.generate import Whole, all_of, loaded, refuse_images
-from inflight.frontends.rest.request import parse_json
-from inflight.frontends.rest.response import encode_error
-from inflight.frontends.rest.url import parse_encoded, parse_url
+from inflight.frontends.mindspore.request import parse_json
+from inflight.frontends.mindspore.response import encode_error
+from inflight.frontends.mindspore.url import parse_encoded, parse_url
 from inflight.frontends.routes import error_headers
 from inflight.frontends.tgi.request import GenerateBody, Parameters, check
 from inflight.generation import Finish, GenerationRequest, Generator, Token

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 
 from inflight.errors import InvalidRequest
-from inflight.frontends.rest.arrays import LEAVES, MAX_DIMS, content_error, outline, regular_array
-from inflight.frontends.rest.values import value_of
+from inflight.frontends.mindspore.arrays import LEAVES, MAX_DIMS, content_error, outline, regular_array
+from inflight.frontends.mindspore.values import value_of
 from inflight.types import Array, Value
 from inflight.wire import Body
 

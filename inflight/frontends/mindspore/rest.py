@@ -11,9 +11,9 @@ from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.base import Backend, callbacks
 from inflight.frontends.events import Part, send_events
-from inflight.frontends.rest.request import parse_columns, parse_instances, parse_json
-from inflight.frontends.rest.response import Reply, encode_error, encode_reply
-from inflight.frontends.rest.url import Target, parse_encoded, parse_url
+from inflight.frontends.mindspore.request import parse_columns, parse_instances, parse_json
+from inflight.frontends.mindspore.response import Reply, encode_error, encode_reply
+from inflight.frontends.mindspore.url import Target, parse_encoded, parse_url
 from inflight.frontends.routes import error_headers
 from inflight.log import LOGGER
 from inflight.table import Table
