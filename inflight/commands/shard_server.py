@@ -124,9 +124,9 @@ def _job(
 def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int:
     # torch is imported here, where a rank is really wanted.
     from inflight.device import connect_ranks, open_device
-    from inflight.rank import serve_rank
     from inflight.shard import ModelRunner
     from inflight.text import load_tokenizer
+    from inflight.tgi_shard import serve_rank
 
     tokenizer = load_tokenizer(job.model_dir)
     device = open_device(job.device_type, job.device_id)

@@ -2,5 +2,6 @@
 
 from inflight.engine.engine import Engine
 from inflight.engine.executor import Executor, RanksKilled
+from inflight.engine.processes import ShardGroup
 
-__all__ = ["Engine", "Executor", "RanksKilled"]
+__all__ = ["Engine", "Executor", "RanksKilled", "ShardGroup"]

@@ -29,8 +29,7 @@ from inflight.router.stage import GENERATE, generate_method, run_stage
 from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
 
 if TYPE_CHECKING:
-    from inflight.engine import Engine
-    from inflight.router.shards import ShardGroup
+    from inflight.engine import Engine, ShardGroup
 
 T = TypeVar("T")
 
@@ -188,8 +187,7 @@ class Generators:
         if not configs:
             return
         # Not needed by a server of classic models only.
-        from inflight.engine import Engine
-        from inflight.router.shards import ShardGroup
+        from inflight.engine import Engine, ShardGroup
         from inflight.text import load_tokenizer
 
         self._metrics.generations.watch(self._load)

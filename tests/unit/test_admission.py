@@ -19,8 +19,8 @@ from inflight.generation import Finish, GenerationRequest, Grammar, ToolFormat
 from inflight.llm import LLM
 from inflight.llm.local import LocalExecutor
 from inflight.plan import Admission, Sampling, StepPlan
-from inflight.rank.batches import Asked, Batches
 from inflight.text import load_tokenizer
+from inflight.tgi_shard.batches import Asked, Batches
 from tests.lm import job, make_runner, more_tokens_than_rows, run
 
 PROMPT = "Once upon a time there was a cat"

@@ -48,7 +48,7 @@ LEVELS = {
     "shard": 4,
     "engine": 4,
     "worker": 5,
-    "rank": 5,
+    "tgi_shard": 5,
     "router": 5,
     "frontends": 6,
     "server": 7,
@@ -97,7 +97,7 @@ ALLOWED = {
     "place": (),
     "client": ("grpc", "google"),
     "worker": (),
-    "rank": ("grpc", "google"),
+    "tgi_shard": ("grpc", "google"),
     "router": ("msgspec",),
     "wire": ("grpc", "google", "httptools", "orjson", "uvicorn", "zttp"),
     "frontends": ("google", "msgspec", "orjson"),
@@ -219,7 +219,8 @@ def test_a_base_installation_has_what_language_models_need() -> None:
 
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'gguf'))); "
-        "import inflight.llm, inflight.rank, inflight.worker, inflight.commands.shard_server, inflight.models.roofline"
+        "import inflight.llm, inflight.tgi_shard, inflight.worker, inflight.commands.shard_server; "
+        "import inflight.models.roofline"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

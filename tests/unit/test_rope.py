@@ -17,10 +17,10 @@ from inflight.llm import LLM
 from inflight.models.config import decoder_config
 from inflight.nn import Rotation, to_tensor
 from inflight.plan import Sampling
-from inflight.rank.batches import Asked, Batches
 from inflight.rope import make_rope, rope_length
 from inflight.shard import ModelRunner
 from inflight.text import load_tokenizer
+from inflight.tgi_shard.batches import Asked, Batches
 from tests.lm import POCKET, Driver, make_runner, more_tokens_than_rows, reference, save_tiny
 
 ORIGINAL = 32

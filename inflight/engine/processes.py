@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from inflight.config import GeneratorConfig, ServerConfig, processors
-from inflight.engine import Executor, RanksKilled
+from inflight.engine.executor import Executor, RanksKilled
 from inflight.errors import InflightError, StartError, WorkerLost
 from inflight.link import (
     AnyMessage,

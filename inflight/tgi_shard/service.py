@@ -18,9 +18,9 @@ from inflight.errors import InflightError, InvalidRequest, StartError
 from inflight.generation import FinishReason, Grammar
 from inflight.plan import Sampling
 from inflight.proto import generate_pb2 as pb
-from inflight.rank.batches import Asked, Batches, Generated, Outcome, Row
 from inflight.shard import ModelRunner
 from inflight.text import Tokenizer
+from inflight.tgi_shard.batches import Asked, Batches, Generated, Outcome, Row
 
 log = logging.getLogger("inflight")
 
