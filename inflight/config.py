@@ -14,7 +14,7 @@ DEFAULT_MAX_ENQUEUED = 10_000
 DEFAULT_MAX_MESSAGE_MB = 100
 DEFAULT_EXECUTION_TIMEOUT = 300.0
 DEFAULT_START_TIMEOUT = 1800.0
-GRPC_ENGINES = ("auto", "zttp", "grpcio")
+GRPC_ENGINES = ("auto", "nghttp2", "zttp", "grpcio")
 """Who speaks HTTP/2 at the gRPC door. grpcio is the C core that has been proven for long; zttp (the extra of that name)
 answers more calls per second and calls itself experimental. `auto`: zttp where the extra is installed, else grpcio."""
 

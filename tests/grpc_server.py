@@ -23,7 +23,11 @@ from inflight.wire import GrpcApp
 from inflight.wire.listen import listen_grpc
 
 MIB = 1 << 20
-ENGINES = ("zttp", "grpcio") if importlib.util.find_spec("zttp") else ("grpcio",)
+ENGINES = tuple(
+    engine
+    for engine, module in (("nghttp2", "inflight.wire._http2"), ("zttp", "zttp"), ("grpcio", "grpc"))
+    if importlib.util.find_spec(module)
+)
 """Those that can serve here."""
 Function = Callable[[Row], "Row | Awaitable[Row]"]
 

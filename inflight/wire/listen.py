@@ -149,10 +149,17 @@ async def listen_grpc(
         tls = server_context(config.tls, "h2") if config.tls else None
     except RuntimeError as error:
         raise cannot_start(GRPC, address, error) from None
-    if _engine(engine) == "grpcio":
+    engine = _engine(engine)
+    if engine == "grpcio":
         from inflight.wire.grpc.grpcio_engine import listen_grpcio
 
         return await listen_grpcio(app, address, config.tls, first_byte_timeout)
+    if engine == "nghttp2":
+        from inflight.wire.grpc.nghttp2_engine import Door, Nghttp2Connection
+
+        shared = OpenConnections()
+        door = Door(app, shared, asyncio.get_running_loop(), first_byte_timeout)
+        return await _listen(GRPC, address, tls, shared, lambda: Nghttp2Connection(door))
     from inflight.wire.grpc.http2 import Http2Connection, http2_config
 
     shared = OpenConnections()

@@ -121,6 +121,11 @@ class GrpcApp:
         self._api_key = api_key
         self._secured = frozenset(secured)
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether some calls need a key."""
+        return self._api_key is not None
+
     def refuses(self, path: str, authorization: bytes | None) -> GrpcError | None:
         """The status for a caller without the key."""
         if self._api_key is None or path not in self._secured or authorized(self._api_key, authorization):
