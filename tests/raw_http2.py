@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,13 +20,23 @@ class RawClient:
     """
 
     def __init__(self, address: str, seconds: float = 5.0) -> None:
-        self._zttp = zttp = pytest.importorskip("zttp")
+        pytest.importorskip("h2")
+        from h2.config import H2Configuration
+        from h2.connection import H2Connection
+
         self.socket = _connected(address)
         self.heads: dict[int, list[tuple[bytes, bytes]]] = {}
-        self._statuses: dict[int, int] = {}
         self._ends: dict[int, dict[bytes, bytes]] = {}
+        self._trailers: dict[int, dict[bytes, bytes]] = {}
         self._seconds = seconds
-        self._connection: Any = zttp.Connection(zttp.CLIENT, protocol=zttp.HTTP2)
+        self._connection: Any = H2Connection(
+            H2Configuration(
+                header_encoding=None,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+                validate_inbound_headers=False,
+            )
+        )
         self._connection.initiate_connection()
         try:
             self._flush()
@@ -55,34 +66,38 @@ class RawClient:
     ) -> int:
         """Begins a call, and ends its request where a message is given."""
         path = path.encode() if isinstance(path, str) else path
-        headers = [(b"host", b"test"), (b"content-type", content_type)]
+        headers = [(b":method", method), (b":scheme", b"http"), (b":path", path), (b":authority", b"test")]
+        headers += [(b"content-type", content_type)]
         headers += [(b"te", b"trailers")] if te else []
         headers += [(b"grpc-timeout", timeout)] if timeout is not None else []
         headers += [(b"grpc-encoding", encoding)] if encoding is not None else []
-        stream = self._connection.send_request(method, path, b"2", headers)
+        stream: int = self._connection.get_next_available_stream_id()
+        self._connection.send_headers(stream, headers)
         if message is not None:
             data = message.SerializeToString()
-            stream.send_data(struct.pack(">BI", 0, len(data)) + data)
-            stream.end_message()
+            self.send(stream, struct.pack(">BI", 0, len(data)) + data, end=True)
         self._flush()
-        number: int = stream.stream_id
-        return number
+        return stream
 
     def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
-        """More of a request's body."""
-        self._connection.stream(stream).send_data(data)
+        """More of a request's body, which its windows have to have room for."""
+        size = self._connection.max_outbound_frame_size
+        for first in range(0, len(data), size):
+            self._connection.send_data(stream, data[first : first + size])
         if end:
-            self._connection.stream(stream).end_message()
+            self._connection.end_stream(stream)
         self._flush()
 
     def windows(self, stream: int) -> tuple[int, int]:
         """Bytes that may be sent now: on a stream, on the connection."""
-        return self._connection.stream(stream).send_window, self._connection.send_window
+        return self._connection.streams[stream].outbound_flow_control_window, (
+            self._connection.outbound_flow_control_window
+        )
 
     def status(self, stream: int) -> int:
         """The HTTP status of an answer."""
-        self._read_until(lambda: stream in self._statuses)
-        return self._statuses[stream]
+        self._read_until(lambda: stream in self.heads)
+        return int(dict(self.heads[stream])[b":status"])
 
     def trailers(self, stream: int) -> dict[bytes, bytes]:
         """What ended an answer, also where it is nothing but a head; `{}` for a reset."""
@@ -92,21 +107,26 @@ class RawClient:
     def _flush(self) -> None:
         self.socket.sendall(self._connection.data_to_send())
 
-    def _read_until(self, done: Any) -> None:
+    def _read_until(self, done: Callable[[], bool]) -> None:
+        from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
+
         end = time.monotonic() + self._seconds
         while not done():
             self.socket.settimeout(max(end - time.monotonic(), 0.001))
             data = self.socket.recv(65536)
             assert data, "the server closed the connection"
-            self._connection.receive_data(data)
-            while (event := self._connection.next_event()) is not self._zttp.NEED_DATA:
-                if isinstance(event, self._zttp.Response):
-                    self._statuses[event.stream_id] = event.status_code
+            for event in self._connection.receive_data(data):
+                if isinstance(event, ResponseReceived):
                     self.heads[event.stream_id] = list(event.headers)
-                elif isinstance(event, self._zttp.EndOfMessage):
+                elif isinstance(event, TrailersReceived):
+                    self._trailers[event.stream_id] = dict(event.headers)
+                elif isinstance(event, DataReceived) and event.flow_controlled_length:
+                    self._connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                elif isinstance(event, StreamEnded):
                     head = dict(self.heads[event.stream_id])
-                    self._ends[event.stream_id] = dict(event.trailers) or (head if b"grpc-status" in head else {})
-                elif isinstance(event, self._zttp.RstStream):
+                    alone = head if b"grpc-status" in head else {}
+                    self._ends.setdefault(event.stream_id, self._trailers.get(event.stream_id, alone))
+                elif isinstance(event, StreamReset):
                     self._ends.setdefault(event.stream_id, {})
             self._flush()
 

@@ -297,5 +297,5 @@ def test_a_client_that_reads_nothing_is_not_read_from(address: str) -> None:
     with RawClient(address) as client:
         client.socket.settimeout(1.0)
         pings = b"\0\0\x08\x06\0\0\0\0\0aaaaaaaa" * 4096
-        with pytest.raises(TimeoutError):
+        with pytest.raises((TimeoutError, ConnectionError)):  # or it is cut
             client.socket.sendall(pings * 2000)  # 140 MB of answers otherwise

@@ -19,34 +19,25 @@ from inflight.frontends.mindspore.grpc import PATH
 from inflight.proto import ms_service_pb2 as pb
 from inflight.wire.grpc import grpcio_calls
 from tests.grpc_server import MIB, FakeBackend, eventually, served
+from tests.http2_frames import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    frame,
+    head,
+    text,
+)
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, CONTINUATION = 0, 1, 3, 4, 9
-END_STREAM, END_HEADERS = 1, 4
-INITIAL_WINDOW_SIZE = 4
 LIMIT = 4 * MIB
 GROWTH = 96 * MIB
 """What a test may add to this process's memory: the flood itself would be more."""
 SECONDS = 5.0
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
-
-
-def text(value: bytes) -> bytes:
-    """A string of HPACK without Huffman's code, up to 16,510 bytes."""
-    if len(value) < 127:
-        return bytes((len(value),)) + value
-    rest = len(value) - 127
-    return bytes((127, 0x80 | rest & 0x7F, rest >> 7)) + value
-
-
-def head(path: str = PATH) -> bytes:
-    """A call's header block: POST, http, the path, an authority, the content type, te."""
-    block = b"\x83\x86\x04" + text(path.encode()) + b"\x01" + text(b"test")
-    block += b"\x0f\x10" + text(b"application/grpc")
-    return block + b"\x00" + text(b"te") + text(b"trailers")
 
 
 def call(name: str, value: np.ndarray) -> pb.PredictRequest:
@@ -75,6 +66,8 @@ def address(engine: str, backend: FakeBackend) -> Iterator[str]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpcio_calls, "MAX_WAITING", 16 * MIB)
+        if engine == "nghttp2":
+            patch.setattr("inflight.wire.grpc.nghttp2_engine.MAX_REPLIES", 16 * MIB)
         if engine == "zttp":
             patch.setattr("inflight.wire.grpc.protocol.MAX_REPLIES", 16 * MIB)
         with served(backend, engine, limit=LIMIT) as where:
@@ -131,7 +124,7 @@ def test_rapid_reset(address: str, others: grpc.UnaryUnaryMultiCallable) -> None
     while total < 20_000 and time.monotonic() - begin < 20:
         with connected(address) as client:
             client.settimeout(0.5)
-            block = head()
+            block = head(PATH)
             for first in range(1, 4000, 200):
                 pieces = [
                     frame(HEADERS, END_HEADERS, stream, block) + frame(RST_STREAM, 0, stream, b"\0\0\0\x08")
@@ -150,11 +143,11 @@ def test_continuation_flood(address: str, others: grpc.UnaryUnaryMultiCallable) 
     """A header block that never ends (CVE-2024-27316)."""
     piece = frame(CONTINUATION, 0, 1, b"\x00" + text(b"x-more") + text(b"y" * 16_000)) * 4
     with connected(address) as client:
-        client.sendall(frame(HEADERS, 0, 1, head()))
+        client.sendall(frame(HEADERS, 0, 1, head(PATH)))
         flood(client, piece, 2000)  # 128 MB; the core reads on, but keeps nothing of it
         served_well(others)
     with connected(address) as client:  # frames that hold nothing
-        client.sendall(frame(HEADERS, 0, 1, head()))
+        client.sendall(frame(HEADERS, 0, 1, head(PATH)))
         flood(client, frame(CONTINUATION, 0, 1) * 4096, 200)
         served_well(others)
 
@@ -173,7 +166,7 @@ def test_header_bomb(address: str, others: grpc.UnaryUnaryMultiCallable) -> None
     with connected(address) as client:
         for stream in range(1, 64, 2):
             try:
-                client.sendall(frame(HEADERS, END_HEADERS | END_STREAM, stream, head() + entry + b"\xbe" * 12_000))
+                client.sendall(frame(HEADERS, END_HEADERS | END_STREAM, stream, head(PATH) + entry + b"\xbe" * 12_000))
             except OSError:
                 break
         served_well(others)
@@ -188,7 +181,7 @@ def test_replies_that_nobody_takes(address: str, others: grpc.UnaryUnaryMultiCal
         for stream in range(1, 200, 2):
             data = [frame(DATA, END_STREAM if piece is pieces[-1] else 0, stream, piece) for piece in pieces]
             try:
-                client.sendall(frame(HEADERS, END_HEADERS, stream, head()) + b"".join(data))
+                client.sendall(frame(HEADERS, END_HEADERS, stream, head(PATH)) + b"".join(data))
             except OSError:  # it is not read from any more, which is well
                 break
         served_well(others)
@@ -196,12 +189,13 @@ def test_replies_that_nobody_takes(address: str, others: grpc.UnaryUnaryMultiCal
 
 def test_half_open_connections(address: str, others: grpc.UnaryUnaryMultiCallable) -> None:
     """A thousand clients that begin and go no further: with nothing, half a preface, a call without its message."""
+    call_alone = PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, head(PATH))
     beginnings = [
         b"",
         PREFACE[:10],
         PREFACE + frame(SETTINGS, 0, 0),
-        PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, head()),
-        PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, head()) + frame(DATA, 0, 1, b"\0\0\0\1\0abc"),
+        call_alone,
+        call_alone + frame(DATA, 0, 1, b"\0\0\0\1\0abc"),
     ]
     host, _, port = address.rpartition(":")
     with ExitStack() as stack:
@@ -225,7 +219,7 @@ def test_the_longest_idle_call_makes_room(
         pytest.skip("its connections bound their streams")
     monkeypatch.setattr(grpcio_calls, "MAX_CALLS", 20)
     with connected(address) as client:
-        client.sendall(b"".join(frame(HEADERS, END_HEADERS, stream, head()) for stream in range(1, 101, 2)))
+        client.sendall(b"".join(frame(HEADERS, END_HEADERS, stream, head(PATH)) for stream in range(1, 101, 2)))
         got = b""
         while got.count(RESET) < 30:  # all fifty have come, the oldest were given up
             got += client.recv(65_536)

@@ -13,7 +13,7 @@ from typing import Any
 
 from inflight.admission import FORGOTTEN, Admission, Arrival, Caller, arrival
 from inflight.errors import Overloaded
-from inflight.frontends.base import Backend
+from inflight.frontends.base import Backend, CallbackBackend, callbacks
 from inflight.generation import Generator
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TextPart
 from inflight.wire import peer
@@ -27,6 +27,7 @@ class HoldingBackend:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._callbacks = callbacks(backend)
         self._refused: dict[object, tuple[float, float]] = {}  # by connection: first and last refusal in a row
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
@@ -64,6 +65,10 @@ class HoldingBackend:
         if admission is None:
             return self._backend.stream(method, rows, timeout=timeout)
         return self._stream(admission, method, rows, timeout)
+
+    def callbacks(self, method: MethodInfo) -> CallbackBackend | None:
+        """As `CallsBackend` says."""
+        return self._callbacks if not method.optional else None
 
     def _admission(self, method: MethodInfo) -> Admission | None:
         """The places that a method needs, where it is a language model's own."""

@@ -8,16 +8,17 @@ workers get copies.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
-from inflight.frontends.base import Backend
+from inflight.frontends.base import Backend, CallsBackend
 from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
 from inflight.types import BYTES_CODE, CODES, DTYPES, STRING_CODE, MethodInfo, Outcome, Row, Value
-from inflight.wire import Rpc, UnaryRpc
+from inflight.wire import Rpc, UnaryRpc, nothing_to_cancel
 
 PATH = "/mindspore.serving.proto.MSService/Predict"
 MAX_ELEMENTS = 2**32 - 1
@@ -25,8 +26,27 @@ MAX_RANK = 32
 _TEXTUAL = (STRING_CODE, BYTES_CODE)
 
 
-def predict_rpcs(backend: Backend) -> dict[str, Rpc]:
+def predict_rpcs(backend: CallsBackend) -> dict[str, Rpc]:
     """The service's procedures by path."""
+
+    def begin(
+        request: PredictRequest, timeout: float | None, done: Callable[[PredictReply | Exception], None]
+    ) -> Callable[[], None] | None:
+        reply = PredictReply()
+        reply.servable_spec.CopyFrom(request.servable_spec)
+        try:
+            method = _method(backend, request)
+            by_callback = backend.callbacks(method)
+            if by_callback is None:
+                return None
+            answer = partial(_answer, method, reply, done)
+            return by_callback.submit(method, _rows(method, request), answer, timeout=timeout)
+        except Loading:
+            raise
+        except InflightError as error:
+            _add_error(reply, error)
+        done(reply)
+        return nothing_to_cancel
 
     async def predict(request: PredictRequest, timeout: float | None) -> PredictReply:
         reply = PredictReply()
@@ -44,7 +64,27 @@ def predict_rpcs(backend: Backend) -> dict[str, Rpc]:
             _fill(reply, method, outcomes)
         return reply
 
-    return {PATH: UnaryRpc(PredictRequest.FromString, predict)}
+    return {PATH: UnaryRpc(PredictRequest.FromString, predict, begin)}
+
+
+def _answer(
+    method: MethodInfo,
+    reply: PredictReply,
+    done: Callable[[PredictReply | Exception], None],
+    result: list[Outcome] | InflightError,
+) -> None:
+    if isinstance(result, Loading):
+        done(result)
+        return
+    try:
+        if isinstance(result, InflightError):
+            _add_error(reply, result)
+        else:
+            _fill(reply, method, result)
+    except Exception as error:  # as any handler's: the engine tells it
+        done(error)
+    else:
+        done(reply)
 
 
 def _method(backend: Backend, request: PredictRequest) -> MethodInfo:

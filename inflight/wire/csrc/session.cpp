@@ -13,6 +13,7 @@ constexpr size_t kMaxHeaders = 64u << 10;       // of one request, counted as HP
 constexpr size_t kFirst = 256u << 10;           // bytes that are set aside for a message before any of it has come
 constexpr uint32_t kMaxFrame = 256u << 10;      // bytes of a DATA frame, either way
 constexpr size_t kSlack = 1024;                 // bytes of frames' heads and headers in what is sent
+constexpr int32_t kNewestStream = 0x7fffffff;    // what a shutdown notice names
 constexpr uint8_t kPing[8] = {'i', 'n', 'f', 'l', 'i', 'g', 'h', 't'};
 
 nghttp2_nv field(std::string_view name, std::string_view value, uint8_t flags = NGHTTP2_NV_FLAG_NONE) {
@@ -292,7 +293,6 @@ void Session::took(int32_t id, size_t size) {
 
 void Session::notice() {
     check(nghttp2_submit_shutdown_notice(session_));
-    check(nghttp2_submit_ping(session_, NGHTTP2_FLAG_NONE, kPing));
 }
 
 void Session::goaway() {
@@ -514,6 +514,9 @@ int Session::on_close(int32_t id) {
 }
 
 int Session::on_sent(const nghttp2_frame* frame) {
+    // The ping goes behind the notice: nghttp2 lets one that waits with it pass first.
+    if (frame->hd.type == NGHTTP2_GOAWAY && frame->goaway.last_stream_id == kNewestStream)
+        check(nghttp2_submit_ping(session_, NGHTTP2_FLAG_NONE, kPing));
     // An answer may come before the request has ended; then the caller is told to stop.
     if (frame->hd.type != NGHTTP2_HEADERS || (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) == 0) return 0;
     if (nghttp2_session_get_stream_remote_close(session_, frame->hd.stream_id) != 0) return 0;

@@ -1,7 +1,7 @@
 """The gRPC door on nghttp2: connections of the event loop, each with a session of the native module.
 
 What arrives is fed to the session, which tells calls with their whole messages; what is to be sent is collected at the
-end of the loop's turn, so that the answers of a turn leave in one write for each connection. A client that does not read is
+end of the loop's turn, so that a turn's answers leave in one write for each connection. A client that does not read is
 not read from.
 """
 
@@ -11,10 +11,11 @@ import asyncio
 from typing import Any, cast
 
 from inflight.wire import _http2
+from inflight.wire._http2 import CALL, CLOSED, END, FAULT, MESSAGE, OPEN, PONG, UNKNOWN
 from inflight.wire.connections import OpenConnections
 from inflight.wire.grpc.asgi import GrpcApp
 from inflight.wire.grpc.framing import Framed
-from inflight.wire.grpc.nghttp2_calls import HIGH_WATER, Call, Head, fault, refuse
+from inflight.wire.grpc.nghttp2_calls import HIGH_WATER, Call, Head, QuickCall, fault, refuse
 from inflight.wire.grpc.rpc import StreamRpc
 from inflight.wire.grpc.status import RESOURCE_EXHAUSTED, GrpcError, unknown_method
 
@@ -100,7 +101,7 @@ class Nghttp2Connection(asyncio.Protocol):
         self.loop = door.loop
         self.tasks = door.shared.tasks
         self.stopping = False
-        self.calls: dict[int, Call] = {}
+        self.calls: dict[int, Call | QuickCall] = {}
         self.transport: Any = None
         self._door = door
         self._flushing = False
@@ -210,36 +211,49 @@ class Nghttp2Connection(asyncio.Protocol):
     def _tell(self, events: list[tuple[Any, ...]]) -> None:
         for event in events:
             kind, stream = event[0], event[1]
-            if kind == _http2.CALL:
-                _, _, route, timeout, encoding, key, message, compressed = event
-                self._begin(stream, Head(*self._door.routes[route], timeout, encoding, key), Framed(compressed, message))
-            elif kind == _http2.OPEN:
+            if kind == CALL:
+                self._begin(*event[1:])
+            elif kind == OPEN:
                 _, _, route, timeout, encoding, key = event
-                self._begin(stream, Head(*self._door.routes[route], timeout, encoding, key), None)
-            elif kind == _http2.UNKNOWN:
+                self._begin(stream, route, timeout, encoding, key, None, False)
+            elif kind == UNKNOWN:
                 refuse(self, stream, unknown_method(event[2].decode(errors="replace")))
-            elif kind == _http2.PONG:
+            elif kind == PONG:
                 self._retired()
-            elif (call := self.calls.get(stream)) is None:
-                if kind == _http2.FAULT:
+            elif kind == CLOSED:
+                if stream in self.calls:
+                    self.calls[stream].cancel()
+            elif not isinstance(call := self.calls.get(stream), Call):
+                if kind == FAULT:
                     refuse(self, stream, fault(*event[2:]))
-            elif kind == _http2.MESSAGE:
+            elif kind == MESSAGE:
                 call.put(Framed(event[3], event[2]))
-            elif kind == _http2.END:
+            elif kind == END:
                 call.put(None)
-            elif kind == _http2.FAULT:
+            elif kind == FAULT:
                 call.put(fault(*event[2:]))
-            elif kind == _http2.CLOSED:
-                call.cancel()
             else:
                 call.drained()
 
-    def _begin(self, stream: int, head: Head, framed: Framed | None) -> None:
-        refusal = self.app.refuses(head.path, head.key)
+    def _begin(
+        self,
+        stream: int,
+        route: int,
+        timeout: bytes | None,
+        encoding: bytes | None,
+        key: bytes | None,
+        message: bytes | None,
+        compressed: bool,
+    ) -> None:
+        """A call with its message, or one whose messages follow."""
+        path, rpc = self._door.routes[route]
+        refusal = self.app.refuses(path, key)
         if refusal is None and len(self.tasks) >= MAX_CALLS:
             text = f"{MAX_CALLS} calls are open, more are not taken; try again later"
             refusal = GrpcError(RESOURCE_EXHAUSTED, text)
         if refusal is not None:
             refuse(self, stream, refusal)
-        else:
-            Call(self, stream, head, framed)
+            return
+        framed = Framed(compressed, message) if message is not None else None
+        if framed is None or encoding is not None or not QuickCall(self, stream, path).begin(rpc, framed, timeout):
+            Call(self, stream, Head(path, rpc, timeout, encoding, key), framed)

@@ -13,6 +13,7 @@ from inflight.wire.grpc.status import INTERNAL, GrpcError
 
 Unary: TypeAlias = "Callable[[Any, float | None], Awaitable[Message]]"
 """Request and the caller's time-out in seconds (None: none) to reply."""
+Begin: TypeAlias = "Callable[[Any, float | None, Callable[[Message | Exception], None]], Callable[[], None] | None]"
 ServerStream: TypeAlias = "Callable[[Any, float | None], AsyncIterator[Message]]"
 Bidirectional: TypeAlias = "Callable[[AsyncIterator[Any], float | None], AsyncIterator[Message]]"
 
@@ -26,10 +27,14 @@ class UnaryRpc:
 
     Attributes:
         parse: makes the request's message of its bytes.
+        begin: `handler` without a task, for engines that can do without one: it begins the work, which calls back once
+            with the reply or the error. Gives how to cancel it; None where the request is for `handler`, and then
+            nothing has been done. It raises as `handler` does.
     """
 
     parse: Callable[[bytes], Message]
     handler: Unary
+    begin: Begin | None = None
 
 
 @dataclass(frozen=True)
