@@ -115,8 +115,9 @@ OPTIONS = (
     Option(
         "grpc-engine",
         one_of(*GRPC_ENGINES),
-        "Who speaks HTTP/2 at the gRPC door: grpcio (the long-proven C core), zttp (more calls per second, "
-        "experimental; the extra zttp), or auto (zttp where that extra is installed). Default auto.",
+        "Who speaks HTTP/2 at the gRPC door: nghttp2 (the library behind curl, built in where it was found), "
+        "grpcio (grpc's C core), zttp (experimental; the extra zttp), or auto (zttp where that extra is installed, "
+        "else grpcio). Default auto.",
         default="auto",
         metavar="ENGINE",
     ),

@@ -30,6 +30,10 @@ _TLS_GOODBYE = 0.25
 _DISCONNECT = 1.0
 """Seconds that an application has to end by itself once its client is cut."""
 _TURN = 0.01
+_INSTALL = {
+    "nghttp2": "install Debian's libnghttp2-dev (nghttp2-devel, libnghttp2 elsewhere), then this package again",
+    "zttp": "install the extra (pip install 'inflight-serving[zttp]')",
+}
 
 
 class Listener(Protocol):
@@ -183,19 +187,21 @@ def auto_engine() -> str:
 
 
 def _engine(wanted: str) -> str:
-    """The engine to use: `zttp` or `grpcio`."""
+    """The engine to use, which is there."""
     if wanted not in GRPC_ENGINES:
         raise ConfigError(f"the gRPC engine '{wanted}' is not known, use one of: {', '.join(GRPC_ENGINES)}")
     if wanted == "auto":
         return auto_engine()
-    if wanted == "zttp":
-        try:
+    try:
+        if wanted == "nghttp2":
+            importlib.import_module("inflight.wire.grpc.nghttp2_engine")
+        elif wanted == "zttp":
             _check_zttp()
-        except ImportError as error:
-            raise StartError(
-                f"Serving Error: {GRPC} server start failed, the engine zttp cannot be imported: {error}; install "
-                "the extra (pip install 'inflight-serving[zttp]'), or use the engine grpcio"
-            ) from None
+    except ImportError as error:
+        raise StartError(
+            f"Serving Error: {GRPC} server start failed, the engine {wanted} cannot be imported: {error}; "
+            f"{_INSTALL[wanted]}, or use the engine grpcio"
+        ) from None
     return wanted
 
 

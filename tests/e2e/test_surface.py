@@ -22,6 +22,7 @@ import pytest
 
 from tests import sentence_folders
 from tests.e2e.running import Served, connect, eventually, free_port, get, request, serve
+from tests.grpc_server import ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]
 POCKET = ROOT / "models" / "pocket"
@@ -188,10 +189,8 @@ def test_api_key(locked: Served) -> None:
         assert client.completions.create(model="pocket", prompt="Once", max_tokens=2).choices
 
 
-@pytest.mark.parametrize("engine", ["zttp", "grpcio"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_api_key_over_grpc(engine: str, tmp_path: Path) -> None:
-    if engine == "zttp":
-        pytest.importorskip(engine)
     from inflight.proto.ms_service_pb2 import PredictReply, PredictRequest
 
     options = ["--kv-cache-memory", "16m", "--max-total-tokens", "512", "--api-key", KEY, "--grpc-engine", engine]

@@ -93,7 +93,10 @@ def test_version() -> None:
         (["serve", "x", "--workers", "two"], "--workers: 'two' is no whole number"),
         (["serve", "x", "--device-ids", "0,0"], "--device-ids: '0,0' is no list of device ids; write distinct"),
         (["serve", "x", "--device-type", "tpu"], "--device-type: 'tpu' is not known; write one of: cpu, gpu, ascend"),
-        (["serve", "x", "--grpc-engine", "c"], "--grpc-engine: 'c' is not known; write one of: auto, zttp, grpcio"),
+        (
+            ["serve", "x", "--grpc-engine", "c"],
+            "--grpc-engine: 'c' is not known; write one of: auto, nghttp2, zttp, grpcio",
+        ),
         (["serve", "x", "--stop-timeout", "-1"], "--stop-timeout: '-1' is no number of seconds"),
         (["serve", "x", "--tls-cert", "/no/such"], "--tls-cert: the file '/no/such' does not exist"),
         (["serve", "x", "--tls-verify-client"], "--tls-verify-client needs --tls-ca"),

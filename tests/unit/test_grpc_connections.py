@@ -1,4 +1,4 @@
-"""HTTP/2 connections under zttp: what its engine would do to long-lived channels, and what is done about it."""
+"""HTTP/2 connections of the engines that have connections of their own."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.grpc_server import eventually, serving
+from tests.grpc_server import ENGINES, eventually, serving
 from tests.grpc_service import Service, Text, unary
 from tests.raw_http2 import RawClient
 
-pytest.importorskip("zttp")
-
-from inflight.wire.grpc import protocol as connection
+STREAM_WINDOW, CONNECTION_WINDOW = 4 << 20, 16 << 20
+OWN = [engine for engine in ENGINES if engine != "grpcio"]
 
 
 @pytest.fixture
@@ -22,9 +21,9 @@ def service() -> Service:
     return Service()
 
 
-@pytest.fixture
-def address(service: Service) -> Iterator[str]:
-    with serving(service.app(), "zttp") as where:
+@pytest.fixture(params=OWN)
+def address(service: Service, request: pytest.FixtureRequest) -> Iterator[str]:
+    with serving(service.app(), request.param) as where:
         yield where
 
 
@@ -38,10 +37,10 @@ def test_requests_are_not_held_back_by_small_windows(address: str) -> None:
     """On a link of 50 ms the engine's 64 KiB would be 1 MB/s."""
     with RawClient(address) as client:
         client.trailers(client.post("/test.Service/echo", Text()))  # the server's settings have come
-        message = Text(service="x" * (connection.STREAM_WINDOW - 1000)).SerializeToString()
+        message = Text(service="x" * (STREAM_WINDOW - 1000)).SerializeToString()
         stream = client.post("/test.Service/echo")
-        assert client.windows(stream)[0] == connection.STREAM_WINDOW
-        assert client.windows(stream)[1] > connection.CONNECTION_WINDOW - 100
+        assert client.windows(stream)[0] == STREAM_WINDOW
+        assert client.windows(stream)[1] > CONNECTION_WINDOW - 100
         for _ in range(2):  # the whole request goes out before anything is read
             client.send(stream, struct.pack(">BI", 0, len(message)) + message, end=True)
             assert client.trailers(stream)[b"grpc-status"] == b"0"

@@ -18,7 +18,7 @@ from inflight.config import ListenConfig
 from inflight.errors import ConfigError, StartError
 from inflight.wire import GrpcApp, listen
 from inflight.wire.listen import listen_grpc
-from tests.grpc_server import eventually, serving
+from tests.grpc_server import ENGINES, eventually, serving
 from tests.grpc_service import Service, Text, unary
 from tests.raw_http2 import RawClient
 
@@ -65,15 +65,29 @@ def test_other_releases_than_the_pinned_ones_are_not_used(
         kind_of("zttp")
 
 
+def test_nghttp2_is_used_where_it_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "nghttp2" in ENGINES:
+        assert kind_of("nghttp2") == "SocketListener"
+    monkeypatch.setitem(sys.modules, "inflight.wire.grpc.nghttp2_engine", None)  # as where it was not
+    with pytest.raises(StartError, match=r"nghttp2 cannot be imported.*libnghttp2-dev.* or use the engine grpcio"):
+        kind_of("nghttp2")
+
+
 def test_an_unknown_engine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'c' is not known, use one of: auto, zttp, grpcio"):
+    with pytest.raises(ConfigError, match="'c' is not known, use one of: auto, nghttp2, zttp, grpcio"):
         kind_of("c")
 
 
-@pytest.mark.parametrize(("own", "foreign"), [("zttp", ["grpc"]), ("grpcio", ["zttp", "uvicorn"])])
-def test_an_engine_brings_in_nothing_of_the_other(own: str, foreign: list[str]) -> None:
-    if own == "zttp":
-        pytest.importorskip("zttp")
+FOREIGN = {
+    "nghttp2": ["grpc", "zttp", "uvicorn"],
+    "zttp": ["grpc", "inflight.wire._http2"],
+    "grpcio": ["zttp", "uvicorn", "inflight.wire._http2"],
+}
+
+
+@pytest.mark.parametrize("own", ENGINES)
+def test_an_engine_brings_in_nothing_of_the_others(own: str) -> None:
+    foreign = FOREIGN[own]
     code = (
         "import asyncio, sys, inflight.server\n"
         "from inflight.config import ListenConfig\n"
