@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile 
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
-.PHONY: test test-native wheel wheel-test chaos demo lint types unit venv proto clean
+.PHONY: test quick unit-fast fmt test-native wheel wheel-test chaos demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
 # What serving the examples needs: no torch and no transformers.
@@ -46,6 +46,21 @@ JOBS ?= 3
 unit: $(TESTED)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone'
 	$(BIN)/python -m pytest -q -m alone
+
+# Before every commit, in less than a minute: what loads no model with torch, starts no server and fights no hostile client.
+HEAVY := native models real_models bridge grpc_calls quantised llm checkpoint grammar grpc_hostile grpc_engines \
+	mindir_mindspore admission dropin_config rope weights listen listen_tls lora native_perplexity sentences
+quick: lint
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not alone' \
+		$(foreach name,$(HEAVY),--ignore tests/unit/test_$(name).py) tests/unit
+
+# All tests of single rooms.
+unit-fast: $(TESTED)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not alone' tests/unit
+
+fmt: $(TESTED)
+	$(BIN)/ruff check --fix-only --select I .
+	$(BIN)/ruff format .
 
 # The CPU engine's kernels with random shapes under the sanitizers: what they compute, their memory, their threads. Three
 # instruction sets stand for all: each takes long to compile. SEED=n repeats a run.
