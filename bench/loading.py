@@ -65,11 +65,11 @@ def load(path: str, threads: int, quantize: str) -> None:
     """In the round's process: prints seconds, packed and peak bytes."""
     import torch
 
+    from inflight.config import ModelConfig
     from inflight.device import Alone
     from inflight.models import load_model
-    from inflight.plan import ShardJob
 
-    job = ShardJob(path, device_type="cpu", threads=threads, quantize=quantize)
+    job = ModelConfig(Path(path), device_type="cpu", threads=threads, quantize=quantize)
     before = status("VmRSS")
     began = time.perf_counter()
     model = load_model(job, Alone(), torch.device("cpu"))

@@ -7,10 +7,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import msgspec
+
 from inflight.admission import Admission
+from inflight.config import Limits, Policy
 from inflight.plan import Sampling
 
 GREEDY = Sampling()
+POLICY = Policy()
 
 
 class FinishReason(str, enum.Enum):
@@ -155,24 +159,16 @@ class Finish:
 Event = Start | Token | Finish
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationLimits:
-    """What a generator accepts, and the flags that doors check requests against (TGI's names and defaults)."""
+class GenerationLimits(Limits, frozen=True):
+    """What a request may ask for where the shards are known, with their room for what nobody has limited."""
 
-    max_input_tokens: int
-    max_total_tokens: int
-    max_best_of: int = 2
-    max_stop_sequences: int = 4
-    max_top_n_tokens: int = 5
-    max_concurrent_requests: int = 128
-    max_client_batch_size: int = 4
-    max_batch_prefill_tokens: int = 2048
-    max_batch_total_tokens: int = 0
-    max_batch_size: int = 128
-    waiting_served_ratio: float = 0.3
-    max_waiting_tokens: int = 20
-    payload_limit: int = 2_000_000
-    grammars: bool = True
+    max_input_tokens: int = 0
+    max_total_tokens: int = 0
+
+    @classmethod
+    def of(cls, limits: Limits, max_input_tokens: int, max_total_tokens: int) -> GenerationLimits:
+        asked = msgspec.structs.asdict(limits)
+        return cls(**{**asked, "max_input_tokens": max_input_tokens, "max_total_tokens": max_total_tokens})
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +208,7 @@ class GeneratorInfo:
 
     Attributes:
         name: the servable it belongs to; model_id: what clients know the model as.
-        limits: as resolved with the shards' capacity.
+        limits, policy: as resolved with the shards' capacity.
         device_type, dtype: of the shards.
         world_size: ranks.
         vocab_size: token ids are below it.
@@ -230,6 +226,7 @@ class GeneratorInfo:
     name: str
     model_id: str
     limits: GenerationLimits
+    policy: Policy = POLICY
     device_type: str = "cpu"
     dtype: str = "float32"
     world_size: int = 1

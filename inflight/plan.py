@@ -13,9 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
+
+from inflight.config import GeneratorConfig, ModelConfig
+
+_DEVICE_TYPES = {"gpu": "cuda", "ascend": "npu"}
+"""Torch's names."""
 
 LARGEST_COUNT = (1 << 31) - 1
 """Of `top_k` and `top_n_tokens`."""
@@ -218,52 +222,55 @@ class ShardJob(msgspec.Struct, frozen=True):
     """What one rank is to load.
 
     Attributes:
-        model_dir: a folder in Hugging Face layout.
+        model: the model, with the device type in torch's words.
         rank, world_size: this process among the shards of the model.
         rendezvous: `host:port` where rank 0 listens for torch.distributed; unused where world_size is 1.
-        device_type: cpu, cuda, npu, or None for the best one here.
         device_id: index of the device.
-        dtype: auto, float32, bfloat16 or float16.
-        kv_cache_bytes: memory of this rank's cache; None: measured at start.
         num_blocks: blocks that the cache had before this rank was lost and started again: it gets as many, or what
             the memory still holds. None: this start decides.
-        block_size: tokens in one block.
         max_rows: rows of the batch.
         max_step_tokens: tokens that one step computes at most (chunks and decoding rows together).
         max_model_len: longest sequence, prompt and output; None: what the configuration says.
-        threads: CPU threads; 0: all that the process may use.
-        allow_pickle: read pytorch_model.bin where there are no safetensors.
-        trust_remote_code: run model code that the folder holds.
-        adapters: (name, folder) of LoRA adapters; the first one is number 1.
-        quantize: none, int8, int4, int4-64 or int4-128: what the CPU engine packs float weights as.
-        kv_cache_dtype: auto (that of the weights), or int8 on the CPU engine.
-        packed_cache: a folder where packed weights are kept from one start to the next; empty: none.
     """
 
-    model_dir: str
+    model: ModelConfig
     rank: int = 0
     world_size: int = 1
     rendezvous: str = ""
-    device_type: str | None = None
     device_id: int = 0
-    dtype: str = "auto"
-    kv_cache_bytes: int | None = None
     num_blocks: int | None = None
-    block_size: int = 16
     max_rows: int = 128
     max_step_tokens: int = 2048
     max_model_len: int | None = None
-    threads: int = 0
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    adapters: list[tuple[str, str]] = []
-    quantize: str = "none"
-    kv_cache_dtype: str = "auto"
-    packed_cache: str = ""
+
+    @classmethod
+    def of(
+        cls, config: GeneratorConfig, rank: int = 0, rendezvous: str = "", num_blocks: int | None = None
+    ) -> ShardJob:
+        """The job of one rank of a model that is on this disk."""
+        asked = config.model.device_type
+        device_type = _DEVICE_TYPES.get(asked, asked) if asked is not None else None
+        rows = config.policy.max_batch_size
+        return cls(
+            msgspec.structs.replace(config.model, device_type=device_type),
+            rank,
+            config.tensor_parallel,
+            rendezvous,
+            config.device_ids[rank] if config.device_ids else rank,
+            num_blocks,
+            max_rows=rows,
+            max_step_tokens=config.policy.prefill_tokens(device_type) + rows,
+            max_model_len=config.limits.max_total_tokens,
+        )
 
     def sized(self, num_blocks: int | None) -> ShardJob:
         """The job of a rank that is started again."""
         return msgspec.structs.replace(self, num_blocks=num_blocks)
+
+    def on(self, threads: int) -> ShardJob:
+        """The job of a rank that has so many CPU threads, where nothing else was asked for."""
+        model = msgspec.structs.replace(self.model, threads=self.model.threads or threads)
+        return msgspec.structs.replace(self, model=model)
 
 
 class ShardOffer(msgspec.Struct, frozen=True):
@@ -298,7 +305,3 @@ class ShardOffer(msgspec.Struct, frozen=True):
     embedding_size: int = 0
     switch: int = 0
     stretched: int = 0
-
-    def pack(self) -> dict[str, Any]:
-        packed: dict[str, Any] = msgspec.to_builtins(self)
-        return packed

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from inflight.config import ModelConfig
 from inflight.device import Alone, open_device
 from inflight.plan import Sampling, ShardJob, StepPlan, StepResult
 from inflight.sched import Capacity, Scheduler, Sequence
@@ -83,16 +84,9 @@ def reference_tokens(model: Any, prompt: Items[int], count: int) -> list[int]:
 
 
 def job(folder: Path, **changes: Any) -> ShardJob:
-    base = ShardJob(
-        str(folder),
-        device_type="cpu",
-        dtype="float32",
-        kv_cache_bytes=8 << 20,
-        block_size=4,
-        max_rows=16,
-        max_step_tokens=80,
-    )
-    return replace_struct(base, **changes)
+    model = {name: changes.pop(name) for name in ModelConfig.__struct_fields__ if name in changes}
+    base = ModelConfig(folder, "cpu", "float32", kv_cache_bytes=8 << 20, block_size=4)
+    return replace_struct(ShardJob(replace_struct(base, **model), max_rows=16, max_step_tokens=80), **changes)
 
 
 def replace_struct(struct: Any, **changes: Any) -> Any:

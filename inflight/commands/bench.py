@@ -12,8 +12,9 @@ from typing import Any
 
 from inflight.commands.call import failed_reply
 from inflight.commands.generation import GENERATION_OPTIONS, run_generation
-from inflight.commands.options import Command, Option, UsageError, seconds, switch, whole
+from inflight.commands.options import Command, Option, UsageError
 from inflight.commands.target import OPTIONS, Target, build_target
+from inflight.config import seconds, switch, whole
 
 EXAMPLES = """\
 examples:

@@ -10,9 +10,10 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from inflight.commands.options import Command, Option, seconds
+from inflight.commands.options import Command, Option
 from inflight.commands.target import OPTIONS, Target, build_target
 from inflight.commands.values import printable
+from inflight.config import seconds
 
 EXAMPLES = """\
 examples:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from inflight.commands.options import Option, UsageError, one_of, seconds, whole
+from inflight.commands.options import Option, UsageError
+from inflight.config import one_of, seconds, whole
 
 WORDS = (
     *("the", "story", "of", "a", "small", "model", "that", "went", "into", "town", "and", "found", "what", "it", "was"),

@@ -20,9 +20,9 @@ from typing import Any
 
 from inflight import __version__
 from inflight.checkpoint import is_gguf, open_model
-from inflight.commands.checkpoints import adapters, model_source
+from inflight.commands.checkpoints import model_source
 from inflight.commands.options import UsageError, configure_log, stop_cleanly
-from inflight.config import QUANTIZE, GeneratorConfig, ListenConfig, ServerConfig
+from inflight.config import QUANTIZE, SETTINGS, GeneratorConfig, ListenConfig, Policy, ServerConfig, adapters
 from inflight.errors import ConfigError, InflightError
 from inflight.hub import HubModel
 from inflight.loading import one_line
@@ -61,6 +61,16 @@ class Flag:
         return self.key.upper() if self.from_environment else ""
 
 
+_SETTINGS = {each.setting.tgi: each for each in SETTINGS if each.setting.tgi}
+
+
+def _setting(name: str, use: str = "used") -> Flag:
+    """TGI's flag for a setting: its type, default and help are the field's."""
+    each = _SETTINGS[name]
+    kind = next((kind for kind in (bool, float) if each.kind is kind), int)
+    return Flag(name, kind, each.default, use, each.setting.help)
+
+
 FLAGS = (
     Flag("model-id", str, help="Folder in Hugging Face layout, GGUF file, or the id of a model on the hub."),
     Flag("revision", str, help="Branch, tag or commit on the hub."),
@@ -71,18 +81,18 @@ FLAGS = (
     Flag("speculate", int, 0, "unused", "Speculation changes no result."),
     Flag("dtype", str, help="float16, bfloat16 or float32."),
     Flag("kv-cache-dtype", str, None, "refused", "Use inflight serve --kv-cache-dtype int8."),
-    Flag("trust-remote-code", bool, help="Run Python code that a model's folder holds."),
-    Flag("max-concurrent-requests", int, 128, help="Requests in the server before new ones are refused."),
-    Flag("max-best-of", int, 2, help="Largest best_of."),
-    Flag("max-stop-sequences", int, 4, help="Stop texts of a request."),
-    Flag("max-top-n-tokens", int, 5, help="Largest top_n_tokens."),
-    Flag("max-input-tokens", int, help="Longest prompt."),
+    _setting("trust-remote-code"),
+    _setting("max-concurrent-requests"),
+    _setting("max-best-of"),
+    _setting("max-stop-sequences"),
+    _setting("max-top-n-tokens"),
+    _setting("max-input-tokens"),
     Flag("max-input-length", int, help="Old name of --max-input-tokens."),
-    Flag("max-total-tokens", int, help="Longest prompt and output together."),
-    Flag("waiting-served-ratio", float, 0.3, "unused", "Prompts are computed in chunks: nobody waits for a pause."),
-    Flag("max-batch-prefill-tokens", int, help="Prompt tokens computed in one step."),
-    Flag("max-batch-total-tokens", int, help="Tokens in the cache."),
-    Flag("max-waiting-tokens", int, 20, "unused", "As waiting-served-ratio."),
+    _setting("max-total-tokens"),
+    _setting("waiting-served-ratio", "unused"),
+    _setting("max-batch-prefill-tokens"),
+    _setting("max-batch-total-tokens"),
+    _setting("max-waiting-tokens", "unused"),
     Flag("max-batch-size", int, help="Rows computed together."),
     Flag("cuda-graphs", str, None, "unused"),
     Flag("hostname", str, "0.0.0.0", help="Address to listen on."),
@@ -108,12 +118,12 @@ FLAGS = (
     Flag("ngrok-authtoken", str, None, "unused"),
     Flag("ngrok-edge", str, None, "unused"),
     Flag("tokenizer-config-path", str, help="Another tokenizer_config.json, for its chat template."),
-    Flag("disable-grammar-support", bool, help="Refuse structured output."),
+    _setting("disable-grammar-support"),
     Flag("env", bool, help="Print the environment and go on.", short="e", from_environment=False),
-    Flag("max-client-batch-size", int, 4, help="Prompts in one completions request."),
+    _setting("max-client-batch-size"),
     Flag("lora-adapters", str, help="Adapters: folders or ids of the hub, name=folder, id@revision, with commas."),
     Flag("usage-stats", str, "on", "unused", "Nothing is reported to anybody."),
-    Flag("payload-limit", int, 2_000_000, help="Bytes of a request's body."),
+    _setting("payload-limit"),
     Flag("enable-prefill-logprobs", bool, None, "unused", "A request that asks for them gets them."),
     Flag("graceful-termination-timeout", int, 90, help="Seconds that running requests may take at the end.", short="g"),
 )
@@ -185,7 +195,6 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         raise ConfigError("--max-input-tokens and --max-input-length are one setting; give one of them")
     cache = values["huggingface_hub_cache"]
     where = model_source(values["model_id"], values["revision"], cache)
-    hub = where if isinstance(where, HubModel) else None
     origins = values["cors_allow_origin"]
     server = ServerConfig(
         stop_timeout=float(values["graceful_termination_timeout"]),
@@ -199,29 +208,17 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         raise ConfigError(
             f"--quantize {quantize} is not supported; use int8 or int4, or a checkpoint of {_IN_CHECKPOINTS}"
         )
-    generator = GeneratorConfig(
-        model_dir=Path(where.repo) if isinstance(where, HubModel) else _folder(where),
-        hub=hub,
-        name=_name(where),
+    said = {each.key: values[name.replace("-", "_")] for name, each in _SETTINGS.items()}
+    generator = GeneratorConfig.asked(
+        where if isinstance(where, HubModel) else _folder(where),
+        _name(where),
+        said,
         model_id=values["model_id"],
         tensor_parallel=_shards(values),
         dtype=values["dtype"] or "auto",
         quantize=quantize if quantize in QUANTIZE else "none",
-        trust_remote_code=bool(values["trust_remote_code"]),
-        max_concurrent_requests=values["max_concurrent_requests"],
-        max_best_of=values["max_best_of"],
-        max_stop_sequences=values["max_stop_sequences"],
-        max_top_n_tokens=values["max_top_n_tokens"],
-        max_client_batch_size=values["max_client_batch_size"],
-        max_batch_size=values["max_batch_size"] or 128,
-        max_batch_prefill_tokens=values["max_batch_prefill_tokens"],
-        max_batch_total_tokens=values["max_batch_total_tokens"],
+        max_batch_size=values["max_batch_size"] or Policy().max_batch_size,
         max_input_tokens=values["max_input_tokens"] or values["max_input_length"],
-        max_total_tokens=values["max_total_tokens"],
-        waiting_served_ratio=values["waiting_served_ratio"],
-        max_waiting_tokens=values["max_waiting_tokens"],
-        payload_limit=values["payload_limit"],
-        grammars=not values["disable_grammar_support"],
         adapters=adapters(values["lora_adapters"] or "", cache),
         tokenizer_config=Path(template).absolute() if template else None,
         generation_config="none",  # TGI reads the ends of texts from it, and no sampling

@@ -22,8 +22,6 @@ from typing import Any, NoReturn
 from inflight import log
 
 PREFIX = "INFLIGHT_"
-_YES = ("1", "true", "yes", "on")
-_NO = ("0", "false", "no", "off", "")
 
 
 class UsageError(Exception):
@@ -254,56 +252,3 @@ def configure_log(level: str | None) -> None:
         log.configure(os.environ)
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-# Parsers of single texts
-
-
-def switch(text: str) -> bool:
-    lower = text.strip().lower()
-    if lower in _YES:
-        return True
-    if lower in _NO:
-        return False
-    raise ValueError(f"'{text}' is neither true nor false; write true or false")
-
-
-def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    bounds = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise ValueError(f"'{text}' is no whole number; write {bounds}") from None
-        if value < minimum or (maximum is not None and value > maximum):
-            raise ValueError(f"{value} is out of range; write {bounds}")
-        return value
-
-    return parse
-
-
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"'{text}' is no number of seconds; write for example 30 or 2.5")
-    return value
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        for choice in choices:
-            if text.lower() == choice.lower():
-                return choice
-        raise ValueError(f"'{text}' is not known; write one of: {', '.join(choices)}")
-
-    return parse
-
-
-def existing_file(text: str) -> str:
-    if not Path(text).is_file():
-        raise ValueError(f"the file '{text}' does not exist; give the path of a file")
-    return text

@@ -16,12 +16,7 @@ from inflight.commands.options import (
     Option,
     UsageError,
     configure_log,
-    existing_file,
-    one_of,
-    seconds,
     stop_cleanly,
-    switch,
-    whole,
 )
 from inflight.commands.sample import describe
 from inflight.config import (
@@ -38,6 +33,12 @@ from inflight.config import (
     ServableConfig,
     ServerConfig,
     TlsConfig,
+    device_ids,
+    existing_file,
+    one_of,
+    seconds,
+    switch,
+    whole,
 )
 from inflight.errors import ConfigError, InflightError
 from inflight.hub import HubModel, hint, locate
@@ -61,14 +62,6 @@ examples:
   inflight serve model.onnx --http 0.0.0.0:8080 --grpc off
   inflight serve --config server.toml            paths = ["servables/"]  http = "0.0.0.0:8080"
 """
-
-
-def device_ids(text: str) -> tuple[int, ...]:
-    """`0,1` as a tuple; an empty text is no device."""
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not all(item.isdecimal() for item in items) or len(set(items)) != len(items):
-        raise ValueError(f"'{text}' is no list of device ids; write distinct numbers like 0,1")
-    return tuple(int(item) for item in items)
 
 
 def execution_timeout(text: str) -> tuple[str, float]:

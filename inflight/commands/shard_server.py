@@ -14,13 +14,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from inflight import __version__
-from inflight.commands.checkpoints import adapters, find_model
-from inflight.commands.generator import memory
+from inflight.commands.checkpoints import find_model
 from inflight.commands.options import UsageError, configure_log, stop_cleanly
-from inflight.config import QUANTIZE, AdapterConfig, processors
+from inflight.config import QUANTIZE, SETTINGS, AdapterConfig, Field, GeneratorConfig, Policy, adapters, processors
 from inflight.errors import ConfigError, InflightError
 from inflight.loading import failed_load, one_line
 from inflight.plan import ShardJob
@@ -28,7 +29,22 @@ from inflight.plan import ShardJob
 PROGRAM = "text-generation-server"
 CONNECT_TIMEOUT = 600.0
 STOP_GRACE = 5.0
+MAX_PREFILL_TOKENS = 4096
+"""Prompt tokens of a step: as many as TGI's router puts together by default."""
+_SETTINGS = [each for each in SETTINGS if each.name in ("dtype", "kv_cache_bytes", "block_size", "trust_remote_code")]
 _UNUSED = ("speculate", "kv-cache-dtype", "otlp-endpoint", "otlp-service-name")
+
+
+def _parser(field: Field) -> Callable[[str], Any]:
+    """As argparse wants it: it shows the text of its own kind of error only."""
+
+    def parse(text: str) -> Any:
+        try:
+            return field.setting.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,13 +55,17 @@ def parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve one rank")
     serve.add_argument("model_id", help="folder in Hugging Face layout, or the id of a model on the hub")
     serve.add_argument("--uds-path", default="/tmp/text-generation-server", help="sockets are <path>-<rank>")
-    serve.add_argument("--dtype", help="float16, bfloat16 or float32; default: the checkpoint's")
     serve.add_argument("--revision", help="branch, tag or commit on the hub")
     serve.add_argument("--sharded", action="store_true", help="one of several ranks: WORLD_SIZE says how many")
-    serve.add_argument("--trust-remote-code", action="store_true", help="run Python code that the folder holds")
     serve.add_argument("--max-input-tokens", type=int, help="taken; the router's warm-up decides")
-    serve.add_argument("--kv-cache-memory", type=memory, help="memory of the cache, like 4g; default: measured")
-    serve.add_argument("--block-size", type=int, default=16, help="tokens in a block of the cache")
+    for each in _SETTINGS:
+        if each.setting.metavar:
+            metavar = each.setting.metavar
+            serve.add_argument(
+                f"--{each.flag}", type=_parser(each), default=each.default, metavar=metavar, help=each.help
+            )
+        else:
+            serve.add_argument(f"--{each.flag}", action="store_true", help=each.help)
     serve.add_argument("--device-type", help="cpu, cuda or npu; default: the best one here")
     serve.add_argument("--quantize", help="int8 or int4; awq, gptq and others are seen from the checkpoint")
     serve.add_argument("--json-output", action="store_true", help="log lines as JSON")
@@ -76,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log(f"{given.model_id} is in {folder}")
             return 0
         found = adapters(os.environ.get("LORA_ADAPTERS", ""))
-        job = _job(given, str(folder), os.environ, found)
+        job = _job(given, folder, os.environ, found)
     except (InflightError, UsageError) as error:
         print(f"{PROGRAM}: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, (ConfigError, UsageError)) else 1
@@ -88,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _job(
-    given: argparse.Namespace, folder: str, environment: Mapping[str, str], found: Sequence[AdapterConfig]
+    given: argparse.Namespace, folder: Path, environment: Mapping[str, str], found: Sequence[AdapterConfig]
 ) -> ShardJob:
     def number(name: str, default: int) -> int:
         text = environment.get(name, str(default))
@@ -101,24 +121,19 @@ def _job(
         raise ConfigError(f"RANK {rank} must be less than WORLD_SIZE {size}")
     address = f"{environment.get('MASTER_ADDR', 'localhost')}:{number('MASTER_PORT', 29500)}"
     most = environment.get("MAX_TOTAL_TOKENS", "")
-    return ShardJob(
-        model_dir=folder,
-        rank=rank,
-        world_size=size,
-        rendezvous=address if size > 1 else "",
-        device_type=given.device_type,
-        device_id=rank,
-        dtype=given.dtype or "auto",
-        kv_cache_bytes=given.kv_cache_memory,
-        block_size=given.block_size,
-        max_rows=number("MAX_BATCH_SIZE", 128),
-        max_step_tokens=4096,
-        max_model_len=int(most) if most.isdecimal() else None,
-        threads=max(1, processors() // size),
-        trust_remote_code=given.trust_remote_code,
+    config = GeneratorConfig.asked(
+        folder,
+        "",
+        {each.key: getattr(given, each.key) for each in _SETTINGS},
         quantize=given.quantize if given.quantize in QUANTIZE else "none",
-        adapters=[(one.name, str(one.folder)) for one in found],
+        device_type=given.device_type,
+        tensor_parallel=size,
+        max_batch_prefill_tokens=MAX_PREFILL_TOKENS,
+        max_batch_size=number("MAX_BATCH_SIZE", Policy().max_batch_size),
+        max_total_tokens=int(most) if most.isdecimal() else None,
+        adapters=tuple(found),
     )
+    return ShardJob.of(config, rank, address if size > 1 else "").on(max(1, processors() // size))
 
 
 def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int:
@@ -128,9 +143,9 @@ def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int
     from inflight.text import load_tokenizer
     from inflight.tgi_shard import serve_rank
 
-    tokenizer = load_tokenizer(job.model_dir)
-    device = open_device(job.device_type, job.device_id)
-    device.set_threads(job.threads)
+    tokenizer = load_tokenizer(job.model.model_dir)
+    device = open_device(job.model.device_type, job.device_id)
+    device.set_threads(job.model.threads)
     ranks = connect_ranks(job.rank, job.world_size, job.rendezvous, device, CONNECT_TIMEOUT)
     runner = ModelRunner(job, ranks, device)
     server = serve_rank(runner, tokenizer, job.rank, job.world_size, uds_path, names)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from inflight.commands.options import Option, UsageError, existing_file, whole
+from inflight.commands.options import Option, UsageError
 from inflight.commands.values import parse_input, rest_value
+from inflight.config import existing_file, whole
 
 OPTIONS = (
     Option(

@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, RestartPolicy
 from inflight.engine.checks import sayable, token_ids
@@ -111,9 +113,9 @@ class Engine:
         self._executor = executor
         self._restart = restart
         self._metrics = metrics
-        self.admission = Admission(config.max_concurrent_requests, self._turned_away)
+        self.admission = Admission(config.policy.max_concurrent_requests, self._turned_away)
         self._encoder = Encoder(tokenizer)
-        sentences = read_sentence_model(config.model_dir)
+        sentences = read_sentence_model(config.model.model_dir)
         self._embedder = Embedder(sentences, tokenizer, config.pooling)
         self._unit_vectors = sentences is None or sentences.unit
         self._streams: dict[int, Stream] = {}
@@ -139,7 +141,7 @@ class Engine:
         executor.on_lost = self._wake.set
         self._aborting: asyncio.Task[None] | None = None
         self._info = GeneratorInfo(
-            config.name, config.model_id or str(config.model_dir), GenerationLimits(0, 0), commit=config.commit
+            config.name, config.model_id or str(config.model.model_dir), GenerationLimits(), commit=config.commit
         )
 
     # The generator
@@ -400,7 +402,7 @@ class Engine:
     async def _grammar(self, request: GenerationRequest) -> tuple[Matcher, bytes] | None:
         if request.grammar is None:
             return None
-        if not self._config.grammars:
+        if not self._config.limits.grammars:
             raise InvalidRequest("this server was started without support of grammars; leave it out")
         if self._grammars is None:
             self._grammars = Grammars(self._tokenizer, self._info.vocab_size)
@@ -476,7 +478,7 @@ class Engine:
     async def _steps(self) -> None:
         scheduler = self._scheduler
         assert scheduler is not None
-        depth = self._config.plans_in_flight
+        depth = self._config.policy.plans_in_flight
         while True:
             while scheduler.in_flight < depth and not self._executor.lost:
                 plan = scheduler.plan()
@@ -492,7 +494,7 @@ class Engine:
                 continue
             self._waiting_since = time.monotonic()
             if self._watch is None:
-                self._watch_after(self._config.step_timeout)
+                self._watch_after(self._config.policy.step_timeout)
             self._take(await self._executor.result())
 
     def _watch_after(self, seconds: float) -> None:
@@ -503,7 +505,7 @@ class Engine:
         self._watch = None
         if not self._flights or self._aborting is not None:
             return
-        timeout = self._config.step_timeout
+        timeout = self._config.policy.step_timeout
         left = self._waiting_since + timeout - time.monotonic()
         if left > 0:
             self._watch_after(left)
@@ -643,14 +645,14 @@ class Engine:
         Raises:
             StartError: the flags ask for more than that, at the first start.
         """
-        config = self._config
+        config, policy = self._config, self._config.policy.resolved(offer.device_type, offer.max_rows)
         blocks = offer.num_blocks
-        if config.max_batch_total_tokens is not None:
-            blocks = min(blocks, max(1, config.max_batch_total_tokens // offer.block_size))
+        if policy.max_batch_total_tokens is not None:
+            blocks = min(blocks, max(1, policy.max_batch_total_tokens // offer.block_size))
         room = blocks * offer.block_size
         longest = min(offer.max_model_len, room)
         again = self._scheduler is not None
-        total = config.max_total_tokens or longest
+        total = config.limits.max_total_tokens or longest
         if total > longest and again:
             total = longest
         if total > longest:
@@ -658,32 +660,16 @@ class Engine:
                 f"max_total_tokens {total} is more than the model's length of {offer.max_model_len} or the cache's "
                 f"{room} tokens; lower it or raise --kv-cache-memory"
             )
-        inputs = config.max_input_tokens or total - 1
+        inputs = config.limits.max_input_tokens or total - 1
         if inputs >= total and again:
             inputs = total - 1
         if inputs >= total:
             raise StartError(f"max_input_tokens {inputs} must be less than max_total_tokens {total}")
-        rows = min(config.max_batch_size, offer.max_rows)
-        prefill = config.prefill_tokens(offer.device_type)
-        limits = GenerationLimits(
-            max_input_tokens=inputs,
-            max_total_tokens=total,
-            max_best_of=config.max_best_of,
-            max_stop_sequences=config.max_stop_sequences,
-            max_top_n_tokens=config.max_top_n_tokens,
-            max_concurrent_requests=config.max_concurrent_requests,
-            max_client_batch_size=config.max_client_batch_size,
-            max_batch_prefill_tokens=prefill,
-            max_batch_total_tokens=room,
-            max_batch_size=rows,
-            waiting_served_ratio=config.waiting_served_ratio,
-            max_waiting_tokens=config.max_waiting_tokens,
-            payload_limit=config.payload_limit,
-            grammars=config.grammars,
-        )
+        policy = msgspec.structs.replace(policy, max_batch_total_tokens=room)
         self._info = replace(
             self._info,
-            limits=limits,
+            limits=GenerationLimits.of(config.limits, inputs, total),
+            policy=policy,
             device_type=offer.device_type,
             dtype=offer.dtype,
             world_size=config.tensor_parallel,
@@ -693,13 +679,10 @@ class Engine:
             embedding_size=offer.embedding_size,
             unit_vectors=self._unit_vectors,
             generates=offer.family != ENCODER,
-            adapters=tuple(adapter.name for adapter in config.adapters),
+            adapters=tuple(adapter.name for adapter in config.model.adapters),
             defaults=self._tokenizer.defaults if config.generation_config == "auto" else SamplingDefaults(),
         )
-        mixed = config.mixed_tokens(offer.device_type)
-        capacity = Capacity(
-            blocks, offer.block_size, rows, prefill + rows, prefill, mixed, offer.switch, offer.stretched
-        )
+        capacity = Capacity.of(offer, policy, blocks)
         self._num_blocks = self._num_blocks or offer.num_blocks
         if self._scheduler is None:
             self._scheduler = Scheduler(capacity)

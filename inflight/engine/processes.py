@@ -44,8 +44,6 @@ FAREWELL = 0.2
 _KILLED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 """Exit statuses of a process that somebody else ended: a person, or the system where memory is short."""
 
-_DEVICE_TYPES = {"gpu": "cuda", "ascend": "npu"}
-
 
 class _Rank:
     """One process: its channel, and whether it is ready.
@@ -69,7 +67,7 @@ class _Rank:
         self.process = process
         self.process.watch(self._exited)
         self.channel = await ServerChannel.open(self.process.socket, self._received, lambda: None, None)
-        self.channel.send(LoadShard(msgspec.to_builtins(job)))
+        self.channel.send(LoadShard(job))
 
     def _received(self, message: AnyMessage, values: Unpacker) -> None:
         if isinstance(message, StepResult):
@@ -79,7 +77,7 @@ class _Rank:
             self._group.progressed()
         elif isinstance(message, ShardReady):
             if not self.offer.done():
-                self.offer.set_result(ShardOffer(**message.offer))
+                self.offer.set_result(message.offer)
         elif isinstance(message, Failed):
             self.failure = message.text
             self._group.rank_lost(self, StartError(message.text))
@@ -260,31 +258,8 @@ class ShardGroup(Executor):
         await asyncio.gather(*(rank.end(grace) for rank in ranks))
 
     def _job(self, rank: int, rendezvous: str, num_blocks: int | None) -> ShardJob:
-        config = self._config
-        device = config.device_type
-        threads = config.threads or max(1, processors() // config.tensor_parallel)
-        return ShardJob(
-            model_dir=str(config.model_dir),
-            rank=rank,
-            world_size=config.tensor_parallel,
-            rendezvous=rendezvous,
-            device_type=_DEVICE_TYPES.get(device, device) if device is not None else None,
-            device_id=config.device_ids[rank] if config.device_ids else rank,
-            dtype=config.dtype,
-            kv_cache_bytes=config.kv_cache_bytes,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            max_rows=config.max_batch_size,
-            max_step_tokens=config.prefill_tokens(device) + config.max_batch_size,
-            max_model_len=config.max_total_tokens,
-            threads=threads,
-            quantize=config.quantize,
-            kv_cache_dtype=config.kv_cache_dtype,
-            packed_cache=str(config.packed_cache or ""),
-            allow_pickle=config.allow_pickle,
-            trust_remote_code=config.trust_remote_code,
-            adapters=[(adapter.name, str(adapter.folder)) for adapter in config.adapters],
-        )
+        job = ShardJob.of(self._config, rank, rendezvous, num_blocks)
+        return job.on(max(1, processors() // self._config.tensor_parallel))
 
     def _process(self, rank: int) -> WorkerProcess:
         if self._file is None:

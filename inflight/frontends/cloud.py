@@ -103,7 +103,7 @@ class CloudRest:
         if not isinstance(instances, list) or not instances:
             raise InvalidRequest("`instances` must be a list of at least one instance")
         generator = pick(self._backend)
-        limit = generator.info.limits.max_concurrent_requests
+        limit = generator.info.policy.max_concurrent_requests
         if len(instances) > limit:
             raise InvalidRequest(f"{len(instances)} instances are more than the {limit} that are answered at a time")
         requests: list[GenerationRequest] = []

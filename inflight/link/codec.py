@@ -20,6 +20,7 @@ import numpy as np
 
 from inflight.errors import InvalidRequest
 from inflight.link.arena import LARGE, Arena, ArenaReader
+from inflight.link.offer import Offer, WorkerJob
 from inflight.link.step import LoadShard, Progress, ShardReady
 from inflight.plan import StepPlan, StepResult
 from inflight.table import Table, TableRow, as_columns
@@ -37,15 +38,15 @@ class Message(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Load(Message, tag=0, frozen=True):
-    """Server to worker, first of all: what to load (`inflight.worker.WorkerJob` as builtins)."""
+    """Server to worker, first of all: what to load."""
 
-    job: dict[str, Any]
+    job: WorkerJob
 
 
 class Ready(Message, tag=1, frozen=True):
-    """Worker to server: loaded and warmed up; what it offers (`inflight.link.protocol.Offer` as builtins)."""
+    """Worker to server: loaded and warmed up; what it offers."""
 
-    offer: dict[str, Any]
+    offer: Offer
 
 
 class Failed(Message, tag=2, frozen=True):
@@ -136,7 +137,13 @@ AnyMessage: TypeAlias = (
     "StepPlan | StepResult | LoadShard | ShardReady | Progress | Trial | Phase"
 )
 
-_encoder = msgspec.msgpack.Encoder()
+
+def _from_wire(kind: type, value: Any) -> Any:
+    """What MessagePack has no type for travels as its text."""
+    return kind(value)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=str)
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(
     Load
     | Ready
@@ -154,7 +161,8 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(
     | ShardReady
     | Progress
     | Trial
-    | Phase
+    | Phase,
+    dec_hook=_from_wire,
 )
 
 

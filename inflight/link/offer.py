@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
 import msgspec
 
+from inflight.config import GeneratorConfig
 from inflight.types import TensorSpec
 
-T = TypeVar("T", bound="Record")
 
-
-class Record(msgspec.Struct, frozen=True):
-    """Plain data that travels inside a message."""
-
-    def pack(self) -> dict[str, Any]:
-        packed: dict[str, Any] = msgspec.to_builtins(self)
-        return packed
-
-    @classmethod
-    def unpack(cls: type[T], packed: dict[str, Any]) -> T:
-        return msgspec.convert(packed, cls)
-
-
-class GraphOffer(Record, frozen=True):
+class GraphOffer(msgspec.Struct, frozen=True):
     """One sub-graph of a loaded model, batch dimension included."""
 
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
 
 
-class ModelOffer(Record, frozen=True):
+class ModelOffer(msgspec.Struct, frozen=True):
     """One loaded model.
 
     Attributes:
@@ -48,7 +33,7 @@ class ModelOffer(Record, frozen=True):
     unbatched_inputs: list[int]
 
 
-class MethodOffer(Record, frozen=True):
+class MethodOffer(msgspec.Struct, frozen=True):
     """One method; its index in `Offer.methods` is how work names it.
 
     Attributes:
@@ -68,21 +53,18 @@ class MethodOffer(Record, frozen=True):
     execution_timeout: float | None = None
 
 
-class GeneratorOffer(Record, frozen=True):
+class GeneratorOffer(msgspec.Struct, frozen=True):
     """A language model that the servable declares; the server starts it.
 
     Attributes:
         key: how calls name it.
-        options: further fields of `inflight.config.GeneratorConfig`.
     """
 
     key: str
-    model_dir: str
-    tensor_parallel: int
-    options: dict[str, Any]
+    config: GeneratorConfig
 
 
-class Offer(Record, frozen=True):
+class Offer(msgspec.Struct, frozen=True):
     """All that a worker offers.
 
     Attributes:
@@ -100,7 +82,7 @@ class Offer(Record, frozen=True):
     generators: list[GeneratorOffer] = []
 
 
-class WorkerJob(Record, frozen=True):
+class WorkerJob(msgspec.Struct, frozen=True):
     """What one worker process is to be.
 
     Attributes:

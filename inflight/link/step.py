@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
+
+from inflight.plan import ShardJob, ShardOffer
 
 
 class LoadShard(msgspec.Struct, array_like=True, frozen=True, tag=12):
-    """Server to worker, first of all: this process is a rank (`inflight.plan.ShardJob` as builtins)."""
+    """Server to worker, first of all: this process is a rank."""
 
-    job: dict[str, Any]
+    job: ShardJob
 
 
 class ShardReady(msgspec.Struct, array_like=True, frozen=True, tag=13):
-    """Worker to server: loaded and warmed up (`inflight.plan.ShardOffer` as builtins)."""
+    """Worker to server: loaded and warmed up."""
 
-    offer: dict[str, Any]
+    offer: ShardOffer
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True, tag=14):

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 
 from inflight.config import DEFAULT_START_TIMEOUT, AdapterConfig, GeneratorConfig
@@ -102,7 +101,7 @@ class LLM:
         device_type: str | None = None,
         device_id: int = 0,
         threads: int = 0,
-        quantize: str | None = None,
+        quantize: str = "none",
         kv_cache_dtype: str = "auto",
         packed_cache: str | Path | None = None,
         kv_cache_memory: int | None = None,
@@ -117,45 +116,26 @@ class LLM:
         lora_adapters: Mapping[str, str | Path] | None = None,
         start_timeout: float | None = DEFAULT_START_TIMEOUT,
     ) -> None:
+        settings = dict(locals())  # the arguments by the names of what they set
         where = locate(model_dir, revision=revision)
-        hub = where if isinstance(where, HubModel) else None
-        config = GeneratorConfig(
-            Path(where.repo) if isinstance(where, HubModel) else where.absolute(),
+        config = GeneratorConfig.asked(
+            where if isinstance(where, HubModel) else where.absolute(),
             where.name,
-            hub=hub,
+            settings,
+            packed_cache=None if packed_cache is None else Path(packed_cache).absolute(),
+            adapters=tuple(AdapterConfig.of(name, given) for name, given in (lora_adapters or {}).items()),
+            device_type=device_type,
+            device_ids=(device_id,),
             max_batch_size=max_batch_size,
-            max_batch_prefill_tokens=max_batch_prefill_tokens,
-            max_batch_mixed_tokens=max_batch_mixed_tokens,
-            max_total_tokens=max_total_tokens,
             max_concurrent_requests=1 << 30,
             plans_in_flight=plans_in_flight,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-            adapters=tuple(AdapterConfig.of(name, given) for name, given in (lora_adapters or {}).items()),
-        )
-        job = ShardJob(
-            "",  # known once it is fetched
-            device_type=device_type,
-            device_id=device_id,
-            dtype=dtype,
-            kv_cache_bytes=kv_cache_memory,
-            block_size=block_size,
-            max_rows=max_batch_size,
-            max_step_tokens=config.prefill_tokens(device_type) + max_batch_size,
-            max_model_len=max_total_tokens,
-            threads=threads,
-            quantize=quantize or "none",
-            kv_cache_dtype=kv_cache_dtype,
-            packed_cache="" if packed_cache is None else str(Path(packed_cache).absolute()),
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
         )
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="inflight-llm", daemon=True)
         self._thread.start()
         try:
-            self.engine = self._call(_started(config, job, start_timeout))
+            self.engine = self._call(_started(config, start_timeout))
         except BaseException:
             self._stop_loop()
             raise
@@ -313,16 +293,14 @@ class LLM:
         self._loop.close()
 
 
-async def _started(config: GeneratorConfig, job: ShardJob, start_timeout: float | None) -> Engine:
+async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engine:
     """The engine of a model, which is fetched first where it is one of the hub.
 
     Raises:
         StartError: it cannot be fetched or loaded.
     """
     config = await config.fetched()
-    folder = config.model_dir
-    adapters = [(adapter.name, str(adapter.folder)) for adapter in config.adapters]
-    job = msgspec.structs.replace(job, model_dir=str(folder), adapters=adapters)
+    folder, job = config.model.model_dir, ShardJob.of(config)
     try:
         tokenizer = load_tokenizer(folder)
     except Exception as error:  # the tokenizer's library raises anything for a broken file

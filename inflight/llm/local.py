@@ -99,7 +99,7 @@ class LocalExecutor(Executor):
         self._courier.submit(loop.call_soon_threadsafe, self._answered, answer)
 
     def _load(self, job: ShardJob) -> Runner:
-        device = open_device(job.device_type, job.device_id)
-        if job.threads:
-            device.set_threads(job.threads)
+        device = open_device(job.model.device_type, job.device_id)
+        if job.model.threads:
+            device.set_threads(job.model.threads)
         return load_runner(job, connect_ranks(0, 1, "", device, 0.0), device, self._progress)

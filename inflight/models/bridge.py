@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from inflight.config import ModelConfig
 from inflight.device import Ranks
 from inflight.errors import StartError
 from inflight.models.base import CausalLM
 from inflight.models.on_torch import TensorBatch, TorchLM, dtype_name
 from inflight.models.turning import Turning
 from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention
-from inflight.plan import ShardJob
 
 log = logging.getLogger("inflight")
 
@@ -148,7 +148,7 @@ class Bridged(TorchLM):
 
 
 def load_bridged(
-    job: ShardJob,
+    settings: ModelConfig,
     ranks: Ranks,
     device: torch.device,
     dtype: str,
@@ -168,11 +168,11 @@ def load_bridged(
     transformers.AttentionInterface.register(NAME, _attend)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            job.model_dir,
+            settings.model_dir,
             dtype=getattr(torch, dtype),
             attn_implementation=NAME,
-            trust_remote_code=job.trust_remote_code,
-            use_safetensors=None if job.allow_pickle else True,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=None if settings.allow_pickle else True,
             local_files_only=True,
         )
     except Exception as error:  # transformers raises anything
@@ -184,7 +184,7 @@ def load_bridged(
     longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
     try:
         bridged = Bridged(model, int(longest))
-        _check(bridged, model, job)
+        _check(bridged, model, settings)
     except StartError as error:
         raise StartError(f"a model of type '{kind}' cannot be served: {error}") from error
     except Exception as error:  # an architecture that is not what we take it for fails anywhere
@@ -192,7 +192,7 @@ def load_bridged(
     return bridged
 
 
-def _check(bridged: Bridged, model: Any, job: ShardJob) -> None:
+def _check(bridged: Bridged, model: Any, settings: ModelConfig) -> None:
     """Computes one text whole in the model's own way, and in chunks with a neighbour over the paged cache."""
     tokens = (torch.arange(CHECKED) * 7 + 3) % bridged.vocab_size
     model.set_attn_implementation("eager")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from inflight.config import ModelConfig
 from inflight.device import Device
 from inflight.errors import StartError
 from inflight.loading import require
 from inflight.models.vectors import Vector, VectorHead, pool
-from inflight.plan import ShardJob
 from inflight.sentences import SentenceModel, read_sentence_model
 from inflight.types import Array
 
@@ -28,23 +27,23 @@ class TextEncoder:
         dtype, weight_bytes: of the weights.
     """
 
-    def __init__(self, job: ShardJob, device: Device) -> None:
+    def __init__(self, settings: ModelConfig, device: Device) -> None:
         """Loads the model of a folder.
 
         Raises:
             StartError: it cannot be loaded.
         """
-        if job.quantize != "none":
+        if settings.quantize != "none":
             raise StartError("encoders run as their checkpoint is; leave out --quantize")
-        sentences = read_sentence_model(Path(job.model_dir)) or SentenceModel()
-        self._model = model = _load(job).eval().to(device.torch)
+        sentences = read_sentence_model(settings.model_dir) or SentenceModel()
+        self._model = model = _load(settings).eval().to(device.torch)
         self._device = device.torch
         self._poolings = sentences.poolings
         most = _longest(model.config)
         self.longest = min(most, sentences.longest or most)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
         width = int(model.config.get_text_config().hidden_size)
-        self._head = VectorHead(sentences.layers, width * len(self._poolings), job.allow_pickle)
+        self._head = VectorHead(sentences.layers, width * len(self._poolings), settings.allow_pickle)
         self.size = self._head.size
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
@@ -66,27 +65,27 @@ class TextEncoder:
         return self._head(pool(states.float().cpu().numpy(), self._poolings, first))
 
 
-def _load(job: ShardJob) -> Any:
+def _load(settings: ModelConfig) -> Any:
     """The model as transformers makes it."""
     require("an encoder", "torch", "transformers")
     import torch
 
-    settings = {
-        "dtype": getattr(torch, job.dtype) if job.dtype != "auto" else "auto",
-        "use_safetensors": None if job.allow_pickle else True,
-        "trust_remote_code": job.trust_remote_code,
+    arguments = {
+        "dtype": getattr(torch, settings.dtype) if settings.dtype != "auto" else "auto",
+        "use_safetensors": None if settings.allow_pickle else True,
+        "trust_remote_code": settings.trust_remote_code,
         "local_files_only": True,
     }
     try:
         import transformers  # only encoders and bridged models need it
 
         config = transformers.AutoConfig.from_pretrained(
-            job.model_dir, trust_remote_code=job.trust_remote_code, local_files_only=True
+            settings.model_dir, trust_remote_code=settings.trust_remote_code, local_files_only=True
         )
         kind: Any = getattr(transformers, _TWO_PARTS.get(config.model_type, "AutoModel"))
-        return kind.from_pretrained(job.model_dir, **settings)
+        return kind.from_pretrained(settings.model_dir, **arguments)
     except Exception as error:  # transformers raises anything
-        raise StartError(f"'{job.model_dir}' cannot be loaded: {error}") from error
+        raise StartError(f"'{settings.model_dir}' cannot be loaded: {error}") from error
 
 
 def is_encoder(config: Mapping[str, Any], sentences: SentenceModel | None = None) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight.checkpoint import ModelFolder, Weights, open_model
-from inflight.config import KV_CACHE_DTYPES, QUANTIZE
+from inflight.config import KV_CACHE_DTYPES, QUANTIZE, ModelConfig
 from inflight.device import Device, Ranks
 from inflight.errors import StartError
 from inflight.kernels import ENGINE, native_reason
@@ -19,7 +19,6 @@ from inflight.models.config import DecoderConfig, decoder_config
 from inflight.models.layout import Layout, located
 from inflight.models.native import ACTIVATIONS, NativeDecoder
 from inflight.models.packed import CheckpointParts, FileParts, cache_path
-from inflight.plan import ShardJob
 from inflight.tensors import FLOAT_DTYPES
 
 log = logging.getLogger("inflight")
@@ -38,7 +37,9 @@ class Choice:
     reason: str = ""
 
 
-def choose(model: ModelFolder, described: DecoderConfig | None, job: ShardJob, size: int, device_type: str) -> Choice:
+def choose(
+    model: ModelFolder, described: DecoderConfig | None, settings: ModelConfig, size: int, device_type: str
+) -> Choice:
     """The fastest that can compute the model as it is asked for.
 
     Args:
@@ -52,29 +53,29 @@ def choose(model: ModelFolder, described: DecoderConfig | None, job: ShardJob, s
         family = model.config.get("model_type")
         if model.metadata is not None:
             raise StartError(f"GGUF files of '{family}' are not read; use the model's checkpoint")
-        if job.adapters:
+        if settings.adapters:
             raise StartError(
                 f"LoRA adapters are served for the decoder's own families only, and '{family}' is none of them; merge "
                 "the adapter into the model"
             )
         choice = Choice("bridge", f"the family '{family}' runs through transformers")
     else:
-        reason = engine_reason(described, job, size, device_type)
+        reason = engine_reason(described, settings, size, device_type)
         choice = Choice("engine") if reason is None else Choice("decoder", reason)
     if choice.way != "engine":
-        _check_wanted(choice.reason, job)
+        _check_wanted(choice.reason, settings)
     return choice
 
 
-def engine_reason(config: DecoderConfig, job: ShardJob, size: int, device_type: str) -> str | None:
+def engine_reason(config: DecoderConfig, settings: ModelConfig, size: int, device_type: str) -> str | None:
     """Why a decoder cannot run on the CPU engine; None where it can."""
     if device_type != "cpu":
         return f"the model runs on {device_type}"
     if size != 1:
         return "several ranks run on torch's operators"
-    if job.adapters:
+    if settings.adapters:
         return "LoRA adapters run on torch's operators"
-    if job.dtype == "float16":
+    if settings.dtype == "float16":
         return "float16 runs on torch's operators; leave --dtype out, or use bfloat16 or float32"
     if config.activation not in ACTIVATIONS:
         return f"the activation '{config.activation}' is not in it"
@@ -82,7 +83,7 @@ def engine_reason(config: DecoderConfig, job: ShardJob, size: int, device_type: 
 
 
 def load_model(
-    job: ShardJob,
+    settings: ModelConfig,
     ranks: Ranks,
     device: Device,
     progress: Callable[[float], None] | None = None,
@@ -92,34 +93,34 @@ def load_model(
 
     Args:
         progress: called with the share of the weights that is loaded.
-        model: the job's, where it is open already.
+        model: what they name, where it is open already.
 
     Raises:
         StartError: the folder, its config or its weights cannot be used; the text says what is wrong.
     """
-    model = model or open_model(job.model_dir)
+    model = model or open_model(settings.model_dir)
     config = model.config
     described = decoder_config(config)
     if described is None:
-        _check_code(config, job)
-    _check_precision(job)
-    dtype = _dtype(job.dtype, config)
-    choice = choose(model, described, job, ranks.size, device.type)
+        _check_code(config, settings)
+    _check_precision(settings)
+    dtype = _dtype(settings.dtype, config)
+    choice = choose(model, described, settings, ranks.size, device.type)
     _say(choice, model)
     if described is None:
         require(f"a model of type '{config.get('model_type')}'", "torch", "transformers")
         from inflight.models.bridge import load_bridged
 
-        return load_bridged(job, ranks, device.torch, dtype, config, progress)
+        return load_bridged(settings, ranks, device.torch, dtype, config, progress)
     if choice.way == "engine":
         # bfloat16 for float16: which the dot products of processors take.
-        return _load_engine(model, described, job, "bfloat16" if dtype == "float16" else dtype, progress)
+        return _load_engine(model, described, settings, "bfloat16" if dtype == "float16" else dtype, progress)
     require(f"the CPU engine is not used ({choice.reason}), and what computes the model then", "torch")
     from inflight.models.decoder_load import load_decoder
     from inflight.models.lora import Adapter
 
-    adapters = [Adapter(name, Path(folder)) for name, folder in job.adapters]
-    with model.weights(progress, job.allow_pickle) as weights:
+    adapters = [Adapter(each.name, each.folder) for each in settings.adapters]
+    with model.weights(progress, settings.allow_pickle) as weights:
         described = located(described, weights, _untied(config))
         decoder = load_decoder(described, weights, ranks, device.torch, dtype, adapters)
         _say_unused(weights, described)
@@ -127,31 +128,35 @@ def load_model(
 
 
 def _load_engine(
-    model: ModelFolder, described: DecoderConfig, job: ShardJob, dtype: str, progress: Callable[[float], None] | None
+    model: ModelFolder,
+    described: DecoderConfig,
+    settings: ModelConfig,
+    dtype: str,
+    progress: Callable[[float], None] | None,
 ) -> CausalLM:
-    with model.weights(progress, job.allow_pickle) as weights:
+    with model.weights(progress, settings.allow_pickle) as weights:
         described = located(described, weights, _untied(model.config))
         kept: Path | None = None
-        if job.packed_cache:
-            kept = cache_path(Path(job.packed_cache), model, (job.quantize, dtype))
-            found = _from_cache(kept, described, job, dtype)
+        if settings.packed_cache:
+            kept = cache_path(settings.packed_cache, model, (settings.quantize, dtype))
+            found = _from_cache(kept, described, settings, dtype)
             if found is not None:
                 return found
         parts = CheckpointParts(Layout(described), weights, FLOAT_DTYPES[dtype], kept)
         try:
-            engine = NativeDecoder(described, parts, job, dtype)
+            engine = NativeDecoder(described, parts, settings, dtype)
         except ValueError as error:
             raise StartError(f"the CPU engine cannot run this model: {error}; start with {ENGINE}=torch") from error
         _say_unused(weights, described)
     return engine
 
 
-def _from_cache(path: Path, described: DecoderConfig, job: ShardJob, dtype: str) -> CausalLM | None:
+def _from_cache(path: Path, described: DecoderConfig, settings: ModelConfig, dtype: str) -> CausalLM | None:
     """A model from its packed weights, where they were kept at a former start."""
     if not path.is_file():
         return None
     try:
-        return NativeDecoder(described, FileParts(path), job, dtype)
+        return NativeDecoder(described, FileParts(path), settings, dtype)
     except (OSError, ValueError) as error:
         log.warning("the packed weights in '%s' are not used and will be written again: %s", path, error)
         return None
@@ -177,23 +182,23 @@ def _untied(config: Mapping[str, Any]) -> bool:
     return inner.get("tie_word_embeddings", config.get("tie_word_embeddings")) is False
 
 
-def _check_precision(job: ShardJob) -> None:
+def _check_precision(settings: ModelConfig) -> None:
     """Raises StartError for a precision that nobody knows."""
     for flag, value, known in (
-        ("--quantize", job.quantize, QUANTIZE),
-        ("--kv-cache-dtype", job.kv_cache_dtype, KV_CACHE_DTYPES),
+        ("--quantize", settings.quantize, QUANTIZE),
+        ("--kv-cache-dtype", settings.kv_cache_dtype, KV_CACHE_DTYPES),
     ):
         if value not in known:
             raise StartError(f"{flag} '{value}' is unknown; use one of {', '.join(known)}")
 
 
-def _check_wanted(reason: str, job: ShardJob) -> None:
-    """Raises StartError where the job needs the engine, which is not used."""
+def _check_wanted(reason: str, settings: ModelConfig) -> None:
+    """Raises StartError where the settings need the engine, which is not used."""
     wants = [
         name
         for name, wanted in (
-            ("--quantize", job.quantize != "none"),
-            ("--kv-cache-dtype int8", job.kv_cache_dtype == "int8"),
+            ("--quantize", settings.quantize != "none"),
+            ("--kv-cache-dtype int8", settings.kv_cache_dtype == "int8"),
         )
         if wanted
     ]
@@ -206,8 +211,8 @@ def _expected_leftover(name: str, tied: bool) -> bool:
     return name.endswith(("rotary_emb.inv_freq", "masked_bias", "attn.bias")) or (tied and "lm_head" in name)
 
 
-def _check_code(config: Mapping[str, Any], job: ShardJob) -> None:
-    if config.get("auto_map") and not job.trust_remote_code:
+def _check_code(config: Mapping[str, Any], settings: ModelConfig) -> None:
+    if config.get("auto_map") and not settings.trust_remote_code:
         raise StartError(
             "the model brings its own Python code (auto_map in config.json), which is not run unless you ask for it "
             "with --trust-remote-code"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from inflight.config import processors
+from inflight.config import ModelConfig, processors
 from inflight.errors import StartError
 from inflight.kernels import (
     ISA,
@@ -29,7 +29,6 @@ from inflight.kernels import (
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
 from inflight.models.config import DecoderConfig
 from inflight.models.packed import Parts
-from inflight.plan import ShardJob
 from inflight.rope import make_rope
 from inflight.tensors import FLOAT_DTYPES, Floats
 
@@ -73,11 +72,11 @@ class NativeDecoder(CausalLM):
     Args:
         config: the decoder.
         parts: its weights, which are taken one after the other.
-        job: threads, precision and cache.
+        settings: threads, precision and cache.
         dtype: of weights that are not quantised.
     """
 
-    def __init__(self, config: DecoderConfig, parts: Parts, job: ShardJob, dtype: str) -> None:
+    def __init__(self, config: DecoderConfig, parts: Parts, settings: ModelConfig, dtype: str) -> None:
         self.family = config.family
         self._layers = [
             Layer(config.heads, config.kv_heads, config.head_dim, config.scale, window, config.softcap)
@@ -87,8 +86,8 @@ class NativeDecoder(CausalLM):
         self.max_positions = config.longest
         self.dtype = dtype
         self._config = config
-        self._kv = _kv_type(job.kv_cache_dtype, dtype)
-        self.threads = job.threads or processors()
+        self._kv = _kv_type(settings.kv_cache_dtype, dtype)
+        self.threads = settings.threads or processors()
         self._names: dict[int, str] = {}
         self._rows: DecodeRows | None = None
         self._arrays: DecodeArrays | None = None
@@ -96,7 +95,7 @@ class NativeDecoder(CausalLM):
             self._program = NativeProgram(self.threads)
         except ValueError as error:
             raise StartError(f"{ISA}: {error}") from error
-        self._build(parts, RECIPES[job.quantize])
+        self._build(parts, RECIPES[settings.quantize])
         parts.finish(self._program)
         self.weight_bytes = self._program.bytes
         log.info("CPU engine: %s, %d threads, weights %d MB", self.isa, self.threads, self.weight_bytes // 1_000_000)
@@ -104,7 +103,7 @@ class NativeDecoder(CausalLM):
     def _build(self, parts: Parts, recipe: Recipe) -> None:
         """The program, in the order in which a step runs."""
         config, program = self._config, self._program
-        ropes = [make_rope(settings, config.head_dim, config.max_positions) for settings in config.ropes.values()]
+        ropes = [make_rope(rope, config.head_dim, config.max_positions) for rope in config.ropes.values()]
         self.switch, self.stretched = reaches(ropes)
         for rope in ropes:
             far = None if rope.long_inverse is None else rope.long_inverse.tolist()

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from inflight.config import ModelConfig
 from inflight.device import Alone, open_device
 from inflight.errors import StartError
 from inflight.models.base import ForwardBatch
 from inflight.models.load import load_model
 from inflight.models.native import NativeDecoder
-from inflight.plan import ShardJob
 
 BLOCK = 16
 
@@ -53,8 +53,10 @@ def open_model(folder: str | Path, threads: int, quantize: str = "none", kv_cach
     Raises:
         StartError: it runs on torch's operators.
     """
-    job = ShardJob(str(folder), device_type="cpu", threads=threads, quantize=quantize, kv_cache_dtype=kv_cache_dtype)
-    model = load_model(job, Alone(), open_device("cpu", 0))
+    settings = ModelConfig(
+        Path(folder), device_type="cpu", threads=threads, quantize=quantize, kv_cache_dtype=kv_cache_dtype
+    )
+    model = load_model(settings, Alone(), open_device("cpu", 0))
     if not isinstance(model, NativeDecoder):
         raise StartError("the model does not run on the CPU engine")
     model.make_cache(40_000 // BLOCK, BLOCK)

@@ -23,7 +23,7 @@ def rank_launch(config: GeneratorConfig, rank: int, log_dir: Path | None, file: 
         label=("--rank", f"--servable_name={config.name}", f"--device_id=rank{rank}"),
         inbox=file,
         outbox=file,
-        environment={"OMP_NUM_THREADS": str(config.threads)} if config.threads else {},
+        environment={"OMP_NUM_THREADS": str(config.model.threads)} if config.model.threads else {},
         log=None if log_dir is None else log_dir.absolute() / f"log_{config.name}_rank{rank}.log",
         append=append,
     )

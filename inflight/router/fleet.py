@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from inflight.config import AdapterConfig, GeneratorConfig, ServableConfig, ServerConfig, processors
+from inflight.config import ServableConfig, ServerConfig, processors
 from inflight.errors import ConfigError, InflightError, StartError, Unavailable
-from inflight.hub import HubModel, locate
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
 from inflight.place import Launch
@@ -190,18 +189,8 @@ class Fleet:
     async def _start_generators(self, group: Group, config: ServableConfig, offer: Offer) -> None:
         """Starts the language models that a servable declares; they answer under its name."""
         for one in offer.generators:
-            where = locate(one.model_dir)  # the worker has made it absolute, or the full name of a model of the hub
-            hub = where if isinstance(where, HubModel) else None
-            generator = GeneratorConfig(
-                model_dir=Path(hub.repo) if hub is not None else Path(one.model_dir),
-                hub=hub,
-                name=config.name,
-                model_id=one.model_dir.removeprefix("hf.co/") if hub is not None else None,
-                tensor_parallel=one.tensor_parallel,
-                device_type=config.device_type,
-                adapters=tuple(AdapterConfig.of(name, given) for name, given in one.options.get("adapters", ())),
-                **{name: value for name, value in one.options.items() if name != "adapters"},
-            )
+            model = msgspec.structs.replace(one.config.model, device_type=config.device_type)
+            generator = msgspec.structs.replace(one.config, model=model, name=config.name)
             await self._generators.start([generator])
             group.generators[one.key] = self._generators.served[config.name]
         group.loaded = True

@@ -46,12 +46,12 @@ class Announced:
     def __init__(self, config: GeneratorConfig) -> None:
         self.info = GeneratorInfo(
             config.name,
-            config.model_id or str(config.model_dir),
-            GenerationLimits(0, 0, payload_limit=config.payload_limit),
-            adapters=tuple(adapter.name for adapter in config.adapters),
+            config.model_id or str(config.model.model_dir),
+            GenerationLimits(payload_limit=config.limits.payload_limit),
+            adapters=tuple(adapter.name for adapter in config.model.adapters),
             loaded=False,
         )
-        self.admission = Admission(config.max_concurrent_requests)
+        self.admission = Admission(config.policy.max_concurrent_requests)
 
     def loading(self) -> Loading:
         """What everybody who asks is told."""
@@ -143,7 +143,7 @@ class Generators:
             Overloaded: more rows than the model takes at once.
         """
         engine = self._engines[method.servable]
-        limit = engine.info.limits.max_concurrent_requests
+        limit = engine.info.policy.max_concurrent_requests
         if engine.admission.room < len(rows):
             raise Overloaded(f"the model takes {limit} generations at once; try again later, or send fewer instances")
         outcomes: list[Outcome] = [()] * len(rows)
@@ -198,9 +198,9 @@ class Generators:
                     self.announce([config])
                 config = await config.fetched()
                 try:
-                    tokenizer = await _aside(partial(load_tokenizer, config.model_dir, config.tokenizer_config))
+                    tokenizer = await _aside(partial(load_tokenizer, config.model.model_dir, config.tokenizer_config))
                 except Exception as error:  # the tokenizer's library raises anything for a broken file
-                    raise failed_load("the tokenizer", error, config.model_dir) from error
+                    raise failed_load("the tokenizer", error, config.model.model_dir) from error
                 shards = ShardGroup(config, self._config, partial(_progress, config))
                 engine = Engine(config, tokenizer, shards, self._config.restart, self._metrics)
                 self._engines[config.name] = engine
@@ -260,4 +260,4 @@ async def _aside(call: Callable[[], T]) -> T:
 
 def _progress(config: GeneratorConfig) -> ProgressBar:
     """What is told of a model's weights while its ranks load them."""
-    return ProgressBar(f"{config.name}, weights", weight_bytes(config.model_dir))
+    return ProgressBar(f"{config.name}, weights", weight_bytes(config.model.model_dir))

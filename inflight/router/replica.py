@@ -160,7 +160,7 @@ class Replica:
             self._channel = channel = await ServerChannel.open(
                 process.socket, self._received, partial(self._closed, process), self._reader
             )
-            channel.send(Load(job.pack()))
+            channel.send(Load(job))
             self.offer = await asyncio.wait_for(asyncio.shield(self._offered), timeout)
         except asyncio.TimeoutError:
             self._offered.cancel()
@@ -322,7 +322,7 @@ class Replica:
         elif isinstance(message, Call):
             self._owner.on_call(self, message, values)
         elif isinstance(message, Ready):
-            self._settle_start(Offer.unpack(message.offer))
+            self._settle_start(message.offer)
         elif isinstance(message, Failed):
             self._settle_start(StartError(message.text))
         elif isinstance(message, Leaving):

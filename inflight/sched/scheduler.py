@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from inflight.config import Policy
 from inflight.errors import InvalidRequest
-from inflight.plan import Admission, StepPlan, StepResult
+from inflight.plan import Admission, ShardOffer, StepPlan, StepResult
 from inflight.sched.blocks import BlockPool
 from inflight.sched.sequence import CRASHED, KILLED, PROOF, Sequence
 
@@ -51,6 +52,13 @@ class Capacity:
     mixed_tokens: int | None = None
     switch: int = 0
     stretched: int = 0
+
+    @classmethod
+    def of(cls, offer: ShardOffer, policy: Policy, num_blocks: int) -> Capacity:
+        """What the shards offer, under a policy that is resolved for them."""
+        rows, prefill = policy.max_batch_size, policy.prefill_tokens(offer.device_type)
+        mixed, size = policy.max_batch_mixed_tokens, offer.block_size
+        return cls(num_blocks, size, rows, prefill + rows, prefill, mixed, offer.switch, offer.stretched)
 
     @property
     def total_tokens(self) -> int:

@@ -5,6 +5,10 @@ Every check returns the value it accepted and raises `RegistrationError` otherwi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from inflight.config import SETTINGS
 from inflight.errors import RegistrationError
 
 
@@ -77,3 +81,32 @@ def _check_int(what: str, value: object, minimum: int | None) -> int:
     if minimum is not None and value < minimum:
         raise RegistrationError(f"{what} should be >= {minimum}")
     return value
+
+
+def check_settings(given: Mapping[str, object]) -> dict[str, Any]:
+    """Those of the arguments that set something of a language model, by the names of its settings.
+
+    What is no single value (`lora_adapters`) is left to the caller.
+    """
+    settings: dict[str, Any] = {}
+    for field in SETTINGS:
+        value = given.get(field.key)
+        if field.key not in given or field.kind not in _CHECKS:
+            continue
+        if value is None and field.value is None:
+            continue
+        _CHECKS[field.kind](field.key, value)
+        try:
+            settings[field.key] = field.setting.parse(str(value))
+        except ValueError as error:
+            raise RegistrationError(f"Parameter '{field.key}': {error}") from None
+    return settings
+
+
+_CHECKS: dict[Any, Callable[[str, Any], Any]] = {
+    str: check_str,
+    int: check_int,
+    int | None: check_int,
+    str | None: check_str,
+    bool: check_bool,
+}

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from inflight.config import AdapterConfig, GeneratorConfig
 from inflight.errors import ConfigError, RegistrationError
 from inflight.hub import HubModel, hint, locate
-from inflight.servable.checks import check_bool, check_int, check_ints, check_str, check_strs
+from inflight.servable.checks import check_bool, check_int, check_ints, check_settings, check_str, check_strs
 from inflight.servable.device import AclOptions, Context, GpuOptions
 from inflight.servable.model import Model
-from inflight.servable.spec import DEFAULT_MAX_BATCH_SIZE, GeneratorSpec, ModelSpec
+from inflight.servable.spec import DEFAULT_MAX_BATCH_SIZE, ModelSpec
 from inflight.servable.trace import Registry, current_registry
 
 logger = logging.getLogger("inflight")
@@ -130,42 +131,35 @@ def declare_generator(
     Raises:
         RegistrationError: a parameter of the wrong type or value, or a second language model.
     """
-    check_int("tensor_parallel", tensor_parallel, 1)
+    settings = check_settings(locals())
+    check_int("max_batch_size", max_batch_size, 1)
     registry = current_registry()
     if any(model.generator is not None for model in registry.models.values()):
         raise RegistrationError("a servable has one language model; declare the other one in a servable of its own")
     where = _model_source(model_dir, registry.directory, revision)
-    options: dict[str, Any] = {
-        "dtype": check_str("dtype", dtype),
-        "kv_cache_bytes": kv_cache_memory,
-        "threads": check_int("threads", threads, 0),
-        "quantize": check_str("quantize", quantize),
-        "kv_cache_dtype": check_str("kv_cache_dtype", kv_cache_dtype),
-        "generation_config": check_str("generation_config", generation_config),
-        "max_batch_size": check_int("max_batch_size", max_batch_size, 1),
-        "max_concurrent_requests": check_int("max_concurrent_requests", max_concurrent_requests, 1),
-        "max_input_tokens": max_input_tokens,
-        "max_total_tokens": max_total_tokens,
-    }
-    options["adapters"] = [
-        [check_str("lora_adapters", name), str(locate(path, registry.directory))]
+    found = [
+        AdapterConfig.of(check_str("lora_adapters", name), path, registry.directory)
         for name, path in (lora_adapters or {}).items()
     ]
-    for name in ("kv_cache_bytes", "max_input_tokens", "max_total_tokens"):
-        if options[name] is not None:
-            check_int(name, options[name], 1)
     key = where.name
     registry.models[key] = ModelSpec(
         key=key,
         files=(),
         format="generator",
         with_batch_dim=False,
-        generator=GeneratorSpec(where, tensor_parallel, options),
+        generator=GeneratorConfig.asked(
+            where, key, settings, model_id=_known(where), max_batch_size=max_batch_size, adapters=tuple(found)
+        ),
     )
     return Model(key)
 
 
 GGUF = ".gguf"
+
+
+def _known(where: Path | HubModel) -> str | None:
+    """What clients call a model of the hub; None: the folder."""
+    return str(where).removeprefix("hf.co/") if isinstance(where, HubModel) else None
 
 
 def _model_source(given: str | Path, directory: Path, revision: str | None) -> Path | HubModel:

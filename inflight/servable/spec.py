@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from inflight.hub import HubModel
+from inflight.config import GeneratorConfig
 
 DEFAULT_MAX_BATCH_SIZE = 32
 """Rows in one run of a model with a dynamic batch dimension, where `declare_model` does not say."""
@@ -30,21 +30,6 @@ class DeviceOptions:
 
     device_type: str
     options: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class GeneratorSpec:
-    """One `declare_generator`.
-
-    Attributes:
-        model_dir: a folder in Hugging Face layout, absolute; or a model of the hub.
-        tensor_parallel: processes that share it.
-        options: further fields of `inflight.config.GeneratorConfig`.
-    """
-
-    model_dir: Path | HubModel
-    tensor_parallel: int = 1
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,7 @@ class ModelSpec:
     device_options: dict[str, DeviceOptions] = field(default_factory=dict)
     config_file: str | None = None
     target: Callable[..., Any] | None = None
-    generator: GeneratorSpec | None = None
+    generator: GeneratorConfig | None = None
 
 
 @dataclass(frozen=True)

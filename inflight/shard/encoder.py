@@ -34,18 +34,18 @@ class EncoderRunner:
         """
         if job.world_size != 1:
             raise StartError("an encoder runs on one device; leave out --tensor-parallel")
-        self._model = model = TextEncoder(job, device)
+        self._model = model = TextEncoder(job.model, device)
         if progress is not None:
             progress(1.0)
         longest = min(model.longest, job.max_model_len or model.longest)
-        self._batch = InputBatch(job.max_rows, job.block_size)
+        self._batch = InputBatch(job.max_rows, job.model.block_size)
         self._step = 0
         model.encode(np.zeros(2, np.int64))
         # Nothing is cached: blocks are only the scheduler's measure of how much runs at once.
-        blocks = -(-(longest + 1) * job.max_rows // job.block_size)
+        blocks = -(-(longest + 1) * job.max_rows // job.model.block_size)
         self.offer = ShardOffer(
             num_blocks=blocks,
-            block_size=job.block_size,
+            block_size=job.model.block_size,
             max_rows=job.max_rows,
             max_model_len=longest + 1,
             vocab_size=model.vocab_size,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from inflight.checkpoint import open_model
@@ -32,7 +31,7 @@ def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[
     Raises:
         StartError: a file is missing or broken, or the memory does not suffice.
     """
-    model = open_model(job.model_dir)
-    if is_encoder(model.config, read_sentence_model(Path(job.model_dir))):
+    model = open_model(job.model.model_dir)
+    if is_encoder(model.config, read_sentence_model(job.model.model_dir)):
         return EncoderRunner(job, device, progress)
     return ModelRunner(job, ranks, device, progress, model)

@@ -6,7 +6,6 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -55,35 +54,37 @@ class ModelRunner:
         """
         self._ranks = ranks
         self._device = device
-        self._model = model = load_model(job, ranks, device, progress, folder)
-        self._sampler = sampler_of(model, job.threads or processors())
+        self._model = model = load_model(job.model, ranks, device, progress, folder)
+        self._sampler = sampler_of(model, job.model.threads or processors())
         _trim()
         longest = min(job.max_model_len or model.max_positions, model.max_positions)
         most = longest * job.max_rows
         on_cpu = device.type == "cpu"
-        if not on_cpu and job.kv_cache_bytes is None:
+        if not on_cpu and job.model.kv_cache_bytes is None:
             self._largest_step(job, longest)
         blocks = count_blocks(
-            model.block_bytes(job.block_size),
-            job.block_size,
-            job.kv_cache_bytes,
+            model.block_bytes(job.model.block_size),
+            job.model.block_size,
+            job.model.kv_cache_bytes,
             device.available_memory(),
             CPU_SHARE if on_cpu else SHARE,
             most,
             job.num_blocks,
             ranks_here=ranks.size if on_cpu else 1,
         )
-        cache_bytes = model.make_cache(blocks, job.block_size)
-        self._batch = InputBatch(job.max_rows, job.block_size, model.switch, model.stretched)
+        cache_bytes = model.make_cache(blocks, job.model.block_size)
+        self._batch = InputBatch(job.max_rows, job.model.block_size, model.switch, model.stretched)
         self._step = 0
         self._means = MeanPool()
-        self._warm_up(min(WARM_TOKENS, longest - 1) if on_cpu else min(job.max_step_tokens, longest), job.block_size)
-        sentences = read_sentence_model(Path(job.model_dir)) or SentenceModel()
+        self._warm_up(
+            min(WARM_TOKENS, longest - 1) if on_cpu else min(job.max_step_tokens, longest), job.model.block_size
+        )
+        sentences = read_sentence_model(job.model.model_dir) or SentenceModel()
         width = model.hidden.shape[-1] if model.hidden is not None else 0
-        self._head = VectorHead(sentences.layers if width else (), width, job.allow_pickle)
+        self._head = VectorHead(sentences.layers if width else (), width, job.model.allow_pickle)
         self.offer = ShardOffer(
             num_blocks=blocks,
-            block_size=job.block_size,
+            block_size=job.model.block_size,
             max_rows=job.max_rows,
             max_model_len=longest,
             vocab_size=model.vocab_size,
@@ -245,9 +246,9 @@ class ModelRunner:
     def _largest_step(self, job: ShardJob, longest: int) -> None:
         """Runs a step of the largest size over a small cache, so that free memory is seen with its buffers taken."""
         lengths = [min(longest, job.max_step_tokens)]
-        blocks = -(-lengths[0] // job.block_size)
-        self._model.make_cache(blocks, job.block_size)
-        self._model.forward(_dummy(lengths, job.block_size))
+        blocks = -(-lengths[0] // job.model.block_size)
+        self._model.make_cache(blocks, job.model.block_size)
+        self._model.forward(_dummy(lengths, job.model.block_size))
 
 
 def _trim() -> None:

@@ -125,9 +125,7 @@ def offer(loaded: Loaded, pipeline: Pipeline, own_models: bool) -> Offer:
         own_models=own_models,
         device_type=loaded.device_type,
         generators=[
-            GeneratorOffer(
-                key, str(model.generator.model_dir), model.generator.tensor_parallel, dict(model.generator.options)
-            )
+            GeneratorOffer(key, model.generator)
             for key, model in loaded.spec.models.items()
             if model.generator is not None
         ],

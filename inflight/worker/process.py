@@ -93,7 +93,7 @@ class Worker:
         install_model_caller(self._call_model, lambda key: _counts(loaded, key))
         made = offer(loaded, pipeline, job.own_models)
         self._methods = [*loaded.spec.methods.values(), *(pipeline.hidden.values() if job.own_models else ())]
-        self._channel.send(Ready(made.pack()))
+        self._channel.send(Ready(made))
         print(
             f"Serving: Start servable success, servable directory: '{job.directory}', servable name: '{job.name}', "
             f"version number: {loaded.version}",
@@ -330,7 +330,7 @@ def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
     if received is None or not isinstance(received[0], Load):
         return 1
     worker.listen()
-    job = WorkerJob.unpack(received[0].job)
+    job = received[0].job
     try:
         worker.start(job)
     except BaseException as error:  # whatever user code or a back end raised is the server's to report

@@ -25,15 +25,15 @@ def run_shard(channel: WorkerChannel, message: LoadShard, orphaned: int) -> int:
     Args:
         orphaned: the exit status where the server is gone.
     """
-    job = ShardJob(**message.job)
+    job = message.job
     plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
     _read(channel, plans)
     try:
         runner = _load(channel, job)
     except Exception as error:  # whatever a back end raised is the server's to report
-        text = str(failed_load("the model", error, job.model_dir))
+        text = str(failed_load("the model", error, job.model.model_dir))
         return 1 if channel.send(Failed(_one_line(text))) else orphaned
-    channel.send(ShardReady(runner.offer.pack()))
+    channel.send(ShardReady(runner.offer))
     while (plan := plans.get()) is not None:
         try:
             result = runner.run(plan)
@@ -69,9 +69,9 @@ def _load(channel: WorkerChannel, job: ShardJob) -> Runner:
     from inflight.device import connect_ranks, open_device
     from inflight.shard import load_runner
 
-    device = open_device(job.device_type, job.device_id)
-    if job.threads:
-        device.set_threads(job.threads)
+    device = open_device(job.model.device_type, job.device_id)
+    if job.model.threads:
+        device.set_threads(job.model.threads)
     ranks = connect_ranks(job.rank, job.world_size, job.rendezvous, device, CONNECT_TIMEOUT)
 
     def progress(done: float) -> None:

@@ -60,7 +60,7 @@ def served() -> Iterator[Callable[[str], tuple[Running, int]]]:
             if engine not in started:
                 before = workers()
                 it = stack.enter_context(running(config=ServerConfig(grpc_engine=engine)))
-                it.server.start_generators([GeneratorConfig(POCKET, "pocket", kv_cache_bytes=16 << 20)])
+                it.server.start_generators([GeneratorConfig.of(POCKET, "pocket", kv_cache_bytes=16 << 20)])
                 (rank,) = set(workers()) - set(before)
                 started[engine] = it, rank
             return started[engine]

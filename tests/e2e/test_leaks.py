@@ -28,7 +28,7 @@ def running() -> Iterator[Running]:
     """In this process, so that its objects can be counted."""
     server = Server()
     try:
-        server.start_generators([GeneratorConfig(POCKET, "pocket", kv_cache_bytes=64 << 20)])
+        server.start_generators([GeneratorConfig.of(POCKET, "pocket", kv_cache_bytes=64 << 20)])
         yield Running(server, server.start_http(ListenConfig(FREE)), server.start_grpc(ListenConfig(FREE)))
     finally:
         server.stop()

@@ -101,7 +101,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     patch = pytest.MonkeyPatch()
     patch.setattr(ShardGroup, "start", start)
     servables = ServableConfig(root, "work"), ServableConfig(root, "talks")
-    generators = (GeneratorConfig(POCKET, "pocket", kv_cache_bytes=16 << 20, max_total_tokens=256),)
+    generators = (GeneratorConfig.of(POCKET, "pocket", kv_cache_bytes=16 << 20, max_total_tokens=256),)
     server = Server()
     try:
         server.announce(servables, generators)

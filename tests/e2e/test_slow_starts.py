@@ -62,7 +62,7 @@ def test_a_language_model(caplog: pytest.LogCaptureFixture) -> None:
             caplog.at_level(logging.WARNING, "inflight"),
             pytest.raises(StartError, match=r"was not loaded within 0\.5 seconds; raise --start-timeout"),
         ):
-            server.start_generators([GeneratorConfig(POCKET, "pocket")])
+            server.start_generators([GeneratorConfig.of(POCKET, "pocket")])
     finally:
         server.stop()
     assert not workers()

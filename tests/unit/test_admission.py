@@ -167,7 +167,7 @@ def test_the_engine_tells_one_caller(folder: Path) -> None:
     tokenizer.check = lambda tokens, vocab_size: None  # type: ignore[method-assign]
 
     async def main() -> list[Any]:
-        engine = Engine(GeneratorConfig(folder, "m"), tokenizer, LocalExecutor(job(folder)))
+        engine = Engine(GeneratorConfig.of(folder, "m"), tokenizer, LocalExecutor(job(folder)))
         await engine.start()
 
         async def one(prompt: str) -> Any:

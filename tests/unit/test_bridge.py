@@ -78,4 +78,4 @@ def test_several_ranks_are_refused(tmp_path: Path) -> None:
 
     folder = save_tiny("GPT2", tmp_path, **GPT2)
     with pytest.raises(StartError, match="one rank only"):
-        load_model(job(folder), Two(), open_device("cpu", 0))
+        load_model(job(folder).model, Two(), open_device("cpu", 0))

@@ -348,7 +348,7 @@ import torch
 torch.ones(9) @ torch.ones(9)
 seen = [resident()]
 what = job(Path(sys.argv[1]), dtype="bfloat16")
-model = load_model(what, Alone(), torch.device("cpu"), lambda _: seen.append(resident()))
+model = load_model(what.model, Alone(), torch.device("cpu"), lambda _: seen.append(resident()))
 print(model.weight_bytes, max(seen) - seen[0])
 """
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from inflight.config import GeneratorConfig
+from inflight.config import GeneratorConfig, ModelConfig
 from inflight.engine import Engine
 from inflight.errors import InvalidRequest
 from inflight.frontends.generate import embedding_of, whole
@@ -27,8 +27,8 @@ TEXTS = ["Once upon a time", "What is prefill?", "a " * 150, "x"]
 def embed(folder: Path, texts: list[str], apart: bool = False, chunk: int | None = None, **config: Any) -> np.ndarray:
     """Vectors of all texts, together or one after the other."""
     tokenizer = load_tokenizer(folder)
-    settings = GeneratorConfig(folder, "m", max_batch_prefill_tokens=chunk, **config)
-    job = ShardJob(str(folder), device_type="cpu", kv_cache_bytes=8 << 20, max_step_tokens=2048, dtype="float32")
+    settings = GeneratorConfig.of(folder, "m", max_batch_prefill_tokens=chunk, **config)
+    job = ShardJob(ModelConfig(folder, "cpu", "float32", kv_cache_bytes=8 << 20), max_step_tokens=2048)
 
     async def run() -> list[tuple[float, ...]]:
         engine = Engine(settings, tokenizer, LocalExecutor(job))
@@ -108,8 +108,8 @@ def test_an_encoder_writes_nothing(encoder: tuple[str, Path]) -> None:
     _, folder = encoder
 
     async def run() -> None:
-        job = ShardJob(str(folder), device_type="cpu", max_step_tokens=2048)
-        engine = Engine(GeneratorConfig(folder, "m"), load_tokenizer(folder), LocalExecutor(job))
+        job = ShardJob(ModelConfig(folder, "cpu"), max_step_tokens=2048)
+        engine = Engine(GeneratorConfig.of(folder, "m"), load_tokenizer(folder), LocalExecutor(job))
         await engine.start()
         try:
             assert not engine.info.generates

@@ -50,7 +50,7 @@ def serve(test: Callable[[Engine, FakeExecutor], Awaitable[T]], eos: tuple[int, 
 
     async def main() -> T:
         executor = FakeExecutor()
-        engine = Engine(GeneratorConfig(Path("fake"), "fake", **limits), word_tokenizer(eos), executor, QUICK)
+        engine = Engine(GeneratorConfig.of(Path("fake"), "fake", **limits), word_tokenizer(eos), executor, QUICK)
         await engine.start()
         try:
             result = await asyncio.wait_for(test(engine, executor), 60)
@@ -220,7 +220,7 @@ def test_kills_at_the_first_start(kills: int) -> None:
     async def main() -> None:
         executor = FakeExecutor()
         executor.killed_starts = kills
-        engine = Engine(GeneratorConfig(Path("fake"), "fake"), word_tokenizer(), executor, QUICK)
+        engine = Engine(GeneratorConfig.of(Path("fake"), "fake"), word_tokenizer(), executor, QUICK)
         if kills == 3:
             with pytest.raises(StartError, match="it was killed while it loaded; so ended all of 3 starts"):
                 await engine.start()
@@ -414,7 +414,7 @@ def test_stop_lets_streams_finish_and_refuses_new_ones() -> None:
     async def main() -> None:
         executor = FakeExecutor()
         executor.pace = 0.001
-        engine = Engine(GeneratorConfig(Path("fake"), "fake"), word_tokenizer(), executor, QUICK)
+        engine = Engine(GeneratorConfig.of(Path("fake"), "fake"), word_tokenizer(), executor, QUICK)
         await engine.start()
         running = asyncio.ensure_future(collect(engine.generate(GenerationRequest([1], max_new_tokens=50))))
         await asyncio.sleep(0.01)
@@ -445,7 +445,7 @@ def test_tokenize_and_templates() -> None:
 def test_limits_that_do_not_fit_the_cache() -> None:
     async def main() -> None:
         engine = Engine(
-            GeneratorConfig(Path("fake"), "fake", max_total_tokens=5000), word_tokenizer(), FakeExecutor(), QUICK
+            GeneratorConfig.of(Path("fake"), "fake", max_total_tokens=5000), word_tokenizer(), FakeExecutor(), QUICK
         )
         with pytest.raises(StartError, match="max_total_tokens 5000 is more than"):
             await engine.start()
@@ -463,7 +463,7 @@ def test_stop_says_a_cancel_again_that_was_lost() -> None:
             await asyncio.sleep(60)
 
     async def main() -> None:
-        engine = Engine(GeneratorConfig(Path("fake"), "fake"), word_tokenizer(), FakeExecutor(), QUICK)
+        engine = Engine(GeneratorConfig.of(Path("fake"), "fake"), word_tokenizer(), FakeExecutor(), QUICK)
         await engine.start()
         assert engine._loop_task is not None
         engine._loop_task.cancel()

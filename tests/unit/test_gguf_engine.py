@@ -56,7 +56,7 @@ def logprobs(path: Path, prompts: list[list[int]], count: int, **changes: Any) -
 
 
 def test_each_tensor_keeps_its_type(mixed: Path) -> None:
-    model = load_model(job(mixed, dtype="auto"), Alone(), torch.device("cpu"))
+    model = load_model(job(mixed, dtype="auto").model, Alone(), torch.device("cpu"))
     assert isinstance(model, NativeDecoder)
     assert model.weight_bytes < 1.25 * mixed.stat().st_size
 

@@ -99,7 +99,7 @@ def test_the_options_of_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.M
     first, second = build_plan(resolve(COMMAND, given, {})).generators
     assert (first.name, first.model_id, first.hub) == ("name", "org/name:Q8_0", HubModel("org/name", "Q8_0", "v1"))
     assert second.hub == HubModel("org/other", "", "v2")
-    assert [(one.name, one.hub) for one in first.adapters] == [
+    assert [(one.name, one.hub) for one in first.model.adapters] == [
         ("a/b", HubModel("a/b", "", "v3")),
         ("red", HubModel("a/c")),
     ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from inflight.config import AdapterConfig
 from inflight.errors import StartError
 from inflight.sched import Sequence
 from tests.lm import Driver, make_runner, reference, reference_tokens, save_tiny
@@ -60,7 +61,7 @@ def test_tokens_are_those_of_the_merged_model(family: str, tmp_path: Path) -> No
     models.append(reference(merged(base, two, tmp_path / "m2", 16 / 8**0.5)))
     wanted = {(n, a): reference_tokens(models[a], prompt, 24) for n, prompt in enumerate(PROMPTS) for a in range(3)}
     assert all(any(wanted[n, 0] != wanted[n, a] for n in range(len(PROMPTS))) for a in (1, 2))
-    runner = make_runner(base, adapters=[("one", str(one)), ("two", str(two))], kv_cache_bytes=16 << 20)
+    runner = make_runner(base, adapters=(AdapterConfig("one", one), AdapterConfig("two", two)), kv_cache_bytes=16 << 20)
     driver = Driver(runner, max_prefill_tokens=7)
     ids = {(n, a): driver.add(prompt, 24, adapter=a) for n, prompt in enumerate(PROMPTS) for a in range(3)}
     driver.drain()
@@ -99,5 +100,5 @@ def test_wrong_adapters_are_named(change: dict[str, Any], text: str, tmp_path: P
     if "drop" in change:
         file.unlink()
     with pytest.raises(StartError, match=text) as caught:
-        make_runner(base, adapters=[("mine", str(folder))])
+        make_runner(base, adapters=(AdapterConfig("mine", folder),))
     assert "adapter 'mine'" in str(caught.value)

@@ -104,7 +104,7 @@ def test_logits_are_those_of_torch(
     monkeypatch.delenv(ENGINE)
     for isa in ISAS:
         monkeypatch.setenv(ISA, isa)
-        model = load_model(job(folders[name], dtype=dtype), Alone(), open_device("cpu", 0))
+        model = load_model(job(folders[name], dtype=dtype).model, Alone(), open_device("cpu", 0))
         assert isinstance(model, NativeDecoder)
         assert model.isa == isa
         for (one,), (other,) in zip(logprobs(folders[name], prompts, 1, dtype=dtype), wanted):
@@ -327,18 +327,18 @@ def test_packed_weights_are_kept_and_used_again(folders: dict[str, Path], tmp_pa
 
 def test_what_cannot_run_on_it_runs_on_torch(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folders[NAMES[0]]
-    assert isinstance(load_model(job(folder), Alone(), open_device("cpu", 0)), NativeDecoder)
-    assert not isinstance(load_model(job(folder, dtype="float16"), Alone(), open_device("cpu", 0)), NativeDecoder)
+    assert isinstance(load_model(job(folder).model, Alone(), open_device("cpu", 0)), NativeDecoder)
+    assert not isinstance(load_model(job(folder, dtype="float16").model, Alone(), open_device("cpu", 0)), NativeDecoder)
     monkeypatch.setenv(ENGINE, "torch")
-    assert not isinstance(load_model(job(folder), Alone(), open_device("cpu", 0)), NativeDecoder)
+    assert not isinstance(load_model(job(folder).model, Alone(), open_device("cpu", 0)), NativeDecoder)
     with pytest.raises(StartError, match="--quantize needs the CPU engine"):
-        load_model(job(folder, quantize="int8"), Alone(), open_device("cpu", 0))
+        load_model(job(folder, quantize="int8").model, Alone(), open_device("cpu", 0))
 
 
 def test_an_unknown_instruction_set_is_told(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ISA, "avx1024")
     with pytest.raises(StartError, match=r"avx1024.*it has .*scalar"):
-        load_model(job(folders[NAMES[0]]), Alone(), open_device("cpu", 0))
+        load_model(job(folders[NAMES[0]]).model, Alone(), open_device("cpu", 0))
 
 
 def test_half_precision_checkpoints_run_on_it(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_half_precision_checkpoints_run_on_it(folders: dict[str, Path], tmp_path
     shutil.copytree(folders[NAMES[0]], folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
-    model = load_model(job(folder, dtype="auto"), Alone(), open_device("cpu", 0))
+    model = load_model(job(folder, dtype="auto").model, Alone(), open_device("cpu", 0))
     assert isinstance(model, NativeDecoder)
     assert model.dtype == "bfloat16"
 

@@ -13,7 +13,7 @@ QWEN = SamplingDefaults(temperature=0.6, top_k=20, top_p=0.95, min_p=0.1, repeti
 
 
 def asked(defaults: SamplingDefaults, **body: Any) -> GenerationRequest:
-    info = GeneratorInfo("m", "m", GenerationLimits(100, 200), defaults=defaults)
+    info = GeneratorInfo("m", "m", GenerationLimits(max_input_tokens=100, max_total_tokens=200), defaults=defaults)
     form = CompletionBody(**body) if "prompt" in body else ChatBody(messages=[], **body)
     (request,) = requests_of(form, ["text"], info, special=False)
     return request

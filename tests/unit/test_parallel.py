@@ -119,4 +119,4 @@ def test_a_number_of_ranks_that_does_not_divide(tmp_path: Path) -> None:
 
     folder = save_tiny("Llama", tmp_path)
     with pytest.raises(StartError, match="--tensor-parallel 3 does not divide the model's 4 attention heads"):
-        load_model(job(folder), Three(), open_device("cpu", 0))
+        load_model(job(folder).model, Three(), open_device("cpu", 0))

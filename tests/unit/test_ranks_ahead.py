@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from inflight.link import create_file
 from inflight.place import end_ahead, start_ahead, start_rank
 from inflight.place.ranks import _ahead
 
-CONFIG = GeneratorConfig(Path("/nowhere"), "story")
+CONFIG = GeneratorConfig.of(Path("/nowhere"), "story")
 
 
 @pytest.fixture
@@ -48,14 +47,14 @@ def test_a_rank_takes_the_process_that_was_started_ahead(file: int, tmp_path: Pa
 def test_one_that_was_started_for_something_else_is_ended(file: int, tmp_path: Path) -> None:
     start_ahead(CONFIG, tmp_path)
     ((_, ahead),) = _ahead.values()
-    other = start_rank(replace(CONFIG, threads=1), 0, tmp_path, file, append=False)
+    other = start_rank(GeneratorConfig.of(Path("/nowhere"), "story", threads=1), 0, tmp_path, file, append=False)
     assert other.pid != ahead.pid
     assert not runs(ahead.pid)
     other.end()
 
 
 def test_what_nobody_takes_ends(tmp_path: Path) -> None:
-    start_ahead(replace(CONFIG, tensor_parallel=2), tmp_path)
+    start_ahead(GeneratorConfig.of(Path("/nowhere"), "story", tensor_parallel=2), tmp_path)
     pids = [process.pid for _, process in _ahead.values()]
     assert len(pids) == 2
     end_ahead()

@@ -83,7 +83,7 @@ ranks.rank, ranks.size = rank, size
 torch.ones(9) @ torch.ones(9)
 seen = [anonymous()]
 what = job(folder, rank=rank, world_size=size)
-model = load_model(what, ranks, open_device("cpu", 0), lambda _: seen.append(anonymous()))
+model = load_model(what.model, ranks, open_device("cpu", 0), lambda _: seen.append(anonymous()))
 print(model.weight_bytes, max(seen) - seen[0])
 """
 

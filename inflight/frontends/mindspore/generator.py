@@ -139,10 +139,11 @@ def _requests(instances: list[Any], generator: Generator, streaming: bool) -> li
     limits = generator.info.limits
     if not instances:
         raise InvalidRequest("the request has no instances; send at least one")
-    if len(instances) > limits.max_concurrent_requests:
+    most = generator.info.policy.max_concurrent_requests
+    if len(instances) > most:
         raise InvalidRequest(
-            f"the request has {len(instances)} instances and the model answers "
-            f"{limits.max_concurrent_requests} at a time; send fewer in a request"
+            f"the request has {len(instances)} instances and the model answers {most} at a time; send fewer in a "
+            "request"
         )
     return [check(_generate_body(each, index), limits, streaming).request for index, each in enumerate(instances)]
 

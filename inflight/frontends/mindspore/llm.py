@@ -126,12 +126,12 @@ class MindSporeLlm:
         generator = pick(self._backend)
         info = generator.info
         found: Any = {
-            "bs": info.limits.max_batch_size,
+            "bs": info.policy.max_batch_size,
             "numbers": generator.streams,
             "info": {
                 "model_name": info.name,
                 "model_id": info.model_id,
-                "batch_size": info.limits.max_batch_size,
+                "batch_size": info.policy.max_batch_size,
                 "seq_length": info.limits.max_total_tokens,
             },
         }[what]

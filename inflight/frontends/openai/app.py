@@ -160,7 +160,7 @@ class OpenAiRest:
         prompts = _prompts(body.input, "input")
         if "" in prompts:
             raise InvalidRequest("`input` cannot be an empty text")
-        limit = generator.info.limits.max_concurrent_requests
+        limit = generator.info.policy.max_concurrent_requests
         if len(prompts) > limit:
             raise InvalidRequest(f"{len(prompts)} inputs are more than the {limit} that are answered at a time")
         adapter = body.model if body.model in generator.info.adapters else None

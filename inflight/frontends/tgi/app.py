@@ -155,7 +155,7 @@ class TgiRest:
 
     async def _info(self, scope: Scope, receive: Receive, send: Send) -> None:
         info = self._generator.info
-        limits = info.limits
+        limits, policy = info.limits, info.policy
         await respond_json(
             send,
             {
@@ -164,15 +164,15 @@ class TgiRest:
                 "model_dtype": f"torch.{info.dtype}",
                 "model_device_type": info.device_type,
                 "model_pipeline_tag": "text-generation",
-                "max_concurrent_requests": limits.max_concurrent_requests,
+                "max_concurrent_requests": policy.max_concurrent_requests,
                 "max_best_of": limits.max_best_of,
                 "max_stop_sequences": limits.max_stop_sequences,
                 "max_input_tokens": limits.max_input_tokens,
                 "max_total_tokens": limits.max_total_tokens,
-                "max_batch_total_tokens": limits.max_batch_total_tokens,
-                "max_batch_prefill_tokens": limits.max_batch_prefill_tokens,
-                "waiting_served_ratio": limits.waiting_served_ratio,
-                "max_waiting_tokens": limits.max_waiting_tokens,
+                "max_batch_total_tokens": policy.max_batch_total_tokens,
+                "max_batch_prefill_tokens": policy.max_batch_prefill_tokens,
+                "waiting_served_ratio": policy.waiting_served_ratio,
+                "max_waiting_tokens": policy.max_waiting_tokens,
                 "validation_workers": 1,
                 "max_client_batch_size": limits.max_client_batch_size,
                 "router": "inflight",

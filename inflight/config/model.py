@@ -1,0 +1,395 @@
+"""What one language model is told at its start: a record for its ranks, one for requests, one for the schedule.
+
+A setting is written here and nowhere else: type, default, help, and its names. Command lines, configuration files,
+`LLM` and `declare_generator` are made of these fields, and messages carry the records as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from inflight.config.parse import absolute, memory, one_of, ratio, seconds, switch, whole
+from inflight.config.setting import Setting, fields_of
+from inflight.errors import ConfigError
+from inflight.hub import HubModel, fetch, hint, locate
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZE = ("none", "int8", "int4", "int4-64", "int4-128")
+"""What weights can be packed as; int4 is in groups of 32."""
+KV_CACHE_DTYPES = ("auto", "int8")
+GENERATION_CONFIGS = ("auto", "none")
+"""Whether OpenAI's routes take what a request does not say from the model's generation_config.json."""
+POOLINGS = ("last", "mean")
+MAX_RANKS = 64
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """One LoRA adapter.
+
+    Attributes:
+        name: for clients.
+        folder: in PEFT's layout; absolute. Of an adapter of the hub it is known once that is fetched.
+        hub: what is to be fetched; None: it is here.
+    """
+
+    name: str
+    folder: Path
+    hub: HubModel | None = None
+
+    @classmethod
+    def of(cls, name: str, given: str | Path, base: Path | None = None, *, cache: str | None = None) -> AdapterConfig:
+        """The adapter of that name at a path, or of the hub.
+
+        Args:
+            base: the folder that relative paths begin at; None: the working directory.
+            cache: as for `locate`.
+
+        Raises:
+            ConfigError: as `locate`.
+        """
+        where = locate(given, base, cache=cache)
+        if isinstance(where, HubModel):
+            return cls(name, Path(where.repo), where)
+        return cls(name, where.absolute())
+
+    async def fetched(self) -> AdapterConfig:
+        """The adapter on this disk.
+
+        Raises:
+            StartError: it cannot be fetched.
+        """
+        return self if self.hub is None else AdapterConfig(self.name, (await fetch(self.hub, adapter=True)).path)
+
+
+def adapters(text: str, cache: str | None = None) -> tuple[AdapterConfig, ...]:
+    """`name=folder,org/name@revision`; what has no name is called like the folder, or by its id.
+
+    Args:
+        cache: where adapters of the hub are kept; None: in the hub's own cache.
+
+    Raises:
+        ConfigError: a folder that is not there, or a name twice.
+    """
+    found: list[AdapterConfig] = []
+    for part in (each.strip() for each in text.split(",")):
+        if not part:
+            continue
+        name, _, given = part.rpartition("=")
+        adapter = AdapterConfig.of(name, given, cache=cache)
+        if adapter.hub is None and not (adapter.folder / "adapter_config.json").is_file():
+            known = adapter.folder.is_dir()
+            raise ConfigError(
+                f"'{given}' is no adapter: it holds no adapter_config.json"
+                if known
+                else f"'{given}' is no adapter: there is no such folder; {hint(given).replace('a model', 'an adapter')}"
+            )
+        found.append(replace(adapter, name=name or _called(adapter)))
+    names = [one.name for one in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two adapters are named '{twice}'; write other=folder for one of them")
+    return tuple(found)
+
+
+def _called(adapter: AdapterConfig) -> str:
+    """TGI's clients name an adapter of the hub by its id."""
+    return adapter.folder.name if adapter.hub is None else adapter.hub.repo
+
+
+def _adapters(text: str) -> tuple[AdapterConfig, ...]:
+    try:
+        return adapters(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+class ModelConfig(msgspec.Struct, frozen=True):
+    """What every rank of a language model is told of it.
+
+    Attributes:
+        model_dir: a folder in Hugging Face layout, or a GGUF file; absolute. Of a model of the hub it is known once
+            that is fetched.
+        device_type: cpu, gpu (or cuda), ascend (or npu), or None for the best one here.
+        dtype: auto, float32, bfloat16 or float16.
+        kv_cache_bytes: memory of each rank's cache; None: measured at start.
+        block_size: tokens in one block of the cache.
+        threads: CPU threads of each rank; 0: the cores divided by the ranks.
+        quantize: none, int8, int4, int4-64 or int4-128: what float weights are packed as, on the CPU engine.
+        kv_cache_dtype: auto (that of the weights) or int8, on the CPU engine.
+        packed_cache: folder where packed weights are kept from one start to the next; None: nowhere.
+        adapters: LoRA adapters that requests may name; the first one is number 1.
+        allow_pickle, trust_remote_code: read what can run code.
+    """
+
+    model_dir: Path
+    device_type: str | None = None
+    dtype: Annotated[
+        str, Setting("Of a language model's weights.", one_of(*DTYPES), "DTYPE", " auto: the checkpoint's", tgi="dtype")
+    ] = "auto"
+    kv_cache_bytes: Annotated[
+        int | None,
+        Setting(
+            "Memory of each rank's key-value cache, like 4g.", memory, "SIZE", ": measured", flag="kv-cache-memory"
+        ),
+    ] = None
+    block_size: Annotated[int, Setting("Tokens in a block of the cache.", whole(1, 256), "N")] = 16
+    threads: Annotated[int, Setting("CPU threads of each rank.", whole(0), "N", ": the cores, shared")] = 0
+    quantize: Annotated[
+        str,
+        Setting(
+            "Pack weights as 8 or 4 bits (int4: groups of 32), on CPUs.", one_of(*QUANTIZE), "FORM", tgi="quantize"
+        ),
+    ] = "none"
+    kv_cache_dtype: Annotated[
+        str,
+        Setting("Of the key-value cache: the weights' or int8, on CPUs.", one_of(*KV_CACHE_DTYPES), "DTYPE"),
+    ] = "auto"
+    packed_cache: Annotated[
+        Path | None,
+        Setting("Folder where packed weights are kept from one start to the next.", absolute, "DIR", ": nowhere"),
+    ] = None
+    adapters: Annotated[
+        tuple[AdapterConfig, ...],
+        Setting(
+            "LoRA adapters that requests may name: folders or ids of the hub, separated by commas: name=folder, "
+            "folder, org/name, org/name@revision.",
+            _adapters,
+            "NAME=DIR,...",
+            None,
+            flag="lora-adapters",
+            tgi="lora-adapters",
+        ),
+    ] = ()
+    allow_pickle: Annotated[bool, Setting("Read pickled weights (pytorch_model.bin), which can run code.", switch)] = (
+        False
+    )
+    trust_remote_code: Annotated[
+        bool, Setting("Run Python code that a model's directory holds.", switch, tgi="trust-remote-code")
+    ] = False
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one request may ask for. The names are TGI's.
+
+    Attributes:
+        max_input_tokens, max_total_tokens: None: what model and cache allow.
+        payload_limit: bytes of a request's body.
+        grammars: requests may ask for structured output.
+    """
+
+    max_best_of: Annotated[int, Setting("Largest best_of.", whole(1), "N", tgi="max-best-of")] = 2
+    max_stop_sequences: Annotated[int, Setting("Stop texts of a request.", whole(0), "N", tgi="max-stop-sequences")] = 4
+    max_top_n_tokens: Annotated[int, Setting("Largest top_n_tokens.", whole(0), "N", tgi="max-top-n-tokens")] = 5
+    max_client_batch_size: Annotated[
+        int, Setting("Prompts in one completions request.", whole(1), "N", tgi="max-client-batch-size")
+    ] = 4
+    max_input_tokens: Annotated[
+        int | None, Setting("Longest prompt.", whole(1), "N", ": max-total-tokens less 1", tgi="max-input-tokens")
+    ] = None
+    max_total_tokens: Annotated[
+        int | None,
+        Setting("Longest prompt and output together.", whole(2), "N", ": the model's", tgi="max-total-tokens"),
+    ] = None
+    payload_limit: Annotated[int, Setting("Bytes of a generation's body.", whole(1024), "N", tgi="payload-limit")] = (
+        2_000_000
+    )
+    grammars: Annotated[
+        bool,
+        Setting(
+            "Refuse structured output.",
+            switch,
+            flag="disable-grammar-support",
+            tgi="disable-grammar-support",
+            opposite=True,
+        ),
+    ] = True
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """How requests share the model. The names are TGI's.
+
+    Attributes:
+        max_concurrent_requests: more are refused (Overloaded).
+        max_batch_size: rows that are computed together.
+        max_batch_prefill_tokens: prompt tokens computed in one step; None: by device.
+        max_batch_mixed_tokens: tokens up to which prompts fill a step in which others decode; None: by device.
+        max_batch_total_tokens: tokens in the cache; None: all that fit.
+        waiting_served_ratio, max_waiting_tokens: reported; with chunked prefill nobody waits for a pause.
+        step_timeout: seconds after which a step counts as hung and the shards are replaced.
+        plans_in_flight: steps the shards may have at once.
+    """
+
+    max_concurrent_requests: Annotated[
+        int,
+        Setting("Generations in the server before new ones are refused.", whole(1), "N", tgi="max-concurrent-requests"),
+    ] = 128
+    max_batch_size: int = 128
+    max_batch_prefill_tokens: Annotated[
+        int | None,
+        Setting(
+            "Prompt tokens computed in one step: what a prompt may delay those that come by.",
+            whole(1),
+            "N",
+            " 512 on a CPU, else 4096",
+            tgi="max-batch-prefill-tokens",
+        ),
+    ] = None
+    max_batch_mixed_tokens: Annotated[
+        int | None,
+        Setting(
+            "Tokens up to which prompts fill a step in which others stream, so that these are hardly delayed.",
+            whole(1),
+            "N",
+            " 32 on a CPU, else without such a limit",
+        ),
+    ] = None
+    max_batch_total_tokens: Annotated[
+        int | None,
+        Setting("Tokens in the cache.", whole(1), "N", ": what fits", tgi="max-batch-total-tokens"),
+    ] = None
+    waiting_served_ratio: Annotated[
+        float,
+        Setting(
+            "Accepted for TGI's scripts; prompts are computed in chunks, so nobody waits for a pause.",
+            ratio,
+            "RATIO",
+            None,
+            tgi="waiting-served-ratio",
+        ),
+    ] = 0.3
+    max_waiting_tokens: Annotated[
+        int, Setting("As waiting-served-ratio.", whole(0), "N", None, tgi="max-waiting-tokens")
+    ] = 20
+    step_timeout: Annotated[
+        float,
+        Setting(
+            "Seconds after which a step counts as hung and the model's processes are replaced.",
+            seconds,
+            "SECONDS",
+            " 300",
+        ),
+    ] = 300.0
+    plans_in_flight: int = 2
+
+    def prefill_tokens(self, device_type: str | None) -> int:
+        """The resolved `max_batch_prefill_tokens`: a chunk delays those that come, so it is small on a CPU."""
+        return self.max_batch_prefill_tokens or (512 if device_type == "cpu" else 4096)
+
+    def resolved(self, device_type: str, max_rows: int) -> Policy:
+        """What is in force on shards of a device that have so many rows.
+
+        `max_batch_mixed_tokens` is for rows that keep the arithmetic busy, where that is known.
+        """
+        return msgspec.structs.replace(
+            self,
+            max_batch_size=min(self.max_batch_size, max_rows),
+            max_batch_prefill_tokens=self.prefill_tokens(device_type),
+            max_batch_mixed_tokens=self.max_batch_mixed_tokens or (32 if device_type == "cpu" else None),
+        )
+
+
+class GeneratorConfig(msgspec.Struct, frozen=True):
+    """One language model to start.
+
+    Attributes:
+        model: what its ranks are told of it.
+        name: its name for clients; `model_id`: what `/info` calls it, None: the folder.
+        limits: of one request.
+        policy: how requests share it.
+        tensor_parallel: processes that share the model.
+        device_ids: one for each rank; empty: 0, 1, ...
+        generation_config: auto: requests to OpenAI's routes that say nothing else are sampled as the model's
+            generation_config.json says, as vLLM does it; none: as OpenAI does it, as TGI does.
+        pooling: what a decoder's embeddings are: of the `last` token, or the `mean` of all. None: as its folder says,
+            else `last`.
+        tokenizer_config: another tokenizer_config.json than the model's, for its chat template.
+        hub: what is to be fetched before it is loaded; None: it is here.
+        commit: of the hub's repository that it came from, where it did.
+    """
+
+    model: ModelConfig
+    name: str
+    model_id: Annotated[
+        str | None, Setting("What /info and /v1 call the language model.", str, "NAME", ": its path or id")
+    ] = None
+    limits: Limits = Limits()
+    policy: Policy = Policy()
+    tensor_parallel: Annotated[
+        int, Setting("Processes (devices) that share a language model.", whole(1, MAX_RANKS), "N", tgi="num-shard")
+    ] = 1
+    device_ids: tuple[int, ...] = ()
+    generation_config: Annotated[
+        str,
+        Setting(
+            "auto: OpenAI's routes take temperature, top_p, top_k, min_p, repetition_penalty and max_new_tokens from "
+            "the model's generation_config.json where a request does not say them. none: as OpenAI and TGI do.",
+            one_of(*GENERATION_CONFIGS),
+            "FROM",
+        ),
+    ] = "auto"
+    pooling: Annotated[
+        str | None,
+        Setting(
+            "What embeddings of a decoder are.",
+            one_of(*POOLINGS),
+            "KIND",
+            ": as a sentence-transformers folder says, else last",
+        ),
+    ] = None
+    tokenizer_config: Path | None = None
+    hub: HubModel | None = None
+    commit: str | None = None
+
+    @classmethod
+    def of(cls, where: Path | HubModel, name: str = "", **values: Any) -> GeneratorConfig:
+        """A configuration out of fields of any of its records.
+
+        Args:
+            where: a folder or a file; absolute. Or a model of the hub.
+            name: empty: that of the folder, or of the repository.
+
+        Raises:
+            TypeError: a name that is no field.
+        """
+        folder, hub = (Path(where.repo), where) if isinstance(where, HubModel) else (where, None)
+        parts = [
+            {field: values.pop(field) for field in record.__struct_fields__ if field in values}
+            for record in (ModelConfig, Limits, Policy)
+        ]
+        model, limits, policy = parts
+        values.update(limits=Limits(**limits), policy=Policy(**policy), hub=hub)
+        return cls(ModelConfig(folder, **model), name or where.name, **values)
+
+    @classmethod
+    def asked(cls, where: Path | HubModel, name: str, values: Mapping[str, Any], **fields: Any) -> GeneratorConfig:
+        """As `of`, with the settings that are among some values by their keys.
+
+        Args:
+            fields: by their own names; they go before the values.
+        """
+        told = {each.name: each.told(values[each.key]) for each in SETTINGS if each.key in values}
+        return cls.of(where, name, **{**told, **fields})
+
+    async def fetched(self) -> GeneratorConfig:
+        """The same with what it names of the hub on this disk. Cancelling ends a fetch.
+
+        Raises:
+            StartError: something cannot be fetched; the text says why and what to do.
+        """
+        model = self.model
+        model = msgspec.structs.replace(model, adapters=tuple([await each.fetched() for each in model.adapters]))
+        if self.hub is None:
+            return msgspec.structs.replace(self, model=model)
+        found = await fetch(self.hub, allow_pickle=model.allow_pickle, trust_remote_code=model.trust_remote_code)
+        model = msgspec.structs.replace(model, model_dir=found.path)
+        return msgspec.structs.replace(self, model=model, commit=found.commit, hub=None)
+
+
+SETTINGS = tuple(field for record in (GeneratorConfig, ModelConfig, Policy, Limits) for field in fields_of(record))
+"""All that a command line, a file or a script can say of a language model."""

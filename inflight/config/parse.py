@@ -1,0 +1,95 @@
+"""Readers of single texts, from wherever they come: a flag, a variable, a file.
+
+Each takes a text and returns the value, or raises ValueError with what to write instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+_YES = ("1", "true", "yes", "on")
+_NO = ("0", "false", "no", "off", "")
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+
+def switch(text: str) -> bool:
+    lower = text.strip().lower()
+    if lower in _YES:
+        return True
+    if lower in _NO:
+        return False
+    raise ValueError(f"'{text}' is neither true nor false; write true or false")
+
+
+def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    bounds = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"'{text}' is no whole number; write {bounds}") from None
+        if value < minimum or (maximum is not None and value > maximum):
+            raise ValueError(f"{value} is out of range; write {bounds}")
+        return value
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"'{text}' is no number of seconds; write for example 30 or 2.5")
+    return value
+
+
+def ratio(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"'{text}' is no ratio; write a number from 0")
+    return value
+
+
+def memory(text: str) -> int:
+    """`512m`, `4g` or a number of bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        raise ValueError(f"'{text}' is no amount of memory; write 512m or 4g")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        for choice in choices:
+            if text.lower() == choice.lower():
+                return choice
+        raise ValueError(f"'{text}' is not known; write one of: {', '.join(choices)}")
+
+    return parse
+
+
+def device_ids(text: str) -> tuple[int, ...]:
+    """`0,1` as a tuple; an empty text is no device."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not all(item.isdecimal() for item in items) or len(set(items)) != len(items):
+        raise ValueError(f"'{text}' is no list of device ids; write distinct numbers like 0,1")
+    return tuple(int(item) for item in items)
+
+
+def existing_file(text: str) -> str:
+    if not Path(text).is_file():
+        raise ValueError(f"the file '{text}' does not exist; give the path of a file")
+    return text
+
+
+def absolute(text: str) -> Path:
+    return Path(text).absolute()

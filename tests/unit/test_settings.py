@@ -1,0 +1,153 @@
+"""A setting is written once: command lines, scripts and messages have it from its field."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inflight.commands import launcher, serve, shard_server
+from inflight.config import (
+    SETTINGS,
+    AdapterConfig,
+    GeneratorConfig,
+    Limits,
+    ModelConfig,
+    Policy,
+)
+from inflight.errors import RegistrationError
+from inflight.hub import HubModel
+from inflight.link import GeneratorOffer, GraphOffer, Load, LoadShard, ModelOffer, Offer, Packer, Ready, WorkerJob
+from inflight.link.codec import PREFIX, decode
+from inflight.llm import LLM
+from inflight.plan import ShardJob, ShardOffer
+from inflight.sched import Capacity
+from inflight.servable import declare_generator
+from inflight.servable.checks import check_settings
+from inflight.types import TensorSpec
+
+OTHER: dict[Any, Any] = {int: 7, int | None: 8, str: "other", str | None: "another", bool: True, float: 1.5}
+
+
+def strange(folder: Path = Path("/models/one")) -> GeneratorConfig:
+    """A configuration in which no field has its default."""
+    fields: dict[str, Any] = {}
+    for each in SETTINGS:
+        kind = each.kind
+        fields[each.name] = not each.value if kind is bool else OTHER.get(kind)
+    fields.update(packed_cache=Path("/cache"), adapters=(AdapterConfig("a", Path("/a"), HubModel("org/a", "", "v1")),))
+    fields.update(device_type="gpu", device_ids=(3, 4), tensor_parallel=2, max_batch_size=9, plans_in_flight=3)
+    fields.update(max_batch_prefill_tokens=100, tokenizer_config=Path("/t.json"), commit="abc", model_id="m")
+    return GeneratorConfig.of(folder, "one", **fields)
+
+
+def over_the_wire(message: Any) -> Any:
+    frame = Packer().frame(message)
+    _, header = PREFIX.unpack_from(frame)
+    return decode(frame, header, PREFIX.size, None)[0]
+
+
+def test_messages_carry_the_records_as_they_are() -> None:
+    config = strange()
+    job = ShardJob.of(config, 1, "127.0.0.1:9", 77)
+    assert over_the_wire(LoadShard(job)) == LoadShard(job)
+    model = ModelOffer("m", [GraphOffer([TensorSpec("x", "float32", (-1, 2))], [])], 4, False, True, [1])
+    offer = Offer(2, [], [model], True, "cpu", [GeneratorOffer("one", config)])
+    assert over_the_wire(Ready(offer)) == Ready(offer)
+    work = WorkerJob("/d", "n", 0, None, None, 1, None, True, 2, b"\x00key", "AES-GCM", [model], None)
+    assert over_the_wire(Load(work)) == Load(work)
+
+
+def test_a_rank_is_told_the_model_whole() -> None:
+    config = strange()
+    job = ShardJob.of(config, 1, "there", 77)
+    assert job.model.device_type == "cuda"
+    assert (job.rank, job.world_size, job.device_id, job.num_blocks) == (1, 2, 4, 77)
+    assert (job.max_rows, job.max_step_tokens, job.max_model_len) == (9, 109, 8)
+    for name in set(ModelConfig.__struct_fields__) - {"device_type"}:
+        assert getattr(job.model, name) == getattr(config.model, name), name
+    assert job.on(5).model.threads == config.model.threads
+    plain = ShardJob.of(GeneratorConfig.of(Path("/m")))
+    assert (plain.on(5).model.threads, plain.max_step_tokens) == (5, 4096 + 128)
+
+
+def test_a_field_that_is_none() -> None:
+    with pytest.raises(TypeError, match="max_tokens"):
+        GeneratorConfig.of(Path("/m"), max_tokens=3)
+
+
+def test_what_shards_leave_of_a_policy() -> None:
+    offer = ShardOffer(50, 4, 8, 100, 96, "cpu", "float32", 0, 0, "llama", switch=40, stretched=60)
+    policy = Policy().resolved("cpu", offer.max_rows)
+    assert (policy.max_batch_size, policy.max_batch_prefill_tokens, policy.max_batch_mixed_tokens) == (8, 512, 32)
+    assert Capacity.of(offer, policy, 40) == Capacity(40, 4, 8, 520, 512, 32, 40, 60)
+    assert Policy(max_batch_size=3).resolved("cuda", 8).max_batch_size == 3
+    assert Policy().resolved("cuda", 8).max_batch_mixed_tokens is None
+
+
+def test_every_field_is_in_one_record() -> None:
+    names = [name for record in (GeneratorConfig, ModelConfig, Limits, Policy) for name in record.__struct_fields__]
+    assert len(names) == len(set(names))
+    keys = [each.key for each in SETTINGS]
+    assert len(keys) == len(set(keys))
+
+
+def test_serve_has_every_setting() -> None:
+    options = {option.key: option for option in serve.OPTIONS}
+    for each in SETTINGS:
+        option = options[each.key]
+        assert (option.help, option.default, option.parse) == (each.help, each.default, each.setting.parse)
+        assert (option.metavar is None) == (each.kind is bool)
+
+
+def test_the_launcher_has_the_settings_that_tgi_names() -> None:
+    flags = {flag.name: flag for flag in launcher.FLAGS}
+    for each in SETTINGS:
+        if not each.setting.tgi:
+            continue
+        flag = flags[each.setting.tgi]
+        if each.setting.tgi not in ("num-shard", "dtype", "quantize", "lora-adapters"):  # TGI's own rules
+            assert (flag.default, flag.help) == (each.default, each.setting.help)
+
+
+def test_the_shard_server_has_settings_of_ranks(tmp_path: Path) -> None:
+    given = shard_server.parser().parse_args(
+        ["serve", "m", "--dtype", "float32", "--kv-cache-memory", "1m", "--trust-remote-code", "--block-size", "8"]
+    )
+    job = shard_server._job(given, tmp_path, {"RANK": "1", "WORLD_SIZE": "2", "MAX_TOTAL_TOKENS": "99"}, [])
+    assert (job.model.dtype, job.model.kv_cache_bytes, job.model.block_size) == ("float32", 1 << 20, 8)
+    assert (job.model.trust_remote_code, job.model.allow_pickle, job.model.quantize) == (True, False, "none")
+    assert (job.rank, job.world_size, job.device_id, job.rendezvous) == (1, 2, 1, "localhost:29500")
+    assert (job.max_rows, job.max_model_len) == (128, 99)
+
+
+@pytest.mark.parametrize("written", [LLM.__init__, declare_generator])
+def test_a_signature_says_what_the_fields_say(written: Callable[..., Any]) -> None:
+    """Written out, because people and editors read it; so it is compared."""
+    given = inspect.signature(written, eval_str=True).parameters
+    settings = {each.key: each for each in SETTINGS}
+    found = [name for name in given if name in settings]
+    assert {"dtype", "kv_cache_memory", "threads", "quantize", "kv_cache_dtype", "max_total_tokens"} <= set(found)
+    for name in found:
+        parameter, field = given[name], settings[name]
+        if name in ("lora_adapters", "packed_cache"):  # a mapping of them; also a text
+            assert parameter.default is None
+        else:
+            assert (parameter.annotation, parameter.default) == (field.kind, field.value), name
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"threads": -1}, "threads.*-1 is out of range; write at least 0"),
+        ({"dtype": 3}, "'dtype' should be str"),
+        ({"quantize": "int3"}, "'quantize': 'int3' is not known; write one of: none, int8"),
+        ({"max_total_tokens": "9"}, "'max_total_tokens' should be int"),
+    ],
+)
+def test_a_servable_is_told_of_a_wrong_setting(given: dict[str, object], told: str) -> None:
+    with pytest.raises(RegistrationError, match=told):
+        check_settings(given)
