@@ -61,9 +61,6 @@ KILLED_DELAY = 2.0
 PATIENCE = 600.0
 """Seconds without shards after which requests without a deadline of their own are given up, and new ones refused."""
 
-_FAILURES = {"overloaded": "overloaded", "invalid": "validation", "too_large": "validation"}
-"""Causes of errors in TGI's words; everything else is `generation`."""
-
 ENCODER = "encoder"
 """Family of models that only embed."""
 
@@ -249,7 +246,7 @@ class Engine:
                     finish, failure = event, None
                 yield event
         except InflightError as error:
-            failure = _FAILURES.get(error.cause, "generation")
+            failure = error.failure
             raise
         finally:
             await events.aclose()
@@ -339,7 +336,7 @@ class Engine:
 
     def _turned_away(self) -> None:
         if self._metrics is not None:
-            self._metrics.generations.done(0, 0, 0.0, 0.0, 0.0, _FAILURES[Overloaded.cause])
+            self._metrics.generations.done(0, 0, 0.0, 0.0, 0.0, Overloaded.failure)
 
     def _close(self, stream: Stream) -> None:
         """The caller has its end, or left: the row is freed in the next plan."""
