@@ -54,6 +54,7 @@ _QWEN = ("qwen2", 896, 24, 14, 2, 4864, 151_936, True, True, 1e6)
 SHAPES = {
     "qwen2.5-0.5b-q4_k_m": GgufShape(*_QWEN, "Q4_K_M"),
     "qwen2.5-0.5b-q8_0": GgufShape(*_QWEN, "Q8_0"),
+    "probe-q4_k_m": GgufShape("llama", 512, 2, 8, 4, 1024, 512, False, False, 5e5, "Q4_K_M"),  # whether a peer computes
     "llama-3.1-8b-q4_k_m": GgufShape("llama", 4096, 32, 32, 8, 14_336, 128_256, False, False, 5e5, "Q4_K_M"),
 }
 

@@ -40,6 +40,19 @@ build_llamacpp() {
         cmake --build "$1/build" -j "$JOBS" --target llama-server llama-quantize llama-bench llama-batched-bench
 }
 
+# Whether what was built computes a small Q4_K_M: on some machines ggml's AMX kernels end in an illegal instruction.
+llamacpp_computes() {
+    local model=$1/probe/gguf/probe-q4_k_m.gguf
+    "$1/bin/python" -m bench.gguf_files "$1/probe" --models probe-q4_k_m >/dev/null &&
+        "$1/build/bin/llama-bench" -m "$model" -p 64 -n 2 -r 1 -t "$JOBS" >/dev/null 2>&1
+}
+
+# The compiler takes AMX from -march=native, so that only flags behind it leave it out.
+leave_amx_out() {
+    sed -i 's/ARCH_FLAGS -march=native)/ARCH_FLAGS -march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16)/' \
+        "$1/src/vendor/llama.cpp/ggml/src/ggml-cpu/CMakeLists.txt"
+}
+
 # llama-server, llama-quantize, the benchmarks and libllama, all from one build; the Python package is installed without
 # a build of its own and finds libllama through LLAMA_CPP_LIB_PATH.
 setup_llamacpp() {
@@ -59,6 +72,14 @@ setup_llamacpp() {
         tail -n 30 $home/build.log >&2
         exit 1
     }
+    if ! llamacpp_computes $home; then
+        echo "llama.cpp does not compute here as it is built; once more, without AMX" >&2
+        leave_amx_out $home
+        build_llamacpp $home >>$home/build.log 2>&1 && llamacpp_computes $home || {
+            echo "llama.cpp does not compute here without AMX either; $home/build.log says how it was built" >&2
+            exit 1
+        }
+    fi
     CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" install $home --no-deps "./$home/src"
     install $home typing-extensions diskcache jinja2
     LLAMA_CPP_LIB_PATH=$PWD/$home/build/bin $home/bin/python -c \
