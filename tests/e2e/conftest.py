@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.light import make_environment
+
 
 @pytest.fixture(scope="package", autouse=True)
 def plain_servers() -> Iterator[None]:
@@ -14,6 +16,13 @@ def plain_servers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INFLIGHT_GRPC_ENGINE", "grpcio")
         yield
+
+
+@pytest.fixture(scope="session")
+def light_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment that has what `pip install inflight-serving` brings: neither torch nor
+    transformers."""
+    return make_environment(tmp_path_factory.mktemp("light"))
 
 
 @pytest.fixture

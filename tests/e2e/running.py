@@ -26,10 +26,6 @@ from inflight.server import Server
 
 FREE = "127.0.0.1:0"
 
-_BLOCKER = str(Path(__file__).resolve().parents[1] / "without_torch")
-WITHOUT_TORCH = {"PYTHONPATH": os.pathsep.join([_BLOCKER, *filter(None, [os.environ.get("PYTHONPATH")])])}
-"""Environment of processes that find neither torch nor transformers, as after a plain installation."""
-
 WORK = """
     import os, subprocess, sys, threading, time
     import numpy as np
@@ -202,14 +198,16 @@ class Served:
 
 
 @contextmanager
-def process(directory: Path, *command: str, environment: Mapping[str, str] = {}) -> Iterator[Served]:
+def process(
+    directory: Path, *command: str, environment: Mapping[str, str] = {}, python: str = sys.executable
+) -> Iterator[Served]:
     """Runs `python *command` in an empty working directory; kills what is left of it afterwards."""
     cwd = directory / f"cwd{time.monotonic_ns()}"
     cwd.mkdir(parents=True)
     stdout, stderr = (cwd.with_suffix(suffix) for suffix in (".out", ".err"))
     with stdout.open("wb") as out, stderr.open("wb") as err:
         started = subprocess.Popen(
-            [sys.executable, *command],
+            [python, *command],
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -231,12 +229,14 @@ def process(directory: Path, *command: str, environment: Mapping[str, str] = {})
 
 
 @contextmanager
-def serve(directory: Path, *arguments: str, environment: Mapping[str, str] = {}) -> Iterator[Served]:
+def serve(
+    directory: Path, *arguments: str, environment: Mapping[str, str] = {}, python: str = sys.executable
+) -> Iterator[Served]:
     """`inflight serve` with both doors on free ports, ready."""
     doors = [] if "--http" in arguments else ["--http", FREE]
     doors += [] if "--grpc" in arguments else ["--grpc", FREE]
     command = ["-m", "inflight.cli", "serve", *arguments, *doors]
-    with process(directory, *command, environment=environment) as served:
+    with process(directory, *command, environment=environment, python=python) as served:
         served.line("try ")
         served.http = served.line("REST").partition("//")[2]
         served.grpc = served.line("gRPC")

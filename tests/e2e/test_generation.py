@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 
 from inflight.kernels import native_reason
 from tests.e2e.running import (
-    WITHOUT_TORCH,
     Background,
     Served,
     connect,
@@ -45,9 +44,9 @@ CHAT = [{"role": "user", "content": "What is Inflight?"}]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, light_python: str) -> Iterator[Served]:
     arguments = ["--kv-cache-memory", "64m", "--max-total-tokens", "512", "--max-concurrent-requests", "40"]
-    with serve(tmp_path_factory.mktemp("pocket"), str(POCKET), *arguments, environment=WITHOUT_TORCH) as one:
+    with serve(tmp_path_factory.mktemp("pocket"), str(POCKET), *arguments, python=light_python) as one:
         yield one
 
 

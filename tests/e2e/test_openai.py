@@ -13,7 +13,7 @@ import openai
 import pydantic
 import pytest
 
-from tests.e2e.running import WITHOUT_TORCH, Served, request, serve
+from tests.e2e.running import Served, request, serve
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 CHAT: Any = [{"role": "user", "content": "What is Inflight?"}]
@@ -41,7 +41,7 @@ TOOLS: Any = [
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, light_python: str) -> Iterator[Served]:
     """One server, four models: the pocket model with the chat templates of four families."""
     root = tmp_path_factory.mktemp("families")
     folders = []
@@ -49,9 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         shutil.copytree(POCKET, root / name)
         (root / name / "chat_template.jinja").write_text(template)
         folders.append(str(root / name))
-    with serve(
-        root, *folders, "--kv-cache-memory", "16m", "--max-total-tokens", "900", environment=WITHOUT_TORCH
-    ) as one:
+    with serve(root, *folders, "--kv-cache-memory", "16m", "--max-total-tokens", "900", python=light_python) as one:
         yield one
 
 

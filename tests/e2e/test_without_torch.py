@@ -1,7 +1,7 @@
 """What a base installation says where torch or transformers are needed: at once, with the extra to install.
 
 That everything else works without them is held by the suite itself: the servers of `test_generation.py` and
-`test_openai.py` run in processes that find neither (`running.WITHOUT_TORCH`).
+`test_openai.py` run in the same environment (`tests/light.py`).
 """
 
 from __future__ import annotations
@@ -10,17 +10,24 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from gguf import GGMLQuantizationType as Type
 from tokenizers import Tokenizer
 
-from tests.e2e.running import WITHOUT_TORCH, request, serve
+from tests.e2e.running import request, serve
 from tests.gguf_files import bpe, matrices, write_gguf
+from tests.light import ROOT, requirements
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
+
+LIST = """
+import importlib.metadata, importlib.util, json
+
+assert not any(map(importlib.util.find_spec, ("torch", "torch_npu", "transformers", "gguf")))
+print(json.dumps([each.metadata["Name"] for each in importlib.metadata.distributions()]))
+"""
 
 LOAD = """
 import json, os, sys
@@ -46,7 +53,29 @@ def changed(folder: Path, **settings: Any) -> str:
     return str(folder)
 
 
-def test_what_needs_torch_says_so(tmp_path: Path) -> None:
+def run(python: str, *command: str, cwd: Path, given: str = "") -> subprocess.CompletedProcess[str]:
+    """In the environment, and nowhere near the checkout."""
+    return subprocess.run(
+        [python, *command],
+        input=given,
+        env={**os.environ, "PYTHONPATH": ""},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_the_environment_is_a_plain_installation(light_python: str, tmp_path: Path) -> None:
+    """What the package asks for, as installed here, and nothing that only tests need."""
+    found = run(light_python, "-c", LIST, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    names = json.loads(found.stdout)
+    assert sorted(names) == sorted(each.metadata["Name"] for each in requirements(ROOT))
+    assert not {"torch", "transformers", "gguf", "pytest"} & set(names)
+
+
+def test_what_needs_torch_says_so(light_python: str, tmp_path: Path) -> None:
     pocket = str(POCKET)
     cases: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
         "cuda": (pocket, {"device_type": "cuda"}, {}),
@@ -57,15 +86,7 @@ def test_what_needs_torch_says_so(tmp_path: Path) -> None:
         "encoder": (changed(tmp_path / "encoder", model_type="bert", architectures=["BertModel"]), {}, {}),
         "works": (pocket, {}, {}),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD],
-        input=json.dumps(cases),
-        env={**os.environ, **WITHOUT_TORCH},
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    done = run(light_python, "-c", LOAD, cwd=tmp_path, given=json.dumps(cases))
     assert done.returncode == 0, done.stderr
     said = dict(json.loads(line) for line in done.stdout.splitlines())
     assert list(said) == [name for name in cases if name != "works"]
@@ -78,22 +99,16 @@ def test_what_needs_torch_says_so(tmp_path: Path) -> None:
     assert "a model of type 'gpt2' needs" in said["bridge"]
 
 
-def test_a_torchscript_file_says_so(tmp_path: Path) -> None:
+def test_a_torchscript_file_says_so(light_python: str, tmp_path: Path) -> None:
     """`.pt` files are torch's too."""
     (tmp_path / "model.pt").write_bytes(b"")
-    done = subprocess.run(
-        [sys.executable, "-m", "inflight.cli", "serve", str(tmp_path / "model.pt"), "--http", "127.0.0.1:0"],
-        env={**os.environ, **WITHOUT_TORCH},
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = ["-m", "inflight.cli", "serve", str(tmp_path / "model.pt"), "--http", "127.0.0.1:0"]
+    done = run(light_python, *command, cwd=tmp_path)
     assert done.returncode == 1
     assert "pip install 'inflight-serving[torch]'" in done.stderr
 
 
-def test_a_gguf_file_is_served(tmp_path: Path) -> None:
+def test_a_gguf_file_is_served(light_python: str, tmp_path: Path) -> None:
     """Tokenizer, template and weights from the file alone; text and draws."""
     tokenizer = Tokenizer.from_file(str(POCKET / "tokenizer.json"))
     write_gguf(
@@ -104,7 +119,7 @@ def test_a_gguf_file_is_served(tmp_path: Path) -> None:
         tokenizer=bpe(tokenizer, {"bos": "<|begin|>", "eos": "<|end|>"}),
     )
     arguments = ["--kv-cache-memory", "16m", "--max-total-tokens", "256"]
-    with serve(tmp_path, str(tmp_path / "pocket.gguf"), *arguments, environment=WITHOUT_TORCH) as served:
+    with serve(tmp_path, str(tmp_path / "pocket.gguf"), *arguments, python=light_python) as served:
 
         def generate(**parameters: Any) -> str:
             body = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 16, **parameters}}

@@ -1,0 +1,91 @@
+"""An environment as `pip install inflight-serving` makes it: what the package requires, and nothing else.
+
+It is made of links to what is installed here, in a fraction of a second, so that whole servers of the suite can run
+there: that shows that no more is needed than pyproject.toml says.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import os
+import sys
+import venv
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import inflight
+import mindspore_serving
+from inflight.kernels.library import native
+
+ROOT = "inflight-serving"
+
+
+def make_environment(folder: Path) -> str:
+    """Makes it in an empty folder; returns its interpreter."""
+    venv.EnvBuilder(symlinks=os.name != "nt", with_pip=False).create(folder)
+    site = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    for distribution in requirements(ROOT):
+        _link(distribution, site)
+    _own(site)
+    return str(folder / "bin" / "python")
+
+
+def requirements(name: str) -> list[importlib.metadata.Distribution]:
+    """A distribution and everything that it asks for, extras that nobody names left out."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    asked: dict[tuple[str, str], None] = {}
+
+    def add(name: str, extra: str) -> None:
+        if (name, extra) in asked:
+            return
+        asked[name, extra] = None
+        distribution = found.setdefault(name, importlib.metadata.distribution(name))
+        for line in distribution.requires or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                for each in ("", *sorted(requirement.extras)):
+                    add(canonicalize_name(requirement.name), each)
+
+    add(canonicalize_name(name), "")
+    return list(found.values())
+
+
+def _link(distribution: importlib.metadata.Distribution, site: Path) -> None:
+    """What a distribution has in site-packages: whole packages; of namespaces, which others are in too, its part."""
+    installed = Path(str(distribution.locate_file("")))
+    for name, *_ in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
+        parts = Path(name).parts
+        if parts[0] in ("..", "/", "__pycache__"):  # commands
+            continue
+        if distribution.metadata["Name"] == ROOT and not parts[0].endswith(".dist-info"):
+            continue  # see `_own`
+        depth = 1
+        while depth < len(parts) and _is_namespace(installed.joinpath(*parts[:depth])):
+            depth += 1
+        place = site.joinpath(*parts[:depth])
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(installed.joinpath(*parts[:depth]))
+
+
+def _is_namespace(folder: Path) -> bool:
+    return not folder.name.endswith((".dist-info", ".libs")) and not (folder / "__init__.py").exists()
+
+
+def _own(site: Path) -> None:
+    """This package, from wherever it is imported here; its native library may lie elsewhere."""
+    for package in (inflight, mindspore_serving):
+        source = Path(str(package.__file__)).parent
+        (site / source.name).mkdir()
+        for child in source.iterdir():
+            if child.name != "kernels":
+                (site / source.name / child.name).symlink_to(child)
+    kernels = site / "inflight" / "kernels"
+    kernels.mkdir()
+    for child in (Path(inflight.__file__).parent / "kernels").iterdir():
+        (kernels / child.name).symlink_to(child)
+    if native is not None and not (kernels / Path(native.__file__).name).exists():
+        (kernels / Path(native.__file__).name).symlink_to(native.__file__)
