@@ -42,8 +42,13 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
     factors: Mapping[str, list[float]] | None = None,
+    fused: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Writes the checkpoint of a folder; returns by Hugging Face's names what the file's weights stand for."""
+    """Writes the checkpoint of a folder; returns by Hugging Face's names what the file's weights stand for.
+
+    Args:
+        fused: queries, keys and values in one tensor, gates and ups of experts too.
+    """
     config = json.loads((folder / "config.json").read_text())
     layers = config["num_hidden_layers"]
     names = gguf.get_tensor_name_map(
@@ -69,6 +74,7 @@ def write_gguf(
     for name, values in (factors or {}).items():
         writer.add_tensor(name, np.array(values, np.float32))
     kept: dict[str, np.ndarray] = {}
+    written: dict[str, tuple[np.ndarray, Type]] = {}
     for name, values in _gathered(load_file(folder / "model.safetensors")).items():
         stem, _, kind = name.rpartition(".")
         found = names.get_name(stem)
@@ -85,14 +91,32 @@ def write_gguf(
             data = _random_blocks(values.shape, wanted)
         else:
             data = gguf.quantize(values, wanted)
-        writer.add_tensor(found, data, raw_dtype=wanted)
+        written[found] = data, wanted
         back = gguf.dequantize(data, wanted)[np.argsort(rows)] - added
         kept.update(_apart(name, back))
+    for found, (data, wanted) in (_fused(written) if fused else written).items():
+        writer.add_tensor(found, data, raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return kept
+
+
+def _fused(written: Mapping[str, tuple[np.ndarray, Type]]) -> dict[str, tuple[np.ndarray, Type]]:
+    """What lies in one tensor where llama.cpp's converter is told `--fuse-qkv --fuse-gate-up-exps`."""
+    found = dict(written)
+    for parts, whole, axis in (
+        (("attn_q", "attn_k", "attn_v"), "attn_qkv", 0),
+        (("ffn_gate_exps", "ffn_up_exps"), "ffn_gate_up_exps", 1),
+    ):
+        for name in written:
+            layer, part, kind = name.rsplit(".", 2) if name.count(".") > 2 else ("", "", "")
+            if part == parts[0]:
+                together = [found.pop(f"{layer}.{each}.{kind}") for each in parts]
+                data = np.concatenate([data for data, _ in together], axis=axis)
+                found[f"{layer}.{whole}.{kind}"] = data, together[0][1]
+    return found
 
 
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(.+)")

@@ -41,6 +41,7 @@ class DecoderConfig:
     Attributes:
         family: the model type.
         prefix: of the checkpoint's names.
+        head_name, embedding_name: of the checkpoint's tensors; an empty one is `embed_tokens.weight` behind the prefix.
         qkv_bias, out_bias, mlp_bias: which linear layers have one.
         fused: qkv_proj and gate_up_proj in one tensor each.
         qk_norm: norms of queries and keys by head.
@@ -72,6 +73,7 @@ class DecoderConfig:
     rope_of: tuple[str | None, ...]
     prefix: str = "model."
     head_name: str = "lm_head.weight"
+    embedding_name: str = ""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False

@@ -79,7 +79,7 @@ class Layout:
         """By its name, see the module."""
         config = self.config
         if name == "embedding":
-            return self._table(f"{config.prefix}{_EMBEDDING}")
+            return self._table(config.embedding_name or f"{config.prefix}{_EMBEDDING}")
         if name == "head":
             return self._table(config.head_name)
         index, kind, *expert = name.split(".")
@@ -211,10 +211,9 @@ def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderCon
     prefixes = dict.fromkeys([config.prefix, *_PREFIXES])
     found = next((prefix for prefix in prefixes if f"{prefix}{_EMBEDDING}" in weights), None)
     if found is None:
-        return config  # without an embedding: whoever reads it says so
+        return _without_embedding(config, weights, list(prefixes))
     config = replace(config, prefix=found)
-    heads = dict.fromkeys([config.head_name, "lm_head.weight", f"{found.removesuffix('model.')}lm_head.weight"])
-    head = next((name for name in heads if name in weights), None)
+    head = _head(config, weights)
     if head is None:
         if untied:
             raise StartError(
@@ -226,6 +225,23 @@ def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderCon
         log.warning("config.json ties the head to the embedding, but '%s' has values of its own, which are used", head)
         return replace(config, head_name=head, tied=False)
     return replace(config, head_name=head)
+
+
+def _head(config: DecoderConfig, weights: Weights) -> str | None:
+    prefix = config.prefix.removesuffix("model.")
+    heads = dict.fromkeys([config.head_name, "lm_head.weight", f"{prefix}lm_head.weight"])
+    return next((name for name in heads if name in weights), None)
+
+
+def _without_embedding(config: DecoderConfig, weights: Weights, prefixes: Sequence[str]) -> DecoderConfig:
+    """Of two names for one tensor safetensors keeps one: where head and embedding are tied, it may be the head's.
+
+    A checkpoint that has neither, or is not tied, stays as it is: whoever reads the embedding says that it is missing.
+    """
+    found = next((prefix for prefix in prefixes if f"{prefix}norm.weight" in weights), config.prefix)
+    located = replace(config, prefix=found)
+    head = _head(located, weights)
+    return replace(located, embedding_name=head) if config.tied and head is not None else config
 
 
 def _differ(weights: Weights, embedding: str, head: str, shape: Sequence[int]) -> bool:

@@ -76,6 +76,21 @@ def test_tied_either_way(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
         make_runner(false)
 
 
+def test_a_tied_model_that_stores_its_head_only(tiny: Path, tmp_path: Path) -> None:
+    """safetensors keeps one name of a shared tensor, whichever."""
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    rename = {embedding: None, head: embedding}
+    usual = changed(tiny, tmp_path / "usual", lambda name: rename.get(name, name), tie_word_embeddings=True)
+    only = changed(tiny, tmp_path / "head", lambda name: None if name == embedding else name, tie_word_embeddings=True)
+    for engine in ("", "torch"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("INFLIGHT_CPU_ENGINE", engine)
+            assert run(make_runner(only), PROMPTS, 8) == run(make_runner(usual), PROMPTS, 8)
+    untied = changed(only, tmp_path / "untied", lambda name: name, tie_word_embeddings=False)
+    with pytest.raises(StartError, match=r"'model\.embed_tokens\.weight' is missing"):
+        make_runner(untied)
+
+
 def test_shards_without_an_index(tiny: Path, tmp_path: Path) -> None:
     tensors = load_file(tiny / "model.safetensors")
     (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from contextlib import suppress
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from inflight.checkpoint import floats_into, open_model
 from inflight.checkpoint.gguf import GgufFile
 from inflight.errors import StartError
+from inflight.generation import SamplingDefaults
 from inflight.tensors import Blocks, Weight
 from inflight.text import load_tokenizer
 from tests.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, bpe, matrices, save_floats, sentencepiece, write_gguf
@@ -85,6 +87,63 @@ def test_a_model_writes_what_its_checkpoint_writes(
     assert run(make_runner(path), PROMPTS, 24) == run(make_runner(original), PROMPTS, 24)
     with open_model(path).weights() as checkpoint:
         assert len(checkpoint.names) == len(set(checkpoint.names))
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "extra", "metadata"),
+    [
+        ("Llama", "llama", {"attention_bias": True}, {}),
+        ("Qwen2", "qwen2", {"tie_word_embeddings": True}, {}),
+        (
+            "Qwen3Moe",
+            "qwen3moe",
+            {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
+            {
+                "qwen3moe.expert_count": 4,
+                "qwen3moe.expert_used_count": 2,
+                "qwen3moe.expert_feed_forward_length": 32,
+            },
+        ),
+    ],
+)
+def test_tensors_that_are_one(
+    family: str, architecture: str, extra: dict[str, Any], metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    """Queries, keys and values, and the experts' gates and ups, as llama.cpp's converter fuses them."""
+    original = save_tiny(family, tmp_path / "original", **{**extra, "head_dim": 16})
+    kept = write_gguf(original, tmp_path / "tiny.gguf", architecture, metadata=metadata, fused=True)
+    assert {name.rsplit(".", 2)[-2] for name in GgufFile(tmp_path / "tiny.gguf").tensors} >= {"attn_qkv"}
+    with open_model(tmp_path / "tiny.gguf").weights() as checkpoint:
+        for name, expected in kept.items():
+            assert np.array_equal(floats(checkpoint.read(name, expected.shape)), expected), name
+            if len(expected.shape) == 2:
+                assert np.array_equal(floats(checkpoint.read(name, expected.shape, (0, 8, 24))), expected[8:24])
+        assert checkpoint.unused() == []
+    assert run(make_runner(tmp_path / "tiny.gguf"), PROMPTS, 12) == run(make_runner(original), PROMPTS, 12)
+
+
+def test_a_fused_tensor_of_another_size(tmp_path: Path) -> None:
+    original = save_tiny("Llama", tmp_path / "original")
+    config = json.loads((original / "config.json").read_text())
+    (original / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 4}))
+    write_gguf(original, tmp_path / "tiny.gguf", "llama", fused=True)
+    with pytest.raises(StartError, match=r"'blk\.0\.attn_qkv\.weight' .* has 128 rows, its metadata wants 192"):
+        open_model(tmp_path / "tiny.gguf").weights().__enter__()
+
+
+def test_how_its_makers_want_it_sampled(tmp_path: Path) -> None:
+    """llama.cpp's keys are what its converter read in generation_config.json."""
+    keys = {"temp": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05, "penalty_repeat": 1.05, "mirostat": 1}
+    write_gguf(
+        save_tiny("Llama", tmp_path / "original"),
+        tmp_path / "tiny.gguf",
+        "llama",
+        metadata={f"general.sampling.{key}": value for key, value in keys.items()},
+        tokenizer=bpe(alphabet(), {"eos": "<|end|>"}),
+    )
+    assert load_tokenizer(tmp_path / "tiny.gguf").defaults == SamplingDefaults(
+        temperature=0.6, top_k=20, top_p=0.95, min_p=0.05, repetition_penalty=1.05
+    )
 
 
 @pytest.mark.parametrize("type", [Type.Q8_0, Type.Q4_0, Type.Q4_K, Type.F16, Type.BF16])

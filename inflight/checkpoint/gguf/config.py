@@ -39,12 +39,33 @@ def hf_config(file: GgufParts) -> Json:
     return config
 
 
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+"""What llama.cpp's converter takes over from generation_config.json, by its names for `general.sampling.`. Other keys
+are of samplers that llama.cpp has alone."""
+
+
 def generation_config(file: GgufParts) -> Json:
-    """generation_config.json: every token that ends an answer."""
+    """generation_config.json: every token that ends an answer, and how the model's makers want it sampled."""
     metadata = file.metadata
     keys = [f"tokenizer.ggml.{key}_token_id" for key in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(metadata[key] for key in keys if isinstance(metadata.get(key), int)))
-    return {"bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"), "eos_token_id": ends}
+    sampling = {name: metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
+    return {
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": ends,
+        **{name: _as_written(value) for name, value in sampling.items() if value is not None},
+    }
+
+
+def _as_written(value: Any) -> Any:
+    """A number of float32 as a person wrote it: 0.6, not 0.6000000238."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _base(file: GgufParts, architecture: str) -> Json:
@@ -172,7 +193,9 @@ def _biases(file: GgufParts) -> Json:
         StartError: others have; the text names one.
     """
     found = [name for name in file.tensors if name.startswith("blk.0.") and name.endswith(".bias")]
-    parts = {"attention_bias": ("attn_q", "attn_k", "attn_v", "attn_output"), "mlp_bias": _MLP}
+    fused = "blk.0.attn_qkv.bias" in file.tensors
+    attention = ("attn_qkv", "attn_output") if fused else ("attn_q", "attn_k", "attn_v", "attn_output")
+    parts = {"attention_bias": attention, "mlp_bias": _MLP}
     biased = {key: all(f"blk.0.{part}.bias" in file.tensors for part in each) for key, each in parts.items()}
     known = [f"blk.0.{part}.bias" for key, each in parts.items() if biased[key] for part in each]
     other = next((name for name in found if name not in known), None)

@@ -22,19 +22,29 @@ _IN_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_sho
 _TURNED = ("llama", "granite", "smollm3")
 """Architectures whose rotation pairs neighbours in llama.cpp (LLAMA_ROPE_TYPE_NORM), halves in Hugging Face's."""
 _GEMMA = ("gemma2", "gemma3")
+_FUSED = ("phi3",)
+"""Architectures whose queries, keys and values are one tensor in Hugging Face's checkpoints too."""
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """One weight: a tensor, or one expert's share of a tensor of three dimensions."""
+    """One weight: a tensor, one expert's share of a tensor of three dimensions, or some rows of either.
+
+    Attributes:
+        part: what llama.cpp calls it where it has a tensor of its own: attn_q.
+        rows: first and end, where it is one of several that lie in one tensor.
+    """
 
     placed: Placed
+    part: str
     expert: int | None = None
+    rows: tuple[int, int] | None = None
 
     @property
     def shape(self) -> list[int]:
         shape = self.placed.info.shape
-        return list(shape if self.expert is None else shape[1:])
+        whole = list(shape if self.expert is None else shape[1:])
+        return whole if self.rows is None else [self.rows[1] - self.rows[0], *whole[1:]]
 
 
 class GgufWeights(Source):
@@ -52,8 +62,10 @@ class GgufWeights(Source):
         self._orders: dict[tuple[str, int], np.ndarray] = {}
         self._read: list[Placed] = []
         for name, placed in file.tensors.items():
-            if name not in _IN_CONFIG:
-                self._add(hf_name(name, self._architecture), placed)
+            if name in _IN_CONFIG:
+                continue
+            for own, rows in self._apart(name, placed):
+                self._add(own, placed, rows)
         self.names = list(self._stored)
         self.size = sum(placed.info.size for name, placed in file.tensors.items() if name not in _IN_CONFIG)
 
@@ -107,13 +119,40 @@ class GgufWeights(Source):
             placed.file.release(placed.info)
         self._read.clear()
 
-    def _add(self, name: str, placed: Placed) -> None:
-        shape = placed.info.shape
+    def _apart(self, name: str, placed: Placed) -> list[tuple[str, tuple[int, int] | None]]:
+        """llama.cpp's names of what lies in a tensor, and which rows each has: queries, keys and values may share one,
+        and so may the experts' gates and ups (`--fuse-qkv`, `--fuse-gate-up-exps` of its converter)."""
+        layer, _, rest = name.rpartition(".attn_qkv.")
+        if layer and self._architecture not in _FUSED:
+            sizes = self._heads("attn_q", "attn_k", "attn_v")
+            names = [f"{layer}.{part}.{rest}" for part in sizes]
+            return _split(placed, names, list(sizes.values()), placed.info.shape[0])
+        layer, _, rest = name.rpartition(".ffn_gate_up_exps.")
+        if layer and len(placed.info.shape) == 3:
+            rows = placed.info.shape[1]
+            return _split(placed, [f"{layer}.ffn_{part}_exps.{rest}" for part in ("gate", "up")], [rows // 2] * 2, rows)
+        return [(name, None)]
+
+    def _heads(self, *parts: str) -> dict[str, int]:
+        """Rows of queries, keys, values."""
+        metadata, prefix = self._file.metadata, f"{self._architecture}.attention."
+        count = whole_number(metadata, f"{prefix}head_count")
+        usual = whole_number(metadata, f"{self._architecture}.embedding_length") // count or None
+        found = {}
+        for part in parts:
+            heads = count if part == "attn_q" else whole_number(metadata, f"{prefix}head_count_kv", count)
+            found[part] = heads * whole_number(metadata, f"{prefix}key_length", usual)
+        return found
+
+    def _add(self, own: str, placed: Placed, rows: tuple[int, int] | None) -> None:
+        """Args: own: llama.cpp's name."""
+        name, shape = hf_name(own, self._architecture), placed.info.shape
+        part = own.split(".")[-2] if "." in own else ""
         if "{}" not in name or len(shape) != 3:
-            self._stored[name] = _Stored(placed)
+            self._stored[name] = _Stored(placed, part, rows=rows)
             return
         for expert in range(min(shape[0], 1 << 16)):
-            self._stored[name.format(expert)] = _Stored(placed, expert)
+            self._stored[name.format(expert)] = _Stored(placed, part, expert, rows)
 
     def _find(self, name: str) -> _Stored:
         stored = self._stored.get(name)
@@ -128,11 +167,14 @@ class GgufWeights(Source):
         if stored.expert is not None:
             size = info.size // info.shape[0]
             data = data[stored.expert * size : (stored.expert + 1) * size]
+        if stored.rows is not None:
+            whole = info.shape[0 if stored.expert is None else 1]
+            data = data.reshape(whole, -1)[stored.rows[0] : stored.rows[1]]
         rows = stored.shape[0] if len(stored.shape) > 1 else 1
         return data.reshape(rows, -1)
 
     def _ordered(self, stored: _Stored, rows: Bytes, part: Part | None) -> Bytes:
-        order = self._order(stored.placed)
+        order = self._order(stored)
         if order is None:
             return rows
         found: Bytes
@@ -145,21 +187,32 @@ class GgufWeights(Source):
         found = self._rows(stored)[order[part[1] : part[2]]]
         return found
 
-    def _order(self, placed: Placed) -> np.ndarray | None:
+    def _order(self, stored: _Stored) -> np.ndarray | None:
         """Where in the file the rows are: llama.cpp's rotation pairs neighbours in these queries and keys."""
-        info = placed.info
-        part = info.name.split(".")[-2] if "." in info.name else ""
+        part, count = stored.part, stored.shape[0]
         key = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}.get(part)
         if self._architecture not in _TURNED or key is None:
             return None
-        known = self._orders.get((part, info.shape[0]))
+        known = self._orders.get((part, count))
         if known is not None:
             return known
         metadata, prefix = self._file.metadata, f"{self._architecture}."
         heads = whole_number(metadata, prefix + key, whole_number(metadata, prefix + "attention.head_count"))
-        if info.shape[0] % (2 * heads):
-            raise StartError(f"tensor '{info.name}' has {info.shape[0]} rows, which {heads} heads do not divide")
-        rows = np.arange(info.shape[0]).reshape(heads, -1, 2)
+        if count % (2 * heads):
+            name = stored.placed.info.name
+            raise StartError(f"tensor '{name}' has {count} rows, which {heads} heads do not divide")
+        rows = np.arange(count).reshape(heads, -1, 2)
         order: np.ndarray = rows.swapaxes(1, 2).reshape(-1)
-        self._orders[part, info.shape[0]] = order
+        self._orders[part, count] = order
         return order
+
+
+def _split(placed: Placed, names: list[str], sizes: list[int], rows: int) -> list[tuple[str, tuple[int, int] | None]]:
+    """Raises StartError where parts of these sizes do not make up so many rows."""
+    if sum(sizes) != rows:
+        raise StartError(
+            f"tensor '{placed.info.name}' in '{placed.file.path}' has {rows} rows, its metadata wants {sum(sizes)}; is "
+            "it broken?"
+        )
+    ends = np.cumsum([0, *sizes]).tolist()
+    return [(name, (ends[at], ends[at + 1])) for at, name in enumerate(names)]
