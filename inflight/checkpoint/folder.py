@@ -17,6 +17,7 @@ from inflight.checkpoint.quantised import QuantisedFiles
 from inflight.checkpoint.source import Progress, Weights
 from inflight.errors import StartError
 from inflight.loading import read_object, read_text
+from inflight.sentences import SentenceModel, read_sentence_model
 
 Json = Mapping[str, Any]
 Told = Callable[[float], None]
@@ -125,6 +126,15 @@ class ModelFolder(ABC):
             for path in sorted((self.beside / TEMPLATES).glob("*.jinja")):
                 own[path.stem] = read_text(path)
         return Templates(own, self.tokenizer_config.get("chat_template"))
+
+    @cached_property
+    def sentences(self) -> SentenceModel | None:
+        """What it says of vectors, where it is a sentence-transformers folder; None for the others.
+
+        Raises:
+            StartError: as `read_sentence_model`.
+        """
+        return read_sentence_model(self.path)
 
 
 class HfFolder(ModelFolder):

@@ -94,7 +94,8 @@ class CausalLM(ABC):
             way then. 0: there is no such length.
         stretched: tokens of prompts longer than this turn by the prompt's length; 0: they never do.
         hidden: [S, H], what the logits of the last step were made of; None where the model does not show it.
-        best: int64 [S] on the host, the first of the largest logits of each row, where the model has found it already.
+        best: int64 [S] on the host, the first of the largest logits of each row, where the model has found it already;
+            -1 of a row whose logits are not all numbers.
     """
 
     family: str

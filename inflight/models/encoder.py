@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from inflight.checkpoint import ModelFolder, open_model
 from inflight.config import ModelConfig
 from inflight.device import Device
 from inflight.errors import StartError
 from inflight.loading import require
 from inflight.models.vectors import Vector, VectorHead, pool
-from inflight.sentences import SentenceModel, read_sentence_model
+from inflight.sentences import SentenceModel
 from inflight.types import Array
 
 _TWO_PARTS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
@@ -27,15 +28,18 @@ class TextEncoder:
         dtype, weight_bytes: of the weights.
     """
 
-    def __init__(self, settings: ModelConfig, device: Device) -> None:
+    def __init__(self, settings: ModelConfig, device: Device, folder: ModelFolder | None = None) -> None:
         """Loads the model of a folder.
+
+        Args:
+            folder: that model, where it is open already.
 
         Raises:
             StartError: it cannot be loaded.
         """
         if settings.quantize != "none":
             raise StartError("encoders run as their checkpoint is; leave out --quantize")
-        sentences = read_sentence_model(settings.model_dir) or SentenceModel()
+        sentences = (folder or open_model(settings.model_dir)).sentences or SentenceModel()
         self._model = model = _load(settings).eval().to(device.torch)
         self._device = device.torch
         self._poolings = sentences.poolings

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from inflight.checkpoint import ModelFolder
 from inflight.device import Device
 from inflight.errors import StartError
 from inflight.models import TextEncoder
@@ -26,15 +27,24 @@ class EncoderRunner:
         offer: what it holds.
     """
 
-    def __init__(self, job: ShardJob, device: Device, progress: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        job: ShardJob,
+        device: Device,
+        progress: Callable[[float], None] | None = None,
+        folder: ModelFolder | None = None,
+    ) -> None:
         """Loads the model.
+
+        Args:
+            folder: the job's model, where it is open already.
 
         Raises:
             StartError: it cannot be loaded, or not on several ranks.
         """
         if job.world_size != 1:
             raise StartError("an encoder runs on one device; leave out --tensor-parallel")
-        self._model = model = TextEncoder(job.model, device)
+        self._model = model = TextEncoder(job.model, device, folder)
         if progress is not None:
             progress(1.0)
         longest = min(model.longest, job.max_model_len or model.longest)

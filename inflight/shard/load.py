@@ -9,7 +9,6 @@ from inflight.checkpoint import open_model
 from inflight.device import Device, Ranks
 from inflight.models import is_encoder
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
-from inflight.sentences import read_sentence_model
 from inflight.shard.encoder import EncoderRunner
 from inflight.shard.runner import ModelRunner
 
@@ -32,6 +31,6 @@ def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[
         StartError: a file is missing or broken, or the memory does not suffice.
     """
     model = open_model(job.model.model_dir)
-    if is_encoder(model.config, read_sentence_model(job.model.model_dir)):
-        return EncoderRunner(job, device, progress)
+    if is_encoder(model.config, model.sentences):
+        return EncoderRunner(job, device, progress, model)
     return ModelRunner(job, ranks, device, progress, model)

@@ -16,7 +16,6 @@ from inflight.errors import InvalidRequest, StartError, TemplateError
 from inflight.generation import PieceOfText, SamplingDefaults, ToolFormat
 from inflight.loading import read_object
 from inflight.plan import unknown_token
-from inflight.sentences import read_sentence_model
 from inflight.text.defaults import sampling_defaults
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler
@@ -159,11 +158,14 @@ class Tokenizer:
         return special if special is not None else self._decode_all([id])
 
 
-def load_tokenizer(model: ModelFolder | Path | str, tokenizer_config: Path | None = None) -> Tokenizer:
+def load_tokenizer(
+    model: ModelFolder | Path | str, tokenizer_config: Path | None = None, cache: Path | None = None
+) -> Tokenizer:
     """Reads tokenizer.json and what lies beside it; of a GGUF file without one its own vocabulary.
 
     Args:
         tokenizer_config: read instead of the model's own; its chat template goes before a chat_template.jinja.
+        cache: folder where what takes long to find out about a GGUF file's vocabulary is kept.
 
     Raises:
         StartError: there is no tokenizer, or a file cannot be read.
@@ -179,7 +181,8 @@ def load_tokenizer(model: ModelFolder | Path | str, tokenizer_config: Path | Non
     names, ends = _names(config), _ends(model)
     if model.tokenizer_file is None and model.metadata is not None:
         vocabulary = read_vocabulary(model.metadata)
-        tokenizer, ends = build(vocabulary), end_ids(vocabulary)
+        kept = None if cache is None else cache / f"{model.name}.merges"
+        tokenizer, ends = build(vocabulary, kept), end_ids(vocabulary)
         names = {**token_names(vocabulary), **names}
     else:
         tokenizer = _from_file(model)
@@ -207,8 +210,7 @@ def _from_file(model: ModelFolder) -> tokenizers.Tokenizer:
         raise StartError(f"'{path}' cannot be read: {error}; download it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    sentences = read_sentence_model(model.path) if model.path.is_dir() else None
-    if sentences is not None and sentences.lowercase:
+    if model.path.is_dir() and model.sentences is not None and model.sentences.lowercase:
         _lowercase(tokenizer)
     return tokenizer
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from inflight.errors import StartError
 from inflight.text import GrammarCompiler, json_grammar
-from inflight.text.vocabulary import SPLITS, end_ids, read_vocabulary, token_names, tokenizer_of
+from inflight.text.vocabulary import SPLITS, Vocabulary, build, end_ids, read_vocabulary, token_names, tokenizer_of
+from inflight.text.vocabulary.merges import Merges, merges_by_score, reachable
 from tests import real
 from tests.vocabularies import (
     CONTROL,
@@ -285,3 +291,68 @@ def test_grammars_know_the_tokens(metadata: dict[str, Any]) -> None:
         assert matcher.mask()[id // 8] >> id % 8 & 1, tokenizer.id_to_token(id)
         matcher.advance(id)
     assert matcher.complete
+
+
+# Merges of vocabularies with scores
+
+
+def scored(seed: int, size: int) -> tuple[list[str], NDArray[np.float32]]:
+    """Texts of a few letters, so that nearly each can be merged in several ways, and scores of which some are equal."""
+    random = np.random.default_rng(seed)
+    texts = dict.fromkeys("abc")
+    while len(texts) < size:
+        texts["".join(random.choice(list("abc"), random.integers(2, 7)))] = None
+    return list(texts), random.integers(-size, 0, size).astype(np.float32)
+
+
+def merged(text: str, tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> list[int]:
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    ids: list[int] = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges))).encode(text).ids
+    return ids
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_merges_that_never_happen_are_left_out(seed: int) -> None:
+    tokens, scores = scored(seed, 150)
+    merges = merges_by_score(tokens, scores, np.ones(len(tokens), np.bool_))
+    few = merges.some(reachable(tokens, merges))
+    assert len(few.made) == len(set(few.made.tolist())) < len(merges.made) / 2
+    random = np.random.default_rng(seed)
+    for _ in range(100):
+        text = "".join(random.choice(list("abc"), 40))
+        assert merged(text, tokens, few.texts(tokens)) == merged(text, tokens, merges.texts(tokens))
+
+
+def test_merges_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside packed weights; what is cut off, changed or of another vocabulary is found anew."""
+    tokens, scores = scored(1, 60)
+    types = np.ones(60, np.int32)
+    flags = {"add_bos_token": False}
+    vocabulary = Vocabulary("llama", None, tokens, types, scores, (), {}, flags, b"", False)
+    other = replace(vocabulary, scores=scores[::-1].copy())
+    found = 0
+
+    def count(*arguments: Any) -> Merges:
+        nonlocal found
+        found += 1
+        return merges_by_score(*arguments)
+
+    monkeypatch.setattr(sys.modules["inflight.text.vocabulary.build"], "merges_by_score", count)
+    file = tmp_path / "cache" / "model.merges"
+
+    def built(vocabulary: Vocabulary) -> tuple[str, int]:
+        before = found
+        return build(vocabulary, file).to_str(), found - before
+
+    text, other_text = build(vocabulary).to_str(), build(other).to_str()
+    assert text != other_text
+    assert [built(vocabulary), built(vocabulary)] == [(text, 1), (text, 0)]
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:50], whole[:-12], whole[:-1] + bytes([whole[-1] ^ 1]), whole + bytes(12)):
+        file.write_bytes(damaged)
+        assert [built(vocabulary), built(vocabulary)] == [(text, 1), (text, 0)]
+    assert [built(other), built(other), built(vocabulary)] == [(other_text, 1), (other_text, 0), (text, 1)]
+    assert list(file.parent.iterdir()) == [file]
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert build(vocabulary, blocked / "model.merges").to_str() == text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -20,20 +23,27 @@ from inflight.text.vocabulary.base import (
     Vocabulary,
     unreadable,
 )
-from inflight.text.vocabulary.merges import merges_by_score
+from inflight.text.vocabulary.kept import kept_merges
+from inflight.text.vocabulary.merges import Merges, merges_by_score, reachable
 
 _SPACE = "\u2581"  # SentencePiece's
 _NEVER_SWALLOW = ("<unk>", "<s>", "<|endoftext|>")
 
 
-def build(vocabulary: Vocabulary) -> Tokenizer:
+def build(vocabulary: Vocabulary, kept: Path | None = None) -> Tokenizer:
     """The tokenizer, with added tokens and what is put before and after a text.
+
+    Args:
+        kept: a file in which the merges of a vocabulary with scores are kept from one time to the next.
 
     Raises:
         StartError: the library refuses the vocabulary; the text has its reason.
     """
     try:
-        tokenizer = _BUILDERS[vocabulary.model](vocabulary)
+        if vocabulary.model == SENTENCEPIECE:
+            tokenizer = _sentencepiece(vocabulary, kept)
+        else:
+            tokenizer = _BUILDERS[vocabulary.model](vocabulary)
         _add_tokens(tokenizer, vocabulary)
         _surround(tokenizer, vocabulary)
     except Exception as error:  # the library raises plain Exceptions
@@ -66,14 +76,14 @@ def _merged_characters(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
+def _sentencepiece(vocabulary: Vocabulary, kept: Path | None) -> Tokenizer:
     """Byte-pair merges by score over the whole text.
 
     The space before a text is put before each part between special tokens, also where there is one already: so do
     SentencePiece and llama.cpp.
     """
-    result = np.isin(vocabulary.types, (NORMAL, UNUSED))  # the others are found in a text before, or are bytes
-    tokenizer = _with_bytes(vocabulary, merges_by_score(vocabulary.tokens, vocabulary.scores, result))
+    merges = _merges(vocabulary) if kept is None else kept_merges(kept, vocabulary, partial(_merges, vocabulary))
+    tokenizer = _with_bytes(vocabulary, merges.texts(vocabulary.tokens))
     marks: list[normalizers.Normalizer] = [normalizers.Replace(" ", _SPACE)]
     decoding = _from_marks()
     if vocabulary.flags.get("add_space_prefix", True):
@@ -82,6 +92,16 @@ def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence(marks)
     tokenizer.decoder = decoders.Sequence(decoding)
     return tokenizer
+
+
+def _merges(vocabulary: Vocabulary) -> Merges:
+    """Without those that never happen: they would cost more to build than to find."""
+    types, tokens = vocabulary.types, vocabulary.tokens
+    result = np.isin(types, (NORMAL, UNUSED))  # the others are found in a text before, or are bytes
+    merges = merges_by_score(tokens, vocabulary.scores, result)
+    # Bytes and unknown ones stand in a text where no character is.
+    odd = np.isin(types, (BYTE, UNKNOWN))
+    return merges.some(reachable(tokens, merges) | odd[merges.left] | odd[merges.right])
 
 
 def _with_bytes(vocabulary: Vocabulary, merges: list[tuple[str, str]], whole_words: bool = False) -> Tokenizer:
@@ -140,7 +160,6 @@ def _wordpiece(vocabulary: Vocabulary) -> Tokenizer:
 _BUILDERS = {
     BYTE_LEVEL: _byte_level,
     GEMMA4: _merged_characters,
-    SENTENCEPIECE: _sentencepiece,
     UNIGRAM: _unigram,
     WORDPIECE: _wordpiece,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,22 @@ _BUCKET_BITS = 20
 _SHIFT = np.uint64(64 - _BUCKET_BITS)
 
 
-def merges_by_score(
-    tokens: Sequence[str], scores: NDArray[np.float32], result: NDArray[np.bool_]
-) -> list[tuple[str, str]]:
+class Merges(NamedTuple):
+    """Pairs of tokens and what they make, best first; int64 [merges]."""
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    made: NDArray[np.int64]
+
+    def some(self, which: NDArray[Any]) -> Merges:
+        return Merges(self.left[which], self.right[which], self.made[which])
+
+    def texts(self, tokens: Sequence[str]) -> list[tuple[str, str]]:
+        texts = np.array(tokens, object)
+        return list(zip(texts[self.left].tolist(), texts[self.right].tolist()))
+
+
+def merges_by_score(tokens: Sequence[str], scores: NDArray[np.float32], result: NDArray[np.bool_]) -> Merges:
     """Every pair of tokens whose texts together are a token, best score first.
 
     SentencePiece joins the neighbours whose joint text has the best score; with the pairs in this order, joining the
@@ -29,7 +42,7 @@ def merges_by_score(
         result: which tokens may come out of a merge.
     """
     if not tokens:
-        return []
+        return Merges(*np.empty((3, 0), np.int64))
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
     starts = np.concatenate([[0], np.cumsum(lengths)])
     hashed = _Hashes("".join(tokens))
@@ -44,9 +57,74 @@ def merges_by_score(
     cuts, owner, left = (values[left >= 0] for values in (cuts, owner, left))
     right = find(hashed.of(cuts, starts[owner + 1]))
     owner, left, right = (values[right >= 0] for values in (owner, left, right))
-    order = np.argsort(-scores[owner], kind="stable")
-    texts = np.array(tokens, object)
-    return list(zip(texts[left[order]].tolist(), texts[right[order]].tolist()))
+    return Merges(left, right, owner).some(np.argsort(-scores[owner], kind="stable"))
+
+
+def reachable(tokens: Sequence[str], merges: Merges) -> NDArray[np.bool_]:
+    """Which merges may ever happen, where texts begin as characters: of those that make one token, at most one.
+
+    Until a token comes about in a text, nothing is merged across its ends. So its characters are merged in the order in
+    which they would be if they stood alone, and the last of these merges is the one. It is looked for where there are
+    several.
+
+    Args:
+        tokens: texts, all different.
+        merges: best first.
+    """
+    count = np.bincount(merges.made, minlength=len(tokens))
+    found: NDArray[np.bool_] = count[merges.made] == 1
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    starts = np.cumsum(lengths) - lengths
+    characters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)
+    single = np.full(0x110000, -1)
+    alone = np.flatnonzero(lengths == 1)
+    single[characters[starts[alone]]] = alone
+    pairs = _Pairs(merges)
+    several = np.flatnonzero(count > 1)
+    for length in np.unique(lengths[several]).tolist():
+        owners = several[lengths[several] == length]
+        symbols = single[characters[starts[owners][:, None] + np.arange(length)]]
+        last, of = _last_merges(symbols, merges, pairs)
+        found[last[merges.made[last] == owners[of]]] = True
+    return found
+
+
+def _last_merges(
+    symbols: NDArray[np.int64], merges: Merges, pairs: _Pairs
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The merge that makes one symbol of each row's [rows, symbols], and of which rows; others never become one."""
+    rows, none = np.arange(len(symbols)), len(merges.made)
+    ranks = pairs.find(symbols[:, :-1], symbols[:, 1:])
+    for width in range(symbols.shape[1], 2, -1):
+        at = ranks.argmin(1)
+        best = ranks[np.arange(len(at)), at]
+        go_on = best < none
+        symbols, ranks, rows, at, best = (each[go_on] for each in (symbols, ranks, rows, at, best))
+        here, columns = np.arange(len(at)), np.arange(width - 1)
+        symbols[here, at] = merges.made[best]
+        symbols = np.where(columns <= at[:, None], symbols[:, :-1], symbols[:, 1:])
+        ranks = np.where(columns[:-1] < at[:, None], ranks[:, :-1], ranks[:, 1:])
+        for place in (at - 1, at):  # the pairs on both sides of what was made
+            inside = np.flatnonzero((place >= 0) & (place < width - 2))
+            column = place[inside]
+            ranks[inside, column] = pairs.find(symbols[inside, column], symbols[inside, column + 1])
+    whole = ranks[:, 0] < none
+    return ranks[whole, 0], rows[whole]
+
+
+class _Pairs:
+    """The merges of pairs, by their place in the order; their number where there is none."""
+
+    def __init__(self, merges: Merges) -> None:
+        keys = merges.left << 32 | merges.right
+        self._order = np.append(np.argsort(keys, kind="stable"), len(keys))
+        self._keys = np.append(keys[self._order[:-1]], np.iinfo(np.int64).max)
+
+    def find(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
+        keys = np.where((left < 0) | (right < 0), -1, left << 32 | right)
+        at = np.searchsorted(self._keys, keys)
+        found: NDArray[np.int64] = np.where(self._keys[at] == keys, self._order[at], len(self._order) - 1)
+        return found
 
 
 class _Hashes:
