@@ -190,6 +190,9 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
     masks: list[tuple[int, bytes]] = []
 
 
+UNSOUND = "the model's logits are not all numbers; are its weights whole, and of this dtype?"
+
+
 class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
     """What rank 0 sampled in one step.
 
@@ -205,6 +208,8 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
         embeddings: id -> float32 values of the vector of length 1, for rows that asked for it.
         failed: id -> what is wrong with a row that joined in this step. It is computed none the less, with what is
             wrong left out, so that its blocks hold what the plan says; nobody may use its tokens.
+        unsound: rows that sampled from logits which are not all numbers, by their ids: the model's fault (`UNSOUND`).
+            Nobody may use their tokens.
     """
 
     step: int
@@ -216,6 +221,7 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
     seconds: float = 0.0
     embeddings: dict[int, bytes] = {}
     failed: dict[int, str] = {}
+    unsound: list[int] = []
 
 
 class ShardJob(msgspec.Struct, frozen=True):

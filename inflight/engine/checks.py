@@ -1,4 +1,4 @@
-"""What a request may bring to the ranks, whatever door or stage it came by."""
+"""What a request may bring to the ranks, whatever door or stage it came by, and what they find wrong."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
-from inflight.errors import InvalidRequest
+from inflight.errors import InflightError, InvalidRequest, ModelError
 from inflight.generation import ToolFormat
+from inflight.plan import UNSOUND, StepResult
 
 
 def token_ids(given: Sequence[int]) -> list[int]:
@@ -20,6 +21,13 @@ def token_ids(given: Sequence[int]) -> list[int]:
         return [operator.index(token) for token in given]
     except TypeError:
         raise InvalidRequest("a prompt is a text or whole numbers, the ids of its tokens") from None
+
+
+def failures(result: StepResult) -> list[tuple[int, InflightError]]:
+    """The rows that a step could not answer, and why: what they brought is wrong, or the model is."""
+    found: list[tuple[int, InflightError]] = [(id, InvalidRequest(text)) for id, text in result.failed.items()]
+    found += [(id, ModelError(UNSOUND)) for id in result.unsound]
+    return found
 
 
 def sayable(tools: ToolFormat | None, vocab_size: int) -> ToolFormat | None:

@@ -14,7 +14,7 @@ import msgspec
 
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, RestartPolicy
-from inflight.engine.checks import sayable, token_ids
+from inflight.engine.checks import failures, sayable, token_ids
 from inflight.engine.embedding import Embedder
 from inflight.engine.encoder import LONG, Encoder
 from inflight.engine.executor import Executor, RanksKilled
@@ -60,6 +60,9 @@ KILLED_DELAY = 2.0
 
 PATIENCE = 600.0
 """Seconds without shards after which requests without a deadline of their own are given up, and new ones refused."""
+
+_FAILURES = {"overloaded": "overloaded", "invalid": "validation", "too_large": "validation"}
+"""Causes of errors in TGI's words; everything else is `generation`."""
 
 ENCODER = "encoder"
 """Family of models that only embed."""
@@ -197,15 +200,16 @@ class Engine:
         Raises:
             StartError: with the shards' own text, or that they were killed each time.
         """
-        failed = StartError("the server stops")
+        failed, start = StartError("the server stops"), self._executor.first
         for _ in range(KILLED_STARTS):
             if self._stopping:
                 raise failed
             try:
-                return await self._executor.start()
+                return await start()
             except RanksKilled as error:
                 failed = StartError(str(error))
             log.warning("the shards of '%s' were lost while they loaded: %s", self._config.name, failed)
+            start = self._executor.start
             await asyncio.sleep(min(self._restart.first_delay, KILLED_DELAY))
         raise killed_too_often(failed)
 
@@ -230,7 +234,7 @@ class Engine:
         self._encoder.close()
         if self._grammars is not None:
             self._grammars.close()
-        await self._executor.close()
+        await self._executor.give_up()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         began = time.perf_counter()
@@ -246,7 +250,7 @@ class Engine:
                     finish, failure = event, None
                 yield event
         except InflightError as error:
-            failure = error.failure
+            failure = _FAILURES.get(error.cause, "generation")
             raise
         finally:
             await events.aclose()
@@ -336,7 +340,7 @@ class Engine:
 
     def _turned_away(self) -> None:
         if self._metrics is not None:
-            self._metrics.generations.done(0, 0, 0.0, 0.0, 0.0, Overloaded.failure)
+            self._metrics.generations.done(0, 0, 0.0, 0.0, 0.0, _FAILURES[Overloaded.cause])
 
     def _close(self, stream: Stream) -> None:
         """The caller has its end, or left: the row is freed in the next plan."""
@@ -534,10 +538,10 @@ class Engine:
             stream = self._streams.get(id)
             if stream is not None and id in starts:
                 stream.prompt_logprobs(starts[id] + 1, values)
-        for id, text in result.failed.items():
+        for id, error in failures(result):
             stream = self._streams.get(id)
             if stream is not None:
-                stream.fail(InvalidRequest(text))
+                stream.fail(error)
                 self._close(stream)
         logprobs, tops = result.logprobs, result.top
         masked: list[tuple[Stream, Matcher, int]] = []

@@ -152,7 +152,7 @@ class StepOutput:
     Attributes:
         logits: float32 [S, vocabulary].
         hidden: float32 [S, H], what the logits were made of.
-        best: int64 [S], the first of each row's largest logits.
+        best: int64 [S], the first of each row's largest logits; -1 of a row whose logits are not all numbers.
     """
 
     logits: np.ndarray[Any, np.dtype[np.float32]]

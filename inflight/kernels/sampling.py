@@ -59,12 +59,15 @@ def sample(logits: Array, rows: Sequence[Row], threads: int, best: Array | None 
         logits: float32 [S, V], each row contiguous; changed in place.
         rows: S of them.
         threads: that share the rows.
-        best: int64 [S], the first of the largest logits, where the model has found it already.
+        best: int64 [S], the first of the largest logits, where the model has found it already; -1 of a row whose logits
+            are not all numbers.
     """
     assert logits.dtype == np.float32, "logits are float32"
     assert logits.shape[0] == len(rows), "a row of logits for each row"
     assert logits.strides[1] == 4, "the logits of a row lie together"
     tokens = np.zeros(len(rows), np.int64) if best is None else best.astype(np.int64)
+    none = np.flatnonzero(tokens < 0)
+    tokens[none] = 0
     logprobs = np.zeros(len(rows), np.float32)
     top: list[list[tuple[int, float]]] = [[] for _ in rows]
     work = [
@@ -78,6 +81,8 @@ def sample(logits: Array, rows: Sequence[Row], threads: int, best: Array | None 
     for place, pairs in found:
         top[place] = pairs
     asked = any(each.sampling.logprobs or each.sampling.top_n_tokens for each in rows)
+    # A grammar's mask hides what is no number behind it; the model has seen it.
+    unsound = sorted({*unsound, *none.tolist()}) if len(none) else unsound
     return Sampled(tokens, logprobs if asked else None, top, unsound)
 
 

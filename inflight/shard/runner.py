@@ -9,21 +9,19 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from inflight.checkpoint import ModelFolder
+from inflight.checkpoint import ModelFolder, open_model
 from inflight.config import processors
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
 from inflight.models import DecodeRows, ForwardBatch, Rows, VectorHead, load_model
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
-from inflight.sentences import SentenceModel, read_sentence_model
+from inflight.sentences import SentenceModel
 from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.pooling import MeanPool
 from inflight.shard.sampling import RowState, sampler_of
 from inflight.shard.sound import sound_plan
 from inflight.types import Array
-
-UNSOUND = "the model's logits are not all numbers; are its weights whole, and of this dtype?"
 
 WARM_TOKENS = 32
 """Tokens of the first step on a CPU, which only has to touch every kernel."""
@@ -52,6 +50,7 @@ class ModelRunner:
         Raises:
             StartError: a file is missing or broken, or the memory does not suffice.
         """
+        folder = folder or open_model(job.model.model_dir)
         self._ranks = ranks
         self._device = device
         self._model = model = load_model(job.model, ranks, device, progress, folder)
@@ -79,7 +78,7 @@ class ModelRunner:
         self._warm_up(
             min(WARM_TOKENS, longest - 1) if on_cpu else min(job.max_step_tokens, longest), job.model.block_size
         )
-        sentences = read_sentence_model(job.model.model_dir) or SentenceModel()
+        sentences = folder.sentences or SentenceModel()
         width = model.hidden.shape[-1] if model.hidden is not None else 0
         self._head = VectorHead(sentences.layers if width else (), width, job.model.allow_pickle)
         self.offer = ShardOffer(
@@ -133,7 +132,12 @@ class ModelRunner:
         """Most steps come this way: every row decoded, in the batch's own arrays."""
         best = self._model.best
         if greedy and best is not None:
-            return StepResult(plan.step, rows.ids, best.tolist(), seconds=time.perf_counter() - began)
+            tokens: list[int] = best.tolist()
+            unsound: list[int] = []
+            if min(tokens) < 0:
+                unsound = [id for id, token in zip(rows.ids, tokens) if token < 0]
+                tokens = [max(0, token) for token in tokens]
+            return StepResult(plan.step, rows.ids, tokens, seconds=time.perf_counter() - began, unsound=unsound)
         return self._answer(plan, logits, list(range(len(rows.ids))), [], {}, began)
 
     def _forward(
@@ -163,7 +167,6 @@ class ModelRunner:
         self._shared(chosen.tokens)
         batch.append(sampled, chosen.tokens)
         ids = [batch.ids[row] for row in sampled]
-        failed |= {ids[place]: UNSOUND for place in chosen.unsound}
         return StepResult(
             plan.step,
             ids,
@@ -174,6 +177,7 @@ class ModelRunner:
             time.perf_counter() - began,
             embeddings,
             failed,
+            [ids[place] for place in chosen.unsound],
         )
 
     def _shared(self, tokens: Array) -> Array:

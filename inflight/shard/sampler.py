@@ -62,6 +62,7 @@ def sample(
     best: Array | None = None,
 ) -> Sampled:
     """See `Sampler.sample`."""
+    highest = logits.amax(dim=-1)  # NaN where any of them is; before a mask hides it
     changed = bool(masks) or not all(each.plain for each in sampling)
     if changed:
         _process(logits, sampling, state, masks or {})
@@ -82,7 +83,9 @@ def sample(
             if sampling[row].top_n_tokens:
                 top[row] = _top(normal[place], sampling[row].top_n_tokens)
     chosen: Array = tokens.cpu().numpy()
-    return Sampled(chosen, logprobs, top)
+    unsound: list[int] = np.flatnonzero(np.isnan(highest.cpu().numpy())).tolist()
+    chosen[unsound] = 0
+    return Sampled(chosen, logprobs, top, unsound)
 
 
 def prompt_logprobs(logits: torch.Tensor, following: Array) -> list[float]:

@@ -47,7 +47,8 @@ class Sampler(ABC):
             sampling: of each row.
             state: gives what row i knows; asked only for rows that need it.
             masks: by row, which tokens its grammar allows (see `StepPlan.masks`).
-            best: int64 [S], the first of the largest logits, where the model has found it already.
+            best: int64 [S], the first of the largest logits, where the model has found it already; -1 of a row whose
+                logits are not all numbers.
         """
 
     @abstractmethod

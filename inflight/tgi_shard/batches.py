@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from inflight.errors import InvalidRequest, NotFound
+from inflight.errors import InvalidRequest, ModelError, NotFound
 from inflight.generation import FinishReason, Grammar
-from inflight.plan import Admission, Sampling, StepPlan, StepResult
+from inflight.plan import UNSOUND, Admission, Sampling, StepPlan, StepResult
 from inflight.shard import ModelRunner
 from inflight.text import Detokenizer, GrammarCompiler, Matcher, StopTexts, Tokenizer
 
@@ -233,6 +233,8 @@ class Batches:
         self._step += 1
         result = self._runner.run(plan)
         seconds = time.perf_counter() - began
+        if result is not None and result.unsound:
+            raise ModelError(UNSOUND)  # of one row: the protocol has an error for a whole call only
         tokens = self._runner.last_tokens([row.key for row in rows])
         generated = [self._take(row, token, result) for row, token in zip(rows, tokens)]
         staying = [one.row for one in generated if one.reason is None]

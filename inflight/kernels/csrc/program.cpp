@@ -302,7 +302,7 @@ void Program::decode(const Rows& rows, bool append, Output output) {
     run({tokens, positions, slots, lengths, rows.tables, numbers, count, count, rows.table_width, count}, output);
     for (int64_t row = 0; row < count; row++) {
         rows.computed[row]++;
-        if (append) rows.tokens[row * rows.width + rows.known[row]++] = static_cast<int32_t>(output.best[row]);
+        if (append) rows.tokens[row * rows.width + rows.known[row]++] = static_cast<int32_t>(std::max<int64_t>(0, output.best[row]));
     }
 }
 

@@ -71,7 +71,7 @@ struct Output {
     float* logits;      // [S, width of the last buffer]
     float* hidden;      // [S, width of hidden_buffer], or null
     int hidden_buffer;
-    int64_t* best;      // [S], the first of each row's largest logits
+    int64_t* best;      // [S], the first of each row's largest logits; -1 where some are not numbers
 };
 
 // What an operation cost since the last reset: for a roofline.

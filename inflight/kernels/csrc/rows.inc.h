@@ -195,12 +195,21 @@ void gate(Act act, const float* wide, int64_t n, float* out) {
         store_part(out + i, mul(activated(act, load_part(wide + i, n - i)), load_part(wide + n + i, n - i)), n - i);
 }
 
-// The first of the largest.
+// The first of the largest; -1 where one of them is no number.
 int64_t argmax(const float* x, int64_t n) {
     F most = splat(-INFINITY);
-    for (int64_t i = 0; i + kLanes <= n; i += kLanes) most = max(load(x + i), most);
+    uint32_t numbers = 0xffff;
+    for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
+        F v = load(x + i);
+        numbers &= at_least(v, v);
+        most = max(v, most);
+    }
     float peak = highest(most);
-    for (int64_t i = n / kLanes * kLanes; i < n; i++) peak = x[i] > peak ? x[i] : peak;
+    for (int64_t i = n / kLanes * kLanes; i < n; i++) {
+        if (std::isnan(x[i])) return -1;
+        peak = x[i] > peak ? x[i] : peak;
+    }
+    if (numbers != 0xffff) return -1;
     for (int64_t i = 0; i < n; i++)
         if (x[i] == peak) return i;
     return 0;
