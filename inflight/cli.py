@@ -8,10 +8,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from inflight import __version__
-from inflight.commands import NAMES, Parser, UsageError, add_command, command, place_rest, resolve
-from inflight.errors import InflightError
-from inflight.loading import one_line
+from inflight import __version__, early
 
 DESCRIPTION = "Serves models: ONNX, PyTorch, MindIR and Python functions, over REST and gRPC."
 EPILOG = """\
@@ -22,8 +19,10 @@ start here:
 INTERRUPTED = 130
 
 
-def build_parser(names: Sequence[str] = tuple(NAMES)) -> argparse.ArgumentParser:
-    """The parser of these commands."""
+def build_parser(names: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of these commands, of all where none is named."""
+    from inflight.commands import NAMES, Parser, add_command, command
+
     parser = Parser(
         prog="inflight",
         description=DESCRIPTION,
@@ -33,7 +32,7 @@ def build_parser(names: Sequence[str] = tuple(NAMES)) -> argparse.ArgumentParser
     )
     parser.add_argument("--version", action="version", version=f"inflight {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in names:
+    for name in names or NAMES:
         add_command(commands, command(name))
     return parser
 
@@ -45,8 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.argv = ["inflight worker", *written[1:]]
         runpy.run_module("inflight.worker", run_name="__main__")
         return 0
-    named = written[:1] if written and written[0] in NAMES else tuple(NAMES)
-    namespace, rest = build_parser(named).parse_known_args(written)
+    if written[:1] == ["serve"]:
+        early.begin(written[1:], os.environ)  # before anything is imported
+    try:
+        return _run(written)
+    finally:
+        early.end()
+
+
+def _run(written: Sequence[str]) -> int:
+    from inflight.commands import NAMES, UsageError, place_rest, resolve
+    from inflight.errors import InflightError
+    from inflight.loading import one_line
+
+    namespace, rest = build_parser(written[:1] if written and written[0] in NAMES else ()).parse_known_args(written)
     given = vars(namespace)
     chosen, parser = given.pop("command"), given.pop("parser")
     left = place_rest(chosen, given, rest)

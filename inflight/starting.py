@@ -1,9 +1,11 @@
-"""A start that takes long says what it waits for, and one that is killed again and again ends."""
+"""A start that takes long says what it waits for, one that is killed again and again ends, and files are read aside."""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -50,3 +52,23 @@ async def waited_for(what: Callable[[], str], work: Awaitable[T]) -> T:
         return await work
     finally:
         timer.cancel()
+
+
+async def aside(call: Callable[[], T], name: str) -> T:
+    """The result of a call on a thread of its own, which does not keep the process: a file may be on a disk that hangs,
+    and Python waits at its end for the threads of an executor.
+
+    Args:
+        name: of the thread.
+    """
+    result: concurrent.futures.Future[T] = concurrent.futures.Future()
+    result.set_running_or_notify_cancel()  # who waits may leave; the thread still ends in order
+
+    def work() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return await asyncio.wrap_future(result)

@@ -23,7 +23,7 @@ from inflight.checkpoint import is_gguf, open_model
 from inflight.commands.checkpoints import model_source
 from inflight.commands.options import UsageError, configure_log, stop_cleanly
 from inflight.config import QUANTIZE, SETTINGS, GeneratorConfig, ListenConfig, Policy, ServerConfig, adapters
-from inflight.errors import ConfigError, InflightError
+from inflight.errors import ConfigError, InflightError, StartError
 from inflight.hub import HubModel
 from inflight.loading import one_line
 
@@ -312,9 +312,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("watermark_gamma", "watermark_delta"):
         if values[name] is not None:
             os.environ[name.upper()] = str(values[name])  # ranks inherit it
-    from inflight.server import Server  # the help does without the web stack
+    from inflight.place import end_ahead, start_ahead  # the help does without these
 
     log(f"Starting {generator.tensor_parallel} shard(s) of {generator.model_id}")
+    try:
+        start_ahead(generator, server_config.log_dir)
+    except StartError as error:
+        log(one_line(error), "ERROR")
+        return 1
+    from inflight.server import Server  # the web stack, which takes as long as a rank takes to be ready to load
+
     server = Server(server_config)
     try:
         server.announce((), [generator])
@@ -329,6 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException:
         server.stop()  # its thread would keep the process
         raise
+    finally:
+        end_ahead()
     log("Shard ready")
     log(f"Serving on http://{address}")
     log("Connected")

@@ -355,7 +355,8 @@ def run(values: Mapping[str, Any]) -> int:
     from inflight.place import end_ahead, start_ahead  # the help of the command line does without these
 
     for generator in plan.generators:
-        start_ahead(generator, plan.server.log_dir)
+        alone = len(plan.generators) == 1 and not plan.servables
+        start_ahead(generator, plan.server.log_dir, load=alone)
     from inflight.server import Server  # which takes as long as a rank takes to be ready to load
 
     server = Server(plan.server)

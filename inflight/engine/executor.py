@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -24,6 +25,28 @@ class Executor(ABC):
     """
 
     on_lost: Callable[[], None] = staticmethod(lambda: None)
+    _begun: asyncio.Task[ShardOffer] | None = None
+
+    def begin(self) -> None:
+        """Begins the first start ahead of the engine, which takes it (`first`): ranks load while the tokenizer is read.
+        Who begins and makes no engine calls `give_up`."""
+        self._begun = asyncio.ensure_future(self.start())
+
+    async def first(self) -> ShardOffer:
+        """The first start: the one that was begun, where one was. As `start`."""
+        begun, self._begun = self._begun, None
+        return await (self.start() if begun is None else begun)
+
+    async def give_up(self) -> None:
+        """Ends what `begin` has begun, and closes."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            await asyncio.sleep(0)  # it may not have begun yet
+        await self.close()
+        if begun is not None:  # a cancel beside another one would leave parts of it behind
+            await asyncio.wait([begun])
+            if not begun.cancelled():
+                begun.exception()
 
     @abstractmethod
     async def start(self, num_blocks: int | None = None) -> ShardOffer:

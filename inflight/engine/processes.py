@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from inflight.config import GeneratorConfig, ServerConfig, processors
+from inflight.config import GeneratorConfig, ServerConfig
 from inflight.engine.executor import Executor, RanksKilled
 from inflight.errors import InflightError, StartError, WorkerLost
 from inflight.link import (
@@ -28,7 +28,7 @@ from inflight.link import (
     Unpacker,
     create_file,
 )
-from inflight.place import WorkerProcess, start_rank
+from inflight.place import WorkerProcess, shard_job, start_rank
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.progress import ProgressBar
 from inflight.starting import waited_for
@@ -62,12 +62,17 @@ class _Rank:
         self.failure: str | None = None
         self.killed: RanksKilled | None = None
         self.loaded = 0.0
+        self._concluded = False
 
-    async def start(self, process: WorkerProcess, job: ShardJob) -> None:
+    async def start(self, process: WorkerProcess, told: bool, job: ShardJob) -> None:
+        """Args: told: the process has been told the job already."""
         self.process = process
-        self.process.watch(self._exited)
-        self.channel = await ServerChannel.open(self.process.socket, self._received, lambda: None, None)
-        self.channel.send(LoadShard(job))
+        try:
+            self.channel = await ServerChannel.open(process.socket, self._received, self._conclude, None)
+        finally:
+            process.watch(self._exited)
+        if not told:
+            self.channel.send(LoadShard(job))
 
     def _received(self, message: AnyMessage, values: Unpacker) -> None:
         if isinstance(message, StepResult):
@@ -86,6 +91,16 @@ class _Rank:
             self._group.rank_lost(self, self.killed)
 
     def _exited(self, status: int) -> None:
+        self._conclude()
+        # What it said last may lie unread.
+        asyncio.get_running_loop().call_later(FAREWELL, self._conclude, True)
+
+    def _conclude(self, anyway: bool = False) -> None:
+        """The process has ended, and all that it said was read. Args: anyway: or nothing more is waited for."""
+        status = self.process.status if self.process is not None else None
+        if status is None or self._concluded or not (anyway or self.channel is None or self.channel.closed):
+            return
+        self._concluded = True
         if self.channel is not None:
             self.channel.close()
         text = f"rank {self.number}: it ended with status {status}"
@@ -147,7 +162,8 @@ class ShardGroup(Executor):
         loaded = False
         try:
             for rank in self._ranks:
-                await rank.start(self._process(rank.number), self._job(rank.number, rendezvous, num_blocks))
+                job = shard_job(self._config, rank.number, rendezvous, num_blocks)
+                await rank.start(*self._process(job), job)
             waiting = asyncio.gather(*(rank.offer for rank in self._ranks))
             offers = await waited_for(self._phase, asyncio.wait_for(waiting, self._server.start_timeout))
             loaded = True
@@ -257,14 +273,11 @@ class ShardGroup(Executor):
                 rank.offer.exception()
         await asyncio.gather(*(rank.end(grace) for rank in ranks))
 
-    def _job(self, rank: int, rendezvous: str, num_blocks: int | None) -> ShardJob:
-        job = ShardJob.of(self._config, rank, rendezvous, num_blocks)
-        return job.on(max(1, processors() // self._config.tensor_parallel))
-
-    def _process(self, rank: int) -> WorkerProcess:
+    def _process(self, job: ShardJob) -> tuple[WorkerProcess, bool]:
+        """As `start_rank`."""
         if self._file is None:
             self._file = create_file("inflight-unused", 4096)
-        return start_rank(self._config, rank, self._server.log_dir, self._file, append=self._starts > 0)
+        return start_rank(self._config, job, self._server.log_dir, self._file, append=self._starts > 0)
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from inflight.llm.local import LocalExecutor
 from inflight.loading import failed_load
 from inflight.plan import Sampling, ShardJob
 from inflight.progress import ProgressBar, weight_bytes
-from inflight.starting import waited_for
+from inflight.starting import aside, waited_for
 from inflight.text import load_tokenizer
 
 T = TypeVar("T")
@@ -301,10 +302,6 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
     """
     config = await config.fetched()
     folder, job = config.model.model_dir, ShardJob.of(config)
-    try:
-        tokenizer = load_tokenizer(folder)
-    except Exception as error:  # the tokenizer's library raises anything for a broken file
-        raise failed_load("the tokenizer", error, folder) from error
     progress = ProgressBar(f"{config.name}, weights", weight_bytes(folder), lines=False)
     loaded = 0.0
 
@@ -313,9 +310,15 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
         loaded = done
         progress.share(done)
 
-    engine = Engine(config, tokenizer, LocalExecutor(job, tell))
-    whole = False
+    executor, whole = LocalExecutor(job, tell), False
+    executor.begin()  # it loads while the tokenizer is read
     try:
+        try:
+            tokenizer = await aside(partial(load_tokenizer, folder, cache=config.model.packed_cache), "tokenizer")
+            engine = Engine(config, tokenizer, executor)
+        except Exception as error:  # the tokenizer's library raises anything for a broken file
+            await executor.give_up()
+            raise failed_load("the tokenizer", error, folder) from error
         starting = asyncio.wait_for(engine.start(), start_timeout)
         await waited_for(lambda: f"{loaded:.0%} of the weights of '{folder}' are loaded", starting)
         whole = True

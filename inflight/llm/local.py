@@ -35,6 +35,7 @@ class LocalExecutor(Executor):
         self._runner: Runner | None = None  # gone after a loss: plans behind it do nothing
         self._answers: deque[StepResult | WorkerLost] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._given_up = False
 
     @property
     def lost(self) -> bool:
@@ -70,10 +71,14 @@ class LocalExecutor(Executor):
         for thread in (self._thread, self._courier):  # in this order: no answer is on its way then
             await asyncio.get_running_loop().run_in_executor(thread, lambda: None)
 
+    async def give_up(self) -> None:
+        self._given_up = True  # a load ends with its next weight
+        await super().give_up()
+
     async def close(self) -> None:
         await self.abort()
-        self._thread.shutdown(wait=False)
-        self._courier.shutdown(wait=False)
+        for thread in (self._thread, self._courier):
+            thread.shutdown()  # they have nothing to do
 
     def _answered(self, answer: StepResult | WorkerLost) -> None:
         self._answers.append(answer)
@@ -102,4 +107,10 @@ class LocalExecutor(Executor):
         device = open_device(job.model.device_type, job.device_id)
         if job.model.threads:
             device.set_threads(job.model.threads)
-        return load_runner(job, connect_ranks(0, 1, "", device, 0.0), device, self._progress)
+        return load_runner(job, connect_ranks(0, 1, "", device, 0.0), device, self._tell)
+
+    def _tell(self, done: float) -> None:
+        if self._given_up:
+            raise StartError("the model was given up while it was being loaded")
+        if self._progress is not None:
+            self._progress(done)

@@ -1,6 +1,7 @@
 """Where workers run."""
 
-from inflight.place.local import DUMP, Launch, WorkerProcess, start_worker
-from inflight.place.ranks import end_ahead, start_ahead, start_rank
+from inflight.early import DUMP
+from inflight.place.local import Launch, WorkerProcess, start_worker
+from inflight.place.ranks import end_ahead, shard_job, start_ahead, start_rank
 
-__all__ = ["DUMP", "Launch", "WorkerProcess", "end_ahead", "start_ahead", "start_rank", "start_worker"]
+__all__ = ["DUMP", "Launch", "WorkerProcess", "end_ahead", "shard_job", "start_ahead", "start_rank", "start_worker"]

@@ -12,19 +12,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from inflight.early import DUMP, spawn
 from inflight.errors import StartError
-
-DUMP = signal.SIGQUIT
-"""What makes a worker write the stacks of its threads to its output, as it makes a Java process do."""
-
-STDERR = 2
-"""Where workers write: the file descriptor, since `sys.stderr` may have been replaced by something without one."""
 
 
 @dataclass(frozen=True)
@@ -121,36 +116,29 @@ class WorkerProcess:
             pass
 
 
+@contextmanager
+def open_log(launch: Launch) -> Iterator[int | None]:
+    """The file that a worker writes to; None: it has none."""
+    if launch.log is None:
+        yield None
+        return
+    launch.log.parent.mkdir(parents=True, exist_ok=True)
+    mode = os.O_APPEND if launch.append else os.O_TRUNC
+    output = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o644)
+    try:
+        yield output
+    finally:
+        os.close(output)
+
+
 def start_worker(launch: Launch) -> WorkerProcess:
     """Starts `python -m inflight.worker`.
 
     Raises:
         StartError: the process could not be started or its log file not be opened.
     """
-    ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "inflight.worker", *launch.label]
-    command += [f"--fd={theirs.fileno()}", f"--inbox={launch.inbox}", f"--outbox={launch.outbox}"]
-    output: int | None = None
     try:
-        if launch.log is not None:
-            launch.log.parent.mkdir(parents=True, exist_ok=True)
-            mode = os.O_APPEND if launch.append else os.O_TRUNC
-            output = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o644)
-            command.append("--own-log")
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output if output is not None else STDERR,
-            stderr=output,
-            pass_fds=(theirs.fileno(), launch.inbox, launch.outbox),
-            env={**os.environ, **launch.environment},
-            start_new_session=True,
-        )
+        with open_log(launch) as output:
+            return WorkerProcess(*spawn(launch.label, launch.inbox, launch.outbox, launch.environment, output))
     except OSError as error:
-        ours.close()
         raise StartError(f"cannot start a worker process: {error}") from error
-    finally:
-        theirs.close()
-        if output is not None:
-            os.close(output)
-    return WorkerProcess(process, ours)

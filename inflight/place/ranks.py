@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from inflight.config import GeneratorConfig
-from inflight.place.local import Launch, WorkerProcess, start_worker
+from inflight import early
+from inflight.config import GeneratorConfig, processors
+from inflight.errors import StartError
+from inflight.link import LoadShard, Packer
+from inflight.place.local import Launch, WorkerProcess, open_log, start_worker
+from inflight.plan import ShardJob
 
-_ahead: dict[tuple[str, int], tuple[Launch, WorkerProcess]] = {}
-"""Processes that nobody has taken yet, by model and rank."""
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A process that nobody has taken yet.
+
+    Attributes:
+        launch: how it was started, but for the arena files.
+        job: what it was told to load; None: it waits for that.
+    """
+
+    launch: Launch
+    process: WorkerProcess
+    job: ShardJob | None
+
+
+_ahead: dict[tuple[str, int], _Ahead] = {}
+"""By model and rank."""
+
+
+def shard_job(config: GeneratorConfig, rank: int, rendezvous: str = "", num_blocks: int | None = None) -> ShardJob:
+    """What a rank of a model loads. Args: rendezvous, num_blocks: as in `ShardJob`."""
+    job = ShardJob.of(config, rank, rendezvous, num_blocks)
+    return job.on(max(1, processors() // config.tensor_parallel))
 
 
 def rank_launch(config: GeneratorConfig, rank: int, log_dir: Path | None, file: int, append: bool) -> Launch:
@@ -20,7 +45,7 @@ def rank_launch(config: GeneratorConfig, rank: int, log_dir: Path | None, file: 
         file: an arena file; ranks get tokens, which need no shared memory.
     """
     return Launch(
-        label=("--rank", f"--servable_name={config.name}", f"--device_id=rank{rank}"),
+        label=early.rank_label(config.name, rank),
         inbox=file,
         outbox=file,
         environment={"OMP_NUM_THREADS": str(config.model.threads)} if config.model.threads else {},
@@ -29,42 +54,62 @@ def rank_launch(config: GeneratorConfig, rank: int, log_dir: Path | None, file: 
     )
 
 
-def start_ahead(config: GeneratorConfig, log_dir: Path | None) -> None:
-    """Starts the processes of a model's ranks, for a server that is still being imported; they import their own part.
+def start_ahead(config: GeneratorConfig, log_dir: Path | None, *, load: bool = True) -> None:
+    """Starts the processes of a model's ranks, for a server that is still being imported. They import their own part,
+    and load the model where it is here and has one rank.
 
     They end with this process, or by `end_ahead`.
+
+    Args:
+        load: False: they wait to be told; several models load one after the other, because each measures the memory
+            that is left.
 
     Raises:
         StartError: a process could not be started.
     """
     if not hasattr(os, "memfd_create"):
         return
+    fetched = config.hub is None and all(adapter.hub is None for adapter in config.model.adapters)
     for rank in range(config.tensor_parallel):
-        file = os.memfd_create("inflight-unused", os.MFD_CLOEXEC)
+        launch = rank_launch(config, rank, log_dir, -1, append=False)
+        process = _begun(launch)
+        job = shard_job(config, rank) if load and fetched and config.tensor_parallel == 1 else None
+        if job is not None:
+            process.socket.sendall(Packer().frame(LoadShard(job)))
+        _ahead[config.name, rank] = _Ahead(launch, process, job)
+
+
+def _begun(launch: Launch) -> WorkerProcess:
+    """The process that a command began with its first lines, where it is this one; else a new one."""
+    begun = early.take(launch.label) if not launch.environment and launch.log is None else None
+    if begun is None:
         try:
-            os.ftruncate(file, 4096)
-            launch = rank_launch(config, rank, log_dir, file, append=False)
-            _ahead[config.name, rank] = launch, start_worker(launch)
-        finally:
-            os.close(file)
+            with open_log(launch) as output:
+                begun = early.spawn_rank(launch.label, launch.environment, output)
+        except OSError as error:
+            raise StartError(f"cannot start a worker process: {error}") from error
+    return WorkerProcess(begun.process, begun.socket)
 
 
-def start_rank(config: GeneratorConfig, rank: int, log_dir: Path | None, file: int, append: bool) -> WorkerProcess:
-    """A rank's process: the one that was started ahead as this one would be, else a new one.
+def start_rank(
+    config: GeneratorConfig, job: ShardJob, log_dir: Path | None, file: int, append: bool
+) -> tuple[WorkerProcess, bool]:
+    """A rank's process, and whether it has been told to load the job: the one that was started ahead as this one would
+    be, else a new one.
 
     Raises:
         StartError: as `start_worker`.
     """
-    launch = rank_launch(config, rank, log_dir, file, append)
-    ahead = _ahead.pop((config.name, rank), None)
+    ahead = _ahead.pop((config.name, job.rank), None)
     if ahead is not None:
-        if dataclasses.replace(ahead[0], inbox=file, outbox=file) == launch:
-            return ahead[1]
-        ahead[1].end()
-    return start_worker(launch)
+        if ahead.launch == rank_launch(config, job.rank, log_dir, -1, append) and ahead.job in (None, job):
+            return ahead.process, ahead.job is not None
+        ahead.process.end()
+    return start_worker(rank_launch(config, job.rank, log_dir, file, append)), False
 
 
 def end_ahead() -> None:
     """Ends the processes that nobody took."""
+    early.end()
     while _ahead:
-        _ahead.popitem()[1][1].end()
+        _ahead.popitem()[1].process.end()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, ServerConfig
@@ -26,12 +24,11 @@ from inflight.metrics import Load, Metrics
 from inflight.progress import ProgressBar, weight_bytes
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
+from inflight.starting import aside
 from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
 
 if TYPE_CHECKING:
     from inflight.engine import Engine, ShardGroup
-
-T = TypeVar("T")
 
 LONGEST = 24 * 3600.0
 """Seconds after which a request without a deadline of its own is given up."""
@@ -186,25 +183,13 @@ class Generators:
         """
         if not configs:
             return
-        # Not needed by a server of classic models only.
-        from inflight.engine import Engine, ShardGroup
-        from inflight.text import load_tokenizer
-
         self._metrics.generations.watch(self._load)
         started: list[str] = []
         try:
             for config in configs:
                 if config.name in self._engines or config.name not in self._served:
                     self.announce([config])
-                config = await config.fetched()
-                try:
-                    tokenizer = await _aside(partial(load_tokenizer, config.model.model_dir, config.tokenizer_config))
-                except Exception as error:  # the tokenizer's library raises anything for a broken file
-                    raise failed_load("the tokenizer", error, config.model.model_dir) from error
-                shards = ShardGroup(config, self._config, partial(_progress, config))
-                engine = Engine(config, tokenizer, shards, self._config.restart, self._metrics)
-                self._engines[config.name] = engine
-                self._groups[config.name] = shards
+                self._engines[config.name] = await self._opened(await config.fetched(), ahead=not started)
                 started.append(config.name)
             # One after the other: each measures the memory that is left.
             for name in started:
@@ -219,6 +204,36 @@ class Generators:
                 del self._groups[name]
             raise
 
+    async def _opened(self, config: GeneratorConfig, ahead: bool) -> Engine:
+        """An engine that is still to be started.
+
+        Args:
+            ahead: its ranks begin to load while its tokenizer is read. Of several models only the first one's do: each
+                measures the memory that is left.
+
+        Raises:
+            StartError: the tokenizer cannot be read.
+        """
+        # Not needed by a server of classic models only.
+        from inflight.engine import Engine, ShardGroup
+        from inflight.text import load_tokenizer
+
+        self._groups[config.name] = shards = ShardGroup(config, self._config, partial(_progress, config))
+        folder = config.model.model_dir
+        if ahead:
+            shards.begin()
+        try:
+            try:
+                read = partial(load_tokenizer, folder, config.tokenizer_config, config.model.packed_cache)
+                tokenizer = await aside(read, "tokenizer")
+            except Exception as error:  # the tokenizer's library raises anything for a broken file
+                raise failed_load("the tokenizer", error, folder) from error
+            return Engine(config, tokenizer, shards, self._config.restart, self._metrics)
+        except BaseException:
+            await shards.give_up()
+            self._groups.pop(config.name, None)
+            raise
+
     def _load(self) -> Load:
         """Of all models together."""
         loads = [engine.load for engine in self._engines.values()]
@@ -230,7 +245,11 @@ class Generators:
         )
 
     async def stop(self) -> None:
-        await asyncio.gather(*(engine.stop(self._config.stop_timeout) for engine in self._engines.values()))
+        begun = [group for name, group in self._groups.items() if name not in self._engines]  # tokenizers do not come
+        engines = self._engines.values()
+        await asyncio.gather(
+            *(engine.stop(self._config.stop_timeout) for engine in engines), *(group.give_up() for group in begun)
+        )
 
     def kill(self) -> None:
         """Kills every rank, at once."""
@@ -240,22 +259,6 @@ class Generators:
     def pids(self, name: str) -> list[int]:
         """Processes of one model's ranks."""
         return self._groups[name].pids
-
-
-async def _aside(call: Callable[[], T]) -> T:
-    """The result of a call on a thread of its own, which does not keep the process: a file may be on a disk that hangs,
-    and Python waits at its end for the threads of an executor."""
-    result: concurrent.futures.Future[T] = concurrent.futures.Future()
-    result.set_running_or_notify_cancel()  # who waits may leave; the thread still ends in order
-
-    def work() -> None:
-        try:
-            result.set_result(call())
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=work, name="tokenizer", daemon=True).start()
-    return await asyncio.wrap_future(result)
 
 
 def _progress(config: GeneratorConfig) -> ProgressBar:

@@ -1,5 +1,1 @@
-"""The worker process."""
-
-from inflight.worker.process import run
-
-__all__ = ["run"]
+"""The worker process: `process` runs a servable's stages, `shard` one rank of a language model."""

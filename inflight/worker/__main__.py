@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 
-from inflight.worker.process import finish, run
+from inflight.worker.ends import finish
 
 
 def main() -> None:
@@ -18,10 +17,12 @@ def main() -> None:
     for name in ("servable_directory", "servable_name", "version_number", "device_id", "device_type"):
         parser.add_argument(f"--{name}")
     options = parser.parse_args()
-    if options.rank:
-        with contextlib.suppress(ImportError):  # whoever needs what is missing says so
-            import inflight.device
-            import inflight.shard  # noqa: F401  # while the server gets to the point of saying what to load
+    if options.rank:  # which imports neither stages nor back ends
+        from inflight.worker.shard import run_rank
+
+        finish(run_rank(options.fd))
+    from inflight.worker.process import run
+
     finish(run(options.fd, options.inbox, options.outbox, options.own_log))
 
 

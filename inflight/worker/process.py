@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import faulthandler
 import logging
 import os
@@ -31,7 +30,6 @@ from inflight.link import (
     Failed,
     Leaving,
     Load,
-    LoadShard,
     Packer,
     Phase,
     Ready,
@@ -47,15 +45,12 @@ from inflight.pipeline import Job, Pipeline
 from inflight.place import DUMP
 from inflight.servable import install_model_caller
 from inflight.types import Array, Outcome, Row, Value
+from inflight.worker.ends import ORPHANED, kill_group
 from inflight.worker.load import Loaded, load, offer
 from inflight.worker.remote import RemoteModel
-from inflight.worker.shard import run_shard
 
 LINGER = 3.0
 """Seconds that running user code has to end once the server is gone; then the process group is killed."""
-
-ORPHANED = -signal.SIGKILL
-"""Exit status of a worker whose server is gone: nobody else ends what its user code started."""
 
 
 class Worker:
@@ -136,7 +131,7 @@ class Worker:
         """Tells the server that this process was asked to end, and ends."""
         self._channel.send(Leaving())
         if self._pipeline is None:  # nothing of anybody runs here yet, and a load may take minutes
-            _kill_group()
+            kill_group()
         self._end()
 
     def _end(self) -> None:
@@ -145,7 +140,7 @@ class Worker:
             self._pipeline.close()
             if self._pipeline.only_model is not None and threading.current_thread() is not self._reader:
                 self._channel.stop_reading()
-        killer = threading.Timer(LINGER, _kill_group)
+        killer = threading.Timer(LINGER, kill_group)
         killer.daemon = True
         killer.start()
 
@@ -294,12 +289,6 @@ def _counts(loaded: Loaded, key: str) -> tuple[tuple[int, int], ...] | None:
     return tuple((inputs or -1, outputs) for inputs, outputs in port.counts)
 
 
-def _kill_group() -> None:
-    if os.getpgid(0) == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(1)
-
-
 def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
     """The worker's life. Returns the exit status.
 
@@ -325,8 +314,6 @@ def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
     signal.signal(signal.SIGINT, on_signal)
     faulthandler.register(DUMP)  # written by C code at once, whoever holds the interpreter's lock
     received = channel.receive()
-    if received is not None and isinstance(received[0], LoadShard):
-        return run_shard(channel, received[0], ORPHANED)
     if received is None or not isinstance(received[0], Load):
         return 1
     worker.listen()
@@ -341,13 +328,3 @@ def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
         return 1 if channel.send(Failed(text)) else ORPHANED
     worker.serve()
     return ORPHANED if worker.orphaned else 0
-
-
-def finish(status: int) -> None:
-    """Ends the process at once: threads inside a model's library would make an ordinary exit wait or crash."""
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if status == ORPHANED:
-        _kill_group()
-    os._exit(status)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import queue
+import signal
+import socket
 import sys
 import threading
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from inflight.link import Failed, LoadShard, Progress, ShardReady, Stop, WorkerChannel
+from inflight import log
+from inflight.early import DUMP
+from inflight.link import Failed, Leaving, LoadShard, Progress, ShardReady, Stop, WorkerChannel
 from inflight.loading import failed_load
 from inflight.plan import ShardJob, StepPlan
+from inflight.worker.ends import ORPHANED, kill_group
 
 if TYPE_CHECKING:
     from inflight.shard import Runner
@@ -19,12 +27,38 @@ CONNECT_TIMEOUT = 600.0
 """Seconds that ranks wait for each other: the slowest may still read its weights from a cold disk."""
 
 
-def run_shard(channel: WorkerChannel, message: LoadShard, orphaned: int) -> int:
-    """Loads what the message names and runs plans until the server says stop. Returns the exit status.
+def run_rank(fd: int) -> int:
+    """A rank's life. Returns the exit status.
 
     Args:
-        orphaned: the exit status where the server is gone.
+        fd: this end of the socket pair to the server.
     """
+    with contextlib.suppress(ValueError):  # the server has said so already; a rank works with the defaults
+        log.configure(os.environ)
+    channel = WorkerChannel(socket.socket(fileno=fd))
+
+    def leave() -> None:
+        channel.send(Leaving())
+        kill_group()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        # Not from the handler itself: it may have interrupted a holder of the locks that sending takes.
+        threading.Thread(target=leave, daemon=True).start()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    faulthandler.register(DUMP)  # written by C code at once, whoever holds the interpreter's lock
+    with contextlib.suppress(ImportError):  # whoever needs what is missing says so
+        import inflight.device
+        import inflight.shard  # noqa: F401  # while the server gets to the point of saying what to load
+    received = channel.receive()
+    if received is None or not isinstance(received[0], LoadShard):
+        return 1
+    return _run_shard(channel, received[0])
+
+
+def _run_shard(channel: WorkerChannel, message: LoadShard) -> int:
+    """Loads what the message names and runs plans until the server says stop. Returns the exit status."""
     job = message.job
     plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
     _read(channel, plans)
@@ -32,7 +66,7 @@ def run_shard(channel: WorkerChannel, message: LoadShard, orphaned: int) -> int:
         runner = _load(channel, job)
     except Exception as error:  # whatever a back end raised is the server's to report
         text = str(failed_load("the model", error, job.model.model_dir))
-        return 1 if channel.send(Failed(_one_line(text))) else orphaned
+        return 1 if channel.send(Failed(_one_line(text))) else ORPHANED
     channel.send(ShardReady(runner.offer))
     while (plan := plans.get()) is not None:
         try:
@@ -42,7 +76,7 @@ def run_shard(channel: WorkerChannel, message: LoadShard, orphaned: int) -> int:
             channel.send(Failed(_one_line(f"rank {job.rank}: {type(error).__name__}: {error}")))
             return 1
         if result is not None and not channel.send(result):
-            return orphaned
+            return ORPHANED
     return 0
 
 

@@ -13,7 +13,6 @@ from inflight.config import RestConfig
 from inflight.errors import NotFound
 from inflight.frontends.mindspore import MindSporeRest
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
-from tests.unit.http_fakes import Done
 
 LIMIT = 1 << 20
 PATH = b"/model/echo:echo"
@@ -49,12 +48,9 @@ class Echo:
             raise NotFound(f"method '{method}': method is not available")
         return self.methods[method]
 
-    def submit(
-        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
-    ) -> Callable[[], None]:
+    async def predict(self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None) -> list[Outcome]:
         self.rows.extend(rows)
-        done([self.outcome(row) for row in rows])
-        return lambda: None
+        return [self.outcome(row) for row in rows]
 
     def servables(self) -> Sequence[ServableStatus]:
         return []

@@ -25,6 +25,7 @@ LEVELS = {
     "hub": 0,
     "loading": 0,
     "progress": 0,
+    "early": 0,
     "starting": 0,
     "telemetry": 0,
     "config": 0,

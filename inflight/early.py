@@ -1,0 +1,149 @@
+"""Worker processes, and a rank's that is begun with the first lines of a command.
+
+A rank needs as long to be imported as the server that it belongs to. `inflight serve` begins its process before it
+imports anything itself; all that is known then is what was written, so that is done only where it says plainly which
+model is served. `inflight.place` takes the process where it is the one that it would start, and it is ended else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+DUMP = signal.SIGQUIT
+"""What makes a worker write the stacks of its threads to its output, as it makes a Java process do."""
+
+STDERR = 2
+"""Where workers write: the file descriptor, since `sys.stderr` may have been replaced by something without one."""
+
+_DECISIVE = ("config", "help", "log-dir", "log-level", "tensor-parallel", "threads", "version")
+"""Flags of `inflight serve` that say how a rank is started, or that nothing is."""
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+
+
+class Spawned(NamedTuple):
+    """A process and this end of the socket pair to it."""
+
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+
+
+_begun: dict[tuple[str, ...], Spawned] = {}
+"""By label; nobody has taken it yet."""
+
+
+def spawn(
+    label: Sequence[str], inbox: int, outbox: int, environment: Mapping[str, str] = {}, output: int | None = None
+) -> Spawned:
+    """Starts `python -m inflight.worker` as a session of its own.
+
+    Args:
+        label: its first arguments, also for people who read a process list.
+        inbox, outbox: arena files to inherit.
+        environment: added to this process's own.
+        output: file that it writes to; None: this process's own stderr.
+
+    Raises:
+        OSError: it could not be started.
+    """
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "inflight.worker", *label]
+    command += [f"--fd={theirs.fileno()}", f"--inbox={inbox}", f"--outbox={outbox}"]
+    if output is not None:
+        command.append("--own-log")
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output if output is not None else STDERR,
+            stderr=output,
+            pass_fds=(theirs.fileno(), inbox, outbox),
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Spawned(process, ours)
+
+
+def rank_label(model: str, rank: int) -> tuple[str, ...]:
+    return "--rank", f"--servable_name={model}", f"--device_id=rank{rank}"
+
+
+def spawn_rank(label: Sequence[str], environment: Mapping[str, str] = {}, output: int | None = None) -> Spawned:
+    """As `spawn`, with files that are never used: ranks get tokens, which need no shared memory.
+
+    Raises:
+        OSError: it could not be started.
+    """
+    file = os.memfd_create("inflight-unused", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(file, 4096)
+        return spawn(label, file, file, environment, output)
+    finally:
+        os.close(file)
+
+
+def begin(written: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Begins the rank of the model that `inflight serve` with these arguments serves, where that is plain. Where the
+    process cannot be started nothing is said: who needs it finds out."""
+    name = plain_model(written, environment)
+    if name is None or not hasattr(os, "memfd_create"):
+        return
+    label = rank_label(name, 0)
+    try:
+        _begun[label] = spawn_rank(label)
+    except OSError:
+        pass
+
+
+def take(label: Sequence[str]) -> Spawned | None:
+    """The process that was begun with this label, for whoever takes it."""
+    return _begun.pop(tuple(label), None)
+
+
+def end() -> None:
+    """Ends the process that nobody took."""
+    while _begun:
+        process, sock = _begun.popitem()[1]
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        process.wait()
+        sock.close()
+
+
+def plain_model(written: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """What the only model among the arguments is called by the server; None where that, or how its rank is started, is
+    not plain from them."""
+    if any(f"INFLIGHT_{flag.replace('-', '_').upper()}" in environment for flag in (*_DECISIVE, "name", "paths")):
+        return None
+    name: str | None = None
+    models: list[str] = []
+    for index, argument in enumerate(written):
+        flag, _, value = argument.partition("=")
+        if flag == "--name":
+            name = value or next(iter(written[index + 1 : index + 2]), None)
+        elif flag.removeprefix("--") in _DECISIVE or argument == "-h":
+            return None
+        elif not argument.startswith("-"):
+            found = _name_of(argument)
+            models += [found] if found else []
+    return (name or models[0]) if len(models) == 1 else None
+
+
+def _name_of(path: str) -> str | None:
+    if path.endswith(".gguf"):
+        return os.path.basename(path)[: -len(".gguf")] if os.path.isfile(path) and not _PART.search(path) else None
+    files = [os.path.isfile(os.path.join(path, name)) for name in ("config.json", "tokenizer.json")]
+    return os.path.basename(os.path.realpath(path)) if all(files) else None
