@@ -159,7 +159,10 @@ class _Client:
                 return
         elif not self.got.endswith(b"0\r\n\r\n"):
             return
-        self.answered(int(head[9:12]), b"connection: close" in head)
+        status = int(head[9:12])
+        if status == 200 and self.got.startswith(b'{"error_msg"', end + 4):  # MindSpore Serving's way
+            status = 429
+        self.answered(status, b"connection: close" in head)
 
     def answered(self, status: int, closing: bool = False) -> None:
         now = time.perf_counter()
@@ -215,7 +218,7 @@ class _Grpc(_Client):
     def opened(self) -> None:
         self.stream = 1
         self.buffer = b""
-        self.hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b"\x00\x04\x7f\xff\xff\xff")
+        self.hello = _PREFACE + _frame(4, 0, 0, b"\x00\x04\x7f\xff\xff\xff")
         self.message = False
         self.path, _, self.body = self.request.partition(b"\n")
 
@@ -273,6 +276,9 @@ class _Grpc(_Client):
         if reply:
             self.left = memoryview(reply)
             self.flush()
+
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -406,17 +412,62 @@ class _Canned(asyncio.Protocol):
             self.transport.write(_REFUSAL)
 
 
+class _CannedGrpc(asyncio.Protocol):
+    """Ends each call, whose frames come whole, with the same status."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.buffer = b""
+        self.greeted = False
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        reply = b""
+        if not self.greeted:
+            if len(self.buffer) < len(_PREFACE):
+                return
+            self.buffer = self.buffer[len(_PREFACE) :]
+            self.greeted = True
+            reply = _frame(4, 0, 0, b"")
+        while len(self.buffer) >= 9:
+            length = int.from_bytes(self.buffer[:3], "big")
+            if len(self.buffer) < 9 + length:
+                break
+            kind, flags = self.buffer[3], self.buffer[4]
+            stream = int.from_bytes(self.buffer[5:9], "big")
+            self.buffer = self.buffer[9 + length :]
+            if kind == 4 and not flags & 1:
+                reply += _frame(4, 1, 0, b"")
+            elif kind == 0 and flags & 1:
+                reply += _frame(1, 5, stream, _STATUS)
+        if reply:
+            self.transport.write(reply)
+
+
 _REFUSAL = (
     b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\ncontent-length: 60\r\n\r\n"
     b'{"error":"Model is overloaded","error_type":"overloaded"}   '
 )
 
 
-def canned(port: int) -> None:
+_STATUS = b"\x88" + b"".join(
+    b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+    for name, value in (
+        (b"content-type", b"application/grpc"),
+        (b"grpc-status", b"8"),
+        (b"grpc-message", b"Model is overloaded"),
+    )
+)
+
+
+def canned(port: int, kind: str) -> None:
     import uvloop
 
+    made = _CannedGrpc if kind == "grpc" else _Canned
+
     async def serve() -> None:
-        server = await asyncio.get_running_loop().create_server(_Canned, "127.0.0.1", port, backlog=4096)
+        server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", port, backlog=4096)
         await server.serve_forever()
 
     uvloop.run(serve())
@@ -552,14 +603,16 @@ def main() -> None:
                     flush=True,
                 )
             if given.peaks:
-                _peak(crowd, report, http, given.seconds)
+                _peak(crowd, report, given.seconds)
 
 
-def _peak(crowd: Crowd, report: dict[str, Any], port: int, seconds: float) -> None:
-    """The best goodput of a few connections while the crowd hammers an idle server as often as it was answered."""
+def _peak(crowd: Crowd, report: dict[str, Any], seconds: float) -> None:
+    """The best goodput of a few connections, which ask for the same, while the crowd hammers an idle server as often as
+    it was answered."""
+    counted = next(group for group in crowd.groups if group.name == crowd.counted[0])
     reached = sum(report[name]["good"] for name in crowd.counted)
     idle_port = free_port()
-    argv = [sys.executable, "-m", "bench.overload", "canned", str(idle_port)]
+    argv = [sys.executable, "-m", "bench.overload", "canned", str(idle_port), counted.kind]
     with Server(
         "canned",
         argv,
@@ -567,14 +620,13 @@ def _peak(crowd: Crowd, report: dict[str, Any], port: int, seconds: float) -> No
         lambda: socket.create_connection(("127.0.0.1", idle_port)).close() is None,
     ):
         idle = [
-            replace(group, port=idle_port, kind="http", rate=max(1.0, report[group.name]["refused"]))
+            replace(group, port=idle_port, rate=max(1.0, report[group.name]["refused"]))
             for group in crowd.groups
-            if group.kind in ("http", "reconnect") and report[group.name]["refused"]
+            if group.kind != "slow" and report[group.name]["refused"]
         ]
-        generate = post("/generate", generation())
         peaks = {}
         for count in PEAKS:
-            peaks[count] = drive([Group("all", port, count, request=generate)], seconds, idle)["all"]["good"]
+            peaks[count] = drive([replace(counted, name="all", count=count)], seconds, idle)["all"]["good"]
     best = max(peaks.values())
     shown = ", ".join(f"{count}: {rate:.0f}" for count, rate in peaks.items())
     print(
@@ -588,6 +640,6 @@ if __name__ == "__main__":
         job = json.load(sys.stdin)
         print(json.dumps(load([Group(**one) for one in job["groups"]], job["settle"], job["seconds"])))
     elif sys.argv[1:2] == ["canned"]:
-        canned(int(sys.argv[2]))
+        canned(int(sys.argv[2]), sys.argv[3])
     else:
         main()

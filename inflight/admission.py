@@ -28,14 +28,15 @@ import itertools
 from collections.abc import Callable
 from contextvars import ContextVar
 
-from inflight.errors import Overloaded
+from inflight.errors import OVERLOADED, Overloaded
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.6
 """Seconds: after a first refusal, and after the fourth in a row and all further ones."""
 SHARE = 0.1
 """Of the event loop's time, for those who are read again though nothing says that there is room."""
-COST, COST_OF_CONNECTION, COST_OF_BYTE = 45e-6, 80e-6, 0.4e-9
-"""Seconds that a refusal takes, a new connection, and a byte of a refused body that is read and dropped."""
+COST, COST_OF_CALL, COST_OF_CONNECTION, COST_OF_BYTE = 45e-6, 70e-6, 20e-6, 0.4e-9
+"""Seconds that a refusal takes over HTTP/1.1, and over gRPC, a new connection, and a byte of a refused body that is
+read and dropped."""
 BURST = 0.02
 """Seconds of the budget that may be saved up."""
 TICK = 0.005
@@ -57,7 +58,11 @@ class Arrival:
 
     def __init__(self, admission: Admission) -> None:
         self._admission: Admission | None = admission
-        admission.arriving += 1
+        admission.arrived()
+
+    def kept_by(self, admission: Admission) -> bool:
+        """Whether this model still keeps the place."""
+        return self._admission is admission
 
     def settle(self, admission: Admission | None = None) -> None:
         """The place is taken, or not needed. Args: admission: only if it is there that the place is kept."""
@@ -71,19 +76,27 @@ class Caller:
     """One connection, or whatever else can be made to wait, as a line knows it.
 
     Args:
-        turn: called on the loop when the caller is to be listened to again.
+        turn: called on the loop when the caller is to be listened to again, with whether there is a place for it. Tells
+            whether the caller may come for that place; False: somebody else can have it.
+        cost: seconds that a turn takes; 0: `turn` says so itself (`Admission.spent`).
+
+    Attributes:
+        line: where it waits.
+        met: the line in which it waited last.
     """
 
-    __slots__ = ("faulty", "line", "refusals", "since", "ticket", "turn", "turned")
+    __slots__ = ("cost", "faulty", "line", "met", "refusals", "since", "ticket", "turn", "turned")
 
-    def __init__(self, turn: Callable[[], None]) -> None:
+    def __init__(self, turn: Callable[[bool], bool], cost: float = COST) -> None:
         self.turn = turn
+        self.cost = cost
         self.since = 0.0  # when it was refused first, of the refusals in a row
         self.refusals = 0
         self.faulty = False
         self.turned = 0.0  # when it had its last turn
         self.ticket = 0
         self.line: Admission | None = None
+        self.met: Admission | None = None
 
     @property
     def waits(self) -> bool:
@@ -170,11 +183,11 @@ class Admission:
             Overloaded: there is none.
         """
         if self.used >= self.limit:
-            raise Overloaded("Model is overloaded")
+            raise Overloaded(OVERLOADED)
         self.used += 1
         if (mine := arrival.get()) is not None:
             mine.settle(self)
-        if self._offered:
+        elif self._offered:
             self._offered -= 1
 
     def leave(self) -> None:
@@ -190,12 +203,18 @@ class Admission:
         """Whether a request that comes now is refused."""
         return self.used + self.arriving >= self.limit
 
+    def arrived(self) -> None:
+        """A place is kept for a request."""
+        self.arriving += 1
+        if self._offered:
+            self._offered -= 1
+
     def turned_away(self) -> None:
         """A door refused a request without asking the engine."""
         self._on_refused()
 
     def came(self, caller: Caller) -> bool:
-        """A connection was made, of nobody knows whom. True: it waits to be read, ahead of all who were refused."""
+        """A connection was made, of nobody knows whom. True: it waits to be read."""
         if not self.full:
             return False
         now = self._refill()
@@ -203,9 +222,14 @@ class Admission:
         if self._budget > 0:
             return False
         caller.since = now
-        self._wait(caller, 0.0, now)
+        self._wait(caller, now, now)
         self._by_first_refusal.push(now, caller)
         return True
+
+    def rest(self, caller: Caller, seconds: float) -> None:
+        """The caller has nothing to say yet, and is listened to after a while."""
+        now = self._loop().time()
+        self._wait(caller, now + seconds, now)
 
     def refused(self, caller: Caller, fault: bool = False) -> bool:
         """The caller was told that it is refused. True: it waits, and its turn comes; False: it may ask at once.
@@ -262,7 +286,8 @@ class Admission:
         self._by_due.sweep(self.waiting)
 
     def _wait(self, caller: Caller, due: float, now: float) -> None:
-        caller.ticket, caller.line = next(_tickets), self
+        caller.ticket = next(_tickets)
+        caller.line = caller.met = self
         self.waiting += 1
         self._by_due.push(due, caller)
         if self._timer is None:
@@ -272,16 +297,19 @@ class Admission:
         caller.ticket, caller.line = 0, None
         self.waiting -= 1
 
-    def _give_turn(self, caller: Caller, now: float) -> None:
+    def _give_turn(self, caller: Caller, now: float, offered: bool) -> bool:
         self._take_out(caller)
         caller.turned = now
-        caller.turn()
+        return caller.turn(offered)
 
     def _offer(self, now: float) -> None:
         """A turn for each place that is free: those first who were refused first."""
-        while self._offered < self.room and self._by_first_refusal.first() is not None:
+        while self._offered + self.arriving < self.room and self._by_first_refusal.first() is not None:
+            kept = self.arriving
             self._offered += 1
-            self._give_turn(self._by_first_refusal.pop(), now)
+            used = self._give_turn(self._by_first_refusal.pop(), now, True)
+            if not used and self.arriving == kept and self._offered:
+                self._offered -= 1
 
     def _look(self) -> None:
         """Turns for those whose pause is over, as far as the budget goes; and places that nobody took, once more."""
@@ -289,8 +317,9 @@ class Admission:
         self._offered = 0
         self._offer(now)
         while self._budget > 0 and (due := self._by_due.first()) is not None and due <= now:
-            self._budget -= COST
-            self._give_turn(self._by_due.pop(), now)
+            caller = self._by_due.pop()
+            self._budget -= caller.cost
+            self._give_turn(caller, now, False)
         self._by_first_refusal.sweep(self.waiting)
         self._by_due.sweep(self.waiting)
         self._timer = self._loop().call_later(TICK, self._look) if self.waiting else None

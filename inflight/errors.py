@@ -67,6 +67,10 @@ class NotFound(InflightError):
     cause = "not_found"
 
 
+OVERLOADED = "Model is overloaded"
+"""What TGI says, and all doors here with it."""
+
+
 class Overloaded(InflightError):
     grpc_code = 8
     http_status = 429

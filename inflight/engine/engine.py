@@ -21,6 +21,7 @@ from inflight.engine.executor import Executor, RanksKilled
 from inflight.engine.grammars import Grammars
 from inflight.engine.stream import Stream
 from inflight.errors import (
+    OVERLOADED,
     DeadlineExceeded,
     InflightError,
     InvalidRequest,
@@ -64,6 +65,10 @@ PATIENCE = 600.0
 _FAILURES = {"overloaded": "overloaded", "invalid": "validation", "too_large": "validation"}
 """Causes of errors in TGI's words; everything else is `generation`."""
 
+PULSE, PULSE_TIMEOUT = 10.0, 30.0
+"""Seconds of idleness after which the shards are asked for a step without rows, and in which they must answer it: so
+one that hangs is replaced before a request waits for it."""
+
 ENCODER = "encoder"
 """Family of models that only embed."""
 
@@ -80,7 +85,7 @@ class _Flight:
 
     Attributes:
         starts: where chunks of prompts with log-probabilities begin, by row.
-        method: `prefill` where it computes prompts, else `decode`.
+        method: `prefill` where it computes prompts, `pulse` where it computes nothing, else `decode`.
         submitted: when.
     """
 
@@ -390,7 +395,7 @@ class Engine:
         """The tokens of a text."""
         assert isinstance(request.prompt, str)
         if len(request.prompt) > LONG and self._encoder.long > self.admission.limit // 4:
-            raise Overloaded("Model is overloaded")  # long texts that wait for the tokenizer take no more places
+            raise Overloaded(OVERLOADED)  # long texts that wait for the tokenizer take no more places
         most = self._info.limits.max_input_tokens
         wanted = None if self._cuts(request) else most
         tokens, whole, seconds = await self._encoder.encode(request.prompt, request.add_special_tokens, wanted)
@@ -489,7 +494,9 @@ class Engine:
                 self._executor.submit(plan)
             if not scheduler.in_flight and not self._executor.lost:
                 self._wake.clear()  # by a request, or by a loss while nobody asks for anything
+                pulse = asyncio.get_running_loop().call_later(PULSE, self._pulse)
                 await self._wake.wait()
+                pulse.cancel()
                 # Requests that arrive together start together.
                 await asyncio.sleep(0)
                 continue
@@ -497,6 +504,24 @@ class Engine:
             if self._watch is None:
                 self._watch_after(self._config.policy.step_timeout)
             self._take(await self._executor.result())
+
+    def _pulse(self) -> None:
+        """Nobody has asked for anything for a while: do the shards still answer?"""
+        assert self._scheduler is not None
+        plan = self._scheduler.pulse()
+        if plan is None or self._executor.lost:
+            return
+        flight = _Flight({}, "pulse", time.perf_counter())
+        self._flights.append(flight)
+        self._executor.submit(plan)
+        timeout = min(PULSE_TIMEOUT, self._config.step_timeout)
+        asyncio.get_running_loop().call_later(timeout, self._missed, flight, timeout)
+        self._wake.set()
+
+    def _missed(self, flight: _Flight, timeout: float) -> None:
+        if self._flights and self._flights[0] is flight and self._aborting is None:
+            log.error("the idle shards of '%s' have not answered for %g seconds", self._config.name, timeout)
+            self._aborting = asyncio.ensure_future(self._executor.abort())
 
     def _watch_after(self, seconds: float) -> None:
         self._watch = asyncio.get_running_loop().call_later(seconds, self._watched)
@@ -558,7 +583,7 @@ class Engine:
                 masked.append((stream, stream.matcher, token))
         if masked:
             self._mask(masked)
-        if self._metrics is not None:
+        if self._metrics is not None and flight.method != "pulse":
             host = time.perf_counter() - began
             self._metrics.generations.step(flight.method, began - flight.submitted, result.seconds, host)
 
@@ -586,7 +611,7 @@ class Engine:
             await self._aborting
             self._aborting = None
         for flight in self._flights:
-            if self._metrics is not None:
+            if self._metrics is not None and flight.method != "pulse":
                 self._metrics.generations.step_lost(flight.method)
         self._flights.clear()
         for sequence in self._scheduler.lost(killed):

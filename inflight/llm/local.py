@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from inflight.device import connect_ranks, open_device
 from inflight.engine import Executor
 from inflight.errors import StartError, WorkerLost
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.shard import Runner, load_runner
+
+T = TypeVar("T")
+
+
+class _Thread:
+    """Calls functions one after the other. A script that ends does not wait for it, as it would for a thread of
+    `ThreadPoolExecutor`: what hangs in a library would keep the process for ever."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def submit(self, call: Callable[..., T], *given: Any) -> Future[T]:
+        future: Future[T] = Future()
+        self._calls.put((future, call, given))
+        return future
+
+    async def call(self, call: Callable[..., T], *given: Any) -> T:
+        return await asyncio.wrap_future(self.submit(call, *given))
+
+    def shutdown(self) -> None:
+        """It ends after what it has been given."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call, given = item
+            del item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(call(*given))
+            except BaseException as error:  # whoever waits is told
+                future.set_exception(error)
+            del future, call, given  # not kept until the next call
 
 
 class LocalExecutor(Executor):
@@ -30,8 +68,8 @@ class LocalExecutor(Executor):
             raise StartError("several ranks need several processes; use `inflight serve --tensor-parallel`")
         self._job = job
         self._progress = progress
-        self._thread = ThreadPoolExecutor(1, "model")
-        self._courier = ThreadPoolExecutor(1, "answers")
+        self._thread = _Thread("model")
+        self._courier = _Thread("answers")
         self._runner: Runner | None = None  # gone after a loss: plans behind it do nothing
         self._answers: deque[StepResult | WorkerLost] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -45,7 +83,7 @@ class LocalExecutor(Executor):
         await self.abort()
         self._answers.clear()
         job = self._job.sized(num_blocks)
-        self._runner = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, job)
+        self._runner = await self._thread.call(self._load, job)
         return self._runner.offer
 
     def submit(self, plan: StepPlan) -> None:
@@ -69,7 +107,7 @@ class LocalExecutor(Executor):
         self._runner = None
         self._answered(WorkerLost("it was given up"))
         for thread in (self._thread, self._courier):  # in this order: no answer is on its way then
-            await asyncio.get_running_loop().run_in_executor(thread, lambda: None)
+            await thread.call(lambda: None)
 
     async def give_up(self) -> None:
         self._given_up = True  # a load ends with its next weight

@@ -181,6 +181,16 @@ class Scheduler:
         self._step += 1
         return plan
 
+    def pulse(self) -> StepPlan | None:
+        """A step without rows, to which the shards answer nothing but its number; None while there are rows."""
+        if self._running:
+            return None
+        plan = StepPlan(self._step, self._leaving)
+        self._leaving = []
+        self._in_flight.append(_Sent(self._step, [], []))
+        self._step += 1
+        return plan
+
     def apply(self, result: StepResult) -> Iterable[tuple[Sequence, int, int]]:
         """Takes an answer: pending tokens become known.
 

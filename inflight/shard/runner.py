@@ -104,6 +104,8 @@ class ModelRunner:
         self._step += 1
         plan, failed = sound_plan(plan, self._model.vocab_size) if plan.prefill else (plan, {})
         chunks = self._batch.apply(plan)
+        if not self._batch.ids:
+            return None if self._ranks.rank else StepResult(plan.step, [], [], seconds=time.perf_counter() - began)
         if self._batch.decoding and not chunks and not plan.hold and self._ranks.size == 1:
             rows = self._batch.rows
             greedy = rows.greedy and not plan.masks

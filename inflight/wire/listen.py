@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
+from inflight.admission import Arrival, Caller
 from inflight.config import GRPC_ENGINES, ListenConfig
 from inflight.errors import ConfigError, StartError
 from inflight.wire.address import GRPC, RESTFUL, Address, Kind, parse_address
 from inflight.wire.connections import Allocate, HttpLimits, OpenConnections
 from inflight.wire.grpc.asgi import GrpcApp
+from inflight.wire.http.acceptor import Acceptor
 from inflight.wire.http.asgi import App
 from inflight.wire.http.connection import HttpConnection
+from inflight.wire.http.gate import GatedApp
 from inflight.wire.sockets import SocketFile, bind_tcp, bind_unix, cannot_start
 from inflight.wire.tls import server_context
 
@@ -58,11 +62,21 @@ class Listener(Protocol):
         """Removes the socket's file, where there is one: the process ends at once. May be called from any thread."""
 
 
+class Accepting(Protocol):
+    """What accepts at one socket: a server of the event loop's, or an `Acceptor`."""
+
+    def close(self) -> None:
+        """Accepts nobody any more."""
+
+    async def wait_closed(self) -> None:
+        """Returns when nothing of it is under way."""
+
+
 class SocketListener:
-    """A `Listener` over the event loop's own servers."""
+    """A `Listener` over what accepts at its sockets."""
 
     def __init__(
-        self, address: Address, servers: list[asyncio.Server], shared: OpenConnections, file: SocketFile | None
+        self, address: Address, servers: list[Accepting], shared: OpenConnections, file: SocketFile | None
     ) -> None:
         self.address = str(address)
         self._servers = servers
@@ -132,7 +146,18 @@ async def listen_http(
         bounds = replace(bounds, allocate=allocate)
     shared = OpenConnections()
     loop = asyncio.get_running_loop()
-    return await _listen(RESTFUL, address, tls, shared, lambda: HttpConnection(app, shared, loop, bounds))
+
+    def connect(caller: Caller | None = None, kept: Arrival | None = None) -> HttpConnection:
+        return HttpConnection(app, shared, loop, bounds, caller, kept)
+
+    accept = None
+    if tls is None and hasattr(app, "gate"):
+        gated = cast(GatedApp, app)
+
+        def accept(bound: socket.socket) -> Acceptor:
+            return Acceptor(bound, BACKLOG, gated, connect)
+
+    return await _listen(RESTFUL, address, tls, shared, connect, accept)
 
 
 async def listen_grpc(
@@ -215,6 +240,7 @@ async def _listen(
     tls: ssl.SSLContext | None,
     shared: OpenConnections,
     protocol: Callable[[], asyncio.BaseProtocol],
+    accept: Callable[[socket.socket], Acceptor] | None = None,
 ) -> SocketListener:
     loop = asyncio.get_running_loop()
     timeout = _TLS_HANDSHAKE_TIMEOUT if tls else None
@@ -228,9 +254,12 @@ async def _listen(
             address = Address(address.host, sockets[0].getsockname()[1])
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name that no resolver takes
         raise cannot_start(kind, address, error) from None
-    servers = []
+    servers: list[Accepting] = []
     for bound in sockets:
-        if address.path is not None:
+        server: Accepting
+        if accept is not None:
+            server = accept(bound)
+        elif address.path is not None:
             server = await loop.create_unix_server(
                 protocol, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=timeout
             )

@@ -11,7 +11,7 @@ from inflight import starting
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
 from inflight.errors import StartError
 from inflight.server import Server
-from tests.e2e.running import workers, write_servable
+from tests.e2e.running import process, workers, write_servable
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 
@@ -76,3 +76,17 @@ def test_a_language_model_of_a_script(caplog: pytest.LogCaptureFixture, monkeypa
     with caplog.at_level(logging.WARNING, "inflight"), pytest.raises(StartError, match=r"was not loaded within 0\.01"):
         LLM(POCKET, start_timeout=0.01)
     assert "% of the weights of " in caplog.text
+
+
+HANGING = """
+import sys, time
+from inflight.llm import LLM, local
+local.load_runner = lambda *given: time.sleep(600)
+LLM(sys.argv[1], start_timeout=0.5)
+"""
+
+
+def test_a_script_whose_model_hangs_ends(tmp_path: Path) -> None:
+    with process(tmp_path, "-c", HANGING, str(POCKET)) as script:
+        assert script.process.wait(60) == 1
+        assert "StartError: the model was not loaded within 0.5 seconds (start_timeout)" in script.stderr.read_text()

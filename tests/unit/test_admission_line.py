@@ -36,6 +36,16 @@ class Clock:
         self.now = end
 
 
+def client(turn: Callable[[], object] = lambda: None) -> Caller:
+    """A caller that comes whenever it has its turn."""
+
+    def called(offered: bool) -> bool:
+        turn()
+        return True
+
+    return Caller(called)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -60,7 +70,7 @@ def test_who_comes_beyond_the_limit_is_refused(clock: Clock) -> None:
 
 def test_pauses_double_up_to_the_longest(clock: Clock) -> None:
     admission, turns = full(clock), []
-    caller = Caller(lambda: turns.append(clock.now))
+    caller = client(lambda: turns.append(clock.now))
     expected = FIRST_PAUSE
     for _ in range(8):
         began = clock.now
@@ -78,12 +88,12 @@ def test_pauses_double_up_to_the_longest(clock: Clock) -> None:
 
 def test_nobody_waits_for_an_idle_model(clock: Clock) -> None:
     admission = Admission(2, loop=lambda: clock)  # type: ignore[arg-type, return-value]
-    assert not admission.refused(Caller(lambda: None))
+    assert not admission.refused(client())
 
 
 def test_a_free_place_goes_to_whoever_was_refused_first(clock: Clock) -> None:
     admission, turns = full(clock), []
-    callers = [Caller(lambda index=index: turns.append(index)) for index in range(4)]  # type: ignore[misc]
+    callers = [client(lambda index=index: turns.append(index)) for index in range(4)]  # type: ignore[misc]
     admission.refused(callers[0], fault=True)
     for caller in callers[1:]:
         admission.refused(caller)
@@ -116,13 +126,13 @@ def test_a_place_is_kept_for_a_request_until_it_takes_it(clock: Clock) -> None:
 def test_the_time_for_refusals_is_bounded(clock: Clock) -> None:
     admission, turns = full(clock), []
 
-    def again(caller: Caller) -> None:
+    def again(caller: Caller) -> bool:
         turns.append(clock.now)
-        admission.refused(caller)
+        return admission.refused(caller)
 
     for _ in range(20_000):
-        caller = Caller(lambda: None)
-        caller.turn = lambda caller=caller: again(caller)  # type: ignore[misc]
+        caller = Caller(lambda offered: True)
+        caller.turn = lambda offered, caller=caller: again(caller)  # type: ignore[misc]
         admission.refused(caller)
     clock.run(5)
     assert SHARE / 100e-6 * 4 < len(turns) < SHARE / 30e-6 * 6
@@ -130,7 +140,7 @@ def test_the_time_for_refusals_is_bounded(clock: Clock) -> None:
 
 def test_computing_for_nothing_is_paid_by_those_who_wait(clock: Clock) -> None:
     admission, turns = full(clock), []
-    admission.refused(Caller(lambda: turns.append(clock.now)))
+    admission.refused(client(lambda: turns.append(clock.now)))
     admission.spent(0.3)
     clock.run(2)
     assert not turns
@@ -163,7 +173,7 @@ def test_a_crowd_goes_round(clock: Clock) -> None:
     def turn(index: int) -> Callable[[], None]:
         return lambda: clock.call_later(0.00001, lambda: ask(index))
 
-    callers += [Caller(turn(index)) for index in range(1280)]
+    callers += [client(turn(index)) for index in range(1280)]
     for index in range(1280):
         asked[index] = clock.now
         ask(index)
@@ -173,9 +183,48 @@ def test_a_crowd_goes_round(clock: Clock) -> None:
     assert sorted(waits)[int(len(waits) * 0.99)] < 1.0
 
 
+def test_a_place_that_one_does_not_want_goes_to_the_next(clock: Clock) -> None:
+    admission, turns = full(clock), []
+
+    def come(index: int, wants: bool) -> Callable[[bool], bool]:
+        def turn(offered: bool) -> bool:
+            turns.append((index, offered))
+            if wants:
+                kept.append(Arrival(admission))
+            return wants
+
+        return turn
+
+    kept: list[Arrival] = []
+    for index in range(4):
+        admission.refused(Caller(come(index, wants=index >= 2)))
+        clock.run(0.001)
+    admission.leave()
+    assert turns == [(0, True), (1, True), (2, True)]
+    assert admission.full
+    kept[0].settle()
+    clock.run(0.01)
+    assert turns[3:] == [(3, True)], "it was not needed"
+
+
+def test_what_each_turn_costs(clock: Clock) -> None:
+    """A turn of a caller that measures by itself costs what it says."""
+    admission, turns = full(clock), []
+
+    def turn(offered: bool) -> bool:
+        turns.append(clock.now)
+        admission.spent(0.01)
+        return False
+
+    for _ in range(100):
+        admission.refused(Caller(turn, cost=0.0))
+    clock.run(5)
+    assert 0.8 * 5 * SHARE / 0.01 < len(turns) < 1.2 * 5 * SHARE / 0.01 + 4
+
+
 def test_what_has_left_is_let_go(clock: Clock) -> None:
     admission = full(clock)
-    callers = [Caller(lambda: None) for _ in range(2000)]
+    callers = [client() for _ in range(2000)]
     for caller in callers:
         admission.refused(caller)
     for caller in callers:

@@ -8,18 +8,22 @@ as seldom as over HTTP/1.1, and a moment's crowd is served without a refusal.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from inflight.admission import FORGOTTEN, Admission, Arrival, Caller, arrival
-from inflight.errors import Overloaded
+from inflight.admission import COST_OF_CALL, FORGOTTEN, Admission, Arrival, Caller, arrival
+from inflight.errors import OVERLOADED, InflightError, Overloaded
 from inflight.frontends.base import Backend, CallbackBackend, callbacks
 from inflight.generation import Generator
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TextPart
-from inflight.wire import peer
+from inflight.wire import Go, peer
 
 _PEERS = 4096
 """Connections of which it is known since when they have been refused."""
+
+
+_NAMES = 256
+"""Methods of which it is known whether they are a language model's."""
 
 
 class HoldingBackend:
@@ -28,6 +32,7 @@ class HoldingBackend:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._callbacks = callbacks(backend)
+        self._names: dict[tuple[object, ...], str] = {}  # of the language models that methods belong to
         self._refused: dict[object, tuple[float, float]] = {}  # by connection: first and last refusal in a row
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
@@ -70,6 +75,33 @@ class HoldingBackend:
         """As `CallsBackend` says."""
         return self._callbacks if not method.optional else None
 
+    def hold(
+        self, key: tuple[object, ...], find: Callable[[], MethodInfo], name_of: Callable[[], object], go: Go
+    ) -> Caller | None:
+        """See `inflight.wire.Hold`.
+
+        Args:
+            key: what names the method in the request.
+            find: the method that is called; it may raise.
+        """
+        generators = self._backend.generators
+        if not any(generator.admission.full for generator in generators.values()):
+            return None
+        name = self._names.get(key)
+        if name is None:
+            try:
+                method = find()
+            except InflightError:  # the handler tells it
+                return None
+            name = method.servable if method.optional else ""
+            if len(self._names) >= _NAMES:
+                self._names.clear()
+            self._names[key] = name
+        generator = generators.get(name)
+        if generator is None or not generator.admission.full:
+            return None
+        return self._line(generator.admission, name_of(), go)
+
     def _admission(self, method: MethodInfo) -> Admission | None:
         """The places that a method needs, where it is a language model's own."""
         if not method.optional:
@@ -110,27 +142,54 @@ class HoldingBackend:
         Raises:
             Overloaded: there is still none.
         """
+        kept = arrival.get()
+        if kept is not None and kept.kept_by(admission):  # it was held before its handler ran
+            return kept, timeout
         return await self._hold(admission, timeout) if admission.full else (Arrival(admission), timeout)
 
     async def _hold(self, admission: Admission, timeout: float | None) -> tuple[Arrival, float | None]:
         loop = asyncio.get_running_loop()
         began = loop.time()
         name_of = peer.get()
-        name = name_of() if name_of is not None else None
-        first, last = self._refused.get(name, (began, began))
-        turn: asyncio.Future[None] = loop.create_future()
-        caller = Caller(lambda: None if turn.done() else turn.set_result(None))
-        admission.hold(caller, began if began - last > FORGOTTEN else first)
+        turn: asyncio.Future[Arrival | None] = loop.create_future()
+
+        def go(place: Arrival | None) -> None:
+            if not turn.done():
+                turn.set_result(place)
+            elif place is not None:
+                place.settle()
+
+        caller = self._line(admission, name_of() if name_of is not None else None, go)
         try:
-            await turn
-        finally:
+            kept = await turn
+        except asyncio.CancelledError:
             caller.leave()
-        now = loop.time()
-        if admission.full:
+            if turn.done() and not turn.cancelled() and (place := turn.result()) is not None:
+                place.settle()  # it came together with the end
+            raise
+        if kept is None:
+            raise Overloaded(OVERLOADED)
+        return kept, None if timeout is None else max(timeout - (loop.time() - began), 0.0)
+
+    def _line(self, admission: Admission, name: object, go: Go) -> Caller:
+        """Puts a call in line. Who was refused before, and asks again, keeps its place in it."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        first, last = self._refused.get(name, (began, began))
+        since = began if began - last > FORGOTTEN else first
+
+        def turn(_offered: bool) -> bool:
+            if not admission.full:
+                self._refused.pop(name, None)
+                go(Arrival(admission))
+                return True
             admission.turned_away()
             if len(self._refused) >= _PEERS and name not in self._refused:
                 del self._refused[next(iter(self._refused))]
-            self._refused[name] = (began if began - last > FORGOTTEN else first, now)
-            raise Overloaded("Model is overloaded")
-        self._refused.pop(name, None)
-        return Arrival(admission), None if timeout is None else max(timeout - (now - began), 0.0)
+            self._refused[name] = (since, loop.time())
+            go(None)
+            return False
+
+        caller = Caller(turn, COST_OF_CALL)
+        admission.hold(caller, since)
+        return caller

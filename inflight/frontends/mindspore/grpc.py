@@ -10,15 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
-from inflight.frontends.base import Backend, CallsBackend
+from inflight.admission import Caller
+from inflight.errors import OVERLOADED, InflightError, InvalidRequest, Loading, NotFound, Overloaded
+from inflight.frontends.base import Backend
 from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
 from inflight.types import BYTES_CODE, CODES, DTYPES, STRING_CODE, MethodInfo, Outcome, Row, Value
-from inflight.wire import Rpc, UnaryRpc, nothing_to_cancel
+from inflight.wire import Go, Rpc, UnaryRpc, nothing_to_cancel
+
+if TYPE_CHECKING:
+    from inflight.frontends.grpc.line import HoldingBackend
 
 PATH = "/mindspore.serving.proto.MSService/Predict"
 MAX_ELEMENTS = 2**32 - 1
@@ -26,7 +30,7 @@ MAX_RANK = 32
 _TEXTUAL = (STRING_CODE, BYTES_CODE)
 
 
-def predict_rpcs(backend: CallsBackend) -> dict[str, Rpc]:
+def predict_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
     """The service's procedures by path."""
 
     def begin(
@@ -64,7 +68,18 @@ def predict_rpcs(backend: CallsBackend) -> dict[str, Rpc]:
             _fill(reply, method, outcomes)
         return reply
 
-    return {PATH: UnaryRpc(PredictRequest.FromString, predict, begin)}
+    def hold(request: PredictRequest, name_of: Callable[[], object], go: Go) -> Caller | None:
+        spec = request.servable_spec
+        key = spec.name, spec.version_number, spec.method_name
+        return backend.hold(key, lambda: _method(backend, request), name_of, go)
+
+    def refusal(request: PredictRequest) -> PredictReply:
+        reply = PredictReply()
+        reply.servable_spec.CopyFrom(request.servable_spec)
+        _add_error(reply, Overloaded(OVERLOADED))
+        return reply
+
+    return {PATH: UnaryRpc(PredictRequest.FromString, predict, begin, hold, refusal)}
 
 
 def _answer(

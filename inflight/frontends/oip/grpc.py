@@ -5,9 +5,11 @@ Results always come in `raw_output_contents`, as Triton gives them. Requests car
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from inflight import __version__
+from inflight.admission import Caller
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.oip.mapping import (
@@ -38,7 +40,10 @@ from inflight.proto.open_inference_pb2 import (
     ServerReadyResponse,
 )
 from inflight.types import TextPart
-from inflight.wire import Rpc, StreamRpc, UnaryRpc
+from inflight.wire import Go, Rpc, StreamRpc, UnaryRpc
+
+if TYPE_CHECKING:
+    from inflight.frontends.grpc.line import HoldingBackend
 
 SERVICE = "inference.GRPCInferenceService"
 _CONTENTS = {
@@ -62,7 +67,7 @@ _UNSUPPORTED = {
 }
 
 
-def oip_rpcs(backend: Backend) -> dict[str, Rpc]:
+def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
     """The service's procedures by path."""
 
     async def server_live(_request: ServerLiveRequest, _timeout: float | None) -> ServerLiveResponse:
@@ -85,6 +90,10 @@ def oip_rpcs(backend: Backend) -> dict[str, Rpc]:
 
     def model_infer(request: ModelInferRequest, timeout: float | None) -> Awaitable[ModelInferResponse]:
         return _infer(backend, request, timeout)
+
+    def hold(request: ModelInferRequest, name_of: Callable[[], object], go: Go) -> Caller | None:
+        named = request.model_name, request.model_version
+        return backend.hold(named, lambda: find_model(backend, *named), name_of, go)
 
     async def stream_infer(
         requests: AsyncIterator[ModelInferRequest], timeout: float | None
@@ -110,7 +119,7 @@ def oip_rpcs(backend: Backend) -> dict[str, Rpc]:
         path("ModelReady"): UnaryRpc(ModelReadyRequest.FromString, ready),
         path("ServerMetadata"): UnaryRpc(ServerMetadataRequest.FromString, server_metadata),
         path("ModelMetadata"): UnaryRpc(ModelMetadataRequest.FromString, model_metadata),
-        path("ModelInfer"): UnaryRpc(ModelInferRequest.FromString, model_infer),
+        path("ModelInfer"): UnaryRpc(ModelInferRequest.FromString, model_infer, hold=hold),
         path("ModelStreamInfer"): StreamRpc(ModelInferRequest.FromString, duplex=stream_infer),
     }
 

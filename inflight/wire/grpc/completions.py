@@ -21,6 +21,9 @@ from grpc._cython import cygrpc
 
 EVENTS_A_TURN = 256
 """So many events are dealt with before the loop does something else."""
+REST = 0.002
+"""Seconds between two looks of the loop while nobody is in a hurry: a crowd of refused callers would else cross from
+thread to thread with every event of theirs, which costs more than all else about them."""
 _NOTHING = cygrpc.CompletionType.queue_timeout
 _THE_END = cygrpc.CompletionType.queue_shutdown
 _logger = logging.getLogger("inflight.grpc")
@@ -36,11 +39,14 @@ class Completions:
         queue: to begin things with.
     """
 
-    def __init__(self, failed: Callable[[], object]) -> None:
-        """`failed` is called for an event that the core's Python layer could not make; its tag is lost."""
+    def __init__(self, failed: Callable[[], object], rests: Callable[[], bool] = lambda: False) -> None:
+        """Args: failed: called for an event that the core's Python layer could not make; its tag is lost.
+        rests: whether events may wait for a moment.
+        """
         self.queue = cygrpc.CompletionQueue()
         self._loop = asyncio.get_running_loop()
         self._failed = failed
+        self._rests = rests
         self._ended = self._loop.create_future()
         self._turn = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._watch, name="grpc", daemon=True)
@@ -89,10 +95,12 @@ class Completions:
             if not left:
                 break
             event = self._next(0)
-        if left == EVENTS_A_TURN:
-            self._turn.release()
-        else:
+        if left < EVENTS_A_TURN:
             self._loop.call_soon(self._look)
+        elif self._rests():
+            self._loop.call_later(REST, self._look)
+        else:
+            self._turn.release()
 
     def _next(self, deadline: float | None) -> Any:
         """The next event; `_NOTHING` where the deadline comes first; None for one that cannot be made."""

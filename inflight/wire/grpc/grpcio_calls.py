@@ -14,6 +14,8 @@ from typing import Any
 from google.protobuf.message import Message
 from grpc._cython import cygrpc
 
+from inflight.admission import Arrival, Caller, arrival
+from inflight.errors import OVERLOADED
 from inflight.wire.grpc.asgi import GrpcApp
 from inflight.wire.grpc.completions import Completions
 from inflight.wire.grpc.framing import check_reply
@@ -57,6 +59,8 @@ class Calls:
         """Those whose handlers run."""
         self.idle: dict[Call, None] = {}
         """Those that wait for their callers: for the request, or to take the end."""
+        self.held = 0
+        """How many wait for their turn at a language model."""
         self.stopping = False
         self.loop = asyncio.get_running_loop()
         self._app = app
@@ -147,6 +151,8 @@ class Calls:
             if longest is None:
                 return GrpcError(RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are open, more are not taken; try again later")
             longest.cut()
+        if not self._app.guarded:
+            return None
         key = next((value for name, value in metadata or () if name == "authorization"), None)
         return self._app.refuses(path, key.encode() if isinstance(key, str) else key)
 
@@ -164,6 +170,7 @@ class Call:
     Attributes:
         path: of its method.
         resting: it waits for the next one of a stream of requests.
+        held: it waits for its turn at a language model.
         due: loop time until which it may wait for its caller.
         task: of its handler, while that runs.
     """
@@ -174,10 +181,13 @@ class Call:
         "_data",
         "_deadline",
         "_ended",
+        "_kept",
         "_lost",
+        "_parsed",
         "_rpc",
         "_started",
         "due",
+        "held",
         "path",
         "resting",
         "task",
@@ -188,9 +198,12 @@ class Call:
         self.resting = False
         self.due = 0.0
         self.task: asyncio.Task[None] | None = None
+        self.held: Caller | None = None
         self._calls = calls
         self._call = call
         self._data: bytes | None = b""
+        self._parsed: Message | None = None
+        self._kept: Arrival | None = None
         self._rpc: Any = None
         self._deadline = _FOREVER
         self._started = False
@@ -221,6 +234,10 @@ class Call:
         """Its handler may not go on."""
         if self.task is not None:
             self.task.cancel()
+        elif self.held is not None:
+            self.held.leave()
+            self._let_go()
+            self.refuse(_stopping())
 
     def cut(self) -> None:
         """Nobody waits for this caller any longer."""
@@ -246,8 +263,46 @@ class Call:
         data = event.batch_operations[0].message()
         if data is None or self._lost:
             self.refuse(GrpcError(INTERNAL, "the request holds no message"))
-        else:
+        elif not self._hold(data):
             self._run(data)
+
+    def _hold(self, data: bytes) -> bool:
+        """Whether the call waits for its turn, or has ended."""
+        rpc = self._rpc
+        if not isinstance(rpc, UnaryRpc) or rpc.hold is None:
+            return False
+        try:
+            self._parsed = parse(rpc, data)
+        except GrpcError as error:
+            self.refuse(error)
+            return True
+        self.held = rpc.hold(self._parsed, self._call.peer, self._turn)
+        if self.held is None:
+            return False
+        self._calls.held += 1
+        self._calls.running[self] = None
+        return True
+
+    def _turn(self, kept: Arrival | None) -> None:
+        """Its turn has come. Args: kept: a place; None: there is none."""
+        request = self._parsed
+        self._let_go()
+        if kept is not None:
+            self._parsed, self._kept = request, kept
+            token = arrival.set(kept)
+            self._run(b"")
+            arrival.reset(token)
+        elif self._rpc.refusal is None:
+            self._end((), RESOURCE_EXHAUSTED, _OVERLOADED)
+        else:
+            reply = self._rpc.refusal(request).SerializeToString()
+            self._end((cygrpc.SendMessageOperation(reply, 0),), OK, b"", len(reply))
+
+    def _let_go(self) -> None:
+        """It is no longer held."""
+        self._calls.held -= 1
+        self.held = self._parsed = None
+        self._calls.running.pop(self, None)
 
     def _sent(self, _event: Any) -> None:
         """The end is out of the house; whether it arrived nobody knows."""
@@ -264,11 +319,16 @@ class Call:
     def _handled(self, task: asyncio.Task[None]) -> None:
         self.task = None
         del self._calls.running[self]
+        if self._kept is not None:
+            self._kept.settle()
         if task.cancelled():  # the caller left, its time is over, or the server stops
             self.refuse(_stopping())
 
     def _request(self, rpc: Rpc) -> Message:
         """The one request of a call, whose bytes go."""
+        if self._parsed is not None:
+            request, self._parsed = self._parsed, None
+            return request
         data, self._data = self._data, b""
         assert data is not None
         return parse(rpc, data)
@@ -356,6 +416,9 @@ class Call:
         if self._deadline > _FOREVER:
             return None
         return max(self._deadline - time.time(), 0.0) + _AFTER_DEADLINE
+
+
+_OVERLOADED = OVERLOADED.encode()
 
 
 def _ignore(_event: Any) -> None:

@@ -60,7 +60,7 @@ class GrpcioListener:
             OSError, UnicodeError, RuntimeError: the address cannot be bound.
         """
         names = await _check_free(self._where)
-        completions = Completions(self._calls.ask)
+        completions = Completions(self._calls.ask, lambda: self._calls.held > 0)
         server = cygrpc.Server(self._options, False)
         server.register_completion_queue(completions.queue)
         add_port = _port_opener(server, self._tls)

@@ -9,11 +9,17 @@ from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 
+from inflight.admission import Arrival, Caller
 from inflight.wire.grpc.status import INTERNAL, GrpcError
 
 Unary: TypeAlias = "Callable[[Any, float | None], Awaitable[Message]]"
 """Request and the caller's time-out in seconds (None: none) to reply."""
 Begin: TypeAlias = "Callable[[Any, float | None, Callable[[Message | Exception], None]], Callable[[], None] | None]"
+Go: TypeAlias = "Callable[[Arrival | None], None]"
+"""Told once, when the turn of a held call has come: the place that is kept for it; None: it is refused."""
+Hold: TypeAlias = "Callable[[Any, Callable[[], object], Go], Caller | None]"
+"""Holds a call whose language model takes nobody now. Args: its request; what names its connection; whom to tell.
+Returns what to take out of the line when the call ends before; None: it need not wait."""
 ServerStream: TypeAlias = "Callable[[Any, float | None], AsyncIterator[Message]]"
 Bidirectional: TypeAlias = "Callable[[AsyncIterator[Any], float | None], AsyncIterator[Message]]"
 
@@ -30,11 +36,16 @@ class UnaryRpc:
         begin: `handler` without a task, for engines that can do without one: it begins the work, which calls back once
             with the reply or the error. Gives how to cancel it; None where the request is for `handler`, and then
             nothing has been done. It raises as `handler` does.
+        hold: where the call may have to wait before its handler runs, at an engine that can do so without a task; the
+            handler sees to it otherwise.
+        refusal: the reply to a call that was held in vain; None: a status tells it.
     """
 
     parse: Callable[[bytes], Message]
     handler: Unary
     begin: Begin | None = None
+    hold: Hold | None = None
+    refusal: Callable[[Any], Message] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,18 @@ import asyncio
 import logging
 from collections import deque
 from typing import Any, cast
-from urllib.parse import unquote
 
 import httptools
 
-from inflight.admission import Caller
+from inflight.admission import COST, Arrival, Caller
 from inflight.wire.connections import HttpLimits, OpenConnections
 from inflight.wire.http.asgi import App, Header, InlineApp, Scope, error_json
 from inflight.wire.http.bulk import ALIGNMENT, BulkBody, aligned_buffer
-from inflight.wire.http.exchange import STATUS_LINES, Exchange
+from inflight.wire.http.exchange import Exchange
 from inflight.wire.http.gate import GatedApp, Refusal
+from inflight.wire.http.head import STATUS_LINES, http_scope
 
 _logger = logging.getLogger("inflight.http")
-_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 INLINE_BYTES = 32 * 1024
 """Bodies up to this size may be answered without a task; larger ones take long enough for a task not to matter."""
@@ -38,17 +37,33 @@ INLINE_BYTES = 32 * 1024
 
 class HttpConnection(asyncio.Protocol):
     """One client. `reading` is the exchange whose request comes in, `current` the one being answered; requests that
-    were pipelined behind it wait in `_queue`."""
+    were pipelined behind it wait in `_queue`.
+
+    Args:
+        caller: what the line knows of a client that came while a model was crowded, and has had its turn.
+        kept: the place for its first request.
+    """
 
     transport: asyncio.Transport
 
-    def __init__(self, app: App, shared: OpenConnections, loop: asyncio.AbstractEventLoop, limits: HttpLimits) -> None:
+    def __init__(
+        self,
+        app: App,
+        shared: OpenConnections,
+        loop: asyncio.AbstractEventLoop,
+        limits: HttpLimits,
+        caller: Caller | None = None,
+        kept: Arrival | None = None,
+    ) -> None:
         self.loop = loop
         self.write_paused = False
         self._app = app
         self._inline: InlineApp | None = cast(InlineApp, app) if hasattr(app, "inline") else None
         self._gated: GatedApp | None = cast(GatedApp, app) if hasattr(app, "gate") else None
-        self._caller = Caller(self._turn)
+        self._is_new = caller is None
+        self._caller = caller or Caller(self._turn)
+        self._caller.turn, self._caller.cost = self._turn, COST
+        self._kept = kept
         self._shared = shared
         self._limits = limits
         self._parser: Any = self._new_parser()
@@ -85,7 +100,7 @@ class HttpConnection(asyncio.Protocol):
         self._timer = self.loop.call_later(self._check_interval(), self._check)
         if self._shared.stopping:
             self.transport.close()
-        crowded = self._gated.crowded() if self._gated is not None else None
+        crowded = self._gated.crowded() if self._gated is not None and self._is_new else None
         if crowded is not None and crowded.came(self._caller):
             self.pause_reading()
 
@@ -99,6 +114,8 @@ class HttpConnection(asyncio.Protocol):
             if exchange is not None:
                 exchange.lose()
         self._queue.clear()
+        if self._kept is not None:
+            self._kept.settle()
         self.resume_writing()
         self._parser = self._bulk = None  # the parser refers back to this object
 
@@ -160,7 +177,10 @@ class HttpConnection(asyncio.Protocol):
         )
         self._last = not keep_alive
         free = self._current is None and not self._caller.waits
-        if gate is not None and free and (refusal := gate.refusal(self._length)) is not None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            exchange.keep(kept)
+        elif gate is not None and free and (refusal := gate.refusal(self._length)) is not None:
             self._turn_away(exchange, refusal)
             return
         if self._limits.large_body_bytes <= self._length <= self._limits.max_body_bytes:
@@ -192,7 +212,8 @@ class HttpConnection(asyncio.Protocol):
         if exchange is not None:
             exchange.end(None if bulk is None else bulk.take())
             if exchange is self._current and exchange.task is None:
-                if exchange.gate is not None and (refusal := exchange.gate.refusal(0)) is not None:
+                gate = None if exchange.let_in else exchange.gate
+                if gate is not None and (refusal := gate.refusal(0)) is not None:
                     self._turn_away(exchange, refusal)
                     return
                 inline = None if self.write_paused or exchange.gate is not None else self._inline
@@ -250,13 +271,14 @@ class HttpConnection(asyncio.Protocol):
             exchange.keep_alive = False  # nobody knows whether the body will come
             self._last = True
         self._current = exchange
-        exchange.answer(refusal.status, refusal.headers, refusal.body)
+        exchange.answer(refusal.status, refusal.headers, refusal.body, refused=True)
 
-    def _turn(self) -> None:
+    def _turn(self, _offered: bool) -> bool:
         """The client, who was refused, is listened to again."""
         if self._queue and self._current is None:
             self._next()
         self.resume_reading()
+        return True
 
     def _next(self) -> None:
         """The first of the queue is dealt with. It was not looked at before, so it may be refused only now."""
@@ -296,27 +318,15 @@ class HttpConnection(asyncio.Protocol):
         self._shared.tasks.add(exchange.task)
 
     def _scope(self, method: str, version: str) -> Scope:
-        url = self._url
-        if url[:1] == b"/":
-            raw_path, _, query = url.partition(b"?")
-        else:
-            parsed = httptools.parse_url(url)
-            raw_path, query = parsed.path or b"/", parsed.query or b""
-        path = raw_path.decode("ascii")
-        return {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": version,
-            "method": method,
-            "scheme": self._scheme,
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "root_path": "",
-            "headers": self._headers,
-            "client": self._client,
-            "server": self._server,
-        }
+        return http_scope(
+            method,
+            self._url,
+            version,
+            self._headers,
+            scheme=self._scheme,
+            client=self._client,
+            server=self._server,
+        )
 
     def _new_parser(self) -> Any:
         parser = httptools.HttpRequestParser(self)

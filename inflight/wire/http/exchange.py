@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http
 import logging
 from collections.abc import Callable
 from contextvars import Token
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from inflight.admission import Arrival, arrival
 from inflight.wire.http.asgi import App, Header, InlineApp, Message, Scope, error_json
 from inflight.wire.http.gate import Gate
+from inflight.wire.http.head import STATUS_LINES, response_head
 
 if TYPE_CHECKING:
     from inflight.wire.http.connection import HttpConnection
@@ -23,17 +23,6 @@ HIGH_WATER = 64 * 1024
 _FAULTS = (400, 413, 415, 422)
 _JOINED = 64 * 1024
 """Up to this size head and body are joined into one write: cheaper than a second system call."""
-
-
-def _status_line(status: int) -> bytes:
-    try:
-        phrase = http.HTTPStatus(status).phrase
-    except ValueError:
-        phrase = {499: "Client Closed Request"}.get(status, "")
-    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
-
-
-STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
 
 
 class Exchange:
@@ -128,6 +117,15 @@ class Exchange:
             self._connection.pause_reading()
         self._wake()
 
+    @property
+    def let_in(self) -> bool:
+        """Whether a place is kept for it."""
+        return self._arrival is not None
+
+    def keep(self, place: Arrival) -> None:
+        """It has been let in."""
+        self._arrival = place
+
     def upload(self, size: int) -> None:
         """A large body begins to come in, of so many bytes."""
         if self.gate is not None:
@@ -178,9 +176,10 @@ class Exchange:
 
     def _let_in(self) -> Token[Arrival | None] | None:
         """Keeps a place for a request that has passed a gate, until it takes it or is answered."""
-        if self.gate is None or self.gate.overloaded is None or not self.complete:
-            return None
-        self._arrival = Arrival(self.gate.admission)
+        if self._arrival is None:
+            if self.gate is None or self.gate.overloaded is None or not self.complete:
+                return None
+            self._arrival = Arrival(self.gate.admission)
         return arrival.set(self._arrival)
 
     def _judge(self, status: int, refused: bool = False) -> None:
@@ -194,15 +193,13 @@ class Exchange:
         if self._arrival is not None:
             self._arrival.settle()
 
-    def answer(self, status: int, headers: list[Header], body: bytes) -> None:
-        """One whole response, unless the client is gone."""
+    def answer(self, status: int, headers: list[Header], body: bytes, *, refused: bool = False) -> None:
+        """One whole response, unless the client is gone. Args: refused: it is an error, whatever its status."""
         self.cancel = None
         if self.lost:
             return
-        self._judge(status)
-        connection = b"" if self.keep_alive else b"connection: close\r\n"
-        lines = b"".join([b"%b: %b\r\n" % line for line in headers])
-        head = b"%b%bcontent-length: %d\r\n%b\r\n" % (STATUS_LINES[status], lines, len(body), connection)
+        self._judge(status, refused)
+        head = response_head(status, headers, len(body), self.keep_alive)
         self._head = self._body = b""
         self.finished = True
         if len(body) <= _JOINED:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from inflight.admission import Admission
-from inflight.errors import InflightError, Overloaded
+from inflight.errors import OVERLOADED, InflightError, Overloaded
 from inflight.generation import Generator
 from inflight.wire.connections import LARGE_BODY
 from inflight.wire.http.asgi import Header, Scope
@@ -84,7 +84,7 @@ class Gates:
             limit = self._limit(generator)
             overloaded = large = None
             if self._told is not None:
-                overloaded, large = self._told(Overloaded("Model is overloaded")), self._told(too_large(limit))
+                overloaded, large = self._told(Overloaded(OVERLOADED)), self._told(too_large(limit))
             gate = self._gates[generator.admission] = Gate(generator.admission, limit, overloaded, large)
         return gate
 

@@ -1,0 +1,233 @@
+"""Connections that come while a model takes nobody: real sockets, an application of a few lines."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import uvloop
+
+from inflight.admission import Admission, arrival
+from inflight.config import ListenConfig
+from inflight.wire import Answer, Gate, Receive, Refusal, Scope, Send, listen_http, respond
+from inflight.wire.listen import SocketListener
+
+ASK = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nwhat"
+OTHER = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class App:
+    """One model with one place, and a page."""
+
+    def __init__(self) -> None:
+        self.admission = Admission(1)
+        self.told = Gate(self.admission, 1000, Refusal(429, [], b"full"), Refusal(413, [], b"large"))
+        self.bodies: list[bytes] = []
+
+    def gate(self, scope: Scope) -> Gate | None:
+        return self.told if scope["path"] == "/generate" else None
+
+    def crowded(self) -> Admission | None:
+        return self.admission if self.admission.full else None
+
+    def inline(self, scope: Scope, body: bytes, answer: Answer) -> None:
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/generate":
+            await respond(send, b"page")
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        self.bodies.append(body)
+        kept = arrival.get()
+        assert kept is not None
+        assert kept.kept_by(self.admission)
+        self.admission.enter()
+        await respond(send, b"good")
+        self.admission.leave()
+
+
+@asynccontextmanager
+async def listening(app: App) -> AsyncIterator[tuple[SocketListener, Callable[[], Awaitable[Any]]]]:
+    listener = await listen_http(app, ListenConfig("127.0.0.1:0"))
+    host, _, port = listener.address.rpartition(":")
+    writers: list[asyncio.StreamWriter] = []
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writers.append(writer)
+        return reader, writer
+
+    try:
+        yield listener, connect
+    finally:
+        await listener.close(1.0)
+        for writer in writers:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return int(head[9:12]), await asyncio.wait_for(reader.readexactly(length), 10)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async def poll() -> None:
+        while not true():
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(poll(), 10)
+
+
+def run(main: Callable[[App], Awaitable[None]]) -> None:
+    async def test() -> None:
+        await main(App())
+
+    uvloop.run(test())
+
+
+@pytest.fixture(autouse=True)
+def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inflight.wire.http.acceptor.SILENCE", 0.01)
+
+
+def test_who_has_no_chance_is_answered_on_the_bare_socket() -> None:
+    async def main(app: App) -> None:
+        async with listening(app) as (listener, connect):
+            app.admission.enter()
+            reader, writer = await connect()
+            for _ in range(2):
+                writer.write(ASK)
+                assert await answer(reader) == (429, b"full")
+            assert not listener._shared.connections
+            app.admission.leave()
+            writer.write(ASK)
+            assert await answer(reader) == (200, b"good")
+            assert len(listener._shared.connections) == 1
+            assert (app.admission.used, app.admission.arriving) == (0, 0)
+
+    run(main)
+
+
+def test_a_place_goes_to_who_waits_and_not_to_who_has_left() -> None:
+    async def main(app: App) -> None:
+        async with listening(app) as (_, connect):
+            app.admission.enter()
+            app.admission.spent(0.05)  # nobody can be refused at once
+            first = await connect()
+            first[1].write(ASK)
+            await until(lambda: app.admission.waiting == 1)
+            second = await connect()
+            second[1].write(ASK)
+            await until(lambda: app.admission.waiting == 2)
+            app.admission.spent(10.0)
+            first[1].transport.abort()
+            await asyncio.sleep(0.01)
+            app.admission.leave()
+            assert app.admission.arriving == 1
+            assert await answer(second[0]) == (200, b"good")
+            assert app.admission.arriving == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("parts", "answers"),
+    [
+        ([OTHER], [(200, b"page")]),
+        ([ASK[:30], ASK[30:]], [(429, b"full")]),
+        ([ASK[:-2], ASK[-2:]], [(429, b"full")]),
+        ([ASK + OTHER], [(429, b"full"), (200, b"page")]),
+        ([ASK.replace(b"HTTP/1.1", b"HTTP/1.0")], [(429, b"full")]),
+        ([ASK.replace(b"th: 4", b"th: 2000")[:-4]], [(413, b"large")]),
+        ([b"POST /generate HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwhat\r\n0\r\n\r\n"], [(429, b"full")]),
+    ],
+)
+def test_whatever_comes_is_answered(parts: list[bytes], answers: list[tuple[int, bytes]]) -> None:
+    async def main(app: App) -> None:
+        async with listening(app) as (_, connect):
+            app.admission.enter()
+            reader, writer = await connect()
+            for part in parts:
+                writer.write(part)
+                await asyncio.sleep(0.03 if len(parts) > 1 else 0)
+            assert [await answer(reader) for _ in answers] == answers
+
+    run(main)
+
+
+def test_nonsense_is_told_so_and_closed() -> None:
+    async def main(app: App) -> None:
+        async with listening(app) as (_, connect):
+            app.admission.enter()
+            reader, writer = await connect()
+            writer.write(b"\x16\x03\x01 nonsense\r\n\r\n")
+            assert (await answer(reader))[0] == 400
+            assert await reader.read() == b""
+            reader, writer = await connect()
+            writer.write(ASK.replace(b"Host: x", b"Connection: close"))
+            assert await answer(reader) == (429, b"full")
+            assert await reader.read() == b""
+
+    run(main)
+
+
+def test_the_silent_and_those_who_left_are_not_kept() -> None:
+    async def main(app: App) -> None:
+        async with listening(app) as (listener, connect):
+            (acceptor,) = listener._servers
+            app.admission.enter()
+            silent, leaving = await connect(), await connect()
+            await until(lambda: len(acceptor._visitors) + len(listener._shared.connections) == 2)  # type: ignore[attr-defined]
+            leaving[1].close()
+            await until(lambda: len(listener._shared.connections) == 1 and not acceptor._visitors)  # type: ignore[attr-defined]
+            silent[1].write(OTHER)
+            assert await answer(silent[0]) == (200, b"page")
+            gone = await connect()
+            gone[1].write(ASK)
+            assert await answer(gone[0]) == (429, b"full")
+            gone[1].close()
+            await until(lambda: not acceptor._visitors)  # type: ignore[attr-defined]
+            staying = await connect()
+            staying[1].write(ASK)
+            assert await answer(staying[0]) == (429, b"full")
+        assert await staying[0].read() == b""
+
+    run(main)
+
+
+def test_it_goes_on_when_there_were_no_descriptors(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [errno.EMFILE]
+    accept = socket.socket.accept
+
+    def failing(one: socket.socket) -> Any:
+        if failures:
+            raise OSError(failures.pop(), "Too many open files")
+        return accept(one)
+
+    monkeypatch.setattr("inflight.wire.http.acceptor._RETRY", 0.01)
+
+    async def main(app: App) -> None:
+        async with listening(app) as (_, connect):
+            with monkeypatch.context() as patched:
+                patched.setattr(socket.socket, "accept", failing)
+                reader, writer = await connect()
+                writer.write(OTHER)
+                assert await answer(reader) == (200, b"page")
+
+    run(main)
+    assert "cannot accept a connection" in caplog.text
+    assert not failures
