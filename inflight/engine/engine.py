@@ -514,7 +514,7 @@ class Engine:
         flight = _Flight({}, "pulse", time.perf_counter())
         self._flights.append(flight)
         self._executor.submit(plan)
-        timeout = min(PULSE_TIMEOUT, self._config.step_timeout)
+        timeout = min(PULSE_TIMEOUT, self._config.policy.step_timeout)
         asyncio.get_running_loop().call_later(timeout, self._missed, flight, timeout)
         self._wake.set()
 

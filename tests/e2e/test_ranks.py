@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from inflight.config import GeneratorConfig, ServerConfig
+from inflight.server import Server
 from tests.e2e.running import Background, connect, eventually, get, process, request, serve
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
@@ -89,6 +91,8 @@ def test_an_idle_model_whose_rank_dies_and_dies_again_while_it_loads(long_contex
         port = str(probe.getsockname()[1])
     command = ["--model-id", str(long_context), "--hostname", "127.0.0.1", "--port", port]
     with process(tmp_path, "-m", "inflight.commands.launcher", *command) as launcher:
+        eventually(lambda: ranks(launcher.pid), 60)
+        os.kill(ranks(launcher.pid)[0], signal.SIGKILL)  # it has just begun to load, for the first time
         eventually(lambda: "Connected" in launcher.stdout.read_text(), 60)
         address = f"127.0.0.1:{port}"
         before = get(address, "/info")
@@ -120,3 +124,16 @@ def test_a_rank_that_hangs_is_replaced(long_context: Path, tmp_path: Path) -> No
         assert hanging not in ranks(server.pid)
         assert get(server.http, "/info")["max_batch_total_tokens"] == room
         assert server.end() == 0
+
+
+def test_a_rank_that_hangs_while_nothing_is_asked_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inflight.engine.engine.PULSE", 0.1)
+    monkeypatch.setattr("inflight.engine.engine.PULSE_TIMEOUT", 1.0)
+    server = Server(ServerConfig())
+    try:
+        server.start_generators([GeneratorConfig(POCKET, "pocket")])
+        (hanging,) = ranks(os.getpid())
+        os.kill(hanging, signal.SIGSTOP)
+        eventually(lambda: len(ranks(os.getpid())) == 1 and hanging not in ranks(os.getpid()), 60)
+    finally:
+        server.stop()

@@ -151,7 +151,7 @@ class Calls:
             if longest is None:
                 return GrpcError(RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are open, more are not taken; try again later")
             longest.cut()
-        if not self._app.guarded:
+        if not self._app.needs_key:
             return None
         key = next((value for name, value in metadata or () if name == "authorization"), None)
         return self._app.refuses(path, key.encode() if isinstance(key, str) else key)
