@@ -214,15 +214,18 @@ class Admission:
         self._on_refused()
 
     def came(self, caller: Caller) -> bool:
-        """A connection was made, of nobody knows whom. True: it waits to be read."""
+        """A connection was made, of nobody knows whom. True: it waits to be read, since others wait too.
+
+        In a crowd that comes anew for every request nobody is known; each waits as if it had been refused once.
+        """
         if not self.full:
             return False
         now = self._refill()
         self._budget -= COST_OF_CONNECTION
-        if self._budget > 0:
+        if self._budget > 0 and not self.waiting:
             return False
         caller.since = now
-        self._wait(caller, now, now)
+        self._wait(caller, now + FIRST_PAUSE, now)
         self._by_first_refusal.push(now, caller)
         return True
 

@@ -131,7 +131,7 @@ def test_a_rank_that_hangs_while_nothing_is_asked_is_replaced(monkeypatch: pytes
     monkeypatch.setattr("inflight.engine.engine.PULSE_TIMEOUT", 1.0)
     server = Server(ServerConfig())
     try:
-        server.start_generators([GeneratorConfig(POCKET, "pocket")])
+        server.start_generators([GeneratorConfig.of(POCKET, "pocket")])
         (hanging,) = ranks(os.getpid())
         os.kill(hanging, signal.SIGSTOP)
         eventually(lambda: len(ranks(os.getpid())) == 1 and hanging not in ranks(os.getpid()), 60)
