@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(written: Sequence[str]) -> int:
-    from inflight.commands import NAMES, UsageError, place_rest, resolve
+    from inflight.commands import NAMES, UsageError, in_force, place_rest, resolve
     from inflight.errors import InflightError
     from inflight.loading import one_line
 
@@ -64,6 +64,9 @@ def _run(written: Sequence[str]) -> int:
     if left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     try:
+        if given.pop("print_config", None) == "true":
+            print(in_force(chosen, given, os.environ), end="")
+            return 0
         return int(chosen.run(resolve(chosen, given, os.environ)))
     except UsageError as error:
         print(f"inflight {chosen.name}: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ DUMP = signal.SIGQUIT
 STDERR = 2
 """Where workers write: the file descriptor, since `sys.stderr` may have been replaced by something without one."""
 
-_DECISIVE = ("config", "help", "log-dir", "log-level", "tensor-parallel", "threads", "version")
+_DECISIVE = ("config", "help", "log-dir", "log-level", "print-config", "tensor-parallel", "threads", "version")
 """Flags of `inflight serve` that say how a rank is started, or that nothing is."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from inflight.commands.options import Command, Parser, UsageError, add_command, place_rest, resolve
+from inflight.commands.options import Command, Parser, UsageError, add_command, in_force, place_rest, resolve
 
 if TYPE_CHECKING:
     COMMANDS: tuple[Command, ...]
@@ -13,7 +13,18 @@ if TYPE_CHECKING:
 NAMES = {"serve": "serve", "client": "call", "bench": "bench"}
 """Of the commands, and of their files here."""
 
-__all__ = ["COMMANDS", "NAMES", "Command", "Parser", "UsageError", "add_command", "command", "place_rest", "resolve"]
+__all__ = [
+    "COMMANDS",
+    "NAMES",
+    "Command",
+    "Parser",
+    "UsageError",
+    "add_command",
+    "command",
+    "in_force",
+    "place_rest",
+    "resolve",
+]
 
 
 def command(name: str) -> Command:

@@ -24,9 +24,10 @@ GENERATOR_OPTIONS = (
         str,
         "Branch, tag or commit of a model of the hub. Default: its main branch.",
         metavar="REVISION",
+        of_model=True,
     ),
     *(
-        Option(each.flag, each.setting.parse, each.help, each.default, each.setting.metavar or None)
+        Option(each.flag, each.setting.parse, each.help, each.default, each.setting.metavar or None, of_model=True)
         for each in SETTINGS
     ),
 )

@@ -1,15 +1,14 @@
 """Flags, environment variables and a configuration file as one thing.
 
 An `Option` has one name. `--max-message-mb`, `INFLIGHT_MAX_MESSAGE_MB` and the key `max_message_mb` of a file are
-three places to write its text, asked in this order; one parser reads the text from wherever it came.
+three places to write its text, asked in this order; one parser reads the text from wherever it came. A file may also
+hold a list of models, each with options of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
-import json
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from inflight import log
+from inflight.commands.files import FileError, dump, load
 
 PREFIX = "INFLIGHT_"
 
@@ -40,6 +40,7 @@ class Option:
         metavar: how the help names its value; None for a switch, which takes none.
         many: a list of texts: a repeated flag, a list in a file, separated by `os.pathsep` in the environment.
         positional: written without a flag.
+        of_model: one model of several may have its own.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Option:
     metavar: str | None = None
     many: bool = False
     positional: bool = False
+    of_model: bool = False
 
     @property
     def key(self) -> str:
@@ -76,8 +78,21 @@ class Command:
     options: tuple[Option, ...]
     run: Callable[[Mapping[str, Any]], int]
 
+    @property
+    def models(self) -> bool:
+        """Its file may list models."""
+        return any(option.of_model for option in self.options)
 
-CONFIG = Option("config", str, "Read options from this file, JSON or TOML.", metavar="FILE")
+
+CONFIG = Option("config", str, "Read options from this file: YAML (*.yaml), TOML (*.toml) or JSON.", metavar="FILE")
+
+PRINT = Option("print-config", str, "Print what is in force as a file for --config, and end.")
+
+MODELS = "models"
+"""Key of a file's list of models."""
+
+PATH = "path"
+"""Key of what one of them is."""
 
 RULES = """\
 Every option can also be given as the environment variable shown, or as a key of the file
@@ -113,8 +128,9 @@ def add_command(commands: Any, command: Command) -> None:
         argument_default=argparse.SUPPRESS,
     )
     parser.set_defaults(command=command, parser=parser)
-    for option in (*command.options, CONFIG):
-        shown = f"{option.help} [{option.variable}]".replace("%", "%%")
+    for option in (*command.options, CONFIG, *([PRINT] if command.models else ())):
+        variable = "" if option is PRINT else f" [{option.variable}]"
+        shown = f"{option.help}{variable}".replace("%", "%%")
         if option.positional:
             nargs = "*" if option.many else "?"
             parser.add_argument(option.key, nargs=nargs, metavar=option.metavar, help=shown)
@@ -146,8 +162,22 @@ def place_rest(command: Command, given: dict[str, Any], rest: Sequence[str]) -> 
     return left
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A table of a file.
+
+    Attributes:
+        name: for people.
+        texts: by key, what a flag would have.
+    """
+
+    name: str
+    texts: Mapping[str, list[str]]
+
+
 def resolve(command: Command, given: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
-    """The value of every option.
+    """The value of every option; and under `MODELS` the models of a file, each with its `PATH` and the value of every
+    option for it.
 
     Args:
         given: texts from the command line by key; absent where not written.
@@ -155,24 +185,76 @@ def resolve(command: Command, given: Mapping[str, Any], env: Mapping[str, str]) 
     Raises:
         UsageError: a text that its option does not accept, a file that cannot be read, or an unknown key in it.
     """
-    file = given.get(CONFIG.key) or env.get(CONFIG.variable)
-    written = read_file(Path(file), command.options) if file else {}
-    values: dict[str, Any] = {}
-    for option in command.options:
-        texts, source = _texts(option, given, env, written, file)
-        if texts is None:
-            values[option.key] = option.default
-            continue
-        try:
-            parsed = [option.parse(text) for text in texts]
-        except ValueError as error:
-            raise UsageError(f"{source}: {error}") from None
-        values[option.key] = parsed if option.many else parsed[-1]
+    whole, models = _places(command, given, env)
+    values = {option.key: _value(option, _texts(option, given, env, *whole)) for option in command.options}
+    values[MODELS] = [
+        {
+            **values,
+            **{
+                option.key: _value(option, _texts(option, given, env, place, *whole))
+                for option in command.options
+                if option.key in place.texts
+            },
+            PATH: place.texts[PATH][0],
+        }
+        for place in models
+    ]
     return values
 
 
+def in_force(command: Command, given: Mapping[str, Any], env: Mapping[str, str]) -> str:
+    """What `resolve` makes of the same, as a file that says it.
+
+    Raises:
+        UsageError: as `resolve`.
+    """
+    resolve(command, given, env)
+    whole, models = _places(command, given, env)
+    table: dict[str, Any] = {}
+    for option in command.options:
+        texts, _ = _texts(option, given, env, *whole)
+        table[option.key] = _plain(option, texts)
+    listed = [
+        {
+            PATH: place.texts[PATH][0],
+            **{
+                option.key: _plain(option, _texts(option, given, env, place, *whole)[0])
+                for option in command.options
+                if option.key in place.texts
+            },
+        }
+        for place in models
+    ]
+    return dump({**table, MODELS: listed} if listed else table)
+
+
+def _plain(option: Option, texts: list[str] | None) -> Any:
+    """Texts as a file would have them: a number or a truth where it says the same."""
+    if texts is None and option.many:
+        return list(option.default)
+    if texts is None:
+        return _as_text(list(option.default)) if isinstance(option.default, tuple) else option.default
+    if option.many:
+        return list(texts)  # a list of its own: YAML would refer to one that is there twice
+    value = option.parse(texts[-1])
+    return (
+        value if isinstance(value, bool) or (isinstance(value, (int, float)) and str(value) == texts[-1]) else texts[-1]
+    )
+
+
+def _value(option: Option, found: tuple[list[str] | None, str]) -> Any:
+    texts, source = found
+    if texts is None:
+        return option.default
+    try:
+        parsed = [option.parse(text) for text in texts]
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from None
+    return parsed if option.many else parsed[-1]
+
+
 def _texts(
-    option: Option, given: Mapping[str, Any], env: Mapping[str, str], written: Mapping[str, list[str]], file: str | None
+    option: Option, given: Mapping[str, Any], env: Mapping[str, str], *places: _Place
 ) -> tuple[list[str] | None, str]:
     """What was written for an option, and where; None where nothing was."""
     texts = given.get(option.key)
@@ -182,28 +264,73 @@ def _texts(
     if option.variable in env:
         text = env[option.variable]
         return text.split(os.pathsep) if option.many else [text], option.variable
-    if option.key in written:
-        return written[option.key], f"'{option.key}' in {file}"
+    for place in places:
+        if option.key in place.texts:
+            return place.texts[option.key], f"'{option.key}' in {place.name}"
     return None, ""
 
 
-def read_file(path: Path, options: Sequence[Option]) -> dict[str, list[str]]:
-    """The options of a JSON or TOML file as the texts that a flag would have.
+def _places(command: Command, given: Mapping[str, Any], env: Mapping[str, str]) -> tuple[list[_Place], list[_Place]]:
+    """The file's own table, and those of its models."""
+    file = given.get(CONFIG.key) or env.get(CONFIG.variable)
+    if not file:
+        return [], []
+    try:
+        table = load(Path(file))
+    except FileError as error:
+        raise UsageError(str(error)) from None
+    own = [option for option in command.options if option.of_model]
+    models = table.pop(MODELS, None) if command.models else None
+    whole = _Place(str(file), _read(table, str(file), command.options, [MODELS] if command.models else []))
+    if models is None:
+        return [whole], []
+    if not isinstance(models, list) or not all(isinstance(each, dict) for each in models):
+        raise UsageError(
+            f"'{MODELS}' in {file} should be a list of objects, each with its {PATH}: [{{{PATH}: model.onnx}}]"
+        )
+    return [whole], [_model(f"{MODELS}[{at}] in {file}", each, own, command.options) for at, each in enumerate(models)]
+
+
+def _model(name: str, table: Mapping[str, Any], own: Sequence[Option], options: Sequence[Option]) -> _Place:
+    path = Option(PATH, str, "")
+    elsewhere = {option.key for option in options if not option.of_model}
+    for key in table:
+        if key.replace("-", "_") in elsewhere:
+            raise UsageError(f"'{key}' in {name} is said of the whole server; write it beside '{MODELS}'")
+    texts = _read(table, name, [path, *own])
+    if PATH not in texts:
+        raise UsageError(f"{name} has no '{PATH}'; write {PATH}: and what to serve")
+    return _Place(name, texts)
+
+
+def _read(
+    table: Mapping[str, Any], place: str, options: Sequence[Option], more: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """The options of a table as the texts that a flag would have.
+
+    Args:
+        more: keys that are known beside the options.
 
     Raises:
-        UsageError: not readable, not a table of options, or a key that is no option.
+        UsageError: a key that is no option.
     """
     known = {option.key: option for option in options}
     texts: dict[str, list[str]] = {}
-    for key, value in _load(path).items():
+    for key, value in table.items():
         option = known.get(key.replace("-", "_"))
         if option is None:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"use one of: {', '.join(known)}"
-            raise UsageError(f"'{key}' in {path} is no option; {hint}")
-        items = value if option.many and isinstance(value, list) else [value]
+            near = difflib.get_close_matches(key, [*known, *more], 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"use one of: {', '.join([*known, *more])}"
+            raise UsageError(f"'{key}' in {place} is no option; {hint}")
+        items = _items(value) if option.many else [value]
         texts[option.key] = [_as_text(item) for item in items if item is not None]
     return {key: items for key, items in texts.items() if items}
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [{key: item} for key, item in value.items()]
+    return value if isinstance(value, list) else [value]
 
 
 def _as_text(value: Any) -> str:
@@ -211,28 +338,9 @@ def _as_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list):
         return ",".join(_as_text(item) for item in value)
+    if isinstance(value, dict):
+        return ",".join(f"{key}={_as_text(item)}" for key, item in value.items())
     return str(value)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    toml = path.suffix.lower() == ".toml"
-    try:
-        text = path.read_text()
-        loaded = _toml().loads(text) if toml else json.loads(text)
-    except OSError as error:
-        raise UsageError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    except ImportError:
-        raise UsageError(f"{path}: TOML needs Python 3.11 or newer; write the file as JSON") from None
-    except ValueError as error:
-        kind = "TOML" if toml else "JSON (name a TOML file *.toml)"
-        raise UsageError(f"{path} is not valid {kind}: {error}") from None
-    if not isinstance(loaded, dict):
-        raise UsageError(f'{path} should hold one object, like {{"http": "127.0.0.1:8080"}}')
-    return loaded
-
-
-def _toml() -> Any:
-    return importlib.import_module("tomllib")  # not in Python 3.10
 
 
 def stop_cleanly() -> None:

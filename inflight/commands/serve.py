@@ -12,6 +12,8 @@ from typing import Any
 from inflight import log
 from inflight.commands.generator import GENERATOR_OPTIONS, generator_config, is_language_model
 from inflight.commands.options import (
+    MODELS,
+    PATH,
     Command,
     Option,
     UsageError,
@@ -60,7 +62,8 @@ examples:
   inflight serve Qwen/Qwen3-0.6B-GGUF:Q8_0       one of its GGUF files
   inflight serve models/pocket servables/        both from one server
   inflight serve model.onnx --http 0.0.0.0:8080 --grpc off
-  inflight serve --config server.toml            paths = ["servables/"]  http = "0.0.0.0:8080"
+  inflight serve --config inflight.yaml          several models, each with options of its own
+  inflight serve model.onnx --http off --print-config > inflight.yaml
 """
 
 
@@ -119,21 +122,33 @@ OPTIONS = (
         str,
         "Name for clients, where one model file or language model is served. Default: the file's or directory's.",
         metavar="NAME",
+        of_model=True,
     ),
-    Option("version", whole(0), "Version to serve; 0 is the newest on disk.", default=0, metavar="N"),
-    Option("device-ids", device_ids, "One replica (a process) for each. Default 0.", default=(0,), metavar="N,N"),
+    Option("version", whole(0), "Version to serve; 0 is the newest on disk.", default=0, metavar="N", of_model=True),
+    Option(
+        "device-ids",
+        device_ids,
+        "One replica (a process) for each. Default 0.",
+        default=(0,),
+        metavar="N,N",
+        of_model=True,
+    ),
     Option(
         "device-type",
         one_of("cpu", "gpu", "ascend"),
         "cpu, gpu or ascend. Default: the back end's choice.",
         metavar="TYPE",
+        of_model=True,
     ),
-    Option("workers", whole(0, 64), "Processes that can run Python stages, in all.", default=0, metavar="N"),
+    Option(
+        "workers", whole(0, 64), "Processes that can run Python stages, in all.", default=0, metavar="N", of_model=True
+    ),
     Option(
         "max-batch-size",
         whole(1),
         "Rows in one run of a model file with a dynamic batch, or of a language model (128).",
         metavar="N",
+        of_model=True,
     ),
     Option(
         "max-message-mb",
@@ -172,13 +187,14 @@ OPTIONS = (
         metavar="ORIGIN",
         many=True,
     ),
-    Option("dec-key-file", key_file, "File with the key of encrypted model files.", metavar="FILE"),
+    Option("dec-key-file", key_file, "File with the key of encrypted model files.", metavar="FILE", of_model=True),
     Option(
         "dec-mode",
         one_of("AES-GCM", "AES-CBC"),
         "How they are encrypted. Default AES-GCM.",
         default="AES-GCM",
         metavar="MODE",
+        of_model=True,
     ),
     Option("log-dir", Path, "Directory for the workers' output. Default: the server's own stderr.", metavar="DIR"),
     Option(
@@ -212,6 +228,7 @@ OPTIONS = (
         default=(),
         metavar="SECONDS",
         many=True,
+        of_model=True,
     ),
     Option(
         "stop-timeout",
@@ -277,43 +294,68 @@ def _tls(values: Mapping[str, Any]) -> TlsConfig | None:
 
 
 def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tuple[GeneratorConfig, ...]]:
-    paths: Sequence[str] = values["paths"]
-    if not paths:
+    """What the paths are, and then the models of a file, each with its own options."""
+    sources = [*((path, values) for path in values["paths"]), *((own[PATH], own) for own in values[MODELS])]
+    if not sources:
         raise UsageError("PATH is missing; give a model file, a servable, a directory of servables or a language model")
-    try:
-        sources = {path: locate(path, revision=values["revision"]) for path in paths}
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
-    models = {path: where for path, where in sources.items() if isinstance(where, HubModel) or is_language_model(where)}
-    places = [place for path in paths if path not in models for place in _find(path)]
-    if values["name"] and (len(places) + len(models) != 1 or (places and places[0][2] is None)):
-        raise UsageError("--name is for one model file or language model; a servable is named after its directory")
-    generators = tuple(generator_config(where, path, values) for path, where in models.items())
     limits = dict(values["execution_timeout"])
     limits.pop("", None)
-    configs = tuple(
-        ServableConfig(
-            directory=directory,
-            name=values["name"] or name,
-            device_ids=values["device_ids"],
-            version=values["version"],
-            device_type=values["device_type"],
-            num_parallel_workers=values["workers"] or int(not values["device_ids"]),
-            dec_key=values["dec_key_file"],
-            dec_mode=values["dec_mode"],
-            model_file=file,
-            max_batch_size=values["max_batch_size"],
-            execution_timeout=limits.pop(values["name"] or name, None),
-        )
-        for directory, name, file in places
-    )
+    servables: list[ServableConfig] = []
+    generators: list[GeneratorConfig] = []
+    for path, own in sources:
+        try:
+            where = locate(path, revision=own["revision"])
+        except ConfigError as error:
+            raise UsageError(str(error)) from None
+        if isinstance(where, HubModel) or is_language_model(where):
+            generators.append(generator_config(where, path, own))
+            places = []
+        else:
+            places = _find(path)
+        many = len(sources) > 1 and own["name"] == values["name"]
+        if own["name"] and (many or len(places) > 1 or any(file is None for _, _, file in places)):
+            raise UsageError("--name is for one model file or language model; a servable is named after its directory")
+        servables += [_servable(*place, own, values, limits) for place in places]
     for name in limits:
         raise UsageError(f"--execution-timeout {name}=: no servable has that name; write one of the paths' names")
-    names = [*(config.name for config in configs), *(generator.name for generator in generators)]
+    names = [*(config.name for config in servables), *(generator.name for generator in generators)]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two of the paths are named '{name}'; rename one, or serve them from two servers")
-    return configs, generators
+    return tuple(servables), tuple(generators)
+
+
+def _servable(
+    directory: Path,
+    name: str,
+    file: Path | None,
+    own: Mapping[str, Any],
+    values: Mapping[str, Any],
+    limits: dict[str, float],
+) -> ServableConfig:
+    """One servable or model file.
+
+    Args:
+        own: the options for it; `values`: for the whole server.
+        limits: execution timeouts by name; its own is taken out.
+    """
+    name = own["name"] or name
+    limit = limits.pop(name, None)
+    if own["execution_timeout"] != values["execution_timeout"]:
+        limit = dict(own["execution_timeout"]).get("", limit)
+    return ServableConfig(
+        directory=directory,
+        name=name,
+        device_ids=own["device_ids"],
+        version=own["version"],
+        device_type=own["device_type"],
+        num_parallel_workers=own["workers"] or int(not own["device_ids"]),
+        dec_key=own["dec_key_file"],
+        dec_mode=own["dec_mode"],
+        model_file=file,
+        max_batch_size=own["max_batch_size"],
+        execution_timeout=limit,
+    )
 
 
 def _find(given: str) -> list[tuple[Path, str, Path | None]]:

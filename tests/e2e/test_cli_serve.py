@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.running import free_port
+from tests.e2e.running import request as ask_at
 
 CONFIG = """
 from mindspore_serving.server import register
@@ -114,3 +115,31 @@ def test_a_wrong_address_and_a_wrong_servable(servable: Path) -> None:
     result = inflight("serve", str(servable), "--http", f"127.0.0.1:{free_port()}", "--grpc", "off")
     assert result.returncode == 1
     assert "import calc.servable_config failed, division by zero" in result.stderr
+
+
+def test_several_models_from_one_file(
+    servable: Path, serve: Callable[..., tuple[subprocess.Popen[str], list[str]]]
+) -> None:
+    """One checkpoint under two names, with other limits and another precision, and a servable with a worker."""
+    http, pocket = f"127.0.0.1:{free_port()}", Path(__file__).resolve().parents[2] / "models" / "pocket"
+    file = servable.parent / "inflight.yaml"
+    file.write_text(
+        f"http: {http}\ngrpc: off\nkv_cache_memory: 8m\nthreads: 1\nmax_total_tokens: 64\nmodels:\n"
+        f"  - {{path: {pocket}, name: short}}\n"
+        f"  - {{path: {pocket}, name: long, max_total_tokens: 256, quantize: int8}}\n"
+        f"  - {{path: {servable}, device_ids: '', workers: 1}}\n"
+    )
+    process, _ = serve("--config", str(file))
+    told = {}
+    for name in ("short", "long"):
+        body = {"model": name, "prompt": "Once", "max_tokens": 100}
+        told[name] = ask_at(
+            http, "POST", "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+    assert told["short"][0] == 422
+    assert b"must be <= 64" in told["short"][1]
+    assert told["long"][0] == 200, told["long"]
+    called = inflight("client", f"http://{http}", "calc", "twice", "--input", "x=[1,2]")
+    assert json.loads(called.stdout)["instances"] == [{"y": [2, 4]}], called.stderr
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0

@@ -205,7 +205,7 @@ def test_the_table_of_options_is_complete_and_has_the_defaults() -> None:
     rows = re.findall(r"^\| (`--.*?) \| (.*?) \|", page_text("serving"), re.MULTILINE)
     shown = {flag: default for flags, default in rows for flag in re.findall(r"--([a-z-]+)", flags)}
     named = {option.name: option for option in command.options if not option.positional}
-    assert set(shown) == {*named, "config"}
+    assert set(shown) == {*named, "config", "print-config"}
     for name, option in named.items():
         if option.default not in (None, False):
             default = option.default

@@ -103,13 +103,15 @@ def test_a_step_that_fails_in_a_script(tmp_path: Path, monkeypatch: pytest.Monke
         runner.run = broken
 
     with LLM(folder, threads=1) as llm:
-        limits = llm.engine.info.limits
-        blocks = limits.max_batch_total_tokens // 16
+        limits, policy = llm.engine.info.limits, llm.engine.info.policy
+        blocks = policy.max_batch_total_tokens // 16
         wanted = llm.generate("Once", max_new_tokens=40, ignore_eos=True)[0].token_ids
         device.free = GIB - (8 << 20)
         break_at(llm, 60)
         assert llm.generate("Once", max_new_tokens=40, ignore_eos=True)[0].token_ids == wanted
-        assert llm.engine.info.limits == limits, "as many blocks, though a share of what is free is fewer"
+        assert (llm.engine.info.limits, llm.engine.info.policy) == (limits, policy), (
+            "as many blocks, though a share of what is free is fewer"
+        )
         device.free = GIB // 4
         break_at(llm, 50)
         with pytest.raises(Unavailable, match="memory has become short"):

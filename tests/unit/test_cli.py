@@ -16,8 +16,6 @@ from inflight.commands import UsageError, call, resolve, serve
 from inflight.commands.options import Option
 from inflight.config import DEFAULT_GRPC, DEFAULT_HTTP, ServableConfig, TlsConfig
 
-needs_toml = pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
-
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +151,6 @@ def test_switches_and_lists_everywhere(tmp_path: Path) -> None:
     assert (found["paths"], found["status_codes"]) == (["x", "y"], False)
 
 
-@needs_toml
 def test_toml(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text('paths = "models"\nhttp = "0.0.0.0:80"\nstop_timeout = 2.5\n')

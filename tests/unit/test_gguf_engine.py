@@ -79,6 +79,6 @@ def test_bit_for_bit(mixed: Path) -> None:
 def test_packed_weights_are_kept(mixed: Path, tmp_path: Path) -> None:
     fresh = logprobs(mixed, PROMPTS, 3)
     for _ in range(2):
-        assert logprobs(mixed, PROMPTS, 3, packed_cache=str(tmp_path)) == fresh
+        assert logprobs(mixed, PROMPTS, 3, packed_cache=tmp_path) == fresh
     [kept] = tmp_path.iterdir()
     assert kept.name.startswith("mixed-")

@@ -311,7 +311,7 @@ def test_packed_weights_are_kept_and_used_again(folders: dict[str, Path], tmp_pa
     prompts = some_prompts(6, 3)
     for name, form in ((NAMES[1], "none"), (NAMES[8], "int4"), (NAMES[3], "int8")):
         cache = tmp_path / name.replace(" ", "") / "cache"
-        changes: dict[str, Any] = {"packed_cache": str(cache), "quantize": form, "dtype": "bfloat16"}
+        changes: dict[str, Any] = {"packed_cache": cache, "quantize": form, "dtype": "bfloat16"}
         fresh = logprobs(folders[name], prompts, 4, **changes)
         (file,) = cache.iterdir()
         written = file.stat().st_mtime_ns
