@@ -23,16 +23,44 @@ All are RuntimeErrors because MindSpore Serving's scripts catch RuntimeError.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
+
+
+class Tgi(NamedTuple):
+    """An error as Text Generation Inference tells it. Attributes: text: what is said; `{}` is the error's own text."""
+
+    status: int
+    error_type: str
+    text: str = "{}"
+
+
+class OpenAi(NamedTuple):
+    """An error as OpenAI's interface tells it."""
+
+    status: int
+    type: str
+    code: str | None = None
 
 
 class InflightError(RuntimeError):
-    """Base of the tree; the class attributes are the one table to every protocol's codes."""
+    """Base of the tree; the class attributes are the one table to every protocol's codes.
+
+    Attributes:
+        grpc_code: as in google.rpc.Code.
+        http_status: of protocols that have no table of their own: MindSpore Serving's, the Open Inference Protocol.
+        mindspore_code: `error_code` of MindSpore Serving's gRPC.
+        cause: label of this server's own metrics.
+        tgi, openai: status and words in those protocols.
+        failure: label of TGI's metrics, and `error_type` where its clients look for one in OpenAI's answers.
+    """
 
     grpc_code: ClassVar[int] = 13  # INTERNAL
     http_status: ClassVar[int] = 500
     mindspore_code: ClassVar[int] = 1  # FAILED
-    cause: ClassVar[str] = "internal"  # label in metrics
+    cause: ClassVar[str] = "internal"
+    tgi: Tgi = Tgi(424, "generation", "Request failed during generation: {}")
+    openai: OpenAi = OpenAi(500, "server_error")
+    failure: ClassVar[str] = "generation"
 
     @property
     def message(self) -> str:
@@ -44,20 +72,26 @@ class InvalidRequest(InflightError):
     http_status = 400
     mindspore_code = 2
     cause = "invalid"
+    tgi = Tgi(422, "validation", "Input validation error: {}")
+    openai = OpenAi(422, "invalid_request_error")
+    failure = "validation"
 
 
 class TooLarge(InvalidRequest):
     grpc_code = 8
     http_status = 413
     cause = "too_large"
+    tgi = Tgi(413, "validation")
+    openai = OpenAi(413, "invalid_request_error")
 
 
 class TemplateError(InvalidRequest):
-    pass
+    tgi = Tgi(422, "template_error", "Template error: {}")
+    failure = "template_error"
 
 
 class ToolError(InvalidRequest):
-    pass
+    failure = "tool_error"
 
 
 class NotFound(InflightError):
@@ -65,6 +99,9 @@ class NotFound(InflightError):
     http_status = 404
     mindspore_code = 2
     cause = "not_found"
+    tgi = Tgi(404, "validation")
+    openai = OpenAi(404, "invalid_request_error", "model_not_found")
+    failure = "validation"
 
 
 OVERLOADED = "Model is overloaded"
@@ -76,6 +113,9 @@ class Overloaded(InflightError):
     http_status = 429
     mindspore_code = 1
     cause = "overloaded"
+    tgi = Tgi(429, "overloaded", "Model is overloaded")
+    openai = OpenAi(429, "overloaded", "rate_limit_exceeded")
+    failure = "overloaded"
 
 
 class DeadlineExceeded(InflightError):
@@ -83,6 +123,8 @@ class DeadlineExceeded(InflightError):
     http_status = 504
     mindspore_code = 1
     cause = "deadline"
+    tgi = Tgi(504, "timeout")
+    openai = OpenAi(504, "timeout")
 
 
 class Cancelled(InflightError):
@@ -90,6 +132,8 @@ class Cancelled(InflightError):
     http_status = 499
     mindspore_code = 1
     cause = "cancelled"
+    tgi = Tgi(499, "cancelled")
+    openai = OpenAi(499, "cancelled")
 
 
 class ModelError(InflightError):
@@ -117,6 +161,8 @@ class Unavailable(InflightError):
     http_status = 503
     mindspore_code = 5
     cause = "unavailable"
+    tgi = Tgi(503, "unavailable")
+    openai = OpenAi(503, "service_unavailable")
 
 
 class Loading(Unavailable):

@@ -62,9 +62,6 @@ KILLED_DELAY = 2.0
 PATIENCE = 600.0
 """Seconds without shards after which requests without a deadline of their own are given up, and new ones refused."""
 
-_FAILURES = {"overloaded": "overloaded", "invalid": "validation", "too_large": "validation"}
-"""Causes of errors in TGI's words; everything else is `generation`."""
-
 PULSE, PULSE_TIMEOUT = 10.0, 30.0
 """Seconds of idleness after which the shards are asked for a step without rows, and in which they must answer it: so
 one that hangs is replaced before a request waits for it."""
@@ -255,7 +252,7 @@ class Engine:
                     finish, failure = event, None
                 yield event
         except InflightError as error:
-            failure = _FAILURES.get(error.cause, "generation")
+            failure = error.failure
             raise
         finally:
             await events.aclose()
@@ -345,7 +342,7 @@ class Engine:
 
     def _turned_away(self) -> None:
         if self._metrics is not None:
-            self._metrics.generations.done(0, 0, 0.0, 0.0, 0.0, _FAILURES[Overloaded.cause])
+            self._metrics.generations.done(0, 0, 0.0, 0.0, 0.0, Overloaded.failure)
 
     def _close(self, stream: Stream) -> None:
         """The caller has its end, or left: the row is freed in the next plan."""

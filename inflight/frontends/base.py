@@ -59,7 +59,7 @@ class Backend(Protocol):
 
 
 class CallbackBackend(Backend, Protocol):
-    """A backend that can also answer by a callback: what the HTTP door uses for small requests."""
+    """A backend that can also answer by a callback, as the HTTP port needs it."""
 
     def submit(
         self,

@@ -4,88 +4,68 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import msgspec
 import orjson
 
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
+from inflight.frontends.door import Door
 from inflight.frontends.generate import all_of, payload_limit, pick
-from inflight.frontends.openai import OpenAiRest, chat_requests
-from inflight.frontends.routes import verb_of
-from inflight.frontends.tgi import TgiRest, check_body, fail, refusal
+from inflight.frontends.openai import ChatBody, CompletionBody, OpenAiRest, chat_requests
+from inflight.frontends.routes import Call, Events, Route, generation
+from inflight.frontends.tgi import GenerateBody, Predictions, TgiError, TgiRest, check_body, refusal
 from inflight.generation import GenerationRequest
-from inflight.log import LOGGER
-from inflight.wire import (
-    App,
-    Body,
-    Disconnected,
-    Gate,
-    Gates,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    read_body,
-    respond_json,
-    run_until_disconnect,
-)
+from inflight.wire import App, Body, Gate, Gates, Message, Receive, Refusal, respond_json
 
-VERTEX, INVOCATIONS = "/vertex", "/invocations"
+INVOCATIONS = "/invocations"
 
 
-class CloudRest:
-    """Answers both, and the paths that Google's platform names in AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE.
+class InstancesOf(msgspec.Struct):
+    """`POST /vertex`."""
 
-    Attributes:
-        paths: the verbs of each.
-    """
+    instances: list[dict[str, Any]]
+
+
+class CloudRest(Door):
+    """Answers both, and the paths that Google's platform names in AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE."""
+
+    name = "Text Generation Inference"
+    error = TgiError
 
     def __init__(self, backend: Backend, tgi: TgiRest, openai: OpenAiRest) -> None:
-        self._backend = backend
+        vertex, _ = self.routes
+        predict = [replace(vertex, path=path) for path in _named("AIP_PREDICT_ROUTE")]
+        health = [Route("GET", path, "TGI's health", CloudRest._health) for path in _named("AIP_HEALTH_ROUTE")]
+        super().__init__(backend, [*predict, *health])
         self._tgi = tgi
         self._openai = openai
-        self.paths: Mapping[str, Sequence[str]] = {
-            **dict.fromkeys((VERTEX, INVOCATIONS, *_named("AIP_PREDICT_ROUTE")), ("POST",)),
-            **dict.fromkeys(_named("AIP_HEALTH_ROUTE"), ("GET",)),
-        }
         self._gates, self._gates_of_two_forms = Gates(refusal), Gates(None)
 
-    def gate(self, scope: Scope) -> Gate | None:
-        """Where its generations have to pass. `/invocations` answers in the form that the body has."""
-        if scope["method"] != "POST":
-            return None
-        gates = self._gates_of_two_forms if scope["path"] == INVOCATIONS else self._gates
+    def refusal(self, error: InflightError) -> Refusal:
+        return refusal(error)
+
+    def limit(self, call: Call) -> int:
+        return payload_limit(self._backend)
+
+    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
+        """`/invocations` answers in the form that the body has."""
+        gates = self._gates_of_two_forms if route.path == INVOCATIONS else self._gates
         return gates.of(next(iter(self._backend.generators.values())))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request for one of these routes."""
-        try:
-            if verb_of(scope) == "GET":
-                await self._tgi({**scope, "path": "/health"}, receive, send)
-                return
-            limit = payload_limit(self._backend)
-            if scope["path"] == INVOCATIONS:
-                await self._dispatch(scope, limit, receive, send)
-            else:
-                await self._predictions(_object(await read_body(scope, receive, limit)), receive, send)
-        except Disconnected:
-            return
-        except InflightError as error:
-            await fail(send, error)
-        except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
-            LOGGER.error("%s failed", scope["path"], exc_info=error)
-            await fail(send, InflightError("internal server error, the server's log has the details"))
+    async def _health(self, call: Call) -> None:
+        await self._tgi({**call.scope, "path": "/health"}, call.receive, call.send)
 
-    async def _dispatch(self, scope: Scope, limit: int, receive: Receive, send: Send) -> None:
+    async def _invocations(self, call: Call) -> None:
         """The route that a body belongs to, by the field that each of them needs."""
-        body = await read_body(scope, receive, limit)
+        body: Body = call.body()
         fields = _object(body).keys()
-        again = _replayed(body, receive)
+        again = _replayed(body, call.receive)
         del body  # it goes when the route has read it
-        headers = [*scope["headers"], (b"content-type", b"application/json")]
-        scope = {**scope, "headers": [pair for pair in headers if pair[0] != b"content-type"] + headers[-1:]}
+        kind = (b"content-type", b"application/json")
+        headers = [*(pair for pair in call.scope["headers"] if pair[0] != kind[0]), kind]
         route: App
         if "inputs" in fields:
             route, path = self._tgi, "/"
@@ -96,10 +76,10 @@ class CloudRest:
         else:
             raise InvalidRequest("the body has none of `inputs`, `messages` and `prompt`")
         del fields
-        await route({**scope, "path": path}, again, send)
+        await route({**call.scope, "headers": headers, "path": path}, again, call.send)
 
-    async def _predictions(self, document: dict[str, Any], receive: Receive, send: Send) -> None:
-        instances = document.get("instances")
+    async def _vertex(self, call: Call) -> None:
+        instances = _object(call.body()).get("instances")
         if not isinstance(instances, list) or not instances:
             raise InvalidRequest("`instances` must be a list of at least one instance")
         generator = pick(self._backend)
@@ -115,9 +95,23 @@ class CloudRest:
                     requests.append(check_body(instance, generator.info.limits))
             except msgspec.ValidationError as error:
                 raise InvalidRequest(f"instances[{index}]: {error}") from error
-        del document, instances  # a generation takes long
-        results = await run_until_disconnect(all_of(generator, requests), receive)
-        await respond_json(send, {"predictions": [one.finish.text for one in results]})
+        del instances  # a generation takes long
+        results = await call.run(all_of(generator, requests))
+        answer: Predictions = {"predictions": [one.finish.text for one in results]}
+        await respond_json(call.send, answer)
+
+    routes: ClassVar[Sequence[Route]] = (
+        generation("/vertex", "Google's form", _vertex, bytes, Predictions, shown=InstancesOf),
+        generation(
+            INVOCATIONS,
+            "Amazon's form: the body of `/`, of a chat or of a completion",
+            _invocations,
+            bytes,
+            shown=GenerateBody | ChatBody | CompletionBody,
+            events=Events.ASKED,
+            error=dict[str, Any],
+        ),
+    )
 
 
 def _named(variable: str) -> list[str]:

@@ -21,8 +21,6 @@ from inflight.wire import (
     respond,
 )
 
-OPEN_POSTS = ("/chat_tokenize", "/v2/repository/index")
-"""Routes that only tell about the models; TGI leaves its one of them open too."""
 _EXPOSED = b"x-compute-type, x-compute-time, x-total-time, x-inference-time, x-generated-tokens, x-prompt-tokens"
 _DAY = b"86400"
 
@@ -30,12 +28,15 @@ _DAY = b"86400"
 class EdgeApp(InlineApp, GatedApp, Protocol):
     """What stands behind it."""
 
+    def open(self, scope: Scope) -> bool:
+        """Whether callers without the key may call it."""
+
 
 class Edge:
     """An application behind a key and a list of origins.
 
     Args:
-        api_key: every POST that runs a model needs it; None: open to all.
+        api_key: what routes need that are not open; None: all are.
         origins: pages of these origins may call; `*` is any; empty: none.
     """
 
@@ -79,7 +80,7 @@ class Edge:
         return self._app.crowded()
 
     def _refused(self, scope: Scope) -> bool:
-        if self._api_key is None or scope["method"] != "POST" or scope["path"] in OPEN_POSTS:
+        if self._api_key is None or self._app.open(scope):
             return False
         return not authorized(self._api_key, header(scope, b"authorization"))
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
+from inflight.errors import InflightError, InvalidRequest, Loading, NotFound, OpenAi, Tgi
 from inflight.frontends.base import Backend
 from inflight.generation import Embedding, Event, Finish, GenerationRequest, Generator, Start, Token
 from inflight.wire import Receive, Scope, header, read_body
@@ -28,9 +28,12 @@ _IMAGES = ("image", "images", "image_url", "image_urls", "pixel_values")
 class PlainError(InflightError):
     """A body that does not even have the right form; told in plain text, as TGI's web framework does."""
 
+    failure = "validation"
+
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
-        self.status = status
+        self.tgi = Tgi(status, "validation")
+        self.openai = OpenAi(status, "invalid_request_error")
 
 
 async def read_struct(scope: Scope, receive: Receive, form: type[T], limit: int, *, any_type: bool = False) -> T:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import CheckFunction
 
+from inflight.frontends.app import DOORS
 from inflight.frontends.openapi import openapi_document
 from tests.e2e.running import Served, eventually, request, serve
 
@@ -36,7 +37,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 # The library's own pytest plugin does not work with this pytest; its strategies do.
-SCHEMA = schemathesis.openapi.from_dict(json.loads(openapi_document(generators=True)))
+SCHEMA = schemathesis.openapi.from_dict(json.loads(openapi_document(DOORS, generators=True)))
 OPERATIONS = {operation.label: operation for operation in (found.ok() for found in SCHEMA.get_all_operations())}
 
 

@@ -24,6 +24,7 @@ from inflight.wire.listen import Listener, listen_http
 
 MB = 1 << 20
 T = TypeVar("T")
+Done = Callable[["list[Outcome] | InflightError"], None]
 
 
 def method(servable: str, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> MethodInfo:
@@ -36,7 +37,24 @@ SLOW = method("slow", "predict", [TensorSpec("x")], ["y"])
 FAIL = method("fail", "predict", [TensorSpec("x")], ["y"])
 
 
-class EchoBackend:
+class ByTask:
+    """`submit` over a fake's own `predict`."""
+
+    def submit(
+        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+    ) -> Callable[[], None]:
+        async def run() -> None:
+            try:
+                result = await self.predict(method, rows, timeout=timeout)
+            except Exception as error:
+                result = error if isinstance(error, InflightError) else InflightError(str(error))
+            done(result)
+
+        task = asyncio.get_running_loop().create_task(run())
+        return lambda: None if task.done() else task.cancel()
+
+
+class EchoBackend(ByTask):
     """Answers its inputs; `slow` takes until `release` is called, `fail` fails."""
 
     generators: ClassVar[Mapping[str, Any]] = MappingProxyType({})

@@ -13,6 +13,7 @@ from inflight.config import RestConfig
 from inflight.errors import NotFound
 from inflight.frontends.mindspore import MindSporeRest
 from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
+from tests.unit.http_fakes import Done
 
 LIMIT = 1 << 20
 PATH = b"/model/echo:echo"
@@ -48,9 +49,12 @@ class Echo:
             raise NotFound(f"method '{method}': method is not available")
         return self.methods[method]
 
-    async def predict(self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None) -> list[Outcome]:
+    def submit(
+        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+    ) -> Callable[[], None]:
         self.rows.extend(rows)
-        return [self.outcome(row) for row in rows]
+        done([self.outcome(row) for row in rows])
+        return lambda: None
 
     def servables(self) -> Sequence[ServableStatus]:
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from inflight.errors import DeadlineExceeded, InflightError, ModelError, NotFound, Overloaded, Unavailable
 from inflight.types import MethodInfo, Outcome, Row
+from tests.unit.http_fakes import Done
 
 from .rest_fakes import PATH, Client, Echo
 
@@ -70,9 +71,9 @@ def test_order_of_checks() -> None:
 @pytest.mark.parametrize("status_codes", [False, True])
 def test_errors_of_the_backend(error: InflightError, status_codes: bool) -> None:
     class Failing(Echo):
-        async def predict(
-            self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-        ) -> list[Outcome]:
+        def submit(
+            self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+        ) -> Callable[[], None]:
             raise error
 
     status = error.http_status if status_codes else 200
@@ -156,15 +157,10 @@ def test_predict_ends_when_the_client_leaves() -> None:
     ended = []
 
     class Endless(Echo):
-        async def predict(
-            self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-        ) -> list[Outcome]:
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                ended.append(True)
-                raise
-            return []
+        def submit(
+            self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+        ) -> Callable[[], None]:
+            return lambda: ended.append(True)
 
     async def main() -> None:
         await Client(Endless()).request(GOOD, leaves=True)

@@ -20,9 +20,10 @@ import uvloop
 
 from inflight.config import ListenConfig, RestConfig
 from inflight.frontends.mindspore import MindSporeRest
-from inflight.types import MethodInfo, Outcome, Row
+from inflight.types import MethodInfo, Row
 from inflight.wire.http.asgi import App
 from inflight.wire.listen import listen_http
+from tests.unit.http_fakes import Done
 
 from .rest_fakes import PATH, Echo
 
@@ -40,16 +41,25 @@ class Gated(Echo):
         self.waiting = threading.Event()
         self.cancelled = threading.Event()
 
-    async def predict(self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None) -> list[Outcome]:
-        if isinstance(rows[0][0], str):
-            self.waiting.set()
+    def submit(
+        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+    ) -> Callable[[], None]:
+        answer = super().submit
+        if not isinstance(rows[0][0], str):
+            return answer(method, rows, done, timeout=timeout)
+
+        async def wait() -> None:
             try:
                 while not self.gate.is_set():
                     await asyncio.sleep(0.005)
             except asyncio.CancelledError:
                 self.cancelled.set()
                 raise
-        return await super().predict(method, rows, timeout=timeout)
+            answer(method, rows, done, timeout=timeout)
+
+        task = asyncio.get_running_loop().create_task(wait())
+        self.waiting.set()
+        return lambda: None if task.done() else task.cancel()
 
 
 class Server:

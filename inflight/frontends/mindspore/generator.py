@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import msgspec
 import orjson
@@ -12,44 +12,22 @@ import orjson
 from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest, Unavailable
 from inflight.frontends.base import Backend
+from inflight.frontends.door import Door
 from inflight.frontends.generate import Whole, all_of, loaded, refuse_images
 from inflight.frontends.mindspore.request import parse_json
-from inflight.frontends.mindspore.response import encode_error
+from inflight.frontends.mindspore.rest import InstancesBody, MindSporeRest, refusal
 from inflight.frontends.mindspore.url import parse_encoded, parse_url
-from inflight.frontends.routes import error_headers
+from inflight.frontends.routes import Call, Events, Match, Route, generation
 from inflight.frontends.tgi.request import GenerateBody, Parameters, check
 from inflight.generation import Finish, GenerationRequest, Generator, Token
-from inflight.log import LOGGER
 from inflight.types import NEWEST
-from inflight.wire import (
-    JSON,
-    Disconnected,
-    EventStream,
-    Gate,
-    Gates,
-    Opened,
-    Receive,
-    Refusal,
-    Scope,
-    Send,
-    read_body,
-    respond,
-    respond_json,
-    run_until_disconnect,
-    too_large,
-)
+from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Scope, Send, respond_json, too_large
 
 GENERATE, STREAM = "generate", "generated_stream"
 _TEXTS = ("inputs", "prompt", "text")
 
 
-class InstancesBody(msgspec.Struct):
-    """A request."""
-
-    instances: list[Any] | dict[str, Any] | str
-
-
-class GeneratorRest:
+class GeneratorRest(Door):
     """Serves every language model by its name: `{"instances": [{"inputs": "...", "parameters": {...}}, ...]}`.
 
     One instance may stand without a list, and a bare text is an instance too; the content type does not matter. Errors
@@ -59,47 +37,58 @@ class GeneratorRest:
         max_body_bytes: of a body that is read at all; one over the model's own limit is told so, or of its images.
     """
 
+    name = "MindSpore Serving"
+    always_200 = True
+    below = MindSporeRest.below
+
     def __init__(self, backend: Backend, *, max_body_bytes: int, config: RestConfig) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self._max_body_bytes = max_body_bytes
         self._status_codes = config.status_codes
-        self._gates = Gates(self._refusal, lambda model: max(model.info.limits.payload_limit, max_body_bytes))
+        self._gates = Gates(self.refusal, self._readable)
+
+    def refusal(self, error: InflightError) -> Refusal:
+        return refusal(error, self._status_codes or isinstance(error, Unavailable))
 
     def serves(self, scope: Scope) -> bool:
         """Whether a request names a language model's method."""
         return scope["method"] == "POST" and self._target(scope) is not None
 
-    def gate(self, scope: Scope) -> Gate | None:
-        """Where its generations have to pass."""
+    def find(self, scope: Scope) -> Match:
+        """`names` are the model's and the method's."""
         target = self._target(scope)
-        return self._gates.of(target[0]) if target is not None else None
+        assert target is not None, "`serves` comes first"
+        name, method = target
+        return self.routes[method == STREAM], {"name": name}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        target = self._target(scope)
-        assert target is not None
-        generator, method = target
-        try:
-            limit = loaded(generator).info.limits.payload_limit
-            body = await read_body(scope, receive, max(limit, self._max_body_bytes))
-            instances = _instances(parse_json(body))
-            if len(body) > limit:
-                raise too_large(limit)
-            requests = _requests(instances, generator, method == STREAM)
-            del body, instances  # a generation takes long
-            if method == STREAM:
-                await run_until_disconnect(_stream(generator, requests, send), receive)
-            else:
-                results = await run_until_disconnect(all_of(generator, requests), receive)
-                await respond_json(send, {"instances": [_instance(one) for one in results]})
-        except Disconnected:
-            return
-        except InflightError as error:
-            await self._fail(send, error)
-        except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
-            LOGGER.error("%s failed", scope["path"], exc_info=error)
-            await self._fail(send, InflightError("internal server error, the server's log has the details"))
+    def limit(self, call: Call) -> int:
+        return self._readable(loaded(self._backend.generators[call.names["name"]]))
 
-    def _target(self, scope: Scope) -> tuple[Generator, str] | None:
+    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
+        return self._gates.of(self._backend.generators[names["name"]])
+
+    def _readable(self, model: Generator) -> int:
+        return max(model.info.limits.payload_limit, self._max_body_bytes)
+
+    async def _generate(self, call: Call) -> None:
+        generator, requests = self._requests(call, streaming=False)
+        results = await call.run(all_of(generator, requests))
+        await respond_json(call.send, {"instances": [_instance(one) for one in results]})
+
+    async def _stream(self, call: Call) -> None:
+        generator, requests = self._requests(call, streaming=True)
+        await call.run(_stream(generator, requests, call.send))
+
+    def _requests(self, call: Call, *, streaming: bool) -> tuple[Generator, list[GenerationRequest]]:
+        generator = self._backend.generators[call.names["name"]]
+        body = call.body()
+        instances = _instances(parse_json(body))
+        limit = generator.info.limits.payload_limit
+        if len(body) > limit:
+            raise too_large(limit)
+        return generator, _requests(instances, generator, streaming)
+
+    def _target(self, scope: Scope) -> tuple[str, str] | None:
         generators = self._backend.generators
         if not generators:
             return None
@@ -109,18 +98,21 @@ class GeneratorRest:
                 name, version, method = read(url)
             except InvalidRequest:
                 continue
-            generator = generators.get(name)
-            if generator is not None and version in (NEWEST, 1) and method in (GENERATE, STREAM):
-                return generator, method
+            if name in generators and version in (NEWEST, 1) and method in (GENERATE, STREAM):
+                return name, method
         return None
 
-    async def _fail(self, send: Send, error: InflightError) -> None:
-        reply = self._refusal(error)
-        await respond(send, reply.body, status=reply.status, headers=reply.headers[1:], refused=True)
-
-    def _refusal(self, error: InflightError) -> Refusal:
-        status = error.http_status if self._status_codes or isinstance(error, Unavailable) else 200
-        return Refusal(status, [JSON, *error_headers(error)], encode_error(error).body)
+    routes: ClassVar[Sequence[Route]] = (
+        generation(f"/model/{{name}}:{GENERATE}", "Generate", _generate, bytes, dict[str, Any], shown=InstancesBody),
+        generation(
+            f"/model/{{name}}:{STREAM}",
+            "Generate, token by token",
+            _stream,
+            bytes,
+            shown=InstancesBody,
+            events=Events.ALWAYS,
+        ),
+    )
 
 
 def _instances(document: Any) -> list[Any]:

@@ -6,39 +6,27 @@ There the names were fixed in the code; here any model that is served answers to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import msgspec
 import orjson
 
 from inflight.errors import InflightError, InvalidRequest, NotFound, Unavailable
 from inflight.frontends.base import Backend
-from inflight.frontends.generate import MAX_SEED, Whole, draw_seed, number, pick, read_struct, whole
-from inflight.frontends.routes import NoSuchRoute, check_verb
-from inflight.frontends.tgi import fail, refusal
+from inflight.frontends.door import Door
+from inflight.frontends.generate import MAX_SEED, Whole, draw_seed, number, pick, whole
+from inflight.frontends.routes import Call, Events, Route, generation
+from inflight.frontends.tgi import TgiError, refusal
 from inflight.generation import Finish, FinishReason, GenerationRequest, Generator, Token, TokenInfo
-from inflight.log import LOGGER
 from inflight.plan import Sampling
-from inflight.wire import (
-    Disconnected,
-    EventStream,
-    Gate,
-    Gates,
-    Opened,
-    Receive,
-    Scope,
-    Send,
-    respond_json,
-    run_until_disconnect,
-)
+from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
 
 REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "eos", FinishReason.STOP: "stop"}
 RETRY = 30000
 """Milliseconds that every event names."""
-_KINDS = ("generate", "generate_stream")
 
 
-class Parameters(msgspec.Struct):
+class LlmParameters(msgspec.Struct):
     """`parameters`, with that server's own defaults. What it took and ignored (`stop`, `seed`) works here."""
 
     do_sample: bool = True
@@ -59,87 +47,128 @@ class Parameters(msgspec.Struct):
     watermark: bool = False
 
 
-class Body(msgspec.Struct):
+class LlmBody(msgspec.Struct):
     """A request."""
 
     inputs: str
-    parameters: Parameters | None = None
+    parameters: LlmParameters | None = None
     stream: bool = False
 
 
-class MindSporeLlm:
-    """Answers those routes.
+class _Told(TypedDict):
+    id: int
+    logprob: float | None
+    special: bool
+    text: str
 
-    Attributes:
-        paths: the verbs of those whose whole path is fixed.
-    """
 
-    paths: ClassVar[Mapping[str, Sequence[str]]] = {
-        "/serving/get_bs": ("GET",),
-        "/serving/get_request_numbers": ("GET",),
-        "/serving/get_serverd_model_info": ("GET",),
-    }
+class LlmAnswer(TypedDict):
+    """A whole answer."""
+
+    generated_text: str
+    finish_reason: str
+    generated_tokens: int
+    prefill: list[dict[str, Any]]
+    seed: int
+    tokens: list[_Told]
+    top_tokens: list[list[_Told]]
+    details: None
+
+
+class MindSporeLlm(Door):
+    """Answers those routes."""
+
+    name = "MindSpore Serving"
+    below = ("/models/",)
+    error = TgiError
+    any_type = True
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self._gates = Gates(refusal)
 
-    def gate(self, scope: Scope) -> Gate | None:
-        """Where its generations have to pass."""
-        if scope["method"] != "POST":
-            return None
+    def refusal(self, error: InflightError) -> Refusal:
+        return refusal(error)
+
+    def limit(self, call: Call) -> int:
+        return pick(self._backend, call.names["name"]).info.limits.payload_limit
+
+    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
         try:
-            return self._gates.of(pick(self._backend, scope["path"].split("/")[2]))
-        except (NotFound, Unavailable):  # the door itself says so
+            return self._gates.of(pick(self._backend, names["name"]))
+        except (NotFound, Unavailable):  # the route itself says so
             return None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request for one of `paths`, or for any path under `/models/`."""
-        path: str = scope["path"]
-        try:
-            if path in self.paths:
-                await self._about(path.rpartition("_")[2], send)
-                return
-            _, _, name, *rest = path.split("/")
-            if len(rest) > 1 or (rest and rest[0] not in _KINDS):
-                raise NoSuchRoute(f"there is no route {path}; use /models/{name}[/generate|/generate_stream]")
-            check_verb(scope, "POST")
-            generator = pick(self._backend, name)
-            body = await read_struct(scope, receive, Body, generator.info.limits.payload_limit, any_type=True)
-            given = body.parameters or Parameters()
-            request = _request(body, given, generator)
-            if rest == ["generate_stream"] or (not rest and body.stream):
-                await run_until_disconnect(_stream(generator, request, given, send), receive)
-            else:
-                result = await run_until_disconnect(whole(generator, request), receive)
-                await respond_json(send, _full(result, given))
-        except Disconnected:
-            return
-        except InflightError as error:
-            await fail(send, error)
-        except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
-            LOGGER.error("%s failed", scope["path"], exc_info=error)
-            await fail(send, InflightError("internal server error, the server's log has the details"))
+    async def _either(self, call: Call) -> None:
+        body: LlmBody = call.body()
+        await (self._streamed if body.stream else self._whole)(call, body)
 
-    async def _about(self, what: str, send: Send) -> None:
-        """`bs`: rows of the batch; `numbers`: requests in the server; `info`: the model. Each as one event."""
-        generator = pick(self._backend)
-        info = generator.info
-        found: Any = {
-            "bs": info.policy.max_batch_size,
-            "numbers": generator.streams,
-            "info": {
-                "model_name": info.name,
-                "model_id": info.model_id,
-                "batch_size": info.policy.max_batch_size,
-                "seq_length": info.limits.max_total_tokens,
-            },
-        }[what]
-        async with EventStream(send) as stream:
-            await stream.event(orjson.dumps({"event": "message", "retry": RETRY, "data": found}))
+    async def _generate(self, call: Call) -> None:
+        await self._whole(call, call.body())
+
+    async def _stream(self, call: Call) -> None:
+        await self._streamed(call, call.body())
+
+    async def _whole(self, call: Call, body: LlmBody) -> None:
+        given = body.parameters or LlmParameters()
+        generator = pick(self._backend, call.names["name"])
+        result = await call.run(whole(generator, _request(body, given, generator)))
+        await respond_json(call.send, _full(result, given))
+
+    async def _streamed(self, call: Call, body: LlmBody) -> None:
+        given = body.parameters or LlmParameters()
+        generator = pick(self._backend, call.names["name"])
+        await call.run(_stream(generator, _request(body, given, generator), given, call.send))
+
+    async def _rows(self, call: Call) -> None:
+        await _tell(call, pick(self._backend).info.policy.max_batch_size)
+
+    async def _requests(self, call: Call) -> None:
+        await _tell(call, pick(self._backend).streams)
+
+    async def _model(self, call: Call) -> None:
+        info = pick(self._backend).info
+        found = {
+            "model_name": info.name,
+            "model_id": info.model_id,
+            "batch_size": info.policy.max_batch_size,
+            "seq_length": info.limits.max_total_tokens,
+        }
+        await _tell(call, found)
+
+    routes: ClassVar[Sequence[Route]] = (
+        generation(
+            "/models/{name}",
+            "Generate (2.1); whole, or a stream where the body asks for it",
+            _either,
+            LlmBody,
+            LlmAnswer,
+            events=Events.ASKED,
+        ),
+        generation("/models/{name}/generate", "Generate (2.1)", _generate, LlmBody, LlmAnswer),
+        generation(
+            "/models/{name}/generate_stream", "Generate (2.1), token by token", _stream, LlmBody, events=Events.ALWAYS
+        ),
+        Route("GET", "/serving/get_bs", "Rows of the batch", _rows, events=Events.ALWAYS, language=True),
+        Route(
+            "GET",
+            "/serving/get_request_numbers",
+            "Requests in the server",
+            _requests,
+            events=Events.ALWAYS,
+            language=True,
+        ),
+        Route("GET", "/serving/get_serverd_model_info", "The model", _model, events=Events.ALWAYS, language=True),
+    )
 
 
-def _request(body: Body, given: Parameters, generator: Generator) -> GenerationRequest:
+async def _tell(call: Call, data: Any) -> None:
+    """One event."""
+    async with EventStream(call.send) as stream:
+        await stream.event(orjson.dumps({"event": "message", "retry": RETRY, "data": data}))
+
+
+def _request(body: LlmBody, given: LlmParameters, generator: Generator) -> GenerationRequest:
     """That server repaired values out of range instead of refusing them."""
     limits = generator.info.limits
     if not body.inputs:
@@ -178,11 +207,11 @@ def _request(body: Body, given: Parameters, generator: Generator) -> GenerationR
     )
 
 
-def _token(info: TokenInfo) -> dict[str, Any]:
+def _token(info: TokenInfo) -> _Told:
     return {"id": info.id, "logprob": number(info.logprob), "special": info.special, "text": info.text}
 
 
-def _full(result: Whole, given: Parameters) -> dict[str, Any]:
+def _full(result: Whole, given: LlmParameters) -> LlmAnswer:
     return {
         "generated_text": result.finish.text,
         "finish_reason": REASONS[result.finish.reason],
@@ -197,7 +226,7 @@ def _full(result: Whole, given: Parameters) -> dict[str, Any]:
     }
 
 
-async def _stream(generator: Generator, request: GenerationRequest, given: Parameters, send: Send) -> None:
+async def _stream(generator: Generator, request: GenerationRequest, given: LlmParameters, send: Send) -> None:
     """One event a token; the last one has the whole text where `return_full_text`."""
     opened = await Opened(generator.generate(request)).open()
     plain = (given.return_protocol or "sse") != "sse"

@@ -1,111 +1,83 @@
-"""MindSpore Serving's REST interface as a raw ASGI application."""
+"""MindSpore Serving's REST interface: `POST /model/<servable>[/version/<n>]:<method>`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any, ClassVar
 
+import msgspec
 import orjson
 
 from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
-from inflight.frontends.base import Backend, callbacks
+from inflight.frontends.base import CallbackBackend
+from inflight.frontends.door import Done, QuickDoor, Reply, respond_parts
 from inflight.frontends.events import Part, send_events
 from inflight.frontends.mindspore.request import parse_columns, parse_instances, parse_json
-from inflight.frontends.mindspore.response import Reply, encode_error, encode_reply
+from inflight.frontends.mindspore.response import encode_error, encode_reply
 from inflight.frontends.mindspore.url import Target, parse_encoded, parse_url
-from inflight.frontends.routes import error_headers
-from inflight.log import LOGGER
+from inflight.frontends.routes import Access, Call, Events, Match, Route, error_headers
 from inflight.table import Table
 from inflight.types import MethodInfo, Outcome, Row, TextPart
-from inflight.wire import (
-    JSON,
-    Answer,
-    Body,
-    Disconnected,
-    Header,
-    Receive,
-    Scope,
-    Send,
-    header,
-    nothing_to_cancel,
-    read_body,
-    respond,
-    run_until_disconnect,
-)
+from inflight.wire import JSON, Body, Refusal, Scope
 
-_CLOSE = (b"connection", b"close")
+_NO_NAMES: Mapping[str, str] = {}  # the URL is read with the body: which error is told depends on their order
 
 
-class MindSporeRest:
-    """Answers `POST /model/<servable>[/version/<n>]:<method>`, and everything else with an error.
+class InstancesBody(msgspec.Struct):
+    """A request."""
 
-    Each request gets exactly one JSON answer, unless its client leaves first. The HTTP status is 200 for errors too,
-    since existing scripts read `error_msg` whatever it is; `config.status_codes` gives each error its own. A servable
-    that was announced and is not loaded yet is 503 in any case: who waits for a server looks at the status.
+    instances: list[Any] | dict[str, Any] | str
+
+
+class MindSporeRest(QuickDoor):
+    """Answers its one route, and every other request below `/model/` with an error.
+
+    The HTTP status is 200 for errors too, since existing scripts read `error_msg` whatever it is; `config.status_codes`
+    gives each error its own. A servable that was announced and is not loaded yet is 503 in any case: who waits for a
+    server looks at the status.
     """
 
-    def __init__(self, backend: Backend, *, max_body_bytes: int, config: RestConfig) -> None:
-        self._backend = backend
+    name = "MindSpore Serving"
+    always_200 = True
+    below = ("/model/", "/version/")  # parts in this order too are MindSpore Serving's: /version/1/model/<servable>
+
+    def __init__(self, backend: CallbackBackend, *, max_body_bytes: int, config: RestConfig) -> None:
+        super().__init__(backend)
+        self._submit = backend.submit
         self._max_body_bytes = max_body_bytes
         self._status_codes = config.status_codes
-        self._callbacks = callbacks(backend)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One `http` scope."""
-        headers = []
-        unread = True
-        try:
-            if scope["method"] != "POST":
-                raise InvalidRequest("http message only support POST right now")
-            body = await read_body(scope, receive, self._max_body_bytes)
-            unread = False
-            method, rows = self._read(scope, body)
-            del body  # what answers it may take long, and views what it needs of it
-            if wants_events(scope):
-                await self._stream(method, rows, receive, send)
-                return
-            outcomes = await run_until_disconnect(self._backend.predict(method, rows), receive)
-            reply = encode_reply(method, outcomes)
-        except Disconnected:
-            return
-        except InflightError as error:
-            reply = encode_error(error)
-            if unread and header(scope, b"expect"):
-                headers.append(_CLOSE)  # whether the body still comes is the client's choice, so nothing can follow it
-        except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
-            reply = _internal(error)
-        await respond(send, reply.body, status=self._status(reply), headers=[*headers, *_headers(reply)])
+    def refusal(self, error: InflightError) -> Refusal:
+        return refusal(error, self._status_codes or isinstance(error, Loading))
 
-    def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
-        """See `InlineApp`: the same steps, with the backend's callback in place of waiting for it."""
-        if (
-            self._callbacks is None
-            or scope["method"] != "POST"
-            or len(body) > self._max_body_bytes
-            or wants_events(scope)
-        ):
-            return None
-        try:
-            method, rows = self._read(scope, body)
-            return self._callbacks.submit(method, rows, partial(self._finish, method, answer))
-        except InflightError as error:
-            reply = encode_error(error)
-        except Exception as error:  # as in __call__
-            reply = _internal(error)
-        answer(self._status(reply), [JSON, *_headers(reply)], reply.body)
-        return nothing_to_cancel
+    def internal(self, error: Exception) -> str:
+        return f"Serving Error: internal error, {type(error).__name__}: {error}"
 
-    def _finish(self, method: MethodInfo, answer: Answer, result: list[Outcome] | InflightError) -> None:
-        try:
-            reply = encode_error(result) if isinstance(result, InflightError) else encode_reply(method, result)
-        except Exception as error:  # as in __call__
-            reply = _internal(error)
-        answer(self._status(reply), [JSON], reply.body)
+    def limit(self, call: Call) -> int:
+        return self._max_body_bytes
 
-    def _status(self, reply: Reply) -> int:
-        error = reply.error
-        return error.http_status if error is not None and (self._status_codes or isinstance(error, Loading)) else 200
+    def find(self, scope: Scope) -> Match:
+        """As MindSpore Serving: a verb is wrong before a URL is."""
+        if scope["method"] != "POST":
+            raise InvalidRequest("http message only support POST right now")
+        return self.routes[0], _NO_NAMES
+
+    async def _run(self, call: Call) -> None:
+        if wants_events(call.scope):
+            method, rows = self._read(call.scope, call.body())
+            await call.run(self._stream(method, rows, call))
+        else:
+            await respond_parts(call.send, *await self.answered(call))
+
+    def quick(self, scope: Scope, size: int) -> Mapping[str, str] | None:
+        quick = scope["method"] == "POST" and size <= self._max_body_bytes and not wants_events(scope)
+        return _NO_NAMES if quick else None
+
+    def begin(self, scope: Scope, names: Mapping[str, str], body: Body, done: Done) -> Callable[[], None]:
+        method, rows = self._read(scope, body)
+        return self._submit(method, rows, partial(self.finish, done, scope, _reply, method))
 
     def _read(self, scope: Scope, body: Body) -> tuple[MethodInfo, Sequence[Row]]:
         # The order of these steps decides which of several errors is told: body, URL, content, then the names in it.
@@ -133,7 +105,7 @@ class MindSporeRest:
                     continue
         return parse_url(url)
 
-    async def _stream(self, method: MethodInfo, rows: Sequence[Row], receive: Receive, send: Send) -> None:
+    async def _stream(self, method: MethodInfo, rows: Sequence[Row], call: Call) -> None:
         """Where a client accepts events: one for every piece of text that a language model writes, last the answer."""
 
         def frames(part: Part) -> Iterable[bytes]:
@@ -142,8 +114,22 @@ class MindSporeRest:
             else:
                 yield encode_reply(method, part).body
 
-        work = send_events(self._backend.stream(method, rows), send, frames, lambda error: encode_error(error).body)
-        await run_until_disconnect(work, receive)
+        parts = self._backend.stream(method, rows)
+        await send_events(parts, call.send, frames, lambda error: encode_error(error).body)
+
+    routes: ClassVar[Sequence[Route]] = (
+        Route(
+            "POST",
+            "/model/{name}[/version/{version}]:{method}",
+            "Run a method",
+            _run,
+            bytes,
+            shown=InstancesBody,
+            answer=dict[str, Any],
+            events=Events.ASKED,
+            access=Access.KEY,
+        ),
+    )
 
 
 def wants_events(scope: Scope) -> bool:
@@ -154,13 +140,18 @@ def wants_events(scope: Scope) -> bool:
     return False
 
 
-def _headers(reply: Reply) -> list[Header]:
-    return [] if reply.error is None else error_headers(reply.error)
+def _reply(method: MethodInfo, result: list[Outcome] | InflightError) -> Reply:
+    if isinstance(result, InflightError):
+        raise result
+    reply = encode_reply(method, result)
+    if reply.error is not None:
+        raise reply.error
+    return 200, [JSON], (reply.body,)
 
 
-def _internal(error: Exception) -> Reply:
-    LOGGER.error("REST request failed", exc_info=error)
-    return encode_error(InflightError(f"Serving Error: internal error, {type(error).__name__}: {error}"))
+def refusal(error: InflightError, status: bool) -> Refusal:
+    """An error as one response. Args: status: it has its own, else 200."""
+    return Refusal(error.http_status if status else 200, [JSON, *error_headers(error)], encode_error(error).body)
 
 
 def _url(scope: Scope) -> bytes:

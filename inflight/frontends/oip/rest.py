@@ -2,126 +2,129 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import orjson
 
 from inflight import __version__
 from inflight.errors import InflightError, InvalidRequest, Loading
-from inflight.frontends.base import Backend, callbacks
+from inflight.frontends.base import CallbackBackend
+from inflight.frontends.door import Done, QuickDoor, Reply, respond_parts
 from inflight.frontends.oip.binary import InferRequest, encode_response, parse_request
+from inflight.frontends.oip.bodies import (
+    Extension,
+    GenerateExtension,
+    IndexBody,
+    IndexEntry,
+    InferAnswer,
+    InferBody,
+    ModelReady,
+    OipError,
+    OipLive,
+    OipReady,
+)
 from inflight.frontends.oip.generate import answer_generate, read_generate, stream_generate
 from inflight.frontends.oip.mapping import (
+    ModelMetadata,
     check_wanted,
     find_model,
     from_outcomes,
-    infer,
     metadata,
     model_ready,
     parse_version,
     to_rows,
 )
-from inflight.frontends.routes import RETRY_AFTER, NoSuchRoute, check_verb, error_headers
+from inflight.frontends.routes import (
+    RETRY_AFTER,
+    Access,
+    Call,
+    Events,
+    Match,
+    MethodNotAllowed,
+    NoSuchRoute,
+    Route,
+    error_headers,
+)
 from inflight.types import MethodInfo, Outcome
 from inflight.wire import (
     JSON,
-    Answer,
     Body,
-    Disconnected,
     Gate,
     Gates,
-    Header,
-    Receive,
     Refusal,
     Scope,
-    Send,
     accepted_encoding,
     header,
-    nothing_to_cancel,
     pack,
-    read_body,
     respond_json,
-    run_until_disconnect,
     unpack,
 )
 
-_logger = logging.getLogger("inflight.oip")
 _HEADER_LENGTH = b"inference-header-content-length"
 _EXTENSIONS = ["binary_tensor_data", "model_repository", "generate"]
 _RAW = (b"content-type", b"application/octet-stream")
-_JOINED = 64 * 1024
 _PACKED = (b"gzip", b"deflate")
 _NAMES_KEPT = 1024
-_RUNNING = ("infer", "generate", "generate_stream")
 
 
-class OpenInferenceRest:
-    """Answers every path under `/v2`. Each request gets one JSON answer (with raw tensors behind it where wanted)
-    unless its client leaves first."""
+class OpenInferenceRest(QuickDoor):
+    """Answers every path under `/v2`: JSON, with raw tensors behind it where wanted."""
 
-    def __init__(self, backend: Backend, *, max_body_bytes: int) -> None:
-        self._backend = backend
+    name = "Open Inference Protocol"
+    below = ("/v2/",)
+    error = OipError
+
+    def __init__(self, backend: CallbackBackend, *, max_body_bytes: int) -> None:
+        super().__init__(backend)
+        self._submit = backend.submit
         self._max_body_bytes = max_body_bytes
-        self._callbacks = callbacks(backend)
         self._names: dict[tuple[str, str], tuple[str, int, str]] = {}
-        self._gates = Gates(_refusal, lambda model: max_body_bytes)
+        self._gates = Gates(self.refusal, lambda model: max_body_bytes)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One `http` scope."""
-        try:
-            await self._route(scope, receive, send)
-        except Disconnected:
-            return
-        except InflightError as error:
-            await respond_json(send, {"error": str(error)}, status=error.http_status, headers=error_headers(error))
-        except Exception:  # the outermost handler: the client gets an answer whatever fails in here
-            _logger.exception("an error nobody handled, %s %s", scope["method"], scope["path"])
-            await respond_json(send, {"error": "internal server error, the server's log has the details"}, status=500)
+    def refusal(self, error: InflightError) -> Refusal:
+        told: OipError = {"error": str(error)}
+        return Refusal(error.http_status, [JSON, *error_headers(error)], orjson.dumps(told))
 
-    def gate(self, scope: Scope) -> Gate | None:
-        """Where requests for language models have to pass."""
-        parts = self._parts(scope)
-        if len(parts) not in (3, 5) or parts[0] != "models" or parts[-1] not in _RUNNING:
-            return None
-        generator = self._backend.generators.get(parts[1])
+    def find(self, scope: Scope) -> Match:
+        path: str = scope["path"]
+        raw: bytes = scope.get("raw_path") or path.encode()
+        if b"%" not in raw:
+            return self.table.find(scope, path.rstrip("/"))
+        return self.table.find(scope, path, ["v2", *self._parts(raw)])
+
+    def limit(self, call: Call) -> int:
+        if "name" in call.names and call.route.verb == "POST":
+            self._method(call.names)
+        return self._max_body_bytes
+
+    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
+        generator = self._backend.generators.get(names["name"])
         return self._gates.of(generator) if generator is not None else None
 
-    def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
-        """See `InlineApp`: plain inferences, with the backend's callback in place of waiting for it."""
-        parts = self._parts(scope)
-        if (
-            self._callbacks is None
-            or len(body) > self._max_body_bytes
-            or parts[:1] != ["models"]
-            or parts[-1] != "infer"
-        ):
-            return None
-        if len(parts) not in (3, 5) or (len(parts) == 5 and parts[2] != "versions") or _is_packed(scope):
+    def quick(self, scope: Scope, size: int) -> Mapping[str, str] | None:
+        if size > self._max_body_bytes or _is_packed(scope):
             return None
         try:
-            method = self._find(parts[1], parts[3] if len(parts) == 5 else "")
-            request = parse_request(body, _json_length(scope))
-            rows = to_rows(method, request.inputs)
-            check_wanted(method, request.outputs)
-            done = partial(_finish, parts[1], method, request, answer)
-            return self._callbacks.submit(method, rows, done, timeout=request.timeout)
-        except InflightError as error:
-            _answer_error(answer, error)
-        except Exception as error:  # as in __call__
-            _answer_error(answer, _internal(scope["path"], error))
-        return nothing_to_cancel
+            route, names = self.find(scope)
+        except (NoSuchRoute, MethodNotAllowed):
+            return None
+        return names if route.path.endswith("/infer") else None
 
-    def _parts(self, scope: Scope) -> list[str]:
+    def begin(self, scope: Scope, names: Mapping[str, str], body: Body, done: Done) -> Callable[[], None]:
+        method = self._method(names)
+        request = parse_request(body, _json_length(scope))
+        rows = to_rows(method, request.inputs)
+        check_wanted(method, request.outputs)
+        finish = partial(self.finish, done, scope, _reply, names["name"], method, request)
+        return self._submit(method, rows, finish, timeout=request.timeout)
+
+    def _parts(self, raw: bytes) -> list[str]:
         """The path's parts below `/v2`, percent-decoded; a model's name only where it is not served as it came."""
-        raw: bytes = scope.get("raw_path") or scope["path"].encode()
         parts = raw.decode("ascii", "replace").strip("/").split("/")[1:]
-        if b"%" not in raw:
-            return parts
         literal = parts[:1] == ["models"] and len(parts) > 1 and self._knows(parts[1])
         return [part if literal and index == 1 else unquote(part) for index, part in enumerate(parts)]
 
@@ -134,8 +137,9 @@ class OpenInferenceRest:
             return False
         return True
 
-    def _find(self, name: str, version: str) -> MethodInfo:
+    def _method(self, names: Mapping[str, str]) -> MethodInfo:
         """`find_model`, which looks at every servable, only for names that were not asked for before."""
+        name, version = names["name"], names.get("version", "")
         known = self._names.get((name, version))
         if known is not None:
             try:
@@ -147,67 +151,51 @@ class OpenInferenceRest:
             self._names[name, version] = (method.servable, parse_version(version), method.name)
         return method
 
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parts = self._parts(scope)
-        if parts[:1] == ["models"] and len(parts) > 1:
-            await self._model(scope, receive, send, parts[1], parts[2:])
-        elif not parts:
-            check_verb(scope, "GET")
-            await respond_json(send, {"name": "inflight", "version": __version__, "extensions": _EXTENSIONS})
-        elif parts in (["health", "live"], ["health", "ready"]):
-            check_verb(scope, "GET")
-            good = self._backend.live if parts[1] == "live" else self._backend.ready
-            await respond_json(send, {parts[1]: good}, status=200 if good else 503)
-        elif parts == ["repository", "index"]:
-            check_verb(scope, "POST")
-            await self._index(scope, receive, send)
-        else:
-            raise _no_such_path(scope)
+    async def _about(self, call: Call) -> None:
+        told: Extension = {"name": "inflight", "version": __version__, "extensions": _EXTENSIONS}
+        await respond_json(call.send, told)
 
-    async def _model(self, scope: Scope, receive: Receive, send: Send, name: str, rest: list[str]) -> None:
-        version = ""
-        if rest[:1] == ["versions"] and len(rest) > 1:
-            version, rest = rest[1], rest[2:]
-        if rest == ["infer"]:
-            check_verb(scope, "POST")
-            await self._infer(scope, receive, send, name, version)
-        elif rest in (["generate"], ["generate_stream"]):
-            check_verb(scope, "POST")
-            method = self._find(name, version)
-            body = await unpack(scope, await read_body(scope, receive, self._max_body_bytes), self._max_body_bytes)
-            row, common = read_generate(method, body)
-            del body  # a generation takes long
-            work = answer_generate if rest == ["generate"] else stream_generate
-            await work(self._backend, method, row, common, receive, send)
-        elif not rest:
-            check_verb(scope, "GET")
-            await respond_json(send, asdict(metadata(self._backend, name, version)))
-        elif rest == ["ready"]:
-            check_verb(scope, "GET")
-            ready = model_ready(self._backend, name, version)
-            await respond_json(
-                send,
-                {"name": name, "ready": ready},
-                status=200 if ready else 503,
-                headers=[] if ready else [RETRY_AFTER],
-            )
-        else:
-            raise _no_such_path(scope)
+    async def _live(self, call: Call) -> None:
+        live = self._backend.live
+        await respond_json(call.send, {"live": live}, status=200 if live else 503)
 
-    async def _infer(self, scope: Scope, receive: Receive, send: Send, name: str, version: str) -> None:
-        method = self._find(name, version)
-        body = await read_body(scope, receive, self._max_body_bytes)
-        body = await unpack(scope, body, self._max_body_bytes)
-        request = parse_request(body, _json_length(scope))
-        del body  # the inputs view what they need of it
-        work = infer(self._backend, method, request.inputs, request.outputs, timeout=request.timeout)
-        tensors = await run_until_disconnect(work, receive)
-        parts, raw = encode_response(name, method.version, request, tensors)
-        await _send(scope, send, parts, raw)
+    async def _ready(self, call: Call) -> None:
+        ready = self._backend.ready
+        await respond_json(call.send, {"ready": ready}, status=200 if ready else 503)
 
-    async def _index(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _metadata(self, call: Call) -> None:
+        names = call.names
+        await respond_json(call.send, asdict(metadata(self._backend, names["name"], names.get("version", ""))))
+
+    async def _model_ready(self, call: Call) -> None:
+        name = call.names["name"]
+        ready = model_ready(self._backend, name, call.names.get("version", ""))
+        answer: ModelReady = {"name": name, "ready": ready}
+        await respond_json(call.send, answer, status=200 if ready else 503, headers=[] if ready else [RETRY_AFTER])
+
+    async def _infer(self, call: Call) -> None:
+        call.replace(await unpack(call.scope, call.body(), self._max_body_bytes))
+        status, headers, parts = await self.answered(call)
+        encoding = accepted_encoding(call.scope) if status == 200 else None
+        if encoding is not None:
+            headers = [*headers, (b"content-encoding", encoding.encode())]
+            parts = [await pack(parts, encoding)]
+        await respond_parts(call.send, status, headers, parts)
+
+    async def _generate(self, call: Call) -> None:
+        await self._generated(call, answer_generate)
+
+    async def _stream(self, call: Call) -> None:
+        await self._generated(call, stream_generate)
+
+    async def _generated(self, call: Call, work: Callable[..., Awaitable[None]]) -> None:
+        method = self._method(call.names)
+        row, common = read_generate(method, await unpack(call.scope, call.body(), self._max_body_bytes))
+        await work(self._backend, method, row, common, call.receive, call.send)
+
+    async def _index(self, call: Call) -> None:
         """Every model of every version, also those that are not ready unless only ready ones are asked for."""
-        body = await read_body(scope, receive, self._max_body_bytes)
+        body = call.body()
         try:
             asked = orjson.loads(body) if body else {}
         except orjson.JSONDecodeError as error:
@@ -220,7 +208,55 @@ class OpenInferenceRest:
             reason = "no replica is ready" if status.loaded else "it is still being loaded"
             state = {"state": "READY"} if status.ready else {"state": "UNAVAILABLE", "reason": reason}
             models.append({"name": status.name, "version": str(status.version), **state})
-        await respond_json(send, models)
+        await respond_json(call.send, models)
+
+    routes: ClassVar[Sequence[Route]] = (
+        Route("GET", "/v2", "The server and its extensions", _about, answer=Extension),
+        Route("GET", "/v2/health/live", "Whether the server works", _live, answer=OipLive, also={503: OipLive}),
+        Route(
+            "GET", "/v2/health/ready", "Whether everything can answer", _ready, answer=OipReady, also={503: OipReady}
+        ),
+        Route("POST", "/v2/repository/index", "Every model", _index, bytes, shown=IndexBody, answer=list[IndexEntry]),
+        Route("GET", "/v2/models/{name}[/versions/{version}]", "A model", _metadata, answer=ModelMetadata),
+        Route(
+            "GET",
+            "/v2/models/{name}[/versions/{version}]/ready",
+            "Whether a model can answer",
+            _model_ready,
+            answer=ModelReady,
+            also={503: ModelReady},
+        ),
+        Route(
+            "POST",
+            "/v2/models/{name}[/versions/{version}]/infer",
+            "Run a model",
+            _infer,
+            bytes,
+            shown=InferBody,
+            answer=InferAnswer,
+            access=Access.PLACE,
+        ),
+        Route(
+            "POST",
+            "/v2/models/{name}[/versions/{version}]/generate",
+            "Generate",
+            _generate,
+            bytes,
+            shown=GenerateExtension,
+            answer=dict[str, Any],
+            access=Access.PLACE,
+        ),
+        Route(
+            "POST",
+            "/v2/models/{name}[/versions/{version}]/generate_stream",
+            "Generate, text by text",
+            _stream,
+            bytes,
+            shown=GenerateExtension,
+            events=Events.ALWAYS,
+            access=Access.PLACE,
+        ),
+    )
 
 
 def _is_packed(scope: Scope) -> bool:
@@ -231,55 +267,11 @@ def _is_packed(scope: Scope) -> bool:
     return False
 
 
-def _finish(
-    name: str, method: MethodInfo, request: InferRequest, answer: Answer, result: list[Outcome] | InflightError
-) -> None:
-    try:
-        if isinstance(result, InflightError):
-            raise result
-        parts, raw = encode_response(name, method.version, request, from_outcomes(method, result, request.outputs))
-    except InflightError as error:
-        _answer_error(answer, error)
-    except Exception as error:  # as in OpenInferenceRest.__call__
-        _answer_error(answer, _internal(name, error))
-    else:
-        answer(200, _headers(parts, raw), parts[0] if len(parts) == 1 else b"".join(parts))  # type: ignore[arg-type]
-
-
-def _refusal(error: InflightError) -> Refusal:
-    return Refusal(error.http_status, [JSON, *error_headers(error)], orjson.dumps({"error": str(error)}))
-
-
-def _answer_error(answer: Answer, error: InflightError) -> None:
-    answer(error.http_status, [JSON, *error_headers(error)], orjson.dumps({"error": str(error)}))
-
-
-def _internal(what: str, error: Exception) -> InflightError:
-    _logger.error("an error nobody handled, %s", what, exc_info=error)
-    return InflightError("internal server error, the server's log has the details")
-
-
-def _headers(parts: Sequence[Body], raw: bool) -> list[Header]:
-    if raw:
-        return [_RAW, (_HEADER_LENGTH, b"%d" % len(parts[0]))]
-    return [JSON]
-
-
-async def _send(scope: Scope, send: Send, parts: Sequence[Body], raw: bool) -> None:
-    """The answer to an inference; large parts leave as the views they are."""
-    headers = _headers(parts, raw)
-    encoding = accepted_encoding(scope)
-    if encoding is not None:
-        headers.append((b"content-encoding", encoding.encode()))
-        parts = [await pack(parts, encoding)]
-    size = sum(map(len, parts))
-    if len(parts) > 1 and size <= _JOINED:
-        parts = [b"".join(parts)]
-    headers.append((b"content-length", b"%d" % size))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    for part in parts[:-1]:
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": parts[-1]})
+def _reply(name: str, method: MethodInfo, request: InferRequest, result: list[Outcome] | InflightError) -> Reply:
+    if isinstance(result, InflightError):
+        raise result
+    parts, raw = encode_response(name, method.version, request, from_outcomes(method, result, request.outputs))
+    return 200, [_RAW, (_HEADER_LENGTH, b"%d" % len(parts[0]))] if raw else [JSON], parts
 
 
 def _json_length(scope: Scope) -> int | None:
@@ -291,11 +283,3 @@ def _json_length(scope: Scope) -> int | None:
             f"Inference-Header-Content-Length must be the bytes of the JSON part, not {value.decode('latin-1')!r}"
         )
     return int(value)
-
-
-def _no_such_path(scope: Scope) -> NoSuchRoute:
-    shown: Any = scope["path"]
-    return NoSuchRoute(
-        f"there is no {shown} here, use /v2, /v2/health/live, /v2/health/ready, /v2/repository/index, "
-        "/v2/models/<model>[/versions/<version>] and below it /ready, /infer, /generate or /generate_stream"
-    )

@@ -1,106 +1,75 @@
-"""`/v1/chat/completions`, `/v1/completions` and `/v1/models` as a raw ASGI application."""
+"""OpenAI's routes: `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings` and `/v1/models`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
-from inflight.frontends.generate import Whole, all_of, embedding_of, loaded, payload_limit, pick, read_struct, whole
+from inflight.frontends.door import Door
+from inflight.frontends.generate import Whole, all_of, embedding_of, loaded, payload_limit, pick, whole
+from inflight.frontends.openai.answers import (
+    ChatAnswer,
+    CompletionAnswer,
+    EmbeddingsAnswer,
+    ModelAnswer,
+    ModelsAnswer,
+    OpenAiError,
+    ResponsesAnswer,
+)
 from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format, texts_of
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
-from inflight.frontends.openai.response import Reply, Usage, error_json
+from inflight.frontends.openai.response import Reply, Usage, error_json, refusal
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
-from inflight.frontends.routes import NoSuchRoute, check_verb
+from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token
-from inflight.log import LOGGER
 from inflight.structured import grammar_of
-from inflight.wire import (
-    DONE,
-    JSON,
-    Disconnected,
-    EventStream,
-    Gate,
-    Gates,
-    Opened,
-    Receive,
-    Refusal,
-    Scope,
-    Send,
-    respond,
-    respond_json,
-    run_until_disconnect,
-)
-
-CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
-EMBEDDINGS, RESPONSES = "/v1/embeddings", "/v1/responses"
+from inflight.wire import DONE, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
 
 _QUEUE = 64
 """Events of several choices that wait for a slow client before their generations' readers pause."""
 
 
-class OpenAiRest:
+class OpenAiRest(Door):
     """Answers every path under `/v1/` with the language models served here."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._gates, self._gates_of_several = Gates(_refusal), Gates(None)
+    name = "OpenAI"
+    below = ("/v1/",)
+    error = OpenAiError
 
-    @property
-    def _limit(self) -> int:
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self._gates, self._gates_of_several = Gates(refusal), Gates(None)
+
+    def refusal(self, error: InflightError) -> Refusal:
+        return refusal(error)
+
+    def limit(self, call: Call) -> int:
         return payload_limit(self._backend)
 
-    def gate(self, scope: Scope) -> Gate | None:
-        """Where its generations have to pass. Which of several models is meant only the body knows."""
-        if scope["method"] != "POST" or scope["path"] not in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES):
-            return None
+    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
+        """Which of several models is meant only the body knows."""
         first, *more = self._backend.generators.values()
         if not more:
             return self._gates.of(first)
         return self._gates_of_several.of(next((one for one in more if one.admission.full), first))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One `http` scope."""
-        path: str = scope["path"]
-        allowed = "GET" if path == MODELS or path.startswith(f"{MODELS}/") else "POST"
-        try:
-            if allowed == "POST" and path not in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES):
-                raise NoSuchRoute(f"there is no route {path}; GET / names what there is")
-            check_verb(scope, allowed)
-            if path == CHAT:
-                await self._chat(scope, receive, send)
-            elif path == COMPLETIONS:
-                await self._completions(scope, receive, send)
-            elif path == RESPONSES:
-                await self._responses(scope, receive, send)
-            elif path == EMBEDDINGS:
-                await self._embeddings(scope, receive, send)
-            else:
-                await self._models(path.removeprefix(MODELS).lstrip("/"), send)
-        except Disconnected:
-            return
-        except InflightError as error:
-            await _fail(send, error)
-        except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
-            LOGGER.error("%s failed", path, exc_info=error)
-            await _fail(send, InflightError("internal server error, the server's log has the details"))
-
-    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_struct(scope, receive, ChatBody, self._limit)
+    async def _chat(self, call: Call) -> None:
+        body: ChatBody = call.body()
         generator = pick(self._backend, body.model)
         requests, tools = await _prepared(generator, body)
         model = body.model or generator.info.model_id
         reply = Reply("chat.completion", model, logprobs=bool(body.logprobs), tools=tools.format)
-        await self._answer(body, generator, requests, reply, receive, send)
+        await self._answer(call, body, generator, requests, reply)
 
-    async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_struct(scope, receive, CompletionBody, self._limit)
+    async def _completions(self, call: Call) -> None:
+        body: CompletionBody = call.body()
         generator = pick(self._backend, body.model)
         prompts = _prompts(body.prompt, "prompt")
         limit = generator.info.limits.max_client_batch_size
@@ -111,24 +80,23 @@ class OpenAiRest:
         echo = [await _shown(generator, prompt) for prompt in prompts] if body.echo else None
         model = body.model or generator.info.model_id
         reply = Reply("text_completion", model, logprobs=body.logprobs is not None, echo=echo)
-        await self._answer(body, generator, requests, reply, receive, send)
+        await self._answer(call, body, generator, requests, reply)
 
     async def _answer(
         self,
+        call: Call,
         body: ChatBody | CompletionBody,
         generator: Generator,
         requests: Sequence[GenerationRequest],
         reply: Reply,
-        receive: Receive,
-        send: Send,
     ) -> None:
         choices = body.n or 1
         if body.stream:
             usage = Usage() if body.stream_options is not None and body.stream_options.include_usage else None
-            work = _stream(generator, requests, choices, reply, usage, send)
-            await run_until_disconnect(work, receive)
+            work = _stream(generator, requests, choices, reply, usage, call.send)
+            await call.run(work)
             return
-        results = await run_until_disconnect(all_of(generator, requests), receive)
+        results = await call.run(all_of(generator, requests))
         counted = Usage()
         if isinstance(body, CompletionBody):
             if body.max_tokens == 0:
@@ -137,24 +105,24 @@ class OpenAiRest:
                 for index, one in enumerate(results):
                     counted.add(index // body.best_of, one.start, one.finish)
                 results = _best(results, body.best_of, choices)
-                await respond_json(send, reply.whole(results, counted, choices))
+                await respond_json(call.send, reply.whole(results, counted, choices))
                 return
         for index, one in enumerate(results):
             counted.add(index // choices, one.start, one.finish)
-        await respond_json(send, reply.whole(results, counted, choices))
+        await respond_json(call.send, reply.whole(results, counted, choices))
 
-    async def _responses(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_struct(scope, receive, ResponsesBody, self._limit)
+    async def _responses(self, call: Call) -> None:
+        body: ResponsesBody = call.body()
         generator = pick(self._backend, body.model)
         (request,), tools = await _prepared(generator, chat_body(body))
         reply = ResponseReply(body, body.model or generator.info.model_id, tools.format)
         if body.stream:
-            await run_until_disconnect(_stream_response(generator, request, reply, send), receive)
+            await call.run(_stream_response(generator, request, reply, call.send))
         else:
-            await respond_json(send, reply.whole(await run_until_disconnect(whole(generator, request), receive)))
+            await respond_json(call.send, reply.whole(await call.run(whole(generator, request))))
 
-    async def _embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_struct(scope, receive, EmbeddingsBody, self._limit)
+    async def _embeddings(self, call: Call) -> None:
+        body: EmbeddingsBody = call.body()
         generator = pick(self._backend, body.model)
         check_format(body, generator)
         prompts = _prompts(body.input, "input")
@@ -165,14 +133,15 @@ class OpenAiRest:
             raise InvalidRequest(f"{len(prompts)} inputs are more than the {limit} that are answered at a time")
         adapter = body.model if body.model in generator.info.adapters else None
         work = all_of(generator, texts_of(body, prompts, adapter))
-        results = await run_until_disconnect(work, receive)
+        results = await call.run(work)
         found = [embedding_of(one) for one in results]
         await respond_json(
-            send, answer(body, body.model or generator.info.model_id, found, generator.info.unit_vectors)
+            call.send, answer(body, body.model or generator.info.model_id, found, generator.info.unit_vectors)
         )
 
-    async def _models(self, name: str, send: Send) -> None:
+    async def _models(self, call: Call) -> None:
         """What can answer; a name that will is told to wait, and so is everybody while there is nothing."""
+        name = call.names.get("name", "").lstrip("/")
         generators = self._backend.generators
         known = {id: generator for id, generator in generators.items() if generator.info.loaded}
         if not known:
@@ -187,7 +156,7 @@ class OpenAiRest:
             for name in generator.info.adapters
         ]
         if not name:
-            await respond_json(send, {"object": "list", "data": found})
+            await respond_json(call.send, {"object": "list", "data": found})
             return
         one = next((each for each in found if name in (each["id"], each["owned_by"])), None)
         if one is None:
@@ -195,7 +164,18 @@ class OpenAiRest:
                 if name in (id, generator.info.model_id, *generator.info.adapters):
                     loaded(generator)
             raise NotFound(f"The model `{name}` does not exist")
-        await respond_json(send, one)
+        await respond_json(call.send, one)
+
+    routes: ClassVar[Sequence[Route]] = (
+        generation("/v1/chat/completions", "Chat", _chat, ChatBody, ChatAnswer, events=Events.ASKED),
+        generation("/v1/completions", "Complete", _completions, CompletionBody, CompletionAnswer, events=Events.ASKED),
+        generation(
+            "/v1/responses", "Chat, in the newer form", _responses, ResponsesBody, ResponsesAnswer, events=Events.ASKED
+        ),
+        generation("/v1/embeddings", "Embed texts", _embeddings, EmbeddingsBody, EmbeddingsAnswer),
+        Route("GET", "/v1/models", "What is served", _models, answer=ModelsAnswer, language=True),
+        Route("GET", "/v1/models/{name*}", "One model", _models, answer=ModelAnswer, language=True),
+    )
 
 
 async def chat_requests(generator: Generator, given: dict[str, Any]) -> list[GenerationRequest]:
@@ -290,7 +270,7 @@ async def _stream(
                 if usage is not None:
                     await stream.event(reply.usage(usage))
             except InflightError as error:
-                await stream.event(error_json(error)[1])
+                await stream.event(error_json(error))
             await stream.event(DONE)
     finally:
         await asyncio.gather(*(one.close() for one in opened))
@@ -343,13 +323,3 @@ async def _merged(opened: Sequence[Opened[Event]]) -> AsyncIterator[tuple[int, E
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _refusal(error: InflightError) -> Refusal:
-    status, body, headers = error_json(error)
-    return Refusal(status, [JSON, *headers], body)
-
-
-async def _fail(send: Send, error: InflightError) -> None:
-    status, body, headers = error_json(error)
-    await respond(send, body, status=status, headers=headers)

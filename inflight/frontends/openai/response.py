@@ -11,23 +11,13 @@ from typing import Any
 import orjson
 
 from inflight import __version__
-from inflight.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    InflightError,
-    InvalidRequest,
-    NotFound,
-    Overloaded,
-    TemplateError,
-    TooLarge,
-    ToolError,
-    Unavailable,
-)
-from inflight.frontends.generate import PlainError, Whole, number
+from inflight.errors import InflightError
+from inflight.frontends.generate import Whole, number
+from inflight.frontends.openai.answers import OpenAiError
 from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
-from inflight.frontends.routes import MethodNotAllowed, NoSuchRoute, error_headers
+from inflight.frontends.routes import error_headers
 from inflight.generation import Finish, FinishReason, Start, Token, TokenInfo, ToolFormat
-from inflight.wire import Header
+from inflight.wire import JSON, Refusal
 
 FINGERPRINT = f"inflight-{__version__}"
 REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "stop", FinishReason.STOP: "stop"}
@@ -247,43 +237,16 @@ def _named(info: TokenInfo) -> dict[str, Any]:
     }
 
 
-def error_json(error: InflightError) -> tuple[int, bytes, list[Header]]:
-    """Status, body and headers of an error in OpenAI's shape."""
-    status, kind, code = _classify(error)
-    body = {
+def error_json(error: InflightError) -> bytes:
+    """An error in OpenAI's shape."""
+    status, kind, code = error.openai
+    told: OpenAiError = {
         "error": {"message": str(error), "type": kind, "param": None, "code": code, "http_status_code": status},
-        "error_type": _tgi_type(error),  # where TGI's clients look for it
+        "error_type": error.failure,  # where TGI's clients look for it
     }
-    return status, orjson.dumps(body), error_headers(error)
+    return orjson.dumps(told)
 
 
-def _classify(error: InflightError) -> tuple[int, str, str | None]:
-    if isinstance(error, PlainError):
-        return error.status, "invalid_request_error", None
-    if isinstance(error, Overloaded):
-        return 429, "overloaded", "rate_limit_exceeded"
-    if isinstance(error, NotFound):
-        return 404, "invalid_request_error", "unknown_url" if isinstance(error, NoSuchRoute) else "model_not_found"
-    if isinstance(error, TooLarge):
-        return 413, "invalid_request_error", None
-    if isinstance(error, MethodNotAllowed):
-        return 405, "invalid_request_error", None
-    if isinstance(error, InvalidRequest):
-        return 422, "invalid_request_error", None
-    if isinstance(error, Unavailable):
-        return 503, "service_unavailable", None
-    if isinstance(error, DeadlineExceeded):
-        return 504, "timeout", None
-    if isinstance(error, Cancelled):
-        return 499, "cancelled", None
-    return 500, "server_error", None
-
-
-def _tgi_type(error: InflightError) -> str:
-    if isinstance(error, ToolError):
-        return "tool_error"
-    if isinstance(error, TemplateError):
-        return "template_error"
-    if isinstance(error, Overloaded):
-        return "overloaded"
-    return "validation" if isinstance(error, (InvalidRequest, NotFound, PlainError)) else "generation"
+def refusal(error: InflightError) -> Refusal:
+    """An error as one response."""
+    return Refusal(error.openai.status, [JSON, *error_headers(error)], error_json(error))

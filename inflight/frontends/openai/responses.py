@@ -13,7 +13,6 @@ import orjson
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.generate import Whole
 from inflight.frontends.openai.request import ChatBody
-from inflight.frontends.openai.response import error_json
 from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
 from inflight.generation import Finish, FinishReason, Start, Token, ToolFormat
 
@@ -169,8 +168,7 @@ class ResponseReply:
 
     def failed(self, error: InflightError) -> tuple[str, bytes]:
         """The last event of a generation that failed."""
-        found = orjson.loads(error_json(error)[1])["error"]
-        return self._event("error", code=found["code"], message=found["message"], param=None)
+        return self._event("error", code=error.openai.code, message=str(error), param=None)
 
     def _pieces(self, text: str) -> Iterator[tuple[str, bytes]]:
         if not text:

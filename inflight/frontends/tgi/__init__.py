@@ -1,7 +1,8 @@
 """Text Generation Inference's REST interface."""
 
+from inflight.frontends.tgi.answers import Predictions, TgiError
 from inflight.frontends.tgi.app import TgiRest
-from inflight.frontends.tgi.request import check_body
-from inflight.frontends.tgi.response import fail, refusal
+from inflight.frontends.tgi.request import GenerateBody, check_body
+from inflight.frontends.tgi.response import refusal
 
-__all__ = ["TgiRest", "check_body", "fail", "refusal"]
+__all__ = ["GenerateBody", "Predictions", "TgiError", "TgiRest", "check_body", "refusal"]

@@ -8,22 +8,13 @@ from typing import Any
 
 import orjson
 
-from inflight.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    InflightError,
-    InvalidRequest,
-    NotFound,
-    Overloaded,
-    TemplateError,
-    TooLarge,
-    Unavailable,
-)
+from inflight.errors import InflightError
 from inflight.frontends.generate import PlainError, Whole, number
-from inflight.frontends.routes import MethodNotAllowed, error_headers
+from inflight.frontends.routes import error_headers
+from inflight.frontends.tgi.answers import Details, GenerateAnswer, TgiError, TokenAnswer
 from inflight.frontends.tgi.request import Asked
 from inflight.generation import Finish, GeneratorInfo, Token, TokenInfo
-from inflight.wire import JSON, Header, Refusal, Send, respond
+from inflight.wire import JSON, Header, Refusal
 
 
 def compute_type(info: GeneratorInfo) -> Header:
@@ -31,14 +22,14 @@ def compute_type(info: GeneratorInfo) -> Header:
     return (b"x-compute-type", os.environ.get("COMPUTE_TYPE", f"{info.world_size}-{info.device_type}").encode())
 
 
-def token_json(info: TokenInfo) -> dict[str, Any]:
+def token_json(info: TokenInfo) -> TokenAnswer:
     return {"id": info.id, "text": info.text, "logprob": number(info.logprob), "special": info.special}
 
 
-def generation_json(asked: Asked, results: Sequence[Whole], full_text: bool) -> dict[str, Any]:
+def generation_json(asked: Asked, results: Sequence[Whole], full_text: bool) -> GenerateAnswer:
     """The answer of several generations of one request: the likeliest wins."""
     winner = max(results, key=lambda one: one.mean_logprob)
-    answer: dict[str, Any] = {"generated_text": _text(asked, winner, full_text)}
+    answer: GenerateAnswer = {"generated_text": _text(asked, winner, full_text)}
     if asked.details:
         details = _details(asked, winner)
         losers = [one for one in results if one is not winner]
@@ -54,8 +45,8 @@ def _text(asked: Asked, one: Whole, full_text: bool) -> str:
     return f"{asked.request.prompt}{one.finish.text}" if full_text else one.finish.text
 
 
-def _details(asked: Asked, one: Whole) -> dict[str, Any]:
-    details: dict[str, Any] = {
+def _details(asked: Asked, one: Whole) -> Details:
+    details: Details = {
         "finish_reason": one.finish.reason.value,
         "generated_tokens": one.finish.generated,
         "seed": asked.seed,
@@ -108,50 +99,14 @@ def frame(index: int, token: Token, asked: Asked, finish: Finish | None, full_te
     return orjson.dumps(event)
 
 
-def error_reply(error: InflightError) -> tuple[int, bytes, list[Header]]:
-    """Status, body and further headers of an error outside of a stream."""
-    if isinstance(error, PlainError):
-        return error.status, str(error).encode(), [(b"content-type", b"text/plain; charset=utf-8")]
-    status, kind, text = classify(error)
-    return status, orjson.dumps({"error": text, "error_type": kind}), [JSON, *error_headers(error)]
-
-
 def refusal(error: InflightError) -> Refusal:
     """An error as one response."""
-    status, body, headers = error_reply(error)
-    return Refusal(status, headers, body)
-
-
-async def fail(send: Send, error: InflightError) -> None:
-    """Answers with an error."""
-    status, body, headers = error_reply(error)
-    await respond(send, body, status=status, content_type=headers[0], headers=headers[1:])
+    if isinstance(error, PlainError):
+        return Refusal(error.tgi.status, [(b"content-type", b"text/plain; charset=utf-8")], str(error).encode())
+    return Refusal(error.tgi.status, [JSON, *error_headers(error)], error_frame(error))
 
 
 def error_frame(error: InflightError) -> bytes:
-    _, kind, text = classify(error)
-    return orjson.dumps({"error": text, "error_type": kind})
-
-
-def classify(error: InflightError) -> tuple[int, str, str]:
-    """Status, `error_type` and text."""
-    text = str(error)
-    if isinstance(error, Overloaded):
-        return 429, "overloaded", "Model is overloaded"
-    if isinstance(error, TemplateError):
-        return 422, "template_error", f"Template error: {text}"
-    if isinstance(error, TooLarge):
-        return 413, "validation", text
-    if isinstance(error, NotFound):
-        return 404, "validation", text
-    if isinstance(error, MethodNotAllowed):
-        return 405, "validation", text
-    if isinstance(error, InvalidRequest):
-        return 422, "validation", f"Input validation error: {text}"
-    if isinstance(error, Unavailable):
-        return 503, "unavailable", text
-    if isinstance(error, DeadlineExceeded):
-        return 504, "timeout", text
-    if isinstance(error, Cancelled):
-        return 499, "cancelled", text
-    return 424, "generation", f"Request failed during generation: {text}"
+    """An error as JSON, within a stream too."""
+    told: TgiError = {"error": error.tgi.text.format(error), "error_type": error.tgi.error_type}
+    return orjson.dumps(told)

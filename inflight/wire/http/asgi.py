@@ -63,9 +63,13 @@ async def respond_json(send: Send, value: Any, *, status: int = 200, headers: It
     await respond(send, orjson.dumps(value), status=status, headers=headers)
 
 
-def error_json(text: str) -> bytes:
-    """An error before any protocol is known: the key of MindSpore Serving's clients and that of all others."""
-    return orjson.dumps({"error": text, "error_msg": text})
+def error_json(text: str, words: str | None = None) -> bytes:
+    """An error before any protocol is known: the key of MindSpore Serving's clients and that of all others.
+
+    Args:
+        words: what the former are told, where it is something else.
+    """
+    return orjson.dumps({"error": text, "error_msg": text if words is None else words})
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
