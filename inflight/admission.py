@@ -13,8 +13,9 @@ all of it, and the engine, whose steps run on the same loop, stands still. So th
   the pauses become longer, those that are over longest ending first.
 - It is fair. When a generation ends, whoever was refused first, and not let in since, has the next turn, before the
   client whose generation ended can ask again. So a crowd in a closed loop goes round, and nobody starves.
-- Who sends what is refused for its own sake (too long, too large, not valid) waits likewise, pays for what it cost to
-  find that out, and gets no place offered before it has sent something better.
+- Who sends what is refused for its own sake (too long, too large, not valid) waits likewise, and gets no place offered
+  before it has sent something better. What it takes to find out has a budget too: once it is spent, those whose last
+  request was let in for nothing are refused like everybody else where there is no room.
 - Nobody waits where the model is idle: a mistaken request can be sent again right away.
 
 Lives on one event loop. Nothing here knows of protocols: the engine counts, the doors wait.
@@ -37,8 +38,11 @@ SHARE = 0.1
 COST, COST_OF_CALL, COST_OF_CONNECTION, COST_OF_BYTE = 45e-6, 70e-6, 20e-6, 0.4e-9
 """Seconds that a refusal takes over HTTP/1.1, and over gRPC, a new connection, and a byte of a refused body that is
 read and dropped."""
-BURST = 0.02
-"""Seconds of the budget that may be saved up."""
+COST_OF_MISTAKE = 300e-6
+"""Seconds that a request takes which is let in and refused then, beside what the engine says that it took."""
+BURST, DEBT, WASTE = 0.02, 0.05, 2.0
+"""Seconds of a budget that may be saved up, by which that for refusals may be overdrawn, and that for what was computed
+for nothing: by many at once, since it is known only afterwards."""
 TICK = 0.005
 """Seconds between two looks at those who wait."""
 FORGOTTEN = 2.0
@@ -81,18 +85,19 @@ class Caller:
         cost: seconds that a turn takes; 0: `turn` says so itself (`Admission.spent`).
 
     Attributes:
+        costly: its last request was let in, and refused then.
         line: where it waits.
         met: the line in which it waited last.
     """
 
-    __slots__ = ("cost", "faulty", "line", "met", "refusals", "since", "ticket", "turn", "turned")
+    __slots__ = ("cost", "costly", "faulty", "line", "met", "refusals", "since", "ticket", "turn", "turned")
 
     def __init__(self, turn: Callable[[bool], bool], cost: float = COST) -> None:
         self.turn = turn
         self.cost = cost
         self.since = 0.0  # when it was refused first, of the refusals in a row
         self.refusals = 0
-        self.faulty = False
+        self.faulty = self.costly = False
         self.turned = 0.0  # when it had its last turn
         self.ticket = 0
         self.line: Admission | None = None
@@ -165,7 +170,7 @@ class Admission:
         self._on_refused = on_refused
         self._by_first_refusal, self._by_due = _Heap(), _Heap()
         self._offered = 0  # turns that were given because of room, and not used yet
-        self._budget = BURST
+        self._budget = self._waste = BURST
         self._looked = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -234,12 +239,23 @@ class Admission:
         now = self._loop().time()
         self._wait(caller, now + seconds, now)
 
-    def refused(self, caller: Caller, fault: bool = False) -> bool:
+    def barred(self, caller: Caller) -> bool:
+        """Whether its requests have cost too much for nothing to be let in again now."""
+        if not caller.costly or not self.used:
+            return False
+        self._refill()
+        return self._waste <= 0
+
+    def refused(self, caller: Caller, fault: bool = False, let_in: bool = False) -> bool:
         """The caller was told that it is refused. True: it waits, and its turn comes; False: it may ask at once.
 
         Args:
             fault: the request was wrong. Until one is right no place is offered to this caller, it has its pauses only.
+            let_in: it was not refused at the door.
         """
+        if let_in:
+            caller.costly = True
+            self.wasted(COST_OF_MISTAKE)
         if not self.used or caller.waits:
             return False
         caller.faulty = caller.faulty or fault
@@ -249,7 +265,7 @@ class Admission:
         pause = min(FIRST_PAUSE * 2**caller.refusals, LONGEST_PAUSE)
         caller.refusals = min(caller.refusals + 1, 16)
         self._wait(caller, now + pause, now)
-        if not caller.faulty:
+        if not caller.faulty and not caller.costly:
             self._by_first_refusal.push(caller.since, caller)
         return True
 
@@ -266,12 +282,17 @@ class Admission:
 
     def served(self, caller: Caller) -> None:
         """The caller was let in: it has had its turn."""
-        caller.refusals, caller.faulty = 0, False
+        caller.refusals, caller.faulty, caller.costly = 0, False, False
 
     def spent(self, seconds: float) -> None:
+        """So much went into refusals."""
+        self._refill()
+        self._budget = max(self._budget - seconds, -DEBT)
+
+    def wasted(self, seconds: float) -> None:
         """So much computing went into a request that was then refused."""
         self._refill()
-        self._budget -= seconds
+        self._waste = max(self._waste - seconds, -WASTE)
 
     def dropped(self, caller: Caller, size: int) -> bool:
         """So many bytes of a refused request's body were read. True: the rest waits until it can be afforded."""
@@ -328,8 +349,9 @@ class Admission:
         self._timer = self._loop().call_later(TICK, self._look) if self.waiting else None
 
     def _refill(self) -> float:
-        """Adds to the budget what the time since the last look is worth; the loop's time now."""
+        """Adds to the budgets what the time since the last look is worth; the loop's time now."""
         now = self._loop().time()
-        self._budget = min(self._budget + (now - self._looked) * SHARE, BURST)
+        earned = (now - self._looked) * SHARE
+        self._budget, self._waste = min(self._budget + earned, BURST), min(self._waste + earned, BURST)
         self._looked = now
         return now

@@ -397,7 +397,7 @@ class Engine:
         wanted = None if self._cuts(request) else most
         tokens, whole, seconds = await self._encoder.encode(request.prompt, request.add_special_tokens, wanted)
         if not whole or (wanted is not None and len(tokens) > wanted):
-            self.admission.spent(seconds)
+            self.admission.wasted(seconds)
         if not whole:
             raise InvalidRequest(f"`inputs` must have less than {most} tokens. Given: more than {len(tokens)}")
         return tokens

@@ -124,7 +124,7 @@ def test_a_place_goes_to_who_waits_and_not_to_who_has_left() -> None:
     async def main(app: App) -> None:
         async with listening(app) as (_, connect):
             app.admission.enter()
-            app.admission.spent(0.05)  # nobody can be refused at once
+            app.admission.spent(1.0)  # nobody can be refused at once
             first = await connect()
             first[1].write(ASK)
             await until(lambda: app.admission.waiting == 1)

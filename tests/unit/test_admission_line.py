@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inflight.admission import FIRST_PAUSE, LONGEST_PAUSE, SHARE, Admission, Arrival, Caller, arrival
+from inflight.admission import FIRST_PAUSE, LONGEST_PAUSE, SHARE, WASTE, Admission, Arrival, Caller, arrival
 from inflight.errors import Overloaded
 
 
@@ -138,14 +138,26 @@ def test_the_time_for_refusals_is_bounded(clock: Clock) -> None:
     assert SHARE / 100e-6 * 4 < len(turns) < SHARE / 30e-6 * 6
 
 
-def test_computing_for_nothing_is_paid_by_those_who_wait(clock: Clock) -> None:
-    admission, turns = full(clock), []
-    admission.refused(client(lambda: turns.append(clock.now)))
-    admission.spent(0.3)
-    clock.run(2)
-    assert not turns
-    clock.run(2)
+def test_computing_for_nothing_is_paid_by_those_who_ask_for_it(clock: Clock) -> None:
+    admission, turns = full(clock, 2), []
+    admission.leave()
+    honest, mistaken = client(lambda: turns.append(clock.now)), client()
+    admission.refused(honest)
+    admission.refused(mistaken, fault=True, let_in=True)
+    assert not admission.barred(mistaken), "a mistake now and then is nothing"
+    admission.wasted(3.0)
+    assert admission.barred(mistaken)
+    assert not admission.barred(honest)
+    began = clock.now
+    clock.run(0.2)
     assert turns
+    assert turns[0] - began < 0.2
+    assert admission.barred(mistaken)
+    clock.run(WASTE / SHARE)
+    assert not admission.barred(mistaken)
+    admission.wasted(3.0)
+    admission.served(mistaken)
+    assert not admission.barred(mistaken), "it has sent something better"
 
 
 def test_a_crowd_goes_round(clock: Clock) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from inflight.admission import Admission
+from inflight.admission import Admission, Caller
 from inflight.config import ListenConfig
 from inflight.wire.connections import LARGE_BODY
 from inflight.wire.http.asgi import Receive, Scope, Send, respond
 from inflight.wire.http.gate import UPLOADS, Gate, Refusal
 from inflight.wire.listen import listen_http
 
+SOMEBODY = Caller(lambda offered: True)
 BUSY, LARGE = Refusal(429, [], b"busy"), Refusal(413, [], b"large")
 
 
@@ -18,12 +19,12 @@ def test_large_bodies_come_in_one_after_the_other() -> None:
     """They take no places while they come, so their bytes are counted, and the first one may be of any size."""
     admission = Admission(4)
     gate = Gate(admission, 4 * UPLOADS, BUSY, LARGE)
-    assert gate.refusal(2 * UPLOADS) is None
+    assert gate.refusal(2 * UPLOADS, SOMEBODY) is None
     admission.uploading = UPLOADS - LARGE_BODY
-    assert gate.refusal(LARGE_BODY) is None
-    assert gate.refusal(LARGE_BODY + 1) is BUSY
-    assert gate.refusal(LARGE_BODY - 1) is None, "small ones are not counted"
-    assert gate.refusal(4 * UPLOADS + 1) is LARGE
+    assert gate.refusal(LARGE_BODY, SOMEBODY) is None
+    assert gate.refusal(LARGE_BODY + 1, SOMEBODY) is BUSY
+    assert gate.refusal(LARGE_BODY - 1, SOMEBODY) is None, "small ones are not counted"
+    assert gate.refusal(4 * UPLOADS + 1, SOMEBODY) is LARGE
 
 
 def test_without_a_place_everybody_is_refused() -> None:
@@ -31,9 +32,9 @@ def test_without_a_place_everybody_is_refused() -> None:
     admission = Admission(1, lambda: refused.append(1))
     gate = Gate(admission, UPLOADS, BUSY, LARGE)
     admission.used = 1
-    assert gate.refusal(10) is BUSY
+    assert gate.refusal(10, SOMEBODY) is BUSY
     assert len(refused) == 1
-    assert Gate(admission, UPLOADS, None, None).refusal(10) is None, "its form depends on the body"
+    assert Gate(admission, UPLOADS, None, None).refusal(10, SOMEBODY) is None, "its form depends on the body"
 
 
 class Doors:

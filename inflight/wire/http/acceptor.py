@@ -245,7 +245,7 @@ class _Visitor:
 
     def _refuse(self, asked: _Asked) -> None:
         gate = asked.gate
-        refusal = gate.refusal(asked.body)
+        refusal = gate.refusal(asked.body, self.caller)
         if refusal is None:  # a matter of its body
             self._acceptor.open(self, None)
             return

@@ -180,7 +180,7 @@ class HttpConnection(asyncio.Protocol):
         kept, self._kept = self._kept, None
         if kept is not None:
             exchange.keep(kept)
-        elif gate is not None and free and (refusal := gate.refusal(self._length)) is not None:
+        elif gate is not None and free and (refusal := gate.refusal(self._length, self._caller)) is not None:
             self._turn_away(exchange, refusal)
             return
         if self._limits.large_body_bytes <= self._length <= self._limits.max_body_bytes:
@@ -213,7 +213,7 @@ class HttpConnection(asyncio.Protocol):
             exchange.end(None if bulk is None else bulk.take())
             if exchange is self._current and exchange.task is None:
                 gate = None if exchange.let_in else exchange.gate
-                if gate is not None and (refusal := gate.refusal(0)) is not None:
+                if gate is not None and (refusal := gate.refusal(0, self._caller)) is not None:
                     self._turn_away(exchange, refusal)
                     return
                 inline = None if self.write_paused or exchange.gate is not None else self._inline
@@ -248,7 +248,7 @@ class HttpConnection(asyncio.Protocol):
         if exchange.gate is not None:
             if not exchange.refused:
                 exchange.gate.admission.served(self._caller)
-            elif exchange.gate.admission.refused(self._caller, exchange.faulty):
+            elif exchange.gate.admission.refused(self._caller, exchange.faulty, exchange.task is not None):
                 self.pause_reading()
         if not exchange.keep_alive:
             self._last = True
@@ -284,7 +284,7 @@ class HttpConnection(asyncio.Protocol):
         """The first of the queue is dealt with. It was not looked at before, so it may be refused only now."""
         exchange = self._queue.popleft()
         coming = self._length if exchange is self._reading else 0
-        refusal = exchange.gate.refusal(coming) if exchange.gate is not None else None
+        refusal = exchange.gate.refusal(coming, self._caller) if exchange.gate is not None else None
         if refusal is not None:
             self._turn_away(exchange, refusal)
             return

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from inflight.admission import Admission
+from inflight.admission import Admission, Caller
 from inflight.errors import OVERLOADED, InflightError, Overloaded
 from inflight.generation import Generator
 from inflight.wire.connections import LARGE_BODY
@@ -47,13 +47,13 @@ class Gate:
     overloaded: Refusal | None
     too_large: Refusal | None
 
-    def refusal(self, length: int) -> Refusal | None:
+    def refusal(self, length: int, caller: Caller) -> Refusal | None:
         """The answer to a request that need not be read any further. Args: length: of its body, if that is to come."""
         if length > self.payload_limit:
             return self.too_large
         admission = self.admission
         busy = length >= LARGE_BODY and 0 < admission.uploading > UPLOADS - length
-        if self.overloaded is not None and (busy or admission.full):
+        if self.overloaded is not None and (busy or admission.full or admission.barred(caller)):
             admission.turned_away()
             return self.overloaded
         return None
