@@ -6,7 +6,10 @@ Results always come in `raw_output_contents`, as Triton gives them. Requests car
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
+
+from google.protobuf.message import Message
 
 from inflight import __version__
 from inflight.admission import Caller
@@ -14,6 +17,8 @@ from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.oip.mapping import (
     ModelMetadata,
+    ModelNames,
+    check_wanted,
     find_model,
     from_outcomes,
     infer,
@@ -39,7 +44,7 @@ from inflight.proto.open_inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
-from inflight.types import TextPart
+from inflight.types import MethodInfo, Outcome, TextPart
 from inflight.wire import Go, Rpc, StreamRpc, UnaryRpc
 
 if TYPE_CHECKING:
@@ -69,6 +74,7 @@ _UNSUPPORTED = {
 
 def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
     """The service's procedures by path."""
+    models = ModelNames(backend)
 
     async def server_live(_request: ServerLiveRequest, _timeout: float | None) -> ServerLiveResponse:
         return ServerLiveResponse(live=backend.live)
@@ -93,7 +99,19 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
 
     def hold(request: ModelInferRequest, name_of: Callable[[], object], go: Go) -> Caller | None:
         named = request.model_name, request.model_version
-        return backend.hold(named, lambda: find_model(backend, *named), name_of, go)
+        return backend.hold(named, lambda: models.find(*named), name_of, go)
+
+    def begin_infer(
+        request: ModelInferRequest, timeout: float | None, done: Callable[[Message | Exception], None]
+    ) -> Callable[[], None] | None:
+        method = models.find(request.model_name, request.model_version)
+        by_callback = backend.callbacks(method)
+        if by_callback is None:
+            return None
+        tensors, wanted = _inputs(request), _wanted(request)
+        check_wanted(method, wanted)
+        answer = partial(_answer, method, wanted, _begun(method, request), done)
+        return by_callback.submit(method, to_rows(method, tensors), answer, timeout=_seconds(request, timeout))
 
     async def stream_infer(
         requests: AsyncIterator[ModelInferRequest], timeout: float | None
@@ -119,7 +137,7 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         path("ModelReady"): UnaryRpc(ModelReadyRequest.FromString, ready),
         path("ServerMetadata"): UnaryRpc(ServerMetadataRequest.FromString, server_metadata),
         path("ModelMetadata"): UnaryRpc(ModelMetadataRequest.FromString, model_metadata),
-        path("ModelInfer"): UnaryRpc(ModelInferRequest.FromString, model_infer, hold=hold),
+        path("ModelInfer"): UnaryRpc(ModelInferRequest.FromString, model_infer, begin_infer, hold),
         path("ModelStreamInfer"): StreamRpc(ModelInferRequest.FromString, duplex=stream_infer),
     }
 
@@ -127,18 +145,46 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
 async def _infer(backend: Backend, request: ModelInferRequest, timeout: float | None) -> ModelInferResponse:
     """One inference. The request is let go before the model is asked: that may take long."""
     method = find_model(backend, request.model_name, request.model_version)
-    tensors = _inputs(request)
-    wanted = []
-    for output in request.outputs:
-        _refuse_parameters(output)
-        wanted.append(output.name)
-    reply = ModelInferResponse(model_name=request.model_name, model_version=str(method.version), id=request.id)
+    tensors, wanted = _inputs(request), _wanted(request)
+    reply = _begun(method, request)
     timeout = _seconds(request, timeout)
     del request
-    for tensor in await infer(backend, method, tensors, wanted, timeout=timeout):
+    _put(reply, await infer(backend, method, tensors, wanted, timeout=timeout))
+    return reply
+
+
+def _answer(
+    method: MethodInfo,
+    wanted: list[str],
+    reply: ModelInferResponse,
+    done: Callable[[Message | Exception], None],
+    result: list[Outcome] | InflightError,
+) -> None:
+    try:
+        if isinstance(result, InflightError):
+            raise result
+        _put(reply, from_outcomes(method, result, wanted))
+    except Exception as error:  # as any handler's: the engine tells it
+        done(error)
+    else:
+        done(reply)
+
+
+def _wanted(request: ModelInferRequest) -> list[str]:
+    """Names of the outputs that are asked for; empty for all."""
+    for output in request.outputs:
+        _refuse_parameters(output)
+    return [output.name for output in request.outputs]
+
+
+def _begun(method: MethodInfo, request: ModelInferRequest) -> ModelInferResponse:
+    return ModelInferResponse(model_name=request.model_name, model_version=str(method.version), id=request.id)
+
+
+def _put(reply: ModelInferResponse, tensors: list[OipTensor]) -> None:
+    for tensor in tensors:
         reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         reply.raw_output_contents.append(to_raw(tensor))
-    return reply
 
 
 async def _stream_reply(
@@ -178,9 +224,7 @@ async def _text_replies(
                         reply.parameters["index"].int64_param = part.index
                 else:
                     tensors = from_outcomes(method, part, names)
-                for tensor in tensors:
-                    reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-                    reply.raw_output_contents.append(to_raw(tensor))
+                _put(reply, tensors)
                 reply.parameters["triton_final_response"].bool_param = not isinstance(part, TextPart)
                 yield ModelStreamInferResponse(infer_response=reply)
         finally:

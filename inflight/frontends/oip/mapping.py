@@ -32,6 +32,7 @@ MAX_INSTANCES = 100_000
 """Rows of one request; a scalar per instance would else let one message become hundreds of millions of arrays."""
 
 _NAMES_SHOWN = 20
+_NAMES_KEPT = 1024
 _SPEC_DATATYPES = {dtype.name: datatype for datatype, dtype in DATATYPES.items()} | {
     "str": "BYTES",
     "bytes": "BYTES",
@@ -90,6 +91,27 @@ def find_model(backend: Backend, name: str, version: str) -> MethodInfo:
     if servable not in known:
         raise NotFound(f"model '{name}' is not available, {_available(statuses)}")
     return backend.method(servable, number, method)
+
+
+class ModelNames:
+    """`find_model`, which looks at every servable, only for names that were not asked for before."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._known: dict[tuple[str, str], tuple[str, int, str]] = {}
+
+    def find(self, name: str, version: str) -> MethodInfo:
+        """As `find_model`."""
+        known = self._known.get((name, version))
+        if known is not None:
+            try:
+                return self._backend.method(*known)
+            except InflightError:
+                del self._known[name, version]
+        method = find_model(self._backend, name, version)
+        if len(self._known) < _NAMES_KEPT:
+            self._known[name, version] = (method.servable, parse_version(version), method.name)
+        return method
 
 
 def parse_version(version: str) -> int:
