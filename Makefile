@@ -24,7 +24,7 @@ $(SERVED): pyproject.toml constraints.txt
 $(TESTED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0 & torch=$$!; $(PIP) --no-deps -e . && wait $$torch
-	$(PIP) 'inflight-serving[torch,zttp,dev]' pillow
+	$(PIP) 'inflight-serving[torch,dev]' pillow
 	$(PIP) --no-deps text-generation==0.7.0 langchain-huggingface==1.2.3
 	touch $(SERVED) $@
 

@@ -1,7 +1,7 @@
 """Many gRPC calls over one connection: does it last, and does the server's memory stay?
 
-    python -m bench.calls                     a million calls, 16 at a time, on the engine of a plain install
-    python -m bench.calls --engine zttp --calls 100000
+    python -m bench.calls                     a million calls, 16 at a time, on the engine that `auto` stands for
+    python -m bench.calls --engine grpcio --calls 100000
 
 Needs h2load. Every reply has to be a good one; a connection that the server closes counts as a failure, because h2load
 does not open another one for the calls that are left.
@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.calls", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--calls", type=int, default=1_000_000, help="calls in all (default 1,000,000)")
     parser.add_argument("--streams", type=int, default=16, help="calls in flight (default 16)")
-    parser.add_argument("--engine", default="grpcio", help="who speaks HTTP/2 in the server (default grpcio)")
+    parser.add_argument("--engine", default="auto", help="who speaks HTTP/2 in the server (default auto)")
     options = parser.parse_args()
     if shutil.which("h2load") is None:
         parser.error("h2load is not installed")

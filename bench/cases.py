@@ -21,6 +21,8 @@ MINDSPORE = "/model/{}:predict"
 PREDICT = "/mindspore.serving.proto.MSService/Predict"
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 CONNECTIONS = (16, 64)
+GRPC_SHAPES = (*((count, 1) for count in CONNECTIONS), (4, 16))
+"""Connections, and calls at a time on each."""
 INSTANCES = 1000
 BULK_SHAPE = (2048, 2048)
 BULK_BYTES = 4 * 2048 * 2048
@@ -29,7 +31,7 @@ _MB = 1e6
 OURS_V2 = "Inflight, Open Inference Protocol"
 OURS_MINDSPORE = "Inflight, MindSpore form"
 OURS_GRPC = "Inflight, MSService"
-OURS_ZTTP = "Inflight with the extra zttp, MSService"
+OURS_GRPCIO = "Inflight on grpcio, MSService"
 TRITON = "Triton, Python backend"
 GRPC_PARSED = "bare grpc.aio, messages"
 GRPC_BYTES = "bare grpc.aio, bytes"
@@ -92,6 +94,10 @@ def add_rest() -> Iterator[list[Cell]]:
         yield measured
 
 
+def _add_grpc_row(connections: int, streams: int) -> str:
+    return _add_row("gRPC", connections) + (f" of {streams} streams" if streams > 1 else "")
+
+
 @contextmanager
 def add_grpc() -> Iterator[list[Cell]]:
     inputs, outputs = add_arrays()
@@ -107,14 +113,14 @@ def add_grpc() -> Iterator[list[Cell]]:
             (GRPC_BYTES, as_bytes, PREDICT, bodies.same_bytes(body)),
             (OURS_V2, ours, MODEL_INFER, v2_body),
         ]
-        if servers.has_zttp():
-            extra = stack.enter_context(servers.inflight("add", engine="zttp"))
-            contestants.insert(1, (OURS_ZTTP, extra, PREDICT, body))
+        if servers.has_nghttp2():
+            grpcio = stack.enter_context(servers.inflight("add", engine="grpcio"))
+            contestants.insert(1, (OURS_GRPCIO, grpcio, PREDICT, body))
         if servers.has_triton():
             contestants.append((TRITON, stack.enter_context(servers.triton("add")), MODEL_INFER, v2_body))
         measured: list[Cell] = []
-        for connections, streams in (*((count, 1) for count in CONNECTIONS), (4, 16)):
-            row = _add_row("gRPC", connections) + (f" of {streams} streams" if streams > 1 else "")
+        for connections, streams in GRPC_SHAPES:
+            row = _add_grpc_row(connections, streams)
             for who, server, path, sent in contestants:
                 measured.append(cells.grpc(row, who, server, path, sent, connections, streams))
         yield measured
@@ -300,7 +306,8 @@ CASES = (
         tuple(
             Target(_add_row("gRPC", count), OURS_GRPC, f"at least 0.85 of {GRPC_PARSED}", GRPC_PARSED, least=0.85)
             for count in CONNECTIONS
-        ),
+        )
+        + tuple(_ahead(_add_grpc_row(*shape)) for shape in GRPC_SHAPES),
     ),
     Case(
         "mlp-rest",

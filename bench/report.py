@@ -15,7 +15,7 @@ from bench.cells import Sample, Target
 from bench.load import generators
 from bench.servers import PEERS, ROOT, has_triton
 
-_PACKAGES = ("onnxruntime", "numpy", "uvicorn", "zttp", "httptools", "uvloop", "orjson", "grpcio", "protobuf")
+_PACKAGES = ("onnxruntime", "numpy", "uvicorn", "httptools", "uvloop", "orjson", "grpcio", "protobuf")
 
 
 class Figures:

@@ -19,16 +19,16 @@ RESULTS = Path(__file__).parent / "results"
 PEERS = ROOT / ".venv-peers"
 
 
-def has_zttp() -> bool:
-    """Whether the extra `zttp` is installed."""
-    return importlib.util.find_spec("zttp") is not None
+def has_nghttp2() -> bool:
+    """Whether the gRPC door's own engine was built."""
+    return importlib.util.find_spec("inflight.wire._http2") is not None
 
 
-def inflight(servable: str, replicas: int = 1, engine: str = "grpcio") -> Server:
+def inflight(servable: str, replicas: int = 1, engine: str = "auto") -> Server:
     """Inflight with one of `bench/servables` and its workers; ports `http` and `grpc`.
 
     Args:
-        engine: who speaks HTTP/2 at the gRPC door; by default what a plain install has.
+        engine: who speaks HTTP/2 at the gRPC door; by default nghttp2 where it was built.
     """
     http_port, grpc_port = free_port(), free_port()
     command = Path(sys.executable).with_name("inflight")
@@ -38,7 +38,7 @@ def inflight(servable: str, replicas: int = 1, engine: str = "grpcio") -> Server
     argv += ["--device-ids", ",".join(map(str, range(replicas)))]
     argv += ["--status-codes"]  # else the MindSpore form answers 200 to everything, and wrk sees no error
     return Server(
-        f"Inflight, gRPC by {engine}",
+        "Inflight" if engine == "auto" else f"Inflight, gRPC by {engine}",
         argv,
         RESULTS / f"inflight-{servable}-{engine}.log",
         _answers(http_port, "/v2/health/ready"),

@@ -21,6 +21,9 @@ test -x "$tools/bin/python" || "$python" -m venv "$tools"
 PATH=$tools/bin:$PATH "$tools/bin/auditwheel" repair -w "$work/repaired" "$work"/raw/*.whl
 cp "$work"/repaired/*.whl dist/
 wheel=$(ls "$work"/repaired/*.whl)
+# auditwheel has put nghttp2 into the wheel, so that it is needed where wheels are made and nowhere else.
+"$tools/bin/python" -m zipfile -l "$wheel" | grep -q "inflight/wire/_http2" ||
+    { echo "the wheel lacks the gRPC engine: install libnghttp2-dev" >&2; exit 1; }
 echo "dist/$(basename "$wheel"), $(du -k "$wheel" | cut -f1) KiB"
 [ "${1:-}" = test ] || exit 0
 

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 import inflight
 from inflight.kernels import native_reason
 from inflight.kernels.library import instruction_sets, native
+from inflight.wire.listen import auto_engine
 
 EXPECTED = {
     "x86_64": ("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"),
@@ -29,6 +30,7 @@ EXPECTED = {
 def main() -> None:
     assert Path(inflight.__file__).is_relative_to(sys.prefix), f"this is no installed package: {inflight.__file__}"
     assert native_reason() is None, native_reason()
+    assert auto_engine() == "nghttp2" or sys.platform != "linux", "the wheel lacks the gRPC engine"
     # Each set is a unit of its own with the set's name in its symbols, whether or not this machine can run it.
     library = Path(native.__file__).read_bytes()
     missing = [name for name in EXPECTED[platform.machine()] if name.encode() not in library]

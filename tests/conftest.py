@@ -11,16 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from inflight.log import LOGGER
-from inflight.wire import listen
 from tests.grpc_server import ENGINES
-
-
-@pytest.fixture(scope="session", autouse=True)
-def plain_install() -> Iterator[None]:
-    """`auto` is grpcio, as on a plain install: what most users run is what most tests run. The extra is asked for."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listen, "auto_engine", lambda: "grpcio")
-        yield
 
 
 @pytest.fixture(scope="module", params=ENGINES)

@@ -25,7 +25,7 @@ from inflight.wire.listen import listen_grpc
 MIB = 1 << 20
 ENGINES = tuple(
     engine
-    for engine, module in (("nghttp2", "inflight.wire._http2"), ("zttp", "zttp"), ("grpcio", "grpc"))
+    for engine, module in (("nghttp2", "inflight.wire._http2"), ("grpcio", "grpc"))
     if importlib.util.find_spec(module)
 )
 """Those that can serve here."""
@@ -103,6 +103,24 @@ class FakeBackend:
             raise
         finally:
             self.running -= 1
+
+    def submit(
+        self,
+        method: MethodInfo,
+        rows: Sequence[Row],
+        done: Callable[[Any], None],
+        *,
+        timeout: float | None = None,
+    ) -> Callable[[], object]:
+        """As `CallbackBackend` says."""
+        task = asyncio.get_running_loop().create_task(self.predict(method, rows, timeout=timeout))
+
+        def finished(task: asyncio.Task[list[Outcome]]) -> None:
+            if not task.cancelled():
+                done(task.exception() or task.result())
+
+        task.add_done_callback(finished)
+        return task.cancel
 
     async def _one(self, method: MethodInfo, row: Row) -> Outcome:
         try:

@@ -112,8 +112,7 @@ OPTIONS = (
         "grpc-engine",
         one_of(*GRPC_ENGINES),
         "Who speaks HTTP/2 at the gRPC door: nghttp2 (the library behind curl, built in where it was found), "
-        "grpcio (grpc's C core), zttp (experimental; the extra zttp), or auto (zttp where that extra is installed, "
-        "else grpcio). Default auto.",
+        "grpcio (grpc's C core), or auto (nghttp2 where it is there, else grpcio). Default auto.",
         default="auto",
         metavar="ENGINE",
     ),

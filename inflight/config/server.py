@@ -12,9 +12,9 @@ DEFAULT_MAX_ENQUEUED = 10_000
 DEFAULT_MAX_MESSAGE_MB = 100
 DEFAULT_EXECUTION_TIMEOUT = 300.0
 DEFAULT_START_TIMEOUT = 1800.0
-GRPC_ENGINES = ("auto", "nghttp2", "zttp", "grpcio")
-"""Who speaks HTTP/2 at the gRPC door. grpcio is the C core that has been proven for long; zttp (the extra of that name)
-answers more calls per second and calls itself experimental. `auto`: zttp where the extra is installed, else grpcio."""
+GRPC_ENGINES = ("auto", "nghttp2", "grpcio")
+"""Who speaks HTTP/2 at the gRPC door: nghttp2, where the package was built with it, or grpcio's C core. `auto` is the
+first of them that is there."""
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Microseconds of processor time that a control group grants in a period: what `docker run --cpus` sets."""

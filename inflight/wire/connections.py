@@ -55,7 +55,7 @@ class Connection(Protocol):
 
 
 class OpenConnections:
-    """Every connection and request of one listener. Has the attributes uvicorn's protocols expect of their server.
+    """Every connection and request of one listener.
 
     Attributes:
         stopping: no connection serves another request after the one it has.
@@ -67,5 +67,3 @@ class OpenConnections:
         self.stopping = False
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
-        self.default_headers: list[tuple[bytes, bytes]] = []
-        self.total_requests = 0

@@ -17,7 +17,7 @@ from inflight.config import GRPC_ENGINES, ListenConfig
 from inflight.errors import ConfigError, StartError
 from inflight.wire.address import GRPC, RESTFUL, Address, Kind, parse_address
 from inflight.wire.connections import Allocate, HttpLimits, OpenConnections
-from inflight.wire.grpc.asgi import GrpcApp
+from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.http.acceptor import Acceptor
 from inflight.wire.http.asgi import App
 from inflight.wire.http.connection import HttpConnection
@@ -34,10 +34,7 @@ _TLS_GOODBYE = 0.25
 _DISCONNECT = 1.0
 """Seconds that an application has to end by itself once its client is cut."""
 _TURN = 0.01
-_INSTALL = {
-    "nghttp2": "install Debian's libnghttp2-dev (nghttp2-devel, libnghttp2 elsewhere), then this package again",
-    "zttp": "install the extra (pip install 'inflight-serving[zttp]')",
-}
+_NGHTTP2 = "inflight.wire.grpc.nghttp2_engine"
 
 
 class Listener(Protocol):
@@ -183,32 +180,21 @@ async def listen_grpc(
         from inflight.wire.grpc.grpcio_engine import listen_grpcio
 
         return await listen_grpcio(app, address, config.tls, first_byte_timeout)
-    if engine == "nghttp2":
-        from inflight.wire.grpc.nghttp2_engine import Door, Nghttp2Connection
-
-        shared = OpenConnections()
-        door = Door(app, shared, asyncio.get_running_loop(), first_byte_timeout)
-        return await _listen(GRPC, address, tls, shared, lambda: Nghttp2Connection(door))
-    from inflight.wire.grpc.http2 import Http2Connection, http2_config
+    from inflight.wire.grpc.nghttp2_engine import Door, Nghttp2Connection
 
     shared = OpenConnections()
-    loop = asyncio.get_running_loop()
-    uvicorn_config = http2_config(app)
-    return await _listen(
-        GRPC, address, tls, shared, lambda: Http2Connection(uvicorn_config, shared, loop, first_byte_timeout)
-    )
+    door = Door(app, shared, asyncio.get_running_loop(), first_byte_timeout)
+    return await _listen(GRPC, address, tls, shared, lambda: Nghttp2Connection(door))
 
 
 def auto_engine() -> str:
-    """What `auto` stands for here: `zttp` where its extra is installed, else `grpcio`."""
+    """What `auto` stands for here: `nghttp2` where the package was built with it, else `grpcio`."""
     try:
-        _check_zttp()
-    except ModuleNotFoundError:
-        return "grpcio"
+        importlib.import_module(_NGHTTP2)
     except ImportError as error:
-        log.info("the gRPC door uses grpcio, since zttp cannot be imported: %s", error)
+        log.info("the gRPC door uses grpcio, since nghttp2 cannot be imported: %s", error)
         return "grpcio"
-    return "zttp"
+    return "nghttp2"
 
 
 def _engine(wanted: str) -> str:
@@ -217,21 +203,16 @@ def _engine(wanted: str) -> str:
         raise ConfigError(f"the gRPC engine '{wanted}' is not known, use one of: {', '.join(GRPC_ENGINES)}")
     if wanted == "auto":
         return auto_engine()
-    try:
-        if wanted == "nghttp2":
-            importlib.import_module("inflight.wire.grpc.nghttp2_engine")
-        elif wanted == "zttp":
-            _check_zttp()
-    except ImportError as error:
-        raise StartError(
-            f"Serving Error: {GRPC} server start failed, the engine {wanted} cannot be imported: {error}; "
-            f"{_INSTALL[wanted]}, or use the engine grpcio"
-        ) from None
+    if wanted == "nghttp2":
+        try:
+            importlib.import_module(_NGHTTP2)
+        except ImportError as error:
+            raise StartError(
+                f"Serving Error: {GRPC} server start failed, the engine nghttp2 cannot be imported: {error}; install "
+                "Debian's libnghttp2-dev (nghttp2-devel or libnghttp2 elsewhere) and then this package again, or use "
+                "the engine grpcio"
+            ) from None
     return wanted
-
-
-def _check_zttp() -> None:
-    importlib.import_module("inflight.wire.grpc.http2").check_versions()
 
 
 async def _listen(

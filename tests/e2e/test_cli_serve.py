@@ -63,18 +63,13 @@ def inflight(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize(("number", "engine"), [(signal.SIGTERM, "auto"), (signal.SIGINT, "zttp")])
+@pytest.mark.parametrize(("number", "engine"), [(signal.SIGTERM, "auto"), (signal.SIGINT, "grpcio")])
 def test_serve_call_measure_stop(
     servable: Path,
     number: signal.Signals,
     engine: str,
     serve: Callable[..., tuple[subprocess.Popen[str], list[str]]],
-    request: pytest.FixtureRequest,
 ) -> None:
-    if engine == "auto":
-        request.getfixturevalue("without_extra")
-    else:
-        pytest.importorskip(engine)
     http, grpc = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     process, lines = serve(str(servable), "--http", http, "--grpc", grpc, "--grpc-engine", engine)
     assert lines[0].startswith("calc version 1")

@@ -196,7 +196,7 @@ server.start_restful_server(sys.argv[2])
 
 
 @pytest.fixture
-def script(servables: Path, without_extra: None) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def script(servables: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A start script that has ended, its server alive; the gRPC port. Its servable directory is relative."""
     path = servables.parent / "start.py"
     path.write_text(SCRIPT)

@@ -68,7 +68,7 @@ def test_help_of_a_command_shows_every_option_its_variable_and_examples(
 def test_help_loads_neither_the_web_stack_nor_grpc() -> None:
     code = (
         "import sys, inflight.cli; inflight.cli.build_parser().format_help();"
-        "print({'uvicorn', 'grpc', 'zttp', 'onnx'} & set(sys.modules))"
+        "print({'uvicorn', 'grpc', 'inflight.wire._http2', 'onnx'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "set()", result.stderr
@@ -93,7 +93,7 @@ def test_version() -> None:
         (["serve", "x", "--device-type", "tpu"], "--device-type: 'tpu' is not known; write one of: cpu, gpu, ascend"),
         (
             ["serve", "x", "--grpc-engine", "c"],
-            "--grpc-engine: 'c' is not known; write one of: auto, nghttp2, zttp, grpcio",
+            "--grpc-engine: 'c' is not known; write one of: auto, nghttp2, grpcio",
         ),
         (["serve", "x", "--stop-timeout", "-1"], "--stop-timeout: '-1' is no number of seconds"),
         (["serve", "x", "--tls-cert", "/no/such"], "--tls-cert: the file '/no/such' does not exist"),

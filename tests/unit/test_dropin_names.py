@@ -128,7 +128,7 @@ def test_a_servable_config_imports_neither_grpc_nor_the_server_nor_a_back_end() 
     code = """
 import sys
 from mindspore_serving.server import register, distributed
-heavy = {"grpc", "uvicorn", "zttp", "onnx", "onnxruntime", "torch", "mindspore", "google"}
+heavy = {"grpc", "uvicorn", "onnx", "onnxruntime", "torch", "mindspore", "google"}
 print(sorted({name.split(".")[0] for name in sys.modules} & heavy), "inflight.server" in sys.modules)
 """
     assert run(code) == "[] False"

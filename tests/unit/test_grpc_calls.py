@@ -209,8 +209,6 @@ def test_more_calls_at_once_than_streams(channel: grpc.Channel) -> None:
 
 
 def test_thousands_of_calls_on_one_channel(address: str) -> None:
-    """zttp cuts a connection at 4,096 streams, so it retires before; no call may be lost to that."""
-
     async def run() -> int:
         async with grpc.aio.insecure_channel(address) as made:
             sleep = made.unary_unary("/test.Service/sleep", Text.SerializeToString, Text.FromString)

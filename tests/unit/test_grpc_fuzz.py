@@ -32,7 +32,7 @@ def address(engine: str) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def lives_on(address: str, engine: str, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
-    names = ("inflight", "asyncio") if engine == "zttp" else ("inflight",)  # grpcio tells how its server ended
+    names = ("inflight", "asyncio") if engine == "nghttp2" else ("inflight",)  # grpcio tells how its server ended
     records = [record for record in caplog.get_records("call") if record.name.startswith(names)]
     assert not [record for record in records if record.exc_info]  # nothing nobody handled
     with grpc.insecure_channel(address) as channel:

@@ -68,8 +68,6 @@ def address(engine: str, backend: FakeBackend) -> Iterator[str]:
         patch.setattr(grpcio_calls, "MAX_WAITING", 16 * MIB)
         if engine == "nghttp2":
             patch.setattr("inflight.wire.grpc.nghttp2_engine.MAX_REPLIES", 16 * MIB)
-        if engine == "zttp":
-            patch.setattr("inflight.wire.grpc.protocol.MAX_REPLIES", 16 * MIB)
         with served(backend, engine, limit=LIMIT) as where:
             yield where
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -100,7 +100,7 @@ ALLOWED = {
     "worker": (),
     "tgi_shard": ("grpc", "google"),
     "router": ("msgspec",),
-    "wire": ("grpc", "google", "httptools", "orjson", "uvicorn", "zttp"),
+    "wire": ("grpc", "google", "httptools", "orjson"),
     "frontends": ("google", "msgspec", "orjson"),
     "server": ("uvloop",),
     "dropin": ("grpc", "google"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import pkgutil
 import re
 import shutil
@@ -31,7 +32,6 @@ IMPORTED_AS = {"prometheus-client": "prometheus_client", "protobuf": "google", "
 # What an import is allowed to need beside the base: the back ends, each with its extra or of the user's own.
 OPTIONAL = {
     *("torch", "torch_npu", "mindspore", "acl"),
-    *("uvicorn", "zttp"),
     *("transformers", "matplotlib", "gguf"),
 }
 
@@ -85,23 +85,14 @@ def test_requirements() -> None:
     lists = project()["lists"]
     base = names(lists["dependencies"])
     assert base == sorted(base)
-    assert not {"torch", "transformers", "mindspore", "uvicorn", "zttp", "pytest"} & set(base)
+    assert not {"torch", "transformers", "mindspore", "uvicorn", "pytest"} & set(base)
     assert "torch>=2.9,<3" in lists["torch"]
     assert lists["llm"] == ["inflight-serving[torch]"]  # its former name
-    assert all(extra in lists for extra in ("mindspore", "zttp", "dev"))
+    assert all(extra in lists for extra in ("mindspore", "dev"))
     # MindSpore 2.10 is built for the C interface of NumPy 1: with NumPy 2 it takes no NumPy scalar as a number.
     assert "numpy<2; python_version < '3.13'" in lists["mindspore"]
     # Extras that may be large or missing on some Pythons are no part of the checks.
     assert not {"torch", "mindspore"} & set(names(lists["dev"]))
-
-
-def test_the_experimental_engine_is_pinned_to_the_releases_that_it_knows() -> None:
-    http2 = pytest.importorskip("inflight.wire.grpc.http2")
-    pinned: dict[str, set[str]] = {}
-    for requirement in project()["lists"]["zttp"]:
-        name, _, release = requirement.partition(";")[0].partition("==")
-        pinned.setdefault(name, set()).add(release.strip())
-    assert pinned == {name: set(releases) for name, releases in http2.KNOWN.items()}
 
 
 def test_what_is_imported_is_required() -> None:
@@ -124,9 +115,7 @@ def test_constraints_pin_everything_that_is_required() -> None:
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     assert all("==" in line and "+" not in line for line in lines)
     lists = project()["lists"]
-    wanted = {
-        re.sub(r"[-_.]+", "-", name).lower() for name in names(lists["dependencies"] + lists["zttp"] + lists["dev"])
-    }
+    wanted = {re.sub(r"[-_.]+", "-", name).lower() for name in names(lists["dependencies"] + lists["dev"])}
     assert wanted <= pinned
 
 
@@ -202,3 +191,10 @@ def test_generated_modules_run_on_older_protobuf() -> None:
 def test_the_cpu_engine_is_built_where_there_is_a_compiler() -> None:
     """Its tests are skipped where it is missing: that must not go unseen."""
     assert native_reason() is None
+
+
+@pytest.mark.skipif(
+    shutil.which("c++") is None or not Path("/usr/include/nghttp2/nghttp2.h").exists(), reason="nghttp2 is not there"
+)
+def test_the_grpc_engine_is_built_where_nghttp2_is() -> None:
+    assert importlib.util.find_spec("inflight.wire._http2") is not None

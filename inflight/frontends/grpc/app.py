@@ -1,4 +1,4 @@
-"""Everything that the gRPC port offers, as one ASGI application."""
+"""Everything that the gRPC port offers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREDICT_SERVICE = "mindspore.serving.proto.MSService"
 
 
 def grpc_app(backend: Backend, *, max_message_bytes: int, api_key: str | None = None) -> GrpcApp:
-    """The ASGI application of a gRPC port; serve it with `listen_grpc`.
+    """The procedures of a gRPC port; serve them with `listen_grpc`.
 
     Args:
         max_message_bytes: limit of one message, received or sent.

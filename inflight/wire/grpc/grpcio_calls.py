@@ -16,9 +16,9 @@ from grpc._cython import cygrpc
 
 from inflight.admission import Arrival, Caller, arrival
 from inflight.errors import OVERLOADED
-from inflight.wire.grpc.asgi import GrpcApp
+from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.grpc.completions import Completions
-from inflight.wire.grpc.framing import check_reply
+from inflight.wire.grpc.messages import check_reply
 from inflight.wire.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse, peer
 from inflight.wire.grpc.status import (
     INTERNAL,

@@ -1,7 +1,7 @@
-"""The gRPC door on grpcio's C core, which a plain install has.
+"""The gRPC door on grpcio's C core, for builds without nghttp2.
 
 The core does HTTP/2, TLS, compression, deadlines and the limit of received messages; procedures and statuses are those
-of the ASGI application. Some of the core's habits are not a server's here (grpcio 1.85):
+of the other engine. Some of the core's habits are not a server's here (grpcio 1.85):
 
 - it joins whoever listens on a port, and of the addresses that a host name has it is content with one. Here the
   addresses are bound once before it is asked;
@@ -27,7 +27,7 @@ from grpc._cython import cygrpc
 
 from inflight.config import TlsConfig
 from inflight.wire.address import GRPC, UNIX, Address
-from inflight.wire.grpc.asgi import GrpcApp
+from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.grpc.completions import Completions
 from inflight.wire.grpc.grpcio_calls import Calls
 from inflight.wire.sockets import SocketFile, bind_tcp, bind_unix, cannot_start

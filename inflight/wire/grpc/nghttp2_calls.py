@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 from google.protobuf.message import Message
 
 from inflight.wire import _http2
-from inflight.wire.grpc.asgi import GrpcApp
-from inflight.wire.grpc.framing import Framed, check_encoding, check_reply, opened
+from inflight.wire.grpc.app import GrpcApp
+from inflight.wire.grpc.messages import Framed, check_encoding, check_reply, opened
 from inflight.wire.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse, peer
 from inflight.wire.grpc.status import (
     DEADLINE_EXCEEDED,

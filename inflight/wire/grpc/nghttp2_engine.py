@@ -13,8 +13,8 @@ from typing import Any, cast
 from inflight.wire import _http2
 from inflight.wire._http2 import CALL, CLOSED, END, FAULT, MESSAGE, OPEN, PONG, UNKNOWN
 from inflight.wire.connections import OpenConnections
-from inflight.wire.grpc.asgi import GrpcApp
-from inflight.wire.grpc.framing import Framed
+from inflight.wire.grpc.app import GrpcApp
+from inflight.wire.grpc.messages import Framed
 from inflight.wire.grpc.nghttp2_calls import HIGH_WATER, Call, Head, QuickCall, fault, refuse
 from inflight.wire.grpc.rpc import StreamRpc
 from inflight.wire.grpc.status import RESOURCE_EXHAUSTED, GrpcError, unknown_method

@@ -1,4 +1,4 @@
-"""What a service offers to the gRPC application: its remote procedures as data."""
+"""What a service offers at a gRPC port: its remote procedures as data."""
 
 from __future__ import annotations
 

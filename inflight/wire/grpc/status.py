@@ -8,7 +8,6 @@ from urllib.parse import quote, unquote
 from inflight.errors import InflightError
 
 OK = 0
-CANCELLED = 1
 DEADLINE_EXCEEDED = 4
 NOT_FOUND = 5
 RESOURCE_EXHAUSTED = 8
@@ -70,14 +69,6 @@ def encode_message(text: str) -> bytes:
             encoded = quote(text[:keep], safe=_PLAIN, errors="replace")
     # A header value may not begin or end with a blank.
     return encoded.strip(" ").encode()
-
-
-def status_trailers(code: int, message: str = "") -> list[tuple[bytes, bytes]]:
-    """The trailers that end a call."""
-    trailers = [(b"grpc-status", str(code).encode())]
-    if message:
-        trailers.append((b"grpc-message", encode_message(message)))
-    return trailers
 
 
 def parse_timeout(value: bytes) -> float:
