@@ -79,13 +79,6 @@ class CallbackBackend(Backend, Protocol):
         """
 
 
-class CallsBackend(Backend, Protocol):
-    """A backend as the gRPC door sees it: it may hold calls for language models."""
-
-    def callbacks(self, method: MethodInfo) -> CallbackBackend | None:
-        """What answers a method by a callback; None where its calls may be held."""
-
-
 def callbacks(backend: Backend) -> CallbackBackend | None:
     """The backend, where it can answer by a callback."""
     return cast(CallbackBackend, backend) if hasattr(backend, "submit") else None

@@ -72,7 +72,7 @@ class HoldingBackend:
         return self._stream(admission, method, rows, timeout)
 
     def callbacks(self, method: MethodInfo) -> CallbackBackend | None:
-        """As `CallsBackend` says."""
+        """What answers a method by a callback; None where its calls may be held."""
         return self._callbacks if not method.optional else None
 
     def hold(

@@ -1,6 +1,7 @@
 """gRPC calls of one HTTP/2 connection under nghttp2: the application's procedures over a session's events.
 
-A `Call` runs its handler as a task. A `QuickCall` needs none: its procedure calls back, which costs half as much.
+A `Call` runs its handler as a task. A `QuickCall` needs none: its procedure calls back, which costs half as much. A
+`HeldCall` waits for its turn at a language model, and becomes a `Call` then.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import NamedTuple, Protocol
 
 from google.protobuf.message import Message
 
+from inflight.admission import Arrival, Caller, arrival
+from inflight.errors import OVERLOADED
 from inflight.wire import _http2
 from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.grpc.messages import Framed, check_encoding, check_reply, opened
-from inflight.wire.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse, peer
+from inflight.wire.grpc.rpc import Begin, Hold, Rpc, StreamRpc, UnaryRpc, close, parse, peer
 from inflight.wire.grpc.status import (
     DEADLINE_EXCEEDED,
     INTERNAL,
@@ -24,7 +27,6 @@ from inflight.wire.grpc.status import (
     UNAVAILABLE,
     GrpcError,
     encode_message,
-    parse_timeout,
     status_of,
 )
 
@@ -45,7 +47,7 @@ class Connection(Protocol):
     loop: asyncio.AbstractEventLoop
     tasks: set[asyncio.Task[None]]
     stopping: bool
-    calls: dict[int, Call | QuickCall]
+    calls: dict[int, Call | QuickCall | HeldCall]
 
     def name(self) -> object:
         """Tells the connection from others."""
@@ -58,42 +60,57 @@ class Head(NamedTuple):
     """What is known of a call before its message.
 
     Attributes:
-        timeout: `grpc-timeout` as it came.
+        deadline: loop time at which the caller gives up.
         encoding: `grpc-encoding` where it is not identity.
-        key: `authorization`, where the application has a key.
     """
 
     path: str
     rpc: Rpc
-    timeout: bytes | None
+    deadline: float | None
     encoding: bytes | None
-    key: bytes | None
+
+
+def serve(connection: Connection, stream: int, head: Head, framed: Framed | None) -> None:
+    """Serves a call, the cheapest way that there is for it.
+
+    Args:
+        framed: its one message; None for a stream of them.
+    """
+    rpc, request = head.rpc, None
+    if isinstance(rpc, UnaryRpc) and framed is not None and not framed.compressed and head.encoding is None:
+        try:
+            request = parse(rpc, framed.data)
+        except GrpcError as error:
+            refuse(connection, stream, error)
+            return
+        framed = None
+        if rpc.begin is not None and QuickCall(connection, stream, head).begin(rpc.begin, request):
+            return
+        if rpc.hold is not None and HeldCall(connection, stream, head, rpc).hold(rpc.hold, request):
+            return
+    Call(connection, stream, head, framed, request)
 
 
 class QuickCall:
     """One call that is answered by a callback."""
 
-    __slots__ = ("_cancel", "_connection", "_expiry", "_over", "_path", "_stream")
+    __slots__ = ("_cancel", "_connection", "_expiry", "_head", "_over", "_stream")
 
-    def __init__(self, connection: Connection, stream: int, path: str) -> None:
+    def __init__(self, connection: Connection, stream: int, head: Head) -> None:
         self._connection = connection
         self._stream = stream
-        self._path = path
+        self._head = head
         self._cancel: Callable[[], None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._over = False
 
-    def begin(self, rpc: Rpc, framed: Framed, timeout: bytes | None) -> bool:
+    def begin(self, begin: Begin, request: Message) -> bool:
         """Begins the work. False where it is for a `Call`."""
-        if not isinstance(rpc, UnaryRpc) or rpc.begin is None or framed.compressed:
-            return False
-        connection = self._connection
-        seconds = None
+        connection, deadline = self._connection, self._head.deadline
+        if deadline is not None:
+            self._expiry = connection.loop.call_at(deadline, self._expire)
         try:
-            if timeout is not None:
-                seconds = parse_timeout(timeout)
-                self._expiry = connection.loop.call_later(seconds, self._expire)
-            cancel = rpc.begin(parse(rpc, framed.data), seconds, self._done)
+            cancel = begin(request, seconds_left(connection, deadline), self._done)
         except Exception as error:  # as a task's
             self._done(error)
             return True
@@ -124,16 +141,77 @@ class QuickCall:
                 raise result
             answer(connection, self._stream, result)
         except Exception as error:
-            refuse(connection, self._stream, status_of(error, self._path))
+            refuse(connection, self._stream, status_of(error, self._head.path))
 
     def _expire(self) -> None:
         self.cancel()
-        refuse(self._connection, self._stream, GrpcError(DEADLINE_EXCEEDED, "Deadline Exceeded"))
+        refuse(self._connection, self._stream, too_late())
 
     def _end(self) -> None:
         self._over = True
         if self._expiry is not None:
             self._expiry.cancel()
+        self._connection.calls.pop(self._stream, None)
+
+
+class HeldCall:
+    """One call that waits for its turn at a language model."""
+
+    __slots__ = ("_caller", "_connection", "_expiry", "_head", "_request", "_rpc", "_stream")
+
+    def __init__(self, connection: Connection, stream: int, head: Head, rpc: UnaryRpc) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._head = head
+        self._rpc = rpc
+        self._request: Message | None = None
+        self._caller: Caller | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+
+    def hold(self, hold: Hold, request: Message) -> bool:
+        """Puts the call in line. False where it need not wait."""
+        connection = self._connection
+        self._caller = hold(request, connection.name, self._turn)
+        if self._caller is None:
+            return False
+        self._request = request
+        connection.calls[self._stream] = self
+        if self._head.deadline is not None:
+            self._expiry = connection.loop.call_at(self._head.deadline, self._leave, too_late())
+        return True
+
+    def cancel(self) -> None:
+        """The caller has left."""
+        if self._caller is not None:
+            self._caller.leave()
+        self._end()
+
+    def stop(self) -> None:
+        """The server stops: its turn will not come."""
+        self._leave(stopping())
+
+    def _leave(self, status: GrpcError) -> None:
+        self.cancel()
+        refuse(self._connection, self._stream, status)
+
+    def _turn(self, kept: Arrival | None) -> None:
+        """Its turn has come. Args: kept: a place; None: there is none."""
+        request, connection = self._request, self._connection
+        self._end()
+        assert request is not None
+        if kept is not None:
+            token = arrival.set(kept)
+            Call(connection, self._stream, self._head, None, request, kept)
+            arrival.reset(token)
+        elif self._rpc.refusal is None:
+            refuse(connection, self._stream, GrpcError(RESOURCE_EXHAUSTED, OVERLOADED))
+        else:
+            answer(connection, self._stream, self._rpc.refusal(request))
+
+    def _end(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._request = None
         self._connection.calls.pop(self._stream, None)
 
 
@@ -146,7 +224,9 @@ class Call:
         "_framed",
         "_head",
         "_inbox",
+        "_kept",
         "_news",
+        "_parsed",
         "_room",
         "_started",
         "_stream",
@@ -154,12 +234,25 @@ class Call:
         "_timer",
     )
 
-    def __init__(self, connection: Connection, stream: int, head: Head, framed: Framed | None) -> None:
-        """Args: framed: its one message; None for a stream of them."""
+    def __init__(
+        self,
+        connection: Connection,
+        stream: int,
+        head: Head,
+        framed: Framed | None,
+        parsed: Message | None,
+        kept: Arrival | None = None,
+    ) -> None:
+        """Args:
+        framed: its one message, where that is not `parsed`; neither for a stream of them.
+        kept: the place at a language model that it has waited for.
+        """
         self._connection = connection
         self._stream = stream
         self._head = head
         self._framed = framed
+        self._parsed = parsed
+        self._kept = kept
         self._inbox: deque[Framed | GrpcError | None] | None = None
         self._news: asyncio.Future[None] | None = None  # it waits for the next of a stream of requests
         self._room: asyncio.Future[None] | None = None  # it waits until the caller has taken replies
@@ -197,6 +290,8 @@ class Call:
     def _forget(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._kept is not None:
+            self._kept.settle()
         self._connection.calls.pop(self._stream, None)
         self._connection.tasks.discard(self._task)
 
@@ -208,20 +303,18 @@ class Call:
         head, connection = self._head, self._connection
         peer.set(connection.name)
         try:
-            seconds = None
-            if head.timeout is not None:
-                seconds = parse_timeout(head.timeout)
-                self._timer = connection.loop.call_later(seconds, self._expire)
+            seconds = seconds_left(connection, head.deadline)
+            if head.deadline is not None:
+                self._timer = connection.loop.call_at(head.deadline, self._expire)
             if isinstance(head.rpc, UnaryRpc):
-                request = await self._request(self._taken())
+                request = await self._request()
                 work = head.rpc.handler(request, seconds)
                 del request  # the work has what it needs, and may take long
                 answer(connection, self._stream, await work)
             else:
                 await self._answer_stream(head.rpc, seconds)
         except asyncio.CancelledError:  # the caller left, its time is over, or the server stops
-            late = self._expired
-            refuse(connection, self._stream, GrpcError(DEADLINE_EXCEEDED, "Deadline Exceeded") if late else stopping())
+            refuse(connection, self._stream, too_late() if self._expired else stopping())
         except Exception as error:
             refuse(connection, self._stream, status_of(error, head.path))
         finally:
@@ -233,7 +326,7 @@ class Call:
             replies = rpc.duplex(self._requests(), seconds)
         else:
             assert rpc.handler is not None
-            replies = rpc.handler(await self._request(self._taken()), seconds)
+            replies = rpc.handler(await self._request(), seconds)
         try:
             session.begin(self._stream)
             self._connection.flush()
@@ -272,23 +365,23 @@ class Call:
             self._connection.flush()
             self._framed = item
             del item
-            parsed = [await self._request(self._taken())]
+            parsed = [await self._request()]
             yield parsed.pop()  # in no variable: this waits until the request is answered
 
-    def _taken(self) -> Framed:
-        """The message's bytes, which are kept no longer."""
+    async def _request(self) -> Message:
+        """The message that has come, which is kept no longer."""
         framed, self._framed = self._framed, None
+        parsed, self._parsed = self._parsed, None
+        if parsed is not None:
+            return parsed
         assert framed is not None
-        return framed
-
-    async def _request(self, framed: Framed) -> Message:
         encoding = self._head.encoding
         if encoding is not None:
             check_encoding(encoding)
+        data = framed.data
         if framed.compressed:
             data = await opened(framed, encoding or b"identity", self._connection.app.max_message_bytes)
-            return parse(self._head.rpc, data)
-        return parse(self._head.rpc, framed.data)
+        return parse(self._head.rpc, data)
 
     def _expire(self) -> None:
         self._expired = True
@@ -323,6 +416,14 @@ def refuse(connection: Connection, stream: int, status: GrpcError) -> None:
     headers = [(name.decode(), value.decode()) for name, value in status.headers]
     connection.session.finish(stream, status.code, encode_message(str(status)), headers)
     connection.flush()
+
+
+def seconds_left(connection: Connection, deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - connection.loop.time(), 0.0)
+
+
+def too_late() -> GrpcError:
+    return GrpcError(DEADLINE_EXCEEDED, "Deadline Exceeded")
 
 
 def stopping() -> GrpcError:

@@ -15,9 +15,9 @@ from inflight.wire._http2 import CALL, CLOSED, END, FAULT, MESSAGE, OPEN, PONG, 
 from inflight.wire.connections import OpenConnections
 from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.grpc.messages import Framed
-from inflight.wire.grpc.nghttp2_calls import HIGH_WATER, Call, Head, QuickCall, fault, refuse
+from inflight.wire.grpc.nghttp2_calls import HIGH_WATER, Call, Head, HeldCall, QuickCall, fault, refuse, serve
 from inflight.wire.grpc.rpc import StreamRpc
-from inflight.wire.grpc.status import RESOURCE_EXHAUSTED, GrpcError, unknown_method
+from inflight.wire.grpc.status import RESOURCE_EXHAUSTED, GrpcError, parse_timeout, unknown_method
 
 MAX_STREAMS = 1024
 """Calls that one connection may have open."""
@@ -101,7 +101,7 @@ class Nghttp2Connection(asyncio.Protocol):
         self.loop = door.loop
         self.tasks = door.shared.tasks
         self.stopping = False
-        self.calls: dict[int, Call | QuickCall] = {}
+        self.calls: dict[int, Call | QuickCall | HeldCall] = {}
         self.transport: Any = None
         self._door = door
         self._flushing = False
@@ -247,13 +247,18 @@ class Nghttp2Connection(asyncio.Protocol):
     ) -> None:
         """A call with its message, or one whose messages follow."""
         path, rpc = self._door.routes[route]
+        deadline = None
         refusal = self.app.refuses(path, key)
         if refusal is None and len(self.tasks) >= MAX_CALLS:
             text = f"{MAX_CALLS} calls are open, more are not taken; try again later"
             refusal = GrpcError(RESOURCE_EXHAUSTED, text)
+        if timeout is not None and refusal is None:
+            try:
+                deadline = self.loop.time() + parse_timeout(timeout)
+            except GrpcError as error:
+                refusal = error
         if refusal is not None:
             refuse(self, stream, refusal)
             return
         framed = Framed(compressed, message) if message is not None else None
-        if framed is None or encoding is not None or not QuickCall(self, stream, path).begin(rpc, framed, timeout):
-            Call(self, stream, Head(path, rpc, timeout, encoding, key), framed)
+        serve(self, stream, Head(path, rpc, deadline, encoding), framed)
