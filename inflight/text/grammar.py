@@ -11,13 +11,14 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-
-import llguidance
-from llguidance.gbnf_to_lark import gbnf_to_lark
+from typing import TYPE_CHECKING
 
 from inflight.errors import InvalidRequest
 from inflight.generation import Grammar
 from inflight.structured import JSON_OPTIONS
+
+if TYPE_CHECKING:
+    import llguidance  # a start does without it
 
 CACHED = 128
 """Compiled grammars that are kept, least recently used first to go."""
@@ -73,6 +74,8 @@ class GrammarCompiler:
     """
 
     def __init__(self, tokenizer_json: str, vocab_size: int, eos_ids: Sequence[int], known: int = 0) -> None:
+        import llguidance
+
         self._eos_ids = [id for id in eos_ids if 0 <= id < vocab_size]
         self._sayable = vocab_size if known > vocab_size else None
         self._tokenizer = llguidance.LLTokenizer(
@@ -87,6 +90,8 @@ class GrammarCompiler:
         Raises:
             InvalidRequest: the grammar is wrong, with the place of the error.
         """
+        import llguidance
+
         if not self._eos_ids:
             raise InvalidRequest("this model has no end-of-sequence token, so that a grammar could never end")
         with self._lock:
@@ -106,6 +111,9 @@ class GrammarCompiler:
 
 def _source(grammar: Grammar) -> str:
     """The grammar in llguidance's own form."""
+    import llguidance
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
     if len(grammar.value) > MAX_SOURCE:
         raise InvalidRequest(f"the grammar has {len(grammar.value)} characters, at most {MAX_SOURCE} are taken")
     try:
