@@ -34,6 +34,7 @@ int main(int count, char** words) {
         of_set("rows", rows);
         of_set("attention", attention);
         of_set("programs", programs);
+        of_set("samplers", samplers);
     }
     int failed = 0;
     for (const Test& test : tests) {

@@ -34,8 +34,22 @@ Prepared prepare(const Kernels& kernels, const Weights& w, const Rows& rows, con
 }
 
 int64_t least_tiles(const Kernels& kernels, const Weights& w, int64_t rows) {
-    int64_t most = kernels.tile_rows[static_cast<int>(w.format)];
+    int64_t most = kernels.tile_rows(w);
     return (rows + most - 1) / most;
+}
+
+// Inputs of a row that lie side by side in its tile of `count` rows; 0 for `count`: in any.
+int64_t inputs_together(const Kernels& kernels, Format format, int64_t group = 0, int64_t count = 0) {
+    if (is_block(format)) return kInputBlock;
+    if (kernels.lines && is_grouped(format) && group % 32 == 0 && group <= 256 && count > 6) return group % 64 ? 32 : 64;
+    bool lines = kernels.lines && (format == Format::kBf16 || format == Format::kInt8);
+    return lines ? 64 / input_bytes(format) : step_of(format);
+}
+
+// Where input i of a row lies in a tile of `count` rows, in bytes.
+int64_t place_of(int64_t i, int64_t row, int64_t count, int64_t depth, int64_t together, int64_t bytes) {
+    int64_t first = i / together * together, width = std::min(together, depth - first);
+    return (first * count + row * width + i - first) * bytes;
 }
 
 // What a product reads of a row, [depth], and where its group sums are.
@@ -47,17 +61,15 @@ struct ReadRow {
     double scale(int64_t input) const { return scales[static_cast<size_t>(input / block)]; }
 };
 
-ReadRow read_row(const Weights& w, const Input& in, int64_t row) {
+ReadRow read_row(const Kernels& kernels, const Weights& w, const Input& in, int64_t row) {
     int64_t tile = 0;
     while (in.start(tile + 1) <= row) tile++;
-    int64_t start = in.start(tile), count = in.start(tile + 1) - start, step = step_of(w.format),
-            bytes = input_bytes(w.format);
+    int64_t start = in.start(tile), count = in.start(tile + 1) - start, bytes = input_bytes(w.format);
+    int64_t together = inputs_together(kernels, w.format, w.group, count);
     ReadRow out;
     out.block = w.depth / w.input_scales();
     for (int64_t i = 0; i < w.depth; i++) {
-        const char* at = in.data + start * w.depth * bytes;
-        if (is_block(w.format)) at += (i / 32 * count + row - start) * 32 + i % 32;
-        else at += i / step * 4 * count + (row - start) * 4 + i % step * bytes;
+        const char* at = in.data + start * w.depth * bytes + place_of(i, row - start, count, w.depth, together, bytes);
         out.values.push_back(bytes == 4 ? read<float>(at) : bytes == 2 ? read_bf16(at) : read<int8_t>(at));
     }
     for (int64_t b = 0; b < w.input_scales(); b++)
@@ -67,9 +79,9 @@ ReadRow read_row(const Weights& w, const Input& in, int64_t row) {
     return out;
 }
 
-void check_prepared(const Weights& w, const Input& in, const Rows& rows, const Norm& norm) {
+void check_prepared(const Kernels& kernels, const Weights& w, const Input& in, const Rows& rows, const Norm& norm) {
     for (int64_t row = 0; row < in.rows; row++) {
-        ReadRow got = read_row(w, in, row);
+        ReadRow got = read_row(kernels, w, in, row);
         std::vector<double> want = normed(rows[static_cast<size_t>(row)].data(), w.k, norm);
         want.resize(static_cast<size_t>(w.depth), 0.0);
         double slack = norm.weight ? 2e-6 : 0.0;
@@ -178,7 +190,7 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
     int64_t count = static_cast<int64_t>(rows.size()), columns = w.gated ? w.n / 2 : w.n;
     int64_t tiles = random.between(least_tiles(kernels, w, count), count);
     Prepared prepared = prepare(kernels, w, rows, norm, tiles);
-    check_prepared(w, prepared.in, rows, norm);
+    check_prepared(kernels, w, prepared.in, rows, norm);
 
     target.stride = columns + random.between(0, 3);
     int64_t size = (count - 1) * target.stride + columns;
@@ -192,7 +204,7 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
 
     Table table(p);
     for (int64_t row = 0; row < count; row++) {
-        ReadRow read = read_row(w, prepared.in, row);
+        ReadRow read = read_row(kernels, w, prepared.in, row);
         for (int64_t i = row * target.stride; i < std::min(size, (row + 1) * target.stride); i++) {
             int64_t column = i - row * target.stride;
             Sum want{before[i], 0.0};
@@ -213,7 +225,9 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
     CHECK(same_bits(whole.get(), pieces.get(), size), "pieces of a product differ from the whole");
 
     // As the next product reads it: rounded, in the same tiles.
-    if (target.mode == Mode::kGate && columns % 2 == 0 && !is_block(w.format)) {
+    Weights next = w;
+    next.format = Format::kBf16;
+    if (target.mode == Mode::kGate && columns % 2 == 0 && !is_block(w.format) && !(kernels.lines && is_grouped(w.format)) && kernels.tile_rows(w) == kernels.tile_rows(next)) {
         Exact<char> read(count * columns * 2);
         target.tiles = read.get();
         kernels.product(w, prepared.in, 0, w.panels, 0, tiles, target);
@@ -222,7 +236,8 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
             int64_t start = prepared.in.start(tile), height = prepared.in.start(tile + 1) - start;
             for (int64_t row = 0; row < height; row++)
                 for (int64_t i = 0; i < columns; i++) {
-                    double got = read_bf16(read.get() + start * columns * 2 + (i / 2 * height + row) * 4 + i % 2 * 2);
+                    int64_t at = place_of(i, row, height, columns, inputs_together(kernels, Format::kBf16), 2);
+                    double got = read_bf16(read.get() + start * columns * 2 + at);
                     double want = as_bf16(whole[(start + row) * target.stride + i]);
                     CHECK(got == want || (std::isnan(got) && std::isnan(want)), "column ", i, " of row ", start + row,
                           " for the next product");
@@ -252,6 +267,7 @@ void one_product(const Kernels& kernels, Random& random, Format format, bool off
                 random.pick<int64_t>({8, 24, 32, 40, 64, 128})};
     if (gated) shape.n += shape.n % 2;
     if (random.maybe()) shape.k = random.pick<int64_t>({1, 15, 16, 17, 31, 64, 255, 256, 257});
+    if (!is_grouped(format) && !is_block(format) && random.between(0, 3) == 0) shape.k = random.between(300, 2500), shape.n = random.between(1, 20) * 2;
     bool blocks = is_block(format) && !from_floats;
     if (blocks) shape.k = block_form(format).file_inputs * random.between(1, block_form(format).file_inputs == 256 ? 3 : 20);
     Packed p = blocks ? pack_random_blocks(random, format, gated, shape.n, shape.k) : pack(random, shape, random.maybe());

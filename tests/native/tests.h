@@ -10,6 +10,7 @@ void products(const Kernels& kernels, Random& random);
 void rows(const Kernels& kernels, Random& random);
 void attention(const Kernels& kernels, Random& random);
 void programs(const Kernels& kernels, Random& random);
+void samplers(const Kernels& kernels, Random& random);
 
 // Of no instruction set.
 void sizes(Random& random);

@@ -12,8 +12,7 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {};
 };
 
-// How the tiles are cut: 0 to 3 are sums, 4 and 5 rows of activations, 6 and 7 weights of a group. To cut them takes as long
-// as a pair of groups, so it is done anew only for another number of rows.
+// How the tiles are cut. To cut them takes as long as ten sums of tiles, so it is done anew only where something is another.
 class TileState {
   public:
     TileState() = default;
@@ -23,21 +22,39 @@ class TileState {
         if (rows_) _tile_release();
     }
 
-    void cut(int64_t rows, int steps) {
-        if (rows == rows_) return;
-        rows_ = rows;
+    // For products: 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights. 0, 1 and 4 have the rows of one tile of a
+    // product's input, 2, 3 and 5 the rows of another.
+    void cut(int64_t rows, int64_t others, int steps) {
+        if (rows == rows_ && others == others_) return;
         TileConfig config;
         for (int tile = 0; tile < 8; tile++) {
-            bool inputs = tile == 4 || tile == 5;
-            config.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : steps);
+            bool inputs = tile == 4 || tile == 5, second = tile == 2 || tile == 3 || tile == 5;
+            config.rows[tile] = static_cast<uint8_t>(tile >= 6 ? steps : second ? others : rows);
             config.row_bytes[tile] = static_cast<uint16_t>(inputs ? steps * 4 : 64);
         }
+        load(config, rows, others);
+    }
+
+    // For attention: 0 to 3 are sums; 4 and 5 are rows of 32 and of 16 values that meet those of 6 and 7.
+    void cut_queries(int64_t rows) {
+        if (rows == rows_) return;
+        TileConfig config;
+        for (int tile = 0; tile < 8; tile++) {
+            config.rows[tile] = static_cast<uint8_t>(tile == 6 ? 16 : tile == 7 ? 8 : rows);
+            config.row_bytes[tile] = static_cast<uint16_t>(tile == 5 ? 32 : 64);
+        }
+        load(config, rows, rows);
+    }
+
+  private:
+    void load(const TileConfig& config, int64_t rows, int64_t others) {
+        rows_ = rows;
+        others_ = others;
         asm volatile("" ::: "memory");  // the compiler does not know that all of it is read
         _tile_loadconfig(&config);
     }
 
-  private:
-    int64_t rows_ = 0;
+    int64_t rows_ = 0, others_ = 0;
 };
 
 struct Dots {
@@ -116,7 +133,7 @@ void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x,
     if (rows <= kFewAmxRows || Steps == 4) return tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
     int64_t groups = blocks * 8 / Steps;
     Dots dots[2];
-    state.cut(rows, Steps);
+    state.cut(rows, rows, Steps);
     sum_groups<Steps>(rows, chunk, 0, groups > 1, x);
     put_sums(groups > 1, dots[0]);
     for (int64_t g = 0; g < groups; g += 2) {  // the next two are summed while these are added up

@@ -11,6 +11,7 @@
 #include "norm.inc.h"
 #include "product.inc.h"
 #include "blocks.inc.h"
+#include "cache.inc.h"
 #include "rows.inc.h"
 #include "attention.inc.h"
 #include "scores.inc.h"
@@ -34,12 +35,14 @@ void product(const Weights& w, const Input& in, int64_t first, int64_t last, int
     }
 }
 
+int64_t rows_of_tile(const Weights& w) {
+    if (is_block(w.format)) return kBlockRows;
+    return w.format == Format::kInt8 ? kInt8Rows : is_grouped(w.format) ? kGroupedRows : kDirectRows;
+}
+
 constexpr Kernels kTable = {
     INFLIGHT_NAME,
-    {kDirectRows, kDirectRows, kInt8Rows, kGroupedRows, kGroupedRows,
-     kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows,
-     kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows, kBlockRows},
-    prepare, product, unpack, norm_row, rotate, keep, attend, merge, cap, argmax, axpy, gate,
+    rows_of_tile, kQueryRows, false, prepare, product, unpack, norm_row, rotate, keep, attend, merge, cap, argmax, axpy, gate,
     scan, weigh, masses, gather,
 };
 

@@ -1,5 +1,5 @@
-// The kernels for one instruction set; CMakeLists.txt has its flags. Only products with block types differ from avx512_bf16:
-// all else is taken from there.
+// The kernels for one instruction set; CMakeLists.txt has its flags. Only products with bfloat16, with integers of one scale an
+// output and with block types differ from avx512_bf16: all else is taken from there.
 #define INFLIGHT_NAME "amx"
 #define INFLIGHT_VNNI 1
 #define INFLIGHT_BF16 1
@@ -17,6 +17,10 @@
 #include "norm.inc.h"
 #include "product.inc.h"
 #include "blocks.inc.h"
+#include "amx_direct.inc.h"
+#include "amx_grouped.inc.h"
+#include "cache.inc.h"
+#include "amx_attention.inc.h"
 
 namespace inflight {
 namespace {
@@ -25,11 +29,30 @@ const Kernels& others() { return *kernels_avx512_bf16(); }
 
 void prepare(const Weights& w, const float* const* rows, Norm norm, const Input& in, int64_t tile) {
     if (is_block(w.format)) return prepare_blocks(w, rows, norm, in, tile);
+    if (w.format == Format::kBf16) return prepare_direct<Format::kBf16>(w, rows, norm, in, tile);
+    if (w.format == Format::kInt8) return prepare_direct<Format::kInt8>(w, rows, norm, in, tile);
+    if (tiled_groups(w) && in.start(tile + 1) - in.start(tile) > kFewAmxRows) return prepare_grouped(w, rows, norm, in, tile);
     others().prepare(w, rows, norm, in, tile);
+}
+
+// Tiles of few rows go to dot products; those before them, which are larger, to tiles.
+void product_groups(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile, const Target& target) {
+    int64_t few = first_tile;
+    while (tiled_groups(w) && few < last_tile && in.start(few + 1) - in.start(few) > kFewAmxRows) few++;
+    if (few > first_tile) {
+        bool four = w.format == Format::kGroup4;
+        auto run = four ? w.offsets ? product_grouped<true, true> : product_grouped<true, false>
+                        : w.offsets ? product_grouped<false, true> : product_grouped<false, false>;
+        run(w, in, first, last, first_tile, few, target);
+    }
+    if (few < last_tile) others().product(w, in, first, last, few, last_tile, target);
 }
 
 void product(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile, Target target) {
     if (is_block(w.format)) return product_blocks(w, in, first, last, first_tile, last_tile, target);
+    if (w.format == Format::kBf16) return product_direct<Format::kBf16>(w, in, first, last, first_tile, last_tile, target);
+    if (w.format == Format::kInt8) return product_direct<Format::kInt8>(w, in, first, last, first_tile, last_tile, target);
+    if (is_grouped(w.format)) return product_groups(w, in, first, last, first_tile, last_tile, target);
     others().product(w, in, first, last, first_tile, last_tile, target);
 }
 
@@ -38,15 +61,28 @@ void unpack(const Weights& w, int64_t row, float scale, float* out) {
     others().unpack(w, row, scale, out);
 }
 
+int64_t rows_of_tile(const Weights& w) {
+    if (is_block(w.format)) return most_rows(block_form(w.format));
+    bool tiles = w.format == Format::kBf16 || w.format == Format::kInt8 || tiled_groups(w);
+    return tiles ? kBlockRows : others().tile_rows(w);
+}
+
+void attend_any(const Attention& a, const Queries& q, float* scratch) {
+    if (a.type == KvType::kFloat) return others().attend(a, q, scratch);
+    attend(a, q, scratch);
+}
+
 Kernels table() {
     Kernels out = others();
     out.name = INFLIGHT_NAME;
-    for (int format = static_cast<int>(Format::kQ8_0); format < kFormats; format++)
-        out.tile_rows[format] = most_rows(block_form(static_cast<Format>(format)));
+    out.tile_rows = rows_of_tile;
+    out.query_rows = 16;
+    out.lines = true;
     out.prepare = prepare;
     out.product = product;
     out.unpack = unpack;
     out.norm = norm_row;
+    out.attend = attend_any;
     return out;
 }
 

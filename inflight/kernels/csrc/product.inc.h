@@ -42,12 +42,22 @@ INLINE void put(const F (&values)[M], char* tile, int64_t column, int64_t column
     }
 }
 
+// What the sums of a panel's lanes are with their bias.
+struct Biased {
+    bool any;
+    F of[2];
+
+    Biased(const Weights& w, int64_t panel) : any(w.bias), of{zero(), zero()} {
+        if (any)
+            for (int j = 0; j < 2; j++) of[j] = load(w.bias + panel * kPanel + j * kLanes);
+    }
+    F operator()(F sum, int j) const { return any ? add(sum, of[j]) : sum; }
+};
+
 template <int M>
 INLINE void finish(const Weights& w, const F (&sums)[M][2], int64_t panel, int64_t row, const Target& t) {
-    F bias[2] = {zero(), zero()};
-    if (w.bias)
-        for (int j = 0; j < 2; j++) bias[j] = load(w.bias + panel * kPanel + j * kLanes);
-    auto value = [&](int m, int j) { return w.bias ? add(sums[m][j], bias[j]) : sums[m][j]; };
+    const Biased biased(w, panel);
+    auto value = [&](int m, int j) { return biased(sums[m][j], j); };
     if (t.mode == Mode::kGate) {
         int64_t columns = w.n / 2, column = panel * kLanes;
         F gated[M];

@@ -8,7 +8,10 @@
 namespace inflight {
 
 int64_t attend_scratch(const Attention& a) {
-    return kMostQueries * (2 * kBlock + 3 * a.depth) + 2 * kBlock * a.depth + 2 * kBlock + 16 * 16;
+    constexpr int64_t rows = 16;  // most queries that are computed together, on any instruction set
+    int64_t dots = rows * (2 * kBlock + 3 * a.depth) + 2 * kBlock * a.depth + 2 * kBlock;
+    int64_t tiles = rows * (kChunk + 3 * a.depth) + (kChunk + kBlock) * a.depth / 2 + 2 * kChunk;
+    return std::max(dots, tiles) + 16 * 32;
 }
 
 namespace {
@@ -168,7 +171,7 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
         // Layers of one shape share their tasks.
         bool same = layer && a.heads == layers_[0].heads && a.kv_heads == layers_[0].kv_heads && a.depth == layers_[0].depth;
         if (same) continue;
-        int64_t group = a.heads / a.kv_heads, most = kMostQueries / std::min(group, kMostQueries) * group;
+        int64_t group = a.heads / a.kv_heads, rows = kernels_->query_rows, most = ceil_div(kPieceTokens, rows) * rows * group;
         for (size_t row = 0; row < s.begins.size(); row++) {
             int64_t queries = s.lengths[row] * group;
             int64_t end = s.step.positions[s.begins[row] + s.lengths[row] - 1] + 1;
@@ -244,6 +247,7 @@ bool Program::tiled(size_t operation) const {
     const Weights &w = weights(op.products[0]), &next = weights(reader.products[0]);
     if (next.format != Format::kBf16 || next.k != next.depth) return false;
     if (is_block(w.format) || most_tile_rows(w) != most_tile_rows(next)) return false;
+    if (kernels_->lines && is_grouped(w.format)) return false;
     for (size_t i = operation + 2; i < operations_.size(); i++) {  // nobody else reads the buffer before it is written anew
         const Operation& other = operations_[i];
         if (other.from == op.to) return false;

@@ -122,7 +122,7 @@ class Program {
     void slice_of(const Step& step, int64_t first, int64_t last);
     void reserve(int64_t rows, int64_t logit_rows);
     bool tiled(size_t operation) const;
-    int64_t most_tile_rows(const Weights& w) const { return kernels_->tile_rows[static_cast<int>(w.format)]; }
+    int64_t most_tile_rows(const Weights& w) const { return kernels_->tile_rows(w); }
     size_t input_of(const Operation& op, size_t i) const;
     double bytes_of(const Operation& op) const;
     double operations_of(const Operation& op) const;

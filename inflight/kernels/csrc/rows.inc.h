@@ -117,18 +117,6 @@ void rotate(float* x, int64_t dim, Norm norm, const float* cosines, const float*
     }
 }
 
-// Bytes from the layer's first key (value) to that of a slot. What a short context needs of all layers lies together, so
-// that few pages are touched for it; within an extent the blocks of one head follow each other, in runs that are streams.
-INLINE int64_t place(const Attention& a, int64_t kv_head, int64_t slot) {
-    uint64_t at = static_cast<uint64_t>(slot), extent = at / kExtent, within = at % kExtent;
-    return static_cast<int64_t>(extent) * a.extent +
-           (kv_head * kExtent + static_cast<int64_t>(within)) * a.depth * kv_bytes(a.type);
-}
-
-INLINE int64_t scale_place(const Attention& a, int64_t kv_head, int64_t slot) {
-    return kv_head * a.blocks * a.block_size + slot;
-}
-
 template <class T>
 INLINE void put(const Attention& a, const T* key, const T* value, int64_t kv_head, int64_t slot) {
     int64_t j = a.tiled() ? slot % kSub : 0, at = place(a, kv_head, slot - j);
@@ -148,8 +136,6 @@ INLINE void put(const Attention& a, const T* key, const T* value, int64_t kv_hea
     T* row = values + j / 2 * a.depth * 2 + j % 2;
     for (int64_t d = 0; d < a.depth; d++) row[2 * d] = value[d];
 }
-
-constexpr int64_t kMostDepth = 1024;  // of a head; checked where a layer is added
 
 float rounded_to_int8(const float* x, int64_t n, int8_t* out) {
     F most = zero();

@@ -168,7 +168,7 @@ void Chooser::typical_p(double p) {
             surprise += surprises_.get()[i];
         }
     }
-    double entropy = std::log(all) + surprise / all;
+    double normal = std::log(all) + static_cast<double>(highest_), entropy = std::log(all) + surprise / all;
     if (!listed_) {
         // A token of more than twice the mean surprise has only less likely ones behind it, and those of less than this
         // probability have less than 1 - p together.
@@ -177,7 +177,7 @@ void Chooser::typical_p(double p) {
         weigh();
     }
     for (int64_t i = 0; i < count_; i++) {
-        double each = std::log(all) + (static_cast<double>(highest_) - values_.get()[i]);
+        double each = normal - values_.get()[i];
         keys_.get()[i] = ~key_of(static_cast<float>(std::fabs(each - entropy)));
     }
     keep(selector_.border(keys_.get(), weights_.get(), count_, p * all));

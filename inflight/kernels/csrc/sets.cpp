@@ -14,11 +14,11 @@ namespace inflight {
 namespace {
 
 #if defined(__x86_64__)
-// AMX: the processor has tiles and their sums of integers, and the system lets this process use them.
+// AMX: the processor has tiles and their sums of integers and of bfloat16, and the system lets this process use them.
 bool tiles() {
 #if defined(__linux__)
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> 25 & 1)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1) || !(d >> 25 & 1)) return false;
     constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
     return !syscall(SYS_arch_prctl, kRequest, kTileData);
 #else

@@ -61,7 +61,8 @@ inline bool same_input(const Weights& a, const Weights& b) {
     return a.zero == b.zero && a.offsets == b.offsets;
 }
 
-// Rows as a product reads them, in tiles that are computed together: [step][row of the tile][inputs of a step].
+// Rows as a product reads them, in tiles that are computed together: [step][row of the tile][inputs of a step], or, where the
+// instruction set has it so, as many steps as 64 bytes hold in place of one; of the last ones there may be fewer.
 // Integers carry a scale for each row and, for each group, the sum of its integers: times minus the zero point where the
 // scheme is symmetric, as it is where it has offsets.
 // For block types a tile is [block of 32 inputs][row of the tile][32], each block has a scale, and where the type has
@@ -152,7 +153,9 @@ struct Queries {
 // Everything that is written once for each instruction set. `scratch` is the thread's own.
 struct Kernels {
     const char* name;
-    int64_t tile_rows[kFormats];
+    int64_t (*tile_rows)(const Weights&);  // most rows of a tile of its products' input
+    int64_t query_rows;  // of attention, that are computed together
+    bool lines;          // kBf16, kInt8: an Input has 64 bytes of a row side by side
 
     // A tile of a product's input: the norms of its rows, rounded as the product wants them.
     void (*prepare)(const Weights&, const float* const* rows, Norm, const Input&, int64_t tile);

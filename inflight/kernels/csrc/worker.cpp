@@ -332,7 +332,7 @@ void Program::Worker::mixture(const Operation& op) {
                 int64_t begin = r.begins[e], count = r.begins[e + 1] - begin;
                 inputs.push_back({data.get() + begin * w.depth * input_bytes(w.format), scales.get() + begin * w.input_scales(),
                                   sums.get() + begin * w.groups(), count,
-                                  ceil_div(count, kernels().tile_rows[static_cast<int>(w.format)])});
+                                  ceil_div(count, program.most_tile_rows(w))});
             }
         };
         region(gate, r.data, r.scales, r.sums, r.inputs);

@@ -11,7 +11,7 @@
 
 namespace inflight {
 
-constexpr int64_t kMostQueries = 12;  // of one piece of attention, on any instruction set
+constexpr int64_t kPieceTokens = 12;  // of a prompt, in a piece of attention: at least
 constexpr int64_t kAloneSize = 8192;  // inputs that every thread prepares for itself rather than wait for the others
 
 constexpr size_t kMostProducts = 8;   // of one operation

@@ -1,0 +1,218 @@
+// Attention on AMX over caches of bfloat16 and of 8 bits: what attention.inc.h does, with up to 16 queries in tiles. All scores of
+// a chunk of 512 keys are there before the softmax, so that a chunk has one maximum and nothing is scaled again. One query
+// goes through tiles as many do: its bits are the same.
+namespace inflight {
+namespace {
+
+constexpr int64_t kChunkSubs = kChunk / kSub, kChunkBlocks = kChunk / kBlock;
+
+struct TileScratch {
+    char* scores;  // [sub-block][rows][16]; then, from the same begin of each, the chances in bfloat16
+    float* sums;   // [rows][depth] of this chunk
+    float* whole;  // [rows][depth] of all chunks
+    char* queries; // [depth / 32][rows][32], of the last 16 [rows][16]
+    Scratch of[kChunkBlocks];  // what cannot be read in place
+};
+
+TileScratch cut_tiles(const Attention& a, float* from) {
+    constexpr int64_t most = 16;
+    TileScratch s;
+    s.scores = reinterpret_cast<char*>(take(from, most * kChunk));
+    s.sums = take(from, most * a.depth);
+    s.whole = take(from, most * a.depth);
+    s.queries = reinterpret_cast<char*>(take(from, most * a.depth / 2));
+    char* keys = reinterpret_cast<char*>(take(from, kBlock * a.depth / 2));
+    for (Scratch& block : s.of) {
+        block = {};
+        block.keys = keys;  // of one block at a time
+        block.values = reinterpret_cast<char*>(take(from, kBlock * a.depth / 2));
+        block.key_scales = take(from, kBlock);
+        block.value_scales = take(from, kBlock);
+    }
+    return s;
+}
+
+void lay_queries(const Attention& a, const Seen& seen, int64_t rows, char* to) {
+    for (int64_t d = 0; d < a.depth; d += kLanes) {
+        int64_t block = d / 32 * 32, width = a.depth - block < 32 ? 16 : 32;
+        for (int64_t m = 0; m < rows; m++)
+            to_bf16(load_part(seen.queries[m] + d, a.dim - d < 0 ? 0 : a.dim - d),
+                    reinterpret_cast<uint16_t*>(to + (block * rows + m * width + d - block) * 2));
+    }
+}
+
+// The scores of up to four sub-blocks, [16 keys][rows of queries] each. A query alone asks for what comes next meanwhile.
+INLINE void score_tiles(const Attention& a, const Subs& subs, const Ahead* next, const char* queries, int64_t rows, char* scores) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    asm volatile("" ::: "memory");
+    const int64_t count = subs.count;
+    int64_t d = 0;
+    for (; d + 32 <= a.depth; d += 32) {
+        const int64_t at = d * 32;
+        _tile_loadd(4, queries + d * rows * 2, 64);
+        _tile_loadd(6, subs.keys[0] + at, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (count > 1) {
+            _tile_loadd(6, subs.keys[1] + at, 64);
+            _tile_dpbf16ps(1, 4, 6);
+        }
+        if (count > 2) {
+            _tile_loadd(6, subs.keys[2] + at, 64);
+            _tile_dpbf16ps(2, 4, 6);
+        }
+        if (count > 3) {
+            _tile_loadd(6, subs.keys[3] + at, 64);
+            _tile_dpbf16ps(3, 4, 6);
+        }
+        if (next)
+            for (int64_t i = 0; i < kSubs; i++)
+                for (int64_t line = 0; line < 16 * 64; line += 64) {
+                    __builtin_prefetch(next->keys[i] + at + line, 0, 2);
+                    __builtin_prefetch(next->values[i] + at + line, 0, 2);
+                }
+    }
+    if (d < a.depth) {
+        _tile_loadd(5, queries + d * rows * 2, 32);
+        _tile_loadd(7, subs.keys[0] + d * 32, 64);
+        _tile_dpbf16ps(0, 5, 7);
+        if (count > 1) {
+            _tile_loadd(7, subs.keys[1] + d * 32, 64);
+            _tile_dpbf16ps(1, 5, 7);
+        }
+        if (count > 2) {
+            _tile_loadd(7, subs.keys[2] + d * 32, 64);
+            _tile_dpbf16ps(2, 5, 7);
+        }
+        if (count > 3) {
+            _tile_loadd(7, subs.keys[3] + d * 32, 64);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, scores, 64);
+    if (count > 1) _tile_stored(1, scores + rows * 64, 64);
+    if (count > 2) _tile_stored(2, scores + 2 * rows * 64, 64);
+    if (count > 3) _tile_stored(3, scores + 3 * rows * 64, 64);
+}
+
+// The highest scores so far of each row, lane by lane, with those of the block at `first`. What a row does not see becomes
+// minus infinity.
+INLINE void raise(const Attention& a, const Seen& seen, int64_t first, int64_t count, const Scratch& s, bool late, int64_t rows,
+                  char* scores, float* most) {
+    const bool plain = late && seen.by_all(first, first + count * kSub);
+    for (int64_t m = 0; m < rows; m++) {
+        F highest = load(most + m * kLanes);
+        for (int64_t i = 0; i < count; i++) {
+            float* at = reinterpret_cast<float*>(scores + (i * rows + m) * 64);
+            F x = load(at);
+            if (!plain) {
+                if (!late) x = early(a, s, i, x);
+                x = keep_lanes(x, seen.from[m] - first - i * kSub, seen.to[m] - first - i * kSub, splat(-INFINITY));
+                store(at, x);
+            }
+            highest = max(highest, x);
+        }
+        store(most + m * kLanes, highest);
+    }
+}
+
+// Scores of a sub-block to chances.
+INLINE void soften_tile(const Attention& a, const float* value_scales, float scale, const float (&peaks)[16], int64_t rows,
+                        char* scores, float* totals) {
+    for (int64_t m = 0; m < rows; m++) {
+        F x = fma(load(reinterpret_cast<const float*>(scores + m * 64)), splat(scale), splat(-peaks[m]));
+        F chance = exp2_short(x);
+        store(totals + m * kLanes, add(load(totals + m * kLanes), chance));
+        if (a.type == KvType::kInt8) chance = mul(chance, load(value_scales));
+        to_bf16(chance, reinterpret_cast<uint16_t*>(scores + m * 32));  // never before the score that lies there was read
+    }
+}
+
+// Up to four times 16 components of values, weighted by a sub-block's chances.
+INLINE void weigh_tiles(const Attention& a, const char* chances, const char* values, int64_t count) {
+    asm volatile("" ::: "memory");
+    _tile_loadd(5, chances, 32);
+    _tile_loadd(7, values, a.depth * 4);
+    _tile_dpbf16ps(0, 5, 7);
+    if (count > 1) {
+        _tile_loadd(7, values + 64, a.depth * 4);
+        _tile_dpbf16ps(1, 5, 7);
+    }
+    if (count > 2) {
+        _tile_loadd(7, values + 128, a.depth * 4);
+        _tile_dpbf16ps(2, 5, 7);
+    }
+    if (count > 3) {
+        _tile_loadd(7, values + 192, a.depth * 4);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, TileState& state) {
+    const int64_t rows = q.count;
+    const Seen seen(a, q, rows);
+    lay_queries(a, seen, rows, s.queries);
+    expect_result(a, q, rows);
+    state.cut_queries(rows);
+    const bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f, few = rows <= a.heads / a.kv_heads;
+    const float scale = late ? a.scale * kLog2e : 1.0f;
+    float peaks[16], totals[16];
+    for (int64_t chunk = seen.first_chunk; chunk < seen.last_chunk; chunk++) {
+        alignas(64) float chunk_peaks[16], chunk_totals[16][kLanes], most[16][kLanes];
+        for (int m = 0; m < 16; m++) store(most[m], splat(-INFINITY)), store(chunk_totals[m], zero());
+        const int64_t low = seen.low(chunk), high = seen.high(chunk), sub_bytes = rows * 64;
+        const char* values[kChunkSubs];
+        int64_t all = 0;  // sub-blocks
+        for (int64_t block = low; block < high; block += kBlock) {
+            const Scratch& of = s.of[(block - low) / kBlock];
+            asm volatile("" ::: "memory");
+            const Subs subs = find(a, q, block, high, of);
+            const Ahead next = few ? foresee(a, q, block + kBlock, seen.end, subs) : Ahead{};
+            score_tiles(a, subs, few ? &next : nullptr, s.queries, rows, s.scores + all * sub_bytes);
+            raise(a, seen, block, subs.count, of, late, rows, s.scores + all * sub_bytes, most[0]);
+            for (int64_t i = 0; i < subs.count; i++) values[all++] = subs.values[i];
+        }
+        F highest[16];
+        for (int m = 0; m < 16; m++) highest[m] = load(most[m]);
+        store(chunk_peaks, max(mul(highest_of(highest), splat(scale)), splat(kNever)));
+        for (int64_t d = 0; d < a.depth || !d; d += 4 * kLanes) {
+            const int64_t count = (a.depth - d) / kLanes < 4 ? (a.depth - d) / kLanes : 4;
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (int64_t i = 0; i < all; i++) {
+                char* of = s.scores + i * sub_bytes;
+                const float* value_scales = s.of[i / kSubs].value_scales + i % kSubs * kSub;
+                if (!d) soften_tile(a, value_scales, scale, chunk_peaks, rows, of, chunk_totals[0]);
+                weigh_tiles(a, of, values[i] + d * 4, count);
+            }
+            char* sums = reinterpret_cast<char*>(s.sums + d);
+            _tile_stored(0, sums, a.depth * 4);
+            if (count > 1) _tile_stored(1, sums + 64, a.depth * 4);
+            if (count > 2) _tile_stored(2, sums + 128, a.depth * 4);
+            if (count > 3) _tile_stored(3, sums + 192, a.depth * 4);
+        }
+        for (int64_t m = 0; m < rows; m++)
+            add_chunk(a.depth, chunk == seen.first_chunk, peaks[m], totals[m], s.whole + m * a.depth, chunk_peaks[m],
+                      sum(load(chunk_totals[m])), s.sums + m * a.depth);
+    }
+    for (int64_t m = 0; m < rows; m++) give_row(a, q, m, peaks[m], totals[m], s.whole + m * a.depth);
+}
+
+void attend(const Attention& a, const Queries& all, float* scratch) {
+    const TileScratch s = cut_tiles(a, scratch);
+    TileState state;
+    Queries q = all;
+    for (int64_t done = 0; done < all.count; done += q.count) {
+        q.first = all.first + done;
+        q.count = all.count - done < 16 ? all.count - done : 16;
+        if (all.chunk >= 0) q.out = all.out + done * (a.depth + 2);
+        attend_tiles(a, q, s, state);
+    }
+}
+
+}  // namespace
+}  // namespace inflight

@@ -1,0 +1,274 @@
+// What attention does alike with dot products and with tiles: where keys and values lie, and how chunks are merged.
+namespace inflight {
+namespace {
+
+constexpr int64_t kMostDepth = 1024;  // of a head; checked where a layer is added
+constexpr float kNever = -1e30f;  // below every score: the maximum of nothing
+
+// Bytes from the layer's first key (value) to that of a slot. What a short context needs of all layers lies together, so
+// that few pages are touched for it; within an extent the blocks of one head follow each other, in runs that are streams.
+INLINE int64_t place(const Attention& a, int64_t kv_head, int64_t slot) {
+    uint64_t at = static_cast<uint64_t>(slot), extent = at / kExtent, within = at % kExtent;
+    return static_cast<int64_t>(extent) * a.extent +
+           (kv_head * kExtent + static_cast<int64_t>(within)) * a.depth * kv_bytes(a.type);
+}
+
+INLINE int64_t scale_place(const Attention& a, int64_t kv_head, int64_t slot) {
+    return kv_head * a.blocks * a.block_size + slot;
+}
+
+struct Scratch {
+    float* scores;        // [rows][64]
+    uint16_t* chances;    // [rows][64], or floats
+    float* chances_float;
+    float* sums;          // [rows][depth] of this chunk
+    float* whole;         // [rows][depth] of all chunks
+    char* queries;        // [depth / 2][rows] pairs, or [depth][rows] floats
+    char* keys;           // four sub-blocks, where they cannot be read in place
+    char* values;
+    float* key_scales;    // [64]
+    float* value_scales;
+};
+
+INLINE float* take(float*& from, int64_t floats) {
+    float* at = from;
+    from += (floats + 15) / 16 * 16;
+    return at;
+}
+
+INLINE Scratch cut(const Attention& a, float* from) {
+    constexpr int64_t most = 12;
+    Scratch s;
+    s.scores = take(from, most * kBlock);
+    s.chances_float = take(from, most * kBlock);
+    s.chances = reinterpret_cast<uint16_t*>(s.chances_float);
+    s.sums = take(from, most * a.depth);
+    s.whole = take(from, most * a.depth);
+    s.queries = reinterpret_cast<char*>(take(from, most * a.depth));
+    s.keys = reinterpret_cast<char*>(take(from, kBlock * a.depth));
+    s.values = reinterpret_cast<char*>(take(from, kBlock * a.depth));
+    s.key_scales = take(from, kBlock);
+    s.value_scales = take(from, kBlock);
+    return s;
+}
+
+constexpr int kSubs = kBlock / kSub;
+static_assert(kSubs == 4);
+
+// Where sub-blocks of 16 keys lie: in the cache, or copied to scratch.
+struct Subs {
+    const char* keys[kSubs];
+    const char* values[kSubs];
+    int64_t count;  // of them; the others of the block are seen by nobody
+};
+
+INLINE int64_t slot_of(const Attention& a, const int32_t* table, int64_t position) {
+    uint32_t at = static_cast<uint32_t>(position), size = static_cast<uint32_t>(a.block_size);  // a short division
+    return static_cast<int64_t>(table[at / size]) * a.block_size + at % size;
+}
+
+template <class T>
+void copy_positions(const Attention& a, const Queries& q, int64_t first, int64_t last, char* keys, char* values) {
+    T* k = reinterpret_cast<T*>(keys);
+    T* v = reinterpret_cast<T*>(values);
+    std::memset(keys, 0, static_cast<size_t>(kSub * a.depth) * sizeof(T));
+    std::memset(values, 0, static_cast<size_t>(kSub * a.depth) * sizeof(T));
+    for (int64_t p = first; p < last; p++) {
+        int64_t at = place(a, q.kv_head, slot_of(a, q.table, p)), j = p - first;
+        const T* key = reinterpret_cast<const T*>(a.keys + at);
+        const T* value = reinterpret_cast<const T*>(a.values + at);
+        if (sizeof(T) == 4) {
+            for (int64_t d = 0; d < a.depth; d++) k[d * kSub + j] = key[d];
+            std::memcpy(v + j * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
+            continue;
+        }
+        for (int64_t d = 0; d < a.depth; d++) k[(d / 2 * kSub + j) * 2 + d % 2] = key[d];
+        for (int64_t d = 0; d < a.depth; d++) v[(j / 2 * a.depth + d) * 2 + j % 2] = value[d];
+    }
+}
+
+// Integers of one byte are exact in bfloat16.
+void widen(const int8_t* from, int64_t n, uint16_t* to) {
+    for (int64_t i = 0; i < n; i += kLanes) to_bf16(from_int8(from + i), to + i);
+}
+
+// The first `count` values of a sub-block. What a former request left behind them must not reach anybody: a product of 0
+// and infinity is not 0.
+INLINE void copy_values(const Attention& a, const char* from, int64_t count, char* to) {
+    std::memset(to, 0, static_cast<size_t>(kSub * a.depth * (a.type == KvType::kFloat ? 4 : 2)));
+    if (a.type == KvType::kFloat) {
+        std::memcpy(to, from, static_cast<size_t>(count * a.depth) * 4);
+        return;
+    }
+    int64_t pairs = count / 2 * a.depth * 4;
+    std::memcpy(to, from, static_cast<size_t>(pairs));
+    if (count % 2)
+        for (int64_t d = 0; d < a.depth; d++) std::memcpy(to + pairs + 4 * d, from + pairs + 4 * d, 2);
+}
+
+INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t end, const Scratch& s) {
+    Subs subs;
+    int64_t size = kSub * a.depth;
+    subs.count = (end - block + kSub - 1) / kSub;
+    if (subs.count > kSubs) subs.count = kSubs;
+    for (int64_t i = 0; i < subs.count; i++) {
+        int64_t first = block + i * kSub, last = first + kSub < end ? first + kSub : end;
+        int64_t wide = (a.type == KvType::kFloat ? 4 : 2) * size;
+        char* keys = s.keys + i * wide;
+        char* values = s.values + i * wide;
+        if (a.type == KvType::kInt8) {
+            for (int64_t p = first; p < first + kSub; p++) {
+                int64_t at = p < last ? scale_place(a, q.kv_head, slot_of(a, q.table, p)) : 0;
+                s.key_scales[p - block] = p < last ? a.key_scales[at] : 0.0f;
+                s.value_scales[p - block] = p < last ? a.value_scales[at] : 0.0f;
+            }
+        }
+        if (!a.tiled()) {
+            if (a.type == KvType::kFloat) copy_positions<float>(a, q, first, last, keys, values);
+            if (a.type == KvType::kBf16) copy_positions<uint16_t>(a, q, first, last, keys, values);
+            if (a.type == KvType::kInt8) {
+                alignas(64) int8_t narrow[2][kSub * kMostDepth];
+                copy_positions<int8_t>(a, q, first, last, reinterpret_cast<char*>(narrow[0]), reinterpret_cast<char*>(narrow[1]));
+                widen(narrow[0], size, reinterpret_cast<uint16_t*>(keys));
+                widen(narrow[1], size, reinterpret_cast<uint16_t*>(values));
+            }
+            subs.keys[i] = keys;
+            subs.values[i] = values;
+            continue;
+        }
+        int64_t offset = place(a, q.kv_head, slot_of(a, q.table, first));
+        if (a.type == KvType::kInt8) {
+            widen(reinterpret_cast<const int8_t*>(a.keys + offset), size, reinterpret_cast<uint16_t*>(keys));
+            widen(reinterpret_cast<const int8_t*>(a.values + offset), size, reinterpret_cast<uint16_t*>(values));
+            subs.keys[i] = keys;
+            subs.values[i] = values;
+        } else {
+            subs.keys[i] = a.keys + offset;
+            subs.values[i] = a.values + offset;
+            if (last - first < kSub) {
+                copy_values(a, subs.values[i], last - first, values);
+                subs.values[i] = values;
+            }
+        }
+    }
+    return subs;
+}
+
+// Where the next block's bytes lie, after the last one those of what follows. They are asked for line by line while this
+// block is computed: pages of the cache lie anywhere, which no prefetcher foresees, and asked for all at once they would
+// keep everything else waiting.
+struct Ahead {
+    const char* keys[kSubs];
+    const char* values[kSubs];
+};
+
+INLINE Ahead foresee(const Attention& a, const Queries& q, int64_t block, int64_t end, const Subs& now) {
+    Keys from{q.table, q.kv_head, block, end};
+    if (block >= end) from = q.next;
+    Ahead next;
+    for (int64_t i = 0; i < kSubs; i++) {
+        int64_t first = from.begin + i * kSub;
+        if (!a.tiled() || first >= from.end) {
+            next.keys[i] = now.keys[0];
+            next.values[i] = now.values[0];
+            continue;
+        }
+        int64_t offset = place(a, from.kv_head, slot_of(a, from.table, first));
+        next.keys[i] = a.keys + offset;
+        next.values[i] = a.values + offset;
+    }
+    return next;
+}
+
+// What is done to scores before their maximum: with a scale of each key, or a cap, the scale of all is not left to the end.
+INLINE F early(const Attention& a, const Scratch& s, int64_t i, F x) {
+    x = mul(x, splat(a.softcap != 0.0f ? a.scale / a.softcap : a.scale * kLog2e));
+    if (a.type == KvType::kInt8) x = mul(x, load(s.key_scales + i * kSub));
+    return a.softcap != 0.0f ? mul(hyperbolic_tangent(x), splat(a.softcap * kLog2e)) : x;
+}
+
+// A result so far (maximum, total, sums) with the next chunk's.
+INLINE void merge_into(int64_t depth, float& peak, float& total, float* whole, float next_peak, float next_total,
+                       const float* next) {
+    float most = peak > next_peak ? peak : next_peak;
+    alignas(64) float factors[16] = {peak - most, next_peak - most};
+    store(factors, exp2(load(factors)));
+    F mine = splat(factors[0]), others = splat(factors[1]);
+    for (int64_t d = 0; d < depth; d += kLanes)
+        store(whole + d, fma(load(next + d), others, mul(load(whole + d), mine)));
+    total = total * factors[0] + next_total * factors[1];
+    peak = most;
+}
+
+// 1 / total; a query that saw nothing at all gives zeros.
+INLINE float share(float total) { return total > 0.0f ? 1.0f / total : 0.0f; }
+
+// The same for all chunks: the first one is the result so far.
+INLINE void add_chunk(int64_t depth, bool first, float& peak, float& total, float* whole, float next_peak, float next_total,
+                      const float* next) {
+    if (!first) return merge_into(depth, peak, total, whole, next_peak, next_total, next);
+    peak = next_peak;
+    total = next_total;
+    for (int64_t d = 0; d < depth; d += kLanes) store(whole + d, add(load(next + d), zero()));  // as a merge: no -0
+}
+
+// Where row m of a piece goes.
+INLINE float* result_of(const Attention& a, const Queries& q, int64_t m) {
+    int64_t group = a.heads / a.kv_heads, token = (q.first + m) / group, head = (q.first + m) % group;
+    return q.out + token * q.out_stride + head * a.dim;
+}
+
+// Asks for the lines of the result, which another thread may hold.
+INLINE void expect_result(const Attention& a, const Queries& q, int64_t rows) {
+    if (q.chunk >= 0) return;
+    for (int64_t m = 0; m < rows; m++) {
+        const float* out = result_of(a, q, m);
+        for (int64_t d = 0; d < a.dim; d += kLanes) __builtin_prefetch(out + d, 1, 2);
+    }
+}
+
+// Row m's result, or its share of it.
+INLINE void give_row(const Attention& a, const Queries& q, int64_t m, float peak, float total, const float* whole) {
+    if (q.chunk >= 0) {
+        float* out = q.out + m * (a.depth + 2);
+        out[0] = peak;
+        out[1] = total;
+        std::memcpy(out + 2, whole, static_cast<size_t>(a.depth) * 4);
+        return;
+    }
+    float* out = result_of(a, q, m);
+    F inverse = splat(share(total));
+    for (int64_t d = 0; d < a.dim; d += kLanes) store_part(out + d, mul(load(whole + d), inverse), a.dim - d);
+}
+
+// Which positions each row of a piece sees, at most 16 rows.
+struct Seen {
+    int64_t from[16], to[16];
+    const float* queries[16];
+    int64_t begin = INT64_MAX, last_from = 0, first_to = INT64_MAX, end = 0;
+    int64_t first_chunk, last_chunk;
+
+    Seen(const Attention& a, const Queries& q, int64_t rows) {
+        int64_t group = a.heads / a.kv_heads;
+        for (int64_t m = 0; m < rows; m++) {
+            int64_t token = (q.first + m) / group, head = (q.first + m) % group;
+            queries[m] = q.q + token * q.q_stride + head * a.dim;
+            to[m] = q.positions[token] + 1;
+            from[m] = a.window && to[m] > a.window ? to[m] - a.window : 0;
+            begin = from[m] < begin ? from[m] : begin;
+            last_from = from[m] > last_from ? from[m] : last_from;
+            first_to = to[m] < first_to ? to[m] : first_to;
+            end = to[m] > end ? to[m] : end;
+        }
+        first_chunk = q.chunk < 0 ? begin / kChunk : q.chunk;
+        last_chunk = q.chunk < 0 ? (end + kChunk - 1) / kChunk : q.chunk + 1;
+    }
+    // Of a chunk, what is looked at.
+    int64_t low(int64_t chunk) const { return chunk * kChunk > begin ? chunk * kChunk : begin / kBlock * kBlock; }
+    int64_t high(int64_t chunk) const { return (chunk + 1) * kChunk < end ? (chunk + 1) * kChunk : end; }
+    // Whether every row sees all of [first, last).
+    bool by_all(int64_t first, int64_t last) const { return first >= last_from && last <= first_to; }
+};
+
+}  // namespace
+}  // namespace inflight
