@@ -11,9 +11,6 @@ from inflight.device.base import Ranks
 from inflight.device.open import Device
 from inflight.errors import StartError
 
-STEP_TIMEOUT = 300.0
-"""Seconds a rank waits for the others in the middle of a step; a rank that dies is noticed at once by its socket."""
-
 
 class Connected(Ranks):
     """Ranks of one process group. Sums are made in an order that is the same every time for the same shapes."""

@@ -49,11 +49,6 @@ class Metrics(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    @property
-    def content_type(self) -> str:
-        """The media type of `render`."""
-        return CONTENT_TYPE
-
     def request_done(self, servable: str, method: str, seconds: float, cause: str | None = None) -> None:
         """One request was answered after `seconds`; `cause` is its error's `InflightError.cause`, None for none."""
         self._requests[servable, method].observe(seconds)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from inflight.metrics import CONTENT_TYPE, SECONDS, Metrics
+from inflight.metrics import SECONDS, Metrics
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -103,4 +103,3 @@ def test_two_servers_do_not_share_and_both_show_the_process() -> None:
     assert value(scrape(second), "inflight_requests_total", servable="s", method="m") is None
     for metrics in (first, second):
         assert (value(scrape(metrics), "process_resident_memory_bytes") or 0) > 1e6
-    assert first.content_type == CONTENT_TYPE

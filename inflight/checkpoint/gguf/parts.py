@@ -11,7 +11,6 @@ from inflight.checkpoint.mapped import Bytes
 from inflight.errors import StartError
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-_MOST_PARTS = 99_999
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ MAX_DIMS = 32
 SMALL = 256
 """Elements up to which the plain loop is faster."""
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 LEAVES: dict[type, np.dtype[Any]] = {
     float: np.dtype(np.float32),
