@@ -23,9 +23,8 @@ from inflight.generation import Generator
 from inflight.link import Call, CallDone, Done, MethodOffer, Offer, Unpacker
 from inflight.metrics import Metrics
 from inflight.router.replica import Replica, State
-from inflight.router.request import Instance, Request, Result
+from inflight.router.request import Instance, Late, Request, Result
 from inflight.router.stage import run_stage
-from inflight.router.watch import Late
 from inflight.types import MethodInfo, Row
 
 log = logging.getLogger("inflight")

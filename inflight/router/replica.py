@@ -42,8 +42,8 @@ from inflight.link import (
     physical_memory,
 )
 from inflight.place import Launch, WorkerProcess, start_worker
-from inflight.router.request import Batch, Instance
-from inflight.router.watch import ExecutionWatch, Late
+from inflight.router.request import Batch, Instance, Late
+from inflight.router.watch import ExecutionWatch
 from inflight.table import TableRow
 from inflight.types import Value
 

@@ -6,20 +6,39 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 from inflight.errors import Cancelled, InflightError
 from inflight.link import Blob
 from inflight.types import Outcome, Value
 
-if TYPE_CHECKING:
-    from inflight.router.replica import Replica
-    from inflight.router.watch import Late
-
 Result: TypeAlias = "list[Outcome] | InflightError"
 Done: TypeAlias = "Callable[[Request, Result], None]"
 SayTo: TypeAlias = "Callable[[int, str], None]"
 """Told the index of an instance and more of its text."""
+
+
+class Holder(Protocol):
+    """A replica, as the requests see it whose instances it has."""
+
+    def drop(self, keys: list[int]) -> None:
+        """Nobody waits for these instances any more."""
+
+
+@dataclass
+class Late:
+    """What a worker that is hung was at.
+
+    Attributes:
+        keys: instances of the run that does not end; empty where the worker runs nothing and answers nothing.
+        seconds: what the run was allowed.
+        again: how many of these instances, when they ran alone afterwards, did not end either.
+    """
+
+    keys: tuple[int, ...]
+    seconds: float
+    again: int = 0
 
 
 class Request:
@@ -108,7 +127,7 @@ class Request:
         self.instances = []
 
     def _drop(self) -> None:
-        keys: dict[Replica, list[int]] = {}
+        keys: dict[Holder, list[int]] = {}
         for instance in self.instances:
             if instance.replica is not None:
                 keys.setdefault(instance.replica, []).append(instance.key)
@@ -168,7 +187,7 @@ class Instance:
         self.kills = 0
         self.blame = 0
         self.late: Late | None = None
-        self.replica: Replica | None = None
+        self.replica: Holder | None = None
         self.batch: Batch | None = None
         self.generations = 0
         self.calls: list[asyncio.Task[None]] = []

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from inflight.link import BoardReader
-from inflight.router.request import Instance
+from inflight.router.request import Instance, Late
 
 STUCK = 60.0
 """Seconds beyond the longest limit in which a worker may have instances and run none of them: its stages may wait for
@@ -16,21 +15,6 @@ fuller batches (`max_wait_ms`)."""
 
 LOOKS = 8
 """How often in the shortest limit somebody looks, at least; between 20 times a second and every 5 seconds."""
-
-
-@dataclass
-class Late:
-    """What a worker that is hung was at.
-
-    Attributes:
-        keys: instances of the run that does not end; empty where the worker runs nothing and answers nothing.
-        seconds: what the run was allowed.
-        again: how many of these instances, when they ran alone afterwards, did not end either.
-    """
-
-    keys: tuple[int, ...]
-    seconds: float
-    again: int = 0
 
 
 class ExecutionWatch:

@@ -13,13 +13,13 @@ from inflight.checkpoint import ModelFolder, open_model
 from inflight.config import processors
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
-from inflight.models import DecodeRows, ForwardBatch, Rows, VectorHead, load_model
+from inflight.models import CausalLM, DecodeRows, ForwardBatch, Rows, VectorHead, load_model
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.sentences import SentenceModel
 from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.pooling import MeanPool
-from inflight.shard.sampling import RowState, sampler_of
+from inflight.shard.sampling import RowState, Sampler
 from inflight.shard.sound import sound_plan
 from inflight.types import Array
 
@@ -54,7 +54,7 @@ class ModelRunner:
         self._ranks = ranks
         self._device = device
         self._model = model = load_model(job.model, ranks, device, progress, folder)
-        self._sampler = sampler_of(model, job.model.threads or processors())
+        self._sampler = _sampler_of(model, job.model.threads or processors())
         _trim()
         longest = min(job.max_model_len or model.max_positions, model.max_positions)
         most = longest * job.max_rows
@@ -280,3 +280,18 @@ def _dummy(lengths: list[int], block_size: int) -> ForwardBatch:
         num_decode=sum(length == 1 for length in lengths) if lengths[0] == 1 else 0,
         logits_at=np.cumsum(lengths) - 1,
     )
+
+
+def _sampler_of(model: CausalLM, threads: int) -> Sampler:
+    """What fits its logits.
+
+    Args:
+        threads: of the native sampler.
+    """
+    if model.on_torch:
+        from inflight.shard.sampler import TorchSampler
+
+        return TorchSampler()
+    from inflight.shard.native_sampler import NativeSampler
+
+    return NativeSampler(threads)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inflight.kernels import Sampled
-from inflight.models import CausalLM, Rows
+from inflight.models import Rows
 from inflight.plan import Sampling
 from inflight.types import Array
 
@@ -58,18 +58,3 @@ class Sampler(ABC):
     @abstractmethod
     def on_host(self, rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The same rows as numpy's array of float32."""
-
-
-def sampler_of(model: CausalLM, threads: int) -> Sampler:
-    """What fits its logits.
-
-    Args:
-        threads: of the native sampler.
-    """
-    if model.on_torch:
-        from inflight.shard.sampler import TorchSampler
-
-        return TorchSampler()
-    from inflight.shard.native_sampler import NativeSampler
-
-    return NativeSampler(threads)

@@ -11,8 +11,8 @@ import pytest
 
 from inflight.link import BOARD_BYTES, Board, BoardReader, Runner
 from inflight.router import watch
-from inflight.router.request import Instance, Request
-from inflight.router.watch import ExecutionWatch, Late
+from inflight.router.request import Instance, Late, Request
+from inflight.router.watch import ExecutionWatch
 
 LIMIT = 0.4
 

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from inflight.wire.connections import Allocate
 
-if TYPE_CHECKING:
-    from inflight.wire.http.connection import HttpConnection
-
 ALIGNMENT = 64
 """Bytes; what numpy, vector instructions and device copies like best."""
+
+
+class Carrier(Protocol):
+    """The connection, as a body that has its socket sees it."""
+
+    def bulk_read(self, size: int) -> None:
+        """More of the body is here."""
+
+    def bulk_done(self) -> None:
+        """All of it is."""
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
 
 
 class BulkBody(asyncio.BufferedProtocol):
@@ -23,7 +36,7 @@ class BulkBody(asyncio.BufferedProtocol):
         view: the buffer, exactly as long as the body.
     """
 
-    def __init__(self, connection: HttpConnection, view: memoryview) -> None:
+    def __init__(self, connection: Carrier, view: memoryview) -> None:
         self.view = view
         self._connection = connection
         self._received = 0

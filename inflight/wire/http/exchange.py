@@ -6,15 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextvars import Token
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from inflight.admission import Arrival, arrival
 from inflight.wire.http.asgi import App, Header, InlineApp, Message, Scope, error_json
 from inflight.wire.http.gate import Gate
 from inflight.wire.http.head import STATUS_LINES, response_head
-
-if TYPE_CHECKING:
-    from inflight.wire.http.connection import HttpConnection
 
 _logger = logging.getLogger("inflight.http")
 
@@ -23,6 +20,31 @@ HIGH_WATER = 64 * 1024
 _FAULTS = (400, 413, 415, 422)
 _JOINED = 64 * 1024
 """Up to this size head and body are joined into one write: cheaper than a second system call."""
+
+
+class Carrier(Protocol):
+    """The connection, as its exchanges see it.
+
+    Attributes:
+        write_paused: its client takes the response too slowly.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    write_paused: bool
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    async def writable(self) -> None:
+        """Returns when the transport takes more."""
+
+    def response_done(self, exchange: Exchange) -> None:
+        """The whole response went out."""
+
+    def forget(self, exchange: Exchange) -> None:
+        """The application returned."""
 
 
 class Exchange:
@@ -68,7 +90,7 @@ class Exchange:
 
     def __init__(
         self,
-        connection: HttpConnection,
+        connection: Carrier,
         scope: Scope,
         *,
         keep_alive: bool,
