@@ -12,7 +12,8 @@ These structs are their own wire form (MessagePack arrays), hence the tags: they
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,6 +24,58 @@ _DEVICE_TYPES = {"gpu": "cuda", "ascend": "npu"}
 
 LARGEST_COUNT = (1 << 31) - 1
 """Of `top_k` and `top_n_tokens`."""
+
+
+class Range(NamedTuple):
+    """The values that a number may have. Attributes: above, below: `low` and `high` themselves are left out."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether it is one of them; NaN never is."""
+        low = self.low < value if self.above else self.low <= value
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf and self.low == 0.0 and self.above:
+            return "strictly positive"
+        if self.high == math.inf:
+            return f"{'>' if self.above else '>='} {self.low}"
+        return f"{'>' if self.above else '>='} {self.low} and {'<' if self.below else '<='} {self.high}"
+
+
+POSITIVE = Range(0.0, above=True)
+
+RANGES: Mapping[str, Range] = {
+    "temperature": Range(0.0, above=True, below=True),
+    "repetition_penalty": Range(1e-3, 1e3),
+    "frequency_penalty": Range(-1e6, 1e6),
+    "presence_penalty": Range(-1e6, 1e6),
+    "top_k": Range(0, LARGEST_COUNT),
+    "top_p": Range(0.0, 1.0, above=True),
+    "typical_p": Range(0.0, 1.0, above=True),
+    "min_p": Range(0.0, 1.0),
+    "seed": Range(0, (1 << 64) - 1),
+    "top_n_tokens": Range(0, LARGEST_COUNT),
+    "pooled_from": Range(0),
+}
+"""What a sampler can use, whoever asks. A protocol may take less of it, or say it in other words."""
+
+
+def out_of_range(given: object, ranges: Mapping[str, Range]) -> str | None:
+    """What is wrong with the first number that is not in its range; None where all are.
+
+    Args:
+        given: has them as attributes; one that is None is not given.
+    """
+    for name, range in ranges.items():
+        value = getattr(given, name)
+        if value is not None and not range.holds(value):
+            return f"`{name}` must be {range}"
+    return None
 
 
 class Sampling(msgspec.Struct, array_like=True, frozen=True):
@@ -107,23 +160,12 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
             return f"a sampling parameter has a value of the wrong type: {error}"
 
     def _fault(self, vocab_size: int) -> str | None:
-        rules = (
-            (0 < self.temperature < math.inf, "`temperature` must be strictly positive; greedy is `do_sample` false"),
-            (0 <= self.top_k <= LARGEST_COUNT, f"`top_k` must be from 0 (off) to {LARGEST_COUNT}"),
-            (0 < self.top_p <= 1, "`top_p` must be > 0.0 and <= 1.0"),
-            (0 <= self.min_p <= 1, "`min_p` must be >= 0.0 and <= 1.0"),
-            (0 < self.typical_p <= 1, "`typical_p` must be > 0.0 and <= 1.0"),
-            (1e-3 <= self.repetition_penalty <= 1e3, "`repetition_penalty` must be >= 0.001 and <= 1000"),
-            (abs(self.frequency_penalty) <= 1e6, "`frequency_penalty` must be >= -1e6 and <= 1e6"),
-            (abs(self.presence_penalty) <= 1e6, "`presence_penalty` must be >= -1e6 and <= 1e6"),
-            (0 <= self.seed < 1 << 64, "`seed` must be >= 0 and < 2**64"),
-            (0 <= self.top_n_tokens <= LARGEST_COUNT, f"`top_n_tokens` must be from 0 to {LARGEST_COUNT}"),
-            (self.pooling in ("", "last", "mean"), "`pooling` must be last or mean"),
-            (self.pooled_from >= 0, "`pooled_from` must be >= 0"),
-        )
-        for holds, text in rules:
-            if not holds:
-                return text
+        for name, range in RANGES.items():
+            if not range.holds(getattr(self, name)):
+                greedy = "; greedy is `do_sample` false" if name == "temperature" else ""
+                return f"`{name}` must be {range}{greedy}"
+        if self.pooling not in ("", "last", "mean"):
+            return "`pooling` must be last or mean"
         for token, value in self.logit_bias:
             if not 0 <= token < vocab_size:
                 return f"`logit_bias` names token {token}, the model has {vocab_size} tokens"

@@ -89,18 +89,20 @@ def imported(tree: ast.Module, modules: Mapping[str, ast.Module]) -> Iterator[st
             yield from (alias.name for alias in node.names if alias.name in modules)
         elif isinstance(node, ast.ImportFrom) and node.module in modules:
             for alias in node.names:
-                yield origin(node.module, alias.name, modules)
+                found = origin(node.module, alias.name, modules)
+                if found is not None:
+                    yield found
 
 
-def origin(module: str, name: str, modules: Mapping[str, ast.Module]) -> str:
-    """The module that defines a name which another one offers."""
+def origin(module: str, name: str, modules: Mapping[str, ast.Module]) -> str | None:
+    """The module that defines a name which another one offers; None where it is no module of Python."""
     if f"{module}.{name}" in modules:
         return f"{module}.{name}"
     for node in modules[module].body:
         elsewhere = isinstance(node, ast.ImportFrom) and node.module in modules and node.module != module
         if elsewhere and any((alias.asname or alias.name) == name for alias in node.names):
             return origin(node.module, name, modules)
-    return module
+    return module if re.search(rf"\b{name}\b", ast.unparse(modules[module])) else None
 
 
 def room(module: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from inflight.errors import InflightError, InvalidRequest
 from inflight.generation import Finish, GenerationRequest, Generator, Token
-from inflight.plan import Sampling
+from inflight.plan import RANGES, Range, Sampling, out_of_range
 from inflight.structured import grammar_of
 from inflight.types import MethodInfo, Outcome, Row, TensorSpec
 
@@ -58,6 +58,12 @@ class StageParameters(msgspec.Struct, forbid_unknown_fields=True):
     grammar: Any = None
     adapter_id: str | None = None
     timeout: float | None = None
+
+
+_RANGES = {
+    **{name: range for name, range in RANGES.items() if name in StageParameters.__struct_fields__ and name != "seed"},
+    "temperature": Range(0.0),  # 0 is greedy
+}
 
 
 async def run_stage(
@@ -134,14 +140,10 @@ def _request(row: Row, seed: int) -> GenerationRequest:
 
 def _check(given: StageParameters) -> None:
     """Numbers that no sampler could use."""
+    wrong = out_of_range(given, _RANGES)
     rules = (
         (given.max_new_tokens is not None and given.max_new_tokens < 1, "`max_new_tokens` must be at least 1"),
-        (given.temperature is not None and not given.temperature >= 0, "`temperature` must be at least 0"),
-        (given.top_k < 0, "`top_k` must be at least 0"),
-        (not 0 < given.top_p <= 1, "`top_p` must be > 0.0 and <= 1.0"),
-        (not 0 < given.typical_p <= 1, "`typical_p` must be > 0.0 and <= 1.0"),
-        (not 0 <= given.min_p <= 1, "`min_p` must be >= 0.0 and <= 1.0"),
-        (not given.repetition_penalty > 0, "`repetition_penalty` must be strictly positive"),
+        (wrong is not None, wrong),
         (given.truncate is not None and given.truncate < 1, "`truncate` must be at least 1"),
         (given.timeout is not None and not given.timeout > 0, "`timeout` must be strictly positive"),
     )

@@ -6,7 +6,7 @@ There the names were fixed in the code; here any model that is served answers to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import msgspec
 import orjson
@@ -18,8 +18,10 @@ from inflight.frontends.generate import MAX_SEED, Whole, draw_seed, number, pick
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.frontends.tgi import TgiError, refusal
 from inflight.generation import Finish, FinishReason, GenerationRequest, Generator, Token, TokenInfo
-from inflight.plan import Sampling
+from inflight.plan import RANGES, Sampling
 from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
+
+Number = TypeVar("Number", int, float)
 
 REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "eos", FinishReason.STOP: "stop"}
 RETRY = 30000
@@ -183,12 +185,10 @@ def _request(body: LlmBody, given: LlmParameters, generator: Generator) -> Gener
     sampling = Sampling(
         do_sample=given.do_sample and warm,
         temperature=given.temperature if given.temperature is not None and warm else 1.0,
-        top_k=top_k if 0 < top_k < 1 << 31 else 1,
+        top_k=_repaired("top_k", top_k or None, 1),
         top_p=top_p,
-        typical_p=given.typical_p if given.typical_p is not None and 0 < given.typical_p < 1 else 1.0,
-        repetition_penalty=given.repetition_penalty
-        if given.repetition_penalty and given.repetition_penalty > 0
-        else 1.0,
+        typical_p=_repaired("typical_p", given.typical_p, 1.0),
+        repetition_penalty=_repaired("repetition_penalty", given.repetition_penalty, 1.0),
         seed=(given.seed or draw_seed()) & MAX_SEED,
         logprobs=True,
         top_n_tokens=min(max(given.top_n_tokens or 0, 0), limits.max_top_n_tokens),
@@ -205,6 +205,10 @@ def _request(body: LlmBody, given: LlmParameters, generator: Generator) -> Gener
         # Scripts were written for sequences that were padded to one length: what does not fit is cut there.
         fit=True,
     )
+
+
+def _repaired(name: str, value: Number | None, otherwise: Number) -> Number:
+    return value if value is not None and RANGES[name].holds(value) else otherwise
 
 
 def _token(info: TokenInfo) -> _Told:

@@ -12,10 +12,20 @@ from inflight.errors import InvalidRequest, ToolError
 from inflight.frontends.generate import MAX_SEED, draw_seed
 from inflight.frontends.openai.tools import Tools, offer
 from inflight.generation import Chat, GenerationLimits, GenerationRequest, GeneratorInfo, Grammar, ToolFormat
-from inflight.plan import Sampling
+from inflight.plan import RANGES, Range, Sampling, out_of_range
 from inflight.structured import grammar_of
 
 MAX_CHOICES = 128
+
+
+_RANGES = {
+    "temperature": Range(0.0, 100.0),  # 0 is greedy
+    "top_p": RANGES["top_p"],
+    "min_p": RANGES["min_p"],
+    "frequency_penalty": Range(-2.0, 2.0),
+    "presence_penalty": Range(-2.0, 2.0),
+    "repetition_penalty": RANGES["repetition_penalty"],
+}
 
 
 class StreamOptions(msgspec.Struct):
@@ -208,18 +218,11 @@ def _bias(given: dict[str, float] | list[float] | None) -> tuple[tuple[int, floa
 
 def _check(body: Common, most: int | None, stop: list[str], choices: int, limits: GenerationLimits) -> None:
     # Nothing but the prompt's own probabilities: what evaluations ask for.
+    wrong = out_of_range(body, _RANGES)
     scores = isinstance(body, CompletionBody) and bool(body.echo) and not body.stream
     rules = (
         (most is not None and most < (0 if scores else 1), "`max_tokens` must be at least 1"),
-        (body.temperature is not None and not 0 <= body.temperature <= 100, "`temperature` must be at least 0"),
-        (body.top_p is not None and not 0 < body.top_p <= 1, "`top_p` must be > 0.0 and <= 1.0"),
-        (body.min_p is not None and not 0 <= body.min_p <= 1, "`min_p` must be >= 0.0 and <= 1.0"),
-        (not _within(body.frequency_penalty, 2.0), "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-        (not _within(body.presence_penalty, 2.0), "`presence_penalty` must be >= -2.0 and <= 2.0"),
-        (
-            body.repetition_penalty is not None and not body.repetition_penalty > 0,
-            "`repetition_penalty` must be strictly positive",
-        ),
+        (wrong is not None, wrong),
         (not 1 <= choices <= MAX_CHOICES, f"`n` must be between 1 and {MAX_CHOICES}"),
         (
             len(stop) > limits.max_stop_sequences,
@@ -244,7 +247,3 @@ def _check(body: Common, most: int | None, stop: list[str], choices: int, limits
 
 def _best_of(body: Common) -> int:
     return (body.best_of or 0) if isinstance(body, CompletionBody) else 0
-
-
-def _within(value: float | None, bound: float) -> bool:
-    return value is None or -bound <= value <= bound

@@ -10,10 +10,21 @@ import msgspec
 from inflight.errors import InvalidRequest
 from inflight.frontends.generate import MAX_SEED, draw_seed
 from inflight.generation import GenerationLimits, GenerationRequest
-from inflight.plan import Sampling
+from inflight.plan import POSITIVE, RANGES, Range, Sampling, out_of_range
 from inflight.structured import grammar_of
 
 _MAX_COUNT = (1 << 32) - 1
+_RANGES = {
+    "temperature": POSITIVE,
+    "repetition_penalty": POSITIVE,
+    "frequency_penalty": Range(-2.0, 2.0),
+    "presence_penalty": Range(-2.0, 2.0),
+    "top_p": RANGES["top_p"]._replace(below=True),
+    "typical_p": RANGES["typical_p"]._replace(below=True),
+    "min_p": RANGES["min_p"],
+    "top_k": POSITIVE,
+}
+"""In TGI's order: what is off is left out of a request."""
 
 
 class Parameters(msgspec.Struct):
@@ -151,6 +162,7 @@ def _samples(given: Parameters) -> bool:
 
 def _check_numbers(given: Parameters, limits: GenerationLimits, best_of: int, sampled: bool, streaming: bool) -> None:
     stops, top_n = limits.max_stop_sequences, given.top_n_tokens or 0
+    wrong = out_of_range(given, _RANGES)
     unsigned = (given.best_of, given.truncate, given.top_n_tokens, given.max_new_tokens)
     if any(value is not None and not 0 <= value <= _MAX_COUNT for value in unsigned):
         raise InvalidRequest("`best_of`, `truncate`, `top_n_tokens` and `max_new_tokens` must be whole numbers from 0")
@@ -159,14 +171,7 @@ def _check_numbers(given: Parameters, limits: GenerationLimits, best_of: int, sa
         (best_of > limits.max_best_of, f"`best_of` must be > 0 and <= {limits.max_best_of}. Given: {best_of}"),
         (best_of > 1 and streaming, "`best_of` != 1 is not supported when streaming tokens"),
         (best_of > 1 and not sampled, "you must use sampling when `best_of` is > 1"),
-        (not _positive(given.temperature), "`temperature` must be strictly positive"),
-        (not _positive(given.repetition_penalty), "`repetition_penalty` must be strictly positive"),
-        (not _within(given.frequency_penalty, 2.0), "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-        (not _within(given.presence_penalty, 2.0), "`presence_penalty` must be >= -2.0 and <= 2.0"),
-        (not _fraction(given.top_p), "`top_p` must be > 0.0 and < 1.0"),
-        (not _fraction(given.typical_p), "`typical_p` must be > 0.0 and < 1.0"),
-        (given.min_p is not None and not 0 <= given.min_p <= 1, "`min_p` must be >= 0.0 and <= 1.0"),
-        (given.top_k is not None and not 0 < given.top_k < 1 << 31, "`top_k` must be strictly positive"),
+        (wrong is not None, wrong),
         (given.max_new_tokens == 0, "`max_new_tokens` must be strictly positive"),
         (len(given.stop) > stops, f"`stop` supports up to {stops} stop sequences. Given: {len(given.stop)}"),
         (best_of > 1 and given.seed is not None, "`seed` must not be set when `best_of` > 1"),
@@ -184,15 +189,3 @@ def _check_numbers(given: Parameters, limits: GenerationLimits, best_of: int, sa
     for broken, text in rules:
         if broken:
             raise InvalidRequest(text)
-
-
-def _positive(value: float | None) -> bool:
-    return value is None or value > 0
-
-
-def _within(value: float | None, bound: float) -> bool:
-    return value is None or -bound <= value <= bound
-
-
-def _fraction(value: float | None) -> bool:
-    return value is None or 0 < value < 1
