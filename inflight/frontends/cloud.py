@@ -14,7 +14,7 @@ from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
 from inflight.frontends.generate import all_of, payload_limit, pick
-from inflight.frontends.openai import ChatBody, CompletionBody, OpenAiRest, chat_requests
+from inflight.frontends.openai import CHAT, COMPLETIONS, ChatBody, CompletionBody, OpenAiRest, chat_requests
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.frontends.tgi import GenerateBody, Predictions, TgiError, TgiRest, check_body, refusal
 from inflight.generation import GenerationRequest
@@ -70,9 +70,9 @@ class CloudRest(Door):
         if "inputs" in fields:
             route, path = self._tgi, "/"
         elif "messages" in fields:
-            route, path = self._openai, "/v1/chat/completions"
+            route, path = self._openai, CHAT
         elif "prompt" in fields:
-            route, path = self._openai, "/v1/completions"
+            route, path = self._openai, COMPLETIONS
         else:
             raise InvalidRequest("the body has none of `inputs`, `messages` and `prompt`")
         del fields

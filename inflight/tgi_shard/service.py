@@ -31,7 +31,7 @@ _REASONS = {
     FinishReason.EOS: pb.FINISH_REASON_EOS_TOKEN,
     FinishReason.STOP: pb.FINISH_REASON_STOP_SEQUENCE,
 }
-_STATUS = {3: grpc.StatusCode.INVALID_ARGUMENT, 5: grpc.StatusCode.NOT_FOUND, 8: grpc.StatusCode.RESOURCE_EXHAUSTED}
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Service:
@@ -88,7 +88,7 @@ class Service:
                 with self._lock:
                     return work(request)
             except InflightError as error:
-                context.abort(_STATUS.get(error.grpc_code, grpc.StatusCode.INTERNAL), str(error))
+                context.abort(_STATUS[error.grpc_code], str(error))
             except Exception as error:  # the router is told, whatever failed, and goes on with other batches
                 log.exception("%s failed on rank %d", name, self._rank)
                 context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")

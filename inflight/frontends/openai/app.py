@@ -32,6 +32,8 @@ from inflight.generation import Event, Finish, FinishReason, GenerationRequest, 
 from inflight.structured import grammar_of
 from inflight.wire import DONE, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
 
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
 _QUEUE = 64
 """Events of several choices that wait for a slow client before their generations' readers pause."""
 
@@ -167,8 +169,8 @@ class OpenAiRest(Door):
         await respond_json(call.send, one)
 
     routes: ClassVar[Sequence[Route]] = (
-        generation("/v1/chat/completions", "Chat", _chat, ChatBody, ChatAnswer, events=Events.ASKED),
-        generation("/v1/completions", "Complete", _completions, CompletionBody, CompletionAnswer, events=Events.ASKED),
+        generation(CHAT, "Chat", _chat, ChatBody, ChatAnswer, events=Events.ASKED),
+        generation(COMPLETIONS, "Complete", _completions, CompletionBody, CompletionAnswer, events=Events.ASKED),
         generation(
             "/v1/responses", "Chat, in the newer form", _responses, ResponsesBody, ResponsesAnswer, events=Events.ASKED
         ),
