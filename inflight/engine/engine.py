@@ -10,10 +10,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
-import msgspec
-
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, RestartPolicy
+from inflight.engine.capacity import resolve
 from inflight.engine.checks import failures, sayable, token_ids
 from inflight.engine.embedding import Embedder
 from inflight.engine.encoder import LONG, Encoder
@@ -663,54 +662,34 @@ class Engine:
             stream.fail(error)
 
     def _learn(self, offer: ShardOffer) -> None:
-        """Resolves the limits with what the shards can hold, which may be less after a restart than at the first start.
+        """Takes over what the shards can hold, which may be less after a restart than at the first start.
 
         Raises:
             StartError: the flags ask for more than that, at the first start.
         """
-        config, policy = self._config, self._config.policy.resolved(offer.device_type, offer.max_rows)
-        blocks = offer.num_blocks
-        if policy.max_batch_total_tokens is not None:
-            blocks = min(blocks, max(1, policy.max_batch_total_tokens // offer.block_size))
-        room = blocks * offer.block_size
-        longest = min(offer.max_model_len, room)
-        again = self._scheduler is not None
-        total = config.limits.max_total_tokens or longest
-        if total > longest and again:
-            total = longest
-        if total > longest:
-            raise StartError(
-                f"max_total_tokens {total} is more than the model's length of {offer.max_model_len} or the cache's "
-                f"{room} tokens; lower it or raise --kv-cache-memory"
-            )
-        inputs = config.limits.max_input_tokens or total - 1
-        if inputs >= total and again:
-            inputs = total - 1
-        if inputs >= total:
-            raise StartError(f"max_input_tokens {inputs} must be less than max_total_tokens {total}")
-        policy = msgspec.structs.replace(policy, max_batch_total_tokens=room)
+        config, tokenizer = self._config, self._tokenizer
+        room = resolve(config, offer, again=self._scheduler is not None)
         self._info = replace(
             self._info,
-            limits=GenerationLimits.of(config.limits, inputs, total),
-            policy=policy,
+            limits=room.limits,
+            policy=room.policy,
             device_type=offer.device_type,
             dtype=offer.dtype,
             world_size=config.tensor_parallel,
             vocab_size=offer.vocab_size,
-            has_template=self._tokenizer.chat is not None,
-            tool_format=sayable(self._tokenizer.tool_format(), offer.vocab_size),
+            has_template=tokenizer.chat is not None,
+            tool_format=sayable(tokenizer.tool_format(), offer.vocab_size),
             embedding_size=offer.embedding_size,
             unit_vectors=self._unit_vectors,
             generates=offer.family != ENCODER,
             adapters=tuple(adapter.name for adapter in config.model.adapters),
-            defaults=self._tokenizer.defaults if config.generation_config == "auto" else SamplingDefaults(),
+            defaults=tokenizer.defaults if config.generation_config == "auto" else SamplingDefaults(),
         )
-        capacity = Capacity.of(offer, policy, blocks)
         self._num_blocks = self._num_blocks or offer.num_blocks
         if self._scheduler is None:
-            self._scheduler = Scheduler(capacity)
-        elif capacity != self._scheduler.capacity:
-            self._resize(capacity)
+            self._scheduler = Scheduler(room.capacity)
+        elif room.capacity != self._scheduler.capacity:
+            self._resize(room.capacity)
 
     def _resize(self, capacity: Capacity) -> None:
         """The cache is not as large as it was, because memory is short, or is so again."""

@@ -1,0 +1,54 @@
+"""What a model takes at most: what was asked for, resolved with what its shards can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from inflight.config import GeneratorConfig, Policy
+from inflight.errors import StartError
+from inflight.generation import GenerationLimits
+from inflight.plan import ShardOffer
+from inflight.sched import Capacity
+
+
+@dataclass(frozen=True)
+class Room:
+    """What requests may ask for, how they share the model, and what the scheduler has for them."""
+
+    limits: GenerationLimits
+    policy: Policy
+    capacity: Capacity
+
+
+def resolve(config: GeneratorConfig, offer: ShardOffer, *, again: bool) -> Room:
+    """Fits the settings to the shards.
+
+    Args:
+        again: the shards were started before. Memory may have become short since: what no longer fits is cut.
+
+    Raises:
+        StartError: the settings ask for more than there is, at the first start.
+    """
+    policy = config.policy.resolved(offer.device_type, offer.max_rows)
+    blocks = offer.num_blocks
+    if policy.max_batch_total_tokens is not None:
+        blocks = min(blocks, max(1, policy.max_batch_total_tokens // offer.block_size))
+    room = blocks * offer.block_size
+    longest = min(offer.max_model_len, room)
+    total = config.limits.max_total_tokens or longest
+    if total > longest:
+        if not again:
+            raise StartError(
+                f"max_total_tokens {total} is more than the model's length of {offer.max_model_len} or the cache's "
+                f"{room} tokens; lower it or raise --kv-cache-memory"
+            )
+        total = longest
+    inputs = config.limits.max_input_tokens or total - 1
+    if inputs >= total:
+        if not again:
+            raise StartError(f"max_input_tokens {inputs} must be less than max_total_tokens {total}")
+        inputs = total - 1
+    policy = msgspec.structs.replace(policy, max_batch_total_tokens=room)
+    return Room(GenerationLimits.of(config.limits, inputs, total), policy, Capacity.of(offer, policy, blocks))
