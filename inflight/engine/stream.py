@@ -11,7 +11,7 @@ from collections.abc import Sequence as Items
 from inflight.errors import Cancelled, InflightError
 from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Start, Token, TokenInfo
 from inflight.sched import Sequence
-from inflight.text import Matcher, StopTexts, Tokenizer
+from inflight.text import Matcher, TextTail, Tokenizer
 
 
 class Stream:
@@ -42,9 +42,7 @@ class Stream:
         self.embedding: bytes | None = None
         self._on_end = on_end
         self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.detokenizer(sequence.tokens)
-        self._stops = StopTexts(request.stop, request.include_stop)
-        self._parts: list[str] = []
+        self._tail = TextTail(tokenizer, sequence.tokens, request.stop, request.include_stop)
         self._events: deque[Event] = deque()
         self._error: InflightError | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -70,18 +68,14 @@ class Stream:
             self._told_start = True
             self._events.append(self._start())
         tokenizer = self._tokenizer
-        special = tokenizer.is_special(id)
-        text = self._detokenizer.add(id)
-        shown, hit = ("", None) if special else self._stops.add(text)
-        reason = self._reason(id, hit)
-        if shown:
-            self._parts.append(shown)
+        ends = not self.request.ignore_eos or self.matcher is not None
+        text, shown, special, reason = self._tail.add(id, ends, len(self.sequence.tokens) >= self.sequence.stop_at)
         named = tuple(
             TokenInfo(token, tokenizer.token_text(token), value, tokenizer.is_special(token)) for token, value in top
         )
         self._events.append(Token(TokenInfo(id, text, logprob, special), shown, named, reason is not None))
         if reason is not None:
-            self._finish(reason, hit)
+            self._finish(reason)
         self._wake()
         return self.finished
 
@@ -126,15 +120,6 @@ class Stream:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    def _reason(self, id: int, hit: str | None) -> FinishReason | None:
-        if hit is not None:
-            return FinishReason.STOP
-        if (not self.request.ignore_eos or self.matcher is not None) and id in self._tokenizer.eos_ids:
-            return FinishReason.EOS
-        if len(self.sequence.tokens) >= self.sequence.stop_at:
-            return FinishReason.LENGTH
-        return None
-
     def _start(self) -> Start:
         sequence, tokenizer = self.sequence, self._tokenizer
         prompt: tuple[TokenInfo, ...] = ()
@@ -146,16 +131,12 @@ class Stream:
         began = self._began or self._arrived
         return Start(sequence.num_prompt, sequence.cached or 0, prompt, began - self._arrived)
 
-    def _finish(self, reason: FinishReason, hit: str | None) -> None:
-        held = ""
-        if hit is None:
-            shown, hit = self._stops.add(self._detokenizer.finish())
-            held = shown if hit is not None else shown + self._stops.finish()
-            self._parts.append(held)
+    def _finish(self, reason: FinishReason) -> None:
+        tail = self._tail
+        held = tail.finish()
         self.end()
         sequence = self.sequence
-        text = "".join(self._parts)
         seconds = time.perf_counter() - (self._began or self._arrived)
         self._events.append(
-            Finish(reason, text, held, sequence.generated, sequence.num_prompt, hit, seconds, self.embedding)
+            Finish(reason, tail.text, held, sequence.generated, sequence.num_prompt, tail.hit, seconds, self.embedding)
         )

@@ -3,18 +3,16 @@
 from inflight.telemetry import switch_off
 from inflight.text.chat import shown
 from inflight.text.defaults import sampling_defaults
-from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar
-from inflight.text.stop import StopTexts
+from inflight.text.tail import TextTail
 from inflight.text.template import ChatTemplate
 from inflight.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "ChatTemplate",
-    "Detokenizer",
     "GrammarCompiler",
     "Matcher",
-    "StopTexts",
+    "TextTail",
     "Tokenizer",
     "json_grammar",
     "load_tokenizer",

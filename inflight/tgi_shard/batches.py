@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from inflight.errors import InvalidRequest, ModelError, NotFound
 from inflight.generation import FinishReason, Grammar
 from inflight.plan import UNSOUND, Admission, Sampling, StepPlan, StepResult
 from inflight.shard import ModelRunner
-from inflight.text import Detokenizer, GrammarCompiler, Matcher, StopTexts, Tokenizer
+from inflight.text import GrammarCompiler, Matcher, TextTail, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,8 @@ class Row:
 
     asked: Asked
     key: int
-    stops: StopTexts
-    detokenizer: Detokenizer
+    tail: TextTail
     generated: int = 0
-    text: list[str] = field(default_factory=list)
     matcher: Matcher | None = None
     mask: bytes | None = None
 
@@ -201,7 +199,7 @@ class Batches:
             raise InvalidRequest(f"{needed} tokens are more than the model's {offer.max_model_len}")
 
     def _row(self, asked: Asked) -> Row:
-        row = Row(asked, self._next_key, StopTexts(asked.stop, True), self._tokenizer.detokenizer(asked.tokens))
+        row = Row(asked, self._next_key, TextTail(self._tokenizer, asked.tokens, asked.stop, True))
         self._next_key += 1
         if asked.grammar is not None:
             if self._compiler is None:
@@ -244,16 +242,12 @@ class Batches:
 
     def _take(self, row: Row, token: int, result: StepResult | None) -> Generated:
         row.generated += 1
-        text = row.detokenizer.add(token)
-        special = self._tokenizer.is_special(token)
-        shown, hit = ("", None) if special else row.stops.add(text)
-        row.text.append(shown)
-        reason = self._reason(row, token, hit)
+        ends = not row.asked.ignore_eos or row.matcher is not None
+        text, _, special, reason = row.tail.add(token, ends, row.generated >= row.asked.max_new_tokens)
         whole: str | None = None
         if reason is not None:
-            if hit is None:
-                row.text.append(row.stops.add(row.detokenizer.finish())[0] + row.stops.finish())
-            whole = "".join(row.text)
+            row.tail.finish()
+            whole = row.tail.text
         elif row.matcher is not None:
             row.matcher.advance(token)
             row.mask = row.matcher.mask()
@@ -264,11 +258,3 @@ class Batches:
         top = result.top.get(row.key, ())
         scores = result.prompt_logprobs.get(row.key) if row.generated == 1 else None
         return Generated(row, token, text, special, logprob, top, scores, reason, whole)
-
-    def _reason(self, row: Row, token: int, hit: str | None) -> FinishReason | None:
-        asked = row.asked
-        if hit is not None:
-            return FinishReason.STOP
-        if (not asked.ignore_eos or row.matcher is not None) and token in self._tokenizer.eos_ids:
-            return FinishReason.EOS
-        return FinishReason.LENGTH if row.generated >= asked.max_new_tokens else None

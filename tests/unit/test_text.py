@@ -14,7 +14,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from inflight.errors import InvalidRequest, StartError, TemplateError
 from inflight.generation import Chat, SamplingDefaults
-from inflight.text import ChatTemplate, StopTexts, Tokenizer, load_tokenizer, sampling_defaults
+from inflight.text import ChatTemplate, Tokenizer, load_tokenizer, sampling_defaults
+from inflight.text.stop import StopTexts
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog",
