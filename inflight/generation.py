@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from inflight.admission import Admission
 from inflight.config import Limits, Policy
+from inflight.errors import InflightError
 from inflight.plan import Sampling
 
 GREEDY = Sampling()
@@ -298,7 +301,7 @@ class Generator(Protocol):
     def streams(self) -> int:
         """Requests in it."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Runs one request: `Start`, one `Token` for every generated token, `Finish`.
 
         Closing the iterator ends the generation and frees what it held.
@@ -326,3 +329,55 @@ class Generator(Protocol):
             TemplateError: the model has no chat template or it refused the messages.
             InvalidRequest: messages hold what cannot be shown.
         """
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A generation from its first to its last event."""
+
+    start: Start
+    tokens: tuple[Token, ...]
+    finish: Finish
+
+    @property
+    def mean_logprob(self) -> float:
+        found = [token.info.logprob for token in self.tokens if token.info.logprob is not None]
+        return sum(found) / len(found) if found else -math.inf
+
+
+async def whole(generator: Generator, request: GenerationRequest, say: Callable[[str], None] | None = None) -> Whole:
+    """Runs one generation to its end. Cancelling the call ends it.
+
+    Args:
+        say: told each piece of text as it comes.
+    """
+    start = Start(0)
+    tokens: list[Token] = []
+    events = generator.generate(request)
+    try:
+        async for event in events:
+            if isinstance(event, Start):
+                start = event
+                continue
+            if say is not None and event.delta:
+                say(event.delta)
+            if isinstance(event, Finish):
+                return Whole(start, tuple(tokens), event)
+            tokens.append(event)
+    finally:
+        await events.aclose()
+    raise InflightError("the generation ended without its last event")
+
+
+T = TypeVar("T")
+
+
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Everything at once; the first failure ends the others."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
@@ -237,7 +237,7 @@ class Engine:
             self._grammars.close()
         await self._executor.give_up()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         began = time.perf_counter()
         start: Start | None = None
         failure: str | None = "dropped"  # where nobody takes the events to their end

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
 
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound, OpenAi, Tgi
 from inflight.frontends.base import Backend
-from inflight.generation import Embedding, Event, Finish, GenerationRequest, Generator, Start, Token
+from inflight.generation import Embedding, GenerationRequest, Generator, Whole, together, whole
 from inflight.wire import Receive, Scope, header, read_body
 
 T = TypeVar("T")
@@ -63,37 +62,6 @@ def _says_json(scope: Scope) -> bool:
     return essence == b"application/json" or (essence.startswith(b"application/") and essence.endswith(b"+json"))
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A generation from its first to its last event."""
-
-    start: Start
-    tokens: tuple[Token, ...]
-    finish: Finish
-
-    @property
-    def mean_logprob(self) -> float:
-        found = [token.info.logprob for token in self.tokens if token.info.logprob is not None]
-        return sum(found) / len(found) if found else -math.inf
-
-
-async def whole(generator: Generator, request: GenerationRequest) -> Whole:
-    """Runs one generation to its end. Cancelling the call ends it."""
-    start, tokens = Start(0), []
-    events = generator.generate(request)
-    try:
-        async for event in events:
-            if isinstance(event, Token):
-                tokens.append(event)
-            elif isinstance(event, Start):
-                start = event
-            else:
-                return Whole(start, tuple(tokens), event)
-    finally:
-        await events.aclose()  # type: ignore[attr-defined]  # generators have it
-    raise InflightError("the generation ended without its last event")
-
-
 async def all_of(generator: Generator, requests: Sequence[GenerationRequest]) -> list[Whole]:
     """Several generations at once; the first failure ends the others.
 
@@ -102,13 +70,7 @@ async def all_of(generator: Generator, requests: Sequence[GenerationRequest]) ->
     """
     if len(requests) == 1:
         return [await whole(generator, requests[0])]
-    tasks = [asyncio.ensure_future(whole(generator, request)) for request in requests]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    return await together(whole(generator, request) for request in requests)
 
 
 def embedding_of(one: Whole) -> Embedding:
@@ -187,20 +149,3 @@ def with_seed(request: GenerationRequest, seed: int) -> GenerationRequest:
 def number(value: float | None) -> float | None:
     """A log-probability as JSON takes it: no NaN, no infinity."""
     return value if value is not None and math.isfinite(value) else None
-
-
-__all__ = [
-    "Event",
-    "Whole",
-    "all_of",
-    "draw_seed",
-    "embedding_of",
-    "loaded",
-    "number",
-    "payload_limit",
-    "pick",
-    "read_struct",
-    "refuse_images",
-    "whole",
-    "with_seed",
-]

@@ -19,13 +19,12 @@ from inflight.errors import InvalidRequest, StartError
 from inflight.generation import (
     GREEDY,
     Chat,
-    Finish,
     FinishReason,
     GenerationRequest,
     Grammar,
-    Start,
-    Token,
     TokenInfo,
+    together,
+    whole,
 )
 from inflight.hub import HubModel, locate
 from inflight.llm.local import LocalExecutor
@@ -191,7 +190,7 @@ class LLM:
                 _spread(worn, count, "adapters"),
             )
         ]
-        return self._call(self._generate(requests))
+        return self._call(together(self._one(request) for request in requests))
 
     def embed(
         self,
@@ -222,7 +221,7 @@ class LLM:
             )
             for text in given
         ]
-        found = self._call(self._all(self._vector(request) for request in requests))
+        found = self._call(together(self._vector(request) for request in requests))
         return np.array(found, np.float32).reshape(len(found), self.engine.info.embedding_size)
 
     def chat(self, messages: list[dict[str, object]], sampling: Sampling = GREEDY, **options: Any) -> Generation:
@@ -250,38 +249,16 @@ class LLM:
     ) -> None:
         self.close()
 
-    async def _generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        return await self._all(self._one(request) for request in requests)
+    async def _one(self, request: GenerationRequest) -> Generation:
+        found = await whole(self.engine, request)
+        start, finish = found.start, found.finish
+        infos = tuple(token.info for token in found.tokens)
+        return Generation(finish.text, infos, finish.reason, start.prompt, finish.prompt_length, start.cached)
 
     async def _vector(self, request: GenerationRequest) -> np.ndarray[Any, np.dtype[np.float32]]:
-        async for event in self.engine.generate(request):
-            if isinstance(event, Finish) and event.embedding is not None:
-                return np.frombuffer(event.embedding, np.float32)
-        raise AssertionError("a text ended without its vector")
-
-    async def _all(self, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """Everything at once; the first failure ends the others."""
-        tasks = [asyncio.ensure_future(each) for each in work]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _one(self, request: GenerationRequest) -> Generation:
-        start, tokens = Start(0), []
-        events = self.engine.generate(request)
-        async for event in events:
-            if isinstance(event, Token):
-                tokens.append(event.info)
-            elif isinstance(event, Start):
-                start = event
-            elif isinstance(event, Finish):
-                return Generation(
-                    event.text, tuple(tokens), event.reason, start.prompt, event.prompt_length, start.cached
-                )
-        raise AssertionError("a generation ended without its last event")
+        data = (await whole(self.engine, request)).finish.embedding
+        assert data is not None, "a text ended without its vector"
+        return np.frombuffer(data, np.float32)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ class Announced:
             f"servable '{self.info.name}': servable is not available, the model is still being loaded; try again later"
         )
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         raise self.loading()
 
     async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
@@ -156,7 +156,7 @@ class Generators:
 
         tasks = [
             asyncio.ensure_future(
-                run_stage(engine, row, partial(settle, index), partial(say, index) if say else None, whole=True)
+                run_stage(engine, row, partial(settle, index), partial(say, index) if say else None, reported=True)
             )
             for index, row in enumerate(rows)
         ]

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from inflight.errors import InflightError, InvalidRequest
-from inflight.generation import Finish, GenerationRequest, Generator, Token
+from inflight.generation import GenerationRequest, Generator, whole
 from inflight.plan import RANGES, Range, Sampling, out_of_range
 from inflight.structured import grammar_of
 from inflight.types import MethodInfo, Outcome, Row, TensorSpec
@@ -72,34 +72,26 @@ async def run_stage(
     done: Callable[[list[Outcome] | InflightError], None],
     say: Say | None = None,
     seed: int | None = None,
-    whole: bool = False,
+    reported: bool = False,
 ) -> None:
     """Generates for one row and calls `done` once, with one outcome or the error.
 
     Args:
         say: told the text as it comes.
         seed: where the parameters name none.
-        whole: the outcome holds all of `generate_method`'s outputs, else the text alone.
+        reported: the outcome holds all of `generate_method`'s outputs, else the text alone.
     """
     try:
-        events = generator.generate(_request(row, random.getrandbits(64) if seed is None else seed))
-        try:
-            async for event in events:
-                if isinstance(event, Finish):
-                    if say is not None and event.delta:
-                        say(event.delta)
-                    more = [event.reason.value, np.array(event.generated, np.int64)] if whole else []
-                    done([[event.text, *more]])
-                    return
-                if say is not None and isinstance(event, Token) and event.delta:
-                    say(event.delta)
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]  # generators have it
+        request = _request(row, random.getrandbits(64) if seed is None else seed)
+        finish = (await whole(generator, request, say)).finish
     except InflightError as error:
         done(error)
     except Exception as error:  # somebody waits for this row, whatever failed
         log.exception("a generation stage failed")
         done(InflightError(f"internal error, {type(error).__name__}: {error}"))
+    else:
+        more = [finish.reason.value, np.array(finish.generated, np.int64)] if reported else []
+        done([[finish.text, *more]])
 
 
 def _request(row: Row, seed: int) -> GenerationRequest:

@@ -13,8 +13,8 @@ import torch
 from inflight.config import GeneratorConfig, ModelConfig
 from inflight.engine import Engine
 from inflight.errors import InvalidRequest
-from inflight.frontends.generate import embedding_of, whole
-from inflight.generation import GenerationRequest
+from inflight.frontends.generate import embedding_of
+from inflight.generation import GenerationRequest, whole
 from inflight.llm.local import LocalExecutor
 from inflight.plan import ShardJob
 from inflight.text import load_tokenizer

@@ -13,13 +13,13 @@ from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest, Unavailable
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.generate import Whole, all_of, loaded, refuse_images
+from inflight.frontends.generate import all_of, loaded, refuse_images
 from inflight.frontends.mindspore.request import parse_json
 from inflight.frontends.mindspore.rest import InstancesBody, MindSporeRest, refusal
 from inflight.frontends.mindspore.url import parse_encoded, parse_url
 from inflight.frontends.routes import Call, Events, Match, Route, generation
 from inflight.frontends.tgi.request import GenerateBody, Parameters, check
-from inflight.generation import Finish, GenerationRequest, Generator, Token
+from inflight.generation import Finish, GenerationRequest, Generator, Token, Whole
 from inflight.types import NEWEST
 from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Scope, Send, respond_json, too_large
 

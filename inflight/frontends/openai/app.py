@@ -12,7 +12,7 @@ import msgspec
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.generate import Whole, all_of, embedding_of, loaded, payload_limit, pick, whole
+from inflight.frontends.generate import all_of, embedding_of, loaded, payload_limit, pick
 from inflight.frontends.openai.answers import (
     ChatAnswer,
     CompletionAnswer,
@@ -28,7 +28,7 @@ from inflight.frontends.openai.response import Reply, Usage, error_json, refusal
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
 from inflight.frontends.routes import Call, Events, Route, generation
-from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token
+from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token, Whole, whole
 from inflight.structured import grammar_of
 from inflight.wire import DONE, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
 

@@ -11,10 +11,9 @@ import msgspec
 import orjson
 
 from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.generate import Whole
 from inflight.frontends.openai.request import ChatBody
 from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
-from inflight.generation import Finish, FinishReason, Start, Token, ToolFormat
+from inflight.generation import Finish, FinishReason, Start, Token, ToolFormat, Whole
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
 
