@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from inflight.config import GeneratorConfig
 from inflight.engine import Engine
-from inflight.errors import InflightError, InvalidRequest
+from inflight.errors import InflightError, InvalidRequest, ModelError
 from inflight.generation import Finish, GenerationRequest, Grammar, ToolFormat
 from inflight.llm import LLM
 from inflight.llm.local import LocalExecutor
@@ -207,6 +209,31 @@ def test_a_foreign_router_is_told(folder: Path) -> None:
     outcome = batches.decode([1])
     assert [one.row.asked.id for one in outcome.generated] == [1]
     assert batches.rows == 1
+
+
+@pytest.mark.parametrize("engine", ["", "torch"])
+def test_a_foreign_router_is_told_of_logits_that_are_no_numbers(
+    engine: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call fails as the model's fault; a batch beside it goes on as if nothing had been."""
+    monkeypatch.setenv("INFLIGHT_CPU_ENGINE", engine)
+    shutil.copytree(folder, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][70] = math.nan
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    batches = Batches(make_runner(tmp_path / "broken"), load_tokenizer(folder))
+
+    def asked(id: int, tokens: list[int], sampling: Sampling = Sampling()) -> Asked:
+        return Asked(id, tokens, [3 * id, 3 * id + 1], 0, sampling, 5)
+
+    first = batches.prefill(1, [asked(1, [1, 71])]).generated[0].token
+    for sampling in (Sampling(), Sampling(do_sample=True, top_p=0.5, logprobs=True)):
+        with pytest.raises(ModelError, match="not all numbers"):
+            batches.prefill(2, [asked(2, [1, 70], sampling), asked(3, [1, 72])])
+    second = batches.decode([1]).generated[0].token
+    alone = Batches(make_runner(folder), load_tokenizer(folder))
+    assert alone.prefill(1, [asked(1, [1, 71])]).generated[0].token == first
+    assert alone.decode([1]).generated[0].token == second
 
 
 def test_configs_say_what_the_test_wants(folder: Path) -> None:
