@@ -18,7 +18,7 @@ test -x "$tools/bin/python" || "$python" -m venv "$tools"
 # A compiler that fails is an error here, not a wheel without the engine.
 "$tools/bin/python" -m pip wheel -q --disable-pip-version-check --no-deps -w "$work/raw" \
     -C build-dir="$work/build" .
-PATH=$tools/bin:$PATH "$tools/bin/auditwheel" repair -w "$work/repaired" "$work"/raw/*.whl
+PATH=$PWD/$tools/bin:$PATH "$tools/bin/auditwheel" repair -w "$work/repaired" "$work"/raw/*.whl
 cp "$work"/repaired/*.whl dist/
 wheel=$(ls "$work"/repaired/*.whl)
 # auditwheel has put nghttp2 into the wheel, so that it is needed where wheels are made and nowhere else.
