@@ -30,12 +30,12 @@ from inflight.frontends.oip.bodies import (
 from inflight.frontends.oip.generate import answer_generate, read_generate, stream_generate
 from inflight.frontends.oip.mapping import (
     ModelMetadata,
+    ModelNames,
     check_wanted,
     find_model,
     from_outcomes,
     metadata,
     model_ready,
-    parse_version,
     to_rows,
 )
 from inflight.frontends.routes import (
@@ -68,7 +68,6 @@ _HEADER_LENGTH = b"inference-header-content-length"
 _EXTENSIONS = ["binary_tensor_data", "model_repository", "generate"]
 _RAW = (b"content-type", b"application/octet-stream")
 _PACKED = (b"gzip", b"deflate")
-_NAMES_KEPT = 1024
 
 
 class OpenInferenceRest(QuickDoor):
@@ -82,7 +81,7 @@ class OpenInferenceRest(QuickDoor):
         super().__init__(backend)
         self._submit = backend.submit
         self._max_body_bytes = max_body_bytes
-        self._names: dict[tuple[str, str], tuple[str, int, str]] = {}
+        self._models = ModelNames(backend)
         self._gates = Gates(self.refusal, lambda model: max_body_bytes)
 
     def refusal(self, error: InflightError) -> Refusal:
@@ -138,18 +137,7 @@ class OpenInferenceRest(QuickDoor):
         return True
 
     def _method(self, names: Mapping[str, str]) -> MethodInfo:
-        """`find_model`, which looks at every servable, only for names that were not asked for before."""
-        name, version = names["name"], names.get("version", "")
-        known = self._names.get((name, version))
-        if known is not None:
-            try:
-                return self._backend.method(*known)
-            except InflightError:
-                del self._names[name, version]
-        method = find_model(self._backend, name, version)
-        if len(self._names) < _NAMES_KEPT:
-            self._names[name, version] = (method.servable, parse_version(version), method.name)
-        return method
+        return self._models.find(names["name"], names.get("version", ""))
 
     async def _about(self, call: Call) -> None:
         told: Extension = {"name": "inflight", "version": __version__, "extensions": _EXTENSIONS}
