@@ -74,7 +74,10 @@ class EncoderRunner:
         self._step += 1
         plan, failed = sound_plan(plan, self._model.vocab_size)
         batch = self._batch
-        step = batch.step(batch.apply(plan), plan.hold)
+        chunks = batch.apply(plan)
+        if not batch.ids:
+            return StepResult(plan.step, [], [], seconds=time.perf_counter() - began)
+        step = batch.step(chunks, plan.hold)
         found: dict[int, bytes] = {}
         for row in step.sampled:
             text = batch.tokens[row, : batch.known[row]].astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,21 @@ def test_vectors_are_those_of_sentence_transformers(variant: str, tmp_path: Path
 @pytest.fixture(scope="module")
 def prompted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("sentences") / "m", "prompts")
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_idle_shards_answer_pulses(prompted: Path, decoder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inflight.engine.engine.PULSE", 0.005)
+    with LLM(POCKET if decoder else prompted, device_type="cpu", threads=1, kv_cache_memory=8 << 20) as llm:
+        scheduler = llm.engine._scheduler
+        assert scheduler is not None
+        first = llm.embed(TEXTS[0])
+        step, end = scheduler._step, time.monotonic() + 30
+        while scheduler._step < step + 5:
+            assert time.monotonic() < end, "no pulse"
+            time.sleep(0.005)
+        assert (llm.embed(TEXTS[0]) == first).all()
+        assert scheduler._step > step + 5, "and the same shards answer"
 
 
 def test_what_a_request_says_of_its_text(prompted: Path) -> None:
