@@ -223,6 +223,7 @@ class GeneratorInfo:
         tool_format: how its template has tools called; None where the template knows no tools.
         loaded: False while it is known by its configuration only; then limits mean nothing and it answers nobody.
         commit: of the hub's repository that it came from, where it did.
+        compute_type: as in `GeneratorConfig`.
         defaults: sampling where a request says nothing, on the routes that honour it.
     """
 
@@ -242,6 +243,7 @@ class GeneratorInfo:
     adapters: tuple[str, ...] = ()
     loaded: bool = True
     commit: str | None = None
+    compute_type: str | None = None
     defaults: SamplingDefaults = SamplingDefaults()
 
 

@@ -181,6 +181,18 @@ def unknown_token(tokens: Sequence[int], vocab_size: int) -> int | None:
     return next(token for token in tokens if not 0 <= token < vocab_size)
 
 
+class Watermark(NamedTuple):
+    """Which logits a watermark favours, by TGI's words.
+
+    Attributes:
+        gamma: share of the vocabulary.
+        delta: what is added to their logits.
+    """
+
+    gamma: float = 0.5
+    delta: float = 2.0
+
+
 class Admission(msgspec.Struct, array_like=True, frozen=True):
     """Tokens to compute for one row in this step.
 

@@ -21,7 +21,7 @@ from typing import Any
 from inflight import __version__
 from inflight.checkpoint import is_gguf, open_model
 from inflight.commands.checkpoints import model_source
-from inflight.commands.options import UsageError, configure_log, stop_cleanly
+from inflight.commands.options import UsageError, configure_log, platform_routes, stop_cleanly
 from inflight.config import QUANTIZE, SETTINGS, GeneratorConfig, ListenConfig, Policy, ServerConfig, adapters
 from inflight.errors import ConfigError, InflightError, StartError
 from inflight.hub import HubModel
@@ -112,8 +112,8 @@ FLAGS = (
     Flag("otlp-service-name", str, "text-generation-inference.router", "unused"),
     Flag("cors-allow-origin", str, help="Web pages of this origin may call; repeat for more.", many=True),
     Flag("api-key", str, help="What callers have to show as Authorization: Bearer KEY."),
-    Flag("watermark-gamma", float, help="Share of the vocabulary that a watermark favours."),
-    Flag("watermark-delta", float, help="How much it favours it."),
+    _setting("watermark-gamma"),
+    _setting("watermark-delta"),
     Flag("ngrok", bool, None, "refused"),
     Flag("ngrok-authtoken", str, None, "unused"),
     Flag("ngrok-edge", str, None, "unused"),
@@ -169,6 +169,9 @@ def read(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> dic
     port = environment.get("AIP_HTTP_PORT")  # Google's platform says where it looks
     if port:
         values["port"] = _value(next(flag for flag in FLAGS if flag.name == "port"), port)
+    values["rest"] = platform_routes(environment)
+    values["compute_type"] = environment.get("COMPUTE_TYPE") or None
+    values["visible"] = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("NVIDIA_VISIBLE_DEVICES") or ""
     return values
 
 
@@ -201,6 +204,7 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         api_key=values["api_key"],
         cors_origins=tuple(origins) if origins else ("*",),
         exit_when_lost=False,
+        rest=values["rest"],
     )
     template = values["tokenizer_config_path"]
     quantize = values["quantize"]
@@ -221,6 +225,7 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         max_input_tokens=values["max_input_tokens"] or values["max_input_length"],
         adapters=adapters(values["lora_adapters"] or "", cache),
         tokenizer_config=Path(template).absolute() if template else None,
+        compute_type=values["compute_type"],
         generation_config="none",  # TGI reads the ends of texts from it, and no sampling
     )
     return server, generator, ListenConfig(f"{values['hostname']}:{values['port']}")
@@ -241,8 +246,9 @@ def _shards(values: Mapping[str, Any]) -> int:
         if values["num_shard"] < 1:
             raise ConfigError("--num-shard must be at least 1")
         return int(values["num_shard"])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("NVIDIA_VISIBLE_DEVICES") or ""
-    devices = [one for one in visible.split(",") if one.strip() and one.strip() not in ("all", "void", "none")]
+    devices = [
+        one for one in values["visible"].split(",") if one.strip() and one.strip() not in ("all", "void", "none")
+    ]
     if values["sharded"] == "true" and not devices:
         raise ConfigError("--sharded true needs --num-shard, or the devices in CUDA_VISIBLE_DEVICES")
     return 1 if values["sharded"] == "false" else max(1, len(devices))
@@ -309,9 +315,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     if unused:
         log(f"taken, and without effect here: {', '.join(unused)}", "WARN")
-    for name in ("watermark_gamma", "watermark_delta"):
-        if values[name] is not None:
-            os.environ[name.upper()] = str(values[name])  # ranks inherit it
     from inflight.place import end_ahead, start_ahead  # the help does without these
 
     log(f"Starting {generator.tensor_parallel} shard(s) of {generator.model_id}")

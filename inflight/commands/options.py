@@ -14,12 +14,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from inflight import log
 from inflight.commands.files import FileError, dump, load
+from inflight.config import RestConfig
 
 PREFIX = "INFLIGHT_"
 
@@ -341,6 +342,12 @@ def _as_text(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}={_as_text(item)}" for key, item in value.items())
     return str(value)
+
+
+def platform_routes(env: Mapping[str, str], rest: RestConfig = RestConfig()) -> RestConfig:
+    """The paths where Google's platform says that it asks, beside what else is said of the routes."""
+    predict, health = env.get("AIP_PREDICT_ROUTE"), env.get("AIP_HEALTH_ROUTE")
+    return replace(rest, predict_routes=(predict,) if predict else (), health_routes=(health,) if health else ())
 
 
 def stop_cleanly() -> None:

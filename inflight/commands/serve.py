@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from inflight.commands.options import (
     Option,
     UsageError,
     configure_log,
+    platform_routes,
     stop_cleanly,
 )
 from inflight.commands.sample import describe
@@ -400,7 +401,7 @@ def run(values: Mapping[str, Any]) -> int:
         start_ahead(generator, plan.server.log_dir, load=alone)
     from inflight.server import Server  # which takes as long as a rank takes to be ready to load
 
-    server = Server(plan.server)
+    server = Server(replace(plan.server, rest=platform_routes(os.environ, plan.server.rest)))
     try:
         # The doors first: a busy port shows before minutes of loading, and health checks see the start.
         server.announce(plan.servables, plan.generators)

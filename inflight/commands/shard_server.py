@@ -32,6 +32,8 @@ STOP_GRACE = 5.0
 MAX_PREFILL_TOKENS = 4096
 """Prompt tokens of a step: as many as TGI's router puts together by default."""
 _SETTINGS = [each for each in SETTINGS if each.name in ("dtype", "kv_cache_bytes", "block_size", "trust_remote_code")]
+_VARIABLES = [each for each in SETTINGS if each.name.startswith("watermark_")]
+"""Settings that TGI's shards read from the environment."""
 _UNUSED = ("speculate", "kv-cache-dtype", "otlp-endpoint", "otlp-service-name")
 
 
@@ -124,7 +126,7 @@ def _job(
     config = GeneratorConfig.asked(
         folder,
         "",
-        {each.key: getattr(given, each.key) for each in _SETTINGS},
+        {**{each.key: getattr(given, each.key) for each in _SETTINGS}, **_from_environment(environment)},
         quantize=given.quantize if given.quantize in QUANTIZE else "none",
         device_type=given.device_type,
         tensor_parallel=size,
@@ -134,6 +136,18 @@ def _job(
         adapters=tuple(found),
     )
     return ShardJob.of(config, rank, address if size > 1 else "").on(max(1, processors() // size))
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found = {}
+    for each in _VARIABLES:
+        text = environment.get(each.key.upper())
+        if text:
+            try:
+                found[each.key] = each.setting.parse(text)
+            except ValueError as error:
+                raise ConfigError(f"{each.key.upper()}: {error}") from None
+    return found
 
 
 def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int:

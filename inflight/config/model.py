@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from inflight.config.parse import absolute, memory, one_of, ratio, seconds, switch, whole
+from inflight.config.parse import absolute, memory, one_of, ratio, seconds, share, switch, whole
 from inflight.config.setting import Setting, fields_of
 from inflight.errors import ConfigError
 from inflight.hub import HubModel, fetch, hint, locate
@@ -125,6 +125,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
         packed_cache: folder where packed weights are kept from one start to the next; None: nowhere.
         adapters: LoRA adapters that requests may name; the first one is number 1.
         allow_pickle, trust_remote_code: read what can run code.
+        watermark_gamma, watermark_delta: of `Watermark`.
     """
 
     model_dir: Path
@@ -172,6 +173,14 @@ class ModelConfig(msgspec.Struct, frozen=True):
     trust_remote_code: Annotated[
         bool, Setting("Run Python code that a model's directory holds.", switch, tgi="trust-remote-code")
     ] = False
+    watermark_gamma: Annotated[
+        float,
+        Setting("Share of the vocabulary that a watermark favours.", share, "SHARE", tgi="watermark-gamma"),
+    ] = 0.5
+    watermark_delta: Annotated[
+        float,
+        Setting("What a watermark adds to its logits.", ratio, "NUMBER", tgi="watermark-delta"),
+    ] = 2.0
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -308,6 +317,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
             generation_config.json says, as vLLM does it; none: as OpenAI does it, as TGI does.
         pooling: what a decoder's embeddings are: of the `last` token, or the `mean` of all. None: as its folder says,
             else `last`.
+        compute_type: what TGI's header x-compute-type says; None: ranks and device.
         tokenizer_config: another tokenizer_config.json than the model's, for its chat template.
         hub: what is to be fetched before it is loaded; None: it is here.
         commit: of the hub's repository that it came from, where it did.
@@ -341,6 +351,10 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
             "KIND",
             ": as a sentence-transformers folder says, else last",
         ),
+    ] = None
+    compute_type: Annotated[
+        str | None,
+        Setting("What TGI's header x-compute-type says.", str, "TEXT", ": ranks and device, like 1-cpu"),
     ] = None
     tokenizer_config: Path | None = None
     hub: HubModel | None = None

@@ -59,6 +59,16 @@ def ratio(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"'{text}' is no share; write a number from 0 to 1")
+    return value
+
+
 def memory(text: str) -> int:
     """`512m`, `4g` or a number of bytes."""
     match = _SIZE.fullmatch(text.strip())

@@ -51,9 +51,16 @@ class ListenConfig:
 
 @dataclass(frozen=True)
 class RestConfig:
-    """How MindSpore Serving's REST routes answer: HTTP 200 for errors too, unless `status_codes` is set."""
+    """How REST routes answer.
+
+    Attributes:
+        status_codes: MindSpore Serving's routes answer errors with a status of their own, and not HTTP 200.
+        predict_routes, health_routes: paths that a platform has named, beside our own.
+    """
 
     status_codes: bool = False
+    predict_routes: tuple[str, ...] = ()
+    health_routes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,11 @@ class Engine:
         executor.on_lost = self._wake.set
         self._aborting: asyncio.Task[None] | None = None
         self._info = GeneratorInfo(
-            config.name, config.model_id or str(config.model.model_dir), GenerationLimits(), commit=config.commit
+            config.name,
+            config.model_id or str(config.model.model_dir),
+            GenerationLimits(),
+            commit=config.commit,
+            compute_type=config.compute_type,
         )
 
     # The generator

@@ -58,7 +58,7 @@ def http_app(
         MindSporeLlm(backend),
         OpenInferenceRest(backend, max_body_bytes=max_body_bytes),
         tgi,
-        CloudRest(backend, tgi, openai),
+        CloudRest(backend, tgi, openai, rest),
         openai,
         operations,
     )

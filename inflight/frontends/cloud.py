@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 import msgspec
 import orjson
 
+from inflight.config import RestConfig
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
@@ -30,15 +30,15 @@ class InstancesOf(msgspec.Struct):
 
 
 class CloudRest(Door):
-    """Answers both, and the paths that Google's platform names in AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE."""
+    """Answers both, and the paths that Google's platform has named (`RestConfig`)."""
 
     name = "Text Generation Inference"
     error = TgiError
 
-    def __init__(self, backend: Backend, tgi: TgiRest, openai: OpenAiRest) -> None:
+    def __init__(self, backend: Backend, tgi: TgiRest, openai: OpenAiRest, config: RestConfig = RestConfig()) -> None:
         vertex, _ = self.routes
-        predict = [replace(vertex, path=path) for path in _named("AIP_PREDICT_ROUTE")]
-        health = [Route("GET", path, "TGI's health", CloudRest._health) for path in _named("AIP_HEALTH_ROUTE")]
+        predict = [replace(vertex, path=path) for path in config.predict_routes]
+        health = [Route("GET", path, "TGI's health", CloudRest._health) for path in config.health_routes]
         super().__init__(backend, [*predict, *health])
         self._tgi = tgi
         self._openai = openai
@@ -112,11 +112,6 @@ class CloudRest(Door):
             error=dict[str, Any],
         ),
     )
-
-
-def _named(variable: str) -> list[str]:
-    path = os.environ.get(variable)
-    return [path] if path else []
 
 
 def _object(body: Body) -> dict[str, Any]:

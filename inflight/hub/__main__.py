@@ -24,9 +24,10 @@ def main(asked: str) -> int:
     threading.Thread(target=_watch, name="parent", daemon=True).start()
     request = json.loads(asked)
     answer = sys.stdout
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HF_API_TOKEN") or None
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            found = download(HubModel(**request["model"]), Wanted(**request["wanted"]))
+            found = download(HubModel(**request["model"]), Wanted(**request["wanted"]), token)
             told = {"path": str(found.path), "commit": found.commit}
         except Exception as error:  # whoever waits gets a line, whatever was raised
             told = {"error": one_line(failed_load("the model of the hub", error))}

@@ -7,7 +7,6 @@ import errno
 import fnmatch
 import glob
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -38,10 +37,13 @@ class Fetched:
     commit: str
 
 
-def download(model: HubModel, wanted: Wanted) -> Fetched:
+def download(model: HubModel, wanted: Wanted, token: str | None = None) -> Fetched:
     """Fetches what is needed and not there yet. Says on stderr what it chose and how far it is.
 
     Where the hub cannot be reached, or HF_HUB_OFFLINE is set, what its cache holds is used.
+
+    Args:
+        token: shown to the hub; None: the one that `hf auth login` has kept.
 
     Raises:
         StartError: it cannot be had; one line that says why and what to do.
@@ -60,15 +62,14 @@ def download(model: HubModel, wanted: Wanted) -> Fetched:
     if not sys.stderr.isatty() and library.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
     try:
-        return _download(library, model, wanted)
+        return _download(library, model, wanted, token)
     except InflightError:
         raise
     except Exception as error:  # the library and its HTTP client raise a dozen kinds
-        raise StartError(_told(library, model, error)) from error
+        raise StartError(_told(library, model, error, token)) from error
 
 
-def _download(library: Any, model: HubModel, wanted: Wanted) -> Fetched:
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HF_API_TOKEN") or None
+def _download(library: Any, model: HubModel, wanted: Wanted, token: str | None) -> Fetched:
     cache = Path(model.cache or library.constants.HF_HUB_CACHE).expanduser()
     home = cache / f"models--{model.repo.replace('/', '--')}"
     try:
@@ -226,20 +227,20 @@ def _remedy(library: Any) -> str:
     return "look at the network, HTTPS_PROXY and HF_ENDPOINT, or give the path of a folder"
 
 
-def _told(library: Any, model: HubModel, error: Exception) -> str:
+def _told(library: Any, model: HubModel, error: Exception, token: str | None) -> str:
     """One line for whatever was raised."""
-    errors, endpoint, token = library.errors, library.constants.ENDPOINT, _has_token(library)
+    errors, endpoint, shown = library.errors, library.constants.ENDPOINT, bool(token or library.get_token())
     status = _status(error)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, errors.HfHubHTTPError):
         cause = cause.__cause__ or cause.__context__
     if isinstance(cause, errors.GatedRepoError):
-        ours = "the account of HF_TOKEN has no access" if token else "HF_TOKEN is not set"
+        ours = "the account of HF_TOKEN has no access" if shown else "HF_TOKEN is not set"
         return f"'{model}' is gated, and {ours}: accept its terms at {endpoint}/{model.repo} and set HF_TOKEN"
     if isinstance(cause, errors.RevisionNotFoundError):
         return f"'{model.repo}' has no revision '{model.revision}'; give a branch, a tag or a commit of it"
     if isinstance(cause, errors.RepositoryNotFoundError):
-        private = "is private to others" if token else "is private, which needs HF_TOKEN"
+        private = "is private to others" if shown else "is private, which needs HF_TOKEN"
         return (
             f"'{model.repo}' is no path here, and the hub at {endpoint} has no model of that name, or it {private}; "
             "check the spelling"
@@ -261,10 +262,6 @@ def _full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _has_token(library: Any) -> bool:
-    return bool(library.get_token() or os.environ.get("HF_API_TOKEN"))
 
 
 def _first_line(error: BaseException) -> str:

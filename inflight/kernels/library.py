@@ -18,6 +18,7 @@ except ImportError as error:
 else:
     _missing = ""
 
+# Only here are these two read: switches for tests and reports of faults, which no configuration holds.
 ISA = "INFLIGHT_CPU_ISA"
 """Environment variable that names one of `instruction_sets`, for tests."""
 ENGINE = "INFLIGHT_CPU_ENGINE"
@@ -31,6 +32,11 @@ def native_reason() -> str | None:
     if native is None:
         return f"the package was built without a C++ compiler; install it again where there is one ({_missing})"
     return None
+
+
+def wanted_isa() -> str:
+    """What `ISA` names; empty: the best that there is."""
+    return os.environ.get(ISA, "")
 
 
 def instruction_sets() -> list[str]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from inflight.kernels.library import ISA, native, native_reason
+from inflight.kernels.library import native, native_reason, wanted_isa
 from inflight.kernels.parts import (
     MOST_GROUPED,
     MOST_INPUTS,
@@ -110,7 +109,7 @@ class NativeProgram:
     def __init__(self, threads: int, isa: str | None = None) -> None:
         if native is None:
             raise RuntimeError(native_reason())
-        self._program: Any = native.Program(threads, isa if isa is not None else os.environ.get(ISA, ""))
+        self._program: Any = native.Program(threads, isa if isa is not None else wanted_isa())
         self._widths: list[int] = []
         self._products: list[Packed] = []
         self._layers: list[Layer] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,14 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inflight.kernels.library import ISA, native
-from inflight.plan import Sampling
+from inflight.kernels.library import native, wanted_isa
+from inflight.plan import Sampling, Watermark
 from inflight.types import Array
 
 WATERMARK_KEY = 15485863
-WATERMARK_GAMMA = float(os.environ.get("WATERMARK_GAMMA", "0.5"))
-WATERMARK_DELTA = float(os.environ.get("WATERMARK_DELTA", "2.0"))
-"""TGI's key, share of green tokens and bonus, and its environment variables."""
+"""TGI's."""
 
 
 class Row(NamedTuple):
@@ -52,7 +49,13 @@ class Sampled:
     unsound: list[int] = field(default_factory=list)
 
 
-def sample(logits: Array, rows: Sequence[Row], threads: int, best: Array | None = None) -> Sampled:
+def sample(
+    logits: Array,
+    rows: Sequence[Row],
+    threads: int,
+    best: Array | None = None,
+    watermark: Watermark = Watermark(),
+) -> Sampled:
     """Chooses the next token of every row.
 
     Args:
@@ -71,7 +74,7 @@ def sample(logits: Array, rows: Sequence[Row], threads: int, best: Array | None 
     logprobs = np.zeros(len(rows), np.float32)
     top: list[list[tuple[int, float]]] = [[] for _ in rows]
     work = [
-        (place, _native(each.sampling), each.tokens, each.num_prompt, each.mask)
+        (place, _native(each.sampling, watermark), each.tokens, each.num_prompt, each.mask)
         for place, each in enumerate(rows)
         if best is None or each.mask is not None or not each.sampling.greedy
     ]
@@ -105,7 +108,7 @@ def log_softmax_at(logits: Array, tokens: Array, threads: int = 1) -> Array:
 
 
 def _sampler(threads: int) -> Any:
-    return _sampler_of(max(1, threads), os.environ.get(ISA, ""))
+    return _sampler_of(max(1, threads), wanted_isa())
 
 
 @lru_cache(maxsize=8)
@@ -114,7 +117,7 @@ def _sampler_of(threads: int, isa: str) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _native(sampling: Sampling) -> Any:
+def _native(sampling: Sampling, watermark: Watermark) -> Any:
     """The same for the native library; rows keep theirs from step to step."""
     found = native.Sampling()
     found.draw = sampling.do_sample
@@ -131,5 +134,5 @@ def _native(sampling: Sampling) -> Any:
     found.logprob = sampling.logprobs
     found.top = sampling.top_n_tokens
     found.watermark = sampling.watermark
-    found.key, found.gamma, found.delta = WATERMARK_KEY, WATERMARK_GAMMA, WATERMARK_DELTA
+    found.key, found.gamma, found.delta = WATERMARK_KEY, *watermark
     return found

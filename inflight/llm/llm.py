@@ -83,6 +83,7 @@ class LLM:
         packed_cache: folder where packed weights are kept from one time to the next.
         kv_cache_memory: bytes of the cache; None: measured.
         max_batch_size: prompts that are computed together.
+        watermark_gamma, watermark_delta: share of the vocabulary that a watermark favours, and what it adds there.
         lora_adapters: folders of LoRA adapters (PEFT's layout), or their ids on the hub, by name.
         max_batch_prefill_tokens, max_batch_mixed_tokens: of `GeneratorConfig`; None: by device.
         start_timeout: seconds that loading may take; a thread that hangs in a library stays. None: any time.
@@ -113,6 +114,8 @@ class LLM:
         plans_in_flight: int = 2,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
+        watermark_gamma: float = 0.5,
+        watermark_delta: float = 2.0,
         lora_adapters: Mapping[str, str | Path] | None = None,
         start_timeout: float | None = DEFAULT_START_TIMEOUT,
     ) -> None:

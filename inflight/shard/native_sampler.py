@@ -9,7 +9,7 @@ import numpy as np
 
 from inflight.kernels import Row, Sampled, log_softmax_at, sample
 from inflight.models import Rows
-from inflight.plan import Sampling
+from inflight.plan import Sampling, Watermark
 from inflight.shard.sampling import RowState, Sampler
 from inflight.types import Array
 
@@ -23,8 +23,9 @@ class NativeSampler(Sampler):
         threads: that share them.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, watermark: Watermark = Watermark()) -> None:
         self._threads = threads
+        self._watermark = watermark
 
     def sample(
         self,
@@ -42,7 +43,7 @@ class NativeSampler(Sampler):
                 continue
             known = state(place)
             rows.append(Row(each, known.tokens, known.num_prompt, mask))
-        return sample(logits, rows, self._threads, best)
+        return sample(logits, rows, self._threads, best, self._watermark)
 
     def prompt_logprobs(self, logits: Rows, following: Array) -> list[float]:
         values: list[float] = log_softmax_at(logits, following, self._threads).tolist()

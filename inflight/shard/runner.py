@@ -14,7 +14,7 @@ from inflight.config import processors
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
 from inflight.models import CausalLM, DecodeRows, ForwardBatch, Rows, VectorHead, load_model
-from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult, Watermark
 from inflight.sentences import SentenceModel
 from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
@@ -54,7 +54,8 @@ class ModelRunner:
         self._ranks = ranks
         self._device = device
         self._model = model = load_model(job.model, ranks, device, progress, folder)
-        self._sampler = _sampler_of(model, job.model.threads or processors())
+        watermark = Watermark(job.model.watermark_gamma, job.model.watermark_delta)
+        self._sampler = _sampler_of(model, job.model.threads or processors(), watermark)
         _trim()
         longest = min(job.max_model_len or model.max_positions, model.max_positions)
         most = longest * job.max_rows
@@ -282,7 +283,7 @@ def _dummy(lengths: list[int], block_size: int) -> ForwardBatch:
     )
 
 
-def _sampler_of(model: CausalLM, threads: int) -> Sampler:
+def _sampler_of(model: CausalLM, threads: int, watermark: Watermark) -> Sampler:
     """What fits its logits.
 
     Args:
@@ -291,7 +292,7 @@ def _sampler_of(model: CausalLM, threads: int) -> Sampler:
     if model.on_torch:
         from inflight.shard.sampler import TorchSampler
 
-        return TorchSampler()
+        return TorchSampler(watermark)
     from inflight.shard.native_sampler import NativeSampler
 
-    return NativeSampler(threads)
+    return NativeSampler(threads, watermark)

@@ -7,7 +7,6 @@ a replayed row, whatever batch it is in.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,14 +16,12 @@ import torch
 from inflight.kernels import Sampled, top_k
 from inflight.models import Rows
 from inflight.nn import to_array, to_tensor
-from inflight.plan import Sampling
+from inflight.plan import Sampling, Watermark
 from inflight.shard.sampling import RowState, Sampler
 from inflight.types import Array
 
 WATERMARK_KEY = 15485863
-WATERMARK_GAMMA = float(os.environ.get("WATERMARK_GAMMA", "0.5"))
-WATERMARK_DELTA = float(os.environ.get("WATERMARK_DELTA", "2.0"))
-"""TGI's key, share of green tokens and bonus, and its environment variables."""
+"""TGI's."""
 
 COLDEST = 1e-5
 """Temperature below which a draw is the largest logit anyway; a smaller divider would overflow float32."""
@@ -35,6 +32,9 @@ _MASK = (1 << 64) - 1
 class TorchSampler(Sampler):
     """On the device where the logits are."""
 
+    def __init__(self, watermark: Watermark = Watermark()) -> None:
+        self._watermark = watermark
+
     def sample(
         self,
         logits: Rows,
@@ -44,7 +44,7 @@ class TorchSampler(Sampler):
         best: Array | None = None,
     ) -> Sampled:
         with torch.inference_mode():
-            return sample(logits, sampling, state, masks, best)
+            return sample(logits, sampling, state, masks, best, self._watermark)
 
     def prompt_logprobs(self, logits: Rows, following: Array) -> list[float]:
         with torch.inference_mode():
@@ -60,12 +60,13 @@ def sample(
     state: Callable[[int], RowState],
     masks: Mapping[int, bytes] | None = None,
     best: Array | None = None,
+    watermark: Watermark = Watermark(),
 ) -> Sampled:
     """See `Sampler.sample`."""
     highest = logits.amax(dim=-1)  # NaN where any of them is; before a mask hides it
     changed = bool(masks) or not all(each.plain for each in sampling)
     if changed:
-        _process(logits, sampling, state, masks or {})
+        _process(logits, sampling, state, masks or {}, watermark)
     tokens = torch.argmax(logits, dim=-1) if changed or best is None else torch.from_numpy(best.copy())
     drawn = [row for row, each in enumerate(sampling) if each.do_sample]
     if drawn:
@@ -100,11 +101,12 @@ def _process(
     sampling: Sequence[Sampling],
     state: Callable[[int], RowState],
     masks: Mapping[int, bytes],
+    watermark: Watermark = Watermark(),
 ) -> None:
     """Changes the logits of rows that ask for it."""
     for row, each in enumerate(sampling):
         if each.watermark:
-            _watermark(logits[row], int(state(row).tokens[-1]))
+            _watermark(logits[row], int(state(row).tokens[-1]), watermark)
         if each.repetition_penalty != 1.0:
             _repetition(logits[row], state(row), each.repetition_penalty)
         if each.frequency_penalty or each.presence_penalty:
@@ -154,12 +156,12 @@ def _repetition(row: torch.Tensor, state: RowState, penalty: float) -> None:
     row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
 
 
-def _watermark(row: torch.Tensor, before: int) -> None:
+def _watermark(row: torch.Tensor, before: int, watermark: Watermark) -> None:
     """A green list of the vocabulary that follows from the token before gets a bonus (Kirchenbauer et al., 2023)."""
     generator = torch.Generator().manual_seed(WATERMARK_KEY * before)
     size = row.shape[0]
-    green = torch.randperm(size, generator=generator)[: int(size * WATERMARK_GAMMA)]
-    row[green.to(row.device)] += WATERMARK_DELTA
+    green = torch.randperm(size, generator=generator)[: int(size * watermark.gamma)]
+    row[green.to(row.device)] += watermark.delta
 
 
 def _frequency(row: torch.Tensor, state: RowState, frequency: float, presence: float) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from inflight.kernels import ISA, Row, Sampled, instruction_sets, log_softmax_at, sample  # noqa: E402
-from inflight.plan import Sampling  # noqa: E402
+from inflight.plan import Sampling, Watermark  # noqa: E402
 from inflight.shard import sampler as reference  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="built without a compiler")
@@ -174,7 +174,7 @@ def test_green_lists_are_those_of_torch(size: int) -> None:
         row = Row(Sampling(watermark=True, logprobs=True), np.array([1, before], np.int32), 1)
         sample(logits, [row], 1)
         wanted = torch.zeros(size)
-        reference._watermark(wanted, before)
+        reference._watermark(wanted, before, Watermark())
         assert torch.equal(torch.from_numpy(logits[0]), wanted)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import inflight
 from inflight.commands import launcher, serve, shard_server
 from inflight.config import (
     SETTINGS,
@@ -18,18 +23,24 @@ from inflight.config import (
     ModelConfig,
     Policy,
 )
-from inflight.errors import RegistrationError
+from inflight.errors import ConfigError, RegistrationError
+from inflight.frontends.tgi.response import compute_type
+from inflight.generation import GenerationLimits, GeneratorInfo
 from inflight.hub import HubModel
 from inflight.link import GeneratorOffer, GraphOffer, Load, LoadShard, ModelOffer, Offer, Packer, Ready, WorkerJob
 from inflight.link.codec import PREFIX, decode
 from inflight.llm import LLM
-from inflight.plan import ShardJob, ShardOffer
+from inflight.plan import Sampling, ShardJob, ShardOffer, Watermark
 from inflight.sched import Capacity
 from inflight.servable import declare_generator
 from inflight.servable.checks import check_settings
+from inflight.shard.native_sampler import NativeSampler
+from inflight.shard.sampler import TorchSampler
+from inflight.shard.sampling import RowState, Sampler
 from inflight.types import TensorSpec
+from tests.lm import POCKET
 
-OTHER: dict[Any, Any] = {int: 7, int | None: 8, str: "other", str | None: "another", bool: True, float: 1.5}
+OTHER: dict[Any, Any] = {int: 7, int | None: 8, str: "other", str | None: "another", bool: True, float: 0.75}
 
 
 def strange(folder: Path = Path("/models/one")) -> GeneratorConfig:
@@ -151,3 +162,75 @@ def test_a_signature_says_what_the_fields_say(written: Callable[..., Any]) -> No
 def test_a_servable_is_told_of_a_wrong_setting(given: dict[str, object], told: str) -> None:
     with pytest.raises(RegistrationError, match=told):
         check_settings(given)
+
+
+READERS = {
+    # Entries: commands, processes, and what a script calls first. They pass on what they read.
+    "cli.py": "flags, variables and files",
+    "commands/options.py": "the log's variables",
+    "commands/serve.py": "paths that a platform names",
+    "commands/launcher.py": "TGI's variables",
+    "commands/shard_server.py": "TGI's variables of a rank",
+    "dropin/log.py": "the log's variables, for a script",
+    "server.py": "INFLIGHT_RUNTIMES, for a script",
+    "worker/process.py": "the log's variables, in a worker",
+    "worker/shard.py": "the log's variables, in a rank",
+    "hub/__main__.py": "the hub's token, in the process that fetches",
+    # What processes that are started inherit.
+    "early.py": "a worker's environment",
+    # Switches of libraries, which read them for themselves; they are set before the import.
+    "telemetry.py": "nothing is reported",
+    "text/tokenizer.py": "tokenizers' threads",
+    "runtime/mindspore.py": "MindSpore's import",
+    # Switches for tests, of one library.
+    "kernels/library.py": "INFLIGHT_CPU_ISA, INFLIGHT_CPU_ENGINE",
+}
+
+
+def reads_the_environment(file: Path) -> bool:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv", "unsetenv"):
+            return True
+        names = (
+            {each.name for each in node.names} if isinstance(node, ast.ImportFrom) and node.module == "os" else set()
+        )
+        if names & {"environ", "environb", "getenv", "putenv"}:
+            return True
+    return False
+
+
+def test_nothing_but_entries_reads_the_environment() -> None:
+    package = Path(inflight.__file__).parent
+    found = {str(file.relative_to(package)) for file in package.rglob("*.py") if reads_the_environment(file)}
+    assert found == set(READERS)
+
+
+def test_what_the_environment_says_to_a_launcher(tmp_path: Path) -> None:
+    variables = {"COMPUTE_TYPE": "2-mine", "WATERMARK_GAMMA": "0.25", "WATERMARK_DELTA": "4", "AIP_HEALTH_ROUTE": "/up"}
+    values = launcher.read(["--model-id", str(POCKET), "--hostname", "127.0.0.1"], variables)
+    server, config, _ = launcher.configs(values)
+    assert (config.compute_type, config.model.watermark_gamma, config.model.watermark_delta) == ("2-mine", 0.25, 4.0)
+    assert (server.rest.health_routes, server.rest.predict_routes) == (("/up",), ())
+    given = shard_server.parser().parse_args(["serve", "m"])
+    job = shard_server._job(given, tmp_path, {"WATERMARK_GAMMA": "0.75"}, [])
+    assert (job.model.watermark_gamma, job.model.watermark_delta) == (0.75, 2.0)
+    with pytest.raises(ConfigError, match="WATERMARK_GAMMA: '2' is no share; write a number from 0 to 1"):
+        shard_server._job(given, tmp_path, {"WATERMARK_GAMMA": "2"}, [])
+    other = GeneratorInfo("m", "m", GenerationLimits(), device_type="cuda", world_size=2)
+    assert compute_type(other) == (b"x-compute-type", b"2-cuda")
+    assert compute_type(replace(other, compute_type="mine")) == (b"x-compute-type", b"mine")
+
+
+@pytest.mark.parametrize("make", [TorchSampler, lambda mark: NativeSampler(1, mark)])
+def test_a_watermark_is_as_strong_as_it_is_told(make: Callable[[Watermark], Sampler]) -> None:
+    def favoured(mark: Watermark) -> set[int]:
+        rows = np.zeros((1, 40), np.float32)
+        logits = rows if mark and make is not TorchSampler else torch.from_numpy(rows)
+        asked = [Sampling(watermark=True, top_n_tokens=40)]
+        found = make(mark).sample(logits, asked, lambda _: RowState(np.array([5], np.int32), 1))
+        best = found.top[0][0][1]
+        return {token for token, value in found.top[0] if value > best - 0.1}
+
+    assert len(favoured(Watermark(0.25, 4.0))) == 10
+    assert favoured(Watermark(0.25, 4.0)) < favoured(Watermark(0.5, 4.0))
+    assert len(favoured(Watermark(0.25, 0.0))) == 40

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,8 @@ from inflight.wire import JSON, Header, Refusal
 
 
 def compute_type(info: GeneratorInfo) -> Header:
-    """`<count>-<device>`, or what the environment says."""
-    return (b"x-compute-type", os.environ.get("COMPUTE_TYPE", f"{info.world_size}-{info.device_type}").encode())
+    """`<count>-<device>`, or what the configuration says."""
+    return (b"x-compute-type", (info.compute_type or f"{info.world_size}-{info.device_type}").encode())
 
 
 def token_json(info: TokenInfo) -> TokenAnswer:
