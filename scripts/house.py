@@ -203,7 +203,7 @@ def route_lists(modules: Mapping[str, ast.Module]) -> list[str]:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Route", "generation")
             for inner in ast.walk(node)
         }
-        tables += bool(within)
+        tables += bool(within) and not name.endswith(".routes")
         paths = {
             node.value
             for node in ast.walk(tree)
@@ -211,6 +211,7 @@ def route_lists(modules: Mapping[str, ast.Module]) -> list[str]:
             and isinstance(node.value, str)
             and PATHS.match(node.value)
             and id(node) not in within
+            and not node.value.endswith("/")  # whose a part of all paths is
             and "\n" not in node.value
         }
         if len(paths) >= 3:
