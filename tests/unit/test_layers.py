@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,6 +161,14 @@ def test_packages_have_one_door() -> None:
             continue
         wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}, not its package")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_page_names_files_that_there_are() -> None:
+    words = re.findall(r"`([\w/]+\.(?:py|cpp|h))`", (ROOT / "docs" / "architecture.md").read_text())
+    there = [f"/{path.relative_to(ROOT)}" for folder in ("inflight", "tests") for path in (ROOT / folder).rglob("*")]
+    missing = [word for word in words if not any(path.endswith(f"/{word}") for path in there)]
+    assert words
+    assert not missing
 
 
 def test_third_party_imports() -> None:
