@@ -264,7 +264,7 @@ class Call:
         if data is None or self._lost:
             self.refuse(GrpcError(INTERNAL, "the request holds no message"))
         elif not self._hold(data):
-            self._run(data)
+            self._run(data if self._parsed is None else b"")  # a generation takes long, and the message is large
 
     def _hold(self, data: bytes) -> bool:
         """Whether the call waits for its turn, or has ended."""
