@@ -66,7 +66,7 @@ fmt: $(TESTED)
 # instruction sets stand for all: each takes long to compile. SEED=n repeats a run.
 SEED ?= 1
 test-native:
-	cmake -S . -B build/sanitized/memory -DINFLIGHT_TESTS=ON '-DINFLIGHT_SETS=avx2;avx512_bf16;neon' \
+	cmake -S . -B build/sanitized/memory -DINFLIGHT_TESTS=ON '-DINFLIGHT_SETS=avx2;avx512_bf16;amx;neon' \
 		-DINFLIGHT_SANITIZE=address,undefined,float-cast-overflow,float-divide-by-zero
 	cmake --build build/sanitized/memory -j2
 	UBSAN_OPTIONS=print_stacktrace=1 build/sanitized/memory/kernels_test $(SEED)

@@ -1,15 +1,15 @@
-// Products with groups of up to 256 inputs on AMX, for tiles of more rows than dot products are quicker for. A chunk of a panel is
-// opened once for all rows, as for block types: codes less what stands for 0, and float scales. Sums of integers are exact and
-// are added up as there, so the bits are those of dot products.
+// Products with groups of 64, 128, 192 or 256 inputs on AMX, for tiles of more rows than dot products are quicker for; smaller
+// groups have so many sums to be added up that nothing is gained. A chunk of a panel is opened once for all rows, as for block
+// types: codes less what stands for 0, and float scales. Sums of integers are exact and are added up as there, so the bits are
+// those of dot products.
 namespace inflight {
 namespace {
 
 constexpr int64_t kGroupedBand = 8;    // row tiles whose sums wait beside a chunk
-constexpr int64_t kGroupedMost = 8;    // groups of a chunk
+constexpr int64_t kGroupedMost = 4;    // groups of a chunk
+constexpr int64_t kPart = 64;          // inputs of one sum of tiles
 
-INLINE bool tiled_groups(const Weights& w) { return is_grouped(w.format) && w.group % 32 == 0 && w.group <= kChunkInputs; }
-// Inputs of one sum of tiles.
-INLINE int64_t part_of(const Weights& w) { return w.group % 64 ? 32 : 64; }
+INLINE bool tiled_groups(const Weights& w) { return is_grouped(w.format) && w.group % kPart == 0 && w.group <= kChunkInputs; }
 
 struct OpenedGroups {
     alignas(64) uint8_t codes[kChunkInputs * kPanel];  // [step][two lines]
@@ -46,7 +46,7 @@ const char* open_groups(const Weights& w, const char* from, int64_t groups, Open
 }
 
 template <bool Offsets>
-INLINE void sum_group(int64_t parts, int64_t part, const uint8_t* codes, const char* x, int64_t rows, bool odd) {
+INLINE void sum_group(int64_t parts, const uint8_t* codes, const char* x, int64_t rows, bool odd) {
     asm volatile("" ::: "memory");
     if (odd) {
         _tile_zero(2);
@@ -55,17 +55,17 @@ INLINE void sum_group(int64_t parts, int64_t part, const uint8_t* codes, const c
         _tile_zero(0);
         _tile_zero(1);
     }
-    for (int64_t p = 0; p < parts; p++, codes += part * kPanel, x += part * rows) {
+    for (int64_t p = 0; p < parts; p++, codes += kPart * kPanel, x += kPart * rows) {
         _tile_loadd(6, codes, 128);
         _tile_loadd(7, codes + 64, 128);
         if (odd) {
-            _tile_loadd(5, x, part);
+            _tile_loadd(5, x, kPart);
             if (Offsets) _tile_dpbsud(2, 5, 6);
             else _tile_dpbssd(2, 5, 6);
             if (Offsets) _tile_dpbsud(3, 5, 7);
             else _tile_dpbssd(3, 5, 7);
         } else {
-            _tile_loadd(4, x, part);
+            _tile_loadd(4, x, kPart);
             if (Offsets) _tile_dpbsud(0, 4, 6);
             else _tile_dpbssd(0, 4, 6);
             if (Offsets) _tile_dpbsud(1, 4, 7);
@@ -104,8 +104,7 @@ INLINE void add_rows(Adding& a, int64_t count, int64_t groups, const OpenedGroup
 template <bool Four, bool Offsets>
 void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
                      const Target& target) {
-    const int64_t all = w.groups(), most = kChunkInputs / w.group < kGroupedMost ? kChunkInputs / w.group : kGroupedMost;
-    const int64_t part = part_of(w), parts = w.group / part;
+    const int64_t all = w.groups(), most = kChunkInputs / w.group, parts = w.group / kPart;
     TileState state;
     OpenedGroups chunk;
     GroupDots dots[2];
@@ -124,9 +123,9 @@ void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t l
                     GroupDots& to = dots[t % 2];
                     const char* x = in.data + row * w.depth + group * w.group * rows;
                     const int64_t some = (before.rows + groups - 1) / groups;
-                    state.cut(rows, rows, static_cast<int>(part / 4));
+                    state.cut(rows, rows, kPart / 4);
                     for (int64_t g = 0; g < groups; g++) {
-                        sum_group<Offsets>(parts, part, chunk.codes + g * w.group * kPanel, x + g * w.group * rows, rows, g % 2);
+                        sum_group<Offsets>(parts, chunk.codes + g * w.group * kPanel, x + g * w.group * rows, rows, g % 2);
                         if (before.rows) add_rows<Offsets>(before, some, groups, chunk);
                         if (g % 2) {
                             _tile_stored(2, to.of[g], kPanel * 4);
@@ -150,7 +149,7 @@ void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t l
 
 // The rows of one tile of more than kFewAmxRows: [part of a group][row][inputs of a part].
 void prepare_grouped(const Weights& w, const float* const* rows, const Norm& norm, const Input& in, int64_t tile) {
-    const int64_t start = in.start(tile), count = in.start(tile + 1) - start, part = part_of(w);
+    const int64_t start = in.start(tile), count = in.start(tile + 1) - start;
     int8_t* to = reinterpret_cast<int8_t*>(in.data + start * w.depth);
     int32_t* sums = in.sums + start * w.groups();
     const uint32_t zero_point = static_cast<uint32_t>(w.offsets ? 1 : -w.zero);
@@ -169,7 +168,7 @@ void prepare_grouped(const Weights& w, const float* const* rows, const Norm& nor
         for (int64_t g = 0; g < w.groups(); g++) {
             I total = whole(0);
             for (int64_t i = g * w.group; i < (g + 1) * w.group; i += kLanes)
-                total = add(total, to_int8(mul(value(i), inverse), to + (i / part * count + row) * part + i % part));
+                total = add(total, to_int8(mul(value(i), inverse), to + (i / kPart * count + row) * kPart + i % kPart));
             sums[g * count + row] = static_cast<int32_t>(static_cast<uint32_t>(sum(total)) * zero_point);
         }
     }
