@@ -26,6 +26,7 @@ from inflight.config import QUANTIZE, SETTINGS, GeneratorConfig, ListenConfig, P
 from inflight.errors import ConfigError, InflightError, StartError
 from inflight.hub import HubModel
 from inflight.loading import one_line
+from inflight.starting import settle
 
 PROGRAM = "text-generation-launcher"
 _IN_CHECKPOINTS = ("awq", "gptq", "compressed-tensors")
@@ -344,6 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log("Shard ready")
     log(f"Serving on http://{address}")
     log("Connected")
+    settle()
     server.wait()
     log("Terminated")
     return 0

@@ -46,6 +46,7 @@ from inflight.config import (
 from inflight.errors import ConfigError, InflightError
 from inflight.hub import HubModel, hint, locate
 from inflight.loading import one_line
+from inflight.starting import settle
 
 CONFIG_FILE = "servable_config.py"
 REQUEST_FILE = "request.json"
@@ -423,6 +424,7 @@ def run(values: Mapping[str, Any]) -> int:
         raise
     finally:
         end_ahead()
+    settle()
     server.wait()
     return 0
 

@@ -44,6 +44,7 @@ from inflight.loading import failed_load
 from inflight.pipeline import Job, Pipeline
 from inflight.place import DUMP
 from inflight.servable import install_model_caller
+from inflight.starting import settle
 from inflight.types import Array, Outcome, Row, Value
 from inflight.worker.ends import ORPHANED, kill_group
 from inflight.worker.load import Loaded, load, offer
@@ -88,6 +89,7 @@ class Worker:
         install_model_caller(self._call_model, lambda key: _counts(loaded, key))
         made = offer(loaded, pipeline, job.own_models)
         self._methods = [*loaded.spec.methods.values(), *(pipeline.hidden.values() if job.own_models else ())]
+        settle()
         self._channel.send(Ready(made))
         print(
             f"Serving: Start servable success, servable directory: '{job.directory}', servable name: '{job.name}', "

@@ -280,3 +280,14 @@ def test_tls_options_belong_together(tmp_path: Path) -> None:
         plan(where, tls_cert=file)
     with pytest.raises(UsageError, match="need --tls-cert and --tls-key"):
         plan(where, tls_ca=file)
+
+
+def test_what_a_start_has_made_is_left_alone_by_the_collector() -> None:
+    code = (
+        "import gc, inflight.server\n"
+        "from inflight.starting import settle\n"
+        "settle()\n"
+        "print(gc.get_freeze_count() > 10_000, len(gc.get_objects()) < 1_000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "True"], done.stderr
