@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.cells import Sample, Target
 from bench.load import generators
-from bench.servers import PEERS, ROOT, has_triton
+from bench.servers import PEERS, ROOT, has_nghttp2, has_triton
 
 _PACKAGES = ("onnxruntime", "numpy", "uvicorn", "httptools", "uvloop", "orjson", "grpcio", "protobuf")
 
@@ -104,11 +104,20 @@ def machine(cores: int, load_average: float) -> list[str]:
         f"- Date: {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC; Inflight {inflight()}",
         f"- Python {platform.python_version()}; " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
         f"- Load: {generators()}",
-        "- gRPC doors of Inflight are served by grpcio, as on a plain install, where the row does not say otherwise",
+        f"- gRPC doors of Inflight are served by {_grpc_engine()} where the row does not say otherwise",
     ]
     if has_triton():
         lines.append(f"- Triton {_triton()}")
     return lines
+
+
+def _grpc_engine() -> str:
+    """What `--grpc-engine auto` stands for here, with nghttp2's version."""
+    if not has_nghttp2():
+        return "grpcio"
+    from inflight.wire import _http2
+
+    return f"nghttp2 {_http2.VERSION}"
 
 
 def cpu() -> str:
