@@ -118,6 +118,7 @@ class OpenInferenceRest(QuickDoor):
         request = parse_request(body, _json_length(scope))
         rows = to_rows(method, request.inputs)
         check_wanted(method, request.outputs)
+        request.inputs.clear()  # the rows have them: what a caller gave up must not stay until its turn would have come
         finish = partial(self.finish, done, scope, _reply, names["name"], method, request)
         return self._submit(method, rows, finish, timeout=request.timeout)
 
