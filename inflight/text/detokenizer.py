@@ -11,6 +11,8 @@ CONTEXT = 6
 PATIENCE = 8
 """Tokens after which a character that still is not complete never will be: no UTF-8 character is longer than four
 bytes."""
+BEGUN = 3
+"""Tokens that a character which is not complete may consist of: of its four bytes one is missing."""
 
 
 class Detokenizer:
@@ -50,9 +52,13 @@ class Detokenizer:
             return rest + self._text_of(id)
         self._tokens.append(id)
         whole = self._decode(self._tokens)
-        if whole.endswith(BROKEN) and len(self._tokens) - self._shown < PATIENCE:
+        if not whole.endswith(BROKEN):
+            return self._show(whole)
+        if len(self._tokens) - self._shown < PATIENCE:
             return ""
-        return self._show(whole)
+        # Bytes that are no text, but a character may have begun after them.
+        left = self._begun(whole)
+        return self._show(self._decode(self._tokens[:-left]), left) if left else self._show(whole)
 
     def finish(self) -> str:
         """What is left when no more tokens come."""
@@ -60,10 +66,18 @@ class Detokenizer:
             return ""
         return self._show(self._decode(self._tokens))
 
-    def _show(self, whole: str) -> str:
+    def _begun(self, whole: str) -> int:
+        """Last tokens that may begin a character, and that can be decoded apart from those before them."""
+        for left in range(BEGUN, 0, -1):
+            if self._decode(self._tokens[:-left]) + self._decode(self._tokens[-left:]) == whole:
+                return left
+        return 0
+
+    def _show(self, whole: str, left: int = 0) -> str:
+        """What is new in the text of all tokens but the last `left`."""
         new = whole[len(self._text) :] if len(whole) > len(self._text) else ""
         # Text is complete here, so the next window begins where the last one was not shown yet.
         self._tokens = self._tokens[self._shown :]
-        self._shown = len(self._tokens)
-        self._text = self._decode(self._tokens)
+        self._shown = len(self._tokens) - left
+        self._text = self._decode(self._tokens[: self._shown])
         return new

@@ -73,6 +73,17 @@ def wrap(kind: str, eos: tuple[int, ...] = ()) -> Tokenizer:
     return Tokenizer(KINDS[kind], eos, {}, None)
 
 
+def test_a_character_that_begins_after_broken_ones_is_not_lost() -> None:
+    tokenizer = wrap("byte level")
+    one = {text: tokenizer.encode(text) for text in ("ß", "한", "𝄞")}
+    for text, ids in one.items():
+        assert len(ids) > 1, "its bytes are tokens"
+        for broken in range(1, 20):
+            detokenizer = tokenizer.detokenizer()
+            shown = "".join([*(detokenizer.add(id) for id in [ids[-1]] * broken + ids), detokenizer.finish()])
+            assert shown == "\N{REPLACEMENT CHARACTER}" * broken + text
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(list(KINDS)), st.data())
 def test_pieces_make_the_whole(kind: str, data: st.DataObject) -> None:
