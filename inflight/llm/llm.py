@@ -308,6 +308,8 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
         raise failed_load("the model", error, folder) from error
     finally:
         progress.close(whole)
+        if not whole:
+            executor.shutdown()
     return engine
 
 

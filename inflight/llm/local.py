@@ -115,8 +115,12 @@ class LocalExecutor(Executor):
 
     async def close(self) -> None:
         await self.abort()
+        self.shutdown()
+
+    def shutdown(self) -> None:
+        """Its threads end after what they are at, which nobody waits for."""
         for thread in (self._thread, self._courier):
-            thread.shutdown()  # they have nothing to do
+            thread.shutdown()
 
     def _answered(self, answer: StepResult | WorkerLost) -> None:
         self._answers.append(answer)
