@@ -55,12 +55,13 @@ def test_servables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert f"still waiting after 2 seconds: worker device0 of servable '{name}' {phase}" in caplog.text
 
 
-def test_a_language_model(caplog: pytest.LogCaptureFixture) -> None:
-    server = Server(ServerConfig(start_timeout=0.5))
+def test_a_language_model(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "INTERVAL", 0.01)
+    server = Server(ServerConfig(start_timeout=0.05))  # no interpreter starts and loads a model in that time
     try:
         with (
             caplog.at_level(logging.WARNING, "inflight"),
-            pytest.raises(StartError, match=r"was not loaded within 0\.5 seconds; raise --start-timeout"),
+            pytest.raises(StartError, match=r"was not loaded within 0\.05 seconds; raise --start-timeout"),
         ):
             server.start_generators([GeneratorConfig.of(POCKET, "pocket")])
     finally:
