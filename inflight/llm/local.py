@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,14 +19,21 @@ from inflight.shard import Runner, load_runner
 
 T = TypeVar("T")
 
+FAREWELL = 2.0
+"""Seconds that a script which ends waits for what such threads are at: a load that was given up ends with its next
+weight."""
+
 
 class _Thread:
-    """Calls functions one after the other. A script that ends does not wait for it, as it would for a thread of
-    `ThreadPoolExecutor`: what hangs in a library would keep the process for ever."""
+    """Calls functions one after the other. A script that ends does not wait for it for long, as it would for a thread
+    of `ThreadPoolExecutor`: what hangs in a library would keep the process for ever. It does wait a moment, because a
+    thread that comes back from a library when the interpreter is gone takes the process down with it."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+        atexit.register(self._end)
 
     def submit(self, call: Callable[..., T], *given: Any) -> Future[T]:
         future: Future[T] = Future()
@@ -39,6 +47,10 @@ class _Thread:
         """It ends after what it has been given."""
         self._calls.put(None)
 
+    def _end(self) -> None:
+        self.shutdown()
+        self._thread.join(FAREWELL)
+
     def _run(self) -> None:
         while (item := self._calls.get()) is not None:
             future, call, given = item
@@ -50,6 +62,7 @@ class _Thread:
             except BaseException as error:  # whoever waits is told
                 future.set_exception(error)
             del future, call, given  # not kept until the next call
+        atexit.unregister(self._end)
 
 
 class LocalExecutor(Executor):
@@ -119,6 +132,7 @@ class LocalExecutor(Executor):
 
     def shutdown(self) -> None:
         """Its threads end after what they are at, which nobody waits for."""
+        self._given_up = True
         for thread in (self._thread, self._courier):
             thread.shutdown()
 

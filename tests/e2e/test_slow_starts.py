@@ -91,3 +91,11 @@ def test_a_script_whose_model_hangs_ends(tmp_path: Path) -> None:
     with process(tmp_path, "-c", HANGING, str(POCKET)) as script:
         assert script.process.wait(60) == 1
         assert "StartError: the model was not loaded within 0.5 seconds (start_timeout)" in script.stderr.read_text()
+
+
+def test_a_script_whose_model_was_not_loaded_in_time_ends(tmp_path: Path) -> None:
+    """A thread that is within the CPU engine when the interpreter goes must not abort the process."""
+    late = "import sys; from inflight.llm import LLM; LLM(sys.argv[1], start_timeout=0.001)"
+    with process(tmp_path, "-c", late, str(POCKET)) as script:
+        assert script.process.wait(60) == 1
+        assert "StartError: the model was not loaded within 0.001 seconds" in script.stderr.read_text()
