@@ -31,7 +31,7 @@ def largest_tensor(path: str) -> int:
     """Bytes of the largest product's tensors as they are stored, fused ones together."""
     from inflight.checkpoint import open_model
     from inflight.models.config import decoder_config
-    from inflight.models.layout import Layout, located
+    from inflight.models.decoder_tensors import Layout, located
 
     model = open_model(path)
     config = decoder_config(model.config)

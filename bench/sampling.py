@@ -20,8 +20,8 @@ import torch
 
 from inflight.kernels import Row, sample
 from inflight.plan import Sampling
-from inflight.shard.sampler import TorchSampler
-from inflight.shard.sampling import RowState
+from inflight.shard.sampler import RowState
+from inflight.shard.torch_sampler import TorchSampler
 
 VOCABULARIES = (32_000, 151_936, 262_144)
 CASES: dict[str, dict[str, Any]] = {

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inflight.checkpoint.packing import unsigned
 from inflight.checkpoint.schemes import Scheme, Stored, StoredModule
+from inflight.checkpoint.unpack import unsigned
 from inflight.tensors import Quantised
 
 _STATES = ("weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandbytes__fp4")

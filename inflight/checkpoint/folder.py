@@ -13,7 +13,7 @@ from inflight.checkpoint.files import INDEX, SINGLE, TensorFiles, Tensors
 from inflight.checkpoint.gguf import GgufParts, GgufWeights, generation_config, hf_config, is_gguf, stem_of
 from inflight.checkpoint.methods import scheme_of
 from inflight.checkpoint.pickled import PickledFiles, has_pickles, refusal
-from inflight.checkpoint.quantised import QuantisedFiles
+from inflight.checkpoint.quantised_files import QuantisedFiles
 from inflight.checkpoint.source import Progress, Weights
 from inflight.errors import StartError
 from inflight.loading import read_object, read_text

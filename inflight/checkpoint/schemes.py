@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inflight.checkpoint.files import Tensor, Tensors
-from inflight.checkpoint.packing import Codes, unpack, unpack_awq, unsigned
+from inflight.checkpoint.unpack import Codes, unpack, unpack_awq, unsigned
 from inflight.errors import StartError
 from inflight.tensors import Quantised, Weight
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from inflight.checkpoint.files import Tensor
 from inflight.checkpoint.floating import EIGHTS, scaled
-from inflight.checkpoint.packing import nibbles, unsigned
 from inflight.checkpoint.schemes import FLOATS, Scheme, Stored, StoredModule
+from inflight.checkpoint.unpack import nibbles, unsigned
 from inflight.tensors import Quantised
 
 _DATA = ("int8", "uint8", *EIGHTS)

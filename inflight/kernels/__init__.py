@@ -1,7 +1,6 @@
 """The CPU engine: a decoder as one native call a step, where the native library is there."""
 
-from inflight.kernels.library import ENGINE, ISA, instruction_sets, native_reason, top_k
-from inflight.kernels.parts import (
+from inflight.kernels.layout import (
     BLOCK_TYPES,
     Activation,
     Bytes,
@@ -16,6 +15,7 @@ from inflight.kernels.parts import (
     Precision,
     StepArrays,
 )
+from inflight.kernels.library import ENGINE, ISA, instruction_sets, native_reason, top_k
 from inflight.kernels.program import NativeProgram
 from inflight.kernels.sampling import Row, Sampled, log_softmax_at, sample
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from inflight.kernels.library import native, native_reason, wanted_isa
-from inflight.kernels.parts import (
+from inflight.kernels.layout import (
     MOST_GROUPED,
     MOST_INPUTS,
     Activation,
@@ -31,6 +30,7 @@ from inflight.kernels.parts import (
     StepArrays,
     StepOutput,
 )
+from inflight.kernels.library import native, native_reason, wanted_isa
 from inflight.tensors import BFLOAT16, Blocks, Floats, Quantised, Weight, widened
 
 _SOURCES = {np.dtype(np.float32): 0, BFLOAT16: 1, np.dtype(np.float16): 2}

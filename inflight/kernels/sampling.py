@@ -1,4 +1,4 @@
-"""From logits to tokens in the native library, each row by itself; `shard/sampler.py` is the reference in torch."""
+"""From logits to tokens natively, each row by itself; `shard/torch_sampler.py` is the reference in torch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Language models: one decoder for the popular families, a bridge to transformers for the others."""
 
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, Rows
-from inflight.models.encoder import TextEncoder, is_encoder
 from inflight.models.load import load_model
+from inflight.models.text_encoder import TextEncoder, is_encoder
 from inflight.models.vectors import VectorHead
 from inflight.telemetry import switch_off
 

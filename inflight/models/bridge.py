@@ -20,8 +20,8 @@ from inflight.config import ModelConfig
 from inflight.device import Ranks
 from inflight.errors import StartError
 from inflight.models.base import CausalLM
+from inflight.models.bridge_rope import Turning
 from inflight.models.on_torch import TensorBatch, TorchLM, dtype_name
-from inflight.models.turning import Turning
 from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention
 
 log = logging.getLogger("inflight")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from inflight.errors import StartError
-from inflight.models.settings import check_config
+from inflight.models.config_checks import check_config
 from inflight.rope import rope_length, rope_type
 
 Config = Mapping[str, Any]

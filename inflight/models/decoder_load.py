@@ -10,7 +10,7 @@ from inflight.checkpoint import Weights, floats_into
 from inflight.device import Ranks
 from inflight.models.config import DecoderConfig
 from inflight.models.decoder import Attention, Decoder, DecoderLayer, Linear, Mixture, Mlp
-from inflight.models.layout import Layout, Piece, Product
+from inflight.models.decoder_tensors import Layout, Piece, Product
 from inflight.models.lora import Adapter, LowRank, Place, Routes
 from inflight.nn import AttentionSpec, RmsNorm, activation, to_array
 

@@ -16,9 +16,9 @@ from inflight.kernels import ENGINE, native_reason
 from inflight.loading import require
 from inflight.models.base import CausalLM
 from inflight.models.config import DecoderConfig, decoder_config
-from inflight.models.layout import Layout, located
+from inflight.models.decoder_tensors import Layout, located
 from inflight.models.native import ACTIVATIONS, NativeDecoder
-from inflight.models.packed import CheckpointParts, FileParts, cache_path
+from inflight.models.weight_cache import CheckpointParts, FileParts, cache_path
 from inflight.tensors import FLOAT_DTYPES
 
 log = logging.getLogger("inflight")

@@ -28,7 +28,7 @@ from inflight.kernels import (
 )
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
 from inflight.models.config import DecoderConfig
-from inflight.models.packed import Parts
+from inflight.models.weight_cache import Parts
 from inflight.rope import make_rope
 from inflight.tensors import FLOAT_DTYPES, Floats
 

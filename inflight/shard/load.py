@@ -9,7 +9,7 @@ from inflight.checkpoint import open_model
 from inflight.device import Device, Ranks
 from inflight.models import is_encoder
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
-from inflight.shard.encoder import EncoderRunner
+from inflight.shard.encoder_runner import EncoderRunner
 from inflight.shard.runner import ModelRunner
 
 

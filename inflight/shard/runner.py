@@ -16,11 +16,11 @@ from inflight.kernels import Sampled
 from inflight.models import CausalLM, DecodeRows, ForwardBatch, Rows, VectorHead, load_model
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult, Watermark
 from inflight.sentences import SentenceModel
-from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
+from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
+from inflight.shard.plan_checks import sound_plan
 from inflight.shard.pooling import MeanPool
-from inflight.shard.sampling import RowState, Sampler
-from inflight.shard.sound import sound_plan
+from inflight.shard.sampler import RowState, Sampler
 from inflight.types import Array
 
 WARM_TOKENS = 32
@@ -290,7 +290,7 @@ def _sampler_of(model: CausalLM, threads: int, watermark: Watermark) -> Sampler:
         threads: of the native sampler.
     """
     if model.on_torch:
-        from inflight.shard.sampler import TorchSampler
+        from inflight.shard.torch_sampler import TorchSampler
 
         return TorchSampler(watermark)
     from inflight.shard.native_sampler import NativeSampler

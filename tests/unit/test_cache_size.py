@@ -16,7 +16,7 @@ from inflight.device import Device, open_device
 from inflight.errors import StartError, Unavailable
 from inflight.llm import LLM
 from inflight.plan import StepPlan, StepResult
-from inflight.shard.cache import CPU_SHARE, SHARE, count_blocks
+from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 GIB = 1 << 30

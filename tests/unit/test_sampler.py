@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inflight.plan import Sampling
-from inflight.shard.sampler import RowState, _process, _uniform, prompt_logprobs, sample
+from inflight.shard.torch_sampler import RowState, _process, _uniform, prompt_logprobs, sample
 
 V = 40
 

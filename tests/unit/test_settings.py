@@ -35,8 +35,8 @@ from inflight.sched import Capacity
 from inflight.servable import declare_generator
 from inflight.servable.checks import check_settings
 from inflight.shard.native_sampler import NativeSampler
-from inflight.shard.sampler import TorchSampler
-from inflight.shard.sampling import RowState, Sampler
+from inflight.shard.sampler import RowState, Sampler
+from inflight.shard.torch_sampler import TorchSampler
 from inflight.types import TensorSpec
 from tests.lm import POCKET
 

@@ -17,7 +17,7 @@ from inflight.errors import StartError
 from inflight.models import TextEncoder
 from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.shard.input_batch import InputBatch
-from inflight.shard.sound import sound_plan
+from inflight.shard.plan_checks import sound_plan
 
 
 class EncoderRunner:

@@ -24,7 +24,7 @@ import numpy as np
 
 from inflight.checkpoint import ModelFolder, Weights, floats_into
 from inflight.kernels import BLOCK_TYPES, Bytes, NativeProgram, Packed, PackedBytes, Precision
-from inflight.models.layout import Layout, Piece
+from inflight.models.decoder_tensors import Layout, Piece
 from inflight.tensors import Blocks, Floats, Quantised, Weight, stack, widened
 
 log = logging.getLogger("inflight")
@@ -37,7 +37,7 @@ _EMPTY: Bytes = np.empty(0, np.uint8)
 
 
 class Parts(ABC):
-    """Weights by name (see `inflight.models.layout`), each taken once."""
+    """Weights by name (see `inflight.models.decoder_tensors`), each taken once."""
 
     @abstractmethod
     def product(
