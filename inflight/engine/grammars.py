@@ -20,28 +20,26 @@ Masked = Callable[[list[bytes | InflightError]], None]
 
 
 class Grammars:
-    """Made when the first grammar is asked for: what the tokenizer's tokens look like takes a moment to learn.
+    """The grammars of one model. The tokenizer's tokens are prepared with the first: it takes a moment."""
 
-    Args:
-        vocab_size: tokens that the model's logits cover.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
         self._compiler: asyncio.Future[GrammarCompiler] | None = None
         self._compile_threads = ThreadPoolExecutor(COMPILERS, "grammar-compile")
         self._mask_thread = ThreadPoolExecutor(1, "grammar-mask")
 
-    async def open(self, grammar: Grammar) -> tuple[Matcher, bytes]:
+    async def open(self, grammar: Grammar, vocab_size: int) -> tuple[Matcher, bytes]:
         """A matcher for one generation and the mask of its first token.
+
+        Args:
+            vocab_size: tokens that the model's logits cover, always as many.
 
         Raises:
             InvalidRequest: the grammar is wrong, or takes too long to compile.
         """
         loop = asyncio.get_running_loop()
         if self._compiler is None:
-            self._compiler = loop.run_in_executor(self._compile_threads, self._tokenizer.grammars, self._vocab_size)
+            self._compiler = loop.run_in_executor(self._compile_threads, self._tokenizer.grammars, vocab_size)
         compiler = await asyncio.shield(self._compiler)
 
         def compile() -> tuple[Matcher, bytes]:

@@ -127,8 +127,8 @@ def test_a_rank_that_hangs_is_replaced(long_context: Path, tmp_path: Path) -> No
 
 
 def test_a_rank_that_hangs_while_nothing_is_asked_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inflight.engine.engine.PULSE", 0.1)
-    monkeypatch.setattr("inflight.engine.engine.PULSE_TIMEOUT", 1.0)
+    monkeypatch.setattr("inflight.engine.loop.PULSE", 0.1)
+    monkeypatch.setattr("inflight.engine.loop.PULSE_TIMEOUT", 1.0)
     server = Server(ServerConfig())
     try:
         server.start_generators([GeneratorConfig.of(POCKET, "pocket")])

@@ -13,7 +13,7 @@ import tokenizers
 
 from inflight.config import GeneratorConfig, RestartPolicy
 from inflight.engine import Engine
-from inflight.engine import engine as engine_module
+from inflight.engine import streams as streams_module
 from inflight.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -55,8 +55,8 @@ def serve(test: Callable[[Engine, FakeExecutor], Awaitable[T]], eos: tuple[int, 
         try:
             result = await asyncio.wait_for(test(engine, executor), 60)
             for _ in range(500):
-                scheduler = engine._scheduler
-                assert scheduler is not None
+                assert engine._steps is not None
+                scheduler = engine._steps.scheduler
                 if not engine.streams and not scheduler.in_flight and not scheduler.requests:
                     break
                 await asyncio.sleep(0.01)
@@ -235,7 +235,7 @@ def test_kills_at_the_first_start(kills: int) -> None:
 
 
 def test_shards_that_stay_away_fail_those_without_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inflight.engine.engine.PATIENCE", 0.2)
+    monkeypatch.setattr("inflight.engine.recovery.PATIENCE", 0.2)
 
     async def test(engine: Engine, executor: FakeExecutor) -> None:
         executor.killed_starts = 10**9
@@ -503,7 +503,7 @@ def test_who_reads_slowly_keeps_no_place_and_loses_nothing() -> None:
 
 
 def test_what_nobody_takes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "UNREAD", 70)
+    monkeypatch.setattr(streams_module, "UNREAD", 70)
 
     async def test(engine: Engine, executor: FakeExecutor) -> None:
         slow = []

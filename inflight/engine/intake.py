@@ -1,0 +1,161 @@
+"""From a request to the sequence that the scheduler plans: its tokens, its grammar, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from inflight.admission import Admission
+from inflight.config import GeneratorConfig
+from inflight.engine.checks import token_ids
+from inflight.engine.embedding import Embedder
+from inflight.engine.encoder import LONG, Encoder
+from inflight.engine.grammars import Grammars
+from inflight.errors import OVERLOADED, InvalidRequest, Overloaded
+from inflight.generation import GenerationRequest, GeneratorInfo
+from inflight.sched import Scheduler, Sequence
+from inflight.sentences import read_sentence_model
+from inflight.text import Matcher, Tokenizer
+
+LONGEST_TEXT = 16
+"""Characters a token stands for at most, on average: longer texts are refused before they are encoded."""
+
+
+class Intake:
+    """Checks requests and makes sequences of them.
+
+    Args:
+        config: the model, limits, policies.
+        tokenizer: of the model.
+        admission: is told what was computed for requests that are refused.
+        grammars: compiles those of requests.
+
+    Attributes:
+        unit_vectors: the model's vectors have length 1.
+    """
+
+    def __init__(self, config: GeneratorConfig, tokenizer: Tokenizer, admission: Admission, grammars: Grammars) -> None:
+        self._allows_grammars = config.limits.grammars
+        self._tokenizer = tokenizer
+        self._admission = admission
+        self._grammars = grammars
+        self._encoder = Encoder(tokenizer)
+        sentences = read_sentence_model(config.model.model_dir)
+        self._embedder = Embedder(sentences, tokenizer, config.pooling)
+        self.unit_vectors = sentences is None or sentences.unit
+        self._next_id = 0
+
+    def close(self) -> None:
+        """Requests whose texts wait for the tokenizer fail."""
+        self._encoder.close()
+
+    async def prompt(self, request: GenerationRequest, info: GeneratorInfo) -> list[int]:
+        """The prompt's tokens, checked and truncated.
+
+        Raises:
+            InvalidRequest: it has none, too many, or unknown ones.
+            Overloaded: too many long texts wait for the tokenizer.
+        """
+        limits = info.limits
+        if isinstance(request.prompt, str):
+            if request.embed:
+                request = replace(request, prompt=self._embedder.text(request))
+            most = limits.max_input_tokens * LONGEST_TEXT * 8
+            if not self._cuts(request) and len(request.prompt) > most:
+                raise InvalidRequest(
+                    f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(request.prompt)} "
+                    "characters"
+                )
+            tokens = await self._encoded(request, limits.max_input_tokens)
+        else:
+            tokens = token_ids(request.prompt)
+        if request.embed:
+            tokens = self._embedder.cut(tokens, request, limits.max_input_tokens)
+        elif request.truncate is not None:
+            tokens = tokens[-request.truncate :]
+        if not tokens:
+            raise InvalidRequest("`inputs` cannot be empty")
+        if len(tokens) > limits.max_input_tokens:
+            raise InvalidRequest(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(tokens)}")
+        self._tokenizer.check(tokens, info.vocab_size)
+        return tokens
+
+    async def grammar(self, request: GenerationRequest, info: GeneratorInfo) -> tuple[Matcher, bytes] | None:
+        """The matcher of the request's grammar, and the mask of the first token.
+
+        Raises:
+            InvalidRequest: the grammar is wrong, or none is allowed.
+        """
+        if request.grammar is None:
+            return None
+        if not self._allows_grammars:
+            raise InvalidRequest("this server was started without support of grammars; leave it out")
+        return await self._grammars.open(request.grammar, info.vocab_size)
+
+    def sequence(
+        self, request: GenerationRequest, prompt: list[int], info: GeneratorInfo, scheduler: Scheduler
+    ) -> Sequence:
+        """The sequence that answers the request.
+
+        Raises:
+            InvalidRequest: the model or the cache can never answer it.
+        """
+        total = info.limits.max_total_tokens
+        new = 1 if request.embed else request.max_new_tokens
+        if request.embed and not info.embedding_size:
+            raise InvalidRequest("this model gives no embeddings")
+        if not request.embed and not info.generates:
+            raise InvalidRequest("this model embeds texts and writes none; use /v1/embeddings")
+        if new is not None and (not isinstance(new, int) or new < 1):
+            raise InvalidRequest(f"`max_new_tokens` must be a whole number of at least 1. Given: {new}")
+        if new is None or (request.fit and len(prompt) + new > total):
+            new = total - len(prompt)
+        if len(prompt) + new > total:
+            raise InvalidRequest(
+                f"`inputs` tokens + `max_new_tokens` must be <= {total}. Given: {len(prompt)} `inputs` tokens and "
+                f"{new} `max_new_tokens`"
+            )
+        fault = request.sampling.fault(info.vocab_size)
+        if fault is not None:
+            raise InvalidRequest(fault)
+        scheduler.check(len(prompt), new)
+        self._next_id += 1
+        sampling = request.sampling
+        if request.embed:
+            sampling = self._embedder.sampling(request)
+        return Sequence(
+            self._next_id,
+            prompt,
+            sampling,
+            new,
+            priority=request.priority,
+            tenant=request.tenant,
+            lockstep=request.grammar is not None,
+            adapter=_adapter(request.adapter, info.adapters),
+        )
+
+    def _cuts(self, request: GenerationRequest) -> bool:
+        """Whether a prompt that is too long is cut instead of refused."""
+        return self._embedder.cuts(request) if request.embed else request.truncate is not None
+
+    async def _encoded(self, request: GenerationRequest, most: int) -> list[int]:
+        """The tokens of a text."""
+        assert isinstance(request.prompt, str)
+        if len(request.prompt) > LONG and self._encoder.long > self._admission.limit // 4:
+            raise Overloaded(OVERLOADED)  # long texts that wait for the tokenizer take no more places
+        wanted = None if self._cuts(request) else most
+        tokens, whole, seconds = await self._encoder.encode(request.prompt, request.add_special_tokens, wanted)
+        if not whole or (wanted is not None and len(tokens) > wanted):
+            self._admission.wasted(seconds)
+        if not whole:
+            raise InvalidRequest(f"`inputs` must have less than {most} tokens. Given: more than {len(tokens)}")
+        return tokens
+
+
+def _adapter(name: str | None, names: tuple[str, ...]) -> int:
+    """The number that ranks know an adapter by; 0: the model alone."""
+    if name is None:
+        return 0
+    if name not in names:
+        known = ", ".join(names) or "none"
+        raise InvalidRequest(f"the adapter '{name}' is not served; served here: {known}")
+    return names.index(name) + 1

@@ -1,0 +1,96 @@
+"""The requests in the engine: each has a stream from its admission until its reader has left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+
+from inflight.admission import Admission
+from inflight.engine.stream import Stream
+from inflight.errors import InflightError
+from inflight.generation import GenerationRequest
+from inflight.sched import Scheduler, Sequence
+from inflight.text import Matcher, Tokenizer
+
+UNREAD = 1 << 17
+"""Tokens of ended generations whose clients take them slowly; beyond, those who have taken longest lose the rest."""
+
+
+class Streams:
+    """Streams by the ids of their sequences, and the scheduler's rows behind them.
+
+    Args:
+        wake: called when the scheduler has something new to plan.
+
+    Attributes:
+        idle: set while there is no stream.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, tokenizer: Tokenizer, admission: Admission, wake: Callable[[], None]
+    ) -> None:
+        self._scheduler = scheduler
+        self._tokenizer = tokenizer
+        self._admission = admission
+        self._wake = wake
+        self._streams: dict[int, Stream] = {}
+        # Those that have ended and whose readers are still at it, oldest first, with their tokens.
+        self._unread: dict[int, tuple[Stream, int]] = {}
+        self._unread_tokens = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def get(self, id: int) -> Stream | None:
+        return self._streams.get(id)
+
+    def all(self) -> Items[Stream]:
+        return list(self._streams.values())
+
+    def open(self, request: GenerationRequest, sequence: Sequence, grammar: tuple[Matcher, bytes] | None) -> Stream:
+        """A stream for an admitted request, whose sequence waits for its first plan from now on.
+
+        Args:
+            grammar: its matcher and the mask of its first token.
+        """
+        stream = Stream(request, sequence, self._tokenizer, self._ended)
+        if grammar is not None:
+            stream.matcher, sequence.mask = grammar
+        self._streams[sequence.id] = stream
+        self.idle.clear()
+        self._scheduler.add(sequence)
+        self._wake()
+        return stream
+
+    def close(self, stream: Stream) -> None:
+        """The caller has its end, or left: the row is freed in the next plan."""
+        id = stream.sequence.id
+        if self._streams.pop(id, None) is None:
+            return
+        stream.end()
+        if id in self._unread:
+            self._unread_tokens -= self._unread.pop(id)[1]
+        self._scheduler.finish(id)
+        self._wake()
+        if not self._streams:
+            self.idle.set()
+
+    def fail(self, sequence: Sequence, error: InflightError) -> None:
+        """Ends a sequence's stream with an error, where it still has one."""
+        stream = self._streams.get(sequence.id)
+        if stream is not None:
+            stream.fail(error)
+
+    def _ended(self, stream: Stream) -> None:
+        """Nothing more is computed for it; its reader may still have to take what is here."""
+        self._admission.leave()
+        size = stream.sequence.generated
+        self._unread[stream.sequence.id] = stream, size
+        self._unread_tokens += size
+        while self._unread_tokens > UNREAD and len(self._unread) > 1:
+            slowest, size = self._unread.pop(next(iter(self._unread)))
+            self._unread_tokens -= size
+            slowest.drop()
