@@ -151,7 +151,7 @@ class Inflight(Contestant):
         return list(await asyncio.gather(*(self._one(prompt, output) for prompt in prompts)))
 
     async def _one(self, prompt: Sequence[int], output: int) -> Answer:
-        from inflight.generation import GenerationRequest, Token
+        from inflight.contract import GenerationRequest, Token
 
         answer = Answer()
         async for event in self.llm.engine.generate(GenerationRequest(prompt, max_new_tokens=output, ignore_eos=True)):

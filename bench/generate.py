@@ -57,7 +57,7 @@ def prompts(count: int, seed: int) -> list[list[int]]:
 def in_process(folder: str, count: int, concurrency: int, seed: int) -> float:
     """Tokens a second of the engine alone, driven by as many tasks as there are callers."""
     from inflight import LLM
-    from inflight.generation import GenerationRequest, Token
+    from inflight.contract import GenerationRequest, Token
 
     with LLM(folder, threads=os.cpu_count() or 1, kv_cache_memory=1 << 30) as llm:
         waiting = prompts(count, seed)

@@ -22,7 +22,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Tokenizer
 
-from inflight.generation import Grammar
+from inflight.contract import Grammar
 from inflight.text.grammar import GrammarCompiler
 
 EOS = 0

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from inflight.contract import Sampling
 from inflight.kernels import Row, sample
-from inflight.plan import Sampling
 from inflight.shard.sampler import RowState
 from inflight.shard.torch_sampler import TorchSampler
 

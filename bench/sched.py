@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from inflight.plan import Sampling, StepResult
+from inflight.contract import Sampling, StepResult
 from inflight.sched import Capacity, Scheduler, Sequence
 
 STEPS = 400

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inflight.contract import Sampling
     from inflight.llm import LLM, Generation
-    from inflight.plan import Sampling
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "Generation", "Sampling", "__version__"]
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(llm, name)
     if name == "Sampling":
-        from inflight.plan import Sampling
+        from inflight.contract import Sampling
 
         return Sampling
     raise AttributeError(f"module 'inflight' has no attribute {name!r}")

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(written: Sequence[str]) -> int:
     from inflight.commands import NAMES, UsageError, in_force, place_rest, resolve
     from inflight.errors import InflightError
-    from inflight.loading import one_line
+    from inflight.startup import one_line
 
     namespace, rest = build_parser(written[:1] if written and written[0] in NAMES else ()).parse_known_args(written)
     given = vars(namespace)

@@ -26,12 +26,12 @@ from typing import Any, TypeVar
 import uvloop
 
 from inflight.config import GeneratorConfig, ListenConfig, ServableConfig, ServerConfig
+from inflight.contract import ServableStatus
 from inflight.errors import InflightError, StartError
 from inflight.frontends import grpc_app, http_app
-from inflight.loading import failed_load
 from inflight.metrics import Metrics
 from inflight.router import Router
-from inflight.types import ServableStatus
+from inflight.startup import failed_load
 from inflight.wire import GRPC, RESTFUL, Kind, Listener, listen_grpc, listen_http, success_line
 
 log = logging.getLogger("inflight")

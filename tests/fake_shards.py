@@ -13,9 +13,9 @@ from hashlib import blake2b
 
 import msgspec
 
+from inflight.contract import Sampling, ShardOffer, StepPlan, StepResult
 from inflight.engine import Executor, RanksKilled
 from inflight.errors import StartError, WorkerLost
-from inflight.plan import Sampling, ShardOffer, StepPlan, StepResult
 
 VOCAB = 997
 

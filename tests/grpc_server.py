@@ -16,9 +16,9 @@ import numpy as np
 import uvloop
 
 from inflight.config import ListenConfig
+from inflight.contract import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
 from inflight.errors import InflightError, ModelError, NotFound
 from inflight.frontends import grpc_app
-from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
 from inflight.wire import GrpcApp
 from inflight.wire.listen import listen_grpc
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from inflight.config import ModelConfig
+from inflight.contract import Sampling, ShardJob, StepPlan, StepResult
 from inflight.device import Alone, open_device
-from inflight.plan import Sampling, ShardJob, StepPlan, StepResult
 from inflight.sched import Capacity, Scheduler, Sequence
 from inflight.shard import ModelRunner
 

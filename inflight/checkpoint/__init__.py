@@ -11,18 +11,30 @@ from inflight.checkpoint.folder import (
     open_model,
 )
 from inflight.checkpoint.gguf import is_gguf
+from inflight.checkpoint.rope import Rope, make_rope, rope_length, rope_type
+from inflight.checkpoint.sentences import Dense, Layer, LayerNorm, Normalize, SentenceModel, read_sentence_model
 from inflight.checkpoint.source import Weights, floats_into
 
 __all__ = [
+    "Dense",
     "GgufModel",
     "HfFolder",
+    "Layer",
+    "LayerNorm",
     "LoraFolder",
     "ModelFolder",
+    "Normalize",
     "Part",
+    "Rope",
     "SentenceFolder",
+    "SentenceModel",
     "Templates",
     "Weights",
     "floats_into",
     "is_gguf",
+    "make_rope",
     "open_model",
+    "read_sentence_model",
+    "rope_length",
+    "rope_type",
 ]

@@ -14,10 +14,10 @@ from inflight.checkpoint.gguf import GgufParts, GgufWeights, generation_config, 
 from inflight.checkpoint.methods import scheme_of
 from inflight.checkpoint.pickled import PickledFiles, has_pickles, refusal
 from inflight.checkpoint.quantised_files import QuantisedFiles
+from inflight.checkpoint.sentences import SentenceModel, read_sentence_model
 from inflight.checkpoint.source import Progress, Weights
 from inflight.errors import StartError
-from inflight.loading import read_object, read_text
-from inflight.sentences import SentenceModel, read_sentence_model
+from inflight.startup import read_object, read_text
 
 Json = Mapping[str, Any]
 Told = Callable[[float], None]

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from inflight.contract import BYTES_CODE, CODES, DTYPES, STRING_CODE
 from inflight.errors import InvalidRequest, ModelError
 from inflight.proto import ms_service_pb2
-from inflight.types import BYTES_CODE, CODES, DTYPES, STRING_CODE
 
 Instance: TypeAlias = "Mapping[str, Any]"
 """Inputs of one instance by name: numpy array or number, bool, int, float, str or bytes."""

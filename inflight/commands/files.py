@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inflight.loading import one_line
+from inflight.startup import one_line
 
 _ENDINGS = {".yaml": "YAML", ".yml": "YAML", ".toml": "TOML"}
 

@@ -11,7 +11,7 @@ from inflight.commands.options import Option
 from inflight.config import SETTINGS, GeneratorConfig, Policy
 from inflight.errors import StartError
 from inflight.hub import HubModel
-from inflight.loading import read_object
+from inflight.startup import read_object
 
 _WEIGHTS = (".safetensors", ".gguf")
 _OWN_FILES = ("tokenizer.json", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -25,8 +25,7 @@ from inflight.commands.options import UsageError, configure_log, platform_routes
 from inflight.config import QUANTIZE, SETTINGS, GeneratorConfig, ListenConfig, Policy, ServerConfig, adapters
 from inflight.errors import ConfigError, InflightError, StartError
 from inflight.hub import HubModel
-from inflight.loading import one_line
-from inflight.starting import settle
+from inflight.startup import one_line, settle
 
 PROGRAM = "text-generation-launcher"
 _IN_CHECKPOINTS = ("awq", "gptq", "compressed-tensors")

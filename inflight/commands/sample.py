@@ -14,7 +14,7 @@ import numpy as np
 
 from inflight.commands.values import PLAIN, rest_value
 from inflight.config import TlsConfig
-from inflight.types import DTYPE_CODES, MethodInfo, ServableStatus, TensorSpec
+from inflight.contract import DTYPE_CODES, MethodInfo, ServableStatus, TensorSpec
 
 SHOWN_ELEMENTS = 16
 """An input with more elements is not written out in the line to try."""

@@ -45,8 +45,7 @@ from inflight.config import (
 )
 from inflight.errors import ConfigError, InflightError
 from inflight.hub import HubModel, hint, locate
-from inflight.loading import one_line
-from inflight.starting import settle
+from inflight.startup import one_line, settle
 
 CONFIG_FILE = "servable_config.py"
 REQUEST_FILE = "request.json"

@@ -22,9 +22,9 @@ from inflight import __version__
 from inflight.commands.checkpoints import find_model
 from inflight.commands.options import UsageError, configure_log, stop_cleanly
 from inflight.config import QUANTIZE, SETTINGS, AdapterConfig, Field, GeneratorConfig, Policy, adapters, processors
+from inflight.contract import ShardJob
 from inflight.errors import ConfigError, InflightError
-from inflight.loading import failed_load, one_line
-from inflight.plan import ShardJob
+from inflight.startup import failed_load, one_line
 
 PROGRAM = "text-generation-server"
 CONNECT_TIMEOUT = 600.0

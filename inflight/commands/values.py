@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from inflight.types import DTYPE_CODES
+from inflight.contract import DTYPE_CODES
 
 # What the REST door makes of a JSON number, so that one command line means the same through both doors.
 _JSON_DTYPES = {"b": "bool", "i": "int32", "f": "float32"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inflight.device.base import Alone, Ranks
 from inflight.device.open import Device
-from inflight.loading import require
+from inflight.startup import require
 
 
 def connect_ranks(rank: int, size: int, rendezvous: str, device: Device, timeout: float) -> Ranks:

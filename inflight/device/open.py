@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from inflight.errors import StartError
-from inflight.loading import installed, require
+from inflight.startup import installed, require
 
 if TYPE_CHECKING:
     import torch

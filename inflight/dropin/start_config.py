@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from inflight.config import ServableConfig
+from inflight.contract import NEWEST
 from inflight.dropin import devices
 from inflight.dropin.checks import check_decryption, check_int, check_ints, check_str
 from inflight.dropin.log import info
 from inflight.errors import ConfigError
 from inflight.servable import check_config_location, find_versions
-from inflight.types import NEWEST
 
 MAX_PARALLEL_WORKERS = 64
 NO_DEVICE_TYPE = "none"

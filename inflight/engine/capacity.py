@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import msgspec
 
 from inflight.config import GeneratorConfig, Policy
+from inflight.contract import GenerationLimits, ShardOffer
 from inflight.errors import StartError
-from inflight.generation import GenerationLimits
-from inflight.plan import ShardOffer
 from inflight.sched import Capacity
 
 

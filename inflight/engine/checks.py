@@ -6,9 +6,8 @@ import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
+from inflight.contract import UNSOUND, StepResult, ToolFormat
 from inflight.errors import InflightError, InvalidRequest, ModelError
-from inflight.generation import ToolFormat
-from inflight.plan import UNSOUND, StepResult
 
 
 def token_ids(given: Sequence[int]) -> list[int]:

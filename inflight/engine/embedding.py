@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from inflight.checkpoint import SentenceModel
+from inflight.contract import GenerationRequest, Sampling
 from inflight.errors import InvalidRequest
-from inflight.generation import GenerationRequest
-from inflight.plan import Sampling
-from inflight.sentences import SentenceModel
 from inflight.text import Tokenizer
 
 

@@ -11,6 +11,18 @@ from dataclasses import replace
 
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, RestartPolicy
+from inflight.contract import (
+    Chat,
+    Event,
+    Finish,
+    GenerationLimits,
+    GenerationRequest,
+    GeneratorInfo,
+    PieceOfText,
+    SamplingDefaults,
+    ShardOffer,
+    Start,
+)
 from inflight.engine.capacity import resolve
 from inflight.engine.checks import sayable, token_ids
 from inflight.engine.executor import Executor
@@ -21,19 +33,7 @@ from inflight.engine.recovery import Recovery, first_start
 from inflight.engine.stream import Stream
 from inflight.engine.streams import Streams
 from inflight.errors import DeadlineExceeded, InflightError, Overloaded, TemplateError, Unavailable
-from inflight.generation import (
-    Chat,
-    Event,
-    Finish,
-    GenerationLimits,
-    GenerationRequest,
-    GeneratorInfo,
-    PieceOfText,
-    SamplingDefaults,
-    Start,
-)
 from inflight.metrics import Load, Metrics
-from inflight.plan import ShardOffer
 from inflight.sched import Capacity, Scheduler
 from inflight.text import Tokenizer, shown
 
@@ -44,7 +44,7 @@ ENCODER = "encoder"
 
 
 class Engine:
-    """A language model as the doors see it (`inflight.generation.Generator`). Lives on one event loop.
+    """A language model as the doors see it (`inflight.contract.Generator`). Lives on one event loop.
 
     Args:
         config: the model, limits, policies.

@@ -6,8 +6,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from inflight.contract import ShardOffer, StepPlan, StepResult
 from inflight.errors import WorkerLost
-from inflight.plan import ShardOffer, StepPlan, StepResult
 
 
 class RanksKilled(WorkerLost):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 
+from inflight.contract import Grammar
 from inflight.errors import InflightError, InvalidRequest, ModelError
-from inflight.generation import Grammar
 from inflight.text import GrammarCompiler, Matcher, Tokenizer
 
 COMPILE_TIMEOUT = 10.0

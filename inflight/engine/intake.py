@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from inflight.admission import Admission
+from inflight.checkpoint import read_sentence_model
 from inflight.config import GeneratorConfig
+from inflight.contract import GenerationRequest, GeneratorInfo
 from inflight.engine.checks import token_ids
 from inflight.engine.embedding import Embedder
 from inflight.engine.encoder import LONG, Encoder
 from inflight.engine.grammars import Grammars
 from inflight.errors import OVERLOADED, InvalidRequest, Overloaded
-from inflight.generation import GenerationRequest, GeneratorInfo
 from inflight.sched import Scheduler, Sequence
-from inflight.sentences import read_sentence_model
 from inflight.text import Matcher, Tokenizer
 
 LONGEST_TEXT = 16

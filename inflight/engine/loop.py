@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from inflight.config import Policy
+from inflight.contract import StepPlan, StepResult
 from inflight.engine.checks import failures
 from inflight.engine.executor import Executor, RanksKilled
 from inflight.engine.grammars import Grammars
@@ -17,7 +18,6 @@ from inflight.engine.stream import Stream
 from inflight.engine.streams import Streams
 from inflight.errors import InflightError, ModelError, WorkerLost
 from inflight.metrics import Metrics
-from inflight.plan import StepPlan, StepResult
 from inflight.sched import Scheduler
 from inflight.text import Matcher
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from inflight.config import GeneratorConfig, ServerConfig
+from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.engine.executor import Executor, RanksKilled
 from inflight.errors import InflightError, StartError, WorkerLost
 from inflight.link import (
@@ -29,9 +30,7 @@ from inflight.link import (
     create_file,
 )
 from inflight.place import WorkerProcess, shard_job, start_rank
-from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
-from inflight.progress import ProgressBar
-from inflight.starting import waited_for
+from inflight.startup import ProgressBar, waited_for
 
 log = logging.getLogger("inflight")
 

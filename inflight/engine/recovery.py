@@ -8,13 +8,13 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 from inflight.config import RestartPolicy
+from inflight.contract import ShardOffer
 from inflight.engine.executor import Executor, RanksKilled
 from inflight.engine.stream import Stream
 from inflight.engine.streams import Streams
 from inflight.errors import InflightError, StartError, Unavailable, WorkerLost
-from inflight.plan import ShardOffer
 from inflight.sched import Capacity, Scheduler
-from inflight.starting import KILLED_STARTS, killed_too_often
+from inflight.startup import KILLED_STARTS, killed_too_often
 
 log = logging.getLogger("inflight")
 

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
+from inflight.contract import Event, Finish, FinishReason, GenerationRequest, Start, Token, TokenInfo
 from inflight.errors import Cancelled, InflightError
-from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Start, Token, TokenInfo
 from inflight.sched import Sequence
 from inflight.text import Matcher, TextTail, Tokenizer
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 from inflight.admission import Admission
+from inflight.contract import GenerationRequest
 from inflight.engine.stream import Stream
 from inflight.errors import InflightError
-from inflight.generation import GenerationRequest
 from inflight.sched import Scheduler, Sequence
 from inflight.text import Matcher, Tokenizer
 

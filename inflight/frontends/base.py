@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol, cast
 
+from inflight.contract import Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
 from inflight.errors import InflightError
-from inflight.generation import Generator
-from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TextPart
 
 
 class Backend(Protocol):

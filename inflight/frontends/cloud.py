@@ -10,6 +10,7 @@ import msgspec
 import orjson
 
 from inflight.config import RestConfig
+from inflight.contract import GenerationRequest
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
@@ -17,7 +18,6 @@ from inflight.frontends.generate import all_of, payload_limit, pick
 from inflight.frontends.openai import CHAT, COMPLETIONS, ChatBody, CompletionBody, OpenAiRest, chat_requests
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.frontends.tgi import GenerateBody, Predictions, TgiError, TgiRest, check_body, refusal
-from inflight.generation import GenerationRequest
 from inflight.wire import App, Body, Gate, Gates, Message, Receive, Refusal, respond_json
 
 INVOCATIONS = "/invocations"

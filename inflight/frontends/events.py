@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 
+from inflight.contract import Outcome, TextPart
 from inflight.errors import InflightError
-from inflight.types import Outcome, TextPart
 from inflight.wire import EventStream, Opened, Send
 
 Part = TextPart | list[Outcome]

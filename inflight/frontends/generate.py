@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from inflight.contract import Embedding, GenerationRequest, Generator, Whole, together, whole
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound, OpenAi, Tgi
 from inflight.frontends.base import Backend
-from inflight.generation import Embedding, GenerationRequest, Generator, Whole, together, whole
 from inflight.wire import Receive, Scope, header, read_body
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from pathlib import Path
 from inflight.hub.address import HubModel
 from inflight.hub.choose import Wanted
 from inflight.hub.download import download
-from inflight.loading import failed_load, one_line
+from inflight.startup import failed_load, one_line
 
 
 def main(asked: str) -> int:

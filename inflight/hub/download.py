@@ -17,8 +17,7 @@ from typing import Any
 from inflight.errors import InflightError, StartError
 from inflight.hub.address import HubModel
 from inflight.hub.choose import Choice, Wanted, choose
-from inflight.progress import ProgressBar, size_text
-from inflight.telemetry import switch_off
+from inflight.startup import ProgressBar, size_text, switch_off
 
 _POLL = 0.5
 """Seconds between two looks at how much is there."""

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from inflight.contract import Array, Sampling, Watermark
 from inflight.kernels.library import native, wanted_isa
-from inflight.plan import Sampling, Watermark
-from inflight.types import Array
 
 WATERMARK_KEY = 15485863
 """TGI's."""

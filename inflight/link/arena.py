@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from inflight.types import Array
+from inflight.contract import Array
 
 LARGE = 64 * 1024
 """Values of this many bytes or more travel through an arena. Below, a copy through the socket is cheaper."""

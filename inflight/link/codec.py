@@ -18,13 +18,23 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
+from inflight.contract import (
+    BYTES_CODE,
+    CODES,
+    DTYPES,
+    Array,
+    Row,
+    StepPlan,
+    StepResult,
+    Table,
+    TableRow,
+    Value,
+    as_columns,
+)
 from inflight.errors import InvalidRequest
 from inflight.link.arena import LARGE, Arena, ArenaReader
 from inflight.link.offer import Offer, WorkerJob
 from inflight.link.step import LoadShard, Progress, ShardReady
-from inflight.plan import StepPlan, StepResult
-from inflight.table import Table, TableRow, as_columns
-from inflight.types import BYTES_CODE, CODES, DTYPES, Array, Row, Value
 
 PREFIX = struct.Struct("<II")
 ALIGN = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from inflight.config import GeneratorConfig
-from inflight.types import TensorSpec
+from inflight.contract import TensorSpec
 
 
 class GraphOffer(msgspec.Struct, frozen=True):

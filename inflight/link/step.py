@@ -1,10 +1,10 @@
-"""How a rank of a language model starts: messages beside the plans and results of `inflight.plan`."""
+"""How a rank of a language model starts: messages beside the plans and results of `inflight.contract.plan`."""
 
 from __future__ import annotations
 
 import msgspec
 
-from inflight.plan import ShardJob, ShardOffer
+from inflight.contract import ShardJob, ShardOffer
 
 
 class LoadShard(msgspec.Struct, array_like=True, frozen=True, tag=12):

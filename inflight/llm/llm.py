@@ -14,24 +14,23 @@ from typing import Any, TypeVar
 import numpy as np
 
 from inflight.config import DEFAULT_START_TIMEOUT, AdapterConfig, GeneratorConfig
-from inflight.engine import Engine
-from inflight.errors import InvalidRequest, StartError
-from inflight.generation import (
+from inflight.contract import (
     GREEDY,
     Chat,
     FinishReason,
     GenerationRequest,
     Grammar,
+    Sampling,
+    ShardJob,
     TokenInfo,
     together,
     whole,
 )
+from inflight.engine import Engine
+from inflight.errors import InvalidRequest, StartError
 from inflight.hub import HubModel, locate
 from inflight.llm.local import LocalExecutor
-from inflight.loading import failed_load
-from inflight.plan import Sampling, ShardJob
-from inflight.progress import ProgressBar, weight_bytes
-from inflight.starting import aside, waited_for
+from inflight.startup import ProgressBar, aside, failed_load, waited_for, weight_bytes
 from inflight.text import load_tokenizer
 
 T = TypeVar("T")

@@ -11,10 +11,10 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.device import connect_ranks, open_device
 from inflight.engine import Executor
 from inflight.errors import StartError, WorkerLost
-from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.shard import Runner, load_runner
 
 T = TypeVar("T")

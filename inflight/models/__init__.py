@@ -4,7 +4,7 @@ from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, Rows
 from inflight.models.load import load_model
 from inflight.models.text_encoder import TextEncoder, is_encoder
 from inflight.models.vectors import VectorHead
-from inflight.telemetry import switch_off
+from inflight.startup import switch_off
 
 __all__ = ["CausalLM", "DecodeRows", "ForwardBatch", "Rows", "TextEncoder", "VectorHead", "is_encoder", "load_model"]
 

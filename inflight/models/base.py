@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from inflight.checkpoint import Rope
+from inflight.contract import Array
 from inflight.errors import StartError
-from inflight.rope import Rope
-from inflight.types import Array
 
 Rows: TypeAlias = Any
 """float32 [S, width] where the model computes: numpy's array, or torch's tensor on its device (`CausalLM.on_torch`)."""
@@ -32,7 +32,7 @@ class ForwardBatch:
         num_decode: leading rows with exactly one token.
         logits_at: int64 [S], indices into T whose logits are wanted.
         adapters: tokens of rows with an adapter: its number and int64 indices into T.
-        reach: int64 [T], see `inflight.rope`; None: each token's own place and no further.
+        reach: int64 [T], see `inflight.checkpoint.rope`; None: each token's own place and no further.
     """
 
     token_ids: Array

@@ -2,7 +2,7 @@
 
 transformers takes the largest position of a call for that length, and some modules remember it. Here one call holds
 tokens of many sequences, so the module is asked once for each length that matters, with nothing remembered, and every
-token gets the answer of its own reach (`inflight.rope`).
+token gets the answer of its own reach (`inflight.checkpoint.rope`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from inflight.checkpoint import rope_length, rope_type
 from inflight.errors import StartError
-from inflight.rope import rope_length, rope_type
 
 FOLLOWING = ("dynamic", "longrope")
 """Rope types that follow the length of a sequence."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from inflight.checkpoint import rope_length, rope_type
 from inflight.errors import StartError
 from inflight.models.config_checks import check_config
-from inflight.rope import rope_length, rope_type
 
 Config = Mapping[str, Any]
 

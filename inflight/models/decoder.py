@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from inflight.checkpoint import make_rope
 from inflight.device import Ranks
 from inflight.models.base import reaches
 from inflight.models.config import DecoderConfig, Experts
@@ -26,7 +27,6 @@ from inflight.nn import (
     Rotation,
     Turn,
 )
-from inflight.rope import make_rope
 
 
 @dataclass(frozen=True)

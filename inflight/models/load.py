@@ -13,12 +13,12 @@ from inflight.config import KV_CACHE_DTYPES, QUANTIZE, ModelConfig
 from inflight.device import Device, Ranks
 from inflight.errors import StartError
 from inflight.kernels import ENGINE, native_reason
-from inflight.loading import require
 from inflight.models.base import CausalLM
 from inflight.models.config import DecoderConfig, decoder_config
 from inflight.models.decoder_tensors import Layout, located
 from inflight.models.native import ACTIVATIONS, NativeDecoder
 from inflight.models.weight_cache import CheckpointParts, FileParts, cache_path
+from inflight.startup import require
 from inflight.tensors import FLOAT_DTYPES
 
 log = logging.getLogger("inflight")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from inflight.checkpoint import make_rope
 from inflight.config import ModelConfig, processors
 from inflight.errors import StartError
 from inflight.kernels import (
@@ -29,7 +30,6 @@ from inflight.kernels import (
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
 from inflight.models.config import DecoderConfig
 from inflight.models.weight_cache import Parts
-from inflight.rope import make_rope
 from inflight.tensors import FLOAT_DTYPES, Floats
 
 log = logging.getLogger("inflight")

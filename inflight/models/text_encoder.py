@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from inflight.checkpoint import ModelFolder, open_model
+from inflight.checkpoint import ModelFolder, SentenceModel, open_model
 from inflight.config import ModelConfig
+from inflight.contract import Array
 from inflight.device import Device
 from inflight.errors import StartError
-from inflight.loading import require
 from inflight.models.vectors import Vector, VectorHead, pool
-from inflight.sentences import SentenceModel
-from inflight.types import Array
+from inflight.startup import require
 
 _TWO_PARTS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 """Models that read with one part and write with another, and the class of transformers that only reads."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from inflight.checkpoint import Dense, Layer, LayerNorm, Normalize
 from inflight.errors import StartError
-from inflight.sentences import Dense, Layer, LayerNorm, Normalize
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -36,7 +36,7 @@ def pool(states: Vector, poolings: Sequence[str], first: int = 0) -> Vector:
 
     Args:
         states: [T, H] of the text's tokens.
-        poolings: of `inflight.sentences.POOLINGS`; their vectors stand side by side.
+        poolings: of `POOLINGS` in `inflight.checkpoint.sentences`; their vectors stand side by side.
         first: tokens before this one are left out. `weightedmean` weighs the others by their place all the same.
     """
     first = min(first, len(states) - 1)

@@ -1,11 +1,11 @@
-"""Rotary position embedding on torch's operators, by the frequencies of `inflight.rope`."""
+"""Rotary position embedding on torch's operators, by the frequencies of `inflight.checkpoint.rope`."""
 
 from __future__ import annotations
 
 import torch
 
+from inflight.checkpoint import Rope
 from inflight.nn.border import to_tensor
-from inflight.rope import Rope
 
 Turn = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine [T, 1, dim]; both halves hold the same angles."""
@@ -24,7 +24,7 @@ class Rotation:
 
         Args:
             positions: int64 [T].
-            reach: int64 [T], see `inflight.rope`; None: of sequences that end at their tokens.
+            reach: int64 [T], see `inflight.checkpoint.rope`; None: of sequences that end at their tokens.
         """
         at = positions.unsqueeze(1)
         inverse = self._inverse

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from inflight.contract import Array, Outcome, Row, Table, TableRow, TensorSpec, Value, as_columns
 from inflight.errors import InflightError, InvalidRequest, PredictFailed, StartError, describe
 from inflight.pipeline.failures import FailureLog
 from inflight.runtime import GraphSpec, LoadedModel
 from inflight.servable import ModelSpec
-from inflight.table import Table, TableRow, as_columns
-from inflight.types import Array, Outcome, Row, TensorSpec, Value
 
 _FAILURES = FailureLog()
 

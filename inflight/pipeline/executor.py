@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
+from inflight.contract import Outcome, Row, Value
 from inflight.errors import Cancelled, DeadlineExceeded, InflightError, InvalidRequest
 from inflight.link import Board, Runner
 from inflight.pipeline.batcher import BatchedModel
@@ -20,7 +21,6 @@ from inflight.pipeline.functions import run_stage
 from inflight.pipeline.job import Job, kept_inputs
 from inflight.pipeline.queue import Batch, StageQueue
 from inflight.servable import MethodSpec, ServableSpec, StageSpec
-from inflight.types import Outcome, Row, Value
 
 Measure = Callable[[str, str, int, float, int], None]
 """Told of every run of a stage: method, stage label, instances in one run, seconds of one run, how many such runs."""

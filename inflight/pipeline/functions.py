@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from inflight.contract import CODES, Array, Outcome, Value
 from inflight.errors import DeadlineExceeded, InflightError, ModelError, describe
 from inflight.pipeline.failures import FailureLog
 from inflight.servable import FunctionSpec, MethodSpec, StageSpec
-from inflight.types import CODES, Array, Outcome, Value
 
 Fail = Callable[[BaseException], InflightError]
 

@@ -7,9 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from inflight.contract import Outcome, Row, TableRow, Value
 from inflight.servable import MethodSpec, Ref, StageSpec
-from inflight.table import TableRow
-from inflight.types import Outcome, Row, Value
 
 Finish = Callable[["Job", Outcome], None]
 

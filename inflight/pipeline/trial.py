@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inflight.contract import DTYPE_CODES, Array, TensorSpec
 from inflight.runtime import GraphSpec, LoadedModel
-from inflight.types import DTYPE_CODES, Array, TensorSpec
 
 SIZES = (32, 64, 16, 8, 128, 224, 256, 320, 416, 512, 576, 640, 1024, 4096, 16000, 5, 4, 3, 2, 1)
 """What open dimensions other than the first are tried with, all alike, until the graph runs. Multiples of 32 first, as

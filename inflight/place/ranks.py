@@ -8,10 +8,10 @@ from pathlib import Path
 
 from inflight import early
 from inflight.config import GeneratorConfig, processors
+from inflight.contract import ShardJob
 from inflight.errors import StartError
 from inflight.link import LoadShard, Packer
 from inflight.place.local import Launch, WorkerProcess, open_log, start_worker
-from inflight.plan import ShardJob
 
 
 @dataclass(frozen=True)

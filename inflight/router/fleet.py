@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from inflight.config import ServableConfig, ServerConfig, processors
+from inflight.contract import NEWEST
 from inflight.errors import ConfigError, InflightError, StartError, Unavailable
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
@@ -21,7 +22,6 @@ from inflight.router.group import Group
 from inflight.router.keeper import Keeper
 from inflight.router.replica import Replica, State
 from inflight.servable import check_config_location, find_versions
-from inflight.types import NEWEST
 
 log = logging.getLogger("inflight")
 

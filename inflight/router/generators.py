@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING
 
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, ServerConfig
-from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Loading, Overloaded
-from inflight.generation import (
+from inflight.contract import (
+    NEWEST,
     Chat,
     Event,
     GenerationLimits,
     GenerationRequest,
     Generator,
     GeneratorInfo,
+    MethodInfo,
+    Outcome,
     PieceOfText,
+    Row,
+    ServableStatus,
 )
-from inflight.loading import failed_load
+from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Loading, Overloaded
 from inflight.metrics import Load, Metrics
-from inflight.progress import ProgressBar, weight_bytes
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
-from inflight.starting import aside
-from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus
+from inflight.startup import ProgressBar, aside, failed_load, weight_bytes
 
 if TYPE_CHECKING:
     from inflight.engine import Engine, ShardGroup

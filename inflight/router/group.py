@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from inflight.contract import Generator, MethodInfo, Row
 from inflight.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -19,13 +20,11 @@ from inflight.errors import (
     WorkerLost,
     error_from_wire,
 )
-from inflight.generation import Generator
 from inflight.link import Call, CallDone, Done, MethodOffer, Offer, Unpacker
 from inflight.metrics import Metrics
 from inflight.router.replica import Replica, State
 from inflight.router.request import Instance, Late, Request, Result
 from inflight.router.stage import run_stage
-from inflight.types import MethodInfo, Row
 
 log = logging.getLogger("inflight")
 

@@ -13,7 +13,7 @@ from inflight.errors import StartError
 from inflight.link import Offer, WorkerJob
 from inflight.router.group import Group
 from inflight.router.replica import Replica, State, TrialOverdue
-from inflight.starting import KILLED_STARTS, killed_too_often, waited_for
+from inflight.startup import KILLED_STARTS, killed_too_often, waited_for
 
 log = logging.getLogger("inflight")
 

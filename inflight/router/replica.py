@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from inflight.contract import TableRow, Value
 from inflight.errors import InvalidRequest, StartError
 from inflight.link import (
     BOARD_BYTES,
@@ -44,8 +45,6 @@ from inflight.link import (
 from inflight.place import Launch, WorkerProcess, start_worker
 from inflight.router.request import Batch, Instance, Late
 from inflight.router.watch import ExecutionWatch
-from inflight.table import TableRow
-from inflight.types import Value
 
 log = logging.getLogger("inflight")
 

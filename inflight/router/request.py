@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from inflight.contract import Outcome, Value
 from inflight.errors import Cancelled, InflightError
 from inflight.link import Blob
-from inflight.types import Outcome, Value
 
 Result: TypeAlias = "list[Outcome] | InflightError"
 Done: TypeAlias = "Callable[[Request, Result], None]"

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
+from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
 from inflight.errors import (
     DeadlineExceeded,
     InflightError,
@@ -16,14 +17,12 @@ from inflight.errors import (
     Overloaded,
     Unavailable,
 )
-from inflight.generation import Generator
 from inflight.link import Arena
 from inflight.metrics import Metrics
 from inflight.router.fleet import Fleet
 from inflight.router.generators import Generators
 from inflight.router.group import Group
 from inflight.router.request import Request, Result, SayTo
-from inflight.types import NEWEST, MethodInfo, Outcome, Row, ServableStatus, TextPart
 
 log = logging.getLogger("inflight")
 

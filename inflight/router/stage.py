@@ -10,11 +10,21 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from inflight.contract import (
+    RANGES,
+    GenerationRequest,
+    Generator,
+    MethodInfo,
+    Outcome,
+    Range,
+    Row,
+    Sampling,
+    TensorSpec,
+    grammar_of,
+    out_of_range,
+    whole,
+)
 from inflight.errors import InflightError, InvalidRequest
-from inflight.generation import GenerationRequest, Generator, whole
-from inflight.plan import RANGES, Range, Sampling, out_of_range
-from inflight.structured import grammar_of
-from inflight.types import MethodInfo, Outcome, Row, TensorSpec
 
 log = logging.getLogger("inflight")
 

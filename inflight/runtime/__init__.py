@@ -1,5 +1,6 @@
 """Stateless model back ends, one file each. A back end's package is imported only when a model needs it."""
 
+from inflight.contract import TensorSpec
 from inflight.runtime.base import GraphSpec, LoadedModel, LoadRequest, Runtime
 from inflight.runtime.registry import (
     ENTRY_POINT_GROUP,
@@ -10,7 +11,7 @@ from inflight.runtime.registry import (
     find_runtime,
     parse_overrides,
 )
-from inflight.telemetry import switch_off
+from inflight.startup import switch_off
 
 __all__ = [
     "ENTRY_POINT_GROUP",
@@ -19,6 +20,7 @@ __all__ = [
     "LoadRequest",
     "LoadedModel",
     "Runtime",
+    "TensorSpec",
     "available_formats",
     "configure",
     "devices_for",

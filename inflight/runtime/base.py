@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from inflight.types import Array, TensorSpec
+from inflight.contract import Array, TensorSpec
 
 
 @dataclass(frozen=True)

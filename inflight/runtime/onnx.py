@@ -19,6 +19,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from inflight.contract import Array, TensorSpec
 from inflight.errors import StartError
 from inflight.runtime.base import GraphSpec, LoadedModel, LoadRequest, Runtime
 from inflight.runtime.support import (
@@ -30,7 +31,6 @@ from inflight.runtime.support import (
     require_files,
     zero_batch,
 )
-from inflight.types import Array, TensorSpec
 
 _log = logging.getLogger("inflight.runtime")
 

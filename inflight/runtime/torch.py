@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from inflight.contract import DTYPE_CODES, Array, TensorSpec
 from inflight.errors import StartError
 from inflight.runtime.base import GraphSpec, LoadedModel, LoadRequest, Runtime
 from inflight.runtime.support import refuse_config_file, require_files, zero_batch
-from inflight.types import DTYPE_CODES, Array, TensorSpec
 
 _DTYPES: dict[Any, str] = {getattr(torch, name): name for name in DTYPE_CODES}
 _DEVICES = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}

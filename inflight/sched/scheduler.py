@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from inflight.config import Policy
+from inflight.contract import Admission, ShardOffer, StepPlan, StepResult
 from inflight.errors import InvalidRequest
-from inflight.plan import Admission, ShardOffer, StepPlan, StepResult
 from inflight.sched.blocks import BlockPool
 from inflight.sched.sequence import CRASHED, KILLED, PROOF, Sequence
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
 
-from inflight.plan import Sampling
+from inflight.contract import Sampling
 from inflight.sched.blocks import chain, root
 
 CRASHED, KILLED, SUSPECT, PROOF = 2, 1, 4, 6

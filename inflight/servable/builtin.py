@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from inflight.contract import CODES, Array
 from inflight.errors import InvalidRequest
 from inflight.servable.spec import FunctionSpec
-from inflight.types import CODES, Array
 
 _UNORDERED = (np.dtype(np.bool_), np.dtype(np.float16))
 

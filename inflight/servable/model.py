@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from inflight.contract import CODES, Array
 from inflight.errors import ModelError, error_from_wire
 from inflight.servable.checks import check_int
 from inflight.servable.trace import _TensorDef
-from inflight.types import CODES, Array
 
 Instance: TypeAlias = "tuple[Array, ...]"
 ModelCaller: TypeAlias = "Callable[[str, int, list[Instance]], list[Instance]]"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from inflight.contract import NEWEST
 from inflight.errors import ConfigError, StartError
 from inflight.servable.trace import CONFIG_FILE
-from inflight.types import NEWEST
 
 _FIRST = 1
 """The version of a servable that has no version directory because it declares no model file."""

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 
 from inflight.checkpoint import ModelFolder
+from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.device import Device
 from inflight.errors import StartError
 from inflight.models import TextEncoder
-from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.shard.input_batch import InputBatch
 from inflight.shard.plan_checks import sound_plan
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from inflight.contract import Admission, Array, Sampling, StepPlan
 from inflight.models import DecodeRows, ForwardBatch
-from inflight.plan import Admission, Sampling, StepPlan
-from inflight.types import Array
 
 WIDTH = 64
 """Columns that a table of tokens or blocks starts with; it doubles when a row needs more."""
@@ -40,7 +39,7 @@ class StepInput:
 
 
 class InputBatch:
-    """Rows 0 to n - 1 of the step contract (`inflight.plan`). Every rank holds the same one.
+    """Rows 0 to n - 1 of the step contract (`inflight.contract.plan`). Every rank holds the same one.
 
     A row is known by its id; `filter` moves the last row into the hole, so rows are always dense.
 

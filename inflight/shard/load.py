@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from inflight.checkpoint import open_model
+from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.device import Device, Ranks
 from inflight.models import is_encoder
-from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.shard.encoder_runner import EncoderRunner
 from inflight.shard.runner import ModelRunner
 

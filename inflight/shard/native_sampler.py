@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from inflight.contract import Array, Sampling, Watermark
 from inflight.kernels import Row, Sampled, log_softmax_at, sample
 from inflight.models import Rows
-from inflight.plan import Sampling, Watermark
 from inflight.shard.sampler import RowState, Sampler
-from inflight.types import Array
 
 _NOTHING = np.empty(0, np.int32)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inflight.plan import Admission, Sampling, StepPlan, unknown_token
+from inflight.contract import Admission, Sampling, StepPlan, unknown_token
 
 
 def sound_plan(plan: StepPlan, vocab_size: int) -> tuple[StepPlan, dict[int, str]]:

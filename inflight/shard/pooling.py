@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from inflight.types import Array
+from inflight.contract import Array
 
 
 class MeanPool:

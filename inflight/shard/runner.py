@@ -9,19 +9,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from inflight.checkpoint import ModelFolder, open_model
+from inflight.checkpoint import ModelFolder, SentenceModel, open_model
 from inflight.config import processors
+from inflight.contract import Array, ShardJob, ShardOffer, StepPlan, StepResult, Watermark
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
 from inflight.models import CausalLM, DecodeRows, ForwardBatch, Rows, VectorHead, load_model
-from inflight.plan import ShardJob, ShardOffer, StepPlan, StepResult, Watermark
-from inflight.sentences import SentenceModel
 from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.plan_checks import sound_plan
 from inflight.shard.pooling import MeanPool
 from inflight.shard.sampler import RowState, Sampler
-from inflight.types import Array
 
 WARM_TOKENS = 32
 """Tokens of the first step on a CPU, which only has to touch every kernel."""

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from inflight.contract import Array, Sampling
 from inflight.kernels import Sampled
 from inflight.models import Rows
-from inflight.plan import Sampling
-from inflight.types import Array
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from inflight.contract import Array, Sampling, Watermark
 from inflight.kernels import Sampled, top_k
 from inflight.models import Rows
 from inflight.nn import to_array, to_tensor
-from inflight.plan import Sampling, Watermark
 from inflight.shard.sampler import RowState, Sampler
-from inflight.types import Array
 
 WATERMARK_KEY = 15485863
 """TGI's."""

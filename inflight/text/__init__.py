@@ -1,6 +1,6 @@
 """Text to tokens and back: tokenizer, incremental detokenizer, stop texts, chat templates."""
 
-from inflight.telemetry import switch_off
+from inflight.startup import switch_off
 from inflight.text.chat import shown
 from inflight.text.defaults import sampling_defaults
 from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar

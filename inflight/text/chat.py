@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from inflight.contract import Chat, ToolFormat
 from inflight.errors import InvalidRequest
-from inflight.generation import Chat, ToolFormat
 
 TOOL_PROMPT = (
     "You may call functions. To call one, answer with nothing but a JSON object like "

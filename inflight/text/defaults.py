@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from inflight.generation import SamplingDefaults
+from inflight.contract import SamplingDefaults
 
 log = logging.getLogger("inflight")
 

@@ -13,9 +13,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from inflight.contract import JSON_OPTIONS, Grammar
 from inflight.errors import InvalidRequest
-from inflight.generation import Grammar
-from inflight.structured import JSON_OPTIONS
 
 if TYPE_CHECKING:
     import llguidance  # a start does without it

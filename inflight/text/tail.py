@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inflight.generation import FinishReason
+from inflight.contract import FinishReason
 from inflight.text.stop import StopTexts
 from inflight.text.tokenizer import Tokenizer
 

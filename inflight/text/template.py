@@ -13,8 +13,8 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from inflight.contract import Chat, ToolFormat
 from inflight.errors import InvalidRequest, TemplateError
-from inflight.generation import Chat, ToolFormat
 
 _MARK = "<|the-answer-goes-on-here|>"
 """Stands at the end of a text that is to be continued while the template is run: the text itself may be anywhere."""

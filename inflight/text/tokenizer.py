@@ -12,10 +12,9 @@ from typing import Any
 import tokenizers
 
 from inflight.checkpoint import HfFolder, ModelFolder, open_model
+from inflight.contract import PieceOfText, SamplingDefaults, ToolFormat, unknown_token
 from inflight.errors import InvalidRequest, StartError, TemplateError
-from inflight.generation import PieceOfText, SamplingDefaults, ToolFormat
-from inflight.loading import read_object
-from inflight.plan import unknown_token
+from inflight.startup import read_object
 from inflight.text.defaults import sampling_defaults
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.grammar import GrammarCompiler

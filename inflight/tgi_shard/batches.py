@@ -11,9 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inflight.contract import UNSOUND, Admission, FinishReason, Grammar, Sampling, StepPlan, StepResult
 from inflight.errors import InvalidRequest, ModelError, NotFound
-from inflight.generation import FinishReason, Grammar
-from inflight.plan import UNSOUND, Admission, Sampling, StepPlan, StepResult
 from inflight.shard import ModelRunner
 from inflight.text import GrammarCompiler, Matcher, TextTail, Tokenizer
 

@@ -14,9 +14,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from inflight.contract import FinishReason, Grammar, Sampling
 from inflight.errors import InflightError, InvalidRequest, StartError
-from inflight.generation import FinishReason, Grammar
-from inflight.plan import Sampling
 from inflight.proto import generate_pb2 as pb
 from inflight.shard import ModelRunner
 from inflight.text import Tokenizer

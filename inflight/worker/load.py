@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from inflight.contract import TensorSpec
 from inflight.errors import InflightError, StartError, describe
 from inflight.link import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
 from inflight.pipeline import BatchedModel, Finding, LocalModel, ModelPort, Pipeline, examine
@@ -24,7 +25,6 @@ from inflight.servable import (
     load_servable,
     resolve_version,
 )
-from inflight.types import TensorSpec
 from inflight.worker.remote import RemoteModel, SendCall
 
 _log = logging.getLogger("inflight")

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from inflight import log
+from inflight.contract import Array, Outcome, Row, Value
 from inflight.errors import InflightError, InvalidRequest, error_from_wire
 from inflight.link import (
     BOARD_BYTES,
@@ -40,12 +41,10 @@ from inflight.link import (
     WorkerChannel,
     WorkerJob,
 )
-from inflight.loading import failed_load
 from inflight.pipeline import Job, Pipeline
 from inflight.place import DUMP
 from inflight.servable import install_model_caller
-from inflight.starting import settle
-from inflight.types import Array, Outcome, Row, Value
+from inflight.startup import failed_load, settle
 from inflight.worker.ends import ORPHANED, kill_group
 from inflight.worker.load import Loaded, load, offer
 from inflight.worker.remote import RemoteModel

@@ -6,9 +6,9 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 
+from inflight.contract import Outcome
 from inflight.link import ModelOffer
 from inflight.pipeline import Job, ModelPort, Pipeline
-from inflight.types import Outcome
 
 SendCall = Callable[[str, int, "list[tuple[int, list[object], int]]"], None]
 """Model, sub-graph, and number, row and instance key (0: a call from user code) of each row."""

@@ -14,10 +14,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from inflight import log
+from inflight.contract import ShardJob, StepPlan
 from inflight.early import DUMP
 from inflight.link import Failed, Leaving, LoadShard, Progress, ShardReady, Stop, WorkerChannel
-from inflight.loading import failed_load
-from inflight.plan import ShardJob, StepPlan
+from inflight.startup import failed_load
 from inflight.worker.ends import ORPHANED, kill_group
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from tritonclient.utils import InferenceServerException
 
 from inflight.client import Client
 from inflight.config import GeneratorConfig, ListenConfig, ServableConfig
+from inflight.contract import ShardOffer
 from inflight.engine.processes import ShardGroup
-from inflight.plan import ShardOffer
 from inflight.server import Server
 from tests.e2e.running import FREE, Background, connect, eventually, request, write_servable
 

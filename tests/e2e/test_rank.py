@@ -19,8 +19,8 @@ from typing import Any
 import grpc
 import pytest
 
+from inflight.contract import Sampling
 from inflight.llm import LLM
-from inflight.plan import Sampling
 from inflight.proto import generate_pb2 as pb
 from inflight.text import load_tokenizer
 from tests.e2e.running import eventually

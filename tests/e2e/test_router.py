@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from inflight.config import RestartPolicy, ServableConfig, ServerConfig
+from inflight.contract import Outcome, Row
 from inflight.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -28,7 +29,6 @@ from inflight.errors import (
 )
 from inflight.metrics import Metrics
 from inflight.router import Router
-from inflight.types import Outcome, Row
 from tests.conftest import binary_model
 
 ECHO = """

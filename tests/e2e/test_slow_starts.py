@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from inflight import starting
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
 from inflight.errors import StartError
 from inflight.server import Server
+from inflight.startup import starting
 from tests.e2e.running import process, workers, write_servable
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"

@@ -15,10 +15,10 @@ import numpy as np
 import uvloop
 
 from inflight.config import ListenConfig, RestConfig
+from inflight.contract import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
 from inflight.errors import InflightError, ModelError, NotFound
 from inflight.frontends.app import http_app
 from inflight.metrics import Metrics
-from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
 from inflight.wire.connections import HttpLimits
 from inflight.wire.listen import Listener, listen_http
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from inflight.contract import Array, Outcome, TensorSpec, Value
 from inflight.pipeline import BatchedModel, Job, LocalModel, Pipeline
 from inflight.runtime import GraphSpec, LoadedModel
 from inflight.servable import Registry, tracing
-from inflight.types import Array, Outcome, TensorSpec, Value
 
 
 class Double(LoadedModel):

@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 from inflight.config import RestConfig
+from inflight.contract import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
 from inflight.errors import NotFound
 from inflight.frontends.mindspore import MindSporeRest
-from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
 from tests.unit.http_fakes import Done
 
 LIMIT = 1 << 20

@@ -15,12 +15,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from inflight.config import GeneratorConfig
+from inflight.contract import Admission, Finish, GenerationRequest, Grammar, Sampling, StepPlan, ToolFormat
 from inflight.engine import Engine
 from inflight.errors import InflightError, InvalidRequest, ModelError
-from inflight.generation import Finish, GenerationRequest, Grammar, ToolFormat
 from inflight.llm import LLM
 from inflight.llm.local import LocalExecutor
-from inflight.plan import Admission, Sampling, StepPlan
 from inflight.text import load_tokenizer
 from inflight.tgi_shard.batches import Asked, Batches
 from tests.lm import job, make_runner, more_tokens_than_rows, run

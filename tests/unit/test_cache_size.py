@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inflight.contract import StepPlan, StepResult
 from inflight.device import Device, open_device
 from inflight.errors import StartError, Unavailable
 from inflight.llm import LLM
-from inflight.plan import StepPlan, StepResult
 from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"

@@ -285,7 +285,7 @@ def test_tls_options_belong_together(tmp_path: Path) -> None:
 def test_what_a_start_has_made_is_left_alone_by_the_collector() -> None:
     code = (
         "import gc, inflight.server\n"
-        "from inflight.starting import settle\n"
+        "from inflight.startup.starting import settle\n"
         "settle()\n"
         "print(gc.get_freeze_count() > 10_000, len(gc.get_objects()) < 1_000)"
     )

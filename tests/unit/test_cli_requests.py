@@ -20,8 +20,8 @@ from inflight.client import MSServiceServicer, add_MSServiceServicer_to_server
 from inflight.commands.sample import describe
 from inflight.commands.values import parse_input, printable, rest_value
 from inflight.config import TlsConfig
+from inflight.contract import MethodInfo, ServableStatus, TensorSpec
 from inflight.proto import ms_service_pb2
-from inflight.types import MethodInfo, ServableStatus, TensorSpec
 
 
 class Rest(BaseHTTPRequestHandler):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from inflight.client.convert import build_request, fill_tensor, read_reply, tensor_value, transport_error
+from inflight.contract import DTYPE_CODES
 from inflight.errors import ModelError
 from inflight.proto import ms_service_pb2
-from inflight.types import DTYPE_CODES
 
 
 def tensor(value: object) -> ms_service_pb2.Tensor:

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from inflight.config import GeneratorConfig, ModelConfig
+from inflight.contract import GenerationRequest, ShardJob, whole
 from inflight.engine import Engine
 from inflight.errors import InvalidRequest
 from inflight.frontends.generate import embedding_of
-from inflight.generation import GenerationRequest, whole
 from inflight.llm.local import LocalExecutor
-from inflight.plan import ShardJob
 from inflight.text import load_tokenizer
 from tests.lm import reference
 

@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 
 from inflight.config import GeneratorConfig, RestartPolicy
+from inflight.contract import Chat, Finish, FinishReason, GenerationRequest, Sampling, Start, Token
 from inflight.engine import Engine
 from inflight.engine import streams as streams_module
 from inflight.errors import (
@@ -24,8 +25,6 @@ from inflight.errors import (
     Unavailable,
     WorkerLost,
 )
-from inflight.generation import Chat, Finish, FinishReason, GenerationRequest, Start, Token
-from inflight.plan import Sampling
 from inflight.text import Tokenizer
 from tests.fake_shards import FakeExecutor, expected
 

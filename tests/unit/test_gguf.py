@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from inflight.checkpoint import floats_into, open_model
 from inflight.checkpoint.gguf import GgufFile
+from inflight.contract import SamplingDefaults
 from inflight.errors import StartError
-from inflight.generation import SamplingDefaults
 from inflight.tensors import Blocks, Weight
 from inflight.text import load_tokenizer
 from tests.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, bpe, matrices, save_floats, sentencepiece, write_gguf
@@ -183,7 +183,7 @@ def test_llama_3_keeps_its_rotation_as_factors(tmp_path: Path) -> None:
         "original_max_position_embeddings": 64,
     }  # fmt: skip
     original = save_tiny("Llama", tmp_path / "original", rope_parameters=rope)
-    from inflight.rope import make_rope
+    from inflight.checkpoint import make_rope
 
     plain = make_rope({"rope_theta": 10_000.0}, 16, 512)
     turned = make_rope(rope, 16, 512)

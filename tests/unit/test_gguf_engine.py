@@ -10,11 +10,11 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
+from inflight.contract import Sampling
 from inflight.device import Alone
 from inflight.kernels import native_reason
 from inflight.models import load_model
 from inflight.models.native import NativeDecoder
-from inflight.plan import Sampling
 from tests.gguf_files import write_gguf
 from tests.lm import Driver, job, make_runner, save_tiny
 

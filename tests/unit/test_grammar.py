@@ -15,10 +15,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from inflight.contract import FinishReason, Grammar, Sampling
 from inflight.errors import InvalidRequest
-from inflight.generation import FinishReason, Grammar
 from inflight.llm import LLM
-from inflight.plan import Sampling
 from inflight.text import json_grammar
 from tests.lm import save_tiny
 

@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 import pytest
 
+from inflight.contract import CODES, DTYPES
 from inflight.errors import Overloaded, Unavailable
 from inflight.frontends.mindspore.grpc import PATH
 from inflight.proto import ms_service_pb2 as pb
-from inflight.types import CODES, DTYPES
 from tests.grpc_server import FakeBackend, eventually, served
 
 ONES = np.ones((2, 2), np.float32)

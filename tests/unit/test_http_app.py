@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from inflight.config import RestConfig
+from inflight.contract import ServableStatus
 from inflight.frontends.app import DOORS
 from inflight.frontends.openapi import openapi_document
-from inflight.types import ServableStatus
 from tests.unit.http_fakes import Served, serve
 
 ROOT = Path(__file__).resolve().parents[2]

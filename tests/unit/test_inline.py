@@ -11,10 +11,10 @@ import pytest
 import requests
 
 from inflight.config import ListenConfig, RestConfig
+from inflight.contract import MethodInfo, Row
 from inflight.errors import Overloaded
 from inflight.frontends import http_app
 from inflight.metrics import Metrics
-from inflight.types import MethodInfo, Row
 from inflight.wire import listen_http
 from inflight.wire.http.connection import INLINE_BYTES
 from tests.unit.http_fakes import Done, EchoBackend, Loop, until

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from inflight.contract import CODES, Value
 from inflight.errors import InvalidRequest
 from inflight.link import LARGE, Arena, ArenaReader, Done, Packer, Stop, Work, WorkerChannel, create_file
 from inflight.link.codec import PREFIX, decode
-from inflight.types import CODES, Value
 
 dtypes = st.sampled_from(list(CODES))
 arrays = dtypes.flatmap(lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, max_side=5)))

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 import inflight
+from inflight.contract import FinishReason, Sampling
 from inflight.errors import InvalidRequest, StartError
-from inflight.generation import FinishReason
 from inflight.llm import LLM
-from inflight.plan import Sampling
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 PROMPTS = [

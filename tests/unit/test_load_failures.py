@@ -22,9 +22,9 @@ from inflight.commands.generator import is_language_model
 from inflight.errors import ConfigError, InflightError, StartError
 from inflight.link import WorkerJob
 from inflight.llm import LLM
-from inflight.loading import LONGEST_LINE, failed_load, one_line, read_object
 from inflight.runtime import configure
 from inflight.runtime.onnx import OnnxRuntime
+from inflight.startup.loading import LONGEST_LINE, failed_load, one_line, read_object
 from inflight.worker.load import load
 from tests.broken_models import (
     LANGUAGE_MODELS,

@@ -69,7 +69,7 @@ def test_tokens_are_those_of_the_merged_model(family: str, tmp_path: Path) -> No
 
 
 def test_prefixes_are_not_shared_between_adapters() -> None:
-    from inflight.plan import Sampling
+    from inflight.contract import Sampling
 
     chains = [Sequence(0, list(range(32)), Sampling(), 1, adapter=number).chain(16) for number in (0, 1, 2)]
     assert len({digest for chain in chains for digest in chain}) == 6

@@ -20,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inflight.contract import Sampling
 from inflight.device import Alone, open_device
 from inflight.errors import StartError
 from inflight.kernels import (
@@ -39,7 +40,6 @@ from inflight.kernels import (
 from inflight.models import load_model
 from inflight.models.native import NativeDecoder
 from inflight.nn import to_array, to_tensor
-from inflight.plan import Sampling
 from inflight.tensors import Quantised, quantise
 from tests.lm import Driver, job, make_runner, save_tiny
 from tests.unit.http_fakes import until

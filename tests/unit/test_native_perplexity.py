@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from inflight.contract import Sampling
 from inflight.kernels import native_reason
 from inflight.llm import LLM
-from inflight.plan import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from inflight.contract import Sampling, Watermark  # noqa: E402
 from inflight.kernels import ISA, Row, Sampled, instruction_sets, log_softmax_at, sample  # noqa: E402
-from inflight.plan import Sampling, Watermark  # noqa: E402
 from inflight.shard import sampler as reference  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="built without a compiler")

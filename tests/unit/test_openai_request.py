@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from inflight.contract import GenerationLimits, GenerationRequest, GeneratorInfo, SamplingDefaults
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of
-from inflight.generation import GenerationLimits, GenerationRequest, GeneratorInfo, SamplingDefaults
 
 QWEN = SamplingDefaults(temperature=0.6, top_k=20, top_p=0.95, min_p=0.1, repetition_penalty=1.1)
 

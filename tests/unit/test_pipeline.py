@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inflight.contract import Array, Outcome, TensorSpec, Value
 from inflight.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -25,7 +26,6 @@ from inflight.errors import (
 from inflight.pipeline.functions import Form, as_row
 from inflight.runtime import GraphSpec, LoadedModel
 from inflight.servable import add_stage, declare_model, register_method
-from inflight.types import Array, Outcome, TensorSpec, Value
 from tests.unit.pipelines import Double, Running
 
 

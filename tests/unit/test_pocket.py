@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from inflight.generation import FinishReason
+from inflight.contract import FinishReason, Sampling
 from inflight.llm import LLM
-from inflight.plan import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 POCKET = ROOT / "models" / "pocket"

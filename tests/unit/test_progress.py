@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from inflight import progress
-from inflight.progress import ProgressBar, size_text, weight_bytes
+from inflight.startup import ProgressBar, progress, size_text, weight_bytes
 
 CODE = """
-from inflight.progress import ProgressBar
+from inflight.startup import ProgressBar
 bar = ProgressBar("pocket, weights", 3_000_000)
 for done in (0.1, 0.5, 1.0):
     bar.share(done)

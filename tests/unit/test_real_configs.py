@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from inflight.checkpoint import make_rope
 from inflight.errors import StartError
 from inflight.models.config import decoder_config
-from inflight.rope import make_rope
 
 Config = dict[str, Any]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from gguf import GGMLQuantizationType as Type
 
+from inflight.contract import Sampling
 from inflight.kernels import native_reason
 from inflight.llm import LLM
-from inflight.plan import Sampling
 from inflight.text import load_tokenizer
 from tests import real
 from tests.gguf_files import save_floats, vocabulary, write_gguf

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inflight.contract import MethodInfo, Outcome, Row
 from inflight.errors import DeadlineExceeded, InflightError, ModelError, NotFound, Overloaded, Unavailable
-from inflight.types import MethodInfo, Outcome, Row
 from tests.unit.http_fakes import Done
 
 from .rest_fakes import PATH, Client, Echo

@@ -19,8 +19,8 @@ import uvicorn
 import uvloop
 
 from inflight.config import ListenConfig, RestConfig
+from inflight.contract import MethodInfo, Row
 from inflight.frontends.mindspore import MindSporeRest
-from inflight.types import MethodInfo, Row
 from inflight.wire.http.asgi import App
 from inflight.wire.listen import listen_http
 from tests.unit.http_fakes import Done

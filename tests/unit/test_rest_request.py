@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from inflight.contract import DTYPE_CODES, MethodInfo, TensorSpec
 from inflight.errors import InvalidRequest
 from inflight.frontends.mindspore import arrays
 from inflight.frontends.mindspore.request import parse_instances, parse_json
 from inflight.frontends.mindspore.values import value_of
-from inflight.types import DTYPE_CODES, MethodInfo, TensorSpec
 
 from .rest_fakes import Client
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from inflight.contract import DTYPE_CODES, MethodInfo, TensorSpec, Value
 from inflight.errors import InflightError, InvalidRequest, ModelError, Overloaded
 from inflight.frontends.mindspore.response import encode_error, encode_reply
-from inflight.types import DTYPE_CODES, MethodInfo, TensorSpec, Value
 
 F32, F16 = np.float32, np.float16
 

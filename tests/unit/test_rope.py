@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from inflight.checkpoint import make_rope, rope_length
+from inflight.contract import Grammar, Sampling
 from inflight.errors import InvalidRequest, StartError
-from inflight.generation import Grammar
 from inflight.llm import LLM
 from inflight.models.config import decoder_config
 from inflight.nn import Rotation, to_tensor
-from inflight.plan import Sampling
-from inflight.rope import make_rope, rope_length
 from inflight.shard import ModelRunner
 from inflight.text import load_tokenizer
 from inflight.tgi_shard.batches import Asked, Batches

@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from inflight.contract import TensorSpec
 from inflight.errors import StartError
 from inflight.runtime import LoadRequest
 from inflight.runtime import onnx as onnx_runtime
 from inflight.runtime.onnx import OnnxModel, OnnxRuntime
-from inflight.types import TensorSpec
 
 
 def proto(

@@ -11,12 +11,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from inflight.contract import TensorSpec  # noqa: E402
 from inflight.errors import StartError  # noqa: E402
 from inflight.pipeline import examine  # noqa: E402
 from inflight.runtime import LoadRequest  # noqa: E402
 from inflight.runtime.base import LoadedModel  # noqa: E402
 from inflight.runtime.torch import TorchRuntime  # noqa: E402
-from inflight.types import TensorSpec  # noqa: E402
 
 Tensor = torch.Tensor
 ONES = np.ones((2, 3), np.float32)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inflight.plan import Sampling
+from inflight.contract import Sampling
 from inflight.shard.torch_sampler import RowState, _process, _uniform, prompt_logprobs, sample
 
 V = 40

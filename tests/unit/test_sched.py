@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inflight.contract import Sampling, StepPlan
 from inflight.errors import InvalidRequest
-from inflight.plan import Sampling, StepPlan
 from inflight.sched import BlockPool, Capacity, Scheduler, Sequence
 from inflight.sched.scheduler import BEGUN, BURST, SHARE
 from tests.fake_shards import FakeShards, ShardsDied, expected

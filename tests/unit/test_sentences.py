@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from inflight.checkpoint import Normalize, read_sentence_model
 from inflight.errors import InvalidRequest, StartError
 from inflight.llm import LLM
-from inflight.sentences import Normalize, read_sentence_model
 from tests import real
 from tests.lm import reference
 from tests.sentence_folders import LONGEST, RECORDED, TEXTS, VARIANTS, make

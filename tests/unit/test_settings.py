@@ -23,21 +23,19 @@ from inflight.config import (
     ModelConfig,
     Policy,
 )
+from inflight.contract import GenerationLimits, GeneratorInfo, Sampling, ShardJob, ShardOffer, TensorSpec, Watermark
 from inflight.errors import ConfigError, RegistrationError
 from inflight.frontends.tgi.response import compute_type
-from inflight.generation import GenerationLimits, GeneratorInfo
 from inflight.hub import HubModel
 from inflight.link import GeneratorOffer, GraphOffer, Load, LoadShard, ModelOffer, Offer, Packer, Ready, WorkerJob
 from inflight.link.codec import PREFIX, decode
 from inflight.llm import LLM
-from inflight.plan import Sampling, ShardJob, ShardOffer, Watermark
 from inflight.sched import Capacity
 from inflight.servable import declare_generator
 from inflight.servable.checks import check_settings
 from inflight.shard.native_sampler import NativeSampler
 from inflight.shard.sampler import RowState, Sampler
 from inflight.shard.torch_sampler import TorchSampler
-from inflight.types import TensorSpec
 from tests.lm import POCKET
 
 OTHER: dict[Any, Any] = {int: 7, int | None: 8, str: "other", str | None: "another", bool: True, float: 0.75}
@@ -179,7 +177,7 @@ READERS = {
     # What processes that are started inherit.
     "early.py": "a worker's environment",
     # Switches of libraries, which read them for themselves; they are set before the import.
-    "telemetry.py": "nothing is reported",
+    "startup/telemetry.py": "nothing is reported",
     "text/tokenizer.py": "tokenizers' threads",
     "runtime/mindspore.py": "MindSpore's import",
     # Switches for tests, of one library.

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inflight.contract import Array, Outcome, TensorSpec, Value
 from inflight.errors import InflightError
 from inflight.pipeline.batcher import BatchedModel, Values
 from inflight.runtime import GraphSpec, LoadedModel
 from inflight.servable import ModelSpec, add_stage, declare_model, register_method
-from inflight.types import Array, Outcome, TensorSpec, Value
 from tests.unit.pipelines import Double, Running
 
 

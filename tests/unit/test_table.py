@@ -9,9 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inflight.contract import Array, Row, Table, as_columns
 from inflight.router.group import _share
-from inflight.table import Table, as_columns
-from inflight.types import Array, Row
 
 shapes = st.lists(npst.array_shapes(min_dims=0, max_dims=3, max_side=3), min_size=1, max_size=3)
 dtypes = st.sampled_from(["float32", "int64", "bool"])

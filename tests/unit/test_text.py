@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from inflight.contract import Chat, SamplingDefaults
 from inflight.errors import InvalidRequest, StartError, TemplateError
-from inflight.generation import Chat, SamplingDefaults
 from inflight.text import ChatTemplate, Tokenizer, load_tokenizer, sampling_defaults
 from inflight.text.stop import StopTexts
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inflight.contract import Chat, ToolFormat
 from inflight.errors import ToolError
 from inflight.frontends.openai.tools import (
     PLAIN,
@@ -22,7 +23,6 @@ from inflight.frontends.openai.tools import (
     ToolReader,
     offer,
 )
-from inflight.generation import Chat, ToolFormat
 from inflight.text import ChatTemplate, load_tokenizer, shown
 
 HERMES = ToolFormat("hermes", "<tool_call>")
@@ -116,7 +116,7 @@ def test_grammars_take_what_they_should(format: ToolFormat | None, choice: str) 
     """The grammars are llguidance's to understand: texts are walked through them token by token."""
     tokenizer = load_tokenizer(Path(__file__).resolve().parents[2] / "models" / "pocket")
     compiler = tokenizer.grammars(tokenizer.vocab_size)
-    from inflight.generation import Grammar
+    from inflight.contract import Grammar
 
     source = grammar(format, choice, strict=True)
     assert source is not None

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from inflight.contract import Array, TensorSpec
 from inflight.pipeline import examine
 from inflight.runtime import GraphSpec, LoadedModel, LoadRequest
 from inflight.runtime.onnx import OnnxModel
-from inflight.types import Array, TensorSpec
 from tests.graphs import BATCHED, WHOLE
 
 

@@ -12,10 +12,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from typing import Any
 
 from inflight.admission import COST_OF_CALL, FORGOTTEN, Admission, Arrival, Caller, arrival
+from inflight.contract import Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
 from inflight.errors import OVERLOADED, InflightError, Overloaded
 from inflight.frontends.base import Backend, CallbackBackend, callbacks
-from inflight.generation import Generator
-from inflight.types import MethodInfo, Outcome, Row, ServableStatus, TextPart
 from inflight.wire import Go, peer
 
 _PEERS = 4096

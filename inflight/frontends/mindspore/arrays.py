@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from inflight.contract import Array
 from inflight.errors import InvalidRequest
-from inflight.types import Array
 
 MAX_DIMS = 32
 """Dimensions that every supported numpy can hold."""

@@ -10,6 +10,7 @@ import msgspec
 import orjson
 
 from inflight.config import RestConfig
+from inflight.contract import NEWEST, Finish, GenerationRequest, Generator, Token, Whole
 from inflight.errors import InflightError, InvalidRequest, Unavailable
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
@@ -19,8 +20,6 @@ from inflight.frontends.mindspore.rest import InstancesBody, MindSporeRest, refu
 from inflight.frontends.mindspore.url import parse_encoded, parse_url
 from inflight.frontends.routes import Call, Events, Match, Route, generation
 from inflight.frontends.tgi.request import GenerateBody, Parameters, check
-from inflight.generation import Finish, GenerationRequest, Generator, Token, Whole
-from inflight.types import NEWEST
 from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Scope, Send, respond_json, too_large
 
 GENERATE, STREAM = "generate", "generated_stream"

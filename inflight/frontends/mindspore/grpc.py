@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inflight.admission import Caller
+from inflight.contract import BYTES_CODE, CODES, DTYPES, STRING_CODE, MethodInfo, Outcome, Row, Value
 from inflight.errors import OVERLOADED, InflightError, InvalidRequest, Loading, NotFound, Overloaded
 from inflight.frontends.base import Backend
 from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
-from inflight.types import BYTES_CODE, CODES, DTYPES, STRING_CODE, MethodInfo, Outcome, Row, Value
 from inflight.wire import Go, Rpc, UnaryRpc, nothing_to_cancel
 
 if TYPE_CHECKING:

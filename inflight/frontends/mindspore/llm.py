@@ -11,14 +11,24 @@ from typing import Any, ClassVar, TypedDict, TypeVar
 import msgspec
 import orjson
 
+from inflight.contract import (
+    RANGES,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    Generator,
+    Sampling,
+    Token,
+    TokenInfo,
+    Whole,
+    whole,
+)
 from inflight.errors import InflightError, InvalidRequest, NotFound, Unavailable
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
 from inflight.frontends.generate import MAX_SEED, draw_seed, number, pick
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.frontends.tgi import TgiError, refusal
-from inflight.generation import Finish, FinishReason, GenerationRequest, Generator, Token, TokenInfo, Whole, whole
-from inflight.plan import RANGES, Sampling
 from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
 
 Number = TypeVar("Number", int, float)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from inflight.contract import Array, Value
 from inflight.errors import InvalidRequest
 from inflight.frontends.mindspore.arrays import LEAVES, MAX_DIMS, content_error, outline, regular_array
 from inflight.frontends.mindspore.values import value_of
-from inflight.types import Array, Value
 from inflight.wire import Body
 
 INSTANCES = "instances"

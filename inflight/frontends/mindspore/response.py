@@ -10,9 +10,8 @@ import msgspec
 import numpy as np
 import orjson
 
+from inflight.contract import Array, MethodInfo, Outcome, Row, Value, as_columns
 from inflight.errors import InflightError, ModelError
-from inflight.table import as_columns
-from inflight.types import Array, MethodInfo, Outcome, Row, Value
 
 SMALL = 32
 """Elements up to which a list of Python numbers is faster to write than an array."""

@@ -10,6 +10,7 @@ import msgspec
 import orjson
 
 from inflight.config import RestConfig
+from inflight.contract import MethodInfo, Outcome, Row, Table, TextPart
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.base import CallbackBackend
 from inflight.frontends.door import Done, QuickDoor, Reply, respond_parts
@@ -18,8 +19,6 @@ from inflight.frontends.mindspore.request import parse_columns, parse_instances,
 from inflight.frontends.mindspore.response import encode_error, encode_reply
 from inflight.frontends.mindspore.url import Target, parse_encoded, parse_url
 from inflight.frontends.routes import Access, Call, Events, Match, Route, error_headers
-from inflight.table import Table
-from inflight.types import MethodInfo, Outcome, Row, TextPart
 from inflight.wire import JSON, Body, Refusal, Scope
 
 _NO_NAMES: Mapping[str, str] = {}  # the URL is read with the body: which error is told depends on their order

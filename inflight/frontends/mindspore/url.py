@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote, unquote_to_bytes
 
+from inflight.contract import NEWEST
 from inflight.errors import InvalidRequest
-from inflight.types import NEWEST
 
 VERSION_LIMIT = 2**32 - 1
 

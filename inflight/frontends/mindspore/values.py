@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from inflight.contract import DTYPE_CODES, Array, Value
 from inflight.errors import InvalidRequest
 from inflight.frontends.mindspore.arrays import (
     LEAVES,
@@ -18,7 +19,6 @@ from inflight.frontends.mindspore.arrays import (
     numeric_array,
     outline,
 )
-from inflight.types import DTYPE_CODES, Array, Value
 
 MAX_ELEMENTS = 2**32 - 1
 MAX_SHOWN = 64

@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 import orjson
 
+from inflight.contract import Array
 from inflight.errors import InvalidRequest
 from inflight.frontends.mindspore.response import words
 from inflight.frontends.oip.mapping import request_timeout
 from inflight.frontends.oip.plain import parse_plain
 from inflight.frontends.oip.tensors import OipTensor, check_shape, from_elements, from_raw, numpy_dtype, to_raw
-from inflight.types import Array
 from inflight.wire import Body
 
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}

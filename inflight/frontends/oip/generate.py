@@ -11,13 +11,13 @@ from typing import Any
 
 import orjson
 
+from inflight.contract import MethodInfo, Row, TextPart, Value
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
 from inflight.frontends.events import Part, send_events
 from inflight.frontends.generate import refuse_images
 from inflight.frontends.mindspore.response import json_outputs
 from inflight.frontends.mindspore.values import value_of
-from inflight.types import MethodInfo, Row, TextPart, Value
 from inflight.wire import Receive, Send, respond, run_until_disconnect
 
 _NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}

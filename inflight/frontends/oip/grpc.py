@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from inflight import __version__
 from inflight.admission import Caller
+from inflight.contract import MethodInfo, Outcome, TextPart
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.oip.mapping import (
@@ -44,7 +45,6 @@ from inflight.proto.open_inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
-from inflight.types import MethodInfo, Outcome, TextPart
 from inflight.wire import Go, Rpc, StreamRpc, UnaryRpc
 
 if TYPE_CHECKING:

@@ -15,11 +15,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inflight.contract import (
+    NEWEST,
+    Array,
+    MethodInfo,
+    Outcome,
+    Row,
+    ServableStatus,
+    Table,
+    TensorSpec,
+    Value,
+    as_columns,
+)
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.oip.tensors import DATATYPES, NUMPY_DATATYPES, OipTensor
-from inflight.table import Table, as_columns
-from inflight.types import NEWEST, Array, MethodInfo, Outcome, Row, ServableStatus, TensorSpec, Value
 
 DEFAULT_METHOD = "predict"
 UNKNOWN_DATATYPE = "ANY"

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import orjson
 
 from inflight import __version__
+from inflight.contract import MethodInfo, Outcome
 from inflight.errors import InflightError, InvalidRequest, Loading
 from inflight.frontends.base import CallbackBackend
 from inflight.frontends.door import Done, QuickDoor, Reply, respond_parts
@@ -49,7 +50,6 @@ from inflight.frontends.routes import (
     Route,
     error_headers,
 )
-from inflight.types import MethodInfo, Outcome
 from inflight.wire import (
     JSON,
     Body,

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from inflight.contract import Array
 from inflight.errors import InvalidRequest
-from inflight.types import Array
 
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

@@ -9,6 +9,18 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from inflight.contract import (
+    Event,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    Generator,
+    Start,
+    Token,
+    Whole,
+    grammar_of,
+    whole,
+)
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
@@ -28,8 +40,6 @@ from inflight.frontends.openai.response import Reply, Usage, error_json, refusal
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
 from inflight.frontends.routes import Call, Events, Route, generation
-from inflight.generation import Event, Finish, FinishReason, GenerationRequest, Generator, Start, Token, Whole, whole
-from inflight.structured import grammar_of
 from inflight.wire import DONE, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

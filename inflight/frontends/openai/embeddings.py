@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from inflight.contract import Embedding, GenerationRequest, Generator
 from inflight.errors import InvalidRequest
-from inflight.generation import Embedding, GenerationRequest, Generator
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):

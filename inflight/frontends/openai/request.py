@@ -8,12 +8,22 @@ from typing import Any
 
 import msgspec
 
+from inflight.contract import (
+    RANGES,
+    Chat,
+    GenerationLimits,
+    GenerationRequest,
+    GeneratorInfo,
+    Grammar,
+    Range,
+    Sampling,
+    ToolFormat,
+    grammar_of,
+    out_of_range,
+)
 from inflight.errors import InvalidRequest, ToolError
 from inflight.frontends.generate import MAX_SEED, draw_seed
 from inflight.frontends.openai.tools import Tools, offer
-from inflight.generation import Chat, GenerationLimits, GenerationRequest, GeneratorInfo, Grammar, ToolFormat
-from inflight.plan import RANGES, Range, Sampling, out_of_range
-from inflight.structured import grammar_of
 
 MAX_CHOICES = 128
 

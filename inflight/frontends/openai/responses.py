@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import orjson
 
+from inflight.contract import Finish, FinishReason, Start, Token, ToolFormat, Whole
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.openai.request import ChatBody
 from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
-from inflight.generation import Finish, FinishReason, Start, Token, ToolFormat, Whole
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
 

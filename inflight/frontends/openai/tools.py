@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from inflight.contract import JSON_OPTIONS, Chat, Grammar, ToolFormat
 from inflight.errors import ToolError
-from inflight.generation import Chat, Grammar, ToolFormat
-from inflight.structured import JSON_OPTIONS
 
 PLAIN = ToolFormat("plain", "")
 """For templates without tools: one JSON object a call, one call a line."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import msgspec
 
 from inflight import __version__
+from inflight.contract import Finish, Generator, PieceOfText, Token
 from inflight.errors import InflightError
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
@@ -18,7 +19,6 @@ from inflight.frontends.routes import Access, Call, Events, Plain, Route, genera
 from inflight.frontends.tgi.answers import ChatTokenized, GenerateAnswer, Info, Piece, TgiError
 from inflight.frontends.tgi.request import Asked, GenerateBody, check
 from inflight.frontends.tgi.response import compute_type, error_frame, frame, generation_json, refusal, timing_headers
-from inflight.generation import Finish, Generator, PieceOfText, Token
 from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Send, respond, respond_json
 
 

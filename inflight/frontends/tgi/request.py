@@ -7,11 +7,18 @@ from typing import Any
 
 import msgspec
 
+from inflight.contract import (
+    POSITIVE,
+    RANGES,
+    GenerationLimits,
+    GenerationRequest,
+    Range,
+    Sampling,
+    grammar_of,
+    out_of_range,
+)
 from inflight.errors import InvalidRequest
 from inflight.frontends.generate import MAX_SEED, draw_seed
-from inflight.generation import GenerationLimits, GenerationRequest
-from inflight.plan import POSITIVE, RANGES, Range, Sampling, out_of_range
-from inflight.structured import grammar_of
 
 _MAX_COUNT = (1 << 32) - 1
 _RANGES = {

@@ -1,4 +1,4 @@
-// From logits to tokens, each row by itself: `Sampling` in inflight/plan.py says what the processors are and their order.
+// From logits to tokens, each row by itself: `Sampling` in inflight/contract/plan.py says what the processors are and their order.
 #pragma once
 
 #include <cstdint>

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from inflight.contract import Array
 from inflight.runtime.mindir_onnx.model import ConversionRefused
-from inflight.types import Array
 
 OPSET = 20
 """ONNX 1.15: LayerNormalization, Gelu, reductions and resizes with axes; every ONNX Runtime from 1.18 runs it."""

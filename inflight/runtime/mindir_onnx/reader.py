@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from inflight.contract import Array
 from inflight.errors import StartError
 from inflight.proto import mind_ir_reader_pb2 as pb
 from inflight.runtime.mindir_onnx.crypto import decrypt, encryption_mode
 from inflight.runtime.mindir_onnx.model import BFLOAT16, DTYPES, MONAD, MindIR, Node, Opaque, Port, TensorType
-from inflight.types import Array
 
 _REFERENCE = "REF::"
 _CONSTANT = "Constant"

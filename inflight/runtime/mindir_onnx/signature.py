@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from inflight.contract import TensorSpec
 from inflight.runtime.base import GraphSpec
 from inflight.runtime.mindir_onnx.model import MindIR, TensorType
-from inflight.types import TensorSpec
 
 _FORWARDING = frozenset({"Depend", "Load", "Return"})
 _TUPLES = frozenset({"MakeTuple", "MakeList"})

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from inflight.admission import Admission, Caller
+from inflight.contract import Generator
 from inflight.errors import OVERLOADED, InflightError, Overloaded
-from inflight.generation import Generator
 from inflight.wire.connections import LARGE_BODY
 from inflight.wire.http.asgi import Header, Scope
 from inflight.wire.http.body import too_large

@@ -11,7 +11,7 @@ from typing import overload
 
 import numpy as np
 
-from inflight.types import Array, Row, Value
+from inflight.contract.values import Array, Row, Value
 
 
 class Table:

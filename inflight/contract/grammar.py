@@ -1,12 +1,12 @@
-"""`grammar` and `response_format` in every shape that clients of TGI and OpenAI write."""
+"""The form that a generated text must have: the record, and the shapes in which clients of TGI and OpenAI write it."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from inflight.errors import InvalidRequest
-from inflight.generation import Grammar
 
 _SHAPES = (
     'write {"type": "json", "value": <schema>}, {"type": "json_schema", "json_schema": {"schema": <schema>}}, '
@@ -18,6 +18,18 @@ JSON_OPTIONS = {"whitespace_pattern": "[ ]?", "coerce_one_of": True}
 tokens with it. `oneOf` is followed as `anyOf`: JSON is written from left to right, and the other branches are not
 known to fail yet."""
 ANY_OBJECT = '{"type":"object"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a generated text must look like.
+
+    Attributes:
+        kind: `json` (value: a JSON schema's text), `regex`, `lark` (llguidance's dialect) or `ebnf` (GBNF).
+    """
+
+    kind: Literal["json", "regex", "lark", "ebnf"]
+    value: str
 
 
 def grammar_of(given: Any, field: str) -> Grammar | None:

@@ -13,8 +13,9 @@ import msgspec
 
 from inflight.admission import Admission
 from inflight.config import Limits, Policy
+from inflight.contract.grammar import Grammar
+from inflight.contract.plan import Sampling
 from inflight.errors import InflightError
-from inflight.plan import Sampling
 
 GREEDY = Sampling()
 POLICY = Policy()
@@ -26,18 +27,6 @@ class FinishReason(str, enum.Enum):
     LENGTH = "length"
     EOS = "eos_token"
     STOP = "stop_sequence"
-
-
-@dataclass(frozen=True, slots=True)
-class Grammar:
-    """What a generated text must look like.
-
-    Attributes:
-        kind: `json` (value: a JSON schema's text), `regex`, `lark` (llguidance's dialect) or `ebnf` (GBNF).
-    """
-
-    kind: Literal["json", "regex", "lark", "ebnf"]
-    value: str
 
 
 @dataclass(frozen=True, slots=True)

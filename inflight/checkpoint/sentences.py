@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight.errors import StartError
-from inflight.loading import read_items, read_object
+from inflight.startup import read_items, read_object
 
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """Ways from the states of a text's tokens to one vector; also the order of several in the older form."""

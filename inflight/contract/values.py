@@ -1,0 +1,130 @@
+"""Values, tensor descriptions and method signatures: the words every package shares.
+
+A *row* holds the inputs or outputs of one instance, by position. An *outcome* is a row or the error that
+took its place: one failed instance never fails its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from inflight.errors import InflightError, InvalidRequest
+
+T = TypeVar("T")
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Value: TypeAlias = "Array | str | bytes"
+"""One input or output of one instance: a C-contiguous array, a text, or raw bytes."""
+Row: TypeAlias = "Sequence[Value]"
+Outcome: TypeAlias = "Row | InflightError"
+
+NEWEST = 0
+"""Version number that stands for the newest one registered."""
+
+# The public numbers of MindSpore Serving's `DataType`; the worker channel uses the same ones.
+DTYPE_CODES: dict[str, int] = {
+    "bool": 1,
+    "int8": 2,
+    "uint8": 3,
+    "int16": 4,
+    "uint16": 5,
+    "int32": 6,
+    "uint32": 7,
+    "int64": 8,
+    "uint64": 9,
+    "float16": 10,
+    "float32": 11,
+    "float64": 12,
+}
+STRING_CODE = 13
+BYTES_CODE = 14
+DTYPES: dict[int, np.dtype[Any]] = {code: np.dtype(name) for name, code in DTYPE_CODES.items()}
+CODES: dict[np.dtype[Any], int] = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What is known of one tensor before it arrives.
+
+    Attributes:
+        name: its name; a model file's own name or a method's parameter name.
+        dtype: numpy name (`float32`, ...), `str`, `bytes`, or None where it is not known.
+        shape: dimensions, -1 where any size fits, or None where nothing is known. A model's spec includes the
+            batch dimension; a method's spec describes one instance and does not.
+    """
+
+    name: str
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """A method as a client sees it, with the resolved version (never 0).
+
+    Attributes:
+        optional: inputs that a client may leave out, with what they are then.
+        whole: an instance is one whole call of a bare model file, whose first dimensions are no batch; its tensors are
+            the model's own, and where a protocol's tensors count instances in front, here they do not.
+        dtypes: of inputs whose numeric type is known, by name.
+    """
+
+    servable: str
+    version: int
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    optional: tuple[tuple[str, Value], ...] = ()
+    whole: bool = False
+    dtypes: Mapping[str, np.dtype[Any]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        known = {spec.name: np.dtype(spec.dtype) for spec in self.inputs if spec.dtype in DTYPE_CODES}
+        object.__setattr__(self, "dtypes", known)
+
+    def row(self, named: dict[str, Value]) -> list[Value]:
+        """The inputs of one instance in the method's order. Unknown names are ignored.
+
+        Raises:
+            InvalidRequest: an input of the method is missing.
+        """
+        return self.pick({**dict(self.optional), **named} if self.optional else named)
+
+    def pick(self, named: Mapping[str, T]) -> list[T]:
+        """What belongs to the method's inputs, in their order; `row` for anything that is there for each input."""
+        try:
+            return [named[spec.name] for spec in self.inputs]
+        except KeyError as missing:
+            raise InvalidRequest(
+                f"Cannot find input {missing.args[0]} in instance input, method '{self.name}' of servable "
+                f"'{self.servable}' takes: {', '.join(spec.name for spec in self.inputs)}"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """More of the text that a language model writes for one instance of a request."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServableStatus:
+    """One version of a servable: what it offers and whether it can answer now.
+
+    Attributes:
+        methods: empty until it is loaded.
+        loaded: it could answer once; false while it starts for the first time.
+    """
+
+    name: str
+    version: int
+    methods: tuple[MethodInfo, ...]
+    ready: bool
+    replicas: int
+    ready_replicas: int
+    loaded: bool = True

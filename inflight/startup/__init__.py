@@ -1,0 +1,25 @@
+"""What every start needs: files read without trust, failures told in one line, progress, and long waits explained."""
+
+from inflight.startup.loading import failed_load, installed, one_line, read_items, read_object, read_text, require
+from inflight.startup.progress import ProgressBar, size_text, weight_bytes
+from inflight.startup.starting import KILLED_STARTS, aside, killed_too_often, settle, waited_for
+from inflight.startup.telemetry import switch_off
+
+__all__ = [
+    "KILLED_STARTS",
+    "ProgressBar",
+    "aside",
+    "failed_load",
+    "installed",
+    "killed_too_often",
+    "one_line",
+    "read_items",
+    "read_object",
+    "read_text",
+    "require",
+    "settle",
+    "size_text",
+    "switch_off",
+    "waited_for",
+    "weight_bytes",
+]
