@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from inflight.config import GeneratorConfig, ListenConfig, ServableConfig, ServerConfig
+from inflight.config import GeneratorConfig, ListenConfig, ServableConfig, ServerConfig, check
 from inflight.contract import ServableStatus
 from inflight.errors import InflightError, StartError
 from inflight.frontends import grpc_app, http_app
@@ -53,9 +53,14 @@ class Server:
 
     Args:
         config: limits and policies.
+
+    Raises:
+        ConfigError: a value that no flag could have.
+        StartError: the system refuses what a server needs.
     """
 
     def __init__(self, config: ServerConfig = ServerConfig()) -> None:
+        check(config)
         self._config = config
         self._metrics = Metrics()
         self._listeners: list[Listener] = []
@@ -90,6 +95,9 @@ class Server:
             ConfigError: two have one name, or a servable is not where it should be.
         """
 
+        for config in (*servables, *generators):
+            check(config)
+
         async def announce() -> None:
             self._running_router().announce(servables, generators)
 
@@ -101,6 +109,8 @@ class Server:
         Raises:
             ConfigError, StartError: with the worker's own text; nothing of this call is left running.
         """
+        for config in configs:
+            check(config)
         self._call(self._start_servables(configs))
 
     def start_generators(self, configs: Sequence[GeneratorConfig]) -> None:
@@ -109,6 +119,9 @@ class Server:
         Raises:
             ConfigError, StartError: with the worker's own text; nothing of this call is left running.
         """
+
+        for config in configs:
+            check(config)
 
         async def start() -> None:
             await self._running_router().start_generators(configs)
@@ -121,6 +134,7 @@ class Server:
         Raises:
             ConfigError, StartError: the address or the TLS files cannot be used.
         """
+        check(listen)
         return self._call(self._start_http(listen))
 
     def start_grpc(self, listen: ListenConfig) -> str:
@@ -129,6 +143,7 @@ class Server:
         Raises:
             ConfigError, StartError: the address or the TLS files cannot be used.
         """
+        check(listen)
         return self._call(self._start_grpc(listen))
 
     def servables(self) -> list[ServableStatus]:

@@ -26,10 +26,7 @@ GENERATOR_OPTIONS = (
         metavar="REVISION",
         of_model=True,
     ),
-    *(
-        Option(each.flag, each.setting.parse, each.help, each.default, each.setting.metavar or None, of_model=True)
-        for each in SETTINGS
-    ),
+    *(Option.of(each, of_model=True) for each in SETTINGS),
 )
 
 

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,16 @@ from inflight import __version__
 from inflight.checkpoint import is_gguf, open_model
 from inflight.commands.checkpoints import model_source
 from inflight.commands.options import UsageError, configure_log, platform_routes, stop_cleanly
-from inflight.config import QUANTIZE, SETTINGS, GeneratorConfig, ListenConfig, Policy, ServerConfig, adapters
+from inflight.config import (
+    QUANTIZE,
+    SERVER_SETTINGS,
+    SETTINGS,
+    GeneratorConfig,
+    ListenConfig,
+    Policy,
+    ServerConfig,
+    adapters,
+)
 from inflight.errors import ConfigError, InflightError, StartError
 from inflight.hub import HubModel
 from inflight.startup import one_line, settle
@@ -61,14 +70,15 @@ class Flag:
         return self.key.upper() if self.from_environment else ""
 
 
-_SETTINGS = {each.setting.tgi: each for each in SETTINGS if each.setting.tgi}
+_SETTINGS = {each.setting.tgi: each for each in (*SETTINGS, *SERVER_SETTINGS) if each.setting.tgi}
+_KINDS: dict[Any, type] = {bool: bool, float: float, str | None: str, tuple[str, ...]: str}
+"""What TGI reads a text as for a field of this type; an integer for all others."""
 
 
 def _setting(name: str, use: str = "used") -> Flag:
     """TGI's flag for a setting: its type, default and help are the field's."""
     each = _SETTINGS[name]
-    kind = next((kind for kind in (bool, float) if each.kind is kind), int)
-    return Flag(name, kind, each.default, use, each.setting.help)
+    return Flag(name, _KINDS.get(each.kind, int), each.default, use, each.setting.help, many=each.setting.many)
 
 
 FLAGS = (
@@ -110,8 +120,8 @@ FLAGS = (
     Flag("json-output", bool, help="Log lines as JSON."),
     Flag("otlp-endpoint", str, None, "unused"),
     Flag("otlp-service-name", str, "text-generation-inference.router", "unused"),
-    Flag("cors-allow-origin", str, help="Web pages of this origin may call; repeat for more.", many=True),
-    Flag("api-key", str, help="What callers have to show as Authorization: Bearer KEY."),
+    _setting("cors-allow-origin"),
+    _setting("api-key"),
     _setting("watermark-gamma"),
     _setting("watermark-delta"),
     Flag("ngrok", bool, None, "refused"),
@@ -125,7 +135,7 @@ FLAGS = (
     Flag("usage-stats", str, "on", "unused", "Nothing is reported to anybody."),
     _setting("payload-limit"),
     Flag("enable-prefill-logprobs", bool, None, "unused", "A request that asks for them gets them."),
-    Flag("graceful-termination-timeout", int, 90, help="Seconds that running requests may take at the end.", short="g"),
+    replace(_setting("graceful-termination-timeout"), kind=int, default=90, short="g"),
 )
 
 
@@ -198,21 +208,14 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         raise ConfigError("--max-input-tokens and --max-input-length are one setting; give one of them")
     cache = values["huggingface_hub_cache"]
     where = model_source(values["model_id"], values["revision"], cache)
-    origins = values["cors_allow_origin"]
-    server = ServerConfig(
-        stop_timeout=float(values["graceful_termination_timeout"]),
-        api_key=values["api_key"],
-        cors_origins=tuple(origins) if origins else ("*",),
-        exit_when_lost=False,
-        rest=values["rest"],
-    )
+    said = {each.key: values[name.replace("-", "_")] for name, each in _SETTINGS.items()}
+    server = ServerConfig.asked(said, values["rest"])
     template = values["tokenizer_config_path"]
     quantize = values["quantize"]
     if quantize not in (None, *QUANTIZE, *_IN_CHECKPOINTS):
         raise ConfigError(
             f"--quantize {quantize} is not supported; use int8 or int4, or a checkpoint of {_IN_CHECKPOINTS}"
         )
-    said = {each.key: values[name.replace("-", "_")] for name, each in _SETTINGS.items()}
     generator = GeneratorConfig.asked(
         where if isinstance(where, HubModel) else _folder(where),
         _name(where),

@@ -14,13 +14,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from inflight import log
 from inflight.commands.files import FileError, dump, load
-from inflight.config import RestConfig
+from inflight.config import Field, RestConfig
 
 PREFIX = "INFLIGHT_"
 
@@ -60,6 +60,13 @@ class Option:
     @property
     def variable(self) -> str:
         return PREFIX + self.key.upper()
+
+    @classmethod
+    def of(cls, field: Field, of_model: bool = False) -> Option:
+        """The option that says a field of a configuration."""
+        setting = field.setting
+        metavar = setting.metavar or None
+        return cls(field.flag, setting.parse, field.help, field.default, metavar, setting.many, of_model=of_model)
 
 
 @dataclass(frozen=True)
@@ -246,7 +253,7 @@ def _plain(option: Option, texts: list[str] | None) -> Any:
 def _value(option: Option, found: tuple[list[str] | None, str]) -> Any:
     texts, source = found
     if texts is None:
-        return option.default
+        return list(option.default) if option.many else option.default
     try:
         parsed = [option.parse(text) for text in texts]
     except ValueError as error:
@@ -347,7 +354,7 @@ def _as_text(value: Any) -> str:
 def platform_routes(env: Mapping[str, str], rest: RestConfig = RestConfig()) -> RestConfig:
     """The paths where Google's platform says that it asks, beside what else is said of the routes."""
     predict, health = env.get("AIP_PREDICT_ROUTE"), env.get("AIP_HEALTH_ROUTE")
-    return replace(rest, predict_routes=(predict,) if predict else (), health_routes=(health,) if health else ())
+    return RestConfig(rest.status_codes, (predict,) if predict else (), (health,) if health else ())
 
 
 def stop_cleanly() -> None:

@@ -24,24 +24,16 @@ from inflight.commands.options import (
 from inflight.commands.sample import describe
 from inflight.config import (
     DEFAULT_EXECUTION_TIMEOUT,
-    DEFAULT_GRPC,
-    DEFAULT_HTTP,
-    DEFAULT_MAX_ENQUEUED,
-    DEFAULT_MAX_MESSAGE_MB,
-    DEFAULT_START_TIMEOUT,
-    GRPC_ENGINES,
+    SERVABLE_SETTINGS,
+    SERVER_SETTINGS,
     GeneratorConfig,
     ListenConfig,
-    RestConfig,
     ServableConfig,
     ServerConfig,
     TlsConfig,
-    device_ids,
-    existing_file,
+    filled,
     one_of,
     seconds,
-    switch,
-    whole,
 )
 from inflight.errors import ConfigError, InflightError
 from inflight.hub import HubModel, hint, locate
@@ -49,8 +41,6 @@ from inflight.startup import one_line, settle
 
 CONFIG_FILE = "servable_config.py"
 REQUEST_FILE = "request.json"
-OFF = "off"
-KEY_LENGTHS = (16, 24, 32)
 
 EXAMPLES = """\
 examples:
@@ -74,15 +64,6 @@ def execution_timeout(text: str) -> tuple[str, float]:
     return name, seconds(given)
 
 
-def key_file(text: str) -> bytes:
-    """The key in a file: 16, 24 or 32 bytes, with or without a line end after it."""
-    content = Path(existing_file(text)).read_bytes()
-    for key in (content, content.rstrip(b"\r\n")):
-        if len(key) in KEY_LENGTHS:
-            return key
-    raise ValueError(f"'{text}' holds {len(content)} bytes; a key has 16, 24 or 32")
-
-
 OPTIONS = (
     Option(
         "paths",
@@ -95,147 +76,20 @@ OPTIONS = (
         many=True,
         positional=True,
     ),
-    Option(
-        "http",
-        str,
-        f"ip:port of the HTTP door (REST, health, metrics), or off. Default {DEFAULT_HTTP}.",
-        default=DEFAULT_HTTP,
-        metavar="ADDRESS",
-    ),
-    Option(
-        "grpc",
-        str,
-        f"ip:port or unix:path of the gRPC door, or off. Default {DEFAULT_GRPC}.",
-        default=DEFAULT_GRPC,
-        metavar="ADDRESS",
-    ),
-    Option(
-        "grpc-engine",
-        one_of(*GRPC_ENGINES),
-        "Who speaks HTTP/2 at the gRPC door: nghttp2 (the library behind curl, built in where it was found), "
-        "grpcio (grpc's C core), or auto (nghttp2 where it is there, else grpcio). Default auto.",
-        default="auto",
-        metavar="ENGINE",
-    ),
-    Option(
-        "name",
-        str,
-        "Name for clients, where one model file or language model is served. Default: the file's or directory's.",
-        metavar="NAME",
-        of_model=True,
-    ),
-    Option("version", whole(0), "Version to serve; 0 is the newest on disk.", default=0, metavar="N", of_model=True),
-    Option(
-        "device-ids",
-        device_ids,
-        "One replica (a process) for each. Default 0.",
-        default=(0,),
-        metavar="N,N",
-        of_model=True,
-    ),
-    Option(
-        "device-type",
-        one_of("cpu", "gpu", "ascend"),
-        "cpu, gpu or ascend. Default: the back end's choice.",
-        metavar="TYPE",
-        of_model=True,
-    ),
-    Option(
-        "workers", whole(0, 64), "Processes that can run Python stages, in all.", default=0, metavar="N", of_model=True
-    ),
-    Option(
-        "max-batch-size",
-        whole(1),
-        "Rows in one run of a model file with a dynamic batch, or of a language model (128).",
-        metavar="N",
-        of_model=True,
-    ),
-    Option(
-        "max-message-mb",
-        whole(1, 512),
-        f"Largest request, in MiB. Default {DEFAULT_MAX_MESSAGE_MB}.",
-        default=DEFAULT_MAX_MESSAGE_MB,
-        metavar="N",
-    ),
-    Option(
-        "max-enqueued",
-        whole(1),
-        f"Requests in flight before new ones are refused. Default {DEFAULT_MAX_ENQUEUED}.",
-        default=DEFAULT_MAX_ENQUEUED,
-        metavar="N",
-    ),
-    Option(
-        "tls-cert", existing_file, "PEM file of the server's certificate; turns TLS on for both doors.", metavar="FILE"
-    ),
-    Option("tls-key", existing_file, "PEM file of its private key.", metavar="FILE"),
-    Option("tls-ca", existing_file, "PEM file of the authority of the clients' certificates.", metavar="FILE"),
-    Option("tls-verify-client", switch, "Refuse clients without a certificate signed by --tls-ca.", default=False),
-    Option(
-        "status-codes", switch, "HTTP status codes for errors on /model/ routes, instead of always 200.", default=False
-    ),
-    Option(
-        "api-key",
-        str,
-        "What callers of models have to show: Authorization: Bearer KEY. Default: nothing.",
-        metavar="KEY",
-    ),
-    Option(
-        "cors-allow-origin",
-        str,
-        "Origin whose web pages may call; repeat for more. Default: any.",
+    *(Option.of(each) for each in SERVER_SETTINGS if each.name != "execution_timeout"),
+    *(Option.of(each, of_model=True) for each in SERVABLE_SETTINGS),
+    replace(
+        Option.of(next(each for each in SERVER_SETTINGS if each.name == "execution_timeout"), of_model=True),
+        parse=execution_timeout,
         default=(),
-        metavar="ORIGIN",
         many=True,
     ),
-    Option("dec-key-file", key_file, "File with the key of encrypted model files.", metavar="FILE", of_model=True),
-    Option(
-        "dec-mode",
-        one_of("AES-GCM", "AES-CBC"),
-        "How they are encrypted. Default AES-GCM.",
-        default="AES-GCM",
-        metavar="MODE",
-        of_model=True,
-    ),
-    Option("log-dir", Path, "Directory for the workers' output. Default: the server's own stderr.", metavar="DIR"),
     Option(
         "log-level",
         one_of(*log.LEVEL_NAMES),
         "debug, info, warning or error, of the server and its workers; debug also shows where a load failed. Default "
         "warning, or what GLOG_v says.",
         metavar="LEVEL",
-    ),
-    Option(
-        "start-timeout",
-        seconds,
-        "Seconds that a servable or a language model may take to load; meanwhile a line every 10 seconds says what it "
-        f"does. 0: no limit. Default {DEFAULT_START_TIMEOUT:g}.",
-        default=DEFAULT_START_TIMEOUT,
-        metavar="SECONDS",
-    ),
-    Option(
-        "warm-up-timeout",
-        seconds,
-        "Seconds that a trial run of a model may take at the start; then it goes on without. Default 60.",
-        default=60.0,
-        metavar="SECONDS",
-    ),
-    Option(
-        "execution-timeout",
-        execution_timeout,
-        "Seconds that one call of a stage's function or model may take; a worker that is at one for longer is hung and "
-        "gets replaced. NAME=SECONDS is for one servable; repeat for more. 0: no limit. Default "
-        f"{DEFAULT_EXECUTION_TIMEOUT:g}.",
-        default=(),
-        metavar="SECONDS",
-        many=True,
-        of_model=True,
-    ),
-    Option(
-        "stop-timeout",
-        seconds,
-        "Seconds that running requests may take at the end. Default 10.",
-        default=10.0,
-        metavar="SECONDS",
     ),
     *GENERATOR_OPTIONS,
 )
@@ -259,24 +113,11 @@ def build_plan(values: Mapping[str, Any]) -> Plan:
         UsageError: options that do not fit together, or a path that cannot be served.
     """
     tls = _tls(values)
-    http, grpc = (
-        None if values[key].lower() == OFF else ListenConfig(values[key], values["max_message_mb"], tls)
-        for key in ("http", "grpc")
-    )
+    http, grpc = (ListenConfig.asked(values[door], values, tls) for door in ("http", "grpc"))
     if http is None and grpc is None:
         raise UsageError("--http and --grpc are both off, so nobody could reach the server; leave one of them on")
-    server = ServerConfig(
-        max_enqueued_requests=values["max_enqueued"],
-        start_timeout=values["start_timeout"] or None,
-        warm_up_timeout=values["warm_up_timeout"],
-        execution_timeout=dict(values["execution_timeout"]).get("", DEFAULT_EXECUTION_TIMEOUT),
-        stop_timeout=values["stop_timeout"],
-        log_dir=values["log_dir"],
-        rest=RestConfig(status_codes=values["status_codes"]),
-        grpc_engine=values["grpc_engine"],
-        api_key=values["api_key"],
-        cors_origins=tuple(values["cors_allow_origin"]) or ("*",),
-    )
+    limit = dict(values["execution_timeout"]).get("", DEFAULT_EXECUTION_TIMEOUT)
+    server = ServerConfig.asked(values, execution_timeout=limit)
     servables, generators = _configs(values)
     return Plan(server, servables, generators, http, grpc)
 
@@ -290,7 +131,7 @@ def _tls(values: Mapping[str, Any]) -> TlsConfig | None:
         if values["tls_ca"] or values["tls_verify_client"]:
             raise UsageError("--tls-ca and --tls-verify-client need --tls-cert and --tls-key")
         return None
-    return TlsConfig(values["tls_cert"], values["tls_key"], values["tls_ca"], values["tls_verify_client"])
+    return filled(TlsConfig, values)
 
 
 def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tuple[GeneratorConfig, ...]]:
@@ -343,17 +184,13 @@ def _servable(
     limit = limits.pop(name, None)
     if own["execution_timeout"] != values["execution_timeout"]:
         limit = dict(own["execution_timeout"]).get("", limit)
-    return ServableConfig(
+    return filled(
+        ServableConfig,
+        own,
         directory=directory,
         name=name,
-        device_ids=own["device_ids"],
-        version=own["version"],
-        device_type=own["device_type"],
         num_parallel_workers=own["workers"] or int(not own["device_ids"]),
-        dec_key=own["dec_key_file"],
-        dec_mode=own["dec_mode"],
         model_file=file,
-        max_batch_size=own["max_batch_size"],
         execution_timeout=limit,
     )
 
@@ -401,7 +238,7 @@ def run(values: Mapping[str, Any]) -> int:
         start_ahead(generator, plan.server.log_dir, load=alone)
     from inflight.server import Server  # which takes as long as a rank takes to be ready to load
 
-    server = Server(replace(plan.server, rest=platform_routes(os.environ, plan.server.rest)))
+    server = Server(plan.server.with_rest(platform_routes(os.environ, plan.server.rest)))
     try:
         # The doors first: a busy port shows before minutes of loading, and health checks see the start.
         server.announce(plan.servables, plan.generators)

@@ -24,6 +24,10 @@ from inflight.config.server import (
     DEFAULT_MAX_MESSAGE_MB,
     DEFAULT_START_TIMEOUT,
     GRPC_ENGINES,
+    OFF,
+    SERVABLE_SETTINGS,
+    SERVER_SETTINGS,
+    Addresses,
     ListenConfig,
     RestartPolicy,
     RestConfig,
@@ -32,7 +36,7 @@ from inflight.config.server import (
     TlsConfig,
     processors,
 )
-from inflight.config.setting import Field, Setting, fields_of
+from inflight.config.setting import Field, Setting, check, fields_of, filled
 
 __all__ = [
     "CPU_QUOTA",
@@ -47,9 +51,13 @@ __all__ = [
     "GRPC_ENGINES",
     "KV_CACHE_DTYPES",
     "MAX_RANKS",
+    "OFF",
     "QUANTIZE",
+    "SERVABLE_SETTINGS",
+    "SERVER_SETTINGS",
     "SETTINGS",
     "AdapterConfig",
+    "Addresses",
     "Field",
     "GeneratorConfig",
     "Limits",
@@ -63,9 +71,11 @@ __all__ = [
     "Setting",
     "TlsConfig",
     "adapters",
+    "check",
     "device_ids",
     "existing_file",
     "fields_of",
+    "filled",
     "memory",
     "one_of",
     "processors",

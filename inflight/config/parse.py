@@ -9,6 +9,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+KEY_LENGTHS = (16, 24, 32)
+"""Bytes of a key of AES."""
+
 _YES = ("1", "true", "yes", "on")
 _NO = ("0", "false", "no", "off", "")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -47,6 +50,11 @@ def seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(f"'{text}' is no number of seconds; write for example 30 or 2.5")
     return value
+
+
+def time_limit(text: str) -> float | None:
+    """Seconds; 0 is no limit."""
+    return seconds(text) or None
 
 
 def ratio(text: str) -> float:
@@ -103,3 +111,12 @@ def existing_file(text: str) -> str:
 
 def absolute(text: str) -> Path:
     return Path(text).absolute()
+
+
+def key_file(text: str) -> bytes:
+    """The key in a file: 16, 24 or 32 bytes, with or without a line end after it."""
+    content = Path(existing_file(text)).read_bytes()
+    for key in (content, content.rstrip(b"\r\n")):
+        if len(key) in KEY_LENGTHS:
+            return key
+    raise ValueError(f"'{text}' holds {len(content)} bytes; a key has 16, 24 or 32")

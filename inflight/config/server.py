@@ -1,10 +1,19 @@
-"""What a server, its doors and its servables are told at their start."""
+"""What a server, its doors and its servables are told at their start.
+
+As in `model`, a setting stands at its field and nowhere else: type, default, help, and its names.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from inflight.config.parse import device_ids, existing_file, key_file, one_of, seconds, switch, time_limit, whole
+from inflight.config.setting import Setting, fields_of, filled
 
 DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_GRPC = "127.0.0.1:8081"
@@ -12,6 +21,9 @@ DEFAULT_MAX_ENQUEUED = 10_000
 DEFAULT_MAX_MESSAGE_MB = 100
 DEFAULT_EXECUTION_TIMEOUT = 300.0
 DEFAULT_START_TIMEOUT = 1800.0
+MAX_MESSAGE_MB = 512
+OFF = "off"
+"""The address of a door that is not opened."""
 GRPC_ENGINES = ("auto", "nghttp2", "grpcio")
 """Who speaks HTTP/2 at the gRPC door: nghttp2, where the package was built with it, or grpcio's C core. `auto` is the
 first of them that is there."""
@@ -30,27 +42,55 @@ def processors(quota: Path = CPU_QUOTA) -> int:
         return allowed
 
 
-@dataclass(frozen=True)
-class TlsConfig:
+class TlsConfig(msgspec.Struct, frozen=True):
     """PEM files of one listener. With `verify_client` a client must show a certificate signed by `custom_ca`."""
 
-    certificate: str
-    private_key: str
-    custom_ca: str | None = None
-    verify_client: bool = False
+    certificate: Annotated[
+        str,
+        Setting(
+            "PEM file of the server's certificate; turns TLS on for both doors.",
+            existing_file,
+            "FILE",
+            None,
+            flag="tls-cert",
+        ),
+    ]
+    private_key: Annotated[str, Setting("PEM file of its private key.", existing_file, "FILE", None, flag="tls-key")]
+    custom_ca: Annotated[
+        str | None,
+        Setting("PEM file of the authority of the clients' certificates.", existing_file, "FILE", None, flag="tls-ca"),
+    ] = None
+    verify_client: Annotated[
+        bool,
+        Setting("Refuse clients without a certificate signed by --tls-ca.", switch, flag="tls-verify-client"),
+    ] = False
 
 
-@dataclass(frozen=True)
-class ListenConfig:
+class ListenConfig(msgspec.Struct, frozen=True):
     """One listening socket: `ip:port`, or `unix:path` for gRPC."""
 
     address: str
-    max_message_mb: int = DEFAULT_MAX_MESSAGE_MB
+    max_message_mb: Annotated[int, Setting("Largest request, in MiB.", whole(1, MAX_MESSAGE_MB), "N")] = (
+        DEFAULT_MAX_MESSAGE_MB
+    )
     tls: TlsConfig | None = None
 
+    @classmethod
+    def asked(cls, address: str, values: Mapping[str, Any], tls: TlsConfig | None) -> ListenConfig | None:
+        """The listener at an address, with the settings that are among some values by their keys; None for `off`."""
+        return None if address.lower() == OFF else filled(cls, values, address=address, tls=tls)
 
-@dataclass(frozen=True)
-class RestConfig:
+
+class Addresses(msgspec.Struct, frozen=True):
+    """Where the doors of a server listen: an address, or `off`."""
+
+    http: Annotated[str, Setting("ip:port of the HTTP door (REST, health, metrics), or off.", str, "ADDRESS")] = (
+        DEFAULT_HTTP
+    )
+    grpc: Annotated[str, Setting("ip:port or unix:path of the gRPC door, or off.", str, "ADDRESS")] = DEFAULT_GRPC
+
+
+class RestConfig(msgspec.Struct, frozen=True):
     """How REST routes answer.
 
     Attributes:
@@ -58,13 +98,14 @@ class RestConfig:
         predict_routes, health_routes: paths that a platform has named, beside our own.
     """
 
-    status_codes: bool = False
+    status_codes: Annotated[
+        bool, Setting("HTTP status codes for errors on /model/ routes, instead of always 200.", switch)
+    ] = False
     predict_routes: tuple[str, ...] = ()
     health_routes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ServableConfig:
+class ServableConfig(msgspec.Struct, frozen=True):
     """One servable to start.
 
     Attributes:
@@ -81,20 +122,43 @@ class ServableConfig:
     """
 
     directory: Path
-    name: str
-    device_ids: tuple[int, ...] = (0,)
-    version: int = 0
-    device_type: str | None = None
-    num_parallel_workers: int = 0
-    dec_key: bytes | None = None
-    dec_mode: str = "AES-GCM"
+    name: Annotated[
+        str,
+        Setting(
+            "Name for clients, where one model file or language model is served.",
+            str,
+            "NAME",
+            ": the file's or directory's",
+        ),
+    ]
+    device_ids: Annotated[tuple[int, ...], Setting("One replica (a process) for each.", device_ids, "N,N", " 0")] = (0,)
+    version: Annotated[int, Setting("Version to serve; 0 is the newest on disk.", whole(0), "N")] = 0
+    device_type: Annotated[
+        str | None,
+        Setting("cpu, gpu or ascend.", one_of("cpu", "gpu", "ascend"), "TYPE", ": the back end's choice"),
+    ] = None
+    num_parallel_workers: Annotated[
+        int, Setting("Processes that can run Python stages, in all.", whole(0, 64), "N", flag="workers")
+    ] = 0
+    dec_key: Annotated[
+        bytes | None,
+        Setting("File with the key of encrypted model files.", key_file, "FILE", None, flag="dec-key-file"),
+    ] = None
+    dec_mode: Annotated[str, Setting("How they are encrypted.", one_of("AES-GCM", "AES-CBC"), "MODE")] = "AES-GCM"
     model_file: Path | None = None
-    max_batch_size: int | None = None
+    max_batch_size: Annotated[
+        int | None,
+        Setting(
+            "Rows in one run of a model file with a dynamic batch, or of a language model.",
+            whole(1),
+            "N",
+            " 32, and 128 of a language model",
+        ),
+    ] = None
     execution_timeout: float | None = None
 
 
-@dataclass(frozen=True)
-class RestartPolicy:
+class RestartPolicy(msgspec.Struct, frozen=True):
     """When a lost worker is started again.
 
     Attributes:
@@ -108,8 +172,7 @@ class RestartPolicy:
     max_delay: float = 30.0
 
 
-@dataclass(frozen=True)
-class ServerConfig:
+class ServerConfig(msgspec.Struct, frozen=True):
     """What the whole server is told at its start.
 
     Attributes:
@@ -130,15 +193,102 @@ class ServerConfig:
         cors_origins: web pages of these origins may call; `*` is any.
     """
 
-    max_enqueued_requests: int = DEFAULT_MAX_ENQUEUED
-    start_timeout: float | None = DEFAULT_START_TIMEOUT
-    warm_up_timeout: float = 60.0
-    execution_timeout: float = DEFAULT_EXECUTION_TIMEOUT
-    stop_timeout: float = 10.0
-    log_dir: Path | None = None
+    max_enqueued_requests: Annotated[
+        int, Setting("Requests in flight before new ones are refused.", whole(1), "N", flag="max-enqueued")
+    ] = DEFAULT_MAX_ENQUEUED
+    start_timeout: Annotated[
+        float | None,
+        Setting(
+            "Seconds that a servable or a language model may take to load; meanwhile a line every 10 seconds says what "
+            "it does. 0: no limit.",
+            time_limit,
+            "SECONDS",
+            f" {DEFAULT_START_TIMEOUT:g}",
+        ),
+    ] = DEFAULT_START_TIMEOUT
+    warm_up_timeout: Annotated[
+        float,
+        Setting(
+            "Seconds that a trial run of a model may take at the start; then it goes on without.",
+            seconds,
+            "SECONDS",
+            " 60",
+        ),
+    ] = 60.0
+    execution_timeout: Annotated[
+        float,
+        Setting(
+            "Seconds that one call of a stage's function or model may take; a worker that is at one for longer is hung "
+            "and gets replaced. NAME=SECONDS is for one servable; repeat for more. 0: no limit.",
+            seconds,
+            "SECONDS",
+            f" {DEFAULT_EXECUTION_TIMEOUT:g}",
+        ),
+    ] = DEFAULT_EXECUTION_TIMEOUT
+    stop_timeout: Annotated[
+        float,
+        Setting(
+            "Seconds that running requests may take at the end.",
+            seconds,
+            "SECONDS",
+            " 10",
+            tgi="graceful-termination-timeout",
+        ),
+    ] = 10.0
+    log_dir: Annotated[
+        Path | None, Setting("Directory for the workers' output.", Path, "DIR", ": the server's own stderr")
+    ] = None
     restart: RestartPolicy = RestartPolicy()
     exit_when_lost: bool = False
     rest: RestConfig = RestConfig()
-    grpc_engine: str = "auto"
-    api_key: str | None = None
-    cors_origins: tuple[str, ...] = ("*",)
+    grpc_engine: Annotated[
+        str,
+        Setting(
+            "Who speaks HTTP/2 at the gRPC door: nghttp2 (the library behind curl, built in where it was found), "
+            "grpcio (grpc's C core), or auto (nghttp2 where it is there, else grpcio).",
+            one_of(*GRPC_ENGINES),
+            "ENGINE",
+        ),
+    ] = "auto"
+    api_key: Annotated[
+        str | None,
+        Setting(
+            "What callers of models have to show: Authorization: Bearer KEY.", str, "KEY", ": nothing", tgi="api-key"
+        ),
+    ] = None
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Origin whose web pages may call; repeat for more.",
+            str,
+            "ORIGIN",
+            ": any",
+            flag="cors-allow-origin",
+            tgi="cors-allow-origin",
+            many=True,
+        ),
+    ] = ("*",)
+
+    @classmethod
+    def asked(cls, values: Mapping[str, Any], rest: RestConfig = RestConfig(), **fields: Any) -> ServerConfig:
+        """A configuration with the settings that are among some values by their keys.
+
+        Args:
+            rest: what else is said of the REST routes.
+            fields: by their own names; they go before the values.
+        """
+        routes = {name: getattr(rest, name) for name in ("predict_routes", "health_routes")}
+        return filled(cls, values, rest=filled(RestConfig, values, **routes), **fields)
+
+    def with_rest(self, rest: RestConfig) -> ServerConfig:
+        """The same with other REST routes."""
+        return msgspec.structs.replace(self, rest=rest)
+
+
+SERVER_SETTINGS = tuple(
+    field for record in (Addresses, ServerConfig, ListenConfig, TlsConfig, RestConfig) for field in fields_of(record)
+)
+"""All that a command line, a file or a script can say of a server."""
+
+SERVABLE_SETTINGS = fields_of(ServableConfig)
+"""All that they can say of a servable or a model file."""

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import lru_cache
+from typing import Any, TypeVar, get_args
 
 import msgspec
+
+from inflight.errors import ConfigError
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+_SCALARS = {int, float, str, bool, int | None, float | None, str | None}
+"""Types of fields whose values have a text that `Setting.parse` reads."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,7 @@ class Setting:
         flag: its name on a command line, with hyphens; empty: the field's name.
         tgi: its flag in TGI's launcher; empty: the launcher has none.
         opposite: the flag says the opposite of the field.
+        many: a flag that may be repeated; the field is a tuple, and `parse` reads one item of it.
     """
 
     help: str
@@ -30,6 +39,7 @@ class Setting:
     flag: str = ""
     tgi: str = ""
     opposite: bool = False
+    many: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Field:
     Attributes:
         name: of the field.
         kind: its type.
-        value: its default.
+        value: its default; None where it has none.
     """
 
     name: str
@@ -63,6 +73,8 @@ class Field:
 
     def told(self, value: Any) -> Any:
         """The field's value where the flag has this one."""
+        if self.setting.many:
+            return tuple(value)
         return not value if self.setting.opposite else value
 
     @property
@@ -74,9 +86,45 @@ class Field:
         return f"{setting.help} Default{setting.default or f' {self.value}'}."
 
 
-def fields_of(record: type[msgspec.Struct]) -> Iterator[Field]:
+@lru_cache
+def fields_of(record: type[msgspec.Struct]) -> tuple[Field, ...]:
     """The fields of a record that can be set, in order."""
+    found = []
     for field in msgspec.structs.fields(record):
         setting = next((each for each in get_args(field.type) if isinstance(each, Setting)), None)
         if setting is not None:
-            yield Field(field.name, get_args(field.type)[0], field.default, setting)
+            value = None if field.default is msgspec.NODEFAULT else field.default
+            found.append(Field(field.name, get_args(field.type)[0], value, setting))
+    return tuple(found)
+
+
+def filled(record: type[R], values: Mapping[str, Any], **fields: Any) -> R:
+    """A record with the settings that are among some values by their keys.
+
+    Args:
+        fields: by their own names; they go before the values.
+    """
+    told = {each.name: each.told(values[each.key]) for each in fields_of(record) if each.key in values}
+    return record(**{**told, **fields})
+
+
+def check(record: msgspec.Struct) -> None:
+    """Checks the settings of a record that a script has made, and of the records in it.
+
+    Raises:
+        ConfigError: a value that no flag could have; the text names the field and says what to write.
+    """
+    for name in record.__struct_fields__:
+        inner = getattr(record, name)
+        if isinstance(inner, msgspec.Struct):
+            check(inner)
+    for field in fields_of(type(record)):
+        value = getattr(record, field.name)
+        if field.kind not in _SCALARS or value == field.value:
+            continue
+        try:
+            msgspec.convert(value, field.kind)
+            if value is not None:
+                field.setting.parse(str(value))
+        except (msgspec.ValidationError, ValueError) as error:
+            raise ConfigError(f"{type(record).__name__}.{field.name}: {error}") from None

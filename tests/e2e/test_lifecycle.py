@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from inflight.client import Client
 from inflight.config import ListenConfig, ServableConfig

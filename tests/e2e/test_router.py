@@ -187,7 +187,7 @@ def test_every_way_to_reach_a_model_agrees(add: ServableConfig, method: str) -> 
 
 
 def test_extra_workers_use_the_models_of_device_workers(add: ServableConfig) -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     config = replace(add, num_parallel_workers=3)
 
@@ -205,7 +205,7 @@ def test_extra_workers_use_the_models_of_device_workers(add: ServableConfig) -> 
 
 
 def test_replicas_share_the_work(echo: ServableConfig) -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     async def body(router: Router) -> None:
         await router.start([replace(echo, device_ids=(0, 1, 2))])

@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
+from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
 from inflight.client import Client

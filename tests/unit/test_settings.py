@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +16,22 @@ import pytest
 import torch
 
 import inflight
-from inflight.commands import launcher, serve, shard_server
+from inflight.commands import launcher, resolve, serve, shard_server
 from inflight.config import (
+    SERVABLE_SETTINGS,
+    SERVER_SETTINGS,
     SETTINGS,
     AdapterConfig,
     GeneratorConfig,
     Limits,
+    ListenConfig,
     ModelConfig,
     Policy,
+    RestConfig,
+    ServableConfig,
+    ServerConfig,
+    TlsConfig,
+    check,
 )
 from inflight.contract import GenerationLimits, GeneratorInfo, Sampling, ShardJob, ShardOffer, TensorSpec, Watermark
 from inflight.errors import ConfigError, RegistrationError
@@ -33,6 +43,7 @@ from inflight.llm import LLM
 from inflight.sched import Capacity
 from inflight.servable import declare_generator
 from inflight.servable.checks import check_settings
+from inflight.server import Server
 from inflight.shard.native_sampler import NativeSampler
 from inflight.shard.sampler import RowState, Sampler
 from inflight.shard.torch_sampler import TorchSampler
@@ -100,25 +111,96 @@ def test_what_shards_leave_of_a_policy() -> None:
 def test_every_field_is_in_one_record() -> None:
     names = [name for record in (GeneratorConfig, ModelConfig, Limits, Policy) for name in record.__struct_fields__]
     assert len(names) == len(set(names))
-    keys = [each.key for each in SETTINGS]
+    keys = [each.key for each in (*SETTINGS, *SERVER_SETTINGS, *SERVABLE_SETTINGS)]
     assert len(keys) == len(set(keys))
 
 
 def test_serve_has_every_setting() -> None:
     options = {option.key: option for option in serve.OPTIONS}
-    for each in SETTINGS:
+    for each in (*SETTINGS, *SERVER_SETTINGS, *SERVABLE_SETTINGS):
         option = options[each.key]
-        assert (option.help, option.default, option.parse) == (each.help, each.default, each.setting.parse)
+        assert option.help == each.help
         assert (option.metavar is None) == (each.kind is bool)
+        assert option.of_model == (each not in SERVER_SETTINGS or each.name == "execution_timeout")
+        if each.name != "execution_timeout":  # also NAME=SECONDS, for one servable
+            assert (option.default, option.parse, option.many) == (each.default, each.setting.parse, each.setting.many)
+    by_hand = {option.key for option in serve.OPTIONS} - {each.key for each in SETTINGS}
+    by_hand -= {each.key for each in (*SERVER_SETTINGS, *SERVABLE_SETTINGS)}
+    assert by_hand == {"paths", "log_level", "revision"}  # of the command line itself
+
+
+def test_what_a_file_says_of_a_server_and_a_servable(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").touch()
+    (tmp_path / "server.pem").touch()
+    table: dict[str, Any] = {
+        "max_enqueued": 5,
+        "start_timeout": 0,
+        "stop_timeout": 3,
+        "cors_allow_origin": ["http://a", "http://b"],
+        "grpc": "off",
+        "max_message_mb": 7,
+        "tls_cert": str(tmp_path / "server.pem"),
+        "tls_key": str(tmp_path / "server.pem"),
+        "status_codes": True,
+        "models": [{"path": str(tmp_path / "net.onnx"), "workers": 2, "device_type": "CPU", "execution_timeout": 4}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    plan = serve.build_plan(resolve(serve.COMMAND, {"config": str(tmp_path / "a.json")}, {}))
+    assert plan.server == ServerConfig(
+        max_enqueued_requests=5,
+        start_timeout=None,
+        stop_timeout=3.0,
+        cors_origins=("http://a", "http://b"),
+        rest=RestConfig(status_codes=True),
+    )
+    tls = TlsConfig(table["tls_cert"], table["tls_key"])
+    assert (plan.http, plan.grpc) == (ListenConfig("127.0.0.1:8080", 7, tls), None)
+    assert plan.servables == (
+        ServableConfig(
+            tmp_path,
+            "net",
+            device_type="cpu",
+            num_parallel_workers=2,
+            model_file=tmp_path / "net.onnx",
+            execution_timeout=4.0,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (
+            ServerConfig(grpc_engine="zttp"),
+            "ServerConfig.grpc_engine: 'zttp' is not known; write one of: auto, nghttp2",
+        ),
+        (ServerConfig(stop_timeout=-1.0), "ServerConfig.stop_timeout: '-1.0' is no number of seconds; write for"),
+        (GeneratorConfig.of(Path("/m"), grammars="no"), "Limits.grammars: Expected `bool`, got `str`"),
+        (ListenConfig("127.0.0.1:0", 513), "ListenConfig.max_message_mb: 513 is out of range; write 1 to 512"),
+        (ServableConfig(Path("/d"), "n", device_type="tpu"), "ServableConfig.device_type: 'tpu' is not known"),
+        (GeneratorConfig.of(Path("/m"), dtype="int7"), "ModelConfig.dtype: 'int7' is not known; write one of: auto"),
+    ],
+)
+def test_a_script_is_told_of_a_wrong_setting(record: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        check(record)
+
+
+def test_what_a_script_sets_is_checked_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"ServerConfig\.max_enqueued_requests: 0 is out of range; write at least 1"):
+        Server(ServerConfig(max_enqueued_requests=0))
+    check(ServerConfig(start_timeout=None, log_dir=Path("/logs"), api_key="0"))
 
 
 def test_the_launcher_has_the_settings_that_tgi_names() -> None:
     flags = {flag.name: flag for flag in launcher.FLAGS}
-    for each in SETTINGS:
+    for each in (*SETTINGS, *SERVER_SETTINGS):
         if not each.setting.tgi:
             continue
         flag = flags[each.setting.tgi]
-        if each.setting.tgi not in ("num-shard", "dtype", "quantize", "lora-adapters"):  # TGI's own rules
+        assert flag.many == each.setting.many
+        own = ("num-shard", "dtype", "quantize", "lora-adapters", "graceful-termination-timeout")
+        if each.setting.tgi not in own:  # these have rules of TGI's
             assert (flag.default, flag.help) == (each.default, each.setting.help)
 
 
