@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts the CPU engines that bench/cpu_engine.py and bench/generate.py compare with into environments of their own, apart
+# Puts the CPU engines that bench/cpu_engine.py and bench/llm.py compare with into environments of their own, apart
 # from the project's: .venv-llamacpp, .venv-openvino, .venv-vllm. transformers is in the project's own.
 #
 #   bench/setup_cpu_peers.sh                      # all of them

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from inflight.commands.bench_llm import BENCH_OPTIONS, run_llm
 from inflight.commands.call import failed_reply
-from inflight.commands.generation import GENERATION_OPTIONS, run_generation
 from inflight.commands.options import Command, Option, UsageError
 from inflight.commands.target import OPTIONS, Target, build_target
 from inflight.config import seconds, switch, whole
@@ -202,7 +202,7 @@ def report(target: Target, values: Mapping[str, Any], tally: Tally, duration: fl
 def run(values: Mapping[str, Any]) -> int:
     """Prints the figures; 1 where any answer was an error."""
     if values["servable"] is None:
-        return run_generation(values)
+        return run_llm(values)
     if values["method"] is None:
         raise UsageError("METHOD is missing; give a servable's method, or neither for a language model")
     target = build_target(values)
@@ -227,7 +227,7 @@ COMMAND = Command(
         Option("seconds", seconds, "How long to send. Default 5.", default=5.0, metavar="SECONDS"),
         Option("instances", whole(1), "Equal instances in one request. Default 1.", default=1, metavar="N"),
         Option("json", switch, "Print the figures as JSON.", default=False),
-        *GENERATION_OPTIONS,
+        *BENCH_OPTIONS,
     ),
     run=run,
 )

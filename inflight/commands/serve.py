@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight import log
-from inflight.commands.generator import GENERATOR_OPTIONS, generator_config, is_language_model
+from inflight.commands.llm_options import LLM_OPTIONS, generator_config, is_language_model
 from inflight.commands.options import (
     MODELS,
     PATH,
@@ -91,7 +91,7 @@ OPTIONS = (
         "warning, or what GLOG_v says.",
         metavar="LEVEL",
     ),
-    *GENERATOR_OPTIONS,
+    *LLM_OPTIONS,
 )
 
 

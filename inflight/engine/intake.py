@@ -8,9 +8,9 @@ from inflight.admission import Admission
 from inflight.checkpoint import read_sentence_model
 from inflight.config import GeneratorConfig
 from inflight.contract import GenerationRequest, GeneratorInfo
+from inflight.engine.async_tokenizer import LONG, AsyncTokenizer
 from inflight.engine.checks import token_ids
 from inflight.engine.embedding import Embedder
-from inflight.engine.encoder import LONG, Encoder
 from inflight.engine.grammars import Grammars
 from inflight.errors import OVERLOADED, InvalidRequest, Overloaded
 from inflight.sched import Scheduler, Sequence
@@ -38,7 +38,7 @@ class Intake:
         self._tokenizer = tokenizer
         self._admission = admission
         self._grammars = grammars
-        self._encoder = Encoder(tokenizer)
+        self._async_tokenizer = AsyncTokenizer(tokenizer)
         sentences = read_sentence_model(config.model.model_dir)
         self._embedder = Embedder(sentences, tokenizer, config.pooling)
         self.unit_vectors = sentences is None or sentences.unit
@@ -46,7 +46,7 @@ class Intake:
 
     def close(self) -> None:
         """Requests whose texts wait for the tokenizer fail."""
-        self._encoder.close()
+        self._async_tokenizer.close()
 
     async def prompt(self, request: GenerationRequest, info: GeneratorInfo) -> list[int]:
         """The prompt's tokens, checked and truncated.
@@ -140,10 +140,10 @@ class Intake:
     async def _encoded(self, request: GenerationRequest, most: int) -> list[int]:
         """The tokens of a text."""
         assert isinstance(request.prompt, str)
-        if len(request.prompt) > LONG and self._encoder.long > self._admission.limit // 4:
+        if len(request.prompt) > LONG and self._async_tokenizer.long > self._admission.limit // 4:
             raise Overloaded(OVERLOADED)  # long texts that wait for the tokenizer take no more places
         wanted = None if self._cuts(request) else most
-        tokens, whole, seconds = await self._encoder.encode(request.prompt, request.add_special_tokens, wanted)
+        tokens, whole, seconds = await self._async_tokenizer.encode(request.prompt, request.add_special_tokens, wanted)
         if not whole or (wanted is not None and len(tokens) > wanted):
             self._admission.wasted(seconds)
         if not whole:

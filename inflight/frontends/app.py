@@ -10,7 +10,7 @@ from inflight.frontends.base import CallbackBackend
 from inflight.frontends.cloud import CloudRest
 from inflight.frontends.door import Door, refuse
 from inflight.frontends.edge import Edge
-from inflight.frontends.mindspore import GeneratorRest, MindSporeLlm, MindSporeRest
+from inflight.frontends.mindspore import LlmMethods, LlmRoutes, MindSporeRest
 from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.openai import OpenAiRest
 from inflight.frontends.operations import Operations
@@ -21,8 +21,8 @@ from inflight.wire import JSON, Answer, Gate, Receive, Refusal, Scope, Send, err
 
 DOORS: tuple[type[Door], ...] = (
     MindSporeRest,
-    GeneratorRest,
-    MindSporeLlm,
+    LlmMethods,
+    LlmRoutes,
     OpenInferenceRest,
     TgiRest,
     CloudRest,
@@ -53,9 +53,9 @@ def http_app(
     tgi, openai, operations = TgiRest(backend), OpenAiRest(backend), Operations(backend, metrics)
     operations.doors = DOORS
     doors = (
-        GeneratorRest(backend, max_body_bytes=max_body_bytes, config=rest),
+        LlmMethods(backend, max_body_bytes=max_body_bytes, config=rest),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
-        MindSporeLlm(backend),
+        LlmRoutes(backend),
         OpenInferenceRest(backend, max_body_bytes=max_body_bytes),
         tgi,
         CloudRest(backend, tgi, openai, rest),

@@ -14,7 +14,7 @@ from inflight.contract import GenerationRequest
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.generate import all_of, payload_limit, pick
+from inflight.frontends.llm import all_of, payload_limit, pick
 from inflight.frontends.openai import CHAT, COMPLETIONS, ChatBody, CompletionBody, OpenAiRest, chat_requests
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.frontends.tgi import GenerateBody, Predictions, TgiError, TgiRest, check_body, refusal

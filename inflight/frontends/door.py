@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from inflight.errors import InflightError
 from inflight.frontends.base import Backend
-from inflight.frontends.generate import read_struct
+from inflight.frontends.llm import read_struct
 from inflight.frontends.routes import Access, Call, Match, MethodNotAllowed, NoSuchRoute, Route, Table
 from inflight.log import LOGGER
 from inflight.wire import (

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from inflight.metrics.generation import GenerationMetrics
 from inflight.metrics.histograms import Histograms
+from inflight.metrics.llm import LlmMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,7 +44,7 @@ class Metrics(Collector):
         self._replicas: dict[tuple[str, str, str], str] = {}
         self._states: dict[str, None] = {}
         self._in_flight: Callable[[], int] = lambda: 0
-        self.generations = GenerationMetrics()
+        self.generations = LlmMetrics()
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)

@@ -17,9 +17,9 @@ from inflight.errors import ConfigError, InflightError, StartError, Unavailable
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
 from inflight.place import Launch
-from inflight.router.generators import Generators
 from inflight.router.group import Group
 from inflight.router.keeper import Keeper
+from inflight.router.language_models import LanguageModels
 from inflight.router.replica import Replica, State
 from inflight.servable import check_config_location, find_versions
 
@@ -50,7 +50,7 @@ class Fleet:
         metrics: Metrics,
         runtimes: str | None,
         on_all_lost: Callable[[], None],
-        generators: Generators,
+        generators: LanguageModels,
     ) -> None:
         self._generators = generators
         self._config = config

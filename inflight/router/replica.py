@@ -43,7 +43,7 @@ from inflight.link import (
     physical_memory,
 )
 from inflight.place import Launch, WorkerProcess, start_worker
-from inflight.router.request import Batch, Instance, Late
+from inflight.router.request import Instance, Late, SentTogether
 from inflight.router.watch import ExecutionWatch
 
 log = logging.getLogger("inflight")
@@ -230,7 +230,7 @@ class Replica:
             return
         if not instances:
             return
-        batch = Batch(len(instances))
+        together = SentTogether(len(instances))
         seconds: list[float | None] = []
         some_deadline = False
         first = Replica._next_key
@@ -238,7 +238,7 @@ class Replica:
         for key, instance in enumerate(instances, first):
             instance.key = key
             instance.replica = self
-            instance.batch = batch
+            instance.sent_with = together
             self.outstanding[key] = instance
             deadline = instance.request.deadline
             if deadline is None:
@@ -256,9 +256,9 @@ class Replica:
     def take_back(self, key: int) -> Instance | None:
         """The instance whose outcome came, no longer outstanding."""
         instance = self.outstanding.pop(key, None)
-        if instance is not None and instance.batch is not None:
-            instance.batch.left -= 1
-            if not instance.batch.left:
+        if instance is not None and instance.sent_with is not None:
+            instance.sent_with.left -= 1
+            if not instance.sent_with.left:
                 self.batches[instance.request.method] -= 1
         return instance
 

@@ -141,7 +141,7 @@ class Request:
         self.instances = []
 
 
-class Batch:
+class SentTogether:
     """Instances that went to a worker in one message; `left` of them are not answered yet."""
 
     __slots__ = ("left",)
@@ -159,13 +159,12 @@ class Instance:
         late: what its worker was at when it had to be ended, if this instance was part of it.
         blame: how much speaks for it being the reason (`inflight.router.group.PROOF`).
         replica: who has it now.
-        batch: with whom it went there.
+        sent_with: the instances that went to the worker in the same message.
         generations: how many its method's stages began since it was sent; calls: those that run now.
         said: characters that the client already has of each generation.
     """
 
     __slots__ = (
-        "batch",
         "blame",
         "calls",
         "generations",
@@ -177,6 +176,7 @@ class Instance:
         "request",
         "row",
         "said",
+        "sent_with",
     )
 
     def __init__(self, request: Request, index: int, row: Sequence[Value | Blob]) -> None:
@@ -188,7 +188,7 @@ class Instance:
         self.blame = 0
         self.late: Late | None = None
         self.replica: Holder | None = None
-        self.batch: Batch | None = None
+        self.sent_with: SentTogether | None = None
         self.generations = 0
         self.calls: list[asyncio.Task[None]] = []
         self.said: list[int] = []

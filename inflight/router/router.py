@@ -20,8 +20,8 @@ from inflight.errors import (
 from inflight.link import Arena
 from inflight.metrics import Metrics
 from inflight.router.fleet import Fleet
-from inflight.router.generators import Generators
 from inflight.router.group import Group
+from inflight.router.language_models import LanguageModels
 from inflight.router.request import Request, Result, SayTo
 
 log = logging.getLogger("inflight")
@@ -46,7 +46,7 @@ class Router:
     ) -> None:
         self._config = config
         self._metrics = metrics
-        self._generators = Generators(config, metrics)
+        self._generators = LanguageModels(config, metrics)
         self._fleet = Fleet(config, metrics, runtimes, on_all_lost, self._generators)
         self._in_flight = 0
         self._idle = asyncio.Event()

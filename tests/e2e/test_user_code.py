@@ -203,7 +203,7 @@ def test_the_log_has_the_frames_of_the_user_and_does_not_flood(here: Running, lo
         text,
     )
     assert 1 <= len(places) <= 10
-    assert 'executor.py", line' not in text
+    assert 'pipeline.py", line' not in text
     assert len(text) < 200_000
 
 

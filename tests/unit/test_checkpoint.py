@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from inflight.checkpoint import LoraFolder, SentenceFolder, open_model
 from inflight.checkpoint.gguf.types import TYPES
 from inflight.checkpoint.pickled import convert
-from inflight.commands.generator import is_language_model
 from inflight.commands.launcher import _name
+from inflight.commands.llm_options import is_language_model
 from inflight.errors import StartError
 from inflight.tensors import Quantised
 from tests.gguf_files import matrices, write_gguf

@@ -14,7 +14,7 @@ from inflight.config import GeneratorConfig, ModelConfig
 from inflight.contract import GenerationRequest, ShardJob, whole
 from inflight.engine import Engine
 from inflight.errors import InvalidRequest
-from inflight.frontends.generate import embedding_of
+from inflight.frontends.llm import embedding_of
 from inflight.llm.local import LocalExecutor
 from inflight.text import load_tokenizer
 from tests.lm import reference

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from inflight.commands.generator import is_language_model
+from inflight.commands.llm_options import is_language_model
 from inflight.errors import ConfigError, InflightError, StartError
 from inflight.link import WorkerJob
 from inflight.llm import LLM

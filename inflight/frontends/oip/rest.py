@@ -28,7 +28,7 @@ from inflight.frontends.oip.bodies import (
     OipLive,
     OipReady,
 )
-from inflight.frontends.oip.generate import answer_generate, read_generate, stream_generate
+from inflight.frontends.oip.llm import answer_generate, read_generate, stream_generate
 from inflight.frontends.oip.mapping import (
     ModelMetadata,
     ModelNames,

@@ -24,7 +24,7 @@ from inflight.contract import (
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.generate import all_of, embedding_of, loaded, payload_limit, pick
+from inflight.frontends.llm import all_of, embedding_of, loaded, payload_limit, pick
 from inflight.frontends.openai.answers import (
     ChatAnswer,
     CompletionAnswer,

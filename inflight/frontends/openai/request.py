@@ -22,7 +22,7 @@ from inflight.contract import (
     out_of_range,
 )
 from inflight.errors import InvalidRequest, ToolError
-from inflight.frontends.generate import MAX_SEED, draw_seed
+from inflight.frontends.llm import MAX_SEED, draw_seed
 from inflight.frontends.openai.tools import Tools, offer
 
 MAX_CHOICES = 128

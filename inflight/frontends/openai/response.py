@@ -13,7 +13,7 @@ import orjson
 from inflight import __version__
 from inflight.contract import Finish, FinishReason, Start, Token, TokenInfo, ToolFormat, Whole
 from inflight.errors import InflightError
-from inflight.frontends.generate import number
+from inflight.frontends.llm import number
 from inflight.frontends.openai.answers import OpenAiError
 from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
 from inflight.frontends.routes import error_headers

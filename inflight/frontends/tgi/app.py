@@ -13,7 +13,7 @@ from inflight.contract import Finish, Generator, PieceOfText, Token
 from inflight.errors import InflightError
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.generate import all_of, draw_seed, pick, with_seed
+from inflight.frontends.llm import all_of, draw_seed, pick, with_seed
 from inflight.frontends.openai import ChatBody, chat_prompt
 from inflight.frontends.routes import Access, Call, Events, Plain, Route, generation
 from inflight.frontends.tgi.answers import ChatTokenized, GenerateAnswer, Info, Piece, TgiError

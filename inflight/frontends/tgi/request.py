@@ -18,7 +18,7 @@ from inflight.contract import (
     out_of_range,
 )
 from inflight.errors import InvalidRequest
-from inflight.frontends.generate import MAX_SEED, draw_seed
+from inflight.frontends.llm import MAX_SEED, draw_seed
 
 _MAX_COUNT = (1 << 32) - 1
 _RANGES = {

@@ -9,7 +9,7 @@ import orjson
 
 from inflight.contract import Finish, GeneratorInfo, Token, TokenInfo, Whole
 from inflight.errors import InflightError
-from inflight.frontends.generate import PlainError, number
+from inflight.frontends.llm import PlainError, number
 from inflight.frontends.routes import error_headers
 from inflight.frontends.tgi.answers import Details, GenerateAnswer, TgiError, TokenAnswer
 from inflight.frontends.tgi.request import Asked

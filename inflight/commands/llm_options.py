@@ -18,7 +18,7 @@ _OWN_FILES = ("tokenizer.json", "model.safetensors.index.json", "pytorch_model.b
 """Files that only the folder of a language model has."""
 
 
-GENERATOR_OPTIONS = (
+LLM_OPTIONS = (
     Option(
         "revision",
         str,

@@ -36,7 +36,7 @@ def length_range(text: str) -> tuple[int, int]:
     return found
 
 
-GENERATION_OPTIONS = (
+BENCH_OPTIONS = (
     Option(
         "route",
         one_of("tgi", "openai"),
@@ -229,7 +229,7 @@ def figures(results: Sequence[Timed], duration: float) -> dict[str, Any]:
     }
 
 
-def run_generation(values: Mapping[str, Any]) -> int:
+def run_llm(values: Mapping[str, Any]) -> int:
     """Prints the figures; 1 where any generation failed."""
     load = build_load(values)
     results, duration = asyncio.run(measure(load))

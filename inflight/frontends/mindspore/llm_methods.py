@@ -14,7 +14,7 @@ from inflight.contract import NEWEST, Finish, GenerationRequest, Generator, Toke
 from inflight.errors import InflightError, InvalidRequest, Unavailable
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.generate import all_of, loaded, refuse_images
+from inflight.frontends.llm import all_of, loaded, refuse_images
 from inflight.frontends.mindspore.request import parse_json
 from inflight.frontends.mindspore.rest import InstancesBody, MindSporeRest, refusal
 from inflight.frontends.mindspore.url import parse_encoded, parse_url
@@ -26,7 +26,7 @@ GENERATE, STREAM = "generate", "generated_stream"
 _TEXTS = ("inputs", "prompt", "text")
 
 
-class GeneratorRest(Door):
+class LlmMethods(Door):
     """Serves every language model by its name: `{"instances": [{"inputs": "...", "parameters": {...}}, ...]}`.
 
     One instance may stand without a list, and a bare text is an instance too; the content type does not matter. Errors

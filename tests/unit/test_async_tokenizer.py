@@ -6,7 +6,7 @@ import asyncio
 import threading
 from pathlib import Path
 
-from inflight.engine.encoder import LONG, MARGIN, SAMPLE, Encoder
+from inflight.engine.async_tokenizer import LONG, MARGIN, SAMPLE, AsyncTokenizer
 from inflight.text import load_tokenizer
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
@@ -17,7 +17,7 @@ def test_what_is_far_too_long_is_encoded_in_part() -> None:
     text = "once upon a time " * 2000
 
     async def run() -> None:
-        encoder = Encoder(tokenizer)
+        encoder = AsyncTokenizer(tokenizer)
         (whole,) = tokenizer.encode_batch([text], True)
         assert (await encoder.encode(text, True)).tokens == whole
         assert (await encoder.encode(text, True, len(whole))).tokens == whole
@@ -47,7 +47,7 @@ def test_a_short_text_does_not_wait_for_a_long_one() -> None:
             return encode(texts, special)
 
     async def run() -> None:
-        encoder = Encoder(Slow())  # type: ignore[arg-type]
+        encoder = AsyncTokenizer(Slow())  # type: ignore[arg-type]
         long = asyncio.ensure_future(encoder.encode("a " * LONG, True))
         await asyncio.sleep(0)
         assert encoder.long == 1

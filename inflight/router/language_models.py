@@ -71,7 +71,7 @@ class Announced:
         raise self.loading()
 
 
-class Generators:
+class LanguageModels:
     """Language models by servable name, in the order of their announcement."""
 
     def __init__(self, config: ServerConfig, metrics: Metrics) -> None:

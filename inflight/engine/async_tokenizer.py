@@ -20,7 +20,7 @@ MARGIN = 16
 """Tokens that the beginning of a text may have more than when the rest follows, generously."""
 
 
-class Encoded(NamedTuple):
+class Tokenized(NamedTuple):
     """A text's tokens; of one that is far too long its beginning's. Attributes: seconds: that encoding it took."""
 
     tokens: list[int]
@@ -28,7 +28,7 @@ class Encoded(NamedTuple):
     seconds: float = 0.0
 
 
-class Encoder:
+class AsyncTokenizer:
     """One thread encodes whatever came while it was busy in one call of the tokenizers library, another the long texts.
 
     Attributes:
@@ -44,7 +44,7 @@ class Encoder:
         self._closed = False
         self.long = 0
 
-    async def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> Encoded:
+    async def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> Tokenized:
         """The tokens of one text.
 
         Args:
@@ -63,7 +63,7 @@ class Encoder:
         self._waiting.append((text, add_special_tokens, future))
         if self._task is None:
             self._task = asyncio.ensure_future(self._work())
-        return Encoded(await future)
+        return Tokenized(await future)
 
     def close(self) -> None:
         self._closed = True
@@ -74,15 +74,15 @@ class Encoder:
         self._thread.shutdown(wait=False)
         self._long_thread.shutdown(wait=False, cancel_futures=True)
 
-    def _encode_long(self, text: str, add_special_tokens: bool, most: int | None) -> Encoded:
+    def _encode_long(self, text: str, add_special_tokens: bool, most: int | None) -> Tokenized:
         began = time.perf_counter()
         if most is not None and len(text) > most * SAMPLE:
             sample = text[: most * SAMPLE]
             (tokens,) = self._tokenizer.encode_batch([sample], add_special_tokens)
             if len(tokens) > most + MARGIN:
-                return Encoded(tokens, False, time.perf_counter() - began)
+                return Tokenized(tokens, False, time.perf_counter() - began)
         (tokens,) = self._tokenizer.encode_batch([text], add_special_tokens)
-        return Encoded(tokens, True, time.perf_counter() - began)
+        return Tokenized(tokens, True, time.perf_counter() - began)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

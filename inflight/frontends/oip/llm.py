@@ -15,7 +15,7 @@ from inflight.contract import MethodInfo, Row, TextPart, Value
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
 from inflight.frontends.events import Part, send_events
-from inflight.frontends.generate import refuse_images
+from inflight.frontends.llm import refuse_images
 from inflight.frontends.mindspore.response import json_outputs
 from inflight.frontends.mindspore.values import value_of
 from inflight.wire import Receive, Send, respond, run_until_disconnect

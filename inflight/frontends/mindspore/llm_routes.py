@@ -26,7 +26,7 @@ from inflight.contract import (
 from inflight.errors import InflightError, InvalidRequest, NotFound, Unavailable
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.generate import MAX_SEED, draw_seed, number, pick
+from inflight.frontends.llm import MAX_SEED, draw_seed, number, pick
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.frontends.tgi import TgiError, refusal
 from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
@@ -87,7 +87,7 @@ class LlmAnswer(TypedDict):
     details: None
 
 
-class MindSporeLlm(Door):
+class LlmRoutes(Door):
     """Answers those routes."""
 
     name = "MindSpore Serving"

@@ -50,7 +50,7 @@ class Load:
     room: int = 0
 
 
-class GenerationMetrics:
+class LlmMetrics:
     """Counters of all language models of a server."""
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Generation, side by side in one run: served over HTTP, the same engine in process, other servers and engines.
 
-    python -m bench.generate --rounds 3 --out docs/generation-benchmarks.md
-    python -m bench.generate --rounds 3 --against transformers,llamacpp,vllm   # servers too: bench/setup_cpu_peers.sh
+    python -m bench.llm --rounds 3 --out docs/generation-benchmarks.md
+    python -m bench.llm --rounds 3 --against transformers,llamacpp,vllm   # servers too: bench/setup_cpu_peers.sh
 
 Everything runs the same random checkpoint (135M parameters, the Llama shape of SmolLM) on the same cores, prompts of
 128 tokens, 128 tokens out, greedy, end-of-sequence ignored. In each round every contestant has its turn; figures are
@@ -178,7 +178,7 @@ def served(address: str, count: int, concurrency: int, seed: int) -> dict[str, A
 
 
 def load(address: str, file: str, concurrency: int) -> dict[str, Any]:
-    from inflight.commands.generation import Load, figures, measure
+    from inflight.commands.bench_llm import Load, figures, measure
 
     host, _, port = address.rpartition(":")
     bodies = [json.dumps(body).encode() for body in json.loads(Path(file).read_text())]
@@ -192,7 +192,7 @@ def load(address: str, file: str, concurrency: int) -> dict[str, Any]:
 
 
 def child(*arguments: str) -> str:
-    command = [sys.executable, "-m", "bench.generate", "--role", *arguments]
+    command = [sys.executable, "-m", "bench.llm", "--role", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
     if done.returncode:
         raise RuntimeError(f"{arguments[0]} failed: {done.stderr[-2000:]}")
@@ -338,7 +338,7 @@ def main() -> None:
         f"- Date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC; torch {torch.__version__}, transformers "
         f"{transformers.__version__}; weights and cache in bfloat16",
         f"- {limits()}",
-        f"- Command: `python -m bench.generate {' '.join(sys.argv[1:])}`",
+        f"- Command: `python -m bench.llm {' '.join(sys.argv[1:])}`",
         "",
     ]
     files = checkpoints.ensure(options.checkpoints, MODEL, servers(options.against))
