@@ -5,6 +5,7 @@ Runs with nothing but what the wheel asked for; `wheel.sh test` and cibuildwheel
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import platform
 import subprocess
@@ -25,12 +26,27 @@ EXPECTED = {
     "aarch64": ("neon",),
     "arm64": ("neon",),
 }
+LICENSES = {"LICENSE", "nanobind.txt", "nghttp2.txt", "robin-map.txt"}
+"""Of the package, and of what is compiled into it or lies beside it in the wheel."""
+
+
+def check_grpc() -> None:
+    """The gRPC engine loads, with the library in the wheel and not the machine's own."""
+    assert auto_engine() == "nghttp2", "the wheel lacks the gRPC engine"
+    importlib.import_module("inflight.wire._http2")
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "libnghttp2" in line]
+    assert mapped, "nghttp2 is not loaded"
+    assert all(sys.prefix in line for line in mapped), f"nghttp2 is not the wheel's own: {mapped[0]}"
 
 
 def main() -> None:
     assert Path(inflight.__file__).is_relative_to(sys.prefix), f"this is no installed package: {inflight.__file__}"
     assert native_reason() is None, native_reason()
-    assert auto_engine() == "nghttp2" or sys.platform != "linux", "the wheel lacks the gRPC engine"
+    assert importlib.import_module("inflight.text._bpe")
+    if sys.platform == "linux":
+        check_grpc()
+    licenses = {path.name for path in importlib.metadata.files("inflight-serving") or () if "licenses" in path.parts}
+    assert licenses >= LICENSES, f"the wheel lacks licenses: it has {sorted(licenses)}"
     # Each set is a unit of its own with the set's name in its symbols, whether or not this machine can run it.
     library = Path(native.__file__).read_bytes()
     missing = [name for name in EXPECTED[platform.machine()] if name.encode() not in library]

@@ -10,7 +10,7 @@ from inflight.checkpoint.folder import (
     Templates,
     open_model,
 )
-from inflight.checkpoint.gguf import is_gguf
+from inflight.checkpoint.gguf import Metadata, TextArray, is_gguf
 from inflight.checkpoint.rope import Rope, make_rope, rope_length, rope_type
 from inflight.checkpoint.sentences import Dense, Layer, LayerNorm, Normalize, SentenceModel, read_sentence_model
 from inflight.checkpoint.source import Weights, floats_into
@@ -22,6 +22,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "LoraFolder",
+    "Metadata",
     "ModelFolder",
     "Normalize",
     "Part",
@@ -29,6 +30,7 @@ __all__ = [
     "SentenceFolder",
     "SentenceModel",
     "Templates",
+    "TextArray",
     "Weights",
     "floats_into",
     "is_gguf",

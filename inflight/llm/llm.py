@@ -293,7 +293,7 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
     executor.begin()  # it loads while the tokenizer is read
     try:
         try:
-            tokenizer = await aside(partial(load_tokenizer, folder, cache=config.model.packed_cache), "tokenizer")
+            tokenizer = await aside(partial(load_tokenizer, folder), "tokenizer")
             engine = Engine(config, tokenizer, executor)
         except Exception as error:  # the tokenizer's library raises anything for a broken file
             await executor.give_up()

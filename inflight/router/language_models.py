@@ -226,7 +226,7 @@ class LanguageModels:
             shards.begin()
         try:
             try:
-                read = partial(load_tokenizer, folder, config.tokenizer_config, config.model.packed_cache)
+                read = partial(load_tokenizer, folder, config.tokenizer_config)
                 tokenizer = await aside(read, "tokenizer")
             except Exception as error:  # the tokenizer's library raises anything for a broken file
                 raise failed_load("the tokenizer", error, folder) from error

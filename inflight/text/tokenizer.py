@@ -17,9 +17,10 @@ from inflight.errors import InvalidRequest, StartError, TemplateError
 from inflight.startup import read_object
 from inflight.text.defaults import sampling_defaults
 from inflight.text.detokenizer import Detokenizer
+from inflight.text.encoder import Encoder, LibraryEncoder
 from inflight.text.grammar import GrammarCompiler
 from inflight.text.template import ChatTemplate, named_templates, pick_templates
-from inflight.text.vocabulary import build, end_ids, read_vocabulary, token_names
+from inflight.text.vocabulary import NativeEncoder, build, can_encode, end_ids, read_vocabulary, token_names
 
 # The library's own threads and a fork elsewhere do not go together; batches are small, one thread is enough.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -40,20 +41,18 @@ class Tokenizer:
 
     def __init__(
         self,
-        tokenizer: tokenizers.Tokenizer,
+        tokenizer: tokenizers.Tokenizer | Encoder,
         eos_ids: Sequence[int],
         names: Mapping[str, str],
         chat: ChatTemplate | None,
         defaults: SamplingDefaults = SamplingDefaults(),
     ) -> None:
-        self._tokenizer = tokenizer
-        self._special = {
-            id: token.content for id, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        }
+        self._encoder = LibraryEncoder(tokenizer) if isinstance(tokenizer, tokenizers.Tokenizer) else tokenizer
+        self._special = self._encoder.special
         self.eos_ids = tuple(dict.fromkeys(eos_ids))
         self.bos_token = names.get("bos_token")
         self.eos_token = names.get("eos_token")
-        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = self._encoder.size
         self.chat = chat
         self.defaults = defaults
         self._text_of = lru_cache(1 << 16)(self._decode_one)
@@ -63,23 +62,21 @@ class Tokenizer:
         found = self.chat.tool_format if self.chat is not None else None
         if found is None:
             return None
-        id = self._tokenizer.token_to_id(found.begin) if found.begin else None
+        id = self._encoder.id_of(found.begin) if found.begin else None
         return replace(found, begin_id=id if id in self._special else None)
 
     def grammars(self, vocab_size: int) -> GrammarCompiler:
         """A compiler of grammars over this tokenizer's tokens, for logits of that many."""
-        known = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        return GrammarCompiler(self._tokenizer.to_str(), vocab_size, self.eos_ids, known)
+        library = self._encoder.library
+        known = max(library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return GrammarCompiler(library.to_str(), vocab_size, self.eos_ids, known)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return self._encoder.encode(text, add_special_tokens)
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """Several texts in one call of the library."""
-        return [
-            one.ids for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
-        ]
+        """Several texts in one call."""
+        return self._encoder.encode_batch(texts, add_special_tokens)
 
     def shorten(self, tokens: list[int], most: int, left: bool = False) -> list[int]:
         """At most so many tokens of an encoded text, as its library truncates: special tokens at both ends stay.
@@ -108,20 +105,15 @@ class Tokenizer:
 
     @cached_property
     def _ends(self) -> tuple[list[int], list[int]]:
-        """Tokens that are added before and after a text."""
-        encoded = self._tokenizer.encode("a", add_special_tokens=True)
-        ids, added = list(encoded.ids), list(encoded.special_tokens_mask)
-        inner = [place for place, special in enumerate(added) if not special] or [len(ids)]
-        return ids[: inner[0]], ids[inner[-1] + 1 :]
+        return self._encoder.around
 
     def pieces(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
         """The tokens of a text and where they stand in it, in characters; tokens that were added stand nowhere."""
-        encoded = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        encoded = self._encoder.library.encode(text, add_special_tokens=add_special_tokens)
         return [PieceOfText(id, text[start:end], start, end) for id, (start, end) in zip(encoded.ids, encoded.offsets)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
-        return text
+        return self._encoder.decode(list(ids), skip_special)
 
     def token_text(self, id: int) -> str:
         """The text of one token alone."""
@@ -135,7 +127,7 @@ class Tokenizer:
         token = unknown_token(tokens, vocab_size)
         if token is None:
             return
-        text = self._tokenizer.id_to_token(token) if 0 <= token < 1 << 32 else None
+        text = self._encoder.text_of(token) if 0 <= token < 1 << 32 else None
         named = f"token {token}" if text is None else f"token {token} ({text!r})"
         raise InvalidRequest(
             f"{named} does not exist in this model, whose tokens are 0 to {vocab_size - 1}; leave it out of the prompt"
@@ -149,22 +141,18 @@ class Tokenizer:
         return Detokenizer(self._decode_all, self.is_special, self.token_text, prompt)
 
     def _decode_all(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return text
+        return self._encoder.decode(ids, False)
 
     def _decode_one(self, id: int) -> str:
         special = self._special.get(id)
         return special if special is not None else self._decode_all([id])
 
 
-def load_tokenizer(
-    model: ModelFolder | Path | str, tokenizer_config: Path | None = None, cache: Path | None = None
-) -> Tokenizer:
+def load_tokenizer(model: ModelFolder | Path | str, tokenizer_config: Path | None = None) -> Tokenizer:
     """Reads tokenizer.json and what lies beside it; of a GGUF file without one its own vocabulary.
 
     Args:
         tokenizer_config: read instead of the model's own; its chat template goes before a chat_template.jinja.
-        cache: folder where what takes long to find out about a GGUF file's vocabulary is kept.
 
     Raises:
         StartError: there is no tokenizer, or a file cannot be read.
@@ -180,15 +168,15 @@ def load_tokenizer(
     names, ends = _names(config), _ends(model)
     if model.tokenizer_file is None and model.metadata is not None:
         vocabulary = read_vocabulary(model.metadata)
-        kept = None if cache is None else cache / f"{model.name}.merges"
-        tokenizer, ends = build(vocabulary, kept), end_ids(vocabulary)
+        encoder: Encoder = NativeEncoder(vocabulary) if can_encode(vocabulary) else LibraryEncoder(build(vocabulary))
+        ends = end_ids(vocabulary)
         names = {**token_names(vocabulary), **names}
     else:
-        tokenizer = _from_file(model)
-    named = tokenizer.token_to_id(names["eos_token"]) if "eos_token" in names else None
+        encoder = LibraryEncoder(_from_file(model))
+    named = encoder.id_of(names["eos_token"]) if "eos_token" in names else None
     template = _template(model, config, names, tokenizer_config is not None)
     ends = ends + ([named] if named is not None else [])
-    return Tokenizer(tokenizer, ends, names, template, sampling_defaults(model.generation_config))
+    return Tokenizer(encoder, ends, names, template, sampling_defaults(model.generation_config))
 
 
 def _from_file(model: ModelFolder) -> tokenizers.Tokenizer:

@@ -193,10 +193,20 @@ def test_the_cpu_engine_is_built_where_there_is_a_compiler() -> None:
     assert native_reason() is None
 
 
-def test_the_grpc_engine_is_built_where_nghttp2_is() -> None:
+def need_an_installation() -> None:
+    """Where modules lie beside their sources, somebody built some of them by hand."""
     spec = importlib.util.find_spec("inflight.kernels._native")
     if spec is None or spec.origin is None or Path(spec.origin).is_relative_to(ROOT / "inflight"):
         pytest.skip("the package was not built by its installation")
+
+
+def test_byte_pair_encoding_is_built_with_the_engine() -> None:
+    need_an_installation()
+    assert importlib.util.find_spec("inflight.text._bpe") is not None
+
+
+def test_the_grpc_engine_is_built_where_nghttp2_is() -> None:
+    need_an_installation()
     if not Path("/usr/include/nghttp2/nghttp2.h").exists():
         pytest.skip("nghttp2 is not there")
     assert importlib.util.find_spec("inflight.wire._http2") is not None

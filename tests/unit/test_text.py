@@ -123,7 +123,7 @@ def test_a_generation_after_a_prompt(kind: str, text: str) -> None:
 
 def test_special_tokens_show_their_content() -> None:
     tokenizer = wrap("byte level")
-    end = tokenizer._tokenizer.token_to_id("</s>")
+    end = tokenizer._encoder.id_of("</s>")
     ids = tokenizer.encode("the fox")
     detokenizer = tokenizer.detokenizer()
     parts = [detokenizer.add(id) for id in [*ids, end, *ids]]
@@ -133,7 +133,7 @@ def test_special_tokens_show_their_content() -> None:
 
 def test_broken_bytes_are_not_held_for_ever() -> None:
     tokenizer = wrap("byte fallback")
-    byte = tokenizer._tokenizer.token_to_id("<0xE2>")
+    byte = tokenizer._encoder.id_of("<0xE2>")
     detokenizer = tokenizer.detokenizer()
     shown = [detokenizer.add(byte) for _ in range(30)]
     assert any(shown[:10])

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +12,21 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
+from inflight.checkpoint import open_model
 from inflight.errors import StartError
 from inflight.text import GrammarCompiler, json_grammar
-from inflight.text.vocabulary import SPLITS, Vocabulary, build, end_ids, read_vocabulary, token_names, tokenizer_of
-from inflight.text.vocabulary.merges import Merges, merges_by_score, reachable
+from inflight.text.encoder import LibraryEncoder
+from inflight.text.vocabulary import (
+    SPLITS,
+    NativeEncoder,
+    build,
+    can_encode,
+    end_ids,
+    read_vocabulary,
+    token_names,
+    tokenizer_of,
+)
+from inflight.text.vocabulary.merges import merges_by_score, reachable
 from tests import real
 from tests.vocabularies import (
     CONTROL,
@@ -323,36 +331,137 @@ def test_merges_that_never_happen_are_left_out(seed: int) -> None:
         assert merged(text, tokens, few.texts(tokens)) == merged(text, tokens, merges.texts(tokens))
 
 
-def test_merges_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside packed weights; what is cut off, changed or of another vocabulary is found anew."""
-    tokens, scores = scored(1, 60)
-    types = np.ones(60, np.int32)
-    flags = {"add_bos_token": False}
-    vocabulary = Vocabulary("llama", None, tokens, types, scores, (), {}, flags, b"", False)
-    other = replace(vocabulary, scores=scores[::-1].copy())
-    found = 0
+# Our own module beside the library
 
-    def count(*arguments: Any) -> Merges:
-        nonlocal found
-        found += 1
-        return merges_by_score(*arguments)
+VOCABULARIES: dict[str, dict[str, Any]] = {
+    **{f"gpt2:{pre}": byte_level(pre) for pre in ("qwen2", "llama-bpe", "smollm", "deepseek-llm", "tekken")},
+    "llama": sentencepiece(),
+    "llama:no prefix": sentencepiece(add_space_prefix=False, add_bos_token=False),
+    "llama:ends": sentencepiece(add_bos_token=True, add_eos_token=True),
+    "gemma4": of_characters("gemma4"),
+    "characters": of_characters("gpt2", "sarvam-moe"),
+}
 
-    monkeypatch.setattr(sys.modules["inflight.text.vocabulary.build"], "merges_by_score", count)
-    file = tmp_path / "cache" / "model.merges"
 
-    def built(vocabulary: Vocabulary) -> tuple[str, int]:
-        before = found
-        return build(vocabulary, file).to_str(), found - before
+def both(metadata: dict[str, Any]) -> tuple[NativeEncoder, LibraryEncoder]:
+    vocabulary = read_vocabulary(metadata)
+    if not can_encode(vocabulary):
+        pytest.skip("the package was built without a compiler")
+    return NativeEncoder(vocabulary), LibraryEncoder(build(vocabulary))
 
-    text, other_text = build(vocabulary).to_str(), build(other).to_str()
-    assert text != other_text
-    assert [built(vocabulary), built(vocabulary)] == [(text, 1), (text, 0)]
-    whole = file.read_bytes()
-    for damaged in (b"", whole[:50], whole[:-12], whole[:-1] + bytes([whole[-1] ^ 1]), whole + bytes(12)):
-        file.write_bytes(damaged)
-        assert [built(vocabulary), built(vocabulary)] == [(text, 1), (text, 0)]
-    assert [built(other), built(other), built(vocabulary)] == [(other_text, 1), (other_text, 0), (text, 1)]
-    assert list(file.parent.iterdir()) == [file]
-    blocked = tmp_path / "file"
-    blocked.touch()
-    assert build(vocabulary, blocked / "model.merges").to_str() == text
+
+def random_texts(seed: int, tokens: Sequence[str], count: int) -> list[str]:
+    """Of tokens and their beginnings, of marks that the vocabularies know and of characters that they do not."""
+    random = np.random.default_rng(seed)
+    others = [
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "<s>",
+        "<",
+        "<0x41>",
+        "\u2581",
+        "\u732b",
+        "e\u0301",
+        "\U0001f468\u200d",
+        "\x00",
+        "7",
+    ]
+    texts = []
+    for _ in range(count):
+        parts = [
+            str(random.choice(others)) if random.random() < 0.3 else tokens[random.integers(len(tokens))]
+            for _ in range(random.integers(1, 12))
+        ]
+        texts.append("".join(part if random.random() < 0.7 else part[:2] for part in parts))
+    return texts
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_our_module_gives_the_librarys_tokens(name: str) -> None:
+    ours, theirs = both(VOCABULARIES[name])
+    texts = ["", *TEXTS, "".join(TEXTS), *random_texts(1, list(read_vocabulary(VOCABULARIES[name]).tokens), 300)]
+    for text in texts:
+        for special in (True, False):
+            assert ours.encode(text, special) == theirs.encode(text, special), text
+    assert ours.encode_batch(texts, True) == theirs.encode_batch(texts, True)
+    random = np.random.default_rng(2)
+    for _ in range(300):
+        ids = random.integers(0, ours.size + 3, random.integers(0, 9)).tolist()
+        assert [ours.decode(ids, hide) for hide in (True, False)] == [
+            theirs.decode(ids, hide) for hide in (True, False)
+        ]
+    assert (ours.size, ours.special, ours.around) == (theirs.size, theirs.special, theirs.around)
+    for id in (0, 7, ours.size - 1, ours.size):
+        token = ours.text_of(id)
+        assert token == theirs.text_of(id)
+        assert ours.id_of(token or "nothing") == theirs.id_of(token or "nothing")
+    for encoder in (ours, theirs):
+        with pytest.raises(TypeError):
+            encoder.encode("half \ud83d", True)
+
+
+@pytest.mark.parametrize("missing", [range(0), range(256), range(0x80, 0xC0)])
+def test_characters_without_a_token(missing: range) -> None:
+    """Bytes take their place where all of them have tokens; unknown ones stand behind those, as the library has it."""
+    metadata = sentencepiece(add_space_prefix=False)
+    left_out = {f"<0x{byte:02X}>" for byte in missing}
+    kept = [id for id, token in enumerate(metadata["tokenizer.ggml.tokens"]) if token not in left_out]
+    for key in ("tokens", "scores", "token_type"):
+        metadata[f"tokenizer.ggml.{key}"] = [metadata[f"tokenizer.ggml.{key}"][id] for id in kept]
+    ours, theirs = both(metadata)
+    for text in (*random_texts(3, metadata["tokenizer.ggml.tokens"], 100), "\u732b\x01\u732b a\x01\x02\u0444", "\x01"):
+        assert ours.encode(text, True) == theirs.encode(text, True), text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_merges_of_letters_that_go_many_ways(seed: int) -> None:
+    """Vocabularies in which nearly each text can be merged in several ways, some of equal scores."""
+    tokens, scores = scored(seed, 150)
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": np.random.default_rng(seed).choice([1, 1, 1, 5, 6], len(tokens)),
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    ours, theirs = both(metadata)
+    listed = merges_by_score(tokens, scores, np.ones(len(tokens), np.bool_)).texts(tokens)
+    merges = [" ".join(pair) for pair in [*listed, *listed[:20]]]  # the last one of a pair counts
+    vocabulary = {"model": "gpt2", "pre": "default", "tokens": tokens, "merges": merges}
+    by_list, their_list = both({f"tokenizer.ggml.{key}": value for key, value in vocabulary.items()})
+    random = np.random.default_rng(seed)
+    for _ in range(200):
+        text = "".join(random.choice(list("abc"), random.integers(1, 60)))
+        assert ours.encode(text, True) == theirs.encode(text, True)
+        assert by_list.encode(text, True) == their_list.encode(text, True)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_real_files_have_the_librarys_tokens(name: str) -> None:
+    metadata = open_model(real.need(name)).metadata
+    assert metadata is not None
+    ours, theirs = both(metadata)
+    for text in [*TEXTS, *random_texts(4, list(read_vocabulary(metadata).tokens), 300)]:
+        ids = theirs.encode(text, True)
+        assert ours.encode(text, True) == ids
+        assert ours.decode(ids, True) == theirs.decode(ids, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"merges": None}, "it has no list of merges"),
+        ({"merges": ["ab"]}, "the merge 'ab' is no pair"),
+        ({"merges": ["nothing ofthis"]}, "Token `nothing` out of vocabulary"),
+        ({"merges": [7]}, "it has no list of merges"),
+        ({"tokens": ["a", "\ud800"]}, "a token is no text"),
+    ],
+)
+def test_our_module_tells_of_a_broken_vocabulary(changes: dict[str, Any], problem: str) -> None:
+    metadata = {**byte_level("qwen2"), **{f"tokenizer.ggml.{name}": value for name, value in changes.items()}}
+    with pytest.raises(StartError, match=r"beside the file") as raised:
+        both(metadata)
+    assert problem in str(raised.value)

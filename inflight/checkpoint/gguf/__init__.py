@@ -1,7 +1,7 @@
 """GGUF files of llama.cpp: their metadata as a config, their weights under Hugging Face's names."""
 
 from inflight.checkpoint.gguf.config import generation_config, hf_config
-from inflight.checkpoint.gguf.file import GgufFile, Metadata, is_gguf
+from inflight.checkpoint.gguf.file import GgufFile, Metadata, TextArray, is_gguf
 from inflight.checkpoint.gguf.parts import GgufParts, stem_of
 from inflight.checkpoint.gguf.weights import GgufWeights
 
@@ -10,6 +10,7 @@ __all__ = [
     "GgufParts",
     "GgufWeights",
     "Metadata",
+    "TextArray",
     "generation_config",
     "hf_config",
     "is_gguf",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from inflight.checkpoint.gguf.types import TYPES, Type
 from inflight.checkpoint.mapped import Bytes, MappedFile
@@ -66,6 +70,21 @@ class TensorInfo:
     size: int
 
 
+@dataclass(frozen=True)
+class TextArray:
+    """Texts in a file: each a little-endian uint64, its size in bytes, and those bytes, which should be UTF-8.
+
+    Attributes:
+        buffer: the mapped file; all of the texts lie in it.
+        start: the first byte.
+        count: texts.
+    """
+
+    buffer: mmap.mmap
+    start: int
+    count: int
+
+
 class Metadata(Mapping[str, Value]):
     """Values by key. Arrays are decoded when they are asked for: a vocabulary has hundreds of thousands of texts, and
     who wants tensors only need not wait for them.
@@ -86,6 +105,17 @@ class Metadata(Mapping[str, Value]):
                 raise _no_whole_file(self._path, problem) from None
             self._values[key] = found
         return found
+
+    def array(self, key: str) -> TextArray | NDArray[Any] | None:
+        """An array as the file has it, numbers as a copy; None where there is none, or it was decoded."""
+        found = self._values.get(key)
+        if not isinstance(found, _Array):
+            return None
+        if found.form is None:
+            return TextArray(found.file.buffer, found.start, found.count)
+        dtype = np.dtype(f"<{found.form.format[1:]}")
+        numbers: NDArray[Any] = np.frombuffer(found.file.buffer, dtype, found.count, found.start).copy()
+        return numbers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -10,9 +10,20 @@ import tokenizers
 
 from inflight.text.vocabulary.base import CONTROL, END_TEXTS, Vocabulary, read_vocabulary
 from inflight.text.vocabulary.build import build
+from inflight.text.vocabulary.native import NativeEncoder, can_encode
 from inflight.text.vocabulary.splits import SPLITS
 
-__all__ = ["SPLITS", "Vocabulary", "build", "end_ids", "read_vocabulary", "token_names", "tokenizer_of"]
+__all__ = [
+    "SPLITS",
+    "NativeEncoder",
+    "Vocabulary",
+    "build",
+    "can_encode",
+    "end_ids",
+    "read_vocabulary",
+    "token_names",
+    "tokenizer_of",
+]
 
 _NAMES = {
     "bos_token": "bos",

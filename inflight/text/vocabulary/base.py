@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inflight.checkpoint import Metadata, TextArray
 from inflight.errors import StartError
 from inflight.text.vocabulary.splits import SPLITS, Split
+from inflight.text.vocabulary.table import Tokens, native, texts_of, tokens_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens, as the file counts them."""
@@ -56,7 +58,7 @@ class Vocabulary:
         tokens: texts, all different, none empty.
         types: int32 [tokens].
         scores: float32 [tokens]; zeros where there are none.
-        merges: as pairs, best first.
+        merges: pairs as "left right", best first; see `pairs`.
         ids: special tokens by the name in their key ("bos", "eos", "unknown", "seperator", ...).
         flags: true or false by their keys' last names ("add_bos_token", ...), where the file has them.
         charsmap: how a Unigram model brings texts into a normal form, as SentencePiece has it; empty: not at all.
@@ -65,10 +67,10 @@ class Vocabulary:
 
     model: str
     split: Split | None
-    tokens: Sequence[str]
+    tokens: Tokens
     types: NDArray[np.int32]
     scores: NDArray[np.float32]
-    merges: Sequence[tuple[str, str]]
+    merges: Sequence[str]
     ids: Mapping[str, int]
     flags: Mapping[str, bool]
     charsmap: bytes
@@ -123,24 +125,31 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     )
 
 
-def _tokens(metadata: Mapping[str, Any]) -> list[str]:
-    found = metadata.get(f"{PREFIX}tokens")
-    if not isinstance(found, (list, tuple)) or not found or len(found) > _MOST_TOKENS:
+def _tokens(metadata: Mapping[str, Any]) -> Tokens:
+    found = _array(metadata, "tokens")
+    count = found.count if isinstance(found, TextArray) else len(found) if isinstance(found, (list, tuple)) else 0
+    if not 0 < count <= _MOST_TOKENS:
         raise unreadable("it has no list of tokens")
-    tokens = list(found)
-    if set(map(type, tokens)) != {str}:
-        raise unreadable("a token is no text")
-    if "" in tokens:
-        tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(tokens)]  # as llama.cpp calls them
-    if len(set(tokens)) != len(tokens):
-        seen: dict[str, int] = {}
-        twice = next(token for id, token in enumerate(tokens) if seen.setdefault(token, id) != id)
-        raise unreadable(f"two of its tokens are {twice[:80]!r}")
-    return tokens
+    try:
+        texts = texts_of(found)
+    except (TypeError, ValueError):
+        raise unreadable("a token is no text") from None
+    try:
+        return tokens_of(texts)
+    except ValueError as error:
+        raise unreadable(f"two of its tokens are {str(error)[:80]!r}") from None
+
+
+def _array(metadata: Mapping[str, Any], key: str) -> Any:
+    """An array as it lies in the file, where that can be read faster than as a list."""
+    found = metadata.array(PREFIX + key) if isinstance(metadata, Metadata) else None
+    if found is None or (isinstance(found, TextArray) and native is None):
+        return metadata.get(PREFIX + key)
+    return found
 
 
 def _numbers(metadata: Mapping[str, Any], key: str, count: int, dtype: Any) -> NDArray[Any] | None:
-    found = metadata.get(f"{PREFIX}{key}")
+    found = _array(metadata, key)
     if found is None:
         return None
     try:
@@ -152,18 +161,26 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int, dtype: Any) -> N
     return values[:count]
 
 
-def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = metadata.get(f"{PREFIX}merges")
-    if not isinstance(found, (list, tuple)) or set(map(type, found)) - {str}:
+def _merges(metadata: Mapping[str, Any]) -> Sequence[str]:
+    found = _array(metadata, "merges")
+    if not isinstance(found, (list, tuple, TextArray)):
         raise unreadable("it has no list of merges")
-    pairs = [tuple(merge.split(" ")) for merge in found]
-    if any(len(pair) != 2 for pair in pairs):
-        pairs = [_pair(merge) for merge in found]
-    return pairs
+    try:
+        return texts_of(found)
+    except (TypeError, ValueError):
+        raise unreadable("it has no list of merges") from None
+
+
+def pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
+    """Merges cut at their spaces. Where texts have spaces themselves: at the first one that is not at the beginning.
+
+    Raises:
+        StartError: there is none.
+    """
+    return [_pair(merge) for merge in merges]
 
 
 def _pair(merge: str) -> tuple[str, str]:
-    """Where the texts have spaces themselves: cut at the first one that is not at the beginning."""
     at = merge.find(" ", 1)
     if at < 0:
         raise unreadable(f"the merge {merge[:80]!r} is no pair")
@@ -207,13 +224,13 @@ def _bytes(found: Any) -> bytes:
         raise unreadable(f"'{PREFIX}precompiled_charsmap' holds more than bytes") from None
 
 
-def _true_types(tokens: Sequence[str], types: NDArray[np.int32]) -> NDArray[np.int32]:
+def _true_types(tokens: Tokens, types: NDArray[np.int32]) -> NDArray[np.int32]:
     """Some converters call the tokens that end an answer ordinary ones; text would be cut within them."""
-    wrong = [id for id, token in enumerate(tokens) if token in _MARKS and types[id] != CONTROL]
-    if wrong:
+    ends = [id for id in map(tokens.find, _MARKS) if id is not None]
+    if ends and (types[ends] != CONTROL).any():
         types = types.copy()
-        types[wrong] = CONTROL
+        types[ends] = CONTROL
     return types
 
 
-_MARKS = frozenset(END_TEXTS) - frozenset(_PLAIN_TEXTS)
+_MARKS = tuple(text for text in END_TEXTS if text not in _PLAIN_TEXTS)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from inflight.text.vocabulary.base import (
     BYTE,
-    BYTE_LEVEL,
     CONTROL,
-    GEMMA4,
     NORMAL,
     SENTENCEPIECE,
     UNIGRAM,
@@ -21,29 +18,39 @@ from inflight.text.vocabulary.base import (
     USER_DEFINED,
     WORDPIECE,
     Vocabulary,
+    pairs,
     unreadable,
 )
-from inflight.text.vocabulary.kept import kept_merges
 from inflight.text.vocabulary.merges import Merges, merges_by_score, reachable
 
 _SPACE = "\u2581"  # SentencePiece's
 _NEVER_SWALLOW = ("<unk>", "<s>", "<|endoftext|>")
 
 
-def build(vocabulary: Vocabulary, kept: Path | None = None) -> Tokenizer:
-    """The tokenizer, with added tokens and what is put before and after a text.
+class Steps(NamedTuple):
+    """What is done to a text before tokens are merged, and to tokens to make them text again."""
 
-    Args:
-        kept: a file in which the merges of a vocabulary with scores are kept from one time to the next.
+    normalizer: normalizers.Normalizer | None
+    pre_tokenizer: pre_tokenizers.PreTokenizer | None
+    decoder: decoders.Decoder
+
+
+def build(vocabulary: Vocabulary) -> Tokenizer:
+    """The tokenizer, with added tokens and what is put before and after a text.
 
     Raises:
         StartError: the library refuses the vocabulary; the text has its reason.
     """
     try:
-        if vocabulary.model == SENTENCEPIECE:
-            tokenizer = _sentencepiece(vocabulary, kept)
+        if vocabulary.model in (UNIGRAM, WORDPIECE):
+            tokenizer = _unigram(vocabulary) if vocabulary.model == UNIGRAM else _wordpiece(vocabulary)
         else:
-            tokenizer = _BUILDERS[vocabulary.model](vocabulary)
+            tokenizer = Tokenizer(_merging(vocabulary))
+            normalizer, pre_tokenizer, tokenizer.decoder = steps(vocabulary)
+            if normalizer is not None:
+                tokenizer.normalizer = normalizer
+            if pre_tokenizer is not None:
+                tokenizer.pre_tokenizer = pre_tokenizer
         _add_tokens(tokenizer, vocabulary)
         _surround(tokenizer, vocabulary)
     except Exception as error:  # the library raises plain Exceptions
@@ -51,73 +58,49 @@ def build(vocabulary: Vocabulary, kept: Path | None = None) -> Tokenizer:
     return tokenizer
 
 
-def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
-    split = vocabulary.split
-    assert split is not None
-    if not split.bytes:
-        return _merged_characters(vocabulary)
-    model = models.BPE(vocab=_numbered(vocabulary), merges=list(vocabulary.merges), ignore_merges=split.whole_words)
-    tokenizer = Tokenizer(model)
-    normalizer = split.normalizer()
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = split.pre_tokenizer()
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+def steps(vocabulary: Vocabulary) -> Steps:
+    """Those of a vocabulary with merges.
 
-
-def _merged_characters(vocabulary: Vocabulary) -> Tokenizer:
-    """Merges of characters, SentencePiece's mark for spaces, bytes for what has no token: Gemma 4."""
-    assert vocabulary.split is not None
-    tokenizer = _with_bytes(vocabulary, list(vocabulary.merges), vocabulary.split.whole_words)
-    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
-    tokenizer.pre_tokenizer = vocabulary.split.pre_tokenizer()
-    tokenizer.decoder = decoders.Sequence(_from_marks())
-    return tokenizer
-
-
-def _sentencepiece(vocabulary: Vocabulary, kept: Path | None) -> Tokenizer:
-    """Byte-pair merges by score over the whole text.
-
-    The space before a text is put before each part between special tokens, also where there is one already: so do
-    SentencePiece and llama.cpp.
+    SentencePiece's space before a text is put before each part between special tokens, also where there is one already:
+    so do SentencePiece and llama.cpp. Gemma 4's has its mark for spaces too, and none before the text.
     """
-    merges = _merges(vocabulary) if kept is None else kept_merges(kept, vocabulary, partial(_merges, vocabulary))
-    tokenizer = _with_bytes(vocabulary, merges.texts(vocabulary.tokens))
-    marks: list[normalizers.Normalizer] = [normalizers.Replace(" ", _SPACE)]
-    decoding = _from_marks()
-    if vocabulary.flags.get("add_space_prefix", True):
-        marks.insert(0, normalizers.Prepend(_SPACE))
-        decoding.append(decoders.Strip(" ", 1, 0))
-    tokenizer.normalizer = normalizers.Sequence(marks)
-    tokenizer.decoder = decoders.Sequence(decoding)
-    return tokenizer
+    split = vocabulary.split
+    if split is not None and split.bytes:
+        return Steps(split.normalizer(), split.pre_tokenizer(), decoders.ByteLevel())
+    decoding = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    marked = normalizers.Replace(" ", _SPACE)
+    if split is not None:
+        return Steps(marked, split.pre_tokenizer(), decoders.Sequence(decoding))
+    if not vocabulary.flags.get("add_space_prefix", True):
+        return Steps(normalizers.Sequence([marked]), None, decoders.Sequence(decoding))
+    decoding.append(decoders.Strip(" ", 1, 0))
+    return Steps(normalizers.Sequence([normalizers.Prepend(_SPACE), marked]), None, decoders.Sequence(decoding))
 
 
-def _merges(vocabulary: Vocabulary) -> Merges:
+def _merging(vocabulary: Vocabulary) -> models.BPE:
+    """Merges of bytes, or of characters with bytes for what has no token."""
+    split = vocabulary.split
+    tokens = list(vocabulary.tokens)
+    merges = _merges(tokens, vocabulary).texts(tokens) if split is None else pairs(vocabulary.merges)
+    bytes = split is not None and split.bytes
+    return models.BPE(
+        vocab=dict(zip(tokens, range(len(tokens)))),
+        merges=merges,
+        unk_token=None if bytes else vocabulary.token("unknown"),
+        fuse_unk=not bytes,
+        byte_fallback=not bytes,
+        ignore_merges=split is not None and split.whole_words,
+    )
+
+
+def _merges(tokens: list[str], vocabulary: Vocabulary) -> Merges:
     """Without those that never happen: they would cost more to build than to find."""
-    types, tokens = vocabulary.types, vocabulary.tokens
+    types = vocabulary.types
     result = np.isin(types, (NORMAL, UNUSED))  # the others are found in a text before, or are bytes
     merges = merges_by_score(tokens, vocabulary.scores, result)
     # Bytes and unknown ones stand in a text where no character is.
     odd = np.isin(types, (BYTE, UNKNOWN))
     return merges.some(reachable(tokens, merges) | odd[merges.left] | odd[merges.right])
-
-
-def _with_bytes(vocabulary: Vocabulary, merges: list[tuple[str, str]], whole_words: bool = False) -> Tokenizer:
-    model = models.BPE(
-        vocab=_numbered(vocabulary),
-        merges=merges,
-        unk_token=vocabulary.token("unknown"),
-        fuse_unk=True,
-        byte_fallback=True,
-        ignore_merges=whole_words,
-    )
-    return Tokenizer(model)
-
-
-def _from_marks() -> list[decoders.Decoder]:
-    return [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
 
 
 def _unigram(vocabulary: Vocabulary) -> Tokenizer:
@@ -157,18 +140,6 @@ def _wordpiece(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-_BUILDERS = {
-    BYTE_LEVEL: _byte_level,
-    GEMMA4: _merged_characters,
-    UNIGRAM: _unigram,
-    WORDPIECE: _wordpiece,
-}
-
-
-def _numbered(vocabulary: Vocabulary) -> dict[str, int]:
-    return dict(zip(vocabulary.tokens, range(len(vocabulary.tokens))))
-
-
 def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Tokens that are found in a text as they are, before anything else. Those that a user defined are text."""
 
@@ -181,33 +152,33 @@ def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     tokenizer.add_tokens([added(token, False) for token in vocabulary.of_type(USER_DEFINED)])
 
 
-def _surround(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    """The tokens before and after a text, where the file has them put, or says nothing and its kind has them."""
-    before = "bos" if _puts_bos(vocabulary) else None
-    after = "eos" if vocabulary.flags.get("add_eos_token", vocabulary.model == UNIGRAM) else None
+def around(vocabulary: Vocabulary) -> tuple[list[str], list[str]]:
+    """Names of the tokens before and after a text, where the file has them put, or says nothing and its kind has them.
+
+    Raises:
+        StartError: the file does not name such a token.
+    """
+    before = ["bos"] if _puts_bos(vocabulary) else []
+    after = ["eos"] if vocabulary.flags.get("add_eos_token", vocabulary.model == UNIGRAM) else []
     if vocabulary.model == WORDPIECE:
-        before, after = "bos", "seperator"
-    names = [name for name in (before, after) if name is not None]
-    for name in names:
+        before, after = ["bos"], ["seperator"]
+    for name in before + after:
         if name not in vocabulary.ids:
             raise unreadable(f"the token '{name}' is to be put beside each text, and the file does not name it")
-    if not names:
+    return before, after
+
+
+def _surround(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    before, after = around(vocabulary)
+    if not before and not after:
         return
-    first = [vocabulary.tokens[vocabulary.ids[name]] for name in (before,) if name is not None]
-    last = [vocabulary.tokens[vocabulary.ids[name]] for name in (after,) if name is not None]
+    numbers = {name: vocabulary.ids[name] for name in before + after}
+    first, last = ([vocabulary.tokens[numbers[name]] for name in names] for names in (before, after))
+    again = [] if vocabulary.model == WORDPIECE else first
     tokenizer.post_processor = processors.TemplateProcessing(
         single=[*first, "$A", *last],
-        pair=[
-            *first,
-            "$A",
-            *last,
-            *(() if vocabulary.model == WORDPIECE else first),
-            "$B:1",
-            *(f"{t}:1" for t in last),
-        ],
-        special_tokens=[
-            (vocabulary.tokens[vocabulary.ids[name]], vocabulary.ids[name]) for name in dict.fromkeys(names)
-        ],
+        pair=[*first, "$A", *last, *again, "$B:1", *(f"{token}:1" for token in last)],
+        special_tokens=[(vocabulary.tokens[id], id) for id in numbers.values()],
     )
 
 
