@@ -27,7 +27,7 @@ def frame() -> bytes:
 
     packer = Packer()
     array = np.arange(4, dtype=np.float32).reshape(2, 2)
-    return packer.frame(Work(0, 0, packer.rows([[array, array] for _ in range(16)]), None, []))
+    return packer.frame(Work(0, 0, packer.rows([[[array, array] for _ in range(16)]]), None, []))
 
 
 def echo_socket(fd: int) -> None:

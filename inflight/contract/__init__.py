@@ -37,7 +37,7 @@ from inflight.contract.plan import (
     out_of_range,
     unknown_token,
 )
-from inflight.contract.table import Table, TableRow, as_columns
+from inflight.contract.table import Table, chain, join
 from inflight.contract.values import (
     BYTES_CODE,
     CODES,
@@ -93,7 +93,6 @@ __all__ = [
     "StepPlan",
     "StepResult",
     "Table",
-    "TableRow",
     "TensorSpec",
     "TextPart",
     "Token",
@@ -102,8 +101,9 @@ __all__ = [
     "Value",
     "Watermark",
     "Whole",
-    "as_columns",
+    "chain",
     "grammar_of",
+    "join",
     "out_of_range",
     "together",
     "unknown_token",

@@ -1,7 +1,7 @@
 """Rows of one form held as columns, so that many small rows cost what a few arrays cost.
 
-A row of a table is made when somebody looks at it. Whoever needs all rows at once (a message, a model's batch, a reply)
-asks `as_columns`, which finds the arrays that the rows came from again and copies nothing where they lie together.
+A request's rows travel as one sequence: a `Table` where all are arrays of one form, else a list. A table's row is made
+when it is asked for; a part of a table is a slice of its columns, and tables are put together by one concatenation.
 """
 
 from __future__ import annotations
@@ -11,100 +11,91 @@ from typing import overload
 
 import numpy as np
 
-from inflight.contract.values import Array, Row, Value
+from inflight.contract.values import Array, Row, T, Value
 
 
-class Table:
-    """Columns of equal length: column [n, ...] holds one input or output of n instances.
+class Table(Sequence["list[Array]"]):
+    """A sequence of n rows, held as columns: column [n, ...] has one input or output of all of them.
+
+    A row is a list of views, one for each column; a slice is a table that views the columns.
 
     Attributes:
         largest: bytes of the largest value in a row.
     """
 
-    __slots__ = ("columns", "largest")
+    __slots__ = ("columns",)
 
     def __init__(self, columns: Sequence[Array]) -> None:
         """`columns`: at least one, all with the same first dimension n >= 1."""
         self.columns = columns
-        self.largest = max(column.nbytes for column in columns) // len(columns[0])
 
-    def rows(self) -> list[TableRow]:
-        """All rows, in order."""
-        return [TableRow(self, index) for index in range(len(self.columns[0]))]
-
-
-class TableRow(Sequence[Array]):
-    """One row of a table; its values are views."""
-
-    __slots__ = ("position", "table")
-
-    def __init__(self, table: Table, position: int) -> None:
-        self.table = table
-        self.position = position
+    @property
+    def largest(self) -> int:
+        return max(column.nbytes for column in self.columns) // len(self.columns[0])
 
     def __len__(self) -> int:
-        return len(self.table.columns)
+        return len(self.columns[0])
 
     @overload
-    def __getitem__(self, at: int) -> Array: ...
+    def __getitem__(self, at: int) -> list[Array]: ...
     @overload
-    def __getitem__(self, at: slice) -> list[Array]: ...
-    def __getitem__(self, at: int | slice) -> Array | list[Array]:
+    def __getitem__(self, at: slice) -> Table: ...
+    def __getitem__(self, at: int | slice) -> list[Array] | Table:
         if isinstance(at, slice):
-            return list(self)[at]
+            return Table([column[at] for column in self.columns])
         # The ellipsis keeps a single number an array.
-        value: Array = self.table.columns[at][self.position, ...]
-        return value
+        return [column[at, ...] for column in self.columns]
 
-    def __iter__(self) -> Iterator[Array]:
-        position = self.position
-        for column in self.table.columns:
-            yield column[position, ...]
+    def __iter__(self) -> Iterator[list[Array]]:
+        for index in range(len(self)):
+            yield [column[index, ...] for column in self.columns]
 
 
-def as_columns(rows: Sequence[Row]) -> list[Array] | None:
-    """One array [n, ...] for each position of the n >= 1 rows.
-
-    Neighbours in a table become slices of its columns; anything else is copied together.
+def join(parts: Sequence[Sequence[Row]]) -> Table | None:
+    """The rows of several sequences, in order, as one table. A table alone is returned as it is; else values are copied
+    once.
 
     Returns:
         None where the rows are not all arrays, or differ in their number, dtypes or shapes.
     """
-    parts: list[Sequence[Array]] = []
-    single: list[Sequence[Value]] = []
-    count, index = len(rows), 0
-    while index < count:
-        row = rows[index]
-        index += 1
-        if type(row) is not TableRow:
-            single.append(row)
-            continue
-        if single and not _gather(single, parts):
-            return None
-        start = stop = row.position
-        while index < count:
-            after = rows[index]
-            if type(after) is not TableRow or after.table is not row.table or after.position != stop + 1:
-                break
-            stop += 1
-            index += 1
-        parts.append([column[start : stop + 1] for column in row.table.columns])
-    if single and not _gather(single, parts):
-        return None
-    if len(parts) == 1:
-        return list(parts[0])
-    first = parts[0]
+    tables: list[Sequence[Array]] = []
+    loose: list[Sequence[Value]] = []
     for part in parts:
-        if len(part) != len(first):
+        if type(part) is Table:
+            if loose and not _stack(loose, tables):
+                return None
+            tables.append(part.columns)
+        else:
+            loose.extend(part)
+    if loose and not _stack(loose, tables):
+        return None
+    if not tables:
+        return None
+    first = tables[0]
+    if len(tables) == 1:
+        return Table(first)
+    for columns in tables:
+        if len(columns) != len(first):
             return None
-        for one, other in zip(part, first):
+        for one, other in zip(columns, first):
             if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
                 return None
-    return [np.concatenate(columns) for columns in zip(*parts)]
+    return Table([np.concatenate(columns) for columns in zip(*tables)])
 
 
-def _gather(rows: list[Sequence[Value]], parts: list[Sequence[Array]]) -> bool:
-    """Adds the columns of rows that are lists to `parts` and empties `rows`; False where they differ in form."""
+def chain(parts: Sequence[Sequence[T]]) -> Sequence[T]:
+    """The rows, or outcomes, of several sequences, in order: a table where all of them are tables of one form."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(type(part) is Table for part in parts):
+        table = join(parts)  # type: ignore[arg-type]
+        if table is not None:
+            return table  # type: ignore[return-value]
+    return [row for part in parts for row in part]
+
+
+def _stack(rows: list[Sequence[Value]], tables: list[Sequence[Array]]) -> bool:
+    """Adds the columns of rows that are lists to `tables` and empties `rows`; False where they differ in form."""
     columns: list[Array] = []
     width = len(rows[0])
     if not width or any(len(row) != width for row in rows):
@@ -121,6 +112,6 @@ def _gather(rows: list[Sequence[Value]], parts: list[Sequence[Array]]) -> bool:
             columns.append(np.concatenate(values).reshape((len(rows), *shape)))
         else:
             columns.append(np.array(values, dtype))
-    parts.append(columns)
+    tables.append(columns)
     rows.clear()
     return True

@@ -19,7 +19,9 @@ class Backend(Protocol):
             NotFound: with MindSpore Serving's text (`... servable is not available`, `... method is not available`).
         """
 
-    async def predict(self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None) -> list[Outcome]:
+    async def predict(
+        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
+    ) -> Sequence[Outcome]:
         """Runs every row and returns one outcome per row, in order. Cancelling the call drops queued rows.
 
         Args:
@@ -32,7 +34,7 @@ class Backend(Protocol):
 
     def stream(
         self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> AsyncIterator[TextPart | list[Outcome]]:
+    ) -> AsyncIterator[TextPart | Sequence[Outcome]]:
         """`predict`, with the text that language models in it write as it comes; last the outcomes.
 
         Closing the iterator cancels what is left. The text of an instance whose worker died goes on where it was.
@@ -64,7 +66,7 @@ class CallbackBackend(Backend, Protocol):
         self,
         method: MethodInfo,
         rows: Sequence[Row],
-        done: Callable[[list[Outcome] | InflightError], None],
+        done: Callable[[Sequence[Outcome] | InflightError], None],
         *,
         timeout: float | None = None,
     ) -> Callable[[], None]:

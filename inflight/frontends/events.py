@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from inflight.contract import Outcome, TextPart
 from inflight.errors import InflightError
 from inflight.wire import EventStream, Opened, Send
 
-Part = TextPart | list[Outcome]
+Part = TextPart | Sequence[Outcome]
 
 
 async def send_events(

@@ -5,8 +5,7 @@ the raw bytes of small arrays, each aligned to 16, so that the receiver makes ar
 read and the C library that parses the header never copies array data. Large arrays and bytes lie in an arena and
 only their offset travels (`inflight.link.arena`).
 
-A value on the wire is a str, a bytes, or `[dtype code, shape, where]`: `where >= 0` is an offset in the blob,
-`where < 0` the arena offset `-1 - where`. Code 14 stands for large bytes.
+A value on the wire is a str or a `WireArray`.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ from inflight.contract import (
     StepPlan,
     StepResult,
     Table,
-    TableRow,
     Value,
-    as_columns,
+    join,
 )
 from inflight.errors import InvalidRequest
 from inflight.link.arena import LARGE, Arena, ArenaReader
@@ -40,7 +38,63 @@ PREFIX = struct.Struct("<II")
 ALIGN = 16
 MAX_FRAME = 1 << 31
 
-WireValue: TypeAlias = "str | bytes | Sequence[Any]"
+
+class WireArray(msgspec.Struct, array_like=True, frozen=True):
+    """An array or bytes.
+
+    Attributes:
+        code: of its dtype (`inflight.types.CODES`), or 14 for bytes.
+        where: an offset in the frame's blob; negative: the arena offset `-1 - where`.
+    """
+
+    code: int
+    shape: tuple[int, ...]
+    where: int
+
+
+WireValue: TypeAlias = "str | WireArray"
+
+
+class WireRows(msgspec.Struct, array_like=True, frozen=True):
+    """Rows: as `columns`, arrays [n, ...], where small ones have one form, else one by one."""
+
+    columns: list[WireArray] | None
+    rows: list[list[str | WireArray]]
+
+
+class WireError(msgspec.Struct, array_like=True, frozen=True):
+    """What became of instance `key`: the error's kind (`inflight.errors.error_from_wire`) and text."""
+
+    key: int
+    kind: str
+    text: str
+
+
+class StageRuns(msgspec.Struct, array_like=True, frozen=True):
+    """Runs of one stage of a method: how many instances each had, how long each took, how many there were."""
+
+    method: str
+    stage: str
+    size: int
+    seconds: float
+    count: int
+
+
+class CallItem(msgspec.Struct, array_like=True, frozen=True):
+    """One row for a model elsewhere; `key` is that of the instance whose stage it is, 0 for a call of user code."""
+
+    number: int
+    row: list[str | WireArray]
+    key: int
+
+
+class CallOutcome(msgspec.Struct, array_like=True, frozen=True):
+    """What came of a `CallItem`: a row, or the error's kind and text."""
+
+    number: int
+    row: list[str | WireArray] | None
+    kind: str = ""
+    text: str = ""
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True):
@@ -78,7 +132,7 @@ class Work(Message, tag=3, frozen=True):
 
     method: int
     first: int
-    rows: list[Any]
+    rows: WireRows
     seconds: list[float | None] | None
     frees: list[int]
 
@@ -88,14 +142,13 @@ class Done(Message, tag=4, frozen=True):
 
     Attributes:
         ids: instances that went well; `rows`: their outputs (`Packer.rows`).
-        errors: the others, each `[id, error kind, error text]`.
-        stats: each `[method, stage label, instances in one run, seconds of one run, number of such runs]`.
+        errors: of the others.
     """
 
     ids: list[int]
-    rows: list[Any]
-    errors: list[Any]
-    stats: list[Any]
+    rows: WireRows
+    errors: list[WireError]
+    stats: list[StageRuns]
 
 
 class Drop(Message, tag=5, frozen=True):
@@ -105,17 +158,17 @@ class Drop(Message, tag=5, frozen=True):
 
 
 class Call(Message, tag=6, frozen=True):
-    """Worker to server: model rows to run elsewhere, each `[id, row, key]`; `key` is that of the instance, or 0."""
+    """Worker to server: model rows to run elsewhere."""
 
     model: str
     subgraph: int
-    items: list[Any]
+    items: list[CallItem]
 
 
 class CallDone(Message, tag=7, frozen=True):
-    """Server to extra worker: their outcomes, each `[id, row or None, error kind, error text]`."""
+    """Server to extra worker: their outcomes."""
 
-    items: list[Any]
+    items: list[CallOutcome]
 
 
 class Stop(Message, tag=8, frozen=True):
@@ -200,18 +253,17 @@ class Packer:
         self._parts: list[bytes] = []
         self._size = 0
 
-    def rows(self, rows: Sequence[Sequence[object]]) -> list[Any]:
-        """Rows in their wire form: `[True, columns]` where small rows of one form travel as arrays [n, ...], else
-        `[False, rows]`.
+    def rows(self, parts: Sequence[Sequence[Row]]) -> WireRows:
+        """The rows of several sequences, in order: small ones of one form become columns.
 
         Raises:
             InvalidRequest: as `value`.
         """
-        if _small_rows(rows):
-            columns = as_columns(rows)  # type: ignore[arg-type]  # anything that is no array makes it None
-            if columns is not None:
-                return [True, [self._array(column) for column in columns]]
-        return [False, [self.row(row) for row in rows]]
+        if all(_are_small(rows) for rows in parts):
+            table = join(parts)
+            if table is not None:
+                return WireRows([self._array(column) for column in table.columns], [])
+        return WireRows(None, [self.row(row) for rows in parts for row in rows])
 
     def row(self, values: Sequence[object]) -> list[WireValue]:
         return [self.value(value) for value in values]
@@ -224,22 +276,23 @@ class Packer:
         """
         if isinstance(value, np.ndarray):
             return self._array(value)
-        if isinstance(value, bytes) and len(value) >= LARGE:
-            raw: Array = np.frombuffer(value, np.uint8)
-            return (BYTES_CODE, raw.shape, self._large(raw))
-        if isinstance(value, (str, bytes)):
+        if isinstance(value, str):
             return value
+        if isinstance(value, bytes):
+            large = len(value) >= LARGE
+            where = self._large(np.frombuffer(value, np.uint8)) if large else self._small(value)
+            return WireArray(BYTES_CODE, (len(value),), where)
         if isinstance(value, Blob):
-            return (BYTES_CODE, value.array.shape, self._large(value.array))
+            return WireArray(BYTES_CODE, value.array.shape, self._large(value.array))
         raise InvalidRequest(f"a {type(value).__name__} cannot be sent; use an array, a str or bytes")
 
-    def _array(self, array: Array) -> WireValue:
+    def _array(self, array: Array) -> WireArray:
         code = CODES.get(array.dtype)
         if code is None:
             raise InvalidRequest(f"data type {array.dtype} cannot be sent; use one of bool, int8 to float64")
         if array.nbytes >= LARGE:
-            return (code, array.shape, self._large(np.ascontiguousarray(array)))
-        return (code, array.shape, self._small(array.tobytes()))
+            return WireArray(code, array.shape, self._large(np.ascontiguousarray(array)))
+        return WireArray(code, array.shape, self._small(array.tobytes()))
 
     def _small(self, data: bytes) -> int:
         where = self._size
@@ -282,22 +335,19 @@ class Unpacker:
         self._blob = blob
         self._reader = reader
 
-    def rows(self, wire: Sequence[Any]) -> Sequence[Row]:
+    def rows(self, wire: WireRows) -> Sequence[Row]:
         """What `Packer.rows` packed."""
-        columnar, content = wire
-        if columnar:
-            columns = [self._array(*item) for item in content]
-            return Table(columns).rows()  # type: ignore[arg-type]  # columns are arrays
-        return [self.row(row) for row in content]
+        if wire.columns is not None:
+            return Table([self._data(DTYPES[item.code], item.shape, item.where) for item in wire.columns])
+        return [self.row(row) for row in wire.rows]
 
-    def row(self, wire: Sequence[Any]) -> list[Value]:
-        return [item if isinstance(item, (str, bytes)) else self._array(*item) for item in wire]
+    def row(self, wire: Sequence[WireValue]) -> list[Value]:
+        return [item if isinstance(item, str) else self._array(item) for item in wire]
 
-    def _array(self, code: int, shape: Sequence[int], where: int) -> Value:
-        if code == BYTES_CODE:
-            data = self._data(np.dtype(np.uint8), shape, where)
-            return data.tobytes()
-        return self._data(DTYPES[code], shape, where)
+    def _array(self, item: WireArray) -> Value:
+        if item.code == BYTES_CODE:
+            return self._data(np.dtype(np.uint8), item.shape, item.where).tobytes()
+        return self._data(DTYPES[item.code], item.shape, item.where)
 
     def _data(self, dtype: np.dtype[Any], shape: Sequence[int], where: int) -> Array:
         if where >= 0:
@@ -311,14 +361,11 @@ class Unpacker:
         return np.frombuffer(view, dtype).reshape(shape)
 
 
-def _small_rows(rows: Sequence[Sequence[object]]) -> bool:
-    """Whether the first row's values are small arrays; the others are compared with it when they are stacked."""
-    if not rows:
-        return False
-    first = rows[0]
-    if type(first) is TableRow:
-        return first.table.largest < LARGE
-    for value in first:  # noqa: SIM110 - runs for every message, and a generator costs
+def _are_small(rows: Sequence[Row]) -> bool:
+    """Whether the first row's values are small arrays; the others are compared with it when they are joined."""
+    if type(rows) is Table:
+        return rows.largest < LARGE
+    for value in rows[0] if rows else ():  # noqa: SIM110 - runs for every message, and a generator costs
         if not isinstance(value, np.ndarray) or value.nbytes >= LARGE:
             return False
     return True

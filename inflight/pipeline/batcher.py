@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from inflight.contract import Array, Outcome, Row, Table, TableRow, TensorSpec, Value, as_columns
+from inflight.contract import Array, Outcome, Row, Table, TensorSpec, Value, join
 from inflight.errors import InflightError, InvalidRequest, PredictFailed, StartError, describe
 from inflight.pipeline.failures import FailureLog
 from inflight.runtime import GraphSpec, LoadedModel
@@ -47,6 +47,7 @@ class BatchedModel:
         self.batch_size = sizes[0] if sizes[0] is not None else spec.max_batch_size
         self.runs: list[tuple[int, float]] = []
         self._shared = spec.without_batch_dim_inputs if spec.with_batch_dim else ()
+        self._all_batched = spec.with_batch_dim and not self._shared
         self._instances = [
             [self._instance_shape(index, tensor) for index, tensor in enumerate(graph.inputs)] for graph in model.graphs
         ]
@@ -86,16 +87,17 @@ class BatchedModel:
             return None
         return tensor.shape[1:] if self._batched_input(index) else tensor.shape
 
-    def run(self, rows: Sequence[Sequence[Value]], subgraph: int = 0) -> list[Outcome]:
-        """One outcome per row, in order. Any number of rows; they are split into runs of the batch size.
+    def run(self, rows: Sequence[Row], subgraph: int = 0) -> Sequence[Outcome]:
+        """One outcome per row, in order: a table where the rows have one form and none fails. Any number of rows; they
+        are split into runs of the batch size.
 
         Rows share a run where their arrays can be stacked and their inputs without a batch dimension are the same. Rows
         that do not fit the model get their own error. When a run of several rows fails, each is run alone, so that only
         the guilty one fails.
         """
-        columns = self._stacked(rows, subgraph)
-        if columns is not None:
-            return self._run_stacked(columns, subgraph)
+        table = join([rows]) if self._all_batched else None
+        if table is not None and self._fits(table, subgraph):
+            return self._run_all(table, subgraph)
         outcomes: list[Outcome | None] = [None] * len(rows)
         groups: dict[tuple[object, ...], list[tuple[int, list[Array]]]] = {}
         values = Values()
@@ -117,39 +119,23 @@ class BatchedModel:
                     outcomes[index] = outcome
         return outcomes  # type: ignore[return-value]  # every index was filled above
 
-    def _stacked(self, rows: Sequence[Sequence[Value]], subgraph: int) -> list[Array] | None:
-        """Rows that came as a table, as the model's inputs, where they fit as they are; None: look at each row."""
-        if not rows or type(rows[0]) is not TableRow or not self.spec.with_batch_dim:
-            return None
-        graph, shapes = self.model.graphs[subgraph], self._instances[subgraph]
-        columns = as_columns(rows)
-        if columns is None or len(columns) != len(graph.inputs):
-            return None
-        for index, (column, tensor, shape) in enumerate(zip(columns, graph.inputs, shapes)):
-            if column.shape[1:] != shape or column.dtype != tensor.dtype or not self._batched_input(index):
-                return None
-        return columns
+    def _fits(self, table: Table, subgraph: int) -> bool:
+        """Whether the columns are the model's inputs as they are."""
+        graph = self.model.graphs[subgraph]
+        return len(table.columns) == len(graph.inputs) and all(
+            shape == column.shape[1:] and tensor.dtype == column.dtype
+            for column, tensor, shape in zip(table.columns, graph.inputs, self._instances[subgraph])
+        )
 
-    def _run_stacked(self, columns: list[Array], subgraph: int) -> list[Outcome]:
-        count = len(columns[0])
-        outcomes: list[Outcome] = []
-        for start in range(0, count, self.batch_size):
-            part = [column[start : start + self.batch_size] for column in columns]
+    def _run_all(self, table: Table, subgraph: int) -> Sequence[Outcome]:
+        parts: list[Sequence[Outcome]] = []
+        for start in range(0, len(table), self.batch_size):
+            part = table[start : start + self.batch_size] if len(table) > self.batch_size else table
             try:
-                outcomes += self._run_inputs(part, subgraph)
-            except BaseException:  # a model may raise anything; the rows alone show whose fault it is
-                outcomes += self._run_isolated([list(row) for row in Table(part).rows()], subgraph)
-        return outcomes
-
-    def _run_inputs(self, inputs: list[Array], subgraph: int) -> Sequence[Row]:
-        """Runs one batch [n, ...] of at most the batch size: padded where the file fixes it, outputs trimmed."""
-        count = len(inputs[0])
-        missing = self.batch_size - count if self.fixed else 0
-        if missing:
-            inputs = [np.concatenate([column, *[column[:1]] * missing]) for column in inputs]
-        outputs = self._call(inputs, subgraph, count)
-        self._check_batch(outputs, count + missing)
-        return Table([output[:count] for output in outputs]).rows()
+                parts.append(self._run_batch(list(part.columns), len(part), subgraph))
+            except BaseException as error:  # a model may raise anything; the rows alone show whose fault it is
+                parts.append(self._one_by_one(error, list(part), subgraph))
+        return parts[0] if len(parts) == 1 else [outcome for part in parts for outcome in part]
 
     def _stack_key(self, arrays: Sequence[Array]) -> tuple[object, ...]:
         """Rows with the same key can be stacked; needed only where a shape or dtype is not fixed by the file."""
@@ -202,28 +188,44 @@ class BatchedModel:
             self._wrong_type(index, array.dtype.name, dtype)
         return array
 
-    def _run_isolated(self, rows: list[list[Array]], subgraph: int) -> list[Outcome]:
+    def _run_isolated(self, rows: list[list[Array]], subgraph: int) -> Sequence[Outcome]:
+        """One run of rows that can be stacked."""
         try:
-            return self._run_batch(rows, subgraph)
+            inputs = [
+                stack(list(values)) if self._batched_input(index) else values[0]
+                for index, values in enumerate(zip(*rows))
+            ]
+            return self._run_batch(inputs, len(rows), subgraph)
         except BaseException as error:  # a model may raise anything; it must not end the worker
-            if len(rows) == 1:
-                failed = PredictFailed(f"Predict Failed, model '{self.spec.key}', error msg: {describe(error)}")
-                _FAILURES.add(self.spec.key, error, str(failed))
-                return [failed]
-        return [outcome for row in rows for outcome in self._run_isolated([row], subgraph)]
+            return self._one_by_one(error, rows, subgraph)
 
-    def _run_batch(self, rows: list[list[Array]], subgraph: int) -> list[Outcome]:
-        count = len(rows)
+    def _one_by_one(self, error: BaseException, rows: list[list[Array]], subgraph: int) -> Sequence[Outcome]:
+        """A run failed: its only row's error, or what each row comes to alone."""
+        if len(rows) > 1:
+            return [outcome for row in rows for outcome in self._run_isolated([row], subgraph)]
+        failed = PredictFailed(f"Predict Failed, model '{self.spec.key}', error msg: {describe(error)}")
+        _FAILURES.add(self.spec.key, error, str(failed))
+        return [failed]
+
+    def _run_batch(self, inputs: list[Array], count: int, subgraph: int) -> Sequence[Row]:
+        """Runs at most as many instances as the batch size: padded where the file fixes it, outputs trimmed.
+
+        Args:
+            inputs: [count, ...], or what all instances share; of a model without batch dimension, of its one instance.
+        """
         if not self.spec.with_batch_dim:
-            return [self._call(rows[0], subgraph, 1)]
-        padded = rows + [rows[0]] * (self.batch_size - count) if self.fixed else rows
-        inputs = [
-            stack([row[index] for row in padded]) if self._batched_input(index) else rows[0][index]
-            for index in range(len(rows[0]))
-        ]
+            return [self._call(inputs, subgraph, 1)]
+        missing = self.batch_size - count if self.fixed else 0
+        if missing:
+            inputs = [
+                np.concatenate([column, *[column[:1]] * missing]) if self._batched_input(index) else column
+                for index, column in enumerate(inputs)
+            ]
         outputs = self._call(inputs, subgraph, count)
-        self._check_batch(outputs, len(padded))
-        return list(Table([output[:count] for output in outputs]).rows()) if outputs else [[] for _ in rows]
+        self._check_batch(outputs, count + missing)
+        if not outputs:
+            return [()] * count
+        return Table([output[:count] for output in outputs] if missing else outputs)
 
     def _call(self, inputs: list[Array], subgraph: int, count: int) -> list[Array]:
         """One call of the model, for `count` instances."""

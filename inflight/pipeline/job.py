@@ -1,46 +1,83 @@
-"""One instance on its way through a method, inside a worker."""
+"""Instances on their way through a method, inside a worker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import numpy as np
 
-from inflight.contract import Outcome, Row, TableRow, Value
+from inflight.contract import Array, Outcome, Row, Table, Value
+from inflight.errors import Cancelled, DeadlineExceeded, InflightError
 from inflight.servable import MethodSpec, Ref, StageSpec
 
-Finish = Callable[["Job", Outcome], None]
+Finish = Callable[["Submission", "Sequence[int]", "Sequence[Outcome]"], None]
+
+
+class Submission:
+    """Instances of one method that came together, in one message or one call of user code.
+
+    Attributes:
+        keys: the numbers that the server knows them by, one after the other.
+        finish: told keys of some of them and their outcomes; each key once.
+        deadlines: `time.monotonic()` after which nobody waits, for each key, None where there is none; None: for all.
+        dropped: keys whose callers left; they are finished at their next stage.
+        left: how many are not finished; kept by whoever submitted them.
+        arrived: when the worker read them.
+    """
+
+    __slots__ = ("arrived", "deadlines", "dropped", "finish", "keys", "left", "method")
+
+    def __init__(
+        self,
+        method: MethodSpec,
+        keys: range,
+        finish: Finish,
+        deadlines: Sequence[float | None] | None = None,
+        arrived: float = 0.0,
+    ) -> None:
+        self.method = method
+        self.keys = keys
+        self.finish = finish
+        self.deadlines = deadlines
+        self.dropped: set[int] = set()
+        self.left = len(keys)
+        self.arrived = arrived
+
+    def ended(self, key: int, now: float) -> InflightError | None:
+        """Why nobody waits for an instance any more; None: somebody does."""
+        if key in self.dropped:
+            return Cancelled("the caller left")
+        deadline = self.deadlines[self.keys.index(key)] if self.deadlines is not None else None
+        if deadline is not None and now > deadline:
+            return DeadlineExceeded("the deadline passed while the request waited for its stage")
+        return None
 
 
 class Job:
-    """An instance and what its stages have produced so far.
+    """Instances of one submission that are at the same stage, and what their stages have produced so far.
 
     Attributes:
-        key: the number the server knows it by.
-        slots: `slots[0]` are the method's inputs, `slots[n]` the outputs of stage n.
-        position: index into `method.stages` of the stage it waits for.
-        deadline: `time.monotonic()` after which nobody waits for it, or None.
-        dropped: the caller left; it is finished at the next stage.
-        entered: when it joined the queue it waits in.
-        arrived: when the worker read it.
-        finish: told the outcome, once.
+        keys: their numbers, in order.
+        slots: `slots[0]` are the method's inputs, `slots[n]` the outputs of stage n, one row for each instance.
+        position: index into `method.stages` of the stage they wait for.
+        entered: when they joined the queue they wait in.
     """
 
-    __slots__ = ("arrived", "deadline", "dropped", "entered", "finish", "key", "method", "position", "slots")
+    __slots__ = ("entered", "keys", "position", "slots", "submission")
 
-    def __init__(
-        self, key: int, method: MethodSpec, row: Sequence[Value], finish: Finish, deadline: float | None = None
-    ) -> None:
-        self.key = key
-        self.method = method
-        self.slots: list[Row] = [row]
-        self.position = 0
-        self.deadline = deadline
-        self.dropped = False
+    def __init__(self, submission: Submission, keys: Sequence[int], slots: list[Sequence[Row]], position: int = 0):
+        self.submission = submission
+        self.keys = keys
+        self.slots = slots
+        self.position = position
         self.entered = 0.0
-        self.arrived = 0.0
-        self.finish = finish
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def method(self) -> MethodSpec:
+        return self.submission.method
 
     @property
     def stage(self) -> StageSpec:
@@ -49,72 +86,90 @@ class Job:
     @property
     def subgraph(self) -> int:
         """Which sub-graph the model stage runs: 0, but for the hidden methods `@call_<model>_<subgraph>`."""
-        return int(self.method.name.rpartition("_")[2]) if self.method.name.startswith("@call_") else 0
+        name = self.method.name
+        return int(name.rpartition("_")[2]) if name.startswith("@call_") else 0
 
     @property
     def done(self) -> bool:
         return self.position >= len(self.method.stages)
 
-    def inputs(self, stage: StageSpec) -> Row:
-        """What the stage reads, as it stands; a stage that names no inputs reads the whole instance."""
+    def part(self, start: int, stop: int) -> Job:
+        """The instances from `start` up to `stop`, as a job of their own."""
+        job = Job(self.submission, self.keys[start:stop], [rows[start:stop] for rows in self.slots], self.position)
+        job.entered = self.entered
+        return job
+
+    def pick(self, indices: Sequence[int]) -> Job:
+        """Some of the instances, as a job of their own."""
+        slots: list[Sequence[Row]] = [[rows[index] for index in indices] for rows in self.slots]
+        return Job(self.submission, [self.keys[index] for index in indices], slots, self.position)
+
+    def inputs(self, stage: StageSpec) -> Sequence[Row]:
+        """What the stage reads, as it stands; a stage that names no inputs reads the whole instances."""
         return self._read(stage.inputs) if stage.inputs else self.slots[0]
 
-    def _read(self, refs: tuple[Ref, ...]) -> Row:
-        """The values that `refs` name; where they are all values of one slot in order, that slot itself."""
+    def _read(self, refs: tuple[Ref, ...]) -> Sequence[Row]:
+        """The values that `refs` name: columns where all of them lie in columns."""
         slots = self.slots
-        slot = slots[refs[0].stage]
-        if type(slot) is TableRow and is_whole(refs) and len(slot) == len(refs):
-            return slot
-        return [slots[ref.stage][ref.output] for ref in refs]
+        if all(type(slots[ref.stage]) is Table for ref in refs):
+            return Table([slots[ref.stage].columns[ref.output] for ref in refs])  # type: ignore[attr-defined]
+        return [list(row) for row in zip(*(_values(slots[ref.stage], ref.output) for ref in refs))]
 
-    def editable_inputs(self, stage: StageSpec, kept: Sequence[bool]) -> list[Value]:
+    def editable_inputs(self, stage: StageSpec, kept: Sequence[bool]) -> list[list[Value]]:
         """What a Python stage reads: bytes as a uint8 array, every array writable.
 
         Args:
             kept: for each input, whether the value must stay as it is (`kept_inputs`); then the stage gets a copy.
         """
-        row: list[Value] = []
-        for ref, keep in zip(stage.inputs, kept):
-            value = self.slots[ref.stage][ref.output]
-            if isinstance(value, bytes):
-                value = np.frombuffer(bytearray(value), np.uint8)
-            elif isinstance(value, np.ndarray) and (keep or not value.flags.writeable):
-                value = value.copy()
-            row.append(value)
-        return row
+        columns = [
+            [_editable(value, keep) for value in _values(self.slots[ref.stage], ref.output)]
+            for ref, keep in zip(stage.inputs, kept)
+        ]
+        return [list(row) for row in zip(*columns)] if columns else [[] for _ in self.keys]
 
-    def shared_inputs(self, stage: StageSpec) -> list[Value]:
+    def shared_inputs(self, stage: StageSpec) -> list[list[Value]]:
         """The same as MindSpore Serving had it: an edit in place is seen by later stages, and in returned inputs."""
-        row: list[Value] = []
+        rows: list[list[Value]] = [[] for _ in self.keys]
         for ref in stage.inputs:
-            slot = self.slots[ref.stage]
-            if not isinstance(slot, list):
-                slot = self.slots[ref.stage] = list(slot)
-            value = slot[ref.output]
-            if isinstance(value, bytes):
-                # The slot keeps the bytes: a method that returns its input returns bytes.
-                value = np.frombuffer(bytearray(value), np.uint8)
-            elif isinstance(value, np.ndarray) and not value.flags.writeable:
-                value = slot[ref.output] = value.copy()
-            row.append(value)
-        return row
+            slot = [row if isinstance(row, list) else list(row) for row in self.slots[ref.stage]]
+            self.slots[ref.stage] = slot
+            for row, values in zip(rows, slot):
+                value = values[ref.output]
+                if isinstance(value, bytes):
+                    # The slot keeps the bytes: a method that returns its input returns bytes.
+                    value = np.frombuffer(bytearray(value), np.uint8)
+                elif isinstance(value, np.ndarray) and not value.flags.writeable:
+                    value = values[ref.output] = value.copy()
+                row.append(value)
+        return rows
 
-    def advance(self, outputs: Row) -> None:
-        """Takes the outputs of the current stage."""
+    def advance(self, outputs: Sequence[Row]) -> None:
+        """Takes the outputs of the current stage, one row for each instance."""
         self.slots.append(outputs)
         self.position += 1
 
-    def result(self) -> Row:
-        """The method's outputs; a method that names none returns its last stage's."""
-        if not self.method.returns:
-            return self.slots[-1]
-        return self._read(self.method.returns)
+    def finish(self) -> None:
+        """Tells the method's outputs; a method that names none returns its last stage's."""
+        method = self.method
+        rows = self._read(method.returns) if method.returns else self.slots[-1]
+        self.submission.finish(self.submission, self.keys, rows)
 
 
-@lru_cache(maxsize=1024)
-def is_whole(refs: tuple[Ref, ...]) -> bool:
-    """Whether the refs name the first values of one slot, in order."""
-    return all(ref.stage == refs[0].stage and ref.output == index for index, ref in enumerate(refs))
+def _values(rows: Sequence[Row], at: int) -> list[Value]:
+    """One value of each row."""
+    if type(rows) is Table:
+        column = rows.columns[at]
+        return [column[index, ...] for index in range(len(column))]
+    return [row[at] for row in rows]
+
+
+def _editable(value: Value, keep: bool) -> Value:
+    if isinstance(value, bytes):
+        return np.frombuffer(bytearray(value), np.uint8)
+    if isinstance(value, np.ndarray) and (keep or not value.flags.writeable):
+        copy: Array = value.copy()
+        return copy
+    return value
 
 
 def kept_inputs(method: MethodSpec, stage: StageSpec) -> tuple[bool, ...]:

@@ -13,12 +13,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
-from inflight.contract import Outcome, Row, Value
-from inflight.errors import Cancelled, DeadlineExceeded, InflightError, InvalidRequest
+from inflight.contract import Outcome, Row, Table, Value, chain
+from inflight.errors import InflightError, InvalidRequest
 from inflight.link import Board, Runner
 from inflight.pipeline.batcher import BatchedModel
 from inflight.pipeline.functions import run_stage
-from inflight.pipeline.job import Job, kept_inputs
+from inflight.pipeline.job import Job, Submission, kept_inputs
 from inflight.pipeline.queue import Batch, StageQueue
 from inflight.servable import MethodSpec, ServableSpec, StageSpec
 
@@ -27,6 +27,9 @@ Measure = Callable[[str, str, int, float, int], None]
 
 Runs = list[tuple[int, float, int]]
 """Instances in one run, its seconds, how many such runs."""
+
+Run = Callable[["Batch", "list[Job]"], "tuple[Sequence[Outcome], Runs]"]
+"""Runs a batch: its jobs that somebody still waits for; the outcomes of all their instances, in order."""
 
 
 class ModelPort(ABC):
@@ -91,8 +94,8 @@ class LocalModel(ModelPort):
             pipeline.run_batch(batch, self._outcomes, self._runner)
         self._model.model.close()
 
-    def _outcomes(self, batch: Batch, jobs: list[Job]) -> tuple[list[Outcome], Runs]:
-        outcomes = self._model.run([job.inputs(batch.stage) for job in jobs], jobs[0].subgraph)
+    def _outcomes(self, batch: Batch, jobs: list[Job]) -> tuple[Sequence[Outcome], Runs]:
+        outcomes = self._model.run(chain([job.inputs(batch.stage) for job in jobs]), jobs[0].subgraph)
         runs: Runs = [(count, seconds, 1) for count, seconds in self._model.runs]
         self._model.runs.clear()
         return outcomes, runs
@@ -161,7 +164,7 @@ class Pipeline:
         done = False
         for job in jobs:
             if job.done:
-                job.finish(job, job.result())
+                job.finish()
                 done = True
             elif job.stage.kind == "function":
                 functions.append(job)
@@ -179,13 +182,12 @@ class Pipeline:
         while (batch := self._functions.take()) is not None:
             self.run_batch(batch, self._run_function, self._runner)
 
-    def run_batch(
-        self, batch: Batch, run: Callable[[Batch, list[Job]], tuple[list[Outcome], Runs]], runner: Runner
-    ) -> None:
+    def run_batch(self, batch: Batch, run: Run, runner: Runner) -> None:
         """Runs a batch with `run` and moves its jobs on; `runner` is the calling thread's part of the board."""
         jobs = self._still_wanted(batch.jobs)
         if jobs:
-            runner.begin([job.key for job in jobs])
+            keys = jobs[0].keys if len(jobs) == 1 else [key for job in jobs for key in job.keys]
+            runner.begin(keys)
             outcomes, runs = run(batch, jobs)
             runner.end()
             for size, seconds, count in runs:
@@ -195,18 +197,37 @@ class Pipeline:
             self._flush()
 
     def finished(self, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
-        """Jobs whose current stage has run: failed ones end here, the others go on."""
+        """Jobs whose current stage has run, and the outcomes of their instances, in order: those that failed end here,
+        the others go on."""
         going: list[Job] = []
-        for job, outcome in zip(jobs, outcomes):
-            if isinstance(outcome, InflightError):
-                job.finish(job, outcome)
-            else:
-                job.advance(outcome)
+        start = 0
+        for job in jobs:
+            rows = outcomes if len(jobs) == 1 else outcomes[start : start + len(job)]
+            start += len(job)
+            going_on = self._without_failed(job, rows)
+            if going_on is not None:
+                job, rows = going_on
+                job.advance(rows)
                 going.append(job)
-        if len(going) < len(jobs):
+        if sum(map(len, going)) < start:
             self._flush()
         if going:
             self.submit(going)
+
+    def _without_failed(self, job: Job, outcomes: Sequence[Outcome]) -> tuple[Job, Sequence[Row]] | None:
+        """The instances that did not fail, and their rows; the others are finished. None: all failed."""
+        if type(outcomes) is Table:
+            return job, outcomes
+        rows = [outcome for outcome in outcomes if not isinstance(outcome, InflightError)]
+        if len(rows) == len(job):
+            return job, rows
+        failed = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, InflightError)]
+        keys = [job.keys[index] for index in failed]
+        job.submission.finish(job.submission, keys, [outcomes[index] for index in failed])
+        if not rows:
+            return None
+        gone = dict.fromkeys(failed)
+        return job.pick([index for index in range(len(job)) if index not in gone]), rows
 
     def call(self, key: str, subgraph: int, rows: Sequence[Row]) -> list[Outcome]:
         """Runs model rows for a Python stage (`Model.call`) and waits for them.
@@ -217,45 +238,54 @@ class Pipeline:
         method = self.hidden.get((key, subgraph))
         if method is None:
             raise InvalidRequest(f"the model '{key}' has no sub-graph {subgraph}")
+        if not rows:
+            return []
         gate = threading.Event()
         outcomes: dict[int, Outcome] = {}
 
-        def finish(job: Job, outcome: Outcome) -> None:
-            outcomes[-job.key] = outcome
+        def finish(_: Submission, keys: Sequence[int], results: Sequence[Outcome]) -> None:
+            outcomes.update(zip(keys, results))
             if len(outcomes) == len(rows):
                 gate.set()
 
+        keys = range(0, -len(rows), -1)  # no numbers of the server's: those are above 0
         self._runner.wait()
         try:
-            # No numbers of the server's: those are above 0.
-            self.submit([Job(-index, method, row, finish) for index, row in enumerate(rows)])
+            self.submit([Job(Submission(method, keys, finish), keys, [rows])])
             gate.wait()
         finally:
             self._runner.resume()
-        return [outcomes[index] for index in range(len(rows))]
+        return [outcomes[key] for key in keys]
 
     def close(self) -> None:
         self._functions.close()
         for port in self.models.values():
             port.close()
 
-    def _run_function(self, batch: Batch, jobs: list[Job]) -> tuple[list[Outcome], Runs]:
+    def _run_function(self, batch: Batch, jobs: list[Job]) -> tuple[Sequence[Outcome], Runs]:
         stage = batch.stage
         function = self.spec.functions[stage.key]
         method = jobs[0].method
         kept = self._kept[method.name, stage.index]
+        count = sum(map(len, jobs))
 
         def inputs(first: int) -> list[list[Value]]:
-            if method.mindspore_values:
-                return [job.shared_inputs(stage) for job in jobs[first:]]
-            return [job.editable_inputs(stage, kept) for job in jobs[first:]]
+            rows: list[list[Value]] = []
+            for job in jobs:
+                skipped = min(first, len(job))
+                first -= skipped
+                if skipped == len(job):
+                    continue
+                rest = job.part(skipped, len(job)) if skipped else job
+                rows += rest.shared_inputs(stage) if method.mindspore_values else rest.editable_inputs(stage, kept)
+            return rows
 
         start = time.perf_counter()
-        outcomes = run_stage(function, method, stage, inputs, len(jobs), self._runner.at)
+        outcomes = run_stage(function, method, stage, inputs, count, self._runner.at)
         seconds = time.perf_counter() - start
         if stage.batch_size is None:
-            return outcomes, [(1, seconds / len(jobs), len(jobs))]
-        return outcomes, [(len(jobs), seconds, 1)]
+            return outcomes, [(1, seconds / count, count)]
+        return outcomes, [(count, seconds, 1)]
 
     def _kept_inputs(self, method: MethodSpec, stage: StageSpec) -> tuple[bool, ...]:
         """For each input of a function, whether it gets a copy."""
@@ -265,15 +295,21 @@ class Pipeline:
         return kept_inputs(method, stage)
 
     def _still_wanted(self, jobs: list[Job]) -> list[Job]:
+        """The jobs without instances that nobody waits for any more: those are finished."""
         now = time.monotonic()
         wanted: list[Job] = []
         for job in jobs:
-            if job.dropped:
-                job.finish(job, Cancelled("the caller left"))
-            elif job.deadline is not None and now > job.deadline:
-                job.finish(job, DeadlineExceeded("the deadline passed while the request waited for its stage"))
-            else:
+            submission = job.submission
+            if submission.deadlines is None and not submission.dropped:
                 wanted.append(job)
+                continue
+            ends = {index: error for index, key in enumerate(job.keys) if (error := submission.ended(key, now))}
+            if not ends:
+                wanted.append(job)
+                continue
+            submission.finish(submission, [job.keys[index] for index in ends], list(ends.values()))
+            if len(ends) < len(job):
+                wanted.append(job.pick([index for index in range(len(job)) if index not in ends]))
         return wanted
 
     def _function_batches(self) -> list[int]:

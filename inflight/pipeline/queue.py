@@ -14,12 +14,37 @@ from inflight.servable import StageSpec
 
 @dataclass
 class Lane:
-    """The jobs of one stage of one method, in order of arrival."""
+    """The jobs of one stage of one method, in order of arrival.
+
+    Attributes:
+        limit: instances that run at once.
+        max_wait: seconds that the first job waits for others.
+        waiting: instances of all jobs.
+    """
 
     stage: StageSpec
     limit: int
-    max_wait: float  # seconds
+    max_wait: float
     jobs: deque[Job] = field(default_factory=deque)
+    waiting: int = 0
+
+    def add(self, job: Job) -> None:
+        self.jobs.append(job)
+        self.waiting += len(job)
+
+    def take(self) -> list[Job]:
+        """The first instances, at most `limit`: the last job of them is cut where it holds more."""
+        room = self.limit
+        taken: list[Job] = []
+        while self.jobs and room:
+            job = self.jobs.popleft()
+            if len(job) > room:
+                self.jobs.appendleft(job.part(room, len(job)))
+                job = job.part(0, room)
+            taken.append(job)
+            room -= len(job)
+        self.waiting -= self.limit - room
+        return taken
 
 
 @dataclass(frozen=True)
@@ -52,7 +77,7 @@ class StageQueue:
         with self._condition:
             for job in jobs:
                 job.entered = now
-                self._lane(job.method.name, job.stage.index).jobs.append(job)
+                self._lane(job.method.name, job.stage.index).add(job)
             if self._waiting:
                 self._condition.notify()
 
@@ -62,7 +87,7 @@ class StageQueue:
             while not self._closed:
                 lane, due = self._choose(time.monotonic())
                 if lane is not None:
-                    return self._cut(lane)
+                    return Batch(lane.stage, lane.take())
                 self._waiting = True
                 self._condition.wait(due)
                 self._waiting = False
@@ -72,17 +97,12 @@ class StageQueue:
         """The next batch without waiting, or None and the seconds until one is due (None: when a job is put)."""
         with self._condition:
             lane, due = self._choose(time.monotonic())
-            return (None, due) if lane is None else (self._cut(lane), None)
+            return (None, due) if lane is None else (Batch(lane.stage, lane.take()), None)
 
     def close(self) -> None:
         with self._condition:
             self._closed = True
             self._condition.notify()
-
-    @staticmethod
-    def _cut(lane: Lane) -> Batch:
-        count = min(lane.limit, len(lane.jobs))
-        return Batch(lane.stage, [lane.jobs.popleft() for _ in range(count)])
 
     def _lane(self, method: str, index: int) -> Lane:
         for lane in self._methods[method]:
@@ -102,7 +122,7 @@ class StageQueue:
                 if not lane.jobs:
                     continue
                 left = lane.jobs[0].entered + lane.max_wait - now
-                if len(lane.jobs) >= lane.limit or left <= 0:
+                if lane.waiting >= lane.limit or left <= 0:
                     self._order.append(self._order.pop(position))
                     return lane, None
                 due = left if due is None else min(due, left)

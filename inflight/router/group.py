@@ -20,10 +20,10 @@ from inflight.errors import (
     WorkerLost,
     error_from_wire,
 )
-from inflight.link import Call, CallDone, Done, MethodOffer, Offer, Unpacker
+from inflight.link import Call, CallDone, CallOutcome, Done, MethodOffer, Offer, Unpacker
 from inflight.metrics import Metrics
 from inflight.router.replica import Replica, State
-from inflight.router.request import Instance, Late, Request, Result
+from inflight.router.request import Instance, Late, Request, Result, spans
 from inflight.router.stage import run_stage
 
 log = logging.getLogger("inflight")
@@ -320,16 +320,16 @@ class Group:
     # What replicas report
 
     def on_done(self, replica: Replica, message: Done, values: Unpacker) -> None:
-        for key, row in zip(message.ids, values.rows(message.rows)):
-            instance = replica.take_back(key)
-            if instance is not None:
-                instance.settle(row)
-        for key, kind, text in message.errors:
-            instance = replica.take_back(key)
-            if instance is not None:
-                instance.settle(error_from_wire(kind, text))
-        for method, stage, size, seconds, count in message.stats:
-            self._metrics.stage(self.name, method, stage, size, seconds, count)
+        rows = values.rows(message.rows)
+        at = 0
+        for span in spans([replica.take_back(key) for key in message.ids]):
+            count = span.last - span.first
+            span.request.settle(span.first, rows if count == len(rows) else rows[at : at + count])
+            at += count
+        for failed in message.errors:
+            replica.take_back(failed.key).settle(error_from_wire(failed.kind, failed.text))
+        for runs in message.stats:
+            self._metrics.stage(self.name, runs.method, runs.stage, runs.size, runs.seconds, runs.count)
         self.schedule()
 
     def on_call(self, replica: Replica, message: Call, values: Unpacker) -> None:
@@ -338,20 +338,20 @@ class Group:
         if generator is not None:
             if replica.watch is not None:
                 replica.watch.calls += len(message.items)
-            for number, wire, key in message.items:
-                done = partial(_answer_call, replica, replica.starts, number, None)
-                self._generate(generator, values.row(wire), done, replica.outstanding.get(key))
+            for item in message.items:
+                done = partial(_answer_call, replica, replica.starts, item.number, None)
+                self._generate(generator, values.row(item.row), done, replica.outstanding.get(item.key))
             return
         queue = self.by_name.get(f"@call_{message.model}_{message.subgraph}")
         if replica.watch is not None:
             replica.watch.calls += len(message.items)
-        for number, wire, _ in message.items:
-            done = partial(_answer_call, replica, replica.starts, number)
+        for item in message.items:
+            done = partial(_answer_call, replica, replica.starts, item.number)
             if queue is None:
                 done(None, Unavailable(f"no worker of servable '{self.name}' runs model '{message.model}'"))
                 continue
             try:
-                self.enqueue(Request(queue.index, [values.row(wire)], None, done))
+                self.enqueue(Request(queue.index, [values.row(item.row)], None, done))
             except InflightError as error:
                 done(None, error)
 
@@ -457,6 +457,7 @@ def _answer_call(replica: Replica, start: int, number: int, request: Request | N
     outcome = result if isinstance(result, InflightError) else result[0]
     packer = replica.packer()
     if isinstance(outcome, InflightError):
-        replica.answer_calls(CallDone([[number, None, type(outcome).__name__, str(outcome)]]), packer)
+        answer = CallOutcome(number, None, type(outcome).__name__, str(outcome))
     else:
-        replica.answer_calls(CallDone([[number, packer.row(outcome), None, ""]]), packer)
+        answer = CallOutcome(number, packer.row(outcome))
+    replica.answer_calls(CallDone([answer]), packer)

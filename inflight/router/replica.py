@@ -8,11 +8,11 @@ import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from inflight.contract import TableRow, Value
+from inflight.contract import Row, Table, Value
 from inflight.errors import InvalidRequest, StartError
 from inflight.link import (
     BOARD_BYTES,
@@ -43,7 +43,7 @@ from inflight.link import (
     physical_memory,
 )
 from inflight.place import Launch, WorkerProcess, start_worker
-from inflight.router.request import Instance, Late, SentTogether
+from inflight.router.request import NOBODYS, Instance, Late, SentTogether, Span, spans
 from inflight.router.watch import ExecutionWatch
 
 log = logging.getLogger("inflight")
@@ -221,10 +221,8 @@ class Replica:
         assert self._channel is not None
         now = asyncio.get_running_loop().time()
         packer = Packer(self._inbox, allocate=False)
-        for instance in instances:
-            instance.row = self._placed(instance.row)
         try:
-            rows = packer.rows([instance.row for instance in instances])
+            rows = packer.rows([self._placed(span) for span in spans(instances)])
         except InvalidRequest:
             self.send(method, [instance for instance in instances if _can_travel(instance)])
             return
@@ -253,10 +251,11 @@ class Replica:
             self.watch.arm()
         self._channel.send(Work(method, first, rows, seconds if some_deadline else None, frees), packer)
 
-    def take_back(self, key: int) -> Instance | None:
+    def take_back(self, key: int) -> Instance:
         """The instance whose outcome came, no longer outstanding."""
-        instance = self.outstanding.pop(key, None)
-        if instance is not None and instance.sent_with is not None:
+        instance = self.outstanding.pop(key, NOBODYS)
+        if instance.sent_with is not None:
+            instance.replica = None
             instance.sent_with.left -= 1
             if not instance.sent_with.left:
                 self.batches[instance.request.method] -= 1
@@ -291,14 +290,21 @@ class Replica:
             self._ending = True
             self._process.kill()
 
-    def _placed(self, row: Sequence[Value | Blob]) -> Sequence[Value | Blob]:
-        """The row with large values in the shared arena, where a replay finds them again."""
-        if type(row) is TableRow:
-            if row.table.largest < LARGE:
-                return row
-            row = list(row)
-        changed: list[Value | Blob] | None = None
-        for index, value in enumerate(row):
+    def _placed(self, span: Span) -> Sequence[Row]:
+        """The rows, with large values in the shared arena, where a replay finds them again."""
+        request, first, last = span
+        rows = request.rows
+        part = rows if last - first == len(rows) else rows[first:last]
+        if type(part) is Table and part.largest < LARGE:
+            return part
+        placed = [self._placed_row(row) for row in part]
+        if any(new is not old for new, old in zip(placed, part)):
+            request.rows = [*rows[:first], *placed, *rows[last:]]
+        return placed
+
+    def _placed_row(self, row: Row) -> Row:
+        changed: list[Any] | None = None
+        for at, value in enumerate(row):
             placed: Value | Blob | None = None
             if isinstance(value, np.ndarray):
                 if value.nbytes >= LARGE and self._inbox.offset_of(value) is None:
@@ -309,7 +315,7 @@ class Replica:
             if placed is not None:
                 if changed is None:
                     changed = list(row)
-                changed[index] = placed
+                changed[at] = placed
         return row if changed is None else changed
 
     def _received(self, message: AnyMessage, values: Unpacker) -> None:
@@ -404,7 +410,7 @@ def _death(label: str, process: WorkerProcess) -> StartError:
 def _can_travel(instance: Instance) -> bool:
     """Whether no value is of a type that cannot be sent; else the instance has got its error."""
     try:
-        Packer().row(instance.row)
+        Packer().row(instance.request.rows[instance.index])
     except InvalidRequest as error:
         instance.settle(error)
         return False

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
-from inflight.contract import Outcome, Value
+from inflight.contract import Outcome, Row, chain
 from inflight.errors import Cancelled, InflightError
-from inflight.link import Blob
 
-Result: TypeAlias = "list[Outcome] | InflightError"
+Result: TypeAlias = "Sequence[Outcome] | InflightError"
 Done: TypeAlias = "Callable[[Request, Result], None]"
 SayTo: TypeAlias = "Callable[[int, str], None]"
 """Told the index of an instance and more of its text."""
@@ -46,6 +45,8 @@ class Request:
 
     Attributes:
         method: index of the method in the worker's offer.
+        rows: the inputs of its instances; large values lie where workers can read them from the first time on that they
+            are sent.
         deadline: loop time after which nobody waits, or None.
         closed: it has its answer, or the caller left; instances still on their way are ignored.
     """
@@ -59,6 +60,7 @@ class Request:
         "method",
         "outcomes",
         "remaining",
+        "rows",
         "say",
         "seed",
         "started",
@@ -67,7 +69,7 @@ class Request:
     def __init__(
         self,
         method: int,
-        rows: Sequence[Sequence[Value]],
+        rows: Sequence[Row],
         deadline: float | None,
         done: Done,
         say: SayTo | None = None,
@@ -79,22 +81,23 @@ class Request:
         self._on_close: list[Callable[[], object]] = []
         self.method = method
         self._done = done
-        self.instances = [Instance(self, index, row) for index, row in enumerate(rows)]
-        self.outcomes: list[Outcome] = [()] * len(self.instances)
+        self.rows = rows
+        self.instances = [Instance(self, index) for index in range(len(rows))]
+        self.outcomes: dict[int, Sequence[Outcome]] = {}  # by the index of the first one
         self.remaining = len(self.instances)
         self.deadline = deadline
         self.started = time.perf_counter()
         self.closed = False
 
-    def settle(self, index: int, outcome: Outcome) -> None:
-        """Takes one instance's outcome; the last one completes the request."""
+    def settle(self, index: int, outcomes: Sequence[Outcome]) -> None:
+        """Takes the outcomes of the instances from `index` on; the last ones complete the request."""
         if self.closed:
             return
-        self.outcomes[index] = outcome
-        self.remaining -= 1
+        self.outcomes[index] = outcomes
+        self.remaining -= len(outcomes)
         if self.remaining == 0:
             self._close()
-            self._done(self, self.outcomes)
+            self._done(self, chain([self.outcomes[first] for first in sorted(self.outcomes)]))
 
     def waited(self) -> float:
         """Seconds since it arrived."""
@@ -122,8 +125,7 @@ class Request:
     def _close(self) -> None:
         """Instances and their request refer to each other; large inputs must not wait for the garbage collector."""
         self.closed = True
-        for instance in self.instances:
-            instance.row = ()
+        self.rows = ()
         self.instances = []
 
     def _drop(self) -> None:
@@ -132,12 +134,12 @@ class Request:
             if instance.replica is not None:
                 keys.setdefault(instance.replica, []).append(instance.key)
             else:
-                instance.row = ()  # the instance itself may wait in a queue for long
+                instance.request = _GONE  # the instance itself may wait in a queue for long
         for replica, dropped in keys.items():
             replica.drop(dropped)
         self.closed = True
         self._end_generations()
-        # A worker may still read the inputs of what it has: those instances keep their rows until it answers.
+        # A worker may still read the inputs of what it has: those instances keep their request until it answers.
         self.instances = []
 
 
@@ -174,15 +176,13 @@ class Instance:
         "late",
         "replica",
         "request",
-        "row",
         "said",
         "sent_with",
     )
 
-    def __init__(self, request: Request, index: int, row: Sequence[Value | Blob]) -> None:
+    def __init__(self, request: Request, index: int) -> None:
         self.request = request
         self.index = index
-        self.row = row
         self.key = 0
         self.kills = 0
         self.blame = 0
@@ -231,4 +231,37 @@ class Instance:
 
     def settle(self, outcome: Outcome) -> None:
         self.replica = None
-        self.request.settle(self.index, outcome)
+        self.request.settle(self.index, [outcome])
+
+
+class Span(NamedTuple):
+    """Neighbours in a request: the instances from `first` up to `last`, which is not among them."""
+
+    request: Request
+    first: int
+    last: int
+
+
+def spans(instances: Sequence[Instance]) -> Iterator[Span]:
+    """The instances, in order, with neighbours taken together."""
+    count, at = len(instances), 0
+    while at < count:
+        request, first = instances[at].request, instances[at].index
+        last = first + 1
+        at += 1
+        while at < count and instances[at].index == last and instances[at].request is request:
+            last += 1
+            at += 1
+        yield Span(request, first, last)
+
+
+def _nobody_waits(request: Request, result: Result) -> None:
+    pass
+
+
+_GONE = Request(0, (), None, _nobody_waits)
+"""The request of instances that are in a queue and whose own was dropped."""
+_GONE.closed = True
+
+NOBODYS = Instance(_GONE, 0)
+"""Stands for an instance that is not known any more."""

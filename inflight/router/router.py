@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
-from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
+from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, Table, TextPart
 from inflight.errors import (
     DeadlineExceeded,
     InflightError,
@@ -108,8 +108,10 @@ class Router:
             )
         return queue.info
 
-    async def predict(self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None) -> list[Outcome]:
-        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+    async def predict(
+        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
+    ) -> Sequence[Outcome]:
+        future: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
 
         def done(result: Result) -> None:
             if future.done():
@@ -175,7 +177,7 @@ class Router:
 
     async def stream(
         self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> AsyncIterator[TextPart | list[Outcome]]:
+    ) -> AsyncIterator[TextPart | Sequence[Outcome]]:
         parts: deque[TextPart | Result] = deque()
         arrived = asyncio.Event()
 
@@ -193,7 +195,7 @@ class Router:
                     if isinstance(part, InflightError):
                         raise part
                     yield part
-                    if isinstance(part, list):
+                    if not isinstance(part, TextPart):
                         return
         finally:
             cancel()
@@ -279,6 +281,8 @@ def _expire(request: Request, seconds: float) -> None:
 
 
 def _first_cause(outcomes: Sequence[Outcome]) -> str | None:
+    if type(outcomes) is Table:
+        return None
     for outcome in outcomes:
         if isinstance(outcome, InflightError):
             return outcome.cause

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -79,7 +79,7 @@ _RANGES = {
 async def run_stage(
     generator: Generator,
     row: Row,
-    done: Callable[[list[Outcome] | InflightError], None],
+    done: Callable[[Sequence[Outcome] | InflightError], None],
     say: Say | None = None,
     seed: int | None = None,
     reported: bool = False,

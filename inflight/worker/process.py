@@ -14,10 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from inflight import log
-from inflight.contract import Array, Outcome, Row, Value
+from inflight.contract import Array, Outcome, Row, Table
 from inflight.errors import InflightError, InvalidRequest, error_from_wire
 from inflight.link import (
     BOARD_BYTES,
@@ -26,6 +25,8 @@ from inflight.link import (
     Board,
     Call,
     CallDone,
+    CallItem,
+    CallOutcome,
     Done,
     Drop,
     Failed,
@@ -34,14 +35,16 @@ from inflight.link import (
     Packer,
     Phase,
     Ready,
+    StageRuns,
     Stop,
     Trial,
     Unpacker,
+    WireError,
     Work,
     WorkerChannel,
     WorkerJob,
 )
-from inflight.pipeline import Job, Pipeline
+from inflight.pipeline import Job, Pipeline, Submission
 from inflight.place import DUMP
 from inflight.servable import install_model_caller
 from inflight.startup import failed_load, settle
@@ -65,9 +68,9 @@ class Worker:
         self._outbox = outbox
         self._board = Board(outbox.allocate(BOARD_BYTES))  # first of all, so that the server knows where it is
         self._lock = threading.Lock()
-        self._done: list[tuple[int, Outcome]] = []
-        self._stats: list[tuple[str, str, int, float, int]] = []
-        self._jobs: dict[int, Job] = {}
+        self._done: list[tuple[Sequence[int], Sequence[Outcome]]] = []
+        self._stats: list[StageRuns] = []
+        self._submissions: dict[int, Submission] = {}  # by their first key
         self._pipeline: Pipeline | None = None
         self.orphaned = False
         self._ending = False
@@ -164,12 +167,9 @@ class Worker:
             if isinstance(message, Work):
                 self._take(message, values)
             elif isinstance(message, CallDone):
-                RemoteModel.answered([(item[0], _outcome(item, values)) for item in message.items])
+                RemoteModel.answered([(item.number, _outcome(item, values)) for item in message.items])
             elif isinstance(message, Drop):
-                for key in message.ids:
-                    job = self._jobs.get(key)
-                    if job is not None:
-                        job.dropped = True
+                self._drop(message.ids)
             elif isinstance(message, Stop):
                 break
 
@@ -191,29 +191,36 @@ class Worker:
             with self._lock:
                 for offset in work.frees:
                     self._outbox.free(offset)
-        jobs: list[Job] = []
         now = time.monotonic()
-        method = self._methods[work.method]
-        for offset, row in enumerate(values.rows(work.rows)):
-            seconds = None if work.seconds is None else work.seconds[offset]
-            key = work.first + offset
-            job = Job(key, method, row, self._finish, None if seconds is None else now + seconds)
-            job.arrived = now
-            self._jobs[key] = job
-            jobs.append(job)
-        assert self._pipeline is not None
-        self._pipeline.submit(jobs)
-
-    def _finish(self, job: Job, outcome: Outcome) -> None:
-        self._jobs.pop(job.key, None)
-        if self._timed:  # scripts written for MindSpore Serving search the log for this line
-            log.info("WorkerRequestHandle Time Cost # %.3f ms", (time.monotonic() - job.arrived) * 1000)
+        rows = values.rows(work.rows)
+        keys = range(work.first, work.first + len(rows))
+        deadlines = work.seconds and [None if seconds is None else now + seconds for seconds in work.seconds]
+        submission = Submission(self._methods[work.method], keys, self._finish, deadlines, now)
         with self._lock:
-            self._done.append((job.key, outcome))
+            self._submissions[work.first] = submission
+        assert self._pipeline is not None
+        self._pipeline.submit([Job(submission, keys, [rows])])
+
+    def _drop(self, keys: Sequence[int]) -> None:
+        with self._lock:
+            for key in keys:
+                for submission in self._submissions.values():
+                    if key in submission.keys:
+                        submission.dropped.add(key)
+
+    def _finish(self, submission: Submission, keys: Sequence[int], outcomes: Sequence[Outcome]) -> None:
+        if self._timed:  # scripts written for MindSpore Serving search the log for this line
+            for _ in keys:
+                log.info("WorkerRequestHandle Time Cost # %.3f ms", (time.monotonic() - submission.arrived) * 1000)
+        with self._lock:
+            self._done.append((keys, outcomes))
+            submission.left -= len(keys)
+            if not submission.left:
+                del self._submissions[submission.keys.start]
 
     def _measure(self, method: str, stage: str, size: int, seconds: float, count: int) -> None:
         with self._lock:
-            self._stats.append((method, stage, size, seconds, count))
+            self._stats.append(StageRuns(method, stage, size, seconds, count))
 
     def _flush(self) -> None:
         with self._lock:
@@ -229,7 +236,7 @@ class Worker:
     def _send_call(self, model: str, subgraph: int, items: list[tuple[int, list[object], int]]) -> None:
         with self._lock:
             packer = Packer(self._outbox)
-            packed = [[number, packer.row(row), key] for number, row, key in items]
+            packed = [CallItem(number, packer.row(row), key) for number, row, key in items]
         self._channel.send(Call(model, subgraph, packed), packer)
 
     def _call_model(self, key: str, subgraph: int, rows: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
@@ -242,20 +249,27 @@ class Worker:
         return results
 
 
-def _pack(packer: Packer, done: Sequence[tuple[int, Outcome]], stats: list[Any]) -> Done:
+def _pack(packer: Packer, done: Sequence[tuple[Sequence[int], Sequence[Outcome]]], stats: list[StageRuns]) -> Done:
     ids: list[int] = []
-    rows: list[Row] = []
-    errors: list[tuple[int, str, str]] = []
-    for key, outcome in done:
-        if isinstance(outcome, InflightError):
-            errors.append((key, type(outcome).__name__, _sendable(str(outcome))))
-        else:
-            ids.append(key)
-            rows.append(outcome)
+    parts: list[Sequence[Row]] = []
+    errors: list[WireError] = []
+    for keys, outcomes in done:
+        if type(outcomes) is Table:
+            ids += keys
+            parts.append(outcomes)
+            continue
+        rows: list[Row] = []
+        for key, outcome in zip(keys, outcomes):
+            if isinstance(outcome, InflightError):
+                errors.append(WireError(key, type(outcome).__name__, _sendable(str(outcome))))
+            else:
+                ids.append(key)
+                rows.append(outcome)
+        parts.append(rows)
     try:
-        return Done(ids, packer.rows(rows), errors, stats)
+        return Done(ids, packer.rows(parts), errors, stats)
     except InvalidRequest:  # some row has a value that cannot travel: find out which
-        checked = [(key, _checked(outcome)) for key, outcome in done]
+        checked = [(keys, [_checked(outcome) for outcome in outcomes]) for keys, outcomes in done]
         return _pack(packer, checked, stats)
 
 
@@ -274,12 +288,8 @@ def _sendable(text: str) -> str:
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
-def _outcome(item: Sequence[object], values: Unpacker) -> Outcome:
-    _, row, kind, text = item
-    if kind is None:
-        unpacked: list[Value] = values.row(row)  # type: ignore[arg-type]
-        return unpacked
-    return error_from_wire(str(kind), str(text))
+def _outcome(item: CallOutcome, values: Unpacker) -> Outcome:
+    return values.row(item.row) if item.row is not None else error_from_wire(item.kind, item.text)
 
 
 def _counts(loaded: Loaded, key: str) -> tuple[tuple[int, int], ...] | None:

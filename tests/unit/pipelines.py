@@ -6,10 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from inflight.contract import Array, Outcome, TensorSpec, Value
-from inflight.pipeline import BatchedModel, Job, LocalModel, Pipeline
+from inflight.contract import Array, Outcome, Row, TensorSpec
+from inflight.pipeline import BatchedModel, Job, LocalModel, Pipeline, Submission
 from inflight.runtime import GraphSpec, LoadedModel
 from inflight.servable import Registry, tracing
 
@@ -53,19 +52,22 @@ class Running:
     def _measure(self, method: str, stage: str, size: int, seconds: float, count: int) -> None:
         self.measured += [(method, stage, size)] * count
 
-    def jobs(self, method: str, rows: Sequence[Sequence[Value]], **more: Any) -> tuple[list[Job], dict[int, Outcome]]:
+    def jobs(
+        self, method: str, rows: Sequence[Row], deadlines: Sequence[float] | None = None
+    ) -> tuple[Job, dict[int, Outcome]]:
         outcomes: dict[int, Outcome] = {}
 
-        def finish(job: Job, outcome: Outcome) -> None:
-            assert job.key not in outcomes, "finished twice"
-            outcomes[job.key] = outcome
+        def finish(_: Submission, keys: Sequence[int], results: Sequence[Outcome]) -> None:
+            assert not outcomes.keys() & keys, "finished twice"
+            outcomes.update(zip(keys, results, strict=True))
 
+        keys = range(len(rows))
         spec = self.pipeline.spec.methods[method]
-        return [Job(index, spec, row, finish, **more) for index, row in enumerate(rows)], outcomes
+        return Job(Submission(spec, keys, finish, deadlines), keys, [rows]), outcomes
 
-    def run(self, method: str, rows: Sequence[Sequence[Value]], **more: Any) -> list[Outcome]:
-        jobs, outcomes = self.jobs(method, rows, **more)
-        self.pipeline.submit(jobs)
+    def run(self, method: str, rows: Sequence[Row]) -> list[Outcome]:
+        job, outcomes = self.jobs(method, rows)
+        self.pipeline.submit([job])
         deadline = time.monotonic() + 20
         while len(outcomes) < len(rows):
             assert time.monotonic() < deadline, "jobs were lost"

@@ -31,7 +31,7 @@ def roundtrip(
     rows: list[list[Value]], arena: Arena | None = None, reader: ArenaReader | None = None
 ) -> list[list[Value]]:
     packer = Packer(arena)
-    frame = packer.frame(Work(0, 0, packer.rows(rows), None, []))
+    frame = packer.frame(Work(0, 0, packer.rows([rows]), None, []))
     length, header = PREFIX.unpack_from(frame)
     assert length == len(frame) - PREFIX.size
     message, unpacker = decode(bytearray(frame[PREFIX.size :]), header, 0, reader)
@@ -130,7 +130,7 @@ def test_the_workers_end_reads_frames_and_notices_the_end() -> None:
     ours, theirs = socket.socketpair()
     channel = WorkerChannel(theirs)
     packer = Packer()
-    ours.sendall(packer.frame(Done([7], packer.rows([["x"]]), [], [])) + Packer().frame(Stop()))
+    ours.sendall(packer.frame(Done([7], packer.rows([[["x"]]]), [], [])) + Packer().frame(Stop()))
     first = channel.receive()
     assert first is not None
     message, unpacker = first

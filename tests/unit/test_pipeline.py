@@ -356,13 +356,13 @@ def test_dropped_and_late_jobs_end_without_running(running: Callable[..., Runnin
 
     server = running(stage_of(wait))
     first, first_outcomes = server.jobs("method", [[np.array(0.0)]])
-    server.pipeline.submit(first)
+    server.pipeline.submit([first])
     while not ran:
         time.sleep(0.001)
     dropped, dropped_outcomes = server.jobs("method", [[np.array(1.0)]])
-    late, late_outcomes = server.jobs("method", [[np.array(2.0)]], deadline=time.monotonic() - 1)
-    server.pipeline.submit([*dropped, *late])
-    dropped[0].dropped = True
+    late, late_outcomes = server.jobs("method", [[np.array(2.0)]], deadlines=[time.monotonic() - 1])
+    server.pipeline.submit([dropped, late])
+    dropped.submission.dropped.add(0)
     gate.set()
     deadline = time.monotonic() + 5
     while not (first_outcomes and dropped_outcomes and late_outcomes):

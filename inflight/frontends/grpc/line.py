@@ -54,7 +54,7 @@ class HoldingBackend:
 
     def predict(
         self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> Coroutine[Any, Any, list[Outcome]]:
+    ) -> Coroutine[Any, Any, Sequence[Outcome]]:
         """As the backend's own."""
         admission = self._admission(method)
         if admission is None:
@@ -63,7 +63,7 @@ class HoldingBackend:
 
     def stream(
         self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> AsyncIterator[TextPart | list[Outcome]]:
+    ) -> AsyncIterator[TextPart | Sequence[Outcome]]:
         """As the backend's own."""
         admission = self._admission(method)
         if admission is None:
@@ -110,7 +110,7 @@ class HoldingBackend:
 
     async def _predict(
         self, admission: Admission, method: MethodInfo, rows: Sequence[Row], timeout: float | None
-    ) -> list[Outcome]:
+    ) -> Sequence[Outcome]:
         kept, timeout = await self._enter(admission, timeout)
         token = arrival.set(kept)
         try:
@@ -121,7 +121,7 @@ class HoldingBackend:
 
     async def _stream(
         self, admission: Admission, method: MethodInfo, rows: Sequence[Row], timeout: float | None
-    ) -> AsyncGenerator[TextPart | list[Outcome], None]:
+    ) -> AsyncGenerator[TextPart | Sequence[Outcome], None]:
         kept, timeout = await self._enter(admission, timeout)
         parts = self._backend.stream(method, rows, timeout=timeout)
         arrival.set(kept)  # not reset: a generator may end in another context than it began in

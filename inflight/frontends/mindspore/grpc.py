@@ -86,7 +86,7 @@ def _answer(
     method: MethodInfo,
     reply: PredictReply,
     done: Callable[[PredictReply | Exception], None],
-    result: list[Outcome] | InflightError,
+    result: Sequence[Outcome] | InflightError,
 ) -> None:
     if isinstance(result, Loading):
         done(result)

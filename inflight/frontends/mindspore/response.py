@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import orjson
 
-from inflight.contract import Array, MethodInfo, Outcome, Row, Value, as_columns
+from inflight.contract import Array, MethodInfo, Outcome, Row, Table, Value, join
 from inflight.errors import InflightError, ModelError
 
 SMALL = 32
@@ -39,13 +39,10 @@ def encode_reply(method: MethodInfo, outcomes: Sequence[Outcome]) -> Reply:
     """
     names = [spec.name for spec in method.outputs]
     try:
-        for outcome in outcomes:
-            if isinstance(outcome, InflightError):
-                break
-        else:
-            columns = as_columns(outcomes) if len(outcomes) > 1 else None  # type: ignore[arg-type]
-            if columns is not None and len(columns) == len(names) and all(column.size for column in columns):
-                return Reply(_encode_columns(names, columns))
+        if type(outcomes) is Table or not any(isinstance(outcome, InflightError) for outcome in outcomes):
+            table = join([outcomes]) if len(outcomes) > 1 else None  # type: ignore[list-item]
+            if table is not None and len(table.columns) == len(names) and all(column.size for column in table.columns):
+                return Reply(_encode_columns(names, table.columns))
             instances = [_instance(names, outcome) for outcome in outcomes]  # type: ignore[arg-type]
             return Reply(orjson.dumps({"instances": instances}, option=_OPTIONS))
     except (orjson.JSONEncodeError, InflightError):
@@ -66,7 +63,7 @@ def json_outputs(method: MethodInfo, row: Row, common: dict[str, Any]) -> bytes:
         raise ModelError(f"Failed to construct the response: {error}") from error
 
 
-def _encode_columns(names: list[str], columns: list[Array]) -> bytes:
+def _encode_columns(names: list[str], columns: Sequence[Array]) -> bytes:
     lists = [column.tolist() for column in columns]
     if len(names) == 1:
         (name,) = names

@@ -89,7 +89,7 @@ class MindSporeRest(QuickDoor):
             raise
         columns = parse_columns(document, method.dtypes)
         if columns is not None and method.inputs:
-            return method, Table(method.pick(columns)).rows()
+            return method, Table(method.pick(columns))
         return method, [method.row(named) for named in parse_instances(document, method.dtypes)]
 
     def _target(self, scope: Scope) -> Target:
@@ -139,7 +139,7 @@ def wants_events(scope: Scope) -> bool:
     return False
 
 
-def _reply(method: MethodInfo, result: list[Outcome] | InflightError) -> Reply:
+def _reply(method: MethodInfo, result: Sequence[Outcome] | InflightError) -> Reply:
     if isinstance(result, InflightError):
         raise result
     reply = encode_reply(method, result)

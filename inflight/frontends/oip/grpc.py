@@ -5,7 +5,7 @@ Results always come in `raw_output_contents`, as Triton gives them. Requests car
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -158,7 +158,7 @@ def _answer(
     wanted: list[str],
     reply: ModelInferResponse,
     done: Callable[[Message | Exception], None],
-    result: list[Outcome] | InflightError,
+    result: Sequence[Outcome] | InflightError,
 ) -> None:
     try:
         if isinstance(result, InflightError):

@@ -25,7 +25,7 @@ from inflight.contract import (
     Table,
     TensorSpec,
     Value,
-    as_columns,
+    join,
 )
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.base import Backend
@@ -205,7 +205,7 @@ def check_wanted(method: MethodInfo, wanted: Sequence[str] | None) -> None:
     _wanted(method, wanted)
 
 
-def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
+def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
     """Splits tensors of shape [N, ...] into N rows of the method's inputs; arrays are views, 0-d where the
     tensor is [N]. A method that takes one request a call gets the tensors as they are, as one row.
 
@@ -240,7 +240,7 @@ def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _plain_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row] | None:
+def _plain_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Table | None:
     """Arrays in the method's own order and types, which most requests are; None for all others."""
     specs = method.inputs
     if len(specs) != len(tensors) or not specs:
@@ -254,9 +254,7 @@ def _plain_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row] |
         if spec.dtype is not None and _SPEC_DATATYPES.get(spec.dtype) != tensor.datatype:
             return None
         columns.append(data)
-    if count == (1,):
-        return [[column[0, ...] for column in columns]]
-    return list(Table(columns).rows()) if count and 0 < count[0] <= MAX_INSTANCES else None
+    return Table(columns) if count and 0 < count[0] <= MAX_INSTANCES else None
 
 
 def from_outcomes(
@@ -272,16 +270,18 @@ def from_outcomes(
         InflightError: the first failed instance's, with its index before its text.
         InvalidRequest: an unknown output is wanted, or the instances' outputs differ in shape or type.
     """
-    rows: list[Row] = []
-    for index, outcome in enumerate(outcomes):
-        if isinstance(outcome, InflightError):
-            raise type(outcome)(f"instance {index}: {outcome}")
-        rows.append(outcome)
+    if type(outcomes) is Table:
+        rows: Sequence[Row] = outcomes
+    else:
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, InflightError):
+                raise type(outcome)(f"instance {index}: {outcome}")
+        rows = outcomes  # type: ignore[assignment]  # none is an error
     if method.whole:
         return [_tensor(method.outputs[at].name, np.asarray(rows[0][at])) for at in _wanted(method, wanted)]
-    columns = as_columns(rows) if len(rows) > 1 else None
-    if columns is not None:
-        return [_tensor(method.outputs[at].name, columns[at]) for at in _wanted(method, wanted)]
+    table = join([rows])
+    if table is not None:
+        return [_tensor(method.outputs[at].name, table.columns[at]) for at in _wanted(method, wanted)]
     return [_stack(method.outputs[at].name, [row[at] for row in rows]) for at in _wanted(method, wanted)]
 
 

@@ -256,7 +256,7 @@ def _is_packed(scope: Scope) -> bool:
     return False
 
 
-def _reply(name: str, method: MethodInfo, request: InferRequest, result: list[Outcome] | InflightError) -> Reply:
+def _reply(name: str, method: MethodInfo, request: InferRequest, result: Sequence[Outcome] | InflightError) -> Reply:
     if isinstance(result, InflightError):
         raise result
     parts, raw = encode_response(name, method.version, request, from_outcomes(method, result, request.outputs))
