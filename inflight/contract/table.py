@@ -18,9 +18,6 @@ class Table(Sequence["list[Array]"]):
     """A sequence of n rows, held as columns: column [n, ...] has one input or output of all of them.
 
     A row is a list of views, one for each column; a slice is a table that views the columns.
-
-    Attributes:
-        largest: bytes of the largest value in a row.
     """
 
     __slots__ = ("columns",)
@@ -29,9 +26,13 @@ class Table(Sequence["list[Array]"]):
         """`columns`: at least one, all with the same first dimension n >= 1."""
         self.columns = columns
 
-    @property
-    def largest(self) -> int:
-        return max(column.nbytes for column in self.columns) // len(self.columns[0])
+    def reaches(self, size: int) -> bool:
+        """Whether a value of a row has so many bytes, or more."""
+        size *= len(self.columns[0])
+        for column in self.columns:  # noqa: SIM110 - runs for every request, and a generator costs
+            if column.nbytes >= size:
+                return True
+        return False
 
     def __len__(self) -> int:
         return len(self.columns[0])
@@ -58,6 +59,8 @@ def join(parts: Sequence[Sequence[Row]]) -> Table | None:
     Returns:
         None where the rows are not all arrays, or differ in their number, dtypes or shapes.
     """
+    if len(parts) == 1 and type(parts[0]) is Table:
+        return parts[0]
     tables: list[Sequence[Array]] = []
     loose: list[Sequence[Value]] = []
     for part in parts:

@@ -364,7 +364,7 @@ class Unpacker:
 def _are_small(rows: Sequence[Row]) -> bool:
     """Whether the first row's values are small arrays; the others are compared with it when they are joined."""
     if type(rows) is Table:
-        return rows.largest < LARGE
+        return not rows.reaches(LARGE)
     for value in rows[0] if rows else ():  # noqa: SIM110 - runs for every message, and a generator costs
         if not isinstance(value, np.ndarray) or value.nbytes >= LARGE:
             return False

@@ -295,10 +295,14 @@ class Replica:
         request, first, last = span
         rows = request.rows
         part = rows if last - first == len(rows) else rows[first:last]
-        if type(part) is Table and part.largest < LARGE:
+        if type(part) is Table and not part.reaches(LARGE):
             return part
-        placed = [self._placed_row(row) for row in part]
-        if any(new is not old for new, old in zip(placed, part)):
+        placed: list[Row] = list(part)
+        changed = False
+        for at, row in enumerate(placed):
+            placed[at] = self._placed_row(row)
+            changed = changed or placed[at] is not row
+        if changed:
             request.rows = [*rows[:first], *placed, *rows[last:]]
         return placed
 

@@ -93,11 +93,14 @@ class Request:
         """Takes the outcomes of the instances from `index` on; the last ones complete the request."""
         if self.closed:
             return
-        self.outcomes[index] = outcomes
         self.remaining -= len(outcomes)
-        if self.remaining == 0:
-            self._close()
-            self._done(self, chain([self.outcomes[first] for first in sorted(self.outcomes)]))
+        if self.remaining or self.outcomes:
+            self.outcomes[index] = outcomes
+            if self.remaining:
+                return
+            outcomes = chain([self.outcomes[first] for first in sorted(self.outcomes)])
+        self._close()
+        self._done(self, outcomes)
 
     def waited(self) -> float:
         """Seconds since it arrived."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +305,7 @@ def test_limits_refuse_at_once(echo: ServableConfig) -> None:
         refused = [one for one in burst if isinstance(one, Overloaded)]
         assert 0 < len(refused) < 20
         assert "2 of 2 instances wait" in str(refused[0])
-        assert all(isinstance(one, (Overloaded, list)) for one in burst)
+        assert all(isinstance(one, (Overloaded, Sequence)) for one in burst)
 
     run(body)
 
