@@ -43,7 +43,7 @@ class WireArray(msgspec.Struct, array_like=True, frozen=True):
     """An array or bytes.
 
     Attributes:
-        code: of its dtype (`inflight.types.CODES`), or 14 for bytes.
+        code: of its dtype (`inflight.contract.CODES`), or 14 for bytes.
         where: an offset in the frame's blob; negative: the arena offset `-1 - where`.
     """
 
