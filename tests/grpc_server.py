@@ -111,8 +111,9 @@ class FakeBackend:
         done: Callable[[Any], None],
         *,
         timeout: float | None = None,
+        say: Any = None,
     ) -> Callable[[], object]:
-        """As `CallbackBackend` says."""
+        """As `Backend.submit` says."""
         task = asyncio.get_running_loop().create_task(self.predict(method, rows, timeout=timeout))
 
         def finished(task: asyncio.Task[list[Outcome]]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from inflight.admission import Admission
 from inflight.config import RestConfig
-from inflight.frontends.base import CallbackBackend
+from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
 from inflight.frontends.door import Door, refuse
 from inflight.frontends.edge import Edge
@@ -33,7 +33,7 @@ DOORS: tuple[type[Door], ...] = (
 
 
 def http_app(
-    backend: CallbackBackend,
+    backend: Backend,
     *,
     max_body_bytes: int,
     rest: RestConfig,
@@ -72,7 +72,7 @@ class HttpApp:
         doors: several may share a path, each with verbs of its own; below a common path the first that serves it.
     """
 
-    def __init__(self, backend: CallbackBackend, doors: Sequence[Door]) -> None:
+    def __init__(self, backend: Backend, doors: Sequence[Door]) -> None:
         self._backend = backend
         self._below: dict[str, list[Door]] = {}
         for door in doors:

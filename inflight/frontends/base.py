@@ -1,9 +1,11 @@
-"""What every front end may ask of the server behind it: seven members, so that a test's fake is short."""
+"""What every front end may ask of the server behind it: six members, so that a test's fake is short."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Protocol, cast
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Protocol
 
 from inflight.contract import Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
 from inflight.errors import InflightError
@@ -19,28 +21,30 @@ class Backend(Protocol):
             NotFound: with MindSpore Serving's text (`... servable is not available`, `... method is not available`).
         """
 
-    async def predict(
-        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> Sequence[Outcome]:
-        """Runs every row and returns one outcome per row, in order. Cancelling the call drops queued rows.
+    def submit(
+        self,
+        method: MethodInfo,
+        rows: Sequence[Row],
+        done: Callable[[Sequence[Outcome] | InflightError], None],
+        *,
+        timeout: float | None = None,
+        say: Callable[[int, str], None] | None = None,
+    ) -> Callable[[], None]:
+        """Runs every row and calls `done` once, on the loop: with one outcome per row, in order, or with an error where
+        the request as a whole was not run.
 
         Args:
             rows: inputs by position, as `MethodInfo.row` orders them; at least one.
             timeout: seconds, or None for the method's own.
+            say: called with the index of a row and more of the text that a language model in the method writes for it.
+                The text of an instance whose worker died goes on where it was.
+
+        Returns:
+            How to cancel, which drops what no worker runs yet; `done` may still be called then. After the end it does
+            nothing.
 
         Raises:
-            InvalidRequest, Overloaded, Unavailable, DeadlineExceeded: the request as a whole was not run.
-        """
-
-    def stream(
-        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> AsyncIterator[TextPart | Sequence[Outcome]]:
-        """`predict`, with the text that language models in it write as it comes; last the outcomes.
-
-        Closing the iterator cancels what is left. The text of an instance whose worker died goes on where it was.
-
-        Raises (from the iterator):
-            InflightError: as `predict`.
+            InvalidRequest, Overloaded, Unavailable, NotFound: the request is refused; then `done` is not called.
         """
 
     def servables(self) -> Sequence[ServableStatus]:
@@ -59,27 +63,62 @@ class Backend(Protocol):
         """Every servable has at least one warm replica."""
 
 
-class CallbackBackend(Backend, Protocol):
-    """A backend that can also answer by a callback, as the HTTP port needs it."""
+async def predict(
+    backend: Backend, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
+) -> Sequence[Outcome]:
+    """`Backend.submit`, for callers that wait. Cancelling the call cancels the request.
 
-    def submit(
-        self,
-        method: MethodInfo,
-        rows: Sequence[Row],
-        done: Callable[[Sequence[Outcome] | InflightError], None],
-        *,
-        timeout: float | None = None,
-    ) -> Callable[[], None]:
-        """`predict` without a task: calls `done` once, on the loop, with the outcomes or the error.
+    Raises:
+        InflightError: the request as a whole was not run.
+    """
+    result: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
 
-        Returns:
-            How to cancel; `done` may still be called then, and calling it after the end does nothing.
+    def done(outcomes: Sequence[Outcome] | InflightError) -> None:
+        if result.done():
+            return
+        if isinstance(outcomes, InflightError):
+            result.set_exception(outcomes)
+        else:
+            result.set_result(outcomes)
 
-        Raises:
-            InflightError: as `predict`; then `done` is not called.
-        """
+    cancel = backend.submit(method, rows, done, timeout=timeout)
+    try:
+        return await result
+    finally:
+        cancel()
 
 
-def callbacks(backend: Backend) -> CallbackBackend | None:
-    """The backend, where it can answer by a callback."""
-    return cast(CallbackBackend, backend) if hasattr(backend, "submit") else None
+async def stream(
+    backend: Backend, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
+) -> AsyncGenerator[TextPart | Sequence[Outcome], None]:
+    """`predict`, with the text that language models in the method write as it comes; last the outcomes.
+
+    Closing the iterator cancels the request.
+
+    Raises (from the iterator):
+        InflightError: as `predict`.
+    """
+    parts: deque[TextPart | Sequence[Outcome] | InflightError] = deque()
+    arrived = asyncio.Event()
+
+    def put(part: TextPart | Sequence[Outcome] | InflightError) -> None:
+        parts.append(part)
+        arrived.set()
+
+    def say(index: int, text: str) -> None:
+        put(TextPart(index, text))
+
+    cancel = backend.submit(method, rows, put, timeout=timeout, say=say)
+    try:
+        while True:
+            await arrived.wait()
+            arrived.clear()
+            while parts:
+                part = parts.popleft()
+                if isinstance(part, InflightError):
+                    raise part
+                yield part
+                if not isinstance(part, TextPart):
+                    return
+    finally:
+        cancel()

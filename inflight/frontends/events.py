@@ -20,7 +20,7 @@ async def send_events(
     """Answers with one event for every frame of every part.
 
     Args:
-        parts: from `Backend.stream`.
+        parts: from `stream` of `inflight.frontends.base`.
         frames: what a part is told as.
         failed: what an error is told as, once the stream has begun.
 

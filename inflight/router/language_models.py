@@ -136,7 +136,7 @@ class LanguageModels:
         timeout: float | None,
         say: SayTo | None,
     ) -> Callable[[], None]:
-        """Generates for every row; as `CallbackBackend.submit`.
+        """Generates for every row; as `Backend.submit`.
 
         Raises:
             Overloaded: more rows than the model takes at once.

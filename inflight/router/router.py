@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
-from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, Table, TextPart
+from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, Table
 from inflight.errors import (
     DeadlineExceeded,
     InflightError,
@@ -108,25 +107,6 @@ class Router:
             )
         return queue.info
 
-    async def predict(
-        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> Sequence[Outcome]:
-        future: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
-
-        def done(result: Result) -> None:
-            if future.done():
-                return
-            if isinstance(result, InflightError):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-        cancel = self.submit(method, rows, done, timeout=timeout)
-        try:
-            return await future
-        finally:
-            cancel()
-
     def submit(
         self,
         method: MethodInfo,
@@ -174,31 +154,6 @@ class Router:
             request.fail(error)
             raise
         return request.abandon
-
-    async def stream(
-        self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> AsyncIterator[TextPart | Sequence[Outcome]]:
-        parts: deque[TextPart | Result] = deque()
-        arrived = asyncio.Event()
-
-        def put(part: TextPart | Result) -> None:
-            parts.append(part)
-            arrived.set()
-
-        cancel = self.submit(method, rows, put, timeout=timeout, say=lambda index, text: put(TextPart(index, text)))
-        try:
-            while True:
-                await arrived.wait()
-                arrived.clear()
-                while parts:
-                    part = parts.popleft()
-                    if isinstance(part, InflightError):
-                        raise part
-                    yield part
-                    if not isinstance(part, TextPart):
-                        return
-        finally:
-            cancel()
 
     def _declares(self, servable: str, method: str) -> bool:
         """Whether a classic servable of that name has that method itself."""

@@ -27,6 +27,7 @@ from inflight.errors import (
     Unavailable,
     WorkerLost,
 )
+from inflight.frontends.base import predict
 from inflight.metrics import Metrics
 from inflight.router import Router
 from tests.conftest import binary_model
@@ -129,7 +130,7 @@ def children() -> list[int]:
 
 
 async def ask(router: Router, name: str, method: str, *rows: Row, **more: Any) -> list[Outcome]:
-    return await router.predict(router.method(name, 0, method), list(rows), **more)
+    return await predict(router, router.method(name, 0, method), list(rows), **more)
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
@@ -356,7 +357,7 @@ def test_versions(servable: Callable[..., Path]) -> None:
     async def body(router: Router) -> None:
         await router.start([ServableConfig(directory, "add", version=1), ServableConfig(directory, "add")])
         for version, wanted in ((0, 3.0), (1, 7.0), (3, 3.0)):
-            (outcome,) = await router.predict(router.method("add", version, "add"), [pair(5, 2)])
+            (outcome,) = await predict(router, router.method("add", version, "add"), [pair(5, 2)])
             assert outcome[0][0, 0] == wanted  # type: ignore
         with pytest.raises(ConfigError, match="version 3 of servable 'add' is already started"):
             await router.start([ServableConfig(directory, "add")])
@@ -445,7 +446,7 @@ def test_a_bare_model_file_is_a_servable(tmp_path: Path) -> None:
             ("x1", "float32", (2, 2)),
             ("x2", "float32", (2, 2)),
         ]
-        (outcome,) = await router.predict(method, [pair(1, 2)])
+        (outcome,) = await predict(router, method, [pair(1, 2)])
         assert np.array_equal(outcome[0], np.full((2, 2), 3, np.float32))  # type: ignore
 
     run(body)

@@ -41,7 +41,7 @@ class ByTask:
     """`submit` over a fake's own `predict`."""
 
     def submit(
-        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None, say: Any = None
     ) -> Callable[[], None]:
         async def run() -> None:
             try:

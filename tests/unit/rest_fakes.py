@@ -50,7 +50,7 @@ class Echo:
         return self.methods[method]
 
     def submit(
-        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None, say: Any = None
     ) -> Callable[[], None]:
         self.rows.extend(rows)
         done([self.outcome(row) for row in rows])

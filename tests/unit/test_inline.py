@@ -30,7 +30,7 @@ class Callbacks(EchoBackend):
         self.full = False
 
     def submit(
-        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None, say: object = None
     ) -> Callable[[], None]:
         if self.full:
             raise Overloaded("enqueued requests count exceeds the limit 1")

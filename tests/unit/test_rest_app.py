@@ -72,7 +72,7 @@ def test_order_of_checks() -> None:
 def test_errors_of_the_backend(error: InflightError, status_codes: bool) -> None:
     class Failing(Echo):
         def submit(
-            self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+            self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None, say: Any = None
         ) -> Callable[[], None]:
             raise error
 
@@ -158,7 +158,7 @@ def test_predict_ends_when_the_client_leaves() -> None:
 
     class Endless(Echo):
         def submit(
-            self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+            self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None, say: Any = None
         ) -> Callable[[], None]:
             return lambda: ended.append(True)
 

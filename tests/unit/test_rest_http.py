@@ -42,7 +42,7 @@ class Gated(Echo):
         self.cancelled = threading.Event()
 
     def submit(
-        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None
+        self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None, say: Any = None
     ) -> Callable[[], None]:
         answer = super().submit
         if not isinstance(rows[0][0], str):

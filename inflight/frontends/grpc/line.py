@@ -8,13 +8,12 @@ as seldom as over HTTP/1.1, and a moment's crowd is served without a refusal.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from inflight.admission import COST_OF_CALL, FORGOTTEN, Admission, Arrival, Caller, arrival
 from inflight.contract import Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
 from inflight.errors import OVERLOADED, InflightError, Overloaded
-from inflight.frontends.base import Backend, CallbackBackend, callbacks
+from inflight.frontends.base import Backend, predict, stream
 from inflight.wire import Go, peer
 
 _PEERS = 4096
@@ -30,7 +29,6 @@ class HoldingBackend:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._callbacks = callbacks(backend)
         self._names: dict[tuple[object, ...], str] = {}  # of the language models that methods belong to
         self._refused: dict[object, tuple[float, float]] = {}  # by connection: first and last refusal in a row
 
@@ -52,27 +50,54 @@ class HoldingBackend:
     def ready(self) -> bool:
         return self._backend.ready
 
-    def predict(
+    def submit(
+        self,
+        method: MethodInfo,
+        rows: Sequence[Row],
+        done: Callable[[Sequence[Outcome] | InflightError], None],
+        *,
+        timeout: float | None = None,
+        say: Callable[[int, str], None] | None = None,
+    ) -> Callable[[], None]:
+        """As the backend's own, for a method that does not `wait`."""
+        return self._backend.submit(method, rows, done, timeout=timeout, say=say)
+
+    def waits(self, method: MethodInfo) -> bool:
+        """Whether calls of a method may be held, so that `predict` and `stream` have to be used."""
+        return bool(method.optional)
+
+    async def predict(
         self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> Coroutine[Any, Any, Sequence[Outcome]]:
-        """As the backend's own."""
+    ) -> Sequence[Outcome]:
+        """As `inflight.frontends.base.predict`, once there is a place."""
         admission = self._admission(method)
         if admission is None:
-            return self._backend.predict(method, rows, timeout=timeout)
-        return self._predict(admission, method, rows, timeout)
+            return await predict(self._backend, method, rows, timeout=timeout)
+        kept, timeout = await self._enter(admission, timeout)
+        token = arrival.set(kept)
+        try:
+            return await predict(self._backend, method, rows, timeout=timeout)
+        finally:
+            arrival.reset(token)
+            kept.settle()
 
-    def stream(
+    async def stream(
         self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
-    ) -> AsyncIterator[TextPart | Sequence[Outcome]]:
-        """As the backend's own."""
+    ) -> AsyncGenerator[TextPart | Sequence[Outcome], None]:
+        """As `inflight.frontends.base.stream`, once there is a place."""
         admission = self._admission(method)
-        if admission is None:
-            return self._backend.stream(method, rows, timeout=timeout)
-        return self._stream(admission, method, rows, timeout)
-
-    def callbacks(self, method: MethodInfo) -> CallbackBackend | None:
-        """What answers a method by a callback; None where its calls may be held."""
-        return self._callbacks if not method.optional else None
+        kept = None
+        if admission is not None:
+            kept, timeout = await self._enter(admission, timeout)
+            arrival.set(kept)  # not reset: a generator may end in another context than it began in
+        parts = stream(self._backend, method, rows, timeout=timeout)
+        try:
+            async for part in parts:
+                yield part
+        finally:
+            if kept is not None:
+                kept.settle()
+            await parts.aclose()
 
     def hold(
         self, key: tuple[object, ...], find: Callable[[], MethodInfo], name_of: Callable[[], object], go: Go
@@ -107,30 +132,6 @@ class HoldingBackend:
             return None
         generator = self._backend.generators.get(method.servable)
         return generator.admission if generator is not None else None
-
-    async def _predict(
-        self, admission: Admission, method: MethodInfo, rows: Sequence[Row], timeout: float | None
-    ) -> Sequence[Outcome]:
-        kept, timeout = await self._enter(admission, timeout)
-        token = arrival.set(kept)
-        try:
-            return await self._backend.predict(method, rows, timeout=timeout)
-        finally:
-            arrival.reset(token)
-            kept.settle()
-
-    async def _stream(
-        self, admission: Admission, method: MethodInfo, rows: Sequence[Row], timeout: float | None
-    ) -> AsyncGenerator[TextPart | Sequence[Outcome], None]:
-        kept, timeout = await self._enter(admission, timeout)
-        parts = self._backend.stream(method, rows, timeout=timeout)
-        arrival.set(kept)  # not reset: a generator may end in another context than it began in
-        try:
-            async for part in parts:
-                yield part
-        finally:
-            kept.settle()
-            await parts.aclose()  # type: ignore[attr-defined]  # generators have it
 
     async def _enter(self, admission: Admission, timeout: float | None) -> tuple[Arrival, float | None]:
         """Waits for a place where there is none.

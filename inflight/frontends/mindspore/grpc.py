@@ -40,11 +40,10 @@ def predict_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         reply.servable_spec.CopyFrom(request.servable_spec)
         try:
             method = _method(backend, request)
-            by_callback = backend.callbacks(method)
-            if by_callback is None:
+            if backend.waits(method):
                 return None
             answer = partial(_answer, method, reply, done)
-            return by_callback.submit(method, _rows(method, request), answer, timeout=timeout)
+            return backend.submit(method, _rows(method, request), answer, timeout=timeout)
         except Loading:
             raise
         except InflightError as error:

@@ -12,7 +12,7 @@ import orjson
 from inflight.config import RestConfig
 from inflight.contract import MethodInfo, Outcome, Row, Table, TextPart
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
-from inflight.frontends.base import CallbackBackend
+from inflight.frontends.base import Backend, stream
 from inflight.frontends.door import Done, QuickDoor, Reply, respond_parts
 from inflight.frontends.events import Part, send_events
 from inflight.frontends.mindspore.request import parse_columns, parse_instances, parse_json
@@ -42,7 +42,7 @@ class MindSporeRest(QuickDoor):
     always_200 = True
     below = ("/model/", "/version/")  # parts in this order too are MindSpore Serving's: /version/1/model/<servable>
 
-    def __init__(self, backend: CallbackBackend, *, max_body_bytes: int, config: RestConfig) -> None:
+    def __init__(self, backend: Backend, *, max_body_bytes: int, config: RestConfig) -> None:
         super().__init__(backend)
         self._submit = backend.submit
         self._max_body_bytes = max_body_bytes
@@ -113,7 +113,7 @@ class MindSporeRest(QuickDoor):
             else:
                 yield encode_reply(method, part).body
 
-        parts = self._backend.stream(method, rows)
+        parts = stream(self._backend, method, rows)
         await send_events(parts, call.send, frames, lambda error: encode_error(error).body)
 
     routes: ClassVar[Sequence[Route]] = (

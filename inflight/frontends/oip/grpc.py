@@ -15,14 +15,12 @@ from inflight import __version__
 from inflight.admission import Caller
 from inflight.contract import MethodInfo, Outcome, TextPart
 from inflight.errors import InflightError, InvalidRequest, NotFound
-from inflight.frontends.base import Backend
 from inflight.frontends.oip.mapping import (
     ModelMetadata,
     ModelNames,
     check_wanted,
     find_model,
     from_outcomes,
-    infer,
     metadata,
     model_ready,
     request_timeout,
@@ -105,13 +103,12 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         request: ModelInferRequest, timeout: float | None, done: Callable[[Message | Exception], None]
     ) -> Callable[[], None] | None:
         method = models.find(request.model_name, request.model_version)
-        by_callback = backend.callbacks(method)
-        if by_callback is None:
+        if backend.waits(method):
             return None
         tensors, wanted = _inputs(request), _wanted(request)
         check_wanted(method, wanted)
         answer = partial(_answer, method, wanted, _begun(method, request), done)
-        return by_callback.submit(method, to_rows(method, tensors), answer, timeout=_seconds(request, timeout))
+        return backend.submit(method, to_rows(method, tensors), answer, timeout=_seconds(request, timeout))
 
     async def stream_infer(
         requests: AsyncIterator[ModelInferRequest], timeout: float | None
@@ -142,14 +139,16 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
     }
 
 
-async def _infer(backend: Backend, request: ModelInferRequest, timeout: float | None) -> ModelInferResponse:
+async def _infer(backend: HoldingBackend, request: ModelInferRequest, timeout: float | None) -> ModelInferResponse:
     """One inference. The request is let go before the model is asked: that may take long."""
     method = find_model(backend, request.model_name, request.model_version)
     tensors, wanted = _inputs(request), _wanted(request)
     reply = _begun(method, request)
     timeout = _seconds(request, timeout)
     del request
-    _put(reply, await infer(backend, method, tensors, wanted, timeout=timeout))
+    check_wanted(method, wanted)
+    outcomes = await backend.predict(method, to_rows(method, tensors), timeout=timeout)
+    _put(reply, from_outcomes(method, outcomes, wanted))
     return reply
 
 
@@ -188,7 +187,7 @@ def _put(reply: ModelInferResponse, tensors: list[OipTensor]) -> None:
 
 
 async def _stream_reply(
-    backend: Backend, request: ModelInferRequest, timeout: float | None
+    backend: HoldingBackend, request: ModelInferRequest, timeout: float | None
 ) -> AsyncGenerator[ModelStreamInferResponse, None]:
     """One request of a stream: an error is that request's own, the stream goes on."""
     failed = ModelInferResponse(model_name=request.model_name, id=request.id)
@@ -202,7 +201,7 @@ async def _stream_reply(
 
 
 async def _text_replies(
-    backend: Backend, request: ModelInferRequest, timeout: float | None
+    backend: HoldingBackend, request: ModelInferRequest, timeout: float | None
 ) -> AsyncGenerator[ModelStreamInferResponse, None]:
     """A request with the parameter `stream`: replies with the output `text_output` as language models write, last one
     with the method's outputs and, as Triton has it, `triton_final_response`."""
@@ -228,7 +227,7 @@ async def _text_replies(
                 reply.parameters["triton_final_response"].bool_param = not isinstance(part, TextPart)
                 yield ModelStreamInferResponse(infer_response=reply)
         finally:
-            await parts.aclose()  # type: ignore[attr-defined]  # generators have it
+            await parts.aclose()
     except InflightError as error:
         yield ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
 

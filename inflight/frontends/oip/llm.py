@@ -13,7 +13,7 @@ import orjson
 
 from inflight.contract import MethodInfo, Row, TextPart, Value
 from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.base import Backend
+from inflight.frontends.base import Backend, predict, stream
 from inflight.frontends.events import Part, send_events
 from inflight.frontends.llm import refuse_images
 from inflight.frontends.mindspore.response import json_outputs
@@ -74,7 +74,7 @@ async def answer_generate(
     backend: Backend, method: MethodInfo, row: Row, common: dict[str, Any], receive: Receive, send: Send
 ) -> None:
     """One whole answer."""
-    (outcome,) = await run_until_disconnect(backend.predict(method, [row]), receive)
+    (outcome,) = await run_until_disconnect(predict(backend, method, [row]), receive)
     if isinstance(outcome, InflightError):
         raise outcome
     await respond(send, _outputs(method, outcome, common, streamed=False))
@@ -86,7 +86,7 @@ async def stream_generate(
     """An event for every piece of text, and one with the outputs."""
 
     async def parts() -> AsyncIterator[Part]:
-        async for part in backend.stream(method, [row]):
+        async for part in stream(backend, method, [row]):
             if not isinstance(part, TextPart) and isinstance(part[0], InflightError):
                 raise part[0]
             yield part

@@ -181,25 +181,6 @@ def metadata(backend: Backend, name: str, version: str) -> ModelMetadata:
     )
 
 
-async def infer(
-    backend: Backend,
-    method: MethodInfo,
-    tensors: Sequence[OipTensor],
-    wanted: Sequence[str] | None = None,
-    *,
-    timeout: float | None = None,
-) -> list[OipTensor]:
-    """One whole inference: `to_rows`, the backend, `from_outcomes`.
-
-    Raises:
-        InvalidRequest: the tensors or the wanted outputs do not fit the method.
-        InflightError: the backend refused the request, or an instance failed.
-    """
-    check_wanted(method, wanted)
-    outcomes = await backend.predict(method, to_rows(method, tensors), timeout=timeout)
-    return from_outcomes(method, outcomes, wanted)
-
-
 def check_wanted(method: MethodInfo, wanted: Sequence[str] | None) -> None:
     """Raises InvalidRequest where an output is wanted that the method does not give."""
     _wanted(method, wanted)

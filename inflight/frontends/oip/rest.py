@@ -13,7 +13,7 @@ import orjson
 from inflight import __version__
 from inflight.contract import MethodInfo, Outcome
 from inflight.errors import InflightError, InvalidRequest, Loading
-from inflight.frontends.base import CallbackBackend
+from inflight.frontends.base import Backend
 from inflight.frontends.door import Done, QuickDoor, Reply, respond_parts
 from inflight.frontends.oip.binary import InferRequest, encode_response, parse_request
 from inflight.frontends.oip.bodies import (
@@ -77,7 +77,7 @@ class OpenInferenceRest(QuickDoor):
     below = ("/v2/",)
     error = OipError
 
-    def __init__(self, backend: CallbackBackend, *, max_body_bytes: int) -> None:
+    def __init__(self, backend: Backend, *, max_body_bytes: int) -> None:
         super().__init__(backend)
         self._submit = backend.submit
         self._max_body_bytes = max_body_bytes
