@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inflight.admission import Caller
-from inflight.contract import BYTES_CODE, CODES, DTYPES, STRING_CODE, MethodInfo, Outcome, Row, Value
+from inflight.contract import BYTES_CODE, CODES, DTYPES, STRING_CODE, MethodInfo, Outcome, Row, Table, Value
 from inflight.errors import OVERLOADED, InflightError, InvalidRequest, Loading, NotFound, Overloaded
 from inflight.frontends.base import Backend
 from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
@@ -189,7 +189,9 @@ def _textual(name: str, tensor: Tensor, code: int, dims: Sequence[int]) -> Value
 
 def _fill(reply: PredictReply, method: MethodInfo, outcomes: Sequence[Outcome]) -> None:
     """One of the three forms of a reply: results; one error; or both lists, code 0 for what went well."""
-    errors = [outcome for outcome in outcomes if isinstance(outcome, InflightError)]
+    errors: list[InflightError] = []
+    if type(outcomes) is not Table:
+        errors = [outcome for outcome in outcomes if isinstance(outcome, InflightError)]
     if errors and len(errors) == len(outcomes):
         first = errors[0]
         if all(error.mindspore_code == first.mindspore_code and error.message == first.message for error in errors):
