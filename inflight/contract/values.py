@@ -62,6 +62,17 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """Inputs and outputs of one sub-graph, in the model's own order, batch dimension included.
+
+    A dimension of -1 accepts any size. `None` as shape or dtype: the back end cannot tell (callables).
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MethodInfo:
     """A method as a client sees it, with the resolved version (never 0).
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from inflight.contract import Array, TensorSpec
+from inflight.contract import Array, GraphSpec
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,6 @@ class LoadRequest:
     config_file: Path | None = None
     target: Callable[..., Any] | None = None
     trial: Callable[[], AbstractContextManager[None]] | None = nullcontext
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """Inputs and outputs of one sub-graph, in the model's own order, batch dimension included.
-
-    A dimension of -1 accepts any size. `None` as shape or dtype: the back end cannot tell (callables).
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
 
 
 class LoadedModel(ABC):

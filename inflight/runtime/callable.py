@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inflight.contract import CODES, Array, TensorSpec
+from inflight.contract import CODES, Array, GraphSpec, TensorSpec
 from inflight.errors import StartError
-from inflight.runtime.base import GraphSpec, LoadedModel, LoadRequest, Runtime
+from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
 from inflight.runtime.support import present_devices, refuse_config_file
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -13,8 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 from inflight.errors import StartError
-from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
-from inflight.runtime.mindir_onnx import (
+from inflight.mindir import (
     ConversionRefused,
     ConvertedGraph,
     MindIR,
@@ -22,6 +21,7 @@ from inflight.runtime.mindir_onnx import (
     convert,
     read_mindir,
 )
+from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
 from inflight.runtime.mindspore import MindSporeRuntime, is_installed
 from inflight.runtime.onnx import OnnxModel, OnnxRuntime
 from inflight.runtime.support import require_files

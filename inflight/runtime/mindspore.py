@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 
 import google.protobuf.message  # noqa: F401 - before MindSpore, which would switch protobuf to its slow Python form
 
-from inflight.contract import Array
+from inflight.contract import Array, GraphSpec
 from inflight.errors import StartError
-from inflight.runtime.base import GraphSpec, LoadedModel, LoadRequest, Runtime
-from inflight.runtime.mindir_onnx import collectives_in, read_mindir, read_signature
+from inflight.mindir import collectives_in, read_mindir, read_signature
+from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
 from inflight.runtime.support import has_ascend, present_devices, require_files, zero_batch
 
 _log = logging.getLogger("inflight.runtime")

@@ -19,9 +19,9 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from inflight.contract import Array, TensorSpec
+from inflight.contract import Array, GraphSpec, TensorSpec
 from inflight.errors import StartError
-from inflight.runtime.base import GraphSpec, LoadedModel, LoadRequest, Runtime
+from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
 from inflight.runtime.support import (
     has_amd,
     has_ascend,

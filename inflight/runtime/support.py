@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from inflight.contract import DTYPE_CODES, Array
+from inflight.contract import DTYPE_CODES, Array, GraphSpec
 from inflight.errors import StartError
-from inflight.runtime.base import GraphSpec, LoadRequest
+from inflight.runtime.base import LoadRequest
 
 # Device nodes tell without loading a driver: a probe that opened the device would hold memory on it for as long as
 # the process lives. /dev/dxg is the GPU of WSL, /dev/nvhost-gpu that of Jetson boards.

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from inflight.contract import DTYPE_CODES, Array, TensorSpec
+from inflight.contract import DTYPE_CODES, Array, GraphSpec, TensorSpec
 from inflight.errors import StartError
-from inflight.runtime.base import GraphSpec, LoadedModel, LoadRequest, Runtime
+from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
 from inflight.runtime.support import refuse_config_file, require_files, zero_batch
 
 _DTYPES: dict[Any, str] = {getattr(torch, name): name for name in DTYPE_CODES}

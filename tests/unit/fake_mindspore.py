@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from inflight.runtime.mindir_onnx.crypto import encryption_mode
+from inflight.mindir.crypto import encryption_mode
 
 os.environ["LD_LIBRARY_PATH"] = "/fake/mindspore/plugin"
 os.environ["HCCL_CONNECT_TIMEOUT"] = "600"

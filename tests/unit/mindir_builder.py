@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime as ort
 
+from inflight.mindir import ConvertedGraph, convert, read_mindir
 from inflight.proto import mind_ir_reader_pb2 as pb
-from inflight.runtime.mindir_onnx import ConvertedGraph, convert, read_mindir
 
 Style = Literal["inputs", "attributes"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tests.unit.mindir_reference as ref
-from inflight.runtime.mindir_onnx import ConversionRefused
+from inflight.mindir import ConversionRefused
 from tests.unit.mindir_builder import Arg, Const, check_primitive, run_primitive
 
 RNG = np.random.default_rng(11)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from inflight.errors import StartError
+from inflight.mindir import ConversionRefused, convert, read_mindir, supported_primitives
 from inflight.runtime import LoadRequest
 from inflight.runtime.mindir import MindIRRuntime
-from inflight.runtime.mindir_onnx import ConversionRefused, convert, read_mindir, supported_primitives
 from inflight.runtime.mindspore import is_installed
 from tests.unit.mindir_builder import Builder, convert_built, run_model
 

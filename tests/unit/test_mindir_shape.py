@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inflight.runtime.mindir_onnx import ConversionRefused
+from inflight.mindir import ConversionRefused
 from tests.unit.mindir_builder import (
     Arg,
     Builder,

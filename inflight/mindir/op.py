@@ -11,8 +11,8 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from inflight.runtime.mindir_onnx.emitter import Emitter, Shape, Tensor
-from inflight.runtime.mindir_onnx.model import ConversionRefused, Opaque, TensorType
+from inflight.mindir.emitter import Emitter, Shape, Tensor
+from inflight.mindir.model import ConversionRefused, Opaque, TensorType
 
 Value: TypeAlias = Any
 """A Tensor, a tuple of values, or what is known beforehand: an array, a Python scalar, a text, None, Opaque."""

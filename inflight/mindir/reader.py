@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError
 
 from inflight.contract import Array
 from inflight.errors import StartError
+from inflight.mindir.crypto import decrypt, encryption_mode
+from inflight.mindir.model import BFLOAT16, DTYPES, MONAD, MindIR, Node, Opaque, Port, TensorType
 from inflight.proto import mind_ir_reader_pb2 as pb
-from inflight.runtime.mindir_onnx.crypto import decrypt, encryption_mode
-from inflight.runtime.mindir_onnx.model import BFLOAT16, DTYPES, MONAD, MindIR, Node, Opaque, Port, TensorType
 
 _REFERENCE = "REF::"
 _CONSTANT = "Constant"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight.errors import StartError
-from inflight.runtime.mindir_onnx import (  # noqa: F401 - importing a family enters its mappings into the table
+from inflight.mindir import (  # noqa: F401 - importing a family enters its mappings into the table
     ops_activation,
     ops_conv,
     ops_index,
@@ -17,11 +17,11 @@ from inflight.runtime.mindir_onnx import (  # noqa: F401 - importing a family en
     ops_pool,
     ops_reduce,
 )
-from inflight.runtime.mindir_onnx.emitter import Emitter, Shape, Tensor
-from inflight.runtime.mindir_onnx.model import MONAD, ConversionRefused, MindIR, Node, Opaque, TensorType
-from inflight.runtime.mindir_onnx.op import MAPPINGS, Op, Value, find_mapping
-from inflight.runtime.mindir_onnx.ops_create import ALIASES
-from inflight.runtime.mindir_onnx.signature import input_names
+from inflight.mindir.emitter import Emitter, Shape, Tensor
+from inflight.mindir.model import MONAD, ConversionRefused, MindIR, Node, Opaque, TensorType
+from inflight.mindir.op import MAPPINGS, Op, Value, find_mapping
+from inflight.mindir.ops_create import ALIASES
+from inflight.mindir.signature import input_names
 
 _UPDATE = "UpdateState"
 # They only write to the log; serving leaves that out.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from inflight.runtime.mindir_onnx.emitter import Tensor
-from inflight.runtime.mindir_onnx.op import Op, Value, maps
+from inflight.mindir.emitter import Tensor
+from inflight.mindir.op import Op, Value, maps
 
 
 class Window(NamedTuple):

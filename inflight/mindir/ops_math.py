@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from inflight.runtime.mindir_onnx.emitter import Tensor
-from inflight.runtime.mindir_onnx.op import Op, Value, maps
+from inflight.mindir.emitter import Tensor
+from inflight.mindir.op import Op, Value, maps
 
 # ONNX has most arithmetic for int32, int64 and floats only. The exporter's dtype narrows the result again.
 _WIDER = {"bool": "int32", "int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64"}

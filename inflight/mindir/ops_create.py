@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from inflight.runtime.mindir_onnx.emitter import Tensor
-from inflight.runtime.mindir_onnx.model import Opaque
-from inflight.runtime.mindir_onnx.op import Op, Value, maps
-from inflight.runtime.mindir_onnx.ops_shape import shape_of
+from inflight.mindir.emitter import Tensor
+from inflight.mindir.model import Opaque
+from inflight.mindir.op import Op, Value, maps
+from inflight.mindir.ops_shape import shape_of
 
 _MOST = 1 << 24
 """Elements of a constant that the converter makes."""

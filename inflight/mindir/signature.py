@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from inflight.contract import TensorSpec
-from inflight.runtime.base import GraphSpec
-from inflight.runtime.mindir_onnx.model import MindIR, TensorType
+from inflight.contract import GraphSpec, TensorSpec
+from inflight.mindir.model import MindIR, TensorType
 
 _FORWARDING = frozenset({"Depend", "Load", "Return"})
 _TUPLES = frozenset({"MakeTuple", "MakeList"})

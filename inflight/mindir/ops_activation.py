@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from inflight.runtime.mindir_onnx.emitter import Tensor
-from inflight.runtime.mindir_onnx.op import Op, Value, maps
-from inflight.runtime.mindir_onnx.ops_math import floating, widened
+from inflight.mindir.emitter import Tensor
+from inflight.mindir.op import Op, Value, maps
+from inflight.mindir.ops_math import floating, widened
 
 _SELU_ALPHA, _SELU_GAMMA = 1.6732632423543772, 1.0507009873554805
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from inflight.runtime.mindir_onnx.emitter import Tensor
-from inflight.runtime.mindir_onnx.model import Opaque
-from inflight.runtime.mindir_onnx.op import Op, Value, maps
-from inflight.runtime.mindir_onnx.ops_math import floating
+from inflight.mindir.emitter import Tensor
+from inflight.mindir.model import Opaque
+from inflight.mindir.op import Op, Value, maps
+from inflight.mindir.ops_math import floating
 
 
 def swap_last(op: Op, value: Tensor) -> Tensor:

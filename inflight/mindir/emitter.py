@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from inflight.contract import Array
-from inflight.runtime.mindir_onnx.model import ConversionRefused
+from inflight.mindir.model import ConversionRefused
 
 OPSET = 20
 """ONNX 1.15: LayerNormalization, Gelu, reductions and resizes with axes; every ONNX Runtime from 1.18 runs it."""

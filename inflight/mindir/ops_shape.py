@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from inflight.runtime.mindir_onnx.emitter import Tensor, elements
-from inflight.runtime.mindir_onnx.model import TensorType
-from inflight.runtime.mindir_onnx.op import Op, Value, maps
+from inflight.mindir.emitter import Tensor, elements
+from inflight.mindir.model import TensorType
+from inflight.mindir.op import Op, Value, maps
 
 
 def shape_of(op: Op, value: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """MindIR files without MindSpore: read, decrypted, converted to ONNX in memory."""
 
-from inflight.runtime.mindir_onnx.convert import (
+from inflight.mindir.convert import (
     COLLECTIVES,
     ConvertedGraph,
     collectives_in,
     convert,
     supported_primitives,
 )
-from inflight.runtime.mindir_onnx.model import ConversionRefused, MindIR, TensorType
-from inflight.runtime.mindir_onnx.reader import read_mindir
-from inflight.runtime.mindir_onnx.signature import read_signature
+from inflight.mindir.model import ConversionRefused, MindIR, TensorType
+from inflight.mindir.reader import read_mindir
+from inflight.mindir.signature import read_signature
 
 __all__ = [
     "COLLECTIVES",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from inflight.runtime.mindir_onnx.emitter import Tensor
-from inflight.runtime.mindir_onnx.model import Opaque
-from inflight.runtime.mindir_onnx.op import Op, Value, maps
-from inflight.runtime.mindir_onnx.ops_conv import Window, attribute, explicit_pads, same_pads, spatial
+from inflight.mindir.emitter import Tensor
+from inflight.mindir.model import Opaque
+from inflight.mindir.op import Op, Value, maps
+from inflight.mindir.ops_conv import Window, attribute, explicit_pads, same_pads, spatial
 
 
 def _pool(

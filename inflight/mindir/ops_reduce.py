@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from inflight.runtime.mindir_onnx.emitter import Tensor
-from inflight.runtime.mindir_onnx.op import Op, Value, maps
-from inflight.runtime.mindir_onnx.ops_math import floating, widened
+from inflight.mindir.emitter import Tensor
+from inflight.mindir.op import Op, Value, maps
+from inflight.mindir.ops_math import floating, widened
 
 
 def _axes(op: Op, index: int, name: str) -> list[int] | None:
