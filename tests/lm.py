@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from collections.abc import Sequence as Items
 from dataclasses import replace
@@ -86,7 +87,8 @@ def reference_tokens(model: Any, prompt: Items[int], count: int) -> list[int]:
 def job(folder: Path, **changes: Any) -> ShardJob:
     model = {name: changes.pop(name) for name in ModelConfig.__struct_fields__ if name in changes}
     base = ModelConfig(folder, "cpu", "float32", kv_cache_bytes=8 << 20, block_size=4)
-    return replace_struct(ShardJob(replace_struct(base, **model), max_rows=16, max_step_tokens=80), **changes)
+    told = replace_struct(base, **model).completed(os.environ)  # as the entry of a rank does it
+    return replace_struct(ShardJob(told, max_rows=16, max_step_tokens=80), **changes)
 
 
 def replace_struct(struct: Any, **changes: Any) -> Any:

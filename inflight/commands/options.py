@@ -20,9 +20,7 @@ from typing import Any, NoReturn
 
 from inflight import log
 from inflight.commands.files import FileError, dump, load
-from inflight.config import Field, RestConfig
-
-PREFIX = "INFLIGHT_"
+from inflight.config import PREFIX, Field, RestConfig
 
 
 class UsageError(Exception):

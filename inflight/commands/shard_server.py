@@ -135,7 +135,8 @@ def _job(
         max_total_tokens=int(most) if most.isdecimal() else None,
         adapters=tuple(found),
     )
-    return ShardJob.of(config, rank, address if size > 1 else "").on(max(1, processors() // size))
+    job = ShardJob.of(config, rank, address if size > 1 else "").completed(environment)
+    return job.on(max(1, processors() // size))
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from inflight.config.server import (
     TlsConfig,
     processors,
 )
-from inflight.config.setting import Field, Setting, check, fields_of, filled
+from inflight.config.setting import PREFIX, Field, Setting, check, fields_of, filled
 
 __all__ = [
     "CPU_QUOTA",
@@ -52,6 +52,7 @@ __all__ = [
     "KV_CACHE_DTYPES",
     "MAX_RANKS",
     "OFF",
+    "PREFIX",
     "QUANTIZE",
     "SERVABLE_SETTINGS",
     "SERVER_SETTINGS",

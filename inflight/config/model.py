@@ -24,6 +24,7 @@ QUANTIZE = ("none", "int8", "int4", "int4-64", "int4-128")
 KV_CACHE_DTYPES = ("auto", "int8")
 GENERATION_CONFIGS = ("auto", "none")
 """Whether OpenAI's routes take what a request does not say from the model's generation_config.json."""
+CPU_ENGINES = ("auto", "torch")
 POOLINGS = ("last", "mean")
 MAX_RANKS = 64
 
@@ -126,6 +127,8 @@ class ModelConfig(msgspec.Struct, frozen=True):
         adapters: LoRA adapters that requests may name; the first one is number 1.
         allow_pickle, trust_remote_code: read what can run code.
         watermark_gamma, watermark_delta: of `Watermark`.
+        cpu_engine: auto, or torch, which leaves the native CPU engine out; None: not said.
+        cpu_isa: the engine's instruction set, for tests; None: the best one that there is.
     """
 
     model_dir: Path
@@ -181,6 +184,36 @@ class ModelConfig(msgspec.Struct, frozen=True):
         float,
         Setting("What a watermark adds to its logits.", ratio, "NUMBER", tgi="watermark-delta"),
     ] = 2.0
+    cpu_engine: Annotated[
+        str | None,
+        Setting(
+            "What computes a model on CPUs: the native engine where it can (auto), or torch's operators (torch).",
+            one_of(*CPU_ENGINES),
+            "ENGINE",
+            " auto",
+            inherited=True,
+        ),
+    ] = None
+    cpu_isa: Annotated[
+        str | None,
+        Setting("Instruction set of the native engine, for tests.", str, "NAME", ": the best one here", inherited=True),
+    ] = None
+
+    def completed(self, environment: Mapping[str, str]) -> ModelConfig:
+        """The same with what variables say of settings that are left open here: for processes without a command line.
+
+        Raises:
+            ConfigError: a variable has a text that its setting does not accept.
+        """
+        told: dict[str, Any] = {}
+        for field in fields_of(ModelConfig):
+            text = environment.get(field.variable)
+            if text and field.setting.inherited and getattr(self, field.name) is None:
+                try:
+                    told[field.name] = field.setting.parse(text)
+                except ValueError as error:
+                    raise ConfigError(f"{field.variable}: {error}") from None
+        return msgspec.structs.replace(self, **told) if told else self
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -389,6 +422,10 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         """
         told = {each.name: each.told(values[each.key]) for each in SETTINGS if each.key in values}
         return cls.of(where, name, **{**told, **fields})
+
+    def completed(self, environment: Mapping[str, str]) -> GeneratorConfig:
+        """See `ModelConfig.completed`."""
+        return msgspec.structs.replace(self, model=self.model.completed(environment))
 
     async def fetched(self) -> GeneratorConfig:
         """The same with what it names of the hub on this disk. Cancelling ends a fetch.

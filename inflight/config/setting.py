@@ -11,6 +11,9 @@ import msgspec
 
 from inflight.errors import ConfigError
 
+PREFIX = "INFLIGHT_"
+"""What environment variables of settings begin with."""
+
 R = TypeVar("R", bound=msgspec.Struct)
 
 _SCALARS = {int, float, str, bool, int | None, float | None, str | None}
@@ -29,6 +32,7 @@ class Setting:
         flag: its name on a command line, with hyphens; empty: the field's name.
         tgi: its flag in TGI's launcher; empty: the launcher has none.
         opposite: the flag says the opposite of the field.
+        inherited: its variable counts in scripts and in ranks too, which read no command line.
         many: a flag that may be repeated; the field is a tuple, and `parse` reads one item of it.
     """
 
@@ -40,6 +44,7 @@ class Setting:
     tgi: str = ""
     opposite: bool = False
     many: bool = False
+    inherited: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ class Field:
     def key(self) -> str:
         """Its name in a file, and as an argument of a function."""
         return self.flag.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that says it."""
+        return PREFIX + self.key.upper()
 
     @property
     def default(self) -> Any:

@@ -332,6 +332,10 @@ class ShardJob(msgspec.Struct, frozen=True):
         model = msgspec.structs.replace(self.model, threads=self.model.threads or threads)
         return msgspec.structs.replace(self, model=model)
 
+    def completed(self, environment: Mapping[str, str]) -> ShardJob:
+        """See `ModelConfig.completed`."""
+        return msgspec.structs.replace(self, model=self.model.completed(environment))
+
 
 class ShardOffer(msgspec.Struct, frozen=True):
     """What a loaded rank can hold. The engine works with the smallest numbers of all ranks.

@@ -15,14 +15,12 @@ from inflight.kernels.layout import (
     Precision,
     StepArrays,
 )
-from inflight.kernels.library import ENGINE, ISA, instruction_sets, native_reason, top_k
+from inflight.kernels.library import instruction_sets, native_reason, top_k
 from inflight.kernels.program import NativeProgram
 from inflight.kernels.sampling import Row, Sampled, log_softmax_at, sample
 
 __all__ = [
     "BLOCK_TYPES",
-    "ENGINE",
-    "ISA",
     "Activation",
     "Bytes",
     "Cost",

@@ -1,8 +1,7 @@
-"""The native library, where it was built and is wanted."""
+"""The native library, where it was built."""
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -18,25 +17,12 @@ except ImportError as error:
 else:
     _missing = ""
 
-# Only here are these two read: switches for tests and reports of faults, which no configuration holds.
-ISA = "INFLIGHT_CPU_ISA"
-"""Environment variable that names one of `instruction_sets`, for tests."""
-ENGINE = "INFLIGHT_CPU_ENGINE"
-"""Environment variable: `torch` leaves the native engine out."""
-
 
 def native_reason() -> str | None:
     """Why the native engine cannot run here; None where it can."""
-    if os.environ.get(ENGINE, "").lower() == "torch":
-        return f"{ENGINE} is torch"
     if native is None:
         return f"the package was built without a C++ compiler; install it again where there is one ({_missing})"
     return None
-
-
-def wanted_isa() -> str:
-    """What `ISA` names; empty: the best that there is."""
-    return os.environ.get(ISA, "")
 
 
 def instruction_sets() -> list[str]:

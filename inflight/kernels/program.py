@@ -30,7 +30,7 @@ from inflight.kernels.layout import (
     StepArrays,
     StepOutput,
 )
-from inflight.kernels.library import native, native_reason, wanted_isa
+from inflight.kernels.library import native, native_reason
 from inflight.tensors import BFLOAT16, Blocks, Floats, Quantised, Weight, widened
 
 _SOURCES = {np.dtype(np.float32): 0, BFLOAT16: 1, np.dtype(np.float16): 2}
@@ -99,7 +99,7 @@ class NativeProgram:
 
     Args:
         threads: that work on it.
-        isa: one of `instruction_sets`; None: INFLIGHT_CPU_ISA, else the best.
+        isa: one of `instruction_sets`; None: the best.
 
     Attributes:
         isa: the one in use.
@@ -109,7 +109,7 @@ class NativeProgram:
     def __init__(self, threads: int, isa: str | None = None) -> None:
         if native is None:
             raise RuntimeError(native_reason())
-        self._program: Any = native.Program(threads, isa if isa is not None else wanted_isa())
+        self._program: Any = native.Program(threads, isa or "")
         self._widths: list[int] = []
         self._products: list[Packed] = []
         self._layers: list[Layer] = []

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inflight.contract import Array, Sampling, Watermark
-from inflight.kernels.library import native, wanted_isa
+from inflight.kernels.library import native
 
 WATERMARK_KEY = 15485863
 """TGI's."""
@@ -54,6 +54,7 @@ def sample(
     threads: int,
     best: Array | None = None,
     watermark: Watermark = Watermark(),
+    isa: str | None = None,
 ) -> Sampled:
     """Chooses the next token of every row.
 
@@ -63,6 +64,7 @@ def sample(
         threads: that share the rows.
         best: int64 [S], the first of the largest logits, where the model has found it already; -1 of a row whose logits
             are not all numbers.
+        isa: one of `instruction_sets`; None: the best.
     """
     assert logits.dtype == np.float32, "logits are float32"
     assert logits.shape[0] == len(rows), "a row of logits for each row"
@@ -77,7 +79,7 @@ def sample(
         for place, each in enumerate(rows)
         if best is None or each.mask is not None or not each.sampling.greedy
     ]
-    found, unsound = _sampler(threads).sample(
+    found, unsound = _sampler(max(1, threads), isa or "").sample(
         logits.ctypes.data, logits.strides[0] // 4, logits.shape[1], work, tokens.ctypes.data, logprobs.ctypes.data
     )
     for place, pairs in found:
@@ -88,30 +90,27 @@ def sample(
     return Sampled(tokens, logprobs if asked else None, top, unsound)
 
 
-def log_softmax_at(logits: Array, tokens: Array, threads: int = 1) -> Array:
+def log_softmax_at(logits: Array, tokens: Array, threads: int = 1, isa: str | None = None) -> Array:
     """Log-probabilities float32 [n] of one token of each row; NaN where a row's are not defined.
 
     Args:
         logits: float32 [n, V], each row contiguous.
         tokens: [n].
+        isa: as for `sample`.
     """
     assert logits.dtype == np.float32, "logits are float32"
     assert len(tokens) == logits.shape[0], "a token for each row"
     assert logits.strides[1] == 4, "the logits of a row lie together"
     chosen = np.ascontiguousarray(tokens, np.int64)
     values: Array = np.empty(len(chosen), np.float32)
-    _sampler(threads).log_softmax_at(
+    _sampler(max(1, threads), isa or "").log_softmax_at(
         logits.ctypes.data, len(chosen), logits.strides[0] // 4, logits.shape[1], chosen.ctypes.data, values.ctypes.data
     )
     return values
 
 
-def _sampler(threads: int) -> Any:
-    return _sampler_of(max(1, threads), wanted_isa())
-
-
 @lru_cache(maxsize=8)
-def _sampler_of(threads: int, isa: str) -> Any:
+def _sampler(threads: int, isa: str) -> Any:
     return native.Sampler(threads, isa)
 
 

@@ -12,7 +12,7 @@ from inflight.checkpoint import ModelFolder, Weights, open_model
 from inflight.config import KV_CACHE_DTYPES, QUANTIZE, ModelConfig
 from inflight.device import Device, Ranks
 from inflight.errors import StartError
-from inflight.kernels import ENGINE, native_reason
+from inflight.kernels import native_reason
 from inflight.models.base import CausalLM
 from inflight.models.config import DecoderConfig, decoder_config
 from inflight.models.decoder_tensors import Layout, located
@@ -71,6 +71,8 @@ def engine_reason(config: DecoderConfig, settings: ModelConfig, size: int, devic
     """Why a decoder cannot run on the CPU engine; None where it can."""
     if device_type != "cpu":
         return f"the model runs on {device_type}"
+    if settings.cpu_engine == "torch":
+        return "the setting cpu_engine is torch"
     if size != 1:
         return "several ranks run on torch's operators"
     if settings.adapters:
@@ -146,7 +148,7 @@ def _load_engine(
         try:
             engine = NativeDecoder(described, parts, settings, dtype)
         except ValueError as error:
-            raise StartError(f"the CPU engine cannot run this model: {error}; start with {ENGINE}=torch") from error
+            raise StartError(f"the CPU engine cannot run this model: {error}; start with --cpu-engine torch") from error
         _say_unused(weights, described)
     return engine
 

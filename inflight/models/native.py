@@ -15,7 +15,6 @@ from inflight.checkpoint import make_rope
 from inflight.config import ModelConfig, processors
 from inflight.errors import StartError
 from inflight.kernels import (
-    ISA,
     Activation,
     Cost,
     DecodeArrays,
@@ -92,9 +91,9 @@ class NativeDecoder(CausalLM):
         self._rows: DecodeRows | None = None
         self._arrays: DecodeArrays | None = None
         try:
-            self._program = NativeProgram(self.threads)
+            self._program = NativeProgram(self.threads, settings.cpu_isa)
         except ValueError as error:
-            raise StartError(f"{ISA}: {error}") from error
+            raise StartError(f"the setting cpu_isa: {error}") from error
         self._build(parts, RECIPES[settings.quantize])
         parts.finish(self._program)
         self.weight_bytes = self._program.bytes

@@ -183,14 +183,14 @@ def _mindspore() -> Any:
     library = next((path for folder in folders if (path := Path(folder) / "lib" / "libdnnl.so.3").exists()), None)
     if library is None:
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
-    before = {name: os.environ.get(name) for name in _INHERITED}
+    before = {**os.environ}
     module = import_module("mindspore")
-    for name, value in before.items():
+    for name in _INHERITED:
         # The import changes them for itself; processes started later shall not inherit that.
-        if value is None:
-            os.environ.pop(name, None)
+        if name in before:
+            os.environ[name] = before[name]
         else:
-            os.environ[name] = value
+            os.environ.pop(name, None)
     if library is not None:
         _cap_instructions(library)
     return module

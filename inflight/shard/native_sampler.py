@@ -20,11 +20,13 @@ class NativeSampler(Sampler):
 
     Args:
         threads: that share them.
+        isa: one of `instruction_sets`; None: the best.
     """
 
-    def __init__(self, threads: int, watermark: Watermark = Watermark()) -> None:
+    def __init__(self, threads: int, watermark: Watermark = Watermark(), isa: str | None = None) -> None:
         self._threads = threads
         self._watermark = watermark
+        self._isa = isa
 
     def sample(
         self,
@@ -42,10 +44,10 @@ class NativeSampler(Sampler):
                 continue
             known = state(place)
             rows.append(Row(each, known.tokens, known.num_prompt, mask))
-        return sample(logits, rows, self._threads, best, self._watermark)
+        return sample(logits, rows, self._threads, best, self._watermark, self._isa)
 
     def prompt_logprobs(self, logits: Rows, following: Array) -> list[float]:
-        values: list[float] = log_softmax_at(logits, following, self._threads).tolist()
+        values: list[float] = log_softmax_at(logits, following, self._threads, self._isa).tolist()
         return values
 
     def on_host(self, rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from inflight.checkpoint import ModelFolder, SentenceModel, open_model
-from inflight.config import processors
+from inflight.config import ModelConfig, processors
 from inflight.contract import Array, ShardJob, ShardOffer, StepPlan, StepResult, Watermark
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
@@ -53,7 +53,7 @@ class ModelRunner:
         self._device = device
         self._model = model = load_model(job.model, ranks, device, progress, folder)
         watermark = Watermark(job.model.watermark_gamma, job.model.watermark_delta)
-        self._sampler = _sampler_of(model, job.model.threads or processors(), watermark)
+        self._sampler = _sampler_of(model, job.model, watermark)
         _trim()
         longest = min(job.max_model_len or model.max_positions, model.max_positions)
         most = longest * job.max_rows
@@ -281,16 +281,12 @@ def _dummy(lengths: list[int], block_size: int) -> ForwardBatch:
     )
 
 
-def _sampler_of(model: CausalLM, threads: int, watermark: Watermark) -> Sampler:
-    """What fits its logits.
-
-    Args:
-        threads: of the native sampler.
-    """
+def _sampler_of(model: CausalLM, settings: ModelConfig, watermark: Watermark) -> Sampler:
+    """What fits its logits."""
     if model.on_torch:
         from inflight.shard.torch_sampler import TorchSampler
 
         return TorchSampler(watermark)
     from inflight.shard.native_sampler import NativeSampler
 
-    return NativeSampler(threads, watermark)
+    return NativeSampler(settings.threads or processors(), watermark, settings.cpu_isa)

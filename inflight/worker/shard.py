@@ -103,6 +103,7 @@ def _load(channel: WorkerChannel, job: ShardJob) -> Runner:
     from inflight.device import connect_ranks, open_device
     from inflight.shard import load_runner
 
+    job = job.completed(os.environ)
     device = open_device(job.model.device_type, job.device_id)
     if job.model.threads:
         device.set_threads(job.model.threads)

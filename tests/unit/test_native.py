@@ -24,8 +24,6 @@ from inflight.contract import Sampling
 from inflight.device import Alone, open_device
 from inflight.errors import StartError
 from inflight.kernels import (
-    ENGINE,
-    ISA,
     DecodeArrays,
     Format,
     KvType,
@@ -44,6 +42,7 @@ from inflight.tensors import Quantised, quantise
 from tests.lm import Driver, job, make_runner, save_tiny
 from tests.unit.http_fakes import until
 
+ENGINE, ISA = "INFLIGHT_CPU_ENGINE", "INFLIGHT_CPU_ISA"
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [

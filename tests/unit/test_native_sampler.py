@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from inflight.contract import Sampling, Watermark  # noqa: E402
-from inflight.kernels import ISA, Row, Sampled, instruction_sets, log_softmax_at, sample  # noqa: E402
-from inflight.shard import sampler as reference  # noqa: E402
+from inflight.kernels import Row, Sampled, instruction_sets, log_softmax_at, sample  # noqa: E402
+from inflight.shard import torch_sampler as reference  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="built without a compiler")
 
@@ -131,18 +131,16 @@ def test_rows_do_not_see_each_other(rows: list[Sampling], seed: int, kind: str, 
     size = 333
     logits = draw_logits(len(rows), size, seed, kind)
     given = [row_of(each, size, seed + place, bool(place % 2)) for place, each in enumerate(rows)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ISA, isa)
-        crowds = [sample(logits.copy(), given, threads) for threads in (1, 2, 3)]
-        for place, row in enumerate(given):
-            alone = sample(logits[place : place + 1].copy(), [row], 1)
-            for crowd in crowds:
-                assert alone.tokens[0] == crowd.tokens[place]
-                assert alone.top[0] == crowd.top[place]
-                if row.sampling.logprobs:
-                    assert alone.logprobs is not None
-                    assert crowd.logprobs is not None
-                    np.testing.assert_array_equal(alone.logprobs[0], crowd.logprobs[place])
+    crowds = [sample(logits.copy(), given, threads, isa=isa) for threads in (1, 2, 3)]
+    for place, row in enumerate(given):
+        alone = sample(logits[place : place + 1].copy(), [row], 1, isa=isa)
+        for crowd in crowds:
+            assert alone.tokens[0] == crowd.tokens[place]
+            assert alone.top[0] == crowd.top[place]
+            if row.sampling.logprobs:
+                assert alone.logprobs is not None
+                assert crowd.logprobs is not None
+                np.testing.assert_array_equal(alone.logprobs[0], crowd.logprobs[place])
 
 
 LARGE = (
@@ -155,15 +153,14 @@ LARGE = (
 
 
 @pytest.mark.parametrize("kind", ["any", "ties", "peaked", "equal"])
-def test_large_vocabularies(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_vocabularies(kind: str) -> None:
     size = 70_001
     logits = draw_logits(1, size, 3, kind)
     for sampling in LARGE:
         row = row_of(sampling, size, 1)
         wanted = wanted_of(logits, [row])
         for isa in instruction_sets():
-            monkeypatch.setenv(ISA, isa)
-            tries = (sample(logits.copy(), [row._replace(sampling=each)], 2) for each in shifted(sampling))
+            tries = (sample(logits.copy(), [row._replace(sampling=each)], 2, isa=isa) for each in shifted(sampling))
             assert any(same(found, wanted) for found in tries), (sampling, isa)
 
 
@@ -179,13 +176,12 @@ def test_green_lists_are_those_of_torch(size: int) -> None:
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-def test_draws_follow_the_distribution(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ISA, isa)
+def test_draws_follow_the_distribution(isa: str) -> None:
     logits = np.array([[2.0, 1.0, 0.0, -1.0, -np.inf]], np.float32)
     chances = torch.softmax(torch.from_numpy(logits[0]), -1).numpy()
     tokens = np.array([1, 2], np.int32)
     rows = [Row(Sampling(do_sample=True, seed=seed), tokens, 1) for seed in range(6000)]
-    counts = np.bincount(sample(np.repeat(logits, 6000, 0), rows, 2).tokens, minlength=5)
+    counts = np.bincount(sample(np.repeat(logits, 6000, 0), rows, 2, isa=isa).tokens, minlength=5)
     assert counts[4] == 0
     np.testing.assert_allclose(counts / 6000, chances, atol=0.025)
 
@@ -226,10 +222,10 @@ def test_the_best_that_the_model_found_is_taken() -> None:
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-def test_log_probabilities_of_tokens(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ISA, isa)
+def test_log_probabilities_of_tokens(isa: str) -> None:
     logits, tokens = draw_logits(5, 1003, 4), np.array([0, 1002, 7, 500, 16])
     wanted = torch.log_softmax(torch.from_numpy(logits).double(), -1)[torch.arange(5), torch.from_numpy(tokens)]
-    found = log_softmax_at(logits, tokens, 2)
+    found = log_softmax_at(logits, tokens, 2, isa)
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-6)
-    assert (found == np.concatenate([log_softmax_at(logits[i : i + 1], tokens[i : i + 1]) for i in range(5)])).all()
+    alone = [log_softmax_at(logits[i : i + 1], tokens[i : i + 1], 1, isa) for i in range(5)]
+    assert (found == np.concatenate(alone)).all()

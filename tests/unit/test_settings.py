@@ -253,36 +253,62 @@ READERS = {
     "commands/shard_server.py": "TGI's variables of a rank",
     "dropin/log.py": "the log's variables, for a script",
     "server.py": "INFLIGHT_RUNTIMES, for a script",
+    "llm/llm.py": "INFLIGHT_CPU_*, for a script",
     "worker/process.py": "the log's variables, in a worker",
-    "worker/shard.py": "the log's variables, in a rank",
+    "worker/shard.py": "the log's variables and INFLIGHT_CPU_*, in a rank",
     "hub/__main__.py": "the hub's token, in the process that fetches",
-    # What processes that are started inherit.
-    "early.py": "a worker's environment",
-    # Switches of libraries, which read them for themselves; they are set before the import.
-    "startup/telemetry.py": "nothing is reported",
-    "text/tokenizer.py": "tokenizers' threads",
-    "runtime/mindspore.py": "MindSpore's import",
-    # Switches for tests, of one library.
-    "kernels/library.py": "INFLIGHT_CPU_ISA, INFLIGHT_CPU_ENGINE",
 }
 
 
 def reads_the_environment(file: Path) -> bool:
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv", "unsetenv"):
-            return True
-        names = (
-            {each.name for each in node.names} if isinstance(node, ast.ImportFrom) and node.module == "os" else set()
-        )
-        if names & {"environ", "environb", "getenv", "putenv"}:
-            return True
-    return False
+    """Whether a module looks at variables.
+
+    To set a library's own switch before the library is imported (`setdefault`, an assignment, `pop` whose value is
+    dropped) and to hand all of them on to a process (`{**os.environ}`) is not to look at them.
+    """
+    tree = ast.parse(file.read_text())
+    allowed: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            call = node.value.func
+            if isinstance(call, ast.Attribute) and call.attr in ("setdefault", "pop"):
+                allowed.append(call.value)
+        elif isinstance(node, ast.Assign):
+            allowed += [each.value for each in node.targets if isinstance(each, ast.Subscript)]
+        elif isinstance(node, ast.Dict):
+            allowed += [value for key, value in zip(node.keys, node.values) if key is None]
+    names = ("environ", "environb", "getenv", "getenvb")
+    return any(
+        (isinstance(node, ast.Attribute) and node.attr in names and node not in allowed)
+        or (isinstance(node, ast.ImportFrom) and node.module == "os" and {each.name for each in node.names} & {*names})
+        for node in ast.walk(tree)
+    )
 
 
 def test_nothing_but_entries_reads_the_environment() -> None:
     package = Path(inflight.__file__).parent
     found = {str(file.relative_to(package)) for file in package.rglob("*.py") if reads_the_environment(file)}
     assert found == set(READERS)
+
+
+def test_switches_of_the_cpu_engine_come_as_settings(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").touch()
+    variables = {"INFLIGHT_CPU_ENGINE": "torch", "INFLIGHT_CPU_ISA": "avx2"}
+
+    def told(given: dict[str, Any]) -> tuple[str | None, str | None]:
+        (config,) = serve.build_plan(resolve(serve.COMMAND, {"paths": [str(tmp_path)], **given}, variables)).generators
+        model = over_the_wire(LoadShard(ShardJob.of(config))).job.completed(variables).model  # as a rank has it
+        return model.cpu_engine, model.cpu_isa
+
+    assert told({}) == ("torch", "avx2")
+    assert told({"cpu_engine": "auto", "cpu_isa": "scalar"}) == ("auto", "scalar")  # a flag goes first
+    given = shard_server.parser().parse_args(["serve", "m"])
+    assert shard_server._job(given, tmp_path, variables, []).model.cpu_engine == "torch"
+    assert GeneratorConfig.of(tmp_path).completed(variables).model.cpu_isa == "avx2"
+    assert GeneratorConfig.of(tmp_path).completed({"INFLIGHT_THREADS": "3"}).model.threads == 0
+    with pytest.raises(ConfigError, match="INFLIGHT_CPU_ENGINE: 'fast' is not known; write one of: auto, torch"):
+        GeneratorConfig.of(tmp_path).completed({"INFLIGHT_CPU_ENGINE": "fast"})
 
 
 def test_what_the_environment_says_to_a_launcher(tmp_path: Path) -> None:
