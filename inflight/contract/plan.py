@@ -193,10 +193,10 @@ class Watermark(NamedTuple):
     delta: float = 2.0
 
 
-class Admission(msgspec.Struct, array_like=True, frozen=True):
+class AdmittedRow(msgspec.Struct, array_like=True, frozen=True):
     """Tokens to compute for one row in this step.
 
-    The first admission of an id carries everything, the later chunks of the same row only `id`, `chunk` and `blocks`.
+    The first record of an id carries everything, those of later chunks of the row only `id`, `chunk` and `blocks`.
 
     Attributes:
         id: names the row in every plan until it is filtered.
@@ -238,7 +238,7 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
 
     step: int
     filter: list[int] = []
-    prefill: list[Admission] = []
+    prefill: list[AdmittedRow] = []
     grants: list[tuple[int, int]] = []
     hold: list[int] = []
     masks: list[tuple[int, bytes]] = []

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from inflight.config import Policy
-from inflight.contract import Admission, ShardOffer, StepPlan, StepResult
+from inflight.contract import AdmittedRow, ShardOffer, StepPlan, StepResult
 from inflight.errors import InvalidRequest
 from inflight.sched.blocks import BlockPool
 from inflight.sched.sequence import CRASHED, KILLED, PROOF, Sequence
@@ -72,7 +72,7 @@ class _Draft:
     budget: int
     prefill_budget: int
     filter: list[int] = field(default_factory=list)
-    prefill: list[Admission] = field(default_factory=list)
+    prefill: list[AdmittedRow] = field(default_factory=list)
     grants: list[tuple[int, int]] = field(default_factory=list)
     hold: list[int] = field(default_factory=list)
     masks: list[tuple[int, bytes]] = field(default_factory=list)
@@ -446,7 +446,7 @@ class Scheduler:
         blocks = self.pool.take(max(0, missing)) or []
         start = row.planned
         draft.prefill.append(
-            Admission(
+            AdmittedRow(
                 row.id,
                 chunk,
                 row.blocks + blocks if first else blocks,

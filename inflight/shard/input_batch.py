@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from inflight.contract import Admission, Array, Sampling, StepPlan
+from inflight.contract import AdmittedRow, Array, Sampling, StepPlan
 from inflight.models import DecodeRows, ForwardBatch
 
 WIDTH = 64
@@ -96,7 +96,7 @@ class InputBatch:
             chunks[row] = admission.chunk
         return chunks
 
-    def concatenate(self, admission: Admission) -> None:
+    def concatenate(self, admission: AdmittedRow) -> None:
         """A request joins: it becomes the last row."""
         assert admission.token_ids is not None
         assert admission.sampling is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inflight.contract import Admission, Sampling, StepPlan, unknown_token
+from inflight.contract import AdmittedRow, Sampling, StepPlan, unknown_token
 
 
 def sound_plan(plan: StepPlan, vocab_size: int) -> tuple[StepPlan, dict[int, str]]:
@@ -16,7 +16,7 @@ def sound_plan(plan: StepPlan, vocab_size: int) -> tuple[StepPlan, dict[int, str
         vocab_size: rows of the embedding and columns of the logits.
     """
     failed: dict[int, str] = {}
-    prefill: list[Admission] = []
+    prefill: list[AdmittedRow] = []
     for admission in plan.prefill:
         text = None if admission.token_ids is None else _fault(admission, vocab_size)
         if text is not None:
@@ -28,7 +28,7 @@ def sound_plan(plan: StepPlan, vocab_size: int) -> tuple[StepPlan, dict[int, str
     return plan, failed
 
 
-def _fault(admission: Admission, vocab_size: int) -> str | None:
+def _fault(admission: AdmittedRow, vocab_size: int) -> str | None:
     assert admission.token_ids is not None
     assert admission.sampling is not None
     token = unknown_token(admission.token_ids, vocab_size)
@@ -37,12 +37,12 @@ def _fault(admission: Admission, vocab_size: int) -> str | None:
     return admission.sampling.fault(vocab_size)
 
 
-def _repaired(admission: Admission, vocab_size: int) -> Admission:
+def _repaired(admission: AdmittedRow, vocab_size: int) -> AdmittedRow:
     known = [token if 0 <= token < vocab_size else 0 for token in admission.token_ids or ()]
     sampling = admission.sampling
     if sampling is None or sampling.fault(vocab_size) is not None:
         sampling = Sampling()
-    return Admission(
+    return AdmittedRow(
         admission.id,
         admission.chunk,
         admission.blocks,

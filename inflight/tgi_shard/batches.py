@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inflight.contract import UNSOUND, Admission, FinishReason, Grammar, Sampling, StepPlan, StepResult
+from inflight.contract import UNSOUND, AdmittedRow, FinishReason, Grammar, Sampling, StepPlan, StepResult
 from inflight.errors import InvalidRequest, ModelError, NotFound
 from inflight.shard import ModelRunner
 from inflight.text import GrammarCompiler, Matcher, TextTail, Tokenizer
@@ -126,7 +126,7 @@ class Batches:
             self._check(one)
         rows = [self._row(one) for one in asked]
         admissions = [
-            Admission(
+            AdmittedRow(
                 row.key,
                 len(row.asked.tokens) - row.asked.cached,
                 row.asked.blocks,
@@ -211,14 +211,14 @@ class Batches:
         """The next token makes it longer than the length beyond which all of its keys are others."""
         return 0 < self._runner.offer.switch == len(row.asked.tokens) + row.generated - 1
 
-    def _anew(self, row: Row) -> Admission:
+    def _anew(self, row: Row) -> AdmittedRow:
         """The same row in the same blocks, with nothing computed."""
         asked, tokens = row.asked, self._runner.known_tokens(row.key)
-        return Admission(
+        return AdmittedRow(
             row.key, len(tokens), asked.blocks, tokens, len(asked.tokens), 0, asked.sampling, asked.adapter
         )
 
-    def _run(self, id: int, rows: list[Row], admissions: list[Admission]) -> Outcome:
+    def _run(self, id: int, rows: list[Row], admissions: list[AdmittedRow]) -> Outcome:
         began = time.perf_counter()
         own = [row.key for row in rows]
         hold = [row.key for batch in self._batches.values() for row in batch]

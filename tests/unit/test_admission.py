@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from inflight.config import GeneratorConfig
-from inflight.contract import Admission, Finish, GenerationRequest, Grammar, Sampling, StepPlan, ToolFormat
+from inflight.contract import AdmittedRow, Finish, GenerationRequest, Grammar, Sampling, StepPlan, ToolFormat
 from inflight.engine import Engine
 from inflight.errors import InflightError, InvalidRequest, ModelError
 from inflight.llm import LLM
@@ -139,10 +139,10 @@ def test_a_row_that_is_wrong_fails_alone(folder: Path, engine: str, monkeypatch:
     plan = StepPlan(
         runner._step,
         prefill=[
-            Admission(1, 11, [0, 1, 2], [*shared, 2048], 11, 0, Sampling()),
-            Admission(2, 3, [0, 1, 3], [*shared, 9], 11, 8, Sampling()),
-            Admission(3, 2, [4], [5, 6], 2, 0, Sampling(do_sample=True, logit_bias=((5000, 1.0),))),
-            Admission(4, 2, [5], [5, -7], 2, 0, Sampling(top_k=-3)),
+            AdmittedRow(1, 11, [0, 1, 2], [*shared, 2048], 11, 0, Sampling()),
+            AdmittedRow(2, 3, [0, 1, 3], [*shared, 9], 11, 8, Sampling()),
+            AdmittedRow(3, 2, [4], [5, 6], 2, 0, Sampling(do_sample=True, logit_bias=((5000, 1.0),))),
+            AdmittedRow(4, 2, [5], [5, -7], 2, 0, Sampling(top_k=-3)),
         ],
     )
     result = runner.run(plan)
