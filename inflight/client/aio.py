@@ -9,42 +9,19 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from inflight.client.convert import Instance, Result, build_request, read_reply, transport_error
+from inflight.client.base import MethodClient
+from inflight.client.convert import Instance, Result, read_reply, transport_error
 from inflight.client.ms_service import MSServiceStub
-from inflight.client.options import CHANNEL_OPTIONS, SSLConfig, channel_credentials, check_target
-from inflight.errors import InvalidRequest
+from inflight.client.options import CHANNEL_OPTIONS
 
 
-class AsyncClient:
-    """Calls one method of a servable over gRPC from one event loop.
+class AsyncClient(MethodClient):
+    """Calls one method of a servable over gRPC from one event loop. Arguments and errors: see `MethodClient`."""
 
-    Args:
-        address, servable_name, method_name, version_number, ssl_config, timeout: as for `Client`.
-
-    Raises:
-        ConfigError: (a RuntimeError) an argument is wrong.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        servable_name: str,
-        method_name: str,
-        version_number: int = 0,
-        ssl_config: SSLConfig | None = None,
-        *,
-        timeout: float | None = None,
-    ) -> None:
-        check_target(address, servable_name, method_name, version_number)
-        self._credentials = channel_credentials(ssl_config)
-        self.address = address
-        self.servable_name = servable_name
-        self.method_name = method_name
-        self.version_number = version_number
-        self.timeout = timeout
+    def _open(self, credentials: Any) -> None:
+        self._credentials = credentials
         self._channel: Any = None
         self._predict: Any = None
-        self._closed = False
 
     async def infer(
         self, instances: Instance | list[Instance] | tuple[Instance, ...], *, timeout: float | None = None
@@ -67,8 +44,8 @@ class AsyncClient:
         Raises:
             InvalidRequest: an instance or a value that cannot be sent.
         """
-        request = build_request(self.servable_name, self.method_name, self.version_number, instances)
-        seconds = self.timeout if timeout is None else timeout
+        request = self._request(instances)
+        seconds = self._seconds(timeout)
 
         async def send() -> Result:
             predict = self._connected()
@@ -96,8 +73,7 @@ class AsyncClient:
 
     def _connected(self) -> Any:
         """The bound method; the channel is opened at the first call, because it belongs to the running loop."""
-        if self._closed:
-            raise InvalidRequest("This client is closed; create a new AsyncClient to send requests")
+        self._check_open()
         if self._predict is None:
             if self._credentials is None:
                 self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)

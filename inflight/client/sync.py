@@ -7,10 +7,10 @@ from typing import Any
 
 import grpc
 
-from inflight.client.convert import Instance, Result, build_request, read_reply, transport_error
+from inflight.client.base import MethodClient
+from inflight.client.convert import Instance, Result, read_reply, transport_error
 from inflight.client.ms_service import MSServiceStub
-from inflight.client.options import CHANNEL_OPTIONS, SSLConfig, channel_credentials, check_target
-from inflight.errors import InvalidRequest
+from inflight.client.options import CHANNEL_OPTIONS
 
 
 class ClientGrpcAsyncResult:
@@ -39,44 +39,15 @@ class ClientGrpcAsyncError:
         return self.result_error
 
 
-class Client:
-    """Calls one method of a servable over gRPC. May be shared by threads.
+class Client(MethodClient):
+    """Calls one method of a servable over gRPC. May be shared by threads. Arguments and errors: see `MethodClient`."""
 
-    Args:
-        address: `host:port` or `unix:path` of the server's gRPC door.
-        servable_name, method_name: what to call.
-        version_number: of the servable; 0 is the newest one that runs.
-        ssl_config: certificates, for a server that speaks TLS.
-        timeout: seconds that a call may take where the call itself does not say; None waits without limit.
-
-    Raises:
-        ConfigError: (a RuntimeError) an argument is wrong.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        servable_name: str,
-        method_name: str,
-        version_number: int = 0,
-        ssl_config: SSLConfig | None = None,
-        *,
-        timeout: float | None = None,
-    ) -> None:
-        check_target(address, servable_name, method_name, version_number)
-        credentials = channel_credentials(ssl_config)
-        self.address = address
-        self.servable_name = servable_name
-        self.method_name = method_name
-        self.version_number = version_number
-        self.ssl_config = ssl_config
-        self.timeout = timeout
+    def _open(self, credentials: Any) -> None:
         if credentials is None:
-            self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+            self.channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
         else:
-            self.channel = grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+            self.channel = grpc.secure_channel(self.address, credentials, options=CHANNEL_OPTIONS)
         self.stub = MSServiceStub(self.channel)
-        self._closed = False
 
     def infer(
         self, instances: Instance | list[Instance] | tuple[Instance, ...], *, timeout: float | None = None
@@ -96,9 +67,10 @@ class Client:
         Raises:
             InvalidRequest: (a RuntimeError) an instance or a value that cannot be sent, or a closed client.
         """
+        self._check_open()
         request = self._request(instances)
         try:
-            return read_reply(self.stub.Predict(request, timeout=self._timeout(timeout)))
+            return read_reply(self.stub.Predict(request, timeout=self._seconds(timeout)))
         except grpc.RpcError as error:
             return _printed(error)
 
@@ -110,9 +82,10 @@ class Client:
         Raises:
             InvalidRequest: as `infer`.
         """
+        self._check_open()
         request = self._request(instances)
         try:
-            return ClientGrpcAsyncResult(self.stub.Predict.future(request, timeout=self._timeout(timeout)))
+            return ClientGrpcAsyncResult(self.stub.Predict.future(request, timeout=self._seconds(timeout)))
         except grpc.RpcError as error:
             return ClientGrpcAsyncError(_printed(error))
 
@@ -128,14 +101,6 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _request(self, instances: object) -> Any:
-        if self._closed:
-            raise InvalidRequest("This client is closed; create a new Client to send requests")
-        return build_request(self.servable_name, self.method_name, self.version_number, instances)
-
-    def _timeout(self, timeout: float | None) -> float | None:
-        return self.timeout if timeout is None else timeout
 
 
 def _printed(error: Any) -> dict[str, Any]:

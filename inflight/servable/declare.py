@@ -137,28 +137,24 @@ def declare_generator(
     if any(model.generator is not None for model in registry.models.values()):
         raise RegistrationError("a servable has one language model; declare the other one in a servable of its own")
     where = _model_source(model_dir, registry.directory, revision)
-    found = [
-        AdapterConfig.of(check_str("lora_adapters", name), path, registry.directory)
-        for name, path in (lora_adapters or {}).items()
-    ]
+    adapters = _adapters(lora_adapters or {}, registry.directory)
     key = where.name
-    registry.models[key] = ModelSpec(
-        key=key,
-        files=(),
-        format="generator",
-        with_batch_dim=False,
-        generator=GeneratorConfig.asked(
-            where, key, settings, model_id=_known(where), max_batch_size=max_batch_size, adapters=tuple(found)
-        ),
+    generator = GeneratorConfig.asked(
+        where, key, settings, model_id=_public_name(where), max_batch_size=max_batch_size, adapters=adapters
     )
+    registry.models[key] = ModelSpec(key, files=(), format="generator", with_batch_dim=False, generator=generator)
     return Model(key)
 
 
 GGUF = ".gguf"
 
 
-def _known(where: Path | HubModel) -> str | None:
-    """What clients call a model of the hub; None: the folder."""
+def _adapters(folders: Mapping[str, str | Path], directory: Path) -> tuple[AdapterConfig, ...]:
+    return tuple(AdapterConfig.of(check_str("lora_adapters", name), path, directory) for name, path in folders.items())
+
+
+def _public_name(where: Path | HubModel) -> str | None:
+    """The name that clients use for a model of the hub; None: the folder's name is used."""
     return str(where).removeprefix("hf.co/") if isinstance(where, HubModel) else None
 
 

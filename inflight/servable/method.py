@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from inflight.errors import RegistrationError
@@ -64,11 +64,7 @@ def register_method(
         name, inputs = _check_signature(function)
         trace = MethodTrace(name, targets=helper_targets(function))
         returns = _trace(registry, trace, function, len(inputs))
-        if len(returns) != len(outputs):
-            raise RegistrationError(
-                f"Method return output size {len(returns)} not match registered {len(outputs)}, "
-                f"method '{name}' has the output_names {', '.join(outputs)}"
-            )
+        _check_returns(name, returns, outputs)
         # The last of all checks, as in MindSpore Serving: what is wrong with the second one is told first.
         if name in registry.methods:
             raise RegistrationError(f"Method {name} has been registered more than once.")
@@ -96,6 +92,14 @@ def _check_signature(function: object) -> tuple[str, tuple[str, ...]]:
         if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             raise RegistrationError(f"'{name}' input {key} cannot be {parameter.kind.name} !")
     return name, tuple(parameters)
+
+
+def _check_returns(name: str, returns: Sequence[Ref], outputs: Sequence[str]) -> None:
+    if len(returns) != len(outputs):
+        raise RegistrationError(
+            f"Method return output size {len(returns)} not match registered {len(outputs)}, "
+            f"method '{name}' has the output_names {', '.join(outputs)}"
+        )
 
 
 def _trace(registry: Registry, trace: MethodTrace, function: Callable[..., Any], inputs_count: int) -> tuple[Ref, ...]:

@@ -1,44 +1,9 @@
 """MindSpore Serving's registration functions: what a servable_config.py imports."""
 
-from inflight.servable import (
-    AclOptions,
-    AscendDeviceInfo,
-    Context,
-    CPUDeviceInfo,
-    GPUDeviceInfo,
-    GpuOptions,
-    Model,
-    add_stage,
-    call_postprocess,
-    call_postprocess_pipeline,
-    call_preprocess,
-    call_preprocess_pipeline,
-    call_servable,
-    declare_model,
-    declare_servable,
-)
 from mindspore_serving.server.register import method, model, stage_function, utils
-from mindspore_serving.server.register.method import register_method
+from mindspore_serving.server.register.method import *  # noqa: F403
+from mindspore_serving.server.register.model import *  # noqa: F403
 
-__all__ = [
-    "AclOptions",
-    "AscendDeviceInfo",
-    "CPUDeviceInfo",
-    "Context",
-    "GPUDeviceInfo",
-    "GpuOptions",
-    "Model",
-    "add_stage",
-    "call_postprocess",
-    "call_postprocess_pipeline",
-    "call_preprocess",
-    "call_preprocess_pipeline",
-    "call_servable",
-    "declare_model",
-    "declare_servable",
-    "method",
-    "model",
-    "register_method",
-    "stage_function",
-    "utils",
-]
+__all__ = ["method", "model", "stage_function", "utils"]
+__all__ += method.__all__
+__all__ += model.__all__
