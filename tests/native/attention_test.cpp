@@ -71,7 +71,7 @@ struct Case {
 void fill(const Kernels& kernels, const Case& c, const Cache& cache, int64_t first, int64_t last) {
     for (int64_t position = first; position < last; position++)
         for (int64_t head = 0; head < c.a.kv_heads; head++)
-            kernels.keep(cache.a, c.row(c.keys, position, head), c.row(c.values, position, head), head,
+            kernels.store_kv(cache.a, c.row(c.keys, position, head), c.row(c.values, position, head), head,
                          cache.slot(position));
 }
 

@@ -111,7 +111,7 @@ Packed pack_random_blocks(Random& random, Format format, bool gated, int64_t n, 
             if (format == Format::kMxfp4) at[0] = static_cast<uint8_t>(random.pick<int64_t>({0, 1, 2, 120, 125, 130}));
             for (int64_t i = 0; i < form.file_inputs; i++) p.entries.push_back(of_block(format, at, i));
         }
-    Part parts[2] = {{files[0].get(), first}, {files[1].get(), n - first}};
+    BlockRows parts[2] = {{files[0].get(), first}, {files[1].get(), n - first}};
     for (int64_t panel = 0; panel < p.w.panels; panel++)
         pack_blocks(p.w, panel, parts, first < n ? 2 : 1, p.data.get() + panel * p.w.panel_bytes);
     p.w.data = p.data.get();

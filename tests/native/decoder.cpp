@@ -83,7 +83,7 @@ void turn(double* x, const Rope& rope, int64_t position, int64_t reach) {
     }
 }
 
-Vector mlp(const Matrix& gate_up, const Matrix& down, Act act, const Vector& x) {
+Vector mlp(const Matrix& gate_up, const Matrix& down, Activation act, const Vector& x) {
     Vector both = multiply(gate_up, x), inner(both.size() / 2);
     for (size_t i = 0; i < inner.size(); i++) inner[i] = activated(act, both[i]) * both[inner.size() + i];
     return multiply(down, inner);
@@ -189,7 +189,7 @@ Decoder random_decoder(Random& random, Format format, int64_t hidden) {
         layer.rope = random.between(0, 4) ? static_cast<int>(number) : -1;
         layer.head_norms = random.maybe();
         layer.post_norm = random.maybe();
-        layer.act = random.pick({Act::kSilu, Act::kGeluTanh, Act::kGelu, Act::kRelu});
+        layer.act = random.pick({Activation::kSilu, Activation::kGeluTanh, Activation::kGelu, Activation::kRelu});
         layer.qkv = random_matrix(random, (a.heads + 2 * a.kv_heads) * a.dim, d.hidden, random.maybe());
         layer.out = random_matrix(random, d.hidden, a.heads * a.dim, random.maybe());
         int64_t experts = number ? random.between(2, 6) : 1;
@@ -225,14 +225,14 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
         op.eps = kEps;
         op.centered = d.centered;
     };
-    auto op = [](Code code, int from, int to) {
+    auto op = [](OpCode code, int from, int to) {
         Operation out;
         out.code = code;
         out.from = from;
         out.to = to;
         return out;
     };
-    Operation embed = op(Code::kEmbed, x, x);
+    Operation embed = op(OpCode::kEmbed, x, x);
     embed.products = {add_matrix(program, d.table, d, d.table_format)};
     embed.scale = d.embedding_scale;
     program.add(embed);
@@ -240,8 +240,8 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
         const Attention& a = layer.attention;
         int number = program.add_layer(a), qkv = program.add_buffer((a.heads + 2 * a.kv_heads) * a.dim),
             attended = program.add_buffer(a.heads * a.dim);
-        Operation project = op(Code::kProduct, x, qkv), rotate = op(Code::kRotate, qkv, qkv),
-                  attend = op(Code::kAttend, qkv, attended);
+        Operation project = op(OpCode::kProduct, x, qkv), rotate = op(OpCode::kRotate, qkv, qkv),
+                  attend = op(OpCode::kAttend, qkv, attended);
         if (d.parts) project.products = add_parts(program, layer.qkv, d, {a.heads * a.dim, a.kv_heads * a.dim, a.kv_heads * a.dim});
         else project.products = {add_matrix(program, layer.qkv, d, d.format)};
         norm(project, layer.input_norm);
@@ -251,7 +251,7 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
             norm(rotate, layer.query_norm);
             rotate.second = program.add_norm(layer.key_norm.data(), a.dim);
         }
-        Operation out = op(Code::kProduct, attended, layer.post_norm ? other : x), added = op(Code::kNorm, other, x);
+        Operation out = op(OpCode::kProduct, attended, layer.post_norm ? other : x), added = op(OpCode::kNorm, other, x);
         out.products = {add_matrix(program, layer.out, d, d.format)};
         out.mode = layer.post_norm ? Mode::kStore : Mode::kAdd;
         added.mode = Mode::kAdd;
@@ -260,8 +260,8 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
         for (const Operation& each : {project, rotate, attend, out}) program.add(each);
         if (layer.post_norm) program.add(added);
         if (layer.chosen) {
-            int chances = program.add_buffer(layer.router.n);
-            Operation router = op(Code::kProduct, x, chances), mixture = op(Code::kMixture, x, chances);
+            int router_logits = program.add_buffer(layer.router.n);
+            Operation router = op(OpCode::kProduct, x, router_logits), mixture = op(OpCode::kMixture, x, router_logits);
             router.products = {add_matrix(program, layer.router, d, Format::kFloat)};
             norm(router, layer.mlp_norm);
             norm(mixture, layer.mlp_norm);
@@ -274,13 +274,13 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
             program.add(router);
             program.add(mixture);
         } else {
-            Operation gate = op(Code::kProduct, x, inner), down = op(Code::kProduct, inner, x);
+            Operation gate = op(OpCode::kProduct, x, inner), down = op(OpCode::kProduct, inner, x);
             norm(gate, layer.mlp_norm);
             if (d.parts) {
                 gate.to = program.add_buffer(2 * d.inner);
                 gate.products = add_parts(program, layer.gate_up[0], d, {d.inner, d.inner});
                 program.add(gate);
-                gate = op(Code::kGate, gate.to, inner);
+                gate = op(OpCode::kGate, gate.to, inner);
             } else {
                 gate.products = {add_matrix(program, layer.gate_up[0], d, d.format, true)};
                 gate.mode = Mode::kGate;
@@ -293,8 +293,8 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
             program.add(down);
         }
     }
-    Operation gather = op(Code::kGather, x, last), head = op(Code::kProduct, last, logits),
-              cap = op(Code::kCap, logits, logits);
+    Operation gather = op(OpCode::kGather, x, last), head = op(OpCode::kProduct, last, logits),
+              cap = op(OpCode::kCap, logits, logits);
     norm(gather, d.last_norm);
     head.products = {add_matrix(program, d.head, d, d.format)};
     cap.scale = d.divider;

@@ -17,7 +17,7 @@ struct DecoderLayer {
     bool head_norms = false, post_norm = false;  // norms of queries and keys; of what attention gives
     int64_t chosen = 0;                          // experts of a token; 0: one MLP for all
     bool normalise = false;
-    Act act = Act::kSilu;
+    Activation act = Activation::kSilu;
     Matrix qkv, out, router;
     std::vector<Matrix> gate_up, down;
     std::vector<float> input_norm, query_norm, key_norm, attention_norm, mlp_norm;

@@ -280,7 +280,7 @@ void one_product(const Kernels& kernels, Random& random, Format format, bool off
     Norm norm{random.maybe() ? norm_weight.data() : nullptr, 1e-5f, random.maybe()};
     Target target{};
     target.mode = gated ? Mode::kGate : random.pick({Mode::kStore, Mode::kAdd});
-    target.act = random.pick({Act::kSilu, Act::kGelu, Act::kGeluTanh, Act::kRelu});
+    target.act = random.pick({Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu});
     target.scale = random.value();
     try {
         check_product(kernels, random, p, rows, norm, target);
@@ -305,7 +305,7 @@ void largest(const Kernels& kernels, Random& random, Shape shape) {
     p.w.scales = p.scales.get();
     Rows rows(2, std::vector<float>(static_cast<size_t>(shape.k), 1.0f));
     for (float& each : rows[1]) each = -1.0f;
-    check_product(kernels, random, p, rows, {nullptr, 0.0f, false}, {nullptr, 0, Mode::kStore, Act::kSilu, 1.0f, nullptr});
+    check_product(kernels, random, p, rows, {nullptr, 0.0f, false}, {nullptr, 0, Mode::kStore, Activation::kSilu, 1.0f, nullptr});
 }
 
 }  // namespace

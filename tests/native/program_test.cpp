@@ -177,11 +177,11 @@ void run_decoding(Engine& engine, const std::vector<Request>& requests, Random& 
         Output output(engine, 0);
         output.run(engine, arrays.step());
     }
-    Rows rows{tokens.get(), width, tables.get(), table_width, known.get(), computed.get(), count};
+    DecodeBatch batch{tokens.get(), width, tables.get(), table_width, known.get(), computed.get(), count};
     for (int64_t step = 0; step < steps; step++) {
         Output output(engine, count);
         bool append = random.maybe();
-        engine.program.decode(rows, append, {output.logits.get(), output.hidden.get(), engine.last, output.best.get()});
+        engine.program.decode(batch, append, {output.logits.get(), output.hidden.get(), engine.last, output.best.get()});
         for (int64_t row = 0; row < count; row++) {
             const Request& request = requests[static_cast<size_t>(row)];
             int64_t length = static_cast<int64_t>(request.tokens.size()), at = length / 2 + step;
@@ -199,7 +199,7 @@ void run_decoding(Engine& engine, const std::vector<Request>& requests, Random& 
         Exact<int64_t> before(count);
         std::copy_n(computed.get(), count, before.get());
         check_throws<std::out_of_range>(
-            [&] { engine.program.decode(rows, true, {output.logits.get(), nullptr, engine.last, output.best.get()}); }, what);
+            [&] { engine.program.decode(batch, true, {output.logits.get(), nullptr, engine.last, output.best.get()}); }, what);
         CHECK(output.untouched() && std::equal(before.get(), before.get() + count, computed.get()),
               "a step that was refused left something behind: ", what);
     };

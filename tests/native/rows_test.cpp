@@ -29,9 +29,9 @@ void norms(const Kernels& kernels, Random& random) {
 
 void rotations(const Kernels& kernels, Random& random) {
     int64_t dim = random.pick<int64_t>({16, 20, 64, 80, 128}),
-            turning = random.pick<int64_t>({0, 2, dim / 2, dim, 2 * random.between(0, dim / 2)});
-    turning -= turning % 2;
-    int64_t half = turning / 2;
+            rotary_dim = random.pick<int64_t>({0, 2, dim / 2, dim, 2 * random.between(0, dim / 2)});
+    rotary_dim -= rotary_dim % 2;
+    int64_t half = rotary_dim / 2;
     std::vector<float> x = random.values(dim), weight = random.values(dim), cosines, sines;
     for (int64_t i = 0; i < half; i++) {
         float angle = random.value(10.0f);
@@ -40,21 +40,21 @@ void rotations(const Kernels& kernels, Random& random) {
     }
     Norm norm{random.maybe() ? weight.data() : nullptr, 1e-5f, random.maybe()};
     std::vector<double> want = normed(x.data(), dim, norm);
-    kernels.rotate(x.data(), dim, norm, cosines.data(), sines.data(), turning);
+    kernels.rotate(x.data(), dim, norm, cosines.data(), sines.data(), rotary_dim);
     for (int64_t i = 0; i < dim; i++) {
         size_t at = static_cast<size_t>(i), j = static_cast<size_t>(half ? i % half : 0), first = j,
                second = j + static_cast<size_t>(half);
         double value = want[at], size = std::fabs(value);
-        if (i < turning) {
+        if (i < rotary_dim) {
             double c = cosines[j], s = sines[j];
             value = i < half ? want[first] * c - want[second] * s : want[second] * c + want[first] * s;
             size = std::fabs(want[first]) + std::fabs(want[second]);
         }
         CHECK_NEAR(x[at], value,
                    norm.weight   ? 2e-6 * size
-                   : i < turning ? 2e-7 * size
+                   : i < rotary_dim ? 2e-7 * size
                                  : 0.0,
-                   "component ", i, " of ", dim, ", turning ", turning);
+                   "component ", i, " of ", dim, ", rotary_dim ", rotary_dim);
     }
 }
 
@@ -91,7 +91,7 @@ void embeddings(const Kernels& kernels, Random& random) {
 void gates(const Kernels& kernels, Random& random) {
     int64_t n = random.pick<int64_t>({1, 15, 16, 17, 33, random.between(1, 200)});
     std::vector<float> wide = random.values(2 * n, random.pick({1.0f, 10.0f})), out(static_cast<size_t>(n) + 1, kUnset);
-    Act act = random.pick({Act::kSilu, Act::kGelu, Act::kGeluTanh, Act::kRelu});
+    Activation act = random.pick({Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu});
     kernels.gate(act, wide.data(), n, out.data());
     for (size_t i = 0; i < static_cast<size_t>(n); i++) {
         double gate = activated(act, wide[i]), up = wide[static_cast<size_t>(n) + i];

@@ -146,12 +146,12 @@ inline double read_half(const void* from) {
     return bits >> 15 ? -size : size;
 }
 
-inline double activated(Act act, double x) {
+inline double activated(Activation act, double x) {
     switch (act) {
-        case Act::kSilu: return x / (1.0 + std::exp(-x));
-        case Act::kGelu: return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
-        case Act::kGeluTanh: return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
-        case Act::kRelu: return x > 0.0 ? x : 0.0;
+        case Activation::kSilu: return x / (1.0 + std::exp(-x));
+        case Activation::kGelu: return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+        case Activation::kGeluTanh: return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+        case Activation::kRelu: return x > 0.0 ? x : 0.0;
     }
     fail("no such activation");
 }

@@ -1,9 +1,9 @@
 // Tiles of up to 16 rows on AMX: the sums of integers of a group, 16 rows by 16 outputs, are one instruction. They are the
-// same numbers that dot products give, and are added up in the same order, so that a result does not show who summed it.
+// same numbers that dot products give, and are added up in the same order, so both ways give the same bits.
 namespace inflight {
 namespace {
 
-// Dot products are quicker up to so many rows, and for groups of 16, of which twice as many are to be added up.
+// Up to this many rows dot products are quicker. They are also for groups of 16, of which there are twice as many to add up.
 constexpr int64_t kFewAmxRows = kOpenedRows;
 
 struct alignas(64) TileConfig {
@@ -12,7 +12,7 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {};
 };
 
-// How the tiles are cut. To cut them takes as long as ten sums of tiles, so it is done anew only where something is another.
+// The configuration of the tiles. Loading one takes as long as ten products of tiles, so that is done only for a new one.
 class TileState {
   public:
     TileState() = default;
@@ -24,7 +24,7 @@ class TileState {
 
     // For products: 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights. 0, 1 and 4 have the rows of one tile of a
     // product's input, 2, 3 and 5 the rows of another.
-    void cut(int64_t rows, int64_t others, int steps) {
+    void configure_products(int64_t rows, int64_t others, int steps) {
         if (rows == rows_ && others == others_) return;
         TileConfig config;
         for (int tile = 0; tile < 8; tile++) {
@@ -36,7 +36,7 @@ class TileState {
     }
 
     // For attention: 0 to 3 are sums; 4 and 5 are rows of 32 and of 16 values that meet those of 6 and 7.
-    void cut_queries(int64_t rows) {
+    void configure_attention(int64_t rows) {
         if (rows == rows_) return;
         TileConfig config;
         for (int tile = 0; tile < 8; tile++) {
@@ -50,7 +50,7 @@ class TileState {
     void load(const TileConfig& config, int64_t rows, int64_t others) {
         rows_ = rows;
         others_ = others;
-        asm volatile("" ::: "memory");  // the compiler does not know that all of it is read
+        asm volatile("" ::: "memory");  // the compiler does not see that all of it is read
         _tile_loadconfig(&config);
     }
 
@@ -133,7 +133,7 @@ void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x,
     if (rows <= kFewAmxRows || Steps == 4) return tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
     int64_t groups = blocks * 8 / Steps;
     Dots dots[2];
-    state.cut(rows, rows, Steps);
+    state.configure_products(rows, rows, Steps);
     sum_groups<Steps>(rows, chunk, 0, groups > 1, x);
     put_sums(groups > 1, dots[0]);
     for (int64_t g = 0; g < groups; g += 2) {  // the next two are summed while these are added up

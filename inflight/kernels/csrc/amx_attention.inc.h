@@ -1,20 +1,20 @@
-// Attention on AMX over caches of bfloat16 and of 8 bits: what attention.inc.h does, with up to 16 queries in tiles. All scores of
-// a chunk of 512 keys are there before the softmax, so that a chunk has one maximum and nothing is scaled again. One query
-// goes through tiles as many do: its bits are the same.
+// Attention on AMX over caches of bfloat16 and of 8 bits, with up to 16 queries in a tile. As attention.inc.h, except that all
+// scores of a chunk of 512 keys are computed before its softmax: a chunk has one maximum, and its sums are not rescaled. A
+// single query goes through tiles too, so that its bits are the same.
 namespace inflight {
 namespace {
 
 constexpr int64_t kChunkSubs = kChunk / kSub, kChunkBlocks = kChunk / kBlock;
 
 struct TileScratch {
-    char* scores;  // [sub-block][rows][16]; then, from the same begin of each, the chances in bfloat16
+    char* scores;  // [sub-block][rows][16]; then, from the start of each sub-block, the probabilities in bfloat16
     float* sums;   // [rows][depth] of this chunk
     float* whole;  // [rows][depth] of all chunks
     char* queries; // [depth / 32][rows][32], of the last 16 [rows][16]
-    Scratch of[kChunkBlocks];  // what cannot be read in place
+    Scratch of[kChunkBlocks];  // of the chunk's blocks: copies of keys and values that cannot be read in place
 };
 
-TileScratch cut_tiles(const Attention& a, float* from) {
+TileScratch carve_tiles(const Attention& a, float* from) {
     constexpr int64_t most = 16;
     TileScratch s;
     s.scores = reinterpret_cast<char*>(take(from, most * kChunk));
@@ -32,7 +32,7 @@ TileScratch cut_tiles(const Attention& a, float* from) {
     return s;
 }
 
-void lay_queries(const Attention& a, const Seen& seen, int64_t rows, char* to) {
+void tile_queries(const Attention& a, const Seen& seen, int64_t rows, char* to) {
     for (int64_t d = 0; d < a.depth; d += kLanes) {
         int64_t block = d / 32 * 32, width = a.depth - block < 32 ? 16 : 32;
         for (int64_t m = 0; m < rows; m++)
@@ -42,7 +42,7 @@ void lay_queries(const Attention& a, const Seen& seen, int64_t rows, char* to) {
 }
 
 // The scores of up to four sub-blocks, [16 keys][rows of queries] each. A query alone asks for what comes next meanwhile.
-INLINE void score_tiles(const Attention& a, const Subs& subs, const Ahead* next, const char* queries, int64_t rows, char* scores) {
+INLINE void score_tiles(const Attention& a, const Subs& subs, const Prefetch* next, const char* queries, int64_t rows, char* scores) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -97,9 +97,9 @@ INLINE void score_tiles(const Attention& a, const Subs& subs, const Ahead* next,
     if (count > 3) _tile_stored(3, scores + 3 * rows * 64, 64);
 }
 
-// The highest scores so far of each row, lane by lane, with those of the block at `first`. What a row does not see becomes
+// Updates each row's largest scores, lane by lane, with the scores of the block at `first`. Keys that a row does not see become
 // minus infinity.
-INLINE void raise(const Attention& a, const Seen& seen, int64_t first, int64_t count, const Scratch& s, bool late, int64_t rows,
+INLINE void update_maxima(const Attention& a, const Seen& seen, int64_t first, int64_t count, const Scratch& s, bool late, int64_t rows,
                   char* scores, float* most) {
     const bool plain = late && seen.by_all(first, first + count * kSub);
     for (int64_t m = 0; m < rows; m++) {
@@ -108,7 +108,7 @@ INLINE void raise(const Attention& a, const Seen& seen, int64_t first, int64_t c
             float* at = reinterpret_cast<float*>(scores + (i * rows + m) * 64);
             F x = load(at);
             if (!plain) {
-                if (!late) x = early(a, s, i, x);
+                if (!late) x = scaled_and_capped(a, s, i, x);
                 x = keep_lanes(x, seen.from[m] - first - i * kSub, seen.to[m] - first - i * kSub, splat(-INFINITY));
                 store(at, x);
             }
@@ -118,22 +118,22 @@ INLINE void raise(const Attention& a, const Seen& seen, int64_t first, int64_t c
     }
 }
 
-// Scores of a sub-block to chances.
-INLINE void soften_tile(const Attention& a, const float* value_scales, float scale, const float (&peaks)[16], int64_t rows,
+// Turns a sub-block's scores into probabilities (before they are divided by their sum).
+INLINE void softmax_tile(const Attention& a, const float* value_scales, float scale, const float (&peaks)[16], int64_t rows,
                         char* scores, float* totals) {
     for (int64_t m = 0; m < rows; m++) {
         F x = fma(load(reinterpret_cast<const float*>(scores + m * 64)), splat(scale), splat(-peaks[m]));
-        F chance = exp2_short(x);
-        store(totals + m * kLanes, add(load(totals + m * kLanes), chance));
-        if (a.type == KvType::kInt8) chance = mul(chance, load(value_scales));
-        to_bf16(chance, reinterpret_cast<uint16_t*>(scores + m * 32));  // never before the score that lies there was read
+        F prob = exp2_short(x);
+        store(totals + m * kLanes, add(load(totals + m * kLanes), prob));
+        if (a.type == KvType::kInt8) prob = mul(prob, load(value_scales));
+        to_bf16(prob, reinterpret_cast<uint16_t*>(scores + m * 32));  // overwrites only scores that have been read
     }
 }
 
-// Up to four times 16 components of values, weighted by a sub-block's chances.
-INLINE void weigh_tiles(const Attention& a, const char* chances, const char* values, int64_t count) {
+// Up to four times 16 components of values, weighted by a sub-block's probabilities.
+INLINE void weight_values_tile(const Attention& a, const char* probs, const char* values, int64_t count) {
     asm volatile("" ::: "memory");
-    _tile_loadd(5, chances, 32);
+    _tile_loadd(5, probs, 32);
     _tile_loadd(7, values, a.depth * 4);
     _tile_dpbf16ps(0, 5, 7);
     if (count > 1) {
@@ -153,9 +153,9 @@ INLINE void weigh_tiles(const Attention& a, const char* chances, const char* val
 void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, TileState& state) {
     const int64_t rows = q.count;
     const Seen seen(a, q, rows);
-    lay_queries(a, seen, rows, s.queries);
-    expect_result(a, q, rows);
-    state.cut_queries(rows);
+    tile_queries(a, seen, rows, s.queries);
+    prefetch_result(a, q, rows);
+    state.configure_attention(rows);
     const bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f, few = rows <= a.heads / a.kv_heads;
     const float scale = late ? a.scale * kLog2e : 1.0f;
     float peaks[16], totals[16];
@@ -168,10 +168,10 @@ void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, Ti
         for (int64_t block = low; block < high; block += kBlock) {
             const Scratch& of = s.of[(block - low) / kBlock];
             asm volatile("" ::: "memory");
-            const Subs subs = find(a, q, block, high, of);
-            const Ahead next = few ? foresee(a, q, block + kBlock, seen.end, subs) : Ahead{};
+            const Subs subs = find_subs(a, q, block, high, of);
+            const Prefetch next = few ? prefetch_of(a, q, block + kBlock, seen.end, subs) : Prefetch{};
             score_tiles(a, subs, few ? &next : nullptr, s.queries, rows, s.scores + all * sub_bytes);
-            raise(a, seen, block, subs.count, of, late, rows, s.scores + all * sub_bytes, most[0]);
+            update_maxima(a, seen, block, subs.count, of, late, rows, s.scores + all * sub_bytes, most[0]);
             for (int64_t i = 0; i < subs.count; i++) values[all++] = subs.values[i];
         }
         F highest[16];
@@ -186,8 +186,8 @@ void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, Ti
             for (int64_t i = 0; i < all; i++) {
                 char* of = s.scores + i * sub_bytes;
                 const float* value_scales = s.of[i / kSubs].value_scales + i % kSubs * kSub;
-                if (!d) soften_tile(a, value_scales, scale, chunk_peaks, rows, of, chunk_totals[0]);
-                weigh_tiles(a, of, values[i] + d * 4, count);
+                if (!d) softmax_tile(a, value_scales, scale, chunk_peaks, rows, of, chunk_totals[0]);
+                weight_values_tile(a, of, values[i] + d * 4, count);
             }
             char* sums = reinterpret_cast<char*>(s.sums + d);
             _tile_stored(0, sums, a.depth * 4);
@@ -199,11 +199,11 @@ void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, Ti
             add_chunk(a.depth, chunk == seen.first_chunk, peaks[m], totals[m], s.whole + m * a.depth, chunk_peaks[m],
                       sum(load(chunk_totals[m])), s.sums + m * a.depth);
     }
-    for (int64_t m = 0; m < rows; m++) give_row(a, q, m, peaks[m], totals[m], s.whole + m * a.depth);
+    for (int64_t m = 0; m < rows; m++) write_row(a, q, m, peaks[m], totals[m], s.whole + m * a.depth);
 }
 
 void attend(const Attention& a, const Queries& all, float* scratch) {
-    const TileScratch s = cut_tiles(a, scratch);
+    const TileScratch s = carve_tiles(a, scratch);
     TileState state;
     Queries q = all;
     for (int64_t done = 0; done < all.count; done += q.count) {

@@ -13,8 +13,8 @@ constexpr int64_t kBandTiles = 16;    // row tiles whose sums wait beside a chun
 constexpr int64_t kChunkTiles = 16;   // tiles of weights of a chunk, about
 constexpr int64_t kSumBytes = kPanel * 4;
 
-// Rows whose sums are there, on their way to the target. They go while the tiles of the next rows are summed: the two are
-// different parts of the processor.
+// Rows that are summed and not yet written to the target. They are written while the tiles of the next rows are summed,
+// which uses other units of the processor.
 struct Finishing {
     const char* sums = nullptr;
     int64_t panel = 0, row = 0, end = 0;
@@ -66,8 +66,8 @@ void finish_rows(const Weights& w, const Input& in, Finishing& f, int64_t count,
     }
 }
 
-// Asks for the lines of rows' outputs, before they are finished.
-INLINE void expect(int64_t panel, int64_t row, int64_t end, const Target& t) {
+// Prefetches the lines of rows' outputs.
+INLINE void prefetch_outputs(int64_t panel, int64_t row, int64_t end, const Target& t) {
     if (t.tiles) return;
     const bool gate = t.mode == Mode::kGate;
     const char* out = reinterpret_cast<const char*>(t.out + row * t.stride + panel * (gate ? kLanes : kPanel));
@@ -77,8 +77,8 @@ INLINE void expect(int64_t panel, int64_t row, int64_t end, const Target& t) {
     }
 }
 
-// What is asked for while a pass runs, into the second-level cache, as Fetch is: the first pair of tiles brings the chunk itself,
-// each of the others a share of the next one.
+// Prefetches into the second-level cache during a pass, as Fetch does: the first pair of tiles the rest of its own chunk, each
+// other pair a share of the next chunk.
 struct Stream {
     const char* at;
     int64_t lines;  // while a tile of weights is read
@@ -102,11 +102,11 @@ struct Pass {
     const char* weights;
     int64_t blocks;   // whole tiles of weights
     int64_t tail;     // steps behind them
-    bool fresh;       // nothing was summed before
+    bool fresh;       // the sums begin with zero
     char* sums;
 };
 
-// What is shorter than a tile, filled up with zeros.
+// A tile that is padded with zeros.
 struct Tail {
     alignas(64) char x[2][16 * 64];
     alignas(64) char weights[kTileSteps * 128];
@@ -196,10 +196,10 @@ void product_direct(const Weights& w, const Input& in, int64_t first, int64_t la
                     Pass p{{input(row, border - row), input(border, behind - border)}, {border - row, behind - border},
                            w.data + panel * w.panel_bytes + begin * kTileSteps * 128, stop - begin,
                            chunk + 1 == chunks ? tail : 0, !chunk, sums[turn] + (row - start) * kSumBytes};
-                    state.cut(p.rows[0], both ? p.rows[1] : p.rows[0], kTileSteps);
+                    state.configure_products(p.rows[0], both ? p.rows[1] : p.rows[0], kTileSteps);
                     Stream stream = stream_of(p.weights, p.blocks, (t - band) / 2, pairs, in.rows);
                     const int64_t each = (before.end - before.row + p.blocks - 1) / (p.blocks ? p.blocks : 1), some = each < 4 ? 4 : each;
-                    if (chunk + 1 == chunks) expect(panel, row, behind, target);
+                    if (chunk + 1 == chunks) prefetch_outputs(panel, row, behind, target);
                     auto meanwhile = [&] {
                         stream.next();
                         if (before.row < before.end) finish_rows<T>(w, in, before, some, target);

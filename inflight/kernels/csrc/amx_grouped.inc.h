@@ -1,6 +1,6 @@
-// Products with groups of 64, 128, 192 or 256 inputs on AMX, for tiles of more rows than dot products are quicker for; smaller
-// groups have so many sums to be added up that nothing is gained. A chunk of a panel is opened once for all rows, as for block
-// types: codes less what stands for 0, and float scales. Sums of integers are exact and are added up as there, so the bits are
+// Products with groups of 64, 128, 192 or 256 inputs on AMX. Smaller groups have so many sums to add up that tiles gain
+// nothing, and few rows are quicker with dot products. A chunk of a panel is unpacked once for all rows, as for block types: to
+// codes less the zero point, and float scales. Sums of integers are exact and are added up in the same order, so the bits are
 // those of dot products.
 namespace inflight {
 namespace {
@@ -123,7 +123,7 @@ void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t l
                     GroupDots& to = dots[t % 2];
                     const char* x = in.data + row * w.depth + group * w.group * rows;
                     const int64_t some = (before.rows + groups - 1) / groups;
-                    state.cut(rows, rows, kPart / 4);
+                    state.configure_products(rows, rows, kPart / 4);
                     for (int64_t g = 0; g < groups; g++) {
                         sum_group<Offsets>(parts, chunk.codes + g * w.group * kPanel, x + g * w.group * rows, rows, g % 2);
                         if (before.rows) add_rows<Offsets>(before, some, groups, chunk);

@@ -1,13 +1,13 @@
-// Attention over the paged cache, in place. A query takes the keys in blocks of 64 that begin at multiples of 64, with the
-// running maximum of Milakov and Gimelshein (2018); after every 512 keys the result is merged into the whole, so that
-// threads can share a long context (Dao et al., 2023, "flash decoding"). Both borders belong to the position, not to the
-// step: a decoding token and a token of a prompt, in whatever company, are computed alike. Keys that a query does not see
-// have weight exactly 0.
+// Attention that reads the paged cache in place. A query takes the keys in blocks of 64, with the running maximum of Milakov
+// and Gimelshein (2018). After each chunk of 512 keys the chunk's result is merged into the whole, so that threads can share
+// a long context ("flash decoding", Dao et al., 2023). Blocks and chunks begin at multiples of 64 and 512 positions, wherever
+// the step begins: a token gets the same bits in a prompt, while decoding, and beside any other rows. Keys that a query does
+// not see have weight exactly 0.
 namespace inflight {
 namespace {
 
 template <int M, bool Wide>
-INLINE void score(const Attention& a, const Subs& subs, const Ahead& next, const Scratch& s) {
+INLINE void score(const Attention& a, const Subs& subs, const Prefetch& next, const Scratch& s) {
     for (int64_t i = 0; i < subs.count; i += 2) {
         const char* left = subs.keys[i];
         const char* right = i + 1 < subs.count ? subs.keys[i + 1] : left;
@@ -42,10 +42,11 @@ INLINE void score(const Attention& a, const Subs& subs, const Ahead& next, const
     }
 }
 
-// Scores to chances: the maximum of each row first, then the factors that former sums take, all rows' in one go. `Late`:
-// nothing is done early, and the largest score stays the largest times the scale; `All`: every row sees the whole block.
+// One round of the online softmax: turns a block's scores into probabilities (before they are divided by their sum), and gives
+// each row's new maximum and the factor by which its former sums shrink. `Late`: the scale is applied after the maximum, which
+// it does not move. `All`: every row sees the whole block.
 template <int M, bool Wide, bool Late, bool All>
-INLINE void soften(const Attention& a, const Seen& seen, int64_t block, const Scratch& s, float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
+INLINE void softmax(const Attention& a, const Seen& seen, int64_t block, const Scratch& s, float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
     F scale = splat(Late ? a.scale * kLog2e : 1.0f), most[M];
     EACH_ROW for (int m = 0; m < M; m++) {
         float* scores = s.scores + m * kBlock;
@@ -53,7 +54,7 @@ INLINE void soften(const Attention& a, const Seen& seen, int64_t block, const Sc
         for (int i = 0; i < kSubs; i++) {
             int64_t first = block + i * kSub;
             x[i] = load(scores + i * kSub);
-            if (!Late) x[i] = early(a, s, i, x[i]);
+            if (!Late) x[i] = scaled_and_capped(a, s, i, x[i]);
             if (!All) x[i] = keep_lanes(x[i], seen.from[m] - first, seen.to[m] - first, splat(-INFINITY));
             if (!Late || !All) store(scores + i * kSub, x[i]);
         }
@@ -66,18 +67,18 @@ INLINE void soften(const Attention& a, const Seen& seen, int64_t block, const Sc
         const float* scores = s.scores + m * kBlock;
         F shift = splat(-peaks[m]), total = mul(totals[m], splat(factors[m]));
         for (int i = 0; i < kSubs; i++) {
-            F x = fma(load(scores + i * kSub), scale, shift), chance = Wide ? exp2(x) : exp2_short(x);
-            total = add(total, chance);
-            if (a.type == KvType::kInt8) chance = mul(chance, load(s.value_scales + i * kSub));
-            if (Wide) store(s.chances_float + m * kBlock + i * kSub, chance);
-            else to_bf16(chance, s.chances + m * kBlock + i * kSub);
+            F x = fma(load(scores + i * kSub), scale, shift), prob = Wide ? exp2(x) : exp2_short(x);
+            total = add(total, prob);
+            if (a.type == KvType::kInt8) prob = mul(prob, load(s.value_scales + i * kSub));
+            if (Wide) store(s.probs_float + m * kBlock + i * kSub, prob);
+            else to_bf16(prob, s.probs + m * kBlock + i * kSub);
         }
         totals[m] = total;
     }
 }
 
 template <int M, bool Wide, int N>
-INLINE void weigh(const Attention& a, const Subs& subs, const Ahead& next, const Scratch& s, const float (&factors)[16],
+INLINE void weight_values(const Attention& a, const Subs& subs, const Prefetch& next, const Scratch& s, const float (&factors)[16],
                   int64_t d) {
     F sums[M][N];
     EACH_ROW for (int m = 0; m < M; m++)
@@ -91,14 +92,14 @@ INLINE void weigh(const Attention& a, const Subs& subs, const Ahead& next, const
                 F line[N];
                 for (int j = 0; j < N; j++) line[j] = load(reinterpret_cast<const float*>(v) + j * kLanes);
                 EACH_ROW for (int m = 0; m < M; m++) {
-                    F one = splat(s.chances_float[m * kBlock + i * kSub + p]);
+                    F one = splat(s.probs_float[m * kBlock + i * kSub + p]);
                     for (int j = 0; j < N; j++) sums[m][j] = fma(one, line[j], sums[m][j]);
                 }
             } else {
                 Line2 line[N];
                 for (int j = 0; j < N; j++) line[j] = line2(v + j * 64);
                 EACH_ROW for (int m = 0; m < M; m++) {
-                    Pair two = pair(s.chances + m * kBlock + i * kSub + 2 * p);
+                    Pair two = pair(s.probs + m * kBlock + i * kSub + 2 * p);
                     for (int j = 0; j < N; j++) sums[m][j] = dot2(sums[m][j], line[j], two);
                 }
             }
@@ -122,7 +123,7 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
             spread_row<M>(bits, m, values, at);
         }
     }
-    expect_result(a, q, M);
+    prefetch_result(a, q, M);
     bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f;
     float peaks[M], totals[M];
     for (int m = 0; m < M; m++) peaks[m] = kNever, totals[m] = 0.0f;
@@ -134,49 +135,49 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
         std::memset(s.sums, 0, static_cast<size_t>(M * a.depth) * 4);
         const int64_t high = seen.high(chunk);
         for (int64_t block = seen.low(chunk); block < high; block += kBlock) {
-            Subs subs = find(a, q, block, high, s);
-            Ahead next = foresee(a, q, block + kBlock, seen.end, subs);
+            Subs subs = find_subs(a, q, block, high, s);
+            Prefetch next = prefetch_of(a, q, block + kBlock, seen.end, subs);
             score<M, Wide>(a, subs, next, s);
             bool all = seen.by_all(block, block + kBlock);
-            if (!late) soften<M, Wide, false, false>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
-            else if (all) soften<M, Wide, true, true>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
-            else soften<M, Wide, true, false>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
+            if (!late) softmax<M, Wide, false, false>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
+            else if (all) softmax<M, Wide, true, true>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
+            else softmax<M, Wide, true, false>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
             int64_t d = 0;
-            for (; d + 2 * kLanes <= a.depth; d += 2 * kLanes) weigh<M, Wide, 2>(a, subs, next, s, factors, d);
-            if (d < a.depth) weigh<M, Wide, 1>(a, subs, next, s, factors, d);
+            for (; d + 2 * kLanes <= a.depth; d += 2 * kLanes) weight_values<M, Wide, 2>(a, subs, next, s, factors, d);
+            if (d < a.depth) weight_values<M, Wide, 1>(a, subs, next, s, factors, d);
         }
         for (int m = 0; m < M; m++)
             add_chunk(a.depth, chunk == seen.first_chunk, peaks[m], totals[m], s.whole + m * a.depth, chunk_peaks[m],
                       sum(chunk_totals[m]), s.sums + m * a.depth);
     }
-    for (int m = 0; m < M; m++) give_row(a, q, m, peaks[m], totals[m], s.whole + m * a.depth);
+    for (int m = 0; m < M; m++) write_row(a, q, m, peaks[m], totals[m], s.whole + m * a.depth);
 }
 
 template <int M>
-struct Rows {
+struct AttendRows {
     static void run(const Attention& a, const Queries& q, const Scratch& s) {
-        if (q.count < M) return Rows<M - 1>::run(a, q, s);
+        if (q.count < M) return AttendRows<M - 1>::run(a, q, s);
         if (a.type == KvType::kFloat) return attend_rows<M, true>(a, q, s);
         attend_rows<M, false>(a, q, s);
     }
 };
 template <>
-struct Rows<0> {
+struct AttendRows<0> {
     static void run(const Attention&, const Queries&, const Scratch&) {}
 };
 
 void attend(const Attention& a, const Queries& all, float* scratch) {
-    Scratch s = cut(a, scratch);
+    Scratch s = carve(a, scratch);
     Queries q = all;
     for (int64_t done = 0; done < all.count; done += q.count) {
         q.first = all.first + done;
         q.count = all.count - done < kQueryRows ? all.count - done : kQueryRows;
         if (all.chunk >= 0) q.out = all.out + done * (a.depth + 2);
-        Rows<kQueryRows>::run(a, q, s);
+        AttendRows<kQueryRows>::run(a, q, s);
     }
 }
 
-// Partial results of chunks in their order: the same sums as where one thread computed them all.
+// Merges partial results in the order of their chunks: the same sums as if one thread had computed all chunks.
 void merge(const Attention& a, const float* const* partial, int64_t stride, int64_t count, float* out) {
     alignas(64) float whole[kMostDepth] = {};
     float peak = kNever, total = 0.0f;
@@ -184,7 +185,7 @@ void merge(const Attention& a, const float* const* partial, int64_t stride, int6
         const float* next = *partial + i * stride;
         merge_into(a.depth, peak, total, whole, next[0], next[1], next + 2);
     }
-    F inverse = splat(share(total));
+    F inverse = splat(reciprocal(total));
     for (int64_t d = 0; d < a.dim; d += kLanes) store_part(out + d, mul(load(whole + d), inverse), a.dim - d);
 }
 

@@ -1,4 +1,4 @@
-// The door to Python: numbers, names and addresses. inflight/kernels/program.py checks shapes and dtypes before it calls.
+// The Python module `_native`. Arrays come as addresses: inflight/kernels/program.py checks shapes and dtypes before it calls.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -21,7 +21,7 @@ T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// All threads take panels of one weight; each is written by one of them.
+// Calls work(panel) for each panel of a weight, on all threads.
 void in_panels(Program& program, const Weights& w, const std::function<void(int64_t)>& work) {
     std::atomic<int64_t> next{0};
     program.pool().run([&](int) {
@@ -29,22 +29,22 @@ void in_panels(Program& program, const Weights& w, const std::function<void(int6
     });
 }
 
-// Floats and codes become block types only where those hold one scale, rounded to float16, for 32 inputs.
-void roundable(const Weights& w) {
+// Throws unless floats and codes can become this format: of the block types those with one float16 scale for 32 inputs.
+void check_roundable(const Weights& w) {
     if (is_block(w.format) && w.format != Format::kQ8_0 && w.format != Format::kQ4_0 && w.format != Format::kQ4_1)
         throw std::invalid_argument("this block type is packed from blocks only");
 }
 
-int add_floats(Program& program, uintptr_t from, int source, uintptr_t bias, int format, bool gated, int64_t n, int64_t k,
+int add_floats(Program& program, uintptr_t from, Source source, uintptr_t bias, Format format, bool gated, int64_t n, int64_t k,
                int64_t group) {
-    Weights w = describe(static_cast<Format>(format), false, gated, n, k, group);
-    roundable(w);
+    Weights w = describe(format, false, gated, n, k, group);
+    check_roundable(w);
     if (w.offsets) throw std::invalid_argument("floats are rounded without offsets");
     char* data = program.allocate(packed_bytes(w));
     float* scales = w.format == Format::kInt8 ? at<float>(reinterpret_cast<uintptr_t>(program.allocate(w.panels * kPanel * 4))) : nullptr;
     if (scales) std::fill(scales, scales + w.panels * kPanel, 0.0f);
     in_panels(program, w, [&](int64_t panel) {
-        pack_panel(w, panel, at<void>(from), static_cast<Source>(source), data + panel * w.panel_bytes,
+        pack_panel(w, panel, at<void>(from), source, data + panel * w.panel_bytes,
                    scales ? scales + panel * kPanel : nullptr);
     });
     w.data = data;
@@ -52,10 +52,10 @@ int add_floats(Program& program, uintptr_t from, int source, uintptr_t bias, int
     return program.add_weights(w, at<float>(bias));
 }
 
-int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_t offsets, uintptr_t bias, int format,
+int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_t offsets, uintptr_t bias, Format format,
               bool gated, int64_t n, int64_t k, int64_t group) {
-    Weights w = describe(static_cast<Format>(format), offsets != 0, gated, n, k, group);
-    roundable(w);
+    Weights w = describe(format, offsets != 0, gated, n, k, group);
+    check_roundable(w);
     if (w.offsets != (offsets != 0)) throw std::invalid_argument("this format has offsets, or has none");
     char* data = program.allocate(packed_bytes(w));
     float* scales = w.format == Format::kInt8 ? at<float>(reinterpret_cast<uintptr_t>(program.allocate(w.panels * kPanel * 4))) : nullptr;
@@ -69,30 +69,30 @@ int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_
     return program.add_weights(w, at<float>(bias));
 }
 
-// Rows of blocks as they lie in a file: [(address, rows)], one tensor above the other.
-int add_blocks(Program& program, const std::vector<std::pair<uintptr_t, int64_t>>& from, uintptr_t bias, int format, bool gated,
+// `from` are (address, rows) of stacked tensors, as a GGUF file holds their blocks.
+int add_blocks(Program& program, const std::vector<std::pair<uintptr_t, int64_t>>& from, uintptr_t bias, Format format, bool gated,
                int64_t n, int64_t k) {
-    Weights w = describe(static_cast<Format>(format), false, gated, n, k, 0);
-    std::vector<Part> parts;
+    Weights w = describe(format, false, gated, n, k, 0);
+    std::vector<BlockRows> tensors;
     int64_t rows = 0;
     for (auto [address, count] : from) {
-        parts.push_back({at<void>(address), count});
+        tensors.push_back({at<void>(address), count});
         rows += count;
     }
     if (!is_block(w.format) || rows != n || k % block_form(w.format).file_inputs)
         throw std::invalid_argument("these are no blocks of a weight of " + std::to_string(n) + " by " + std::to_string(k));
     char* data = program.allocate(packed_bytes(w));
     in_panels(program, w, [&](int64_t panel) {
-        pack_blocks(w, panel, parts.data(), static_cast<int64_t>(parts.size()), data + panel * w.panel_bytes);
+        pack_blocks(w, panel, tensors.data(), static_cast<int64_t>(tensors.size()), data + panel * w.panel_bytes);
     });
     w.data = data;
     return program.add_weights(w, at<float>(bias));
 }
 
-// A weight that is packed already, where it lies (a file that is mapped); it must outlive the program.
-int add_packed(Program& program, uintptr_t data, uintptr_t scales, uintptr_t bias, int format, bool offsets, bool gated,
+// A packed weight in memory that outlives the program (a mapped file).
+int add_packed(Program& program, uintptr_t data, uintptr_t scales, uintptr_t bias, Format format, bool offsets, bool gated,
                int64_t n, int64_t k, int64_t group) {
-    Weights w = describe(static_cast<Format>(format), offsets, gated, n, k, group);
+    Weights w = describe(format, offsets, gated, n, k, group);
     if (data % 64) throw std::invalid_argument("packed weights begin at a multiple of 64");
     w.data = at<char>(data);
     w.scales = at<float>(scales);
@@ -105,20 +105,18 @@ nb::tuple packed(Program& program, int product) {
                           w.scales ? w.panels * kPanel * 4 : 0);
 }
 
-const char* const kNames[] = {"embed", "product", "rotate", "attend", "norm", "gather", "cap", "mixture", "gate"};
-
 nb::list costs(Program& program) {
-    nb::list found;
+    nb::list rows;
     for (size_t i = 0; i < program.operations().size(); i++) {
         const Operation& op = program.operations()[i];
         const Cost& cost = program.costs()[i];
-        found.append(nb::make_tuple(kNames[static_cast<int>(op.code)], op.products.empty() ? -1 : op.products[0], cost.seconds, cost.bytes, cost.operations));
+        rows.append(nb::make_tuple(op.code, op.products.empty() ? -1 : op.products[0], cost.seconds, cost.bytes, cost.operations));
     }
-    return found;
+    return rows;
 }
 
-// The k largest of each row, the largest first and of equal ones the first: a heap of the best so far, whose least is the
-// bar that nearly all others fail.
+// The k largest of each row in falling order, of equal ones the first. A heap holds the best so far; nearly all others are
+// below its least.
 void top_k(uintptr_t from, int64_t rows, int64_t stride, int64_t n, int64_t k, uintptr_t values, uintptr_t indices) {
     auto better = [](const std::pair<float, int64_t>& a, const std::pair<float, int64_t>& b) {
         return a.first > b.first || (a.first == b.first && a.second < b.second);
@@ -144,17 +142,16 @@ void top_k(uintptr_t from, int64_t rows, int64_t stride, int64_t n, int64_t k, u
     }
 }
 
-}  // namespace
-
-void bind_sampling(nb::module_& m);
-
-NB_MODULE(_native, m) {
-    bind_sampling(m);
+void bind_functions(nb::module_& m) {
     m.def("available", &available);
     m.def("top_k", &top_k, nb::call_guard<nb::gil_scoped_release>());
-    m.def("packed_bytes", [](int format, bool offsets, bool gated, int64_t n, int64_t k, int64_t group) {
-        return packed_bytes(describe(static_cast<Format>(format), offsets, gated, n, k, group));
+    m.def("packed_bytes", [](Format format, bool offsets, bool gated, int64_t n, int64_t k, int64_t group) {
+        return packed_bytes(describe(format, offsets, gated, n, k, group));
     });
+    m.def("kv_bytes", &kv_bytes);
+}
+
+void bind_operation(nb::module_& m) {
     nb::class_<Operation>(m, "Operation")
         .def(nb::init<>())
         .def_rw("from_", &Operation::from)
@@ -172,12 +169,31 @@ NB_MODULE(_native, m) {
         .def_rw("normalise", &Operation::normalise)
         .def_rw("gate_up", &Operation::gate_up)
         .def_rw("down", &Operation::down)
-        .def_prop_rw("code", [](Operation& op) { return static_cast<int>(op.code); },
-                     [](Operation& op, int code) { op.code = static_cast<Code>(code); })
-        .def_prop_rw("mode", [](Operation& op) { return static_cast<int>(op.mode); },
-                     [](Operation& op, int mode) { op.mode = static_cast<Mode>(mode); })
-        .def_prop_rw("act", [](Operation& op) { return static_cast<int>(op.act); },
-                     [](Operation& op, int act) { op.act = static_cast<Act>(act); });
+        .def_rw("code", &Operation::code)
+        .def_rw("mode", &Operation::mode)
+        .def_rw("act", &Operation::act);
+}
+
+void run(Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slots, const std::vector<int64_t>& lengths,
+         uintptr_t tables, uintptr_t logits_at, int64_t count, int64_t table_width, int64_t wanted, uintptr_t logits,
+         uintptr_t hidden, int hidden_buffer, uintptr_t best, uintptr_t reach) {
+    Step step{at<int64_t>(tokens), at<int64_t>(positions), at<int64_t>(slots), lengths.data(), at<int32_t>(tables),
+              at<int64_t>(logits_at), count, static_cast<int64_t>(lengths.size()), table_width, wanted,
+              reach ? at<int64_t>(reach) : nullptr};
+    nb::gil_scoped_release release;
+    program.run(step, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
+}
+
+void decode(Program& program, bool append, uintptr_t tokens, int64_t width, uintptr_t blocks, int64_t table_width,
+            uintptr_t known, uintptr_t computed, int64_t count, uintptr_t logits, uintptr_t hidden, int hidden_buffer,
+            uintptr_t best) {
+    DecodeBatch batch{at<int32_t>(tokens), width, at<int32_t>(blocks), table_width, at<int64_t>(known),
+                      at<int64_t>(computed), count};
+    nb::gil_scoped_release release;
+    program.decode(batch, append, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
+}
+
+void bind_program(nb::module_& m) {
     nb::class_<Program>(m, "Program")
         .def(nb::init<int, const std::string&>())
         .def_prop_ro("isa", &Program::isa)
@@ -208,30 +224,23 @@ NB_MODULE(_native, m) {
              })
         .def("add_buffer", &Program::add_buffer)
         .def("add", &Program::add)
-        .def("make_caches",
-             [](Program& program, int64_t blocks, int64_t block_size, int type) {
-                 return program.make_caches(blocks, block_size, static_cast<KvType>(type));
-             })
+        .def("make_caches", &Program::make_caches)
         .def("measure", &Program::measure)
         .def("costs", &costs)
-        .def("run", [](Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slots,
-                       const std::vector<int64_t>& lengths, uintptr_t tables, uintptr_t logits_at, int64_t count,
-                       int64_t table_width,
-                       int64_t wanted, uintptr_t logits, uintptr_t hidden, int hidden_buffer, uintptr_t best,
-                       uintptr_t reach) {
-            Step step{at<int64_t>(tokens),  at<int64_t>(positions), at<int64_t>(slots), lengths.data(),
-                      at<int32_t>(tables), at<int64_t>(logits_at), count,
-                      static_cast<int64_t>(lengths.size()), table_width, wanted, reach ? at<int64_t>(reach) : nullptr};
-            nb::gil_scoped_release release;
-            program.run(step, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
-        },
-             "tokens"_a, "positions"_a, "slots"_a, "lengths"_a, "tables"_a, "logits_at"_a, "count"_a, "table_width"_a,
-             "wanted"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "reach"_a = 0)
-        .def("decode", [](Program& program, bool append, uintptr_t tokens, int64_t width, uintptr_t blocks, int64_t table_width,
-                          uintptr_t known, uintptr_t computed, int64_t count, uintptr_t logits,
-                          uintptr_t hidden, int hidden_buffer, uintptr_t best) {
-            Rows rows{at<int32_t>(tokens), width, at<int32_t>(blocks), table_width, at<int64_t>(known), at<int64_t>(computed), count};
-            nb::gil_scoped_release release;
-            program.decode(rows, append, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
-        });
+        .def("run", &run, "tokens"_a, "positions"_a, "slots"_a, "lengths"_a, "tables"_a, "logits_at"_a, "count"_a,
+             "table_width"_a, "wanted"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "reach"_a = 0)
+        .def("decode", &decode);
+}
+
+}  // namespace
+
+void bind_enums(nb::module_& m);
+void bind_sampling(nb::module_& m);
+
+NB_MODULE(_native, m) {
+    bind_enums(m);
+    bind_functions(m);
+    bind_operation(m);
+    bind_program(m);
+    bind_sampling(m);
 }

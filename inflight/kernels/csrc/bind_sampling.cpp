@@ -1,4 +1,4 @@
-// The door to Python of sampling. inflight/kernels/sampling.py checks shapes and dtypes before it calls.
+// Sampling in the Python module `_native`. inflight/kernels/sampling.py checks shapes and dtypes before it calls.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -14,8 +14,8 @@ namespace {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// Of (row, sampling, known tokens, how many of them are the prompt, mask or None) each. The results are written to `tokens`
-// and `logprobs`, by row. Returns the rows with their most likely tokens, where they asked, and those of no numbers.
+// `rows` are tuples (row, sampling, known tokens, tokens of the prompt, mask or None). Writes `tokens` and `logprobs` by row.
+// Returns the most likely tokens of rows that asked for them, and the rows whose logits are not all numbers.
 nb::tuple sample(Sampler& sampler, uintptr_t logits, int64_t stride, int64_t n, nb::list rows, uintptr_t tokens,
                  uintptr_t logprobs) {
     std::vector<Known> known;

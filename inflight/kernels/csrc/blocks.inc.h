@@ -1,13 +1,13 @@
-// Products with llama.cpp's block types. A chunk of a panel, 256 inputs of its 32 outputs, is opened once: codes of 8 bits
-// and float scales in the nearest cache, whatever the type. All rows pass it there, in one kind of tile, before the next
-// chunk is opened, so that a row costs the same for every type and memory is read once.
+// Products with llama.cpp's block types. A chunk of a panel (256 inputs of its 32 outputs) is unpacked once to codes of 8 bits
+// and float scales, which stay in the first-level cache. All rows are multiplied with it before the next chunk is unpacked.
+// So all types share one kind of tile, and memory is read once.
 #include <utility>
 
 namespace inflight {
 namespace {
 
 constexpr int64_t kChunkInputs = 256, kChunkGroups = 16;
-constexpr int64_t kBlockAhead = 8192;  // bytes that the stream of weights is asked for ahead
+constexpr int64_t kBlockAhead = 8192;  // prefetch distance in the stream of weights, in bytes
 constexpr int64_t kBandRows = 96;      // rows whose sums wait beside the chunk
 
 struct Opened {
@@ -36,7 +36,7 @@ INLINE Line stream(const char* from) {
 
 INLINE void put_step(Opened& to, int64_t step, int j, Line codes) { put_line(to.codes + (step * 2 + j) * 64, codes); }
 
-// 32 inputs of 4 bits from step `first` on; `upper` has the fifth bits where there are any.
+// Unpacks 32 inputs of 4 bits from step `first` on; `upper` has the fifth bits, if any.
 template <Format T>
 INLINE void open_32(const char* codes, const char* upper, int64_t first, Opened& to) {
     constexpr bool five = T == Format::kQ5_0 || T == Format::kQ5_1;
@@ -188,8 +188,8 @@ Open open_of(Format format) {
     }
 }
 
-// A chunk for M rows: groups of `Steps` steps are summed as integers, then added up in their order. `x`, `scales` and
-// `sums` begin at the chunk, see Input.
+// Multiplies a chunk with M rows: groups of `Steps` steps are summed as integers, then added up in their order. `x`, `scales`
+// and `sums` begin at the chunk, see Input.
 template <int M, int Steps, bool Offsets>
 void tile_opened(const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums, float* out) {
     F totals[M][2];
@@ -243,7 +243,7 @@ TileOpened tile_of(int64_t rows, std::integer_sequence<int, M...>) {
 namespace inflight {
 namespace {
 #else
-struct TileState {};  // what a set keeps from tile to tile
+struct TileState {};  // state from tile to tile; only AMX has any
 
 INLINE int64_t most_rows(const BlockForm&) { return kBlockRows; }
 
@@ -311,7 +311,7 @@ void product_blocks(const Weights& w, const Input& in, int64_t first, int64_t la
 
 // The rows of one tile: each block of 32 inputs is rounded by itself.
 void prepare_blocks(const Weights& w, const float* const* rows, const Norm& norm, const Input& in, int64_t tile) {
-    constexpr float kLeast = 1e-30f;  // below it a block is as good as 0, and one by it not a number
+    constexpr float kLeast = 1e-30f;  // a block with a smaller maximum counts as 0: the inverse would overflow
     int64_t start = in.start(tile), count = in.start(tile + 1) - start, groups = kInputBlock / w.group;
     char* to = in.data + start * w.depth;
     float* scales = in.scales + start * w.input_scales();

@@ -1,30 +1,30 @@
-// What attention does alike with dot products and with tiles: where keys and values lie, and how chunks are merged.
+// The parts of attention that dot products and tiles share: where keys and values lie, and how chunks are merged.
 namespace inflight {
 namespace {
 
 constexpr int64_t kMostDepth = 1024;  // of a head; checked where a layer is added
 constexpr float kNever = -1e30f;  // below every score: the maximum of nothing
 
-// Bytes from the layer's first key (value) to that of a slot. What a short context needs of all layers lies together, so
-// that few pages are touched for it; within an extent the blocks of one head follow each other, in runs that are streams.
-INLINE int64_t place(const Attention& a, int64_t kv_head, int64_t slot) {
+// Bytes from the layer's first key (value) to that of a slot. An extent of positions holds all layers, so that a short context
+// touches few pages; within an extent the blocks of one head follow each other, so that they are read as a stream.
+INLINE int64_t kv_offset(const Attention& a, int64_t kv_head, int64_t slot) {
     uint64_t at = static_cast<uint64_t>(slot), extent = at / kExtent, within = at % kExtent;
     return static_cast<int64_t>(extent) * a.extent +
            (kv_head * kExtent + static_cast<int64_t>(within)) * a.depth * kv_bytes(a.type);
 }
 
-INLINE int64_t scale_place(const Attention& a, int64_t kv_head, int64_t slot) {
+INLINE int64_t scale_index(const Attention& a, int64_t kv_head, int64_t slot) {
     return kv_head * a.blocks * a.block_size + slot;
 }
 
 struct Scratch {
     float* scores;        // [rows][64]
-    uint16_t* chances;    // [rows][64], or floats
-    float* chances_float;
+    uint16_t* probs;      // [rows][64] bfloat16; the same memory as probs_float
+    float* probs_float;
     float* sums;          // [rows][depth] of this chunk
     float* whole;         // [rows][depth] of all chunks
     char* queries;        // [depth / 2][rows] pairs, or [depth][rows] floats
-    char* keys;           // four sub-blocks, where they cannot be read in place
+    char* keys;           // four sub-blocks that cannot be read in place
     char* values;
     float* key_scales;    // [64]
     float* value_scales;
@@ -36,12 +36,12 @@ INLINE float* take(float*& from, int64_t floats) {
     return at;
 }
 
-INLINE Scratch cut(const Attention& a, float* from) {
+INLINE Scratch carve(const Attention& a, float* from) {
     constexpr int64_t most = 12;
     Scratch s;
     s.scores = take(from, most * kBlock);
-    s.chances_float = take(from, most * kBlock);
-    s.chances = reinterpret_cast<uint16_t*>(s.chances_float);
+    s.probs_float = take(from, most * kBlock);
+    s.probs = reinterpret_cast<uint16_t*>(s.probs_float);
     s.sums = take(from, most * a.depth);
     s.whole = take(from, most * a.depth);
     s.queries = reinterpret_cast<char*>(take(from, most * a.depth));
@@ -59,7 +59,7 @@ static_assert(kSubs == 4);
 struct Subs {
     const char* keys[kSubs];
     const char* values[kSubs];
-    int64_t count;  // of them; the others of the block are seen by nobody
+    int64_t count;  // of sub-blocks; no query sees the others of the block
 };
 
 INLINE int64_t slot_of(const Attention& a, const int32_t* table, int64_t position) {
@@ -74,7 +74,7 @@ void copy_positions(const Attention& a, const Queries& q, int64_t first, int64_t
     std::memset(keys, 0, static_cast<size_t>(kSub * a.depth) * sizeof(T));
     std::memset(values, 0, static_cast<size_t>(kSub * a.depth) * sizeof(T));
     for (int64_t p = first; p < last; p++) {
-        int64_t at = place(a, q.kv_head, slot_of(a, q.table, p)), j = p - first;
+        int64_t at = kv_offset(a, q.kv_head, slot_of(a, q.table, p)), j = p - first;
         const T* key = reinterpret_cast<const T*>(a.keys + at);
         const T* value = reinterpret_cast<const T*>(a.values + at);
         if (sizeof(T) == 4) {
@@ -92,8 +92,8 @@ void widen(const int8_t* from, int64_t n, uint16_t* to) {
     for (int64_t i = 0; i < n; i += kLanes) to_bf16(from_int8(from + i), to + i);
 }
 
-// The first `count` values of a sub-block. What a former request left behind them must not reach anybody: a product of 0
-// and infinity is not 0.
+// Copies the first `count` values of a sub-block and zeros the rest. The rest may be left of a former request, and 0 times an
+// infinity or a NaN is not 0.
 INLINE void copy_values(const Attention& a, const char* from, int64_t count, char* to) {
     std::memset(to, 0, static_cast<size_t>(kSub * a.depth * (a.type == KvType::kFloat ? 4 : 2)));
     if (a.type == KvType::kFloat) {
@@ -106,7 +106,7 @@ INLINE void copy_values(const Attention& a, const char* from, int64_t count, cha
         for (int64_t d = 0; d < a.depth; d++) std::memcpy(to + pairs + 4 * d, from + pairs + 4 * d, 2);
 }
 
-INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t end, const Scratch& s) {
+INLINE Subs find_subs(const Attention& a, const Queries& q, int64_t block, int64_t end, const Scratch& s) {
     Subs subs;
     int64_t size = kSub * a.depth;
     subs.count = (end - block + kSub - 1) / kSub;
@@ -118,7 +118,7 @@ INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t en
         char* values = s.values + i * wide;
         if (a.type == KvType::kInt8) {
             for (int64_t p = first; p < first + kSub; p++) {
-                int64_t at = p < last ? scale_place(a, q.kv_head, slot_of(a, q.table, p)) : 0;
+                int64_t at = p < last ? scale_index(a, q.kv_head, slot_of(a, q.table, p)) : 0;
                 s.key_scales[p - block] = p < last ? a.key_scales[at] : 0.0f;
                 s.value_scales[p - block] = p < last ? a.value_scales[at] : 0.0f;
             }
@@ -136,7 +136,7 @@ INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t en
             subs.values[i] = values;
             continue;
         }
-        int64_t offset = place(a, q.kv_head, slot_of(a, q.table, first));
+        int64_t offset = kv_offset(a, q.kv_head, slot_of(a, q.table, first));
         if (a.type == KvType::kInt8) {
             widen(reinterpret_cast<const int8_t*>(a.keys + offset), size, reinterpret_cast<uint16_t*>(keys));
             widen(reinterpret_cast<const int8_t*>(a.values + offset), size, reinterpret_cast<uint16_t*>(values));
@@ -154,18 +154,18 @@ INLINE Subs find(const Attention& a, const Queries& q, int64_t block, int64_t en
     return subs;
 }
 
-// Where the next block's bytes lie, after the last one those of what follows. They are asked for line by line while this
-// block is computed: pages of the cache lie anywhere, which no prefetcher foresees, and asked for all at once they would
-// keep everything else waiting.
-struct Ahead {
+// The next block of keys and values, after the last block those of the next task. They are prefetched line by line while this
+// block is computed: the hardware cannot predict where the next page of the cache lies, and many prefetches at once would
+// delay all other loads.
+struct Prefetch {
     const char* keys[kSubs];
     const char* values[kSubs];
 };
 
-INLINE Ahead foresee(const Attention& a, const Queries& q, int64_t block, int64_t end, const Subs& now) {
+INLINE Prefetch prefetch_of(const Attention& a, const Queries& q, int64_t block, int64_t end, const Subs& now) {
     Keys from{q.table, q.kv_head, block, end};
     if (block >= end) from = q.next;
-    Ahead next;
+    Prefetch next;
     for (int64_t i = 0; i < kSubs; i++) {
         int64_t first = from.begin + i * kSub;
         if (!a.tiled() || first >= from.end) {
@@ -173,21 +173,21 @@ INLINE Ahead foresee(const Attention& a, const Queries& q, int64_t block, int64_
             next.values[i] = now.values[0];
             continue;
         }
-        int64_t offset = place(a, from.kv_head, slot_of(a, from.table, first));
+        int64_t offset = kv_offset(a, from.kv_head, slot_of(a, from.table, first));
         next.keys[i] = a.keys + offset;
         next.values[i] = a.values + offset;
     }
     return next;
 }
 
-// What is done to scores before their maximum: with a scale of each key, or a cap, the scale of all is not left to the end.
-INLINE F early(const Attention& a, const Scratch& s, int64_t i, F x) {
+// Scales and caps scores before their maximum is taken, which a scale for each key or a cap may move.
+INLINE F scaled_and_capped(const Attention& a, const Scratch& s, int64_t i, F x) {
     x = mul(x, splat(a.softcap != 0.0f ? a.scale / a.softcap : a.scale * kLog2e));
     if (a.type == KvType::kInt8) x = mul(x, load(s.key_scales + i * kSub));
     return a.softcap != 0.0f ? mul(hyperbolic_tangent(x), splat(a.softcap * kLog2e)) : x;
 }
 
-// A result so far (maximum, total, sums) with the next chunk's.
+// Merges the next chunk's maximum, total and sums into the result so far.
 INLINE void merge_into(int64_t depth, float& peak, float& total, float* whole, float next_peak, float next_total,
                        const float* next) {
     float most = peak > next_peak ? peak : next_peak;
@@ -200,10 +200,10 @@ INLINE void merge_into(int64_t depth, float& peak, float& total, float* whole, f
     peak = most;
 }
 
-// 1 / total; a query that saw nothing at all gives zeros.
-INLINE float share(float total) { return total > 0.0f ? 1.0f / total : 0.0f; }
+// 1 / total, and 0 for a query that saw no key.
+INLINE float reciprocal(float total) { return total > 0.0f ? 1.0f / total : 0.0f; }
 
-// The same for all chunks: the first one is the result so far.
+// As merge_into, and the first chunk becomes the result so far.
 INLINE void add_chunk(int64_t depth, bool first, float& peak, float& total, float* whole, float next_peak, float next_total,
                       const float* next) {
     if (!first) return merge_into(depth, peak, total, whole, next_peak, next_total, next);
@@ -212,14 +212,14 @@ INLINE void add_chunk(int64_t depth, bool first, float& peak, float& total, floa
     for (int64_t d = 0; d < depth; d += kLanes) store(whole + d, add(load(next + d), zero()));  // as a merge: no -0
 }
 
-// Where row m of a piece goes.
+// The output of query m.
 INLINE float* result_of(const Attention& a, const Queries& q, int64_t m) {
     int64_t group = a.heads / a.kv_heads, token = (q.first + m) / group, head = (q.first + m) % group;
     return q.out + token * q.out_stride + head * a.dim;
 }
 
-// Asks for the lines of the result, which another thread may hold.
-INLINE void expect_result(const Attention& a, const Queries& q, int64_t rows) {
+// Prefetches the lines of the outputs, which may lie in another processor's cache.
+INLINE void prefetch_result(const Attention& a, const Queries& q, int64_t rows) {
     if (q.chunk >= 0) return;
     for (int64_t m = 0; m < rows; m++) {
         const float* out = result_of(a, q, m);
@@ -227,8 +227,8 @@ INLINE void expect_result(const Attention& a, const Queries& q, int64_t rows) {
     }
 }
 
-// Row m's result, or its share of it.
-INLINE void give_row(const Attention& a, const Queries& q, int64_t m, float peak, float total, const float* whole) {
+// Writes query m's result, or the partial result of one chunk.
+INLINE void write_row(const Attention& a, const Queries& q, int64_t m, float peak, float total, const float* whole) {
     if (q.chunk >= 0) {
         float* out = q.out + m * (a.depth + 2);
         out[0] = peak;
@@ -237,11 +237,11 @@ INLINE void give_row(const Attention& a, const Queries& q, int64_t m, float peak
         return;
     }
     float* out = result_of(a, q, m);
-    F inverse = splat(share(total));
+    F inverse = splat(reciprocal(total));
     for (int64_t d = 0; d < a.dim; d += kLanes) store_part(out + d, mul(load(whole + d), inverse), a.dim - d);
 }
 
-// Which positions each row of a piece sees, at most 16 rows.
+// The positions [from, to) that each of up to 16 queries sees.
 struct Seen {
     int64_t from[16], to[16];
     const float* queries[16];
@@ -263,10 +263,10 @@ struct Seen {
         first_chunk = q.chunk < 0 ? begin / kChunk : q.chunk;
         last_chunk = q.chunk < 0 ? (end + kChunk - 1) / kChunk : q.chunk + 1;
     }
-    // Of a chunk, what is looked at.
+    // The part of a chunk that some query sees.
     int64_t low(int64_t chunk) const { return chunk * kChunk > begin ? chunk * kChunk : begin / kBlock * kBlock; }
     int64_t high(int64_t chunk) const { return (chunk + 1) * kChunk < end ? (chunk + 1) * kChunk : end; }
-    // Whether every row sees all of [first, last).
+    // Whether every query sees all of [first, last).
     bool by_all(int64_t first, int64_t last) const { return first >= last_from && last <= first_to; }
 };
 

@@ -1,5 +1,5 @@
-// Included once by each kernels_*.cpp, after its lanes: all of it is compiled for one instruction set. Nothing here may be
-// an inline function of the standard library's, whose one copy could come from the wrong instruction set.
+// Included once by each kernels_*.cpp, after its lanes: all of it is compiled for one instruction set. Nothing here may
+// call an inline function of the standard library: the linker keeps one copy, perhaps one of the wrong instruction set.
 #include <math.h>
 
 #include <cstring>
@@ -7,6 +7,7 @@
 #include "blocks.h"
 #include "types.h"
 
+// clang-format off: each uses what the ones before it define.
 #include "math.inc.h"
 #include "norm.inc.h"
 #include "product.inc.h"
@@ -15,6 +16,7 @@
 #include "rows.inc.h"
 #include "attention.inc.h"
 #include "scores.inc.h"
+// clang-format on
 
 namespace inflight {
 namespace {
@@ -42,7 +44,7 @@ int64_t rows_of_tile(const Weights& w) {
 
 constexpr Kernels kTable = {
     INFLIGHT_NAME,
-    rows_of_tile, kQueryRows, false, prepare, product, unpack, norm_row, rotate, keep, attend, merge, cap, argmax, axpy, gate,
+    rows_of_tile, kQueryRows, false, prepare, product, unpack, norm_row, rotate, store_kv, attend, merge, cap, argmax, axpy, gate,
     scan, weigh, masses, gather,
 };
 

@@ -1,5 +1,5 @@
 // The kernels for one instruction set; CMakeLists.txt has its flags. Only products with bfloat16, with integers of one scale an
-// output and with block types differ from avx512_bf16: all else is taken from there.
+// output and with block types differ from avx512_bf16: everything else is taken from there.
 #define INFLIGHT_NAME "amx"
 #define INFLIGHT_VNNI 1
 #define INFLIGHT_BF16 1
@@ -13,6 +13,7 @@
 #include "blocks.h"
 #include "types.h"
 
+// clang-format off: each uses what the ones before it define.
 #include "math.inc.h"
 #include "norm.inc.h"
 #include "product.inc.h"
@@ -21,6 +22,7 @@
 #include "amx_grouped.inc.h"
 #include "cache.inc.h"
 #include "amx_attention.inc.h"
+// clang-format on
 
 namespace inflight {
 namespace {
@@ -35,7 +37,7 @@ void prepare(const Weights& w, const float* const* rows, Norm norm, const Input&
     others().prepare(w, rows, norm, in, tile);
 }
 
-// Tiles of few rows go to dot products; those before them, which are larger, to tiles.
+// Larger row tiles come first and go to AMX's tiles; the last ones, of few rows, go to dot products.
 void product_groups(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile, const Target& target) {
     int64_t few = first_tile;
     while (tiled_groups(w) && few < last_tile && in.start(few + 1) - in.start(few) > kFewAmxRows) few++;

@@ -2,7 +2,7 @@
 namespace inflight {
 namespace {
 
-// A row's values of 4 bytes, `stride` bytes apart: what the rows of a tile have at one step lies together, see Input.
+// Writes a row's values of 4 bytes `stride` bytes apart, because a tile holds the values of all rows at one step together.
 INLINE void spread(const char* row, int64_t values, char* to, int64_t stride) {
     for (int64_t i = 0; i < values; i++) std::memcpy(to + i * stride, row + 4 * i, 4);
 }
@@ -18,7 +18,7 @@ INLINE void spread(const char (&rows)[4][64], int64_t values, char* to, int64_t 
         for (int row = 0; row < 4; row++) std::memcpy(to + i * stride + 4 * row, rows[row] + 4 * i, 4);
 }
 
-// Row `m` of M, when `rows` has it and those before it: four go together once all are there, the last ones by themselves.
+// Writes row `m` of M. Four rows are transposed together once the fourth is in `rows`; the last rows are written singly.
 template <int M>
 INLINE void spread_row(const char (&rows)[4][64], int m, int64_t values, char* to) {
     if (m >= M / 4 * 4) spread(rows[m % 4], values, to + 4 * m, 4 * M);
@@ -38,7 +38,7 @@ INLINE F highest_of(const F (&x)[M]) {
 constexpr float kLog2e = 1.4426950408889634f;
 
 // 2 ** x: the whole part moves the exponent, the rest within [-0.5, 0.5] is a Taylor sum of degree 6 (error 2e-7). From
-// kLeastPower down it is exactly 0, and 2 ** 0 is exactly 1: what does not take part in a softmax changes nothing.
+// kLeastPower down it is exactly 0, and 2 ** 0 is exactly 1, so that masked keys do not change a softmax.
 INLINE F exp2(F x) {
     x = max(x, splat(kLeastPower));
     F n = rounded(x), r = sub(x, n), p;
@@ -51,7 +51,7 @@ INLINE F exp2(F x) {
 }
 
 #if !INFLIGHT_EXP2_SHORT
-// The same for what is rounded to bfloat16: degree 4, the least wrong of those with the value 1 at 0 (error 3e-6).
+// The same for results that are rounded to bfloat16: degree 4, the best such sum with the value 1 at 0 (error 3e-6).
 INLINE F exp2_short(F x) {
     x = max(x, splat(kLeastPower));
     F n = rounded(x), r = sub(x, n), p;
@@ -72,12 +72,12 @@ INLINE F hyperbolic_tangent(F x) {
     return sub(splat(1.0f), div(splat(2.0f), add(splat(1.0f), e)));
 }
 
-template <Act A>
+template <Activation A>
 INLINE F activated(F x) {
     F one = splat(1.0f);
-    if (A == Act::kRelu) return max(x, zero());
-    if (A == Act::kSilu) return div(x, add(one, exponential(bounded(sub(zero(), x)))));
-    if (A == Act::kGeluTanh) {
+    if (A == Activation::kRelu) return max(x, zero());
+    if (A == Activation::kSilu) return div(x, add(one, exponential(bounded(sub(zero(), x)))));
+    if (A == Activation::kGeluTanh) {
         F inner = mul(splat(0.7978845608028654f), fma(mul(splat(0.044715f), x), mul(x, x), x));
         return mul(mul(splat(0.5f), x), add(one, hyperbolic_tangent(inner)));
     }
@@ -87,12 +87,12 @@ INLINE F activated(F x) {
     return load(lanes);
 }
 
-INLINE F activated(Act act, F x) {
+INLINE F activated(Activation act, F x) {
     switch (act) {
-        case Act::kSilu: return activated<Act::kSilu>(x);
-        case Act::kGelu: return activated<Act::kGelu>(x);
-        case Act::kGeluTanh: return activated<Act::kGeluTanh>(x);
-        case Act::kRelu: return activated<Act::kRelu>(x);
+        case Activation::kSilu: return activated<Activation::kSilu>(x);
+        case Activation::kGelu: return activated<Activation::kGelu>(x);
+        case Activation::kGeluTanh: return activated<Activation::kGeluTanh>(x);
+        case Activation::kRelu: return activated<Activation::kRelu>(x);
     }
     return x;
 }

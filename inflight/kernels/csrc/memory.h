@@ -16,7 +16,7 @@
 
 namespace inflight {
 
-// A buffer that only grows; what was in it is lost when it does.
+// A buffer that only grows. Growing loses its contents.
 template <class T>
 class Aligned {
   public:
@@ -78,12 +78,12 @@ class Arena {
     std::vector<Piece> pieces_;
 };
 
-// Asks the system for the pages of an Arena's memory while nobody uses it: whoever touches a new page first waits for it to
-// be zeroed, up to 5 ms for a huge one in a virtual machine. Does nothing where the system cannot do that (Linux before
-// 5.14, macOS).
+// Has the system map an Arena's pages while the Arena is not in use. Otherwise the first write to a page waits until the
+// page is zeroed: up to 5 ms for a huge page in a virtual machine. Without MADV_POPULATE_WRITE (Linux before 5.14, macOS)
+// this does nothing.
 class Commit {
   public:
-    // While one of these lives, and for a while after, no page is asked for: work needs the processors itself.
+    // While a Use lives, and for kQuiet afterwards, no page is mapped: the work needs the processors.
     class Use {
       public:
         explicit Use(Commit* commit) : commit_(commit) {
@@ -110,7 +110,7 @@ class Commit {
   private:
     static constexpr std::chrono::milliseconds kQuiet{5};  // longer than between two steps of a busy server
 
-    // Until nothing has been used for kQuiet since `seen`, or it is told to stop.
+    // Waits until there was no use for kQuiet since `seen`, or until the end.
     void wait(uint64_t& seen) const {
         for (uint64_t now; !stop_.load() && ((now = uses_.load()) != seen || now % 2); seen = now)
             std::this_thread::sleep_for(kQuiet);
@@ -130,7 +130,7 @@ class Commit {
 #endif
     }
 
-    std::atomic<uint64_t> uses_{0};  // begun and ended: odd while there is one
+    std::atomic<uint64_t> uses_{0};  // counts beginnings and ends: odd during a use
     std::atomic<bool> stop_{false};
     std::thread thread_;
 };

@@ -1,4 +1,4 @@
-// From the blocks of a GGUF file to panels: bytes are moved, scales of 6 bits become bytes. Nothing is rounded.
+// Packs the blocks of a GGUF file into panels. Codes are moved as they are, scales of 6 bits become bytes; nothing is rounded.
 #include <cstring>
 
 #include "blocks.h"
@@ -8,7 +8,7 @@ namespace inflight {
 
 namespace {
 
-// Fours of bytes of one output into double lines.
+// Writes groups of four bytes of one output to consecutive double lines.
 inline void spread(const uint8_t* from, int64_t fours, char* lines) {
     for (int64_t i = 0; i < fours; i++) std::memcpy(lines + i * 128, from + i * 4, 4);
 }
@@ -21,10 +21,10 @@ inline uint16_t half_at(const uint8_t* from) {
 
 inline void put_half(uint16_t bits, char* to, int64_t lane) { std::memcpy(to + lane * 2, &bits, 2); }
 
-constexpr uint16_t kSign = 0x8000;  // of a float16: files add what panels subtract
+constexpr uint16_t kSign = 0x8000;  // of a float16: files add their offsets, panels subtract them
 
-// The fifth bits of 32 inputs, from bit 4 s + i to bit s of byte i: an 8 by 4 matrix of bits is turned.
-inline uint32_t turned(uint32_t x) {
+// Moves the fifth bits of 32 inputs from bit 4 s + i to bit s of byte i: the transpose of an 8 by 4 matrix of bits.
+inline uint32_t transposed(uint32_t x) {
     uint32_t out = 0;
     for (int i = 0; i < 4; i++) {
         uint64_t row = x >> i & 0x11111111u;  // every fourth bit
@@ -63,43 +63,11 @@ inline void scales_of_iq4(const uint8_t* from, char* scales) {
     }
 }
 
-// One block of one output into its lane of a unit.
+// Writes one block of 256 inputs of one output into its lane of a unit.
 template <Format T>
-inline void place(const uint8_t* block, char* unit, int64_t lane) {
+inline void place_superblock(const uint8_t* block, char* unit, int64_t lane) {
     char *bytes = unit + lane, *fours = unit + lane * 4;
     switch (T) {
-        case Format::kQ8_0: {
-            put_half(half_at(block), unit, lane);
-            for (int64_t i = 0; i < 8; i++) {
-                uint32_t codes;
-                std::memcpy(&codes, block + 2 + 4 * i, 4);
-                codes ^= 0x80808080u;
-                std::memcpy(fours + 64 + i * 128, &codes, 4);
-            }
-            break;
-        }
-        case Format::kQ4_0:
-        case Format::kIq4Nl:
-            put_half(half_at(block), unit, lane);
-            spread(block + 2, 4, fours + 64);
-            break;
-        case Format::kQ4_1:
-            put_half(half_at(block), unit, lane);
-            put_half(half_at(block + 2) ^ kSign, unit + 64, lane);
-            spread(block + 4, 4, fours + 128);
-            break;
-        case Format::kQ5_0:
-        case Format::kQ5_1: {
-            constexpr int64_t head = T == Format::kQ5_1 ? 4 : 2, wide = T == Format::kQ5_1 ? 128 : 64;
-            put_half(half_at(block), unit, lane);
-            if (T == Format::kQ5_1) put_half(half_at(block + 2) ^ kSign, unit + 64, lane);
-            uint32_t upper;
-            std::memcpy(&upper, block + head, 4);
-            upper = turned(upper);
-            spread(block + head + 4, 4, fours + wide);
-            std::memcpy(fours + wide + 512, &upper, 4);
-            break;
-        }
         case Format::kQ2_K:
             put_half(half_at(block + 80), unit, lane);
             put_half(half_at(block + 82), unit + 64, lane);
@@ -131,12 +99,53 @@ inline void place(const uint8_t* block, char* unit, int64_t lane) {
             scales_of_iq4(block, bytes + 64);
             spread(block + 8, 32, fours + 320);
             break;
-        case Format::kMxfp4: break;  // two blocks of a file are one unit, see below
         default: break;
     }
 }
 
-constexpr int64_t kAhead = 512;  // bytes of each row that are asked for before they are read
+// Writes one block of one output into its lane of a unit.
+template <Format T>
+inline void place(const uint8_t* block, char* unit, int64_t lane) {
+    char* fours = unit + lane * 4;
+    switch (T) {
+        case Format::kQ8_0: {
+            put_half(half_at(block), unit, lane);
+            for (int64_t i = 0; i < 8; i++) {
+                uint32_t codes;
+                std::memcpy(&codes, block + 2 + 4 * i, 4);
+                codes ^= 0x80808080u;
+                std::memcpy(fours + 64 + i * 128, &codes, 4);
+            }
+            break;
+        }
+        case Format::kQ4_0:
+        case Format::kIq4Nl:
+            put_half(half_at(block), unit, lane);
+            spread(block + 2, 4, fours + 64);
+            break;
+        case Format::kQ4_1:
+            put_half(half_at(block), unit, lane);
+            put_half(half_at(block + 2) ^ kSign, unit + 64, lane);
+            spread(block + 4, 4, fours + 128);
+            break;
+        case Format::kQ5_0:
+        case Format::kQ5_1: {
+            constexpr int64_t head = T == Format::kQ5_1 ? 4 : 2, wide = T == Format::kQ5_1 ? 128 : 64;
+            put_half(half_at(block), unit, lane);
+            if (T == Format::kQ5_1) put_half(half_at(block + 2) ^ kSign, unit + 64, lane);
+            uint32_t upper;
+            std::memcpy(&upper, block + head, 4);
+            upper = transposed(upper);
+            spread(block + head + 4, 4, fours + wide);
+            std::memcpy(fours + wide + 512, &upper, 4);
+            break;
+        }
+        case Format::kMxfp4: break;  // two blocks of a file are one unit, see below
+        default: place_superblock<T>(block, unit, lane);
+    }
+}
+
+constexpr int64_t kAhead = 512;  // prefetch distance in each row, in bytes
 
 template <Format T>
 void pack(const Weights& w, const uint8_t* const (&lanes)[kPanel], char* to) {
@@ -161,15 +170,15 @@ void pack(const Weights& w, const uint8_t* const (&lanes)[kPanel], char* to) {
 
 }  // namespace
 
-void pack_blocks(const Weights& w, int64_t panel, const Part* parts, int64_t count, char* to) {
+void pack_blocks(const Weights& w, int64_t panel, const BlockRows* tensors, int64_t count, char* to) {
     int64_t row_bytes = w.k / block_form(w.format).file_inputs * block_form(w.format).file_bytes;
     const uint8_t* lanes[kPanel] = {};
     bool whole = w.k == w.depth;
     for (int64_t lane = 0; lane < kPanel; lane++) {
         int64_t output = w.output(panel, lane);
-        for (int64_t part = 0; part < count && output < w.n; output -= parts[part++].count)
-            if (output < parts[part].count) {
-                lanes[lane] = static_cast<const uint8_t*>(parts[part].data) + output * row_bytes;
+        for (int64_t tensor = 0; tensor < count && output < w.n; output -= tensors[tensor++].count)
+            if (output < tensors[tensor].count) {
+                lanes[lane] = static_cast<const uint8_t*>(tensors[tensor].data) + output * row_bytes;
                 break;
             }
         whole &= lanes[lane] != nullptr;

@@ -23,8 +23,8 @@ inline void pause() {
 #endif
 }
 
-// Pins a worker where the pool has all of the process's processors; otherwise others run there too, and the system knows
-// better.
+// Pins a thread to a processor if the pool has as many threads as the process has processors. A smaller pool shares its
+// processors with other work, and the system's scheduler places its threads better.
 void pin(std::thread& worker, int thread, int threads) {
 #if defined(__linux__)
     cpu_set_t allowed;
@@ -95,7 +95,7 @@ void Pool::barrier() {
     }
     for (int spins = 0; passed_.load(std::memory_order_acquire) == before; spins++) {
         if (spins < kSpins) pause();
-        else std::this_thread::yield();  // a thread of ours waits for a processor
+        else std::this_thread::yield();  // another thread of the pool may wait for this processor
     }
 }
 

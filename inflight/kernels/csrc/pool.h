@@ -14,7 +14,7 @@ namespace inflight {
 
 class Pool {
   public:
-    // The process's pool of so many threads: engines share it and take turns.
+    // The process's pool with this number of threads. Engines share it and run one at a time.
     static std::shared_ptr<Pool> shared(int threads);
 
     explicit Pool(int threads);
@@ -27,14 +27,14 @@ class Pool {
     // Calls work(thread) on every thread, the caller being thread 0; returns when all are done. `work` must not throw.
     void run(const std::function<void(int)>& work);
 
-    // All threads of a run wait for each other.
+    // Waits until all threads of the run are here.
     void barrier();
 
   private:
     void loop(int thread);
 
     const int size_;
-    std::mutex turn_;  // of engines
+    std::mutex turn_;  // held by the engine that runs
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_;

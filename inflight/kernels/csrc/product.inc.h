@@ -1,16 +1,16 @@
-// y = x Wᵀ over packed panels. Whatever the number of rows, a lane of `sums` starts at its first value and takes the
-// inputs in their order: the result of a row cannot depend on the rows beside it.
-// Arrays of lanes stay in registers only where every loop over them is unrolled.
+// y = x Wᵀ over packed panels. For any number of rows a lane of `sums` adds the inputs in their order, so a row's result does
+// not depend on the rows beside it.
+// EACH_ROW unrolls loops over arrays of lanes: only then the compiler keeps them in registers.
 #define EACH_ROW _Pragma("GCC unroll 12")
 
 namespace inflight {
 namespace {
 
-// How far ahead the stream of weights is asked for, in bytes. With few rows the loads run far ahead by themselves; with
-// more arithmetic between them they do not.
+// The prefetch distance in the stream of weights, in bytes. With few rows out-of-order execution runs ahead by itself; with
+// more arithmetic between the loads it does not.
 constexpr int64_t kFewRows = 4, kAheadOfFew = 3072, kAheadOfMany = 8192;
 
-// What a tile asks for while it runs, into the second-level cache: as it reads 128 bytes, `pace` bytes more from `at` on.
+// Prefetches into the second-level cache while a tile runs: for each 128 bytes that it reads, `pace` bytes from `at` on.
 struct Fetch {
     const char* at;
     int64_t pace;
@@ -22,15 +22,15 @@ INLINE void next(Fetch& fetch) {
     fetch.at += fetch.pace;
 }
 
-// The first of the tiles that a panel goes through brings the panel itself; the others find it in the cache, and bring a
-// share of the panel that follows each, so that memory is never idle while they compute.
+// The first row tile prefetches the panel itself. The others find it in the cache, and each prefetches a share of the next
+// panel, so that memory is not idle while they compute.
 INLINE Fetch fetch_of(const Weights& w, int64_t panel, int64_t tile, int64_t tiles, int64_t rows) {
     const char* begin = w.data + panel * w.panel_bytes;
     if (!tile) return {begin + (rows <= kFewRows ? kAheadOfFew : kAheadOfMany), 128};
     return {begin + w.panel_bytes + (tile - 1) * w.panel_bytes / (tiles - 1), 128 / (tiles - 1)};
 }
 
-// 16 columns of a tile's rows as the next product reads them, see Input; `columns` is even.
+// Writes 16 columns of a tile's rows as the next product reads them, see Input; `columns` is even.
 template <int M>
 INLINE void put(const F (&values)[M], char* tile, int64_t column, int64_t columns) {
     int64_t pairs = columns - column < kLanes ? (columns - column) / 2 : kLanes / 2;
@@ -42,7 +42,7 @@ INLINE void put(const F (&values)[M], char* tile, int64_t column, int64_t column
     }
 }
 
-// What the sums of a panel's lanes are with their bias.
+// Adds a panel's bias to sums.
 struct Biased {
     bool any;
     F of[2];
@@ -173,7 +173,7 @@ void tile(const Weights& w, Fetch fetch, const Input& in, int64_t panel, int64_t
     EACH_ROW for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = zero();
     const char* weights = w.data + panel * w.panel_bytes;
     const char* x = in.data + row * w.depth * input_bytes(T);
-    if (target.mode == Mode::kAdd)  // what is added to, unless it lies near anyway
+    if (target.mode == Mode::kAdd)  // the output is read too; it may lie in memory
         for (int m = 0; m < M; m++) {
             const float* out = target.out + (row + m) * target.stride + panel * kPanel;
             __builtin_prefetch(out, 1, 2);

@@ -16,13 +16,13 @@ int64_t attend_scratch(const Attention& a) {
 
 namespace {
 
-constexpr int64_t kSlice = 512;  // tokens that go through the list at once: what they need stays in the caches
-constexpr int64_t kCommitted = int64_t(256) << 20;  // bytes of the caches that are asked for ahead of their use
+constexpr int64_t kSlice = 512;  // tokens that go through the list at once: their buffers stay in the processor's caches
+constexpr int64_t kCommitted = int64_t(256) << 20;  // bytes of the caches that are mapped ahead of their use
 
 }  // namespace
 
 Program::Program(int threads, const std::string& isa)
-    : pool_(Pool::shared(std::max(1, threads))), kernels_(choose(isa)), slice_(new Slice), routed_(new Routed) {
+    : pool_(Pool::shared(std::max(1, threads))), kernels_(choose(isa)), slice_(new Slice), experts_(new ExpertPlan) {
     for (int thread = 0; thread < pool_->size(); thread++) workers_.push_back(std::make_unique<Worker>(*this, thread, workers_));
 }
 
@@ -51,7 +51,7 @@ int Program::add_norm(const float* values, int64_t n) {
 
 int Program::add_rope(Rope rope) {
     ropes_.push_back(std::move(rope));
-    turns_.emplace_back();
+    cos_sin_.emplace_back();
     return static_cast<int>(ropes_.size()) - 1;
 }
 
@@ -107,7 +107,7 @@ void Program::measure(bool on) {
     costs_.assign(operations_.size(), Cost());
 }
 
-// What comes from outside this library is checked once, before any pointer is followed.
+// Checks all numbers of a step that come from Python, before one of them is used as an index.
 void Program::check(const Step& step) const {
     auto outside = [](const char* what, int64_t value, int64_t limit) {
         throw std::out_of_range(std::string(what) + " " + std::to_string(value) + " is not below " + std::to_string(limit));
@@ -117,7 +117,7 @@ void Program::check(const Step& step) const {
     if (!a.keys) throw std::out_of_range("the program has no cache yet");
     int64_t vocabulary = 0, total = 0, slots = a.blocks * a.block_size;
     for (const Operation& op : operations_)
-        if (op.code == Code::kEmbed) vocabulary = weights(op.products[0]).n;
+        if (op.code == OpCode::kEmbed) vocabulary = weights(op.products[0]).n;
     for (int64_t i = 0; i < step.count; i++) {
         if (step.tokens[i] < 0 || step.tokens[i] >= vocabulary) outside("token", step.tokens[i], vocabulary);
         if (step.slots[i] < 0 || step.slots[i] >= slots) outside("slot", step.slots[i], slots);
@@ -197,7 +197,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     bool gathered = false;
     std::vector<int64_t> needed(widths_.size(), 0);
     for (const Operation& op : operations_) {
-        gathered |= op.code == Code::kGather;
+        gathered |= op.code == OpCode::kGather;
         for (int buffer : {op.from, op.to})
             if (buffer >= 0) needed[static_cast<size_t>(buffer)] = std::max(needed[static_cast<size_t>(buffer)], gathered && buffer == op.to ? logit_rows : rows);
     }
@@ -205,10 +205,10 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     int64_t bytes = 0, most = std::max(rows, logit_rows);
     for (const Weights& w : weights_) bytes = std::max(bytes, most * w.depth * input_bytes(w.format));
     inner_.reserve(bytes);
-    Room all, alone;
+    InputSize all, alone;
     for (const Operation& op : operations_) {
-        if (op.code != Code::kProduct) continue;
-        Room of_all, of_alone;
+        if (op.code != OpCode::kProduct) continue;
+        InputSize of_all, of_alone;
         for (size_t i = 0; i < op.products.size(); i++)
             if (input_of(op, i) == i) {
                 const Weights& w = weights(op.products[i]);
@@ -220,7 +220,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     }
     all.reserve(input_, input_scales_, input_sums_);
     for (size_t rope = 0; rope < ropes_.size(); rope++)
-        turns_[rope].reserve(rows * 2 * static_cast<int64_t>(ropes_[rope].inverse.size()) + kLanes);
+        cos_sin_[rope].reserve(rows * 2 * static_cast<int64_t>(ropes_[rope].inverse.size()) + kLanes);
     int64_t scratch = 0;
     for (const Attention& a : layers_) scratch = std::max(scratch, attend_scratch(a));
     for (auto& worker : workers_) {
@@ -229,7 +229,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     }
 }
 
-// The first of an operation's products that reads its input as product `i` does: one is prepared for all of them.
+// The first of an operation's products that reads its input as product `i` does: they share one prepared input.
 size_t Program::input_of(const Operation& op, size_t i) const {
     const Weights& w = weights(op.products[i]);
     for (size_t first = 0; first < i; first++)
@@ -237,21 +237,21 @@ size_t Program::input_of(const Operation& op, size_t i) const {
     return i;
 }
 
-// Whether a gated product writes its result as the next product reads it: rounded once, in tiles, past the buffer.
+// Whether a gated product writes its result in the tiles that the next product reads, instead of the buffer.
 bool Program::tiled(size_t operation) const {
     const Operation& op = operations_[operation];
-    if (op.code != Code::kProduct || op.mode != Mode::kGate || operation + 1 >= operations_.size()) return false;
+    if (op.code != OpCode::kProduct || op.mode != Mode::kGate || operation + 1 >= operations_.size()) return false;
     const Operation& reader = operations_[operation + 1];
-    if (reader.code != Code::kProduct || reader.from != op.to || reader.norm >= 0 || reader.to == op.to) return false;
+    if (reader.code != OpCode::kProduct || reader.from != op.to || reader.norm >= 0 || reader.to == op.to) return false;
     if (reader.products.size() > 1) return false;
     const Weights &w = weights(op.products[0]), &next = weights(reader.products[0]);
     if (next.format != Format::kBf16 || next.k != next.depth) return false;
     if (is_block(w.format) || most_tile_rows(w) != most_tile_rows(next)) return false;
     if (kernels_->lines && is_grouped(w.format)) return false;
-    for (size_t i = operation + 2; i < operations_.size(); i++) {  // nobody else reads the buffer before it is written anew
+    for (size_t i = operation + 2; i < operations_.size(); i++) {  // no other operation reads the buffer before it is written anew
         const Operation& other = operations_[i];
         if (other.from == op.to) return false;
-        if (other.to == op.to) return other.code == Code::kProduct && other.mode != Mode::kAdd;
+        if (other.to == op.to) return other.code == OpCode::kProduct && other.mode != Mode::kAdd;
     }
     return true;
 }
@@ -286,39 +286,39 @@ void Program::run(const Step& step, Output output) {
     }
 }
 
-void Program::decode(const Rows& rows, bool append, Output output) {
+void Program::decode(const DecodeBatch& batch, bool append, Output output) {
     if (layers_.empty() || !layers_.front().keys) throw std::out_of_range("the program has no cache yet");
-    int64_t count = rows.count, block_size = layers_.front().block_size;
+    int64_t count = batch.count, block_size = layers_.front().block_size;
     decoding_.resize(static_cast<size_t>(5 * count));
     int64_t* tokens = decoding_.data();
     int64_t *positions = tokens + count, *slots = positions + count, *lengths = slots + count, *numbers = lengths + count;
     for (int64_t row = 0; row < count; row++) {
-        int64_t at = rows.computed[row];
-        if (at < 0 || at >= rows.width || at / block_size >= rows.table_width || rows.known[row] != at + 1 ||
-            (append && at + 1 >= rows.width))
+        int64_t at = batch.computed[row];
+        if (at < 0 || at >= batch.width || at / block_size >= batch.table_width || batch.known[row] != at + 1 ||
+            (append && at + 1 >= batch.width))
             throw std::out_of_range("row " + std::to_string(row) + " does not decode at " + std::to_string(at));
-        tokens[row] = rows.tokens[row * rows.width + at];
+        tokens[row] = batch.tokens[row * batch.width + at];
         positions[row] = at;
-        slots[row] = rows.tables[row * rows.table_width + at / block_size] * block_size + at % block_size;
+        slots[row] = batch.tables[row * batch.table_width + at / block_size] * block_size + at % block_size;
         lengths[row] = 1;
         numbers[row] = row;
     }
-    run({tokens, positions, slots, lengths, rows.tables, numbers, count, count, rows.table_width, count}, output);
+    run({tokens, positions, slots, lengths, batch.tables, numbers, count, count, batch.table_width, count}, output);
     for (int64_t row = 0; row < count; row++) {
-        rows.computed[row]++;
-        if (append) rows.tokens[row * rows.width + rows.known[row]++] = static_cast<int32_t>(std::max<int64_t>(0, output.best[row]));
+        batch.computed[row]++;
+        if (append) batch.tokens[row * batch.width + batch.known[row]++] = static_cast<int32_t>(std::max<int64_t>(0, output.best[row]));
     }
 }
 
 double Program::bytes_of(const Operation& op) const {
     const Slice& s = *slice_;
     double rows = static_cast<double>(s.step.count);
-    if (op.code == Code::kProduct) {
+    if (op.code == OpCode::kProduct) {
         double total = 0;
         for (int product : op.products) total += static_cast<double>(weights(product).panels * weights(product).panel_bytes);
         return total;
     }
-    if (op.code == Code::kAttend) {
+    if (op.code == OpCode::kAttend) {
         const Attention& a = layers_[static_cast<size_t>(op.layer)];
         double keys = 0;
         for (size_t row = 0; row < s.begins.size(); row++) {
@@ -327,10 +327,10 @@ double Program::bytes_of(const Operation& op) const {
         }
         return keys * static_cast<double>(a.kv_heads * a.depth * 2 * kv_bytes(a.type));
     }
-    if (op.code == Code::kMixture) {
+    if (op.code == OpCode::kMixture) {
         double total = 0;
         for (size_t e = 0; e < op.gate_up.size(); e++)
-            if (routed_->begins[e + 1] > routed_->begins[e])
+            if (experts_->begins[e + 1] > experts_->begins[e])
                 for (int product : {op.gate_up[e], op.down[e]})
                     total += static_cast<double>(weights(product).panels * weights(product).panel_bytes);
         return total;
@@ -344,20 +344,20 @@ double Program::operations_of(const Operation& op) const {
     bool gathered = false;
     for (const Operation& other : operations_) {
         if (&other == &op) break;
-        gathered |= other.code == Code::kGather;
+        gathered |= other.code == OpCode::kGather;
     }
     double rows = static_cast<double>(gathered ? s.step.wanted : s.step.count);
-    if (op.code == Code::kProduct) {
+    if (op.code == OpCode::kProduct) {
         double total = 0;
         for (int product : op.products) total += static_cast<double>(weights(product).n) * static_cast<double>(weights(product).k);
         return 2.0 * rows * total;
     }
-    if (op.code == Code::kMixture) {
+    if (op.code == OpCode::kMixture) {
         const Weights& gate = weights(op.gate_up[0]);
         const Weights& down = weights(op.down[0]);
         return 2.0 * rows * op.chosen * static_cast<double>(gate.n * gate.k + down.n * down.k);
     }
-    if (op.code == Code::kAttend) {
+    if (op.code == OpCode::kAttend) {
         const Attention& a = layers_[static_cast<size_t>(op.layer)];
         double pairs = 0;
         for (int64_t i = 0; i < s.step.count; i++) {

@@ -1,6 +1,6 @@
-// A decoder as a list of operations over numbered buffers, built once by Python (inflight/kernels/program.py) and run by
-// one call a step. All threads go through the list together; within an operation they take units of work from their own
-// share first, then from the others'.
+// A decoder as a list of operations over numbered buffers. Python builds it once (inflight/kernels/program.py) and runs it with
+// one call per step. All threads go through the list together; within an operation a thread takes the units of work of its
+// own share first, then units of the others'.
 #pragma once
 
 #include <atomic>
@@ -15,20 +15,20 @@
 
 namespace inflight {
 
-// Rows of a buffer are tokens; from kGather on, those whose logits are wanted.
-enum class Code : int { kEmbed, kProduct, kRotate, kAttend, kNorm, kGather, kCap, kMixture, kGate };
+// A buffer has a row for each token; from kGather on, a row for each token whose logits are wanted.
+enum class OpCode : int { kEmbed, kProduct, kRotate, kAttend, kNorm, kGather, kCap, kMixture, kGate };
 
 struct Operation {
-    Code code;
+    OpCode code;
     int from = -1, to = -1;    // buffers
     std::vector<int> products; // kProduct: their outputs lie side by side; kEmbed: the table
     int layer = -1;            // kRotate, kAttend
-    int rope = -1;             // kRotate: -1 turns nothing
+    int rope = -1;             // kRotate; -1: no rotation
     int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys
     float eps = 0.0f;
     bool centered = false;
     Mode mode = Mode::kStore;  // kProduct (kGate: of one only), kNorm (kStore, kAdd)
-    Act act = Act::kSilu;      // also of kGate: `to` = act(first half of `from`) * second half
+    Activation act = Activation::kSilu;      // also of kGate: `to` = act(first half of `from`) * second half
     float scale = 1.0f;        // of what is added; of an embedding; kCap: the divider
     float softcap = 0.0f;      // kCap
     // kMixture: `from` holds the layer's input and takes the result, `to` the router's logits
@@ -52,21 +52,21 @@ struct Step {
     const int32_t* tables;     // [R, table_width]
     const int64_t* logits_at;  // [S], ascending
     int64_t count, rows, table_width, wanted;
-    const int64_t* reach = nullptr;  // [T] length of the sequence that a token turns by; null: up to itself
+    const int64_t* reach = nullptr;  // [T] length of the sequence by which a token is rotated; null: up to itself
 };
 
-// Rows of a batch that decode, in its own arrays.
-struct Rows {
+// The rows of a batch, all of which decode: pointers to the batch's own arrays, which the step changes.
+struct DecodeBatch {
     int32_t* tokens;        // [R, width], known tokens of each row
     int64_t width;
     const int32_t* tables;  // [R, table_width]
     int64_t table_width;
     int64_t* known;         // [R]
-    int64_t* computed;      // [R], places of the tokens to compute
+    int64_t* computed;      // [R], position of the token to compute
     int64_t count;
 };
 
-// Where a step's results go.
+// The caller's memory for a step's results.
 struct Output {
     float* logits;      // [S, width of the last buffer]
     float* hidden;      // [S, width of hidden_buffer], or null
@@ -74,7 +74,7 @@ struct Output {
     int64_t* best;      // [S], the first of each row's largest logits; -1 where some are not numbers
 };
 
-// What an operation cost since the last reset: for a roofline.
+// Measured of one operation since the last reset, for a roofline.
 struct Cost {
     double seconds = 0, bytes = 0, operations = 0;
 };
@@ -94,14 +94,15 @@ class Program {
 
     // Memory for packed weights and scales that lives as long as the program; aligned to 64.
     char* allocate(int64_t bytes) { return arena_.take(bytes); }
-    // Zeroed keys and values of all layers, in place of former ones; returns their bytes. A thread goes on to ask for their
-    // first pages.
+    // Makes zeroed keys and values of all layers in place of former ones; returns their bytes. A thread of its own maps
+    // their first pages.
     int64_t make_caches(int64_t blocks, int64_t block_size, KvType type);
 
-    // Runs the list. Throws std::out_of_range where the step does not fit the program.
+    // Runs the list. Throws std::out_of_range if the step does not fit the program.
     void run(const Step& step, Output output);
-    // Runs it for the newest token of each row, which is computed then; `append`: the best ones become known.
-    void decode(const Rows& rows, bool append, Output output);
+    // Runs the list for the newest token of each row, and counts it as computed; `append`: the most likely next tokens
+    // become known.
+    void decode(const DecodeBatch& batch, bool append, Output output);
 
     const char* isa() const { return kernels_->name; }
     Pool& pool() { return *pool_; }
@@ -116,7 +117,8 @@ class Program {
   private:
     struct Slice;   // the tokens that go through the list at once
     struct Worker;  // one thread within a run
-    struct Routed;  // a mixture's plan
+    struct ExpertInputs;
+    struct ExpertPlan;  // of a mixture
 
     void check(const Step& step) const;
     void slice_of(const Step& step, int64_t first, int64_t last);
@@ -148,17 +150,17 @@ class Program {
 
     // Of one run
     std::unique_ptr<Slice> slice_;
-    std::unique_ptr<Routed> routed_;
-    std::vector<Aligned<float>> turns_;  // by rope: [rows][cosines, sines]
+    std::unique_ptr<ExpertPlan> experts_;
+    std::vector<Aligned<float>> cos_sin_;  // by rope: [rows][cosines, sines]
     std::vector<std::unique_ptr<Worker>> workers_;
     Aligned<char> input_;                // of a product, shared by all threads
-    Aligned<char> inner_;                // of a product whose input the one before has written as it reads it
+    Aligned<char> inner_;                // of a product whose input the product before has written in tiles
     Aligned<float> input_scales_;
     Aligned<int32_t> input_sums_;
     Aligned<float> partial_;             // attention's chunks
 };
 
-// The best set of this machine, or the one that is named; "" is the best. Throws std::invalid_argument.
+// The instruction set with this name; "": the best that this machine has. Throws std::invalid_argument.
 const Kernels* choose(const std::string& name);
 std::vector<std::string> available();
 

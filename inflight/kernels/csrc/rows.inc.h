@@ -1,12 +1,12 @@
-// What is done to one row by itself: rounding to what products read, rotation, the cache's entries.
+// Functions over one row: rounding to the inputs of products, rotation, entries of the cache.
 namespace inflight {
 namespace {
 
 constexpr int kMostRows = kDirectRows > kGroupedRows ? kDirectRows : kGroupedRows;
 
-constexpr int64_t kStretch = 256;  // inputs of all rows of a tile that are laid out together: they fit the nearest cache
+constexpr int64_t kStretch = 256;  // inputs of a tile's rows that are rounded together: they fit the first-level cache
 
-// The rows of one tile. Each is read twice, for what its norm and its scale need, then stretch by stretch.
+// Rounds the rows of one tile. Each row is read twice: for its norm and its scale, then stretch by stretch.
 void prepare(const Weights& w, const float* const* rows, Norm norm, const Input& in, int64_t tile) {
     if (is_block(w.format)) return prepare_blocks(w, rows, norm, in, tile);
     int64_t start = in.start(tile), count = in.start(tile + 1) - start;
@@ -41,7 +41,7 @@ void prepare(const Weights& w, const float* const* rows, Norm norm, const Input&
                 alignas(64) char bits[4][64];
                 for (int64_t r = 0; r < together; r++) {
                     F x = i < w.k ? value(row + r, i) : zero();
-                    if (inputs < kLanes) x = keep_lanes(x, 0, inputs, zero());  // the others are the next group's
+                    if (inputs < kLanes) x = keep_lanes(x, 0, inputs, zero());  // the others belong to the next group
                     if (w.format == Format::kFloat) store(reinterpret_cast<float*>(bits[r]), x);
                     if (w.format == Format::kBf16) to_bf16(x, reinterpret_cast<uint16_t*>(bits[r]));
                     if (!integers) continue;
@@ -105,9 +105,9 @@ void unpack(const Weights& w, int64_t row, float scale, float* out) {
     }
 }
 
-void rotate(float* x, int64_t dim, Norm norm, const float* cosines, const float* sines, int64_t turning) {
+void rotate(float* x, int64_t dim, Norm norm, const float* cosines, const float* sines, int64_t rotary_dim) {
     if (norm.weight) norm_row(x, dim, norm, false, 1.0f, x);
-    int64_t half = turning / 2;
+    int64_t half = rotary_dim / 2;
     for (int64_t i = 0; i < half; i += kLanes) {
         int64_t left = half - i;
         F a = load_part(x + i, left), b = load_part(x + half + i, left);
@@ -119,7 +119,7 @@ void rotate(float* x, int64_t dim, Norm norm, const float* cosines, const float*
 
 template <class T>
 INLINE void put(const Attention& a, const T* key, const T* value, int64_t kv_head, int64_t slot) {
-    int64_t j = a.tiled() ? slot % kSub : 0, at = place(a, kv_head, slot - j);
+    int64_t j = a.tiled() ? slot % kSub : 0, at = kv_offset(a, kv_head, slot - j);
     T* keys = reinterpret_cast<T*>(a.keys + at);
     T* values = reinterpret_cast<T*>(a.values + at);
     if (!a.tiled()) {
@@ -146,7 +146,7 @@ float rounded_to_int8(const float* x, int64_t n, int8_t* out) {
     return peak / 127.0f;
 }
 
-void keep(const Attention& a, const float* key, const float* value, int64_t kv_head, int64_t slot) {
+void store_kv(const Attention& a, const float* key, const float* value, int64_t kv_head, int64_t slot) {
     if (a.type == KvType::kFloat) {
         alignas(64) float k[kMostDepth] = {}, v[kMostDepth] = {};
         std::memcpy(k, key, static_cast<size_t>(a.dim) * 4);
@@ -161,7 +161,7 @@ void keep(const Attention& a, const float* key, const float* value, int64_t kv_h
         put<uint16_t>(a, k, v, kv_head, slot);
     } else {
         alignas(64) int8_t k[kMostDepth], v[kMostDepth];
-        int64_t at = scale_place(a, kv_head, slot);
+        int64_t at = scale_index(a, kv_head, slot);
         a.key_scales[at] = rounded_to_int8(key, a.dim, k);
         a.value_scales[at] = rounded_to_int8(value, a.dim, v);
         put<int8_t>(a, k, v, kv_head, slot);
@@ -176,12 +176,12 @@ void cap(float* x, int64_t n, float divider, float softcap) {
     }
 }
 
-void gate(Act act, const float* wide, int64_t n, float* out) {
+void gate(Activation act, const float* wide, int64_t n, float* out) {
     for (int64_t i = 0; i < n; i += kLanes)
         store_part(out + i, mul(activated(act, load_part(wide + i, n - i)), load_part(wide + n + i, n - i)), n - i);
 }
 
-// The first of the largest; -1 where one of them is no number.
+// The index of the first largest value; -1 if a value is not a number.
 int64_t argmax(const float* x, int64_t n) {
     F most = splat(-INFINITY);
     uint32_t numbers = 0xffff;

@@ -12,8 +12,8 @@ namespace inflight {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLeastLogit = std::numeric_limits<float>::lowest();  // of a token that is possible
-// Below this temperature a draw is the largest logit anyway; a smaller divider would overflow.
+constexpr float kLeastLogit = std::numeric_limits<float>::lowest();  // the least logit of a possible token
+// Below this temperature a draw always takes the largest logit; a smaller divider would overflow.
 constexpr double kColdest = 1e-5;
 
 int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -56,12 +56,12 @@ void Chooser::choose(float* x, int64_t n, const Known& known, Chosen& chosen) {
         scan(1.0f);
     }
     bool scored = s.logprob || s.top;
-    if (!chosen.sound || highest_ == -kInfinity) {  // nothing to choose from
+    if (!chosen.sound || highest_ == -kInfinity) {  // no token is possible
         chosen.token = 0;
         chosen.logprob = std::numeric_limits<float>::quiet_NaN();
         return;
     }
-    // The most likely token survives all but the last of them.
+    // All of these filters but the last keep the most likely token.
     if (s.draw || scored || s.typical_p < 1.0) {
         if (s.top_k > 0) top_k(s.top_k);
         if (s.top_p < 1.0) top_p(s.top_p);
@@ -81,14 +81,14 @@ float Chooser::log_softmax_at(const float* x, int64_t n, int64_t token) {
     return static_cast<float>(static_cast<double>(x[token]) - highest_ - std::log(total()));
 }
 
-// Divides all logits, and finds their highest. False: some are not numbers.
+// Divides all logits and finds the largest. False: some logits are not numbers.
 bool Chooser::scan(float divider) {
     bool sound = kernels_.scan(x_, n_, divider, scanned_.get());
     highest_ = *std::max_element(scanned_.get(), scanned_.get() + pieces(n_, kScan));
     return sound;
 }
 
-// Logits of the k most likely tokens, or of more, are at least this.
+// A lower bound of the k largest logits; more than k logits may reach it.
 float Chooser::bar_of_most(int64_t k) {
     int64_t blocks = pieces(n_, kScan);
     if (k > blocks) return kLeastLogit;
@@ -97,7 +97,7 @@ float Chooser::bar_of_most(int64_t k) {
     return std::max(found, kLeastLogit);
 }
 
-// The logit of a token whose probability is e ** `below` of the highest one's, or a little less.
+// The logit of a token with e ** `below` times the probability of the most likely token, or a little less.
 float Chooser::bar_below(double below) const {
     float found = std::nextafter(static_cast<float>(static_cast<double>(highest_) + below - 1e-4), -kInfinity);
     return std::max(found, kLeastLogit);
@@ -133,17 +133,17 @@ void Chooser::top_k(int64_t k) {
     keep({border.key, count_});  // ties with the last one stay
 }
 
-// The smallest set of most likely tokens with probability p (Holtzman et al., 2019); of equal ones the first.
+// Keeps the smallest set of most likely tokens with probability p (Holtzman et al., 2019); of equal tokens the first.
 void Chooser::top_p(double p) {
     double all = total();
-    // Those of less than this probability have less than 1 - p together.
+    // Tokens below this probability have less than 1 - p together, so they lie outside the set.
     if (!listed_) list(bar_below(std::log(all * (1.0 - p) / static_cast<double>(n_))));
     weigh();
     for (int64_t i = 0; i < count_; i++) keys_.get()[i] = key_of(values_.get()[i]);
     keep(selector_.border(keys_.get(), weights_.get(), count_, p * all));
 }
 
-// What is at least p times as likely as the most likely token (Nguyen et al., 2024).
+// Keeps tokens that are at least p times as likely as the most likely one (Nguyen et al., 2024).
 void Chooser::min_p(double p) {
     float least = std::max(highest_ + std::log(static_cast<float>(p)), kLeastLogit);
     if (!listed_) return list(least);
@@ -151,7 +151,8 @@ void Chooser::min_p(double p) {
     keep({key_of(least), count_});
 }
 
-// The smallest set of tokens of most typical surprise with probability p (Meister et al., 2022); of equal ones the first.
+// Keeps the smallest set of tokens with the most typical surprise and probability p (Meister et al., 2022); of equal tokens
+// the first.
 void Chooser::typical_p(double p) {
     double all = 0.0, surprise = 0.0;  // of the weights, and of those times the distance from the highest logit
     if (listed_) {
@@ -170,8 +171,8 @@ void Chooser::typical_p(double p) {
     }
     double normal = std::log(all) + static_cast<double>(highest_), entropy = std::log(all) + surprise / all;
     if (!listed_) {
-        // A token of more than twice the mean surprise has only less likely ones behind it, and those of less than this
-        // probability have less than 1 - p together.
+        // Beyond twice the mean surprise tokens are ordered by falling probability, and those below this probability have
+        // less than 1 - p together, so they lie outside the set.
         double most = std::max(2.0 * entropy, std::log(static_cast<double>(n_) / (1.0 - p)));
         list(bar_below(std::log(all) - most));
         weigh();
@@ -189,7 +190,7 @@ void Chooser::weigh() {
     weighed_ = true;
 }
 
-// The sum of the weights of what is left.
+// The sum of the remaining tokens' weights.
 double Chooser::total() {
     if (total_ > 0.0) return total_;
     if (listed_) {

@@ -1,4 +1,5 @@
-// From logits to tokens, each row by itself: `Sampling` in inflight/contract/plan.py says what the processors are and their order.
+// Chooses tokens from logits, each row by itself. `Sampling` in inflight/contract/plan.py describes the processors and
+// their order.
 #pragma once
 
 #include <cstdint>
@@ -34,19 +35,20 @@ struct Sampling {
     float delta = 0.0f;
 };
 
-// What is known of a row.
+// A row's state beside its logits.
 struct Known {
     int64_t row;            // of the logits
     const Sampling* sampling;
-    const int32_t* tokens;  // null where nothing asks for them
+    const int32_t* tokens;  // null if no processor needs them
     int64_t count, prompt;  // how many there are, and how many of them are the prompt
-    const uint8_t* mask;    // bit i % 8 of byte i / 8 allows token i, those beyond are not; null: all are
+    // Bit i % 8 of byte i / 8 allows token i; tokens beyond the mask are forbidden. Null: all are allowed.
+    const uint8_t* mask;
     int64_t mask_bytes;
 };
 
 struct Chosen {
     int64_t token = 0;
-    float logprob = 0.0f;                         // after all processors; where it or `top` was asked for
+    float logprob = 0.0f;                         // after all processors; if it or `top` was asked for
     std::vector<std::pair<int32_t, float>> top;   // the most likely tokens, best first, and their log-probabilities
     bool sound = true;                            // false: logits were not numbers
 };

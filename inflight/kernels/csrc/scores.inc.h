@@ -1,5 +1,5 @@
-// What sampling does along a row of logits. Probabilities are in double precision, so that the token that a uniform number
-// falls on does not depend on how they are rounded.
+// Sampling's loops over a row of logits. Probabilities are in double precision, so that rounding does not decide which token a
+// uniform number selects.
 namespace inflight {
 namespace {
 
@@ -19,12 +19,12 @@ INLINE D exponential(D x) {
     return scaled(fma(p, r, wide(1.0)), n);
 }
 
-// Lanes that are no logits any more count as impossible tokens.
+// Lanes beyond the row's end count as impossible tokens.
 INLINE F logits_at(const float* x, int64_t i, int64_t n) {
     return n - i >= kLanes ? load(x + i) : keep_lanes(load_part(x + i, n - i), 0, n - i, splat(-INFINITY));
 }
 
-// x /= divider, in place; the highest of each kScan of them. False: some are not numbers.
+// x /= divider, in place; `highest_of` takes the largest of each kScan. False: some are not numbers.
 bool scan(float* x, int64_t n, float divider, float* highest_of) {
     uint32_t numbers = 0xffff;
     F by = splat(divider);

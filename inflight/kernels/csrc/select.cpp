@@ -22,7 +22,7 @@ void Selector::reserve(int64_t n) {
     masses_.reserve(n);
 }
 
-// Masses are summed by ranges of keys; the range with the border is divided further, until few or only equal keys are left.
+// Sums masses by ranges of keys and divides the range that holds the border, until it has few items or only equal keys.
 Border Selector::border(const uint32_t* keys, const double* masses, int64_t n, double limit) {
     double before = 0.0;
     while (true) {

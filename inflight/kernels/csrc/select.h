@@ -1,4 +1,4 @@
-// Which of many come first, without sorting them.
+// Selection of the largest items without sorting.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ inline float value_of(uint32_t key) {
     return x;
 }
 
-// The last one that is taken: those of higher keys are, and the first `ties` of the same key.
+// Where a selection ends: it has all items of higher keys, and the first `ties` items of this key.
 struct Border {
     uint32_t key;
     int64_t ties;
@@ -32,8 +32,8 @@ class Selector {
   public:
     void reserve(int64_t n);
 
-    // Of n >= 1 items in falling order of their keys, equal ones in their own order, those with less than `limit` mass
-    // before them; at least one. `masses` null: each has 1, so that `limit` of them are taken.
+    // Selects the items that have less than `limit` mass before them, in falling order of the keys (equal keys: in the
+    // items' order), and at least one; n >= 1. `masses` null: each item has mass 1, which selects `limit` items.
     Border border(const uint32_t* keys, const double* masses, int64_t n, double limit);
 
   private:

@@ -9,24 +9,32 @@ namespace inflight {
 
 namespace {
 
-constexpr int kMostRows = 16;      // of a tile, on any instruction set
-constexpr int64_t kManyTiles = 8;  // row tiles of one unit of work
+constexpr int kMostRows = 16;            // of a tile, on any instruction set
+constexpr int64_t kUnitBytes = 65536;    // of weights, in one unit of work
+constexpr int64_t kManyTiles = 8;        // row tiles of one unit of work
 constexpr int64_t kManyBlockTiles = 16;  // the same where a chunk of the panel is opened for all of them
 
-// Into the second-level cache, before somebody waits for it.
-void fetch(const float* from, int64_t floats) {
+// Brings floats into the second-level cache ahead of their use.
+void prefetch(const float* from, int64_t floats) {
     for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(from + i, 0, 2);
 }
 
-// Cosines and sines of a token within a sequence of length `reach` beyond the original one: dynamic NTK.
-void stretch(const Rope& rope, int64_t position, int64_t reach, float* out) {
-    int64_t half = static_cast<int64_t>(rope.inverse.size());
-    double dim = static_cast<double>(2 * half);
-    double grown = rope.stretch * static_cast<double>(reach) / static_cast<double>(rope.original) - (rope.stretch - 1);
-    double base = rope.theta * std::pow(grown, dim / std::max(dim - 2, 1e-9));
+// Cosines and sines [half] each of a token at `position`, in a sequence that reaches as far as `reach`. Beyond the original
+// length the frequencies are those of dynamic NTK, or `far_inverse`, where the rotation has such.
+void rope_cos_sin(const Rope& rope, int64_t position, int64_t reach, float* out) {
+    const int64_t half = static_cast<int64_t>(rope.inverse.size());
+    const bool beyond = reach > rope.original, dynamic = rope.stretch > 0 && beyond;
+    const std::vector<float>& stored = beyond && !rope.far_inverse.empty() ? rope.far_inverse : rope.inverse;
+    const double dim = static_cast<double>(2 * half);
+    double base = 0;
+    if (dynamic) {
+        double grown = rope.stretch * static_cast<double>(reach) / static_cast<double>(rope.original) - (rope.stretch - 1);
+        base = rope.theta * std::pow(grown, dim / std::max(dim - 2, 1e-9));
+    }
     for (int64_t j = 0; j < half; j++) {
-        float inverse = static_cast<float>(1.0 / std::pow(base, static_cast<double>(2 * j) / dim));
-        float angle = static_cast<float>(position) * inverse;
+        const float inverse = dynamic ? static_cast<float>(1.0 / std::pow(base, static_cast<double>(2 * j) / dim))
+                                      : stored[static_cast<size_t>(j)];
+        const float angle = static_cast<float>(position) * inverse;
         out[j] = std::cos(angle) * rope.factor;
         out[half + j] = std::sin(angle) * rope.factor;
     }
@@ -38,30 +46,30 @@ void Program::Worker::run() {
     using Clock = std::chrono::steady_clock;
     auto began = Clock::now();
     int64_t rows = slice().step.count;
-    if (!program.ropes_.empty()) turns();
+    if (!program.ropes_.empty()) cos_sin();
     for (size_t i = 0; i < program.operations_.size(); i++) {
         const Operation& op = program.operations_[i];
         switch (op.code) {
-            case Code::kEmbed: embed(op); break;
-            case Code::kProduct: product(i, rows); break;
-            case Code::kRotate: rotate(op); break;
-            case Code::kAttend: attend(op); break;
-            case Code::kNorm: norm(op, rows); break;
-            case Code::kGather:
+            case OpCode::kEmbed: embed(op); break;
+            case OpCode::kProduct: product(i, rows); break;
+            case OpCode::kRotate: rotate(op); break;
+            case OpCode::kAttend: attend(op); break;
+            case OpCode::kNorm: norm(op, rows); break;
+            case OpCode::kGather:
                 gather(op);
                 rows = slice().step.wanted;
                 break;
-            case Code::kCap:
+            case OpCode::kCap:
                 each(rows, [&](int64_t row) { kernels().cap(buffer(op.to) + row * width(op.to), width(op.to), op.scale, op.softcap); });
                 break;
-            case Code::kMixture: mixture(op); break;
-            case Code::kGate:
+            case OpCode::kMixture: mixture(op); break;
+            case OpCode::kGate:
                 each(rows, [&](int64_t row) {
                     kernels().gate(op.act, buffer(op.from) + row * width(op.from), width(op.to), buffer(op.to) + row * width(op.to));
                 });
                 break;
         }
-        if (op.code == Code::kGather && !rows) return;  // a chunk of a prompt: nobody asks what follows
+        if (op.code == OpCode::kGather && !rows) return;  // a chunk of a prompt: what follows is not wanted
         if (program.measured_ && thread == 0) {
             auto now = Clock::now();
             Cost& cost = program.costs_[i];
@@ -71,11 +79,11 @@ void Program::Worker::run() {
             began = now;
         }
     }
-    give();
+    write_output();
 }
 
-// The rows whose logits are wanted, to whoever asked.
-void Program::Worker::give() {
+// Copies the rows whose logits are wanted to the caller's memory, and finds the largest of each.
+void Program::Worker::write_output() {
     const Output& out = slice().output;
     int last = program.operations_.back().to;
     int64_t columns = width(last);
@@ -89,26 +97,18 @@ void Program::Worker::give() {
     });
 }
 
-void Program::Worker::turns() {
+// Cosines and sines of every token's angles, for each rotation of the program.
+void Program::Worker::cos_sin() {
+    constexpr int64_t unit_tokens = 16;
     const Step& step = slice().step;
-    each(ceil_div(step.count, 16), [&](int64_t unit) {
+    each(ceil_div(step.count, unit_tokens), [&](int64_t unit) {
+        const int64_t begin = unit * unit_tokens, end = std::min(step.count, begin + unit_tokens);
         for (size_t number = 0; number < program.ropes_.size(); number++) {
             const Rope& rope = program.ropes_[number];
-            int64_t half = static_cast<int64_t>(rope.inverse.size());
-            for (int64_t i = unit * 16; i < std::min(step.count, unit * 16 + 16); i++) {
-                float* out = program.turns_[number].get() + i * 2 * half;
-                int64_t reach = step.reach ? step.reach[i] : step.positions[i] + 1;
-                if (rope.stretch > 0 && reach > rope.original) {
-                    stretch(rope, step.positions[i], reach, out);
-                    continue;
-                }
-                bool far = !rope.far_inverse.empty() && reach > rope.original;
-                const std::vector<float>& inverse = far ? rope.far_inverse : rope.inverse;
-                for (int64_t j = 0; j < half; j++) {
-                    float angle = static_cast<float>(step.positions[i]) * inverse[static_cast<size_t>(j)];
-                    out[j] = std::cos(angle) * rope.factor;
-                    out[half + j] = std::sin(angle) * rope.factor;
-                }
+            const int64_t half = static_cast<int64_t>(rope.inverse.size());
+            for (int64_t i = begin; i < end; i++) {
+                const int64_t reach = step.reach ? step.reach[i] : step.positions[i] + 1;
+                rope_cos_sin(rope, step.positions[i], reach, program.cos_sin_[number].get() + i * 2 * half);
             }
         }
     });
@@ -121,93 +121,121 @@ void Program::Worker::embed(const Operation& op) {
     });
 }
 
-// One or more products of one input. What they read is prepared once for all that read alike; their units of work are one
-// pool.
+// How one operation's products are divided: what they read, and their units of work.
+struct Program::Worker::ProductPlan {
+    // One product: `units` pieces of `panels` panels by `band_tiles` tiles of rows.
+    struct Share {
+        const Weights* w;
+        Input in;
+        size_t reads;    // the first product of the operation that reads its input as this one does
+        int64_t column;  // of `to`, where its outputs begin
+        int64_t panels, bands, band_tiles, units;
+    };
+    Share shares[kMostProducts];
+    size_t count;
+    bool tiled;          // the product before has written the input as it is read here
+    bool alone;          // every thread prepares the input for itself
+    int64_t inputs = 0;  // tiles to prepare
+    int64_t units = 0;
+};
+
+Program::Worker::ProductPlan Program::Worker::plan_products(size_t number, int64_t rows) {
+    const Operation& op = program.operations_[number];
+    ProductPlan plan;
+    plan.count = op.products.size();
+    int64_t widest = 0, column = 0;
+    for (int product : op.products) widest = std::max(widest, program.weights(product).depth);
+    plan.tiled = number && program.tiled_[number - 1];
+    plan.alone = !plan.tiled && (rows * widest <= kAloneSize || (rows == 1 && threads <= 4));
+    InputSize taken;
+    for (size_t i = 0; i < plan.count; i++) {
+        const Weights& w = program.weights(op.products[i]);
+        ProductPlan::Share& share = plan.shares[i];
+        share.w = &w;
+        share.reads = program.input_of(op, i);
+        if (share.reads < i) {
+            share.in = plan.shares[share.reads].in;
+        } else {
+            share.in = {(plan.alone ? input : program.input_).get() + taken.bytes,
+                        (plan.alone ? input_scales : program.input_scales_).get() + taken.scales,
+                        (plan.alone ? input_sums : program.input_sums_).get() + taken.sums, rows,
+                        ceil_div(rows, program.most_tile_rows(w))};
+            taken.add(w, rows);
+            plan.inputs += share.in.tiles;
+        }
+        if (plan.tiled) share.in.data = program.inner_.get();
+        share.column = column;
+        column += w.n;
+        share.bands = ceil_div(share.in.tiles, is_block(w.format) ? kManyBlockTiles : kManyTiles);
+        share.band_tiles = ceil_div(share.in.tiles, std::max<int64_t>(1, share.bands));
+        // Units of about 64 KiB of weights: long enough to stream, short enough to end together.
+        share.panels = std::max<int64_t>(1, std::min<int64_t>(kUnitBytes / w.panel_bytes, w.panels / (4 * threads)));
+        share.units = ceil_div(w.panels, share.panels) * share.bands;
+        plan.units += share.units;
+    }
+    return plan;
+}
+
+// One or more products of one input. Products that read their input alike share one prepared input; the units of work of
+// all of them are one pool.
 void Program::Worker::product(size_t number, int64_t rows) {
     const Operation& op = program.operations_[number];
     const float* from = buffer(op.from);
-    Norm norm = norm_of(op.norm, op);
-    struct Piece {
-        const Weights* w;
-        Input in;
-        int64_t column, panels, bands, per_band, units;
-    };
-    Piece pieces[kMostProducts];
-    size_t count = op.products.size();
-    int64_t column = 0, widest = 0, units = 0;
-    for (int product : op.products) widest = std::max(widest, program.weights(product).depth);
-    bool written = number && program.tiled_[number - 1];
-    bool alone = !written && (rows * widest <= kAloneSize || (rows == 1 && threads <= 4));
-    Room taken;
-    for (size_t i = 0; i < count; i++) {
-        const Weights& w = program.weights(op.products[i]);
-        size_t first = program.input_of(op, i);
-        Piece& piece = pieces[i];
-        piece.w = &w;
-        if (first < i) {
-            piece.in = pieces[first].in;
-        } else {
-            piece.in = {(alone ? input : program.input_).get() + taken.bytes,
-                        (alone ? input_scales : program.input_scales_).get() + taken.scales,
-                        (alone ? input_sums : program.input_sums_).get() + taken.sums, rows,
-                        ceil_div(rows, program.most_tile_rows(w))};
-            taken.add(w, rows);
-        }
-        if (written) piece.in.data = program.inner_.get();
-        int64_t tiles = piece.in.tiles;
-        piece.column = column;
-        column += w.n;
-        piece.bands = ceil_div(tiles, is_block(w.format) ? kManyBlockTiles : kManyTiles);
-        piece.per_band = ceil_div(tiles, std::max<int64_t>(1, piece.bands));
-        // Units of about 64 KiB of weights: long enough to stream, short enough to end together.
-        piece.panels = std::max<int64_t>(1, std::min<int64_t>(65536 / w.panel_bytes, w.panels / (4 * threads)));
-        piece.units = ceil_div(w.panels, piece.panels) * piece.bands;
-        units += piece.units;
-    }
+    const Norm norm = norm_of(op.norm, op);
+    const ProductPlan plan = plan_products(number, rows);
     auto prepare = [&](int64_t unit) {
         size_t i = 0;
-        for (; program.input_of(op, i) < i || unit >= pieces[i].in.tiles; i++)
-            if (program.input_of(op, i) == i) unit -= pieces[i].in.tiles;
-        const Piece& piece = pieces[i];
+        for (; plan.shares[i].reads < i || unit >= plan.shares[i].in.tiles; i++)
+            if (plan.shares[i].reads == i) unit -= plan.shares[i].in.tiles;
+        const ProductPlan::Share& share = plan.shares[i];
         const float* x[kMostRows];
-        for (int64_t row = piece.in.start(unit); row < piece.in.start(unit + 1); row++)
-            x[row - piece.in.start(unit)] = from + row * piece.w->k;
-        kernels().prepare(*piece.w, x, norm, piece.in, unit);
+        const int64_t start = share.in.start(unit), end = share.in.start(unit + 1);
+        for (int64_t row = start; row < end; row++) x[row - start] = from + row * share.w->k;
+        kernels().prepare(*share.w, x, norm, share.in, unit);
     };
-    int64_t inputs = 0;
-    for (size_t i = 0; i < count; i++)
-        if (program.input_of(op, i) == i) inputs += pieces[i].in.tiles;
-    if (alone)
-        for (int64_t unit = 0; unit < inputs; unit++) prepare(unit);
-    else if (!written)
-        each(inputs, prepare);
+    if (plan.alone)
+        for (int64_t unit = 0; unit < plan.inputs; unit++) prepare(unit);
+    else if (!plan.tiled)
+        each(plan.inputs, prepare);
     char* tiles = program.tiled_[number] ? program.inner_.get() : nullptr;
-    each(units, [&](int64_t unit) {
-        const Piece* piece = pieces;
-        for (; unit >= piece->units; piece++) unit -= piece->units;
-        int64_t strip = unit / piece->bands, band = unit % piece->bands;
-        Target target{buffer(op.to) + piece->column, width(op.to), op.mode, op.act, op.scale, tiles};
-        kernels().product(*piece->w, piece->in, strip * piece->panels, std::min(piece->w->panels, (strip + 1) * piece->panels),
-                          band * piece->per_band, std::min(piece->in.tiles, (band + 1) * piece->per_band), target);
+    each(plan.units, [&](int64_t unit) {
+        const ProductPlan::Share* share = plan.shares;
+        for (; unit >= share->units; share++) unit -= share->units;
+        const Weights& w = *share->w;
+        const int64_t panel = unit / share->bands * share->panels, tile = unit % share->bands * share->band_tiles;
+        Target target{buffer(op.to) + share->column, width(op.to), op.mode, op.act, op.scale, tiles};
+        kernels().product(w, share->in, panel, std::min(w.panels, panel + share->panels), tile,
+                          std::min(share->in.tiles, tile + share->band_tiles), target);
     });
 }
 
 void Program::Worker::rotate(const Operation& op) {
     const Attention& a = program.layers_[static_cast<size_t>(op.layer)];
     const Step& step = slice().step;
-    Norm queries = norm_of(op.norm, op), keys = norm_of(op.second, op);
-    int64_t group = a.heads / a.kv_heads, half = op.rope < 0 ? 0 : static_cast<int64_t>(program.ropes_[static_cast<size_t>(op.rope)].inverse.size());
+    const Norm queries = norm_of(op.norm, op), keys = norm_of(op.second, op);
+    const size_t rope = static_cast<size_t>(op.rope);
+    const int64_t group = a.heads / a.kv_heads;
+    const int64_t half = op.rope < 0 ? 0 : static_cast<int64_t>(program.ropes_[rope].inverse.size());
     each(step.count * a.kv_heads, [&](int64_t unit) {
         int64_t i = unit / a.kv_heads, head = unit % a.kv_heads;
         float* all = buffer(op.to) + i * width(op.to);
-        if (!head && i + 1 < step.count) fetch(all + width(op.to), width(op.to));
-        const float* turns = half ? program.turns_[static_cast<size_t>(op.rope)].get() + i * 2 * half : nullptr;
+        if (!head && i + 1 < step.count) prefetch(all + width(op.to), width(op.to));
+        const float* cos = half ? program.cos_sin_[rope].get() + i * 2 * half : nullptr;
         for (int64_t g = 0; g < group; g++)
-            kernels().rotate(all + (head * group + g) * a.dim, a.dim, queries, turns, turns + half, 2 * half);
+            kernels().rotate(all + (head * group + g) * a.dim, a.dim, queries, cos, cos + half, 2 * half);
         float* key = all + (a.heads + head) * a.dim;
-        kernels().rotate(key, a.dim, keys, turns, turns + half, 2 * half);
-        kernels().keep(a, key, all + (a.heads + a.kv_heads + head) * a.dim, head, step.slots[i]);
+        kernels().rotate(key, a.dim, keys, cos, cos + half, 2 * half);
+        kernels().store_kv(a, key, all + (a.heads + a.kv_heads + head) * a.dim, head, step.slots[i]);
     });
+}
+
+Keys Program::Worker::keys_of(const Attention& a, const Task& task) const {
+    const Slice& s = slice();
+    const size_t row = static_cast<size_t>(task.row);
+    const int64_t end = s.step.positions[s.begins[row]] + 1;
+    int64_t begin = std::max<int64_t>(task.chunk, 0) * kChunk;
+    if (a.window) begin = std::max(begin, (end - a.window) / kBlock * kBlock);
+    return Keys{s.step.tables + s.tables[row] * s.step.table_width, task.kv_head, begin, end};
 }
 
 void Program::Worker::attend(const Operation& op) {
@@ -216,49 +244,43 @@ void Program::Worker::attend(const Operation& op) {
     const std::vector<Task>& own = s.tasks[static_cast<size_t>(op.layer)];
     const std::vector<Task>& tasks = own.empty() ? s.tasks[0] : own;
     const std::vector<Task>& merges = own.empty() ? s.merges[0] : s.merges[static_cast<size_t>(op.layer)];
-    int64_t group = a.heads / a.kv_heads;
-    float* out = buffer(op.to);
+    const int64_t group = a.heads / a.kv_heads, from_width = width(op.from), to_width = width(op.to);
     float* partial = program.partial_.get();
-    auto keys_of = [&](const Task& task) {
-        size_t row = static_cast<size_t>(task.row);
-        int64_t end = s.step.positions[s.begins[row]] + 1, begin = std::max<int64_t>(task.chunk, 0) * kChunk;
-        if (a.window) begin = std::max(begin, (end - a.window) / kBlock * kBlock);
-        return Keys{s.step.tables + s.tables[row] * s.step.table_width, task.kv_head, begin, end};
-    };
+    auto begin_of = [&](const Task& task) { return s.begins[static_cast<size_t>(task.row)]; };
     auto queries_of = [&](const Task& task) {
-        return buffer(op.from) + s.begins[static_cast<size_t>(task.row)] * width(op.from) + task.kv_head * group * a.dim;
+        return buffer(op.from) + begin_of(task) * from_width + task.kv_head * group * a.dim;
+    };
+    auto out_of = [&](const Task& task) {
+        return buffer(op.to) + begin_of(task) * to_width + task.kv_head * group * a.dim;
     };
     each(static_cast<int64_t>(tasks.size()), [&](int64_t unit) {
         const Task& task = tasks[static_cast<size_t>(unit)];
-        size_t row = static_cast<size_t>(task.row);
-        int64_t begin = s.begins[row];
         Queries q;
         q.q = queries_of(task);
-        q.q_stride = width(op.from);
-        q.positions = s.step.positions + begin;
+        q.q_stride = from_width;
+        q.positions = s.step.positions + begin_of(task);
         q.first = task.first;
         q.count = task.count;
         q.kv_head = task.kv_head;
-        q.table = s.step.tables + s.tables[row] * s.step.table_width;
+        q.table = s.step.tables + s.tables[static_cast<size_t>(task.row)] * s.step.table_width;
         q.chunk = task.chunk;
-        q.out = task.chunk < 0 ? out + begin * width(op.to) + task.kv_head * group * a.dim : partial + task.partial;
-        q.out_stride = width(op.to);
+        q.out = task.chunk < 0 ? out_of(task) : partial + task.partial;
+        q.out_stride = to_width;
         q.next = Keys{};
         if (static_cast<size_t>(unit) + 1 < tasks.size()) {
             const Task& next = tasks[static_cast<size_t>(unit) + 1];
-            q.next = keys_of(next);
+            q.next = keys_of(a, next);
             for (int64_t token = next.first / group; token <= (next.first + next.count - 1) / group; token++)
-                fetch(queries_of(next) + token * width(op.from), group * a.dim);
+                prefetch(queries_of(next) + token * from_width, group * a.dim);
         }
         kernels().attend(a, q, attention.get());
     });
     if (merges.empty()) return;
     each(static_cast<int64_t>(merges.size()), [&](int64_t unit) {
         const Task& task = merges[static_cast<size_t>(unit)];
-        float* row = out + s.begins[static_cast<size_t>(task.row)] * width(op.to) + task.kv_head * group * a.dim;
         for (int64_t g = 0; g < group; g++) {
             const float* first = partial + task.partial + g * (a.depth + 2);
-            kernels().merge(a, &first, task.count * (a.depth + 2), task.chunk, row + g * a.dim);
+            kernels().merge(a, &first, task.count * (a.depth + 2), task.chunk, out_of(task) + g * a.dim);
         }
     });
 }
@@ -280,103 +302,123 @@ void Program::Worker::gather(const Operation& op) {
     });
 }
 
+// A mixture of experts in five stages: each token's experts are chosen, the tokens are grouped by expert, then come the
+// experts' first products with the activation, their second products, and the weighted sum of each token's results.
 void Program::Worker::mixture(const Operation& op) {
-    Routed& r = *program.routed_;
-    int64_t rows = slice().step.count, hidden = width(op.from);
-    size_t experts = op.gate_up.size(), chosen = static_cast<size_t>(op.chosen);
+    ExpertPlan& plan = *program.experts_;
+    const int64_t rows = slice().step.count, hidden = width(op.from);
+    const size_t chosen = static_cast<size_t>(op.chosen);
     const Weights& gate = program.weights(op.gate_up[0]);
     const Weights& down = program.weights(op.down[0]);
-    if (thread == 0) {
-        r.chosen.resize(static_cast<size_t>(rows) * chosen);
-        r.shares.resize(r.chosen.size());
-        r.place.resize(r.chosen.size());
-    }
+    if (thread == 0) plan.reserve_choices(static_cast<size_t>(rows) * chosen);
     program.pool_->barrier();
+    each(rows, [&](int64_t row) { choose_experts(op, row); });
+    if (thread == 0) group_by_expert(op);
+    program.pool_->barrier();
+    float* x = buffer(op.from);
+    prepare_experts(gate, plan.inputs, norm_of(op.norm, op),
+                    [&](int64_t place) { return x + plan.tokens[static_cast<size_t>(place)] * hidden; });
+    multiply_experts(op, op.gate_up, plan.inputs, plan.inner.get(), down.k, Mode::kGate);
+    prepare_experts(down, plan.inner_inputs, Norm{nullptr, 0.0f, false},
+                    [&](int64_t place) { return plan.inner.get() + place * down.k; });
+    multiply_experts(op, op.down, plan.inner_inputs, plan.out.get(), hidden, Mode::kStore);
     each(rows, [&](int64_t row) {
-        // Softmax over all experts, then the best ones; of two alike the first.
-        const float* logits = buffer(op.to) + row * width(op.to);
-        int* best = r.chosen.data() + static_cast<size_t>(row) * chosen;
-        float* shares = r.shares.data() + static_cast<size_t>(row) * chosen;
-        float peak = *std::max_element(logits, logits + experts), total = 0.0f, taken = 0.0f;
-        for (size_t e = 0; e < experts; e++) total += std::exp(logits[e] - peak);
-        std::vector<char> used(experts, 0);
         for (size_t c = 0; c < chosen; c++) {
-            size_t found = experts;
-            for (size_t e = 0; e < experts; e++)
-                if (!used[e] && (found == experts || logits[e] > logits[found])) found = e;
-            used[found] = 1;
-            best[c] = static_cast<int>(found);
-            shares[c] = std::exp(logits[found] - peak) / total;
-            taken += shares[c];
+            const size_t i = static_cast<size_t>(row) * chosen + c;
+            kernels().axpy(x + row * hidden, plan.out.get() + plan.place[i] * hidden, plan.probs[i] * op.scale, hidden);
         }
-        if (op.normalise)
-            for (size_t c = 0; c < chosen; c++) shares[c] /= taken;
     });
-    if (thread == 0) {
-        r.begins.assign(experts + 1, 0);
-        for (int expert : r.chosen) r.begins[static_cast<size_t>(expert) + 1]++;
-        for (size_t e = 0; e < experts; e++) r.begins[e + 1] += r.begins[e];
-        std::vector<int64_t> at(r.begins.begin(), r.begins.end() - 1);
-        r.tokens.resize(r.chosen.size());
-        for (size_t i = 0; i < r.chosen.size(); i++) {
-            r.place[i] = at[static_cast<size_t>(r.chosen[i])]++;
-            r.tokens[static_cast<size_t>(r.place[i])] = static_cast<int64_t>(i / chosen);
-        }
-        int64_t all = static_cast<int64_t>(r.chosen.size());
-        auto region = [&](const Weights& w, Aligned<char>& data, Aligned<float>& scales, Aligned<int32_t>& sums, std::vector<Input>& inputs) {
-            data.reserve(all * w.depth * input_bytes(w.format));
-            scales.reserve(all * w.input_scales());
-            sums.reserve(all * w.groups());
-            inputs.clear();
-            for (size_t e = 0; e < experts; e++) {
-                int64_t begin = r.begins[e], count = r.begins[e + 1] - begin;
-                inputs.push_back({data.get() + begin * w.depth * input_bytes(w.format), scales.get() + begin * w.input_scales(),
-                                  sums.get() + begin * w.groups(), count,
-                                  ceil_div(count, program.most_tile_rows(w))});
-            }
-        };
-        region(gate, r.data, r.scales, r.sums, r.inputs);
-        region(down, r.inner_data, r.inner_scales, r.inner_sums, r.inners);
-        r.hidden.reserve(all * down.k + kLanes);
-        r.out.reserve(all * hidden + kLanes);
+}
+
+// A row's experts: the softmax over all of them, then the most likely ones; of equal ones the first.
+void Program::Worker::choose_experts(const Operation& op, int64_t row) {
+    ExpertPlan& plan = *program.experts_;
+    const size_t experts = op.gate_up.size(), chosen = static_cast<size_t>(op.chosen);
+    const float* logits = buffer(op.to) + row * width(op.to);
+    int* best = plan.chosen.data() + static_cast<size_t>(row) * chosen;
+    float* probs = plan.probs.data() + static_cast<size_t>(row) * chosen;
+    float peak = *std::max_element(logits, logits + experts), total = 0.0f, sum = 0.0f;
+    for (size_t e = 0; e < experts; e++) total += std::exp(logits[e] - peak);
+    std::vector<char> used(experts, 0);
+    for (size_t c = 0; c < chosen; c++) {
+        size_t next = experts;
+        for (size_t e = 0; e < experts; e++)
+            if (!used[e] && (next == experts || logits[e] > logits[next])) next = e;
+        used[next] = 1;
+        best[c] = static_cast<int>(next);
+        probs[c] = std::exp(logits[next] - peak) / total;
+        sum += probs[c];
     }
-    program.pool_->barrier();
-    // Tiles of all experts, those of one expert after the other.
-    auto prepare = [&](const Weights& w, const std::vector<Input>& inputs, Norm norm, auto row_at) {
-        int64_t tiles = 0;
-        for (const Input& in : inputs) tiles += in.tiles;
-        each(tiles, [&](int64_t tile) {
-            size_t e = 0;
-            while (tile >= inputs[e].tiles) tile -= inputs[e++].tiles;
-            const Input& in = inputs[e];
-            const float* x[kMostRows];
-            for (int64_t row = in.start(tile); row < in.start(tile + 1); row++) x[row - in.start(tile)] = row_at(r.begins[e] + row);
-            kernels().prepare(w, x, norm, in, tile);
-        });
-    };
-    prepare(gate, r.inputs, norm_of(op.norm, op),
-            [&](int64_t place) { return buffer(op.from) + r.tokens[static_cast<size_t>(place)] * hidden; });
-    auto multiply = [&](const std::vector<int>& products, const std::vector<Input>& inputs, float* out, int64_t stride, Mode mode) {
-        const Weights& shape = program.weights(products[0]);
-        int64_t panels = std::max<int64_t>(1, 65536 / shape.panel_bytes), strips = ceil_div(shape.panels, panels);
-        each(static_cast<int64_t>(experts) * strips, [&](int64_t unit) {
-            size_t e = static_cast<size_t>(unit / strips);
-            const Input& in = inputs[e];
-            if (!in.rows) return;
-            const Weights& w = program.weights(products[e]);
-            int64_t first = unit % strips * panels;
-            kernels().product(w, in, first, std::min(w.panels, first + panels), 0, in.tiles,
-                              {out + r.begins[e] * stride, stride, mode, op.act, 1.0f, nullptr});
-        });
-    };
-    multiply(op.gate_up, r.inputs, r.hidden.get(), down.k, Mode::kGate);
-    prepare(down, r.inners, Norm{nullptr, 0.0f, false}, [&](int64_t place) { return r.hidden.get() + place * down.k; });
-    multiply(op.down, r.inners, r.out.get(), hidden, Mode::kStore);
-    each(rows, [&](int64_t row) {
-        for (size_t c = 0; c < chosen; c++) {
-            size_t i = static_cast<size_t>(row) * chosen + c;
-            kernels().axpy(buffer(op.from) + row * hidden, r.out.get() + r.place[i] * hidden, r.shares[i] * op.scale, hidden);
-        }
+    if (op.normalise)
+        for (size_t c = 0; c < chosen; c++) probs[c] /= sum;
+}
+
+// Where each chosen (row, expert) lies in the experts' buffers, one expert's rows after the other's, and these buffers.
+// A counting sort: rows of one expert keep their order.
+void Program::Worker::group_by_expert(const Operation& op) {
+    ExpertPlan& plan = *program.experts_;
+    const size_t experts = op.gate_up.size(), chosen = static_cast<size_t>(op.chosen);
+    plan.begins.assign(experts + 1, 0);
+    for (int expert : plan.chosen) plan.begins[static_cast<size_t>(expert) + 1]++;
+    for (size_t e = 0; e < experts; e++) plan.begins[e + 1] += plan.begins[e];
+    std::vector<int64_t> next(plan.begins.begin(), plan.begins.end() - 1);
+    plan.tokens.resize(plan.chosen.size());
+    for (size_t i = 0; i < plan.chosen.size(); i++) {
+        plan.place[i] = next[static_cast<size_t>(plan.chosen[i])]++;
+        plan.tokens[static_cast<size_t>(plan.place[i])] = static_cast<int64_t>(i / chosen);
+    }
+    const Weights& down = program.weights(op.down[0]);
+    plan.inputs.lay_out(program.weights(op.gate_up[0]), plan.begins, program);
+    plan.inner_inputs.lay_out(down, plan.begins, program);
+    const int64_t rows = static_cast<int64_t>(plan.chosen.size());
+    plan.inner.reserve(rows * down.k + kLanes);
+    plan.out.reserve(rows * width(op.from) + kLanes);
+}
+
+void Program::ExpertInputs::lay_out(const Weights& w, const std::vector<int64_t>& begins, const Program& program) {
+    const int64_t rows = begins.back(), row_bytes = w.depth * input_bytes(w.format);
+    data.reserve(rows * row_bytes);
+    scales.reserve(rows * w.input_scales());
+    sums.reserve(rows * w.groups());
+    of.clear();
+    for (size_t e = 0; e + 1 < begins.size(); e++) {
+        const int64_t begin = begins[e], count = begins[e + 1] - begin;
+        of.push_back({data.get() + begin * row_bytes, scales.get() + begin * w.input_scales(),
+                      sums.get() + begin * w.groups(), count, ceil_div(count, program.most_tile_rows(w))});
+    }
+}
+
+// The inputs of all experts' products, which read as `w` does. `row_at` gives the row that lies at a place.
+template <class RowAt>
+void Program::Worker::prepare_experts(const Weights& w, const ExpertInputs& inputs, Norm norm, RowAt row_at) {
+    const std::vector<int64_t>& begins = program.experts_->begins;
+    int64_t tiles = 0;
+    for (const Input& in : inputs.of) tiles += in.tiles;
+    each(tiles, [&](int64_t tile) {
+        size_t e = 0;
+        while (tile >= inputs.of[e].tiles) tile -= inputs.of[e++].tiles;
+        const Input& in = inputs.of[e];
+        const int64_t start = in.start(tile), end = in.start(tile + 1);
+        const float* x[kMostRows];
+        for (int64_t row = start; row < end; row++) x[row - start] = row_at(begins[e] + row);
+        kernels().prepare(w, x, norm, in, tile);
+    });
+}
+
+// One product of each expert, all of one shape, into the rows of `out` that are its own.
+void Program::Worker::multiply_experts(const Operation& op, const std::vector<int>& products, const ExpertInputs& inputs,
+                                       float* out, int64_t stride, Mode mode) {
+    const std::vector<int64_t>& begins = program.experts_->begins;
+    const Weights& shape = program.weights(products[0]);
+    const int64_t panels = std::max<int64_t>(1, kUnitBytes / shape.panel_bytes), strips = ceil_div(shape.panels, panels);
+    each(static_cast<int64_t>(products.size()) * strips, [&](int64_t unit) {
+        const size_t e = static_cast<size_t>(unit / strips);
+        const Input& in = inputs.of[e];
+        if (!in.rows) return;
+        const Weights& w = program.weights(products[e]);
+        const int64_t first = unit % strips * panels;
+        kernels().product(w, in, first, std::min(w.panels, first + panels), 0, in.tiles,
+                          {out + begins[e] * stride, stride, mode, op.act, 1.0f, nullptr});
     });
 }
 

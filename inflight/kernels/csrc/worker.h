@@ -1,4 +1,4 @@
-// What the threads of a run work on, and one of them. Of program.cpp and worker.cpp.
+// The private half of Program: the plan of a run, which program.cpp makes, and the threads that carry it out (worker.cpp).
 #pragma once
 
 #include <algorithm>
@@ -11,15 +11,14 @@
 
 namespace inflight {
 
-constexpr int64_t kPieceTokens = 12;  // of a prompt, in a piece of attention: at least
+constexpr int64_t kPieceTokens = 12;  // the fewest tokens of a prompt in a task of attention
 constexpr int64_t kAloneSize = 8192;  // inputs that every thread prepares for itself rather than wait for the others
-
 constexpr size_t kMostProducts = 8;   // of one operation
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What inputs of products take, in elements, for a number of rows.
-struct Room {
+// Sizes of the arrays of products' inputs, in elements.
+struct InputSize {
     int64_t bytes = 0, scales = 0, sums = 0;
 
     void add(const Weights& w, int64_t rows) {
@@ -27,7 +26,7 @@ struct Room {
         scales += rows * w.input_scales();
         sums += rows * w.groups();
     }
-    void cover(const Room& other) {
+    void cover(const InputSize& other) {
         bytes = std::max(bytes, other.bytes);
         scales = std::max(scales, other.scales);
         sums = std::max(sums, other.sums);
@@ -39,30 +38,47 @@ struct Room {
     }
 };
 
-// One (row, key head, some of its queries, one chunk of keys or all).
+// A unit of attention's work: queries of one row for one key head, over one chunk of the keys or over all (-1). In the
+// list of merges: the chunks of a row whose partial results are merged, `chunk` of them.
 struct Task {
     int64_t row, kv_head, first, count, chunk;
     int64_t partial;  // where a chunk's result goes, in floats
 };
 
+// The tokens that go through the operations together, and how their attention is divided.
 struct Program::Slice {
     Step step;  // of these tokens only
     Output output;
     std::vector<int64_t> begins, lengths, tables;  // of rows that have tokens here
-    std::vector<std::vector<Task>> tasks, merges;  // by layer; empty: those of the first one
+    std::vector<std::vector<Task>> tasks, merges;  // by layer; empty: those of the first layer
 };
 
-// The step of a mixture: which expert computes which rows. Written by thread 0 between two barriers.
-struct Program::Routed {
-    std::vector<int> chosen;       // [rows][chosen] experts, most likely first
-    std::vector<float> shares;     // [rows][chosen]
-    std::vector<int64_t> place;    // [rows][chosen] row of the experts' buffers
-    std::vector<int64_t> tokens;   // token of each such row
-    std::vector<int64_t> begins;   // [experts + 1] of such rows
-    std::vector<Input> inputs, inners;  // by expert
-    Aligned<char> data, inner_data;
-    Aligned<float> scales, inner_scales, hidden, out;
-    Aligned<int32_t> sums, inner_sums;
+// The inputs of one product of every expert, one expert's rows after the other's.
+struct Program::ExpertInputs {
+    std::vector<Input> of;  // by expert
+    Aligned<char> data;
+    Aligned<float> scales;
+    Aligned<int32_t> sums;
+
+    // Makes room for the rows [begins[e], begins[e + 1]) of each expert e, as products with `w` read them.
+    void lay_out(const Weights& w, const std::vector<int64_t>& begins, const Program& program);
+};
+
+// Which expert computes which rows of a mixture. Thread 0 writes it, between two barriers.
+struct Program::ExpertPlan {
+    std::vector<int> chosen;      // [rows][chosen] experts, most likely first
+    std::vector<float> probs;     // [rows][chosen]
+    std::vector<int64_t> place;   // [rows][chosen] row of the experts' buffers
+    std::vector<int64_t> tokens;  // token of each such row
+    std::vector<int64_t> begins;  // [experts + 1] first such row of each expert
+    ExpertInputs inputs, inner_inputs;
+    Aligned<float> inner, out;    // results of the first and the second products
+
+    void reserve_choices(size_t count) {
+        chosen.resize(count);
+        probs.resize(count);
+        place.resize(count);
+    }
 };
 
 struct Program::Worker {
@@ -80,7 +96,7 @@ struct Program::Worker {
         : program(p), thread(thread_number), threads(p.pool_->size()), all(workers) {}
 
     // Calls work(unit) for each unit of [0, units), on some thread; returns when all are done. Units are divided evenly;
-    // who is ready early helps the others. Which thread does what changes no result.
+    // a thread whose share is done takes units of the others'. Which thread does what changes no result.
     template <class Work>
     void each(int64_t units, Work work) {
         if (threads == 1) {
@@ -98,21 +114,30 @@ struct Program::Worker {
                 work(unit);
             }
         }
-        // Nobody takes from the other stage's counters now: all passed its barrier.
+        // All threads have passed the barrier of the stage before, so none of them reads its counters any more.
         next[now ^ 1].store(0, std::memory_order_relaxed);
         program.pool_->barrier();
     }
 
     void run();
-    void turns();
+    void cos_sin();
     void embed(const Operation&);
+    struct ProductPlan;
+    ProductPlan plan_products(size_t number, int64_t rows);
     void product(size_t number, int64_t rows);
     void rotate(const Operation&);
+    Keys keys_of(const Attention&, const Task&) const;
     void attend(const Operation&);
     void norm(const Operation&, int64_t rows);
     void gather(const Operation&);
-    void give();
+    void write_output();
     void mixture(const Operation&);
+    void choose_experts(const Operation&, int64_t row);
+    void group_by_expert(const Operation&);
+    template <class RowAt>
+    void prepare_experts(const Weights&, const ExpertInputs&, Norm, RowAt row_at);
+    void multiply_experts(const Operation&, const std::vector<int>& products, const ExpertInputs&, float* out,
+                          int64_t stride, Mode);
 
     const Slice& slice() const { return *program.slice_; }
     float* buffer(int number) const { return program.buffers_[static_cast<size_t>(number)].get(); }
