@@ -1,5 +1,5 @@
-// Stands for the instruction sets that a build leaves out (CMakeLists.txt, INFLIGHT_SETS): the test passes over a set that
-// has another name.
+// Stands for the instruction sets that a build leaves out (CMakeLists.txt, INFLIGHT_SETS): the test passes over a set
+// that has another name.
 #include "types.h"
 
 namespace inflight {

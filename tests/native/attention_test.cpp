@@ -45,11 +45,13 @@ struct Cache {
         int64_t i = row * a.depth + d;
         bool floats = a.type == KvType::kFloat;
         if (a.block_size % 16 == 0 && key) i = floats ? base + d * 16 + j : base + (d / 2 * 16 + j) * 2 + d % 2;
-        if (a.block_size % 16 == 0 && !key) i = floats ? base + j * a.depth + d : base + (j / 2 * a.depth + d) * 2 + j % 2;
+        if (a.block_size % 16 == 0 && !key)
+            i = floats ? base + j * a.depth + d : base + (j / 2 * a.depth + d) * 2 + j % 2;
         const char* from = (key ? a.keys : a.values) + at / kExtent * a.extent + i * kv_bytes(a.type);
         if (floats) return read<float>(from);
         if (a.type == KvType::kBf16) return read_bf16(from);
-        return read<int8_t>(from) * static_cast<double>((key ? a.key_scales : a.value_scales)[head * a.blocks * a.block_size + at]);
+        return read<int8_t>(from) *
+               static_cast<double>((key ? a.key_scales : a.value_scales)[head * a.blocks * a.block_size + at]);
     }
 };
 
@@ -72,7 +74,7 @@ void fill(const Kernels& kernels, const Case& c, const Cache& cache, int64_t fir
     for (int64_t position = first; position < last; position++)
         for (int64_t head = 0; head < c.a.kv_heads; head++)
             kernels.store_kv(cache.a, c.row(c.keys, position, head), c.row(c.values, position, head), head,
-                         cache.slot(position));
+                             cache.slot(position));
 }
 
 void check_kept(const Case& c, const Cache& cache) {
@@ -85,7 +87,8 @@ void check_kept(const Case& c, const Cache& cache) {
                 for (int64_t d = 0; d < c.a.depth; d++) {
                     double value = d < c.a.dim ? want[d] : 0.0, got = cache.at(key, head, position, d);
                     if (c.a.type == KvType::kFloat) CHECK(got == value, "position ", position, " component ", d);
-                    if (c.a.type == KvType::kBf16) CHECK(got == as_bf16(value), "position ", position, " component ", d);
+                    if (c.a.type == KvType::kBf16)
+                        CHECK(got == as_bf16(value), "position ", position, " component ", d);
                     if (c.a.type == KvType::kInt8)
                         CHECK_NEAR(got, value, 0.501 * peak / 127.0, "position ", position, " component ", d);
                 }
@@ -113,7 +116,8 @@ void check_output(const Case& c, const Cache& cache, const Exact<float>& out, in
             for (int64_t position = begin; position < end; position++) {
                 double score = 0.0;
                 for (int64_t d = 0; d < a.dim; d++)
-                    score += (floats ? query[d] : as_bf16(query[d])) * k[static_cast<size_t>((base + position) * a.dim + d)];
+                    score +=
+                        (floats ? query[d] : as_bf16(query[d])) * k[static_cast<size_t>((base + position) * a.dim + d)];
                 score *= a.scale;
                 scores.push_back(a.softcap != 0.0f ? a.softcap * std::tanh(score / a.softcap) : score);
             }
@@ -142,8 +146,17 @@ void prefill(const Kernels& kernels, Random& random, const Case& c, const Cache&
             Exact<float> scratch(attend_scratch(c.a), NAN);
             int64_t offset = head * c.group() * c.a.dim;
             kernels.attend(cache.a,
-                           {c.queries.get() + offset, c.stride, c.positions.data(), first, count, head, cache.table.data(),
-                            -1, out + offset, stride, {}},
+                           {c.queries.get() + offset,
+                            c.stride,
+                            c.positions.data(),
+                            first,
+                            count,
+                            head,
+                            cache.table.data(),
+                            -1,
+                            out + offset,
+                            stride,
+                            {}},
                            scratch.get());
         }
 }
@@ -168,7 +181,8 @@ void decode(const Kernels& kernels, const Case& c, const Cache& cache, bool spli
                       out + token * stride + offset,
                       stride,
                       {}};
-            if (token + 1 < c.tokens) q.next = {cache.table.data(), head, 0, c.positions[static_cast<size_t>(token)] + 1};
+            if (token + 1 < c.tokens)
+                q.next = {cache.table.data(), head, 0, c.positions[static_cast<size_t>(token)] + 1};
             if (!split) {
                 kernels.attend(cache.a, q, scratch.get());
                 continue;
@@ -231,8 +245,8 @@ void one(const Kernels& kernels, Random& random) {
         CHECK(same_bits(whole.get(), split.get(), size), "chunks that are merged differ from one run over them");
     } catch (const std::runtime_error& error) {
         fail("heads ", a.heads, "/", a.kv_heads, ", dim ", a.dim, ", cache ", static_cast<int>(a.type), ", blocks of ",
-             a.block_size, ", window ", a.window, ", softcap ", a.softcap, ", context ", c.context, ", tokens ", c.tokens,
-             ": ", error.what());
+             a.block_size, ", window ", a.window, ", softcap ", a.softcap, ", context ", c.context, ", tokens ",
+             c.tokens, ": ", error.what());
     }
 }
 

@@ -30,21 +30,24 @@ Entry of_block(Format format, const uint8_t* b, int64_t i) {
         case Format::kQ4_0: return {nibble(b + 2, i) - 8.0, read_half(b), 0.0};
         case Format::kQ4_1: return {static_cast<double>(nibble(b + 4, i)), read_half(b), -read_half(b + 2)};
         case Format::kQ5_0:
-            return {(nibble(b + 6, i) | static_cast<int>(read<uint32_t>(b + 2) >> i & 1) << 4) - 16.0, read_half(b), 0.0};
+            return {(nibble(b + 6, i) | static_cast<int>(read<uint32_t>(b + 2) >> i & 1) << 4) - 16.0, read_half(b),
+                    0.0};
         case Format::kQ5_1:
-            return {static_cast<double>(nibble(b + 8, i) | static_cast<int>(read<uint32_t>(b + 4) >> i & 1) << 4), read_half(b),
-                    -read_half(b + 2)};
+            return {static_cast<double>(nibble(b + 8, i) | static_cast<int>(read<uint32_t>(b + 4) >> i & 1) << 4),
+                    read_half(b), -read_half(b + 2)};
         case Format::kIq4Nl: return {kIq4[nibble(b + 2, i)], read_half(b), 0.0};
         case Format::kMxfp4:  // a scale below the smallest normal float is as good as 0
             return {2 * kE2m1[nibble(b + 1, i)], b[0] > 1 ? std::ldexp(1.0, b[0] - 128) : 0.0, 0.0};
         case Format::kQ2_K: {
             int both = b[i / 16], code = b[16 + i / 128 * 32 + i % 32] >> 2 * (i % 128 / 32) & 3;
-            return {static_cast<double>(code), product(read_half(b + 80), both & 15), product(read_half(b + 82), both >> 4)};
+            return {static_cast<double>(code), product(read_half(b + 80), both & 15),
+                    product(read_half(b + 82), both >> 4)};
         }
         case Format::kQ3_K: {
             int64_t j = i / 16;
             const uint8_t* scales = b + 96;
-            int scale = ((j < 8 ? scales[j] & 15 : scales[j - 8] >> 4) | (scales[8 + j % 4] >> 2 * (j / 4) & 3) << 4) - 32;
+            int scale =
+                ((j < 8 ? scales[j] & 15 : scales[j - 8] >> 4) | (scales[8 + j % 4] >> 2 * (j / 4) & 3) << 4) - 32;
             int low = b[32 + i / 128 * 32 + i % 32] >> 2 * (i % 128 / 32) & 3, high = b[i % 32] >> i / 32 & 1;
             return {low - (high ? 0.0 : 4.0), product(read_half(b + 108), scale), 0.0};
         }
@@ -103,9 +106,11 @@ Packed pack_random_blocks(Random& random, Format format, bool gated, int64_t n, 
             uint8_t* at = row < first ? files[0].get() + (row * blocks + block) * form.file_bytes
                                       : files[1].get() + ((row - first) * blocks + block) * form.file_bytes;
             for (int64_t i = 0; i < form.file_bytes; i++)
-                at[i] = static_cast<uint8_t>(random.pick<int64_t>({0, 255, random.between(0, 255), random.between(0, 255)}));
+                at[i] = static_cast<uint8_t>(
+                    random.pick<int64_t>({0, 255, random.between(0, 255), random.between(0, 255)}));
             for (int64_t half : halves(format)) {
-                uint16_t bits = static_cast<uint16_t>(random.bits()) & (random.maybe() ? 0xafff : 0x83ff);  // small, or tiny
+                uint16_t bits =
+                    static_cast<uint16_t>(random.bits()) & (random.maybe() ? 0xafff : 0x83ff);  // small, or tiny
                 std::memcpy(at + half, &bits, 2);
             }
             if (format == Format::kMxfp4) at[0] = static_cast<uint8_t>(random.pick<int64_t>({0, 1, 2, 120, 125, 130}));

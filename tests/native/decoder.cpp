@@ -31,7 +31,8 @@ int add_matrix(Program& program, const Matrix& m, const Decoder& decoder, Format
 }
 
 // Rows of a matrix as products of their own, the second of another type where they are integers.
-std::vector<int> add_parts(Program& program, const Matrix& m, const Decoder& decoder, const std::vector<int64_t>& rows) {
+std::vector<int> add_parts(Program& program, const Matrix& m, const Decoder& decoder,
+                           const std::vector<int64_t>& rows) {
     std::vector<int> out;
     int64_t begin = 0;
     for (int64_t n : rows) {
@@ -68,7 +69,8 @@ void turn(double* x, const Rope& rope, int64_t position, int64_t reach) {
     bool far = std::max(position + 1, reach) > rope.original;
     std::vector<float> inverse = far && !rope.far_inverse.empty() ? rope.far_inverse : rope.inverse;
     if (far && rope.stretch > 0) {
-        double dim = 2.0 * static_cast<double>(inverse.size()), length = static_cast<double>(std::max(position + 1, reach));
+        double dim = 2.0 * static_cast<double>(inverse.size()),
+               length = static_cast<double>(std::max(position + 1, reach));
         double grown = rope.stretch * length / static_cast<double>(rope.original) - (rope.stretch - 1);
         double base = rope.theta * std::pow(grown, dim / (dim - 2));
         for (size_t i = 0; i < inverse.size(); i++)
@@ -113,8 +115,8 @@ Vector attend(const DecoderLayer& layer, const Decoder& decoder, Vector qkv, See
         for (size_t p = begin; p < seen.keys.size(); p++) {
             double score = 0.0;
             for (int64_t d = 0; d < a.dim; d++)
-                score +=
-                    qkv[static_cast<size_t>(head * a.dim + d)] * seen.keys[p][static_cast<size_t>(head / group * a.dim + d)];
+                score += qkv[static_cast<size_t>(head * a.dim + d)] *
+                         seen.keys[p][static_cast<size_t>(head / group * a.dim + d)];
             score *= a.scale;
             scores.push_back(a.softcap != 0.0f ? a.softcap * std::tanh(score / a.softcap) : score);
         }
@@ -242,8 +244,11 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
             attended = program.add_buffer(a.heads * a.dim);
         Operation project = op(OpCode::kProduct, x, qkv), rotate = op(OpCode::kRotate, qkv, qkv),
                   attend = op(OpCode::kAttend, qkv, attended);
-        if (d.parts) project.products = add_parts(program, layer.qkv, d, {a.heads * a.dim, a.kv_heads * a.dim, a.kv_heads * a.dim});
-        else project.products = {add_matrix(program, layer.qkv, d, d.format)};
+        if (d.parts)
+            project.products =
+                add_parts(program, layer.qkv, d, {a.heads * a.dim, a.kv_heads * a.dim, a.kv_heads * a.dim});
+        else
+            project.products = {add_matrix(program, layer.qkv, d, d.format)};
         norm(project, layer.input_norm);
         rotate.layer = attend.layer = number;
         rotate.rope = layer.rope;
@@ -251,7 +256,8 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
             norm(rotate, layer.query_norm);
             rotate.second = program.add_norm(layer.key_norm.data(), a.dim);
         }
-        Operation out = op(OpCode::kProduct, attended, layer.post_norm ? other : x), added = op(OpCode::kNorm, other, x);
+        Operation out = op(OpCode::kProduct, attended, layer.post_norm ? other : x),
+                  added = op(OpCode::kNorm, other, x);
         out.products = {add_matrix(program, layer.out, d, d.format)};
         out.mode = layer.post_norm ? Mode::kStore : Mode::kAdd;
         added.mode = Mode::kAdd;
@@ -269,7 +275,8 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
             mixture.normalise = layer.normalise;
             mixture.act = layer.act;
             mixture.scale = d.residual_scale;
-            for (const Matrix& each : layer.gate_up) mixture.gate_up.push_back(add_matrix(program, each, d, d.format, true));
+            for (const Matrix& each : layer.gate_up)
+                mixture.gate_up.push_back(add_matrix(program, each, d, d.format, true));
             for (const Matrix& each : layer.down) mixture.down.push_back(add_matrix(program, each, d, d.format));
             program.add(router);
             program.add(mixture);
@@ -316,11 +323,14 @@ std::vector<double> reference(const Decoder& d, const std::vector<int64_t>& toke
         for (size_t number = 0; number < d.layers.size(); number++) {
             const DecoderLayer& layer = d.layers[number];
             Vector out = multiply(
-                layer.out, attend(layer, d, multiply(layer.qkv, norm_of(x, layer.input_norm, d.centered)), seen[number], reach));
+                layer.out,
+                attend(layer, d, multiply(layer.qkv, norm_of(x, layer.input_norm, d.centered)), seen[number], reach));
             add(layer.post_norm ? norm_of(out, layer.attention_norm, d.centered) : out);
             Vector inputs = norm_of(x, layer.mlp_norm, d.centered), more(x.size(), 0.0);
-            if (!layer.chosen) more = mlp(layer.gate_up[0], layer.down[0], layer.act, inputs);
-            else if (!mixture(layer, multiply(layer.router, inputs), inputs, more)) return logits;
+            if (!layer.chosen)
+                more = mlp(layer.gate_up[0], layer.down[0], layer.act, inputs);
+            else if (!mixture(layer, multiply(layer.router, inputs), inputs, more))
+                return logits;
             add(more);
         }
         for (double each : multiply(d.head, norm_of(x, d.last_norm, d.centered))) {

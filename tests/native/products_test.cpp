@@ -73,7 +73,8 @@ ReadRow read_row(const Kernels& kernels, const Weights& w, const Input& in, int6
         out.values.push_back(bytes == 4 ? read<float>(at) : bytes == 2 ? read_bf16(at) : read<int8_t>(at));
     }
     for (int64_t b = 0; b < w.input_scales(); b++)
-        out.scales.push_back(is_integer(w.format) ? in.scales[start * w.input_scales() + b * count + row - start] : 1.0);
+        out.scales.push_back(is_integer(w.format) ? in.scales[start * w.input_scales() + b * count + row - start]
+                                                  : 1.0);
     for (int64_t g = 0; g < w.groups() && is_integer(w.format); g++)
         out.sums.push_back(in.sums[start * w.groups() + g * count + row - start]);
     return out;
@@ -87,7 +88,8 @@ void check_prepared(const Kernels& kernels, const Weights& w, const Input& in, c
         double slack = norm.weight ? 2e-6 : 0.0;
         for (int64_t first = 0; first < w.depth && is_integer(w.format); first += got.block) {
             double peak = 0.0;
-            for (int64_t i = first; i < first + got.block; i++) peak = std::max(peak, std::fabs(want[static_cast<size_t>(i)]));
+            for (int64_t i = first; i < first + got.block; i++)
+                peak = std::max(peak, std::fabs(want[static_cast<size_t>(i)]));
             CHECK_NEAR(got.scale(first), peak / 127.0, 1e-5 * peak, "scale of row ", row, " at ", first);
         }
         for (size_t i = 0; i < got.values.size(); i++) {
@@ -148,13 +150,17 @@ Sum expected(const Weights& w, const Table& table, const ReadRow& row, int64_t o
         const Entry& first = of[g * group];
         double scale = row.scale(g * group);
         total += (first.scale * products - first.offset * inputs) * scale;
-        size += (std::fabs(first.scale * (is_integer(w.format) ? products : sizes)) + std::fabs(first.offset * inputs)) * scale;
+        size +=
+            (std::fabs(first.scale * (is_integer(w.format) ? products : sizes)) + std::fabs(first.offset * inputs)) *
+            scale;
     }
-    double steps = is_integer(w.format) ? (is_block(w.format) ? 4.0 : 2.0) * static_cast<double>(w.groups()) + 4.0 : static_cast<double>(w.depth) + 4.0;
+    double steps = is_integer(w.format) ? (is_block(w.format) ? 4.0 : 2.0) * static_cast<double>(w.groups()) + 4.0
+                                        : static_cast<double>(w.depth) + 4.0;
     Sum out{total, steps * kHalfUlp * size};
     if (w.bias) {
         int64_t half = w.n / 2;
-        int64_t at = !w.gated ? output : output % half / kLanes * kPanel + output / half * kLanes + output % half % kLanes;
+        int64_t at =
+            !w.gated ? output : output % half / kLanes * kPanel + output / half * kLanes + output % half % kLanes;
         out.value += w.bias[at];
         out.error += kHalfUlp * (size + std::fabs(w.bias[at]));
     }
@@ -162,7 +168,8 @@ Sum expected(const Weights& w, const Table& table, const ReadRow& row, int64_t o
     return out;
 }
 
-Sum finished(const Weights& w, const Table& table, const ReadRow& row, int64_t column, const Target& target, float before) {
+Sum finished(const Weights& w, const Table& table, const ReadRow& row, int64_t column, const Target& target,
+             float before) {
     Sum y = expected(w, table, row, column);
     if (target.mode == Mode::kStore) return y;
     if (target.mode == Mode::kAdd) {
@@ -227,7 +234,8 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
     // As the next product reads it: rounded, in the same tiles.
     Weights next = w;
     next.format = Format::kBf16;
-    if (target.mode == Mode::kGate && columns % 2 == 0 && !is_block(w.format) && !(kernels.lines && is_grouped(w.format)) && kernels.tile_rows(w) == kernels.tile_rows(next)) {
+    if (target.mode == Mode::kGate && columns % 2 == 0 && !is_block(w.format) &&
+        !(kernels.lines && is_grouped(w.format)) && kernels.tile_rows(w) == kernels.tile_rows(next)) {
         Exact<char> read(count * columns * 2);
         target.tiles = read.get();
         kernels.product(w, prepared.in, 0, w.panels, 0, tiles, target);
@@ -240,8 +248,8 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
                     double got = read_bf16(read.get() + start * columns * 2 + at);
                     double want = as_bf16(whole[(start + row) * target.stride + i]);
                     double slack = std::fabs(want) < 0x1p-126 ? 0x1p-126 : 0.0;  // below the normal numbers
-                    CHECK(std::fabs(got - want) <= slack || got == want || (std::isnan(got) && std::isnan(want)), "column ", i,
-                          " of row ", start + row, " for the next product");
+                    CHECK(std::fabs(got - want) <= slack || got == want || (std::isnan(got) && std::isnan(want)),
+                          "column ", i, " of row ", start + row, " for the next product");
                 }
         }
     }
@@ -259,7 +267,8 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
     }
 }
 
-void one_product(const Kernels& kernels, Random& random, Format format, bool offsets, bool gated, bool from_floats = false) {
+void one_product(const Kernels& kernels, Random& random, Format format, bool offsets, bool gated,
+                 bool from_floats = false) {
     Shape shape{format,
                 offsets,
                 gated,
@@ -268,10 +277,13 @@ void one_product(const Kernels& kernels, Random& random, Format format, bool off
                 random.pick<int64_t>({8, 24, 32, 40, 64, 128, 192, 256})};
     if (gated) shape.n += shape.n % 2;
     if (random.maybe()) shape.k = random.pick<int64_t>({1, 15, 16, 17, 31, 64, 255, 256, 257});
-    if (!is_grouped(format) && !is_block(format) && random.between(0, 3) == 0) shape.k = random.between(300, 2500), shape.n = random.between(1, 20) * 2;
+    if (!is_grouped(format) && !is_block(format) && random.between(0, 3) == 0)
+        shape.k = random.between(300, 2500), shape.n = random.between(1, 20) * 2;
     bool blocks = is_block(format) && !from_floats;
-    if (blocks) shape.k = block_form(format).file_inputs * random.between(1, block_form(format).file_inputs == 256 ? 3 : 20);
-    Packed p = blocks ? pack_random_blocks(random, format, gated, shape.n, shape.k) : pack(random, shape, random.maybe());
+    if (blocks)
+        shape.k = block_form(format).file_inputs * random.between(1, block_form(format).file_inputs == 256 ? 3 : 20);
+    Packed p =
+        blocks ? pack_random_blocks(random, format, gated, shape.n, shape.k) : pack(random, shape, random.maybe());
     if (blocks && random.maybe()) add_bias(random, p);
     Rows rows;
     for (int64_t count = random.between(1, 40); count > 0; count--)
@@ -286,8 +298,8 @@ void one_product(const Kernels& kernels, Random& random, Format format, bool off
         check_product(kernels, random, p, rows, norm, target);
     } catch (const std::runtime_error& error) {
         fail("format ", static_cast<int>(format), offsets ? " with offsets" : "", ", n ", shape.n, ", k ", shape.k,
-             ", group ", p.w.group, ", mode ", static_cast<int>(target.mode), ", act ", static_cast<int>(target.act), ": ",
-             error.what());
+             ", group ", p.w.group, ", mode ", static_cast<int>(target.mode), ", act ", static_cast<int>(target.act),
+             ": ", error.what());
     }
 }
 
@@ -296,7 +308,8 @@ void largest(const Kernels& kernels, Random& random, Shape shape) {
     Weights w = describe(shape.format, shape.offsets, false, shape.n, shape.k, shape.group);
     Packed p{w, Exact<char>(packed_bytes(w)), Exact<float>(w.panels * kPanel), {}, {}};
     Exact<uint8_t> codes(shape.n * shape.k);
-    for (int64_t i = 0; i < codes.size(); i++) codes[i] = i / shape.k % 2 ? 0 : shape.format == Format::kGroup4 ? 15 : 255;
+    for (int64_t i = 0; i < codes.size(); i++)
+        codes[i] = i / shape.k % 2 ? 0 : shape.format == Format::kGroup4 ? 15 : 255;
     Exact<float> scales(shape.n * w.groups(), 1.0f), offsets(shape.n * w.groups(), 3.0f);
     for (int64_t panel = 0; panel < w.panels; panel++)
         pack_codes(w, panel, codes.get(), scales.get(), shape.offsets ? offsets.get() : nullptr,
@@ -305,7 +318,8 @@ void largest(const Kernels& kernels, Random& random, Shape shape) {
     p.w.scales = p.scales.get();
     Rows rows(2, std::vector<float>(static_cast<size_t>(shape.k), 1.0f));
     for (float& each : rows[1]) each = -1.0f;
-    check_product(kernels, random, p, rows, {nullptr, 0.0f, false}, {nullptr, 0, Mode::kStore, Activation::kSilu, 1.0f, nullptr});
+    check_product(kernels, random, p, rows, {nullptr, 0.0f, false},
+                  {nullptr, 0, Mode::kStore, Activation::kSilu, 1.0f, nullptr});
 }
 
 }  // namespace
@@ -317,7 +331,8 @@ void products(const Kernels& kernels, Random& random) {
                 one_product(kernels, random, format, false, gated);
             for (Format format : {Format::kGroup8, Format::kGroup4}) one_product(kernels, random, format, true, gated);
             for (Format format : kBlockTypes) one_product(kernels, random, format, false, gated);
-            for (Format format : {Format::kQ8_0, Format::kQ4_0}) one_product(kernels, random, format, false, gated, true);
+            for (Format format : {Format::kQ8_0, Format::kQ4_0})
+                one_product(kernels, random, format, false, gated, true);
             one_product(kernels, random, Format::kQ4_1, true, gated, true);
         }
     largest(kernels, random, {Format::kInt8, false, false, 2, 65536, 0});

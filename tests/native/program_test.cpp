@@ -28,7 +28,8 @@ struct Arrays {
             positions.push_back(position);
             reach.push_back(std::max(position + 1, request.reach));
             far |= request.reach > position + 1;
-            slots.push_back(request.table[static_cast<size_t>(position / block_size)] * block_size + position % block_size);
+            slots.push_back(request.table[static_cast<size_t>(position / block_size)] * block_size +
+                            position % block_size);
         }
         lengths.push_back(count);
         // Blocks that these tokens do not see yet are none of the program's business.
@@ -69,7 +70,9 @@ struct Output {
     }
 };
 
-int64_t blocks_of(const Decoder& decoder, int64_t tokens) { return (tokens + decoder.block_size - 1) / decoder.block_size; }
+int64_t blocks_of(const Decoder& decoder, int64_t tokens) {
+    return (tokens + decoder.block_size - 1) / decoder.block_size;
+}
 
 std::vector<Request> random_requests(Random& random, const Decoder& decoder, const std::vector<int64_t>& lengths,
                                      int64_t& blocks) {
@@ -128,8 +131,10 @@ void run_together(Engine& engine, std::vector<Request> requests, Random& random)
             left |= rest > 0;
             if (!rest || !random.between(0, 3)) continue;
             int64_t count = std::min(rest, random.pick<int64_t>({1, 1, random.between(1, 12), 200, 1000}));
-            if (request.done >= 512 && random.between(0, 4)) count = 1;
-            else if (request.done < 512 && request.done + count > 512 && random.maybe()) count = 512 - request.done;
+            if (request.done >= 512 && random.between(0, 4))
+                count = 1;
+            else if (request.done < 512 && request.done + count > 512 && random.maybe())
+                count = 512 - request.done;
             int64_t begin = static_cast<int64_t>(arrays.tokens.size());
             arrays.add(request, request.done, count, engine.block_size);
             for (int64_t token = 0; token < count; token++) {
@@ -147,8 +152,8 @@ void run_together(Engine& engine, std::vector<Request> requests, Random& random)
         for (size_t row = 0; row < wanted.size(); row++) {
             const float* got = output.logits.get() + static_cast<int64_t>(row) * engine.vocabulary;
             CHECK(same_bits(got, wanted[row], engine.vocabulary), "logits at position ",
-                  arrays.positions[static_cast<size_t>(arrays.logits_at[row])], " of ", arrays.lengths.size(), " rows with ",
-                  arrays.tokens.size(), " tokens are others than those of the whole prompt alone");
+                  arrays.positions[static_cast<size_t>(arrays.logits_at[row])], " of ", arrays.lengths.size(),
+                  " rows with ", arrays.tokens.size(), " tokens are others than those of the whole prompt alone");
             int64_t best = std::max_element(got, got + engine.vocabulary) - got;
             CHECK(output.best[static_cast<int64_t>(row)] == best, "not the best token");
         }
@@ -157,7 +162,8 @@ void run_together(Engine& engine, std::vector<Request> requests, Random& random)
 
 // The second half of every request, one token at a time, in arrays that the program goes on in.
 void run_decoding(Engine& engine, const std::vector<Request>& requests, Random& random) {
-    int64_t table_width = widest(requests) + random.between(0, 2), count = static_cast<int64_t>(requests.size()), width = 1;
+    int64_t table_width = widest(requests) + random.between(0, 2), count = static_cast<int64_t>(requests.size()),
+            width = 1;
     for (const Request& request : requests) width = std::max(width, static_cast<int64_t>(request.tokens.size()) + 1);
     Exact<int32_t> tokens(count * width, -1), tables(count * table_width, -1);
     Exact<int64_t> known(count), computed(count);
@@ -166,7 +172,8 @@ void run_decoding(Engine& engine, const std::vector<Request>& requests, Random& 
         const Request& request = requests[static_cast<size_t>(row)];
         int64_t length = static_cast<int64_t>(request.tokens.size()), half = length / 2;
         std::copy(request.table.begin(), request.table.end(), tables.get() + row * table_width);
-        for (int64_t i = 0; i < length; i++) tokens[row * width + i] = static_cast<int32_t>(request.tokens[static_cast<size_t>(i)]);
+        for (int64_t i = 0; i < length; i++)
+            tokens[row * width + i] = static_cast<int32_t>(request.tokens[static_cast<size_t>(i)]);
         computed[row] = half;
         known[row] = half + 1;
         steps = std::min(steps, length - half);
@@ -181,16 +188,18 @@ void run_decoding(Engine& engine, const std::vector<Request>& requests, Random& 
     for (int64_t step = 0; step < steps; step++) {
         Output output(engine, count);
         bool append = random.maybe();
-        engine.program.decode(batch, append, {output.logits.get(), output.hidden.get(), engine.last, output.best.get()});
+        engine.program.decode(batch, append,
+                              {output.logits.get(), output.hidden.get(), engine.last, output.best.get()});
         for (int64_t row = 0; row < count; row++) {
             const Request& request = requests[static_cast<size_t>(row)];
             int64_t length = static_cast<int64_t>(request.tokens.size()), at = length / 2 + step;
             CHECK(computed[row] == at + 1 && known[row] == at + 1 + append, "what is known of row ", row);
-            CHECK(same_bits(output.logits.get() + row * engine.vocabulary, request.logits.data() + at * engine.vocabulary,
-                            engine.vocabulary),
+            CHECK(same_bits(output.logits.get() + row * engine.vocabulary,
+                            request.logits.data() + at * engine.vocabulary, engine.vocabulary),
                   "logits at position ", at, " are others than those of the whole prompt alone");
             if (append) CHECK(tokens[row * width + at + 1] == output.best[row], "another token than the best is known");
-            if (at + 1 < length) tokens[row * width + at + 1] = static_cast<int32_t>(request.tokens[static_cast<size_t>(at + 1)]);
+            if (at + 1 < length)
+                tokens[row * width + at + 1] = static_cast<int32_t>(request.tokens[static_cast<size_t>(at + 1)]);
             known[row] = at + 2;
         }
     }
@@ -199,7 +208,8 @@ void run_decoding(Engine& engine, const std::vector<Request>& requests, Random& 
         Exact<int64_t> before(count);
         std::copy_n(computed.get(), count, before.get());
         check_throws<std::out_of_range>(
-            [&] { engine.program.decode(batch, true, {output.logits.get(), nullptr, engine.last, output.best.get()}); }, what);
+            [&] { engine.program.decode(batch, true, {output.logits.get(), nullptr, engine.last, output.best.get()}); },
+            what);
         CHECK(output.untouched() && std::equal(before.get(), before.get() + count, computed.get()),
               "a step that was refused left something behind: ", what);
     };
@@ -225,7 +235,8 @@ void check_reference(const Decoder& decoder, const Request& request) {
 
 void one(const Kernels& kernels, Random& random, const Decoder& decoder, bool long_too) {
     int64_t blocks;
-    std::vector<int64_t> lengths = long_too ? std::vector<int64_t>{530, 7, 40} : std::vector<int64_t>{1, 70, 11, 33, 16};
+    std::vector<int64_t> lengths =
+        long_too ? std::vector<int64_t>{530, 7, 40} : std::vector<int64_t>{1, 70, 11, 33, 16};
     std::vector<Request> requests = random_requests(random, decoder, lengths, blocks);
     Engine alone(decoder, kernels, 1, blocks);
     run_alone(alone, requests);
@@ -240,7 +251,8 @@ void one(const Kernels& kernels, Random& random, const Decoder& decoder, bool lo
         run_together(engine, requests, random);
         run_decoding(engine, requests, random);
         for (const Cost& cost : engine.program.costs())
-            CHECK(threads == 1 || (cost.seconds > 0.0 && cost.bytes >= 0.0 && cost.operations >= 0.0), "a cost is missing");
+            CHECK(threads == 1 || (cost.seconds > 0.0 && cost.bytes >= 0.0 && cost.operations >= 0.0),
+                  "a cost is missing");
     }
 }
 
@@ -255,7 +267,8 @@ void programs(const Kernels& kernels, Random& random) {
                  ", cache ", static_cast<int>(decoder.kv), ", blocks of ", decoder.block_size, ": ", error.what());
         }
     };
-    for (Format format : {Format::kFloat, Format::kBf16, Format::kInt8, Format::kGroup8, Format::kGroup4, Format::kQ4_0})
+    for (Format format :
+         {Format::kFloat, Format::kBf16, Format::kInt8, Format::kGroup8, Format::kGroup4, Format::kQ4_0})
         checked(random_decoder(random, format), false);
     // Contexts of several chunks, prompts of several slices; once with fewer inputs than rows.
     checked(random_decoder(random, random.pick({Format::kFloat, Format::kBf16, Format::kGroup4})), true);
@@ -318,13 +331,14 @@ void refusals(Random& random) {
     for (size_t i : {size_t(0), size_t(37), size_t(70)}) {
         for (int64_t bad : {int64_t(-1), vocabulary, kMost, kLeast})
             scene.refuses("token", [&](Arrays& a) { a.tokens[i] = bad; });
-        for (int64_t bad : {int64_t(-1), slots, kMost, kLeast}) scene.refuses("slot", [&](Arrays& a) { a.slots[i] = bad; });
+        for (int64_t bad : {int64_t(-1), slots, kMost, kLeast})
+            scene.refuses("slot", [&](Arrays& a) { a.slots[i] = bad; });
         for (int64_t bad : {int64_t(-1), positions, kMost, kLeast})
             scene.refuses("position", [&](Arrays& a) { a.positions[i] = bad; });
     }
     for (int32_t bad : {-1, static_cast<int32_t>(scene.blocks), INT32_MAX, INT32_MIN})
-        for (size_t i :
-             {size_t(0), static_cast<size_t>(37 / scene.decoder.block_size), static_cast<size_t>(scene.fine.table_width)})
+        for (size_t i : {size_t(0), static_cast<size_t>(37 / scene.decoder.block_size),
+                         static_cast<size_t>(scene.fine.table_width)})
             scene.refuses("block", [&](Arrays& a) { a.tables[i] = bad; });
     // The last token of a row sees less than one before it, and the table ends with what the last one sees.
     scene.refuses("block of a token that is not the last", [&](Arrays& a) {
@@ -356,7 +370,8 @@ void refusals(Random& random) {
     Output output(scene.engine, 3);
     Program empty(1, "");
     check_throws<std::out_of_range>(
-        [&] { empty.run(scene.fine.step(), {output.logits.get(), nullptr, 0, output.best.get()}); }, "an empty program");
+        [&] { empty.run(scene.fine.step(), {output.logits.get(), nullptr, 0, output.best.get()}); },
+        "an empty program");
     check_throws<std::invalid_argument>([] { Program none(1, "no such set"); }, "an unknown instruction set");
 }
 

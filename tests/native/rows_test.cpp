@@ -51,9 +51,9 @@ void rotations(const Kernels& kernels, Random& random) {
             size = std::fabs(want[first]) + std::fabs(want[second]);
         }
         CHECK_NEAR(x[at], value,
-                   norm.weight   ? 2e-6 * size
+                   norm.weight      ? 2e-6 * size
                    : i < rotary_dim ? 2e-7 * size
-                                 : 0.0,
+                                    : 0.0,
                    "component ", i, " of ", dim, ", rotary_dim ", rotary_dim);
     }
 }
@@ -103,15 +103,17 @@ void gates(const Kernels& kernels, Random& random) {
 
 void logits(const Kernels& kernels, Random& random) {
     int64_t n = random.pick<int64_t>({1, 15, 16, 17, 32, random.between(1, 300)});
-    std::vector<float> x = random.values(n, random.pick({1.0f, 50.0f})), capped = x, sum = random.values(n), before = sum;
+    std::vector<float> x = random.values(n, random.pick({1.0f, 50.0f})), capped = x, sum = random.values(n),
+                       before = sum;
     float divider = random.pick({1.0f, 2.5f}), softcap = random.pick({0.0f, 30.0f, 1.0f}), factor = random.value();
     kernels.cap(capped.data(), n, divider, softcap);
     kernels.axpy(sum.data(), x.data(), factor, n);
     for (size_t i = 0; i < x.size(); i++) {
         double value = static_cast<double>(x[i]) / divider,
                want = softcap != 0.0f ? softcap * std::tanh(value / softcap) : value;
-        CHECK_NEAR(capped[i], want, 2e-6 * std::max(std::fabs(want), static_cast<double>(softcap)) + 2e-7 * std::fabs(want),
-                   "cap ", softcap);
+        CHECK_NEAR(capped[i], want,
+                   2e-6 * std::max(std::fabs(want), static_cast<double>(softcap)) + 2e-7 * std::fabs(want), "cap ",
+                   softcap);
         double added = static_cast<double>(factor) * x[i];
         CHECK_NEAR(sum[i], before[i] + added, 1.3e-7 * (std::fabs(before[i]) + std::fabs(added)), "axpy");
     }

@@ -49,15 +49,16 @@ std::vector<float> edited(const Row& row) {
 }
 
 // What is left of `tokens`, best first by `order`: the fewest with so much of the mass, in the tokens' own order.
-std::vector<int64_t> fewest(std::vector<int64_t> tokens, const std::vector<double>& order, const std::vector<double>& mass,
-                            double share) {
+std::vector<int64_t> fewest(std::vector<int64_t> tokens, const std::vector<double>& order,
+                            const std::vector<double>& mass, double share) {
     double all = 0.0, before = 0.0;
     for (int64_t token : tokens) all += mass[static_cast<size_t>(token)];
     std::stable_sort(tokens.begin(), tokens.end(), [&](int64_t a, int64_t b) {
         return static_cast<float>(order[static_cast<size_t>(a)]) > static_cast<float>(order[static_cast<size_t>(b)]);
     });
     size_t taken = 0;
-    while (taken < tokens.size() && (!taken || before < share * all)) before += mass[static_cast<size_t>(tokens[taken++])];
+    while (taken < tokens.size() && (!taken || before < share * all))
+        before += mass[static_cast<size_t>(tokens[taken++])];
     tokens.resize(taken);
     std::sort(tokens.begin(), tokens.end());
     return tokens;
@@ -75,7 +76,8 @@ Chosen expected(const Row& row, double nearly) {
         if (x[i] > -INFINITY) left.push_back(static_cast<int64_t>(i));
     auto value = [&](int64_t token) { return values[static_cast<size_t>(token)]; };
     auto keep_from = [&](double bar) {
-        left.erase(std::remove_if(left.begin(), left.end(), [&](int64_t token) { return value(token) < bar; }), left.end());
+        left.erase(std::remove_if(left.begin(), left.end(), [&](int64_t token) { return value(token) < bar; }),
+                   left.end());
     };
     auto most = [&](int64_t k) {  // with those that are as likely as the last one
         std::vector<double> sorted;
@@ -114,14 +116,16 @@ Chosen expected(const Row& row, double nearly) {
     if (s.top) {
         keep_from(most(s.top));
         std::stable_sort(left.begin(), left.end(), [&](int64_t a, int64_t b) { return value(a) > value(b); });
-        for (int64_t token : left) out.top.emplace_back(static_cast<int32_t>(token), static_cast<float>(value(token) - normal));
+        for (int64_t token : left)
+            out.top.emplace_back(static_cast<int32_t>(token), static_cast<float>(value(token) - normal));
     }
     return out;
 }
 
 bool alike(const Chosen& a, const Chosen& b, const Sampling& s) {
     auto near = [](float x, float y) { return std::fabs(x - y) <= 1e-5f + 1e-6f * std::fabs(y); };
-    bool same = a.token == b.token && a.top.size() == b.top.size() && (!(s.logprob || s.top) || near(a.logprob, b.logprob));
+    bool same =
+        a.token == b.token && a.top.size() == b.top.size() && (!(s.logprob || s.top) || near(a.logprob, b.logprob));
     for (size_t i = 0; same && i < a.top.size(); i++)
         same = a.top[i].first == b.top[i].first && near(a.top[i].second, b.top[i].second);
     return same;
@@ -133,7 +137,8 @@ Row random_row(Random& random, int64_t n) {
     row.logits = random.values(n, random.pick({2.5f, 2.5f, 30.0f, 0.0f}));
     if (random.maybe())
         for (float& each : row.logits) each = std::nearbyint(each);  // ties
-    for (int64_t i = random.between(0, 3); i > 0; i--) row.logits[static_cast<size_t>(random.between(0, n - 1))] = -INFINITY;
+    for (int64_t i = random.between(0, 3); i > 0; i--)
+        row.logits[static_cast<size_t>(random.between(0, n - 1))] = -INFINITY;
     row.logits[static_cast<size_t>(random.between(0, n - 1))] = 1.0f;
     row.tokens = Exact<int32_t>(random.between(1, 30));
     for (int64_t i = 0; i < row.tokens.size(); i++) row.tokens[i] = static_cast<int32_t>(random.between(0, n - 1));
@@ -152,7 +157,8 @@ Row random_row(Random& random, int64_t n) {
     if (random.maybe()) s.top = random.between(1, n + 2);
     if (random.between(0, 3) == 0) {
         row.mask = Exact<uint8_t>(random.between(1, (n + 7) / 8), 0);
-        for (int64_t i = 0; i < row.mask.size(); i++) row.mask[i] = static_cast<uint8_t>(random.pick<int64_t>({0, 255, random.between(0, 255)}));
+        for (int64_t i = 0; i < row.mask.size(); i++)
+            row.mask[i] = static_cast<uint8_t>(random.pick<int64_t>({0, 255, random.between(0, 255)}));
         row.mask[0] |= 1;
         row.logits[0] = 0.5f;
     }
@@ -166,7 +172,8 @@ std::vector<Chosen> sampled(Sampler& sampler, const std::vector<const Row*>& row
     for (int64_t i = 0; i < count; i++) {
         const Row& row = *rows[static_cast<size_t>(i)];
         std::copy(row.logits.begin(), row.logits.end(), logits.get() + i * stride);
-        known.push_back({i, &row.sampling, row.tokens.get(), row.tokens.size(), row.prompt, row.mask.size() ? row.mask.get() : nullptr, row.mask.size()});
+        known.push_back({i, &row.sampling, row.tokens.get(), row.tokens.size(), row.prompt,
+                         row.mask.size() ? row.mask.get() : nullptr, row.mask.size()});
     }
     std::vector<Chosen> chosen(rows.size());
     sampler.sample(logits.get(), stride, n, known, chosen.data());
@@ -181,18 +188,23 @@ bool same(const Chosen& a, const Chosen& b) {
 }
 
 void crowd(Sampler& one, Sampler& many, Random& random) {
-    int64_t n = random.pick<int64_t>({1, 15, 16, 17, 64, 65, 257, random.between(1, 3000)}), stride = n + random.between(0, 3);
+    int64_t n = random.pick<int64_t>({1, 15, 16, 17, 64, 65, 257, random.between(1, 3000)}),
+            stride = n + random.between(0, 3);
     std::vector<Row> rows;
     for (int64_t count = random.between(1, 9); count > 0; count--) rows.push_back(random_row(random, n));
     Row& last = rows.back();
     bool broken = random.between(0, 3) == 0, watermarked = !broken && random.between(0, 3) == 0;
-    if (broken) last.logits[static_cast<size_t>(random.between(0, n - 1))] = NAN, last.sampling.bias.clear(), last.mask = {};
-    if (watermarked) last.sampling.watermark = true, last.sampling.key = 15485863, last.sampling.gamma = 0.5, last.sampling.delta = 2.0f;
+    if (broken)
+        last.logits[static_cast<size_t>(random.between(0, n - 1))] = NAN, last.sampling.bias.clear(), last.mask = {};
+    if (watermarked)
+        last.sampling.watermark = true, last.sampling.key = 15485863, last.sampling.gamma = 0.5,
+        last.sampling.delta = 2.0f;
     std::vector<const Row*> all;
     for (const Row& row : rows) all.push_back(&row);
     std::vector<Chosen> chosen = sampled(many, all, n, stride);
     for (size_t i = 0; i < rows.size(); i++) {
-        CHECK(same(sampled(one, {all[i]}, n, n)[0], chosen[i]), "row ", i, " of ", rows.size(), " alone is another, of ", n);
+        CHECK(same(sampled(one, {all[i]}, n, n)[0], chosen[i]), "row ", i, " of ", rows.size(),
+              " alone is another, of ", n);
         bool is_last = i + 1 == rows.size();
         CHECK(chosen[i].sound == !(is_last && broken), "row ", i, " of ", n, " and its numbers");
         if (is_last && (broken || watermarked)) continue;

@@ -30,12 +30,12 @@ template <class... Parts>
     do {                                                                                                            \
         if (!(condition)) ::inflight::testing::fail(#condition, " (", __FILE__, ":", __LINE__, "): ", __VA_ARGS__); \
     } while (false)
-#define CHECK_NEAR(got, want, tolerance, ...)                                                                           \
-    do {                                                                                                                \
-        double got_ = (got), want_ = (want), tolerance_ = (tolerance);                                                  \
-        if (!(std::fabs(got_ - want_) <= tolerance_))                                                                   \
-            ::inflight::testing::fail(#got, " is ", got_, ", not ", want_, " within ", tolerance_, " (", __FILE__, ":", \
-                                      __LINE__, "): ", __VA_ARGS__);                                                    \
+#define CHECK_NEAR(got, want, tolerance, ...)                                                                      \
+    do {                                                                                                           \
+        double got_ = (got), want_ = (want), tolerance_ = (tolerance);                                             \
+        if (!(std::fabs(got_ - want_) <= tolerance_))                                                              \
+            ::inflight::testing::fail(#got, " is ", got_, ", not ", want_, " within ", tolerance_, " (", __FILE__, \
+                                      ":", __LINE__, "): ", __VA_ARGS__);                                          \
     } while (false)
 
 template <class Error, class Call>
@@ -150,7 +150,8 @@ inline double activated(Activation act, double x) {
     switch (act) {
         case Activation::kSilu: return x / (1.0 + std::exp(-x));
         case Activation::kGelu: return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
-        case Activation::kGeluTanh: return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+        case Activation::kGeluTanh:
+            return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
         case Activation::kRelu: return x > 0.0 ? x : 0.0;
     }
     fail("no such activation");
@@ -162,7 +163,8 @@ inline std::vector<double> normed(const float* x, int64_t n, const Norm& norm) {
     double squares = 0.0;
     for (double each : out) squares += each * each;
     double factor = 1.0 / std::sqrt(squares / static_cast<double>(n) + static_cast<double>(norm.eps));
-    for (int64_t i = 0; i < n; i++) out[static_cast<size_t>(i)] *= factor * (norm.weight[i] + (norm.centered ? 1.0 : 0.0));
+    for (int64_t i = 0; i < n; i++)
+        out[static_cast<size_t>(i)] *= factor * (norm.weight[i] + (norm.centered ? 1.0 : 0.0));
     return out;
 }
 

@@ -39,10 +39,12 @@ Entry lane_entry(const Weights& w, Place at, int64_t input) {
         return {w.offsets ? code : code - 128.0, scale, offset};
     }
     if (is_block(w.format)) {  // the first half of the inputs low, the second high
-        int both = read<uint8_t>(group + head + i % 16 / 4 * 128 + at.lane * 4 + i % 4), code = i < 16 ? both & 15 : both >> 4;
+        int both = read<uint8_t>(group + head + i % 16 / 4 * 128 + at.lane * 4 + i % 4),
+            code = i < 16 ? both & 15 : both >> 4;
         return {w.offsets ? code : code - 8.0, scale, offset};
     }
-    int both = read<uint8_t>(group + head + i / 8 * 128 + at.lane * 4 + i % 4), code = i % 8 < 4 ? both & 15 : both >> 4;
+    int both = read<uint8_t>(group + head + i / 8 * 128 + at.lane * 4 + i % 4),
+        code = i % 8 < 4 ? both & 15 : both >> 4;
     return {w.offsets ? code : code - 8.0, scale, offset};
 }
 
@@ -152,7 +154,8 @@ void check_padding(const Weights& w) {
             }
             for (int64_t input = 0; input < w.k; input++) {
                 Entry got = lane_entry(w, {panel, lane}, input);
-                CHECK(is_integer(w.format) ? got.scale == 0.0 && got.offset == 0.0 : got.code == 0.0, "padding is not 0");
+                CHECK(is_integer(w.format) ? got.scale == 0.0 && got.offset == 0.0 : got.code == 0.0,
+                      "padding is not 0");
             }
         }
     CHECK(std::count(seen.begin(), seen.end(), 1) == w.n, "an output has no lane, or several");

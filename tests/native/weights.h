@@ -26,7 +26,7 @@ struct Packed {
 };
 
 constexpr std::initializer_list<Format> kBlockTypes = {
-    Format::kQ8_0, Format::kQ4_0, Format::kQ4_1, Format::kQ5_0, Format::kQ5_1,  Format::kQ2_K, Format::kQ3_K,
+    Format::kQ8_0, Format::kQ4_0, Format::kQ4_1, Format::kQ5_0,  Format::kQ5_1,  Format::kQ2_K, Format::kQ3_K,
     Format::kQ4_K, Format::kQ5_K, Format::kQ6_K, Format::kIq4Nl, Format::kIq4Xs, Format::kMxfp4};
 
 // Random blocks of two tensors, one above the other, packed.

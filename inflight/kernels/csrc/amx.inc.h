@@ -1,9 +1,10 @@
-// Tiles of up to 16 rows on AMX: the sums of integers of a group, 16 rows by 16 outputs, are one instruction. They are the
-// same numbers that dot products give, and are added up in the same order, so both ways give the same bits.
+// Tiles of up to 16 rows on AMX: the sums of integers of a group, 16 rows by 16 outputs, are one instruction. They are
+// the same numbers that dot products give, and are added up in the same order, so both ways give the same bits.
 namespace inflight {
 namespace {
 
-// Up to this many rows dot products are quicker. They are also for groups of 16, of which there are twice as many to add up.
+// Up to this many rows dot products are quicker. They are also for groups of 16, of which there are twice as many to
+// add up.
 constexpr int64_t kFewAmxRows = kOpenedRows;
 
 struct alignas(64) TileConfig {
@@ -12,7 +13,8 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {};
 };
 
-// The configuration of the tiles. Loading one takes as long as ten products of tiles, so that is done only for a new one.
+// The configuration of the tiles. Loading one takes as long as ten products of tiles, so that is done only for a new
+// one.
 class TileState {
   public:
     TileState() = default;
@@ -97,8 +99,8 @@ INLINE void put_sums(bool both, Dots& to) {
 
 // What `tile_opened` does with them.
 template <int Steps, bool Offsets, int Groups>
-INLINE void add_groups(int64_t rows, const Opened& chunk, int64_t group, const float* scales, const int32_t* sums, const Dots& dots,
-                       float* out) {
+INLINE void add_groups(int64_t rows, const Opened& chunk, int64_t group, const float* scales, const int32_t* sums,
+                       const Dots& dots, float* out) {
     F scale[Groups][2], offset[Groups][2];
     for (int g = 0; g < Groups; g++)
         for (int j = 0; j < 2; j++) {
@@ -110,8 +112,10 @@ INLINE void add_groups(int64_t rows, const Opened& chunk, int64_t group, const f
         for (int g = 0; g < Groups; g++) {
             F of = splat(scales[(group + g) * Steps / 8 * rows + m]), share = zero();
             I start = whole(0);
-            if (Offsets) share = splat(reinterpret_cast<const float*>(sums)[(group + g) * rows + m]);
-            else start = whole(sums[(group + g) * rows + m]);
+            if (Offsets)
+                share = splat(reinterpret_cast<const float*>(sums)[(group + g) * rows + m]);
+            else
+                start = whole(sums[(group + g) * rows + m]);
             for (int j = 0; j < 2; j++) {
                 I sum = _mm512_load_si512(dots.of[g][j][m]);
                 if (!Offsets) sum = add(sum, start);
@@ -128,9 +132,10 @@ INLINE void add_groups(int64_t rows, const Opened& chunk, int64_t group, const f
 INLINE int64_t most_rows(const BlockForm& form) { return form.group == 16 ? kOpenedRows : kBlockRows; }
 
 template <int Steps, bool Offsets>
-void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums, float* out,
-               TileState& state) {
-    if (rows <= kFewAmxRows || Steps == 4) return tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
+void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales,
+               const int32_t* sums, float* out, TileState& state) {
+    if (rows <= kFewAmxRows || Steps == 4)
+        return tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
     int64_t groups = blocks * 8 / Steps;
     Dots dots[2];
     state.configure_products(rows, rows, Steps);
@@ -139,8 +144,10 @@ void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x,
     for (int64_t g = 0; g < groups; g += 2) {  // the next two are summed while these are added up
         const Dots& now = dots[g / 2 % 2];
         if (g + 2 < groups) sum_groups<Steps>(rows, chunk, g + 2, g + 3 < groups, x);
-        if (g + 1 < groups) add_groups<Steps, Offsets, 2>(rows, chunk, g, scales, sums, now, out);
-        else add_groups<Steps, Offsets, 1>(rows, chunk, g, scales, sums, now, out);
+        if (g + 1 < groups)
+            add_groups<Steps, Offsets, 2>(rows, chunk, g, scales, sums, now, out);
+        else
+            add_groups<Steps, Offsets, 1>(rows, chunk, g, scales, sums, now, out);
         if (g + 2 < groups) put_sums(g + 3 < groups, dots[(g / 2 + 1) % 2]);
     }
 }

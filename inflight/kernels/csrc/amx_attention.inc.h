@@ -1,16 +1,16 @@
-// Attention on AMX over caches of bfloat16 and of 8 bits, with up to 16 queries in a tile. As attention.inc.h, except that all
-// scores of a chunk of 512 keys are computed before its softmax: a chunk has one maximum, and its sums are not rescaled. A
-// single query goes through tiles too, so that its bits are the same.
+// Attention on AMX over caches of bfloat16 and of 8 bits, with up to 16 queries in a tile. As attention.inc.h, except
+// that all scores of a chunk of 512 keys are computed before its softmax: a chunk has one maximum, and its sums are not
+// rescaled. A single query goes through tiles too, so that its bits are the same.
 namespace inflight {
 namespace {
 
 constexpr int64_t kChunkSubs = kChunk / kSub, kChunkBlocks = kChunk / kBlock;
 
 struct TileScratch {
-    char* scores;  // [sub-block][rows][16]; then, from the start of each sub-block, the probabilities in bfloat16
-    float* sums;   // [rows][depth] of this chunk
-    float* whole;  // [rows][depth] of all chunks
-    char* queries; // [depth / 32][rows][32], of the last 16 [rows][16]
+    char* scores;   // [sub-block][rows][16]; then, from the start of each sub-block, the probabilities in bfloat16
+    float* sums;    // [rows][depth] of this chunk
+    float* whole;   // [rows][depth] of all chunks
+    char* queries;  // [depth / 32][rows][32], of the last 16 [rows][16]
     Scratch of[kChunkBlocks];  // of the chunk's blocks: copies of keys and values that cannot be read in place
 };
 
@@ -41,8 +41,10 @@ void tile_queries(const Attention& a, const Seen& seen, int64_t rows, char* to) 
     }
 }
 
-// The scores of up to four sub-blocks, [16 keys][rows of queries] each. A query alone asks for what comes next meanwhile.
-INLINE void score_tiles(const Attention& a, const Subs& subs, const Prefetch* next, const char* queries, int64_t rows, char* scores) {
+// The scores of up to four sub-blocks, [16 keys][rows of queries] each. A query alone asks for what comes next
+// meanwhile.
+INLINE void score_tiles(const Attention& a, const Subs& subs, const Prefetch* next, const char* queries, int64_t rows,
+                        char* scores) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -97,10 +99,10 @@ INLINE void score_tiles(const Attention& a, const Subs& subs, const Prefetch* ne
     if (count > 3) _tile_stored(3, scores + 3 * rows * 64, 64);
 }
 
-// Updates each row's largest scores, lane by lane, with the scores of the block at `first`. Keys that a row does not see become
-// minus infinity.
-INLINE void update_maxima(const Attention& a, const Seen& seen, int64_t first, int64_t count, const Scratch& s, bool late, int64_t rows,
-                  char* scores, float* most) {
+// Updates each row's largest scores, lane by lane, with the scores of the block at `first`. Keys that a row does not
+// see become minus infinity.
+INLINE void update_maxima(const Attention& a, const Seen& seen, int64_t first, int64_t count, const Scratch& s,
+                          bool late, int64_t rows, char* scores, float* most) {
     const bool plain = late && seen.by_all(first, first + count * kSub);
     for (int64_t m = 0; m < rows; m++) {
         F highest = load(most + m * kLanes);
@@ -119,8 +121,8 @@ INLINE void update_maxima(const Attention& a, const Seen& seen, int64_t first, i
 }
 
 // Turns a sub-block's scores into probabilities (before they are divided by their sum).
-INLINE void softmax_tile(const Attention& a, const float* value_scales, float scale, const float (&peaks)[16], int64_t rows,
-                        char* scores, float* totals) {
+INLINE void softmax_tile(const Attention& a, const float* value_scales, float scale, const float (&peaks)[16],
+                         int64_t rows, char* scores, float* totals) {
     for (int64_t m = 0; m < rows; m++) {
         F x = fma(load(reinterpret_cast<const float*>(scores + m * 64)), splat(scale), splat(-peaks[m]));
         F prob = exp2_short(x);
@@ -156,7 +158,8 @@ void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, Ti
     tile_queries(a, seen, rows, s.queries);
     prefetch_result(a, q, rows);
     state.configure_attention(rows);
-    const bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f, few = rows <= a.heads / a.kv_heads;
+    const bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f,
+               few = rows <= a.heads / a.kv_heads;
     const float scale = late ? a.scale * kLog2e : 1.0f;
     float peaks[16], totals[16];
     for (int64_t chunk = seen.first_chunk; chunk < seen.last_chunk; chunk++) {

@@ -1,16 +1,16 @@
-// Products with bfloat16, and with integers that have one scale an output, on AMX. Tiles sum any number of rows, one too, since
-// TDPBF16PS has an order of its own: of 32 inputs the even ones and the odd ones apart, then both together, then with what was
-// summed before; and what is below the normal numbers counts as 0.
+// Products with bfloat16, and with integers that have one scale an output, on AMX. Tiles sum any number of rows, one
+// too, since TDPBF16PS has an order of its own: of 32 inputs the even ones and the odd ones apart, then both together,
+// then with what was summed before; and what is below the normal numbers counts as 0.
 //
-// Up to 16 rows are a tile of a product's input. Two of them go past a panel together, in four tiles of sums, so that the tiles
-// are not waited for. A chunk of a panel stays in the nearest cache while all rows pass; sums that wait for the next chunk go
-// to memory and come back as they were.
+// Up to 16 rows are a tile of a product's input. Two of them go past a panel together, in four tiles of sums, so that
+// the tiles are not waited for. A chunk of a panel stays in the nearest cache while all rows pass; sums that wait for
+// the next chunk go to memory and come back as they were.
 namespace inflight {
 namespace {
 
-constexpr int64_t kTileSteps = 16;    // of a panel, in a tile of weights
-constexpr int64_t kBandTiles = 16;    // row tiles whose sums wait beside a chunk
-constexpr int64_t kChunkTiles = 16;   // tiles of weights of a chunk, about
+constexpr int64_t kTileSteps = 16;   // of a panel, in a tile of weights
+constexpr int64_t kBandTiles = 16;   // row tiles whose sums wait beside a chunk
+constexpr int64_t kChunkTiles = 16;  // tiles of weights of a chunk, about
 constexpr int64_t kSumBytes = kPanel * 4;
 
 // Rows that are summed and not yet written to the target. They are written while the tiles of the next rows are summed,
@@ -28,8 +28,10 @@ INLINE void put_gated(F gated, const Finishing& f, int64_t columns, char* tiles)
     char* at = tiles + (start * columns + block * count + (f.row - start) * width + column - block) * 2;
     alignas(64) uint16_t bits[kLanes];
     to_bf16(gated, bits);
-    if (columns - column >= kLanes) std::memcpy(at, bits, sizeof bits);
-    else std::memcpy(at, bits, static_cast<size_t>(columns - column) * 2);
+    if (columns - column >= kLanes)
+        std::memcpy(at, bits, sizeof bits);
+    else
+        std::memcpy(at, bits, static_cast<size_t>(columns - column) * 2);
 }
 
 // What `finish` does, for some of those rows.
@@ -46,14 +48,17 @@ void finish_rows(const Weights& w, const Input& in, Finishing& f, int64_t count,
         return biased(mul(to_float(sum), mul(splat(in.scales[f.row]), scales[j])), j);
     };
     const int64_t end = f.row + count < f.end ? f.row + count : f.end;
-    const int64_t width = t.mode == Mode::kGate ? kLanes : kPanel, left = (width == kPanel ? w.n : w.n / 2) - f.panel * width;
+    const int64_t width = t.mode == Mode::kGate ? kLanes : kPanel,
+                  left = (width == kPanel ? w.n : w.n / 2) - f.panel * width;
     const __mmask16 first = first_lanes(left), second = first_lanes(left > kLanes ? left - kLanes : 0);
     float* out = t.out + f.row * t.stride + f.panel * width;
     for (; f.row < end; f.row++, f.sums += kSumBytes, out += t.stride) {
         if (t.mode == Mode::kGate) {
             F gated = mul(activated(t.act, value(0)), value(1));
-            if (t.tiles) put_gated(gated, f, w.n / 2, t.tiles);
-            else _mm512_mask_storeu_ps(out, first, gated);
+            if (t.tiles)
+                put_gated(gated, f, w.n / 2, t.tiles);
+            else
+                _mm512_mask_storeu_ps(out, first, gated);
             continue;
         }
         F y[2] = {value(0), value(1)};
@@ -77,8 +82,8 @@ INLINE void prefetch_outputs(int64_t panel, int64_t row, int64_t end, const Targ
     }
 }
 
-// Prefetches into the second-level cache during a pass, as Fetch does: the first pair of tiles the rest of its own chunk, each
-// other pair a share of the next chunk.
+// Prefetches into the second-level cache during a pass, as Fetch does: the first pair of tiles the rest of its own
+// chunk, each other pair a share of the next chunk.
 struct Stream {
     const char* at;
     int64_t lines;  // while a tile of weights is read
@@ -100,9 +105,9 @@ struct Pass {
     const char* x[2];
     int64_t rows[2];
     const char* weights;
-    int64_t blocks;   // whole tiles of weights
-    int64_t tail;     // steps behind them
-    bool fresh;       // the sums begin with zero
+    int64_t blocks;  // whole tiles of weights
+    int64_t tail;    // steps behind them
+    bool fresh;      // the sums begin with zero
     char* sums;
 };
 
@@ -126,17 +131,25 @@ INLINE void sum_tiles(const char* first, const char* second, const char* weights
     // Activations pass by; a chunk of the panel is to stay in the nearest cache.
     _tile_stream_loadd(4, first, 64);
     _tile_loadd(6, weights, 128);
-    if (Integers) _tile_dpbsud(0, 4, 6);
-    else _tile_dpbf16ps(0, 4, 6);
+    if (Integers)
+        _tile_dpbsud(0, 4, 6);
+    else
+        _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, weights + 64, 128);
-    if (Integers) _tile_dpbsud(1, 4, 7);
-    else _tile_dpbf16ps(1, 4, 7);
+    if (Integers)
+        _tile_dpbsud(1, 4, 7);
+    else
+        _tile_dpbf16ps(1, 4, 7);
     if (!Both) return;
     _tile_stream_loadd(5, second, 64);
-    if (Integers) _tile_dpbsud(2, 5, 6);
-    else _tile_dpbf16ps(2, 5, 6);
-    if (Integers) _tile_dpbsud(3, 5, 7);
-    else _tile_dpbf16ps(3, 5, 7);
+    if (Integers)
+        _tile_dpbsud(2, 5, 6);
+    else
+        _tile_dpbf16ps(2, 5, 6);
+    if (Integers)
+        _tile_dpbsud(3, 5, 7);
+    else
+        _tile_dpbf16ps(3, 5, 7);
 }
 
 template <bool Integers, bool Both, class Meanwhile>
@@ -174,11 +187,12 @@ INLINE void pass(const Pass& p, Meanwhile meanwhile) {
 }
 
 template <Format T>
-void product_direct(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
-                    const Target& target) {
+void product_direct(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile,
+                    int64_t last_tile, const Target& target) {
     constexpr bool integers = T == Format::kInt8;
     const int64_t steps = w.depth / step_of(T), blocks = steps / kTileSteps, tail = steps % kTileSteps;
-    const int64_t chunks = last_tile - first_tile > 2 && blocks > kChunkTiles ? (blocks + kChunkTiles - 1) / kChunkTiles : 1;
+    const int64_t chunks =
+        last_tile - first_tile > 2 && blocks > kChunkTiles ? (blocks + kChunkTiles - 1) / kChunkTiles : 1;
     TileState state;
     alignas(64) char sums[2][kBandTiles * 16 * kSumBytes];
     int turn = 0;
@@ -192,20 +206,29 @@ void product_direct(const Weights& w, const Input& in, int64_t first, int64_t la
                 for (int64_t t = band; t < end; t += 2) {
                     const bool both = t + 1 < end;
                     const int64_t row = in.start(t), border = in.start(t + 1), behind = both ? in.start(t + 2) : border;
-                    auto input = [&](int64_t at, int64_t rows) { return in.data + (at * steps + begin * kTileSteps * rows) * 4; };
-                    Pass p{{input(row, border - row), input(border, behind - border)}, {border - row, behind - border},
-                           w.data + panel * w.panel_bytes + begin * kTileSteps * 128, stop - begin,
-                           chunk + 1 == chunks ? tail : 0, !chunk, sums[turn] + (row - start) * kSumBytes};
+                    auto input = [&](int64_t at, int64_t rows) {
+                        return in.data + (at * steps + begin * kTileSteps * rows) * 4;
+                    };
+                    Pass p{{input(row, border - row), input(border, behind - border)},
+                           {border - row, behind - border},
+                           w.data + panel * w.panel_bytes + begin * kTileSteps * 128,
+                           stop - begin,
+                           chunk + 1 == chunks ? tail : 0,
+                           !chunk,
+                           sums[turn] + (row - start) * kSumBytes};
                     state.configure_products(p.rows[0], both ? p.rows[1] : p.rows[0], kTileSteps);
                     Stream stream = stream_of(p.weights, p.blocks, (t - band) / 2, pairs, in.rows);
-                    const int64_t each = (before.end - before.row + p.blocks - 1) / (p.blocks ? p.blocks : 1), some = each < 4 ? 4 : each;
+                    const int64_t each = (before.end - before.row + p.blocks - 1) / (p.blocks ? p.blocks : 1),
+                                  some = each < 4 ? 4 : each;
                     if (chunk + 1 == chunks) prefetch_outputs(panel, row, behind, target);
                     auto meanwhile = [&] {
                         stream.next();
                         if (before.row < before.end) finish_rows<T>(w, in, before, some, target);
                     };
-                    if (both) pass<integers, true>(p, meanwhile);
-                    else pass<integers, false>(p, meanwhile);
+                    if (both)
+                        pass<integers, true>(p, meanwhile);
+                    else
+                        pass<integers, false>(p, meanwhile);
                     if (before.row < before.end) finish_rows<T>(w, in, before, before.end - before.row, target);
                     if (chunk + 1 == chunks) before = {p.sums, panel, row, behind, row, border};
                 }
@@ -241,14 +264,16 @@ void prepare_direct(const Weights& w, const float* const* rows, const Norm& norm
             char* into = inputs == block ? at : part;
             for (int64_t i = 0; i < inputs; i += kLanes) {
                 F x = begin + i < w.k ? value(begin + i) : zero();
-                if (T == Format::kBf16) to_bf16(x, reinterpret_cast<uint16_t*>(into + i * bytes));
-                else total = add(total, to_int8(mul(x, inverse), reinterpret_cast<int8_t*>(into + i * bytes)));
+                if (T == Format::kBf16)
+                    to_bf16(x, reinterpret_cast<uint16_t*>(into + i * bytes));
+                else
+                    total = add(total, to_int8(mul(x, inverse), reinterpret_cast<int8_t*>(into + i * bytes)));
             }
             if (into == part) std::memcpy(at, part, static_cast<size_t>(inputs * bytes));
         }
         if (T == Format::kInt8)
-            in.sums[start + row] =
-                static_cast<int32_t>(static_cast<uint32_t>(sum(total)) * static_cast<uint32_t>(w.offsets ? 1 : -w.zero));
+            in.sums[start + row] = static_cast<int32_t>(static_cast<uint32_t>(sum(total)) *
+                                                        static_cast<uint32_t>(w.offsets ? 1 : -w.zero));
     }
 }
 

@@ -1,15 +1,17 @@
 // Products with groups of 64, 128, 192 or 256 inputs on AMX. Smaller groups have so many sums to add up that tiles gain
-// nothing, and few rows are quicker with dot products. A chunk of a panel is unpacked once for all rows, as for block types: to
-// codes less the zero point, and float scales. Sums of integers are exact and are added up in the same order, so the bits are
-// those of dot products.
+// nothing, and few rows are quicker with dot products. A chunk of a panel is unpacked once for all rows, as for block
+// types: to codes less the zero point, and float scales. Sums of integers are exact and are added up in the same order,
+// so the bits are those of dot products.
 namespace inflight {
 namespace {
 
-constexpr int64_t kGroupedBand = 8;    // row tiles whose sums wait beside a chunk
-constexpr int64_t kGroupedMost = 4;    // groups of a chunk
-constexpr int64_t kPart = 64;          // inputs of one sum of tiles
+constexpr int64_t kGroupedBand = 8;  // row tiles whose sums wait beside a chunk
+constexpr int64_t kGroupedMost = 4;  // groups of a chunk
+constexpr int64_t kPart = 64;        // inputs of one sum of tiles
 
-INLINE bool tiled_groups(const Weights& w) { return is_grouped(w.format) && w.group % kPart == 0 && w.group <= kChunkInputs; }
+INLINE bool tiled_groups(const Weights& w) {
+    return is_grouped(w.format) && w.group % kPart == 0 && w.group <= kChunkInputs;
+}
 
 struct OpenedGroups {
     alignas(64) uint8_t codes[kChunkInputs * kPanel];  // [step][two lines]
@@ -38,8 +40,10 @@ const char* open_groups(const Weights& w, const char* from, int64_t groups, Open
         for (int64_t i = 0; i < w.group; i += Four ? 8 : 4, from += 128, codes += Four ? 256 : 128)
             for (int64_t j = 0; j < 128; j += 64) {
                 Line both = stream(from + j);
-                if (Four) put(field<0, 15>(both), j), put(field<4, 15>(both), 128 + j);
-                else put(both, j);
+                if (Four)
+                    put(field<0, 15>(both), j), put(field<4, 15>(both), 128 + j);
+                else
+                    put(both, j);
             }
     }
     return from;
@@ -60,16 +64,24 @@ INLINE void sum_group(int64_t parts, const uint8_t* codes, const char* x, int64_
         _tile_loadd(7, codes + 64, 128);
         if (odd) {
             _tile_loadd(5, x, kPart);
-            if (Offsets) _tile_dpbsud(2, 5, 6);
-            else _tile_dpbssd(2, 5, 6);
-            if (Offsets) _tile_dpbsud(3, 5, 7);
-            else _tile_dpbssd(3, 5, 7);
+            if (Offsets)
+                _tile_dpbsud(2, 5, 6);
+            else
+                _tile_dpbssd(2, 5, 6);
+            if (Offsets)
+                _tile_dpbsud(3, 5, 7);
+            else
+                _tile_dpbssd(3, 5, 7);
         } else {
             _tile_loadd(4, x, kPart);
-            if (Offsets) _tile_dpbsud(0, 4, 6);
-            else _tile_dpbssd(0, 4, 6);
-            if (Offsets) _tile_dpbsud(1, 4, 7);
-            else _tile_dpbssd(1, 4, 7);
+            if (Offsets)
+                _tile_dpbsud(0, 4, 6);
+            else
+                _tile_dpbssd(0, 4, 6);
+            if (Offsets)
+                _tile_dpbsud(1, 4, 7);
+            else
+                _tile_dpbssd(1, 4, 7);
         }
     }
 }
@@ -102,8 +114,8 @@ INLINE void add_rows(Adding& a, int64_t count, int64_t groups, const OpenedGroup
 
 // The tiles of [first_tile, last_tile) have more than kFewAmxRows rows each.
 template <bool Four, bool Offsets>
-void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
-                     const Target& target) {
+void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile,
+                     int64_t last_tile, const Target& target) {
     const int64_t all = w.groups(), most = kChunkInputs / w.group, parts = w.group / kPart;
     TileState state;
     OpenedGroups chunk;
@@ -111,7 +123,8 @@ void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t l
     alignas(64) float sums[kGroupedBand * kBlockRows * kPanel];
     for (int64_t panel = first; panel < last; panel++)
         for (int64_t band = first_tile; band < last_tile; band += kGroupedBand) {
-            const int64_t end = band + kGroupedBand < last_tile ? band + kGroupedBand : last_tile, start = in.start(band);
+            const int64_t end = band + kGroupedBand < last_tile ? band + kGroupedBand : last_tile,
+                          start = in.start(band);
             std::memset(sums, 0, static_cast<size_t>(in.start(end) - start) * kPanel * sizeof(float));
             const char* from = w.data + panel * w.panel_bytes;
             for (int64_t group = 0, groups; group < all; group += groups) {
@@ -125,7 +138,8 @@ void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t l
                     const int64_t some = (before.rows + groups - 1) / groups;
                     state.configure_products(rows, rows, kPart / 4);
                     for (int64_t g = 0; g < groups; g++) {
-                        sum_group<Offsets>(parts, chunk.codes + g * w.group * kPanel, x + g * w.group * rows, rows, g % 2);
+                        sum_group<Offsets>(parts, chunk.codes + g * w.group * kPanel, x + g * w.group * rows, rows,
+                                           g % 2);
                         if (before.rows) add_rows<Offsets>(before, some, groups, chunk);
                         if (g % 2) {
                             _tile_stored(2, to.of[g], kPanel * 4);
@@ -141,7 +155,8 @@ void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t l
             }
             for (int64_t row = start; row < in.start(end); row++) {
                 F y[1][2];
-                for (int j = 0; j < 2; j++) y[0][j] = mul(load(sums + (row - start) * kPanel + j * kLanes), splat(in.scales[row]));
+                for (int j = 0; j < 2; j++)
+                    y[0][j] = mul(load(sums + (row - start) * kPanel + j * kLanes), splat(in.scales[row]));
                 finish<1>(w, y, panel, row, target);
             }
         }

@@ -1,8 +1,8 @@
-// Attention that reads the paged cache in place. A query takes the keys in blocks of 64, with the running maximum of Milakov
-// and Gimelshein (2018). After each chunk of 512 keys the chunk's result is merged into the whole, so that threads can share
-// a long context ("flash decoding", Dao et al., 2023). Blocks and chunks begin at multiples of 64 and 512 positions, wherever
-// the step begins: a token gets the same bits in a prompt, while decoding, and beside any other rows. Keys that a query does
-// not see have weight exactly 0.
+// Attention that reads the paged cache in place. A query takes the keys in blocks of 64, with the running maximum of
+// Milakov and Gimelshein (2018). After each chunk of 512 keys the chunk's result is merged into the whole, so that
+// threads can share a long context ("flash decoding", Dao et al., 2023). Blocks and chunks begin at multiples of 64 and
+// 512 positions, wherever the step begins: a token gets the same bits in a prompt, while decoding, and beside any other
+// rows. Keys that a query does not see have weight exactly 0.
 namespace inflight {
 namespace {
 
@@ -20,7 +20,8 @@ INLINE void score(const Attention& a, const Subs& subs, const Prefetch& next, co
             __builtin_prefetch(left_ahead + (left - subs.keys[i]), 0, 2);
             __builtin_prefetch(right_ahead + (left - subs.keys[i]), 0, 2);
             if (Wide) {
-                F first = load(reinterpret_cast<const float*>(left)), second = load(reinterpret_cast<const float*>(right));
+                F first = load(reinterpret_cast<const float*>(left)),
+                  second = load(reinterpret_cast<const float*>(right));
                 EACH_ROW for (int m = 0; m < M; m++) {
                     F one = splat(reinterpret_cast<const float*>(q)[m]);
                     sums[m][0] = fma(one, first, sums[m][0]);
@@ -42,11 +43,12 @@ INLINE void score(const Attention& a, const Subs& subs, const Prefetch& next, co
     }
 }
 
-// One round of the online softmax: turns a block's scores into probabilities (before they are divided by their sum), and gives
-// each row's new maximum and the factor by which its former sums shrink. `Late`: the scale is applied after the maximum, which
-// it does not move. `All`: every row sees the whole block.
+// One round of the online softmax: turns a block's scores into probabilities (before they are divided by their sum),
+// and gives each row's new maximum and the factor by which its former sums shrink. `Late`: the scale is applied after
+// the maximum, which it does not move. `All`: every row sees the whole block.
 template <int M, bool Wide, bool Late, bool All>
-INLINE void softmax(const Attention& a, const Seen& seen, int64_t block, const Scratch& s, float (&peaks)[16], F (&totals)[M], float (&factors)[16]) {
+INLINE void softmax(const Attention& a, const Seen& seen, int64_t block, const Scratch& s, float (&peaks)[16],
+                    F (&totals)[M], float (&factors)[16]) {
     F scale = splat(Late ? a.scale * kLog2e : 1.0f), most[M];
     EACH_ROW for (int m = 0; m < M; m++) {
         float* scores = s.scores + m * kBlock;
@@ -70,19 +72,21 @@ INLINE void softmax(const Attention& a, const Seen& seen, int64_t block, const S
             F x = fma(load(scores + i * kSub), scale, shift), prob = Wide ? exp2(x) : exp2_short(x);
             total = add(total, prob);
             if (a.type == KvType::kInt8) prob = mul(prob, load(s.value_scales + i * kSub));
-            if (Wide) store(s.probs_float + m * kBlock + i * kSub, prob);
-            else to_bf16(prob, s.probs + m * kBlock + i * kSub);
+            if (Wide)
+                store(s.probs_float + m * kBlock + i * kSub, prob);
+            else
+                to_bf16(prob, s.probs + m * kBlock + i * kSub);
         }
         totals[m] = total;
     }
 }
 
 template <int M, bool Wide, int N>
-INLINE void weight_values(const Attention& a, const Subs& subs, const Prefetch& next, const Scratch& s, const float (&factors)[16],
-                  int64_t d) {
+INLINE void weight_values(const Attention& a, const Subs& subs, const Prefetch& next, const Scratch& s,
+                          const float (&factors)[16], int64_t d) {
     F sums[M][N];
-    EACH_ROW for (int m = 0; m < M; m++)
-        for (int j = 0; j < N; j++) sums[m][j] = mul(load(s.sums + m * a.depth + d + j * kLanes), splat(factors[m]));
+    EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < N; j++) sums[m][j] =
+        mul(load(s.sums + m * a.depth + d + j * kLanes), splat(factors[m]));
     for (int64_t i = 0; i < subs.count; i++) {
         const char* v = subs.values[i] + d * 4;
         const char* ahead = next.values[i] + d * 4;
@@ -105,8 +109,8 @@ INLINE void weight_values(const Attention& a, const Subs& subs, const Prefetch& 
             }
         }
     }
-    EACH_ROW for (int m = 0; m < M; m++)
-        for (int j = 0; j < N; j++) store(s.sums + m * a.depth + d + j * kLanes, sums[m][j]);
+    EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < N; j++)
+        store(s.sums + m * a.depth + d + j * kLanes, sums[m][j]);
 }
 
 template <int M, bool Wide>
@@ -118,8 +122,10 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
         int64_t values = Wide ? kLanes : kLanes / 2;
         EACH_ROW for (int m = 0; m < M; m++) {
             F x = load_part(seen.queries[m] + d, a.dim - d < 0 ? 0 : a.dim - d);
-            if (Wide) store(reinterpret_cast<float*>(bits[m % 4]), x);
-            else to_bf16(x, reinterpret_cast<uint16_t*>(bits[m % 4]));
+            if (Wide)
+                store(reinterpret_cast<float*>(bits[m % 4]), x);
+            else
+                to_bf16(x, reinterpret_cast<uint16_t*>(bits[m % 4]));
             spread_row<M>(bits, m, values, at);
         }
     }
@@ -139,9 +145,12 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
             Prefetch next = prefetch_of(a, q, block + kBlock, seen.end, subs);
             score<M, Wide>(a, subs, next, s);
             bool all = seen.by_all(block, block + kBlock);
-            if (!late) softmax<M, Wide, false, false>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
-            else if (all) softmax<M, Wide, true, true>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
-            else softmax<M, Wide, true, false>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
+            if (!late)
+                softmax<M, Wide, false, false>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
+            else if (all)
+                softmax<M, Wide, true, true>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
+            else
+                softmax<M, Wide, true, false>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
             int64_t d = 0;
             for (; d + 2 * kLanes <= a.depth; d += 2 * kLanes) weight_values<M, Wide, 2>(a, subs, next, s, factors, d);
             if (d < a.depth) weight_values<M, Wide, 1>(a, subs, next, s, factors, d);

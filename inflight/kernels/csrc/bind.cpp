@@ -1,4 +1,5 @@
-// The Python module `_native`. Arrays come as addresses: inflight/kernels/program.py checks shapes and dtypes before it calls.
+// The Python module `_native`. Arrays come as addresses: inflight/kernels/program.py checks shapes and dtypes before it
+// calls.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -35,13 +36,15 @@ void check_roundable(const Weights& w) {
         throw std::invalid_argument("this block type is packed from blocks only");
 }
 
-int add_floats(Program& program, uintptr_t from, Source source, uintptr_t bias, Format format, bool gated, int64_t n, int64_t k,
-               int64_t group) {
+int add_floats(Program& program, uintptr_t from, Source source, uintptr_t bias, Format format, bool gated, int64_t n,
+               int64_t k, int64_t group) {
     Weights w = describe(format, false, gated, n, k, group);
     check_roundable(w);
     if (w.offsets) throw std::invalid_argument("floats are rounded without offsets");
     char* data = program.allocate(packed_bytes(w));
-    float* scales = w.format == Format::kInt8 ? at<float>(reinterpret_cast<uintptr_t>(program.allocate(w.panels * kPanel * 4))) : nullptr;
+    float* scales = w.format == Format::kInt8
+                        ? at<float>(reinterpret_cast<uintptr_t>(program.allocate(w.panels * kPanel * 4)))
+                        : nullptr;
     if (scales) std::fill(scales, scales + w.panels * kPanel, 0.0f);
     in_panels(program, w, [&](int64_t panel) {
         pack_panel(w, panel, at<void>(from), source, data + panel * w.panel_bytes,
@@ -52,17 +55,19 @@ int add_floats(Program& program, uintptr_t from, Source source, uintptr_t bias, 
     return program.add_weights(w, at<float>(bias));
 }
 
-int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_t offsets, uintptr_t bias, Format format,
-              bool gated, int64_t n, int64_t k, int64_t group) {
+int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_t offsets, uintptr_t bias,
+              Format format, bool gated, int64_t n, int64_t k, int64_t group) {
     Weights w = describe(format, offsets != 0, gated, n, k, group);
     check_roundable(w);
     if (w.offsets != (offsets != 0)) throw std::invalid_argument("this format has offsets, or has none");
     char* data = program.allocate(packed_bytes(w));
-    float* scales = w.format == Format::kInt8 ? at<float>(reinterpret_cast<uintptr_t>(program.allocate(w.panels * kPanel * 4))) : nullptr;
+    float* scales = w.format == Format::kInt8
+                        ? at<float>(reinterpret_cast<uintptr_t>(program.allocate(w.panels * kPanel * 4)))
+                        : nullptr;
     if (scales) std::fill(scales, scales + w.panels * kPanel, 0.0f);
     in_panels(program, w, [&](int64_t panel) {
-        pack_codes(w, panel, at<uint8_t>(codes), at<float>(scales_from), at<float>(offsets), data + panel * w.panel_bytes,
-                   scales ? scales + panel * kPanel : nullptr);
+        pack_codes(w, panel, at<uint8_t>(codes), at<float>(scales_from), at<float>(offsets),
+                   data + panel * w.panel_bytes, scales ? scales + panel * kPanel : nullptr);
     });
     w.data = data;
     w.scales = scales;
@@ -70,8 +75,8 @@ int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_
 }
 
 // `from` are (address, rows) of stacked tensors, as a GGUF file holds their blocks.
-int add_blocks(Program& program, const std::vector<std::pair<uintptr_t, int64_t>>& from, uintptr_t bias, Format format, bool gated,
-               int64_t n, int64_t k) {
+int add_blocks(Program& program, const std::vector<std::pair<uintptr_t, int64_t>>& from, uintptr_t bias, Format format,
+               bool gated, int64_t n, int64_t k) {
     Weights w = describe(format, false, gated, n, k, 0);
     std::vector<BlockRows> tensors;
     int64_t rows = 0;
@@ -80,7 +85,8 @@ int add_blocks(Program& program, const std::vector<std::pair<uintptr_t, int64_t>
         rows += count;
     }
     if (!is_block(w.format) || rows != n || k % block_form(w.format).file_inputs)
-        throw std::invalid_argument("these are no blocks of a weight of " + std::to_string(n) + " by " + std::to_string(k));
+        throw std::invalid_argument("these are no blocks of a weight of " + std::to_string(n) + " by " +
+                                    std::to_string(k));
     char* data = program.allocate(packed_bytes(w));
     in_panels(program, w, [&](int64_t panel) {
         pack_blocks(w, panel, tensors.data(), static_cast<int64_t>(tensors.size()), data + panel * w.panel_bytes);
@@ -90,8 +96,8 @@ int add_blocks(Program& program, const std::vector<std::pair<uintptr_t, int64_t>
 }
 
 // A packed weight in memory that outlives the program (a mapped file).
-int add_packed(Program& program, uintptr_t data, uintptr_t scales, uintptr_t bias, Format format, bool offsets, bool gated,
-               int64_t n, int64_t k, int64_t group) {
+int add_packed(Program& program, uintptr_t data, uintptr_t scales, uintptr_t bias, Format format, bool offsets,
+               bool gated, int64_t n, int64_t k, int64_t group) {
     Weights w = describe(format, offsets, gated, n, k, group);
     if (data % 64) throw std::invalid_argument("packed weights begin at a multiple of 64");
     w.data = at<char>(data);
@@ -110,13 +116,14 @@ nb::list costs(Program& program) {
     for (size_t i = 0; i < program.operations().size(); i++) {
         const Operation& op = program.operations()[i];
         const Cost& cost = program.costs()[i];
-        rows.append(nb::make_tuple(op.code, op.products.empty() ? -1 : op.products[0], cost.seconds, cost.bytes, cost.operations));
+        rows.append(nb::make_tuple(op.code, op.products.empty() ? -1 : op.products[0], cost.seconds, cost.bytes,
+                                   cost.operations));
     }
     return rows;
 }
 
-// The k largest of each row in falling order, of equal ones the first. A heap holds the best so far; nearly all others are
-// below its least.
+// The k largest of each row in falling order, of equal ones the first. A heap holds the best so far; nearly all others
+// are below its least.
 void top_k(uintptr_t from, int64_t rows, int64_t stride, int64_t n, int64_t k, uintptr_t values, uintptr_t indices) {
     auto better = [](const std::pair<float, int64_t>& a, const std::pair<float, int64_t>& b) {
         return a.first > b.first || (a.first == b.first && a.second < b.second);
@@ -177,8 +184,16 @@ void bind_operation(nb::module_& m) {
 void run(Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slots, const std::vector<int64_t>& lengths,
          uintptr_t tables, uintptr_t logits_at, int64_t count, int64_t table_width, int64_t wanted, uintptr_t logits,
          uintptr_t hidden, int hidden_buffer, uintptr_t best, uintptr_t reach) {
-    Step step{at<int64_t>(tokens), at<int64_t>(positions), at<int64_t>(slots), lengths.data(), at<int32_t>(tables),
-              at<int64_t>(logits_at), count, static_cast<int64_t>(lengths.size()), table_width, wanted,
+    Step step{at<int64_t>(tokens),
+              at<int64_t>(positions),
+              at<int64_t>(slots),
+              lengths.data(),
+              at<int32_t>(tables),
+              at<int64_t>(logits_at),
+              count,
+              static_cast<int64_t>(lengths.size()),
+              table_width,
+              wanted,
               reach ? at<int64_t>(reach) : nullptr};
     nb::gil_scoped_release release;
     program.run(step, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
@@ -187,7 +202,7 @@ void run(Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slot
 void decode(Program& program, bool append, uintptr_t tokens, int64_t width, uintptr_t blocks, int64_t table_width,
             uintptr_t known, uintptr_t computed, int64_t count, uintptr_t logits, uintptr_t hidden, int hidden_buffer,
             uintptr_t best) {
-    DecodeBatch batch{at<int32_t>(tokens), width, at<int32_t>(blocks), table_width, at<int64_t>(known),
+    DecodeBatch batch{at<int32_t>(tokens),   width, at<int32_t>(blocks), table_width, at<int64_t>(known),
                       at<int64_t>(computed), count};
     nb::gil_scoped_release release;
     program.decode(batch, append, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
@@ -203,15 +218,18 @@ void bind_program(nb::module_& m) {
         .def("add_blocks", &add_blocks, nb::call_guard<nb::gil_scoped_release>())
         .def("add_packed", &add_packed)
         .def("packed", &packed)
-        .def("add_norm", [](Program& program, uintptr_t values, int64_t n) { return program.add_norm(at<float>(values), n); })
-        .def("add_rope",
-             [](Program& program, std::vector<float> inverse, std::vector<float> far, float factor, int64_t original,
-                double theta, double stretch) {
-                 return program.add_rope({std::move(inverse), std::move(far), factor, original, theta, stretch});
-             },
-             "inverse"_a, "far"_a, "factor"_a, "original"_a, "theta"_a = 0.0, "stretch"_a = 0.0)
+        .def("add_norm",
+             [](Program& program, uintptr_t values, int64_t n) { return program.add_norm(at<float>(values), n); })
+        .def(
+            "add_rope",
+            [](Program& program, std::vector<float> inverse, std::vector<float> far, float factor, int64_t original,
+               double theta, double stretch) {
+                return program.add_rope({std::move(inverse), std::move(far), factor, original, theta, stretch});
+            },
+            "inverse"_a, "far"_a, "factor"_a, "original"_a, "theta"_a = 0.0, "stretch"_a = 0.0)
         .def("add_layer",
-             [](Program& program, int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window, float softcap) {
+             [](Program& program, int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window,
+                float softcap) {
                  Attention a{};
                  a.heads = heads;
                  a.kv_heads = kv_heads;

@@ -14,16 +14,21 @@ namespace {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// `rows` are tuples (row, sampling, known tokens, tokens of the prompt, mask or None). Writes `tokens` and `logprobs` by row.
-// Returns the most likely tokens of rows that asked for them, and the rows whose logits are not all numbers.
+// `rows` are tuples (row, sampling, known tokens, tokens of the prompt, mask or None). Writes `tokens` and `logprobs`
+// by row. Returns the most likely tokens of rows that asked for them, and the rows whose logits are not all numbers.
 nb::tuple sample(Sampler& sampler, uintptr_t logits, int64_t stride, int64_t n, nb::list rows, uintptr_t tokens,
                  uintptr_t logprobs) {
     std::vector<Known> known;
     for (nb::handle each : rows) {
         nb::tuple row = nb::cast<nb::tuple>(each);
         Tokens held = nb::cast<Tokens>(row[2]);
-        Known k{nb::cast<int64_t>(row[0]), &nb::cast<const Sampling&>(row[1]), held.data(), static_cast<int64_t>(held.size()),
-                nb::cast<int64_t>(row[3]), nullptr, 0};
+        Known k{nb::cast<int64_t>(row[0]),
+                &nb::cast<const Sampling&>(row[1]),
+                held.data(),
+                static_cast<int64_t>(held.size()),
+                nb::cast<int64_t>(row[3]),
+                nullptr,
+                0};
         if (!row[4].is_none()) {
             nb::bytes mask = nb::cast<nb::bytes>(row[4]);
             k.mask = static_cast<const uint8_t*>(mask.data());
@@ -72,8 +77,8 @@ void bind_sampling(nb::module_& m) {
     nb::class_<Sampler>(m, "Sampler")
         .def(nb::init<int, const std::string&>())
         .def("sample", &sample)
-        .def("log_softmax_at", [](Sampler& sampler, uintptr_t logits, int64_t rows, int64_t stride, int64_t n, uintptr_t tokens,
-                                  uintptr_t out) {
+        .def("log_softmax_at", [](Sampler& sampler, uintptr_t logits, int64_t rows, int64_t stride, int64_t n,
+                                  uintptr_t tokens, uintptr_t out) {
             nb::gil_scoped_release release;
             sampler.log_softmax_at(reinterpret_cast<const float*>(logits), rows, stride, n,
                                    reinterpret_cast<const int64_t*>(tokens), reinterpret_cast<float*>(out));

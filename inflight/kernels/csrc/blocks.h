@@ -1,17 +1,20 @@
 // llama.cpp's block types (ggml-common.h): their layout in a file and in a panel.
 //
-// A panel is a sequence of units. A unit is a head with the scales of its 32 outputs, then planes of codes in double lines of
-// 128 bytes with 4 bytes of each output. Consecutive groups of four bytes of a block in the file go to consecutive double
-// lines, so packing only moves groups of four bytes. The inputs of a byte's bits are therefore in the file's order:
-// - 4 bits of Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, MXFP4: of each 32 inputs the first half low, the second half high;
-//   of Q4_K and Q5_K: of each 64 the first 32 low; of Q6_K: of each 128 inputs 32 low, the next 32 in the following lines,
-//   then the others high in the same order;
+// A panel is a sequence of units. A unit is a head with the scales of its 32 outputs, then planes of codes in double
+// lines of 128 bytes with 4 bytes of each output. Consecutive groups of four bytes of a block in the file go to
+// consecutive double lines, so packing only moves groups of four bytes. The inputs of a byte's bits are therefore in
+// the file's order:
+// - 4 bits of Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, MXFP4: of each 32 inputs the first half low, the second half
+// high;
+//   of Q4_K and Q5_K: of each 64 the first 32 low; of Q6_K: of each 128 inputs 32 low, the next 32 in the following
+//   lines, then the others high in the same order;
 // - 2 bits of Q2_K, Q3_K and (the upper ones) of Q6_K: of each 128 inputs 32 in each pair of bits, from the lowest up;
-// - 1 bit of Q3_K and Q5_K: of the 256 inputs 32 in each bit; of Q5_0 and Q5_1, which packing transposes: bit s of byte i
+// - 1 bit of Q3_K and Q5_K: of the 256 inputs 32 in each bit; of Q5_0 and Q5_1, which packing transposes: bit s of byte
+// i
 //   is input 4 s + i.
-// Heads: float16 scales [32], then offsets [32] if the type has offsets. K types and IQ4_XS have one such scale for 256 inputs;
-// 8 bits [group][32] follow for each group, with a sign, then the offsets' [group][32] (Q2_K: both in one byte, the scale
-// low). MXFP4 has the exponents of two blocks, less one.
+// Heads: float16 scales [32], then offsets [32] if the type has offsets. K types and IQ4_XS have one such scale for 256
+// inputs; 8 bits [group][32] follow for each group, with a sign, then the offsets' [group][32] (Q2_K: both in one byte,
+// the scale low). MXFP4 has the exponents of two blocks, less one.
 #pragma once
 
 #include "types.h"
@@ -23,7 +26,7 @@ struct BlockForm {
     int64_t inputs, bytes;            // of a unit of a panel
     int64_t group;                    // inputs that share a scale
     bool offsets;
-    int zero;                         // the code that stands for 0, for types without offsets
+    int zero;  // the code that stands for 0, for types without offsets
 };
 
 constexpr BlockForm block_form(Format format) {

@@ -1,6 +1,6 @@
-// Products with llama.cpp's block types. A chunk of a panel (256 inputs of its 32 outputs) is unpacked once to codes of 8 bits
-// and float scales, which stay in the first-level cache. All rows are multiplied with it before the next chunk is unpacked.
-// So all types share one kind of tile, and memory is read once.
+// Products with llama.cpp's block types. A chunk of a panel (256 inputs of its 32 outputs) is unpacked once to codes of
+// 8 bits and float scales, which stay in the first-level cache. All rows are multiplied with it before the next chunk
+// is unpacked. So all types share one kind of tile, and memory is read once.
 #include <utility>
 
 namespace inflight {
@@ -73,7 +73,8 @@ INLINE void open_256(const char* codes, Opened& to) {
                     constexpr int q = decltype(pair)::value;
                     Line both = at(codes, q), low = field<0, 15>(both), high = field<4, 15>(both);
                     if (T == Format::kQ5_K)
-                        low = either(low, field<2 * q - 4, 16>(fifth)), high = either(high, field<2 * q - 3, 16>(fifth));
+                        low = either(low, field<2 * q - 4, 16>(fifth)),
+                        high = either(high, field<2 * q - 3, 16>(fifth));
                     put(2 * q, low);
                     put(2 * q + 1, high);
                 });
@@ -125,7 +126,8 @@ INLINE void open_scales(const char* unit, Opened& to) {
             const int8_t* of = reinterpret_cast<const int8_t*>(bytes) + g * kPanel + j * kLanes;
             if (T == Format::kQ2_K) {
                 int8_t low[kLanes], high[kLanes];
-                for (int i = 0; i < kLanes; i++) low[i] = of[i] & 15, high[i] = static_cast<int8_t>(static_cast<uint8_t>(of[i]) >> 4);
+                for (int i = 0; i < kLanes; i++)
+                    low[i] = of[i] & 15, high[i] = static_cast<int8_t>(static_cast<uint8_t>(of[i]) >> 4);
                 store(to.scales[g] + j * kLanes, mul(from_int8(low), scale));
                 store(to.offsets[g] + j * kLanes, mul(from_int8(high), offset));
             } else {
@@ -142,13 +144,16 @@ void open(const char* unit, int64_t inputs, Opened& to) {
     constexpr BlockForm form = block_form(T);
     if (form.inputs == kChunkInputs) {
         open_scales<T>(unit, to);
-        return open_256<T>(unit + (form.offsets ? 128 : 64) + form.inputs / form.group * (form.offsets && T != Format::kQ2_K ? 64 : 32), to);
+        return open_256<T>(unit + (form.offsets ? 128 : 64) +
+                               form.inputs / form.group * (form.offsets && T != Format::kQ2_K ? 64 : 32),
+                           to);
     }
     for (int64_t block = 0; block * kInputBlock < inputs; block += form.inputs / kInputBlock, unit += form.bytes) {
         if (T == Format::kMxfp4) {
             __builtin_prefetch(unit + kBlockAhead, 0, 2);
             for (int c = 0; c < 2; c++) {
-                for (int j = 0; j < 2; j++) store(to.scales[block + c] + j * kLanes, powers(unit + c * kPanel + j * kLanes));
+                for (int j = 0; j < 2; j++)
+                    store(to.scales[block + c] + j * kLanes, powers(unit + c * kPanel + j * kLanes));
                 open_32<T>(unit + 64 + c * 512, nullptr, (block + c) * 8, to);
             }
             continue;
@@ -188,13 +193,13 @@ Open open_of(Format format) {
     }
 }
 
-// Multiplies a chunk with M rows: groups of `Steps` steps are summed as integers, then added up in their order. `x`, `scales`
-// and `sums` begin at the chunk, see Input.
+// Multiplies a chunk with M rows: groups of `Steps` steps are summed as integers, then added up in their order. `x`,
+// `scales` and `sums` begin at the chunk, see Input.
 template <int M, int Steps, bool Offsets>
-void tile_opened(const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums, float* out) {
+void tile_opened(const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums,
+                 float* out) {
     F totals[M][2];
-    EACH_ROW for (int m = 0; m < M; m++)
-        for (int j = 0; j < 2; j++) totals[m][j] = load(out + m * kPanel + j * kLanes);
+    EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) totals[m][j] = load(out + m * kPanel + j * kLanes);
     const uint8_t* codes = chunk.codes;
     constexpr int kGroups = 8 / Steps;
     for (int64_t g = 0; g < blocks * kGroups; g++, sums += M) {
@@ -211,8 +216,8 @@ void tile_opened(const Opened& chunk, int64_t blocks, const char* x, const float
         }
         const float* of = scales + g / kGroups * M;
         F scale[2] = {load(chunk.scales[g]), load(chunk.scales[g] + kLanes)};
-        EACH_ROW for (int m = 0; m < M; m++)
-            for (int j = 0; j < 2; j++) totals[m][j] = fma(mul(to_float(dots[m][j]), splat(of[m])), scale[j], totals[m][j]);
+        EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) totals[m][j] =
+            fma(mul(to_float(dots[m][j]), splat(of[m])), scale[j], totals[m][j]);
         if (!Offsets) continue;
         F offset[2] = {load(chunk.offsets[g]), load(chunk.offsets[g] + kLanes)};
         EACH_ROW for (int m = 0; m < M; m++) {
@@ -221,8 +226,7 @@ void tile_opened(const Opened& chunk, int64_t blocks, const char* x, const float
             for (int j = 0; j < 2; j++) totals[m][j] = fma(offset[j], splat(share), totals[m][j]);
         }
     }
-    EACH_ROW for (int m = 0; m < M; m++)
-        for (int j = 0; j < 2; j++) store(out + m * kPanel + j * kLanes, totals[m][j]);
+    EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) store(out + m * kPanel + j * kLanes, totals[m][j]);
 }
 
 using TileOpened = void (*)(const Opened&, int64_t, const char*, const float*, const int32_t*, float*);
@@ -249,13 +253,14 @@ INLINE int64_t most_rows(const BlockForm&) { return kBlockRows; }
 
 // A tile of so many rows, at most those.
 template <int Steps, bool Offsets>
-void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums, float* out,
-               TileState&) {
+void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales,
+               const int32_t* sums, float* out, TileState&) {
     tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
 }
 #endif
 
-using TileRows = void (*)(int64_t, const Opened&, int64_t, const char*, const float*, const int32_t*, float*, TileState&);
+using TileRows = void (*)(int64_t, const Opened&, int64_t, const char*, const float*, const int32_t*, float*,
+                          TileState&);
 
 TileRows tile_rows_of(const BlockForm& form) {
     if (form.group == 16) return form.offsets ? tile_rows<4, true> : tile_rows<4, false>;
@@ -265,8 +270,7 @@ TileRows tile_rows_of(const BlockForm& form) {
 template <int M>
 void finish_opened(const Weights& w, const float* from, int64_t panel, int64_t row, const Target& target) {
     F sums[M][2];
-    EACH_ROW for (int m = 0; m < M; m++)
-        for (int j = 0; j < 2; j++) sums[m][j] = load(from + m * kPanel + j * kLanes);
+    EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) sums[m][j] = load(from + m * kPanel + j * kLanes);
     finish<M>(w, sums, panel, row, target);
 }
 
@@ -278,8 +282,8 @@ FinishOpened finish_of(int64_t rows, std::integer_sequence<int, M...>) {
     return all[rows - 1];
 }
 
-void product_blocks(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
-                    const Target& target) {
+void product_blocks(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile,
+                    int64_t last_tile, const Target& target) {
     const BlockForm form = block_form(w.format);
     const int64_t tiles = kBandRows / most_rows(form);
     const Open opened = open_of(w.format);
@@ -302,7 +306,8 @@ void product_blocks(const Weights& w, const Input& in, int64_t first, int64_t la
                          in.sums + row * w.groups() + k / form.group * rows, sums + (row - start) * kPanel, state);
                 }
             }
-            for (int64_t row = start, rows; row < in.start(end); row += rows) {  // never into tiles: those are of other sizes
+            for (int64_t row = start, rows; row < in.start(end);
+                 row += rows) {  // never into tiles: those are of other sizes
                 rows = in.start(end) - row < kOpenedRows ? in.start(end) - row : kOpenedRows;
                 finish_of(rows, Sizes{})(w, sums + (row - start) * kPanel, panel, row, target);
             }
@@ -335,8 +340,10 @@ void prepare_blocks(const Weights& w, const float* const* rows, const Norm& norm
                 int32_t total = sum(groups == 2 ? halves[g] : add(halves[0], halves[1]));
                 int32_t* at = sums + (block * groups + g) * count + row;
                 float share = -static_cast<float>(total) * scale;
-                if (w.offsets) std::memcpy(at, &share, 4);
-                else *at = -w.zero * total;
+                if (w.offsets)
+                    std::memcpy(at, &share, 4);
+                else
+                    *at = -w.zero * total;
             }
         }
     }
@@ -350,12 +357,14 @@ void unpack_blocks(const Weights& w, int64_t row, float scale, float* out) {
     const char* from = w.data + row / kPanel * w.panel_bytes;
     Opened chunk;
     for (int64_t k = 0; k < w.k; k += kChunkInputs, from += kChunkInputs / form.inputs * form.bytes) {
-        int64_t inputs = w.depth - k < kChunkInputs ? w.depth - k : kChunkInputs, left = w.k - k < inputs ? w.k - k : inputs;
+        int64_t inputs = w.depth - k < kChunkInputs ? w.depth - k : kChunkInputs,
+                left = w.k - k < inputs ? w.k - k : inputs;
         opened(from, inputs, chunk);
         for (int64_t i = 0; i < left; i++) {
             float of = chunk.scales[i / form.group][lane];
             float code = static_cast<float>(chunk.codes[i / 4 * 128 + lane * 4 + i % 4]);
-            float value = form.offsets ? code * of - chunk.offsets[i / form.group][lane] : (code - static_cast<float>(w.zero)) * of;
+            float value = form.offsets ? code * of - chunk.offsets[i / form.group][lane]
+                                       : (code - static_cast<float>(w.zero)) * of;
             out[k + i] = value * scale;
         }
     }

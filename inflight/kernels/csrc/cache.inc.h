@@ -3,10 +3,11 @@ namespace inflight {
 namespace {
 
 constexpr int64_t kMostDepth = 1024;  // of a head; checked where a layer is added
-constexpr float kNever = -1e30f;  // below every score: the maximum of nothing
+constexpr float kNever = -1e30f;      // below every score: the maximum of nothing
 
-// Bytes from the layer's first key (value) to that of a slot. An extent of positions holds all layers, so that a short context
-// touches few pages; within an extent the blocks of one head follow each other, so that they are read as a stream.
+// Bytes from the layer's first key (value) to that of a slot. An extent of positions holds all layers, so that a short
+// context touches few pages; within an extent the blocks of one head follow each other, so that they are read as a
+// stream.
 INLINE int64_t kv_offset(const Attention& a, int64_t kv_head, int64_t slot) {
     uint64_t at = static_cast<uint64_t>(slot), extent = at / kExtent, within = at % kExtent;
     return static_cast<int64_t>(extent) * a.extent +
@@ -18,15 +19,15 @@ INLINE int64_t scale_index(const Attention& a, int64_t kv_head, int64_t slot) {
 }
 
 struct Scratch {
-    float* scores;        // [rows][64]
-    uint16_t* probs;      // [rows][64] bfloat16; the same memory as probs_float
+    float* scores;    // [rows][64]
+    uint16_t* probs;  // [rows][64] bfloat16; the same memory as probs_float
     float* probs_float;
-    float* sums;          // [rows][depth] of this chunk
-    float* whole;         // [rows][depth] of all chunks
-    char* queries;        // [depth / 2][rows] pairs, or [depth][rows] floats
-    char* keys;           // four sub-blocks that cannot be read in place
+    float* sums;    // [rows][depth] of this chunk
+    float* whole;   // [rows][depth] of all chunks
+    char* queries;  // [depth / 2][rows] pairs, or [depth][rows] floats
+    char* keys;     // four sub-blocks that cannot be read in place
     char* values;
-    float* key_scales;    // [64]
+    float* key_scales;  // [64]
     float* value_scales;
 };
 
@@ -92,8 +93,8 @@ void widen(const int8_t* from, int64_t n, uint16_t* to) {
     for (int64_t i = 0; i < n; i += kLanes) to_bf16(from_int8(from + i), to + i);
 }
 
-// Copies the first `count` values of a sub-block and zeros the rest. The rest may be left of a former request, and 0 times an
-// infinity or a NaN is not 0.
+// Copies the first `count` values of a sub-block and zeros the rest. The rest may be left of a former request, and 0
+// times an infinity or a NaN is not 0.
 INLINE void copy_values(const Attention& a, const char* from, int64_t count, char* to) {
     std::memset(to, 0, static_cast<size_t>(kSub * a.depth * (a.type == KvType::kFloat ? 4 : 2)));
     if (a.type == KvType::kFloat) {
@@ -128,7 +129,8 @@ INLINE Subs find_subs(const Attention& a, const Queries& q, int64_t block, int64
             if (a.type == KvType::kBf16) copy_positions<uint16_t>(a, q, first, last, keys, values);
             if (a.type == KvType::kInt8) {
                 alignas(64) int8_t narrow[2][kSub * kMostDepth];
-                copy_positions<int8_t>(a, q, first, last, reinterpret_cast<char*>(narrow[0]), reinterpret_cast<char*>(narrow[1]));
+                copy_positions<int8_t>(a, q, first, last, reinterpret_cast<char*>(narrow[0]),
+                                       reinterpret_cast<char*>(narrow[1]));
                 widen(narrow[0], size, reinterpret_cast<uint16_t*>(keys));
                 widen(narrow[1], size, reinterpret_cast<uint16_t*>(values));
             }
@@ -154,9 +156,9 @@ INLINE Subs find_subs(const Attention& a, const Queries& q, int64_t block, int64
     return subs;
 }
 
-// The next block of keys and values, after the last block those of the next task. They are prefetched line by line while this
-// block is computed: the hardware cannot predict where the next page of the cache lies, and many prefetches at once would
-// delay all other loads.
+// The next block of keys and values, after the last block those of the next task. They are prefetched line by line
+// while this block is computed: the hardware cannot predict where the next page of the cache lies, and many prefetches
+// at once would delay all other loads.
 struct Prefetch {
     const char* keys[kSubs];
     const char* values[kSubs];
@@ -204,8 +206,8 @@ INLINE void merge_into(int64_t depth, float& peak, float& total, float* whole, f
 INLINE float reciprocal(float total) { return total > 0.0f ? 1.0f / total : 0.0f; }
 
 // As merge_into, and the first chunk becomes the result so far.
-INLINE void add_chunk(int64_t depth, bool first, float& peak, float& total, float* whole, float next_peak, float next_total,
-                      const float* next) {
+INLINE void add_chunk(int64_t depth, bool first, float& peak, float& total, float* whole, float next_peak,
+                      float next_total, const float* next) {
     if (!first) return merge_into(depth, peak, total, whole, next_peak, next_total, next);
     peak = next_peak;
     total = next_total;

@@ -24,14 +24,21 @@ namespace {
 void product(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
              Target target) {
     switch (w.format) {
-        case Format::kFloat: return product_as<Format::kFloat, false, kDirectRows>(w, in, first, last, first_tile, last_tile, target);
-        case Format::kBf16: return product_as<Format::kBf16, false, kDirectRows>(w, in, first, last, first_tile, last_tile, target);
-        case Format::kInt8: return product_as<Format::kInt8, false, kInt8Rows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kFloat:
+            return product_as<Format::kFloat, false, kDirectRows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kBf16:
+            return product_as<Format::kBf16, false, kDirectRows>(w, in, first, last, first_tile, last_tile, target);
+        case Format::kInt8:
+            return product_as<Format::kInt8, false, kInt8Rows>(w, in, first, last, first_tile, last_tile, target);
         case Format::kGroup8:
-            if (w.offsets) return product_as<Format::kGroup8, true, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
+            if (w.offsets)
+                return product_as<Format::kGroup8, true, kGroupedRows>(w, in, first, last, first_tile, last_tile,
+                                                                       target);
             return product_as<Format::kGroup8, false, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
         case Format::kGroup4:
-            if (w.offsets) return product_as<Format::kGroup4, true, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
+            if (w.offsets)
+                return product_as<Format::kGroup4, true, kGroupedRows>(w, in, first, last, first_tile, last_tile,
+                                                                       target);
             return product_as<Format::kGroup4, false, kGroupedRows>(w, in, first, last, first_tile, last_tile, target);
         default: return product_blocks(w, in, first, last, first_tile, last_tile, target);
     }
@@ -43,9 +50,8 @@ int64_t rows_of_tile(const Weights& w) {
 }
 
 constexpr Kernels kTable = {
-    INFLIGHT_NAME,
-    rows_of_tile, kQueryRows, false, prepare, product, unpack, norm_row, rotate, store_kv, attend, merge, cap, argmax, axpy, gate,
-    scan, weigh, masses, gather,
+    INFLIGHT_NAME, rows_of_tile, kQueryRows, false,  prepare, product, unpack, norm_row, rotate, store_kv,
+    attend,        merge,        cap,        argmax, axpy,    gate,    scan,   weigh,    masses, gather,
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The kernels for one instruction set; CMakeLists.txt has its flags. Only products with bfloat16, with integers of one scale an
-// output and with block types differ from avx512_bf16: everything else is taken from there.
+// The kernels for one instruction set; CMakeLists.txt has its flags. Only products with bfloat16, with integers of one
+// scale an output and with block types differ from avx512_bf16: everything else is taken from there.
 #define INFLIGHT_NAME "amx"
 #define INFLIGHT_VNNI 1
 #define INFLIGHT_BF16 1
@@ -33,27 +33,33 @@ void prepare(const Weights& w, const float* const* rows, Norm norm, const Input&
     if (is_block(w.format)) return prepare_blocks(w, rows, norm, in, tile);
     if (w.format == Format::kBf16) return prepare_direct<Format::kBf16>(w, rows, norm, in, tile);
     if (w.format == Format::kInt8) return prepare_direct<Format::kInt8>(w, rows, norm, in, tile);
-    if (tiled_groups(w) && in.start(tile + 1) - in.start(tile) > kFewAmxRows) return prepare_grouped(w, rows, norm, in, tile);
+    if (tiled_groups(w) && in.start(tile + 1) - in.start(tile) > kFewAmxRows)
+        return prepare_grouped(w, rows, norm, in, tile);
     others().prepare(w, rows, norm, in, tile);
 }
 
 // Larger row tiles come first and go to AMX's tiles; the last ones, of few rows, go to dot products.
-void product_groups(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile, const Target& target) {
+void product_groups(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile,
+                    int64_t last_tile, const Target& target) {
     int64_t few = first_tile;
     while (tiled_groups(w) && few < last_tile && in.start(few + 1) - in.start(few) > kFewAmxRows) few++;
     if (few > first_tile) {
         bool four = w.format == Format::kGroup4;
-        auto run = four ? w.offsets ? product_grouped<true, true> : product_grouped<true, false>
-                        : w.offsets ? product_grouped<false, true> : product_grouped<false, false>;
+        auto run = four        ? w.offsets ? product_grouped<true, true> : product_grouped<true, false>
+                          : w.offsets ? product_grouped<false, true>
+                               : product_grouped<false, false>;
         run(w, in, first, last, first_tile, few, target);
     }
     if (few < last_tile) others().product(w, in, first, last, few, last_tile, target);
 }
 
-void product(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile, Target target) {
+void product(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
+             Target target) {
     if (is_block(w.format)) return product_blocks(w, in, first, last, first_tile, last_tile, target);
-    if (w.format == Format::kBf16) return product_direct<Format::kBf16>(w, in, first, last, first_tile, last_tile, target);
-    if (w.format == Format::kInt8) return product_direct<Format::kInt8>(w, in, first, last, first_tile, last_tile, target);
+    if (w.format == Format::kBf16)
+        return product_direct<Format::kBf16>(w, in, first, last, first_tile, last_tile, target);
+    if (w.format == Format::kInt8)
+        return product_direct<Format::kInt8>(w, in, first, last, first_tile, last_tile, target);
     if (is_grouped(w.format)) return product_groups(w, in, first, last, first_tile, last_tile, target);
     others().product(w, in, first, last, first_tile, last_tile, target);
 }

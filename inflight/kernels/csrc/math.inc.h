@@ -2,7 +2,8 @@
 namespace inflight {
 namespace {
 
-// Writes a row's values of 4 bytes `stride` bytes apart, because a tile holds the values of all rows at one step together.
+// Writes a row's values of 4 bytes `stride` bytes apart, because a tile holds the values of all rows at one step
+// together.
 INLINE void spread(const char* row, int64_t values, char* to, int64_t stride) {
     for (int64_t i = 0; i < values; i++) std::memcpy(to + i * stride, row + 4 * i, 4);
 }
@@ -18,11 +19,14 @@ INLINE void spread(const char (&rows)[4][64], int64_t values, char* to, int64_t 
         for (int row = 0; row < 4; row++) std::memcpy(to + i * stride + 4 * row, rows[row] + 4 * i, 4);
 }
 
-// Writes row `m` of M. Four rows are transposed together once the fourth is in `rows`; the last rows are written singly.
+// Writes row `m` of M. Four rows are transposed together once the fourth is in `rows`; the last rows are written
+// singly.
 template <int M>
 INLINE void spread_row(const char (&rows)[4][64], int m, int64_t values, char* to) {
-    if (m >= M / 4 * 4) spread(rows[m % 4], values, to + 4 * m, 4 * M);
-    else if (m % 4 == 3) spread(rows, values, to + 4 * (m - 3), 4 * M);
+    if (m >= M / 4 * 4)
+        spread(rows[m % 4], values, to + 4 * m, 4 * M);
+    else if (m % 4 == 3)
+        spread(rows, values, to + 4 * (m - 3), 4 * M);
 }
 
 #if !INFLIGHT_HIGHEST_OF

@@ -78,9 +78,9 @@ class Arena {
     std::vector<Piece> pieces_;
 };
 
-// Has the system map an Arena's pages while the Arena is not in use. Otherwise the first write to a page waits until the
-// page is zeroed: up to 5 ms for a huge page in a virtual machine. Without MADV_POPULATE_WRITE (Linux before 5.14, macOS)
-// this does nothing.
+// Has the system map an Arena's pages while the Arena is not in use. Otherwise the first write to a page waits until
+// the page is zeroed: up to 5 ms for a huge page in a virtual machine. Without MADV_POPULATE_WRITE (Linux before 5.14,
+// macOS) this does nothing.
 class Commit {
   public:
     // While a Use lives, and for kQuiet afterwards, no page is mapped: the work needs the processors.

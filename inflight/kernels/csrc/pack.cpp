@@ -35,7 +35,8 @@ uint16_t to_half(float x) {
     float size = std::fabs(x);
     if (std::isnan(x)) return static_cast<uint16_t>(sign | 0x7e00);
     if (size >= 65520.0f) return static_cast<uint16_t>(sign | 0x7c00);
-    if (size < 6.103515625e-5f) return static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(size * 16777216.0f)));
+    if (size < 6.103515625e-5f)
+        return static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(size * 16777216.0f)));
     std::memcpy(&bits, &size, 4);
     bits += 0x0fff + (bits >> 13 & 1);
     return static_cast<uint16_t>(sign | ((bits >> 13) - (112u << 10)));
@@ -65,7 +66,8 @@ bool of_four_bits(Format format) {
 }
 
 // Codes of one output into its lane. `codes` [depth].
-void place_codes(const Weights& w, int64_t lane, const uint8_t* codes, const float* scales, const float* offsets, char* to) {
+void place_codes(const Weights& w, int64_t lane, const uint8_t* codes, const float* scales, const float* offsets,
+                 char* to) {
     int64_t size = w.format == Format::kInt8 ? w.depth : w.group;
     for (int64_t g = 0; g * size < w.depth; g++) {
         if (w.format != Format::kInt8) {
@@ -110,7 +112,9 @@ void quantise(const Weights& w, const float* x, uint8_t* codes, float* scales) {
         float inverse = std::isnormal(scale) && std::isfinite(1.0f / scale) ? 1.0f / scale : 0.0f;
         for (int64_t i = 0; i < size; i++) {
             float code = std::nearbyint(from[i] * inverse) + middle;
-            codes[g * size + i] = static_cast<uint8_t>(code >= most ? most : code > 0.0f ? code : 0.0f);  // what is no number too
+            codes[g * size + i] = static_cast<uint8_t>(code >= most  ? most
+                                                       : code > 0.0f ? code
+                                                                     : 0.0f);  // what is no number too
         }
     }
 }
@@ -120,9 +124,11 @@ void quantise(const Weights& w, const float* x, uint8_t* codes, float* scales) {
 Weights describe(Format format, bool offsets, bool gated, int64_t n, int64_t k, int64_t group) {
     constexpr int64_t kMostBytes = int64_t(1) << 48;  // more than any machine has
     if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX || n > kMostBytes / 4 / k || (gated && n % 2))
-        throw std::invalid_argument("a weight of " + std::to_string(n) + " by " + std::to_string(k) + " cannot be packed");
+        throw std::invalid_argument("a weight of " + std::to_string(n) + " by " + std::to_string(k) +
+                                    " cannot be packed");
     if (is_grouped(format) && (group < 8 || group % 8 || group > 32768))
-        throw std::invalid_argument("groups of " + std::to_string(group) + " inputs cannot be packed; a multiple of 8 can");
+        throw std::invalid_argument("groups of " + std::to_string(group) +
+                                    " inputs cannot be packed; a multiple of 8 can");
     if (format == Format::kInt8 && k > 65536)
         throw std::invalid_argument("a sum over " + std::to_string(k) + " inputs does not fit 32 bits; use groups");
     Weights w{};
@@ -188,7 +194,8 @@ void pack_codes(const Weights& w, int64_t panel, const uint8_t* codes, const flo
         if (output >= w.n) continue;
         std::memcpy(row.data(), codes + output * w.k, static_cast<size_t>(w.k));
         if (w.format == Format::kInt8) scales[lane] = from_scales[output];
-        place_codes(w, lane, row.data(), from_scales + output * w.groups(), offsets ? offsets + output * w.groups() : nullptr, to);
+        place_codes(w, lane, row.data(), from_scales + output * w.groups(),
+                    offsets ? offsets + output * w.groups() : nullptr, to);
     }
 }
 

@@ -1,4 +1,5 @@
-// Packs the blocks of a GGUF file into panels. Codes are moved as they are, scales of 6 bits become bytes; nothing is rounded.
+// Packs the blocks of a GGUF file into panels. Codes are moved as they are, scales of 6 bits become bytes; nothing is
+// rounded.
 #include <cstring>
 
 #include "blocks.h"

@@ -94,8 +94,10 @@ void Pool::barrier() {
         return;
     }
     for (int spins = 0; passed_.load(std::memory_order_acquire) == before; spins++) {
-        if (spins < kSpins) pause();
-        else std::this_thread::yield();  // another thread of the pool may wait for this processor
+        if (spins < kSpins)
+            pause();
+        else
+            std::this_thread::yield();  // another thread of the pool may wait for this processor
     }
 }
 

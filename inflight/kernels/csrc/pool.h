@@ -1,5 +1,5 @@
-// Threads that run one function together. Between two runs they spin for a moment, yield for a while, then sleep; within a
-// run they meet at barriers. The calling thread is one of them.
+// Threads that run one function together. Between two runs they spin for a moment, yield for a while, then sleep;
+// within a run they meet at barriers. The calling thread is one of them.
 #pragma once
 
 #include <atomic>

@@ -24,8 +24,8 @@ void Chooser::edit(const Known& known) {
     if (known.mask) mask(known.mask, known.mask_bytes);
 }
 
-// The green list of Kirchenbauer et al. (2023) as TGI draws it: the first of a permutation that torch.randperm makes on a
-// CPU, which is Fisher and Yates' with a Mersenne twister whose numbers are reduced by a division.
+// The green list of Kirchenbauer et al. (2023) as TGI draws it: the first of a permutation that torch.randperm makes on
+// a CPU, which is Fisher and Yates' with a Mersenne twister whose numbers are reduced by a division.
 void Chooser::watermark(const Sampling& s, int64_t before) {
     std::mt19937 generator(static_cast<uint32_t>(s.key * static_cast<uint64_t>(before)));
     int64_t green = std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(n_) * s.gamma), 0, n_);

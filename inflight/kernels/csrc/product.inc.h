@@ -1,16 +1,17 @@
-// y = x Wᵀ over packed panels. For any number of rows a lane of `sums` adds the inputs in their order, so a row's result does
-// not depend on the rows beside it.
-// EACH_ROW unrolls loops over arrays of lanes: only then the compiler keeps them in registers.
+// y = x Wᵀ over packed panels. For any number of rows a lane of `sums` adds the inputs in their order, so a row's
+// result does not depend on the rows beside it. EACH_ROW unrolls loops over arrays of lanes: only then the compiler
+// keeps them in registers.
 #define EACH_ROW _Pragma("GCC unroll 12")
 
 namespace inflight {
 namespace {
 
-// The prefetch distance in the stream of weights, in bytes. With few rows out-of-order execution runs ahead by itself; with
-// more arithmetic between the loads it does not.
+// The prefetch distance in the stream of weights, in bytes. With few rows out-of-order execution runs ahead by itself;
+// with more arithmetic between the loads it does not.
 constexpr int64_t kFewRows = 4, kAheadOfFew = 3072, kAheadOfMany = 8192;
 
-// Prefetches into the second-level cache while a tile runs: for each 128 bytes that it reads, `pace` bytes from `at` on.
+// Prefetches into the second-level cache while a tile runs: for each 128 bytes that it reads, `pace` bytes from `at`
+// on.
 struct Fetch {
     const char* at;
     int64_t pace;
@@ -22,8 +23,8 @@ INLINE void next(Fetch& fetch) {
     fetch.at += fetch.pace;
 }
 
-// The first row tile prefetches the panel itself. The others find it in the cache, and each prefetches a share of the next
-// panel, so that memory is not idle while they compute.
+// The first row tile prefetches the panel itself. The others find it in the cache, and each prefetches a share of the
+// next panel, so that memory is not idle while they compute.
 INLINE Fetch fetch_of(const Weights& w, int64_t panel, int64_t tile, int64_t tiles, int64_t rows) {
     const char* begin = w.data + panel * w.panel_bytes;
     if (!tile) return {begin + (rows <= kFewRows ? kAheadOfFew : kAheadOfMany), 128};
@@ -63,17 +64,17 @@ INLINE void finish(const Weights& w, const F (&sums)[M][2], int64_t panel, int64
         F gated[M];
         EACH_ROW for (int m = 0; m < M; m++) gated[m] = mul(activated(t.act, value(m, 0)), value(m, 1));
         if (t.tiles) return put<M>(gated, t.tiles + row * columns * 2, column, columns);
-        EACH_ROW for (int m = 0; m < M; m++) store_part(t.out + (row + m) * t.stride + column, gated[m], columns - column);
+        EACH_ROW for (int m = 0; m < M; m++)
+            store_part(t.out + (row + m) * t.stride + column, gated[m], columns - column);
         return;
     }
-    EACH_ROW for (int m = 0; m < M; m++)
-        for (int j = 0; j < 2; j++) {
-            int64_t column = panel * kPanel + j * kLanes, left = w.n - column;
-            if (left <= 0) break;
-            float* out = t.out + (row + m) * t.stride + column;
-            F y = value(m, j);
-            store_part(out, t.mode == Mode::kAdd ? fma(y, splat(t.scale), load_part(out, left)) : y, left);
-        }
+    EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) {
+        int64_t column = panel * kPanel + j * kLanes, left = w.n - column;
+        if (left <= 0) break;
+        float* out = t.out + (row + m) * t.stride + column;
+        F y = value(m, j);
+        store_part(out, t.mode == Mode::kAdd ? fma(y, splat(t.scale), load_part(out, left)) : y, left);
+    }
 }
 
 template <int M>
@@ -104,8 +105,8 @@ void tile_bf16(const Weights& w, Fetch fetch, const char* panel, const char* x, 
 }
 
 template <int M>
-void tile_int8(const Weights& w, Fetch fetch, const char* panel, const char* x, const float* scales, const int32_t* starts,
-               const float* lane_scales, F (&sums)[M][2]) {
+void tile_int8(const Weights& w, Fetch fetch, const char* panel, const char* x, const float* scales,
+               const int32_t* starts, const float* lane_scales, F (&sums)[M][2]) {
     I whole_sums[M][2];
     EACH_ROW for (int m = 0; m < M; m++) whole_sums[m][0] = whole_sums[m][1] = whole(starts[m]);
     for (int64_t k = 0; k < w.depth; k += 4, panel += 128, x += 4 * M) {
@@ -117,14 +118,13 @@ void tile_int8(const Weights& w, Fetch fetch, const char* panel, const char* x, 
             whole_sums[m][1] = dot4(whole_sums[m][1], second, four);
         }
     }
-    EACH_ROW for (int m = 0; m < M; m++)
-        for (int j = 0; j < 2; j++)
-            sums[m][j] = mul(to_float(whole_sums[m][j]), mul(splat(scales[m]), load(lane_scales + j * kLanes)));
+    EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) sums[m][j] =
+        mul(to_float(whole_sums[m][j]), mul(splat(scales[m]), load(lane_scales + j * kLanes)));
 }
 
 template <int M, bool Four, bool Offsets>
-void tile_grouped(const Weights& w, Fetch fetch, const char* panel, const char* x, const float* scales, const int32_t* starts,
-                  F (&sums)[M][2]) {
+void tile_grouped(const Weights& w, Fetch fetch, const char* panel, const char* x, const float* scales,
+                  const int32_t* starts, F (&sums)[M][2]) {
     for (int64_t k = 0; k < w.depth; k += w.group, starts += M) {
         F scale[2] = {float16(panel), float16(panel + 32)};
         F offset[2];
@@ -157,14 +157,12 @@ void tile_grouped(const Weights& w, Fetch fetch, const char* panel, const char* 
                 }
             }
         }
-        EACH_ROW for (int m = 0; m < M; m++)
-            for (int j = 0; j < 2; j++) {
-                sums[m][j] = fma(to_float(group_sums[m][j]), scale[j], sums[m][j]);
-                if (Offsets) sums[m][j] = fma(offset[j], splat(-static_cast<float>(starts[m])), sums[m][j]);
-            }
+        EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) {
+            sums[m][j] = fma(to_float(group_sums[m][j]), scale[j], sums[m][j]);
+            if (Offsets) sums[m][j] = fma(offset[j], splat(-static_cast<float>(starts[m])), sums[m][j]);
+        }
     }
-    EACH_ROW for (int m = 0; m < M; m++)
-        for (int j = 0; j < 2; j++) sums[m][j] = mul(sums[m][j], splat(scales[m]));
+    EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) sums[m][j] = mul(sums[m][j], splat(scales[m]));
 }
 
 template <int M, Format T, bool Offsets>
@@ -181,16 +179,20 @@ void tile(const Weights& w, Fetch fetch, const Input& in, int64_t panel, int64_t
         }
     if (T == Format::kFloat) tile_float<M>(w, fetch, weights, x, sums);
     if (T == Format::kBf16) tile_bf16<M>(w, fetch, weights, x, sums);
-    if (T == Format::kInt8) tile_int8<M>(w, fetch, weights, x, in.scales + row, in.sums + row, w.scales + panel * kPanel, sums);
-    if (T == Format::kGroup8) tile_grouped<M, false, Offsets>(w, fetch, weights, x, in.scales + row, in.sums + row * w.groups(), sums);
-    if (T == Format::kGroup4) tile_grouped<M, true, Offsets>(w, fetch, weights, x, in.scales + row, in.sums + row * w.groups(), sums);
+    if (T == Format::kInt8)
+        tile_int8<M>(w, fetch, weights, x, in.scales + row, in.sums + row, w.scales + panel * kPanel, sums);
+    if (T == Format::kGroup8)
+        tile_grouped<M, false, Offsets>(w, fetch, weights, x, in.scales + row, in.sums + row * w.groups(), sums);
+    if (T == Format::kGroup4)
+        tile_grouped<M, true, Offsets>(w, fetch, weights, x, in.scales + row, in.sums + row * w.groups(), sums);
     finish<M>(w, sums, panel, row, target);
 }
 
 // One function for each number of rows, by recursion from the largest tile down.
 template <int M, Format T, bool Offsets>
 struct Tiles {
-    static void run(int64_t rows, const Weights& w, Fetch fetch, const Input& in, int64_t panel, int64_t row, const Target& target) {
+    static void run(int64_t rows, const Weights& w, Fetch fetch, const Input& in, int64_t panel, int64_t row,
+                    const Target& target) {
         if (rows == M) return tile<M, T, Offsets>(w, fetch, in, panel, row, target);
         Tiles<M - 1, T, Offsets>::run(rows, w, fetch, in, panel, row, target);
     }
@@ -203,7 +205,8 @@ struct Tiles<0, T, Offsets> {
 template <Format T, bool Offsets, int Most>
 void product_as(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
                 const Target& target) {
-    for (int64_t panel = first; panel < last; panel++)  // a panel stays in the second-level cache while all rows pass by
+    for (int64_t panel = first; panel < last;
+         panel++)  // a panel stays in the second-level cache while all rows pass by
         for (int64_t t = first_tile; t < last_tile; t++) {
             int64_t row = in.start(t), rows = in.start(t + 1) - row;
             Fetch fetch = fetch_of(w, panel, t - first_tile, last_tile - first_tile, rows);

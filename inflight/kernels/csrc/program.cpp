@@ -16,14 +16,16 @@ int64_t attend_scratch(const Attention& a) {
 
 namespace {
 
-constexpr int64_t kSlice = 512;  // tokens that go through the list at once: their buffers stay in the processor's caches
+constexpr int64_t kSlice =
+    512;  // tokens that go through the list at once: their buffers stay in the processor's caches
 constexpr int64_t kCommitted = int64_t(256) << 20;  // bytes of the caches that are mapped ahead of their use
 
 }  // namespace
 
 Program::Program(int threads, const std::string& isa)
     : pool_(Pool::shared(std::max(1, threads))), kernels_(choose(isa)), slice_(new Slice), experts_(new ExpertPlan) {
-    for (int thread = 0; thread < pool_->size(); thread++) workers_.push_back(std::make_unique<Worker>(*this, thread, workers_));
+    for (int thread = 0; thread < pool_->size(); thread++)
+        workers_.push_back(std::make_unique<Worker>(*this, thread, workers_));
 }
 
 Program::~Program() = default;
@@ -110,7 +112,8 @@ void Program::measure(bool on) {
 // Checks all numbers of a step that come from Python, before one of them is used as an index.
 void Program::check(const Step& step) const {
     auto outside = [](const char* what, int64_t value, int64_t limit) {
-        throw std::out_of_range(std::string(what) + " " + std::to_string(value) + " is not below " + std::to_string(limit));
+        throw std::out_of_range(std::string(what) + " " + std::to_string(value) + " is not below " +
+                                std::to_string(limit));
     };
     if (operations_.empty() || layers_.empty()) throw std::out_of_range("the program has no operations or no layers");
     const Attention& a = layers_.front();
@@ -127,10 +130,12 @@ void Program::check(const Step& step) const {
     for (int64_t row = 0; row < step.rows; row++) {
         if (step.lengths[row] < 1) outside("length", step.lengths[row], step.count + 1);
         int64_t first = total;
-        if (step.lengths[row] > step.count - total) outside("sum of lengths", step.lengths[row], step.count - total + 1);
+        if (step.lengths[row] > step.count - total)
+            outside("sum of lengths", step.lengths[row], step.count - total + 1);
         total += step.lengths[row];
         for (int64_t i = first + 1; i < total; i++)
-            if (step.positions[i] - 1 != step.positions[i - 1]) throw std::out_of_range("the positions of a row must follow each other");
+            if (step.positions[i] - 1 != step.positions[i - 1])
+                throw std::out_of_range("the positions of a row must follow each other");
         int64_t blocks = step.positions[total - 1] / a.block_size + 1;
         for (int64_t i = 0; i < blocks; i++) {
             int64_t block = step.tables[row * step.table_width + i];
@@ -139,9 +144,11 @@ void Program::check(const Step& step) const {
     }
     if (total != step.count) throw std::out_of_range("the rows' lengths do not add up to the step's tokens");
     for (int64_t i = 1; i < step.wanted; i++)
-        if (step.logits_at[i] < step.logits_at[i - 1]) throw std::out_of_range("the tokens whose logits are wanted must ascend");
+        if (step.logits_at[i] < step.logits_at[i - 1])
+            throw std::out_of_range("the tokens whose logits are wanted must ascend");
     for (int64_t i = 0; i < step.wanted; i++)
-        if (step.logits_at[i] < 0 || step.logits_at[i] >= step.count) outside("logits of token", step.logits_at[i], step.count);
+        if (step.logits_at[i] < 0 || step.logits_at[i] >= step.count)
+            outside("logits of token", step.logits_at[i], step.count);
 }
 
 void Program::slice_of(const Step& step, int64_t first, int64_t last) {
@@ -169,9 +176,11 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
     for (size_t layer = 0; layer < layers_.size(); layer++) {
         const Attention& a = layers_[layer];
         // Layers of one shape share their tasks.
-        bool same = layer && a.heads == layers_[0].heads && a.kv_heads == layers_[0].kv_heads && a.depth == layers_[0].depth;
+        bool same =
+            layer && a.heads == layers_[0].heads && a.kv_heads == layers_[0].kv_heads && a.depth == layers_[0].depth;
         if (same) continue;
-        int64_t group = a.heads / a.kv_heads, rows = kernels_->query_rows, most = ceil_div(kPieceTokens, rows) * rows * group;
+        int64_t group = a.heads / a.kv_heads, rows = kernels_->query_rows,
+                most = ceil_div(kPieceTokens, rows) * rows * group;
         for (size_t row = 0; row < s.begins.size(); row++) {
             int64_t queries = s.lengths[row] * group;
             int64_t end = s.step.positions[s.begins[row] + s.lengths[row] - 1] + 1;
@@ -199,7 +208,9 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     for (const Operation& op : operations_) {
         gathered |= op.code == OpCode::kGather;
         for (int buffer : {op.from, op.to})
-            if (buffer >= 0) needed[static_cast<size_t>(buffer)] = std::max(needed[static_cast<size_t>(buffer)], gathered && buffer == op.to ? logit_rows : rows);
+            if (buffer >= 0)
+                needed[static_cast<size_t>(buffer)] =
+                    std::max(needed[static_cast<size_t>(buffer)], gathered && buffer == op.to ? logit_rows : rows);
     }
     for (size_t i = 0; i < buffers_.size(); i++) buffers_[i].reserve(needed[i] * widths_[i] + kLanes);
     int64_t bytes = 0, most = std::max(rows, logit_rows);
@@ -233,7 +244,9 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
 size_t Program::input_of(const Operation& op, size_t i) const {
     const Weights& w = weights(op.products[i]);
     for (size_t first = 0; first < i; first++)
-        if (same_input(weights(op.products[first]), w) && most_tile_rows(weights(op.products[first])) == most_tile_rows(w)) return first;
+        if (same_input(weights(op.products[first]), w) &&
+            most_tile_rows(weights(op.products[first])) == most_tile_rows(w))
+            return first;
     return i;
 }
 
@@ -248,7 +261,8 @@ bool Program::tiled(size_t operation) const {
     if (next.format != Format::kBf16 || next.k != next.depth) return false;
     if (is_block(w.format) || most_tile_rows(w) != most_tile_rows(next)) return false;
     if (kernels_->lines && is_grouped(w.format)) return false;
-    for (size_t i = operation + 2; i < operations_.size(); i++) {  // no other operation reads the buffer before it is written anew
+    for (size_t i = operation + 2; i < operations_.size();
+         i++) {  // no other operation reads the buffer before it is written anew
         const Operation& other = operations_[i];
         if (other.from == op.to) return false;
         if (other.to == op.to) return other.code == OpCode::kProduct && other.mode != Mode::kAdd;
@@ -291,7 +305,8 @@ void Program::decode(const DecodeBatch& batch, bool append, Output output) {
     int64_t count = batch.count, block_size = layers_.front().block_size;
     decoding_.resize(static_cast<size_t>(5 * count));
     int64_t* tokens = decoding_.data();
-    int64_t *positions = tokens + count, *slots = positions + count, *lengths = slots + count, *numbers = lengths + count;
+    int64_t *positions = tokens + count, *slots = positions + count, *lengths = slots + count,
+            *numbers = lengths + count;
     for (int64_t row = 0; row < count; row++) {
         int64_t at = batch.computed[row];
         if (at < 0 || at >= batch.width || at / block_size >= batch.table_width || batch.known[row] != at + 1 ||
@@ -306,7 +321,9 @@ void Program::decode(const DecodeBatch& batch, bool append, Output output) {
     run({tokens, positions, slots, lengths, batch.tables, numbers, count, count, batch.table_width, count}, output);
     for (int64_t row = 0; row < count; row++) {
         batch.computed[row]++;
-        if (append) batch.tokens[row * batch.width + batch.known[row]++] = static_cast<int32_t>(std::max<int64_t>(0, output.best[row]));
+        if (append)
+            batch.tokens[row * batch.width + batch.known[row]++] =
+                static_cast<int32_t>(std::max<int64_t>(0, output.best[row]));
     }
 }
 
@@ -315,7 +332,8 @@ double Program::bytes_of(const Operation& op) const {
     double rows = static_cast<double>(s.step.count);
     if (op.code == OpCode::kProduct) {
         double total = 0;
-        for (int product : op.products) total += static_cast<double>(weights(product).panels * weights(product).panel_bytes);
+        for (int product : op.products)
+            total += static_cast<double>(weights(product).panels * weights(product).panel_bytes);
         return total;
     }
     if (op.code == OpCode::kAttend) {
@@ -349,7 +367,8 @@ double Program::operations_of(const Operation& op) const {
     double rows = static_cast<double>(gathered ? s.step.wanted : s.step.count);
     if (op.code == OpCode::kProduct) {
         double total = 0;
-        for (int product : op.products) total += static_cast<double>(weights(product).n) * static_cast<double>(weights(product).k);
+        for (int product : op.products)
+            total += static_cast<double>(weights(product).n) * static_cast<double>(weights(product).k);
         return 2.0 * rows * total;
     }
     if (op.code == OpCode::kMixture) {

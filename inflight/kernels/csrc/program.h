@@ -1,6 +1,6 @@
-// A decoder as a list of operations over numbered buffers. Python builds it once (inflight/kernels/program.py) and runs it with
-// one call per step. All threads go through the list together; within an operation a thread takes the units of work of its
-// own share first, then units of the others'.
+// A decoder as a list of operations over numbered buffers. Python builds it once (inflight/kernels/program.py) and runs
+// it with one call per step. All threads go through the list together; within an operation a thread takes the units of
+// work of its own share first, then units of the others'.
 #pragma once
 
 #include <atomic>
@@ -20,17 +20,17 @@ enum class OpCode : int { kEmbed, kProduct, kRotate, kAttend, kNorm, kGather, kC
 
 struct Operation {
     OpCode code;
-    int from = -1, to = -1;    // buffers
-    std::vector<int> products; // kProduct: their outputs lie side by side; kEmbed: the table
-    int layer = -1;            // kRotate, kAttend
-    int rope = -1;             // kRotate; -1: no rotation
+    int from = -1, to = -1;      // buffers
+    std::vector<int> products;   // kProduct: their outputs lie side by side; kEmbed: the table
+    int layer = -1;              // kRotate, kAttend
+    int rope = -1;               // kRotate; -1: no rotation
     int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys
     float eps = 0.0f;
     bool centered = false;
-    Mode mode = Mode::kStore;  // kProduct (kGate: of one only), kNorm (kStore, kAdd)
-    Activation act = Activation::kSilu;      // also of kGate: `to` = act(first half of `from`) * second half
-    float scale = 1.0f;        // of what is added; of an embedding; kCap: the divider
-    float softcap = 0.0f;      // kCap
+    Mode mode = Mode::kStore;            // kProduct (kGate: of one only), kNorm (kStore, kAdd)
+    Activation act = Activation::kSilu;  // also of kGate: `to` = act(first half of `from`) * second half
+    float scale = 1.0f;                  // of what is added; of an embedding; kCap: the divider
+    float softcap = 0.0f;                // kCap
     // kMixture: `from` holds the layer's input and takes the result, `to` the router's logits
     int chosen = 0;
     bool normalise = false;
@@ -38,7 +38,8 @@ struct Operation {
 };
 
 struct Rope {
-    std::vector<float> inverse, far_inverse;  // radians a position; of tokens that reach beyond `original`, where they differ
+    std::vector<float> inverse,
+        far_inverse;  // radians a position; of tokens that reach beyond `original`, where they differ
     float factor;
     int64_t original;
     double theta = 0, stretch = 0;  // base and factor of dynamic NTK, which holds beyond `original`; 0: none
@@ -57,21 +58,21 @@ struct Step {
 
 // The rows of a batch, all of which decode: pointers to the batch's own arrays, which the step changes.
 struct DecodeBatch {
-    int32_t* tokens;        // [R, width], known tokens of each row
+    int32_t* tokens;  // [R, width], known tokens of each row
     int64_t width;
     const int32_t* tables;  // [R, table_width]
     int64_t table_width;
-    int64_t* known;         // [R]
-    int64_t* computed;      // [R], position of the token to compute
+    int64_t* known;     // [R]
+    int64_t* computed;  // [R], position of the token to compute
     int64_t count;
 };
 
 // The caller's memory for a step's results.
 struct Output {
-    float* logits;      // [S, width of the last buffer]
-    float* hidden;      // [S, width of hidden_buffer], or null
+    float* logits;  // [S, width of the last buffer]
+    float* hidden;  // [S, width of hidden_buffer], or null
     int hidden_buffer;
-    int64_t* best;      // [S], the first of each row's largest logits; -1 where some are not numbers
+    int64_t* best;  // [S], the first of each row's largest logits; -1 where some are not numbers
 };
 
 // Measured of one operation since the last reset, for a roofline.
@@ -153,11 +154,11 @@ class Program {
     std::unique_ptr<ExpertPlan> experts_;
     std::vector<Aligned<float>> cos_sin_;  // by rope: [rows][cosines, sines]
     std::vector<std::unique_ptr<Worker>> workers_;
-    Aligned<char> input_;                // of a product, shared by all threads
-    Aligned<char> inner_;                // of a product whose input the product before has written in tiles
+    Aligned<char> input_;  // of a product, shared by all threads
+    Aligned<char> inner_;  // of a product whose input the product before has written in tiles
     Aligned<float> input_scales_;
     Aligned<int32_t> input_sums_;
-    Aligned<float> partial_;             // attention's chunks
+    Aligned<float> partial_;  // attention's chunks
 };
 
 // The instruction set with this name; "": the best that this machine has. Throws std::invalid_argument.

@@ -33,7 +33,8 @@ void prepare(const Weights& w, const float* const* rows, Norm norm, const Input&
     int64_t group = integers ? w.depth / w.groups() : w.depth;
     int32_t zero_point = w.offsets ? 1 : -w.zero;
     for (int64_t begin = 0; begin < w.depth;) {
-        int64_t group_end = (begin / group + 1) * group, end = begin + kStretch < group_end ? begin + kStretch : group_end;
+        int64_t group_end = (begin / group + 1) * group,
+                end = begin + kStretch < group_end ? begin + kStretch : group_end;
         for (int64_t row = 0, together; row < count; row += together) {
             together = count - row < 4 ? 1 : 4;
             for (int64_t i = begin; i < end; i += kLanes) {
@@ -49,8 +50,10 @@ void prepare(const Weights& w, const float* const* rows, Norm norm, const Input&
                     sums[row + r] = add(sums[row + r], codes);
                 }
                 char* at = to + i / step_of(w.format) * stride + 4 * row;
-                if (together == 4) spread(bits, steps, at, stride);
-                else spread(bits[0], steps, at, stride);
+                if (together == 4)
+                    spread(bits, steps, at, stride);
+                else
+                    spread(bits[0], steps, at, stride);
             }
             for (int64_t r = row; r < row + together && end == group_end && integers; r++) {
                 group_sums[end / group * count - count + r] =

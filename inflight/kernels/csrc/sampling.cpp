@@ -151,8 +151,8 @@ void Chooser::min_p(double p) {
     keep({key_of(least), count_});
 }
 
-// Keeps the smallest set of tokens with the most typical surprise and probability p (Meister et al., 2022); of equal tokens
-// the first.
+// Keeps the smallest set of tokens with the most typical surprise and probability p (Meister et al., 2022); of equal
+// tokens the first.
 void Chooser::typical_p(double p) {
     double all = 0.0, surprise = 0.0;  // of the weights, and of those times the distance from the highest logit
     if (listed_) {
@@ -171,8 +171,8 @@ void Chooser::typical_p(double p) {
     }
     double normal = std::log(all) + static_cast<double>(highest_), entropy = std::log(all) + surprise / all;
     if (!listed_) {
-        // Beyond twice the mean surprise tokens are ordered by falling probability, and those below this probability have
-        // less than 1 - p together, so they lie outside the set.
+        // Beyond twice the mean surprise tokens are ordered by falling probability, and those below this probability
+        // have less than 1 - p together, so they lie outside the set.
         double most = std::max(2.0 * entropy, std::log(static_cast<double>(n_) / (1.0 - p)));
         list(bar_below(std::log(all) - most));
         weigh();
@@ -256,7 +256,8 @@ void Chooser::top(int64_t k, Chosen& chosen) {
         chosen.top.emplace_back(tokens_.get()[i], static_cast<float>(static_cast<double>(values[i]) - normal));
 }
 
-Sampler::Sampler(int threads, const std::string& isa) : kernels_(choose(isa)), pool_(Pool::shared(std::max(1, threads))) {
+Sampler::Sampler(int threads, const std::string& isa)
+    : kernels_(choose(isa)), pool_(Pool::shared(std::max(1, threads))) {
     for (int thread = 0; thread < pool_->size(); thread++) choosers_.push_back(std::make_unique<Chooser>(*kernels_));
 }
 
@@ -287,10 +288,13 @@ void Sampler::sample(float* logits, int64_t stride, int64_t n, const std::vector
     });
 }
 
-void Sampler::log_softmax_at(const float* logits, int64_t rows, int64_t stride, int64_t n, const int64_t* tokens, float* out) {
+void Sampler::log_softmax_at(const float* logits, int64_t rows, int64_t stride, int64_t n, const int64_t* tokens,
+                             float* out) {
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& chooser : choosers_) chooser->reserve(n, false, false);
-    each(rows, [&](Chooser& chooser, int64_t row) { out[row] = chooser.log_softmax_at(logits + row * stride, n, tokens[row]); });
+    each(rows, [&](Chooser& chooser, int64_t row) {
+        out[row] = chooser.log_softmax_at(logits + row * stride, n, tokens[row]);
+    });
 }
 
 }  // namespace inflight

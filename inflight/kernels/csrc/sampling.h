@@ -37,7 +37,7 @@ struct Sampling {
 
 // A row's state beside its logits.
 struct Known {
-    int64_t row;            // of the logits
+    int64_t row;  // of the logits
     const Sampling* sampling;
     const int32_t* tokens;  // null if no processor needs them
     int64_t count, prompt;  // how many there are, and how many of them are the prompt
@@ -48,9 +48,9 @@ struct Known {
 
 struct Chosen {
     int64_t token = 0;
-    float logprob = 0.0f;                         // after all processors; if it or `top` was asked for
-    std::vector<std::pair<int32_t, float>> top;   // the most likely tokens, best first, and their log-probabilities
-    bool sound = true;                            // false: logits were not numbers
+    float logprob = 0.0f;                        // after all processors; if it or `top` was asked for
+    std::vector<std::pair<int32_t, float>> top;  // the most likely tokens, best first, and their log-probabilities
+    bool sound = true;                           // false: logits were not numbers
 };
 
 // One thread's work on one row after the other.
@@ -93,10 +93,10 @@ class Chooser {
     Selector selector_;
     float* x_ = nullptr;
     int64_t n_ = 0;
-    float highest_ = 0.0f;         // logit, from which probabilities are measured
-    Aligned<float> scanned_;       // the highest of each kScan
+    float highest_ = 0.0f;                // logit, from which probabilities are measured
+    Aligned<float> scanned_;              // the highest of each kScan
     Aligned<double> masses_, surprises_;  // of each kMass, where nothing is listed
-    double total_ = 0.0;           // of the weights of what is left; 0: not known
+    double total_ = 0.0;                  // of the weights of what is left; 0: not known
     // What is left, in the order of the tokens, once a processor has taken tokens away.
     bool listed_ = false, weighed_ = false;
     int64_t count_ = 0;
@@ -111,11 +111,12 @@ class Sampler {
   public:
     Sampler(int threads, const std::string& isa);
 
-    // Of rows of n logits, `stride` apart, which are changed; the results are aligned with `known`. A row's result does not
-    // depend on the others, nor on the threads.
+    // Of rows of n logits, `stride` apart, which are changed; the results are aligned with `known`. A row's result does
+    // not depend on the others, nor on the threads.
     void sample(float* logits, int64_t stride, int64_t n, const std::vector<Known>& known, Chosen* chosen);
     // log(softmax(row))[token] of each row.
-    void log_softmax_at(const float* logits, int64_t rows, int64_t stride, int64_t n, const int64_t* tokens, float* out);
+    void log_softmax_at(const float* logits, int64_t rows, int64_t stride, int64_t n, const int64_t* tokens,
+                        float* out);
 
   private:
     // Calls work(chooser, row) for every row.

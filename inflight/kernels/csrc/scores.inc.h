@@ -1,5 +1,5 @@
-// Sampling's loops over a row of logits. Probabilities are in double precision, so that rounding does not decide which token a
-// uniform number selects.
+// Sampling's loops over a row of logits. Probabilities are in double precision, so that rounding does not decide which
+// token a uniform number selects.
 namespace inflight {
 namespace {
 

@@ -18,12 +18,22 @@ constexpr int kBlockRows = 2;  // 8 sums of integers; those of floats wait in me
 constexpr int kOpenedRows = kBlockRows;
 constexpr int kQueryRows = 3;
 
-struct F { __m256 a, b; };
-struct I { __m256i a, b; };
+struct F {
+    __m256 a, b;
+};
+struct I {
+    __m256i a, b;
+};
 using Line = I;
-struct Quad { __m256i even, odd; };
-struct Line2 { F even, odd; };
-struct Pair { __m256 first, second; };
+struct Quad {
+    __m256i even, odd;
+};
+struct Line2 {
+    F even, odd;
+};
+struct Pair {
+    __m256 first, second;
+};
 
 INLINE F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 INLINE void store(float* p, F x) {
@@ -111,7 +121,9 @@ INLINE __m256i field(__m256i x) {
     return _mm256_and_si256(x, _mm256_set1_epi8(static_cast<char>(Mask)));
 }
 template <int Right, int Mask>
-INLINE Line field(Line x) { return {field<Right, Mask>(x.a), field<Right, Mask>(x.b)}; }
+INLINE Line field(Line x) {
+    return {field<Right, Mask>(x.a), field<Right, Mask>(x.b)};
+}
 INLINE Line either(Line x, Line y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 INLINE Line entries(const uint8_t* table, Line x) {
     __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
@@ -145,7 +157,8 @@ INLINE F from_bf16(const uint16_t* p) {
 }
 INLINE Line2 line2(const void* p) {
     const __m256i* at = static_cast<const __m256i*>(p);
-    __m256i a = _mm256_loadu_si256(at), b = _mm256_loadu_si256(at + 1), upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+    __m256i a = _mm256_loadu_si256(at), b = _mm256_loadu_si256(at + 1),
+            upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
     return {{_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))},
             {_mm256_castsi256_ps(_mm256_and_si256(a, upper)), _mm256_castsi256_ps(_mm256_and_si256(b, upper))}};
 }
@@ -187,7 +200,6 @@ INLINE F from_int8(const int8_t* p) {
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
 }
 
-
 // Bit i: lane i is at least `bar`; what is not a number is not.
 INLINE uint32_t at_least(F x, F bar) {
     auto bits = [](__m256 a, __m256 b) {
@@ -197,9 +209,13 @@ INLINE uint32_t at_least(F x, F bar) {
 }
 
 // 16 lanes in double precision.
-struct D { __m256d v[4]; };
+struct D {
+    __m256d v[4];
+};
 template <class Op>
-INLINE D fours(Op op) { return {{op(0), op(1), op(2), op(3)}}; }
+INLINE D fours(Op op) {
+    return {{op(0), op(1), op(2), op(3)}};
+}
 INLINE D widened(F x) {
     return {{_mm256_cvtps_pd(_mm256_castps256_ps128(x.a)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.a, 1)),
              _mm256_cvtps_pd(_mm256_castps256_ps128(x.b)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.b, 1))}};
@@ -207,12 +223,24 @@ INLINE D widened(F x) {
 INLINE void store(double* p, D x) {
     for (int i = 0; i < 4; i++) _mm256_storeu_pd(p + 4 * i, x.v[i]);
 }
-INLINE D wide(double x) { return fours([&](int) { return _mm256_set1_pd(x); }); }
-INLINE D add(D x, D y) { return fours([&](int i) { return _mm256_add_pd(x.v[i], y.v[i]); }); }
-INLINE D sub(D x, D y) { return fours([&](int i) { return _mm256_sub_pd(x.v[i], y.v[i]); }); }
-INLINE D mul(D x, D y) { return fours([&](int i) { return _mm256_mul_pd(x.v[i], y.v[i]); }); }
-INLINE D max(D x, D y) { return fours([&](int i) { return _mm256_max_pd(x.v[i], y.v[i]); }); }
-INLINE D fma(D x, D y, D z) { return fours([&](int i) { return _mm256_fmadd_pd(x.v[i], y.v[i], z.v[i]); }); }
+INLINE D wide(double x) {
+    return fours([&](int) { return _mm256_set1_pd(x); });
+}
+INLINE D add(D x, D y) {
+    return fours([&](int i) { return _mm256_add_pd(x.v[i], y.v[i]); });
+}
+INLINE D sub(D x, D y) {
+    return fours([&](int i) { return _mm256_sub_pd(x.v[i], y.v[i]); });
+}
+INLINE D mul(D x, D y) {
+    return fours([&](int i) { return _mm256_mul_pd(x.v[i], y.v[i]); });
+}
+INLINE D max(D x, D y) {
+    return fours([&](int i) { return _mm256_max_pd(x.v[i], y.v[i]); });
+}
+INLINE D fma(D x, D y, D z) {
+    return fours([&](int i) { return _mm256_fmadd_pd(x.v[i], y.v[i], z.v[i]); });
+}
 INLINE D rounded(D x) {
     return fours([&](int i) { return _mm256_round_pd(x.v[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); });
 }

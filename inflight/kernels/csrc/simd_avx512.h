@@ -11,22 +11,24 @@
 namespace inflight {
 namespace {
 
-constexpr int kDirectRows = 12;   // 24 sums, 2 lines, a broadcast: of 32 registers
+constexpr int kDirectRows = 12;  // 24 sums, 2 lines, a broadcast: of 32 registers
 constexpr int kInt8Rows = 8;     // as quick as 12, which GCC 12 does not keep in registers
-constexpr int kGroupedRows = 6;   // 12 sums of integers, 12 of floats
+constexpr int kGroupedRows = 6;  // 12 sums of integers, 12 of floats
 #if INFLIGHT_TILES
-constexpr int kBlockRows = 16;    // a tile of AMX
+constexpr int kBlockRows = 16;  // a tile of AMX
 #else
-constexpr int kBlockRows = 6;     // the same
+constexpr int kBlockRows = 6;  // the same
 #endif
-constexpr int kOpenedRows = 6;    // of one tile of dot products
+constexpr int kOpenedRows = 6;  // of one tile of dot products
 constexpr int kQueryRows = 12;
 
 using F = __m512;
 using I = __m512i;
 using Line = __m512i;
 #if !INFLIGHT_VNNI
-struct Quad { __m512i even, odd; };
+struct Quad {
+    __m512i even, odd;
+};
 #else
 using Quad = __m512i;
 #endif
@@ -52,8 +54,8 @@ INLINE F keep_lanes(F x, int64_t from, int64_t to, F other) {
 }
 INLINE float sum(F x) { return _mm512_reduce_add_ps(x); }
 INLINE float highest(F x) { return _mm512_reduce_max_ps(x); }
-// Lane m: the highest of x[m], of M rows at most 16; the other lanes are any. Rows are put together by halves, so that one
-// comparison serves two, then four, eight and all.
+// Lane m: the highest of x[m], of M rows at most 16; the other lanes are any. Rows are put together by halves, so that
+// one comparison serves two, then four, eight and all.
 #define INFLIGHT_HIGHEST_OF 1
 template <int M>
 INLINE F highest_of(const F (&x)[M]) {
@@ -74,8 +76,9 @@ INLINE F rounded(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT
 // x * 2 ** n for whole n in [kLeastPower, 127]; at kLeastPower it is 0, for x within [0.5, 2].
 constexpr float kLeastPower = -256.0f;
 INLINE F scaled(F x, F n) { return _mm512_scalef_ps(x, n); }
-// 2 ** x for what is rounded to bfloat16. The whole part is x rounded down, as `scalef` does by itself, and the rest within
-// [0, 1) is a sum of degree 4, the least wrong of those with the value 1 at 0 (error 3e-6); of an infinity it is 0.
+// 2 ** x for what is rounded to bfloat16. The whole part is x rounded down, as `scalef` does by itself, and the rest
+// within [0, 1) is a sum of degree 4, the least wrong of those with the value 1 at 0 (error 3e-6); of an infinity it is
+// 0.
 #define INFLIGHT_EXP2_SHORT 1
 INLINE F exp2_short(F x) {
     F r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), p;
@@ -162,8 +165,12 @@ INLINE void to_bf16(F x, uint16_t* out) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(x));
 }
 #else
-struct Line2 { F even, odd; };
-struct Pair { F first, second; };
+struct Line2 {
+    F even, odd;
+};
+struct Pair {
+    F first, second;
+};
 INLINE Line2 line2(const void* p) {
     __m512i bits = _mm512_loadu_si512(p);
     return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
@@ -198,12 +205,13 @@ INLINE F from_int8(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
-
 // Bit i: lane i is at least `bar`; what is not a number is not.
 INLINE uint32_t at_least(F x, F bar) { return _mm512_cmp_ps_mask(x, bar, _CMP_GE_OQ); }
 
 // 16 lanes in double precision.
-struct D { __m512d a, b; };
+struct D {
+    __m512d a, b;
+};
 INLINE D widened(F x) {
     return {_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
 }

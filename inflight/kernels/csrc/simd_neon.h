@@ -1,5 +1,5 @@
-// 16 lanes as four registers of 4. Runs on every 64-bit ARM (8.0); where the compiler may use more, it sums integers with
-// the dot products of 8.2 (__ARM_FEATURE_DOTPROD) or 8.6 (__ARM_FEATURE_MATMUL_INT8).
+// 16 lanes as four registers of 4. Runs on every 64-bit ARM (8.0); where the compiler may use more, it sums integers
+// with the dot products of 8.2 (__ARM_FEATURE_DOTPROD) or 8.6 (__ARM_FEATURE_MATMUL_INT8).
 #pragma once
 
 #include <arm_neon.h>
@@ -12,18 +12,28 @@
 namespace inflight {
 namespace {
 
-constexpr int kDirectRows = 2;   // 16 sums, two lines of 4, a broadcast: of 32 registers
+constexpr int kDirectRows = 2;  // 16 sums, two lines of 4, a broadcast: of 32 registers
 constexpr int kInt8Rows = 2;
 constexpr int kGroupedRows = 2;  // 16 sums of integers; those of floats wait in memory for the end of a group
 constexpr int kBlockRows = 2;
 constexpr int kOpenedRows = kBlockRows;
 constexpr int kQueryRows = 2;
 
-struct F { float32x4_t a, b, c, d; };
-struct I { int32x4_t a, b, c, d; };
-struct Line { uint8x16_t a, b, c, d; };
-struct Line2 { F even, odd; };
-struct Pair { float32x4_t first, second; };
+struct F {
+    float32x4_t a, b, c, d;
+};
+struct I {
+    int32x4_t a, b, c, d;
+};
+struct Line {
+    uint8x16_t a, b, c, d;
+};
+struct Line2 {
+    F even, odd;
+};
+struct Pair {
+    float32x4_t first, second;
+};
 
 INLINE F load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
 INLINE void store(float* p, F x) {
@@ -89,7 +99,9 @@ constexpr float kLeastPower = -127.0f;
 INLINE float32x4_t power_of_two(float32x4_t n) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
 }
-INLINE F scaled(F x, F n) { return mul(x, F{power_of_two(n.a), power_of_two(n.b), power_of_two(n.c), power_of_two(n.d)}); }
+INLINE F scaled(F x, F n) {
+    return mul(x, F{power_of_two(n.a), power_of_two(n.b), power_of_two(n.c), power_of_two(n.d)});
+}
 
 INLINE I whole(int32_t x) {
     int32x4_t all = vdupq_n_s32(x);
@@ -118,7 +130,9 @@ template <int Right, int Mask>
 INLINE Line field(Line x) {
     return {field<Right, Mask>(x.a), field<Right, Mask>(x.b), field<Right, Mask>(x.c), field<Right, Mask>(x.d)};
 }
-INLINE Line either(Line x, Line y) { return {vorrq_u8(x.a, y.a), vorrq_u8(x.b, y.b), vorrq_u8(x.c, y.c), vorrq_u8(x.d, y.d)}; }
+INLINE Line either(Line x, Line y) {
+    return {vorrq_u8(x.a, y.a), vorrq_u8(x.b, y.b), vorrq_u8(x.c, y.c), vorrq_u8(x.d, y.d)};
+}
 INLINE Line entries(const uint8_t* table, Line x) {
     uint8x16_t all = vld1q_u8(table);
     return {vqtbl1q_u8(all, x.a), vqtbl1q_u8(all, x.b), vqtbl1q_u8(all, x.c), vqtbl1q_u8(all, x.d)};
@@ -147,7 +161,10 @@ INLINE Quad quad(const void* p) {
 INLINE int32x4_t dot4(int32x4_t sums, uint8x16_t codes, Quad x) { return vusdotq_s32(sums, codes, x); }
 #elif defined(__ARM_FEATURE_DOTPROD)
 // Both sides have a sign here: codes move down by 128, and what that takes from each sum is added again.
-struct Quad { int8x16_t x; int32x4_t taken; };
+struct Quad {
+    int8x16_t x;
+    int32x4_t taken;
+};
 INLINE Quad quad(const void* p) {
     uint32_t four;
     std::memcpy(&four, p, 4);
@@ -183,7 +200,8 @@ INLINE float32x4_t upper(uint32x4_t pairs) { return vreinterpretq_f32_u32(vandq_
 INLINE F from_bf16(const uint16_t* p) {
     uint16x8_t low = vld1q_u16(p), high = vld1q_u16(p + 8);
     return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(low), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(low, 16)),
-            vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(high), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(high, 16))};
+            vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(high), 16)),
+            vreinterpretq_f32_u32(vshll_high_n_u16(high, 16))};
 }
 INLINE Line2 line2(const void* p) {
     const char* at = static_cast<const char*>(p);
@@ -230,7 +248,6 @@ INLINE F from_int8(const int8_t* p) {
             vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))};
 }
 
-
 // Bit i: lane i is at least `bar`; what is not a number is not.
 INLINE uint32_t at_least(F x, F bar) {
     const uint32_t numbers[4] = {1, 2, 4, 8};
@@ -240,23 +257,42 @@ INLINE uint32_t at_least(F x, F bar) {
 }
 
 // 16 lanes in double precision.
-struct D { float64x2_t v[8]; };
+struct D {
+    float64x2_t v[8];
+};
 template <class Op>
-INLINE D twos(Op op) { return {{op(0), op(1), op(2), op(3), op(4), op(5), op(6), op(7)}}; }
+INLINE D twos(Op op) {
+    return {{op(0), op(1), op(2), op(3), op(4), op(5), op(6), op(7)}};
+}
 INLINE D widened(F x) {
     const float32x4_t four[4] = {x.a, x.b, x.c, x.d};
-    return twos([&](int i) { return i % 2 ? vcvt_high_f64_f32(four[i / 2]) : vcvt_f64_f32(vget_low_f32(four[i / 2])); });
+    return twos(
+        [&](int i) { return i % 2 ? vcvt_high_f64_f32(four[i / 2]) : vcvt_f64_f32(vget_low_f32(four[i / 2])); });
 }
 INLINE void store(double* p, D x) {
     for (int i = 0; i < 8; i++) vst1q_f64(p + 2 * i, x.v[i]);
 }
-INLINE D wide(double x) { return twos([&](int) { return vdupq_n_f64(x); }); }
-INLINE D add(D x, D y) { return twos([&](int i) { return vaddq_f64(x.v[i], y.v[i]); }); }
-INLINE D sub(D x, D y) { return twos([&](int i) { return vsubq_f64(x.v[i], y.v[i]); }); }
-INLINE D mul(D x, D y) { return twos([&](int i) { return vmulq_f64(x.v[i], y.v[i]); }); }
-INLINE D max(D x, D y) { return twos([&](int i) { return vbslq_f64(vcgtq_f64(x.v[i], y.v[i]), x.v[i], y.v[i]); }); }
-INLINE D fma(D x, D y, D z) { return twos([&](int i) { return vfmaq_f64(z.v[i], x.v[i], y.v[i]); }); }
-INLINE D rounded(D x) { return twos([&](int i) { return vrndnq_f64(x.v[i]); }); }
+INLINE D wide(double x) {
+    return twos([&](int) { return vdupq_n_f64(x); });
+}
+INLINE D add(D x, D y) {
+    return twos([&](int i) { return vaddq_f64(x.v[i], y.v[i]); });
+}
+INLINE D sub(D x, D y) {
+    return twos([&](int i) { return vsubq_f64(x.v[i], y.v[i]); });
+}
+INLINE D mul(D x, D y) {
+    return twos([&](int i) { return vmulq_f64(x.v[i], y.v[i]); });
+}
+INLINE D max(D x, D y) {
+    return twos([&](int i) { return vbslq_f64(vcgtq_f64(x.v[i], y.v[i]), x.v[i], y.v[i]); });
+}
+INLINE D fma(D x, D y, D z) {
+    return twos([&](int i) { return vfmaq_f64(z.v[i], x.v[i], y.v[i]); });
+}
+INLINE D rounded(D x) {
+    return twos([&](int i) { return vrndnq_f64(x.v[i]); });
+}
 // x * 2 ** n for whole n in [-1023, 1023]; at -1023 it is 0.
 INLINE D scaled(D x, D n) {
     return twos([&](int i) {

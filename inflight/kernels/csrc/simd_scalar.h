@@ -1,4 +1,5 @@
-// 16 lanes as an array: the reference, and what runs where no instruction set fits. Sums and products are rounded apart.
+// 16 lanes as an array: the reference, and what runs where no instruction set fits. Sums and products are rounded
+// apart.
 #pragma once
 
 #include <cmath>
@@ -17,12 +18,24 @@ constexpr int kBlockRows = 2;
 constexpr int kOpenedRows = kBlockRows;
 constexpr int kQueryRows = 2;
 
-struct F { float v[16]; };
-struct I { int32_t v[16]; };
-struct Line { uint8_t v[64]; };
-struct Quad { int32_t v[4]; };
-struct Line2 { F even, odd; };
-struct Pair { float first, second; };
+struct F {
+    float v[16];
+};
+struct I {
+    int32_t v[16];
+};
+struct Line {
+    uint8_t v[64];
+};
+struct Quad {
+    int32_t v[4];
+};
+struct Line2 {
+    F even, odd;
+};
+struct Pair {
+    float first, second;
+};
 
 template <class Op>
 INLINE F lanes(Op op) {
@@ -30,19 +43,39 @@ INLINE F lanes(Op op) {
     for (int i = 0; i < 16; i++) out.v[i] = op(i);
     return out;
 }
-INLINE F load(const float* p) { return lanes([&](int i) { return p[i]; }); }
+INLINE F load(const float* p) {
+    return lanes([&](int i) { return p[i]; });
+}
 INLINE void store(float* p, F x) { std::memcpy(p, x.v, sizeof x.v); }
-INLINE F load_part(const float* p, int64_t n) { return lanes([&](int i) { return i < n ? p[i] : 0.0f; }); }
+INLINE F load_part(const float* p, int64_t n) {
+    return lanes([&](int i) { return i < n ? p[i] : 0.0f; });
+}
 INLINE void store_part(float* p, F x, int64_t n) { std::memcpy(p, x.v, static_cast<size_t>(n > 16 ? 16 : n) * 4); }
-INLINE F splat(float x) { return lanes([&](int) { return x; }); }
+INLINE F splat(float x) {
+    return lanes([&](int) { return x; });
+}
 INLINE F zero() { return splat(0.0f); }
-INLINE F add(F a, F b) { return lanes([&](int i) { return a.v[i] + b.v[i]; }); }
-INLINE F sub(F a, F b) { return lanes([&](int i) { return a.v[i] - b.v[i]; }); }
-INLINE F mul(F a, F b) { return lanes([&](int i) { return a.v[i] * b.v[i]; }); }
-INLINE F div(F a, F b) { return lanes([&](int i) { return a.v[i] / b.v[i]; }); }
-INLINE F max(F a, F b) { return lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-INLINE F absolute(F a) { return lanes([&](int i) { return std::fabs(a.v[i]); }); }
-INLINE F fma(F a, F b, F c) { return lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
+INLINE F add(F a, F b) {
+    return lanes([&](int i) { return a.v[i] + b.v[i]; });
+}
+INLINE F sub(F a, F b) {
+    return lanes([&](int i) { return a.v[i] - b.v[i]; });
+}
+INLINE F mul(F a, F b) {
+    return lanes([&](int i) { return a.v[i] * b.v[i]; });
+}
+INLINE F div(F a, F b) {
+    return lanes([&](int i) { return a.v[i] / b.v[i]; });
+}
+INLINE F max(F a, F b) {
+    return lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+INLINE F absolute(F a) {
+    return lanes([&](int i) { return std::fabs(a.v[i]); });
+}
+INLINE F fma(F a, F b, F c) {
+    return lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
 INLINE F keep_lanes(F x, int64_t from, int64_t to, F other) {
     return lanes([&](int i) { return i >= from && i < to ? x.v[i] : other.v[i]; });
 }
@@ -56,7 +89,9 @@ INLINE float highest(F x) {
     for (int i = 1; i < 16; i++) most = x.v[i] > most ? x.v[i] : most;
     return most;
 }
-INLINE F rounded(F x) { return lanes([&](int i) { return std::nearbyint(x.v[i]); }); }
+INLINE F rounded(F x) {
+    return lanes([&](int i) { return std::nearbyint(x.v[i]); });
+}
 // x * 2 ** n for whole n in [kLeastPower, 127]; at kLeastPower it is 0.
 constexpr float kLeastPower = -127.0f;
 INLINE F scaled(F x, F n) {
@@ -82,7 +117,9 @@ INLINE int32_t sum(I x) {
     for (int32_t lane : x.v) total += lane;
     return total;
 }
-INLINE F to_float(I x) { return lanes([&](int i) { return static_cast<float>(x.v[i]); }); }
+INLINE F to_float(I x) {
+    return lanes([&](int i) { return static_cast<float>(x.v[i]); });
+}
 INLINE Line line(const void* p) {
     Line out;
     std::memcpy(out.v, p, 64);
@@ -94,7 +131,9 @@ INLINE void halves(const void* p, Line& low, Line& high) {
 }
 template <int Right, int Mask>
 INLINE Line field(Line x) {
-    for (uint8_t& byte : x.v) byte = static_cast<uint8_t>((Right < 0 ? byte << (Right < 0 ? -Right : 0) : byte >> (Right > 0 ? Right : 0)) & Mask);
+    for (uint8_t& byte : x.v)
+        byte = static_cast<uint8_t>((Right < 0 ? byte << (Right < 0 ? -Right : 0) : byte >> (Right > 0 ? Right : 0)) &
+                                    Mask);
     return x;
 }
 INLINE Line either(Line a, Line b) {
@@ -147,7 +186,9 @@ INLINE float wide(uint16_t x) {
     std::memcpy(&out, &bits, 4);
     return out;
 }
-INLINE F from_bf16(const uint16_t* p) { return lanes([&](int i) { return wide(p[i]); }); }
+INLINE F from_bf16(const uint16_t* p) {
+    return lanes([&](int i) { return wide(p[i]); });
+}
 INLINE Line2 line2(const void* p) {
     uint16_t bits[32];
     std::memcpy(bits, p, 64);
@@ -177,8 +218,9 @@ INLINE I to_int8(F x, int8_t* out) {
     }
     return codes;
 }
-INLINE F from_int8(const int8_t* p) { return lanes([&](int i) { return static_cast<float>(p[i]); }); }
-
+INLINE F from_int8(const int8_t* p) {
+    return lanes([&](int i) { return static_cast<float>(p[i]); });
+}
 
 // Bit i: lane i is at least `bar`; what is not a number is not.
 INLINE uint32_t at_least(F x, F bar) {
@@ -188,22 +230,40 @@ INLINE uint32_t at_least(F x, F bar) {
 }
 
 // 16 lanes in double precision.
-struct D { double v[16]; };
+struct D {
+    double v[16];
+};
 template <class Op>
 INLINE D wide_lanes(Op op) {
     D out;
     for (int i = 0; i < 16; i++) out.v[i] = op(i);
     return out;
 }
-INLINE D widened(F x) { return wide_lanes([&](int i) { return static_cast<double>(x.v[i]); }); }
+INLINE D widened(F x) {
+    return wide_lanes([&](int i) { return static_cast<double>(x.v[i]); });
+}
 INLINE void store(double* p, D x) { std::memcpy(p, x.v, sizeof x.v); }
-INLINE D wide(double x) { return wide_lanes([&](int) { return x; }); }
-INLINE D add(D a, D b) { return wide_lanes([&](int i) { return a.v[i] + b.v[i]; }); }
-INLINE D sub(D a, D b) { return wide_lanes([&](int i) { return a.v[i] - b.v[i]; }); }
-INLINE D mul(D a, D b) { return wide_lanes([&](int i) { return a.v[i] * b.v[i]; }); }
-INLINE D max(D a, D b) { return wide_lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-INLINE D fma(D a, D b, D c) { return wide_lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
-INLINE D rounded(D x) { return wide_lanes([&](int i) { return std::nearbyint(x.v[i]); }); }
+INLINE D wide(double x) {
+    return wide_lanes([&](int) { return x; });
+}
+INLINE D add(D a, D b) {
+    return wide_lanes([&](int i) { return a.v[i] + b.v[i]; });
+}
+INLINE D sub(D a, D b) {
+    return wide_lanes([&](int i) { return a.v[i] - b.v[i]; });
+}
+INLINE D mul(D a, D b) {
+    return wide_lanes([&](int i) { return a.v[i] * b.v[i]; });
+}
+INLINE D max(D a, D b) {
+    return wide_lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+INLINE D fma(D a, D b, D c) {
+    return wide_lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+INLINE D rounded(D x) {
+    return wide_lanes([&](int i) { return std::nearbyint(x.v[i]); });
+}
 // x * 2 ** n for whole n in [-1023, 1023]; at -1023 it is 0.
 INLINE D scaled(D x, D n) {
     return wide_lanes([&](int i) {

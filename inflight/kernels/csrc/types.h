@@ -6,14 +6,31 @@
 
 namespace inflight {
 
-constexpr int64_t kLanes = 16;         // outputs in one line of 64 bytes
-constexpr int64_t kPanel = 2 * kLanes; // outputs that are computed together: two lines
+constexpr int64_t kLanes = 16;          // outputs in one line of 64 bytes
+constexpr int64_t kPanel = 2 * kLanes;  // outputs that are computed together: two lines
 
-// How a packed weight holds its values. kInt8 has one float scale for each output, kGroup8 and kGroup4 a float16 scale for
-// each `group` inputs. The formats from kQ8_0 on are llama.cpp's block types, each at its own number of bits (blocks.h).
+// How a packed weight holds its values. kInt8 has one float scale for each output, kGroup8 and kGroup4 a float16 scale
+// for each `group` inputs. The formats from kQ8_0 on are llama.cpp's block types, each at its own number of bits
+// (blocks.h).
 enum class Format : int {
-    kFloat, kBf16, kInt8, kGroup8, kGroup4,
-    kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kIq4Nl, kIq4Xs, kMxfp4,
+    kFloat,
+    kBf16,
+    kInt8,
+    kGroup8,
+    kGroup4,
+    kQ8_0,
+    kQ4_0,
+    kQ4_1,
+    kQ5_0,
+    kQ5_1,
+    kQ2_K,
+    kQ3_K,
+    kQ4_K,
+    kQ5_K,
+    kQ6_K,
+    kIq4Nl,
+    kIq4Xs,
+    kMxfp4,
 };
 constexpr int kFormats = 18;
 
@@ -31,12 +48,12 @@ constexpr int64_t input_bytes(Format format) { return format == Format::kFloat ?
 // A packed weight [n, k]: panels of 32 outputs, each the whole reduction in its order.
 struct Weights {
     Format format;
-    bool offsets;         // grouped and block types: there is an offset beside each scale
-    bool gated;           // a panel is 16 outputs of the first half beside the same 16 of the second half
-    int zero;             // integers: the code that stands for 0; unused with offsets
-    int64_t n, k;         // outputs and inputs
-    int64_t group;        // inputs that share a scale; `depth` if all of them do
-    int64_t depth;        // k, rounded up to whole steps and groups
+    bool offsets;   // grouped and block types: there is an offset beside each scale
+    bool gated;     // a panel is 16 outputs of the first half beside the same 16 of the second half
+    int zero;       // integers: the code that stands for 0; unused with offsets
+    int64_t n, k;   // outputs and inputs
+    int64_t group;  // inputs that share a scale; `depth` if all of them do
+    int64_t depth;  // k, rounded up to whole steps and groups
     int64_t panels;
     int64_t panel_bytes;
     const char* data;     // aligned to 64
@@ -62,16 +79,15 @@ inline bool same_input(const Weights& a, const Weights& b) {
 }
 
 // The rows that a product reads, rounded to its format, in tiles of rows that are computed together. A tile is
-// [step][row][inputs of a step]. Instruction sets with `Kernels::lines` put all the steps that fit 64 bytes of a row side by
-// side: [steps / n][row][n steps]; the last group may be shorter.
-// Integer formats have a scale for each row and, for each group of inputs, the sum of the group's integers. The sum is
-// stored as it is for weights with offsets, and times minus the zero point for symmetric weights.
-// Block types have tiles of [block of 32 inputs][row][32] with a scale for each block of a row. If the type has offsets,
-// `sums` holds floats: minus the sum of the group's inputs.
+// [step][row][inputs of a step]. Instruction sets with `Kernels::lines` put all the steps that fit 64 bytes of a row
+// side by side: [steps / n][row][n steps]; the last group may be shorter. Integer formats have a scale for each row
+// and, for each group of inputs, the sum of the group's integers. The sum is stored as it is for weights with offsets,
+// and times minus the zero point for symmetric weights. Block types have tiles of [block of 32 inputs][row][32] with a
+// scale for each block of a row. If the type has offsets, `sums` holds floats: minus the sum of the group's inputs.
 struct Input {
     char* data;
-    float* scales;   // [rows]; block types, by tile: [block][row of the tile]
-    int32_t* sums;   // by tile: [group][row of the tile]
+    float* scales;  // [rows]; block types, by tile: [block][row of the tile]
+    int32_t* sums;  // by tile: [group][row of the tile]
     int64_t rows;
     int64_t tiles;
 
@@ -100,32 +116,33 @@ struct Target {
 struct Norm {
     const float* weight;  // null: no norm
     float eps;
-    bool centered;        // `weight` is the distance from 1
+    bool centered;  // `weight` is the distance from 1
 };
 
 enum class KvType : int { kFloat, kBf16, kInt8 };
 constexpr int64_t kv_bytes(KvType type) { return type == KvType::kFloat ? 4 : type == KvType::kBf16 ? 2 : 1; }
 
-constexpr int64_t kSub = 16;      // keys of a sub-block, which lie together in the cache if a block holds a multiple of them
+constexpr int64_t kSub =
+    16;  // keys of a sub-block, which lie together in the cache if a block holds a multiple of them
 constexpr int64_t kBlock = 64;    // keys of one round of the online softmax
 constexpr int64_t kChunk = 512;   // keys whose softmax is computed separately and then merged; threads share by chunks
 constexpr int64_t kExtent = 256;  // positions whose entries of all layers lie together in the cache
 
 // One layer's attention and its cache. An extent holds, for each key head, sub-blocks of 16 positions: keys
-// [depth / 2][16][2] and values [8][depth][2]; of floats [depth][16] and [16][depth]. If the block size is not a multiple of
-// 16, both are [position][depth]. int8 has a float scale for each position and head.
+// [depth / 2][16][2] and values [8][depth][2]; of floats [depth][16] and [16][depth]. If the block size is not a
+// multiple of 16, both are [position][depth]. int8 has a float scale for each position and head.
 struct Attention {
     int64_t heads, kv_heads, dim;
-    int64_t depth;     // dim, rounded up to 16
+    int64_t depth;  // dim, rounded up to 16
     float scale;
-    int64_t window;    // keys that a query sees; 0: all
-    float softcap;     // 0: off
+    int64_t window;  // keys that a query sees; 0: all
+    float softcap;   // 0: off
     KvType type;
     int64_t block_size, blocks;
-    int64_t extent;    // bytes from one extent's keys (values) to those of the next
+    int64_t extent;  // bytes from one extent's keys (values) to those of the next
     char* keys;
     char* values;
-    float* key_scales; // [kv_heads][positions]
+    float* key_scales;  // [kv_heads][positions]
     float* value_scales;
 
     bool tiled() const { return block_size % kSub == 0; }
@@ -139,29 +156,30 @@ struct Keys {
 
 // Consecutive queries of one row that share a key head.
 struct Queries {
-    const float* q;           // first token's first query head of this key head
-    int64_t q_stride;         // floats from token to token
-    const int64_t* positions; // of the tokens
-    int64_t first, count;     // of these queries; query number = token * group + head within the group
+    const float* q;            // first token's first query head of this key head
+    int64_t q_stride;          // floats from token to token
+    const int64_t* positions;  // of the tokens
+    int64_t first, count;      // of these queries; query number = token * group + head within the group
     int64_t kv_head;
     const int32_t* table;
-    int64_t chunk;            // the chunk of keys to attend to; -1: all
-    float* out;               // chunk < 0: [tokens, out_stride]; else a partial result: count * (depth + 2)
+    int64_t chunk;  // the chunk of keys to attend to; -1: all
+    float* out;     // chunk < 0: [tokens, out_stride]; else a partial result: count * (depth + 2)
     int64_t out_stride;
-    Keys next;                // keys that this thread probably reads afterwards, to be prefetched
+    Keys next;  // keys that this thread probably reads afterwards, to be prefetched
 };
 
 // The functions that are compiled once for each instruction set.
 struct Kernels {
     const char* name;
     int64_t (*tile_rows)(const Weights&);  // most rows of a tile of its products' input
-    int64_t query_rows;  // queries that attention computes together
-    bool lines;          // kBf16, kInt8: an Input has 64 bytes of a row side by side
+    int64_t query_rows;                    // queries that attention computes together
+    bool lines;                            // kBf16, kInt8: an Input has 64 bytes of a row side by side
 
     // Writes a tile of a product's input: the norms of its rows, rounded to the weight's format.
     void (*prepare)(const Weights&, const float* const* rows, Norm, const Input&, int64_t tile);
     // Outputs of panels [first, last) for the rows of tiles [first_tile, last_tile).
-    void (*product)(const Weights&, const Input&, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile, Target);
+    void (*product)(const Weights&, const Input&, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
+                    Target);
     // One output of a weight as floats [k]: an embedding.
     void (*unpack)(const Weights&, int64_t row, float scale, float* out);
     // out = norm(x), or with `add` out += scale * norm(x).

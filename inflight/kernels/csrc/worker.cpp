@@ -19,8 +19,8 @@ void prefetch(const float* from, int64_t floats) {
     for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(from + i, 0, 2);
 }
 
-// Cosines and sines [half] each of a token at `position`, in a sequence that reaches as far as `reach`. Beyond the original
-// length the frequencies are those of dynamic NTK, or `far_inverse`, where the rotation has such.
+// Cosines and sines [half] each of a token at `position`, in a sequence that reaches as far as `reach`. Beyond the
+// original length the frequencies are those of dynamic NTK, or `far_inverse`, where the rotation has such.
 void rope_cos_sin(const Rope& rope, int64_t position, int64_t reach, float* out) {
     const int64_t half = static_cast<int64_t>(rope.inverse.size());
     const bool beyond = reach > rope.original, dynamic = rope.stretch > 0 && beyond;
@@ -28,7 +28,8 @@ void rope_cos_sin(const Rope& rope, int64_t position, int64_t reach, float* out)
     const double dim = static_cast<double>(2 * half);
     double base = 0;
     if (dynamic) {
-        double grown = rope.stretch * static_cast<double>(reach) / static_cast<double>(rope.original) - (rope.stretch - 1);
+        double grown =
+            rope.stretch * static_cast<double>(reach) / static_cast<double>(rope.original) - (rope.stretch - 1);
         base = rope.theta * std::pow(grown, dim / std::max(dim - 2, 1e-9));
     }
     for (int64_t j = 0; j < half; j++) {
@@ -60,12 +61,15 @@ void Program::Worker::run() {
                 rows = slice().step.wanted;
                 break;
             case OpCode::kCap:
-                each(rows, [&](int64_t row) { kernels().cap(buffer(op.to) + row * width(op.to), width(op.to), op.scale, op.softcap); });
+                each(rows, [&](int64_t row) {
+                    kernels().cap(buffer(op.to) + row * width(op.to), width(op.to), op.scale, op.softcap);
+                });
                 break;
             case OpCode::kMixture: mixture(op); break;
             case OpCode::kGate:
                 each(rows, [&](int64_t row) {
-                    kernels().gate(op.act, buffer(op.from) + row * width(op.from), width(op.to), buffer(op.to) + row * width(op.to));
+                    kernels().gate(op.act, buffer(op.from) + row * width(op.from), width(op.to),
+                                   buffer(op.to) + row * width(op.to));
                 });
                 break;
         }
@@ -93,7 +97,8 @@ void Program::Worker::write_output() {
         out.best[row] = kernels().argmax(logits, columns);
         if (!out.hidden) return;
         int64_t hidden = width(out.hidden_buffer);
-        std::memcpy(out.hidden + row * hidden, buffer(out.hidden_buffer) + row * hidden, static_cast<size_t>(hidden) * 4);
+        std::memcpy(out.hidden + row * hidden, buffer(out.hidden_buffer) + row * hidden,
+                    static_cast<size_t>(hidden) * 4);
     });
 }
 
@@ -117,7 +122,8 @@ void Program::Worker::cos_sin() {
 void Program::Worker::embed(const Operation& op) {
     const Step& step = slice().step;
     each(step.count, [&](int64_t row) {
-        kernels().unpack(program.weights(op.products[0]), step.tokens[row], op.scale, buffer(op.to) + row * width(op.to));
+        kernels().unpack(program.weights(op.products[0]), step.tokens[row], op.scale,
+                         buffer(op.to) + row * width(op.to));
     });
 }
 
@@ -176,8 +182,8 @@ Program::Worker::ProductPlan Program::Worker::plan_products(size_t number, int64
     return plan;
 }
 
-// One or more products of one input. Products that read their input alike share one prepared input; the units of work of
-// all of them are one pool.
+// One or more products of one input. Products that read their input alike share one prepared input; the units of work
+// of all of them are one pool.
 void Program::Worker::product(size_t number, int64_t rows) {
     const Operation& op = program.operations_[number];
     const float* from = buffer(op.from);
@@ -289,7 +295,8 @@ void Program::Worker::norm(const Operation& op, int64_t rows) {
     Norm norm = norm_of(op.norm, op);
     int64_t columns = width(op.to);
     each(rows, [&](int64_t row) {
-        kernels().norm(buffer(op.from) + row * columns, columns, norm, op.mode == Mode::kAdd, op.scale, buffer(op.to) + row * columns);
+        kernels().norm(buffer(op.from) + row * columns, columns, norm, op.mode == Mode::kAdd, op.scale,
+                       buffer(op.to) + row * columns);
     });
 }
 
@@ -298,7 +305,8 @@ void Program::Worker::gather(const Operation& op) {
     int64_t columns = width(op.to);
     const Step& step = slice().step;
     each(step.wanted, [&](int64_t row) {
-        kernels().norm(buffer(op.from) + step.logits_at[row] * columns, columns, norm, false, 1.0f, buffer(op.to) + row * columns);
+        kernels().norm(buffer(op.from) + step.logits_at[row] * columns, columns, norm, false, 1.0f,
+                       buffer(op.to) + row * columns);
     });
 }
 
@@ -406,11 +414,12 @@ void Program::Worker::prepare_experts(const Weights& w, const ExpertInputs& inpu
 }
 
 // One product of each expert, all of one shape, into the rows of `out` that are its own.
-void Program::Worker::multiply_experts(const Operation& op, const std::vector<int>& products, const ExpertInputs& inputs,
-                                       float* out, int64_t stride, Mode mode) {
+void Program::Worker::multiply_experts(const Operation& op, const std::vector<int>& products,
+                                       const ExpertInputs& inputs, float* out, int64_t stride, Mode mode) {
     const std::vector<int64_t>& begins = program.experts_->begins;
     const Weights& shape = program.weights(products[0]);
-    const int64_t panels = std::max<int64_t>(1, kUnitBytes / shape.panel_bytes), strips = ceil_div(shape.panels, panels);
+    const int64_t panels = std::max<int64_t>(1, kUnitBytes / shape.panel_bytes),
+                  strips = ceil_div(shape.panels, panels);
     each(static_cast<int64_t>(products.size()) * strips, [&](int64_t unit) {
         const size_t e = static_cast<size_t>(unit / strips);
         const Input& in = inputs.of[e];

@@ -1,4 +1,5 @@
-// The private half of Program: the plan of a run, which program.cpp makes, and the threads that carry it out (worker.cpp).
+// The private half of Program: the plan of a run, which program.cpp makes, and the threads that carry it out
+// (worker.cpp).
 #pragma once
 
 #include <algorithm>
@@ -72,7 +73,7 @@ struct Program::ExpertPlan {
     std::vector<int64_t> tokens;  // token of each such row
     std::vector<int64_t> begins;  // [experts + 1] first such row of each expert
     ExpertInputs inputs, inner_inputs;
-    Aligned<float> inner, out;    // results of the first and the second products
+    Aligned<float> inner, out;  // results of the first and the second products
 
     void reserve_choices(size_t count) {
         chosen.resize(count);
@@ -95,8 +96,8 @@ struct Program::Worker {
     Worker(Program& p, int thread_number, std::vector<std::unique_ptr<Worker>>& workers)
         : program(p), thread(thread_number), threads(p.pool_->size()), all(workers) {}
 
-    // Calls work(unit) for each unit of [0, units), on some thread; returns when all are done. Units are divided evenly;
-    // a thread whose share is done takes units of the others'. Which thread does what changes no result.
+    // Calls work(unit) for each unit of [0, units), on some thread; returns when all are done. Units are divided
+    // evenly; a thread whose share is done takes units of the others'. Which thread does what changes no result.
     template <class Work>
     void each(int64_t units, Work work) {
         if (threads == 1) {
