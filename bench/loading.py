@@ -2,7 +2,7 @@
 
     python -m bench.loading MODEL [--quantize int8] [--threads 2] [--rounds 3]
 
-MODEL is a folder in Hugging Face layout or a GGUF file. Each round is a process of its own, which loads the model for
+MODEL is a folder in Hugging Face tensors or a GGUF file. Each round is a process of its own, which loads the model for
 the CPU engine and nothing else. `peak` is the most memory that the process held (VmHWM: pages of mapped files count)
 less what it held before it began to load; `beside` is what of that is neither packed weights nor the largest tensor.
 """
@@ -31,7 +31,7 @@ def largest_tensor(path: str) -> int:
     """Bytes of the largest product's tensors as they are stored, fused ones together."""
     from inflight.checkpoint import open_model
     from inflight.models.config import decoder_config
-    from inflight.models.decoder_tensors import Layout, located
+    from inflight.models.decoder_tensors import DecoderTensors, located
 
     model = open_model(path)
     config = decoder_config(model.config)
@@ -39,14 +39,14 @@ def largest_tensor(path: str) -> int:
         raise SystemExit(f"'{path}' is of a family that the engine does not have")
     with model.weights() as weights:
         config = located(config, weights, False)
-        layout = Layout(config)
+        tensors = DecoderTensors(config)
         experts = config.experts is not None and config.experts.layers[0]
         names = ["embedding", "0.gate_up.0" if experts else "0.gate_up", "0.qkv"]
         if not config.tied:
             names.append("head")
         sizes = []
         for name in names:
-            pieces = layout.product(name).weights
+            pieces = tensors.product(name).weights
             found = [weights.read(piece.name, piece.shape, piece.part) for piece in pieces]
             sizes.append(sum(_bytes(each) for each in found))
     return max(sizes)

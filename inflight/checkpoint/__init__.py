@@ -1,6 +1,6 @@
 """What a model's folder or file is: its config, tokenizer files, templates, and a stream of its weights."""
 
-from inflight.checkpoint.files import Part
+from inflight.checkpoint.files import Slice
 from inflight.checkpoint.folder import (
     GgufModel,
     HfFolder,
@@ -25,10 +25,10 @@ __all__ = [
     "Metadata",
     "ModelFolder",
     "Normalize",
-    "Part",
     "Rope",
     "SentenceFolder",
     "SentenceModel",
+    "Slice",
     "Templates",
     "TextArray",
     "Weights",

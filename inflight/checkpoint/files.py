@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,20 +19,25 @@ SINGLE = "model.safetensors"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
-Part = tuple[int, int, int]
-"""(dimension, first, end): a rank's share of a tensor along one dimension."""
-
 Tensor = np.ndarray[Any, Any]
 
 
-def part_of(tensor: Tensor, part: Part | None) -> Tensor:
-    """A view of a share of it."""
+class Slice(NamedTuple):
+    """Indices [first, end) of one dimension of a tensor: a rank's share of it."""
+
+    dim: int
+    first: int
+    end: int
+
+
+def sliced(tensor: Tensor, part: Slice | None) -> Tensor:
+    """A view of a slice of a tensor; None: of all of it."""
     if part is None:
         return tensor
-    where = [slice(None)] * tensor.ndim
-    where[part[0]] = slice(part[1], part[2])
-    found: Tensor = tensor[tuple(where)]
-    return found
+    index = [slice(None)] * tensor.ndim
+    index[part.dim] = slice(part.first, part.end)
+    view: Tensor = tensor[tuple(index)]
+    return view
 
 
 class Tensors(ABC):
@@ -82,7 +87,7 @@ class Tensors(ABC):
                 "config.json and the weights of one model?"
             )
 
-    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> Tensor:
+    def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Tensor:
         """A tensor, or a part of it, where it lies.
 
         Args:
@@ -92,7 +97,7 @@ class Tensors(ABC):
             StartError: it is missing or of another shape; the text names tensor and file.
         """
         self.check(name, shape)
-        return part_of(self.whole(name), part)
+        return sliced(self.whole(name), part)
 
 
 class TensorFiles(Tensors):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from inflight.checkpoint.files import Part, Tensor, Tensors, part_of
+from inflight.checkpoint.files import Slice, Tensor, Tensors, sliced
 from inflight.checkpoint.schemes import FLOATS, Scheme, StoredModule
 from inflight.checkpoint.source import Source, share_of
 from inflight.errors import StartError
@@ -56,7 +56,7 @@ class QuantisedFiles(Source):
         else:
             self._scheme.check(module, _matrix(name, wanted))
 
-    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> Weight:
+    def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Weight:
         module = self._module(name)
         if module is None or self._scheme is None:
             return _floats(name, self._files.read(name, shape, part))
@@ -66,12 +66,12 @@ class QuantisedFiles(Source):
         if not self._said:
             self._said = True
             log.warning(_SAID)
-        if part is not None and part[0] == 0:
-            found, part = found.rows(part[1], part[2]), None
+        if part is not None and part.dim == 0:
+            found, part = found.rows(part.first, part.end), None
         spread = np.empty(found.shape, np.float32)
         for first in range(0, len(spread), _ROWS):
             spread[first : first + _ROWS, order] = found.rows(first, first + _ROWS).dequantise()
-        return part_of(spread, part)
+        return sliced(spread, part)
 
     def release(self) -> None:
         self._files.release()

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import numpy as np
 
-from inflight.checkpoint.files import Part, Tensor, part_of
+from inflight.checkpoint.files import Slice, Tensor, sliced
 from inflight.errors import StartError
 from inflight.tensors import Floats, Weight
 
@@ -47,7 +47,7 @@ class Source(ABC):
         """Raises StartError where a weight is missing or of another shape. Reads nothing."""
 
     @abstractmethod
-    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> Weight:
+    def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Weight:
         """A weight, or a part of it, as it is stored: a view of the file where that can be."""
 
     @abstractmethod
@@ -110,7 +110,7 @@ class Weights:
         reserved, so that a config that lies costs none."""
         self._source.check(name, shape)
 
-    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> Weight:
+    def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Weight:
         """A weight as it is stored: floats, integers with scales, or blocks. It may be a read-only view of the file,
         whose pages `release` gives back.
 
@@ -142,12 +142,12 @@ class Weights:
         self._source.release()
 
 
-def share_of(weight: Weight, part: Part | None) -> Weight:
+def share_of(weight: Weight, part: Slice | None) -> Weight:
     """Some rows or columns of a weight; columns that cut groups or blocks as float32."""
     if part is None:
         return weight
     if isinstance(weight, np.ndarray):
-        return part_of(weight, part)
+        return sliced(weight, part)
     dim, first, end = part
     if dim == 0:
         return weight.rows(first, end)

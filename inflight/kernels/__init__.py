@@ -2,12 +2,9 @@
 
 from inflight.kernels.layout import (
     BLOCK_TYPES,
-    Activation,
     Bytes,
     Cost,
     DecodeArrays,
-    Format,
-    KvType,
     Layer,
     Norm,
     Packed,
@@ -15,7 +12,7 @@ from inflight.kernels.layout import (
     Precision,
     StepArrays,
 )
-from inflight.kernels.library import instruction_sets, native_reason, top_k
+from inflight.kernels.library import Activation, Format, KvType, instruction_sets, native_reason, top_k
 from inflight.kernels.program import NativeProgram
 from inflight.kernels.sampling import Row, Sampled, log_softmax_at, sample
 

@@ -1,63 +1,19 @@
-"""What programs are described with: formats, layers, weights, a step's arrays and its results."""
+"""The records that a program is described with: formats, layers, packed weights, a step's arrays and results."""
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from inflight.kernels.library import Format, KvType, native
 
-class Format(enum.IntEnum):
-    """How a packed weight keeps its values; `csrc/types.h` has the layouts."""
-
-    FLOAT = 0
-    BF16 = 1
-    INT8 = 2
-    GROUP8 = 3
-    GROUP4 = 4
-    Q8_0 = 5
-    Q4_0 = 6
-    Q4_1 = 7
-    Q5_0 = 8
-    Q5_1 = 9
-    Q2_K = 10
-    Q3_K = 11
-    Q4_K = 12
-    Q5_K = 13
-    Q6_K = 14
-    IQ4_NL = 15
-    IQ4_XS = 16
-    MXFP4 = 17
-
-
-BLOCK_TYPES = tuple(format.name for format in Format if format >= Format.Q8_0)
+BLOCK_TYPES: tuple[str, ...] = tuple(form.name for form in Format if form >= Format.Q8_0) if native is not None else ()
 """ggml's types that are computed at their own number of bits, by the names that `Blocks` has for them."""
 
-
-class KvType(enum.IntEnum):
-    """What the cache holds; INT8 has a scale for each position and head."""
-
-    FLOAT = 0
-    BF16 = 1
-    INT8 = 2
-
-
-MOST_INPUTS, MOST_GROUPED = 1 << 16, 1 << 15
+MAX_INPUTS, MAX_GROUP = 1 << 16, 1 << 15
 """Inputs that one scale may span, so that sums of integers fit 32 bits: of a whole row, and of a group."""
-
-KV_BYTES = {KvType.FLOAT: 4, KvType.BF16: 2, KvType.INT8: 1}
-
-
-class Activation(enum.IntEnum):
-    """What a gate goes through."""
-
-    SILU = 0
-    GELU = 1
-    GELU_TANH = 2
-    RELU = 3
-
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Integers = np.ndarray[Any, Any]
@@ -89,17 +45,17 @@ class Layer:
 
     def block_bytes(self, block_size: int, kv: KvType) -> int:
         """Bytes of the cache's keys and values for one block; heads are padded to a multiple of 16 values."""
-        each: int = -(-self.dim // 16) * 16 * KV_BYTES[kv] + (4 if kv is KvType.INT8 else 0)
-        return 2 * block_size * self.kv_heads * each
+        entry: int = -(-self.dim // 16) * 16 * native.kv_bytes(kv) + (4 if kv is KvType.INT8 else 0)
+        return 2 * block_size * self.kv_heads * entry
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm of what an operation reads.
+    """A norm of an operation's input.
 
     Attributes:
-        weight: number of its weight.
-        centered: the weight is kept as its distance from 1.
+        weight: number of its weight (`NativeProgram.weight`).
+        centered: the weight is stored as its distance from 1.
     """
 
     weight: int
@@ -116,7 +72,7 @@ class StepArrays:
         lengths: tokens of each row, R of them, sum T.
         tables: int32 [R, blocks].
         logits_at: int64 [S], ascending.
-        reach: int64 [T], the length of the sequence that a token turns by, where a rotation asks; None: up to itself.
+        reach: int64 [T], the length of the sequence by which each token is rotated; None: up to the token itself.
     """
 
     tokens: Integers
@@ -130,13 +86,13 @@ class StepArrays:
 
 @dataclass(frozen=True)
 class DecodeArrays:
-    """The rows of a batch that decode, in its own arrays, which the step goes on in.
+    """The rows of a batch, all of which decode: the batch's own arrays, which the step changes.
 
     Attributes:
         tokens: int32 [R, width], known tokens of each row.
         blocks: int32 [R, blocks], block tables.
         known: int64 [R].
-        computed: int64 [R], places of the tokens to compute now; one more after the step.
+        computed: int64 [R], positions of the tokens to compute now; one more after the step.
     """
 
     tokens: Integers
@@ -147,12 +103,12 @@ class DecodeArrays:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step gave; valid until the next one.
+    """A step's results; valid until the next step.
 
     Attributes:
         logits: float32 [S, vocabulary].
-        hidden: float32 [S, H], what the logits were made of.
-        best: int64 [S], the first of each row's largest logits; -1 of a row whose logits are not all numbers.
+        hidden: float32 [S, H], the hidden states that the logits were computed from.
+        best: int64 [S], the index of each row's largest logit (of equal ones the first); -1: a logit is not a number.
     """
 
     logits: np.ndarray[Any, np.dtype[np.float32]]
@@ -162,7 +118,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one operation took in the steps since `NativeProgram.measure`."""
+    """The cost of one operation in the steps since `NativeProgram.measure`; `operations` are arithmetic ones."""
 
     name: str
     product: int
@@ -173,14 +129,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Packed:
-    """What a packed weight is.
+    """The shape of a packed weight.
 
     Attributes:
-        format: a `Format`; `offsets`: its scales have offsets; `gated`: see `NativeProgram.product`.
-        n, k: outputs and inputs; `group`: inputs that share a scale, 0 where all of an output do.
+        format: of its values.
+        offsets: there is an offset beside each scale.
+        gated: see `NativeProgram.product`.
+        n, k: outputs and inputs.
+        group: inputs that share a scale; 0: all inputs of an output do.
     """
 
-    format: int
+    format: Format
     offsets: bool
     gated: bool
     n: int

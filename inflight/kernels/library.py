@@ -1,11 +1,24 @@
-"""The native library, where it was built."""
+"""The native library, if it was built, and its enumerations."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+__all__ = [
+    "Activation",
+    "Format",
+    "KvType",
+    "Mode",
+    "OpCode",
+    "Source",
+    "instruction_sets",
+    "native",
+    "native_reason",
+    "top_k",
+]
 
 native: Any
 """The extension module; None where it was built without a compiler."""
@@ -16,6 +29,13 @@ except ImportError as error:
     _missing = str(error)
 else:
     _missing = ""
+
+if TYPE_CHECKING:
+    from inflight.kernels._native import Activation, Format, KvType, Mode, OpCode, Source
+else:  # None without the library: nothing can be run that needs them
+    Activation, Format, KvType, Mode, OpCode, Source = (
+        getattr(native, name, None) for name in ("Activation", "Format", "KvType", "Mode", "OpCode", "Source")
+    )
 
 
 def native_reason() -> str | None:

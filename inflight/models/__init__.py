@@ -1,11 +1,20 @@
 """Language models: one decoder for the popular families, a bridge to transformers for the others."""
 
-from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, Rows
+from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, ModelArray
 from inflight.models.load import load_model
 from inflight.models.text_encoder import TextEncoder, is_encoder
 from inflight.models.vectors import VectorHead
 from inflight.startup import switch_off
 
-__all__ = ["CausalLM", "DecodeRows", "ForwardBatch", "Rows", "TextEncoder", "VectorHead", "is_encoder", "load_model"]
+__all__ = [
+    "CausalLM",
+    "DecodeRows",
+    "ForwardBatch",
+    "ModelArray",
+    "TextEncoder",
+    "VectorHead",
+    "is_encoder",
+    "load_model",
+]
 
 switch_off()

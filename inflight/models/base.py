@@ -11,7 +11,7 @@ from inflight.checkpoint import Rope
 from inflight.contract import Array
 from inflight.errors import StartError
 
-Rows: TypeAlias = Any
+ModelArray: TypeAlias = Any
 """float32 [S, width] where the model computes: numpy's array, or torch's tensor on its device (`CausalLM.on_torch`)."""
 
 
@@ -106,7 +106,7 @@ class CausalLM(ABC):
     weight_bytes: int
     switch: int = 0
     stretched: int = 0
-    hidden: Rows | None = None
+    hidden: ModelArray | None = None
     best: Array | None = None
 
     @abstractmethod
@@ -117,7 +117,7 @@ class CausalLM(ABC):
     def make_cache(self, blocks: int, block_size: int) -> int:
         """Makes the cache of all layers, before the first step; returns its bytes."""
 
-    def decode(self, rows: DecodeRows, greedy: bool) -> Rows | None:
+    def decode(self, rows: DecodeRows, greedy: bool) -> ModelArray | None:
         """`forward` for the newest token of every row, straight from the batch's own arrays, where a model can do that.
 
         The tokens count as computed from then on; where `greedy`, the next ones are known too (`best`).
@@ -128,7 +128,7 @@ class CausalLM(ABC):
         return None
 
     @abstractmethod
-    def forward(self, batch: ForwardBatch) -> Rows:
+    def forward(self, batch: ForwardBatch) -> ModelArray:
         """Logits [S, vocab_size], on rank 0; other ranks return an empty tensor where they need not gather.
 
         They may be changed, and are valid until the next step.

@@ -16,7 +16,7 @@ from inflight.checkpoint import make_rope
 from inflight.device import Ranks
 from inflight.models.base import reaches
 from inflight.models.config import DecoderConfig, Experts
-from inflight.models.lora import LowRank, Routes
+from inflight.models.lora import AdapterTokens, LowRank
 from inflight.models.on_torch import TensorBatch, TorchLM, dtype_name
 from inflight.nn import (
     Activation,
@@ -140,9 +140,9 @@ class Decoder(TorchLM):
         first_token: int,
         ranks: Ranks,
         weight_bytes: int,
-        routes: Routes,
+        adapter_tokens: AdapterTokens,
     ) -> None:
-        self._routes = routes
+        self._adapter_tokens = adapter_tokens
         self.family = config.family
         self.layers = [layer.attention.spec for layer in layers]
         self.vocab_size = config.vocab_size
@@ -171,7 +171,7 @@ class Decoder(TorchLM):
     def compute(self, batch: TensorBatch) -> torch.Tensor:
         attention = self._attention
         assert attention is not None
-        self._routes.current = batch.adapters
+        self._adapter_tokens.current = batch.adapters
         scale = self._config.residual_scale
         reach = None if batch.reach is None else batch.reach.to(batch.positions.device)
         turns = {name: rope.turn(batch.positions, self.torch_dtype, reach) for name, rope in self._ropes.items()}

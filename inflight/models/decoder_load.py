@@ -10,8 +10,8 @@ from inflight.checkpoint import Weights, floats_into
 from inflight.device import Ranks
 from inflight.models.config import DecoderConfig
 from inflight.models.decoder import Attention, Decoder, DecoderLayer, Linear, Mixture, Mlp
-from inflight.models.decoder_tensors import Layout, Piece, Product
-from inflight.models.lora import Adapter, LowRank, Place, Routes
+from inflight.models.decoder_tensors import DecoderTensors, Piece, Product
+from inflight.models.lora import Adapter, AdapterTokens, LowRank, ModuleSlice
 from inflight.nn import AttentionSpec, RmsNorm, activation, to_array
 
 
@@ -28,15 +28,17 @@ def load_decoder(
     Raises:
         StartError: heads that cannot be divided, or a tensor that is missing or broken.
     """
-    layout = Layout(config, ranks.rank, ranks.size)
-    source = _Source(layout, weights, ranks, device, getattr(torch, dtype), adapters)
+    tensors = DecoderTensors(config, ranks.rank, ranks.size)
+    source = _Source(tensors, weights, ranks, device, getattr(torch, dtype), adapters)
     embedding = source.vocabulary("embedding")
     layers = [source.layer(index) for index in range(config.layers)]
     norm = source.norm("norm")
     head = embedding if config.tied else source.vocabulary("head")
     for adapter in adapters:
         adapter.finish()
-    return Decoder(config, layers, embedding, head, norm, layout.first_token, ranks, source.bytes, source.routes)
+    return Decoder(
+        config, layers, embedding, head, norm, tensors.first_token, ranks, source.bytes, source.adapter_tokens
+    )
 
 
 def attention_spec(config: DecoderConfig, index: int, heads: int, kv_heads: int) -> AttentionSpec:
@@ -58,17 +60,17 @@ class _Source:
 
     def __init__(
         self,
-        layout: Layout,
+        tensors: DecoderTensors,
         weights: Weights,
         ranks: Ranks,
         device: torch.device,
         dtype: torch.dtype,
         adapters: Sequence[Adapter],
     ) -> None:
-        self.routes = Routes()
+        self.adapter_tokens = AdapterTokens()
         self.bytes = 0
-        self._layout = layout
-        self._config = layout.config
+        self._tensors = tensors
+        self._config = tensors.config
         self._weights = weights
         self._ranks = ranks
         self._device = device
@@ -76,13 +78,13 @@ class _Source:
         self._adapters = adapters
 
     def norm(self, name: str) -> RmsNorm:
-        weight = self._stack((self._layout.norm(name),))
+        weight = self._stack((self._tensors.norm(name),))
         return RmsNorm(weight, self._config.eps, self._config.centered_norm)
 
     def vocabulary(self, name: str) -> torch.Tensor:
         """This rank's rows of a table over the vocabulary; the last rank's is filled up with zeros."""
-        rows = self._stack(self._layout.product(name).weights)
-        missing = self._layout.vocabulary - rows.shape[0]
+        rows = self._stack(self._tensors.product(name).weights)
+        missing = self._tensors.vocabulary - rows.shape[0]
         return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
 
     def layer(self, index: int) -> DecoderLayer:
@@ -98,9 +100,9 @@ class _Source:
         )
 
     def _attention(self, index: int) -> Attention:
-        config, layout = self._config, self._layout
+        config, tensors = self._config, self._tensors
         return Attention(
-            spec=attention_spec(config, index, layout.heads, layout.kv_heads),
+            spec=attention_spec(config, index, tensors.heads, tensors.kv_heads),
             qkv=self._linear(f"{index}.qkv"),
             out=self._linear(f"{index}.out"),
             rope=config.rope_of[index],
@@ -119,7 +121,7 @@ class _Source:
         numbers = range(experts.count)
         return Mixture(
             config=experts,
-            router=self._stack(self._layout.product(f"{index}.router").weights),
+            router=self._stack(self._tensors.product(f"{index}.router").weights),
             gate_up=[self._linear(f"{index}.gate_up.{n}", adapted=False) for n in numbers],
             down=[self._linear(f"{index}.down.{n}", adapted=False) for n in numbers],
             act=activation(self._config.activation),
@@ -127,39 +129,40 @@ class _Source:
         )
 
     def _linear(self, name: str, *, adapted: bool = True) -> Linear:
-        """A product with what the adapters do to the modules in it."""
-        product = self._layout.product(name)
+        """A product, with the adapters' updates to the modules in it."""
+        product = self._tensors.product(name)
         weight = self._stack(product.weights)
         bias = self._stack(product.biases) if product.biases else None
         if not self._adapters or not adapted:
             return Linear(weight, bias)
-        lora = LowRank(self.routes, _places(product))
+        lora = LowRank(self.adapter_tokens, _module_slices(product))
         for number, adapter in enumerate(self._adapters, 1):
             lora.load(number, adapter, weight)
         return Linear(weight, bias, lora)
 
     def _stack(self, pieces: Sequence[Piece]) -> torch.Tensor:
-        """Tensors, or parts of them, one above the other in one tensor."""
+        """Reads tensors, or slices of them, and stacks them."""
         for piece in pieces:
-            self._weights.check(piece.name, piece.shape)  # before memory is reserved for a config that lies
+            self._weights.check(piece.name, piece.shape)  # a wrong config must not reserve memory
         sizes = [piece.size for piece in pieces]
         whole = torch.empty((sum(size[0] for size in sizes), *sizes[0][1:]), dtype=self._dtype)
         target, begin = to_array(whole), 0
         for piece, size in zip(pieces, sizes):
-            found = self._weights.read(piece.name, piece.shape, piece.part)
-            floats_into(found, target[begin : begin + size[0]])
+            tensor = self._weights.read(piece.name, piece.shape, piece.part)
+            floats_into(tensor, target[begin : begin + size[0]])
             begin += size[0]
             self._weights.release()
         self.bytes += whole.nbytes
         return whole.to(self._device)
 
 
-def _places(product: Product) -> list[Place]:
-    """Where in a product the modules of the checkpoint are."""
-    places, at = [], 0
+def _module_slices(product: Product) -> list[ModuleSlice]:
+    """The modules of the checkpoint in a product."""
+    slices, offset = [], 0
     for piece in product.weights:
         dim, first, end = piece.part or (0, 0, piece.shape[0])
         rows = (first, end) if dim == 0 else (0, piece.shape[0])
-        places.append(Place(piece.name.removesuffix(".weight"), rows, at, (first, end) if dim == 1 else None))
-        at += piece.size[0]
-    return places
+        columns = (first, end) if dim == 1 else None
+        slices.append(ModuleSlice(piece.name.removesuffix(".weight"), rows, offset, columns))
+        offset += piece.size[0]
+    return slices

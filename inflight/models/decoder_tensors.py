@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint a decoder is made of, and which part of them a rank has.
+"""The tensors of a checkpoint that each weight of a decoder consists of, and the part of them that a rank loads.
 
 Parallel ranks split heads, intermediate sizes and the vocabulary (Shoeybi et al., 2019). Key heads are replicated where
 there are fewer of them than ranks.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from inflight.checkpoint import Part, Weights
+from inflight.checkpoint import Slice, Weights
 from inflight.errors import StartError
 from inflight.models.config import DecoderConfig
 
@@ -28,19 +28,20 @@ _PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the checkpoint, or a part of it.
+    """A tensor of the checkpoint, or a slice of it.
 
     Attributes:
         shape: of the whole tensor, as the config wants it.
+        part: None: the whole tensor.
     """
 
     name: str
     shape: tuple[int, ...]
-    part: Part | None = None
+    part: Slice | None = None
 
     @property
     def size(self) -> tuple[int, ...]:
-        """The part's shape."""
+        """The slice's shape."""
         if self.part is None:
             return self.shape
         dim, first, end = self.part
@@ -49,13 +50,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Product:
-    """y = x Wᵀ + b: what lies one above the other in W, and in b, which there may not be."""
+    """y = x Wᵀ + b: the tensors that are stacked in W, and in b; without biases there is no b."""
 
     weights: tuple[Piece, ...]
     biases: tuple[Piece, ...] = ()
 
 
-class Layout:
+class DecoderTensors:
     """A rank's share of a decoder.
 
     Args:
@@ -121,11 +122,11 @@ class Layout:
         """This rank's rows of a table over the vocabulary."""
         config = self.config
         last = min(self.first_token + self.vocabulary, config.vocab_size)
-        part = None if self.size == 1 else (0, self.first_token, last)
+        part = None if self.size == 1 else Slice(0, self.first_token, last)
         return Product((Piece(name, (config.vocab_size, config.hidden), part),))
 
     def _share(self, rows: int) -> tuple[int, int]:
-        """First and end of what this rank has of rows that are split evenly."""
+        """This rank's rows [first, end) of rows that are split evenly."""
         share = rows // self.size
         return self.rank * share, (self.rank + 1) * share
 
@@ -142,7 +143,7 @@ class Layout:
                 return Product((Piece(f"{prefix}self_attn.qkv_proj.weight", (self._rows(shares), config.hidden)),))
             pieces, offset = [], 0
             for rows, first, end in shares.values():
-                shape, part = (self._rows(shares), config.hidden), (0, offset + first, offset + end)
+                shape, part = (self._rows(shares), config.hidden), Slice(0, offset + first, offset + end)
                 pieces.append(Piece(f"{prefix}self_attn.qkv_proj.weight", shape, part))
                 offset += rows
             return Product(tuple(pieces))
@@ -161,12 +162,12 @@ class Layout:
         return sum(rows for rows, _, _ in shares.values())
 
     def _piece(self, name: str, shape: tuple[int, ...], first: int, end: int) -> Piece:
-        return Piece(name, shape, None if (first, end) == (0, shape[0]) else (0, first, end))
+        return Piece(name, shape, None if (first, end) == (0, shape[0]) else Slice(0, first, end))
 
     def _back(self, module: str, inputs: int, biased: bool) -> Product:
-        """From what the ranks split to what they sum. A bias is added once: on rank 0."""
+        """A product whose inputs the ranks split and whose outputs they sum. Rank 0 alone adds the bias."""
         hidden = self.config.hidden
-        part = None if self.size == 1 else (1, *self._share(inputs))
+        part = None if self.size == 1 else Slice(1, *self._share(inputs))
         biases = (Piece(f"{module}.bias", (hidden,)),) if biased and self.rank == 0 else ()
         return Product((Piece(f"{module}.weight", (hidden, inputs), part),), biases)
 
@@ -177,7 +178,9 @@ class Layout:
             name, both = f"{prefix}mlp.gate_up_proj.weight", (2 * rows, config.hidden)
             if self.size == 1:
                 return Product((Piece(name, both),))
-            return Product(tuple(Piece(name, both, (0, start, start + end - first)) for start in (first, rows + first)))
+            return Product(
+                tuple(Piece(name, both, Slice(0, start, start + end - first)) for start in (first, rows + first))
+            )
         modules = [f"{prefix}mlp.{key}_proj" for key in ("gate", "up")]
         weights = tuple(self._piece(f"{module}.weight", (rows, config.hidden), first, end) for module in modules)
         biases = tuple(self._piece(f"{module}.bias", (rows,), first, end) for module in modules)
@@ -192,7 +195,7 @@ class Layout:
         if kind == "gate_up":
             wide = (experts.size, hidden)
             return Product(tuple(self._piece(name, wide, first, end) for name in (gate, up)))
-        part = None if self.size == 1 else (1, first, end)
+        part = None if self.size == 1 else Slice(1, first, end)
         return Product((Piece(down, (hidden, experts.size), part),))
 
 

@@ -15,9 +15,10 @@ from inflight.errors import StartError
 from inflight.kernels import native_reason
 from inflight.models.base import CausalLM
 from inflight.models.config import DecoderConfig, decoder_config
-from inflight.models.decoder_tensors import Layout, located
+from inflight.models.decoder_tensors import DecoderTensors, located
 from inflight.models.native import ACTIVATIONS, NativeDecoder
-from inflight.models.weight_cache import CheckpointParts, FileParts, cache_path
+from inflight.models.weight_cache import CacheLoader, cache_path
+from inflight.models.weight_loader import CheckpointLoader
 from inflight.startup import require
 from inflight.tensors import FLOAT_DTYPES
 
@@ -138,15 +139,15 @@ def _load_engine(
 ) -> CausalLM:
     with model.weights(progress, settings.allow_pickle) as weights:
         described = located(described, weights, _untied(model.config))
-        kept: Path | None = None
+        cache: Path | None = None
         if settings.packed_cache:
-            kept = cache_path(settings.packed_cache, model, (settings.quantize, dtype))
-            found = _from_cache(kept, described, settings, dtype)
-            if found is not None:
-                return found
-        parts = CheckpointParts(Layout(described), weights, FLOAT_DTYPES[dtype], kept)
+            cache = cache_path(settings.packed_cache, model, (settings.quantize, dtype))
+            cached = _from_cache(cache, described, settings, dtype)
+            if cached is not None:
+                return cached
+        loader = CheckpointLoader(DecoderTensors(described), weights, FLOAT_DTYPES[dtype], cache)
         try:
-            engine = NativeDecoder(described, parts, settings, dtype)
+            engine = NativeDecoder(described, loader, settings, dtype)
         except ValueError as error:
             raise StartError(f"the CPU engine cannot run this model: {error}; start with --cpu-engine torch") from error
         _say_unused(weights, described)
@@ -154,11 +155,11 @@ def _load_engine(
 
 
 def _from_cache(path: Path, described: DecoderConfig, settings: ModelConfig, dtype: str) -> CausalLM | None:
-    """A model from its packed weights, where they were kept at a former start."""
+    """The model from the packed weights of a former start; None if there are none, or they cannot be used."""
     if not path.is_file():
         return None
     try:
-        return NativeDecoder(described, FileParts(path), settings, dtype)
+        return NativeDecoder(described, CacheLoader(path), settings, dtype)
     except (OSError, ValueError) as error:
         log.warning("the packed weights in '%s' are not used and will be written again: %s", path, error)
         return None

@@ -23,57 +23,56 @@ CONFIG = "adapter_config.json"
 
 
 @dataclass
-class Routes:
-    """Which tokens of the running step belong to which adapter: (number, int64 [n] indices)."""
+class AdapterTokens:
+    """The tokens of each adapter in the running step: (the adapter's number, int64 [n] indices)."""
 
     current: list[tuple[int, torch.Tensor]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Place:
-    """A module of the checkpoint within a fused product of this rank.
+class ModuleSlice:
+    """This rank's part of a module of the checkpoint, in a fused product.
 
     Attributes:
         module: its name in the checkpoint.
-        out: rows of its weight that this rank has, first and end.
-        at: column of the product where they begin.
-        into: columns of its weight that this rank has, or None for all.
+        rows: [first, end) of its weight's rows.
+        offset: column of the product where these rows begin.
+        columns: [first, end) of its weight's columns; None: all.
     """
 
     module: str
-    out: tuple[int, int]
-    at: int
-    into: tuple[int, int] | None = None
+    rows: tuple[int, int]
+    offset: int
+    columns: tuple[int, int] | None = None
 
 
 class LowRank:
-    """The updates of one product."""
+    """The updates of one product: those of every adapter to every module in it."""
 
-    def __init__(self, routes: Routes, places: list[Place]) -> None:
-        self._routes = routes
-        self._places = places
-        self._parts: dict[int, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
+    def __init__(self, adapter_tokens: AdapterTokens, slices: list[ModuleSlice]) -> None:
+        self._adapter_tokens = adapter_tokens
+        self._module_slices = slices
+        self._factors: dict[int, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
 
     def load(self, number: int, adapter: Adapter, like: torch.Tensor) -> None:
         """Reads this rank's share of one adapter's factors."""
-        for place in self._places:
-            factors = adapter.factors(place.module)
+        for part in self._module_slices:
+            factors = adapter.factors(part.module)
             if factors is None:
                 continue
             first, second = factors
-            if place.into is not None:
-                first = first[:, slice(*place.into)]
-            second = second[slice(*place.out)]
-            part = (first.to(like), second.to(like), place.at)
-            self._parts.setdefault(number, []).append(part)
+            if part.columns is not None:
+                first = first[:, slice(*part.columns)]
+            second = second[slice(*part.rows)]
+            self._factors.setdefault(number, []).append((first.to(like), second.to(like), part.offset))
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Adds every token's update. Args: x [T, in], y [T, out], changed in place."""
-        for number, index in self._routes.current:
-            rows = x[index]
-            for first, second, at in self._parts.get(number, ()):
+        for number, index in self._adapter_tokens.current:
+            inputs = x[index]
+            for first, second, at in self._factors.get(number, ()):
                 end = at + second.shape[0]
-                y[index, at:end] += (rows @ first.T) @ second.T
+                y[index, at:end] += (inputs @ first.T) @ second.T
 
 
 class Adapter:

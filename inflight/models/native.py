@@ -1,7 +1,7 @@
 """The decoder on the CPU engine: the layers of `models/decoder.py` as one program of native operations.
 
-Between operations everything is float32; products read what their weights want. A row's logits depend on nothing but
-the row: bit for bit the same in any batch, in any chunking, on any number of threads.
+Buffers between operations are float32; products round their inputs to the weight's format. A row's logits depend on the
+row alone: they are bit for bit the same in any batch, in any chunks, on any number of threads.
 """
 
 from __future__ import annotations
@@ -28,54 +28,60 @@ from inflight.kernels import (
 )
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
 from inflight.models.config import DecoderConfig
-from inflight.models.weight_cache import Parts
+from inflight.models.weight_loader import WeightLoader
 from inflight.tensors import FLOAT_DTYPES, Floats
 
 log = logging.getLogger("inflight")
 
 ACTIVATIONS = {
-    "silu": Activation.SILU,
-    "swish": Activation.SILU,
-    "gelu": Activation.GELU,
-    "gelu_new": Activation.GELU_TANH,
-    "gelu_pytorch_tanh": Activation.GELU_TANH,
-    "gelu_fast": Activation.GELU_TANH,
-    "relu": Activation.RELU,
+    "silu": "SILU",
+    "swish": "SILU",
+    "gelu": "GELU",
+    "gelu_new": "GELU_TANH",
+    "gelu_pytorch_tanh": "GELU_TANH",
+    "gelu_fast": "GELU_TANH",
+    "relu": "RELU",
 }
-"""By their names in a config."""
+"""Names in `Activation` by their names in a config."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How float weights are packed: those of the layers, and the vocabulary's two. None: as they are."""
+class QuantConfig:
+    """How float weights are packed.
 
-    layers: Precision | None
-    vocabulary: Precision | None
+    Attributes:
+        layers: the weights of layers; None: as floats.
+        vocabulary: embedding and head; None: as floats.
+    """
+
+    layers: Precision | None = None
+    vocabulary: Precision | None = None
 
 
-_INT8 = Precision(Format.INT8)
-RECIPES = {
-    "none": Recipe(None, None),
-    "int8": Recipe(_INT8, _INT8),
-    # As peers do: logits lose more to 4 bits than all layers together.
-    "int4": Recipe(Precision(Format.GROUP4, 32), _INT8),
-    "int4-64": Recipe(Precision(Format.GROUP4, 64), _INT8),
-    "int4-128": Recipe(Precision(Format.GROUP4, 128), _INT8),
-}
-"""By the values of `--quantize`."""
+def quant_config(quantize: str) -> QuantConfig:
+    """Of a value of `--quantize`: none, int8, int4 or int4-GROUP.
+
+    With int4 the vocabulary has 8 bits, as in other engines: logits lose more to 4 bits than all layers together.
+    """
+    if quantize == "none":
+        return QuantConfig()
+    int8 = Precision(Format.INT8)
+    if quantize == "int8":
+        return QuantConfig(int8, int8)
+    return QuantConfig(Precision(Format.GROUP4, int(quantize.partition("-")[2] or 32)), int8)
 
 
 class NativeDecoder(CausalLM):
-    """See the module. Made by `load_model`.
+    """A `CausalLM` on the CPU engine, see the module. `load_model` makes it.
 
     Args:
         config: the decoder.
-        parts: its weights, which are taken one after the other.
+        loader: of its weights, which are added one after the other.
         settings: threads, precision and cache.
         dtype: of weights that are not quantised.
     """
 
-    def __init__(self, config: DecoderConfig, parts: Parts, settings: ModelConfig, dtype: str) -> None:
+    def __init__(self, config: DecoderConfig, loader: WeightLoader, settings: ModelConfig, dtype: str) -> None:
         self.family = config.family
         self._layers = [
             Layer(config.heads, config.kv_heads, config.head_dim, config.scale, window, config.softcap)
@@ -94,12 +100,12 @@ class NativeDecoder(CausalLM):
             self._program = NativeProgram(self.threads, settings.cpu_isa)
         except ValueError as error:
             raise StartError(f"the setting cpu_isa: {error}") from error
-        self._build(parts, RECIPES[settings.quantize])
-        parts.finish(self._program)
+        self._build(loader, quant_config(settings.quantize))
+        loader.finish(self._program)
         self.weight_bytes = self._program.bytes
         log.info("CPU engine: %s, %d threads, weights %d MB", self.isa, self.threads, self.weight_bytes // 1_000_000)
 
-    def _build(self, parts: Parts, recipe: Recipe) -> None:
+    def _build(self, loader: WeightLoader, quant: QuantConfig) -> None:
         """The program, in the order in which a step runs."""
         config, program = self._config, self._program
         ropes = [make_rope(rope, config.head_dim, config.max_positions) for rope in config.ropes.values()]
@@ -111,7 +117,7 @@ class NativeDecoder(CausalLM):
         x = program.buffer(config.hidden)
         qkv = program.buffer((config.heads + 2 * config.kv_heads) * config.head_dim)
         attended = program.buffer(config.heads * config.head_dim)
-        [table] = self._take(parts, "embedding", recipe.vocabulary)
+        [table] = self._take(loader, "embedding", quant.vocabulary)
         # The embedding's scale as the models were trained: rounded to the weights' dtype.
         program.embed(table, x, float(np.array(config.embedding_scale, FLOAT_DTYPES[self.dtype])))
         update = program.buffer(config.hidden)
@@ -121,71 +127,75 @@ class NativeDecoder(CausalLM):
         for index, spec in enumerate(self._layers):
             name = f"{index}."
             layer = program.layer(spec)
-            before = self._norm(parts, f"{name}before_attention")
-            program.multiply(x, qkv, self._take(parts, f"{name}qkv", recipe.layers), norm=before)
+            before = self._norm(loader, f"{name}before_attention")
+            program.multiply(x, qkv, self._take(loader, f"{name}qkv", quant.layers), norm=before)
             heads = None
             if config.qk_norm:
-                heads = self._norm(parts, f"{name}q_norm"), self._norm(parts, f"{name}k_norm")
+                heads = self._norm(loader, f"{name}q_norm"), self._norm(loader, f"{name}k_norm")
             rope_name = config.rope_of[index]
             program.rotate(qkv, layer, None if rope_name is None else numbers[rope_name], heads)
             program.attend(qkv, attended, layer)
-            self._join(parts, attended, x, update, f"{name}out", f"{name}after_attention", recipe)
-            before = self._norm(parts, f"{name}before_mlp")
+            self._join(loader, attended, x, update, f"{name}out", f"{name}after_attention", quant)
+            before = self._norm(loader, f"{name}before_mlp")
             if experts is not None and experts.layers[index]:
-                self._mixture(parts, x, routed, name, before, recipe)
+                self._mixture(loader, x, routed, name, before, quant)
                 continue
-            gate_up = self._take(parts, f"{name}gate_up", recipe.layers, gated=True)
-            act = ACTIVATIONS[config.activation]
+            gate_up = self._take(loader, f"{name}gate_up", quant.layers, gated=True)
+            act = Activation[ACTIVATIONS[config.activation]]
             if len(gate_up) == 1:
                 program.multiply(x, inner, gate_up, norm=before, act=act)
             else:  # in two formats
                 wide = program.buffer(2 * config.intermediate) if wide < 0 else wide
                 program.multiply(x, wide, gate_up, norm=before)
                 program.gate(wide, inner, act)
-            self._join(parts, inner, x, update, f"{name}down", f"{name}after_mlp", recipe)
+            self._join(loader, inner, x, update, f"{name}down", f"{name}after_mlp", quant)
         self._last, self._logits = program.buffer(config.hidden), program.buffer(config.vocab_size)
-        program.gather(x, self._last, self._norm(parts, "norm"))
-        head = (table,) if config.tied else self._take(parts, "head", recipe.vocabulary)
+        program.gather(x, self._last, self._norm(loader, "norm"))
+        head = (table,) if config.tied else self._take(loader, "head", quant.vocabulary)
         program.multiply(self._last, self._logits, head)
         if config.logits_divider != 1.0 or config.final_softcap is not None:
             program.cap(self._logits, config.logits_divider, config.final_softcap)
 
-    def _join(self, parts: Parts, source: int, x: int, update: int, name: str, after: str, recipe: Recipe) -> None:
+    def _join(
+        self, loader: WeightLoader, source: int, x: int, update: int, name: str, after: str, quant: QuantConfig
+    ) -> None:
         """x += a product of `source`, through a norm in sandwich form."""
         config, program = self._config, self._program
-        product = self._take(parts, name, recipe.layers)
+        product = self._take(loader, name, quant.layers)
         if not config.sandwich:
             program.multiply(source, x, product, add=True, scale=config.residual_scale)
             return
         program.multiply(source, update, product)
-        program.norm(update, x, self._norm(parts, after), add=True, scale=config.residual_scale)
+        program.norm(update, x, self._norm(loader, after), add=True, scale=config.residual_scale)
 
-    def _mixture(self, parts: Parts, x: int, routed: int, name: str, norm: Norm, recipe: Recipe) -> None:
+    def _mixture(self, loader: WeightLoader, x: int, routed: int, name: str, norm: Norm, quant: QuantConfig) -> None:
         config, program = self._config, self._program
         experts = config.experts
         assert experts is not None
-        program.multiply(x, routed, self._take(parts, f"{name}router", None), norm=norm)
+        program.multiply(x, routed, self._take(loader, f"{name}router", None), norm=norm)
         numbers = range(experts.count)
         program.mixture(
             x,
             routed,
-            [self._take(parts, f"{name}gate_up.{n}", recipe.layers, gated=True)[0] for n in numbers],
-            [self._take(parts, f"{name}down.{n}", recipe.layers)[0] for n in numbers],
+            [self._take(loader, f"{name}gate_up.{n}", quant.layers, gated=True)[0] for n in numbers],
+            [self._take(loader, f"{name}down.{n}", quant.layers)[0] for n in numbers],
             norm=norm,
             chosen=experts.chosen,
             normalise=experts.normalise,
-            act=ACTIVATIONS[config.activation],
+            act=Activation[ACTIVATIONS[config.activation]],
             scale=config.residual_scale,
         )
 
-    def _take(self, parts: Parts, name: str, precision: Precision | None, *, gated: bool = False) -> tuple[int, ...]:
+    def _take(
+        self, loader: WeightLoader, name: str, precision: Precision | None, *, gated: bool = False
+    ) -> tuple[int, ...]:
         """A product's numbers: several where its tensors have several formats."""
-        numbers = parts.product(self._program, name, precision, gated=gated)
+        numbers = loader.product(self._program, name, precision, gated=gated)
         self._names.update(dict.fromkeys(numbers, name.lstrip("0123456789.")))
         return numbers
 
-    def _norm(self, parts: Parts, name: str) -> Norm:
-        return Norm(parts.norm(self._program, name), self._config.eps, self._config.centered_norm)
+    def _norm(self, loader: WeightLoader, name: str) -> Norm:
+        return Norm(loader.norm(self._program, name), self._config.eps, self._config.centered_norm)
 
     @property
     def isa(self) -> str:
@@ -193,11 +203,11 @@ class NativeDecoder(CausalLM):
         return self._program.isa
 
     def measure(self, on: bool) -> None:
-        """Counts what each operation costs from now on, or not."""
+        """Switches the measurement of operations' costs on (from zero) or off."""
         self._program.measure(on)
 
     def costs(self) -> list[Cost]:
-        """Of each operation, in order; products by the name of their weight."""
+        """The cost of each operation, in order; products have the name of their weight."""
         costs = self._program.costs()
         named = [replace(c, name=self._names[c.product]) if c.name == "product" else c for c in costs]
         if named[-1].name == "embedding" or named[-2].name == "embedding":  # a tied head
@@ -217,9 +227,9 @@ class NativeDecoder(CausalLM):
             self._arrays = DecodeArrays(
                 rows.tokens[:count], rows.blocks[:count], rows.known[:count], rows.computed[:count]
             )
-        found = self._program.decode(self._arrays, greedy, self._logits, self._last)
-        self.hidden, self.best = found.hidden, found.best
-        return found.logits
+        output = self._program.decode(self._arrays, greedy, self._logits, self._last)
+        self.hidden, self.best = output.hidden, output.best
+        return output.logits
 
     def forward(self, batch: ForwardBatch) -> Floats:
         wanted, order = batch.logits_at, None
@@ -230,13 +240,13 @@ class NativeDecoder(CausalLM):
         step = StepArrays(
             batch.token_ids, batch.positions, batch.slots, batch.query_lens, batch.block_tables, wanted, batch.reach
         )
-        found = self._program.run(step, self._logits, self._last)
-        self.hidden, self.best = found.hidden, found.best
+        output = self._program.run(step, self._logits, self._last)
         if order is None:
-            return found.logits
+            self.hidden, self.best = output.hidden, output.best
+            return output.logits
         back = np.argsort(order)
-        self.hidden, self.best = found.hidden[back], found.best[back]
-        return found.logits[back]
+        self.hidden, self.best = output.hidden[back], output.best[back]
+        return output.logits[back]
 
 
 def _kv_type(asked: str, dtype: str) -> KvType:

@@ -9,7 +9,7 @@ import numpy as np
 
 from inflight.contract import Array, Sampling, Watermark
 from inflight.kernels import Row, Sampled, log_softmax_at, sample
-from inflight.models import Rows
+from inflight.models import ModelArray
 from inflight.shard.sampler import RowState, Sampler
 
 _NOTHING = np.empty(0, np.int32)
@@ -30,7 +30,7 @@ class NativeSampler(Sampler):
 
     def sample(
         self,
-        logits: Rows,
+        logits: ModelArray,
         sampling: Sequence[Sampling],
         state: Callable[[int], RowState],
         masks: Mapping[int, bytes] | None = None,
@@ -46,10 +46,10 @@ class NativeSampler(Sampler):
             rows.append(Row(each, known.tokens, known.num_prompt, mask))
         return sample(logits, rows, self._threads, best, self._watermark, self._isa)
 
-    def prompt_logprobs(self, logits: Rows, following: Array) -> list[float]:
+    def prompt_logprobs(self, logits: ModelArray, following: Array) -> list[float]:
         values: list[float] = log_softmax_at(logits, following, self._threads, self._isa).tolist()
         return values
 
-    def on_host(self, rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def on_host(self, rows: ModelArray) -> np.ndarray[Any, np.dtype[np.float32]]:
         found: np.ndarray[Any, np.dtype[np.float32]] = rows
         return found

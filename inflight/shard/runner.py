@@ -14,7 +14,7 @@ from inflight.config import ModelConfig, processors
 from inflight.contract import Array, ShardJob, ShardOffer, StepPlan, StepResult, Watermark
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
-from inflight.models import CausalLM, DecodeRows, ForwardBatch, Rows, VectorHead, load_model
+from inflight.models import CausalLM, DecodeRows, ForwardBatch, ModelArray, VectorHead, load_model
 from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.plan_checks import sound_plan
@@ -129,7 +129,7 @@ class ModelRunner:
         batch = self._batch
         return [int(batch.tokens[row, batch.known[row] - 1]) for row in map(batch.row, ids)]
 
-    def _decoded(self, plan: StepPlan, rows: DecodeRows, logits: Rows, greedy: bool, began: float) -> StepResult:
+    def _decoded(self, plan: StepPlan, rows: DecodeRows, logits: ModelArray, greedy: bool, began: float) -> StepResult:
         """Most steps come this way: every row decoded, in the batch's own arrays."""
         best = self._model.best
         if greedy and best is not None:
@@ -154,7 +154,7 @@ class ModelRunner:
     def _answer(
         self,
         plan: StepPlan,
-        logits: Rows,
+        logits: ModelArray,
         sampled: list[int],
         scored: list[Scored],
         failed: dict[int, str],
@@ -190,7 +190,7 @@ class ModelRunner:
         shared: Array = self._ranks.broadcast(torch.from_numpy(tokens).to(self._device.torch)).cpu().numpy()
         return shared
 
-    def _sample(self, sampled: list[int], logits: Rows, masks: dict[int, bytes]) -> Sampled:
+    def _sample(self, sampled: list[int], logits: ModelArray, masks: dict[int, bytes]) -> Sampled:
         batch = self._batch
 
         def state(place: int) -> RowState:
@@ -203,7 +203,7 @@ class ModelRunner:
             best = best[len(best) - len(sampled) :]
         return self._sampler.sample(logits, [batch.sampling[row] for row in sampled], state, places, best)
 
-    def _score(self, scored: list[Scored], logits: Rows) -> dict[int, list[float]]:
+    def _score(self, scored: list[Scored], logits: ModelArray) -> dict[int, list[float]]:
         """Log-probabilities of prompt tokens that this step's chunks predicted."""
         found: dict[int, list[float]] = {}
         start = 0
@@ -264,7 +264,7 @@ def _trim() -> None:
 
 
 def _dummy(lengths: list[int], block_size: int) -> ForwardBatch:
-    """Rows that write to the first blocks, which nobody owns yet. All rows share them: only the shapes matter."""
+    """Rows that write to the first blocks of an unused cache. They share the blocks: only the shapes matter."""
     total = sum(lengths)
     blocks = -(-max(lengths) // block_size)
     positions = np.concatenate([np.arange(length) for length in lengths])

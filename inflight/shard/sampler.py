@@ -11,7 +11,7 @@ import numpy as np
 
 from inflight.contract import Array, Sampling
 from inflight.kernels import Sampled
-from inflight.models import Rows
+from inflight.models import ModelArray
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sampler(ABC):
     @abstractmethod
     def sample(
         self,
-        logits: Rows,
+        logits: ModelArray,
         sampling: Sequence[Sampling],
         state: Callable[[int], RowState],
         masks: Mapping[int, bytes] | None = None,
@@ -51,9 +51,9 @@ class Sampler(ABC):
         """
 
     @abstractmethod
-    def prompt_logprobs(self, logits: Rows, following: Array) -> list[float]:
+    def prompt_logprobs(self, logits: ModelArray, following: Array) -> list[float]:
         """Log-probabilities of the tokens that really follow. Args: logits float32 [n, V], following [n]."""
 
     @abstractmethod
-    def on_host(self, rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def on_host(self, rows: ModelArray) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The same rows as numpy's array of float32."""

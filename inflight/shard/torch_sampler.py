@@ -15,7 +15,7 @@ import torch
 
 from inflight.contract import Array, Sampling, Watermark
 from inflight.kernels import Sampled, top_k
-from inflight.models import Rows
+from inflight.models import ModelArray
 from inflight.nn import to_array, to_tensor
 from inflight.shard.sampler import RowState, Sampler
 
@@ -36,7 +36,7 @@ class TorchSampler(Sampler):
 
     def sample(
         self,
-        logits: Rows,
+        logits: ModelArray,
         sampling: Sequence[Sampling],
         state: Callable[[int], RowState],
         masks: Mapping[int, bytes] | None = None,
@@ -45,11 +45,11 @@ class TorchSampler(Sampler):
         with torch.inference_mode():
             return sample(logits, sampling, state, masks, best, self._watermark)
 
-    def prompt_logprobs(self, logits: Rows, following: Array) -> list[float]:
+    def prompt_logprobs(self, logits: ModelArray, following: Array) -> list[float]:
         with torch.inference_mode():
             return prompt_logprobs(logits, following)
 
-    def on_host(self, rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def on_host(self, rows: ModelArray) -> np.ndarray[Any, np.dtype[np.float32]]:
         return to_array(rows.float())
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from inflight.checkpoint import Weights, open_model
+from inflight.checkpoint import Slice, Weights, open_model
 from inflight.checkpoint.methods import EIGHTS, FOURS, INTEGERS, METHODS
 from inflight.errors import StartError
 from inflight.tensors import Quantised, Weight
@@ -146,8 +146,10 @@ def test_a_form_is_what_its_library_makes_of_it(form: str, tmp_path: Path) -> No
         kept = (found.bits, found.group) if isinstance(found, Quantised) else None
         assert kept == KEPT.get(form)
         np.testing.assert_allclose(floats(found), weight.numpy(), **close)
-        np.testing.assert_array_equal(floats(weights.read(name, (SIZE, SIZE), (0, 8, 24))), floats(found)[8:24])
-        np.testing.assert_array_equal(floats(weights.read(name, (SIZE, SIZE), (1, 16, 48))), floats(found)[:, 16:48])
+        np.testing.assert_array_equal(floats(weights.read(name, (SIZE, SIZE), Slice(0, 8, 24))), floats(found)[8:24])
+        np.testing.assert_array_equal(
+            floats(weights.read(name, (SIZE, SIZE), Slice(1, 16, 48))), floats(found)[:, 16:48]
+        )
         with pytest.raises(StartError, match=r"down_proj\.|the config wants"):
             weights.check(name, (SIZE, 3 * SIZE))
     # transformers on the floats: the same tokens, and log-probabilities within the rounding.

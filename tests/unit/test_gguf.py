@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from inflight.checkpoint import floats_into, open_model
+from inflight.checkpoint import Slice, floats_into, open_model
 from inflight.checkpoint.gguf import GgufFile
 from inflight.contract import SamplingDefaults
 from inflight.errors import StartError
@@ -117,7 +117,7 @@ def test_tensors_that_are_one(
         for name, expected in kept.items():
             assert np.array_equal(floats(checkpoint.read(name, expected.shape)), expected), name
             if len(expected.shape) == 2:
-                assert np.array_equal(floats(checkpoint.read(name, expected.shape, (0, 8, 24))), expected[8:24])
+                assert np.array_equal(floats(checkpoint.read(name, expected.shape, Slice(0, 8, 24))), expected[8:24])
         assert checkpoint.unused() == []
     assert run(make_runner(tmp_path / "tiny.gguf"), PROMPTS, 12) == run(make_runner(original), PROMPTS, 12)
 
@@ -162,10 +162,12 @@ def test_types(family: str, architecture: str, type: Type, tmp_path: Path) -> No
             blocks = type not in (Type.F16, Type.BF16) and len(expected.shape) == 2
             assert isinstance(found, Blocks) == blocks, name
             if len(expected.shape) == 2:
-                rows = checkpoint.read(name, expected.shape, (0, 16, 40))
+                rows = checkpoint.read(name, expected.shape, Slice(0, 16, 40))
                 assert isinstance(rows, Blocks) == blocks
                 assert np.array_equal(floats(rows), expected[16:40])
-                assert np.array_equal(floats(checkpoint.read(name, expected.shape, (1, 16, 40))), expected[:, 16:40])
+                assert np.array_equal(
+                    floats(checkpoint.read(name, expected.shape, Slice(1, 16, 40))), expected[:, 16:40]
+                )
         assert checkpoint.unused() == []
     save_floats(original, kept)
     assert run(make_runner(path), PROMPTS, 12) == run(make_runner(original), PROMPTS, 12)

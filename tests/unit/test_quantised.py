@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from inflight.checkpoint import floats_into, open_model
+from inflight.checkpoint import Slice, floats_into, open_model
 from inflight.errors import StartError
 from inflight.models.config import decoder_config
 from inflight.tensors import Quantised, Weight
@@ -194,13 +194,13 @@ def test_a_checkpoint_writes_what_its_floats_write(form: str, tmp_path: Path) ->
             if not isinstance(found, Quantised):
                 continue
             assert (found.offsets is None) == symmetric
-            rows = checkpoint.read(name, shape, (0, 8, 24))
+            rows = checkpoint.read(name, shape, Slice(0, 8, 24))
             assert isinstance(rows, Quantised)
             assert np.array_equal(floats(rows), values[8:24])
-            whole = checkpoint.read(name, shape, (1, 0, shape[1]))
+            whole = checkpoint.read(name, shape, Slice(1, 0, shape[1]))
             assert isinstance(whole, Quantised)
             assert np.array_equal(floats(whole), values)
-            assert np.array_equal(checkpoint.read(name, shape, (1, 16, 48)), values[:, 16:48])
+            assert np.array_equal(checkpoint.read(name, shape, Slice(1, 16, 48)), values[:, 16:48])
         assert checkpoint.unused() == []
     assert run(make_runner(made), PROMPTS, 16) == run(make_runner(plain), PROMPTS, 16)
 
@@ -229,8 +229,8 @@ def test_inputs_in_an_order_of_their_own(bits: int, tmp_path: Path, caplog: pyte
         for name, values in expected.items():
             assert np.array_equal(checkpoint.read(name, values.shape), values)
             if values.ndim == 2:
-                assert np.array_equal(checkpoint.read(name, values.shape, (0, 3, 40)), values[3:40])
-                assert np.array_equal(checkpoint.read(name, values.shape, (1, 3, 40)), values[:, 3:40])
+                assert np.array_equal(checkpoint.read(name, values.shape, Slice(0, 3, 40)), values[3:40])
+                assert np.array_equal(checkpoint.read(name, values.shape, Slice(1, 3, 40)), values[:, 3:40])
     assert [record.message for record in caplog.records if "desc_act" in record.message] == [
         "the inputs of this GPTQ checkpoint are in an order of their own (desc_act), so it is computed in floats"
     ]

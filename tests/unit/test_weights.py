@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from inflight.checkpoint import open_model
+from inflight.checkpoint import Slice, open_model
 from inflight.errors import StartError
 from tests.lm import make_runner, run, save_tiny
 
@@ -56,8 +56,8 @@ def test_slices(tiny: Path) -> None:
     seen: list[float] = []
     with open_model(tiny).weights(seen.append) as checkpoint:
         whole = checkpoint.read(name, (64, 96))
-        assert np.array_equal(checkpoint.read(name, (64, 96), (1, 32, 64)), whole[:, 32:64])
-        assert np.array_equal(checkpoint.read(name, (64, 96), (0, 10, 20)), whole[10:20])
+        assert np.array_equal(checkpoint.read(name, (64, 96), Slice(1, 32, 64)), whole[:, 32:64])
+        assert np.array_equal(checkpoint.read(name, (64, 96), Slice(0, 10, 20)), whole[10:20])
         checkpoint.release()
         assert np.array_equal(whole, load_file(tiny / "model.safetensors")[name].numpy())
         assert name not in checkpoint.unused()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inflight.checkpoint.files import Part, Tensor, part_of
+from inflight.checkpoint.files import Slice, Tensor, sliced
 from inflight.checkpoint.gguf.file import whole_number
 from inflight.checkpoint.gguf.names import hf_name
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
@@ -91,13 +91,13 @@ class GgufWeights(Source):
         if stored.shape != list(wanted):
             raise StartError(f"{where} has shape {stored.shape}, its metadata wants {list(wanted)}; is it broken?")
 
-    def read(self, name: str, shape: Sequence[int], part: Part | None = None) -> Weight:
+    def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Weight:
         self.check(name, shape)
         stored = self._find(name)
         rows = self._rows(stored)
-        rowwise = part is not None and part[0] == 0 and len(shape) > 1
+        rowwise = part is not None and part.dim == 0 and len(shape) > 1
         if rowwise and part is not None:
-            rows = rows[part[1] : part[2]]
+            rows = rows[part.first : part.end]
         rows = self._ordered(stored, rows, part if rowwise else None)
         self._tell(rows.nbytes)
         self._read.append(stored.placed)
@@ -112,7 +112,7 @@ class GgufWeights(Source):
         floats = floats[0] if len(shape) == 1 else floats
         if self._architecture in _GEMMA and name.endswith("norm.weight"):
             floats = floats - np.float32(1)  # llama.cpp keeps the factor itself
-        return floats if rowwise else part_of(floats, part)
+        return floats if rowwise else sliced(floats, part)
 
     def release(self) -> None:
         for placed in self._read:
@@ -173,7 +173,7 @@ class GgufWeights(Source):
         rows = stored.shape[0] if len(stored.shape) > 1 else 1
         return data.reshape(rows, -1)
 
-    def _ordered(self, stored: _Stored, rows: Bytes, part: Part | None) -> Bytes:
+    def _ordered(self, stored: _Stored, rows: Bytes, part: Slice | None) -> Bytes:
         order = self._order(stored)
         if order is None:
             return rows
@@ -184,7 +184,7 @@ class GgufWeights(Source):
         if part is None:
             found = rows[order]
             return found
-        found = self._rows(stored)[order[part[1] : part[2]]]
+        found = self._rows(stored)[order[part.first : part.end]]
         return found
 
     def _order(self, stored: _Stored) -> np.ndarray | None:

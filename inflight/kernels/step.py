@@ -1,0 +1,94 @@
+"""Runs the steps of a native program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from inflight.kernels.arrays import address, aligned_floats
+from inflight.kernels.layout import DecodeArrays, Integers, StepArrays, StepOutput
+
+MIN_ROWS = 8
+"""Rows that memory for results has at least."""
+
+
+class StepRunner:
+    """Steps of one program. The memory of results is used again from step to step.
+
+    Args:
+        program: the native one.
+        widths: of its buffers, by number.
+    """
+
+    def __init__(self, program: Any, widths: Sequence[int]) -> None:
+        self._program = program
+        self._widths = widths
+        self._memory = StepOutput(aligned_floats(0, 0), aligned_floats(0, 0), np.empty(0, np.int64))
+        self._output = self._memory
+        self._decoding: DecodeArrays | None = None  # the arrays whose addresses are in `_arguments`
+        self._arguments: tuple[int, ...] = ()
+
+    def run(self, step: StepArrays, logits: int, hidden: int) -> StepOutput:
+        """See `NativeProgram.run`."""
+        tokens, positions, slots, at = map(_int64, (step.tokens, step.positions, step.slots, step.logits_at))
+        tables = np.ascontiguousarray(step.tables, np.int32)
+        reach = None if step.reach is None else _int64(step.reach)
+        out, self._decoding = self._results(len(at), logits, hidden), None
+        self._program.run(
+            address(tokens),
+            address(positions),
+            address(slots),
+            step.lengths,
+            address(tables),
+            address(at),
+            len(tokens),
+            tables.shape[1],
+            len(at),
+            address(out.logits),
+            address(out.hidden),
+            hidden,
+            address(out.best),
+            0 if reach is None else address(reach),
+        )
+        return out
+
+    def decode(self, step: DecodeArrays, append: bool, logits: int, hidden: int) -> StepOutput:
+        """See `NativeProgram.decode`. The arguments are kept as long as the batch keeps its arrays."""
+        if step is not self._decoding:
+            self._decoding, out = step, self._results(len(step.known), logits, hidden)
+            self._arguments = (
+                address(step.tokens),
+                step.tokens.shape[1],
+                address(step.blocks),
+                step.blocks.shape[1],
+                address(step.known),
+                address(step.computed),
+                len(step.known),
+                address(out.logits),
+                address(out.hidden),
+                hidden,
+                address(out.best),
+            )
+        self._program.decode(append, *self._arguments)
+        return self._output
+
+    def _results(self, rows: int, logits: int, hidden: int) -> StepOutput:
+        """Arrays for the results of `rows` rows: those of the last step, or views of the memory, which may grow."""
+        if self._output.logits.shape == (rows, self._widths[logits]):
+            return self._output
+        if len(self._memory.best) < rows or not len(self._memory.best):
+            most = max(MIN_ROWS, rows)
+            self._memory = StepOutput(
+                aligned_floats(most, self._widths[logits]),
+                aligned_floats(most, self._widths[hidden]),
+                np.empty(most, np.int64),
+            )
+        memory = self._memory
+        self._output = StepOutput(memory.logits[:rows], memory.hidden[:rows], memory.best[:rows])
+        return self._output
+
+
+def _int64(values: Integers) -> Integers:
+    return np.ascontiguousarray(values, np.int64)
