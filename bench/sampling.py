@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from inflight.contract import Sampling
-from inflight.kernels import Row, sample
+from inflight.kernels import SamplerRow, sample
 from inflight.shard.sampler import RowState
 from inflight.shard.torch_sampler import TorchSampler
 
@@ -52,7 +52,9 @@ def measure(size: int, count: int, given: dict[str, Any], threads: int, rounds: 
     random = np.random.default_rng(0)
     fresh = (random.standard_normal((count, size)) * 2.5).astype(np.float32)
     fresh[:, 100:120] += 8
-    rows = [Row(Sampling(seed=i, **given), random.integers(0, size, 500).astype(np.int32), 250) for i in range(count)]
+    rows = [
+        SamplerRow(Sampling(seed=i, **given), random.integers(0, size, 500).astype(np.int32), 250) for i in range(count)
+    ]
     sampling = [row.sampling for row in rows]
     logits = fresh.copy()
     tensor = torch.from_numpy(logits)

@@ -14,7 +14,7 @@ from inflight.kernels.layout import (
 )
 from inflight.kernels.library import Activation, Format, KvType, instruction_sets, native_reason, top_k
 from inflight.kernels.program import NativeProgram
-from inflight.kernels.sampling import Row, Sampled, log_softmax_at, sample
+from inflight.kernels.sampling import Sampled, SamplerRow, log_softmax_at, sample
 
 __all__ = [
     "BLOCK_TYPES",
@@ -30,8 +30,8 @@ __all__ = [
     "Packed",
     "PackedBytes",
     "Precision",
-    "Row",
     "Sampled",
+    "SamplerRow",
     "StepArrays",
     "instruction_sets",
     "log_softmax_at",

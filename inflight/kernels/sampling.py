@@ -1,4 +1,4 @@
-"""From logits to tokens natively, each row by itself; `shard/torch_sampler.py` is the reference in torch."""
+"""Chooses tokens from logits in the native library; `shard/torch_sampler.py` is the reference."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ WATERMARK_KEY = 15485863
 """TGI's."""
 
 
-class Row(NamedTuple):
-    """What the next token of one row follows from, beside its logits.
+class SamplerRow(NamedTuple):
+    """The state of one row from which its next token is chosen, beside its logits.
 
     Attributes:
         tokens: int32, known tokens, prompt first; contiguous.
         num_prompt: how many of them are the prompt.
-        mask: which tokens its grammar allows (see `StepPlan.masks`); None: all.
+        mask: the tokens that its grammar allows (see `StepPlan.masks`); None: all.
     """
 
     sampling: Sampling
@@ -33,13 +33,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampled:
-    """Aligned with the rows of the logits.
+    """The chosen tokens, aligned with the rows of the logits.
 
     Attributes:
         tokens: int64 [S].
-        logprobs: float32 [S] after all processors, where any row asked; those of rows that did not are any.
+        logprobs: float32 [S] after all processors; None if no row asked; undefined for rows that did not ask.
         top: per row, pairs (token, log-probability), best first; empty where none were asked for.
-        unsound: rows whose logits are not all numbers; nobody may use their tokens.
+        unsound: rows whose logits are not all numbers; their tokens must not be used.
     """
 
     tokens: Array
@@ -50,7 +50,7 @@ class Sampled:
 
 def sample(
     logits: Array,
-    rows: Sequence[Row],
+    rows: Sequence[SamplerRow],
     threads: int,
     best: Array | None = None,
     watermark: Watermark = Watermark(),
@@ -75,17 +75,17 @@ def sample(
     logprobs = np.zeros(len(rows), np.float32)
     top: list[list[tuple[int, float]]] = [[] for _ in rows]
     work = [
-        (place, _native(each.sampling, watermark), each.tokens, each.num_prompt, each.mask)
-        for place, each in enumerate(rows)
-        if best is None or each.mask is not None or not each.sampling.greedy
+        (place, _native(row.sampling, watermark), row.tokens, row.num_prompt, row.mask)
+        for place, row in enumerate(rows)
+        if best is None or row.mask is not None or not row.sampling.greedy
     ]
-    found, unsound = _sampler(max(1, threads), isa or "").sample(
+    tops, unsound = _sampler(max(1, threads), isa or "").sample(
         logits.ctypes.data, logits.strides[0] // 4, logits.shape[1], work, tokens.ctypes.data, logprobs.ctypes.data
     )
-    for place, pairs in found:
+    for place, pairs in tops:
         top[place] = pairs
-    asked = any(each.sampling.logprobs or each.sampling.top_n_tokens for each in rows)
-    # A grammar's mask hides what is no number behind it; the model has seen it.
+    asked = any(row.sampling.logprobs or row.sampling.top_n_tokens for row in rows)
+    # A grammar's mask hides logits that are not numbers from the sampler, but the model has reported them in `best`.
     unsound = sorted({*unsound, *none.tolist()}) if len(none) else unsound
     return Sampled(tokens, logprobs if asked else None, top, unsound)
 
@@ -116,21 +116,21 @@ def _sampler(threads: int, isa: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def _native(sampling: Sampling, watermark: Watermark) -> Any:
-    """The same for the native library; rows keep theirs from step to step."""
-    found = native.Sampling()
-    found.draw = sampling.do_sample
-    found.temperature = sampling.temperature
-    found.top_k = sampling.top_k
-    found.top_p = sampling.top_p
-    found.min_p = sampling.min_p
-    found.typical_p = sampling.typical_p
-    found.repetition = sampling.repetition_penalty
-    found.frequency = sampling.frequency_penalty
-    found.presence = sampling.presence_penalty
-    found.bias = list(sampling.logit_bias)
-    found.seed = sampling.seed
-    found.logprob = sampling.logprobs
-    found.top = sampling.top_n_tokens
-    found.watermark = sampling.watermark
-    found.key, found.gamma, found.delta = WATERMARK_KEY, *watermark
-    return found
+    """The native library's record of a row's parameters, cached because rows keep theirs from step to step."""
+    record = native.Sampling()
+    record.draw = sampling.do_sample
+    record.temperature = sampling.temperature
+    record.top_k = sampling.top_k
+    record.top_p = sampling.top_p
+    record.min_p = sampling.min_p
+    record.typical_p = sampling.typical_p
+    record.repetition = sampling.repetition_penalty
+    record.frequency = sampling.frequency_penalty
+    record.presence = sampling.presence_penalty
+    record.bias = list(sampling.logit_bias)
+    record.seed = sampling.seed
+    record.logprob = sampling.logprobs
+    record.top = sampling.top_n_tokens
+    record.watermark = sampling.watermark
+    record.key, record.gamma, record.delta = WATERMARK_KEY, *watermark
+    return record

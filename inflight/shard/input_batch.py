@@ -1,10 +1,10 @@
-"""The persistent batch: rows that stay between steps, and the four verbs that change them."""
+"""The persistent batch: rows that stay between steps, and the methods that change them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,25 +15,25 @@ WIDTH = 64
 """Columns that a table of tokens or blocks starts with; it doubles when a row needs more."""
 
 
-Scored = tuple[int, int, int]
-"""A prompt's chunk whose logits are all wanted: row, first position, tokens."""
+class Scored(NamedTuple):
+    """A chunk of a prompt whose logits are all wanted: its row, first position and number of tokens."""
+
+    row: int
+    first: int
+    size: int
 
 
 @dataclass(frozen=True)
 class StepInput:
-    """What one step computes.
+    """The input of one step.
 
     Attributes:
         batch: for the model; rows that decode come first.
-        rows: row of each entry of `batch.query_lens`.
-        chunks: tokens of each.
         sampled: rows whose last known token is computed now, in the order of the last `len(sampled)` logits.
-        scored: their logits come first.
+        scored: chunks in the order of the first logits.
     """
 
     batch: ForwardBatch
-    rows: list[int]
-    chunks: list[int]
     sampled: list[int]
     scored: list[Scored]
 
@@ -68,18 +68,15 @@ class InputBatch:
         self.known = np.zeros(max_rows, np.int64)
         self.computed = np.zeros(max_rows, np.int64)
         self.prompt = np.zeros(max_rows, np.int64)
-        self._reach = np.zeros(max_rows, np.int64)  # tokens of a row reach at least so far
-        self._all_rows = np.arange(max_rows)
+        self._reach = np.zeros(max_rows, np.int64)  # the least `reach` of a row's tokens, see `ForwardBatch`
         self._all_sampled = False  # in the last step
-        self._rows: DecodeRows | None = None  # while rows, their order and the arrays stay
+        self._decode_rows: DecodeRows | None = None  # valid while rows, their order and the arrays stay
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def row(self, id: int) -> int:
         return self._index[id]
-
-    # The verbs
 
     def apply(self, plan: StepPlan) -> dict[int, int]:
         """Changes the rows as a plan says; returns the chunk of every row that prefills, by row."""
@@ -101,11 +98,11 @@ class InputBatch:
         assert admission.token_ids is not None
         assert admission.sampling is not None
         assert len(self.ids) < self.max_rows, "the plan has more rows than the batch"
-        self._all_sampled, self._rows = False, None
+        self._all_sampled, self._decode_rows = False, None
         row = len(self.ids)
         count = len(admission.token_ids)
         if count >= self.tokens.shape[1]:
-            self.tokens, self._rows = _widened(self.tokens, count + 1), None
+            self.tokens, self._decode_rows = _widened(self.tokens, count + 1), None
         self.tokens[row, :count] = admission.token_ids
         self.known[row] = count
         self.computed[row] = admission.num_cached
@@ -120,7 +117,7 @@ class InputBatch:
     def filter(self, id: int) -> None:
         """A request leaves; the last row takes its place."""
         row = self._index.pop(id)
-        self._rows = None
+        self._decode_rows = None
         last = len(self.ids) - 1
         if row != last:
             tables = self.tokens, self._blocks, self._num_blocks, self.known, self.computed, self.prompt, self._reach
@@ -143,24 +140,26 @@ class InputBatch:
 
     @property
     def decoding(self) -> bool:
-        """Every row decodes in a step that neither holds rows nor computes chunks."""
+        """Whether every row decodes in a step that holds no rows and computes no chunks."""
         return self._all_sampled and bool(self.ids)
 
     @property
-    def rows(self) -> DecodeRows:
-        """All rows, where they decode, for a model that goes on in the batch's own arrays."""
-        if self._rows is None:
-            greedy = all(each.greedy for each in self.sampling)
-            self._rows = DecodeRows(list(self.ids), self.tokens, self._blocks, self.known, self.computed, greedy)
-        return self._rows
+    def decode_rows(self) -> DecodeRows:
+        """All rows, if `decoding`, for a model that decodes in the batch's own arrays."""
+        if self._decode_rows is None:
+            greedy = all(sampling.greedy for sampling in self.sampling)
+            self._decode_rows = DecodeRows(list(self.ids), self.tokens, self._blocks, self.known, self.computed, greedy)
+        return self._decode_rows
 
     def step(self, chunks: dict[int, int], hold: Sequence[int]) -> StepInput:
-        """The tokens of one step: one for every row that decodes, then the chunks. They count as computed from now."""
+        """Takes the tokens of one step: one for every row that decodes, then the chunks. Counts them as computed.
+
+        Args:
+            chunks: tokens of each row that prefills, by row.
+            hold: ids of rows that do not decode in this step.
+        """
         count = len(self.ids)
         known, computed = self.known[:count], self.computed[:count]
-        steady = count and not chunks and not hold
-        if steady and bool(((computed == known - 1) & (computed >= self.prompt[:count])).all()):
-            return self._decode(count)
         decodes = (computed == known - 1) & (computed >= self.prompt[:count])
         if chunks:
             decodes[list(chunks)] = False
@@ -203,50 +202,27 @@ class InputBatch:
             block_size=self.block_size,
             num_decode=len(decoding),
             logits_at=np.concatenate(logits_at).astype(np.int64),
-            adapters=self._routes(rows, lengths),
+            adapters=self._adapter_tokens(rows, lengths),
             reach=reach,
         )
-        wanted = [(rows[place], first, size) for place, first, size in scored]
-        return StepInput(batch, rows, lengths, [rows[place] for place in sampled], wanted)
+        scored_rows = [Scored(rows[place], first, size) for place, first, size in scored]
+        return StepInput(batch, [rows[place] for place in sampled], scored_rows)
 
-    def _decode(self, count: int) -> StepInput:
-        """What `step` comes to where all rows decode: most steps, with less to do on the way."""
-        rows, starts = self._all_rows[:count], self.computed[:count].copy()
-        tokens = self.tokens[rows, starts].astype(np.int64)
-        slots = self._slots(rows, starts)
-        self.computed[:count] += 1
-        contexts, numbers, ones = (starts + 1).tolist(), rows.tolist(), [1] * count
-        widest = -(-max(contexts) // self.block_size)
-        batch = ForwardBatch(
-            token_ids=tokens,
-            positions=starts,
-            slots=slots,
-            query_lens=ones,
-            context_lens=contexts,
-            block_tables=self._blocks[:count, :widest],
-            block_size=self.block_size,
-            num_decode=count,
-            logits_at=rows,
-            adapters=self._routes(numbers, ones),
-        )
-        return StepInput(batch, numbers, ones, numbers, [])
-
-    def _routes(self, rows: list[int], lengths: list[int]) -> list[tuple[int, Array]]:
+    def _adapter_tokens(self, rows: list[int], lengths: list[int]) -> list[tuple[int, Array]]:
         """Tokens of the step by adapter, in the order of the adapters' numbers."""
         numbers = [self.adapters[row] for row in rows]
         if not any(numbers):
             return []
-        each = np.repeat(numbers, lengths)
-        return [(number, np.flatnonzero(each == number)) for number in sorted(set(numbers)) if number]
+        by_token = np.repeat(numbers, lengths)
+        return [(number, np.flatnonzero(by_token == number)) for number in sorted(set(numbers)) if number]
 
-    def _scored(self, rows: list[int], lengths: list[int], decoding: int) -> list[Scored]:
-        """Place, first position and length of prompt chunks of rows that want log-probabilities of their prompt."""
-        found: list[Scored] = []
-        for place in range(decoding, len(rows)):
-            row = rows[place]
-            if self.sampling[row].needs_whole_prompt:
-                found.append((place, int(self.computed[row]) - lengths[place], lengths[place]))
-        return found
+    def _scored(self, rows: list[int], lengths: list[int], decoding: int) -> list[tuple[int, int, int]]:
+        """Index, first position and length of the chunks of rows that want all logits of their prompt."""
+        return [
+            (place, int(self.computed[rows[place]]) - lengths[place], lengths[place])
+            for place in range(decoding, len(rows))
+            if self.sampling[rows[place]].needs_whole_prompt
+        ]
 
     def _slots(self, rows: Array, positions: Array) -> Array:
         size = self.block_size
@@ -259,9 +235,9 @@ class InputBatch:
         begin = int(self._num_blocks[row])
         end = begin + len(blocks)
         if end > self._blocks.shape[1]:
-            self._blocks, self._rows = _widened(self._blocks, end), None
-        if end * self.block_size >= self.tokens.shape[1]:  # room for every token that these blocks hold, and the next
-            self.tokens, self._rows = _widened(self.tokens, end * self.block_size + 1), None
+            self._blocks, self._decode_rows = _widened(self._blocks, end), None
+        if end * self.block_size >= self.tokens.shape[1]:  # room for all tokens of these blocks and the next
+            self.tokens, self._decode_rows = _widened(self.tokens, end * self.block_size + 1), None
         self._blocks[row, begin:end] = blocks
         self._num_blocks[row] = end
 

@@ -106,7 +106,7 @@ class ModelRunner:
         if not self._batch.ids:
             return None if self._ranks.rank else StepResult(plan.step, [], [], seconds=time.perf_counter() - began)
         if self._batch.decoding and not chunks and not plan.hold and self._ranks.size == 1:
-            rows = self._batch.rows
+            rows = self._batch.decode_rows
             greedy = rows.greedy and not plan.masks
             logits = self._model.decode(rows, greedy)
             if logits is not None:

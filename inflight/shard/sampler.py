@@ -1,4 +1,4 @@
-"""What chooses tokens: one way for models that torch computes, one for numpy's logits."""
+"""The contract of samplers: `torch_sampler.py` for models on torch, `native_sampler.py` for numpy's logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inflight.models import ModelArray
 
 @dataclass(frozen=True)
 class RowState:
-    """What the processors of one row need beside its parameters.
+    """The state of one row that processors read.
 
     Attributes:
         tokens: known tokens, prompt first.
@@ -27,10 +27,20 @@ class RowState:
     num_prompt: int
 
 
-class Sampler(ABC):
-    """From a model's logits to tokens, each row by itself. A row's result depends on the row alone."""
+@dataclass(frozen=True)
+class SamplerInput:
+    """The arguments of `Sampler.sample`."""
 
-    @abstractmethod
+    logits: ModelArray
+    sampling: Sequence[Sampling]
+    state: Callable[[int], RowState]
+    masks: Mapping[int, bytes]
+    best: Array | None
+
+
+class Sampler(ABC):
+    """Chooses tokens from a model's logits. A row's result depends on the row alone."""
+
     def sample(
         self,
         logits: ModelArray,
@@ -49,6 +59,11 @@ class Sampler(ABC):
             best: int64 [S], the first of the largest logits, where the model has found it already; -1 of a row whose
                 logits are not all numbers.
         """
+        return self._sample(SamplerInput(logits, sampling, state, masks or {}, best))
+
+    @abstractmethod
+    def _sample(self, given: SamplerInput) -> Sampled:
+        """See `sample`."""
 
     @abstractmethod
     def prompt_logprobs(self, logits: ModelArray, following: Array) -> list[float]:

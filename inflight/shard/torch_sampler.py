@@ -1,7 +1,7 @@
-"""From logits to tokens on torch's operators, each row by itself.
+"""Chooses tokens from logits on torch's operators, each row by itself.
 
-Processors are applied to the rows that ask for them, with operations along the vocabulary only, so that nobody's
-distribution depends on a neighbour. A draw uses one uniform number per token, a hash of (seed, position): the same for
+Processors change only the rows that ask for them, with operations along the vocabulary, so that a row's distribution
+does not depend on its neighbours. A draw uses one uniform number per token, a hash of (seed, position): the same for
 a replayed row, whatever batch it is in.
 """
 
@@ -17,33 +17,26 @@ from inflight.contract import Array, Sampling, Watermark
 from inflight.kernels import Sampled, top_k
 from inflight.models import ModelArray
 from inflight.nn import to_array, to_tensor
-from inflight.shard.sampler import RowState, Sampler
+from inflight.shard.sampler import RowState, Sampler, SamplerInput
 
 WATERMARK_KEY = 15485863
 """TGI's."""
 
 COLDEST = 1e-5
-"""Temperature below which a draw is the largest logit anyway; a smaller divider would overflow float32."""
+"""Below this temperature a draw always takes the largest logit; a smaller divider would overflow float32."""
 
 _MASK = (1 << 64) - 1
 
 
 class TorchSampler(Sampler):
-    """On the device where the logits are."""
+    """Runs on the device of the logits."""
 
     def __init__(self, watermark: Watermark = Watermark()) -> None:
         self._watermark = watermark
 
-    def sample(
-        self,
-        logits: ModelArray,
-        sampling: Sequence[Sampling],
-        state: Callable[[int], RowState],
-        masks: Mapping[int, bytes] | None = None,
-        best: Array | None = None,
-    ) -> Sampled:
+    def _sample(self, given: SamplerInput) -> Sampled:
         with torch.inference_mode():
-            return sample(logits, sampling, state, masks, best, self._watermark)
+            return sample(given.logits, given.sampling, given.state, given.masks, given.best, self._watermark)
 
     def prompt_logprobs(self, logits: ModelArray, following: Array) -> list[float]:
         with torch.inference_mode():
@@ -133,7 +126,7 @@ def _process(
 
 
 def _forbidden(bits: bytes, logits: torch.Tensor) -> torch.Tensor:
-    """Tokens that a mask does not allow; those beyond its end are not."""
+    """Tokens that a mask forbids; it forbids all beyond its end."""
     allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[: logits.shape[-1]]
     forbidden = np.ones(logits.shape[-1], np.bool_)
     forbidden[: len(allowed)] = allowed == 0
@@ -172,7 +165,7 @@ def _frequency(row: torch.Tensor, state: RowState, frequency: float, presence: f
 
 
 def _top_k(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
-    """What is less likely than the k-th most likely; ties with it stay."""
+    """Tokens that are less likely than the k-th most likely one; ties with it stay."""
     most = min(max(each.top_k for each in sampling), logits.shape[-1])
     best = _largest(logits, most)
     place = torch.tensor([min(each.top_k, logits.shape[-1]) - 1 for each in sampling], device=logits.device)
@@ -180,13 +173,13 @@ def _top_k(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
 
 
 def _largest(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest of each row, largest first; natively where that is there."""
+    """The k largest of each row, largest first; by the native library if there is one."""
     found = top_k(logits.numpy(), k) if logits.device.type == "cpu" and logits.dtype == torch.float32 else None
     return torch.topk(logits, k, dim=-1).values if found is None else to_tensor(found.values)
 
 
 def _top_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
-    """The tail outside the smallest set of most likely tokens with probability top_p (Holtzman et al., 2019)."""
+    """Tokens outside the smallest set of most likely ones with probability top_p (Holtzman et al., 2019)."""
     ordered, index = torch.sort(logits, dim=-1, descending=True, stable=True)
     before = torch.softmax(ordered, dim=-1).cumsum(dim=-1)
     before = before - torch.softmax(ordered, dim=-1)
@@ -196,20 +189,19 @@ def _top_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
 
 
 def _min_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
-    """What is less likely than min_p times the most likely token (Nguyen et al., 2024)."""
+    """Tokens that are less likely than min_p times the most likely one (Nguyen et al., 2024)."""
     limit = logits.amax(dim=-1, keepdim=True) + torch.log(_column(logits, [each.min_p for each in sampling]))
     return logits < limit
 
 
 def _typical_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
-    """What is outside the smallest set of tokens of most typical surprise with probability typical_p (Meister et al.,
-    2022)."""
+    """Tokens outside the smallest set of most typical surprise with probability typical_p (Meister et al., 2022)."""
     normal = torch.log_softmax(logits, dim=-1)
-    chance = normal.exp()
-    entropy = -(normal.masked_fill(chance == 0, 0.0) * chance).sum(dim=-1, keepdim=True)
+    probs = normal.exp()
+    entropy = -(normal.masked_fill(probs == 0, 0.0) * probs).sum(dim=-1, keepdim=True)
     distance = (-normal - entropy).abs()
     _, index = torch.sort(distance, dim=-1, stable=True)
-    ordered = chance.gather(1, index)
+    ordered = probs.gather(1, index)
     before = ordered.cumsum(dim=-1) - ordered
     tail = before >= _column(logits, [each.typical_p for each in sampling])
     tail[:, 0] = False
@@ -218,12 +210,12 @@ def _typical_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
 
 def _draw(logits: torch.Tensor, uniform: list[float]) -> torch.Tensor:
     """Inverse of the cumulative distribution, in float64, at one uniform number a row."""
-    chances = torch.softmax(logits.double(), dim=-1)
-    sums = chances.cumsum(dim=-1)
+    probs = torch.softmax(logits.double(), dim=-1)
+    sums = probs.cumsum(dim=-1)
     wanted = torch.tensor(uniform, dtype=torch.float64, device=logits.device).unsqueeze(1) * sums[:, -1:]
     # `right`: a token of probability 0 is never drawn, not even by a number that hits its border.
     index = torch.searchsorted(sums, wanted, right=True).squeeze(1)
-    last = (chances > 0).double().cumsum(dim=-1).argmax(dim=-1)
+    last = (probs > 0).double().cumsum(dim=-1).argmax(dim=-1)
     return torch.minimum(index, last)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import platform
 import random
@@ -425,3 +426,16 @@ def test_steps_that_do_not_fit_are_refused() -> None:
         with pytest.raises(IndexError, match=r"does not decode|token"):
             program.decode(wrong, True, out, source)
         assert (wrong.known.tolist(), wrong.computed.tolist()) == ([known], [computed])
+
+
+def test_mypy_is_told_the_enumerations_that_there_are() -> None:
+    from inflight.kernels import library
+
+    stub = ast.parse(Path(library.__file__).with_name("_native.pyi").read_text())
+    written = {
+        node.name: [target.id for line in node.body if isinstance(line, ast.Assign) for target in line.targets]
+        for node in stub.body
+        if isinstance(node, ast.ClassDef)
+    }
+    assert written == {name: [member.name for member in getattr(library.native, name)] for name in written}
+    assert set(written) == {"Activation", "Format", "KvType", "Mode", "OpCode", "Source"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from inflight.contract import Sampling, Watermark  # noqa: E402
-from inflight.kernels import Row, Sampled, instruction_sets, log_softmax_at, sample  # noqa: E402
+from inflight.kernels import Sampled, SamplerRow, instruction_sets, log_softmax_at, sample  # noqa: E402
 from inflight.shard import torch_sampler as reference  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="built without a compiler")
@@ -41,13 +41,13 @@ def draw_logits(rows: int, size: int, seed: int, kind: str = "ties") -> Logits:
     return found
 
 
-def row_of(sampling: Sampling, size: int, seed: int, mask: bool = False) -> Row:
+def row_of(sampling: Sampling, size: int, seed: int, mask: bool = False) -> SamplerRow:
     random = np.random.default_rng(seed)
     bits = np.packbits(random.random(size - size // 10) < 0.5, bitorder="little").tobytes() if mask else None
-    return Row(sampling, random.integers(0, size, 9).astype(np.int32), 4, bits)
+    return SamplerRow(sampling, random.integers(0, size, 9).astype(np.int32), 4, bits)
 
 
-def wanted_of(logits: Logits, rows: Sequence[Row]) -> reference.Sampled:
+def wanted_of(logits: Logits, rows: Sequence[SamplerRow]) -> reference.Sampled:
     masks = {place: row.mask for place, row in enumerate(rows) if row.mask is not None}
     given = torch.from_numpy(logits.copy())
 
@@ -168,7 +168,7 @@ def test_large_vocabularies(kind: str) -> None:
 def test_green_lists_are_those_of_torch(size: int) -> None:
     for before in (0, 7, 31_999, 2**31 - 1):
         logits = np.zeros((1, size), np.float32)
-        row = Row(Sampling(watermark=True, logprobs=True), np.array([1, before], np.int32), 1)
+        row = SamplerRow(Sampling(watermark=True, logprobs=True), np.array([1, before], np.int32), 1)
         sample(logits, [row], 1)
         wanted = torch.zeros(size)
         reference._watermark(wanted, before, Watermark())
@@ -180,7 +180,7 @@ def test_draws_follow_the_distribution(isa: str) -> None:
     logits = np.array([[2.0, 1.0, 0.0, -1.0, -np.inf]], np.float32)
     chances = torch.softmax(torch.from_numpy(logits[0]), -1).numpy()
     tokens = np.array([1, 2], np.int32)
-    rows = [Row(Sampling(do_sample=True, seed=seed), tokens, 1) for seed in range(6000)]
+    rows = [SamplerRow(Sampling(do_sample=True, seed=seed), tokens, 1) for seed in range(6000)]
     counts = np.bincount(sample(np.repeat(logits, 6000, 0), rows, 2, isa=isa).tokens, minlength=5)
     assert counts[4] == 0
     np.testing.assert_allclose(counts / 6000, chances, atol=0.025)
@@ -189,7 +189,7 @@ def test_draws_follow_the_distribution(isa: str) -> None:
 def test_the_border_of_a_draw_is_never_an_impossible_token() -> None:
     logits = np.array([[-np.inf, 1.0, -np.inf, 1.0, -np.inf]], np.float32)
     tokens = np.array([1, 2], np.int32)
-    rows = [Row(Sampling(do_sample=True, seed=seed), tokens, 1) for seed in range(500)]
+    rows = [SamplerRow(Sampling(do_sample=True, seed=seed), tokens, 1) for seed in range(500)]
     assert set(sample(np.repeat(logits, 500, 0), rows, 1).tokens) == {1, 3}
 
 
