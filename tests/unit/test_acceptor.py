@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -18,6 +20,7 @@ from inflight.wire import Answer, Gate, Receive, Refusal, Scope, Send, listen_ht
 from inflight.wire.listen import SocketListener
 
 ASK = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nwhat"
+UPLOAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000)
 OTHER = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -26,7 +29,7 @@ class App:
 
     def __init__(self) -> None:
         self.admission = Admission(1)
-        self.told = Gate(self.admission, 1000, Refusal(429, [], b"full"), Refusal(413, [], b"large"))
+        self.told = Gate(self.admission, 1 << 22, Refusal(429, [], b"full"), Refusal(413, [], b"large"))
         self.bodies: list[bytes] = []
 
     def gate(self, scope: Scope) -> Gate | None:
@@ -90,6 +93,20 @@ async def until(true: Callable[[], bool]) -> None:
     await asyncio.wait_for(poll(), 10)
 
 
+async def refusable(
+    app: App, connect: Callable[[], Awaitable[Any]], known: bool
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection while the model is full. Args: known: it is one of the event loop's, since it was there before."""
+    if not known:
+        app.admission.enter()
+    reader, writer = await connect()
+    if known:
+        writer.write(OTHER)
+        assert await answer(reader) == (200, b"page")
+        app.admission.enter()
+    return reader, writer
+
+
 def run(main: Callable[[App], Awaitable[None]]) -> None:
     async def test() -> None:
         await main(App())
@@ -150,7 +167,7 @@ def test_a_place_goes_to_who_waits_and_not_to_who_has_left() -> None:
         ([ASK[:-2], ASK[-2:]], [(429, b"full")]),
         ([ASK + OTHER], [(429, b"full"), (200, b"page")]),
         ([ASK.replace(b"HTTP/1.1", b"HTTP/1.0")], [(429, b"full")]),
-        ([ASK.replace(b"th: 4", b"th: 2000")[:-4]], [(413, b"large")]),
+        ([ASK.replace(b"th: 4", b"th: 5000000")[:-4]], [(413, b"large")]),
         ([b"POST /generate HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwhat\r\n0\r\n\r\n"], [(429, b"full")]),
     ],
 )
@@ -231,3 +248,84 @@ def test_it_goes_on_when_there_were_no_descriptors(
     run(main)
     assert "cannot accept a connection" in caplog.text
     assert not failures
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_refused_body_is_received_and_the_connection_goes_on(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inflight.wire.http.acceptor.SILENCE", 1.0)
+
+    async def main(app: App) -> None:
+        async with listening(app) as (listener, connect):
+            reader, writer = await refusable(app, connect, known)
+            for turn in range(2):
+                writer.write(UPLOAD[:1000])
+                assert await answer(reader) == (429, b"full")
+                assert turn or len(listener._shared.connections) == known
+                writer.write(UPLOAD[1000:] + ASK)
+                assert await answer(reader) == (429, b"full")
+            writer.write(UPLOAD + OTHER)
+            app.admission.leave()
+            assert await answer(reader) == (200, b"good")
+            assert await answer(reader) == (200, b"page")
+            assert app.bodies == [bytes(3_000_000)]
+            assert (app.admission.uploading, app.admission.arriving, app.admission.used) == (0, 0, 0)
+
+    run(main)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_who_sends_all_before_it_reads_gets_its_refusal(known: bool) -> None:
+    async def main(app: App) -> None:
+        async with listening(app) as (_, connect):
+            reader, writer = await refusable(app, connect, known)
+            writer.write(UPLOAD.replace(b"Host: x", b"Connection: close"))
+            await asyncio.wait_for(writer.drain(), 10)
+            assert await answer(reader) == (429, b"full")
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+
+    run(main)
+
+
+def test_a_refused_body_that_never_comes_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inflight.wire.http.acceptor.PATIENCE", 0.1)
+
+    async def main(app: App) -> None:
+        async with listening(app) as (listener, connect):
+            (acceptor,) = listener._servers
+            known = await connect()
+            known[1].write(OTHER)
+            assert await answer(known[0]) == (200, b"page")
+            app.admission.enter()
+            new = await connect()
+            for reader, writer in (known, new):
+                writer.write(UPLOAD[:500_000])
+                assert await answer(reader) == (429, b"full")
+            with suppress(ConnectionError):
+                assert await asyncio.wait_for(new[0].read(), 10) == b""
+            assert not acceptor._visitors  # type: ignore[attr-defined]
+            assert not next(iter(listener._shared.connections)).busy()
+            await asyncio.wait_for(listener.close(60.0), 10)
+
+    run(main)
+
+
+@pytest.mark.parametrize("sent", [OTHER, ASK[:30], UPLOAD[:500_000], UPLOAD])
+def test_a_connection_that_ended_is_freed_at_once(sent: bytes) -> None:
+    """And not by the garbage collector: it may hold a large body."""
+
+    async def main(app: App) -> None:
+        async with listening(app) as (listener, connect):
+            reader, writer = await connect()
+            writer.write(OTHER)
+            assert await answer(reader) == (200, b"page")
+            connection = weakref.ref(next(iter(listener._shared.connections)))
+            gc.disable()
+            try:
+                writer.write(sent)
+                await asyncio.sleep(0.02)
+                writer.close()
+                await until(lambda: connection() is None)
+            finally:
+                gc.enable()
+
+    run(main)

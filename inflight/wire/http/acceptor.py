@@ -2,8 +2,9 @@
 
 A transport, a protocol and a parser for each connection cost the event loop several times what a refusal costs. Where
 a language model takes nobody, connections stay bare sockets: each is looked at when the line says so
-(`inflight.admission`), is answered by one system call where its whole request is here and has no chance, and becomes
-one of the event loop's connections only when it is let in, or when it wants something else.
+(`inflight.admission`), is refused by one system call as soon as the head of its request is here, and becomes one of the
+event loop's connections only when it is let in, or when it asks for something else. A refused body that is still on its
+way is discarded in the kernel, a part at each turn of the connection, so that the client can read its answer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import enum
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,10 +37,19 @@ LOOKED_AT = 16 * 1024
 """Bytes of a request that can be refused here."""
 SILENCE = 0.05
 """Seconds that a connection which has said nothing is left alone before it is made one of the event loop's."""
+DISCARDED_A_TURN = 1 << 20
+"""Bytes of one refused body that are discarded before the loop does something else."""
+FIRST_REST, LONGEST_REST = 0.01, 0.64
+"""Seconds until a refused body is looked at again of which more is to come; doubled each time that nothing came."""
+PATIENCE = 100.0
+"""Seconds without a byte of a refused body after which its connection is closed."""
 _RETRY = 0.25
 """Seconds until it is tried again to accept, where there are no descriptors left."""
 _PEEK = socket.MSG_DONTWAIT | socket.MSG_PEEK
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_DISCARD = socket.MSG_DONTWAIT | (socket.MSG_TRUNC if sys.platform == "linux" else 0)
+"""On Linux TCP discards what is received with MSG_TRUNC and copies nothing (tcp(7)); elsewhere it is copied."""
+_scratch = bytearray(DISCARDED_A_TURN)
 
 
 class Acceptor:
@@ -77,6 +88,10 @@ class Acceptor:
         """Where a request has to pass."""
         scope = http_scope(parsed.method, parsed.url, "1.1", parsed.headers)
         return self._app.gate(scope)
+
+    def time(self) -> float:
+        """The event loop's time, in seconds."""
+        return self._loop.time()
 
     def open(self, visitor: _Visitor, kept: Arrival | None) -> None:
         """Makes it one of the event loop's connections."""
@@ -124,26 +139,50 @@ class Acceptor:
 
 
 class _Sight(enum.Enum):
-    """What a look at a connection may find beside a request for a language model."""
+    """What a look at a connection may show beside a request for a language model."""
 
     GONE = enum.auto()
     SILENT = enum.auto()
+    DROPPING = enum.auto()  # more is to come of the body of a request that was refused
     OTHER = enum.auto()
 
 
 class _Asked(NamedTuple):
-    """A request for a language model. Attributes: size: of the whole request, which is here; 0: it is not yet."""
+    """A request for a language model whose head is here.
+
+    Attributes:
+        size: bytes of the whole request.
+        here: bytes of it that were looked at.
+        body: bytes of its body.
+    """
 
     gate: Gate
     size: int
+    here: int
     body: int
     keep_alive: bool
 
 
 class _Request:
-    """What the parser tells of the first request of a connection."""
+    """What the parser tells of the first request of a connection.
 
-    __slots__ = ("_parser", "begun", "body", "complete", "headers", "keep_alive", "method", "url", "version")
+    Attributes:
+        length: of the body as the head announces it; None: it does not.
+        received: bytes of the body that are here.
+    """
+
+    __slots__ = (
+        "_parser",
+        "begun",
+        "complete",
+        "headers",
+        "keep_alive",
+        "length",
+        "method",
+        "received",
+        "url",
+        "version",
+    )
 
     def __init__(self) -> None:
         self._parser: Any = httptools.HttpRequestParser(self)
@@ -152,7 +191,8 @@ class _Request:
         self.method = ""
         self.url = b""
         self.headers: list[Header] = []
-        self.body = 0
+        self.length: int | None = None
+        self.received = 0
         self.begun = 0
         self.complete = False
 
@@ -163,7 +203,10 @@ class _Request:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        name = name.lower()
+        if name == b"content-length":
+            self.length = int(value)
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -171,13 +214,13 @@ class _Request:
         self.keep_alive = parser.should_keep_alive()
 
     def on_body(self, chunk: bytes) -> None:
-        self.body += len(chunk)
+        self.received += len(chunk)
 
     def on_message_complete(self) -> None:
         self.complete = True
 
     def parse(self, data: bytes) -> bool:
-        """Whether that is well."""
+        """Whether `data` is the beginning of HTTP requests."""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -186,22 +229,44 @@ class _Request:
             self._parser = None  # it refers back to this object
         return True
 
+    def size(self, data: bytes) -> int:
+        """Bytes of the whole request that `data`, which was parsed, begins with; 0: that cannot be told yet."""
+        if self.complete:
+            return len(data)
+        head = data.find(b"\r\n\r\n") + 4
+        if self.length is None or head + self.received != len(data):
+            return 0
+        return head + self.length
+
 
 class _Visitor:
-    """A connection that has not been let in."""
+    """A connection that has not been let in.
 
-    __slots__ = ("_acceptor", "_seen", "_sight", "_waited", "caller", "socket")
+    Attributes:
+        _left: bytes of a refused request that have not been read from the socket.
+        _heard: when the last of them came, in the event loop's time.
+        _rest: seconds until the next look for more of them.
+        _closing: the connection ends with the request that was refused.
+        _seen: bytes that were unread at the last look, in which it saw `_sight`.
+        _waited: the client has had `SILENCE` to say something.
+    """
 
-    def __init__(self, one: socket.socket, acceptor: Acceptor) -> None:
-        self.socket = one
+    __slots__ = ("_acceptor", "_closing", "_heard", "_left", "_rest", "_seen", "_sight", "_waited", "caller", "socket")
+
+    def __init__(self, accepted: socket.socket, acceptor: Acceptor) -> None:
+        self.socket = accepted
         self.caller = Caller(self.turn, cost=0.0)
         self._acceptor = acceptor
+        self._left = 0
+        self._heard = 0.0
+        self._rest = FIRST_REST
+        self._closing = False
         self._seen = 0
         self._sight: _Sight | _Asked = _Sight.SILENT
         self._waited = False
 
     def arrive(self, crowded: Admission) -> None:
-        """It is new. Args: crowded: a model that takes nobody now."""
+        """Begins to deal with a new connection. Args: crowded: a model that takes nobody now."""
         sight = self._look()
         if sight is _Sight.GONE or sight is _Sight.OTHER:
             self._deal(sight, crowded)
@@ -228,42 +293,78 @@ class _Visitor:
         return used
 
     def _deal(self, sight: _Sight | _Asked, line: Admission) -> bool:
-        """Does what there is to do; whether a place is taken."""
+        """Does what `sight` asks for; whether a place is taken."""
         if sight is _Sight.GONE:
             self.close()
+        elif sight is _Sight.DROPPING:
+            self._await_more(line)
         elif sight is _Sight.SILENT and not self._waited:
             self._waited = True
             line.rest(self.caller, SILENCE)
-        elif not isinstance(sight, _Asked) or not sight.size:
+        elif not isinstance(sight, _Asked):
             self._acceptor.open(self, None)
-        elif not sight.gate.admission.full:
+        elif sight.here == sight.size and not sight.gate.admission.full:
             self._acceptor.open(self, Arrival(sight.gate.admission))
             return True
         else:
-            self._refuse(sight)
+            self._answer(sight)
         return False
 
-    def _refuse(self, asked: _Asked) -> None:
+    def _answer(self, asked: _Asked) -> None:
+        """Refuses the request, or opens a connection for it where that cannot be decided from its head."""
         gate = asked.gate
         refusal = gate.refusal(asked.body, self.caller)
-        if refusal is None:  # a matter of its body
+        if refusal is None:
             self._acceptor.open(self, None)
             return
         head = response_head(refusal.status, refusal.headers, len(refusal.body), asked.keep_alive)
         answer = head + refusal.body
         try:
-            whole = self.socket.send(answer, _SEND) == len(answer)
-            self.socket.recv(asked.size, socket.MSG_DONTWAIT)
+            sent = self.socket.send(answer, _SEND)
         except OSError:
-            whole = False
+            sent = 0
         self._seen, self._waited = 0, False
-        if not whole or not asked.keep_alive:
+        self._left, self._closing = asked.size, not asked.keep_alive
+        if sent != len(answer) or not self._discard():
             self.close()
         elif not gate.admission.refused(self.caller, fault=refusal is gate.too_large):
-            self._acceptor.open(self, None)
+            if self._left:
+                self._await_more(gate.admission)
+            else:
+                self._acceptor.open(self, None)
+
+    def _await_more(self, line: Admission) -> None:
+        line.rest(self.caller, self._rest)
+        self._rest = min(2 * self._rest, LONGEST_REST)
+
+    def _discard(self) -> bool:
+        """Reads on in the refused request; False where the connection is at its end."""
+        now = self._acceptor.time()
+        room = DISCARDED_A_TURN
+        while self._left and room:
+            try:
+                size = self.socket.recv_into(_scratch, min(self._left, room), _DISCARD)
+            except BlockingIOError:
+                break
+            except OSError:
+                return False
+            if not size:
+                return False
+            self._left -= size
+            room -= size
+        if room < DISCARDED_A_TURN:
+            self._heard, self._rest = now, FIRST_REST
+        if self._left:
+            return now - self._heard < PATIENCE
+        return not self._closing
 
     def _look(self) -> _Sight | _Asked:
-        """What is here, which stays unread."""
+        """What the client has sent; a request that has not been refused stays unread."""
+        if self._left:
+            if not self._discard():
+                return _Sight.GONE
+            if self._left:
+                return _Sight.DROPPING
         try:
             data = self.socket.recv(LOOKED_AT, _PEEK)
         except BlockingIOError:
@@ -281,10 +382,10 @@ class _Visitor:
         request = _Request()
         if not request.parse(data) or request.begun != 1 or request.version != "1.1":
             return _Sight.OTHER
-        if not request.complete and any(name == b"expect" for name, _ in request.headers):
+        size = request.size(data)
+        if not size or (not request.complete and any(name == b"expect" for name, _ in request.headers)):
             return _Sight.OTHER
         gate = self._acceptor.gate(request)
         if gate is None or gate.overloaded is None:
             return _Sight.OTHER
-        size = len(data) if request.complete else 0
-        return _Asked(gate, size, request.body, request.keep_alive)
+        return _Asked(gate, size, len(data), request.length or 0, request.keep_alive)

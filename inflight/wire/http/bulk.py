@@ -11,6 +11,8 @@ from inflight.wire.connections import Allocate
 
 ALIGNMENT = 64
 """Bytes; what numpy, vector instructions and device copies like best."""
+_scratch = memoryview(bytearray(256 * 1024))
+"""Where the bytes go that nobody reads, those of all connections: it stays in the processor's cache."""
 
 
 class Carrier(Protocol):
@@ -18,6 +20,9 @@ class Carrier(Protocol):
 
     def bulk_read(self, size: int) -> None:
         """More of the body is here."""
+
+    def bulk_dropped(self, size: int) -> None:
+        """`size` more bytes of a body that nobody reads were received."""
 
     def bulk_done(self) -> None:
         """All of it is."""
@@ -59,6 +64,36 @@ class BulkBody(asyncio.BufferedProtocol):
         self._received += nbytes
         self._connection.bulk_read(nbytes)
         if self._received == len(self.view):
+            self._connection.bulk_done()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+
+class DroppedBody(asyncio.BufferedProtocol):
+    """Takes over the socket while the rest of a body comes in whose request has been answered.
+
+    Args:
+        size: bytes that are to come.
+    """
+
+    def __init__(self, connection: Carrier, size: int) -> None:
+        self._connection = connection
+        self._left = size
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _scratch[: self._left]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._left -= nbytes
+        self._connection.bulk_dropped(nbytes)
+        if not self._left:
             self._connection.bulk_done()
 
     def pause_writing(self) -> None:

@@ -24,7 +24,7 @@ import httptools
 from inflight.admission import COST, Arrival, Caller
 from inflight.wire.connections import HttpLimits, OpenConnections
 from inflight.wire.http.asgi import App, Header, InlineApp, Scope, error_json
-from inflight.wire.http.bulk import ALIGNMENT, BulkBody, aligned_buffer
+from inflight.wire.http.bulk import ALIGNMENT, BulkBody, DroppedBody, aligned_buffer
 from inflight.wire.http.exchange import Exchange
 from inflight.wire.http.gate import GatedApp, Refusal
 from inflight.wire.http.head import STATUS_LINES, http_scope
@@ -75,7 +75,7 @@ class HttpConnection(asyncio.Protocol):
         # The request that comes in.
         self._url = b""
         self._headers: list[Header] = []
-        self._length = 0
+        self._length = self._left = 0  # of its body; and what the parser has not seen of that
         self._awaits_continue = False
         self._reading: Exchange | None = None
         self._bulk: BulkBody | None = None
@@ -117,7 +117,9 @@ class HttpConnection(asyncio.Protocol):
         if self._kept is not None:
             self._kept.settle()
         self.resume_writing()
-        self._parser = self._bulk = None  # the parser refers back to this object
+        # All of these refer back to this object, which would wait for the garbage collector, with the bodies it holds.
+        self._current = self._reading = self._parser = self._bulk = None
+        self._caller.turn = _no_turn
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -147,7 +149,7 @@ class HttpConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers = []
-        self._length = 0
+        self._length = self._left = 0
         self._awaits_continue = False
         self._got = 0
         self._began = self._last_read = self.loop.time()
@@ -158,7 +160,7 @@ class HttpConnection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         if name == b"content-length":
-            self._length = int(value)
+            self._length = self._left = int(value)
         elif name == b"expect":
             self._awaits_continue = value.lower() == b"100-continue"
         self._headers.append((name, value))
@@ -185,7 +187,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._limits.large_body_bytes <= self._length <= self._limits.max_body_bytes:
             if free or gate is None:
-                self._bulk = self._new_bulk()
+                self._bulk = self._new_bulk(shared=gate is None)
             if free:
                 exchange.upload(self._length)
         if free:
@@ -200,6 +202,7 @@ class HttpConnection(asyncio.Protocol):
             self.pause_reading()
 
     def on_body(self, chunk: bytes) -> None:
+        self._left -= len(chunk)
         if self._bulk is not None:
             self._bulk.add(chunk)
         elif self._reading is not None:
@@ -308,8 +311,10 @@ class HttpConnection(asyncio.Protocol):
             self.transport.close()
 
     def busy(self) -> bool:
-        """Whether a request comes in, runs, or its response is on its way."""
-        return self._current is not None or self._began > 0 or self.transport.get_write_buffer_size() > 0
+        """Whether a request comes in that has no answer yet, runs, or its response is on its way."""
+        if self._current is not None or self.transport.get_write_buffer_size() > 0:
+            return True
+        return self._began > 0 and (self._reading is None or not self._reading.finished)
 
     def _start(self, exchange: Exchange) -> None:
         self._current = exchange
@@ -334,38 +339,54 @@ class HttpConnection(asyncio.Protocol):
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
-    def _new_bulk(self) -> BulkBody:
+    def _new_bulk(self, shared: bool) -> BulkBody:
+        """A buffer for the body. Args: shared: in memory that workers read, unlike requests for language models."""
         skip = 0
         for name, value in self._headers:
             if name == b"inference-header-content-length" and value.isdigit():
                 skip = int(value) % ALIGNMENT
-        return BulkBody(self, aligned_buffer(self._limits.allocate, self._length, skip))
+        return BulkBody(self, aligned_buffer(self._limits.allocate if shared else None, self._length, skip))
 
     def _half_read(self, size: int) -> None:
         """After data that does not complete the request."""
         self._got += size
         self._last_read = self.loop.time()
-        gate = self._reading.gate if self._reading is not None and self._reading.refused else None
-        if gate is not None and gate.admission.dropped(self._caller, size):
-            self.pause_reading()
-        if self._bulk is not None:
+        reading = self._reading
+        if reading is not None and reading.finished:
+            self._charge_dropped(reading, size)
+            if self._left >= self._limits.large_body_bytes and not self.transport.is_closing():
+                self._bulk = None
+                self._read_in_place(DroppedBody(self, self._left))
+        elif self._bulk is not None:
             if self._current is self._reading and not self._read_paused:
                 self._read_in_place(self._bulk)
         elif self._reading is None and not self._last and self._got > self._limits.max_head_bytes:
             self._refuse(431, f"the request's head is larger than {self._limits.max_head_bytes} bytes")
-        elif self._close_when_read and self._got > self._limits.max_dropped_bytes:
+
+    def _charge_dropped(self, answered: Exchange, size: int) -> None:
+        """Lets the line know of `size` bytes of a request that has its answer, and stops to read where it says so."""
+        if answered.refused and answered.gate is not None and answered.gate.admission.dropped(self._caller, size):
+            self.pause_reading()
+        if self._close_when_read and self._got > self._limits.max_dropped_bytes:
             self.transport.abort()
 
-    def _read_in_place(self, bulk: BulkBody) -> None:
-        """The rest of the body goes from the socket into its buffer; `bulk_done` brings the connection back."""
+    def _read_in_place(self, body: BulkBody | DroppedBody) -> None:
+        """The rest of the body goes from the socket to `body`; `bulk_done` brings the connection back."""
         self.transport.pause_reading()
-        self.transport.set_protocol(bulk)
-        self.transport.resume_reading()
+        self.transport.set_protocol(body)
+        if not self._read_paused:
+            self.transport.resume_reading()
 
     def bulk_read(self, size: int) -> None:
         """`size` more bytes of the body are in its buffer."""
         self._got += size
         self._last_read = self.loop.time()
+
+    def bulk_dropped(self, size: int) -> None:
+        """`size` bytes of a body whose request has its answer were received."""
+        self.bulk_read(size)
+        if self._reading is not None:
+            self._charge_dropped(self._reading, size)
 
     def bulk_done(self) -> None:
         """The body is whole; the parser, still waiting for it, is replaced."""
@@ -421,6 +442,11 @@ class HttpConnection(asyncio.Protocol):
                 self.transport.close()
             wait = min(wait, max(due - now, 0.001))
         self._timer = self.loop.call_later(wait, self._check)
+
+
+def _no_turn(_offered: bool) -> bool:
+    """The turn of a client that is gone."""
+    return False
 
 
 def _address(name: Any) -> tuple[str, int] | None:

@@ -170,6 +170,7 @@ class Exchange:
     def lose(self) -> None:
         """The client is gone."""
         self.lost = not self.finished
+        self._body = b""
         self._settle()
         self._uploaded()
         self._wake()
