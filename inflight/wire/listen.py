@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import importlib
 import logging
 import socket
 import ssl
+import struct
+import termios
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from inflight.admission import Arrival, Caller
 from inflight.config import GRPC_ENGINES, ListenConfig
 from inflight.errors import ConfigError, StartError
 from inflight.wire.address import GRPC, RESTFUL, Address, Kind, parse_address
-from inflight.wire.connections import Allocate, HttpLimits, OpenConnections
+from inflight.wire.connections import Allocate, Connection, HttpLimits, OpenConnections
 from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.http.acceptor import Acceptor
 from inflight.wire.http.asgi import App
@@ -31,6 +34,8 @@ BACKLOG = 2048
 _TLS_HANDSHAKE_TIMEOUT = 20.0
 _TLS_GOODBYE = 0.25
 """Seconds that an idle TLS client has to answer the goodbye before it is cut."""
+STALLED = 5.0
+"""Seconds in which a client takes no byte of what waits for it, after which a listener that stops cuts it."""
 _DISCONNECT = 1.0
 """Seconds that an application has to end by itself once its client is cut."""
 _TURN = 0.01
@@ -49,6 +54,7 @@ class Listener(Protocol):
     async def close(self, grace: float) -> None:
         """Stops accepting, closes idle connections, lets requests in flight finish, then cuts what is left.
 
+        A client that takes nothing of its answer for `STALLED` seconds is cut before the grace is over.
         No connection, task or socket file is left when it returns. Calling it again does nothing.
 
         Args:
@@ -90,7 +96,8 @@ class SocketListener:
             self._file.remove()
         for connection in list(shared.connections):
             connection.shutdown()
-        await _wait_while(lambda: bool(shared.tasks) or any(each.busy() for each in shared.connections), grace)
+        watch = _StallWatch(shared)
+        await _wait_while(lambda: watch.busy() or bool(shared.tasks), grace)
         await _wait_while(lambda: any(not each.busy() for each in shared.connections), _TLS_GOODBYE)
         for connection in list(shared.connections):
             connection.transport.abort()  # the applications see a disconnect
@@ -106,6 +113,48 @@ class SocketListener:
         """As `Listener` says."""
         if self._file is not None:
             self._file.remove()
+
+
+class _StallWatch:
+    """Cuts connections whose clients take nothing, while a listener stops."""
+
+    def __init__(self, shared: OpenConnections) -> None:
+        self._shared = shared
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[Connection, tuple[int, float]] = {}  # bytes that wait, and since when so many
+        self._looked = 0.0
+
+    def busy(self) -> bool:
+        """Whether a connection has a request in flight; those whose clients have stalled are cut."""
+        now = self._loop.time()
+        if now - self._looked >= STALLED / 10:
+            self._looked = now
+            self._look(now)
+        return any(connection.busy() for connection in self._shared.connections)
+
+    def _look(self, now: float) -> None:
+        before, self._waiting = self._waiting, {}
+        for connection in list(self._shared.connections):
+            size = _unsent(connection.transport)
+            if not size:
+                continue
+            old_size, since = before.get(connection, (size, now))
+            self._waiting[connection] = size, (since if size == old_size else now)
+            if size == old_size and now - since >= STALLED:
+                connection.transport.abort()
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Bytes that wait for a client, the kernel's with them; 0 where the kernel has taken all."""
+    size = transport.get_write_buffer_size()
+    peer = transport.get_extra_info("socket") if size else None
+    if peer is None or transport.is_closing():
+        return size
+    try:
+        queued = fcntl.ioctl(peer.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:  # not known of such a socket
+        return size
+    return size + int(struct.unpack("i", queued)[0])
 
 
 async def _wait_while(busy: Callable[[], bool], seconds: float) -> None:

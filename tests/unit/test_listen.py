@@ -305,6 +305,32 @@ def test_close_cuts_those_who_read_slowly(factory: Callable[[], asyncio.Abstract
             read_all(raw)  # comes to its end
 
 
+def test_close_waits_for_who_reads_slowly_and_not_for_who_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inflight.wire.listen.STALLED", 0.5)
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(8 * MB)})
+
+    with serve(app=large) as served, ExitStack() as stack:
+        stopped, slow = (stack.enter_context(socket.socket()) for _ in range(2))
+        for raw in (stopped, slow):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            raw.settimeout(10)
+            raw.connect((served.host, served.port))
+            raw.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert raw.recv(100).startswith(b"HTTP/1.1 200 ")
+        closing_ = threading.Thread(target=served.close, args=(60.0,))
+        closing_.start()
+        size = 0
+        while data := slow.recv(1 << 17):  # 8 MB in some 1.3 s
+            size += len(data)
+            time.sleep(0.01)
+        assert size + 100 > 8 * MB
+        closing_.join(10)
+        assert not closing_.is_alive()
+
+
 def test_close_ends_an_application_that_ignores_its_client() -> None:
     async def deaf(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(3600)
