@@ -7,7 +7,9 @@ Every connection is closed loop and merciless: the next request leaves as soon a
 refusal. The load comes from a process of its own (`python -m bench.overload load`, sockets and epoll). Since it shares
 the machine's cores with the server, `--peaks` holds each crowd's goodput against the best that a few connections reach
 *beside the same crowd*, which then hammers an idle server of canned refusals (`python -m bench.overload canned`) as
-often as it was refused. Fairness is Jain's index over the good answers of the connections: 1 where all got as many.
+often as it was refused. Streams of slow readers that were let in are asked for as often in that run, by clients that
+read at once: what they cost the engine is work that was asked for, and only what slow reading costs is a loss.
+Fairness is Jain's index over the good answers of the connections: 1 where all got as many.
 """
 
 from __future__ import annotations
@@ -98,6 +100,7 @@ class _Client:
         assert code in (0, errno.EINPROGRESS), os.strerror(code)
         self.left = memoryview(b"")
         self.got = b""
+        self.told_begun = False
         self.stats.clients[self.socket.fileno()] = self
         self.poll.register(self.socket, select.EPOLLIN | select.EPOLLOUT)
         self.opened()
@@ -115,6 +118,7 @@ class _Client:
     def send(self) -> None:
         self.sent = time.perf_counter()
         self.got = b""
+        self.told_begun = False
         self.left = memoryview(self.request)
         self.flush()
 
@@ -151,6 +155,8 @@ class _Client:
         end = self.got.find(b"\r\n\r\n")
         if end < 0:
             return
+        if self.got.startswith(b"HTTP/1.1 200"):
+            self.begun()
         head = self.got[:end].lower()
         place = head.find(b"content-length:")
         if place >= 0:
@@ -163,6 +169,12 @@ class _Client:
         if status == 200 and self.got.startswith(b'{"error_msg"', end + 4):  # MindSpore Serving's way
             status = 429
         self.answered(status, b"connection: close" in head)
+
+    def begun(self) -> None:
+        """The head of a good answer is here."""
+        if not self.told_begun:
+            self.told_begun = True
+            self.stats.begin(self)
 
     def answered(self, status: int, closing: bool = False) -> None:
         now = time.perf_counter()
@@ -297,6 +309,7 @@ class _Stats:
         self.measuring = False
         self.broken = 0
         self.statuses: dict[str, dict[int, list[float]]] = {}
+        self.begun: dict[str, int] = {}
         self._later: list[tuple[float, Any]] = []
         self._tokens: dict[str, float] = {}
         self._waiting: dict[str, deque[_Client]] = {}
@@ -310,6 +323,11 @@ class _Stats:
             client.longest = max(client.longest, now - client.last_good)
             client.last_good = now
         self.statuses.setdefault(client.group.name, {}).setdefault(status, []).append(now - client.sent)
+
+    def begin(self, client: _Client) -> None:
+        """A good answer begins to come."""
+        if self.measuring:
+            self.begun[client.group.name] = self.begun.get(client.group.name, 0) + 1
 
     def later(self, seconds: float, call: Any) -> None:
         self._later.append((time.perf_counter() + seconds, call))
@@ -377,6 +395,7 @@ def load(groups: Sequence[Group], settle: float, seconds: float) -> dict[str, An
         report[group.name] = {
             "good": len(good) / seconds,
             "refused": len(refused) / seconds,
+            "begun": stats.begun.get(group.name, 0) / seconds,
             "statuses": {status: len(seen) for status, seen in stats.statuses.get(group.name, {}).items()},
             "good_p50": percentile(good, 50),
             "good_p99": percentile(good, 99),
@@ -394,7 +413,7 @@ def load(groups: Sequence[Group], settle: float, seconds: float) -> dict[str, An
 
 
 class _Canned(asyncio.Protocol):
-    """Answers each request, whose bytes come in a few reads, with the same refusal."""
+    """Answers each request with the same refusal as soon as its head is here, and drops its body."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -406,10 +425,8 @@ class _Canned(asyncio.Protocol):
             end = data.find(b"\r\n\r\n")
             length = int(data[:end].partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
             self.missing = end + 4 + length
-        self.missing -= len(data)
-        if self.missing <= 0:
-            self.missing = 0
             self.transport.write(_REFUSAL)
+        self.missing = max(0, self.missing - len(data))
 
 
 class _CannedGrpc(asyncio.Protocol):
@@ -564,11 +581,11 @@ def _beside(groups: Sequence[Group], seconds: float) -> Iterator[subprocess.Pope
                 process.terminate()
 
 
-def drive(groups: Sequence[Group], seconds: float, idle: Sequence[Group] = ()) -> dict[str, Any]:
-    """What `groups` see, in a process of their own; `idle` hammers beside them from another one."""
+def drive(groups: Sequence[Group], seconds: float, beside: Sequence[Group] = ()) -> dict[str, Any]:
+    """What `groups` see, in a process of their own; those `beside` them are driven by another one."""
     with ExitStack() as stack:
-        if idle:
-            stack.enter_context(_beside(idle, seconds + SETTLE))
+        if beside:
+            stack.enter_context(_beside(beside, seconds + SETTLE))
         process = stack.enter_context(_beside(groups, seconds))
         output, _ = process.communicate(timeout=SETTLE + seconds + 60)
         report: dict[str, Any] = json.loads(output)
@@ -608,7 +625,7 @@ def main() -> None:
 
 def _peak(crowd: Crowd, report: dict[str, Any], seconds: float) -> None:
     """The best goodput of a few connections, which ask for the same, while the crowd hammers an idle server as often as
-    it was answered."""
+    it was refused, and clients that read at once ask for the streams that slow readers were given."""
     counted = next(group for group in crowd.groups if group.name == crowd.counted[0])
     reached = sum(report[name]["good"] for name in crowd.counted)
     idle_port = free_port()
@@ -619,16 +636,26 @@ def _peak(crowd: Crowd, report: dict[str, Any], seconds: float) -> None:
         Path("build/canned.log"),
         lambda: socket.create_connection(("127.0.0.1", idle_port)).close() is None,
     ):
-        idle = [
+        beside = [
             replace(group, port=idle_port, rate=max(1.0, report[group.name]["refused"]))
             for group in crowd.groups
             if group.kind != "slow" and report[group.name]["refused"]
         ]
+        streams = {
+            group.name: replace(group, kind="http", rate=report[group.name]["begun"])
+            for group in crowd.groups
+            if group.kind == "slow" and report[group.name]["begun"]
+        }
         peaks = {}
         for count in PEAKS:
-            peaks[count] = drive([replace(counted, name="all", count=count)], seconds, idle)["all"]["good"]
+            group = replace(counted, name="all", count=count)
+            peaks[count] = drive([group], seconds, [*beside, *streams.values()])["all"]["good"]
     best = max(peaks.values())
     shown = ", ".join(f"{count}: {rate:.0f}" for count, rate in peaks.items())
+    for name, group in streams.items():
+        print(
+            f"  {crowd.name}: {group.rate:.1f} streams/s of '{name}' begun, which clients that read at once ask for too"
+        )
     print(
         f"  {crowd.name}: {reached:.0f} of {best:.0f} ({shown} beside the idle server): {reached / best:.2f}",
         flush=True,
