@@ -73,7 +73,7 @@ test-native:
 	cmake -S . -B build/sanitized/threads -DINFLIGHT_TESTS=ON -DINFLIGHT_SETS=none -DINFLIGHT_SANITIZE=thread
 	cmake --build build/sanitized/threads -j2
 	TSAN_OPTIONS=halt_on_error=1 build/sanitized/threads/kernels_test $(SEED) pages pools refusals programs samplers
-	BUILD=build/sanitized/http2 PYTHON=$(BIN)/python scripts/sanitize_http2.sh
+	BUILD=build/sanitized/modules PYTHON=$(BIN)/python scripts/sanitize_modules.sh
 
 # A wheel for this Python that runs on other machines too, in dist/; and the same, tried where there is no compiler. Not
 # part of the checks: each compiles every instruction set, for minutes.
