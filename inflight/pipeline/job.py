@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -99,10 +99,14 @@ class Job:
         job.entered = self.entered
         return job
 
-    def pick(self, indices: Sequence[int]) -> Job:
-        """Some of the instances, as a job of their own."""
-        slots: list[Sequence[Row]] = [[rows[index] for index in indices] for rows in self.slots]
-        return Job(self.submission, [self.keys[index] for index in indices], slots, self.position)
+    def without(self, errors: Mapping[int, InflightError]) -> Job:
+        """The job of the other instances, once those that have an error, by index, are finished with it."""
+        if not errors:
+            return self
+        self.submission.finish(self.submission, [self.keys[index] for index in errors], list(errors.values()))
+        others = [index for index in range(len(self)) if index not in errors]
+        slots: list[Sequence[Row]] = [[rows[index] for index in others] for rows in self.slots]
+        return Job(self.submission, [self.keys[index] for index in others], slots, self.position)
 
     def inputs(self, stage: StageSpec) -> Sequence[Row]:
         """What the stage reads, as it stands; a stage that names no inputs reads the whole instances."""

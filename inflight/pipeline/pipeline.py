@@ -204,30 +204,17 @@ class Pipeline:
         for job in jobs:
             rows = outcomes if len(jobs) == 1 else outcomes[start : start + len(job)]
             start += len(job)
-            going_on = self._without_failed(job, rows)
-            if going_on is not None:
-                job, rows = going_on
-                job.advance(rows)
+            failed = _errors(rows)
+            if failed:
+                rows = [row for index, row in enumerate(rows) if index not in failed]
+            job = job.without(failed)
+            if len(job):
+                job.advance(rows)  # type: ignore[arg-type]  # the errors are not among them
                 going.append(job)
         if sum(map(len, going)) < start:
             self._flush()
         if going:
             self.submit(going)
-
-    def _without_failed(self, job: Job, outcomes: Sequence[Outcome]) -> tuple[Job, Sequence[Row]] | None:
-        """The instances that did not fail, and their rows; the others are finished. None: all failed."""
-        if type(outcomes) is Table:
-            return job, outcomes
-        rows = [outcome for outcome in outcomes if not isinstance(outcome, InflightError)]
-        if len(rows) == len(job):
-            return job, rows
-        failed = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, InflightError)]
-        keys = [job.keys[index] for index in failed]
-        job.submission.finish(job.submission, keys, [outcomes[index] for index in failed])
-        if not rows:
-            return None
-        gone = dict.fromkeys(failed)
-        return job.pick([index for index in range(len(job)) if index not in gone]), rows
 
     def call(self, key: str, subgraph: int, rows: Sequence[Row]) -> list[Outcome]:
         """Runs model rows for a Python stage (`Model.call`) and waits for them.
@@ -297,19 +284,14 @@ class Pipeline:
     def _still_wanted(self, jobs: list[Job]) -> list[Job]:
         """The jobs without instances that nobody waits for any more: those are finished."""
         now = time.monotonic()
-        wanted: list[Job] = []
+        wanted = []
         for job in jobs:
             submission = job.submission
-            if submission.deadlines is None and not submission.dropped:
+            if submission.deadlines is not None or submission.dropped:
+                ended = enumerate(submission.ended(key, now) for key in job.keys)
+                job = job.without({index: error for index, error in ended if error is not None})
+            if len(job):
                 wanted.append(job)
-                continue
-            ends = {index: error for index, key in enumerate(job.keys) if (error := submission.ended(key, now))}
-            if not ends:
-                wanted.append(job)
-                continue
-            submission.finish(submission, [job.keys[index] for index in ends], list(ends.values()))
-            if len(ends) < len(job):
-                wanted.append(job.pick([index for index in range(len(job)) if index not in ends]))
         return wanted
 
     def _function_batches(self) -> list[int]:
@@ -335,6 +317,13 @@ class Pipeline:
             return 1
         first = all(ref.stage == 0 for ref in stage.inputs)
         return min(sizes) if first else max(sizes)
+
+
+def _errors(outcomes: Sequence[Outcome]) -> dict[int, InflightError]:
+    """The errors among outcomes, by index."""
+    if type(outcomes) is Table:
+        return {}
+    return {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, InflightError)}
 
 
 def hidden_method(key: str, subgraph: int) -> MethodSpec:

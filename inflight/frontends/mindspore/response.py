@@ -18,6 +18,9 @@ SMALL = 32
 MAX_EMPTY_LISTS = 1_000_000
 """How many `[]` an array without elements may be written as."""
 
+_KINDS = "fiub"
+"""Kinds of numpy's types that JSON has numbers or booleans for."""
+
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_SORT_KEYS
 
 
@@ -40,8 +43,8 @@ def encode_reply(method: MethodInfo, outcomes: Sequence[Outcome]) -> Reply:
     names = [spec.name for spec in method.outputs]
     try:
         if type(outcomes) is Table or not any(isinstance(outcome, InflightError) for outcome in outcomes):
-            table = join([outcomes]) if len(outcomes) > 1 else None  # type: ignore[list-item]
-            if table is not None and len(table.columns) == len(names) and all(column.size for column in table.columns):
+            table = join([outcomes])  # type: ignore[list-item]
+            if table is not None and _is_small(table, names):
                 return Reply(_encode_columns(names, table.columns))
             instances = [_instance(names, outcome) for outcome in outcomes]  # type: ignore[arg-type]
             return Reply(orjson.dumps({"instances": instances}, option=_OPTIONS))
@@ -61,6 +64,14 @@ def json_outputs(method: MethodInfo, row: Row, common: dict[str, Any]) -> bytes:
         return orjson.dumps({**common, **outputs}, option=_OPTIONS)
     except orjson.JSONEncodeError as error:
         raise ModelError(f"Failed to construct the response: {error}") from error
+
+
+def _is_small(table: Table, names: list[str]) -> bool:
+    """Whether every output of a row is a few numbers, which are written best as Python's."""
+    columns = table.columns
+    return len(columns) == len(names) and all(
+        0 < column.size <= SMALL * len(column) and column.dtype.kind in _KINDS for column in columns
+    )
 
 
 def _encode_columns(names: list[str], columns: Sequence[Array]) -> bytes:
@@ -124,7 +135,7 @@ def _json_value(value: Value) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"b64": msgspec.to_builtins(value)}
     dtype = getattr(value, "dtype", None)
-    if dtype is None or dtype.kind not in "fiub":
+    if dtype is None or dtype.kind not in _KINDS:
         raise ModelError(
             f"Failed to construct the response: data type {dtype or type(value).__name__} is unknown, "
             "return numbers, booleans, str or bytes"

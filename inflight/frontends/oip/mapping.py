@@ -187,55 +187,39 @@ def check_wanted(method: MethodInfo, wanted: Sequence[str] | None) -> None:
 
 
 def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
-    """Splits tensors of shape [N, ...] into N rows of the method's inputs; arrays are views, 0-d where the
-    tensor is [N]. A method that takes one request a call gets the tensors as they are, as one row.
+    """The N rows of the method's inputs that tensors of shape [N, ...] hold: a table of these tensors where all are
+    arrays. A method that takes one request a call gets the tensors as they are, as one row.
 
     Raises:
         InvalidRequest: an input is missing, unknown, given twice, of another type than the method declares, or
             the tensors disagree in N.
     """
-    rows = _plain_rows(method, tensors) if not method.whole else None
-    if rows is not None:
-        return rows
     given = {tensor.name: tensor for tensor in tensors}
     if len(given) != len(tensors):
         raise InvalidRequest(f"an input of model '{method.servable}' is given twice, give each input once")
-    names = [spec.name for spec in method.inputs]
-    optional = dict(method.optional)
-    if not set(names) - set(optional) <= set(given) <= set(names):
-        raise InvalidRequest(_names_differ(method, names, list(given)))
+    left_out = [spec.name for spec in method.inputs if spec.name not in given]
+    optional = dict(method.optional) if left_out else {}
+    if len(given) + len(left_out) != len(method.inputs) or not optional.keys() >= set(left_out):
+        raise InvalidRequest(_names_differ(method, list(given)))
     if method.whole:
         return [[_whole(spec, given[spec.name]) for spec in method.inputs]]
-    columns = [_column(spec, given[spec.name]) if spec.name in given else [] for spec in method.inputs]
-    instances = max(map(len, columns), default=0)
-    columns = [
-        column if spec.name in given else [optional[spec.name]] * instances
-        for spec, column in zip(method.inputs, columns)
-    ]
-    counts = [len(column) for column in columns]
-    if not counts or counts[0] == 0:
+    columns = {spec.name: _column(spec, given[spec.name]) for spec in method.inputs if spec.name in given}
+    counts = {len(column) for column in columns.values()}
+    if not counts or counts == {0}:
         raise InvalidRequest("the request holds no instance, the first dimension of each input must be at least 1")
-    if len(set(counts)) != 1:
-        listed = ", ".join(f"'{name}' {count}" for name, count in zip(names, counts, strict=True))
+    if len(counts) != 1:
+        listed = ", ".join(f"'{name}' {len(column)}" for name, column in columns.items())
         raise InvalidRequest(f"the first dimension is the number of instances, but the inputs disagree: {listed}")
-    return [list(row) for row in zip(*columns, strict=True)]
+    if not left_out and all(isinstance(column, np.ndarray) for column in columns.values()):
+        return Table(list(columns.values()))  # type: ignore[arg-type]  # arrays, as was asked
+    (count,) = counts
+    for name in left_out:
+        columns[name] = [optional[name]] * count
+    return [list(row) for row in zip(*(_each(columns[spec.name]) for spec in method.inputs))]
 
 
-def _plain_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Table | None:
-    """Arrays in the method's own order and types, which most requests are; None for all others."""
-    specs = method.inputs
-    if len(specs) != len(tensors) or not specs:
-        return None
-    columns: list[Array] = []
-    count = tensors[0].shape[:1]
-    for spec, tensor in zip(specs, tensors, strict=True):
-        data = tensor.data
-        if not isinstance(data, np.ndarray) or spec.name != tensor.name or tensor.shape[:1] != count:
-            return None
-        if spec.dtype is not None and _SPEC_DATATYPES.get(spec.dtype) != tensor.datatype:
-            return None
-        columns.append(data)
-    return Table(columns) if count and 0 < count[0] <= MAX_INSTANCES else None
+def _each(column: Array | list[Value]) -> list[Value]:
+    return [column[index, ...] for index in range(len(column))] if isinstance(column, np.ndarray) else column
 
 
 def from_outcomes(
@@ -309,7 +293,8 @@ def _describe(spec: TensorSpec, whole: bool) -> TensorMetadata:
     return TensorMetadata(spec.name, datatype, (-1, *(spec.shape or ())))
 
 
-def _names_differ(method: MethodInfo, names: list[str], given: list[str]) -> str:
+def _names_differ(method: MethodInfo, given: list[str]) -> str:
+    names = [spec.name for spec in method.inputs]
     takes = f"method '{method.name}' of servable '{method.servable}' takes: {', '.join(names) or 'nothing'}"
     missing = [name for name in names if name not in given]
     if missing:
@@ -317,8 +302,8 @@ def _names_differ(method: MethodInfo, names: list[str], given: list[str]) -> str
     return f"unexpected input '{next(name for name in given if name not in names)}', {takes}"
 
 
-def _column(spec: TensorSpec, tensor: OipTensor) -> list[Value]:
-    """One input's values, one per instance."""
+def _column(spec: TensorSpec, tensor: OipTensor) -> Array | list[Value]:
+    """One input of all instances: an array [n, ...], or n texts or bytes."""
     if not tensor.shape:
         raise InvalidRequest(
             f"input '{tensor.name}' has rank 0, its first dimension must be the number of instances: use [1]"
@@ -329,7 +314,7 @@ def _column(spec: TensorSpec, tensor: OipTensor) -> list[Value]:
         )
     _check_datatype(spec, tensor)
     if isinstance(tensor.data, np.ndarray):
-        return [tensor.data[index, ...] for index in range(tensor.shape[0])]
+        return tensor.data
     if len(tensor.data) != tensor.shape[0]:
         raise InvalidRequest(
             f"input '{tensor.name}' of type BYTES must have one element per instance, shape [N] or [N, 1], "
