@@ -39,7 +39,7 @@ class AsyncClient(MethodClient):
     def prepare(
         self, instances: Instance | list[Instance] | tuple[Instance, ...], *, timeout: float | None = None
     ) -> Callable[[], Awaitable[Result]]:
-        """Builds the request once; each call of what it returns sends it, as `infer` does.
+        """Builds the request once; each call of the returned function sends it, as `infer` does.
 
         Raises:
             InvalidRequest: an instance or a value that cannot be sent.

@@ -1,4 +1,4 @@
-"""What the blocking client and the one for asyncio share: whom they call, and the request."""
+"""The common part of the blocking client and the asyncio client: the method to call, and the request."""
 
 from __future__ import annotations
 

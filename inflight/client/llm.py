@@ -29,7 +29,7 @@ class InferenceResponse:
 
     Attributes:
         finish_reason: length, eos or stop.
-        prefill, tokens, top_tokens: as the server tells them.
+        prefill, tokens, top_tokens: as in the server's answer.
     """
 
     generated_text: str
@@ -81,15 +81,15 @@ class MindsporeInferenceClient:
             InvalidRequest, Overloaded, Unavailable, InflightError: with the server's text.
         """
         with self._open("generate", prompt, parameters) as response:
-            found = json.loads(response.read())
+            answer = json.loads(response.read())
         return InferenceResponse(
-            generated_text=found["generated_text"],
-            finish_reason=found["finish_reason"],
-            generated_tokens=found["generated_tokens"],
-            prefill=found["prefill"],
-            seed=found["seed"],
-            tokens=[_token(each) for each in found["tokens"]],
-            top_tokens=found["top_tokens"],
+            generated_text=answer["generated_text"],
+            finish_reason=answer["finish_reason"],
+            generated_tokens=answer["generated_tokens"],
+            prefill=answer["prefill"],
+            seed=answer["seed"],
+            tokens=[_token(token) for token in answer["tokens"]],
+            top_tokens=answer["top_tokens"],
         )
 
     def generate_stream(self, prompt: str, **parameters: Any) -> Iterator[InferenceStreamResponse]:
@@ -98,11 +98,11 @@ class MindsporeInferenceClient:
             for line in response:
                 if not line.startswith(b"data:"):
                     continue
-                found = json.loads(line[5:])
-                for each in found["data"] if "event" in found else [found]:
-                    if "error" in each:
-                        raise InflightError(each["error"])
-                    yield InferenceStreamResponse(_token(each), each["generated_text"], each["finish_reason"])
+                event = json.loads(line[5:])
+                for token in event["data"] if "event" in event else [event]:
+                    if "error" in token:
+                        raise InflightError(token["error"])
+                    yield InferenceStreamResponse(_token(token), token["generated_text"], token["finish_reason"])
 
     def _open(self, kind: str, prompt: str, parameters: dict[str, Any]) -> Any:
         body = json.dumps({"inputs": prompt, "parameters": parameters, "stream": kind == "generate_stream"}).encode()
@@ -115,8 +115,8 @@ class MindsporeInferenceClient:
             raise Unavailable(f"{self.server_url} cannot be reached: {error.reason}") from None
 
 
-def _token(found: dict[str, Any]) -> InferenceToken:
-    return InferenceToken(found["id"], found["text"], found["logprob"], found["special"])
+def _token(token: dict[str, Any]) -> InferenceToken:
+    return InferenceToken(token["id"], token["text"], token["logprob"], token["special"])
 
 
 def _error(status: int, body: str) -> InflightError:

@@ -39,7 +39,7 @@ def check_target(address: object, servable_name: object, method_name: object, ve
 
 
 class SSLConfig:
-    """PEM files of a TLS connection; None for what is not used.
+    """PEM files of a TLS connection; None: not used.
 
     Args:
         certificate, private_key: the client's own, for a server that asks for them; both or neither.

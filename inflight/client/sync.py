@@ -77,7 +77,7 @@ class Client(MethodClient):
     def infer_async(
         self, instances: Instance | list[Instance] | tuple[Instance, ...], *, timeout: float | None = None
     ) -> ClientGrpcAsyncResult | ClientGrpcAsyncError:
-        """Sends the request and returns at once; call `.result()` on what it returns.
+        """Sends the request and returns at once; `.result()` of the returned object waits for the answer.
 
         Raises:
             InvalidRequest: as `infer`.

@@ -1,4 +1,4 @@
-"""A generation as the doors and scripts see it: what is asked, what comes back token by token."""
+"""The contract between the engine and its callers (doors, scripts): a request, and the events that answer it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FinishReason(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt and how to go on from it.
+    """One prompt, and how its continuation is generated.
 
     Attributes:
         prompt: a text, or token ids that are taken as they are.
@@ -39,21 +39,21 @@ class GenerationRequest:
         max_new_tokens: exact limit; None: as many as the model's length leaves.
         stop: texts that end the generation as soon as they appear in the generated text.
         include_stop: the stop text stays in the answer (TGI's way) instead of being cut off (OpenAI's).
-        ignore_eos: go on after an end-of-sequence token.
+        ignore_eos: the generation continues after an end-of-sequence token.
         truncate: keep only the last so many prompt tokens; of a text to embed the first ones, or those at the side that
             its folder says, and the special tokens at both ends.
         add_special_tokens: let the tokenizer add its own (not for templated chats).
         prompt_tokens: report the prompt's tokens in `Start`.
         timeout: seconds until DeadlineExceeded, or None.
-        priority: larger goes first among those that wait.
+        priority: of the waiting requests, those with the larger number are admitted first.
         tenant: requests share cached prompt blocks only with the same tenant.
-        grammar: the text follows it; a text that is cut at its limit is the beginning of one that does.
-        adapter: name of the LoRA adapter that computes it; None: the model alone.
-        embed: report the prompt's vector in `Finish`; the one token beside it means nothing.
-        prompt_name: of a text to embed: which of the model's prompts goes before it; None: the model's default.
-        cut: of a text to embed that is too long: True keeps what the model takes, False refuses it, None does what the
-            model's folder says.
-        fit: where `max_new_tokens` goes beyond the model's length, stop there instead of refusing the request.
+        grammar: every generated text matches it; a text that ends at its token limit is a prefix of one that matches.
+        adapter: name of the LoRA adapter to apply; None: the base model.
+        embed: report the prompt's vector in `Finish`. One token is generated with it and has no meaning.
+        prompt_name: for embeddings: name of the model's prompt that is put before the text; None: the default one.
+        cut: for embeddings of a text over the model's length: True truncates it, False refuses it, None follows the
+            setting in the model's folder.
+        fit: where `max_new_tokens` exceeds the model's length, stop at that length instead of refusing the request.
     """
 
     prompt: str | Sequence[int]
@@ -97,7 +97,7 @@ class Start:
         prompt_length: tokens of the prompt, after truncation.
         cached: how many of them came from the prefix cache.
         prompt: the prompt's tokens, with log-probabilities where `Sampling.prompt_logprobs`; empty unless asked for.
-        queued: seconds that the request waited for its first step.
+        queued: seconds between the request's admission and its first step.
     """
 
     prompt_length: int
@@ -152,7 +152,7 @@ Event = Start | Token | Finish
 
 
 class GenerationLimits(Limits, frozen=True):
-    """What a request may ask for where the shards are known, with their room for what nobody has limited."""
+    """The limits of requests to a loaded model: limits that were left open are set to the shards' capacity."""
 
     max_input_tokens: int = 0
     max_total_tokens: int = 0
@@ -165,10 +165,10 @@ class GenerationLimits(Limits, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """How a model's makers want it sampled: what OpenAI's routes take where a request says nothing. None: not said.
+    """Sampling parameters from the model's generation_config.json: the defaults of OpenAI's routes. None: not given.
 
     Attributes:
-        max_new_tokens: also the most that a request may ask for there, as vLLM has it.
+        max_new_tokens: the default and also the upper limit on these routes, as in vLLM.
     """
 
     temperature: float | None = None
@@ -181,7 +181,7 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """How a model writes the calls of tools.
+    """How a model writes tool calls.
 
     Attributes:
         kind: `hermes` (tags around JSON), `mistral` (a JSON list after a mark), `llama3` (bare JSON), or `plain`.
@@ -196,7 +196,7 @@ class ToolFormat:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorInfo:
-    """What a generator is.
+    """What clients may know of a language model.
 
     Attributes:
         name: the servable it belongs to; model_id: what clients know the model as.
@@ -204,16 +204,16 @@ class GeneratorInfo:
         device_type, dtype: of the shards.
         world_size: ranks.
         vocab_size: token ids are below it.
-        has_template: it can chat.
-        embedding_size: values of a text's vector; 0: it gives none.
+        has_template: it has a chat template.
+        embedding_size: dimensions of a text's vector; 0: the model cannot embed.
         adapters: names of the LoRA adapters that requests may ask for.
         unit_vectors: its vectors have length 1.
-        generates: it writes; False for encoders.
-        tool_format: how its template has tools called; None where the template knows no tools.
-        loaded: False while it is known by its configuration only; then limits mean nothing and it answers nobody.
-        commit: of the hub's repository that it came from, where it did.
+        generates: it generates text; False for encoders.
+        tool_format: how the model writes tool calls; None: its template does not support tools.
+        loaded: False until the model has been loaded; `limits` are not valid before, and requests are refused.
+        commit: of the hub's repository, for a model that was fetched from there.
         compute_type: as in `GeneratorConfig`.
-        defaults: sampling where a request says nothing, on the routes that honour it.
+        defaults: sampling parameters that apply where a request leaves them out, on the routes that use them.
     """
 
     name: str
@@ -238,7 +238,7 @@ class GeneratorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """A text's vector, and how many tokens the text has. Its length is 1 unless the model's folder says otherwise."""
+    """A text's vector, and the number of its tokens. Of unit length, unless `GeneratorInfo.unit_vectors` is false."""
 
     values: tuple[float, ...]
     tokens: int
@@ -246,7 +246,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class PieceOfText:
-    """A token of an input text and where it stands in it, in characters."""
+    """A token of an input text, and its place there: `text[start:stop]`, in characters."""
 
     id: int
     text: str
@@ -256,14 +256,15 @@ class PieceOfText:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """What a chat template is given.
+    """The input of a chat template.
 
     Attributes:
         messages: as the client sent them (role, content, tool_calls, ...), as plain JSON values.
         tools: tool descriptions as plain JSON values, or None.
         kwargs: further variables for the template.
-        tool_prompt: goes before the tools where the template knows none and they are written into a message.
-        template: name of the one to use, where the model has several; None: `tool_use` with tools, else `default`.
+        tool_prompt: text before the tool descriptions, where the template does not support tools and they are written
+            into a message.
+        template: name of the template, where the model has several; None: `tool_use` with tools, else `default`.
     """
 
     messages: list[dict[str, object]]
@@ -278,27 +279,27 @@ class Generator(Protocol):
 
     @property
     def info(self) -> GeneratorInfo:
-        """What it is; limits are known once it is ready."""
+        """Name, limits and abilities; the limits are valid once it is ready."""
 
     @property
     def ready(self) -> bool:
-        """Warm and able to answer now."""
+        """Whether it is loaded and can answer now."""
 
     @property
     def admission(self) -> Admission:
-        """Its places, and the line before them."""
+        """The limit of concurrent requests, and the line of those that wait for it."""
 
     @property
     def streams(self) -> int:
-        """Requests in it."""
+        """The number of requests that it is working on."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Runs one request: `Start`, one `Token` for every generated token, `Finish`.
 
-        Closing the iterator ends the generation and frees what it held.
+        Closing the iterator ends the generation and frees its resources.
 
-        Raises (from the iterator, before the first event where it is the request's fault):
-            InvalidRequest: it can never be answered; the text says what to change.
+        Raises (from the iterator; before the first event where the request is wrong):
+            InvalidRequest: the request can never be answered; the text says what to change.
             Overloaded: the queue is full.
             DeadlineExceeded, WorkerLost, Unavailable: as their names say.
         """
@@ -310,7 +311,7 @@ class Generator(Protocol):
         """The text of tokens, special ones included.
 
         Raises:
-            InvalidRequest: the model does not have one of them.
+            InvalidRequest: one of the ids is not in the model's vocabulary.
         """
 
     async def render(self, chat: Chat) -> str:
@@ -318,13 +319,13 @@ class Generator(Protocol):
 
         Raises:
             TemplateError: the model has no chat template or it refused the messages.
-            InvalidRequest: messages hold what cannot be shown.
+            InvalidRequest: a message has content that the model cannot take.
         """
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A generation from its first to its last event."""
+    """All events of one generation."""
 
     start: Start
     tokens: tuple[Token, ...]
@@ -332,15 +333,15 @@ class Whole:
 
     @property
     def mean_logprob(self) -> float:
-        found = [token.info.logprob for token in self.tokens if token.info.logprob is not None]
-        return sum(found) / len(found) if found else -math.inf
+        logprobs = [token.info.logprob for token in self.tokens if token.info.logprob is not None]
+        return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 async def whole(generator: Generator, request: GenerationRequest, say: Callable[[str], None] | None = None) -> Whole:
     """Runs one generation to its end. Cancelling the call ends it.
 
     Args:
-        say: told each piece of text as it comes.
+        say: called with each piece of text as it arrives.
     """
     start = Start(0)
     tokens: list[Token] = []
@@ -364,8 +365,8 @@ T = TypeVar("T")
 
 
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Everything at once; the first failure ends the others."""
-    tasks = [asyncio.ensure_future(each) for each in work]
+    """The results of coroutines that run at the same time; the first failure cancels the others."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     try:
         return list(await asyncio.gather(*tasks))
     finally:

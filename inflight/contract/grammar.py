@@ -14,15 +14,15 @@ _SHAPES = (
     '{"type": "ebnf", "value": "..."} or {"type": "text"}'
 )
 JSON_OPTIONS = {"whitespace_pattern": "[ ]?", "coerce_one_of": True}
-"""How JSON is held to its schema. One optional space, as TGI has it: a model that loves white space must not fill its
-tokens with it. `oneOf` is followed as `anyOf`: JSON is written from left to right, and the other branches are not
-known to fail yet."""
+"""llguidance's options for JSON schemas. Whitespace is one optional space, as in TGI: otherwise a model may generate
+whitespace until its token limit. `oneOf` is treated as `anyOf`, because a prefix of the text cannot show that the other
+branches fail."""
 ANY_OBJECT = '{"type":"object"}'
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What a generated text must look like.
+    """The form that a generated text must have.
 
     Attributes:
         kind: `json` (value: a JSON schema's text), `regex`, `lark` (llguidance's dialect) or `ebnf` (GBNF).
@@ -33,13 +33,13 @@ class Grammar:
 
 
 def grammar_of(given: Any, field: str) -> Grammar | None:
-    """The grammar that a body asks for; None where it asks for plain text.
+    """The grammar in a request's body; None: plain text.
 
     Args:
-        field: how the body calls it, for errors.
+        field: its name in the body, for error texts.
 
     Raises:
-        InvalidRequest: it has none of the shapes.
+        InvalidRequest: the value has none of these shapes.
     """
     if given is None:
         return None

@@ -1,4 +1,4 @@
-"""What the engine tells the shards of a language model, and what they answer: the step contract.
+"""The step contract between the engine and the shards of a language model: the plan of a step, and its result.
 
 A shard holds one persistent batch of rows. A `StepPlan` is the four verbs of continuous batching in one message:
 `prefill` gives rows tokens to compute, every row whose tokens are all computed *decodes* one more, an admission of an
@@ -20,14 +20,14 @@ import msgspec
 from inflight.config import GeneratorConfig, ModelConfig
 
 _DEVICE_TYPES = {"gpu": "cuda", "ascend": "npu"}
-"""Torch's names."""
+"""Our device types by torch's names for them."""
 
 LARGEST_COUNT = (1 << 31) - 1
-"""Of `top_k` and `top_n_tokens`."""
+"""The upper limit of `top_k` and `top_n_tokens`."""
 
 
 class Range(NamedTuple):
-    """The values that a number may have. Attributes: above, below: `low` and `high` themselves are left out."""
+    """An interval of allowed values. Attributes: above, below: `low` (or `high`) itself is excluded."""
 
     low: float
     high: float = math.inf
@@ -35,7 +35,7 @@ class Range(NamedTuple):
     below: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether it is one of them; NaN never is."""
+        """Whether the value lies in the interval; NaN never does."""
         low = self.low < value if self.above else self.low <= value
         return low and (value < self.high if self.below else value <= self.high)
 
@@ -62,17 +62,17 @@ RANGES: Mapping[str, Range] = {
     "top_n_tokens": Range(0, LARGEST_COUNT),
     "pooled_from": Range(0),
 }
-"""What a sampler can use, whoever asks. A protocol may take less of it, or say it in other words."""
+"""The values that the samplers accept. A protocol may narrow a range, or name a parameter otherwise."""
 
 
-def out_of_range(given: object, ranges: Mapping[str, Range]) -> str | None:
-    """What is wrong with the first number that is not in its range; None where all are.
+def out_of_range(parameters: object, ranges: Mapping[str, Range]) -> str | None:
+    """A sentence about the first parameter outside its range; None where all are inside.
 
     Args:
-        given: has them as attributes; one that is None is not given.
+        parameters: an object with them as attributes; None counts as inside.
     """
     for name, range in ranges.items():
-        value = getattr(given, name)
+        value = getattr(parameters, name)
         if value is not None and not range.holds(value):
             return f"`{name}` must be {range}"
     return None
@@ -99,9 +99,10 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
         logprobs: report the log-probability of every chosen token.
         top_n_tokens: report that many most likely tokens at every position, ties with the last one included.
         prompt_logprobs: report the log-probability of every prompt token but the first.
-        watermark: favour a half of the vocabulary that the token before decides.
-        pooling: report the text's vector with the first token: of its `last` token, or the `mean` of all; empty: no.
-        pooled_from: tokens before this one are left out of that vector.
+        watermark: add a bias to the logits of a part of the vocabulary that the preceding token selects.
+        pooling: report the text's vector with the first token: the state of the `last` token, or the `mean` of all
+            states; empty: none.
+        pooled_from: index of the first token that the vector is pooled from.
     """
 
     do_sample: bool = False
@@ -124,7 +125,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def plain(self) -> bool:
-        """No processor changes the row's logits."""
+        """Whether no processor changes the row's logits."""
         return (
             self.temperature == 1.0
             and not self.top_k
@@ -140,16 +141,16 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def greedy(self) -> bool:
-        """The most likely token is all that is wanted."""
+        """Whether the result is the most likely token and nothing else."""
         return self.plain and not (self.do_sample or self.logprobs or self.top_n_tokens or self.pooling)
 
     @property
     def needs_whole_prompt(self) -> bool:
-        """Every prompt token has to be computed, none may come from the prefix cache."""
+        """Whether every prompt token has to be computed, so that the prefix cache cannot be used."""
         return self.prompt_logprobs or self.pooling == "mean"
 
     def fault(self, vocab_size: int) -> str | None:
-        """What no sampler could use, and what to give instead; None where there is nothing.
+        """The error of the first parameter that no sampler can use, with the allowed values; None: all are valid.
 
         Args:
             vocab_size: columns of the model's logits.
@@ -175,18 +176,18 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
 
 
 def unknown_token(tokens: Sequence[int], vocab_size: int) -> int | None:
-    """The first of these tokens that the model's embedding has no row for; None where it has all."""
+    """The first token id outside the model's vocabulary; None: all are inside."""
     if not tokens or (min(tokens) >= 0 and max(tokens) < vocab_size):
         return None
     return next(token for token in tokens if not 0 <= token < vocab_size)
 
 
 class Watermark(NamedTuple):
-    """Which logits a watermark favours, by TGI's words.
+    """The parameters of a watermark (Kirchenbauer et al., 2023), by TGI's names.
 
     Attributes:
-        gamma: share of the vocabulary.
-        delta: what is added to their logits.
+        gamma: share of the vocabulary whose logits are raised.
+        delta: the number added to these logits.
     """
 
     gamma: float = 0.5
@@ -252,7 +253,7 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
 
     Attributes:
         step: the plan's number; results come in the order of the plans, one for each.
-        ids: rows that sampled; their order says nothing.
+        ids: rows that sampled, in any order.
         tokens: aligned with `ids`.
         logprobs: aligned with `ids`, where any row asked; values of the others are valid too. After all processors.
         top: id -> (token, logprob) pairs, best first, for rows that asked for them.
@@ -260,10 +261,10 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
             positions first + 1 to first + chunk of the chunk starting at `first`, as far as they are prompt.
         seconds: duration of the step on rank 0.
         embeddings: id -> float32 values of the vector of length 1, for rows that asked for it.
-        failed: id -> what is wrong with a row that joined in this step. It is computed none the less, with what is
-            wrong left out, so that its blocks hold what the plan says; nobody may use its tokens.
-        unsound: rows that sampled from logits which are not all numbers, by their ids: the model's fault (`UNSOUND`).
-            Nobody may use their tokens.
+        failed: id -> the error of a row that joined in this step with invalid values. The row is computed without
+            them, so that its blocks are filled as the plan says; its tokens must not be used.
+        unsound: ids of rows whose logits hold NaN, which is the model's fault (`UNSOUND`); their tokens must not be
+            used.
     """
 
     step: int
@@ -279,18 +280,18 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
 
 
 class ShardJob(msgspec.Struct, frozen=True):
-    """What one rank is to load.
+    """The model that one rank loads, and its part of it.
 
     Attributes:
         model: the model, with the device type in torch's words.
         rank, world_size: this process among the shards of the model.
         rendezvous: `host:port` where rank 0 listens for torch.distributed; unused where world_size is 1.
         device_id: index of the device.
-        num_blocks: blocks that the cache had before this rank was lost and started again: it gets as many, or what
-            the memory still holds. None: this start decides.
+        num_blocks: for a rank that is started again: the blocks that the cache had before. It gets as many, or as
+            many as the free memory holds. None: the size is decided by this start.
         max_rows: rows of the batch.
         max_step_tokens: tokens that one step computes at most (chunks and decoding rows together).
-        max_model_len: longest sequence, prompt and output; None: what the configuration says.
+        max_model_len: longest sequence, prompt and output; None: from the model's configuration.
     """
 
     model: ModelConfig
@@ -307,7 +308,7 @@ class ShardJob(msgspec.Struct, frozen=True):
     def of(
         cls, config: GeneratorConfig, rank: int = 0, rendezvous: str = "", num_blocks: int | None = None
     ) -> ShardJob:
-        """The job of one rank of a model that is on this disk."""
+        """The job of one rank; the model's files are on this machine."""
         asked = config.model.device_type
         device_type = _DEVICE_TYPES.get(asked, asked) if asked is not None else None
         rows = config.policy.max_batch_size
@@ -328,7 +329,7 @@ class ShardJob(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, num_blocks=num_blocks)
 
     def on(self, threads: int) -> ShardJob:
-        """The job of a rank that has so many CPU threads, where nothing else was asked for."""
+        """The same job with a number of CPU threads, unless the user has set one."""
         model = msgspec.structs.replace(self.model, threads=self.model.threads or threads)
         return msgspec.structs.replace(self, model=model)
 
@@ -338,7 +339,7 @@ class ShardJob(msgspec.Struct, frozen=True):
 
 
 class ShardOffer(msgspec.Struct, frozen=True):
-    """What a loaded rank can hold. The engine works with the smallest numbers of all ranks.
+    """The capacity of a loaded rank. The engine works with the smallest numbers of all ranks.
 
     Attributes:
         num_blocks: blocks of the cache, numbered from 0.
@@ -350,9 +351,9 @@ class ShardOffer(msgspec.Struct, frozen=True):
         dtype: of the weights.
         weight_bytes, cache_bytes: memory of this rank.
         family: which decoder runs it, `transformers` for the bridge, or `encoder`.
-        embedding_size: values of a text's vector; 0: it gives none.
-        switch: a row that grows over this length leaves and joins again with nothing computed, before the token at this
-            place is computed: all of its tokens turn in another way then (LongRoPE). 0: never.
+        embedding_size: dimensions of a text's vector; 0: the model cannot embed.
+        switch: the length beyond which all tokens of a sequence have other rotary frequencies (LongRoPE). A row that
+            reaches it leaves the batch and joins again with nothing computed. 0: there is no such length.
         stretched: keys of a prompt longer than this depend on its length (dynamic NTK). 0: they never do.
     """
 

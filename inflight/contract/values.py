@@ -47,7 +47,7 @@ CODES: dict[np.dtype[Any], int] = {dtype: code for code, dtype in DTYPES.items()
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What is known of one tensor before it arrives.
+    """The description of a tensor: name, type and shape, as far as they are known.
 
     Attributes:
         name: its name; a model file's own name or a method's parameter name.
@@ -65,7 +65,7 @@ class TensorSpec:
 class GraphSpec:
     """Inputs and outputs of one sub-graph, in the model's own order, batch dimension included.
 
-    A dimension of -1 accepts any size. `None` as shape or dtype: the back end cannot tell (callables).
+    A dimension of -1 accepts any size. `None` as shape or dtype: not known (callables).
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -77,10 +77,10 @@ class MethodInfo:
     """A method as a client sees it, with the resolved version (never 0).
 
     Attributes:
-        optional: inputs that a client may leave out, with what they are then.
-        whole: an instance is one whole call of a bare model file, whose first dimensions are no batch; its tensors are
-            the model's own, and where a protocol's tensors count instances in front, here they do not.
-        dtypes: of inputs whose numeric type is known, by name.
+        optional: inputs that a client may leave out, with their default values.
+        whole: an instance is one call of a bare model file without a batch dimension. Its tensors have exactly the
+            model's dimensions, also in protocols whose tensors otherwise begin with the number of instances.
+        dtypes: numpy's dtypes of the inputs with a known numeric type, by name.
     """
 
     servable: str
@@ -105,7 +105,11 @@ class MethodInfo:
         return self.pick({**dict(self.optional), **named} if self.optional else named)
 
     def pick(self, named: Mapping[str, T]) -> list[T]:
-        """What belongs to the method's inputs, in their order; `row` for anything that is there for each input."""
+        """The entries for the method's inputs, in their order: `row` for entries of any type.
+
+        Raises:
+            InvalidRequest: an input of the method is missing.
+        """
         try:
             return [named[spec.name] for spec in self.inputs]
         except KeyError as missing:
@@ -117,7 +121,7 @@ class MethodInfo:
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """More of the text that a language model writes for one instance of a request."""
+    """The next piece of the text that a language model generates for one instance of a request."""
 
     index: int
     text: str
@@ -125,11 +129,11 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ServableStatus:
-    """One version of a servable: what it offers and whether it can answer now.
+    """One version of a servable: its methods, and whether it can answer now.
 
     Attributes:
         methods: empty until it is loaded.
-        loaded: it could answer once; false while it starts for the first time.
+        loaded: it has been ready before; false during its first start.
     """
 
     name: str

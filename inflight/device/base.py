@@ -1,4 +1,4 @@
-"""What the model side asks of the machine: where tensors live, how ranks talk."""
+"""The interface between the ranks of one model: collective operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Ranks(ABC):
-    """The processes that share one model. Every rank calls the same methods in the same order."""
+    """The processes that share one model. Every rank must call the same methods in the same order."""
 
     rank: int
     size: int
@@ -29,7 +29,7 @@ class Ranks(ABC):
 
 
 class Alone(Ranks):
-    """One rank: nobody to talk to."""
+    """A model on one rank: every collective operation returns its input."""
 
     rank = 0
     size = 1

@@ -1,4 +1,4 @@
-"""How a rank finds the others."""
+"""Connects a rank with the others of its model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def connect_ranks(rank: int, size: int, rendezvous: str, device: Device, timeout
         timeout: seconds to wait for the others.
 
     Raises:
-        StartError: they did not come, or several ranks cannot be here.
+        StartError: a rank did not connect in time, or torch is not installed.
     """
     if size == 1:
         return Alone()

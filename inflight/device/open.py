@@ -1,4 +1,4 @@
-"""Devices by name: where tensors live, how much room there is, how ranks talk.
+"""Devices by name: torch's device, free memory, and the backend of collective operations.
 
 torch is imported where a device or a model needs it: a CPU on which the native engine computes does without.
 """
@@ -30,7 +30,7 @@ class Device(ABC):
 
     Attributes:
         type: cpu, cuda or npu.
-        index: which of them.
+        index: number of the device of this type.
         collectives: the torch.distributed backend between ranks on such devices.
     """
 
@@ -43,7 +43,7 @@ class Device(ABC):
 
     @cached_property
     def torch(self) -> TorchDevice:
-        """What torch's tensors are made on; imports torch.
+        """The torch device; the first access imports torch.
 
         Raises:
             StartError: torch is not installed.
@@ -86,7 +86,7 @@ class _Cpu(Device):
                 free = int(line.split()[1]) << 10
         limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
         if limit and used and limit[0].isdigit():
-            # Files that were read once, like the weights, count as used and give way to whoever needs the memory.
+            # Cached file pages, like those of the weights, count as used, and the kernel frees them on demand.
             files = [int(line.split()[1]) for line in _lines(CGROUP_STAT) if line.startswith("inactive_file ")]
             free = min(free, max(0, int(limit[0]) - int(used[0]) + sum(files)))
         return free
@@ -99,9 +99,9 @@ class _Cuda(Device):
     def _open(self) -> TorchDevice:
         import torch
 
-        found = torch.device("cuda", self.index)
-        torch.cuda.set_device(found)
-        return found
+        device = torch.device("cuda", self.index)
+        torch.cuda.set_device(device)
+        return device
 
     def available_memory(self) -> int:
         import torch
@@ -121,9 +121,9 @@ class _Npu(Device):
     def _open(self) -> TorchDevice:
         import torch
 
-        found = torch.device("npu", self.index)
-        torch.npu.set_device(found)
-        return found
+        device = torch.device("npu", self.index)
+        torch.npu.set_device(device)
+        return device
 
     def available_memory(self) -> int:
         import torch
@@ -135,10 +135,10 @@ class _Npu(Device):
 
 
 def open_device(device_type: str | None, device_id: int) -> Device:
-    """The device of that kind and number; None is the best kind here.
+    """Opens a device by type and number; None: the best type of this machine.
 
     Raises:
-        StartError: it is not there; the text says which are, or what to install.
+        StartError: there is no such device; the text names those that there are, or what to install.
     """
     if device_type not in (None, *_COUNTS):
         raise StartError(f"device type '{device_type}' is unknown; use cpu, cuda or npu")
@@ -157,7 +157,7 @@ def open_device(device_type: str | None, device_id: int) -> Device:
 
 
 def _count_cuda() -> int:
-    """torch takes a second to import, so a machine without a driver is not asked through it."""
+    """The number of CUDA devices. torch takes a second to import, so that is done only where a driver is installed."""
     if not installed("torch") or not _has_driver():
         return 0
     import torch
@@ -166,7 +166,7 @@ def _count_cuda() -> int:
 
 
 def _has_driver() -> bool:
-    """Of NVIDIA, or AMD's, whose devices torch calls cuda too."""
+    """Whether a driver of NVIDIA or AMD is installed; torch calls the devices of both cuda."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -185,7 +185,7 @@ def _count_npu() -> int:
 
 
 _COUNTS: dict[str, Callable[[], int]] = {"cuda": _count_cuda, "npu": _count_npu, "cpu": lambda: 1}
-"""How many there are, the best kind first."""
+"""Functions that count the devices of a type, the best type first."""
 
 
 def _lines(path: str) -> list[str]:

@@ -35,7 +35,7 @@ class Connected(Ranks):
 
 def join(rank: int, size: int, rendezvous: str, device: Device, timeout: float) -> Ranks:
     """See `connect_ranks`."""
-    _ = device.torch  # the one that this process is to use, before anything is made on another
+    _ = device.torch  # selects this process's device, before torch allocates anything on another one
     try:
         dist.init_process_group(
             device.collectives,

@@ -1,4 +1,4 @@
-"""What this machine can run models on, asked from a subprocess so that no back end enters the server process."""
+"""The device types that the installed back ends can use. A subprocess asks them, so that the server imports none."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _SPELLING = {"ascend": "'Ascend'", "gpu": "'GPU'", "cpu": "'CPU'"}
 
 
 def probe(*arguments: str) -> dict[str, Any]:
-    """What `python -m inflight.dropin.probe` prints for these arguments.
+    """The output of `python -m inflight.dropin.probe` with these arguments.
 
     Raises:
-        StartError: it failed, with the end of what it wrote, or it did not answer in time.
+        StartError: it failed (the text has the end of its stderr), or did not answer in time.
     """
     command = [sys.executable, "-m", "inflight.dropin.probe", *arguments]
     root = Path(__file__).resolve().parent.parent.parent
     try:
-        # From our own root: a module in the user's directory cannot take the place of one of Python's.
+        # In our own root, so that a module in the user's directory cannot replace one of Python's.
         result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise StartError(
@@ -40,7 +40,7 @@ def probe(*arguments: str) -> dict[str, Any]:
 
 @cache
 def _machine() -> dict[str, Any]:
-    """The machine does not change while the process runs."""
+    """Cached: the machine does not change while the process runs."""
     return probe()
 
 
@@ -54,13 +54,13 @@ def device_types_here() -> tuple[str, ...]:
 
 
 def devices_are_exclusive() -> bool:
-    """Whether two servables must not share a device: so on Ascend 910."""
+    """Whether two servables must not share a device, as on Ascend 910."""
     if not any(Path("/dev").glob("davinci[0-9]*")):  # no Ascend here: spare the subprocess
         return False
     return str(_machine()["ascend_chip"]).startswith("Ascend910")
 
 
 def describe_choices(device_types: tuple[str, ...]) -> str:
-    """`None, 'GPU' or 'CPU'`: what a script may write as device_type."""
+    """The allowed values of device_type, as error texts list them: `None, 'GPU' or 'CPU'`."""
     names = [_SPELLING[device] for device in device_types]
     return " or ".join([", ".join(["None", *names[:-1]]), names[-1]]) if names else "None"

@@ -1,4 +1,4 @@
-"""`python -m inflight.dropin.probe [--servable DIRECTORY NAME]`: answers, as JSON, what needs a process of its own.
+"""`python -m inflight.dropin.probe [--servable DIRECTORY NAME]`: questions that need a process of their own, as JSON.
 
 Without arguments: which devices the installed model back ends can use. Asking a back end imports it, and the
 server process imports none. With a servable: whether all its stages are models, which runs its servable_config.py.
@@ -19,14 +19,14 @@ from inflight.servable import allow_formats, load_servable
 
 def device_types() -> list[str]:
     """Device types that at least one back end can use: `ascend` before `gpu` before `cpu`."""
-    found: list[str] = []
+    types: list[str] = []
     for name in available_formats():
         try:
             usable = devices_for(name)
         except StartError:  # this back end is not installed
             continue
-        found += [device for device in usable if device not in found]
-    return sorted(found, key=("ascend", "gpu", "cpu").index)
+        types += [device for device in usable if device not in types]
+    return sorted(types, key=("ascend", "gpu", "cpu").index)
 
 
 def ascend_chip() -> str:

@@ -331,7 +331,7 @@ def _listen(
 
 
 def _open(start: Callable[[ListenConfig], str], listen: ListenConfig) -> None:
-    """Opens a door; why it stays shut goes to the log too, since a script may catch the error."""
+    """Starts a listener; an error is also logged, since a script may catch it."""
     try:
         start(listen)
     except (ConfigError, StartError) as failure:

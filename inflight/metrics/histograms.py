@@ -1,4 +1,4 @@
-"""Histograms that cost less than a microsecond to feed."""
+"""Histograms that take less than a microsecond per observation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prometheus_client.core import HistogramMetricFamily
 
 
 class Histogram:
-    """Counts by bucket (the last one is what lies above all bounds) and their sum."""
+    """Counts by bucket (the last bucket is above all bounds), and the sum of the values."""
 
     __slots__ = ("_bounds", "counts", "sum")
 
@@ -24,14 +24,14 @@ class Histogram:
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts, as Prometheus has them."""
         total = 0
-        found: list[tuple[str, float]] = []
+        buckets: list[tuple[str, float]] = []
         for bound, count in zip([*(f"{bound:g}" for bound in self._bounds), "+Inf"], self.counts, strict=True):
             total += count
-            found.append((bound, total))
-        return found
+            buckets.append((bound, total))
+        return buckets
 
     def family(self, name: str, text: str) -> HistogramMetricFamily:
-        """What Prometheus sees of a histogram without labels."""
+        """Prometheus' metric family of a histogram without labels."""
         return HistogramMetricFamily(name, text, buckets=self.buckets(), sum_value=self.sum)
 
 
@@ -43,11 +43,11 @@ class Histograms(dict[tuple[str, ...], Histogram]):
         self._bounds = bounds
 
     def __missing__(self, labels: tuple[str, ...]) -> Histogram:
-        made = self[labels] = Histogram(self._bounds)
-        return made
+        histogram = self[labels] = Histogram(self._bounds)
+        return histogram
 
     def family(self, name: str, text: str, labels: list[str]) -> HistogramMetricFamily:
-        """What Prometheus sees: cumulative buckets."""
+        """Prometheus' metric family, with cumulative buckets."""
         family = HistogramMetricFamily(name, text, labels=labels)
         for values, histogram in self.items():
             family.add_metric(values, buckets=histogram.buckets(), sum_value=histogram.sum)

@@ -1,4 +1,4 @@
-"""What TGI shows of itself, under its names, which have no `_total`."""
+"""Metrics of language models under TGI's names, whose counters do not end in `_total`."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _STEP_SECONDS = {
 
 
 Values = Mapping[tuple[str, ...], float]
-"""By labels."""
+"""Numbers by label values."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the language models do now.
+    """The load of the language models at one moment.
 
     Attributes:
-        running, waiting: rows, and requests without one.
-        tokens: of the cache, in blocks that somebody uses; room: of the whole cache.
+        running, waiting: requests with a row in the batch, and without one.
+        tokens, room: tokens in used blocks of the KV cache, and in all blocks.
     """
 
     running: int = 0
@@ -66,18 +66,18 @@ class LlmMetrics:
         self._lost: dict[str, int] = {}
 
     def watch(self, read: Callable[[], Load]) -> None:
-        """Who knows what the models do now; asked at every scrape."""
+        """Sets the function that reads the load; it is called at every scrape."""
         self._load = read
 
     def admitted(self, seconds: float, max_new_tokens: int) -> None:
-        """A request was checked and its prompt encoded, in so many seconds."""
+        """Counts a request that was checked and tokenized in `seconds`."""
         self._validation.observe(seconds)
         self._asked.observe(max_new_tokens)
 
     def done(
         self, prompt: int, generated: int, queued: float, inference: float, seconds: float, failure: str | None = None
     ) -> None:
-        """One generation ended: tokens of its prompt and output, seconds; `failure` in TGI's words, None for none."""
+        """Counts a generation that ended: tokens of prompt and output; seconds; `failure`: TGI's error type."""
         if failure is not None:
             self._failures[failure] = self._failures.get(failure, 0) + 1
             return
@@ -88,23 +88,23 @@ class LlmMetrics:
             histogram.observe(length)
 
     def planned(self, joined: int, running: int) -> None:
-        """A step was planned in which so many requests join so many rows."""
+        """Counts a planned step in which `joined` requests join `running` rows."""
         if joined:
             self._joined.observe(joined)
             if running > joined:
                 self._concats["chunking"] = self._concats.get("chunking", 0) + 1
 
     def step(self, method: str, inference: float, forward: float, host: float) -> None:
-        """A step was answered. Args: method: `prefill` where it computed prompts, else `decode`; seconds."""
+        """Counts an answered step; times in seconds. `method`: `prefill` where it computed prompts, else `decode`."""
         for histograms, value in zip(self._steps.values(), (inference, forward, host)):
             histograms[method,].observe(value)
 
     def step_lost(self, method: str) -> None:
-        """A step will never be answered."""
+        """Counts a step whose ranks were lost."""
         self._lost[method] = self._lost.get(method, 0) + 1
 
     def collect(self) -> Iterator[Metric]:
-        """The families as they stand; none where no language model is served."""
+        """The metric families with their current values; empty where no language model is served."""
         if self._load is None:
             return
         load = self._load()

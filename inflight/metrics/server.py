@@ -1,8 +1,8 @@
-"""What a server counts, in Prometheus' text format.
+"""The metrics of a server, in Prometheus' text format.
 
-The numbers are kept in plain lists and read out when somebody scrapes: prometheus_client's own counters take a lock
-and several microseconds per observation, which is what a small request costs in all. Every method belongs to the
-server's event loop; nothing here locks. Each server has its own `Metrics`.
+The numbers are kept in plain lists and read at each scrape: prometheus_client's own counters take a lock and several
+microseconds per observation, as much as a small request costs in all. Every method runs on the server's event loop;
+nothing here locks. Each server has its own `Metrics`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Metrics(Collector):
     The hot methods (`request_done`, `queued`, `stage`) cost less than a microsecond each.
 
     Attributes:
-        generations: those of language models.
+        generations: the metrics of language models.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Metrics(Collector):
         self._stages[key].observe(seconds, count)
 
     def replica(self, servable: str, version: int, replica: str | int, state: str | None) -> None:
-        """A replica is now in this state; None: it is gone and no longer shown."""
+        """A replica is now in this state; None: it has ended and is no longer shown."""
         key = (servable, str(version), str(replica))
         if state is None:
             self._replicas.pop(key, None)
@@ -76,19 +76,19 @@ class Metrics(Collector):
             self._states[state] = None
 
     def watch_in_flight(self, read: Callable[[], int]) -> None:
-        """Who knows how many requests are in the server now; asked at every scrape."""
+        """Sets the function that counts the requests in the server; it is called at every scrape."""
         self._in_flight = read
 
     def render(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """All metrics, in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def describe(self) -> list[Metric]:
-        """Nothing ahead of time, so that registering does not read the numbers."""
+        """Empty, so that registering does not collect."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """prometheus_client's side: the families as they stand."""
+        """The metric families with their current values, for prometheus_client."""
         labels = ["servable", "method"]
         requests = CounterMetricFamily("inflight_requests", "Requests answered, failed ones included.", labels=labels)
         for names, histogram in self._requests.items():

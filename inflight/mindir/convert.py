@@ -110,7 +110,7 @@ def _data_inputs(node: Node) -> tuple[str, ...]:
 
 def _reachable(model: MindIR) -> list[str]:
     """Names of the nodes that the outputs are computed from, each after its inputs."""
-    known = {*model.values, *(port.name for port in model.inputs)}
+    constants_and_inputs = {*model.values, *(port.name for port in model.inputs)}
     order: list[str] = []
     done: set[str] = set()
     open_nodes: set[str] = set()
@@ -122,7 +122,7 @@ def _reachable(model: MindIR) -> list[str]:
                 open_nodes.discard(name)
                 done.add(name)
                 order.append(name)
-            elif name in done or name in known:
+            elif name in done or name in constants_and_inputs:
                 continue
             elif name in open_nodes:
                 raise StartError("Load model failed, the graph of the model runs in a circle: export it again")
@@ -131,7 +131,7 @@ def _reachable(model: MindIR) -> list[str]:
             else:
                 open_nodes.add(name)
                 stack.append((name, True))
-                # Only what is not done: an open one among them closes a circle, found when it is taken.
+                # An open node among them closes a circle, which is noticed when it is popped.
                 stack.extend((item, False) for item in _data_inputs(model.nodes[name]) if item not in done)
     return order
 
@@ -146,7 +146,7 @@ def _refuse_unknown(model: MindIR, order: Iterable[str]) -> None:
         raise ConversionRefused(f"it calls what the file does not hold ({', '.join(sorted(set(model.calls)))})")
     computed = set(order)
     names = [model.nodes[name].primitive for name in order]
-    # Nodes that only side effects lead to: all but known harmless ones would change what the model computes.
+    # Nodes reached by side effects only: unless they are known to be harmless, they would change the results.
     names += [node.primitive for name, node in model.nodes.items() if name not in computed]
     unknown = sorted({name for name in names if find_mapping(name) is None and name not in _HARMLESS})
     if unknown:
@@ -158,19 +158,19 @@ def _map(node: Node, values: dict[str, Value], emitter: Emitter) -> Value:
         return MONAD
     mapping = find_mapping(node.primitive)
     assert mapping is not None
-    given = [values[name] for name in _data_inputs(node)]
-    op = Op(node.primitive, [value for value in given if value is not MONAD], node.attributes, node.result, emitter)
+    inputs = [values[name] for name in _data_inputs(node)]
+    op = Op(node.primitive, [value for value in inputs if value is not MONAD], node.attributes, node.result, emitter)
     try:
         return _adopt(mapping(op), node.result, emitter)
     except ConversionRefused:
         raise
     except (IndexError, KeyError, TypeError, ValueError, OverflowError) as failure:
-        # A file may state arguments of any kind; what no mapping expects is not supported.
+        # A file may hold arguments of any kind; those that the mapping does not expect are not supported.
         raise ConversionRefused(f"{node.primitive}: its arguments are not understood ({failure})") from failure
 
 
 def _adopt(value: Value, result: Any, emitter: Emitter) -> Value:
-    """A value with the dtype and shape that the exporter inferred, which are exact where they are known."""
+    """The value with the dtype and shape that the exporter inferred, which are exact where they are known."""
     if isinstance(value, tuple) and isinstance(result, tuple) and len(value) == len(result):
         return tuple(_adopt(item, kind, emitter) for item, kind in zip(value, result, strict=True))
     if not isinstance(value, Tensor) or not isinstance(result, TensorType):
@@ -180,13 +180,13 @@ def _adopt(value: Value, result: Any, emitter: Emitter) -> Value:
     return Tensor(value.name, value.dtype, _better_shape(value.shape, result.shape))
 
 
-def _better_shape(found: Shape, inferred: Shape) -> Shape:
-    # (0,) is how a Python scalar is written.
-    if inferred is None or (inferred == (0,) and found is not None):
-        return found
-    if found is None or len(found) != len(inferred):
+def _better_shape(computed: Shape, inferred: Shape) -> Shape:
+    # The exporter writes the shape of a Python scalar as (0,).
+    if inferred is None or (inferred == (0,) and computed is not None):
+        return computed
+    if computed is None or len(computed) != len(inferred):
         return None if inferred == (0,) else inferred
-    return tuple(size if size != -1 else other for size, other in zip(inferred, found, strict=True))
+    return tuple(size if size != -1 else other for size, other in zip(inferred, computed, strict=True))
 
 
 def _input_dtype(name: str, kind: TensorType) -> str:

@@ -36,7 +36,7 @@ def encryption_mode(data: bytes) -> str | None:
 
 
 def decrypt(data: bytes, key: bytes | None, mode: str, name: str) -> bytes:
-    """The plain text of a MindIR file; a file that is plain already is returned as it is when no key is given.
+    """The decrypted content of a MindIR file; a plain file is returned unchanged, if no key is given.
 
     Args:
         key: 16, 24 or 32 bytes (SM4: 16).
@@ -47,26 +47,26 @@ def decrypt(data: bytes, key: bytes | None, mode: str, name: str) -> bytes:
         StartError: a key is missing, wrong or given for a plain file; the mode is another one than the file's; the
             file is damaged; SM4 is not part of the installed OpenSSL.
     """
-    found = encryption_mode(data)
-    if found is None:
+    actual = encryption_mode(data)
+    if actual is None:
         if key is not None:
             raise StartError(f"Load model failed, '{name}' is not encrypted: start the servable without dec_key")
         return data
     if key is None:
         raise StartError(
-            f"Load model failed, '{name}' is encrypted with {found}: give its key as dec_key and dec_mode='{found}'"
+            f"Load model failed, '{name}' is encrypted with {actual}: give its key as dec_key and dec_mode='{actual}'"
         )
-    if mode.upper() != found:
+    if mode.upper() != actual:
         raise StartError(
-            f"Load model failed, '{name}' is encrypted with {found}, but dec_mode is '{mode}': use dec_mode='{found}'"
+            f"Load model failed, '{name}' is encrypted with {actual}, but dec_mode is '{mode}': use dec_mode='{actual}'"
         )
-    if len(key) not in _KEY_LENGTHS[found]:
-        lengths = " or ".join(str(length) for length in _KEY_LENGTHS[found])
-        raise StartError(f"Load model failed, dec_key has {len(key)} bytes: {found} takes {lengths}")
+    if len(key) not in _KEY_LENGTHS[actual]:
+        lengths = " or ".join(str(length) for length in _KEY_LENGTHS[actual])
+        raise StartError(f"Load model failed, dec_key has {len(key)} bytes: {actual} takes {lengths}")
     plain: list[bytes] = []
     position = 0
     while position < len(data):
-        block, position = _decrypt_block(data, position, key, found, name)
+        block, position = _decrypt_block(data, position, key, actual, name)
         plain.append(block)
     return b"".join(plain)
 

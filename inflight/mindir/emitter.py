@@ -19,7 +19,7 @@ OPSET = 20
 """ONNX 1.15: LayerNormalization, Gelu, reductions and resizes with axes; every ONNX Runtime from 1.18 runs it."""
 _IR_VERSION = 9
 _EXTERNAL_FROM = 1024
-"""Bytes from which an initializer goes into the weights file of a model saved in two files."""
+"""Size in bytes from which an initializer is written to the weights file, where a model is saved in two files."""
 _ALIGNMENT = 64
 
 Shape: TypeAlias = "tuple[int, ...] | None"
@@ -88,7 +88,7 @@ class Emitter:
         same: bool = True,
         **attributes: Any,
     ) -> Tensor:
-        """One node with one output: dtype and shape of its first input, unless told. `same=False`: unknown shape."""
+        """A new node with one output. dtype and shape default to the first input's; `same=False`: unknown shape."""
         first = inputs[0]
         if first is not None:
             dtype = dtype or first.dtype

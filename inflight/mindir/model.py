@@ -62,7 +62,7 @@ class MindIR:
         version: of the exporting MindSpore, or an empty text.
         values: parameters (arrays) and constants (arrays, Python scalars, texts, None, Opaque, tuples) by name.
         nodes: by name of their one output.
-        outputs: names, and what the exporter says of them.
+        outputs: names, and the types that the exporter declared.
         functions: names of sub-graphs.
         calls: names of sub-graphs that the main graph calls.
         primitives: every primitive name in the file, sub-graphs included, in the file's order.

@@ -1,4 +1,4 @@
-"""What a mapping sees of the primitive it maps, and the table of mappings.
+"""`Op`, the argument of a mapping: one call of a primitive; and the table of mappings.
 
 Arguments of a primitive are inputs in files of newer MindSpore versions (mostly constants) and attributes in older
 ones; the accessors of `Op` look in both places.
@@ -15,7 +15,7 @@ from inflight.mindir.emitter import Emitter, Shape, Tensor
 from inflight.mindir.model import ConversionRefused, Opaque, TensorType
 
 Value: TypeAlias = Any
-"""A Tensor, a tuple of values, or what is known beforehand: an array, a Python scalar, a text, None, Opaque."""
+"""A Tensor, a tuple of values, or a constant: an array, a Python scalar, a text, None, Opaque."""
 Mapping: TypeAlias = "Callable[[Op], Value]"
 
 MAPPINGS: dict[str, Mapping] = {}
@@ -24,13 +24,13 @@ MAPPINGS: dict[str, Mapping] = {}
 REQUIRED = object()
 # MindSpore writes formats and pad modes as texts in attributes and as numbers in inputs.
 _PAD_MODES = {0: "PAD", 1: "SAME", 2: "VALID"}
-# More parts, groups or sizes than this no real model has, and a damaged file may ask for any number.
-_MOST = 1 << 16
+# Largest number of parts, groups or sizes: more than any real model has, while a damaged file may hold any number.
+_MAX_COUNT = 1 << 16
 _FORMATS = {-1: "NCHW", 0: "NCHW", 1: "NHWC", 15: "NCDHW"}
 
 
 def maps(*names: str) -> Callable[[Mapping], Mapping]:
-    """Enters a function into the table under each name."""
+    """Registers a function as the mapping of each of these primitives."""
 
     def enter(function: Mapping) -> Mapping:
         for name in names:
@@ -42,7 +42,7 @@ def maps(*names: str) -> Callable[[Mapping], Mapping]:
 
 
 def find_mapping(primitive: str) -> Mapping | None:
-    """Newer files call some primitives by their name and `View`; the arguments are the same."""
+    """The mapping of a primitive. Newer files append `View` to some names; the arguments are the same."""
     return MAPPINGS.get(primitive) or MAPPINGS.get(primitive.removesuffix("View"))
 
 
@@ -54,7 +54,7 @@ class Op:
         inputs: values, without monads.
         attributes: of the primitive.
         result: a TensorType, a tuple of them, or None, as the exporter inferred.
-        graph: where nodes go.
+        graph: the ONNX graph that nodes are added to.
     """
 
     def __init__(self, primitive: str, inputs: list[Value], attributes: dict[str, Any], result: Any, graph: Emitter):
@@ -94,7 +94,7 @@ class Op:
         return default
 
     def static(self, index: int, name: str, default: Value = REQUIRED) -> Value:
-        """As `value`, for what has to be known beforehand; arrays become numbers and tuples of numbers."""
+        """As `value`, for arguments that must be constants; arrays become numbers and tuples of numbers."""
         return self._known(self.value(index, name, default), name)
 
     def _known(self, value: Value, name: str) -> Value:
@@ -143,7 +143,7 @@ class Op:
         """An input as a value of the ONNX graph.
 
         Args:
-            dtype: what it is cast to; None: scalars that are known become int64, float32 or bool.
+            dtype: the dtype to cast it to; None: constant scalars become int64, float32 or bool.
         """
         if index >= len(self.inputs):
             self.refuse(f"input {index} is missing")
@@ -167,8 +167,8 @@ class Op:
     def _vector(self, items: tuple[Value, ...], dtype: str) -> Tensor:
         if not any(isinstance(item, Tensor) for item in items):
             return self.graph.constant(self._known(items, "input"), dtype)
-        one = self.graph.constant([1], "int64")
-        parts = [self.graph.node("Reshape", self.to_tensor(item, dtype), one, shape=(1,)) for item in items]
+        length = self.graph.constant([1], "int64")
+        parts = [self.graph.node("Reshape", self.to_tensor(item, dtype), length, shape=(1,)) for item in items]
         return self.graph.node("Concat", *parts, axis=0, shape=(len(parts),))
 
     def tensors(self) -> list[Tensor]:
@@ -177,10 +177,10 @@ class Op:
         items: Sequence[Value] = first if isinstance(first, tuple) else self.inputs
         return [self.to_tensor(item) for item in items]
 
-    def count(self, value: int, name: str, most: int = _MOST) -> int:
-        """A number that the converter builds so many things for."""
-        if not 0 < value <= most:
-            self.refuse(f"'{name}' is {value}, it has to be from 1 to {most}")
+    def count(self, value: int, name: str, maximum: int = _MAX_COUNT) -> int:
+        """Checks a number of parts that the converter creates nodes for."""
+        if not 0 < value <= maximum:
+            self.refuse(f"'{name}' is {value}, it has to be from 1 to {maximum}")
         return value
 
     def axis(self, value: int, rank: int) -> int:

@@ -104,7 +104,7 @@ def read_mindir(file: Path, dec_key: bytes | None = None, dec_mode: str = "AES-G
         dec_mode: `AES-GCM`, `AES-CBC` or `SM4-CBC`.
 
     Raises:
-        StartError: the file cannot be read, is damaged, is no MindIR, or key and mode do not fit it.
+        StartError: the file cannot be read, is damaged, is not MindIR, or key and mode do not fit it.
     """
     try:
         data = file.read_bytes()

@@ -28,7 +28,7 @@ def input_names(full: list[str]) -> list[str]:
 
 
 def read_signature(model: MindIR) -> GraphSpec:
-    """What the exporter wrote down. Outputs are called `output_0`, `output_1`, ...: the file has no names for them."""
+    """Inputs and outputs as the exporter declared them. Outputs, which the file does not name, are `output_<index>`."""
     names = input_names([port.name for port in model.inputs])
     inputs = tuple(
         TensorSpec(name, port.type.dtype, port.type.shape) for name, port in zip(names, model.inputs, strict=True)
@@ -53,8 +53,7 @@ def _kinds(model: MindIR, name: str, declared: Any) -> Iterator[TensorType]:
         array = model.values[name]
         yield TensorType(array.dtype.name, array.shape)
     else:
-        known = declared if node is None or declared is not None else node.result
-        yield from _leaves(known)
+        yield from _leaves(declared if node is None or declared is not None else node.result)
 
 
 def _leaves(kind: Any) -> Iterator[TensorType]:

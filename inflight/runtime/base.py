@@ -59,8 +59,8 @@ class LoadedModel(ABC):
     def run(self, inputs: Sequence[Array], subgraph: int = 0) -> list[Array]:
         """Runs one batch: one C-contiguous array per input, of the dtype the graph states."""
 
-    def close(self) -> None:  # noqa: B027 - most back ends have nothing to give back
-        """Gives the device memory back; the model is not used afterwards."""
+    def close(self) -> None:  # noqa: B027 - most back ends hold nothing
+        """Releases the device memory; the model is not used afterwards."""
 
 
 class Runtime(ABC):
@@ -79,8 +79,8 @@ class Runtime(ABC):
     @classmethod
     @abstractmethod
     def load(cls, request: LoadRequest) -> LoadedModel:
-        """Loads, and warms up inside `request.trial`.
+        """Loads the files, and runs the model once inside `request.trial`.
 
         Raises:
-            StartError: with a text that says what to do.
+            StartError: the model cannot be loaded; the text says what to do.
         """

@@ -1,6 +1,6 @@
 """Any Python callable as a model: a function, an object with `__call__`, a class built once for each worker.
 
-It is also the test double of the other runtimes, and the way to serve a library that has no runtime of its own.
+It serves libraries that have no runtime of their own, and stands in for the other runtimes in tests.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 class CallableModel(LoadedModel):
     """Calls the target with one batched array for each input; it returns one array, or a tuple or list of arrays.
 
-    Inputs are named after the target's positional parameters that have no default. Nothing is known of their dtypes
-    and shapes. An empty `GraphSpec.inputs` says that the target takes any number of arrays (`*args`, or a built-in
-    without a signature); `GraphSpec.outputs` is always empty, because only a call tells how many there are.
+    Inputs are named after the target's positional parameters that have no default. Their dtypes and shapes
+    are not known. An empty `GraphSpec.inputs` says that the target takes any number of arrays (`*args`, or a built-in
+    without a signature); `GraphSpec.outputs` is always empty, because only a call shows how many there are.
 
-    The target gets copies, so it may change or keep what it is given, and its results are copied in turn.
+    The target gets copies of the inputs, which it may change or keep; its results are copied too.
     """
 
     def __init__(self, targets: Sequence[Callable[..., Any]], device_type: str) -> None:
@@ -69,12 +69,12 @@ class CallableRuntime(Runtime):
             raise StartError(
                 f"This machine has no device of type '{device_type}'; use one of: {', '.join(cls.devices())}"
             )
-        found = [request.target] if request.target is not None else [_by_name(file.name) for file in request.files]
-        if not found:
+        targets = [request.target] if request.target is not None else [_by_name(file.name) for file in request.files]
+        if not targets:
             raise StartError(
                 "Load model failed, give declare_model a callable or a name like 'package.module:function'"
             )
-        return CallableModel([_instance(target) for target in found], device_type)
+        return CallableModel([_instance(target) for target in targets], device_type)
 
 
 def _by_name(name: str) -> Any:
@@ -82,12 +82,12 @@ def _by_name(name: str) -> Any:
     if not colon or not module_name or not attribute:
         raise StartError(f"Load model failed, '{name}' does not name a callable; write 'package.module:attribute'")
     try:
-        found: Any = import_module(module_name)
+        target: Any = import_module(module_name)
         for part in attribute.split("."):
-            found = getattr(found, part)
+            target = getattr(target, part)
     except (ImportError, AttributeError) as failure:
         raise StartError(f"Load model failed, the callable '{name}' cannot be imported: {failure}") from failure
-    return found
+    return target
 
 
 def _instance(target: Any) -> Callable[..., Any]:
@@ -117,7 +117,7 @@ def _graph(target: Callable[..., Any]) -> GraphSpec:
 
 
 def _array(value: Any, number: int) -> Array:
-    # A copy also where the target returned an array of its own: the caller may write into what it gets.
+    # Always a copy: the caller may write into the array, and the target may have kept it.
     array = np.array(value, order="C")
     if array.dtype not in CODES:
         raise TypeError(

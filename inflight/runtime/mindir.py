@@ -1,7 +1,7 @@
 """MindIR files: converted to ONNX in memory and run by ONNX Runtime.
 
-MindSpore is not needed for that. What the converter refuses (control flow, recurrent cells, rare primitives) runs on
-the real MindSpore where it is installed.
+This needs no MindSpore. Graphs that the converter refuses (control flow, recurrent cells, rare primitives) run on
+MindSpore itself where it is installed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from inflight.mindir import (
     ConversionRefused,
     ConvertedGraph,
     MindIR,
-    collectives_in,
     convert,
     read_mindir,
 )
 from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
-from inflight.runtime.mindspore import MindSporeRuntime, is_installed
+from inflight.runtime.mindspore import MindSporeRuntime, is_installed, refuse_collectives
 from inflight.runtime.onnx import OnnxModel, OnnxRuntime
 from inflight.runtime.support import require_files
 
 _log = logging.getLogger("inflight.runtime")
 
 _INLINE_LIMIT = 1 << 29
-"""Bytes of weights up to which a model is handed over in memory: a protobuf ends at 2 GB, and copies cost memory."""
+"""Bytes of weights up to which a model is handed over in memory: a protobuf is limited to 2 GB, and is copied."""
 
 
 class MindIRRuntime(Runtime):
@@ -40,8 +39,8 @@ class MindIRRuntime(Runtime):
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:
-        found = {*OnnxRuntime.devices(), *(MindSporeRuntime.devices() if is_installed() else ())}
-        return tuple(name for name in ("ascend", "gpu", "cpu") if name in found)
+        usable = {*OnnxRuntime.devices(), *(MindSporeRuntime.devices() if is_installed() else ())}
+        return tuple(name for name in ("ascend", "gpu", "cpu") if name in usable)
 
     @classmethod
     def load(cls, request: LoadRequest) -> LoadedModel:
@@ -49,7 +48,8 @@ class MindIRRuntime(Runtime):
         if request.config_file is not None:
             _log.warning("The config_file '%s' is for MindSpore's own back ends, it is left out", request.config_file)
         models = [read_mindir(file, request.dec_key, request.dec_mode) for file in files]
-        refuse_collectives(files, models)
+        for file, model in zip(files, models, strict=True):
+            refuse_collectives(file, model)
         device = request.device_type
         if is_installed() and device is not None and device not in OnnxRuntime.devices():
             return MindSporeRuntime.load(request)
@@ -65,19 +65,8 @@ class MindIRRuntime(Runtime):
         return MindSporeRuntime.load(request)
 
 
-def refuse_collectives(files: Sequence[Path], models: Sequence[MindIR]) -> None:
-    """Raises StartError for a shard of a distributed model: MindSpore would kill the process on loading it."""
-    for file, model in zip(files, models, strict=True):
-        names = collectives_in(model)
-        if names:
-            raise StartError(
-                f"Load model failed, '{file.name}' is one shard of a distributed model, it exchanges data with other "
-                f"processes ({', '.join(names)}): export the whole model from one process"
-            )
-
-
 def _load_converted(files: Sequence[Path], models: Sequence[MindIR], request: LoadRequest) -> LoadedModel:
-    """Raises ConversionRefused where a file cannot be converted or ONNX Runtime cannot run what comes out."""
+    """Raises ConversionRefused where a file cannot be converted, or ONNX Runtime cannot run the result."""
     graphs: list[ConvertedGraph] = []
     for file, model in zip(files, models, strict=True):
         try:
@@ -86,12 +75,12 @@ def _load_converted(files: Sequence[Path], models: Sequence[MindIR], request: Lo
             raise ConversionRefused(f"'{file.name}' cannot be converted to ONNX: {refused}") from refused
     with TemporaryDirectory(prefix="inflight-mindir-") as folder:
         sources = [_hand_over(graph, Path(folder), f"graph_{index}") for index, graph in enumerate(graphs)]
-        # The device is looked at first: that it is missing is no fault of the file.
+        # Without models, this checks the device only: a missing device is not the file's fault.
         OnnxModel.from_bytes((), request)
         try:
             return OnnxModel.from_bytes(sources, request)
         except (StartError, MemoryError, ValueError) as failure:
-            # The last two: sizes in the file that no machine has room for.
+            # MemoryError and ValueError: sizes in the file that exceed any machine's memory.
             names = ", ".join(f"'{file.name}'" for file in files)
             raise ConversionRefused(f"{names} was converted, but does not run: {failure}") from failure
 

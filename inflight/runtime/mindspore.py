@@ -1,4 +1,4 @@
-"""The real MindSpore, for what cannot be converted: in this process, all calls in one thread.
+"""MindSpore itself, for graphs that cannot be converted to ONNX: in this process, with all calls on one thread.
 
 MindSpore is not thread-safe (a shared cell crashes, separate ones hang), so one thread imports it, loads and runs
 everything. Its import and its kernels need precautions, each measured and noted where it is taken.
@@ -23,7 +23,7 @@ import google.protobuf.message  # noqa: F401 - before MindSpore, which would swi
 
 from inflight.contract import Array, GraphSpec
 from inflight.errors import StartError
-from inflight.mindir import collectives_in, read_mindir, read_signature
+from inflight.mindir import MindIR, collectives_in, read_mindir, read_signature
 from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
 from inflight.runtime.support import has_ascend, present_devices, require_files, zero_batch
 
@@ -38,7 +38,7 @@ _chosen_device: list[tuple[str, int]] = []
 
 
 def is_installed() -> bool:
-    """MindSpore can be imported here; found out without importing it (2.5 s, 400 MB)."""
+    """Whether MindSpore is installed, without importing it (2.5 s, 400 MB)."""
     return find_spec("mindspore") is not None
 
 
@@ -63,19 +63,23 @@ class MindSporeRuntime(Runtime):
         graphs: list[GraphSpec] = []
         for file in files:
             model = read_mindir(file, request.dec_key, request.dec_mode)
-            names = collectives_in(model)
-            if names:
-                # Loading it without a started group is a segmentation fault.
-                raise StartError(
-                    f"Load model failed, '{file.name}' is one shard of a distributed model, it exchanges data with "
-                    f"other processes ({', '.join(names)}): export the whole model from one process"
-                )
+            refuse_collectives(file, model)
             graphs.append(read_signature(model))
         loaded = MindSporeModel(files, graphs, request)
         if request.trial is not None:
             with request.trial():
                 loaded.warm_up()
         return loaded
+
+
+def refuse_collectives(file: Path, model: MindIR) -> None:
+    """Raises StartError for a shard of a distributed model: loading it without its group is a segmentation fault."""
+    names = collectives_in(model)
+    if names:
+        raise StartError(
+            f"Load model failed, '{file.name}' is one shard of a distributed model, it exchanges data with other "
+            f"processes ({', '.join(names)}): export the whole model from one process"
+        )
 
 
 class MindSporeModel(LoadedModel):
@@ -90,9 +94,9 @@ class MindSporeModel(LoadedModel):
         _thread().submit(self._start).result()
 
     def run(self, inputs: Sequence[Array], subgraph: int = 0) -> list[Array]:
-        wanted = len(self.graphs[subgraph].inputs)
-        if len(inputs) != wanted:
-            raise ValueError(f"The model takes {wanted} inputs, not {len(inputs)}")
+        expected = len(self.graphs[subgraph].inputs)
+        if len(inputs) != expected:
+            raise ValueError(f"The model takes {expected} inputs, not {len(inputs)}")
         return _thread().submit(self._call, inputs, subgraph).result()
 
     def warm_up(self) -> None:
@@ -150,7 +154,7 @@ class MindSporeModel(LoadedModel):
         """One run; in the thread."""
         mindspore = _mindspore()
         cell = self._cell(index)
-        # A cell that failed once fails for ever, so it stays only after a success; the next call loads a fresh one.
+        # A cell that failed once always fails, so it is kept only after a success; the next call loads a new one.
         self._cells[index] = None
         try:
             # Tensor copies: the inputs may be read-only views of a request, and an output may be an input.
@@ -186,7 +190,7 @@ def _mindspore() -> Any:
     before = {**os.environ}
     module = import_module("mindspore")
     for name in _INHERITED:
-        # The import changes them for itself; processes started later shall not inherit that.
+        # The import changes these variables; processes that are started later must not inherit the change.
         if name in before:
             os.environ[name] = before[name]
         else:
@@ -211,8 +215,8 @@ def _cap_instructions(library: Path) -> None:
 
 def _configure(device_type: str, device_id: int, threads: int) -> None:
     """Chooses device and number of threads, before MindSpore is used first. In the thread."""
-    wanted = (device_type, device_id)
-    if _chosen_device == [wanted]:
+    device = (device_type, device_id)
+    if _chosen_device == [device]:
         return
     for chosen in _chosen_device:
         raise StartError(
@@ -233,7 +237,7 @@ def _configure(device_type: str, device_id: int, threads: int) -> None:
         raise StartError(
             f"Load model failed, MindSpore cannot use device {target} {device_id}: {_first_line(failure)}"
         ) from failure
-    _chosen_device.append(wanted)
+    _chosen_device.append(device)
 
 
 def _first_line(failure: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: every execution provider by name, threads of one replica, fixed and open batch dimensions.
+"""ONNX Runtime, with every execution provider by name. Dimensions that a file leaves open are -1 in the specs.
 
 Options of the device info:
 
@@ -86,11 +86,11 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
 
 
 _QUIET = ort.RunOptions()
-_QUIET.log_severity_level = 4  # what fails in a run comes as an exception; a line on stderr for each would tell nothing
+_QUIET.log_severity_level = 4  # failures come as exceptions; ONNX Runtime's lines on stderr would repeat them
 
 
 class _Call(NamedTuple):
-    """What one run of a sub-graph needs, looked up once."""
+    """The arguments of a sub-graph's runs, looked up once."""
 
     session: Any
     inputs: tuple[str, ...]
@@ -176,13 +176,13 @@ class OnnxRuntime(Runtime):
 def _device_providers() -> dict[str, str]:
     """The provider of each device type that this machine and this build of ONNX Runtime both have."""
     available = ort.get_available_providers()
-    found = {"cpu": _CPU}
+    providers = {"cpu": _CPU}
     if _CANN in available and has_ascend():
-        found["ascend"] = _CANN
+        providers["ascend"] = _CANN
     gpu = [name for name in (*((_CUDA,) if has_nvidia() else ()), *(_AMD if has_amd() else ())) if name in available]
     if gpu:
-        found["gpu"] = gpu[0]
-    return found
+        providers["gpu"] = gpu[0]
+    return providers
 
 
 def _choose_provider(request: LoadRequest) -> tuple[str, str]:
@@ -207,12 +207,12 @@ def _short(provider: str) -> str:
 
 
 def _provider_by_name(name: str) -> str:
-    wanted = name.strip().lower().removesuffix(_SUFFIX.lower())
+    short = name.strip().lower().removesuffix(_SUFFIX.lower())
     available = ort.get_available_providers()
     for provider in available:
-        if _short(provider).lower() == wanted:
+        if _short(provider).lower() == short:
             return str(provider)
-    known = any(_short(provider).lower() == wanted for provider in ort.get_all_providers())
+    known = any(_short(provider).lower() == short for provider in ort.get_all_providers())
     reason = "is not part of the installed build of ONNX Runtime" if known else "is not known to ONNX Runtime"
     raise StartError(
         f"The execution provider '{name}' {reason}; use one of: {', '.join(_short(item) for item in available)}"
@@ -227,7 +227,7 @@ def _provider_options(request: LoadRequest, provider: str) -> dict[str, str]:
 
 def _open(model: bytes | str, provider: str, options: dict[str, str], threads: int) -> Any:
     settings = ort.SessionOptions()
-    # With one thread ONNX Runtime computes in the caller's and starts none.
+    # With one thread ONNX Runtime computes on the caller's thread and starts none.
     settings.intra_op_num_threads = max(1, threads)
     settings.inter_op_num_threads = 1
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -252,7 +252,7 @@ def _open(model: bytes | str, provider: str, options: dict[str, str], threads: i
 def _read_graph(session: Any, model: bytes | str) -> GraphSpec:
     inputs, outputs = session.get_inputs(), session.get_outputs()
     unranked: frozenset[str] = frozenset()
-    # ONNX Runtime shows a scalar and a tensor of unknown rank alike; the file itself knows.
+    # ONNX Runtime reports a scalar and a tensor of unknown rank alike; the file distinguishes them.
     if any(not node.shape for node in (*inputs, *outputs)):
         unranked = _unranked_names(model)
     return GraphSpec(
@@ -266,7 +266,7 @@ def _unranked_names(model: bytes | str) -> frozenset[str]:
         return frozenset()
     proto = onnx.load(model, load_external_data=False) if isinstance(model, str) else onnx.load_from_string(model)
     values = (*proto.graph.input, *proto.graph.output)
-    # A shape that the session does not show was dropped, because the graph contradicts it.
+    # ONNX Runtime drops a declared shape that the graph contradicts.
     return frozenset(
         value.name
         for value in values

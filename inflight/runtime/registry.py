@@ -1,4 +1,4 @@
-"""Which runtime serves which file: built in, by plug-in, or by the operator's word.
+"""Chooses the runtime of a model format or file: built in, from a plug-in, or named by the operator.
 
 Nothing heavy is imported before a format is asked for. A format's runtime is looked up in this order:
 
@@ -98,10 +98,10 @@ def configure(overrides: str | None) -> None:
 
 @cache
 def _plugins() -> dict[str, str]:
-    found: dict[str, str] = {}
+    plugins: dict[str, str] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        found.setdefault(point.name.lower(), point.value)
-    return found
+        plugins.setdefault(point.name.lower(), point.value)
+    return plugins
 
 
 def _table() -> dict[str, str]:
@@ -116,7 +116,7 @@ def available_formats() -> tuple[str, ...]:
 def _import_runtime(name: str, target: str) -> type[Runtime]:
     module_name, _, attribute = target.partition(":")
     try:
-        found = getattr(import_module(module_name), attribute.strip())
+        runtime = getattr(import_module(module_name), attribute.strip())
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
         if package in _EXTRAS:
@@ -129,19 +129,19 @@ def _import_runtime(name: str, target: str) -> type[Runtime]:
         ) from missing
     except (ImportError, AttributeError) as failure:
         raise StartError(f"The runtime of format '{name}' ({target}) cannot be imported: {failure}") from failure
-    if not (isinstance(found, type) and issubclass(found, Runtime)):
+    if not (isinstance(runtime, type) and issubclass(runtime, Runtime)):
         raise StartError(
             f"The runtime of format '{name}' ({target}) is not a runtime; name a class derived from "
             "inflight.runtime.Runtime"
         )
-    return found
+    return runtime
 
 
 def _format_of(file: Path) -> str:
     suffix = file.suffix.lower()
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
-    # Only a plug-in can know this ending, and only its class says so.
+    # The endings of a plug-in's files are an attribute of its class.
     for name, target in _table().items():
         if name not in BUILTINS and suffix in _import_runtime(name, target).suffixes:
             return name

@@ -1,4 +1,4 @@
-"""What several runtimes need: which hardware is here, whether the files are, and a batch to warm up with."""
+"""Shared by several runtimes: the hardware of this machine, checks of the request, and a batch for warming up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from inflight.contract import DTYPE_CODES, Array, GraphSpec
 from inflight.errors import StartError
 from inflight.runtime.base import LoadRequest
 
-# Device nodes tell without loading a driver: a probe that opened the device would hold memory on it for as long as
+# Devices are recognised by their nodes: a probe that loaded the driver would hold memory on the device for as long as
 # the process lives. /dev/dxg is the GPU of WSL, /dev/nvhost-gpu that of Jetson boards.
 _NVIDIA_NODES = ("nvidia[0-9]*", "dxg", "nvhost-gpu")
 _AMD_NODES = ("kfd",)
@@ -34,9 +34,9 @@ def has_ascend() -> bool:
 
 
 def present_devices() -> tuple[str, ...]:
-    """Device types this machine has, whatever software is installed: of `ascend`, `gpu`, `cpu`, in this order."""
-    found = (("ascend", has_ascend()), ("gpu", has_nvidia() or has_amd()), ("cpu", True))
-    return tuple(name for name, here in found if here)
+    """Device types of this machine's hardware, in this order: `ascend`, `gpu`, `cpu`."""
+    types = (("ascend", has_ascend()), ("gpu", has_nvidia() or has_amd()), ("cpu", True))
+    return tuple(name for name, here in types if here)
 
 
 def require_files(request: LoadRequest) -> tuple[Path, ...]:
@@ -63,7 +63,7 @@ def refuse_config_file(request: LoadRequest, name: str) -> None:
 
 
 def is_static(graph: GraphSpec) -> bool:
-    """Every dimension of every input is known."""
+    """Whether every dimension of every input is known."""
     return all(spec.shape is not None and -1 not in spec.shape for spec in graph.inputs)
 
 

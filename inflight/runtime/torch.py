@@ -1,7 +1,7 @@
 """PyTorch: TorchScript files and exported programs (`torch.export`, `.pt2`).
 
-A TorchScript file names its inputs and says nothing of their dtypes and shapes. An exported program says everything.
-A file is recognised by what is in it, so either kind may have any of the endings.
+A TorchScript file has the names of its inputs, not their dtypes and shapes; an exported program has all of them. A
+file's kind is recognised by its content, so both may have any of the endings.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from inflight.runtime.support import refuse_config_file, require_files, zero_bat
 _DTYPES: dict[Any, str] = {getattr(torch, name): name for name in DTYPE_CODES}
 _DEVICES = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}
 
-# What the loaders raise on files that are damaged, or that were written by another version.
+# Raised by the loaders for files that are damaged or were written by another version.
 _LOAD_ERRORS = (
     RuntimeError,
     ValueError,
@@ -81,8 +81,8 @@ class TorchRuntime(Runtime):
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:
-        found = (("ascend", _has_npu()), ("gpu", torch.cuda.is_available()), ("cpu", True))
-        return tuple(name for name, here in found if here)
+        types = (("ascend", _has_npu()), ("gpu", torch.cuda.is_available()), ("cpu", True))
+        return tuple(name for name, here in types if here)
 
     @classmethod
     def load(cls, request: LoadRequest) -> TorchModel:
@@ -116,7 +116,7 @@ def _has_npu() -> bool:
 def _load_file(file: Path, device: Any, trial: _Trial | None) -> tuple[_Leaves, GraphSpec]:
     exported = _is_exported(file)
     try:
-        # torch announces the end of TorchScript, and much else, to the author of a model, not to its server.
+        # torch's warnings, of TorchScript's end for instance, are meant for a model's author, not for its server.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _load_exported(file, device, trial) if exported else _load_script(file, device)

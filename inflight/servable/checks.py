@@ -83,15 +83,18 @@ def _check_int(what: str, value: object, minimum: int | None) -> int:
     return value
 
 
-def check_settings(given: Mapping[str, object]) -> dict[str, Any]:
-    """Those of the arguments that set something of a language model, by the names of its settings.
+def check_settings(arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Checks and parses the arguments that are settings of a language model.
 
-    What is no single value (`lora_adapters`) is left to the caller.
+    Arguments with several values (`lora_adapters`) are left to the caller.
+
+    Returns:
+        Values by the settings' names.
     """
     settings: dict[str, Any] = {}
     for field in SETTINGS:
-        value = given.get(field.key)
-        if field.key not in given or field.kind not in _CHECKS:
+        value = arguments.get(field.key)
+        if field.key not in arguments or field.kind not in _CHECKS:
             continue
         if value is None and field.value is None:
             continue

@@ -1,4 +1,4 @@
-"""`declare_model`: what a servable runs its stages on."""
+"""`declare_model` and `declare_generator`: the models that a servable's stages run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def declare_model(
         RegistrationError: a parameter of the wrong type or value, an unknown format, or a file that another
             model of the servable uses.
     """
-    # The order of the checks is MindSpore Serving's, so that a script with two faults is told the same one.
+    # The checks are in MindSpore Serving's order, so that a script with two faults gets the same error.
     check_bool("with_batch_dim", with_batch_dim)
     registry = current_registry()
     names = () if callable(model_file) else check_strs("model_file", model_file)
@@ -158,20 +158,20 @@ def _public_name(where: Path | HubModel) -> str | None:
     return str(where).removeprefix("hf.co/") if isinstance(where, HubModel) else None
 
 
-def _model_source(given: str | Path, directory: Path, revision: str | None) -> Path | HubModel:
-    """The folder of a language model, or what the server is to fetch.
+def _model_source(model_dir: str | Path, directory: Path, revision: str | None) -> Path | HubModel:
+    """The folder or GGUF file of a language model, or the model of the hub that the server will fetch.
 
     Raises:
-        RegistrationError: there is no such folder, or it holds no model.
+        RegistrationError: the folder does not exist or holds no model.
     """
     try:
-        where = locate(given, directory, revision=revision)
+        where = locate(model_dir, directory, revision=revision)
     except ConfigError as error:
         raise RegistrationError(str(error)) from error
     if isinstance(where, HubModel) or (where.suffix == GGUF and where.is_file()):
         return where
     if not where.exists():
-        raise RegistrationError(f"model_dir: there is no '{where}'; {hint(given)}")
+        raise RegistrationError(f"model_dir: there is no '{where}'; {hint(model_dir)}")
     if not (where / "config.json").is_file() and next(where.glob(f"*{GGUF}"), None) is None:
         raise RegistrationError(f"'{where}' has no config.json; give a folder in Hugging Face layout as model_dir")
     return where.resolve()
@@ -180,17 +180,17 @@ def _model_source(given: str | Path, directory: Path, revision: str | None) -> P
 def _check_format(model_format: object) -> str | None:
     if model_format is None:
         return None
-    given = check_str("model_format", model_format)
-    fmt = _ALIASES.get(given.lower(), given.lower())
+    name = check_str("model_format", model_format)
+    fmt = _ALIASES.get(name.lower(), name.lower())
     if fmt == "om":
         raise RegistrationError(
             "model format 'OM' is not supported: such offline models ran on Ascend 310 only, which MindSpore "
             "Serving itself gave up. Export the network as MindIR or ONNX and set model_format to 'MindIR' or 'onnx'"
         )
-    known = (*BUILTIN_FORMATS, *_plugin_formats)
-    if fmt not in known:
+    formats = (*BUILTIN_FORMATS, *_plugin_formats)
+    if fmt not in formats:
         raise RegistrationError(
-            f"model format '{given}' is unknown, it can only be one of {', '.join(known)}, case ignored; "
+            f"model format '{name}' is unknown, it can only be one of {', '.join(formats)}, case ignored; "
             "leave it out to let the file's ending decide, or install the runtime plug-in that serves it"
         )
     return fmt
@@ -257,5 +257,5 @@ def _import_callable(registry: Registry, reference: str) -> Callable[..., Any]:
         raise RegistrationError(f"callable model '{reference}' cannot be imported: {error}") from error
     if not callable(target):
         raise RegistrationError(f"callable model '{reference}' should be callable, but actually {type(target)}")
-    found: Callable[..., Any] = target
-    return found
+    imported: Callable[..., Any] = target
+    return imported

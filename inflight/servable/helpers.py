@@ -1,7 +1,7 @@
-"""What the deprecated helpers need to know of a method: the assignments of its source.
+"""Counts the outputs of the deprecated helpers from the source of a method.
 
-`call_preprocess` and its companions do not say how many outputs they have; the number of names that a call is
-assigned to tells it. Methods that use only `add_stage` never need their source.
+`call_preprocess` and its companions have no argument for their number of outputs; it is the number of names that the
+call is assigned to. The source of methods that use only `add_stage` is never read.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def outputs_count(trace: MethodTrace, helper: str) -> int:
 
 
 def check_stages(trace: MethodTrace) -> None:
-    """After the body: a method that uses the helpers has no other stages, wherever its source hides them."""
+    """Refuses a method that uses the helpers and has other stages too, after its body ran."""
     if trace.targets and len(trace.stages) != len(trace.targets):
         raise complex_statements(trace.name, ";".join(trace.targets))
 

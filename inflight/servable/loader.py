@@ -28,7 +28,7 @@ def load_servable(directory: Path, name: str) -> ServableSpec:
     """Imports `<directory>/<name>/servable_config.py` and collects what it declares.
 
     `directory` is appended to `sys.path`, and the file is imported as `<name>.servable_config`, so relative
-    imports of its neighbours work. Where that name belongs to another package, or is no Python name, the folder
+    imports of its neighbours work. Where that name belongs to another package, or is not a Python name, the folder
     is imported as a package of its own instead. Loading it again runs the files again.
 
     Raises:
@@ -101,7 +101,7 @@ def check_model_counts(spec: ServableSpec, key: str, inputs_count: int, outputs_
                 continue
             pairs = (("inputs", len(stage.inputs), inputs_count), ("outputs", stage.outputs_count, outputs_count))
             for what, count, defined in pairs:
-                # A back end that cannot tell says 0.
+                # 0: the back end does not know.
                 if defined and count != defined:
                     raise RegistrationError(
                         f"The {what} count {count} in register_method not equal to the count {defined} defined in "

@@ -34,14 +34,14 @@ def register_method(
 
     Args:
         output_names: names of the returned placeholders, in order.
-        max_wait_ms: milliseconds a stage may wait for a fuller batch; 0: it takes what is there.
+        max_wait_ms: milliseconds a stage may wait for a fuller batch; 0: it takes the instances that wait.
         queue_size: instances that may wait in the server, or None for the server's own limit.
         priority: methods with a higher number go first.
         timeout: seconds a request may take in all, or None.
-        mindspore_values: values are treated as MindSpore Serving did: what a function edits in place is edited for
-            later stages too, and a list of one element that it returns is that element. `mindspore_serving` sets it.
+        mindspore_values: MindSpore Serving's treatment of values: later stages see the edits that a function makes to
+            its inputs, and a returned list of one element counts as that element. `mindspore_serving` sets it.
         execution_timeout: seconds that one call of a stage's function or model may take, before its worker counts as
-            hung and is replaced; None: as the server was told (`--execution-timeout`); 0: no limit.
+            hung and is replaced; None: the server's `--execution-timeout`; 0: no limit.
 
     Returns:
         The decorator; it returns the function itself.
@@ -65,7 +65,7 @@ def register_method(
         trace = MethodTrace(name, targets=helper_targets(function))
         returns = _trace(registry, trace, function, len(inputs))
         _check_returns(name, returns, outputs)
-        # The last of all checks, as in MindSpore Serving: what is wrong with the second one is told first.
+        # The last check, as in MindSpore Serving: other errors of the second method come first.
         if name in registry.methods:
             raise RegistrationError(f"Method {name} has been registered more than once.")
         stages = tuple(trace.stages)
@@ -144,7 +144,7 @@ def add_stage(
         RegistrationError: called outside a method's body, or a wrong parameter, or counts that do not agree with
             the function, with the model, or with another use of it.
     """
-    # The order of the checks is MindSpore Serving's, so that a script with two faults is told the same one.
+    # The checks are in MindSpore Serving's order, so that a script with two faults gets the same error.
     registry, trace = current_method("add_stage")
     if tag is not None:
         check_str("tag", tag)
@@ -246,7 +246,7 @@ def _check_same_use(trace: MethodTrace, old: FunctionSpec, new: FunctionSpec) ->
 
 
 def _same_function(first: Callable[..., Any], second: Callable[..., Any]) -> bool:
-    """Also true for one nested `def` that ran twice and closed over the same objects."""
+    """Whether two functions are the same: also a nested `def` that ran twice and closed over the same objects."""
     if first is second:
         return True
     if first.__code__ is not second.__code__:

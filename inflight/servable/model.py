@@ -38,7 +38,7 @@ def install_model_caller(caller: ModelCaller, describe: Describe) -> None:
     Args:
         caller: is called with instances of C-contiguous arrays whose number fits the model, from any thread; it
             may raise RuntimeErrors, which reach the stage function with the model's name in front.
-        describe: counts per sub-graph; -1 as inputs count where the back end cannot tell.
+        describe: counts per sub-graph; -1 as inputs count where the back end does not know.
     """
     global _installed
     _installed = _Installed(caller, describe)

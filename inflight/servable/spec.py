@@ -47,7 +47,7 @@ class ModelSpec:
         device_options: by device type.
         config_file: as written; absolute or relative to the servable's directory.
         target: the callable of a callable model.
-        generator: what a language model is; it runs behind the server, not in the servable's workers.
+        generator: the configuration of a language model, which runs in ranks of its own, not in the servable's workers.
     """
 
     key: str
@@ -100,7 +100,7 @@ class MethodSpec:
     """One `register_method`.
 
     Attributes:
-        max_wait_ms: how long a stage may wait for a fuller batch; 0: take what is there.
+        max_wait_ms: how long a stage may wait for a fuller batch; 0: it takes the instances that wait.
         queue_size: instances that may wait in the server, or None for the server's own limit.
         priority: methods with a higher number go first.
         timeout: seconds a request may take in all, or None.

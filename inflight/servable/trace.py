@@ -75,7 +75,7 @@ class Registry:
     method: MethodTrace | None = None
 
     def spec(self) -> ServableSpec:
-        """A snapshot of what is declared now."""
+        """A snapshot of the declarations so far."""
         return ServableSpec(self.name, self.directory, dict(self.models), dict(self.functions), dict(self.methods))
 
 
@@ -104,11 +104,11 @@ def current_registry() -> Registry:
     if loading is not None:
         return loading
     directory = _calling_directory()
-    found = _found.get()
-    if found is None or found.directory != directory:
-        found = Registry(directory.name, directory)
-        _found.set(found)
-    return found
+    registry = _found.get()
+    if registry is None or registry.directory != directory:
+        registry = Registry(directory.name, directory)
+        _found.set(registry)
+    return registry
 
 
 def _calling_directory() -> Path:

@@ -1,4 +1,4 @@
-"""MindSpore Serving's registration functions: what a servable_config.py imports."""
+"""MindSpore Serving's registration functions, which a servable_config.py imports."""
 
 from mindspore_serving.server.register import method, model, stage_function, utils
 from mindspore_serving.server.register.method import *  # noqa: F403
