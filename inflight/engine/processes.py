@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import signal
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -23,31 +21,22 @@ from inflight.link import (
     LoadShard,
     Packer,
     Progress,
-    ServerChannel,
     ShardReady,
-    Stop,
     Unpacker,
     create_file,
 )
-from inflight.place import WorkerProcess, shard_job, start_rank
+from inflight.place import STOP_GRACE, WorkerHandle, WorkerProcess, shard_job, start_rank
 from inflight.startup import ProgressBar, waited_for
-
-log = logging.getLogger("inflight")
-
-STOP_GRACE = 1.0
-"""Seconds a rank has to leave after it was told to stop, before it is killed."""
 
 FAREWELL = 0.2
 """Seconds in which the end of a rank becomes known after the others have failed because of it."""
 
-_KILLED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
-"""Exit statuses of a process that somebody else ended: a person, or the system where memory is short."""
-
 
 class _Rank:
-    """One process: its channel, and whether it is ready.
+    """One process, and whether it is ready.
 
     Attributes:
+        worker: the process; None until `start`.
         failure: what it said before it ended.
         killed: set where it ended without a word, and not by itself.
     """
@@ -55,23 +44,18 @@ class _Rank:
     def __init__(self, number: int, group: ShardGroup) -> None:
         self.number = number
         self._group = group
-        self.process: WorkerProcess | None = None
-        self.channel: ServerChannel | None = None
+        self.worker: WorkerHandle | None = None
         self.offer: asyncio.Future[ShardOffer] = asyncio.get_running_loop().create_future()
         self.failure: str | None = None
         self.killed: RanksKilled | None = None
         self.loaded = 0.0
-        self._concluded = False
 
     async def start(self, process: WorkerProcess, told: bool, job: ShardJob) -> None:
         """Args: told: the process has been told the job already."""
-        self.process = process
-        try:
-            self.channel = await ServerChannel.open(process.socket, self._received, self._conclude, None)
-        finally:
-            process.watch(self._exited)
+        self.worker = WorkerHandle(f"rank {self.number}", process, self._received, self._ended)
+        await self.worker.connect()
         if not told:
-            self.channel.send(LoadShard(job))
+            self.worker.send(LoadShard(job))
 
     def _received(self, message: AnyMessage, values: Unpacker) -> None:
         if isinstance(message, StepResult):
@@ -89,33 +73,11 @@ class _Rank:
             self.killed = RanksKilled(f"rank {self.number}: it was asked to end")
             self._group.rank_lost(self, self.killed)
 
-    def _exited(self, status: int) -> None:
-        self._conclude()
-        # What it said last may lie unread.
-        asyncio.get_running_loop().call_later(FAREWELL, self._conclude, True)
-
-    def _conclude(self, anyway: bool = False) -> None:
-        """The process has ended, and all that it said was read. Args: anyway: or nothing more is waited for."""
-        status = self.process.status if self.process is not None else None
-        if status is None or self._concluded or not (anyway or self.channel is None or self.channel.closed):
-            return
-        self._concluded = True
-        if self.channel is not None:
-            self.channel.close()
-        text = f"rank {self.number}: it ended with status {status}"
-        if status in _KILLED and self.failure is None and self.killed is None:
+    def _ended(self, worker: WorkerHandle) -> None:
+        text = f"rank {self.number}: it ended with status {worker.status}"
+        if worker.killed and self.failure is None and self.killed is None:
             self.killed = RanksKilled(f"{text}: it was killed")
         self._group.rank_lost(self, self.killed or StartError(self.failure or text))
-
-    async def end(self, grace: float) -> None:
-        if self.process is None:
-            return
-        if grace > 0 and self.channel is not None and not self.channel.closed:
-            self.channel.send(Stop())
-            await self.process.ended(grace)
-        self.process.kill()
-        if not await self.process.ended(10):
-            log.error("rank %d (pid %s) cannot be killed", self.number, self.process.pid)
 
 
 class ShardGroup(Executor):
@@ -144,7 +106,7 @@ class ShardGroup(Executor):
     @property
     def pids(self) -> list[int]:
         """Of the ranks, in order."""
-        return [rank.process.pid for rank in self._ranks if rank.process is not None and rank.process.running]
+        return [rank.worker.pid for rank in self._ranks if rank.worker is not None and rank.worker.running]
 
     @property
     def lost(self) -> bool:
@@ -194,8 +156,8 @@ class ShardGroup(Executor):
     def submit(self, plan: StepPlan) -> None:
         frame = Packer()
         for rank in self._ranks:
-            if rank.channel is not None:
-                rank.channel.send(plan, frame)
+            if rank.worker is not None:
+                rank.worker.send(plan, frame)
 
     async def result(self) -> StepResult:
         while not self._results:
@@ -213,8 +175,8 @@ class ShardGroup(Executor):
     def kill(self) -> None:
         """Kills the ranks, at once."""
         for rank in self._ranks:
-            if rank.process is not None:
-                rank.process.kill()
+            if rank.worker is not None:
+                rank.worker.kill()
 
     async def abort(self) -> None:
         self._lose(WorkerLost("it was given up"))
@@ -270,7 +232,7 @@ class ShardGroup(Executor):
             if not rank.offer.done():
                 rank.offer.set_exception(StartError("the model was given up while it was being loaded"))
                 rank.offer.exception()
-        await asyncio.gather(*(rank.end(grace) for rank in ranks))
+        await asyncio.gather(*(rank.worker.end(grace) for rank in ranks if rank.worker is not None))
 
     def _process(self, job: ShardJob) -> tuple[WorkerProcess, bool]:
         """As `start_rank`."""

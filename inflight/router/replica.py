@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -33,8 +32,6 @@ from inflight.link import (
     Packer,
     Phase,
     Ready,
-    ServerChannel,
-    Stop,
     Trial,
     Unpacker,
     Work,
@@ -42,20 +39,14 @@ from inflight.link import (
     create_file,
     physical_memory,
 )
-from inflight.place import Launch, WorkerProcess, start_worker
+from inflight.place import STOP_GRACE, Launch, WorkerHandle, start_worker
 from inflight.router.request import NOBODYS, Instance, Late, SentTogether, Span, spans
 from inflight.router.watch import ExecutionWatch
 
 log = logging.getLogger("inflight")
 
-STOP_GRACE = 1.0
-"""Seconds a worker has to leave after it was told to stop, before it is killed."""
-
 DUMP_GRACE = 0.3
 """Seconds that a hung worker has to write where its threads are (`inflight.worker.process.DUMP`)."""
-
-OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that a process gets from others. Crashes of its own are SIGSEGV, SIGABRT and the like."""
 
 
 class TrialOverdue(StartError):
@@ -112,8 +103,7 @@ class Replica:
         self._inbox = inbox
         self._launch = launch
         self.starts = 0
-        self._process: WorkerProcess | None = None
-        self._channel: ServerChannel | None = None
+        self._worker: WorkerHandle | None = None
         self._reader: ArenaReader | None = None
         self._offered: asyncio.Future[Offer] | None = None
         self._released: list[int] = []  # outputs that nobody refers to any more: the worker learns it with new work
@@ -130,14 +120,13 @@ class Replica:
         self.late: Late | None = None
         self.watch: ExecutionWatch | None = None
         self.phase = ""
-        self._ending = False
         self._serving = False
         self.has_device = False
         self.lost = asyncio.Event()
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
+        return self._worker.pid if self._worker is not None else None
 
     async def start(self, job: WorkerJob, timeout: float | None) -> Offer:
         """Starts a process and waits until it has loaded its servable.
@@ -148,18 +137,15 @@ class Replica:
         """
         self.state = State.STARTING
         self._trial_seconds = job.trial_seconds
-        self.proven = self.left = self.killed = self._ending = False
+        self.proven = self.left = self.killed = False
         self.late = None
         self.phase = "starts a process"
         loop = asyncio.get_running_loop()
         self._offered = loop.create_future()
-        self._process = process = self._spawn()
-        process.watch(partial(self._exited, process))
+        self._worker = worker = self._spawn()
         try:
-            self._channel = channel = await ServerChannel.open(
-                process.socket, self._received, partial(self._closed, process), self._reader
-            )
-            channel.send(Load(job))
+            await worker.connect()
+            worker.send(Load(job))
             self.offer = await asyncio.wait_for(asyncio.shield(self._offered), timeout)
         except asyncio.TimeoutError:
             self._offered.cancel()
@@ -178,22 +164,22 @@ class Replica:
             raise
         finally:
             self._follow_trial(False)
-        if self.left or not process.running:  # it was ended right after it said that it is ready
+        if self.left or not worker.running:  # it was ended right after it said that it is ready
             await self.end(0)
-            raise _death(self.label, process)
+            raise _death(self.label, worker)
         assert self._reader is not None
         self.watch = ExecutionWatch(
             BoardReader(self._reader.peek(BOARD_BYTES)),
             self._owner.execution_limits(self.offer),
             self.outstanding,
-            partial(self._hung, process),
+            partial(self._hung, worker),
         )
         self.has_device = self.offer.own_models
         self.state = State.READY
         self._serving = True
         return self.offer
 
-    def _spawn(self) -> WorkerProcess:
+    def _spawn(self) -> WorkerHandle:
         """A new process with a new outbox.
 
         Raises:
@@ -214,11 +200,11 @@ class Replica:
         finally:
             outbox.close()
         self.starts += 1
-        return process
+        return WorkerHandle(f"worker {self.label}", process, self._received, self._ended, self._reader)
 
     def send(self, method: int, instances: Sequence[Instance]) -> None:
         """Gives instances of one method to the worker, in one message."""
-        assert self._channel is not None
+        assert self._worker is not None
         now = asyncio.get_running_loop().time()
         packer = Packer(self._inbox, allocate=False)
         try:
@@ -249,7 +235,7 @@ class Replica:
         del self._released[: len(frees)]
         if self.watch is not None and not self.watch.armed:
             self.watch.arm()
-        self._channel.send(Work(method, first, rows, seconds if some_deadline else None, frees), packer)
+        self._worker.send(Work(method, first, rows, seconds if some_deadline else None, frees), packer)
 
     def take_back(self, key: int) -> Instance:
         """The instance whose outcome came, no longer outstanding."""
@@ -262,33 +248,24 @@ class Replica:
         return instance
 
     def drop(self, keys: list[int]) -> None:
-        if self._channel is not None:
-            self._channel.send(Drop(keys))
+        if self._worker is not None:
+            self._worker.send(Drop(keys))
 
     def answer_calls(self, message: CallDone, packer: Packer) -> None:
-        if self._channel is not None:
-            self._channel.send(message, packer)
+        if self._worker is not None:
+            self._worker.send(message, packer)
 
     def packer(self) -> Packer:
         return Packer(self._inbox, allocate=False)
 
     async def end(self, grace: float = STOP_GRACE) -> None:
         """Ends the process: asks, waits, kills. Afterwards nothing of it is left."""
-        if self._process is None:
-            return
-        if self._channel is not None and grace > 0:
-            self._channel.send(Stop())
-            await self._process.ended(grace)
-        self.kill()
-        if not await self._process.ended(10):
-            log.error("worker %s (pid %s) cannot be killed", self.label, self.pid)
-        if self._channel is not None:
-            self._channel.close()
+        if self._worker is not None:
+            await self._worker.end(grace)
 
     def kill(self) -> None:
-        if self._process is not None and self._process.running:
-            self._ending = True
-            self._process.kill()
+        if self._worker is not None:
+            self._worker.kill()
 
     def _placed(self, span: Span) -> Sequence[Row]:
         """The rows, with large values in the shared arena, where a replay finds them again."""
@@ -361,38 +338,26 @@ class Replica:
             else:
                 self._offered.set_result(result)
 
-    def _closed(self, process: WorkerProcess) -> None:
-        # A worker without its channel is of no use, whatever else it does.
-        if process.running:
-            asyncio.get_running_loop().call_later(STOP_GRACE, self._kill_process, process)
-
-    def _kill_process(self, process: WorkerProcess) -> None:
-        if process is self._process:
-            self.kill()
-
-    def _hung(self, process: WorkerProcess, late: Late) -> None:
+    def _hung(self, worker: WorkerHandle, late: Late) -> None:
         """Ends a worker whose run does not end; `on_lost` follows when it is gone."""
         self.late = late
         self.state = State.LOST
         log.error(
             "worker %s (pid %s) is hung: it %s; where its threads are is written to its log, then it is ended",
             self.label,
-            self.pid,
+            worker.pid,
             f"is at one call for more than {late.seconds:g} seconds"
             if late.keys
             else f"has had work for {late.seconds:g} seconds and runs nothing",
         )
-        process.dump()
-        asyncio.get_running_loop().call_later(DUMP_GRACE, self._kill_process, process)
+        worker.dump()
+        asyncio.get_running_loop().call_later(DUMP_GRACE, worker.kill)
 
-    def _exited(self, process: WorkerProcess, status: int) -> None:
-        if process is not self._process:
+    def _ended(self, worker: WorkerHandle) -> None:
+        if worker is not self._worker:
             return  # one that could not be killed in time ended at last
-        self.killed = -status in OUTSIDE and not self._ending
-        self._settle_start(_death(self.label, process))
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self.killed = worker.killed
+        self._settle_start(_death(self.label, worker))
         if self.watch is not None:
             self.watch.close()
             self.watch = None
@@ -407,8 +372,8 @@ class Replica:
                 self.lost.set()
 
 
-def _death(label: str, process: WorkerProcess) -> StartError:
-    return StartError(f"death of one worker: {label} ended with status {process.status}")
+def _death(label: str, worker: WorkerHandle) -> StartError:
+    return StartError(f"death of one worker: {label} ended with status {worker.status}")
 
 
 def _can_travel(instance: Instance) -> bool:
