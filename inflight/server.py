@@ -99,7 +99,7 @@ class Server:
             check(config)
 
         async def announce() -> None:
-            self._running_router().announce(servables, generators)
+            self._running_router().fleet.announce(servables, generators)
 
         self._call(announce())
 
@@ -111,7 +111,11 @@ class Server:
         """
         for config in configs:
             check(config)
-        self._call(self._start_servables(configs))
+
+        async def start() -> None:
+            await self._running_router().fleet.start(configs)
+
+        self._call(start())
 
     def start_generators(self, configs: Sequence[GeneratorConfig]) -> None:
         """Loads every language model and returns when all can answer.
@@ -124,7 +128,7 @@ class Server:
             check(config)
 
         async def start() -> None:
-            await self._running_router().start_generators(configs)
+            await self._running_router().fleet.language_models.start(configs)
 
         self._call(start())
 
@@ -250,9 +254,6 @@ class Server:
         assert self._router is not None
         return self._router
 
-    async def _start_servables(self, configs: Sequence[ServableConfig]) -> None:
-        await self._running_router().start(configs)
-
     async def _start_http(self, listen: ListenConfig) -> str:
         router = self._running_router()
         app = http_app(
@@ -263,7 +264,7 @@ class Server:
             api_key=self._config.api_key,
             origins=self._config.cors_origins,
         )
-        return self._add(RESTFUL, listen, await listen_http(app, listen, allocate=router.inbox.allocate))
+        return self._add(RESTFUL, listen, await listen_http(app, listen, allocate=router.fleet.inbox.allocate))
 
     async def _start_grpc(self, listen: ListenConfig) -> str:
         app = grpc_app(
@@ -323,7 +324,7 @@ class Server:
         """Ends the process at once, requests in flight or not. Workers end by themselves when their server is gone;
         they are killed because user code may hold them up."""
         if self._router is not None:
-            self._router.kill()
+            self._router.fleet.kill()
         for listener in self._listeners:
             listener.forget()
         os._exit(128 + number)

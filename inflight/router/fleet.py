@@ -1,17 +1,17 @@
-"""Starts the replicas of every servable, starts lost ones again, ends them all."""
+"""The life of everything a server runs: every servable's replicas and every language model."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from inflight.config import ServableConfig, ServerConfig, processors
+from inflight.config import GeneratorConfig, ServableConfig, ServerConfig, processors
 from inflight.contract import NEWEST
 from inflight.errors import ConfigError, InflightError, StartError, Unavailable
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
@@ -29,19 +29,18 @@ T = TypeVar("T")
 
 
 class Fleet:
-    """Every group and its replicas. Lives on one event loop.
+    """Starts groups of replicas and language models, starts lost replicas again, ends all. Lives on one event loop.
 
     Args:
         config: limits and policies.
         metrics: where the states of replicas are shown.
         runtimes: value of INFLIGHT_RUNTIMES, handed to the workers.
         on_all_lost: called when no worker is left that could be started again.
-        generators: starts the language models that servables declare.
 
     Attributes:
-        groups: by servable name and version, in the order of their start.
+        language_models: those that are served, declared ones too.
         inbox: shared memory that workers can read.
-        stopping: nothing is started any more.
+        stopping: nothing is started any more, and requests are refused.
     """
 
     def __init__(
@@ -50,29 +49,44 @@ class Fleet:
         metrics: Metrics,
         runtimes: str | None,
         on_all_lost: Callable[[], None],
-        generators: LanguageModels,
     ) -> None:
-        self._generators = generators
+        self.language_models = LanguageModels(config, metrics)
         self._config = config
         self._metrics = metrics
         self._runtimes = runtimes
         self._on_all_lost = on_all_lost
         self._keepers: dict[Replica, Keeper] = {}
-        self.groups: dict[str, dict[int, Group]] = {}
+        self._groups: dict[str, dict[int, Group]] = {}  # by servable and version, in the order of their start
         self.inbox = Arena(create_file("inflight-inbox", physical_memory()))
         self.stopping = False
 
-    def all_groups(self) -> list[Group]:
-        return [group for versions in self.groups.values() for group in versions.values()]
+    # What is served
 
-    def announce(self, configs: Sequence[ServableConfig]) -> None:
-        """Makes servables known that `start` will be called for: their requests are told to come again.
+    @property
+    def groups(self) -> list[Group]:
+        """All groups, in the order of their start."""
+        return [group for versions in self._groups.values() for group in versions.values()]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all servables and language models."""
+        return [*self._groups, *self.language_models.served]
+
+    def versions(self, servable: str) -> Mapping[int, Group]:
+        """A servable's groups by version; empty where there is no such servable."""
+        return self._groups.get(servable, {})
+
+    # Life
+
+    def announce(self, servables: Sequence[ServableConfig], generators: Sequence[GeneratorConfig]) -> None:
+        """Makes known what will be started: until it is loaded, requests for it are told to come again (`Loading`).
 
         Raises:
-            ConfigError: a servable is not where it should be, or is announced twice.
+            ConfigError: two have one name, or a servable is not where it should be.
         """
-        for config in configs:
+        for config in servables:
             self._add_group(config, announced=True)
+        self.language_models.announce(generators)
 
     async def start(self, configs: Sequence[ServableConfig]) -> None:
         """Starts every replica of every servable and returns when all are ready.
@@ -103,23 +117,29 @@ class Fleet:
             raise
 
     def kill(self) -> None:
-        """Kills every worker, at once."""
-        for group in self.all_groups():
+        """Kills every process of the server's, at once. May be called from any thread."""
+        for group in self.groups:
             for replica in group.replicas:
                 replica.kill()
+        self.language_models.kill()
 
-    async def stop(self) -> None:
-        """Ends every worker; what they had is answered with an error."""
+    async def stop(self, drained: Awaitable[None]) -> None:
+        """Refuses new requests, lets running ones finish, ends every worker; what they had is answered with an error.
+
+        Args:
+            drained: ends when the requests to servables have their answers, or have had time enough.
+        """
         self.stopping = True
+        await asyncio.gather(self.language_models.stop(), drained)
         for keeper in self._keepers.values():
             keeper.stop()
-        await asyncio.gather(*(self._end_group(group) for group in self.all_groups()))
-        self.groups.clear()
+        await asyncio.gather(*(self._end_group(group) for group in self.groups))
+        self._groups.clear()
         self.inbox.close()
 
     def _announced(self, config: ServableConfig) -> Group | None:
         """The group that waits for this start."""
-        group = self.groups.get(config.name, {}).get(_resolved(config))
+        group = self.versions(config.name).get(_resolved(config))
         return group if group is not None and group.announced and not group.replicas else None
 
     def _add_group(self, config: ServableConfig, announced: bool = False) -> Group:
@@ -128,7 +148,7 @@ class Fleet:
         elif not config.model_file.is_file():
             raise ConfigError(f"model file '{config.model_file}' does not exist")
         version = _resolved(config)
-        if version in self.groups.get(config.name, ()):
+        if version in self.versions(config.name):
             raise ConfigError(f"version {version} of servable '{config.name}' is already started")
         limit = config.execution_timeout
         group = Group(
@@ -138,14 +158,14 @@ class Fleet:
             announced,
             self._config.execution_timeout if limit is None else limit,
         )
-        self.groups.setdefault(config.name, {})[version] = group
+        self._groups.setdefault(config.name, {})[version] = group
         return group
 
     def _remove_group(self, group: Group) -> None:
-        versions = self.groups.get(group.name, {})
+        versions = self._groups.get(group.name, {})
         versions.pop(group.version, None)
         if not versions:
-            self.groups.pop(group.name, None)
+            self._groups.pop(group.name, None)
         for replica in group.replicas:
             self._metrics.replica(group.name, group.version, replica.label, None)
 
@@ -191,8 +211,8 @@ class Fleet:
         for one in offer.generators:
             model = msgspec.structs.replace(one.config.model, device_type=config.device_type)
             generator = msgspec.structs.replace(one.config, model=model, name=config.name)
-            await self._generators.start([generator])
-            group.generators[one.key] = self._generators.served[config.name]
+            await self.language_models.start([generator])
+            group.generators[one.key] = self.language_models.served[config.name]
         group.loaded = True
 
     def _replica(self, group: Group, config: ServableConfig, label: str, environment: dict[str, str]) -> Replica:
@@ -252,7 +272,7 @@ class Fleet:
         self._note(group, replica)
         if not group.alive:
             group.went_down("its last worker ended")
-        owners = [one for each in self.all_groups() for one in each.replicas if one.has_device]
+        owners = [one for each in self.groups for one in each.replicas if one.has_device]
         if not any(one.state is not State.DEAD for one in owners):
             self._on_all_lost()
 

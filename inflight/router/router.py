@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from inflight.config import GeneratorConfig, ServableConfig, ServerConfig
-from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, Table
+from inflight.config import ServerConfig
+from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
 from inflight.errors import (
     DeadlineExceeded,
     InflightError,
@@ -16,11 +16,9 @@ from inflight.errors import (
     Overloaded,
     Unavailable,
 )
-from inflight.link import Arena
 from inflight.metrics import Metrics
 from inflight.router.fleet import Fleet
 from inflight.router.group import Group
-from inflight.router.language_models import LanguageModels
 from inflight.router.request import Request, Result, SayTo
 
 log = logging.getLogger("inflight")
@@ -34,6 +32,10 @@ class Router:
         metrics: where it counts.
         runtimes: value of INFLIGHT_RUNTIMES, handed to the workers.
         on_all_lost: called when no worker is left that could be started again.
+
+    Attributes:
+        fleet: what it routes to; starts servables and language models.
+        max_enqueued: requests to servables that may be in flight.
     """
 
     def __init__(
@@ -45,8 +47,7 @@ class Router:
     ) -> None:
         self._config = config
         self._metrics = metrics
-        self._generators = LanguageModels(config, metrics)
-        self._fleet = Fleet(config, metrics, runtimes, on_all_lost, self._generators)
+        self.fleet = Fleet(config, metrics, runtimes, on_all_lost)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -54,27 +55,20 @@ class Router:
         self.max_enqueued = config.max_enqueued_requests
 
     @property
-    def inbox(self) -> Arena:
-        """Shared memory that workers can read: a request body received here is not copied again."""
-        return self._fleet.inbox
-
-    # The backend
-
-    @property
     def live(self) -> bool:
-        return not self._fleet.stopping
+        return not self.fleet.stopping
 
     @property
     def ready(self) -> bool:
-        groups = self._fleet.all_groups()
-        if self._fleet.stopping or not (groups or self._generators.served):
+        fleet = self.fleet
+        if fleet.stopping or not fleet.names:
             return False
-        return all(group.answers for group in groups) and self._generators.ready
+        return all(group.answers for group in fleet.groups) and fleet.language_models.ready
 
     @property
     def generators(self) -> Mapping[str, Generator]:
         """Language models by name."""
-        return self._generators.served
+        return self.fleet.language_models.served
 
     def servables(self) -> Sequence[ServableStatus]:
         classic = [
@@ -87,13 +81,13 @@ class Router:
                 ready_replicas=group.ready,
                 loaded=group.loaded,
             )
-            for group in self._fleet.all_groups()
+            for group in self.fleet.groups
         ]
         names = [status.name for status in classic]
-        return [*classic, *(status for status in self._generators.statuses() if status.name not in names)]
+        return [*classic, *(status for status in self.fleet.language_models.statuses() if status.name not in names)]
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
-        generated = self._generators.method(servable, version, method)
+        generated = self.fleet.language_models.method(servable, version, method)
         if generated is not None and not self._declares(servable, method):
             return generated
         group = self._group(servable, version)
@@ -118,8 +112,9 @@ class Router:
     ) -> Callable[[], None]:
         if not rows:
             raise InvalidRequest("the request has no instances; send at least one")
-        if method.optional and self._generators.method(method.servable, method.version, method.name) is not None:
-            return self._generators.submit(method, rows, done, timeout, say)
+        models = self.fleet.language_models
+        if method.optional and models.method(method.servable, method.version, method.name) is not None:
+            return models.submit(method, rows, done, timeout, say)
         group = self._group(method.servable, method.version)
         if self._in_flight >= self.max_enqueued:
             self._metrics.request_done(method.servable, method.name, 0.0, Overloaded.cause)
@@ -157,70 +152,36 @@ class Router:
 
     def _declares(self, servable: str, method: str) -> bool:
         """Whether a classic servable of that name has that method itself."""
-        return any(method in group.by_name for group in self._fleet.groups.get(servable, {}).values())
+        return any(method in group.by_name for group in self.fleet.versions(servable).values())
 
     @property
     def in_flight(self) -> int:
         return self._in_flight
 
-    # Life
-
-    def announce(self, servables: Sequence[ServableConfig], generators: Sequence[GeneratorConfig]) -> None:
-        """Makes known what will be started: until it is loaded, requests for it are told to come again (`Loading`).
-
-        Raises:
-            ConfigError: two have one name, or a servable is not where it should be.
-        """
-        self._fleet.announce(servables)
-        self._generators.announce(generators)
-
-    async def start(self, configs: Sequence[ServableConfig]) -> None:
-        """Starts every replica of every servable and returns when all are ready.
-
-        Raises:
-            ConfigError: a servable is not where it should be, or is started twice.
-            StartError: a worker failed, with its text; everything that this call started has been ended.
-        """
-        await self._fleet.start(configs)
-
-    async def start_generators(self, configs: Sequence[GeneratorConfig]) -> None:
-        """Loads every language model and returns when all can answer.
-
-        Raises:
-            ConfigError, StartError: as `start`.
-        """
-        await self._generators.start(configs)
-
-    def kill(self) -> None:
-        """Kills every process of the server's, at once. May be called from any thread."""
-        self._fleet.kill()
-        self._generators.kill()
-
     async def stop(self) -> None:
         """Refuses new requests, lets running ones finish in time, ends every worker."""
-        self._fleet.stopping = True
-        generators = asyncio.ensure_future(self._generators.stop())
+        await self.fleet.stop(self._drained())
+
+    async def _drained(self) -> None:
         if self._in_flight:
             try:
                 await asyncio.wait_for(self._idle.wait(), self._config.stop_timeout)
             except asyncio.TimeoutError:
                 log.warning("%d requests did not finish before the server stopped", self._in_flight)
-        await generators
-        await self._fleet.stop()
 
     def _group(self, servable: str, version: int) -> Group:
-        versions = self._fleet.groups.get(servable)
+        versions = self.fleet.versions(servable)
         wanted = max(versions) if versions and version == NEWEST else version
-        group = versions.get(wanted) if versions else None
-        if group is not None and self._fleet.stopping:
+        group = versions.get(wanted)
+        if group is not None and self.fleet.stopping:
             raise Unavailable(f"servable '{servable}': servable is not available, the server stops")
         if group is None:
-            if servable in self._generators.served and version in (NEWEST, 1):
+            if servable in self.fleet.language_models.served and version in (NEWEST, 1):
                 raise NotFound(
                     f"servable '{servable}', a language model: method is not available; it has: generate, and by HTTP "
                     "generated_stream"
                 )
-            known = ", ".join(sorted([*self._fleet.groups, *self._generators.served])) or "none"
+            known = ", ".join(sorted(self.fleet.names)) or "none"
             raise NotFound(
                 f"servable '{servable}' version {version}: servable is not available; the server has: {known}"
             )

@@ -81,7 +81,7 @@ def requests_held() -> int:
 def inbox(it: Running) -> Arena:
     router = it.server._router
     assert router is not None
-    return router.inbox
+    return router.fleet.inbox
 
 
 def check_let_go(served: tuple[Running, int], call: Callable[[], Any]) -> Any:

@@ -54,7 +54,7 @@ def test_requests_wait_while_somebody_kills_the_worker_that_loads(
     config = ServableConfig(servable("gated", GATED.format(gate=gate)), "gated")
 
     async def body(router: Router) -> None:
-        await router.start([config])
+        await router.fleet.start([config])
         (old,) = worker_pids()
         gate.unlink()
         os.kill(old, signal.SIGKILL)
@@ -85,7 +85,7 @@ def test_kills_at_the_first_start(servable: Callable[..., Path], tmp_path: Path,
     config = ServableConfig(servable("gated", GATED.format(gate=gate)), "gated")
 
     async def body(router: Router) -> None:
-        starting = asyncio.ensure_future(router.start([config]))
+        starting = asyncio.ensure_future(router.fleet.start([config]))
         killed: list[int] = []
         for number in numbers:
             await eventually(lambda: worker_pids() not in ([], killed[-1:]))
@@ -111,7 +111,7 @@ def test_the_server_stops_while_a_worker_is_killed_at_its_first_start(
 
     async def main() -> None:
         router = Router(SOON, Metrics())
-        starting = asyncio.ensure_future(router.start([config]))
+        starting = asyncio.ensure_future(router.fleet.start([config]))
         await eventually(lambda: worker_pids() != [])
         (pid,) = worker_pids()
         os.kill(pid, signal.SIGTERM)
@@ -129,7 +129,7 @@ def test_a_servable_that_cannot_load_any_more_is_refused_until_it_can(servable: 
     good = file.read_text()
 
     async def body(router: Router) -> None:
-        await router.start([ServableConfig(directory, "gated")])
+        await router.fleet.start([ServableConfig(directory, "gated")])
         file.write_text("raise ValueError('no weights for you')")
         os.kill(worker_pids()[0], signal.SIGKILL)
         await eventually(lambda: not router.ready)
@@ -152,7 +152,7 @@ def test_a_worker_that_ends_when_it_is_ready_is_not_taken_for_a_ready_one(servab
     )
 
     async def body(router: Router) -> None:
-        start = asyncio.ensure_future(router.start([ServableConfig(directory, "brief")]))
+        start = asyncio.ensure_future(router.fleet.start([ServableConfig(directory, "brief")]))
         await eventually(worker_pids)
         time.sleep(2)
         with pytest.raises(StartError, match="ended with status 5"):
@@ -163,7 +163,7 @@ def test_a_worker_that_ends_when_it_is_ready_is_not_taken_for_a_ready_one(servab
 
 def test_kills_from_outside_are_no_proof_against_an_instance(echo: ServableConfig) -> None:
     async def body(router: Router) -> None:
-        await router.start([echo])
+        await router.fleet.start([echo])
         nap = asyncio.ensure_future(ask(router, "echo", "nap", ["0.4"]))
         for _ in range(3):
             await eventually(lambda: worker_pids() and router.ready)
@@ -194,7 +194,7 @@ def test_what_an_earlier_process_lent_is_not_given_back_to_a_later_one(servable:
     directory = servable("numbered", NUMBERED)
 
     async def body(router: Router) -> None:
-        await router.start([ServableConfig(directory, "numbered")])
+        await router.fleet.start([ServableConfig(directory, "numbered")])
         early = await ask(router, "numbered", "numbered", [np.array(1)])
         (old,) = worker_pids()
         os.kill(old, signal.SIGKILL)

@@ -160,7 +160,7 @@ def add(servable: Callable[..., Path]) -> ServableConfig:
 
 def test_values_of_every_kind_come_back(echo: ServableConfig) -> None:
     async def body(router: Router) -> None:
-        await router.start([echo])
+        await router.fleet.start([echo])
         big = np.arange(300_000, dtype=np.float64)
         rows: list[Row] = [["text"], [np.array(2.5, np.float16)], [np.zeros((0, 3), np.int8)], [big], ["x" * 100_000]]
         outcomes = await ask(router, "echo", "echo", *rows)
@@ -172,7 +172,7 @@ def test_values_of_every_kind_come_back(echo: ServableConfig) -> None:
         assert np.asarray(large[0]).tobytes() == b"\xff" * 200_000
         del outcomes, outcome, large
         await ask(router, "echo", "echo", ["again"])
-        assert router.inbox.in_use == 0
+        assert router.fleet.inbox.in_use == 0
 
     run(body)
 
@@ -180,7 +180,7 @@ def test_values_of_every_kind_come_back(echo: ServableConfig) -> None:
 @pytest.mark.parametrize("method", ["add", "called", "called_many"])
 def test_every_way_to_reach_a_model_agrees(add: ServableConfig, method: str) -> None:
     async def body(router: Router) -> None:
-        await router.start([add])
+        await router.fleet.start([add])
         outcomes = await ask(router, "add", method, *(pair(i, 1) for i in range(100)))
         assert [float(outcome[0][0, 0]) for outcome in outcomes] == [i + 1 for i in range(100)]  # type: ignore
 
@@ -193,7 +193,7 @@ def test_extra_workers_use_the_models_of_device_workers(add: ServableConfig) -> 
     config = replace(add, num_parallel_workers=3)
 
     async def body(router: Router) -> None:
-        await router.start([config])
+        await router.fleet.start([config])
         assert len(worker_pids()) == 3
         assert router.servables()[0].ready_replicas == 3
         for method, factor in (("add_ten", 10), ("called", 1), ("called_many", 1)):
@@ -209,7 +209,7 @@ def test_replicas_share_the_work(echo: ServableConfig) -> None:
     from msgspec.structs import replace
 
     async def body(router: Router) -> None:
-        await router.start([replace(echo, device_ids=(0, 1, 2))])
+        await router.fleet.start([replace(echo, device_ids=(0, 1, 2))])
         outcomes = await asyncio.gather(*(ask(router, "echo", "nap", ["0.05"]) for _ in range(12)))
         pids = {int(outcome[0][0]) for outcome in outcomes}  # type: ignore
         assert pids == set(worker_pids())
@@ -221,7 +221,7 @@ def test_replicas_share_the_work(echo: ServableConfig) -> None:
 
 def test_a_killed_worker_is_back_soon_and_its_work_is_done(echo: ServableConfig) -> None:
     async def body(router: Router) -> None:
-        await router.start([echo])
+        await router.fleet.start([echo])
         await ask(router, "echo", "echo", ["warm"])
         running = [asyncio.ensure_future(ask(router, "echo", "nap", [str(0.2 + i / 100)])) for i in range(3)]
         await asyncio.sleep(0.1)
@@ -242,7 +242,7 @@ def test_a_killed_worker_is_back_soon_and_its_work_is_done(echo: ServableConfig)
 
 def test_a_request_that_kills_its_worker_fails_alone(echo: ServableConfig) -> None:
     async def body(router: Router) -> None:
-        await router.start([echo])
+        await router.fleet.start([echo])
         tasks = [ask(router, "echo", "echo", ["die" if i == 4 else f"fine {i}"]) for i in range(12)]
         outcomes = [outcome[0] for outcome in await asyncio.gather(*tasks)]
         assert isinstance(outcomes[4], WorkerLost)
@@ -255,7 +255,7 @@ def test_a_request_that_kills_its_worker_fails_alone(echo: ServableConfig) -> No
 
 def test_a_worker_that_leaves_on_a_signal_blames_nobody(echo: ServableConfig) -> None:
     async def body(router: Router) -> None:
-        await router.start([echo])
+        await router.fleet.start([echo])
         for _ in range(3):
             nap = asyncio.ensure_future(ask(router, "echo", "nap", ["0.3"]))
             await asyncio.sleep(0.1)
@@ -273,7 +273,7 @@ def test_the_old_rules_of_restart(echo: ServableConfig) -> None:
 
     async def main() -> None:
         router = Router(config, Metrics(), on_all_lost=lambda: lost.append(True))
-        await router.start([echo])
+        await router.fleet.start([echo])
         await ask(router, "echo", "echo", ["proven"])
         (old,) = worker_pids()
         os.kill(old, signal.SIGKILL)
@@ -291,7 +291,7 @@ def test_the_old_rules_of_restart(echo: ServableConfig) -> None:
 
 def test_limits_refuse_at_once(echo: ServableConfig) -> None:
     async def body(router: Router) -> None:
-        await router.start([echo])
+        await router.fleet.start([echo])
         router.max_enqueued = 4
         naps = [asyncio.ensure_future(ask(router, "echo", "nap", ["0.2"])) for _ in range(4)]
         await asyncio.sleep(0.05)
@@ -313,7 +313,7 @@ def test_limits_refuse_at_once(echo: ServableConfig) -> None:
 
 def test_deadlines_and_cancelled_callers_drop_queued_work(echo: ServableConfig) -> None:
     async def body(router: Router) -> None:
-        await router.start([echo])
+        await router.fleet.start([echo])
         first = asyncio.ensure_future(ask(router, "echo", "nap", ["1.0"]))
         await asyncio.sleep(0.1)
         with pytest.raises(DeadlineExceeded, match=r"longer than its 0.1 seconds"):
@@ -335,7 +335,7 @@ def test_deadlines_and_cancelled_callers_drop_queued_work(echo: ServableConfig) 
 
 def test_unknown_names_and_hidden_methods_are_not_found(add: ServableConfig) -> None:
     async def body(router: Router) -> None:
-        await router.start([add])
+        await router.fleet.start([add])
         with pytest.raises(NotFound, match=r"servable is not available; the server has: add"):
             router.method("sub", 0, "add")
         with pytest.raises(NotFound, match="servable is not available"):
@@ -355,12 +355,12 @@ def test_versions(servable: Callable[..., Path]) -> None:
     directory = servable("add", ADD, files)
 
     async def body(router: Router) -> None:
-        await router.start([ServableConfig(directory, "add", version=1), ServableConfig(directory, "add")])
+        await router.fleet.start([ServableConfig(directory, "add", version=1), ServableConfig(directory, "add")])
         for version, wanted in ((0, 3.0), (1, 7.0), (3, 3.0)):
             (outcome,) = await predict(router, router.method("add", version, "add"), [pair(5, 2)])
             assert outcome[0][0, 0] == wanted  # type: ignore
         with pytest.raises(ConfigError, match="version 3 of servable 'add' is already started"):
-            await router.start([ServableConfig(directory, "add")])
+            await router.fleet.start([ServableConfig(directory, "add")])
 
     run(body)
 
@@ -383,7 +383,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(
 
     async def body(router: Router) -> None:
         with pytest.raises(StartError) as caught:
-            await router.start([ServableConfig(directory, "broken", device_ids=(0, 1))])
+            await router.fleet.start([ServableConfig(directory, "broken", device_ids=(0, 1))])
         assert str(caught.value).startswith("Fail to start workers: ")
         assert text in str(caught.value)
         assert not worker_pids()
@@ -397,7 +397,7 @@ def test_a_worker_that_takes_too_long_is_given_up(servable: Callable[..., Path])
 
     async def body(router: Router) -> None:
         with pytest.raises(StartError, match=r"was not ready within 0.5 seconds"):
-            await router.start([ServableConfig(directory, "late")])
+            await router.fleet.start([ServableConfig(directory, "late")])
 
     run(body, ServerConfig(start_timeout=0.5))
 
@@ -405,7 +405,7 @@ def test_a_worker_that_takes_too_long_is_given_up(servable: Callable[..., Path])
 def test_what_runs_is_finished_before_the_server_stops(echo: ServableConfig) -> None:
     async def main() -> None:
         router = Router(ServerConfig(), Metrics())
-        await router.start([echo])
+        await router.fleet.start([echo])
         nap = asyncio.ensure_future(ask(router, "echo", "nap", ["0.5"]))
         await asyncio.sleep(0.1)
         stopping: Awaitable[None] = asyncio.ensure_future(router.stop())
@@ -422,7 +422,7 @@ def test_what_runs_is_finished_before_the_server_stops(echo: ServableConfig) -> 
 def test_work_that_does_not_end_is_cut_when_the_server_stops(echo: ServableConfig) -> None:
     async def main() -> None:
         router = Router(ServerConfig(stop_timeout=0.3), Metrics())
-        await router.start([echo])
+        await router.fleet.start([echo])
         nap = asyncio.ensure_future(ask(router, "echo", "nap", ["60"]))
         await asyncio.sleep(0.1)
         start = time.monotonic()
@@ -440,7 +440,7 @@ def test_a_bare_model_file_is_a_servable(tmp_path: Path) -> None:
     file.write_bytes(binary_model())
 
     async def body(router: Router) -> None:
-        await router.start([ServableConfig(tmp_path, "sum", model_file=file)])
+        await router.fleet.start([ServableConfig(tmp_path, "sum", model_file=file)])
         method = router.method("sum", 0, "predict")
         assert [(spec.name, spec.dtype, spec.shape) for spec in method.inputs] == [
             ("x1", "float32", (2, 2)),

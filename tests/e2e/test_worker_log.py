@@ -27,7 +27,7 @@ def test_each_request_is_timed_at_level_info(
     async def main() -> None:
         router = Router(ServerConfig(log_dir=logs), Metrics())
         try:
-            await router.start([ServableConfig(directory, "add")])
+            await router.fleet.start([ServableConfig(directory, "add")])
             await ask(router, "add", "add_ten", pair(1))
         finally:
             await router.stop()
