@@ -63,7 +63,6 @@ METHODS: dict[tuple[str, str], tuple[MethodInfo, Function]] = {
         (_method("multi", "fail", _specs("x"), _specs("y")), _fail),
         (_method("multi", "slow", _specs("x"), _specs("y")), _slow),
         (_method("multi", "both", _specs("x"), _specs("y", "n")), lambda row: [row[0], np.array(7)]),
-        (_method("multi", "@call_m_0", _specs("x"), _specs("y")), lambda row: row),
         (_method("multi.sub", "text", _specs("x", dtype="str"), _specs("y", dtype="str")), lambda row: row),
         (_method("multi.sub", "predict", _specs("x"), _specs("y")), lambda row: row),
     )

@@ -82,7 +82,7 @@ class Operations(Door):
                 "ready": each.ready,
                 "replicas": each.replicas,
                 "ready_replicas": each.ready_replicas,
-                "methods": [method.name for method in each.methods if not method.name.startswith("@")],
+                "methods": [method.name for method in each.methods],
             }
             for each in self._backend.servables()
         ]

@@ -39,6 +39,8 @@ class MethodOffer(msgspec.Struct, frozen=True):
     Attributes:
         whole: an instance is one whole call of the model, as `MethodInfo.whole`.
         execution_timeout: seconds that one call of one of its stages may take; None: the servable's; 0: any.
+        model: of a hidden method: the key of the model that it runs for others; None: the servable declares the method.
+        subgraph: of a hidden method: which sub-graph of the model.
     """
 
     name: str
@@ -51,6 +53,13 @@ class MethodOffer(msgspec.Struct, frozen=True):
     has_function_stage: bool
     whole: bool = False
     execution_timeout: float | None = None
+    model: str | None = None
+    subgraph: int = 0
+
+    @property
+    def hidden(self) -> bool:
+        """Clients cannot reach it."""
+        return self.model is not None
 
 
 class GeneratorOffer(msgspec.Struct, frozen=True):

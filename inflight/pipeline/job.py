@@ -84,12 +84,6 @@ class Job:
         return self.method.stages[self.position]
 
     @property
-    def subgraph(self) -> int:
-        """Which sub-graph the model stage runs: 0, but for the hidden methods `@call_<model>_<subgraph>`."""
-        name = self.method.name
-        return int(name.rpartition("_")[2]) if name.startswith("@call_") else 0
-
-    @property
     def done(self) -> bool:
         return self.position >= len(self.method.stages)
 

@@ -95,7 +95,7 @@ class LocalModel(ModelPort):
         self._model.model.close()
 
     def _outcomes(self, batch: Batch, jobs: list[Job]) -> tuple[Sequence[Outcome], Runs]:
-        outcomes = self._model.run(chain([job.inputs(batch.stage) for job in jobs]), jobs[0].subgraph)
+        outcomes = self._model.run(chain([job.inputs(batch.stage) for job in jobs]), jobs[0].method.subgraph)
         runs: Runs = [(count, seconds, 1) for count, seconds in self._model.runs]
         self._model.runs.clear()
         return outcomes, runs
@@ -329,4 +329,5 @@ def _errors(outcomes: Sequence[Outcome]) -> dict[int, InflightError]:
 def hidden_method(key: str, subgraph: int) -> MethodSpec:
     """The method that runs one sub-graph of a model on rows as they come; clients cannot reach it."""
     stage = StageSpec(index=1, kind="model", key=key, inputs=(), outputs_count=0, batch_size=None, tag=f"Model '{key}'")
-    return MethodSpec(name=f"@call_{key}_{subgraph}", inputs=(), outputs=(), stages=(stage,), returns=())
+    name = f"@call_{key}_{subgraph}"
+    return MethodSpec(name, inputs=(), outputs=(), stages=(stage,), returns=(), hidden=True, subgraph=subgraph)

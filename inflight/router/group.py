@@ -63,6 +63,7 @@ class MethodQueue:
         self.priority = method.priority
         self.timeout = method.timeout
         self.needs_device = not method.has_function_stage
+        self.hidden = method.hidden
         self.waiting: deque[Instance] = deque()
         self._crowded = PURGE
 
@@ -114,6 +115,7 @@ class Group:
         self.replicas: list[Replica] = []
         self.queues: list[MethodQueue] = []
         self.by_name: dict[str, MethodQueue] = {}
+        self._hidden: dict[tuple[str, int], MethodQueue] = {}  # by model and sub-graph
         self.methods: tuple[MethodInfo, ...] = ()
         self._order: list[MethodQueue] = []
         self._suspects: deque[Instance] = deque()
@@ -141,8 +143,11 @@ class Group:
             )
             queue = MethodQueue(index, info, method)
             self.queues.append(queue)
-            self.by_name[method.name] = queue
-        self.methods = tuple(queue.info for queue in self.queues if not queue.info.name.startswith("@"))
+            if method.model is None:
+                self.by_name[method.name] = queue
+            else:
+                self._hidden[method.model, method.subgraph] = queue
+        self.methods = tuple(queue.info for queue in self.by_name.values())
         self.loaded = not offer.generators
         self._order = sorted(self.queues, key=lambda queue: -queue.priority)
 
@@ -153,13 +158,10 @@ class Group:
         for index, method in enumerate(offer.methods):
             given = method.execution_timeout
             limits[index] = (self._execution_timeout if given is None else given) or None
-        declared = [limits[index] for index, method in enumerate(offer.methods) if not method.name.startswith("@")]
+        declared = [limits[index] for index, method in enumerate(offer.methods) if not method.hidden]
         known = [limit for limit in declared if limit is not None]
         longest = max(known) if known and len(known) == len(declared) else None
-        return {
-            index: longest if method.name.startswith("@") else limits[index]
-            for index, method in enumerate(offer.methods)
-        }
+        return {index: longest if method.hidden else limits[index] for index, method in enumerate(offer.methods)}
 
     @property
     def ready(self) -> int:
@@ -342,7 +344,7 @@ class Group:
                 done = partial(_answer_call, replica, replica.starts, item.number, None)
                 self._generate(generator, values.row(item.row), done, replica.outstanding.get(item.key))
             return
-        queue = self.by_name.get(f"@call_{message.model}_{message.subgraph}")
+        queue = self._hidden.get((message.model, message.subgraph))
         if replica.watch is not None:
             replica.watch.calls += len(message.items)
         for item in message.items:
@@ -430,8 +432,8 @@ class Group:
         )
 
     def _too_slow(self, instance: Instance, late: Late) -> DeadlineExceeded:
-        method = self.queues[instance.request.method].info.name
-        what = "a model" if method.startswith("@") else f"a stage of method '{method}'"
+        queue = self.queues[instance.request.method]
+        what = "a model" if queue.hidden else f"a stage of method '{queue.info.name}'"
         return DeadlineExceeded(
             f"{what} of servable '{self.name}' ran for more than {late.seconds:g} seconds on this instance, its "
             "execution timeout; its worker was ended and starts again"

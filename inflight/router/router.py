@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from inflight.config import ServerConfig
-from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
+from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, Table
 from inflight.errors import (
     DeadlineExceeded,
     InflightError,
@@ -93,7 +93,7 @@ class Router:
         group = self._group(servable, version)
         group.check_loaded()
         queue = group.by_name.get(method)
-        if queue is None or method.startswith("@"):
+        if queue is None:
             known = ", ".join(info.name for info in group.methods)
             raise NotFound(
                 f"servable '{servable}' version {group.version}: method '{method}', method is not available"

@@ -107,6 +107,8 @@ class MethodSpec:
         mindspore_values: functions treat values as MindSpore Serving's do: what one edits in place is edited for later
             stages too, and a list of one element is that element.
         execution_timeout: seconds that one call of a stage may take; None: the servable's own limit; 0: any.
+        hidden: it runs a model's sub-graph for stages that call it, and clients cannot reach it; its name is for logs.
+        subgraph: of a hidden method: the number of that sub-graph. Model stages of others run sub-graph 0.
     """
 
     name: str
@@ -120,6 +122,8 @@ class MethodSpec:
     timeout: float | None = None
     mindspore_values: bool = False
     execution_timeout: float | None = None
+    hidden: bool = False
+    subgraph: int = 0
 
     @property
     def has_function_stage(self) -> bool:

@@ -115,8 +115,10 @@ def offer(loaded: Loaded, pipeline: Pipeline, own_models: bool) -> Offer:
             timeout=None,
             batch_size=models[key].batch_size,
             has_function_stage=False,
+            model=key,
+            subgraph=subgraph,
         )
-        for (key, _), method in pipeline.hidden.items()
+        for (key, subgraph), method in pipeline.hidden.items()
     ]
     return Offer(
         version=loaded.version,

@@ -34,12 +34,12 @@ class RemoteModel(ModelPort):
     def put(self, jobs: Sequence[Job]) -> None:
         calls: dict[int, list[tuple[int, list[object], int]]] = {}
         for job in jobs:
-            called = job.method.name.startswith("@")
+            called, subgraph = job.method.hidden, job.method.subgraph
             for index, row in enumerate(job.inputs(job.stage)):
                 number = next(self._numbers)
                 with self._lock:
                     self._waiting[number] = (self, job.part(index, index + 1))
-                calls.setdefault(job.subgraph, []).append((number, list(row), 0 if called else job.keys[index]))
+                calls.setdefault(subgraph, []).append((number, list(row), 0 if called else job.keys[index]))
         for subgraph, items in calls.items():
             self._send(self._key, subgraph, items)
 

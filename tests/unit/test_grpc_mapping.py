@@ -61,7 +61,7 @@ def test_names(model: str, servable: str, method: str, version: str) -> None:
         ("add.nothing", "", "method is not available"),
         ("add", "9", "servable is not available"),
         ("multi", "", "use: multi.echo, multi.fail, multi.slow, multi.both"),
-        ("multi.@call_m_0", "", "internal"),
+        ("multi.@call_m_0", "", "method is not available"),
     ],
 )
 def test_unknown_models(model: str, version: str, text: str) -> None:

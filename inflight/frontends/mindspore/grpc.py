@@ -16,7 +16,7 @@ import numpy as np
 
 from inflight.admission import Caller
 from inflight.contract import BYTES_CODE, CODES, DTYPES, STRING_CODE, MethodInfo, Outcome, Row, Table, Value
-from inflight.errors import OVERLOADED, InflightError, InvalidRequest, Loading, NotFound, Overloaded
+from inflight.errors import OVERLOADED, InflightError, InvalidRequest, Loading, Overloaded
 from inflight.frontends.base import Backend
 from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
 from inflight.wire import Go, Rpc, UnaryRpc, nothing_to_cancel
@@ -103,10 +103,6 @@ def _answer(
 
 def _method(backend: Backend, request: PredictRequest) -> MethodInfo:
     spec = request.servable_spec
-    if spec.method_name.startswith("@"):
-        raise NotFound(
-            f"Request servable: {spec.name}, method: {spec.method_name}, method is not available: it is internal"
-        )
     return backend.method(spec.name, spec.version_number, spec.method_name)
 
 

@@ -96,8 +96,6 @@ def find_model(backend: Backend, name: str, version: str) -> MethodInfo:
         raise Loading(f"model '{name}' is still being loaded; try again later")
     if not method:
         method = _default_method(status) if status else DEFAULT_METHOD
-    if method.startswith("@"):
-        raise NotFound(f"model '{name}' is not available: '{method}' is an internal method")
     if servable not in known:
         raise NotFound(f"model '{name}' is not available, {_available(statuses)}")
     return backend.method(servable, number, method)
@@ -268,7 +266,7 @@ def _status(statuses: Sequence[ServableStatus], servable: str, version: int) -> 
 
 
 def _default_method(status: ServableStatus) -> str:
-    names = [method.name for method in status.methods if not method.name.startswith("@")]
+    names = [method.name for method in status.methods]
     if DEFAULT_METHOD in names:
         return DEFAULT_METHOD
     if len(names) == 1:
