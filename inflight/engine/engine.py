@@ -198,11 +198,17 @@ class Engine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         began = time.perf_counter()
         start: Start | None = None
-        failure: str | None = "dropped"  # where nobody takes the events to their end
         finish: Finish | None = None
-        events = self._events(request)
+        failure: str | None = "dropped"  # the reader leaves before the last event
+        stream: Stream | None = None
+        timer: asyncio.TimerHandle | None = None
         try:
-            async for event in events:
+            stream = await self._open(request)
+            if request.timeout is not None:
+                late = DeadlineExceeded(f"the generation took longer than its {request.timeout:g} seconds")
+                timer = asyncio.get_running_loop().call_later(request.timeout, stream.fail, late)
+            while finish is None:
+                event = await stream.next()
                 if type(event) is Start:
                     start = event
                 elif type(event) is Finish:
@@ -212,30 +218,24 @@ class Engine:
             failure = error.failure
             raise
         finally:
-            await events.aclose()
-            if self._metrics is not None:
-                length, generated = (finish.prompt_length, finish.generated) if finish is not None else (0, 0)
-                queued, inference = (start.queued if start else 0.0), (finish.inference if finish else 0.0)
-                self._metrics.generations.done(
-                    length, generated, queued, inference, time.perf_counter() - began, failure
-                )
-
-    async def _events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        streams, stream = await self._open(request)
-        timer = None
-        if request.timeout is not None:
-            error = DeadlineExceeded(f"the generation took longer than its {request.timeout:g} seconds")
-            timer = asyncio.get_running_loop().call_later(request.timeout, stream.fail, error)
-        try:
-            while True:
-                event = await stream.next()
-                yield event
-                if type(event) is Finish:
-                    return
-        finally:
             if timer is not None:
                 timer.cancel()
-            streams.close(stream)
+            if stream is not None:
+                assert self._steps is not None
+                self._steps.streams.close(stream)
+            self._count(time.perf_counter() - began, start, finish, failure)
+
+    def _count(self, seconds: float, start: Start | None, finish: Finish | None, failure: str | None) -> None:
+        """Tells the metrics of a request that has ended.
+
+        Args:
+            failure: the kind of error it ended with; None: it was answered.
+        """
+        if self._metrics is None:
+            return
+        length, generated = (finish.prompt_length, finish.generated) if finish is not None else (0, 0)
+        queued, inference = (start.queued if start else 0.0), (finish.inference if finish else 0.0)
+        self._metrics.generations.done(length, generated, queued, inference, seconds, failure)
 
     async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
         loop = asyncio.get_running_loop()
@@ -252,7 +252,7 @@ class Engine:
             raise TemplateError("this model has no chat template; send a prompt to a route without chat instead")
         return template.render(shown(chat, template.format_of(chat.template)))
 
-    async def _open(self, request: GenerationRequest) -> tuple[Streams, Stream]:
+    async def _open(self, request: GenerationRequest) -> Stream:
         steps = self._steps
         if self._stopping:
             raise Unavailable("the server stops")
@@ -276,7 +276,7 @@ class Engine:
             self._arriving -= 1
         if self._metrics is not None:
             self._metrics.generations.admitted(time.perf_counter() - began, sequence.stop_at - sequence.num_prompt)
-        return steps.streams, steps.streams.open(request, sequence, grammar)
+        return steps.streams.open(request, sequence, grammar)
 
     def _turned_away(self) -> None:
         if self._metrics is not None:

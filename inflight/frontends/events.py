@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 from inflight.contract import Outcome, TextPart
 from inflight.errors import InflightError
@@ -12,7 +12,7 @@ Part = TextPart | Sequence[Outcome]
 
 
 async def send_events(
-    parts: AsyncIterator[Part],
+    parts: AsyncGenerator[Part, None],
     send: Send,
     frames: Callable[[Part], Iterable[bytes]],
     failed: Callable[[InflightError], bytes],

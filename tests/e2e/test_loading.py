@@ -234,7 +234,8 @@ def test_from_announced_to_loaded(door: Door) -> None:
 
 
 def test_a_lost_model_is_not_ready_and_its_requests_wait(door: Door) -> None:
-    pids = [pid for name in ("talks", "pocket") for pid in door.server._running_router().fleet.language_models.pids(name)]
+    models = door.server._running_router().fleet.language_models
+    pids = [pid for name in ("talks", "pocket") for pid in models.pids(name)]
     door.gate.clear()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)

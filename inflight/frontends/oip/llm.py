@@ -6,7 +6,8 @@ instance a request, and streams the text of the language models within it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import Any
 
 import orjson
@@ -85,11 +86,12 @@ async def stream_generate(
 ) -> None:
     """An event for every piece of text, and one with the outputs."""
 
-    async def parts() -> AsyncIterator[Part]:
-        async for part in stream(backend, method, [row]):
-            if not isinstance(part, TextPart) and isinstance(part[0], InflightError):
-                raise part[0]
-            yield part
+    async def parts() -> AsyncGenerator[Part, None]:
+        async with aclosing(stream(backend, method, [row])) as written:
+            async for part in written:
+                if not isinstance(part, TextPart) and isinstance(part[0], InflightError):
+                    raise part[0]
+                yield part
 
     def frames(part: Part) -> Iterable[bytes]:
         if isinstance(part, TextPart):

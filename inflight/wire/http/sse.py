@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
 from typing import Generic, TypeVar
 
 from inflight.errors import InflightError
@@ -72,9 +72,10 @@ class Opened(Generic[T]):
     headers back: after `KEEP_ALIVE` seconds the stream begins without its first event.
     """
 
-    def __init__(self, events: AsyncIterator[T]) -> None:
+    def __init__(self, events: AsyncGenerator[T, None]) -> None:
         self._events = events
         self._first: asyncio.Task[T] | None = None
+        self._first_taken = False
 
     async def open(self) -> Opened[T]:
         """Waits for the first event.
@@ -92,21 +93,26 @@ class Opened(Generic[T]):
             raise
         return self
 
-    async def __aiter__(self) -> AsyncIterator[T]:
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    def __anext__(self) -> Awaitable[T]:
+        """The generator's own next event: nothing stands between it and the reader."""
+        if self._first_taken:
+            return self._events.__anext__()
         assert self._first is not None
-        yield await self._first
-        async for event in self._events:
-            yield event
+        self._first_taken = True
+        return self._first
 
     async def close(self) -> None:
         """Ends the generation, wherever it is."""
         if self._first is not None and not self._first.done():
             self._first.cancel()
             await asyncio.gather(self._first, return_exceptions=True)
-        await self._events.aclose()  # type: ignore[attr-defined]  # generators have it
+        await self._events.aclose()
 
 
-async def _next(events: AsyncIterator[T]) -> T:
+async def _next(events: AsyncGenerator[T, None]) -> T:
     async for event in events:
         return event
     raise InflightError("the generation ended without an event")
