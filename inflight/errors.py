@@ -12,7 +12,7 @@
     ├── ModelError            user code failed on this instance
     │   └── PredictFailed     the model failed on the whole batch
     ├── WorkerLost            the instance killed its worker twice
-    ├── Unavailable           the servable is known, and nobody can run it now
+    ├── Unavailable           the servable is known, but no worker can run it now
     │   └── Loading           it has not been loaded yet, and will be
     ├── RegistrationError     a servable_config.py is wrong
     ├── ConfigError           a flag, address or start-up parameter is wrong

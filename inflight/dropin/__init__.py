@@ -1,4 +1,4 @@
-"""What stands behind `mindspore_serving`: its start-up surface on top of `inflight.server`.
+"""The implementation of `mindspore_serving.server`: its start-up functions, on top of `inflight.server`.
 
 A servable_config.py imports `mindspore_serving.server` inside every worker, so nothing here imports the server, a
 web framework or gRPC before a server is started.

@@ -1,4 +1,4 @@
-"""`mindspore_serving.log`: a user's script is the entry here, so the environment is read at its first line."""
+"""`mindspore_serving.log`. The program is a user's script, so the environment is read at its first log line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The one server of this process, as MindSpore Serving's scripts start and stop it.
 
 A script calls `start_servables`, `start_grpc_server` and `start_restful_server` in any order and ends; the server's
-own threads keep the process alive. Whatever one of these calls raises, everything is stopped first.
+own threads keep the process alive. Before one of these calls raises, everything is stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOG_DIRECTORY = "serving_logs"
 MAX_MESSAGE_MB = 512
 
 at_stop_list: list[Callable[[], object]] = []
-"""Called by `stop`; one that returns None or True is called once, any other stays for the next time."""
+"""Called by `stop`; a callback that returns None or True is removed, any other is called again the next time."""
 
 
 class SSLConfig:
@@ -68,7 +68,7 @@ class SSLConfig:
 
 @dataclass
 class _Running:
-    """The server of this process and which of its parts a script has started; `directories` by servable name."""
+    """The server of this process, and its parts that a script has started; `directories`: by servable name."""
 
     server: Server
     directories: dict[str, str] = field(default_factory=dict)
@@ -111,7 +111,7 @@ def _forget(running: _Running) -> None:
 
 
 def stop() -> None:
-    """Stops everything that runs in this process; it may be started again afterwards. Blocks until all is gone."""
+    """Stops everything that runs in this process, and blocks until it has ended. It may be started again afterwards."""
     running = _running
     if running is not None:
         running.server.stop()
@@ -122,7 +122,7 @@ def stop() -> None:
 
 
 def stop_on_except(func: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: whatever `func` raises, everything is stopped before it goes on."""
+    """Decorator: everything is stopped before an exception of `func` is raised."""
 
     @wraps(func)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -201,7 +201,7 @@ def start_servable(
     distributed_address: str = "0.0.0.0:6200",
     wait_agents_time_in_seconds: int = 0,
 ) -> None:
-    """A distributed servable: ConfigError for wrong arguments, and StartError otherwise; there are none yet."""
+    """Raises ConfigError for wrong arguments, and StartError otherwise: distributed servables are not supported yet."""
     refuse(
         DistributedStartConfig(
             servable_directory,

@@ -23,7 +23,7 @@ DEVICE_TYPES = ("ascend", "gpu", "cpu")
 
 
 def get_abs_path(path: str) -> str:
-    """`path` against the directory of the script that was started, links resolved."""
+    """`path` relative to the directory of the script that was started, with links resolved."""
     script_dir = os.path.dirname(os.path.realpath(sys.argv[0]))
     return os.path.realpath(os.path.join(script_dir, path))
 
@@ -223,10 +223,10 @@ def _check_device_reuse(configs: Sequence[ServableStartConfig]) -> None:
 
 
 def check_device_type_here(config: ServableStartConfig) -> None:
-    """The device type asked for exists on this machine; a CPU always does.
+    """Checks that this machine has the device type that was asked for; every machine has a CPU.
 
     Raises:
-        ConfigError: it does not; the text names the choices.
+        ConfigError: it does not have it; the text names the choices.
     """
     if config.device_type in ("cpu", NO_DEVICE_TYPE):
         return
@@ -239,7 +239,7 @@ def check_device_type_here(config: ServableStartConfig) -> None:
 
 
 def to_servable_config(config: ServableStartConfig) -> ServableConfig:
-    """The same as the server's own configuration."""
+    """Converts it to the server's own configuration."""
     return ServableConfig(
         directory=Path(config.servable_directory),
         name=config.servable_name,

@@ -1,4 +1,4 @@
-"""The registration functions of before `add_stage`. Each logs a warning and calls its successor."""
+"""The registration functions from the time before `add_stage`. Each logs a warning and calls its successor."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _call_function(helper: str, function: Callable[..., Any], args: tuple[Any, .
 
 
 def _begin(helper: str, args: tuple[Any, ...]) -> tuple[Registry, MethodTrace]:
-    """Checks that `helper` may come now, and notes it."""
+    """Checks that `helper` may be called now, and records the call."""
     registry, trace = current_method(helper)
     _warn(helper, "add_stage")
     failed = _order_fault(helper, trace.helpers)
@@ -88,7 +88,7 @@ def _begin(helper: str, args: tuple[Any, ...]) -> tuple[Registry, MethodTrace]:
 
 
 def _order_fault(helper: str, called: list[str]) -> str | None:
-    """What is wrong with calling `helper` after `called`: each kind once, preprocess, servable, postprocess."""
+    """The error of a call of `helper` after `called`: allowed is each kind once, preprocess, servable, postprocess."""
     kinds: tuple[tuple[str, ...], ...] = (_PREPROCESS, ("call_servable",), _POSTPROCESS)
     rank = next(index for index, kind in enumerate(kinds) if helper in kind)
     if any(name in kinds[rank] for name in called):

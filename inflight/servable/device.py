@@ -78,7 +78,7 @@ class AscendDeviceInfo(DeviceInfo):
 
 @dataclass
 class ModelContext:
-    """What a `Context` collected; -1 and the empty lists mean "not set"."""
+    """The options collected by a `Context`; -1 and empty lists: not set."""
 
     thread_num: int = -1
     thread_affinity_core_list: list[int] = field(default_factory=list)

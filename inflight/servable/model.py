@@ -1,4 +1,4 @@
-"""`Model`: what `declare_model` returns, usable in `add_stage` and, inside a stage function, by `Model.call`."""
+"""`Model`, the result of `declare_model`: an argument of `add_stage`; stage functions run it by `Model.call`."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class _Installed:
     describe: Describe
 
 
-# The stage functions of a worker run in several threads and share its models, hence one for the process.
+# One for the process, because the stage functions of a worker run in several threads and share its models.
 _installed: _Installed | None = None
 
 
 def install_model_caller(caller: ModelCaller, describe: Describe) -> None:
-    """Sets how `Model.call` reaches the models of this process; the worker does it once, before any stage runs.
+    """Sets the function by which `Model.call` runs this process's models. The worker does so before any stage runs.
 
     Args:
-        caller: is called with instances of C-contiguous arrays whose number fits the model, from any thread; it
-            may raise RuntimeErrors, which reach the stage function with the model's name in front.
+        caller: takes instances of C-contiguous arrays, as many as the model has inputs; called from any thread. A
+            RuntimeError that it raises reaches the stage function with the model's name in front.
         describe: counts per sub-graph; -1 as inputs count where the back end does not know.
     """
     global _installed
@@ -72,7 +72,7 @@ class Model:
         Raises:
             ModelError: wrong form, count or type of inputs, unknown model or sub-graph; texts start with
                 `Model(<key>).call() failed`.
-            InflightError: what the model raised, with the same start.
+            InflightError: an error that the model raised, whose text starts likewise.
         """
         check_int("subgraph", subgraph, 0)
         prefix = f"Model({self.model_key}{f', subgraph={subgraph}' if subgraph else ''}).call() failed"

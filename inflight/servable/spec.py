@@ -1,4 +1,4 @@
-"""What a traced servable_config.py declares, as plain data.
+"""The declarations of a traced servable_config.py, as plain data.
 
 The registration functions build these; the pipeline runs them. A stage names its inputs by reference: stage 0 is
 the method's own inputs, stage n (from 1) the n-th `add_stage` of the method.
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from inflight.config import GeneratorConfig
 
 DEFAULT_MAX_BATCH_SIZE = 32
-"""Rows in one run of a model with a dynamic batch dimension, where `declare_model` does not say."""
+"""`declare_model`'s default of rows in one run of a model with a dynamic batch dimension."""
 
 
 class Ref(NamedTuple):
@@ -81,7 +81,7 @@ class StageSpec:
     Attributes:
         index: from 1.
         kind: `function` (key into functions) or `model` (key into models, sub-graph 0).
-        inputs: where each input comes from.
+        inputs: the source of each input.
         batch_size: None: one instance a call; 0: as many as the model's batch; n: at most n.
         tag: how error texts name the stage.
     """
@@ -104,11 +104,10 @@ class MethodSpec:
         queue_size: instances that may wait in the server, or None for the server's own limit.
         priority: methods with a higher number go first.
         timeout: seconds a request may take in all, or None.
-        mindspore_values: functions treat values as MindSpore Serving's do: what one edits in place is edited for later
-            stages too, and a list of one element is that element.
-        execution_timeout: seconds that one call of a stage may take; None: the servable's own limit; 0: any.
-        hidden: it runs a model's sub-graph for stages that call it, and clients cannot reach it; its name is for logs.
-        subgraph: of a hidden method: the number of that sub-graph. Model stages of others run sub-graph 0.
+        mindspore_values: as in `register_method`.
+        execution_timeout: seconds that one call of a stage may take; None: the servable's own limit; 0: no limit.
+        hidden: it runs a sub-graph of a model for other stages. Clients cannot call it; its name appears in logs only.
+        subgraph: of a hidden method: the number of that sub-graph. Model stages of other methods run sub-graph 0.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What has been declared so far, while a servable_config.py runs.
+"""The declarations of a servable_config.py while it runs.
 
 A `Registry` collects one servable. It lives in a context variable, so that threads that trace at the same time do
 not see each other. The loader sets it (`tracing`); without a loader the servable is the folder of the nearest
@@ -21,7 +21,7 @@ CONFIG_FILE = "servable_config.py"
 
 
 class _TensorDef:
-    """Stands for one value while a method is traced. The name shows in Python's own unpacking errors."""
+    """A placeholder for one value while a method is traced. Python's unpacking errors show the class's name."""
 
     __slots__ = ("ref", "trace")
 
