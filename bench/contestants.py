@@ -161,7 +161,7 @@ class Inflight(Contestant):
 
     def weight_bytes(self) -> float:
         """What the engine holds: weights are quantized while they are loaded, so no file has that size."""
-        return float(self.llm.engine._executor._runner.offer.weight_bytes)
+        return float(self.llm.engine._executor._runner.offer.model.weight_bytes)
 
     def memory_besides(self) -> dict[str, float]:
         """Weights and cache are what it asks huge pages for (`hg` in smaps)."""

@@ -13,7 +13,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from inflight.contract import Sampling, ShardOffer, StepPlan, StepResult
+from inflight.contract import CacheSize, ModelFacts, Sampling, ShardOffer, StepPlan, StepResult
 from inflight.engine import Executor, RanksKilled
 from inflight.errors import StartError, WorkerLost
 
@@ -155,10 +155,9 @@ class FakeExecutor(Executor):
     """
 
     def __init__(self, num_blocks: int = 256, block_size: int = 4, max_rows: int = 32, vocab: int = VOCAB) -> None:
-        self._make = lambda: FakeShards(self.offer.num_blocks, block_size, max_rows)
-        self.offer = ShardOffer(
-            num_blocks, block_size, max_rows, num_blocks * block_size, vocab, "cpu", "float32", 0, 0, "fake"
-        )
+        self._make = lambda: FakeShards(self.offer.cache.num_blocks, block_size, max_rows)
+        cache = CacheSize(num_blocks, block_size)
+        self.offer = ShardOffer(ModelFacts("fake", "float32", vocab), cache, max_rows, num_blocks * block_size, "cpu")
         self.shards: FakeShards | None = None
         self.starts = 0
         self.failing_starts = 0

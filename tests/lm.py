@@ -112,13 +112,13 @@ class Driver:
     def __init__(self, runner: ModelRunner, depth: int = 2, **limits: int) -> None:
         offer = runner.offer
         capacity = Capacity(
-            offer.num_blocks,
-            offer.block_size,
+            offer.cache.num_blocks,
+            offer.cache.block_size,
             offer.max_rows,
             80,
             64,
-            switch=offer.switch,
-            stretched=offer.stretched,
+            switch=offer.model.switch,
+            stretched=offer.model.stretched,
         )
         self.scheduler = Scheduler(replace(capacity, **limits))
         self.runner = runner

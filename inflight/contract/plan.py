@@ -338,35 +338,48 @@ class ShardJob(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, model=self.model.completed(environment))
 
 
-class ShardOffer(msgspec.Struct, frozen=True):
-    """The capacity of a loaded rank. The engine works with the smallest numbers of all ranks.
+class ModelFacts(msgspec.Struct, frozen=True):
+    """A loaded model, as far as the engine has to know it.
 
     Attributes:
-        num_blocks: blocks of the cache, numbered from 0.
-        block_size: tokens in one block.
-        max_rows: rows of the batch.
-        max_model_len: longest sequence.
-        vocab_size: token ids are below it.
-        device_type: where it runs.
+        family: the decoder that runs it, `transformers` for the bridge, or `encoder`.
         dtype: of the weights.
-        weight_bytes, cache_bytes: memory of this rank.
-        family: which decoder runs it, `transformers` for the bridge, or `encoder`.
-        embedding_size: dimensions of a text's vector; 0: the model cannot embed.
+        vocab_size: token ids are below it.
+        weight_bytes: memory of this rank's weights.
         switch: the length beyond which all tokens of a sequence have other rotary frequencies (LongRoPE). A row that
             reaches it leaves the batch and joins again with nothing computed. 0: there is no such length.
         stretched: keys of a prompt longer than this depend on its length (dynamic NTK). 0: they never do.
     """
 
-    num_blocks: int
-    block_size: int
-    max_rows: int
-    max_model_len: int
-    vocab_size: int
-    device_type: str
-    dtype: str
-    weight_bytes: int
-    cache_bytes: int
     family: str
-    embedding_size: int = 0
+    dtype: str
+    vocab_size: int
+    weight_bytes: int = 0
     switch: int = 0
     stretched: int = 0
+
+
+class CacheSize(msgspec.Struct, frozen=True):
+    """A paged cache: blocks are numbered from 0, `block_size` is in tokens, `bytes` is this rank's memory."""
+
+    num_blocks: int
+    block_size: int
+    bytes: int = 0
+
+
+class ShardOffer(msgspec.Struct, frozen=True):
+    """The capacity of a loaded rank. The engine works with the smallest numbers of all ranks.
+
+    Attributes:
+        max_rows: rows of the batch.
+        max_model_len: longest sequence.
+        device_type: where it runs.
+        embedding_size: dimensions of a text's vector; 0: the model cannot embed.
+    """
+
+    model: ModelFacts
+    cache: CacheSize
+    max_rows: int
+    max_model_len: int
+    device_type: str
+    embedding_size: int = 0

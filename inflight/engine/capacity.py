@@ -31,10 +31,10 @@ def resolve(config: GeneratorConfig, offer: ShardOffer, *, again: bool) -> Room:
         StartError: the settings ask for more than there is, at the first start.
     """
     policy = config.policy.resolved(offer.device_type, offer.max_rows)
-    blocks = offer.num_blocks
+    blocks = offer.cache.num_blocks
     if policy.max_batch_total_tokens is not None:
-        blocks = min(blocks, max(1, policy.max_batch_total_tokens // offer.block_size))
-    room = blocks * offer.block_size
+        blocks = min(blocks, max(1, policy.max_batch_total_tokens // offer.cache.block_size))
+    room = blocks * offer.cache.block_size
     longest = min(offer.max_model_len, room)
     total = config.limits.max_total_tokens or longest
     if total > longest:

@@ -132,7 +132,9 @@ class Engine:
             await executor.close()
             raise
         streams = Streams(scheduler, self._tokenizer, self.admission, self._wake.set)
-        recovery = Recovery(config.name, executor, self._restart, scheduler, streams, offer.num_blocks, self._learn)
+        recovery = Recovery(
+            config.name, executor, self._restart, scheduler, streams, offer.cache.num_blocks, self._learn
+        )
         self._steps = StepLoop(
             config.name,
             config.policy,
@@ -180,14 +182,14 @@ class Engine:
             limits=room.limits,
             policy=room.policy,
             device_type=offer.device_type,
-            dtype=offer.dtype,
+            dtype=offer.model.dtype,
             world_size=config.tensor_parallel,
-            vocab_size=offer.vocab_size,
+            vocab_size=offer.model.vocab_size,
             has_template=tokenizer.chat is not None,
-            tool_format=sayable(tokenizer.tool_format(), offer.vocab_size),
+            tool_format=sayable(tokenizer.tool_format(), offer.model.vocab_size),
             embedding_size=offer.embedding_size,
             unit_vectors=self._intake.unit_vectors,
-            generates=offer.family != ENCODER,
+            generates=offer.model.family != ENCODER,
             adapters=tuple(adapter.name for adapter in config.model.adapters),
             defaults=tokenizer.defaults if config.generation_config == "auto" else SamplingDefaults(),
         )

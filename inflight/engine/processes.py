@@ -250,12 +250,16 @@ def _free_port() -> int:
 
 
 def _smallest(offers: list[ShardOffer]) -> ShardOffer:
-    """What the engine may count on: the least of any rank."""
+    """The smallest capacity of all ranks, and the memory of all of them together."""
+    first = offers[0]
     return msgspec.structs.replace(
-        offers[0],
-        num_blocks=min(offer.num_blocks for offer in offers),
+        first,
+        model=msgspec.structs.replace(first.model, weight_bytes=sum(offer.model.weight_bytes for offer in offers)),
+        cache=msgspec.structs.replace(
+            first.cache,
+            num_blocks=min(offer.cache.num_blocks for offer in offers),
+            bytes=sum(offer.cache.bytes for offer in offers),
+        ),
         max_rows=min(offer.max_rows for offer in offers),
         max_model_len=min(offer.max_model_len for offer in offers),
-        weight_bytes=sum(offer.weight_bytes for offer in offers),
-        cache_bytes=sum(offer.cache_bytes for offer in offers),
     )

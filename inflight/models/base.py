@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from inflight.checkpoint import Rope
-from inflight.contract import Array
+from inflight.contract import Array, ModelFacts
 from inflight.errors import StartError
 
 ModelArray: TypeAlias = Any
@@ -108,6 +108,11 @@ class CausalLM(ABC):
     stretched: int = 0
     hidden: ModelArray | None = None
     best: Array | None = None
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The attributes that the engine has to know."""
+        return ModelFacts(self.family, self.dtype, self.vocab_size, self.weight_bytes, self.switch, self.stretched)
 
     @abstractmethod
     def block_bytes(self, block_size: int) -> int:

@@ -57,8 +57,8 @@ class Capacity:
     def of(cls, offer: ShardOffer, policy: Policy, num_blocks: int) -> Capacity:
         """What the shards offer, under a policy that is resolved for them."""
         rows, prefill = policy.max_batch_size, policy.prefill_tokens(offer.device_type)
-        mixed, size = policy.max_batch_mixed_tokens, offer.block_size
-        return cls(num_blocks, size, rows, prefill + rows, prefill, mixed, offer.switch, offer.stretched)
+        mixed, size = policy.max_batch_mixed_tokens, offer.cache.block_size
+        return cls(num_blocks, size, rows, prefill + rows, prefill, mixed, offer.model.switch, offer.model.stretched)
 
     @property
     def total_tokens(self) -> int:

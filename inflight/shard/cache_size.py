@@ -1,20 +1,20 @@
-"""The paged cache: how large it may be."""
+"""The number of blocks of the paged cache."""
 
 from __future__ import annotations
 
 from inflight.errors import StartError
 
 SHARE = 0.9
-"""Of an accelerator's free memory, after the weights and a step at its largest were seen."""
+"""Of an accelerator's free memory, measured after the weights and a step of the largest size."""
 CPU_SHARE = 0.4
-"""Of a machine's free memory: it is not ours alone."""
+"""Of a machine's free memory, which other processes need too."""
 AGAIN = 0.95
-"""Of what is free when ranks are started again, for a cache that has its size already. It is more than `SHARE`, because
-nobody measures twice the same."""
+"""Of the free memory when ranks are started again. It is more than `SHARE`: the cache has its size already, and a
+second measurement may give a little less free memory than the first."""
 
 
 def count_blocks(
-    each: int,
+    block_bytes: int,
     block_size: int,
     asked: int | None,
     available: int,
@@ -26,26 +26,26 @@ def count_blocks(
     """Blocks of the cache.
 
     Args:
-        each: bytes of one block.
-        asked: bytes that were asked for, or None: a share of what is available.
+        block_bytes: memory of one block.
+        asked: the cache's bytes (--kv-cache-memory); None: a share of what is available.
         available: free bytes of the device.
-        most_tokens: more than that could never be used.
-        before: blocks that it had before its ranks were started again: it has as many again, and fewer only where the
-            memory is no longer there. Blocks and not bytes: the same bytes need not come to the same number.
-        ranks_here: ranks that share what is available; each of them takes its part.
+        most_tokens: tokens that all rows together may have; the cache is not made larger.
+        before: blocks before the ranks were started again. The cache gets as many again, or fewer if the memory is
+            gone. They are given as blocks, because a new measurement would give another number of bytes.
+        ranks_here: ranks that share the available memory evenly.
 
     Raises:
         StartError: not one block fits, or more is asked for than there is.
     """
     if before is not None:
         room = int(available * AGAIN) // ranks_here
-        count = min(room // each, before)
+        count = min(room // block_bytes, before)
     else:
         room = asked if asked is not None else int(available * share) // ranks_here
-        count = min(room // each, -(-most_tokens // block_size))
+        count = min(room // block_bytes, -(-most_tokens // block_size))
     if count < 1:
         raise StartError(
-            f"the cache has {room >> 20} MiB and one block of {block_size} tokens needs {each >> 10} KiB; raise "
+            f"the cache has {room >> 20} MiB and one block of {block_size} tokens needs {block_bytes >> 10} KiB; raise "
             "--kv-cache-memory or free memory"
         )
     if before is None and asked is not None and asked > available:

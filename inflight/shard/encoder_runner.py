@@ -1,7 +1,7 @@
-"""Encoder checkpoints (BERT and its kind): a plan's prompts in, one vector each out. No cache, no sampling.
+"""Runs encoders (BERT and others): a plan's prompts become one vector each, without a cache and without sampling.
 
-The plans are those of any language model, so admission, deadlines and replay are too: a row "decodes" once, and what it
-gives then is its vector. Prompts may come in chunks; the model computes when the last one is here.
+The plans are those of any language model, so admission, deadlines and replay are the same: a row decodes once, and its
+result is a vector. Prompts may come in chunks; the model computes a prompt with its last chunk.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Callable
 import numpy as np
 
 from inflight.checkpoint import ModelFolder
-from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.contract import CacheSize, ModelFacts, ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.device import Device
 from inflight.errors import StartError
 from inflight.models import TextEncoder
 from inflight.shard.input_batch import InputBatch
-from inflight.shard.plan_checks import sound_plan
+from inflight.shard.plan_checks import checked_plan
 
 
 class EncoderRunner:
-    """As `ModelRunner`, for models whose texts are computed whole. One rank only.
+    """The `ModelRunner` of models that compute a text at once. One rank only.
 
     Attributes:
-        offer: what it holds.
+        offer: its capacity.
     """
 
     def __init__(
@@ -51,39 +51,29 @@ class EncoderRunner:
         self._batch = InputBatch(job.max_rows, job.model.block_size)
         self._step = 0
         model.encode(np.zeros(2, np.int64))
-        # Nothing is cached: blocks are only the scheduler's measure of how much runs at once.
+        # Nothing is cached: the blocks only tell the scheduler how many tokens may run at once.
         blocks = -(-(longest + 1) * job.max_rows // job.model.block_size)
-        self.offer = ShardOffer(
-            num_blocks=blocks,
-            block_size=job.model.block_size,
-            max_rows=job.max_rows,
-            max_model_len=longest + 1,
-            vocab_size=model.vocab_size,
-            device_type=device.type,
-            dtype=model.dtype,
-            weight_bytes=model.weight_bytes,
-            cache_bytes=0,
-            family="encoder",
-            embedding_size=model.size,
-        )
+        facts = ModelFacts("encoder", model.dtype, model.vocab_size, model.weight_bytes)
+        cache = CacheSize(blocks, job.model.block_size)
+        self.offer = ShardOffer(facts, cache, job.max_rows, longest + 1, device.type, model.size)
 
     def run(self, plan: StepPlan) -> StepResult:
         """One step."""
         began = time.perf_counter()
         assert plan.step == self._step, f"plan {plan.step} came, {self._step} was next"
         self._step += 1
-        plan, failed = sound_plan(plan, self._model.vocab_size)
+        plan, failed = checked_plan(plan, self._model.vocab_size)
         batch = self._batch
         chunks = batch.apply(plan)
         if not batch.ids:
             return StepResult(plan.step, [], [], seconds=time.perf_counter() - began)
         step = batch.step(chunks, plan.hold)
-        found: dict[int, bytes] = {}
+        vectors: dict[int, bytes] = {}
         for row in step.sampled:
             text = batch.tokens[row, : batch.known[row]].astype(np.int64)
-            found[batch.ids[row]] = self._model.encode(text, batch.sampling[row].pooled_from).tobytes()
+            vectors[batch.ids[row]] = self._model.encode(text, batch.sampling[row].pooled_from).tobytes()
         tokens = np.zeros(len(step.sampled), np.int64)
         ids = [batch.ids[row] for row in step.sampled]
         batch.append(step.sampled, tokens)
         seconds = time.perf_counter() - began
-        return StepResult(plan.step, ids, tokens.tolist(), seconds=seconds, embeddings=found, failed=failed)
+        return StepResult(plan.step, ids, tokens.tolist(), seconds=seconds, embeddings=vectors, failed=failed)

@@ -1,4 +1,4 @@
-"""Which runner a model folder needs."""
+"""Chooses the runner of a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Runner(Protocol):
 
     @property
     def offer(self) -> ShardOffer:
-        """What it holds."""
+        """Its capacity."""
 
     def run(self, plan: StepPlan) -> StepResult | None:
         """One step; the result on rank 0, None on the others."""

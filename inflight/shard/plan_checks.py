@@ -1,16 +1,16 @@
-"""What a rank finds wrong in a row that joins: the row fails, the step and its neighbours do not."""
+"""Checks of the rows that join a batch. A wrong row fails alone; the step and the other rows go on."""
 
 from __future__ import annotations
 
 from inflight.contract import AdmittedRow, Sampling, StepPlan, unknown_token
 
 
-def sound_plan(plan: StepPlan, vocab_size: int) -> tuple[StepPlan, dict[int, str]]:
-    """The plan with what cannot be computed replaced, and what was wrong by row.
+def checked_plan(plan: StepPlan, vocab_size: int) -> tuple[StepPlan, dict[int, str]]:
+    """Replaces unknown tokens and wrong parameters of a plan; returns the new plan and the errors of rows, by id.
 
-    Such a row is computed all the same, with token 0 in place of those that the model does not know: the scheduler may
-    have published the blocks before them already, and others rely on what is in there. Depends on the plan alone, so
-    that all ranks do the same.
+    A wrong row is still computed, with token 0 in place of tokens that the model does not know: the scheduler may have
+    published its blocks to the prefix cache, and other rows may read them. The result depends on the plan alone, so
+    that all ranks get the same.
 
     Args:
         vocab_size: rows of the embedding and columns of the logits.

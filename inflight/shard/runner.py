@@ -11,25 +11,25 @@ import numpy as np
 
 from inflight.checkpoint import ModelFolder, SentenceModel, open_model
 from inflight.config import ModelConfig, processors
-from inflight.contract import Array, ShardJob, ShardOffer, StepPlan, StepResult, Watermark
+from inflight.contract import Array, CacheSize, ShardJob, ShardOffer, StepPlan, StepResult, Watermark
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
 from inflight.models import CausalLM, DecodeRows, ForwardBatch, ModelArray, VectorHead, load_model
 from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
-from inflight.shard.plan_checks import sound_plan
+from inflight.shard.plan_checks import checked_plan
 from inflight.shard.pooling import MeanPool
 from inflight.shard.sampler import RowState, Sampler
 
 WARM_TOKENS = 32
-"""Tokens of the first step on a CPU, which only has to touch every kernel."""
+"""Tokens of the first step on a CPU, which only has to load every kernel once."""
 
 
 class ModelRunner:
     """Runs the plans of one model on one rank. Not thread-safe; one caller at a time.
 
     Attributes:
-        offer: what it holds.
+        offer: its capacity.
     """
 
     def __init__(
@@ -56,52 +56,44 @@ class ModelRunner:
         self._sampler = _sampler_of(model, job.model, watermark)
         _trim()
         longest = min(job.max_model_len or model.max_positions, model.max_positions)
-        most = longest * job.max_rows
-        on_cpu = device.type == "cpu"
-        if not on_cpu and job.model.kv_cache_bytes is None:
-            self._largest_step(job, longest)
-        blocks = count_blocks(
-            model.block_bytes(job.model.block_size),
-            job.model.block_size,
-            job.model.kv_cache_bytes,
-            device.available_memory(),
-            CPU_SHARE if on_cpu else SHARE,
-            most,
-            job.num_blocks,
-            ranks_here=ranks.size if on_cpu else 1,
-        )
-        cache_bytes = model.make_cache(blocks, job.model.block_size)
-        self._batch = InputBatch(job.max_rows, job.model.block_size, model.switch, model.stretched)
+        cache = self._make_cache(job, longest)
+        self._batch = InputBatch(job.max_rows, cache.block_size, model.switch, model.stretched)
         self._step = 0
         self._means = MeanPool()
-        self._warm_up(
-            min(WARM_TOKENS, longest - 1) if on_cpu else min(job.max_step_tokens, longest), job.model.block_size
-        )
+        warm = min(WARM_TOKENS, longest - 1) if device.type == "cpu" else min(job.max_step_tokens, longest)
+        self._warm_up(warm, cache.block_size)
         sentences = folder.sentences or SentenceModel()
         width = model.hidden.shape[-1] if model.hidden is not None else 0
         self._head = VectorHead(sentences.layers if width else (), width, job.model.allow_pickle)
-        self.offer = ShardOffer(
-            num_blocks=blocks,
-            block_size=job.model.block_size,
-            max_rows=job.max_rows,
-            max_model_len=longest,
-            vocab_size=model.vocab_size,
-            device_type=device.type,
-            dtype=model.dtype,
-            weight_bytes=model.weight_bytes,
-            cache_bytes=cache_bytes,
-            family=model.family,
-            embedding_size=self._head.size,
-            switch=model.switch,
-            stretched=model.stretched,
+        self.offer = ShardOffer(model.facts, cache, job.max_rows, longest, device.type, self._head.size)
+
+    def _make_cache(self, job: ShardJob, longest: int) -> CacheSize:
+        """Makes the cache as large as the job and the memory allow.
+
+        Raises:
+            StartError: the memory does not suffice.
+        """
+        on_cpu, block_size = self._device.type == "cpu", job.model.block_size
+        if not on_cpu and job.model.kv_cache_bytes is None:
+            self._largest_step(job, longest)
+        blocks = count_blocks(
+            self._model.block_bytes(block_size),
+            block_size,
+            job.model.kv_cache_bytes,
+            self._device.available_memory(),
+            CPU_SHARE if on_cpu else SHARE,
+            longest * job.max_rows,
+            job.num_blocks,
+            ranks_here=self._ranks.size if on_cpu else 1,
         )
+        return CacheSize(blocks, block_size, self._model.make_cache(blocks, block_size))
 
     def run(self, plan: StepPlan) -> StepResult | None:
         """One step; the result on rank 0, None on the others."""
         began = time.perf_counter()
         assert plan.step == self._step, f"plan {plan.step} came, {self._step} was next"
         self._step += 1
-        plan, failed = sound_plan(plan, self._model.vocab_size) if plan.prefill else (plan, {})
+        plan, failed = checked_plan(plan, self._model.vocab_size) if plan.prefill else (plan, {})
         chunks = self._batch.apply(plan)
         if not self._batch.ids:
             return None if self._ranks.rank else StepResult(plan.step, [], [], seconds=time.perf_counter() - began)
@@ -130,7 +122,7 @@ class ModelRunner:
         return [int(batch.tokens[row, batch.known[row] - 1]) for row in map(batch.row, ids)]
 
     def _decoded(self, plan: StepPlan, rows: DecodeRows, logits: ModelArray, greedy: bool, began: float) -> StepResult:
-        """Most steps come this way: every row decoded, in the batch's own arrays."""
+        """The result of a step in which every row decoded in the batch's own arrays. Most steps are of this kind."""
         best = self._model.best
         if greedy and best is not None:
             tokens: list[int] = best.tolist()
@@ -160,7 +152,7 @@ class ModelRunner:
         failed: dict[int, str],
         began: float,
     ) -> StepResult:
-        """Chooses the tokens of the rows `sampled`, whose logits are the last ones, after those of `scored` chunks."""
+        """Samples the rows `sampled` from the last logits; the first logits are those of the `scored` chunks."""
         batch = self._batch
         scores, embeddings = self._score(scored, logits), self._embed(sampled, scored)
         last = logits if len(logits) == len(sampled) else logits[len(logits) - len(sampled) :]
@@ -182,7 +174,7 @@ class ModelRunner:
         )
 
     def _shared(self, tokens: Array) -> Array:
-        """Rank 0's tokens, on every rank."""
+        """Rank 0's tokens, broadcast to every rank."""
         if self._ranks.size == 1 or not len(tokens):
             return tokens
         import torch  # several ranks have it
@@ -204,8 +196,8 @@ class ModelRunner:
         return self._sampler.sample(logits, [batch.sampling[row] for row in sampled], state, places, best)
 
     def _score(self, scored: list[Scored], logits: ModelArray) -> dict[int, list[float]]:
-        """Log-probabilities of prompt tokens that this step's chunks predicted."""
-        found: dict[int, list[float]] = {}
+        """Log-probabilities of the prompt tokens that follow each token of this step's chunks."""
+        scores: dict[int, list[float]] = {}
         start = 0
         for row, first, size in scored:
             if not self._batch.sampling[row].prompt_logprobs:
@@ -214,14 +206,14 @@ class ModelRunner:
             last = min(first + size, int(self._batch.prompt[row]) - 1)
             count = max(0, last - first)
             following = self._batch.tokens[row, first + 1 : first + 1 + count]
-            found[self._batch.ids[row]] = (
+            scores[self._batch.ids[row]] = (
                 self._sampler.prompt_logprobs(logits[start : start + count], following) if count else []
             )
             start += size
-        return found
+        return scores
 
     def _embed(self, sampled: list[int], scored: list[Scored]) -> dict[int, bytes]:
-        """Vectors of rows that asked for them and have their whole prompt computed."""
+        """Vectors of the rows that asked for one and whose prompt is now computed."""
         batch, hidden = self._batch, self._model.hidden
         wanted = [row for row in sampled if batch.sampling[row].pooling]
         if hidden is None or not (wanted or scored):
@@ -233,23 +225,23 @@ class ModelRunner:
                     self._means.begin(batch.ids[row])
                 self._means.add(batch.ids[row], self._sampler.on_host(hidden[start : start + size]))
             start += size
-        found: dict[int, bytes] = {}
+        vectors: dict[int, bytes] = {}
         for place, row in enumerate(sampled, hidden.shape[0] - len(sampled)):
             if batch.known[row] != batch.prompt[row] or not batch.sampling[row].pooling:
                 continue
             id = batch.ids[row]
             mean = batch.sampling[row].pooling == "mean"
             vector = self._means.take(id) if mean else self._sampler.on_host(hidden[place])
-            found[id] = self._head(vector).tobytes()
-        return found
+            vectors[id] = self._head(vector).tobytes()
+        return vectors
 
     def _warm_up(self, tokens: int, block_size: int) -> None:
-        """A prompt chunk and a decoding row, so that the first request finds everything loaded."""
+        """Runs a prompt and a decoding step, so that the first request finds all code and memory loaded."""
         for lengths in ([max(1, tokens)], [1, 1]):
             self._model.forward(_dummy(lengths, block_size))
 
     def _largest_step(self, job: ShardJob, longest: int) -> None:
-        """Runs a step of the largest size over a small cache, so that free memory is seen with its buffers taken."""
+        """Runs a step of the largest size over a small cache: memory is measured with its buffers allocated."""
         lengths = [min(longest, job.max_step_tokens)]
         blocks = -(-lengths[0] // job.model.block_size)
         self._model.make_cache(blocks, job.model.block_size)
@@ -257,7 +249,7 @@ class ModelRunner:
 
 
 def _trim() -> None:
-    """What loading has freed goes back to the system: glibc would keep some 80 MB."""
+    """Returns memory that loading has freed to the system. glibc would keep some 80 MB of it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -282,7 +274,7 @@ def _dummy(lengths: list[int], block_size: int) -> ForwardBatch:
 
 
 def _sampler_of(model: CausalLM, settings: ModelConfig, watermark: Watermark) -> Sampler:
-    """What fits its logits."""
+    """The sampler for a model's kind of logits."""
     if model.on_torch:
         from inflight.shard.torch_sampler import TorchSampler
 

@@ -179,18 +179,20 @@ class Batches:
         offer = self._runner.offer
         if not asked.tokens:
             raise InvalidRequest("a request has no input tokens")
-        self._tokenizer.check(asked.tokens, offer.vocab_size)
-        fault = asked.sampling.fault(offer.vocab_size)
+        self._tokenizer.check(asked.tokens, offer.model.vocab_size)
+        fault = asked.sampling.fault(offer.model.vocab_size)
         if fault is not None:
             raise InvalidRequest(fault)
         needed = len(asked.tokens) + max(0, asked.max_new_tokens - 1)
-        if needed > len(asked.blocks) * offer.block_size:
-            raise InvalidRequest(f"{needed} tokens do not fit {len(asked.blocks)} blocks of {offer.block_size} tokens")
-        if any(block >= offer.num_blocks for block in asked.blocks):
-            raise InvalidRequest(f"a block of {max(asked.blocks)} is beyond the cache's {offer.num_blocks}")
+        if needed > len(asked.blocks) * offer.cache.block_size:
+            raise InvalidRequest(
+                f"{needed} tokens do not fit {len(asked.blocks)} blocks of {offer.cache.block_size} tokens"
+            )
+        if any(block >= offer.cache.num_blocks for block in asked.blocks):
+            raise InvalidRequest(f"a block of {max(asked.blocks)} is beyond the cache's {offer.cache.num_blocks}")
         if not 0 <= asked.cached < len(asked.tokens):
             raise InvalidRequest("at least one input token must be computed: `cache_len` is too large")
-        if asked.cached and (offer.switch or offer.stretched):
+        if asked.cached and (offer.model.switch or offer.model.stretched):
             raise InvalidRequest(
                 "this model's keys depend on the length of a sequence and cannot be shared: `cache_len` must be 0"
             )
@@ -202,14 +204,14 @@ class Batches:
         self._next_key += 1
         if asked.grammar is not None:
             if self._compiler is None:
-                self._compiler = self._tokenizer.grammars(self._runner.offer.vocab_size)
+                self._compiler = self._tokenizer.grammars(self._runner.offer.model.vocab_size)
             row.matcher = self._compiler.compile(asked.grammar)
             row.mask = row.matcher.mask()
         return row
 
     def _switches(self, row: Row) -> bool:
         """The next token makes it longer than the length beyond which all of its keys are others."""
-        return 0 < self._runner.offer.switch == len(row.asked.tokens) + row.generated - 1
+        return 0 < self._runner.offer.model.switch == len(row.asked.tokens) + row.generated - 1
 
     def _anew(self, row: Row) -> AdmittedRow:
         """The same row in the same blocks, with nothing computed."""

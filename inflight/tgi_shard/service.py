@@ -101,14 +101,14 @@ class Service:
         offer = self._runner.offer
         return pb.InfoResponse(
             requires_padding=False,
-            dtype=f"torch.{offer.dtype}",
+            dtype=f"torch.{offer.model.dtype}",
             device_type=offer.device_type,
             speculate=0,
             support_chunking=False,
             # Keys that depend on the length of a sequence cannot be shared by what its beginning is.
-            use_prefix_caching=not (offer.switch or offer.stretched),
+            use_prefix_caching=not (offer.model.switch or offer.model.stretched),
             attention_impl="inflight",
-            block_size=offer.block_size,
+            block_size=offer.cache.block_size,
         )
 
     def _discover(self, request: pb.ServiceDiscoveryRequest) -> pb.ServiceDiscoveryResponse:
@@ -125,9 +125,9 @@ class Service:
     def _warmup(self, request: pb.WarmupRequest) -> pb.WarmupResponse:
         """The rank has warmed itself up when it loaded: what is left to say is how much fits."""
         offer = self._runner.offer
-        room = offer.num_blocks * offer.block_size
+        room = offer.cache.num_blocks * offer.cache.block_size
         # The router keeps block 0 for itself.
-        most = min(offer.max_model_len, room - offer.block_size)
+        most = min(offer.max_model_len, room - offer.cache.block_size)
         total = request.max_total_tokens if request.HasField("max_total_tokens") else most
         if total > offer.max_model_len or total > room:
             raise InvalidRequest(
@@ -205,7 +205,7 @@ class Service:
         return self._adapters.index(name) + 1 if name in self._adapters else 0
 
     def _cached(self, id: int, rows: Sequence[Row]) -> pb.CachedBatch:
-        size = self._runner.offer.block_size
+        size = self._runner.offer.cache.block_size
         return pb.CachedBatch(
             id=id,
             request_ids=[row.asked.id for row in rows],

@@ -37,7 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def test_parity(family: str, tmp_path: Path) -> None:
     folder = save_tiny(family, tmp_path, **FAMILIES[family])
     ours, theirs = make_runner(folder), reference(folder)
-    assert ours.offer.family == "transformers"
+    assert ours.offer.model.family == "transformers"
     draw = random.Random(family)
     prompts = [[draw.randrange(3, 96) for _ in range(length)] for length in (1, 9, 40, 66)]
     with torch.inference_mode():

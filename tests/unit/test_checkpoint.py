@@ -110,8 +110,8 @@ def test_unknown_tensors_and_the_former_key_of_the_dtype(tiny: Path, tmp_path: P
     tensors = load_file(made / "model.safetensors")
     save_file({**tensors, "vision.patch.weight": torch.zeros(3, dtype=torch.int8)}, made / "model.safetensors")
     runner = make_runner(made, dtype="auto")
-    assert runner.offer.dtype == "bfloat16"
-    assert runner.offer.family == "llama"
+    assert runner.offer.model.dtype == "bfloat16"
+    assert runner.offer.model.family == "llama"
 
 
 def test_the_reason_is_in_one_line(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -255,7 +255,7 @@ def test_scaled_rotations(
     write_gguf(original, tmp_path / "tiny.gguf", architecture, metadata=keys, factors=factors)
     runner = make_runner(tmp_path / "tiny.gguf")
     assert runner.offer.max_model_len == longest
-    assert runner.offer.switch == (16 if architecture == "phi3" else 0)
+    assert runner.offer.model.switch == (16 if architecture == "phi3" else 0)
     prompts = [list(range(3, 3 + length)) for length in (5, 14, 17, 24, longest - 8)]
     assert run(runner, prompts, 6) == run(make_runner(original), prompts, 6)
 

@@ -33,7 +33,17 @@ from inflight.config import (
     TlsConfig,
     check,
 )
-from inflight.contract import GenerationLimits, GeneratorInfo, Sampling, ShardJob, ShardOffer, TensorSpec, Watermark
+from inflight.contract import (
+    CacheSize,
+    GenerationLimits,
+    GeneratorInfo,
+    ModelFacts,
+    Sampling,
+    ShardJob,
+    ShardOffer,
+    TensorSpec,
+    Watermark,
+)
 from inflight.errors import ConfigError, RegistrationError
 from inflight.frontends.tgi.response import compute_type
 from inflight.hub import HubModel
@@ -100,7 +110,7 @@ def test_a_field_that_is_none() -> None:
 
 
 def test_what_shards_leave_of_a_policy() -> None:
-    offer = ShardOffer(50, 4, 8, 100, 96, "cpu", "float32", 0, 0, "llama", switch=40, stretched=60)
+    offer = ShardOffer(ModelFacts("llama", "float32", 96, 0, 40, 60), CacheSize(50, 4), 8, 100, "cpu")
     policy = Policy().resolved("cpu", offer.max_rows)
     assert (policy.max_batch_size, policy.max_batch_prefill_tokens, policy.max_batch_mixed_tokens) == (8, 512, 32)
     assert Capacity.of(offer, policy, 40) == Capacity(40, 4, 8, 520, 512, 32, 40, 60)

@@ -181,7 +181,7 @@ def test_no_weights_at_all(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtypes(tiny: Path, dtype: str) -> None:
     runner = make_runner(tiny, dtype=dtype)
-    assert runner.offer.dtype == dtype
+    assert runner.offer.model.dtype == dtype
     assert len(run(runner, PROMPTS, 8)[1]) == 8
     with pytest.raises(StartError, match="dtype 'int4' is not supported"):
         make_runner(tiny, dtype="int4")
