@@ -275,7 +275,7 @@ void Program::run(const Step& step, Output output) {
     Commit::Use use(commit_.get());
     if (tiled_.size() != operations_.size()) {
         tiled_.clear();
-        for (size_t i = 0; i < operations_.size(); i++) tiled_.push_back(tiled(i));
+        for (size_t i = 0; i < operations_.size(); i++) tiled_.push_back(static_cast<char>(tiled(i)));
     }
     int64_t columns = width(operations_.back().to), done = 0;
     for (int64_t first = 0; first < step.count; first += kSlice) {
