@@ -1,4 +1,4 @@
-"""What a model's folder or file is: its config, tokenizer files, templates, and a stream of its weights."""
+"""Reads a model's folder or file: its config, tokenizer files, templates, and a stream of its weights."""
 
 from inflight.checkpoint.files import Slice
 from inflight.checkpoint.folder import (

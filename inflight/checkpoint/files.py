@@ -1,4 +1,4 @@
-"""The tensors of a folder's weight files, as they are written there."""
+"""Reads tensors from a folder's weight files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sliced(tensor: Tensor, part: Slice | None) -> Tensor:
 
 
 class Tensors(ABC):
-    """Tensors by the names that they are stored under. Nothing is read before it is asked for.
+    """Tensors by their stored names, read on demand.
 
     Attributes:
         names: all of them.
@@ -56,7 +56,7 @@ class Tensors(ABC):
 
     @abstractmethod
     def whole(self, name: str) -> Tensor:
-        """A tensor where it lies, in the dtype of the file.
+        """A view of a tensor in the file, in the file's dtype.
 
         Raises:
             StartError: it is missing, or its dtype is not known.
@@ -76,10 +76,10 @@ class Tensors(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Lets go of the memory of what was read."""
+        """Releases the memory of the tensors that were read."""
 
     def check(self, name: str, wanted: Sequence[int]) -> None:
-        """Raises StartError where the tensor is missing or has another shape."""
+        """Raises StartError if the tensor is missing or has another shape."""
         found = self.shape(name)
         if found != list(wanted):
             raise StartError(
@@ -88,7 +88,7 @@ class Tensors(ABC):
             )
 
     def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Tensor:
-        """A tensor, or a part of it, where it lies.
+        """A view of a tensor in the file, or of a slice of it.
 
         Args:
             shape: of the whole tensor.
@@ -179,7 +179,7 @@ class TensorFiles(Tensors):
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Files that are numbered as parts of one checkpoint, where its index is not there."""
+    """The numbered files of a checkpoint without an index."""
     found: dict[tuple[str, str], dict[int, Path]] = {}
     for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
         match = _SHARD.fullmatch(path.name)

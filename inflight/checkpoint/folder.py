@@ -1,4 +1,4 @@
-"""What a model's path holds, read once: `open_model` gives one interface to five layouts."""
+"""`open_model` gives one interface to five layouts of models on disk, and reads each file once."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Templates:
 
     Attributes:
         own: from the model's own files of templates; they go before `configured`.
-        configured: `chat_template` of tokenizer_config.json: a text, or several by name in a list or an object; whoever
-            uses them checks that.
+        configured: `chat_template` of tokenizer_config.json: a text, or several by name in a list or an object, not
+            checked here.
     """
 
     own: Mapping[str, str]
@@ -44,11 +44,11 @@ class Templates:
 
 
 class ModelFolder(ABC):
-    """A model as it lies on a disk. Made by `open_model`; nothing is read before it is asked for, and nothing twice.
+    """A model on disk. `open_model` makes it. Files are read on demand, and once.
 
     Attributes:
         path: the folder, or the file.
-        kind: which of the layouts it is.
+        kind: the layout.
     """
 
     kind: ClassVar[str]
@@ -58,13 +58,13 @@ class ModelFolder(ABC):
 
     @property
     def name(self) -> str:
-        """What a server calls the model where nobody says otherwise."""
+        """The model's default name in a server."""
         return self.path.resolve().name
 
     @property
     @abstractmethod
     def config(self) -> Json:
-        """config.json, or what it would be.
+        """config.json, or its equivalent made from metadata.
 
         Raises:
             StartError: there is none, or it cannot be read; the text says what is wrong.
@@ -73,7 +73,7 @@ class ModelFolder(ABC):
     @property
     @abstractmethod
     def generation_config(self) -> Json:
-        """generation_config.json, or what it would be; empty where there is none."""
+        """generation_config.json, or its equivalent made from metadata; empty: there is none."""
 
     @abstractmethod
     def weights(self, progress: Told | None = None, allow_pickle: bool = False) -> Weights:
@@ -89,11 +89,11 @@ class ModelFolder(ABC):
 
     @abstractmethod
     def weight_files(self) -> list[Path]:
-        """The files that weights and their meaning come from: while none of them changes, they are the same."""
+        """The files that determine the weights and their meaning, for a cache's key."""
 
     @property
     def beside(self) -> Path:
-        """The folder whose tokenizer files are the model's."""
+        """The folder with the model's tokenizer files."""
         return self.path
 
     @property
@@ -103,7 +103,7 @@ class ModelFolder(ABC):
 
     @property
     def tokenizer_file(self) -> Path | None:
-        """tokenizer.json, None where there is none."""
+        """tokenizer.json; None: there is none."""
         path = self.beside / TOKENIZER
         return path if path.is_file() else None
 
@@ -129,7 +129,7 @@ class ModelFolder(ABC):
 
     @cached_property
     def sentences(self) -> SentenceModel | None:
-        """What it says of vectors, where it is a sentence-transformers folder; None for the others.
+        """The description of vectors in a sentence-transformers folder; None for other layouts.
 
         Raises:
             StartError: as `read_sentence_model`.
@@ -144,7 +144,7 @@ class HfFolder(ModelFolder):
 
     @property
     def inner(self) -> Path:
-        """Where config and weights are."""
+        """The folder with config and weights."""
         return self.path
 
     @cached_property
@@ -159,7 +159,7 @@ class HfFolder(ModelFolder):
 
     def weights(self, progress: Told | None = None, allow_pickle: bool = False) -> Weights:
         config = self.config if (self.inner / CONFIG).is_file() else {}
-        scheme = scheme_of(config)  # first: a method that is not known explains whatever is wrong with the files
+        scheme = scheme_of(config)  # first, because an unknown method explains all other errors in the files
         tell = Progress(progress)
         files = self._files(tell, allow_pickle)
         tell.total = files.size
@@ -178,7 +178,7 @@ class HfFolder(ModelFolder):
 
 
 class SentenceFolder(HfFolder):
-    """A folder of sentence-transformers: modules.json names what a text goes through, one after the other."""
+    """A folder of sentence-transformers: modules.json lists the modules that a text passes in order."""
 
     kind = "sentence-transformers"
 
@@ -187,7 +187,7 @@ class SentenceFolder(HfFolder):
         """The type of each module, by its last name (`Transformer`, `Pooling`, `Dense`, `Normalize`), and its folder.
 
         Raises:
-            StartError: modules.json makes no sense.
+            StartError: modules.json is invalid.
         """
         return _modules(self.path)
 
@@ -269,11 +269,11 @@ class GgufModel(ModelFolder):
 
 
 def open_model(path: Path | str) -> ModelFolder:
-    """What lies at a path: a folder in Hugging Face layout, one of sentence-transformers, an adapter, a GGUF file or
-    one of its parts, or a folder with one GGUF model and no other weights.
+    """Opens the model at a path: a folder in Hugging Face layout, one of sentence-transformers, an adapter, a GGUF
+    file or one of its parts, or a folder with one GGUF model and no other weights.
 
     Raises:
-        StartError: nothing of these is there.
+        StartError: the path holds none of these.
     """
     path = Path(path)
     if is_gguf(path):

@@ -1,4 +1,4 @@
-"""A file in memory, page by page: what was read and is not needed any more does not stay in this process."""
+"""Memory-mapped files whose pages are released after use."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Bytes = NDArray[np.uint8]
 class MappedFile:
     """Bytes of a file, read-only.
 
-    Pages that were looked at count as memory of the process until they are released. Releasing is always safe: whoever
-    looks again gets them from the file again.
+    Pages that were read count as memory of the process until they are released. Releasing is always safe: the next
+    access reads the page from the file again.
 
     Raises:
         OSError, ValueError: it cannot be mapped; an empty file cannot.
@@ -29,7 +29,7 @@ class MappedFile:
         self.size = len(self._map)
 
     def view(self, start: int, size: int) -> Bytes:
-        """Bytes [start, start + size), where they lie."""
+        """A view of the bytes [start, start + size)."""
         return np.frombuffer(self._map, np.uint8, size, start) if size else np.empty(0, np.uint8)
 
     def taken(self, start: int, size: int) -> bytes:
@@ -41,11 +41,11 @@ class MappedFile:
         return self._map
 
     def expect(self, start: int, size: int) -> None:
-        """Says that these bytes are wanted soon, so that the system reads them in large pieces."""
+        """Advises the system that these bytes are needed soon, so that it reads them in large pieces."""
         self._advise("MADV_WILLNEED", start, size)
 
     def release(self, start: int, size: int) -> None:
-        """Says that these bytes are not wanted for now."""
+        """Advises the system that these bytes are not needed now."""
         self._advise("MADV_DONTNEED", start, size)
 
     def _advise(self, name: str, start: int, size: int) -> None:

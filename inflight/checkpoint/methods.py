@@ -1,4 +1,4 @@
-"""From `quantization_config` in a config.json to how weights are stored."""
+"""Reads `quantization_config` of a config.json into the scheme by which weights are stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inflight.errors import StartError
 
 
 def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
-    """How a config.json says that weights are stored; None: as floats.
+    """The scheme by which weights are stored; None: as floats.
 
     Raises:
         StartError: a method or a setting that is not known; the text says which and what to use instead.

@@ -1,4 +1,4 @@
-"""Weights that torch pickled: read where that is asked for and torch is there, else refused with the way out.
+"""Weights that torch pickled. They are read only with --allow-pickle, and with torch installed.
 
 `python -m inflight.checkpoint.pickled FOLDER` writes them as safetensors.
 """
@@ -21,7 +21,7 @@ def has_pickles(folder: Path) -> bool:
 
 
 def refusal(folder: Path) -> StartError:
-    """Why pickled weights are not read, and what to do."""
+    """The error for pickled weights that are not read, with what to do."""
     return StartError(
         f"'{folder}' has pickled weights only, which can run code when they are read; convert them to safetensors "
         f"where torch is installed, with `python -m inflight.checkpoint.pickled {folder}`, or pass --allow-pickle if "

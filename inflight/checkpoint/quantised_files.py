@@ -1,4 +1,4 @@
-"""Weights of a folder, some of which are stored as integers or small floats."""
+"""Reads a folder's weights, some of which are stored as integers or small floats."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SAID = "the inputs of this GPTQ checkpoint are in an order of their own (desc_a
 
 
 class QuantisedFiles(Source):
-    """Weight files some of whose weights may be stored as integers: which ones is told by the names in the files.
+    """Weight files with quantised weights, which are recognised by the names of their tensors.
 
     Args:
-        scheme: how; None: there are none.
+        scheme: how weights are quantised; None: all are floats.
     """
 
     def __init__(self, files: Tensors, scheme: Scheme | None) -> None:
@@ -42,7 +42,7 @@ class QuantisedFiles(Source):
         return [name] if module is None else module.stored
 
     def idle(self, name: str) -> bool:
-        """A bias of zeros: GPTQ's tools write one for every module."""
+        """Whether a tensor is a bias of zeros, which GPTQ's tools write for every module."""
         module = self._module(name.removesuffix(".bias") + _SUFFIX) if name.endswith(".bias") else None
         return module is not None and not self._files.whole(name).any()
 
@@ -77,7 +77,7 @@ class QuantisedFiles(Source):
         self._files.release()
 
     def _module(self, name: str) -> StoredModule | None:
-        """What is stored for a weight, where that is integers."""
+        """The stored tensors of a weight that is quantised; None: it is not."""
         if self._scheme is None or not name.endswith(_SUFFIX):
             return None
         stem = name.removesuffix(_SUFFIX)
@@ -91,7 +91,7 @@ def _floats(name: str, tensor: Tensor) -> Tensor:
     """Of a type that weights may have: double precision becomes single.
 
     Raises:
-        StartError: they are no floats, and nothing says how to read them.
+        StartError: they are not floats, and the config has no scheme to read them.
     """
     if tensor.dtype.name in FLOATS:
         return tensor

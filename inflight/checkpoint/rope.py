@@ -3,14 +3,14 @@
 Frequencies follow the papers, in the form that transformers gave them: linear (position interpolation), dynamic NTK,
 YaRN (Peng et al., 2023), LongRoPE (Ding et al., 2024), and Llama 3's smoothed interpolation.
 
-Two of them turn a token by the length of the sequence that it belongs to, its *reach*. LongRoPE has one row of factors
-for sequences within the original length and another one for longer ones, for all of their tokens. Dynamic NTK turns
-the tokens of a prompt by the prompt's length and each later one by its own place, which is what transformers comes to
-with its cache. A reach is the sequence's own, so that neighbours, chunks and replays change nothing; whoever plans
-steps computes a sequence anew when it grows over LongRoPE's original length (`Rope.switch`).
+Two of them rotate a token by the length of its sequence, its *reach*. LongRoPE has one list of factors for sequences
+within the original length and another for all tokens of longer ones. Dynamic NTK rotates the tokens of a prompt by the
+prompt's length and each later token by its own position, as transformers does with its cache. A reach depends on the
+sequence alone, so that neighbours, chunks and replays do not change results. The scheduler has a sequence computed anew
+when it grows over LongRoPE's original length (`Rope.switch`).
 
-Powers are computed in float64 and rounded to float32, so that every machine and both engines turn alike; all else is
-float32, as in transformers.
+Powers are computed in float64 and rounded to float32, so that all machines and both engines get the same frequencies;
+everything else is float32, as in transformers.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Rope:
     """One kind of rotation.
 
     Attributes:
-        dim: leading components of a head that turn.
-        inverse: float32 [dim / 2], radians a position.
-        factor: on cosine and sine.
-        long_inverse: the frequencies of sequences longer than `original`, where they differ.
-        original: the length within which `inverse` holds for certain; 0 where it always does.
+        dim: leading components of a head that are rotated.
+        inverse: float32 [dim / 2], radians per position.
+        factor: of cosines and sines.
+        long_inverse: the frequencies of sequences longer than `original`, None: the same.
+        original: the length up to which `inverse` holds; 0: for all lengths.
         theta, stretch: base and factor of dynamic NTK, which holds beyond `original`; `stretch` is 0 elsewhere.
     """
 
@@ -50,23 +50,23 @@ class Rope:
 
     @property
     def switch(self) -> int:
-        """The length beyond which all tokens of a sequence turn in another way; 0: there is none."""
+        """The length beyond which all tokens of a sequence are rotated in another way; 0: there is none."""
         return self.original if self.long_inverse is not None else 0
 
     @property
     def stretched(self) -> int:
-        """The length beyond which a prompt's tokens turn by the prompt's length; 0: they never do."""
+        """The length beyond which a prompt's tokens are rotated by the prompt's length; 0: there is none."""
         return self.original if self.stretch else 0
 
 
 def rope_type(settings: Mapping[str, Any]) -> str:
-    """By its new or its old key; transformers' names."""
+    """A rotation's type, by transformers' names, from `rope_type` or the older key `type`."""
     kind = str(settings.get("rope_type") or settings.get("type") or "default")
     return "longrope" if kind == "su" else kind
 
 
 def rope_length(settings: Mapping[str, Any], max_positions: int) -> int:
-    """Tokens of the longest sequence: what the scaling makes of a config's `max_position_embeddings`.
+    """Tokens of the longest sequence: a config's `max_position_embeddings` after the scaling.
 
     transformers sets no limit; these are vLLM's. The config's own length is already the long one for LongRoPE and Llama
     3, and where YaRN's original length is told and the product with the factor is less.
@@ -135,10 +135,10 @@ def _dynamic(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int)
 
 
 def _proportional(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) -> Rope:
-    """The first components turn as in a whole head, the others stand still."""
-    turning = int(settings.get("partial_rotary_factor", 1.0) * head_dim // 2)
-    inverse = np.float32(1) / _powers(settings["rope_theta"], head_dim, turning)
-    still = np.zeros(head_dim // 2 - turning, np.float32)
+    """Frequencies of a head whose first components are rotated as in a whole head; the others have frequency 0."""
+    rotated = int(settings.get("partial_rotary_factor", 1.0) * head_dim // 2)
+    inverse = np.float32(1) / _powers(settings["rope_theta"], head_dim, rotated)
+    still = np.zeros(head_dim // 2 - rotated, np.float32)
     return Rope(head_dim, np.concatenate([inverse, still]) / np.float32(settings.get("factor", 1.0)))
 
 
@@ -155,7 +155,7 @@ def _yarn(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) ->
         scale = magnitude(weight) / magnitude(all_dims) if weight and all_dims else magnitude(1.0)
 
     def component(turns: float) -> float:
-        """The component that makes so many turns within the original length."""
+        """The component that makes this number of rotations within the original length."""
         return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = component(settings.get("beta_fast") or 32), component(settings.get("beta_slow") or 1)

@@ -1,4 +1,4 @@
-"""Weights by their Hugging Face names, whatever they are stored as."""
+"""Weights by their Hugging Face names, independent of how they are stored."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ROWS = 1024  # that become floats at a time
 
 
 class Source(ABC):
-    """Where weights come from.
+    """The contract of readers of weights.
 
     Attributes:
-        names: of the tensors as they are stored.
-        size: bytes of them all.
+        names: of the stored tensors.
+        size: bytes of all of them.
     """
 
     names: list[str]
@@ -28,11 +28,11 @@ class Source(ABC):
 
     @abstractmethod
     def __contains__(self, name: str) -> bool:
-        """Whether `read` knows the name."""
+        """Whether there is a weight of this name."""
 
     @abstractmethod
     def pieces(self, name: str) -> list[str]:
-        """The stored tensors that a weight is made of."""
+        """The stored tensors of a weight."""
 
     @abstractmethod
     def shape(self, name: str) -> list[int] | None:
@@ -44,28 +44,28 @@ class Source(ABC):
 
     @abstractmethod
     def check(self, name: str, wanted: Sequence[int]) -> None:
-        """Raises StartError where a weight is missing or of another shape. Reads nothing."""
+        """Raises StartError if a weight is missing or of another shape. Reads nothing."""
 
     @abstractmethod
     def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Weight:
-        """A weight, or a part of it, as it is stored: a view of the file where that can be."""
+        """A weight, or a slice of it, as it is stored; if possible a view of the file."""
 
     @abstractmethod
     def release(self) -> None:
-        """Lets go of the memory of what was read; what is still looked at is read again."""
+        """Releases the memory of what was read. A view that is used again is read again."""
 
     def idle(self, name: str) -> bool:
-        """Whether a stored tensor says nothing, so that it need not be used."""
+        """Whether a stored tensor has no effect and may stay unused."""
         return False
 
 
 class Weights:
-    """The named weights of a model, one at a time; a context manager. Nothing is read before it is asked for.
+    """The named weights of a model, read one at a time and on demand; a context manager.
 
-    A weight that is stored as integers has the name that the float weight would have.
+    A quantised weight has the name that the float weight would have.
 
     Args:
-        source: where they come from.
+        source: reads them.
     """
 
     def __init__(self, source: Source) -> None:
@@ -85,7 +85,7 @@ class Weights:
 
     @property
     def names(self) -> list[str]:
-        """Tensors as they are stored: a quantised weight's by their own names."""
+        """The stored tensors; those of a quantised weight by their own names."""
         return self._source.names
 
     @property
@@ -94,7 +94,7 @@ class Weights:
         return self._source.size
 
     def unused(self) -> list[str]:
-        """Tensors that nobody asked for."""
+        """Tensors that were not read."""
         return [name for name in self.names if name not in self._used and not self._source.idle(name)]
 
     def shape(self, name: str) -> list[int] | None:
@@ -106,8 +106,8 @@ class Weights:
         return self._source.shape(name)
 
     def check(self, name: str, shape: Sequence[int]) -> None:
-        """Raises StartError where the tensor is missing or has another shape. Reads nothing: before memory for it is
-        reserved, so that a config that lies costs none."""
+        """Raises StartError if the tensor is missing or has another shape. Reads nothing. Is called before memory is
+        reserved, so that a wrong config reserves none."""
         self._source.check(name, shape)
 
     def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Weight:
@@ -116,20 +116,19 @@ class Weights:
 
         Args:
             shape: of the whole weight, as the config wants it.
-            part: of it; a part of the inputs that cuts groups of integers is given as floats.
+            part: a slice of it; one that cuts groups of inputs gives floats.
 
         Raises:
-            StartError: it is missing, broken, of another shape or of no form that is read; the text names tensor and
-                file.
+            StartError: it is missing, broken, of another shape or of an unknown form; the text names tensor and file.
         """
         self._used.update(dict.fromkeys(self._source.pieces(name)))
         return self._source.read(name, shape, part)
 
     def floats(self, name: str) -> Floats:
-        """A copy of a whole weight of any shape, which must be stored as floats or as what stands for some.
+        """A copy of a whole weight of any shape, as floats.
 
         Raises:
-            StartError: as for `read`, or its shape cannot be told.
+            StartError: as for `read`, or its shape is not known.
         """
         shape = self.shape(name)
         if shape is None:
@@ -138,12 +137,12 @@ class Weights:
         return np.array(found) if isinstance(found, np.ndarray) else found.dequantise()
 
     def release(self) -> None:
-        """Lets go of the memory of what was read so far. Views stay valid, but looking at them reads again."""
+        """Releases the memory of what was read so far. Views stay valid, but using them reads the file again."""
         self._source.release()
 
 
 def share_of(weight: Weight, part: Slice | None) -> Weight:
-    """Some rows or columns of a weight; columns that cut groups or blocks as float32."""
+    """A slice of a weight. Columns that cut groups or blocks become float32."""
     if part is None:
         return weight
     if isinstance(weight, np.ndarray):
@@ -160,7 +159,7 @@ def share_of(weight: Weight, part: Slice | None) -> Weight:
 
 
 def floats_into(weight: Weight, out: Tensor) -> None:
-    """Writes what a weight stands for into an array of its shape, in the array's dtype; some rows at a time."""
+    """Writes a weight's values as floats into an array of its shape, some rows at a time."""
     if isinstance(weight, np.ndarray):
         np.copyto(out, weight, casting="unsafe")
         return
@@ -169,7 +168,7 @@ def floats_into(weight: Weight, out: Tensor) -> None:
 
 
 class Progress:
-    """Tells the share of the bytes that were read. Args: told: called with it."""
+    """Reports the share of the bytes that were read. Args: told: called with it."""
 
     def __init__(self, told: Callable[[float], None] | None) -> None:
         self._told = told

@@ -32,7 +32,7 @@ _MOST_DIMENSIONS = 16
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file: its name of a dtype, shape, and where its bytes lie."""
+    """A tensor of a file: the file's name of its dtype, its shape, and the range of its bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class TensorFile:
         entries: by name.
 
     Raises:
-        StartError: it cannot be read, or its header lies: nothing in it is outside of the file or over another tensor.
+        StartError: it cannot be read, or its header is wrong: a tensor lies outside of the file or over another tensor.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,10 +59,10 @@ class TensorFile:
             raise StartError(f"'{path}' cannot be read: {error}; is it whole? Download it again") from error
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """A tensor where it lies, read-only.
+        """A read-only view of a tensor in the file.
 
         Raises:
-            StartError: its dtype has no form here.
+            StartError: its dtype is not supported.
         """
         entry = self.entries[name]
         dtype = DTYPES.get(entry.dtype)
@@ -113,6 +113,6 @@ def _entry(name: str, about: Any, begin: int) -> Entry:
 
 
 def _sizes(values: Any) -> list[int] | None:
-    """Whole numbers from 0, None where they are something else."""
+    """A list of whole numbers from 0; None: it is something else."""
     right = isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
     return list(values) if right else None

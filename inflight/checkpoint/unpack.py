@@ -1,6 +1,6 @@
-"""How checkpoints pack integers into int32 words, undone.
+"""Unpacks integers that checkpoints store in int32 words.
 
-All formats fill a word from its lowest bits. Words are read as this machine's bytes, so it must be little-endian.
+All formats fill a word from its lowest bits. Words are read as bytes, so the machine must be little-endian.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def unpack_awq(words: np.ndarray[Any, Any]) -> Codes:
     codes = np.empty((columns, 8, rows), np.uint8)
     codes[:, 0::4], codes[:, 2::4] = low[:, :2], high[:, :2]
     codes[:, 1::4], codes[:, 3::4] = low[:, 2:], high[:, 2:]
-    found: Codes = codes.reshape(8 * columns, rows)
-    return found
+    unpacked: Codes = codes.reshape(8 * columns, rows)
+    return unpacked
 
 
 def unsigned(codes: np.ndarray[Any, Any]) -> Codes:
     """int8 codes around 0 as uint8 ones around 128."""
-    found: Codes = codes.view(np.uint8) ^ np.uint8(128)
-    return found
+    flipped: Codes = codes.view(np.uint8) ^ np.uint8(128)
+    return flipped

@@ -1,4 +1,4 @@
-"""A language model as the shard sees it: flat tokens in, logits out. No torch here."""
+"""The contract between a shard and a language model: flat tokens in, logits out. No torch here."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class ForwardBatch:
         slots: int64 [T]; block * block_size + offset where each token's key and value go.
         query_lens: tokens of each row in this step, R ints >= 1, sum T.
         context_lens: tokens of each row with keys in the cache once this step's are written, R ints.
-        block_tables: int32 [R, most blocks of a row here]; entries past a row's blocks are 0 and must not be read.
+        block_tables: int32 [R, blocks of the longest row]; entries past a row's blocks are 0 and must not be read.
         block_size: tokens in a block.
         num_decode: leading rows with exactly one token.
         logits_at: int64 [S], indices into T whose logits are wanted.
         adapters: tokens of rows with an adapter: its number and int64 indices into T.
-        reach: int64 [T], see `inflight.checkpoint.rope`; None: each token's own place and no further.
+        reach: int64 [T], see `inflight.checkpoint.rope`; None: up to each token itself.
     """
 
     token_ids: Array
@@ -50,7 +50,7 @@ class ForwardBatch:
 
 @dataclass(frozen=True)
 class DecodeRows:
-    """A batch whose rows all decode, as the shard keeps it: the arrays are its own.
+    """The rows of a batch, all of which decode. The arrays are the batch's own, which the model changes.
 
     Attributes:
         ids: of the rows, N of them.
@@ -72,7 +72,7 @@ def reaches(ropes: Sequence[Rope]) -> tuple[int, int]:
     """`switch` and `stretched` of a model with these rotations.
 
     Raises:
-        StartError: they differ in what they want to know of a sequence.
+        StartError: they depend on the length of a sequence in different ways.
     """
     found = sorted({(rope.switch, rope.stretched) for rope in ropes if rope.switch or rope.stretched})
     if len(found) > 1:
@@ -84,18 +84,18 @@ class CausalLM(ABC):
     """A loaded model, or this rank's share of one.
 
     Attributes:
-        family: which decoder it is, or `transformers` for the bridge.
+        family: the model type, or `transformers` for the bridge.
         on_torch: logits and hidden states are torch's tensors, else numpy's arrays.
         vocab_size: columns of the logits.
         max_positions: longest sequence that the configuration allows.
         dtype: of the weights: float32, bfloat16 or float16.
         weight_bytes: memory of this rank's weights.
-        switch: sequences longer than this are computed anew when they grow over it: all of their tokens turn in another
-            way then. 0: there is no such length.
-        stretched: tokens of prompts longer than this turn by the prompt's length; 0: they never do.
-        hidden: [S, H], what the logits of the last step were made of; None where the model does not show it.
-        best: int64 [S] on the host, the first of the largest logits of each row, where the model has found it already;
-            -1 of a row whose logits are not all numbers.
+        switch: a sequence that grows over this length is computed anew, because all of its tokens are rotated in
+            another way then. 0: there is no such length.
+        stretched: tokens of prompts longer than this are rotated by the prompt's length. 0: there is no such length.
+        hidden: [S, H], the hidden states that the last step's logits were computed from; None: the model hides them.
+        best: int64 [S] on the host, the index of each row's largest logit (of equal ones the first; -1: a logit is not
+            a number); None: the model does not compute it.
     """
 
     family: str
@@ -123,18 +123,18 @@ class CausalLM(ABC):
         """Makes the cache of all layers, before the first step; returns its bytes."""
 
     def decode(self, rows: DecodeRows, greedy: bool) -> ModelArray | None:
-        """`forward` for the newest token of every row, straight from the batch's own arrays, where a model can do that.
+        """As `forward` for the newest token of every row, without a `ForwardBatch`.
 
-        The tokens count as computed from then on; where `greedy`, the next ones are known too (`best`).
+        Counts the tokens as computed; if `greedy`, appends `best` to the known tokens.
 
         Returns:
-            Logits [N, vocab_size]; None where the model wants `forward`, nothing being done.
+            Logits [N, vocab_size]; None: the model has only `forward`, and nothing was changed.
         """
         return None
 
     @abstractmethod
     def forward(self, batch: ForwardBatch) -> ModelArray:
-        """Logits [S, vocab_size], on rank 0; other ranks return an empty tensor where they need not gather.
+        """Logits [S, vocab_size] on rank 0; other ranks may return an empty tensor.
 
-        They may be changed, and are valid until the next step.
+        The caller may change them. They are valid until the next step.
         """

@@ -1,9 +1,9 @@
 """Every other causal language model of transformers, with our paged attention in place of its own.
 
 transformers lets an attention function be registered by name. Ours takes the flat tokens of a step as one sequence, and
-where they belong from the batch that is running. Whether an architecture really gets everything it knows of its past
-through attention is not a question for a list: at load the model computes a short text once in its own way and once in
-chunks over the paged cache, and is refused where the two differ.
+finds their rows and slots in the batch that is running. A model may carry state from token to token by other ways than
+attention, which this would break. So at load the model computes a short text once in its own way and once in chunks
+over the paged cache, and is refused if the results differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from inflight.config import ModelConfig
 from inflight.device import Ranks
 from inflight.errors import StartError
 from inflight.models.base import CausalLM
-from inflight.models.bridge_rope import Turning
+from inflight.models.bridge_rope import BridgeRope
 from inflight.models.on_torch import TensorBatch, TorchLM, dtype_name
 from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention
 
@@ -28,19 +28,19 @@ log = logging.getLogger("inflight")
 
 NAME = "inflight"
 CHECKED = 11
-"""Tokens of the text that is computed in both ways."""
+"""Tokens of the text that `_check` computes in both ways."""
 
 
 @dataclass
 class _Step:
-    """What the attention function must know beside its arguments, while a forward pass runs."""
+    """The running forward pass, which the attention function needs beside its arguments."""
 
     attention: AttentionBackend | None
     batch: AttentionBatch | None
     specs: dict[int, AttentionSpec] = field(default_factory=dict)
 
 
-# One model runs at a time in a rank's process, and transformers gives its functions no better way to say it.
+# A global, because transformers passes no argument of ours through. One model runs at a time in a rank's process.
 _running: _Step | None = None
 
 
@@ -78,14 +78,14 @@ def _attend(
             sinks=s_aux,
         )
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    if step.attention is None:  # the dry run, which only finds out what the layers are
+    if step.attention is None:  # the dry run, which only records the shapes of the layers
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
     assert step.batch is not None
     return step.attention.forward(spec, step.batch, q, k, v)[None], None
 
 
 class Bridged(TorchLM):
-    """A model of transformers behind our contract. One rank only."""
+    """A model of transformers as a `CausalLM`. One rank only."""
 
     family = "transformers"
 
@@ -94,12 +94,12 @@ class Bridged(TorchLM):
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._positions = "position_ids" in inspect.signature(model.forward).parameters
         self._attention: AttentionBackend | None = None
-        # A model may read tokens that it cannot write, or the other way round: what it has in common is served.
+        # Embedding and head may differ in size: only tokens that both know are served.
         tables = model.get_input_embeddings(), model.get_output_embeddings()
         self.vocab_size = min(table.weight.shape[0] for table in tables)
-        self._turning = Turning(model, longest)
-        self.max_positions = self._turning.longest
-        self.switch, self.stretched = self._turning.switch, self._turning.stretched
+        self._rope = BridgeRope(model, longest)
+        self.max_positions = self._rope.longest
+        self.switch, self.stretched = self._rope.switch, self._rope.stretched
         self.torch_dtype, self.device = model.dtype, model.device
         self.dtype = dtype_name(model.dtype)
         self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
@@ -115,11 +115,11 @@ class Bridged(TorchLM):
 
     def compute(self, batch: TensorBatch) -> torch.Tensor:
         if self.switch or self.stretched:
-            self._turning.reach = batch.positions.cpu() + 1 if batch.reach is None else batch.reach
+            self._rope.reach = batch.positions.cpu() + 1 if batch.reach is None else batch.reach
         try:
             return self._run(batch.token_ids, batch.positions, batch.attention, batch.logits_at)
         finally:
-            self._turning.reach = None
+            self._rope.reach = None
 
     def _run(
         self,
@@ -187,7 +187,7 @@ def load_bridged(
         _check(bridged, model, settings)
     except StartError as error:
         raise StartError(f"a model of type '{kind}' cannot be served: {error}") from error
-    except Exception as error:  # an architecture that is not what we take it for fails anywhere
+    except Exception as error:  # an architecture that breaks our assumptions may raise anything
         raise StartError(f"a model of type '{kind}' cannot be served: {type(error).__name__}: {error}") from error
     return bridged
 

@@ -1,8 +1,8 @@
 """Rotations of transformers' models whose frequencies follow the length of a sequence.
 
 transformers takes the largest position of a call for that length, and some modules remember it. Here one call holds
-tokens of many sequences, so the module is asked once for each length that matters, with nothing remembered, and every
-token gets the answer of its own reach (`inflight.checkpoint.rope`).
+tokens of many sequences. So the module is called once for each length that matters, its memory is cleared each time,
+and every token gets the result for its own reach (`inflight.checkpoint.rope`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ FOLLOWING = ("dynamic", "longrope")
 """Rope types that follow the length of a sequence."""
 
 
-class Turning:
-    """What a bridged model must know of its rotations; replaces the modules' forward methods.
+class BridgeRope:
+    """The rotations of a bridged model. Replaces the forward methods of their modules.
 
     Attributes:
         switch, stretched: as `CausalLM` has them.
         longest: tokens of the longest sequence.
-        reach: int64 [T] of the step that runs now.
+        reach: int64 [T] of the running step.
     """
 
     def __init__(self, model: Any, max_positions: int) -> None:
         """Args: model: of transformers.
 
         Raises:
-            StartError: a scaling that follows the length is computed where it cannot be seen.
+            StartError: a scaling depends on the length in a way that cannot be replaced here.
         """
         text = model.config.get_text_config()
         settings = [each for each in _settings(text) if rope_type(each) in FOLLOWING]
@@ -58,14 +58,14 @@ class Turning:
             module.forward = self._wrapped(module, module.forward, length)
 
     def _wrapped(self, module: Any, forward: Callable[..., Any], length: int) -> Callable[..., Any]:
-        def turn(x: torch.Tensor, position_ids: torch.Tensor, *more: Any, **named: Any) -> tuple[torch.Tensor, ...]:
+        def rotation(x: torch.Tensor, position_ids: torch.Tensor, *more: Any, **named: Any) -> tuple[torch.Tensor, ...]:
             reach = self.reach
             if reach is None or position_ids.shape[-1] != reach.numel():
-                return tuple(forward(x, position_ids, *more, **named))  # computed whole, by itself
+                return tuple(forward(x, position_ids, *more, **named))  # one sequence by itself: the load's check
             whole: list[torch.Tensor] = []
             for at, farthest in self._groups(reach, length):
                 _forget(module)
-                # A position more, which makes the module see the length that these tokens reach.
+                # One position more, from which the module takes the length.
                 last = position_ids.new_full((1, 1), farthest - 1)
                 places = torch.cat([position_ids[:, at.to(position_ids.device)], last], dim=1)
                 parts = forward(x, places, *more, **named)
@@ -76,10 +76,10 @@ class Turning:
             _forget(module)
             return tuple(whole)
 
-        return turn
+        return rotation
 
     def _groups(self, reach: torch.Tensor, length: int) -> Iterator[tuple[torch.Tensor, int]]:
-        """Tokens that turn in one way, and a length that they reach."""
+        """Groups of tokens with the same frequencies: their indices, and a length that leads to these frequencies."""
         ways = reach.clamp(min=length)
         if self.switch:
             ways = ways.clamp(max=length + 1)
@@ -89,7 +89,7 @@ class Turning:
 
 
 def _settings(config: Any) -> list[Mapping[str, Any]]:
-    """Those of all kinds of layers."""
+    """The rotation's settings, for each kind of layer."""
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if not isinstance(given, Mapping):
         return []
@@ -111,7 +111,7 @@ def _follows(module: Any) -> bool:
 
 
 def _forget(module: Any) -> None:
-    """The frequencies and the length that a dynamic rotation has kept from former calls."""
+    """Resets the frequencies and the length that a dynamic rotation keeps from former calls."""
     original = getattr(module, "original_max_seq_len", None)
     for name in list(vars(module)):
         if name.endswith("max_seq_len_cached") and original is not None:

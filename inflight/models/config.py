@@ -1,4 +1,4 @@
-"""config.json of every family as one description of a decoder."""
+"""Reads every family's config.json into one description of a decoder."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class DecoderConfig:
         qkv_bias, out_bias, mlp_bias: which linear layers have one.
         fused: qkv_proj and gate_up_proj in one tensor each.
         qk_norm: norms of queries and keys by head.
-        centered_norm: weights of norms are kept as their distance from 1.
+        centered_norm: weights of norms are stored as their distance from 1.
         sandwich: norms after attention and MLP too.
-        windows: sliding window of each layer, None: sees all.
+        windows: sliding window of each layer; None: full attention.
         max_positions: `max_position_embeddings`, from which rotations are computed.
-        longest: tokens of the longest sequence, with what a scaling adds.
-        ropes: settings by name; `rope_of`: which one each layer uses, None: no positions at all.
+        longest: tokens of the longest sequence, after the rotation's scaling.
+        ropes: settings by name; `rope_of`: the one that each layer uses; None: no positions.
         embedding_scale, residual_scale, logits_divider: multipliers; 1.0 changes nothing.
     """
 
@@ -90,10 +90,10 @@ class DecoderConfig:
 
 
 def decoder_config(config: Config) -> DecoderConfig | None:
-    """The description of a family that the decoder knows, else None.
+    """The description of a decoder; None: the family is not known.
 
     Raises:
-        StartError: a setting is missing or makes no sense; the text names it.
+        StartError: a setting is missing or invalid; the text names it.
     """
     family = config.get("model_type")
     read = _FAMILIES.get(family) if isinstance(family, str) else None
@@ -111,7 +111,7 @@ def decoder_config(config: Config) -> DecoderConfig | None:
 
 
 def _base(config: Config) -> DecoderConfig:
-    """What all families share, as Llama names it."""
+    """The settings that all families share, by Llama's names."""
     layers = config["num_hidden_layers"]
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     rope, max_positions = _rope(config, 10_000.0), config.get("max_position_embeddings", 2048)
@@ -150,7 +150,7 @@ def _rope(config: Config, theta: float) -> dict[str, Any]:
 
 
 def _types(config: Config, pattern: Callable[[int], bool]) -> list[bool]:
-    """Which layers slide: `layer_types`, else the family's pattern."""
+    """The layers with a sliding window: `layer_types`, else the family's pattern."""
     types = config.get("layer_types")
     count = config["num_hidden_layers"]
     return [types[i] == "sliding_attention" for i in range(count)] if types else [pattern(i) for i in range(count)]
@@ -237,7 +237,7 @@ def _mixtral(config: Config) -> DecoderConfig:
 
 
 def _gemma(config: Config) -> DecoderConfig:
-    """What Gemma 2 and 3 share."""
+    """The settings that Gemma 2 and 3 share."""
     bias = bool(config.get("attention_bias", False))
     return replace(
         _base(config),
@@ -321,7 +321,7 @@ def _granite(config: Config) -> DecoderConfig:
 
 def _smollm3(config: Config) -> DecoderConfig:
     layers = config["num_hidden_layers"]
-    turning = config.get("no_rope_layers") or [
+    rotated = config.get("no_rope_layers") or [
         int((layer + 1) % config.get("no_rope_layer_interval", 4) != 0) for layer in range(layers)
     ]
     return replace(
@@ -329,7 +329,7 @@ def _smollm3(config: Config) -> DecoderConfig:
         tied=config.get("tie_word_embeddings", True),
         windows=_qwen_windows(config),
         ropes={"all": _rope(config, 2_000_000.0)},
-        rope_of=tuple("all" if turns else None for turns in turning),
+        rope_of=tuple("all" if rope else None for rope in rotated),
     )
 
 

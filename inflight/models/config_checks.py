@@ -1,4 +1,4 @@
-"""What the numbers of a config.json may be: one that lies must cost no memory and no time."""
+"""Checks of the numbers in a config.json, so that a wrong config cannot make a load take memory or time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LARGEST = 1 << 31
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raises StartError where a setting of the decoder is no number of its kind; the text names it."""
+    """Raises StartError if a setting of the decoder has a wrong type or range; the text names it."""
     for key in _SIZES:
         value, most = config.get(key), _MOST.get(key, _LARGEST)
         if value is None or (key.endswith("_experts") and value == 0):
@@ -54,7 +54,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_rope(key: str, settings: Any, depth: int = 0) -> None:
-    """Numbers, texts, switches, and rows of numbers; by the kind of layer at most one level further down."""
+    """Checks a rotation's settings: numbers, texts, switches, lists of numbers, or mappings of these by layer type."""
     if settings is None:
         return
     if not isinstance(settings, Mapping):

@@ -31,7 +31,7 @@ from inflight.nn import (
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x Wᵀ + b, and what adapters add."""
+    """y = x Wᵀ + b, and the updates of adapters."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
@@ -46,7 +46,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Attention:
-    """Queries, keys and values in one product; attention; the way back, summed over the ranks."""
+    """Queries, keys and values in one product, attention, and the output product, summed over the ranks."""
 
     spec: AttentionSpec
     qkv: Linear
@@ -92,7 +92,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Each token goes to its best experts; every rank has a slice of every expert."""
+    """A mixture of experts. Each token goes to its most likely experts; every rank has a slice of every expert."""
 
     config: Experts
     router: torch.Tensor
@@ -117,7 +117,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """Attention and MLP with their norms; `after_*` are there in sandwich form only."""
+    """Attention and MLP with their norms; `after_*` exist in sandwich form only."""
 
     attention: Attention
     mlp: Callable[[torch.Tensor], torch.Tensor]
@@ -128,7 +128,7 @@ class DecoderLayer:
 
 
 class Decoder(TorchLM):
-    """See `DecoderConfig`. Made by `load_decoder` (`models/decoder_load.py`)."""
+    """The decoder of a `DecoderConfig`. `load_decoder` (`models/decoder_load.py`) makes it."""
 
     def __init__(
         self,

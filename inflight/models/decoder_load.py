@@ -1,4 +1,4 @@
-"""From a stream of weights to the decoder on torch's operators, or a rank's share of it."""
+"""Loads the decoder on torch's operators, or a rank's share of it, from a stream of weights."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class _Source:
         return RmsNorm(weight, self._config.eps, self._config.centered_norm)
 
     def vocabulary(self, name: str) -> torch.Tensor:
-        """This rank's rows of a table over the vocabulary; the last rank's is filled up with zeros."""
+        """This rank's rows of a table over the vocabulary; the last rank's is padded with zeros."""
         rows = self._stack(self._tensors.product(name).weights)
         missing = self._tensors.vocabulary - rows.shape[0]
         return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])

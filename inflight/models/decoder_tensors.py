@@ -5,7 +5,7 @@ there are fewer of them than ranks.
 
 Products have names: embedding, head (unless tied); of layer n: n.qkv, n.out, n.gate_up, n.down, or n.router,
 n.gate_up.e, n.down.e of expert e. Norms: norm, and n.before_attention, n.before_mlp, n.after_attention, n.after_mlp,
-n.q_norm, n.k_norm where there are such.
+n.q_norm, n.k_norm if the family has them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class DecoderTensors:
         self.first_token = rank * self.vocabulary
 
     def product(self, name: str) -> Product:
-        """By its name, see the module."""
+        """The tensors of a product or norm, by its name (see the module)."""
         config = self.config
         if name == "embedding":
             return self._table(config.embedding_name or f"{config.prefix}{_EMBEDDING}")
@@ -102,7 +102,7 @@ class DecoderTensors:
         return Product((Piece(f"{prefix}{experts.router}", (experts.count, config.hidden)),))
 
     def norm(self, name: str) -> Piece:
-        """By its name, see the module."""
+        """The tensors of a product or norm, by its name (see the module)."""
         config = self.config
         if name == "norm":
             return Piece(f"{config.prefix}norm.weight", (config.hidden,))
@@ -200,13 +200,13 @@ class DecoderTensors:
 
 
 def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderConfig:
-    """A description with the names and the head that a checkpoint has.
+    """The description with the prefix of a checkpoint's names, and with the name of its head.
 
-    Names begin with the family's prefix, or with that of another class of the same model: of the one without a head, or
-    of the one that also sees. As transformers has it, a tied model uses a head that is stored with values of its own.
+    Names begin with the family's prefix, or with that of another class of the same model: the one without a head, or
+    the one that also reads images. As in transformers, a tied model uses its stored head if that has values of its own.
 
     Args:
-        untied: the config says in so many words that the head is not the embedding.
+        untied: the config says that the head is not the embedding.
 
     Raises:
         StartError: the head is missing there.
@@ -237,9 +237,10 @@ def _head(config: DecoderConfig, weights: Weights) -> str | None:
 
 
 def _without_embedding(config: DecoderConfig, weights: Weights, prefixes: Sequence[str]) -> DecoderConfig:
-    """Of two names for one tensor safetensors keeps one: where head and embedding are tied, it may be the head's.
+    """The description of a tied model whose embedding is stored under the head's name.
 
-    A checkpoint that has neither, or is not tied, stays as it is: whoever reads the embedding says that it is missing.
+    safetensors keeps one of two names of a tensor. The description of any other checkpoint is not changed; reading its
+    embedding raises that it is missing.
     """
     found = next((prefix for prefix in prefixes if f"{prefix}norm.weight" in weights), config.prefix)
     located = replace(config, prefix=found)
@@ -248,7 +249,7 @@ def _without_embedding(config: DecoderConfig, weights: Weights, prefixes: Sequen
 
 
 def _differ(weights: Weights, embedding: str, head: str, shape: Sequence[int]) -> bool:
-    """Whether a head is stored that is another one than the embedding: told by some rows, which are compared whole."""
+    """Whether a stored head differs from the embedding, by comparing some of their rows."""
     weights.check(embedding, shape)
     weights.check(head, shape)
     first, second = (weights.read(name, shape) for name in (embedding, head))

@@ -1,4 +1,4 @@
-"""From a model's folder or file to a model: which of the three ways computes it, and why."""
+"""Loads a model from a folder or a file: chooses one of three ways to compute it, and says why."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ log = logging.getLogger("inflight")
 
 @dataclass(frozen=True)
 class Choice:
-    """What computes a model.
+    """The way in which a model is computed.
 
     Attributes:
         way: `engine` (the CPU engine), `decoder` (the same layers on torch's operators) or `bridge` (transformers).
-        reason: why not the ones before it; empty for the engine.
+        reason: why it is not one of the ways before it; empty for the engine.
     """
 
     way: str
@@ -41,14 +41,14 @@ class Choice:
 def choose(
     model: ModelFolder, described: DecoderConfig | None, settings: ModelConfig, size: int, device_type: str
 ) -> Choice:
-    """The fastest that can compute the model as it is asked for.
+    """Chooses the fastest way that can compute a model with these settings.
 
     Args:
-        described: None: a family that only transformers knows.
+        described: the decoder; None: only transformers knows the family.
         size: ranks of the model.
 
     Raises:
-        StartError: what was asked for needs the engine, or nothing here reads the model; the text says why.
+        StartError: the settings need the engine, or the model cannot be read at all; the text says why.
     """
     if described is None:
         family = model.config.get("model_type")
@@ -69,7 +69,7 @@ def choose(
 
 
 def engine_reason(config: DecoderConfig, settings: ModelConfig, size: int, device_type: str) -> str | None:
-    """Why a decoder cannot run on the CPU engine; None where it can."""
+    """Why a decoder cannot run on the CPU engine; None: it can."""
     if device_type != "cpu":
         return f"the model runs on {device_type}"
     if settings.cpu_engine == "torch":
@@ -96,7 +96,7 @@ def load_model(
 
     Args:
         progress: called with the share of the weights that is loaded.
-        model: what they name, where it is open already.
+        model: the opened model, if it is open already.
 
     Raises:
         StartError: the folder, its config or its weights cannot be used; the text says what is wrong.
@@ -116,7 +116,7 @@ def load_model(
 
         return load_bridged(settings, ranks, device.torch, dtype, config, progress)
     if choice.way == "engine":
-        # bfloat16 for float16: which the dot products of processors take.
+        # bfloat16 in place of float16, because processors have dot products for it.
         return _load_engine(model, described, settings, "bfloat16" if dtype == "float16" else dtype, progress)
     require(f"the CPU engine is not used ({choice.reason}), and what computes the model then", "torch")
     from inflight.models.decoder_load import load_decoder
@@ -166,7 +166,7 @@ def _from_cache(path: Path, described: DecoderConfig, settings: ModelConfig, dty
 
 
 def _say(choice: Choice, model: ModelFolder) -> None:
-    """The choice and its reason, in one line."""
+    """Logs the choice and its reason in one line."""
     ways = {"engine": "on the CPU engine", "decoder": "on torch's operators", "bridge": "through transformers"}
     why = f"; the CPU engine is not used: {choice.reason}" if choice.reason else ""
     log.info("model '%s' (%s): %s%s", model.name, model.config.get("model_type"), ways[choice.way], why)
@@ -186,7 +186,7 @@ def _untied(config: Mapping[str, Any]) -> bool:
 
 
 def _check_precision(settings: ModelConfig) -> None:
-    """Raises StartError for a precision that nobody knows."""
+    """Raises StartError for an unknown precision."""
     for flag, value, known in (
         ("--quantize", settings.quantize, QUANTIZE),
         ("--kv-cache-dtype", settings.kv_cache_dtype, KV_CACHE_DTYPES),
@@ -196,7 +196,7 @@ def _check_precision(settings: ModelConfig) -> None:
 
 
 def _check_wanted(reason: str, settings: ModelConfig) -> None:
-    """Raises StartError where the settings need the engine, which is not used."""
+    """Raises StartError if the settings need the engine, which is not used."""
     wants = [
         name
         for name, wanted in (
@@ -210,7 +210,7 @@ def _check_wanted(reason: str, settings: ModelConfig) -> None:
 
 
 def _expected_leftover(name: str, tied: bool) -> bool:
-    """Old exports hold buffers that are computed now; tied models may hold their head twice."""
+    """Whether a tensor is unused for a known reason: a buffer of old exports, or the second copy of a tied head."""
     return name.endswith(("rotary_emb.inv_freq", "masked_bias", "attn.bias")) or (tied and "lm_head" in name)
 
 
@@ -223,7 +223,7 @@ def _check_code(config: Mapping[str, Any], settings: ModelConfig) -> None:
 
 
 def _dtype(asked: str, config: Mapping[str, Any]) -> str:
-    """A name in `FLOAT_DTYPES`: what was asked for, else what the config says under its new or its old key."""
+    """A name in `FLOAT_DTYPES`: the asked one, else the config's (`dtype`, or `torch_dtype` in older files)."""
     name = asked
     if asked == "auto":
         nested = config.get("text_config")

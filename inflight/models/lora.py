@@ -1,8 +1,8 @@
 """LoRA adapters (Hu et al., 2021) in PEFT's layout, several in one batch.
 
-Every product of the decoder that an adapter may change holds a `LowRank`; a step says which tokens belong to which
-adapter, and only those get its update. Ranks split updates as they split the weights: the second factor by rows where
-the weight is split by rows, the first by columns where it is split by columns.
+Every product of the decoder that an adapter may change holds a `LowRank`. A step says which tokens belong to which
+adapter, and only those get its update. Ranks split updates as they split the weights: the second factor by rows if the
+weight is split by rows, the first by columns if it is split by columns.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Adapter:
         self._left = dict.fromkeys(self._first)
 
     def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """A [r, in] and scale * B [out, r] of a module, None where the adapter leaves it as it is."""
+        """A [r, in] and scale * B [out, r] of a module, None: the adapter does not change it."""
         first = self._first.get(module)
         if first is None:
             return None
@@ -120,7 +120,7 @@ class Adapter:
         return first, second * self._scale(module, first.shape[0])
 
     def finish(self) -> None:
-        """Raises StartError where a module was not asked for: the model has none of that name."""
+        """Raises StartError if a module was not asked for, because the model has none of that name."""
         if self._left:
             raise self._error(f"it changes '{next(iter(self._left))}', which this model has not, or not as one layer")
 

@@ -1,4 +1,4 @@
-"""Models that torch computes: a step's arrays on the device, and the cache."""
+"""The base of models on torch: moves a step's arrays to the device, and holds the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inflight.models.base import CausalLM, ForwardBatch
 from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention, to_tensor
 
 CACHE_LINE = 64
-"""Bytes at a multiple of which arrays begin, as torch's own do."""
+"""Alignment of arrays in bytes, as torch aligns its own."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TensorBatch:
 
 
 def on_device(batch: ForwardBatch, device: torch.device) -> TensorBatch:
-    """The same step; on a CPU in the same memory."""
+    """The step's arrays on a device; on a CPU they share the memory."""
 
     def move(array: np.ndarray) -> torch.Tensor:
         tensor = to_tensor(array)
@@ -57,8 +57,8 @@ class TorchLM(CausalLM):
     """A `CausalLM` of torch's operators.
 
     Attributes:
-        layers: what each layer's cache must hold.
-        device: where it computes.
+        layers: the attention of each layer, by which its cache is made.
+        device: on which it computes.
         torch_dtype: of the weights.
     """
 
@@ -88,7 +88,7 @@ class TorchLM(CausalLM):
 
     @abstractmethod
     def bind(self, attention: AttentionBackend) -> None:
-        """Sets what computes attention; before the first step, and again for another cache."""
+        """Sets the attention backend, before the first step and again for another cache."""
 
     @abstractmethod
     def compute(self, batch: TensorBatch) -> torch.Tensor:
@@ -100,10 +100,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeroed memory: a slot that was never written must not hold a NaN.
+    """Zeroed memory, because a slot that was never written must not hold a NaN.
 
-    On a CPU the system gives zeroed pages when they are first touched. `torch.zeros` would write all of them: seconds
-    at every start, and memory that no request may ever need.
+    On a CPU the system zeroes a page when it is first touched. `torch.zeros` would write all pages at the start: that
+    takes seconds, and memory that requests may never need.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""What each operator of a model costs on the CPU engine, beside what the machine could do at most."""
+"""Measures each operator of a model on the CPU engine, for comparison with the limits of the machine."""
 
 from __future__ import annotations
 
@@ -139,4 +139,4 @@ def report(folder: str | Path, threads: int = 2, quantize: str = "none", kv_cach
 
 
 ROWWISE = ("embed", "rotate", "norm", "gather", "cap")
-"""Operators that read no weights and no cache to speak of."""
+"""Operators that read hardly any weights or cache."""

@@ -1,4 +1,4 @@
-"""Encoder checkpoints through transformers: a text's tokens in, one vector out."""
+"""Encoders through transformers: a text's tokens in, one vector out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from inflight.models.vectors import Vector, VectorHead, pool
 from inflight.startup import require
 
 _TWO_PARTS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
-"""Models that read with one part and write with another, and the class of transformers that only reads."""
+"""Encoder-decoder models, and the class of transformers that has only the encoder."""
 
 
 class TextEncoder:
-    """A model whose texts are computed whole, and how its vectors are pooled.
+    """An encoder with the pooling of its vectors. It computes a text at once.
 
     Attributes:
         longest: tokens of the longest text.
@@ -31,7 +31,7 @@ class TextEncoder:
         """Loads the model of a folder.
 
         Args:
-            folder: that model, where it is open already.
+            folder: the opened model, if it is open already.
 
         Raises:
             StartError: it cannot be loaded.
@@ -54,11 +54,11 @@ class TextEncoder:
     def encode(self, tokens: Array, first: int = 0) -> Vector:
         """One text's vector, float32 [size].
 
-        One text at a time: padding to a neighbour's length would let the neighbour change the result.
+        Texts are computed one at a time, because padding to a neighbour's length would change the result.
 
         Args:
             tokens: int64 [T].
-            first: tokens before this one are read, and left out of the vector.
+            first: tokens before this one are read, but not pooled.
         """
         import torch
 
@@ -69,7 +69,7 @@ class TextEncoder:
 
 
 def _load(settings: ModelConfig) -> Any:
-    """The model as transformers makes it."""
+    """Loads transformers' model."""
     require("an encoder", "torch", "transformers")
     import torch
 
@@ -92,10 +92,10 @@ def _load(settings: ModelConfig) -> Any:
 
 
 def is_encoder(config: Mapping[str, Any], sentences: SentenceModel | None = None) -> bool:
-    """Whether a config.json is that of a model that only reads, or whose vectors only whole texts give.
+    """Whether a config.json is an encoder's, or that of a decoder whose vectors need whole texts.
 
     Args:
-        sentences: what its folder says of texts' vectors.
+        sentences: the folder's description of vectors, if it has one.
     """
     names = config.get("architectures")
     names = [str(name) for name in names] if isinstance(names, list) else []
@@ -117,7 +117,7 @@ ENCODERS = (
 
 
 def _longest(config: Any) -> int:
-    """Tokens of the longest text. Models of RoBERTa's kind keep the first positions for themselves."""
+    """Tokens of the longest text. Models like RoBERTa reserve the first positions."""
     most = int(getattr(config, "max_position_embeddings", 0) or 512)
     taken = config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
     return most - (2 if taken else 0)

@@ -1,4 +1,4 @@
-"""From the states of a text's tokens to its vector, on the host: pooling, and what a folder does with its result."""
+"""Pools the states of a text's tokens, and applies the layers behind the pooling, on the host."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from inflight.errors import StartError
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 _NORM_EPS = 1e-5
-"""Of a LayerNorm module: torch's default, which the folder does not write down."""
+"""Epsilon of a LayerNorm module: torch's default, because the folder does not store it."""
 _SHORTEST = 1e-12
-"""Vectors are divided by their length, or by this."""
+"""The least length by which a vector is divided."""
 
 _erf: Callable[[Vector], Vector] = np.vectorize(math.erf, otypes=[np.float32])
 _ACTIVATIONS: dict[str, Callable[[Vector], Vector]] = {
@@ -32,12 +32,12 @@ _ACTIVATIONS: dict[str, Callable[[Vector], Vector]] = {
 
 
 def pool(states: Vector, poolings: Sequence[str], first: int = 0) -> Vector:
-    """One vector of a text, [len(poolings) * H].
+    """Pools a text's states to one vector, [len(poolings) * H].
 
     Args:
         states: [T, H] of the text's tokens.
-        poolings: of `POOLINGS` in `inflight.checkpoint.sentences`; their vectors stand side by side.
-        first: tokens before this one are left out. `weightedmean` weighs the others by their place all the same.
+        poolings: of `POOLINGS` in `inflight.checkpoint.sentences`; their vectors are concatenated.
+        first: tokens before this one are left out. `weightedmean` still weighs tokens by their position in the text.
     """
     first = min(first, len(states) - 1)
     found = [_pool(states[first:], pooling, first) for pooling in poolings]
@@ -59,10 +59,10 @@ def _pool(states: Vector, pooling: str, first: int) -> Vector:
 
 
 class VectorHead:
-    """What a pooled vector goes through. Safe to use from several threads.
+    """The layers behind the pooling. Safe to use from several threads.
 
     Attributes:
-        size: values of its result.
+        size: values of the result.
     """
 
     def __init__(self, layers: Sequence[Layer], size: int, allow_pickle: bool = False) -> None:
@@ -89,7 +89,7 @@ class VectorHead:
         self.size = size
 
     def __call__(self, vector: Vector) -> Vector:
-        """Args: vector: float32, as many values as was said."""
+        """Applies the layers to a pooled vector, float32 of the size that `__init__` was given."""
         for step in self._steps:
             vector = step(vector)
         return vector

@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of what a GGUF file's metadata says."""
+"""Makes config.json and generation_config.json from a GGUF file's metadata."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hf_config(file: GgufParts) -> Json:
     """config.json of the model in a file.
 
     Raises:
-        StartError: an architecture that is not read, or a key that is missing or makes no sense; the text names it.
+        StartError: an architecture that is not supported, or a key is missing or invalid; the text names it.
     """
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
@@ -64,12 +64,12 @@ def generation_config(file: GgufParts) -> Json:
 
 
 def _as_written(value: Any) -> Any:
-    """A number of float32 as a person wrote it: 0.6, not 0.6000000238."""
+    """A float32 number as it was written: 0.6, not 0.6000000238."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _base(file: GgufParts, architecture: str) -> Json:
-    """What all have."""
+    """The settings that all architectures have."""
 
     def size(key: str, default: int | None = None) -> int:
         return whole_number(file.metadata, f"{architecture}.{key}", default)
@@ -124,9 +124,9 @@ def _rope(file: GgufParts, architecture: str, dim: int) -> Json:
     """
     key = f"{architecture}.rope."
     rope: Json = {"rope_type": "default", "rope_theta": _number(file, f"{key}freq_base", _LOCAL_THETA)}
-    turning = whole_number(file.metadata, f"{key}dimension_count", dim)
-    if turning < dim:
-        rope["partial_rotary_factor"] = turning / dim
+    rotated = whole_number(file.metadata, f"{key}dimension_count", dim)
+    if rotated < dim:
+        rope["partial_rotary_factor"] = rotated / dim
     factor = _number(file, f"{key}scaling.factor", _number(file, f"{key}scale_linear", 0)) or 1.0
     kind = file.metadata.get(f"{key}scaling.type", "none" if factor == 1.0 else "linear")
     original = _number(file, f"{key}scaling.original_context_length", 0)
@@ -176,7 +176,7 @@ def _factors(file: GgufParts, placed: Placed) -> list[float]:
 
 
 def _llama(file: GgufParts, config: Json) -> None:
-    """Mixtral's are those with experts."""
+    """Llama and Mistral; with experts Mixtral."""
     config.update(_biases(file))
     if _number(file, "llama.expert_count", 0):
         config.update(
@@ -208,7 +208,7 @@ def _biases(file: GgufParts) -> Json:
 
 
 def _plain(file: GgufParts, config: Json) -> None:
-    """Nothing more."""
+    """No further settings."""
 
 
 def _qwen3moe(file: GgufParts, config: Json) -> None:
@@ -258,7 +258,7 @@ def _gemma(file: GgufParts, config: Json) -> None:
 
 
 def _pattern(file: GgufParts, config: Json, key: str) -> None:
-    """Which layers slide, where the file says so: every so many one does not, or a switch for each layer."""
+    """The layers with a sliding window, if the file says so: a period or a switch for each layer."""
     found = file.metadata.get(key)
     if found is None:
         return

@@ -42,7 +42,7 @@ _MOST_DIMENSIONS = 4
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a path is that of a GGUF file, by its name or by how it begins."""
+    """Whether a path is a GGUF file, by its name or its first bytes."""
     if not path.is_file():
         return False
     if path.suffix == ".gguf":
@@ -56,7 +56,7 @@ def is_gguf(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies.
+    """The place of a tensor in a file.
 
     Attributes:
         shape: the innermost dimension last.
@@ -107,7 +107,7 @@ class Metadata(Mapping[str, Value]):
         return found
 
     def array(self, key: str) -> TextArray | NDArray[Any] | None:
-        """An array as the file has it, numbers as a copy; None where there is none, or it was decoded."""
+        """An array as it is stored, numbers as a copy; None: there is none, or it was decoded."""
         found = self._values.get(key)
         if not isinstance(found, _Array):
             return None
@@ -137,7 +137,7 @@ class GgufFile:
         tensors: by llama.cpp's names.
 
     Raises:
-        StartError: it is no GGUF file, or broken: nothing in it lies outside of it or over something else. The text
+        StartError: it is not a GGUF file, or broken: something lies outside of it or over something else. The text
             names key or tensor.
     """
 
@@ -161,7 +161,7 @@ class GgufFile:
         return self._file.view(info.start, info.size)
 
     def release(self, info: TensorInfo) -> None:
-        """Lets go of the memory of a tensor that was looked at."""
+        """Releases the memory of a tensor that was read."""
         self._file.release(info.start, info.size)
 
     def _read(self, cursor: _Cursor) -> None:
@@ -239,7 +239,7 @@ def _no_whole_file(path: Path, problem: Exception) -> StartError:
 
 @dataclass(frozen=True)
 class _Array:
-    """Values that were passed over: where they lie, and of which kind they are (None: texts)."""
+    """Values that were skipped: their place, and their type (None: texts)."""
 
     file: MappedFile
     start: int
@@ -282,7 +282,7 @@ class _Cursor:
         return form.unpack_from(self._data, begin)[0]
 
     def count(self, least: int) -> int:
-        """How many things of at least so many bytes follow."""
+        """The number of items that follow, each of at least this many bytes."""
         count: int = self.number(_SIZE)
         if count * least > self._size - self.at:
             raise _BrokenError(f"{count} entries are said to follow in {self._size - self.at} bytes")
@@ -321,7 +321,7 @@ class _Cursor:
         self.at = end
 
     def _pass_texts(self, count: int, what: str) -> None:
-        """A hundred nanoseconds each: nothing is made of them."""
+        """Skips texts without decoding them, in about 100 ns each."""
         unpack, data, at, last = _SIZE.unpack_from, self._data, self.at, self._size - 8
         for _ in range(count):
             if at > last:

@@ -26,7 +26,7 @@ class Placed:
 
 
 def part_paths(path: Path) -> list[Path]:
-    """The files of a model, of which one is given: itself where it is no part of several.
+    """All files of a model, found from one of them. A file that is not one of several stands alone.
 
     Raises:
         StartError: a part is not there; the text names it.
@@ -53,7 +53,7 @@ def stem_of(path: Path) -> str:
 
 
 class GgufParts:
-    """The parts as one.
+    """The files of a model as one.
 
     Attributes:
         path: the file that was given.

@@ -1,6 +1,6 @@
-"""Types of blocks that nothing here computes with: they become integers of 8 bits in groups of 32 when they are read.
+"""Block types that no kernel here has: they are converted to 8-bit integers in groups of 32 when they are read.
 
-What they stand for is said by llama.cpp's own Python library, which is imported only for them.
+llama.cpp's own Python library decodes them. It is imported only for them.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ class GgufWeights(Source):
         return stored
 
     def _rows(self, stored: _Stored) -> Bytes:
-        """The bytes [rows, bytes of a row], where they lie."""
+        """A view of the bytes [rows, bytes of a row]."""
         info = stored.placed.info
         data = stored.placed.bytes()
         if stored.expert is not None:
@@ -188,7 +188,7 @@ class GgufWeights(Source):
         return found
 
     def _order(self, stored: _Stored) -> np.ndarray | None:
-        """Where in the file the rows are: llama.cpp's rotation pairs neighbours in these queries and keys."""
+        """The order of the rows in the file: llama.cpp's rotation pairs neighbours in these queries and keys."""
         part, count = stored.part, stored.shape[0]
         key = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}.get(part)
         if self._architecture not in _TURNED or key is None:
@@ -208,7 +208,7 @@ class GgufWeights(Source):
 
 
 def _split(placed: Placed, names: list[str], sizes: list[int], rows: int) -> list[tuple[str, tuple[int, int] | None]]:
-    """Raises StartError where parts of these sizes do not make up so many rows."""
+    """Raises StartError if parts of these sizes do not add up to this number of rows."""
     if sum(sizes) != rows:
         raise StartError(
             f"tensor '{placed.info.name}' in '{placed.file.path}' has {rows} rows, its metadata wants {sum(sizes)}; is "
