@@ -100,7 +100,8 @@ class Encoder {
         } else {
             const Order order = nb::cast<Order>(merges);
             if (order.shape(0) != tokens.size()) throw std::invalid_argument("an order for each token is wanted");
-            bpe_ = std::make_unique<Bpe>(tokens, kind, std::vector<uint32_t>(order.data(), order.data() + order.shape(0)));
+            bpe_ =
+                std::make_unique<Bpe>(tokens, kind, std::vector<uint32_t>(order.data(), order.data() + order.shape(0)));
         }
     }
 

@@ -216,7 +216,8 @@ void Bpe::encode(std::string_view piece, Memo& memo, std::vector<uint32_t>& ids)
         heap.push_back({found.rank, at, found.made});
         return true;
     };
-    for (uint32_t at = 0; at < count; ++at) symbols[at] = {begun[at], at ? at - 1 : kNone, at + 1 < count ? at + 1 : kNone};
+    for (uint32_t at = 0; at < count; ++at)
+        symbols[at] = {begun[at], at ? at - 1 : kNone, at + 1 < count ? at + 1 : kNone};
     for (uint32_t at = 0; at + 1 < count; ++at) consider(at);
     std::make_heap(heap.begin(), heap.end());
     while (!heap.empty()) {

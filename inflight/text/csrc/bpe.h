@@ -52,7 +52,7 @@ class Tokens {
     uint32_t size() const { return static_cast<uint32_t>(hashes_.size()); }
     const Texts& texts() const { return texts_; }
     std::string_view text(uint32_t id) const { return texts_.at(id); }
-    uint32_t find(std::string_view text) const;  // kNone: no token
+    uint32_t find(std::string_view text) const;          // kNone: no token
     uint32_t join(uint32_t left, uint32_t right) const;  // the token whose text is both texts
 
   private:
@@ -83,9 +83,9 @@ class Pairs {
 };
 
 struct Kind {
-    uint32_t unknown = kNone;    // the token for a run of characters that have none; kNone: they are left out
-    bool bytes = false;          // a character without a token becomes the tokens of its bytes, <0x00> to <0xFF>
-    bool whole_pieces = false;   // a piece that is a token is not merged
+    uint32_t unknown = kNone;   // the token for a run of characters that have none; kNone: they are left out
+    bool bytes = false;         // a character without a token becomes the tokens of its bytes, <0x00> to <0xFF>
+    bool whole_pieces = false;  // a piece that is a token is not merged
 };
 
 // Merges that were looked up lately: for one call, on one thread.

@@ -10,10 +10,10 @@ using namespace inflight;
 NB_MODULE(_http2, m) {
     m.attr("VERSION") = NGHTTP2_VERSION;
     const std::pair<const char*, int> numbers[] = {
-        {"CALL", kCall},         {"OPEN", kOpen},       {"MESSAGE", kMessage},  {"END", kEnd},
-        {"FAULT", kFault},       {"UNKNOWN", kUnknown}, {"CLOSED", kClosed},    {"DRAINED", kDrained},
-        {"PONG", kPong},         {"CUT", kCut},         {"FLAGS", kFlags},      {"NO_MESSAGE", kNoMessage},
-        {"TOO_LARGE", kTooLarge}, {"SECOND", kSecond},  {"TOO_MUCH", kTooMuch},
+        {"CALL", kCall},          {"OPEN", kOpen},       {"MESSAGE", kMessage},  {"END", kEnd},
+        {"FAULT", kFault},        {"UNKNOWN", kUnknown}, {"CLOSED", kClosed},    {"DRAINED", kDrained},
+        {"PONG", kPong},          {"CUT", kCut},         {"FLAGS", kFlags},      {"NO_MESSAGE", kNoMessage},
+        {"TOO_LARGE", kTooLarge}, {"SECOND", kSecond},   {"TOO_MUCH", kTooMuch},
     };
     for (const auto& [name, number] : numbers) m.attr(name) = number;
 
@@ -28,9 +28,8 @@ NB_MODULE(_http2, m) {
         .def_rw("connection_window", &Limits::connection_window)
         .def_rw("resets", &Limits::resets)
         .def_rw("resets_rate", &Limits::resets_rate);
-    nb::class_<Door>(m, "Door")
-        .def(nb::init<std::vector<std::pair<std::string, bool>>, Limits, bool>(), nb::arg("routes"), nb::arg("limits"),
-             nb::arg("keys"));
+    nb::class_<Door>(m, "Door").def(nb::init<std::vector<std::pair<std::string, bool>>, Limits, bool>(),
+                                    nb::arg("routes"), nb::arg("limits"), nb::arg("keys"));
     nb::class_<Session>(m, "Session")
         .def(nb::init<Door&>(), nb::keep_alive<1, 2>())
         .def("feed", &Session::feed)

@@ -9,11 +9,11 @@ namespace inflight {
 
 namespace {
 
-constexpr size_t kMaxHeaders = 64u << 10;       // of one request, counted as HPACK does
-constexpr size_t kFirst = 256u << 10;           // bytes that are set aside for a message before any of it has come
-constexpr uint32_t kMaxFrame = 256u << 10;      // bytes of a DATA frame, either way
-constexpr size_t kSlack = 1024;                 // bytes of frames' heads and headers in what is sent
-constexpr int32_t kNewestStream = 0x7fffffff;    // what a shutdown notice names
+constexpr size_t kMaxHeaders = 64u << 10;      // of one request, counted as HPACK does
+constexpr size_t kFirst = 256u << 10;          // bytes that are set aside for a message before any of it has come
+constexpr uint32_t kMaxFrame = 256u << 10;     // bytes of a DATA frame, either way
+constexpr size_t kSlack = 1024;                // bytes of frames' heads and headers in what is sent
+constexpr int32_t kNewestStream = 0x7fffffff;  // what a shutdown notice names
 constexpr uint8_t kPing[8] = {'i', 'n', 'f', 'l', 'i', 'g', 'h', 't'};
 
 nghttp2_nv field(std::string_view name, std::string_view value, uint8_t flags = NGHTTP2_NV_FLAG_NONE) {
@@ -46,8 +46,7 @@ auto guarded(Function function) -> decltype(function()) {
         return function();
     } catch (nb::python_error& error) {
         error.discard_as_unraisable("inflight.wire._http2");
-    } catch (...) {
-    }
+    } catch (...) {}
     return NGHTTP2_ERR_CALLBACK_FAILURE;
 }
 
@@ -81,7 +80,8 @@ int frame_sent(nghttp2_session*, const nghttp2_frame* frame, void* user_data) {
 
 ssize_t read_replies(nghttp2_session*, int32_t, uint8_t*, size_t length, uint32_t* flags, nghttp2_data_source* source,
                      void* user_data) {
-    return guarded([&]() -> ssize_t { return self(user_data).on_read(*static_cast<Stream*>(source->ptr), length, flags); });
+    return guarded(
+        [&]() -> ssize_t { return self(user_data).on_read(*static_cast<Stream*>(source->ptr), length, flags); });
 }
 
 int send_data(nghttp2_session*, nghttp2_frame*, const uint8_t* head, size_t length, nghttp2_data_source* source,
@@ -211,7 +211,8 @@ nb::list Session::feed(nb::handle data) {
     Py_buffer view;
     if (PyObject_GetBuffer(data.ptr(), &view, PyBUF_SIMPLE) != 0) nb::raise_python_error();
     if (!dead_) {
-        ssize_t read = nghttp2_session_mem_recv(session_, static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len));
+        ssize_t read =
+            nghttp2_session_mem_recv(session_, static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len));
         dead_ = read < 0;  // what it still has to say would not be understood
     }
     PyBuffer_Release(&view);
@@ -291,9 +292,7 @@ void Session::took(int32_t id, size_t size) {
     }
 }
 
-void Session::notice() {
-    check(nghttp2_submit_shutdown_notice(session_));
-}
+void Session::notice() { check(nghttp2_submit_shutdown_notice(session_)); }
 
 void Session::goaway() {
     int32_t last = nghttp2_session_get_last_proc_stream_id(session_);
@@ -403,7 +402,8 @@ void Session::head_ended(Stream& stream) {
         tell(kUnknown, stream.id, nb::bytes(stream.path.data(), stream.path.size()));
     } else if (door_.routes[static_cast<size_t>(stream.route)].second) {
         stream.told = true;
-        tell(kOpen, stream.id, stream.route, or_none(stream.timeout), or_none(stream.encoding), or_none(stream.authorization));
+        tell(kOpen, stream.id, stream.route, or_none(stream.timeout), or_none(stream.encoding),
+             or_none(stream.authorization));
     }
 }
 
@@ -418,8 +418,8 @@ void Session::request_ended(Stream& stream) {
         stream.told = true;
         requests_ -= stream.unread;
         stream.unread = 0;
-        tell(kCall, stream.id, stream.route, or_none(stream.timeout), or_none(stream.encoding), or_none(stream.authorization),
-             std::move(stream.whole), stream.compressed);
+        tell(kCall, stream.id, stream.route, or_none(stream.timeout), or_none(stream.encoding),
+             or_none(stream.authorization), std::move(stream.whole), stream.compressed);
         stream.whole.reset();
     }
 }
@@ -448,8 +448,8 @@ int Session::on_chunk(int32_t id, const uint8_t* data, size_t length) {
         length -= part;
         if (stream->message.size() == stream->length) message_ended(*stream);
     }
-    // The connection's credit returns at once, so that no call stands in another's way; a stream's when its handler took
-    // what came.
+    // The connection's credit returns at once, so that no call stands in another's way; a stream's when its handler
+    // took what came.
     if (stream != nullptr && stream->untaken != 0 && !stream->dropped) {
         stream->held += all;
         check(nghttp2_session_consume_connection(session_, all));
@@ -462,7 +462,8 @@ int Session::on_chunk(int32_t id, const uint8_t* data, size_t length) {
 // Whether the message may come.
 bool Session::prefix_ended(Stream& stream) {
     const uint8_t* p = stream.prefix;
-    stream.length = static_cast<size_t>(p[1]) << 24 | static_cast<size_t>(p[2]) << 16 | static_cast<size_t>(p[3]) << 8 | p[4];
+    stream.length =
+        static_cast<size_t>(p[1]) << 24 | static_cast<size_t>(p[2]) << 16 | static_cast<size_t>(p[3]) << 8 | p[4];
     if (p[0] > 1) {
         fault(stream, kFlags, p[0], 0);
     } else if (stream.length > door_.limits.message) {

@@ -1,8 +1,9 @@
-// A server's side of HTTP/2 connections that carry gRPC calls. nghttp2 does framing, HPACK, flow control and the protocol's
-// limits; this cuts messages out of DATA frames, tells Python whole ones, and keeps what a caller has not taken yet.
+// A server's side of HTTP/2 connections that carry gRPC calls. nghttp2 does framing, HPACK, flow control and the
+// protocol's limits; this cuts messages out of DATA frames, tells Python whole ones, and keeps what a caller has not
+// taken yet.
 //
-// All calls come from one event loop, with the GIL. A session reads no socket and writes none: `feed` takes what arrived
-// and gives what it means, `take` gives what is to be sent.
+// All calls come from one event loop, with the GIL. A session reads no socket and writes none: `feed` takes what
+// arrived and gives what it means, `take` gives what is to be sent.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -48,11 +49,11 @@ enum Fault : int {
 };
 
 struct Limits {
-    size_t message = 100u << 20;       // bytes of one request
-    size_t requests = 400u << 20;      // bytes of requests, or parts of them, that wait on one connection
-    size_t replies = 400u << 20;       // bytes of replies that wait for one connection's window
-    size_t high_water = 256u << 10;    // bytes of replies that wait for one stream's window before its handler does
-    uint32_t streams = 1024;           // calls at a time on one connection
+    size_t message = 100u << 20;     // bytes of one request
+    size_t requests = 400u << 20;    // bytes of requests, or parts of them, that wait on one connection
+    size_t replies = 400u << 20;     // bytes of replies that wait for one connection's window
+    size_t high_water = 256u << 10;  // bytes of replies that wait for one stream's window before its handler does
+    uint32_t streams = 1024;         // calls at a time on one connection
     uint32_t stream_window = 4u << 20;
     int32_t connection_window = 16 << 20;
     uint64_t resets = 10'000;  // at once, and again after as many seconds as the rate needs
@@ -114,19 +115,19 @@ struct Stream {
     bool dropped = false;  // what still comes of it is not wanted
     uint8_t prefix[kPrefix];
     size_t prefix_size = 0;
-    size_t length = 0;     // of the message that comes in
+    size_t length = 0;  // of the message that comes in
     Buffer message;
-    nb::object whole;      // the one message of a call, until the request has ended
+    nb::object whole;  // the one message of a call, until the request has ended
     bool compressed = false;
-    size_t unread = 0;     // bytes that wait for the end of their message, or for the handler
-    size_t untaken = 0;    // messages that wait for the handler
-    size_t held = 0;       // bytes of credit that wait for that
+    size_t unread = 0;   // bytes that wait for the end of their message, or for the handler
+    size_t untaken = 0;  // messages that wait for the handler
+    size_t held = 0;     // bytes of credit that wait for that
     // The replies.
     bool begun = false, ended = false, deferred = false;
-    bool wake = false;     // a handler waits until the caller has taken more
+    bool wake = false;  // a handler waits until the caller has taken more
     std::deque<Piece> pieces;
-    size_t sent = 0;       // bytes of the first piece, its prefix among them
-    size_t queued = 0;     // bytes of all pieces, less those
+    size_t sent = 0;    // bytes of the first piece, its prefix among them
+    size_t queued = 0;  // bytes of all pieces, less those
     int status = 0;
     std::string text;
     const Clock::time_point begun_at;
@@ -141,7 +142,7 @@ class Session {
     Session& operator=(const Session&) = delete;
 
     nb::list feed(nb::handle data);
-    nb::list news();               // what `take` or `expire` has brought
+    nb::list news();                // what `take` or `expire` has brought
     nb::object take(size_t limit);  // None where there is nothing to send
     bool reply(int32_t id, nb::bytes message);
     size_t send(int32_t id, nb::bytes message);
@@ -151,7 +152,9 @@ class Session {
     void notice();
     void goaway();
     void expire(double read_timeout, double write_timeout, double min_rate);
-    bool over() const { return dead_ || (!nghttp2_session_want_read(session_) && !nghttp2_session_want_write(session_)); }
+    bool over() const {
+        return dead_ || (!nghttp2_session_want_read(session_) && !nghttp2_session_want_write(session_));
+    }
     bool wants_write() const { return !dead_ && nghttp2_session_want_write(session_); }
     bool has_news() const { return events_.size() != 0; }
     size_t waiting() const { return waiting_; }
