@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile 
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
-.PHONY: test quick unit-fast fmt test-native wheel wheel-test chaos demo lint types unit venv proto clean
+.PHONY: test quick unit-fast fmt tidy test-native wheel wheel-test chaos demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
 # What serving the examples needs: no torch and no transformers.
@@ -28,6 +28,11 @@ $(TESTED): pyproject.toml constraints.txt
 	$(PIP) --no-deps text-generation==0.7.0 langchain-huggingface==1.2.3
 	touch $(SERVED) $@
 
+# C++: all of it, and what clang-tidy reads (no instruction set's own files, and nothing that includes Python).
+NATIVE := $(wildcard inflight/*/csrc/*.cpp inflight/*/csrc/*.h tests/native/*.cpp tests/native/*.h)
+TIDY := inflight/kernels/csrc/kernels_scalar.cpp \
+	$(filter-out %/session.cpp,$(foreach file,$(filter %.cpp,$(NATIVE)),$(if $(findstring /csrc/bind,$(file))$(findstring /csrc/kernels_,$(file))$(findstring tests/,$(file)),,$(file))))
+
 venv: $(TESTED)
 
 test: lint
@@ -36,6 +41,7 @@ test: lint
 lint: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 types: $(TESTED)
 	$(BIN)/mypy
@@ -61,6 +67,12 @@ unit-fast: $(TESTED)
 fmt: $(TESTED)
 	$(BIN)/ruff check --fix-only --select I .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+# clang-tidy over the C++ that is written once (.clang-tidy has the checks); takes a minute or two.
+tidy: $(TESTED)
+	$(PIP) clang-tidy==19.1.0
+	$(BIN)/clang-tidy --quiet $(TIDY) -- -std=c++17
 
 # The CPU engine's kernels with random shapes under the sanitizers: what they compute, their memory, their threads. Three
 # instruction sets stand for all: each takes long to compile. SEED=n repeats a run.
