@@ -34,7 +34,7 @@ class Float8(Scheme):
     inputs or for each block of rows and inputs; w = weight * scale, whatever the name says.
 
     Attributes:
-        block: rows and inputs of a block, where the config tells them.
+        block: rows and inputs of a block, if the config has them.
     """
 
     block: tuple[int, int] | None = None

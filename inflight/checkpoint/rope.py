@@ -69,7 +69,7 @@ def rope_length(settings: Mapping[str, Any], max_positions: int) -> int:
     """Tokens of the longest sequence: a config's `max_position_embeddings` after the scaling.
 
     transformers sets no limit; these are vLLM's. The config's own length is already the long one for LongRoPE and Llama
-    3, and where YaRN's original length is told and the product with the factor is less.
+    3, and for YaRN if its original length is given and its product with the factor is less.
     """
     kind, factor = rope_type(settings), settings.get("factor") or 1.0
     if kind in ("linear", "dynamic"):
@@ -96,7 +96,7 @@ def make_rope(settings: Mapping[str, Any], head_dim: int, max_positions: int) ->
     except KeyError:
         if kind == "mrope" or "mrope_section" in settings:
             raise StartError(
-                "rope type 'mrope' turns tokens by their places in images and videos; use the family's text model"
+                "rope type 'mrope' rotates tokens by their places in images and videos; use the family's text model"
             ) from None
         raise StartError(f"rope type '{kind}' is unknown; known are {', '.join(_KINDS)}") from None
     dim = int(head_dim * (settings.get("partial_rotary_factor") or 1.0))
@@ -154,9 +154,9 @@ def _yarn(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) ->
         weight, all_dims = settings.get("mscale"), settings.get("mscale_all_dim")
         scale = magnitude(weight) / magnitude(all_dims) if weight and all_dims else magnitude(1.0)
 
-    def component(turns: float) -> float:
+    def component(rotations: float) -> float:
         """The component that makes this number of rotations within the original length."""
-        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = component(settings.get("beta_fast") or 32), component(settings.get("beta_slow") or 1)
     if settings.get("truncate", True):
@@ -195,8 +195,8 @@ def _llama3(settings: Mapping[str, Any], head_dim: int, dim: int, longest: int) 
     plain = _plain(settings["rope_theta"], dim)
     factor, low, high = settings["factor"], settings["low_freq_factor"], settings["high_freq_factor"]
     original = settings.get("original_max_position_embeddings") or longest
-    turns = np.float32(original) * plain / np.float32(2 * math.pi)
-    smooth = ((turns - np.float32(low)) / np.float32(high - low)).clip(0, 1)
+    rotations = np.float32(original) * plain / np.float32(2 * math.pi)
+    smooth = ((rotations - np.float32(low)) / np.float32(high - low)).clip(0, 1)
     return Rope(dim, (1 - smooth) * plain / np.float32(factor) + smooth * plain)
 
 

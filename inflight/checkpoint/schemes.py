@@ -218,7 +218,7 @@ class CompressedTensors(Scheme):
     """pack-quantized: weight_packed int32 [n, k * bits / 32], codes kept with 2 ** (bits - 1) added; int-quantized:
     weight int8 [n, k]. weight_scale [n, groups], weight_zero_point where it is not symmetric.
 
-    Which of the config's groups a module belongs to is told by the shapes of its tensors.
+    The shapes of a module's tensors decide which of the config's groups it belongs to.
 
     Source: compressors/pack_quantized and compressors/naive_quantized of vllm-project/compressed-tensors.
 

@@ -1,7 +1,7 @@
 """Checkpoints of torchao as transformers 5 saves them: the parts of a weight as tensors beside each other.
 
-Source: quantization/quantize_/workflows and prototype/safetensors of pytorch/ao. Which of its classes a weight is of is
-told by the dtypes and shapes of its parts.
+Source: quantization/quantize_/workflows and prototype/safetensors of pytorch/ao. The dtypes
+and shapes of a weight's parts decide which of its classes it is.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ from inflight.nn import (
     AttentionBackend,
     AttentionBatch,
     AttentionSpec,
+    CosSin,
     RmsNorm,
     Rotation,
-    Turn,
 )
 
 
@@ -60,7 +60,7 @@ class Attention:
         self,
         x: torch.Tensor,
         ropes: dict[str, Rotation],
-        turns: dict[str, Turn],
+        cos_sin: dict[str, CosSin],
         attention: AttentionBackend,
         batch: AttentionBatch,
     ) -> torch.Tensor:
@@ -70,8 +70,8 @@ class Attention:
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
-            rope, turn = ropes[self.rope], turns[self.rope]
-            q, k = rope.apply(q, turn), rope.apply(k, turn)
+            rope, angles = ropes[self.rope], cos_sin[self.rope]
+            q, k = rope.apply(q, angles), rope.apply(k, angles)
         out = attention.forward(spec, batch, q, k, v)
         return self.ranks.all_reduce(self.out(out.flatten(1)))
 
@@ -174,10 +174,10 @@ class Decoder(TorchLM):
         self._adapter_tokens.current = batch.adapters
         scale = self._config.residual_scale
         reach = None if batch.reach is None else batch.reach.to(batch.positions.device)
-        turns = {name: rope.turn(batch.positions, self.torch_dtype, reach) for name, rope in self._ropes.items()}
+        cos_sin = {name: rope.cos_sin(batch.positions, self.torch_dtype, reach) for name, rope in self._ropes.items()}
         x = self._embed(batch.token_ids)
         for layer in self._layers:
-            y = layer.attention(layer.before_attention(x), self._ropes, turns, attention, batch.attention)
+            y = layer.attention(layer.before_attention(x), self._ropes, cos_sin, attention, batch.attention)
             if layer.after_attention is not None:
                 y = layer.after_attention(y)
             x = x + (y if scale == 1.0 else y * scale)

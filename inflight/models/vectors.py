@@ -108,8 +108,8 @@ class _Dense:
         self._bias = _take(layer.folder, tensors, "linear.bias", shape[:1]) if layer.bias else None
         self._activation = _ACTIVATIONS[layer.activation]
         self._residual = layer.residual
-        turned = layer.residual and layer.inputs != layer.outputs
-        self._turn = _take(layer.folder, tensors, "residual.weight", shape) if turned else None
+        projected = layer.residual and layer.inputs != layer.outputs
+        self._residual_weight = _take(layer.folder, tensors, "residual.weight", shape) if projected else None
 
     def __call__(self, vector: Vector) -> Vector:
         found = self._weight @ vector
@@ -117,7 +117,7 @@ class _Dense:
             found = found + self._bias
         found = self._activation(found)
         if self._residual:
-            found = found + (vector if self._turn is None else self._turn @ vector)
+            found = found + (vector if self._residual_weight is None else self._residual_weight @ vector)
         return np.asarray(found, np.float32)
 
 

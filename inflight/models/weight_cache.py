@@ -51,7 +51,7 @@ class CacheLoader:
     """A `WeightLoader` that maps packed weights from a file.
 
     Raises:
-        ValueError: it is no such file, or was cut off.
+        ValueError: it is not such a file, or was truncated.
     """
 
     def __init__(self, path: Path) -> None:

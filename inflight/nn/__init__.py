@@ -10,18 +10,18 @@ from inflight.nn.attention import (
 )
 from inflight.nn.border import to_array, to_tensor
 from inflight.nn.layers import Activation, RmsNorm, activation
-from inflight.nn.rope import Rotation, Turn
+from inflight.nn.rope import CosSin, Rotation
 
 __all__ = [
     "Activation",
     "AttentionBackend",
     "AttentionBatch",
     "AttentionSpec",
+    "CosSin",
     "LayerCache",
     "ReferenceAttention",
     "RmsNorm",
     "Rotation",
-    "Turn",
     "activation",
     "make_attention",
     "to_array",

@@ -1,4 +1,4 @@
-"""Where numpy's arrays become torch's tensors, and the other way round."""
+"""Converts between numpy's arrays and torch's tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inflight.tensors import BFLOAT16
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """A tensor over the array's own memory; over a copy where that may not be written, or does not lie in order."""
+    """A tensor over the array's own memory; over a copy if it is read-only or not contiguous."""
     held = array if array.flags.c_contiguous and array.flags.writeable else np.array(array, order="C")
     if held.dtype == BFLOAT16:
         return torch.from_numpy(held.view(np.uint16)).view(torch.bfloat16)
@@ -19,10 +19,10 @@ def to_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The array over a tensor's own memory, where it lies on the CPU and in order; else a copy."""
+    """An array over the tensor's own memory; over a copy if it is on a device or not contiguous."""
     held = tensor.detach().cpu().contiguous()
     if held.dtype == torch.bfloat16:
-        found: np.ndarray[Any, Any] = held.view(torch.int16).numpy().view(BFLOAT16)
-        return found
+        halves: np.ndarray[Any, Any] = held.view(torch.int16).numpy().view(BFLOAT16)
+        return halves
     plain: np.ndarray[Any, Any] = held.numpy()
     return plain

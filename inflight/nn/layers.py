@@ -1,4 +1,4 @@
-"""What decoder layers are made of: norms and activations."""
+"""The parts of decoder layers: norms and activations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class RmsNorm:
     """Root mean square norm (Zhang and Sennrich, 2019) over the last dimension, computed in float32.
 
     Attributes:
-        weight: [n]; `centered`: the weight is kept as its distance from 1, and applied before rounding (Gemma).
+        weight: [n].
+        centered: the weight is stored as its distance from 1, and applied before rounding (Gemma).
     """
 
     weight: torch.Tensor

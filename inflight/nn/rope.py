@@ -7,7 +7,7 @@ import torch
 from inflight.checkpoint import Rope
 from inflight.nn.border import to_tensor
 
-Turn = tuple[torch.Tensor, torch.Tensor]
+CosSin = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine [T, 1, dim]; both halves hold the same angles."""
 
 
@@ -19,12 +19,12 @@ class Rotation:
         self._inverse = to_tensor(rope.inverse).to(device)
         self._long = None if rope.long_inverse is None else to_tensor(rope.long_inverse).to(device)
 
-    def turn(self, positions: torch.Tensor, dtype: torch.dtype, reach: torch.Tensor | None = None) -> Turn:
-        """What turns tokens at their places.
+    def cos_sin(self, positions: torch.Tensor, dtype: torch.dtype, reach: torch.Tensor | None = None) -> CosSin:
+        """Cosines and sines of the angles at these positions.
 
         Args:
             positions: int64 [T].
-            reach: int64 [T], see `inflight.checkpoint.rope`; None: of sequences that end at their tokens.
+            reach: int64 [T], see `inflight.checkpoint.rope`; None: up to each token itself.
         """
         at = positions.unsqueeze(1)
         inverse = self._inverse
@@ -36,7 +36,7 @@ class Rotation:
         return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
     def far(self, reach: torch.Tensor) -> torch.Tensor:
-        """Frequencies [T, dim / 2] for reaches [T, 1], where they follow the length of a sequence."""
+        """Frequencies [T, dim / 2] for reaches [T, 1], if they depend on the length of a sequence."""
         rope = self._rope
         beyond = reach > rope.original
         if self._long is not None:
@@ -46,15 +46,15 @@ class Rotation:
         exponents = torch.arange(0, rope.dim, 2, device=reach.device).double() / rope.dim
         return torch.where(beyond, (1.0 / base**exponents).float(), self._inverse)
 
-    def apply(self, x: torch.Tensor, turn: Turn) -> torch.Tensor:
-        """x [T, heads, head_dim] with its leading `dim` components turned."""
-        cos, sin = turn
+    def apply(self, x: torch.Tensor, cos_sin: CosSin) -> torch.Tensor:
+        """Rotates the leading `dim` components of x [T, heads, head_dim]."""
+        cos, sin = cos_sin
         dim = self._rope.dim
         if x.shape[-1] != dim:
-            return torch.cat([_turned(x[..., :dim], cos, sin), x[..., dim:]], dim=-1)
-        return _turned(x, cos, sin)
+            return torch.cat([_rotated(x[..., :dim], cos, sin), x[..., dim:]], dim=-1)
+        return _rotated(x, cos, sin)
 
 
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

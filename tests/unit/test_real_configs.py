@@ -230,7 +230,7 @@ def test_a_published_config(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"type": "mrope", "mrope_section": [16, 24, 24]}, "'mrope' turns tokens by their places in images"),
+        ({"type": "mrope", "mrope_section": [16, 24, 24]}, "'mrope' rotates tokens by their places in images"),
         ({"rope_type": "ntk", "factor": 2.0}, "rope type 'ntk' is unknown; known are default, linear, dynamic, yarn"),
     ],
 )

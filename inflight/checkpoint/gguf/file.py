@@ -89,7 +89,7 @@ class Metadata(Mapping[str, Value]):
     """Values by key. Arrays are decoded when they are asked for: a vocabulary has hundreds of thousands of texts, and
     who wants tensors only need not wait for them.
 
-    Asking raises StartError for a text that is no UTF-8.
+    Reading a text that is not UTF-8 raises StartError.
     """
 
     def __init__(self, path: Path) -> None:
