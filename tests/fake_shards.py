@@ -186,7 +186,8 @@ class FakeExecutor(Executor):
             self.failing_starts -= 1
             raise StartError("it does not start")
         if num_blocks is not None:
-            self.offer = msgspec.structs.replace(self.offer, num_blocks=min(num_blocks, self.room))
+            cache = CacheSize(min(num_blocks, self.room), self.offer.cache.block_size)
+            self.offer = msgspec.structs.replace(self.offer, cache=cache)
         await asyncio.sleep(0)
         self.shards = self._make()
         self.shards.poison = self.poisonous
