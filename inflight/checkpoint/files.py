@@ -200,15 +200,15 @@ def read_index(path: Path) -> dict[str, str]:
         StartError: the index cannot be read, or names a file that is not in the folder.
     """
     try:
-        found = json.loads(path.read_text())["weight_map"]
+        files = json.loads(path.read_text())["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StartError(f"'{path}' cannot be read: {error!r}") from error
-    if not isinstance(found, dict) or not all(isinstance(file, str) and _inside(file) for file in found.values()):
+    if not isinstance(files, dict) or not all(isinstance(file, str) and _inside(file) for file in files.values()):
         raise StartError(f"'{path}': weight_map must name a file of the folder for each tensor; download it again")
-    for file in dict.fromkeys(found.values()):
+    for file in dict.fromkeys(files.values()):
         if not (path.parent / file).is_file():
             raise StartError(f"'{path.name}' names the file '{file}', which is not there; download it again")
-    return found
+    return files
 
 
 def _inside(file: str) -> bool:

@@ -53,19 +53,19 @@ class Float8(Scheme):
         scales = scales.reshape(-(-n // rows), -(-k // columns))
         return Stored(scaled(stored, scales, rows, columns))
 
-    def _steps(self, module: StoredModule, suffix: str, found: Sequence[int], n: int, k: int) -> tuple[int, int]:
+    def _steps(self, module: StoredModule, suffix: str, shape: Sequence[int], n: int, k: int) -> tuple[int, int]:
         """Rows and inputs that share a scale."""
-        if len(found) < 2 and found in ((), (1,), (n,)):
-            return (1 if found == (n,) and n > 1 else n), k
-        if len(found) == 2 and self.block is not None:
+        if len(shape) < 2 and shape in ((), (1,), (n,)):
+            return (1 if shape == (n,) and n > 1 else n), k
+        if len(shape) == 2 and self.block is not None:
             rows, columns = self.block
-            if tuple(found) == (-(-n // rows), -(-k // columns)):
+            if tuple(shape) == (-(-n // rows), -(-k // columns)):
                 return rows, columns
-        if len(found) == 2 and found[0] in (1, n) and 0 < found[1] <= k and k % found[1] == 0:
-            return (1 if found[0] == n else n), k // found[1]
+        if len(shape) == 2 and shape[0] in (1, n) and 0 < shape[1] <= k and k % shape[1] == 0:
+            return (1 if shape[0] == n else n), k // shape[1]
         wanted = f", or one for each block of {self.block}" if self.block is not None else ""
         raise module.error(
-            suffix, f"has shape {list(found)}, where one scale for {[n, k]}, for each row or group{wanted} belongs"
+            suffix, f"has shape {list(shape)}, where one scale for {[n, k]}, for each row or group{wanted} belongs"
         )
 
 
@@ -109,10 +109,10 @@ class Float4(Scheme):
 
 def scales_of(module: StoredModule, suffix: str) -> NDArray[np.float32]:
     """Scales as float32; bytes are E8M0 exponents: 2 ** (byte - 127)."""
-    found = module.read(suffix, module.shape(suffix), _SCALES)
-    if found.dtype == np.uint8:
-        found = np.ldexp(np.float32(1), found.astype(np.int32) - 127)
-    return np.asarray(found, np.float32)
+    scales = module.read(suffix, module.shape(suffix), _SCALES)
+    if scales.dtype == np.uint8:
+        scales = np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
+    return np.asarray(scales, np.float32)
 
 
 def scaled(stored: Tensor, scales: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
@@ -125,19 +125,19 @@ def scaled(stored: Tensor, scales: NDArray[np.float32], rows: int, columns: int)
     n, k = stored.shape
     table: NDArray[Any] = np.arange(256, dtype=np.uint8).view(stored.dtype).astype(np.float32)
     octets = stored.view(np.uint8)
-    found = np.empty((n, k), np.float32)
+    values = np.empty((n, k), np.float32)
     for first in range(0, n, _ROWS):
-        part = found[first : first + _ROWS]
+        part = values[first : first + _ROWS]
         np.take(table, octets[first : first + _ROWS], out=part)
         each = scales[np.arange(first, first + len(part)) // rows]
         part *= each if columns >= k else np.repeat(each, columns, axis=1)[:, :k]
-    return found
+    return values
 
 
 def _one(module: StoredModule, suffix: str) -> np.float32:
     """The one scale of a weight."""
-    found = scales_of(module, suffix).reshape(-1)
-    if len(found) != 1 or not np.isfinite(found[0]) or found[0] <= 0:
+    scales = scales_of(module, suffix).reshape(-1)
+    if len(scales) != 1 or not np.isfinite(scales[0]) or scales[0] <= 0:
         raise module.error(suffix, "is no single number above 0")
-    one: np.float32 = found[0]
+    one: np.float32 = scales[0]
     return one

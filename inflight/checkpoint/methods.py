@@ -21,53 +21,53 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
     nested = config.get("text_config")
     inner = nested if isinstance(nested, Mapping) else {}
     keys = ("quantization_config", "compression_config")  # the second one is compressed-tensors' former name
-    found = next((each[key] for each in (config, inner) for key in keys if each.get(key)), None)
-    if found is None:
+    quantisation = next((each[key] for each in (config, inner) for key in keys if each.get(key)), None)
+    if quantisation is None:
         return None
-    if not isinstance(found, Mapping):
+    if not isinstance(quantisation, Mapping):
         raise StartError("quantization_config in config.json is no object; download the checkpoint again")
-    method = found.get("quant_method")
+    method = quantisation.get("quant_method")
     if method is None:  # as older releases of the two wrote it
-        bits = found.get("load_in_4bit") or found.get("load_in_8bit")
-        method = "compressed-tensors" if "config_groups" in found else "bitsandbytes" if bits else None
+        bits = quantisation.get("load_in_4bit") or quantisation.get("load_in_8bit")
+        method = "compressed-tensors" if "config_groups" in quantisation else "bitsandbytes" if bits else None
     reader = METHODS.get(method) if isinstance(method, str) else None
     if reader is not None:
-        return reader(found)
+        return reader(quantisation)
     why = _REFUSED.get(str(method), f"quantised with '{method}' (quant_method in config.json), which is not read")
     raise StartError(f"the checkpoint is {why}; use one of {', '.join(METHODS)}, a GGUF file, or the model in bfloat16")
 
 
-def _awq(found: Mapping[str, Any]) -> Scheme:
-    whole(found, "bits", (4,))
-    version = text(found, "version", "gemm").lower()
+def _awq(config: Mapping[str, Any]) -> Scheme:
+    whole(config, "bits", (4,))
+    version = text(config, "version", "gemm").lower()
     if version != "gemm":
         raise StartError(f"AWQ's packing '{version}' (version in quantization_config) is not read; use one of 'gemm'")
-    return Awq(_group(found), bool(found.get("zero_point", True)))
+    return Awq(_group(config), bool(config.get("zero_point", True)))
 
 
-def _gptq(found: Mapping[str, Any]) -> Scheme:
-    bits = whole(found, "bits", (4, 8))
-    form = text(found, "checkpoint_format", "gptq")
+def _gptq(config: Mapping[str, Any]) -> Scheme:
+    bits = whole(config, "bits", (4, 8))
+    form = text(config, "checkpoint_format", "gptq")
     if form not in ("gptq", "gptq_v2"):
         raise StartError(f"GPTQ's checkpoint_format '{form}' is not read; use a checkpoint in 'gptq' or 'gptq_v2'")
-    dynamic = found.get("dynamic") or {}
+    dynamic = config.get("dynamic") or {}
     if not isinstance(dynamic, Mapping) or any(not str(rule).startswith("-:") for rule in dynamic):
         raise StartError("GPTQ with settings by module (dynamic in quantization_config) is not read; use one scheme")
-    return Gptq(bits, _group(found), bool(found.get("sym", True)), form == "gptq_v2")
+    return Gptq(bits, _group(config), bool(config.get("sym", True)), form == "gptq_v2")
 
 
-def _auto_round(found: Mapping[str, Any]) -> Scheme:
-    packing = text(found, "packing_format", "auto_round:auto_gptq")
+def _auto_round(config: Mapping[str, Any]) -> Scheme:
+    packing = text(config, "packing_format", "auto_round:auto_gptq")
     if packing == "auto_round:auto_gptq":
-        return _gptq(found)
+        return _gptq(config)
     if packing == "auto_round:auto_awq":
-        return _awq({"zero_point": not found.get("sym", True), **found})
+        return _awq({"zero_point": not config.get("sym", True), **config})
     raise StartError(f"AutoRound's packing_format '{packing}' is not read; use auto_round:auto_gptq")
 
 
-def _compressed(found: Mapping[str, Any]) -> Scheme:
+def _compressed(config: Mapping[str, Any]) -> Scheme:
     """The scheme of all groups. Groups of integers may differ in bits and sizes."""
-    groups = found.get("config_groups")
+    groups = config.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         raise StartError("quantization_config of compressed-tensors has no config_groups; use a complete checkpoint")
     kinds, forms = [], dict[Scheme, None]()
@@ -75,7 +75,7 @@ def _compressed(found: Mapping[str, Any]) -> Scheme:
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if not isinstance(weights, Mapping):
             raise StartError(f"config_groups.{name} of compressed-tensors has no weights; use a complete checkpoint")
-        given = group.get("format") or found.get("format") or "pack-quantized"
+        given = group.get("format") or config.get("format") or "pack-quantized"
         form, kind = str(given), weights.get("type", "int")
         if form in INTEGERS and kind == "int":
             size = _group(weights) if weights.get("group_size") is not None else None
@@ -94,8 +94,8 @@ def _compressed(found: Mapping[str, Any]) -> Scheme:
     return next(iter(forms)) if len(forms) == 1 else AnyOf(tuple(forms))
 
 
-def _modelopt(found: Mapping[str, Any]) -> Scheme:
-    algorithm = text(found, "quant_algo", "none")
+def _modelopt(config: Mapping[str, Any]) -> Scheme:
+    algorithm = text(config, "quant_algo", "none")
     if algorithm in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO"):
         return Float8(None)
     if algorithm == "NVFP4":
@@ -103,18 +103,18 @@ def _modelopt(found: Mapping[str, Any]) -> Scheme:
     raise StartError(f"ModelOpt's quant_algo '{algorithm}' is not read; read are FP8 and NVFP4")
 
 
-def _bitsandbytes(found: Mapping[str, Any]) -> Scheme:
-    return BitsAndBytes4() if found.get("load_in_4bit") else BitsAndBytes8()
+def _bitsandbytes(config: Mapping[str, Any]) -> Scheme:
+    return BitsAndBytes4() if config.get("load_in_4bit") else BitsAndBytes8()
 
 
-def _block(given: Any) -> tuple[int, int] | None:
+def _block(sizes: Any) -> tuple[int, int] | None:
     """Rows and inputs that share a scale; None: the shapes tell."""
-    if given is None:
+    if sizes is None:
         return None
-    right = isinstance(given, list) and len(given) == 2 and all(type(size) is int and size > 0 for size in given)
+    right = isinstance(sizes, list) and len(sizes) == 2 and all(type(size) is int and size > 0 for size in sizes)
     if not right:
-        raise StartError(f"a block of quantization_config is {given!r}; it must be two whole numbers from 1")
-    return given[0], given[1]
+        raise StartError(f"a block of quantization_config is {sizes!r}; it must be two whole numbers from 1")
+    return sizes[0], sizes[1]
 
 
 INTEGERS = ("pack-quantized", "int-quantized", "naive-quantized")
@@ -138,9 +138,9 @@ _REFUSED = {
 }
 
 
-def _group(found: Mapping[str, Any]) -> int | None:
+def _group(config: Mapping[str, Any]) -> int | None:
     """Inputs that share a scale; None: all."""
-    size = found.get("group_size", 128)
+    size = config.get("group_size", 128)
     if size == -1:
         return None
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:

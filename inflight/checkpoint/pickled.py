@@ -70,15 +70,15 @@ def _load(folder: Path) -> dict[str, Any]:
         raise StartError("reading pickled weights needs torch: pip install 'inflight-serving[torch]'") from None
     index = folder / PICKLED[1]
     files = list(dict.fromkeys(read_index(index).values())) if index.is_file() else [PICKLED[0]]
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for file in files:
         try:
-            found.update(torch.load(folder / file, map_location="cpu", weights_only=True, mmap=True))
+            tensors.update(torch.load(folder / file, map_location="cpu", weights_only=True, mmap=True))
         except Exception as error:  # unpickling raises anything
             raise StartError(f"'{folder / file}' cannot be read: {error}") from error
-    if not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise StartError(f"'{folder / files[0]}' holds something else than tensors by name")
-    return found
+    return tensors
 
 
 def _array(tensor: Any) -> Tensor:
@@ -102,10 +102,10 @@ def convert(folder: Path) -> Path:
     """
     from safetensors.torch import save_file
 
-    made = folder / "model.safetensors"
+    target = folder / "model.safetensors"
     # Tensors that share memory (tied ones) are written one by one.
-    save_file({name: tensor.contiguous().clone() for name, tensor in _load(folder).items()}, made, {"format": "pt"})
-    return made
+    save_file({name: tensor.contiguous().clone() for name, tensor in _load(folder).items()}, target, {"format": "pt"})
+    return target
 
 
 if __name__ == "__main__":

@@ -60,17 +60,17 @@ class QuantisedFiles(Source):
         module = self._module(name)
         if module is None or self._scheme is None:
             return _floats(name, self._files.read(name, shape, part))
-        found, order = self._scheme.read(module, _matrix(name, shape))
-        if order is None or isinstance(found, np.ndarray):
-            return share_of(found, part)
+        weight, order = self._scheme.read(module, _matrix(name, shape))
+        if order is None or isinstance(weight, np.ndarray):
+            return share_of(weight, part)
         if not self._said:
             self._said = True
             log.warning(_SAID)
         if part is not None and part.dim == 0:
-            found, part = found.rows(part.first, part.end), None
-        spread = np.empty(found.shape, np.float32)
+            weight, part = weight.rows(part.first, part.end), None
+        spread = np.empty(weight.shape, np.float32)
         for first in range(0, len(spread), _ROWS):
-            spread[first : first + _ROWS, order] = found.rows(first, first + _ROWS).dequantise()
+            spread[first : first + _ROWS, order] = weight.rows(first, first + _ROWS).dequantise()
         return sliced(spread, part)
 
     def release(self) -> None:

@@ -20,18 +20,18 @@ T = TypeVar("T")
 FLOATS = ("float16", "bfloat16", "float32")
 
 
-def whole(found: Mapping[str, Any], key: str, allowed: Sequence[int]) -> int:
+def whole(config: Mapping[str, Any], key: str, allowed: Sequence[int]) -> int:
     """A setting that is one of some numbers, or StartError that names it."""
-    value = found.get(key)
+    value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
         numbers = " or ".join(map(str, allowed))
         raise StartError(f"{key} in quantization_config is {value!r}; checkpoints with {numbers} bits are read")
     return value
 
 
-def text(found: Mapping[str, Any], key: str, default: str) -> str:
+def text(config: Mapping[str, Any], key: str, default: str) -> str:
     """A setting that is a text, or StartError that names it."""
-    value = found.get(key) or default
+    value = config.get(key) or default
     if not isinstance(value, str):
         raise StartError(f"{key} in quantization_config is {value!r}; it must be a text like '{default}'")
     return value

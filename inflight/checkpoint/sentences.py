@@ -159,14 +159,14 @@ def _module(file: Path, entry: Any) -> tuple[str, str]:
 
 def _pooling(file: Path) -> tuple[tuple[str, ...], bool]:
     """Modes, and whether the prompt counts."""
-    found = read_object(file)
-    given = found.get("pooling_mode")
+    settings = read_object(file)
+    given = settings.get("pooling_mode")
     if given is None:
-        given = [mode for mode, old in zip(POOLINGS, _OLD_POOLINGS) if found.get(f"pooling_mode_{old}")] or "mean"
+        given = [mode for mode, old in zip(POOLINGS, _OLD_POOLINGS) if settings.get(f"pooling_mode_{old}")] or "mean"
     modes = [given] if isinstance(given, str) else given
     if not isinstance(modes, list) or not modes or any(mode not in POOLINGS for mode in modes):
         raise StartError(f"'{file}' has the pooling {given!r}; known are {', '.join(POOLINGS)}")
-    return tuple(modes), found.get("include_prompt", True) is not False
+    return tuple(modes), settings.get("include_prompt", True) is not False
 
 
 def _of_the_vector(file: Path, found: Mapping[str, Any]) -> None:
@@ -203,8 +203,8 @@ def _normalize(folder: Path) -> Normalize:
 _LAYERS: dict[str, Callable[[Path], Layer]] = {"Dense": _dense, "LayerNorm": _layer_norm, "Normalize": _normalize}
 
 
-def _size(file: Path, found: Mapping[str, Any], key: str) -> int:
-    size = found.get(key)
+def _size(file: Path, settings: Mapping[str, Any], key: str) -> int:
+    size = settings.get(key)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise StartError(f"'{file}': {key} is {size!r}; it must be a whole number of at least 1")
     return size

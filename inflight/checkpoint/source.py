@@ -133,8 +133,8 @@ class Weights:
         shape = self.shape(name)
         if shape is None:
             raise StartError(f"tensor '{name}' is packed, where floats belong")
-        found = self.read(name, shape)
-        return np.array(found) if isinstance(found, np.ndarray) else found.dequantise()
+        weight = self.read(name, shape)
+        return np.array(weight) if isinstance(weight, np.ndarray) else weight.dequantise()
 
     def release(self) -> None:
         """Releases the memory of what was read so far. Views stay valid, but using them reads the file again."""
@@ -152,10 +152,10 @@ def share_of(weight: Weight, part: Slice | None) -> Weight:
         return weight.rows(first, end)
     if (first, end) == (0, weight.shape[1]):
         return weight
-    found = np.empty((weight.shape[0], end - first), np.float32)
-    for row in range(0, len(found), _ROWS):
-        found[row : row + _ROWS] = weight.rows(row, row + _ROWS).dequantise()[:, first:end]
-    return found
+    values = np.empty((weight.shape[0], end - first), np.float32)
+    for row in range(0, len(values), _ROWS):
+        values[row : row + _ROWS] = weight.rows(row, row + _ROWS).dequantise()[:, first:end]
+    return values
 
 
 def floats_into(weight: Weight, out: Tensor) -> None:

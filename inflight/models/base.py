@@ -74,10 +74,10 @@ def reaches(ropes: Sequence[Rope]) -> tuple[int, int]:
     Raises:
         StartError: they depend on the length of a sequence in different ways.
     """
-    found = sorted({(rope.switch, rope.stretched) for rope in ropes if rope.switch or rope.stretched})
-    if len(found) > 1:
+    kinds = sorted({(rope.switch, rope.stretched) for rope in ropes if rope.switch or rope.stretched})
+    if len(kinds) > 1:
         raise StartError("its layers' rotations scale with the length of a sequence in different ways")
-    return found[0] if found else (0, 0)
+    return kinds[0] if kinds else (0, 0)
 
 
 class CausalLM(ABC):

@@ -90,11 +90,11 @@ class BridgeRope:
 
 def _settings(config: Any) -> list[Mapping[str, Any]]:
     """The rotation's settings, for each kind of layer."""
-    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if not isinstance(given, Mapping):
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if not isinstance(parameters, Mapping):
         return []
-    nested = [each for each in given.values() if isinstance(each, Mapping)]
-    return nested or [given]
+    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
+    return nested or [parameters]
 
 
 def _length(kind: str, settings: Mapping[str, Any], config: Any, max_positions: int) -> int:

@@ -212,10 +212,10 @@ def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderCon
         StartError: the head is missing there.
     """
     prefixes = dict.fromkeys([config.prefix, *_PREFIXES])
-    found = next((prefix for prefix in prefixes if f"{prefix}{_EMBEDDING}" in weights), None)
-    if found is None:
+    own_prefix = next((prefix for prefix in prefixes if f"{prefix}{_EMBEDDING}" in weights), None)
+    if own_prefix is None:
         return _without_embedding(config, weights, list(prefixes))
-    config = replace(config, prefix=found)
+    config = replace(config, prefix=own_prefix)
     head = _head(config, weights)
     if head is None:
         if untied:
@@ -224,7 +224,7 @@ def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderCon
                 "(tie_word_embeddings false); is the checkpoint complete?"
             )
         return replace(config, tied=True)
-    if config.tied and _differ(weights, f"{found}{_EMBEDDING}", head, (config.vocab_size, config.hidden)):
+    if config.tied and _differ(weights, f"{own_prefix}{_EMBEDDING}", head, (config.vocab_size, config.hidden)):
         log.warning("config.json ties the head to the embedding, but '%s' has values of its own, which are used", head)
         return replace(config, head_name=head, tied=False)
     return replace(config, head_name=head)

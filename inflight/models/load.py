@@ -122,7 +122,7 @@ def load_model(
     from inflight.models.decoder_load import load_decoder
     from inflight.models.lora import Adapter
 
-    adapters = [Adapter(each.name, each.folder) for each in settings.adapters]
+    adapters = [Adapter(adapter.name, adapter.folder) for adapter in settings.adapters]
     with model.weights(progress, settings.allow_pickle) as weights:
         described = located(described, weights, _untied(config))
         decoder = load_decoder(described, weights, ranks, device.torch, dtype, adapters)
@@ -228,8 +228,8 @@ def _dtype(asked: str, config: Mapping[str, Any]) -> str:
     if asked == "auto":
         nested = config.get("text_config")
         nested = nested if isinstance(nested, Mapping) else {}
-        given = config.get("dtype") or config.get("torch_dtype") or nested.get("dtype") or nested.get("torch_dtype")
-        name = str(given or "float32").removeprefix("torch.")
+        stored = config.get("dtype") or config.get("torch_dtype") or nested.get("dtype") or nested.get("torch_dtype")
+        name = str(stored or "float32").removeprefix("torch.")
     if name not in FLOAT_DTYPES:
         raise StartError(f"dtype '{name}' is not supported; use --dtype {', '.join(FLOAT_DTYPES)}")
     return name

@@ -66,8 +66,8 @@ def open_model(folder: str | Path, threads: int, quantize: str = "none", kv_cach
 def step_of(load: Load, vocab_size: int) -> ForwardBatch:
     """Random tokens; every row has blocks of its own."""
     length = load.context + load.tokens
-    each = -(-length // BLOCK)
-    tables = np.arange(load.rows * each, dtype=np.int32).reshape(load.rows, each)
+    blocks = -(-length // BLOCK)
+    tables = np.arange(load.rows * blocks, dtype=np.int32).reshape(load.rows, blocks)
     positions = np.tile(np.arange(load.context, length), load.rows)
     rows = np.repeat(np.arange(load.rows), load.tokens)
     return ForwardBatch(
@@ -96,18 +96,18 @@ def measure(model: NativeDecoder, load: Load, seconds: float = 2.0) -> tuple[flo
         times.append(time.perf_counter() - start)
     costs = model.costs()
     model.measure(False)
-    found: dict[str, Line] = {}
+    lines: dict[str, Line] = {}
     for cost in costs:
         name = cost.name
-        line = found.get(name, Line(name, 0.0, 0.0, 0.0))
+        line = lines.get(name, Line(name, 0.0, 0.0, 0.0))
         count = len(times)
-        found[name] = replace(
+        lines[name] = replace(
             line,
             seconds=line.seconds + cost.seconds / count,
             bytes=line.bytes + cost.bytes / count,
             operations=line.operations + cost.operations / count,
         )
-    return sorted(times)[len(times) // 2], sorted(found.values(), key=lambda line: -line.seconds)
+    return sorted(times)[len(times) // 2], sorted(lines.values(), key=lambda line: -line.seconds)
 
 
 def report(folder: str | Path, threads: int = 2, quantize: str = "none", kv_cache_dtype: str = "auto") -> str:
@@ -121,14 +121,14 @@ def report(folder: str | Path, threads: int = 2, quantize: str = "none", kv_cach
     for load in LOADS:
         if load.context + load.tokens > model.max_positions:
             continue
-        seconds, found = measure(model, load)
+        seconds, operators = measure(model, load)
         total = Line(
             "all",
             seconds,
-            sum(line.bytes for line in found if line.name not in ROWWISE),
-            sum(line.operations for line in found),
+            sum(line.bytes for line in operators if line.name not in ROWWISE),
+            sum(line.operations for line in operators),
         )
-        for line in (total, *found):
+        for line in (total, *operators):
             share = line.seconds / seconds
             bytes_rate = "" if line.name in ROWWISE else f"{line.bytes / line.seconds / 1e9:.1f}"
             rate = f"{line.operations / line.seconds / 1e9:.0f}" if line.operations else ""

@@ -42,8 +42,8 @@ class TextEncoder:
         self._model = model = _load(settings).eval().to(device.torch)
         self._device = device.torch
         self._poolings = sentences.poolings
-        most = _longest(model.config)
-        self.longest = min(most, sentences.longest or most)
+        positions = _longest(model.config)
+        self.longest = min(positions, sentences.longest or positions)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
         width = int(model.config.get_text_config().hidden_size)
         self._head = VectorHead(sentences.layers, width * len(self._poolings), settings.allow_pickle)
@@ -118,6 +118,6 @@ ENCODERS = (
 
 def _longest(config: Any) -> int:
     """Tokens of the longest text. Models like RoBERTa reserve the first positions."""
-    most = int(getattr(config, "max_position_embeddings", 0) or 512)
+    positions = int(getattr(config, "max_position_embeddings", 0) or 512)
     taken = config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
-    return most - (2 if taken else 0)
+    return positions - (2 if taken else 0)

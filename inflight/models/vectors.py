@@ -40,8 +40,8 @@ def pool(states: Vector, poolings: Sequence[str], first: int = 0) -> Vector:
         first: tokens before this one are left out. `weightedmean` still weighs tokens by their position in the text.
     """
     first = min(first, len(states) - 1)
-    found = [_pool(states[first:], pooling, first) for pooling in poolings]
-    return found[0] if len(found) == 1 else np.concatenate(found)
+    pooled = [_pool(states[first:], pooling, first) for pooling in poolings]
+    return pooled[0] if len(pooled) == 1 else np.concatenate(pooled)
 
 
 def _pool(states: Vector, pooling: str, first: int) -> Vector:

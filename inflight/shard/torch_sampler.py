@@ -56,17 +56,17 @@ def sample(
 ) -> Sampled:
     """See `Sampler.sample`."""
     highest = logits.amax(dim=-1)  # NaN where any of them is; before a mask hides it
-    changed = bool(masks) or not all(each.plain for each in sampling)
+    changed = bool(masks) or not all(params.plain for params in sampling)
     if changed:
         _process(logits, sampling, state, masks or {}, watermark)
     tokens = torch.argmax(logits, dim=-1) if changed or best is None else torch.from_numpy(best.copy())
-    drawn = [row for row, each in enumerate(sampling) if each.do_sample]
+    drawn = [row for row, params in enumerate(sampling) if params.do_sample]
     if drawn:
         uniform = [_uniform(sampling[row].seed, len(state(row).tokens)) for row in drawn]
         tokens[drawn] = _draw(_rows(logits, drawn), uniform)
     logprobs: Array | None = None
     top: list[list[tuple[int, float]]] = [[] for _ in sampling]
-    asked = [row for row, each in enumerate(sampling) if each.logprobs or each.top_n_tokens]
+    asked = [row for row, params in enumerate(sampling) if params.logprobs or params.top_n_tokens]
     if asked:
         normal = torch.log_softmax(_rows(logits, asked), dim=-1)
         values = torch.zeros(len(sampling), dtype=torch.float32, device=logits.device)
@@ -96,28 +96,28 @@ def _process(
     watermark: Watermark = Watermark(),
 ) -> None:
     """Changes the logits of rows that ask for it."""
-    for row, each in enumerate(sampling):
-        if each.watermark:
+    for row, params in enumerate(sampling):
+        if params.watermark:
             _watermark(logits[row], int(state(row).tokens[-1]), watermark)
-        if each.repetition_penalty != 1.0:
-            _repetition(logits[row], state(row), each.repetition_penalty)
-        if each.frequency_penalty or each.presence_penalty:
-            _frequency(logits[row], state(row), each.frequency_penalty, each.presence_penalty)
-        if each.logit_bias:
-            index = torch.tensor([token for token, _ in each.logit_bias], device=logits.device)
-            bias = torch.tensor([value for _, value in each.logit_bias], device=logits.device)
+        if params.repetition_penalty != 1.0:
+            _repetition(logits[row], state(row), params.repetition_penalty)
+        if params.frequency_penalty or params.presence_penalty:
+            _frequency(logits[row], state(row), params.frequency_penalty, params.presence_penalty)
+        if params.logit_bias:
+            index = torch.tensor([token for token, _ in params.logit_bias], device=logits.device)
+            bias = torch.tensor([value for _, value in params.logit_bias], device=logits.device)
             logits[row].index_add_(0, index, bias)
     for row, bits in masks.items():
         logits[row].masked_fill_(_forbidden(bits, logits), -torch.inf)
-    warm = [row for row, each in enumerate(sampling) if each.temperature != 1.0]
+    warm = [row for row, params in enumerate(sampling) if params.temperature != 1.0]
     if warm:
         divider = _column(logits, [max(sampling[row].temperature, COLDEST) for row in warm])
         logits[warm] = _rows(logits, warm) / divider
     for wants, filter_rows in (
-        ([each.top_k > 0 for each in sampling], _top_k),
-        ([each.top_p < 1.0 for each in sampling], _top_p),
-        ([each.min_p > 0.0 for each in sampling], _min_p),
-        ([each.typical_p < 1.0 for each in sampling], _typical_p),
+        ([params.top_k > 0 for params in sampling], _top_k),
+        ([params.top_p < 1.0 for params in sampling], _top_p),
+        ([params.min_p > 0.0 for params in sampling], _min_p),
+        ([params.typical_p < 1.0 for params in sampling], _typical_p),
     ):
         rows = [row for row, wanted in enumerate(wants) if wanted]
         if rows:
@@ -166,16 +166,16 @@ def _frequency(row: torch.Tensor, state: RowState, frequency: float, presence: f
 
 def _top_k(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
     """Tokens that are less likely than the k-th most likely one; ties with it stay."""
-    most = min(max(each.top_k for each in sampling), logits.shape[-1])
+    most = min(max(params.top_k for params in sampling), logits.shape[-1])
     best = _largest(logits, most)
-    place = torch.tensor([min(each.top_k, logits.shape[-1]) - 1 for each in sampling], device=logits.device)
+    place = torch.tensor([min(params.top_k, logits.shape[-1]) - 1 for params in sampling], device=logits.device)
     return logits < best.gather(1, place.unsqueeze(1))
 
 
 def _largest(logits: torch.Tensor, k: int) -> torch.Tensor:
     """The k largest of each row, largest first; by the native library if there is one."""
-    found = top_k(logits.numpy(), k) if logits.device.type == "cpu" and logits.dtype == torch.float32 else None
-    return torch.topk(logits, k, dim=-1).values if found is None else to_tensor(found.values)
+    top = top_k(logits.numpy(), k) if logits.device.type == "cpu" and logits.dtype == torch.float32 else None
+    return torch.topk(logits, k, dim=-1).values if top is None else to_tensor(top.values)
 
 
 def _top_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
@@ -183,14 +183,14 @@ def _top_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
     ordered, index = torch.sort(logits, dim=-1, descending=True, stable=True)
     before = torch.softmax(ordered, dim=-1).cumsum(dim=-1)
     before = before - torch.softmax(ordered, dim=-1)
-    tail = before >= _column(logits, [each.top_p for each in sampling])
+    tail = before >= _column(logits, [params.top_p for params in sampling])
     tail[:, 0] = False
     return torch.zeros_like(tail).scatter(1, index, tail)
 
 
 def _min_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
     """Tokens that are less likely than min_p times the most likely one (Nguyen et al., 2024)."""
-    limit = logits.amax(dim=-1, keepdim=True) + torch.log(_column(logits, [each.min_p for each in sampling]))
+    limit = logits.amax(dim=-1, keepdim=True) + torch.log(_column(logits, [params.min_p for params in sampling]))
     return logits < limit
 
 
@@ -203,7 +203,7 @@ def _typical_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
     _, index = torch.sort(distance, dim=-1, stable=True)
     ordered = probs.gather(1, index)
     before = ordered.cumsum(dim=-1) - ordered
-    tail = before >= _column(logits, [each.typical_p for each in sampling])
+    tail = before >= _column(logits, [params.typical_p for params in sampling])
     tail[:, 0] = False
     return torch.zeros_like(tail).scatter(1, index, tail)
 

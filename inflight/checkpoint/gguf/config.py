@@ -265,11 +265,11 @@ def _pattern(file: GgufParts, config: Json, key: str) -> None:
     if isinstance(found, list):
         if len(found) < config["num_hidden_layers"]:
             raise StartError(f"the GGUF file's key '{key}' has {len(found)} entries for {config['num_hidden_layers']}")
-        sliding = [bool(each) for each in found]
+        sliding = [bool(slides) for slides in found]
     else:
         step = whole_number(file.metadata, key)
         sliding = [(layer + 1) % step != 0 for layer in range(config["num_hidden_layers"])]
-    config["layer_types"] = ["sliding_attention" if each else "full_attention" for each in sliding]
+    config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in sliding]
 
 
 def _gemma3(file: GgufParts, config: Json) -> None:

@@ -97,24 +97,24 @@ class Metadata(Mapping[str, Value]):
         self._values: dict[str, Value | _Array] = {}
 
     def __getitem__(self, key: str) -> Value:
-        found = self._values[key]
-        if isinstance(found, _Array):
+        value = self._values[key]
+        if isinstance(value, _Array):
             try:
-                found = found.decoded(key)
+                value = value.decoded(key)
             except _BrokenError as problem:
                 raise _no_whole_file(self._path, problem) from None
-            self._values[key] = found
-        return found
+            self._values[key] = value
+        return value
 
     def array(self, key: str) -> TextArray | NDArray[Any] | None:
         """An array as it is stored, numbers as a copy; None: there is none, or it was decoded."""
-        found = self._values.get(key)
-        if not isinstance(found, _Array):
+        value = self._values.get(key)
+        if not isinstance(value, _Array):
             return None
-        if found.form is None:
-            return TextArray(found.file.buffer, found.start, found.count)
-        dtype = np.dtype(f"<{found.form.format[1:]}")
-        numbers: NDArray[Any] = np.frombuffer(found.file.buffer, dtype, found.count, found.start).copy()
+        if value.form is None:
+            return TextArray(value.file.buffer, value.start, value.count)
+        dtype = np.dtype(f"<{value.form.format[1:]}")
+        numbers: NDArray[Any] = np.frombuffer(value.file.buffer, dtype, value.count, value.start).copy()
         return numbers
 
     def __iter__(self) -> Iterator[str]:

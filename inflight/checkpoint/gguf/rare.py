@@ -41,6 +41,6 @@ def as_integers(type: str, shape: tuple[int, int], rows: Bytes) -> Quantised:
     n, k = shape
     codes, scales = np.empty((n, k), np.uint8), np.empty((n, k // _GROUP), np.float32)
     for first in range(0, n, _ROWS):
-        found = quantise(gguf.dequantize(rows[first : first + _ROWS], kind).reshape(-1, k), 8, _GROUP)
-        codes[first : first + _ROWS], scales[first : first + _ROWS] = found.codes, found.scales
+        piece = quantise(gguf.dequantize(rows[first : first + _ROWS], kind).reshape(-1, k), 8, _GROUP)
+        codes[first : first + _ROWS], scales[first : first + _ROWS] = piece.codes, piece.scales
     return Quantised(8, _GROUP, codes, scales)
