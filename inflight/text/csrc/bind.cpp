@@ -147,7 +147,8 @@ class Encoder {
 }  // namespace
 
 NB_MODULE(_bpe, m) {
-    nb::set_leak_warnings(false);  // a tokenizer lives as long as the process, whose objects are not collected at its end
+    nb::set_leak_warnings(
+        false);  // a tokenizer lives as long as the process, whose objects are not collected at its end
     nb::class_<Texts>(m, "Texts")
         .def("__init__", [](Texts* made, nb::list texts) { new (made) Texts(listed(texts)); })
         .def_static("in_a_file", &in_a_file, nb::arg("buffer"), nb::arg("start"), nb::arg("count"))
