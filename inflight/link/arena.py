@@ -1,11 +1,11 @@
 """Large arrays between the server and its workers, without copying them through a socket.
 
 An `Arena` is a sparse anonymous file, mapped once at its full size and passed to worker processes as an open file
-descriptor: it has no name in any file system, so nothing is left behind however a process ends. One process
-allocates in an arena (its only writer of bookkeeping); the other maps it read-only and is told offsets.
+descriptor: it has no name in any file system, so nothing is left behind, however a process ends. One process allocates
+in an arena and keeps its books; the other maps it read-only and receives offsets.
 
-A block lives exactly as long as the memoryview that `allocate` returned, or anything that still refers to it
-(an array over it, a transport that has yet to send it).
+A block lives as long as the memoryview that `allocate` returned, or any object that refers to it (an array over it, a
+transport that has yet to send it).
 """
 
 from __future__ import annotations
@@ -122,13 +122,13 @@ class Arena:
         offset = self.take(nbytes)
         if offset is None:
             return None
-        # The owner of the block's life is an array: arrays made over it keep it alive, a memoryview slice they do not.
+        # An array owns the block: arrays made over it keep it alive, whereas a memoryview's slice would not.
         owner: Array = np.ndarray(nbytes, np.uint8, self._map, offset)
         weakref.finalize(owner, self.free, offset).atexit = False
         return owner.data
 
     def offset_of(self, array: Array) -> int | None:
-        """Where a C-contiguous array lies in this arena, or None when it is elsewhere."""
+        """The offset of a C-contiguous array in this arena, or None if it lies elsewhere."""
         offset = int(array.__array_interface__["data"][0]) - self._base
         return offset if 0 <= offset < self.size and array.flags.c_contiguous else None
 
@@ -148,17 +148,17 @@ class Arena:
         return copy
 
     def close(self) -> None:
-        """Gives the file back; blocks that are still referred to stay readable."""
+        """Closes the file; blocks that are still referred to stay readable."""
         os.close(self.fd)
         _unmap(self._map)
 
 
 class ArenaReader:
-    """The reading side: read-only arrays over the blocks that the other process names.
+    """The reading side: read-only memory of the blocks that the other process names by offsets.
 
     Args:
         fd: the same file, opened by inheritance.
-        on_release: called with the offset once nothing refers to a block's array any more.
+        on_release: called with a block's offset once its memory is no longer referred to.
     """
 
     def __init__(self, fd: int, on_release: Callable[[int], None] | None = None) -> None:
@@ -172,11 +172,11 @@ class ArenaReader:
         return owner.data
 
     def peek(self, nbytes: int) -> memoryview:
-        """The first bytes of the file, which no block's end is told of; release it before `close`."""
+        """The first bytes of the file, without a call of `on_release`; release the view before `close`."""
         return memoryview(self._map)[:nbytes]
 
     def close(self) -> None:
-        """Gives the mapping back; blocks that are still referred to stay readable."""
+        """Unmaps the file; blocks that are still referred to stay readable."""
         _unmap(self._map)
 
 
@@ -184,4 +184,4 @@ def _unmap(mapping: mmap.mmap) -> None:
     try:
         mapping.close()
     except BufferError:
-        pass  # the arrays over it keep it, and the last one ends it
+        pass  # arrays over the mapping keep it; it ends with the last one

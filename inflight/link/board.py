@@ -1,11 +1,11 @@
-"""What a worker runs right now, in shared memory that its server reads whenever it likes.
+"""The runs of a worker at this moment, in shared memory that its server can read at any time.
 
-A message would not do: a function that spins in C holds the interpreter's lock, and no thread of its worker can send
-anything. So every runner (the thread of the Python stages, the thread of a model) writes down what it begins and that
-it ended; that costs about a microsecond, and the server looks now and then.
+Messages cannot replace it: a function that spins in C holds the interpreter's lock, so no thread of its worker can send
+one. Every runner (the thread of the Python stages, the thread of a model) therefore writes down the begin and the end
+of each run, which costs about a microsecond, and the server reads it from time to time.
 
-The board is the first block of the worker's outbox: a page that says how many runners there are, then one part for each
-of them: state, range of the keys it is at, time of the begin, keys. One thread writes a part, the server reads it.
+The board is the first block of the worker's outbox: a page with the number of runners, then one part for each of them:
+state, range of the keys that run, time of the begin, keys. One thread writes a part, the server reads it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 RUNNERS = 64
-"""Runners that are watched; a servable of more models goes on without."""
+"""Runners that have a part; further ones run unwatched."""
 
 _PAGE = 4096
 _PART = 32 * 1024  # bytes
@@ -25,7 +25,7 @@ _STATE, _FIRST, _LAST, _BEGAN, _KEYS = 0, 1, 2, 3, 8  # words of 8 bytes in a pa
 _IDLE, _RUNNING, _WAITING = 0, 1, 2
 
 MOST_KEYS = _PART // 8 - _KEYS
-"""Instances of one run that are written down; those of a larger batch that come after them are left out."""
+"""Instances of one run that are written down; the rest of a larger batch is left out."""
 
 BOARD_BYTES = _PAGE + RUNNERS * _PART
 
@@ -51,7 +51,7 @@ class Runner:
         words[_STATE] = _RUNNING
 
     def at(self, first: int, last: int) -> None:
-        """The run goes on with the instances `first` to `last` of those it began with; their time starts now."""
+        """The run goes on with the instances [first, last) of those it began with; their time starts now."""
         self._words[_FIRST] = first
         self._words[_LAST] = min(last, MOST_KEYS)
         self._times[_BEGAN] = time.monotonic()
@@ -64,7 +64,7 @@ class Runner:
         self._words[_STATE] = _IDLE
 
     def wait(self) -> None:
-        """It waits for somebody else (`Model.call`): until `resume` its time stands still. From any thread."""
+        """The runner waits for a model (`Model.call`): until `resume` its time stands still. From any thread."""
         with self._lock:
             self._waits += 1
             if self._waits == 1:
@@ -84,7 +84,7 @@ class Board:
     """The worker's side.
 
     Args:
-        memory: `BOARD_BYTES` zeros; None: memory of its own, which nobody reads.
+        memory: `BOARD_BYTES` zeros; None: private memory, which no server reads.
     """
 
     def __init__(self, memory: memoryview | None = None) -> None:
@@ -101,11 +101,11 @@ class Board:
 
 
 class Run(NamedTuple):
-    """What one runner is at.
+    """The run of one runner.
 
     Attributes:
         began: `time.monotonic()`, which is one clock for all processes of a machine.
-        waiting: for a model that it called; its time stands still.
+        waiting: it waits for a model that it called; its time stands still.
         keys: of its instances; 0 and less stand for calls from inside the worker.
     """
 
@@ -127,8 +127,8 @@ class BoardReader:
         self._times = memory.cast("d")
 
     def runs(self) -> list[Run]:
-        """What runs now. One that begins or ends in this moment may be left out."""
-        found: list[Run] = []
+        """The current runs. A run that begins or ends at this moment may be left out."""
+        runs: list[Run] = []
         for number in range(min(self._words[0], RUNNERS)):
             start = (_PAGE + number * _PART) // 8
             state, began = self._words[start + _STATE], self._times[start + _BEGAN]
@@ -137,11 +137,11 @@ class BoardReader:
             first, last = self._words[start + _FIRST], self._words[start + _LAST]
             keys = self._words[start + _KEYS + first : start + _KEYS + last].tolist()
             if (state, began) == (self._words[start + _STATE], self._times[start + _BEGAN]):
-                found.append(Run(began, state == _WAITING, keys))
-        return found
+                runs.append(Run(began, state == _WAITING, keys))
+        return runs
 
     def close(self) -> None:
-        """Lets go of the memory, so that it can be given back."""
+        """Releases the memory, so that it can be unmapped."""
         self._words.release()
         self._times.release()
         self._memory.release()

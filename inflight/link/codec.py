@@ -63,7 +63,7 @@ class WireRows(msgspec.Struct, array_like=True, frozen=True):
 
 
 class WireError(msgspec.Struct, array_like=True, frozen=True):
-    """What became of instance `key`: the error's kind (`inflight.errors.error_from_wire`) and text."""
+    """The error of instance `key`: its kind (`inflight.errors.error_from_wire`) and text."""
 
     key: int
     kind: str
@@ -89,7 +89,7 @@ class CallItem(msgspec.Struct, array_like=True, frozen=True):
 
 
 class CallOutcome(msgspec.Struct, array_like=True, frozen=True):
-    """What came of a `CallItem`: a row, or the error's kind and text."""
+    """The outcome of a `CallItem`: a row, or the error's kind and text."""
 
     number: int
     row: list[str | WireArray] | None
@@ -127,7 +127,7 @@ class Work(Message, tag=3, frozen=True):
         first: id of the first instance; the others count up from it.
         rows: their inputs (`Packer.rows`).
         seconds: time left for each, None for an instance without a deadline; None where none has one.
-        frees: blocks of the worker's outbox that nobody reads any more.
+        frees: blocks of the worker's outbox that the server does not read any more.
     """
 
     method: int
@@ -152,7 +152,7 @@ class Done(Message, tag=4, frozen=True):
 
 
 class Drop(Message, tag=5, frozen=True):
-    """Server to worker: nobody waits for these instances any more."""
+    """Server to worker: the callers of these instances wait no more."""
 
     ids: list[int]
 
@@ -172,15 +172,15 @@ class CallDone(Message, tag=7, frozen=True):
 
 
 class Stop(Message, tag=8, frozen=True):
-    """Server to worker: finish nothing more, leave."""
+    """Server to worker: end now, without finishing what runs."""
 
 
 class Leaving(Message, tag=9, frozen=True):
-    """Worker to server: it was asked by a signal to end and will not take more work."""
+    """Worker to server: a signal asked it to end; it takes no more work."""
 
 
 class Phase(Message, tag=21, frozen=True):
-    """Worker to server, while it loads: what it does now, for people who wait."""
+    """Worker to server, while it loads: the current step, for people who wait."""
 
     text: str
 
@@ -202,7 +202,7 @@ AnyMessage: TypeAlias = (
 
 
 def _from_wire(kind: type, value: Any) -> Any:
-    """What MessagePack has no type for travels as its text."""
+    """Types that MessagePack does not have travel as their text."""
     return kind(value)
 
 
@@ -243,8 +243,8 @@ class Packer:
 
     Args:
         arena: where large values lie; None sends everything through the socket.
-        allocate: copy large values into the arena; else only those that already lie there stay there, because
-            somebody else minds the lives of the blocks.
+        allocate: copy large values into the arena. Otherwise only values that already lie there travel as offsets,
+            and the caller keeps the blocks alive.
     """
 
     def __init__(self, arena: Arena | None = None, allocate: bool = True) -> None:

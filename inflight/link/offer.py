@@ -1,4 +1,4 @@
-"""What the server tells a worker to load, and what the worker says it then offers."""
+"""What a worker has to load, and what it offers once that is loaded."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Offer(msgspec.Struct, frozen=True):
     Attributes:
         version: the version it loaded (never 0).
         own_models: it runs the models itself; else it sends model rows back to the server.
-        device_type: where its models run, for people to read.
+        device_type: the device that its models run on, for people to read.
         generators: language models that it declares and that run elsewhere.
     """
 
@@ -92,7 +92,7 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class WorkerJob(msgspec.Struct, frozen=True):
-    """What one worker process is to be.
+    """What one worker process has to load and run.
 
     Attributes:
         directory, name, version: which servable; `directory` holds the folder `name`.
@@ -102,7 +102,7 @@ class WorkerJob(msgspec.Struct, frozen=True):
         threads: CPU threads for its models.
         models: what the device workers offer, for a worker that does not load models itself.
         runtimes: value of INFLIGHT_RUNTIMES.
-        trial_seconds: how long a trial run of a model may take; None: it makes none.
+        trial_seconds: how long a trial run of a model may take; None: models are not tried.
         whole: a bare model file takes one request a call; None: find out.
     """
 

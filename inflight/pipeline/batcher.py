@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from inflight.contract import Array, Outcome, Row, Table, TensorSpec, Value, join
+from inflight.contract import Array, Outcome, Row, Table, TensorSpec, Value, chain, join
 from inflight.errors import InflightError, InvalidRequest, PredictFailed, StartError, describe
 from inflight.pipeline.failures import FailureLog
 from inflight.runtime import GraphSpec, LoadedModel
@@ -30,7 +30,7 @@ class BatchedModel:
     Attributes:
         batch_size: rows in one run; 1 for a model without batch dimension.
         fixed: the file fixes the batch, so a short batch is padded with copies of its first instance.
-        runs: rows and seconds of each call of the model; whoever asked for it empties the list.
+        runs: rows and seconds of each call of the model; the caller of `run` empties the list.
         began: called before each run of the model.
     """
 
@@ -109,7 +109,7 @@ class BatchedModel:
                 continue
             key = () if self._uniform[subgraph] else self._stack_key(arrays)
             if self._shared:
-                key += tuple(values.number(arrays[each]) for each in self._shared if each < len(arrays))
+                key += tuple(values.number(arrays[at]) for at in self._shared if at < len(arrays))
             groups.setdefault(key, []).append((index, arrays))
         for group in groups.values():
             for start in range(0, len(group), self.batch_size):
@@ -133,9 +133,9 @@ class BatchedModel:
             part = table[start : start + self.batch_size] if len(table) > self.batch_size else table
             try:
                 parts.append(self._run_batch(list(part.columns), len(part), subgraph))
-            except BaseException as error:  # a model may raise anything; the rows alone show whose fault it is
+            except BaseException as error:  # a model may raise anything; single rows show which one is at fault
                 parts.append(self._one_by_one(error, list(part), subgraph))
-        return parts[0] if len(parts) == 1 else [outcome for part in parts for outcome in part]
+        return chain(parts)
 
     def _stack_key(self, arrays: Sequence[Array]) -> tuple[object, ...]:
         """Rows with the same key can be stacked; needed only where a shape or dtype is not fixed by the file."""
@@ -169,7 +169,7 @@ class BatchedModel:
         )
 
     def _fitted(self, index: int, array: Array, dtype: str | None, shape: tuple[int, ...] | None) -> Array:
-        """The array in the shape of one instance. As in MindSpore Serving only the size must agree."""
+        """The array in the shape of one instance. As in MindSpore Serving, only the size in bytes must agree."""
         if shape is not None and array.shape != shape:
             if -1 in shape:
                 if len(shape) != array.ndim or any(want not in (-1, have) for want, have in zip(shape, array.shape)):
@@ -200,7 +200,7 @@ class BatchedModel:
             return self._one_by_one(error, rows, subgraph)
 
     def _one_by_one(self, error: BaseException, rows: list[list[Array]], subgraph: int) -> Sequence[Outcome]:
-        """A run failed: its only row's error, or what each row comes to alone."""
+        """After a run that failed: the error of its only row, or the outcome of each row in a run of its own."""
         if len(rows) > 1:
             return [outcome for row in rows for outcome in self._run_isolated([row], subgraph)]
         failed = PredictFailed(f"Predict Failed, model '{self.spec.key}', error msg: {describe(error)}")
@@ -257,16 +257,17 @@ class Values:
     """Numbers arrays by type, shape and bytes: equal arrays have the same number."""
 
     SMALL = 4096
-    """Bytes of an array up to which all of them are its key; of larger ones some, and then they are compared."""
+    """Bytes up to which an array's whole content is its key; a larger array's key is a sample, and equal samples are
+    compared in full."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[object, ...], list[tuple[int, Array]]] = {}
+        self._by_sample: dict[tuple[object, ...], list[tuple[int, Array]]] = {}
         self._count = 0
 
     def number(self, array: Array) -> int:
         raw = array.reshape(-1).view(np.uint8)
         sample = raw if raw.size <= self.SMALL else raw[:: raw.size // 512]
-        alike = self._found.setdefault((array.dtype.num, array.shape, sample.tobytes()), [])
+        alike = self._by_sample.setdefault((array.dtype.num, array.shape, sample.tobytes()), [])
         for number, other in alike:
             if raw.size <= self.SMALL or other is array or np.array_equal(other.reshape(-1).view(np.uint8), raw):
                 return number

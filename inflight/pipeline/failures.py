@@ -1,4 +1,4 @@
-"""What user code and models raise, as a text for the caller and, now and then, as lines of the log."""
+"""Failures of user code and models: their tracebacks in the log, at a bounded rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTERVAL = 10.0
 """Seconds in which failures of one kind are written to the log once."""
 
 KINDS = 64
-"""Kinds of failures that are remembered, so that a worker does not grow with what user code makes up."""
+"""Kinds of failures that are remembered, so that a worker does not grow with the exception types of user code."""
 
 FRAMES = 32
 """The innermost frames of an exception that are shown."""
@@ -26,7 +26,7 @@ _OURS = f"{Path(__file__).resolve().parent.parent}/"
 class FailureLog:
     """Writes failures to the log: of each kind one in `INTERVAL` seconds, with the number of those left out.
 
-    A kind is a stage and a type of exception: what a caller can vary (texts, values) does not make a new one. May be
+    A kind is a stage and a type of exception; texts and values, which callers can vary, do not make a new kind. May be
     called from any thread.
     """
 
@@ -39,7 +39,7 @@ class FailureLog:
 
         Args:
             stage: which stage of which method.
-            text: what its caller is told.
+            text: the error text that its caller gets.
         """
         left_out = self._left_out((stage, type(error)))
         if left_out is not None:
@@ -61,20 +61,20 @@ class FailureLog:
 def user_traceback(error: BaseException) -> str:
     """The traceback, of the exception and those behind it, without the frames of this package."""
     try:
-        told = traceback.TracebackException.from_exception(error, compact=True)
-        for each in _chain(told):
-            frames = [frame for frame in each.stack if not frame.filename.startswith(_OURS)]
-            each.stack = traceback.StackSummary.from_list(frames[-FRAMES:])
-        return "".join(told.format()).rstrip()
+        captured = traceback.TracebackException.from_exception(error, compact=True)
+        for link in _chain(captured):
+            frames = [frame for frame in link.stack if not frame.filename.startswith(_OURS)]
+            link.stack = traceback.StackSummary.from_list(frames[-FRAMES:])
+        return "".join(captured.format()).rstrip()
     except BaseException:  # an exception of user code is user code: its attributes may raise anything
         return describe(error)
 
 
-def _chain(told: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+def _chain(captured: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
     """The exception and those it was raised from."""
-    waiting = [told]
+    waiting = [captured]
     while waiting:
-        each = waiting.pop()
-        yield each
-        waiting += [other for other in (each.__cause__, each.__context__) if other is not None]
-        waiting += getattr(each, "exceptions", None) or ()  # those of a group, from Python 3.11 on
+        link = waiting.pop()
+        yield link
+        waiting += [cause for cause in (link.__cause__, link.__context__) if cause is not None]
+        waiting += getattr(link, "exceptions", None) or ()  # those of a group, from Python 3.11 on

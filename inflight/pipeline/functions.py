@@ -24,12 +24,12 @@ class BadResult(ValueError):
 
 @dataclass(frozen=True)
 class Form:
-    """What a function has to return for one instance.
+    """The result that a function has to return for one instance.
 
     Attributes:
         function: its name, for error texts.
         count: its outputs.
-        unwrap: a list of one element is that element, whatever it is, as in MindSpore Serving.
+        unwrap: a list of one element stands for that element, of any type, as in MindSpore Serving.
     """
 
     function: str
@@ -66,7 +66,8 @@ class Form:
 
 
 Inputs = Callable[[int], list[list[Value]]]
-"""What a function reads, of the instances from a number on; made anew by each call, where the function may edit it."""
+"""Gives a function's inputs for the instances from an index on. Each call makes them anew, since functions may edit
+them."""
 
 
 At = Callable[[int, int], None]
@@ -75,8 +76,8 @@ At = Callable[[int, int], None]
 def run_stage(
     function: FunctionSpec, method: MethodSpec, stage: StageSpec, inputs: Inputs, count: int, at: At
 ) -> list[Outcome]:
-    """One outcome for each of `count` instances, in order; a failed one never fails another one. `at` is told before
-    each call of user code which instances it is for: from the first up to the last, which is not among them.
+    """One outcome for each of `count` instances, in order; a failed instance never fails another one. `at(first, last)`
+    is called before each call of user code, with the range of instances [first, last) that it is for.
 
     User code may raise anything: KeyboardInterrupt, SystemExit and GeneratorExit too are caught here, and none of it
     ends the worker. (A worker's real signals raise nothing, they are handled on a thread of their own.)
@@ -98,8 +99,8 @@ def run_stage(
 
 
 def failure(method: str, stage: StageSpec, error: BaseException) -> InflightError:
-    """The error of a failed stage, in MindSpore Serving's words. That a model which the function called took too long
-    stays what it is."""
+    """The error of a failed stage, in MindSpore Serving's words. The time-out of a model that the function called stays
+    a `DeadlineExceeded`."""
     kind = DeadlineExceeded if isinstance(error, DeadlineExceeded) else ModelError
     return kind(
         f"Call {stage.tag} Failed, method: '{method}', stage index(begin with 1): {stage.index}, "
@@ -115,10 +116,10 @@ def _one(function: FunctionSpec, form: Form, row: list[Value], fail: Fail) -> Ou
 
 
 def _batch(function: FunctionSpec, form: Form, inputs: Inputs, count: int, fail: Fail, at: At) -> list[Outcome]:
-    """Calls a batch function until every row has an answer.
+    """Calls a batch function until every row has an outcome.
 
-    An exception before the first result fails all rows left; one while iterating fails the row it came for, and the
-    function is called again with the rows after it.
+    An exception before the first result fails all remaining rows; an exception while iterating fails the row whose
+    result was asked for, and the function is called again with the rows after it.
     """
     outcomes: list[Outcome] = []
     while len(outcomes) < count:
@@ -162,8 +163,8 @@ def as_row(result: Any, form: Form, inputs: Sequence[Value] = ()) -> list[Value]
     """A function's result for one instance as values, one for each output.
 
     Args:
-        inputs: what the function was given for this instance: returned as it is (once), while every other array is
-            copied, since a function may fill one buffer for each instance and return that again and again.
+        inputs: the function's inputs for this instance. An input that is returned stays as it is (once); every other
+            array is copied, since a function may fill one buffer for each instance and return it every time.
 
     Raises:
         BadResult: the number of outputs or a type is wrong.
@@ -173,14 +174,14 @@ def as_row(result: Any, form: Form, inputs: Sequence[Value] = ()) -> list[Value]
     items = form.outputs(result)
     row: list[Value] = []
     for item in items:
-        # An input that is two outputs is two values.
-        again = any(item is one for one in row)
-        row.append(_kept(item, () if again else inputs))
+        # An input that is returned as two outputs becomes two values.
+        repeated = any(item is value for value in row)
+        row.append(_kept(item, () if repeated else inputs))
     return row
 
 
 def _is_value(item: Any) -> bool:
-    """Whether an element of a list is an output by itself: no plain number, and no list."""
+    """Whether an element of a list is an output by itself, and not a number or a list."""
     if isinstance(item, (np.ndarray, str, bytes, bytearray, memoryview)):
         return True
     return not isinstance(item, (bool, int, float, list, np.generic)) and (
@@ -189,7 +190,7 @@ def _is_value(item: Any) -> bool:
 
 
 _OWN = (list, bool, int, float, np.ndarray, np.generic)
-"""What becomes an array of its own where it is none that can be sent: other objects may show their memory."""
+"""Types that numpy converts into new memory; arrays made of other objects may view the object's memory."""
 
 
 def _kept(item: Any, inputs: Sequence[Value]) -> Value:
@@ -197,8 +198,8 @@ def _kept(item: Any, inputs: Sequence[Value]) -> Value:
     value = as_value(item)
     if not isinstance(value, np.ndarray):
         return value
-    for one in inputs:
-        if value is one:
+    for given in inputs:
+        if value is given:
             return value
     if value is item or not isinstance(item, _OWN):
         copy: Array = value.copy()

@@ -18,10 +18,11 @@ class Submission:
 
     Attributes:
         keys: the numbers that the server knows them by, one after the other.
-        finish: told keys of some of them and their outcomes; each key once.
-        deadlines: `time.monotonic()` after which nobody waits, for each key, None where there is none; None: for all.
+        finish: called with the keys of some of them and their outcomes; each key comes once.
+        deadlines: for each key the `time.monotonic()` after which its caller waits no more, or None; None: no key has
+            a deadline.
         dropped: keys whose callers left; they are finished at their next stage.
-        left: how many are not finished; kept by whoever submitted them.
+        left: how many are not finished; counted by the code that submitted them.
         arrived: when the worker read them.
     """
 
@@ -44,7 +45,7 @@ class Submission:
         self.arrived = arrived
 
     def ended(self, key: int, now: float) -> InflightError | None:
-        """Why nobody waits for an instance any more; None: somebody does."""
+        """The error of an instance whose caller waits no more; None while the caller waits."""
         if key in self.dropped:
             return Cancelled("the caller left")
         deadline = self.deadlines[self.keys.index(key)] if self.deadlines is not None else None
@@ -103,7 +104,7 @@ class Job:
         return Job(self.submission, [self.keys[index] for index in others], slots, self.position)
 
     def inputs(self, stage: StageSpec) -> Sequence[Row]:
-        """What the stage reads, as it stands; a stage that names no inputs reads the whole instances."""
+        """The stage's inputs, not copied; a stage that names no inputs reads all inputs of the method."""
         return self._read(stage.inputs) if stage.inputs else self.slots[0]
 
     def _read(self, refs: tuple[Ref, ...]) -> Sequence[Row]:
@@ -114,10 +115,10 @@ class Job:
         return [list(row) for row in zip(*(_values(slots[ref.stage], ref.output) for ref in refs))]
 
     def editable_inputs(self, stage: StageSpec, kept: Sequence[bool]) -> list[list[Value]]:
-        """What a Python stage reads: bytes as a uint8 array, every array writable.
+        """The inputs of a Python stage: bytes as a uint8 array, every array writable.
 
         Args:
-            kept: for each input, whether the value must stay as it is (`kept_inputs`); then the stage gets a copy.
+            kept: for each input, whether the value is read again (`kept_inputs`); then the stage gets a copy.
         """
         columns = [
             [_editable(value, keep) for value in _values(self.slots[ref.stage], ref.output)]
@@ -126,7 +127,7 @@ class Job:
         return [list(row) for row in zip(*columns)] if columns else [[] for _ in self.keys]
 
     def shared_inputs(self, stage: StageSpec) -> list[list[Value]]:
-        """The same as MindSpore Serving had it: an edit in place is seen by later stages, and in returned inputs."""
+        """The same with MindSpore Serving's sharing: later stages, and returned inputs, see an edit in place."""
         rows: list[list[Value]] = [[] for _ in self.keys]
         for ref in stage.inputs:
             slot = [row if isinstance(row, list) else list(row) for row in self.slots[ref.stage]]
@@ -147,7 +148,7 @@ class Job:
         self.position += 1
 
     def finish(self) -> None:
-        """Tells the method's outputs; a method that names none returns its last stage's."""
+        """Ends with the method's outputs; a method that names none returns its last stage's."""
         method = self.method
         rows = self._read(method.returns) if method.returns else self.slots[-1]
         self.submission.finish(self.submission, self.keys, rows)
@@ -173,7 +174,7 @@ def _editable(value: Value, keep: bool) -> Value:
 def kept_inputs(method: MethodSpec, stage: StageSpec) -> tuple[bool, ...]:
     """For each input of a stage, whether the value is read after it: by a later input, a later stage, the caller."""
     later = {ref for other in method.stages if other.index > stage.index for ref in _read_by(method, other)}
-    # A method that names no outputs returns those of its last stage, which nobody reads before.
+    # A method that names no outputs returns those of its last stage, which no stage reads.
     later.update(method.returns)
     return tuple(ref in later or ref in stage.inputs[at + 1 :] for at, ref in enumerate(stage.inputs))
 

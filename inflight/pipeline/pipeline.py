@@ -2,7 +2,7 @@
 
 Python stages run on the thread that calls `run_functions` (the worker's main thread, so user code needs no locks);
 every model has a thread of its own, so a model runs one batch while Python prepares the next. A servable that is one
-model and nothing else needs no second thread: whoever brings the jobs calls `run_waiting`.
+model and nothing else needs no second thread: the thread that reads the jobs calls `run_waiting`.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from inflight.pipeline.queue import Batch, StageQueue
 from inflight.servable import MethodSpec, ServableSpec, StageSpec
 
 Measure = Callable[[str, str, int, float, int], None]
-"""Told of every run of a stage: method, stage label, instances in one run, seconds of one run, how many such runs."""
+"""Called for every run of a stage: method, stage label, instances in one run, seconds of one run, number of such
+runs."""
 
 Runs = list[tuple[int, float, int]]
-"""Instances in one run, its seconds, how many such runs."""
+"""Each: instances in one run, its seconds, the number of such runs."""
 
 Run = Callable[["Batch", "list[Job]"], "tuple[Sequence[Outcome], Runs]"]
-"""Runs a batch: its jobs that somebody still waits for; the outcomes of all their instances, in order."""
+"""Runs the given jobs of a batch; gives the outcomes of all their instances, in order."""
 
 
 class ModelPort(ABC):
-    """Where the rows of one model run: here, or on another worker by way of the server."""
+    """The place where the rows of one model run: this process, or another worker by way of the server."""
 
     batch_size: int
     counts: tuple[tuple[int, int], ...]
-    """Inputs and outputs of each sub-graph; (0, 0) where the back end cannot tell."""
+    """Numbers of inputs and outputs of each sub-graph; (0, 0) if the back end does not know them."""
 
     @abstractmethod
     def bind(self, pipeline: Pipeline, alone: bool) -> None:
@@ -107,9 +108,9 @@ class Pipeline:
     Args:
         spec: the traced servable.
         models: a port for every model of the spec.
-        measure: told of every batch that ran.
+        measure: called for every batch that ran.
         flush: called after each batch, when some outcomes were handed to their jobs' `finish`.
-        board: where runners write down what they run; None: nobody looks.
+        board: where runners write down what they run; None: they are not watched.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class Pipeline:
         yield from self.hidden.values()
 
     def _only_model(self) -> LocalModel | None:
-        """The one runner of this servable, where that is a model."""
+        """The only runner of this servable, if that is a model."""
         functions = any(method.has_function_stage for method in self.spec.methods.values())
         ports = list(self.models.values())
         if functions or len(ports) != 1 or not isinstance(ports[0], LocalModel):
@@ -275,14 +276,14 @@ class Pipeline:
         return outcomes, [(count, seconds, 1)]
 
     def _kept_inputs(self, method: MethodSpec, stage: StageSpec) -> tuple[bool, ...]:
-        """For each input of a function, whether it gets a copy."""
+        """For each input of a function, whether the function gets a copy."""
         if stage.batch_size is not None and inspect.isgeneratorfunction(self.spec.functions[stage.key].function):
-            # It is called again with the instances after one that it failed on, which it may have edited already.
+            # After a failure it is called again with the instances behind it, which it may have edited already.
             return (True,) * len(stage.inputs)
         return kept_inputs(method, stage)
 
     def _still_wanted(self, jobs: list[Job]) -> list[Job]:
-        """The jobs without instances that nobody waits for any more: those are finished."""
+        """The jobs without the instances that were dropped or are late: those are finished here."""
         now = time.monotonic()
         wanted = []
         for job in jobs:

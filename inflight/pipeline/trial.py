@@ -1,8 +1,8 @@
 """Finds out by computing whether the rows of a model file's batch are independent of each other.
 
 A file says which dimensions are open, not what they mean: boxes, time steps and samples look alike. So the graph is run
-on made-up rows, alone and together. Its first dimension is a batch where every output for rows together is what comes
-for each of them alone, one after the other.
+on made-up rows, alone and together. Its first dimension is a batch if every output for several rows is the outputs of
+the single rows, one after the other.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from inflight.contract import DTYPE_CODES, Array, TensorSpec
 from inflight.runtime import GraphSpec, LoadedModel
 
 SIZES = (32, 64, 16, 8, 128, 224, 256, 320, 416, 512, 576, 640, 1024, 4096, 16000, 5, 4, 3, 2, 1)
-"""What open dimensions other than the first are tried with, all alike, until the graph runs. Multiples of 32 first, as
-networks that halve pictures want them; 1 last, because little depends on anything there."""
+"""Sizes that are tried for open dimensions other than the first, one size for all of them, until the graph runs.
+Multiples of 32 come first, because networks that halve pictures need them; 1 comes last, because at that size many
+graphs hide whether their rows depend on each other."""
 
 ROW_ELEMENTS = 1 << 23
 """Elements of one row of one input up to which a size is tried."""
@@ -32,20 +33,20 @@ order of all sums, so that nothing but the neighbours can make a difference."""
 
 LOOSE = {2: 2e-2, 4: 1e-4, 8: 1e-9}
 """The same for a row alone and among others: a runtime sums in another order for another number of rows. At least one
-trial has to keep to it."""
+trial has to stay within it."""
 
 WIDE = {2: 1e-1, 4: 1e-1, 8: 1e-3}
-"""What every trial has to keep to: some graphs make much of a changed order for some inputs (Magika's classifier of
-files 1e-2 for bytes of 0 and 1, 1e-7 for others), while a graph that really counts its rows shows it in each."""
+"""The limit for every trial. Some graphs amplify a changed order of sums for some inputs (Magika's classifier of files
+to 1e-2 for bytes of 0 and 1, to 1e-7 for others); a graph that really mixes its rows exceeds this in every trial."""
 
 LOOSE_ON_DEVICE = 1e-2
-"""What `LOOSE` is at least on accelerators, which multiply float32 with 10 bits of mantissa (TF32)."""
+"""The least value of `LOOSE` on accelerators, which multiply float32 with 10 bits of mantissa (TF32)."""
 
 ENOUGH = 5.0
-"""Seconds after which only what is still open is tried."""
+"""Seconds after which trials go on only for a graph that is still undecided."""
 
 QUICK = 0.3
-"""Seconds that a run of a full batch may take to be tried."""
+"""A full batch is tried only if it is estimated to run in this many seconds."""
 
 _Rows = dict[str, list[Array]]
 """Made-up rows by letter: one array [1, ...] for each input."""
@@ -53,11 +54,11 @@ _Rows = dict[str, list[Array]]
 
 @dataclass(frozen=True)
 class Finding:
-    """What the trial runs showed.
+    """The result of the trial runs.
 
     Attributes:
         batched: the first dimension of all inputs and outputs is a batch of independent rows.
-        reason: why not, for people; empty where it is.
+        reason: why it is not, for people; empty if it is.
         outputs: the graph's outputs, with dimensions that turned out to be otherwise than declared as -1.
     """
 
@@ -77,10 +78,10 @@ class _Draw:
 
 _DRAWS = (_Draw(-1.7, 1.7, 2), _Draw(0.0, 1.0, 2), _Draw(0.0, 255.0, 10), _Draw(-3e4, 3e4, 256))
 _ALWAYS = 2
-"""The first draws that every graph is tried with; the others are for what is still open then."""
+"""Draws that every graph is tried with; the others are for graphs that are still undecided."""
 
 _STRENGTHS = {"a": 1.0, "b": 4.0, "c": 0.25}
-"""Rows of different magnitude, so that a maximum or a mean over all rows shows."""
+"""Rows of different magnitude, so that a maximum or a mean over all rows changes the result."""
 
 
 class _Refuted(Exception):
@@ -175,7 +176,7 @@ class _Trial:
             for limit in limits:
                 try:
                     start = time.monotonic()
-                    self._seen = [one.shape for one in self._call([self._row(_DRAWS[0], size, limit, 1.0)])]
+                    self._seen = [output.shape for output in self._call([self._row(_DRAWS[0], size, limit, 1.0)])]
                     self._seconds = time.monotonic() - start
                 except Exception as error:  # a model may raise anything
                     problem = _line(error)
@@ -184,7 +185,7 @@ class _Trial:
         raise _Refuted(f"it does not run on made-up inputs ({problem})")
 
     def _compare(self, rows: _Rows) -> bool:
-        """Runs the rows alone and together; True where there is nothing to share, so that nothing else matters."""
+        """Runs the rows alone and together; True if the batch is fixed at 1, so that rows never share a run."""
         alone = {name: self._alone(row) for name, row in rows.items()}
         count = self._fixed or 1
         for outputs in alone.values():
@@ -228,7 +229,7 @@ class _Trial:
             yield ("acab" * self._max)[: self._max]
 
     def _tolerance(self, rows: _Rows, scales: Sequence[float]) -> dict[int, float]:
-        """`TIGHT`, but `LOOSE` where the runtime itself does not give the same numbers twice."""
+        """`TIGHT`, or `LOOSE` if the runtime does not repeat its own numbers exactly."""
         pattern = next(self._patterns())
         try:
             one, other = (self._call([rows[name] for name in pattern]) for _ in range(2))
@@ -305,11 +306,11 @@ def _row_shape(tensor: TensorSpec, size: int) -> tuple[int, ...]:
 
 def _scale(outputs: Sequence[Array]) -> float:
     """The largest finite magnitude."""
-    found = 0.0
+    largest = 0.0
     for output in outputs:
         if output.dtype.kind == "f" and output.size:
-            found = max(found, float(np.max(np.abs(output), where=np.isfinite(output), initial=0)))
-    return found
+            largest = max(largest, float(np.max(np.abs(output), where=np.isfinite(output), initial=0)))
+    return largest
 
 
 def _close(one: Array, other: Array, limit: float) -> bool:

@@ -11,14 +11,14 @@ Floats: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """float32, float16 or bfloat16 (`BFLOAT16`)."""
 
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-"""numpy's name for it comes from ml_dtypes."""
+"""numpy's dtype of bfloat16, which ml_dtypes registers."""
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": BFLOAT16,
     "float16": np.dtype(np.float16),
 }
-"""By the values of `--dtype`."""
+"""The dtypes by the values of `--dtype`."""
 
 
 def widened(values: Floats) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -1,4 +1,4 @@
-"""Weights as integers: what every quantised checkpoint is read into, and what the CPU engine packs.
+"""Weights as integers: the form that quantised checkpoints are read into and that the CPU engine packs.
 
     w[n, k] = scales[n, k // group] * codes[n, k] - offsets[n, k // group]
 
@@ -28,7 +28,8 @@ class Quantised:
         group: inputs that share a scale; the last group of a row may be shorter.
         codes: uint8 [n, k], each below 2 ** bits.
         scales: float32 [n, ceil(k / group)].
-        offsets: float32 [n, ceil(k / group)], what is subtracted (scale times zero point); None: symmetric.
+        offsets: float32 [n, ceil(k / group)], subtracted from scale times code (scale times zero point); None:
+            symmetric.
     """
 
     bits: int
@@ -41,9 +42,9 @@ class Quantised:
         if self.bits not in (4, 8) or self.group < 1 or self.codes.ndim != 2 or self.codes.dtype != np.uint8:
             raise ValueError(f"no weight of {self.bits} bits in groups of {self.group}")
         wanted = (self.codes.shape[0], -(-self.codes.shape[1] // self.group))
-        for each in (self.scales, self.offsets):
-            if each is not None and (each.shape != wanted or each.dtype != np.float32):
-                raise ValueError(f"scales {list(each.shape)} {each.dtype} do not fit codes {list(self.codes.shape)}")
+        for array in (self.scales, self.offsets):
+            if array is not None and (array.shape != wanted or array.dtype != np.float32):
+                raise ValueError(f"scales {list(array.shape)} {array.dtype} do not fit codes {list(self.codes.shape)}")
 
     @property
     def shape(self) -> tuple[int, int]:

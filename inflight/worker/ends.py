@@ -8,7 +8,7 @@ import signal
 import sys
 
 ORPHANED = -signal.SIGKILL
-"""Exit status of a worker whose server is gone: nobody else ends what its user code started."""
+"""Exit status of a worker whose server is gone; it has to end the processes that its user code started itself."""
 
 
 def kill_group() -> None:

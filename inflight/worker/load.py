@@ -1,4 +1,4 @@
-"""From a job description to a running pipeline: loads the servable and its models, and says what they offer."""
+"""Loads a servable and its models, and describes them to the server."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ _Trial: TypeAlias = "Callable[[], AbstractContextManager[None]]"
 
 
 def load(job: WorkerJob, send_call: SendCall, trial: _Trial, phase: Callable[[str], None]) -> Loaded:
-    """Loads what the job names.
+    """Loads the servable or the model file of the job.
 
     Args:
-        send_call: how rows of a model that lives on another worker leave (`RemoteModel`).
+        send_call: sends rows of a model that runs on another worker (`RemoteModel`).
         trial: entered around runs of a model on made-up inputs, which may never end.
-        phase: told what is done now.
+        phase: called with the step that begins.
 
     Raises:
         InflightError: with a text for the person who started the server.
@@ -99,7 +99,7 @@ def load(job: WorkerJob, send_call: SendCall, trial: _Trial, phase: Callable[[st
 
 
 def offer(loaded: Loaded, pipeline: Pipeline, own_models: bool) -> Offer:
-    """What the server needs to know of a loaded servable."""
+    """The description of a loaded servable for the server."""
     models = {model.key: model for model in loaded.models}
     declared = [
         _method_offer(method, models, pipeline.batch_size, loaded.whole) for method in loaded.spec.methods.values()
@@ -163,7 +163,8 @@ def _load_bare(job: WorkerJob, path: Path, trial: _Trial) -> Loaded:
 
 
 def _check_cpu(job: WorkerJob, spec: ServableSpec) -> None:
-    """Without `device_ids` models run on the CPU: that must be what was asked for, and what their back ends can.
+    """Without `device_ids` models run on the CPU: checks that this is the device asked for and that their back ends
+    support it.
 
     Raises:
         StartError: with MindSpore Serving's text.
@@ -233,7 +234,7 @@ def _open(job: WorkerJob, directory: Path, model: ModelSpec, folder: Path, trial
 
 
 def _about(job: WorkerJob, model: ModelSpec, error: BaseException) -> StartError:
-    """The error of a model, with where it was declared."""
+    """The error of a model, with the place of its declaration."""
     where = f"servable directory: '{job.directory}', servable name: '{job.name}', model: '{model.key}'"
     text = str(error) if isinstance(error, InflightError) else f"{type(error).__name__}: {describe(error)}"
     return StartError(f"Load model failed, {where}, {text.removeprefix('Load model failed, ')}")
@@ -276,7 +277,7 @@ def _method_offer(method: MethodSpec, models: dict[str, ModelOffer], batch_size:
 
 
 def _input_spec(method: MethodSpec, index: int, name: str, models: dict[str, ModelOffer]) -> TensorSpec:
-    """What is known of a method's input: what the first model that reads it unchanged says."""
+    """The known properties of a method's input: those of the input of the first model that reads it unchanged."""
     for stage in method.stages:
         for position, ref in enumerate(stage.inputs):
             if stage.kind == "model" and ref == (0, index):

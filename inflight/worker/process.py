@@ -66,7 +66,7 @@ class Worker:
     def __init__(self, channel: WorkerChannel, outbox: Arena) -> None:
         self._channel = channel
         self._outbox = outbox
-        self._board = Board(outbox.allocate(BOARD_BYTES))  # first of all, so that the server knows where it is
+        self._board = Board(outbox.allocate(BOARD_BYTES))  # the first block, where the server looks for it
         self._lock = threading.Lock()
         self._done: list[tuple[Sequence[int], Sequence[Outcome]]] = []
         self._stats: list[StageRuns] = []
@@ -79,7 +79,7 @@ class Worker:
         self._reading = os.pipe()  # hangs up when the channel's thread has ended
 
     def listen(self) -> None:
-        """Starts to read the channel: a server that goes away while user code loads must be noticed too."""
+        """Starts to read the channel, so that the end of the server is noticed while user code loads, too."""
         self._reader = threading.Thread(target=self._read, name="channel", daemon=True)
         self._reader.start()
 
@@ -89,10 +89,10 @@ class Worker:
         pipeline = Pipeline(loaded.spec, loaded.ports, self._measure, self._flush, self._board)
         self._pipeline = pipeline
         install_model_caller(self._call_model, lambda key: _counts(loaded, key))
-        made = offer(loaded, pipeline, job.own_models)
+        offered = offer(loaded, pipeline, job.own_models)
         self._methods = [*loaded.spec.methods.values(), *(pipeline.hidden.values() if job.own_models else ())]
         settle()
-        self._channel.send(Ready(made))
+        self._channel.send(Ready(offered))
         print(
             f"Serving: Start servable success, servable directory: '{job.directory}', servable name: '{job.name}', "
             f"version number: {loaded.version}",
@@ -104,7 +104,7 @@ class Worker:
 
     @contextmanager
     def _trial(self) -> Iterator[None]:
-        """Tells the server of a run that may never end: it ends this process when that takes too long."""
+        """Announces a run that may never end: the server ends this process if it takes too long."""
         self._channel.send(Trial(True))
         try:
             yield
@@ -112,7 +112,7 @@ class Worker:
             self._channel.send(Trial(False))
 
     def serve(self) -> None:
-        """Runs until the server says stop or is gone."""
+        """Runs until the server stops this worker or is gone."""
         assert self._pipeline is not None
         if self._pipeline.only_model is None:
             self._pipeline.run_functions()
@@ -120,9 +120,9 @@ class Worker:
             self._watch()
 
     def _watch(self) -> None:
-        """Waits while the channel's thread runs the model; a server that goes away is noticed in the middle of that."""
+        """Waits while the channel's thread runs the model; notices the end of the server in the middle of a run."""
         poll = select.poll()
-        poll.register(self._channel, 0)  # hang-ups are always told
+        poll.register(self._channel, 0)  # hang-ups are always reported
         poll.register(self._reading[0], 0)
         events = poll.poll()
         if all(fd != self._reading[0] for fd, _ in events):
@@ -134,7 +134,7 @@ class Worker:
     def leave(self) -> None:
         """Tells the server that this process was asked to end, and ends."""
         self._channel.send(Leaving())
-        if self._pipeline is None:  # nothing of anybody runs here yet, and a load may take minutes
+        if self._pipeline is None:  # it has no instances yet, and a load may take minutes
             kill_group()
         self._end()
 
@@ -174,7 +174,7 @@ class Worker:
                 break
 
     def _run_model(self) -> bool:
-        """Where the servable is one model: runs what waits until there is something to read. False: the end."""
+        """If the servable is one model: runs its batches until there is a message to read. False: the worker ends."""
         model = self._pipeline.only_model if self._pipeline is not None else None
         if model is None:
             return True
@@ -284,7 +284,7 @@ def _checked(outcome: Outcome) -> Outcome:
 
 
 def _sendable(text: str) -> str:
-    """The text with what UTF-8 cannot carry replaced: user code may put anything into an error."""
+    """The text with characters replaced that UTF-8 does not have: user code may put any text into an error."""
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
@@ -296,7 +296,7 @@ def _counts(loaded: Loaded, key: str) -> tuple[tuple[int, int], ...] | None:
     port = loaded.ports.get(key)
     if port is None:
         return None
-    # No declared inputs means that the back end cannot tell how many there are.
+    # A model without declared inputs takes any number of them.
     return tuple((inputs or -1, outputs) for inputs, outputs in port.counts)
 
 
@@ -307,12 +307,12 @@ def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
         fd: this end of the socket pair to the server.
         inbox: file of the arena that the server writes.
         outbox: file of the arena that this worker writes.
-        own_log: its output goes to a file of its own, and not to where the server tells what it is told.
+        own_log: its output goes to a file of its own, so errors that the server reports are written there as well.
     """
     try:
         log.configure(os.environ)
     except ValueError as error:
-        # The server has said so already; a worker works with the defaults.
+        # The server has reported it already; a worker goes on with the defaults.
         print(f"Serving Error: {error}", file=sys.stderr, flush=True)
     channel = WorkerChannel(socket.socket(fileno=fd), ArenaReader(inbox))
     worker = Worker(channel, Arena(outbox))
@@ -331,9 +331,9 @@ def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
     job = received[0].job
     try:
         worker.start(job)
-    except BaseException as error:  # whatever user code or a back end raised is the server's to report
+    except BaseException as error:  # user code and back ends may raise anything; the server reports it
         text = _sendable(str(failed_load(f"servable '{job.name}' in '{job.directory}'", error)))
-        sys.stdout.flush()  # told of the failure, the server may end this process before `finish` does that
+        sys.stdout.flush()  # once it knows of the failure, the server may end this process before `finish` flushes
         if own_log:
             print(f"Serving Error: {text}", file=sys.stderr, flush=True)
         return 1 if channel.send(Failed(text)) else ORPHANED

@@ -33,7 +33,7 @@ def run_rank(fd: int) -> int:
     Args:
         fd: this end of the socket pair to the server.
     """
-    with contextlib.suppress(ValueError):  # the server has said so already; a rank works with the defaults
+    with contextlib.suppress(ValueError):  # the server has reported it already; a rank goes on with the defaults
         log.configure(os.environ)
     channel = WorkerChannel(socket.socket(fileno=fd))
 
@@ -48,9 +48,9 @@ def run_rank(fd: int) -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     faulthandler.register(DUMP)  # written by C code at once, whoever holds the interpreter's lock
-    with contextlib.suppress(ImportError):  # whoever needs what is missing says so
+    with contextlib.suppress(ImportError):  # the code that needs the missing package reports it
         import inflight.device
-        import inflight.shard  # noqa: F401  # while the server gets to the point of saying what to load
+        import inflight.shard  # noqa: F401  # imported while the server prepares the job
     received = channel.receive()
     if received is None or not isinstance(received[0], LoadShard):
         return 1
@@ -58,13 +58,13 @@ def run_rank(fd: int) -> int:
 
 
 def _run_shard(channel: WorkerChannel, message: LoadShard) -> int:
-    """Loads what the message names and runs plans until the server says stop. Returns the exit status."""
+    """Loads the model and runs plans until the server stops this rank. Returns the exit status."""
     job = message.job
     plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
     _read(channel, plans)
     try:
         runner = _load(channel, job)
-    except Exception as error:  # whatever a back end raised is the server's to report
+    except Exception as error:  # back ends may raise anything; the server reports it
         text = str(failed_load("the model", error, job.model.model_dir))
         return 1 if channel.send(Failed(_one_line(text))) else ORPHANED
     channel.send(ShardReady(runner.offer))
@@ -81,7 +81,7 @@ def _run_shard(channel: WorkerChannel, message: LoadShard) -> int:
 
 
 def _read(channel: WorkerChannel, plans: queue.SimpleQueue[StepPlan | None]) -> None:
-    """Reads the channel in a thread of its own. A server that is gone ends the process in the middle of a step."""
+    """Reads the channel in a thread of its own. The end of the server ends the process, in the middle of a step too."""
 
     def read() -> None:
         while True:

@@ -67,13 +67,18 @@ class Running:
 
     def run(self, method: str, rows: Sequence[Row]) -> list[Outcome]:
         job, outcomes = self.jobs(method, rows)
-        self.pipeline.submit([job])
+        self.finish(job, outcomes)
+        return [outcomes[index] for index in range(len(rows))]
+
+    def finish(self, job: Job, outcomes: dict[int, Outcome], submitted: bool = False) -> None:
+        """Submits a job, unless that is done already, and waits for all outcomes."""
+        if not submitted:
+            self.pipeline.submit([job])
         deadline = time.monotonic() + 20
-        while len(outcomes) < len(rows):
+        while len(outcomes) < job.submission.left:
             assert time.monotonic() < deadline, "jobs were lost"
             if self.pipeline.only_model is None or not self.pipeline.only_model.run_waiting()[0]:
                 time.sleep(0.001)
-        return [outcomes[index] for index in range(len(rows))]
 
     def close(self) -> None:
         self.pipeline.close()

@@ -1,0 +1,143 @@
+"""The rows of one request: they run, fail and are dropped one by one, whatever they travel with."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inflight.contract import Array, Outcome, Table
+from inflight.errors import Cancelled, DeadlineExceeded, InflightError, ModelError
+from inflight.router.request import Request, Result, spans
+from inflight.servable import add_stage, declare_model, register_method
+from tests.unit.pipelines import Double, Running
+
+
+class Holder:
+    """Remembers which instances it was told to drop."""
+
+    def __init__(self) -> None:
+        self.dropped: list[int] = []
+
+    def drop(self, keys: list[int]) -> None:
+        self.dropped += keys
+
+
+def request(rows: Sequence[Any], results: list[Result]) -> Request:
+    return Request(0, rows, None, lambda _, result: results.append(result))
+
+
+@given(st.permutations(range(6)), st.sets(st.integers(1, 5)), st.integers(0, 6))
+def test_outcomes_come_back_in_order_in_whatever_parts(order: list[int], cuts: set[int], failed: int) -> None:
+    table = Table([np.arange(12).reshape(6, 2)])
+    results: list[Result] = []
+    whole = request(table, results)
+    borders = [0, *sorted(cuts), 6]
+    parts = list(itertools.pairwise(borders))
+    error = ModelError("no")
+    for number in order:
+        if number < len(parts):
+            first, last = parts[number]
+            assert not results
+            outcomes: Sequence[Outcome] = table[first:last]
+            if first <= failed < last:
+                outcomes = [error if first + at == failed else row for at, row in enumerate(outcomes)]
+            whole.settle(first, outcomes)
+    (result,) = results
+    assert not isinstance(result, InflightError)
+    assert isinstance(result, Table) == (failed == 6)
+    for index, outcome in enumerate(result):
+        if index == failed:
+            assert outcome is error
+        else:
+            assert not isinstance(outcome, InflightError)
+            assert np.array_equal(outcome[0], [2 * index, 2 * index + 1])  # type: ignore[arg-type]
+
+
+def test_neighbours_of_a_request_are_taken_together() -> None:
+    one, other = request([[1], [2], [3]], []), request([[4], [5]], [])
+    instances = [*one.instances[1:], *other.instances, one.instances[0]]
+    assert [(span.request, span.first, span.last) for span in spans(instances)] == [
+        (one, 1, 3),
+        (other, 0, 2),
+        (one, 0, 1),
+    ]
+
+
+def test_an_instance_in_a_queue_does_not_keep_the_rows_of_a_request_that_was_dropped() -> None:
+    column: Array = np.ones((3, 2))
+    alive = weakref.ref(column)
+    results: list[Result] = []
+    dropped = request(Table([column]), results)
+    holder = Holder()
+    queue = dropped.instances[1:]
+    sent = dropped.instances[0]
+    sent.replica, sent.key = holder, 7
+    del column
+    dropped.abandon()
+    assert holder.dropped == [7]
+    assert isinstance(results[0], Cancelled)
+    assert all(instance.request.closed for instance in queue)
+    del dropped
+    gc.collect()
+    assert alive() is not None, "the worker may still read what it has"
+    del sent
+    gc.collect()
+    assert alive() is None
+
+
+def test_instances_of_one_job_are_dropped_late_and_failed_one_by_one(running: Callable[..., Running]) -> None:
+    model = Double()
+
+    def body() -> None:
+        declared = declare_model("double.onnx", "onnx")
+
+        @register_method(output_names=["y"])
+        def method(x: Any) -> Any:
+            return add_stage(declared, x, outputs_count=1)
+
+    server = running(body, {"double.onnx": model})
+    late = time.monotonic() - 1
+    soon = time.monotonic() + 60
+    rows = Table([np.array([[0, 0], [1, 1], [-1, -1], [3, 3], [4, 4]], np.float32)])
+    job, outcomes = server.jobs("method", rows, deadlines=[soon, late, soon, soon, soon])
+    job.submission.dropped.add(3)
+    server.finish(job, outcomes)
+    assert isinstance(outcomes[1], DeadlineExceeded)
+    assert "minus one" in str(outcomes[2])
+    assert isinstance(outcomes[3], Cancelled)
+    for index in (0, 4):
+        outcome = outcomes[index]
+        assert not isinstance(outcome, InflightError)
+        assert np.array_equal(outcome[0], [2 * index, 2 * index])  # type: ignore[arg-type]
+    assert model.sizes == [3, 1, 1, 1], "one run of those that somebody waits for, then each of them alone"
+
+
+def test_rows_of_one_form_run_together_whatever_they_came_in(running: Callable[..., Running]) -> None:
+    model = Double()
+
+    def body() -> None:
+        declared = declare_model("double.onnx", "onnx", max_batch_size=4)
+
+        @register_method(output_names=["y"])
+        def method(x: Any) -> Any:
+            return add_stage(declared, x, outputs_count=1)
+
+    server = running(body, {"double.onnx": model})
+    table, outcomes = server.jobs("method", Table([np.arange(10, dtype=np.float32).reshape(5, 2)]))
+    rows, others = server.jobs("method", [[np.full(2, 7, np.float32)]])
+    server.pipeline.submit([table, rows])
+    server.finish(table, outcomes, submitted=True)
+    server.finish(rows, others, submitted=True)
+    assert model.sizes == [4, 2]
+    assert [outcome[0].tolist() for outcome in (*outcomes.values(), *others.values())] == [  # type: ignore[union-attr,index]
+        *(np.arange(10).reshape(5, 2) * 2).tolist(),
+        [14, 14],
+    ]
