@@ -102,7 +102,8 @@ def origin(module: str, name: str, modules: Mapping[str, ast.Module]) -> str | N
         elsewhere = isinstance(node, ast.ImportFrom) and node.module in modules and node.module != module
         if elsewhere and any((alias.asname or alias.name) == name for alias in node.names):
             return origin(node.module, name, modules)
-    return module if re.search(rf"\b{name}\b", ast.unparse(modules[module])) else None
+    named = name == "*" or re.search(rf"\b{name}\b", ast.unparse(modules[module]))
+    return module if named else None
 
 
 def room(module: str) -> str:

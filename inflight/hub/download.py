@@ -133,7 +133,7 @@ def _cached(library: Any, model: HubModel, wanted: Wanted, home: Path, why: Exce
         local_files_only=True,
         allow_patterns=[glob.escape(name) for name in choice.files],
     )
-    _check_shards(model, snapshot, choice)
+    _check_shards(model, choice)
     if not library.constants.HF_HUB_OFFLINE:
         _say(f"{reason}: taking {model} from the cache, commit {commit[:12]}")
     if choice.said:
@@ -141,7 +141,7 @@ def _cached(library: Any, model: HubModel, wanted: Wanted, home: Path, why: Exce
     return _fetched(snapshot, choice)
 
 
-def _check_shards(model: HubModel, snapshot: Path, choice: Choice) -> None:
+def _check_shards(model: HubModel, choice: Choice) -> None:
     """A fetch that was broken off leaves some of the shards."""
     counts = [name.rpartition("-of-")[2] for name in choice.files if fnmatch.fnmatch(name, "model-*-of-*.safetensors")]
     expected = int(counts[0].partition(".")[0]) if counts else 0

@@ -184,7 +184,7 @@ def load_bridged(
     longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
     try:
         bridged = Bridged(model, int(longest))
-        _check(bridged, model, settings)
+        _check(bridged, model)
     except StartError as error:
         raise StartError(f"a model of type '{kind}' cannot be served: {error}") from error
     except Exception as error:  # an architecture that breaks our assumptions may raise anything
@@ -192,7 +192,7 @@ def load_bridged(
     return bridged
 
 
-def _check(bridged: Bridged, model: Any, settings: ModelConfig) -> None:
+def _check(bridged: Bridged, model: Any) -> None:
     """Computes one text whole in the model's own way, and in chunks with a neighbour over the paged cache."""
     tokens = (torch.arange(CHECKED) * 7 + 3) % bridged.vocab_size
     model.set_attn_implementation("eager")
@@ -211,7 +211,7 @@ def _check(bridged: Bridged, model: Any, settings: ModelConfig) -> None:
         )
         for spec in bridged.layers
     ]
-    bridged.bind(make_attention(caches, size, model.device))
+    bridged.bind(make_attention(caches, size))
     tables = torch.stack([torch.arange(blocks), torch.arange(blocks) + blocks]).int().to(model.device)
     found = []
     for first, end in ((0, 5), (5, 9), (9, 10), (10, CHECKED)):

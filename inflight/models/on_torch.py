@@ -79,7 +79,7 @@ class TorchLM(CausalLM):
             )
             for spec in self.layers
         ]
-        self.bind(make_attention(caches, block_size, self.device))
+        self.bind(make_attention(caches, block_size))
         return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
