@@ -1,8 +1,8 @@
-"""Worker processes, and a rank's that is begun with the first lines of a command.
+"""Starts worker processes, and a rank's process early: as the first thing that a command does.
 
 A rank needs as long to be imported as the server that it belongs to. `inflight serve` begins its process before it
 imports anything itself; all that is known then is what was written, so that is done only where it says plainly which
-model is served. `inflight.place` takes the process where it is the one that it would start, and it is ended else.
+model is served. `inflight.place` takes the process over where it needs just that one; else the process is ended.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 DUMP = signal.SIGQUIT
-"""What makes a worker write the stacks of its threads to its output, as it makes a Java process do."""
+"""The signal at which a worker writes the stacks of its threads to its output, as a Java process does."""
 
 STDERR = 2
-"""Where workers write: the file descriptor, since `sys.stderr` may have been replaced by something without one."""
+"""The file descriptor that workers write to; `sys.stderr` may have been replaced by an object that has none."""
 
 _DECISIVE = ("config", "help", "log-dir", "log-level", "print-config", "tensor-parallel", "threads", "version")
-"""Flags of `inflight serve` that say how a rank is started, or that nothing is."""
+"""Flags of `inflight serve` that change how a rank is started, or whether one is."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -35,7 +35,7 @@ class Spawned(NamedTuple):
 
 
 _begun: dict[tuple[str, ...], Spawned] = {}
-"""By label; nobody has taken it yet."""
+"""Processes that were begun and not taken over yet, by label."""
 
 
 def spawn(
@@ -94,8 +94,9 @@ def spawn_rank(label: Sequence[str], environment: Mapping[str, str] = {}, output
 
 
 def begin(written: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Begins the rank of the model that `inflight serve` with these arguments serves, where that is plain. Where the
-    process cannot be started nothing is said: who needs it finds out."""
+    """Begins the rank of the model that `inflight serve` serves with these arguments, where `plain_model` finds one.
+
+    A process that cannot be started is no error here: the place that needs it starts it again and reports why not."""
     name = plain_model(written, environment)
     if name is None or not hasattr(os, "memfd_create"):
         return
@@ -107,12 +108,12 @@ def begin(written: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 def take(label: Sequence[str]) -> Spawned | None:
-    """The process that was begun with this label, for whoever takes it."""
+    """Hands over the process that was begun with this label; the caller ends it from now on."""
     return _begun.pop(tuple(label), None)
 
 
 def end() -> None:
-    """Ends the process that nobody took."""
+    """Ends the processes that were begun and not taken over."""
     while _begun:
         process, sock = _begun.popitem()[1]
         try:
@@ -124,8 +125,11 @@ def end() -> None:
 
 
 def plain_model(written: Sequence[str], environment: Mapping[str, str]) -> str | None:
-    """What the only model among the arguments is called by the server; None where that, or how its rank is started, is
-    not plain from them."""
+    """The served name of the only model among the arguments.
+
+    Returns:
+        None where the arguments alone do not decide that name, or how the model's rank is started.
+    """
     if any(f"INFLIGHT_{flag.replace('-', '_').upper()}" in environment for flag in (*_DECISIVE, "name", "paths")):
         return None
     name: str | None = None
@@ -137,8 +141,8 @@ def plain_model(written: Sequence[str], environment: Mapping[str, str]) -> str |
         elif flag.removeprefix("--") in _DECISIVE or argument == "-h":
             return None
         elif not argument.startswith("-"):
-            found = _name_of(argument)
-            models += [found] if found else []
+            model = _name_of(argument)
+            models += [model] if model else []
     return (name or models[0]) if len(models) == 1 else None
 
 

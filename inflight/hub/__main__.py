@@ -27,12 +27,12 @@ def main(asked: str) -> int:
     token = os.environ.get("HF_TOKEN") or os.environ.get("HF_API_TOKEN") or None
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            found = download(HubModel(**request["model"]), Wanted(**request["wanted"]), token)
-            told = {"path": str(found.path), "commit": found.commit}
-        except Exception as error:  # whoever waits gets a line, whatever was raised
-            told = {"error": one_line(failed_load("the model of the hub", error))}
-    print(json.dumps(told), file=answer, flush=True)
-    return int("error" in told)
+            fetched = download(HubModel(**request["model"]), Wanted(**request["wanted"]), token)
+            result = {"path": str(fetched.path), "commit": fetched.commit}
+        except Exception as error:  # the process that waits gets a line for any of them
+            result = {"error": one_line(failed_load("the model of the hub", error))}
+    print(json.dumps(result), file=answer, flush=True)
+    return int("error" in result)
 
 
 def _watch() -> None:
@@ -42,8 +42,10 @@ def _watch() -> None:
 
 
 def _leave() -> None:
-    """Ends the process in the middle of whatever it does. Half files have names that nobody would find again: those
-    that this process writes are removed, where the system says which they are."""
+    """Ends the process at once, without waiting for its threads.
+
+    Files that are half fetched are removed first, where /proc lists them: a later fetch gives its files other names and
+    would not use them."""
     idle = 0
     for _ in range(40):  # threads may be about to begin a file
         idle = 0 if _remove_half_files() else idle + 1
@@ -54,16 +56,16 @@ def _leave() -> None:
 
 
 def _remove_half_files() -> bool:
-    """Whether there were some."""
-    found = False
+    """Removes the half-fetched files that this process has open; returns whether there were any."""
+    removed = False
     descriptors = Path("/proc/self/fd")
     for descriptor in list(descriptors.iterdir()) if descriptors.is_dir() else []:
         with contextlib.suppress(OSError):
             file = descriptor.readlink()
             if file.suffix == ".incomplete":
                 file.unlink()
-                found = True
-    return found
+                removed = True
+    return removed
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What people write for a model: a path, or a model of the Hugging Face hub."""
+"""Reads the text that a user gives for a model: a path, or the id of a model of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PAGE = re.compile(
 )
 _LONGEST = 96
 _FILES = (".gguf", ".onnx", ".mindir", ".pt", ".pt2", ".pth", ".ms", ".om", ".py", ".json", ".toml", ".safetensors")
-"""Endings of files: a name with one of them is a path, even where nothing lies there."""
+"""A text with one of these endings is taken for a path even where no such file exists."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class HubModel:
 
     Attributes:
         repo: `org/name`.
-        file: of a repository of GGUF files: a quantisation (`Q4_K_M`) or a file's name; empty: a choice is made.
+        file: for a repository of GGUF files, a quantisation (`Q4_K_M`) or a file's name; empty: `choose` picks one.
         revision: branch, tag or commit; None: the main branch.
         cache: folder that it is kept in; None: the one of huggingface_hub (HF_HOME, HF_HUB_CACHE).
     """

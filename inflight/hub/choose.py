@@ -40,9 +40,9 @@ class Wanted:
     """What is to be fetched of a repository.
 
     Attributes:
-        file: a quantisation or the name of a GGUF file; empty: a choice is made.
-        adapter: it is a LoRA adapter, not a model.
-        pickle: pytorch_model.bin is taken where there are no safetensors.
+        file: a quantisation or the name of a GGUF file; empty: `PREFERRED` decides.
+        adapter: the repository is a LoRA adapter, not a model.
+        pickle: fetch pytorch_model.bin where there are no safetensors.
         code: Python files too.
     """
 
@@ -57,7 +57,7 @@ class Choice:
     """Attributes:
     files: names in the repository.
     gguf: the GGUF file among them, the first of a split one; empty: the whole folder is the model.
-    said: a line that tells of a choice that nobody made; empty where there was none.
+    said: a line for the log about a choice that the user did not make; empty where there was none.
     """
 
     files: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""A fetch in a process of its own, which ends when whoever asked for it does.
+"""A fetch in a process of its own, which ends when the process that started it does.
 
 The server's loop goes on meanwhile, a fetch can be given up at any time, and no process that serves imports
 huggingface_hub with its HTTP client.

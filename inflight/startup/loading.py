@@ -36,10 +36,10 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         StartError: there is none; the text names the file.
     """
-    found = _read_json(path)
-    if not isinstance(found, dict):
+    content = _read_json(path)
+    if not isinstance(content, dict):
         raise StartError(f"'{path}' holds no JSON object; download it again")
-    return found
+    return content
 
 
 def read_items(path: Path) -> list[Any]:
@@ -48,10 +48,10 @@ def read_items(path: Path) -> list[Any]:
     Raises:
         StartError: there is none; the text names the file.
     """
-    found = _read_json(path)
-    if not isinstance(found, list):
+    content = _read_json(path)
+    if not isinstance(content, list):
         raise StartError(f"'{path}' holds no JSON list; download it again")
-    return found
+    return content
 
 
 def _read_json(path: Path) -> Any:
@@ -64,8 +64,10 @@ def _read_json(path: Path) -> Any:
 
 
 def failed_load(what: str, error: BaseException, folder: Path | str | None = None) -> InflightError:
-    """The error to raise for whatever a load raised: our own, with the folder where it does not name it, and any other
-    as a StartError that names its type. Where it was raised goes to the log at level debug.
+    """The error to raise in place of one that a load raised. The log has its traceback at level debug.
+
+    One of our own errors stays, with the folder put before it if its text does not name it; any other becomes a
+    StartError that names its type.
 
     Args:
         what: what was being loaded.
@@ -90,7 +92,7 @@ def one_line(error: BaseException | str) -> str:
 
 
 def installed(module: str) -> bool:
-    """Whether a module can be imported; it is not."""
+    """Whether a module could be imported. It is not imported."""
     try:
         return find_spec(module) is not None
     except (ImportError, ValueError):  # a parent is missing, or it was marked as missing
@@ -98,10 +100,10 @@ def installed(module: str) -> bool:
 
 
 def require(what: str, *modules: str) -> None:
-    """Sees that what the extra `torch` installs is there.
+    """Checks that modules are installed which the extra `torch` brings.
 
     Args:
-        what: that needs them, as a sentence begins.
+        what: the thing that needs them, as the beginning of a sentence.
         modules: torch, transformers.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How far something is: a bar on a terminal, a line now and then elsewhere."""
+"""Shows how far a long task is: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 INTERVAL = 10.0
 """Seconds between two lines."""
 SHARE = 0.25
-"""Of the whole: a line also after each of these."""
+"""A part of the whole; a line is also written whenever another such part is done."""
 QUICK = 1.0
-"""Seconds in which what is done needs no line on the way."""
+"""Seconds from the start before which no line is written."""
 
 
 def size_text(count: float) -> str:
@@ -42,12 +42,12 @@ def weight_bytes(model: Path) -> int:
 
 
 class ProgressBar:
-    """Tells on stderr how many bytes of something are done. One thread at a time.
+    """Shows on stderr how many bytes of a task are done. To be used by one thread at a time.
 
     Args:
         what: `fetching org/name`.
-        total: bytes; 0: not known, so that only shares can be told.
-        lines: where stderr is no terminal, lines are written.
+        total: bytes; 0: unknown, then only shares are shown.
+        lines: write lines where stderr is not a terminal.
     """
 
     def __init__(self, what: str, total: int, *, lines: bool = True) -> None:
@@ -62,11 +62,11 @@ class ProgressBar:
         self._thread: threading.Thread | None = None
 
     def share(self, done: float) -> None:
-        """The share that is done, 0 to 1."""
+        """Sets the share that is done, 0 to 1."""
         self.bytes(done * (self._total or 1))
 
     def bytes(self, done: float) -> None:
-        """The bytes that are done, all together."""
+        """Sets the number of bytes that are done in all."""
         if self._closed.is_set() or done <= self._done:
             return
         self._done = done
@@ -76,7 +76,7 @@ class ProgressBar:
             self._write()
 
     def watch(self, count: Callable[[], int], seconds: float) -> None:
-        """Asks for the bytes again and again, on a thread, until `close`."""
+        """Calls `count` for the bytes done every few seconds, on a thread, until `close`."""
 
         def look() -> None:
             while not self._closed.wait(seconds):
@@ -86,10 +86,10 @@ class ProgressBar:
         self._thread.start()
 
     def close(self, whole: bool = True) -> None:
-        """No more will be told. Idempotent.
+        """Ends the display. Idempotent.
 
         Args:
-            whole: it was done to the end: a last line says how long it took.
+            whole: the task was done to its end; a last line says how long it took.
         """
         if self._closed.is_set():
             return

@@ -1,5 +1,5 @@
-"""Starts: one that takes long says what it waits for, one that is killed again and again ends, files are read aside,
-and what a start has made is left alone by the garbage collector."""
+"""Helps for starts: messages while one takes long, an end for one that is killed repeatedly, calls on threads of their
+own, and no garbage collection of what lives as long as the process."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ INTERVAL = 10.0
 """Seconds between two lines."""
 
 KILLED_STARTS = 3
-"""First starts that somebody may kill before it is given up. Later ones, of what has been ready, may be killed without
-end."""
+"""A process whose first starts were killed this many times is given up. One that has been ready before is started again
+without limit."""
 
 T = TypeVar("T")
 
 
 def settle() -> None:
-    """Takes what this process has by now out of the garbage collector's sight.
+    """Excludes the objects that exist by now from garbage collection.
 
-    It stays to the end, and to look at all of it takes 20 to 60 ms: once a second under load, and nobody is answered
-    meanwhile. To be called at the end of a start, by programs: the objects of a library's user are not ours to settle.
+    They live as long as the process. A full collection over them takes 20 to 60 ms, comes once a second under load and
+    stops every request meanwhile. Only programs call this, at the end of their start: in a library, some of the objects
+    are its user's.
     """
     gc.collect()
     gc.freeze()
 
 
 def killed_too_often(error: StartError) -> StartError:
-    """The error of the last of `KILLED_STARTS` starts, all of which were killed."""
+    """The error to raise after `KILLED_STARTS` starts in a row were killed. Args: error: of the last one."""
     return StartError(
         f"{error.message}; so ended all of {KILLED_STARTS} starts: somebody kills them, or the system does because "
         "memory is short"
@@ -44,10 +45,10 @@ def killed_too_often(error: StartError) -> StartError:
 
 
 async def waited_for(what: Callable[[], str], work: Awaitable[T]) -> T:
-    """The result of `work`; until it is there, one warning every `INTERVAL` seconds.
+    """Awaits `work` and returns its result; meanwhile logs a warning every `INTERVAL` seconds.
 
     Args:
-        what: who does what now: `worker device0 of servable 'digits' loads model 'net.onnx'`.
+        what: describes the present step: `worker device0 of servable 'digits' loads model 'net.onnx'`.
     """
     loop = asyncio.get_running_loop()
     start = loop.time()
@@ -67,8 +68,9 @@ async def waited_for(what: Callable[[], str], work: Awaitable[T]) -> T:
 
 
 async def aside(call: Callable[[], T], name: str) -> T:
-    """The result of a call on a thread of its own, which does not keep the process: a file may be on a disk that hangs,
-    and Python waits at its end for the threads of an executor.
+    """Awaits the result of a call on a thread of its own, a daemon.
+
+    The call may read from a disk that hangs, and Python waits at its end for the threads of an executor, not for these.
 
     Args:
         name: of the thread.

@@ -1,4 +1,4 @@
-"""A conversation as a chat template can show it: earlier calls, their results, tools where the template knows none."""
+"""Prepares a conversation for a chat template: earlier calls and their results, and tools for templates without any."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TOOL_PROMPT = (
 
 
 def shown(chat: Chat, native: ToolFormat | None) -> Chat:
-    """What the template is given for a conversation; the same for every door that takes chats.
+    """The conversation in the form that the template gets; every door that takes chats uses this.
 
     Args:
-        native: how the template has calls written, None where it knows no tools: then they, earlier calls and results
-            become texts.
+        native: the template's own form of calls; None for a template without tools: tools, earlier calls and results
+            become texts then.
 
     Raises:
         InvalidRequest: a message's `tool_calls` have another form.

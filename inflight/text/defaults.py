@@ -1,4 +1,4 @@
-"""What generation_config.json says of sampling."""
+"""Default sampling settings out of generation_config.json."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 
 
 def sampling_defaults(generation_config: Mapping[str, Any]) -> SamplingDefaults:
-    """The settings that a sampler can use; others are left out, which the log says."""
-    found: dict[str, Any] = {}
+    """The settings that a sampler can use. Values out of range are left out with a warning."""
+    settings: dict[str, Any] = {}
     for name, fits in _RANGES.items():
         value = generation_config.get(name)
         if value is None:
             continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if number and fits(value):
-            found[name] = int(value) if name in ("top_k", "max_new_tokens") else float(value)
+            settings[name] = int(value) if name in ("top_k", "max_new_tokens") else float(value)
         elif not (name == "top_k" and value == -1):  # another way to say that there is no limit
             log.warning("generation_config.json: %s is %r, which no sampler takes; it is left out", name, value)
-    return SamplingDefaults(**found)
+    return SamplingDefaults(**settings)

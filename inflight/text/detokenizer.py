@@ -1,4 +1,4 @@
-"""Tokens to text, one at a time, without ever showing half a character."""
+"""Turns tokens into text one at a time. Half a character is never shown."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ PATIENCE = 8
 """Tokens after which a character that still is not complete never will be: no UTF-8 character is longer than four
 bytes."""
 BEGUN = 3
-"""Tokens that a character which is not complete may consist of: of its four bytes one is missing."""
+"""Most tokens of an incomplete character: three of its four bytes, one token each."""
 
 
 class Detokenizer:
-    """Decodes a short window again with every token and tells what is new in it.
+    """Decodes a short window of tokens again with every new token and returns the text that is new.
 
     Args:
-        decode: tokens to text, special tokens included as text.
-        special: whether a token is one.
-        text_of: text of one token alone.
-        prompt: the tokens before the first one: a word that goes on keeps its space.
+        decode: gives the text of tokens, special ones included.
+        special: says whether a token is special.
+        text_of: gives the text of one token alone.
+        prompt: the tokens before the first one; they decide whether its text begins with a space.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Detokenizer:
         self._text = decode(self._tokens)  # of what was shown
 
     def add(self, id: int) -> str:
-        """The text that became complete with this token; a special token gives its own content."""
+        """Takes the next token; returns the text that it completes. A special token gives its own content."""
         if self._special(id):
             rest = self.finish()
             # Nothing before a special token changes what comes after it.
@@ -61,7 +61,7 @@ class Detokenizer:
         return self._show(self._decode(self._tokens[:-left]), left) if left else self._show(whole)
 
     def finish(self) -> str:
-        """What is left when no more tokens come."""
+        """Returns the text that was held back, after the last token."""
         if self._shown == len(self._tokens):
             return ""
         return self._show(self._decode(self._tokens))

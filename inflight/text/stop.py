@@ -1,4 +1,4 @@
-"""Exact stop texts in a stream: nothing of them is shown too early, nothing else is held back."""
+"""Finds stop texts in a stream. Text is held back only while it may be the beginning of one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ class StopTexts:
         self._held = ""
 
     def add(self, text: str) -> tuple[str, str | None]:
-        """More text. Returns what may be shown now, and the stop text that was hit, if any: the one that ends first, of
-        those that end together the longest. After a hit everything later is dropped."""
+        """Takes the next text.
+
+        Returns:
+            The text that may be shown now, and the stop text that occurred, if any: the one that ends first, of those
+            that end together the longest. Text after it is dropped.
+        """
         if not self._stops:
             return text, None
         self._held += text
@@ -36,7 +40,7 @@ class StopTexts:
         return shown, None
 
     def finish(self) -> str:
-        """What was held back, when no more text comes."""
+        """Returns the text that was held back, after the last one."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""A generation's text while its tokens come."""
+"""The text of a generation, token by token: detokenizing, stop texts, the reason of its end."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ class TextTail:
         """Takes the next token.
 
         Args:
-            ends: a token of the model's that ends texts ends this one.
+            ends: an end-of-sequence token ends the generation (it does not where the request ignores them).
             last: no further token may follow.
 
         Returns:
-            Its text, what can be shown now, whether the token is special, and why the generation ends with it if so.
+            The token's text, the text that can be shown now, whether the token is special, and the reason if the
+            generation ends with it.
         """
         tokenizer = self._tokenizer
         special = tokenizer.is_special(id)
@@ -53,7 +54,7 @@ class TextTail:
         return text, shown, special, reason
 
     def finish(self) -> str:
-        """What had been held back, after the last token."""
+        """Returns the text that was held back, after the last token."""
         if self.hit is not None:
             return ""
         held, self.hit = self._stops.add(self._detokenizer.finish())

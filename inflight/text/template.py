@@ -17,14 +17,15 @@ from inflight.contract import Chat, ToolFormat
 from inflight.errors import InvalidRequest, TemplateError
 
 _MARK = "<|the-answer-goes-on-here|>"
-"""Stands at the end of a text that is to be continued while the template is run: the text itself may be anywhere."""
+"""Put at the end of a text that is to be continued, before the template is run: it shows where that text ends in the
+prompt, which may hold the text itself in several places."""
 
 MAX_PROMPT = 1 << 24
 """Characters of a rendered prompt; a template that makes more is stopped."""
 
 
 DEFAULT, TOOL_USE = "default", "tool_use"
-"""Names of templates that transformers picks by itself: the second one for chats with tools, where there is one."""
+"""Names of templates that transformers picks by itself: `TOOL_USE` for chats with tools if the model has it."""
 
 _LONGEST_NAME = 60
 
@@ -37,7 +38,7 @@ class ChatTemplate:
         tokens: special tokens by the names that templates use (`bos_token`, `eos_token`, ...).
 
     Raises:
-        TemplateError: one is no template.
+        TemplateError: one cannot be compiled.
     """
 
     def __init__(self, templates: str | Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
@@ -55,12 +56,12 @@ class ChatTemplate:
 
     @property
     def source(self) -> str:
-        """The text of the one for most chats."""
+        """The source of the default template."""
         return self._sources[self._first]
 
     @property
     def tool_format(self) -> ToolFormat | None:
-        """How calls are written where nobody names a template."""
+        """The form of calls in the template that is used where a request names none."""
         return self.format_of(None)
 
     def format_of(self, name: str | None) -> ToolFormat | None:

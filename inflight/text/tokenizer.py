@@ -1,4 +1,4 @@
-"""A model's tokenizer and what its folder says of special tokens."""
+"""A model's tokenizer, with its special tokens, chat templates and sampling defaults."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tokenizer:
         bos_token, eos_token: as text, where the model has them.
         vocab_size: tokens, added ones included.
         chat: the chat templates, or None.
-        defaults: how the model's makers want it sampled.
+        defaults: sampling settings of the model's generation_config.json.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Tokenizer:
         self._text_of = lru_cache(1 << 16)(self._decode_one)
 
     def tool_format(self) -> ToolFormat | None:
-        """How the chat template has tools called, None where it knows none."""
-        found = self.chat.tool_format if self.chat is not None else None
-        if found is None:
+        """The form of calls in the chat template; None where it knows no tools."""
+        form = self.chat.tool_format if self.chat is not None else None
+        if form is None:
             return None
-        id = self._encoder.id_of(found.begin) if found.begin else None
-        return replace(found, begin_id=id if id in self._special else None)
+        id = self._encoder.id_of(form.begin) if form.begin else None
+        return replace(form, begin_id=id if id in self._special else None)
 
     def grammars(self, vocab_size: int) -> GrammarCompiler:
         """A compiler of grammars over this tokenizer's tokens, for logits of that many."""
@@ -79,10 +79,11 @@ class Tokenizer:
         return self._encoder.encode_batch(texts, add_special_tokens)
 
     def shorten(self, tokens: list[int], most: int, left: bool = False) -> list[int]:
-        """At most so many tokens of an encoded text, as its library truncates: special tokens at both ends stay.
+        """Truncates an encoded text to at most `most` tokens; the special tokens at both ends stay, as the library has
+        it.
 
         Args:
-            left: the end of the text is kept, not its beginning.
+            left: keep the end of the text, not its beginning.
 
         Raises:
             InvalidRequest: nothing would be left but special tokens.
@@ -91,7 +92,7 @@ class Tokenizer:
             return tokens
         head, tail = self._ends
         if tokens[: len(head)] != head or tokens[len(tokens) - len(tail) :] != tail:
-            head, tail = [], []  # somebody else's tokens
+            head, tail = [], []  # tokens that were not encoded here
         room = most - len(head) - len(tail)
         if room < 1:
             raise InvalidRequest(f"{most} tokens are taken by the special ones; truncate to more")
@@ -99,7 +100,7 @@ class Tokenizer:
         return head + (text[-room:] if left else text[:room]) + tail
 
     def length_before(self, prompt: str) -> int:
-        """Tokens of a prompt that stands before a text: as encoded alone, without a special token at its end."""
+        """The number of tokens of a prompt before a text: encoded alone, a special token at its end not counted."""
         ids = self.encode(prompt)
         return len(ids) - (1 if ids and self.is_special(ids[-1]) else 0)
 
@@ -203,7 +204,7 @@ def _from_file(model: ModelFolder) -> tokenizers.Tokenizer:
 
 
 def _lowercase(tokenizer: tokenizers.Tokenizer) -> None:
-    """Texts are lowercased before anything else happens to them."""
+    """Makes the tokenizer lowercase texts before its other steps."""
     lower, other = tokenizers.normalizers.Lowercase(), tokenizer.normalizer
     tokenizer.normalizer = lower if other is None else tokenizers.normalizers.Sequence([lower, other])
 

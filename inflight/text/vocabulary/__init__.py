@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file carries: its vocabulary, special tokens, the tokens that end an answer."""
+"""Makes a tokenizer of the vocabulary in a GGUF file; its special tokens, and those that end an answer."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ tokens."""
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a file says of its tokens.
+    """The tokens of a file and how texts become them.
 
     Attributes:
         model: one of the models above.
