@@ -51,6 +51,7 @@ class Group:
             then), `grpc` (one call at a time on each connection).
         request: the bytes of a request; of gRPC the frames' payloads are made of it.
         rate: requests a second of the whole group at most; 0: no limit.
+        insists: a refusal does not count against the rate.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Group:
     kind: str = "http"
     request: str = ""
     rate: float = 0.0
+    insists: bool = False
 
 
 def post(path: str, body: dict[str, Any] | bytes) -> str:
@@ -316,6 +318,8 @@ class _Stats:
         self._since = time.perf_counter()
 
     def answer(self, client: _Client, status: int, now: float) -> None:
+        if status != 200 and client.group.insists:
+            self._tokens[client.group.name] = self._tokens.get(client.group.name, 0.0) + 1
         if not self.measuring:
             return
         if status == 200:
@@ -642,7 +646,7 @@ def _peak(crowd: Crowd, report: dict[str, Any], seconds: float) -> None:
             if group.kind != "slow" and report[group.name]["refused"]
         ]
         streams = {
-            group.name: replace(group, kind="http", rate=report[group.name]["begun"])
+            group.name: replace(group, kind="http", rate=report[group.name]["begun"], insists=True)
             for group in crowd.groups
             if group.kind == "slow" and report[group.name]["begun"]
         }

@@ -59,8 +59,10 @@ class App:
 
 
 @asynccontextmanager
-async def listening(app: App) -> AsyncIterator[tuple[SocketListener, Callable[[], Awaitable[Any]]]]:
-    listener = await listen_http(app, ListenConfig("127.0.0.1:0"))
+async def listening(
+    app: App, allocate: Callable[[int], memoryview | None] | None = None
+) -> AsyncIterator[tuple[SocketListener, Callable[[], Awaitable[Any]]]]:
+    listener = await listen_http(app, ListenConfig("127.0.0.1:0"), allocate=allocate)
     host, _, port = listener.address.rpartition(":")
     writers: list[asyncio.StreamWriter] = []
 
@@ -327,5 +329,25 @@ def test_a_connection_that_ended_is_freed_at_once(sent: bytes) -> None:
                 await until(lambda: connection() is None)
             finally:
                 gc.enable()
+
+    run(main)
+
+
+def test_a_body_for_a_language_model_takes_no_memory_that_workers_share() -> None:
+    asked: list[int] = []
+
+    def allocate(size: int) -> None:
+        asked.append(size)
+
+    async def main(app: App) -> None:
+        async with listening(app, allocate) as (_, connect):
+            reader, writer = await connect()
+            writer.write(UPLOAD)
+            assert await answer(reader) == (200, b"good")
+            assert app.bodies == [bytes(3_000_000)]
+            assert not asked
+            writer.write(UPLOAD.replace(b"/generate", b"/other"))
+            assert await answer(reader) == (200, b"page")
+            assert asked
 
     run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 from typing import Protocol
 
 import numpy as np
@@ -104,6 +105,15 @@ class DroppedBody(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connection.connection_lost(exc)
+
+
+def mapped(size: int) -> memoryview:
+    """`size` bytes that go back to the system as soon as nothing refers to them.
+
+    The C library keeps buffers of megabytes that were freed for later ones, and cannot give them back while a small
+    object lies above them.
+    """
+    return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 def aligned_buffer(allocate: Allocate | None, size: int, skip: int) -> memoryview:

@@ -24,7 +24,7 @@ import httptools
 from inflight.admission import COST, Arrival, Caller
 from inflight.wire.connections import HttpLimits, OpenConnections
 from inflight.wire.http.asgi import App, Header, InlineApp, Scope, error_json
-from inflight.wire.http.bulk import ALIGNMENT, BulkBody, DroppedBody, aligned_buffer
+from inflight.wire.http.bulk import ALIGNMENT, BulkBody, DroppedBody, aligned_buffer, mapped
 from inflight.wire.http.exchange import Exchange
 from inflight.wire.http.gate import GatedApp, Refusal
 from inflight.wire.http.head import STATUS_LINES, http_scope
@@ -345,7 +345,7 @@ class HttpConnection(asyncio.Protocol):
         for name, value in self._headers:
             if name == b"inference-header-content-length" and value.isdigit():
                 skip = int(value) % ALIGNMENT
-        return BulkBody(self, aligned_buffer(self._limits.allocate if shared else None, self._length, skip))
+        return BulkBody(self, aligned_buffer(self._limits.allocate if shared else mapped, self._length, skip))
 
     def _half_read(self, size: int) -> None:
         """After data that does not complete the request."""
