@@ -1,4 +1,4 @@
-"""What the connections of one listener share: who is open, what runs, how long a peer may take."""
+"""State that the connections of one listener share: the open connections, the running requests, and the limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HttpLimits:
         large_body_bytes: from this size on, a body of known length is read straight into one buffer.
         idle_timeout: seconds a connection may rest between requests, or before its first.
         read_timeout: seconds without a byte of a request that has begun. The whole request may take this long plus
-            what its bytes take at `min_rate`; so a sender that dribbles is cut too.
+            what its bytes take at `min_rate`; so a client that sends a few bytes at a time is cut too.
         min_rate: bytes per second.
         write_timeout: seconds without a byte taken by a client that reads its response too slowly.
         max_head_bytes: request line and headers.

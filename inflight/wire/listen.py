@@ -66,17 +66,17 @@ class Listener(Protocol):
 
 
 class Accepting(Protocol):
-    """What accepts at one socket: a server of the event loop's, or an `Acceptor`."""
+    """Accepts connections at one socket: a server of the event loop, or an `Acceptor`."""
 
     def close(self) -> None:
-        """Accepts nobody any more."""
+        """Stops accepting connections."""
 
     async def wait_closed(self) -> None:
-        """Returns when nothing of it is under way."""
+        """Returns when every accepted connection has been handed over or closed."""
 
 
 class SocketListener:
-    """A `Listener` over what accepts at its sockets."""
+    """A `Listener` over the servers or acceptors of its sockets."""
 
     def __init__(
         self, address: Address, servers: list[Accepting], shared: OpenConnections, file: SocketFile | None
@@ -98,7 +98,7 @@ class SocketListener:
             connection.shutdown()
         watch = _StallWatch(shared)
         await _wait_while(lambda: watch.busy() or bool(shared.tasks), grace)
-        await _wait_while(lambda: any(not each.busy() for each in shared.connections), _TLS_GOODBYE)
+        await _wait_while(lambda: any(not connection.busy() for connection in shared.connections), _TLS_GOODBYE)
         for connection in list(shared.connections):
             connection.transport.abort()  # the applications see a disconnect
         await _wait_while(lambda: bool(shared.connections or shared.tasks), _DISCONNECT)
@@ -158,7 +158,7 @@ def _unsent(transport: asyncio.Transport) -> int:
 
 
 async def _wait_while(busy: Callable[[], bool], seconds: float) -> None:
-    """Returns when nothing is busy any more, or the time is over. Looks often, but only while a listener stops."""
+    """Returns when `busy` is false or `seconds` are over. It polls, which only a listener that stops pays for."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     await asyncio.sleep(0)  # closed transports say so in the loop's next turn
@@ -167,7 +167,7 @@ async def _wait_while(busy: Callable[[], bool], seconds: float) -> None:
 
 
 def success_line(kind: Kind, address: str) -> str:
-    """What is said once the server listens, in MindSpore Serving's words; scripts wait for it."""
+    """The line that is logged once the server listens, in MindSpore Serving's words: scripts wait for it."""
     name = "Serving RESTful" if kind == RESTFUL else kind
     return f"{name} server start success, listening on {address}"
 
@@ -237,7 +237,7 @@ async def listen_grpc(
 
 
 def auto_engine() -> str:
-    """What `auto` stands for here: `nghttp2` where the package was built with it, else `grpcio`."""
+    """The engine that `auto` stands for: `nghttp2` where the package was built with it, else `grpcio`."""
     try:
         importlib.import_module(_NGHTTP2)
     except ImportError as error:
@@ -247,7 +247,12 @@ def auto_engine() -> str:
 
 
 def _engine(wanted: str) -> str:
-    """The engine to use, which is there."""
+    """The engine to use.
+
+    Raises:
+        ConfigError: `wanted` is not the name of an engine.
+        StartError: the engine cannot be imported.
+    """
     if wanted not in GRPC_ENGINES:
         raise ConfigError(f"the gRPC engine '{wanted}' is not known, use one of: {', '.join(GRPC_ENGINES)}")
     if wanted == "auto":

@@ -18,13 +18,13 @@ class SocketFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._made = _identity(path)
+        self._bound = _identity(path)
 
     def remove(self) -> None:
         """Removes the file unless another server has put its own there."""
-        if self._made is not None and _identity(self._path) == self._made:
+        if self._bound is not None and _identity(self._path) == self._bound:
             self._path.unlink(missing_ok=True)
-        self._made = None
+        self._bound = None
 
 
 async def bind_tcp(address: Address) -> list[socket.socket]:
@@ -33,13 +33,13 @@ async def bind_tcp(address: Address) -> list[socket.socket]:
     Raises:
         OSError: none could be bound, or a port is taken.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(
+    addresses = await asyncio.get_running_loop().getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     sockets: list[socket.socket] = []
     failure = OSError(errno.EADDRNOTAVAIL, "the host has no address")
     port = address.port
-    for family, _, _, _, name in dict.fromkeys(found):
+    for family, _, _, _, name in dict.fromkeys(addresses):
         try:
             bound = _tcp_socket(family, (name[0], port, *name[2:]))
         except OSError as error:
@@ -92,7 +92,7 @@ def bind_unix(path: str) -> socket.socket:
 
 
 def _is_stale(path: str) -> bool:
-    """Whether the path is a socket that nobody listens on."""
+    """Whether the path is a socket without a listener, left behind by a process that ended."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return False
@@ -107,11 +107,12 @@ def _is_stale(path: str) -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of the file; None where there is no file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def cannot_start(kind: Kind, address: Address, error: Exception) -> StartError:

@@ -1,9 +1,9 @@
 """Events of grpc's C core on an event loop.
 
-The core puts what has happened into a completion queue. A thread waits there for the first event, tells the loop and
-steps aside; the loop then takes what there is, a bounded share in each of its turns, and lets the thread wait again
-when nothing came in a whole turn. So a busy server crosses from thread to thread once for many events, and all Python
-runs on the loop. `grpc.aio` makes some five tasks and futures for a call instead: a third of the calls per second.
+The core puts what has happened into a completion queue. A thread waits there for the first event, wakes the loop and
+pauses; the loop then takes the events that are there, a bounded number in each of its turns, and lets the thread wait
+again after a turn without one. So a busy server switches threads once for many events, and all Python runs on the
+loop. `grpc.aio` makes some five tasks and futures for a call instead: a third of the calls per second.
 
 `cygrpc` is the layer that grpcio's own synchronous server is written on. It is not documented, but has kept its form
 for years (grpcio 1.60 to 1.85).
@@ -20,10 +20,10 @@ from typing import Any, TypeAlias
 from grpc._cython import cygrpc
 
 EVENTS_A_TURN = 256
-"""So many events are dealt with before the loop does something else."""
+"""Events that are handled before the loop does something else."""
 REST = 0.002
-"""Seconds between two looks of the loop while nobody is in a hurry: a crowd of refused callers would else cross from
-thread to thread with every event of theirs, which costs more than all else about them."""
+"""Seconds between two looks of the loop while calls are held. Otherwise each event of a crowd of refused callers would
+wake the thread, which costs more than the rest of a refusal."""
 _NOTHING = cygrpc.CompletionType.queue_timeout
 _THE_END = cygrpc.CompletionType.queue_shutdown
 _logger = logging.getLogger("inflight.grpc")
@@ -90,7 +90,7 @@ class Completions:
                 try:
                     event.tag(event)
                 except Exception:  # whatever it was, the others are waiting
-                    _logger.exception("an error nobody handled")
+                    _logger.exception("unhandled error")
             left -= 1
             if not left:
                 break

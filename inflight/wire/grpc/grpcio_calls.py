@@ -99,7 +99,7 @@ class Calls:
         """Counts a large reply as waiting for its caller. Gives what `release` wants; None where nothing is counted.
 
         Raises:
-            GrpcError: RESOURCE_EXHAUSTED, the caller does not take what it asks for.
+            GrpcError: RESOURCE_EXHAUSTED, the caller has not read its earlier replies.
         """
         if size < _LARGE:
             return None
@@ -240,7 +240,7 @@ class Call:
             self.refuse(_stopping())
 
     def cut(self) -> None:
-        """Nobody waits for this caller any longer."""
+        """Ends a call that waits too long for its caller."""
         self._calls.idle.pop(self, None)
         self._call.cancel()
 
@@ -299,13 +299,13 @@ class Call:
             self._end((cygrpc.SendMessageOperation(reply, 0),), OK, b"", len(reply))
 
     def _let_go(self) -> None:
-        """It is no longer held."""
+        """Ends the hold of the call."""
         self._calls.held -= 1
         self.held = self._parsed = None
         self._calls.running.pop(self, None)
 
     def _sent(self, _event: Any) -> None:
-        """The end is out of the house; whether it arrived nobody knows."""
+        """The core has sent the end of the call, which may not have arrived."""
         self._calls.idle.pop(self, None)
 
     # The handler

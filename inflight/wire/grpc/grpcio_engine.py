@@ -3,10 +3,10 @@
 The core does HTTP/2, TLS, compression, deadlines and the limit of received messages; procedures and statuses are those
 of the other engine. Some of the core's habits are not a server's here (grpcio 1.85):
 
-- it joins whoever listens on a port, and of the addresses that a host name has it is content with one. Here the
-  addresses are bound once before it is asked;
-- it unlinks the file of a unix socket before it binds and when it stops, whoever made it. Here the core's socket has
-  a name of its own, and is then renamed to the one that was asked for;
+- it binds a port that another process listens on, and reports success where only one of a host name's addresses could
+  be bound. Here the addresses are bound once before the core binds them;
+- it unlinks the file of a unix socket before it binds and when it stops, even if another process made the file. Here
+  the core's socket has a name of its own, and is then renamed to the one that was asked for;
 - it closes channels that send keep-alive pings oftener than every five minutes.
 
 Two are left as they are: 0.0.0.0 and [::] both mean all addresses of both families, and a POST of any content type is
@@ -35,7 +35,7 @@ from inflight.wire.sockets import SocketFile, bind_tcp, bind_unix, cannot_start
 MAX_STREAMS = 1024
 """Calls that one connection may have open."""
 MAX_PENDING = 8192
-"""Calls that may wait in the core for this process; beyond it the core cuts some by chance, whoever's they are."""
+"""Calls that may wait in the core for this process; beyond it the core cuts random ones, of any caller."""
 _DISCONNECT = 1.0
 """Seconds that a handler has to end by itself once its call is cut."""
 

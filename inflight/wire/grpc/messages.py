@@ -1,4 +1,4 @@
-"""gRPC's messages: what is compressed is opened, and sizes are bounded."""
+"""gRPC's messages: decompression, and limits of their sizes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """gRPC calls of one HTTP/2 connection under nghttp2: the application's procedures over a session's events.
 
-A `Call` runs its handler as a task. A `QuickCall` needs none: its procedure calls back, which costs half as much. A
-`HeldCall` waits for its turn at a language model, and becomes a `Call` then.
+A `Call` runs its handler as a task. A `QuickCall` needs none, since its procedure calls back: as `Call`s the same calls
+take 1.30 times the CPU time of the server's process (the request of the row "add, gRPC, 64 connections" of
+`bench.classic`, each way in turn, the median of three rounds of 2 s). A `HeldCall` waits for its turn at a language
+model, and becomes a `Call` then.
 """
 
 from __future__ import annotations
@@ -53,11 +55,11 @@ class Connection(Protocol):
         """Tells the connection from others."""
 
     def flush(self) -> None:
-        """What the session has to send goes out at the end of the loop's turn."""
+        """Sends the session's bytes at the end of the loop's turn."""
 
 
 class Head(NamedTuple):
-    """What is known of a call before its message.
+    """A call as its headers describe it.
 
     Attributes:
         deadline: loop time at which the caller gives up.
@@ -71,7 +73,7 @@ class Head(NamedTuple):
 
 
 def serve(connection: Connection, stream: int, head: Head, framed: Framed | None) -> None:
-    """Serves a call, the cheapest way that there is for it.
+    """Serves a call in the cheapest way that its procedure allows.
 
     Args:
         framed: its one message; None for a stream of them.

@@ -1,8 +1,8 @@
 """The gRPC door on nghttp2: connections of the event loop, each with a session of the native module.
 
-What arrives is fed to the session, which tells calls with their whole messages; what is to be sent is collected at the
-end of the loop's turn, so that a turn's answers leave in one write for each connection. A client that does not read is
-not read from.
+A connection feeds the bytes it receives to its session, which returns calls with whole messages. The bytes to send are
+collected at the end of the loop's turn, so that the answers of a turn leave in one write for each connection. The
+connection stops reading from a client that does not read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONNECTION_WINDOW = 16 << 20
 READ_TIMEOUT = 100.0
 """Seconds for a call's one request, and a second more for every `MIN_RATE` bytes of it."""
 WRITE_TIMEOUT = 60.0
-"""Seconds in which a client must take something of what its socket holds, or of an answer that has its end."""
+"""Seconds in which a client must read some of the bytes that wait in its socket, or of a finished answer."""
 MIN_RATE = 64 * 1024
 RETIRE_TIMEOUT = 1.0
 """Seconds for a client to see that the server stops; a call that it begins meanwhile is served."""

@@ -1,4 +1,4 @@
-"""What a service offers at a gRPC port: its remote procedures as data."""
+"""The remote procedures of a gRPC service, as data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Unary: TypeAlias = "Callable[[Any, float | None], Awaitable[Message]]"
 """Request and the caller's time-out in seconds (None: none) to reply."""
 Begin: TypeAlias = "Callable[[Any, float | None, Callable[[Message | Exception], None]], Callable[[], None] | None]"
 Go: TypeAlias = "Callable[[Arrival | None], None]"
-"""Told once, when the turn of a held call has come: the place that is kept for it; None: it is refused."""
+"""Called once, when the turn of a held call has come, with the place that is kept for it; None: the call is refused."""
 Hold: TypeAlias = "Callable[[Any, Callable[[], object], Go], Caller | None]"
-"""Holds a call whose language model takes nobody now. Args: its request; what names its connection; whom to tell.
-Returns what to take out of the line when the call ends before; None: it need not wait."""
+"""Holds a call whose language model has no free place. Args: the request; a function that names the connection; the
+callback at its turn. Returns the caller in the model's line, to be taken out if the call ends before; None: the call
+need not wait."""
 ServerStream: TypeAlias = "Callable[[Any, float | None], AsyncIterator[Message]]"
 Bidirectional: TypeAlias = "Callable[[AsyncIterator[Any], float | None], AsyncIterator[Message]]"
 
@@ -34,11 +35,11 @@ class UnaryRpc:
     Attributes:
         parse: makes the request's message of its bytes.
         begin: `handler` without a task, for engines that can do without one: it begins the work, which calls back once
-            with the reply or the error. Gives how to cancel it; None where the request is for `handler`, and then
-            nothing has been done. It raises as `handler` does.
-        hold: where the call may have to wait before its handler runs, at an engine that can do so without a task; the
-            handler sees to it otherwise.
-        refusal: the reply to a call that was held in vain; None: a status tells it.
+            with the reply or the error. Returns a function that cancels it; None: nothing was begun, the request is
+            for `handler`. It raises as `handler` does.
+        hold: makes the call wait for a place before its handler runs, for engines that can do so without a task; with
+            others the handler waits.
+        refusal: makes the reply to a held call that is refused; None: a status refuses it.
     """
 
     parse: Callable[[bytes], Message]

@@ -40,12 +40,12 @@ class GrpcError(Exception):
 
 
 def status_of(error: Exception, path: str) -> GrpcError:
-    """The status that ends a call whose handler raised `error`; what nobody handled goes to the log."""
+    """The status that ends a call whose handler raised `error`. An error without a status is logged as unhandled."""
     if isinstance(error, GrpcError):
         return error
     if isinstance(error, InflightError):
         return GrpcError(error.grpc_code, error.message)
-    _logger.error("an error nobody handled, %s", path, exc_info=error)
+    _logger.error("unhandled error, %s", path, exc_info=error)
     return GrpcError(INTERNAL, "internal server error, the server's log has the details")
 
 

@@ -1,9 +1,11 @@
-"""Connections before anything is spent on them.
+"""Accepts connections, and refuses requests for a full language model before the event loop has a connection.
 
-A transport, a protocol and a parser for each connection cost the event loop several times what a refusal costs. Where
-a language model takes nobody, connections stay bare sockets: each is looked at when the line says so
-(`inflight.admission`), is refused by one system call as soon as the head of its request is here, and becomes one of the
-event loop's connections only when it is let in, or when it asks for something else. A refused body that is still on its
+A transport, a protocol and a parser for a connection cost the event loop several times as much as a refusal. While a
+language model is full, new connections stay bare sockets: each is looked at when the line gives it a turn
+(`inflight.admission`), is refused by one system call as soon as the head of its request is here, and becomes a
+connection of the event loop only when it is let in, or when it asks for something else. With it the 99th percentile of
+refusals was 1.4 to 1.5 s where it was 1.9 to 2.1 s (`python -m bench.overload --only "reconnect 1280"`, both in turn on
+a machine that did other work too). A refused body that is still on its
 way is discarded in the kernel, a part at each turn of the connection, so that the client can read its answer.
 """
 
@@ -29,14 +31,14 @@ from inflight.wire.http.head import http_scope, response_head
 _logger = logging.getLogger("inflight.http")
 
 Connect: TypeAlias = "Callable[[Caller | None, Arrival | None], asyncio.Protocol]"
-"""Makes the protocol of a connection. Args: what the line knows of it; the place that is kept for its request."""
+"""Makes the protocol of a connection. Args: the client in the line; the place that is kept for its request."""
 
 ACCEPTED_A_TURN = 64
-"""So many connections are accepted before the loop does something else."""
+"""Connections that are accepted before the loop does something else."""
 LOOKED_AT = 16 * 1024
-"""Bytes of a request that can be refused here."""
+"""Bytes of a request that are looked at; a request whose head is larger becomes the event loop's."""
 SILENCE = 0.05
-"""Seconds that a connection which has said nothing is left alone before it is made one of the event loop's."""
+"""Seconds after which a connection without a byte becomes one of the event loop's."""
 DISCARDED_A_TURN = 1 << 20
 """Bytes of one refused body that are discarded before the loop does something else."""
 FIRST_REST, LONGEST_REST = 0.01, 0.64
@@ -44,7 +46,7 @@ FIRST_REST, LONGEST_REST = 0.01, 0.64
 PATIENCE = 100.0
 """Seconds without a byte of a refused body after which its connection is closed."""
 _RETRY = 0.25
-"""Seconds until it is tried again to accept, where there are no descriptors left."""
+"""Seconds between two attempts to accept while the process has no file descriptors left."""
 _PEEK = socket.MSG_DONTWAIT | socket.MSG_PEEK
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _DISCARD = socket.MSG_DONTWAIT | (socket.MSG_TRUNC if sys.platform == "linux" else 0)
@@ -53,10 +55,10 @@ _scratch = bytearray(DISCARDED_A_TURN)
 
 
 class Acceptor:
-    """Accepts what comes to one listening socket, which it owns.
+    """Accepts the connections of one listening socket, which it owns.
 
     Args:
-        connect: for connections that become the event loop's.
+        connect: makes the protocol of a connection that becomes the event loop's.
     """
 
     def __init__(self, bound: socket.socket, backlog: int, app: GatedApp, connect: Connect) -> None:
@@ -72,7 +74,7 @@ class Acceptor:
         self._loop.add_reader(bound, self._accept)
 
     def close(self) -> None:
-        """Accepts nobody any more, and sends those away who have not been let in."""
+        """Stops accepting, and closes the connections that have not been let in."""
         if self._retry is not None:
             self._retry.cancel()
         self._loop.remove_reader(self._bound)
@@ -81,11 +83,11 @@ class Acceptor:
             visitor.close()
 
     async def wait_closed(self) -> None:
-        """Returns when no connection is on its way to the event loop."""
+        """Returns when every connection that was let in is the event loop's."""
         await asyncio.gather(*self._opening, return_exceptions=True)
 
     def gate(self, parsed: _Request) -> Gate | None:
-        """Where a request has to pass."""
+        """The gate of the model that a request is for, if it is for one."""
         scope = http_scope(parsed.method, parsed.url, "1.1", parsed.headers)
         return self._app.gate(scope)
 
@@ -94,7 +96,7 @@ class Acceptor:
         return self._loop.time()
 
     def open(self, visitor: _Visitor, kept: Arrival | None) -> None:
-        """Makes it one of the event loop's connections."""
+        """Makes the connection one of the event loop's. Args: kept: a place for its first request."""
         self._visitors.pop(visitor, None)
         self._open(visitor.socket, visitor.caller, kept)
 
@@ -104,7 +106,7 @@ class Acceptor:
     def _accept(self) -> None:
         for _ in range(ACCEPTED_A_TURN):
             try:
-                one, _ = self._bound.accept()
+                accepted, _ = self._bound.accept()
             except BlockingIOError:
                 return
             except ConnectionAbortedError:
@@ -116,30 +118,30 @@ class Acceptor:
                 return
             crowded = self._app.crowded()
             if crowded is None:
-                self._open(one, None, None)
+                self._open(accepted, None, None)
             else:
-                visitor = _Visitor(one, self)
+                visitor = _Visitor(accepted, self)
                 self._visitors[visitor] = None
                 visitor.arrive(crowded)
 
-    def _open(self, one: socket.socket, caller: Caller | None, kept: Arrival | None) -> None:
-        task = self._loop.create_task(self._opened(one, caller, kept))
+    def _open(self, accepted: socket.socket, caller: Caller | None, kept: Arrival | None) -> None:
+        task = self._loop.create_task(self._opened(accepted, caller, kept))
         self._opening[task] = None
         task.add_done_callback(self._opening.pop)
 
-    async def _opened(self, one: socket.socket, caller: Caller | None, kept: Arrival | None) -> None:
-        one.setblocking(False)
+    async def _opened(self, accepted: socket.socket, caller: Caller | None, kept: Arrival | None) -> None:
+        accepted.setblocking(False)
         try:
-            await self._loop.connect_accepted_socket(partial(self._connect, caller, kept), one)
+            await self._loop.connect_accepted_socket(partial(self._connect, caller, kept), accepted)
         except OSError as error:
             _logger.info("a connection is lost before its first request: %s", error)
-            one.close()
+            accepted.close()
             if kept is not None:
                 kept.settle()
 
 
 class _Sight(enum.Enum):
-    """What a look at a connection may show beside a request for a language model."""
+    """The state of a connection that has no request for a language model."""
 
     GONE = enum.auto()
     SILENT = enum.auto()
@@ -164,7 +166,7 @@ class _Asked(NamedTuple):
 
 
 class _Request:
-    """What the parser tells of the first request of a connection.
+    """The first request of a connection, as far as it is here; the parser calls the `on_` methods.
 
     Attributes:
         length: of the body as the head announces it; None: it does not.
@@ -220,7 +222,7 @@ class _Request:
         self.complete = True
 
     def parse(self, data: bytes) -> bool:
-        """Whether `data` is the beginning of HTTP requests."""
+        """Parses the beginning of a connection's bytes; False where it is not HTTP."""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -230,7 +232,7 @@ class _Request:
         return True
 
     def size(self, data: bytes) -> int:
-        """Bytes of the whole request that `data`, which was parsed, begins with; 0: that cannot be told yet."""
+        """Bytes of the whole request at the beginning of `data`, which was parsed; 0: they are not known yet."""
         if self.complete:
             return len(data)
         head = data.find(b"\r\n\r\n") + 4
@@ -266,7 +268,7 @@ class _Visitor:
         self._waited = False
 
     def arrive(self, crowded: Admission) -> None:
-        """Begins to deal with a new connection. Args: crowded: a model that takes nobody now."""
+        """Looks at the new connection, or puts it in line. Args: crowded: a model that is full."""
         sight = self._look()
         if sight is _Sight.GONE or sight is _Sight.OTHER:
             self._deal(sight, crowded)
@@ -293,7 +295,7 @@ class _Visitor:
         return used
 
     def _deal(self, sight: _Sight | _Asked, line: Admission) -> bool:
-        """Does what `sight` asks for; whether a place is taken."""
+        """Acts on `sight`; True where a place was taken for the request."""
         if sight is _Sight.GONE:
             self.close()
         elif sight is _Sight.DROPPING:
@@ -359,7 +361,7 @@ class _Visitor:
         return not self._closing
 
     def _look(self) -> _Sight | _Asked:
-        """What the client has sent; a request that has not been refused stays unread."""
+        """Looks at the bytes that the client has sent; a request that was not refused stays in the socket."""
         if self._left:
             if not self._discard():
                 return _Sight.GONE

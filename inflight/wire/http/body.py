@@ -15,7 +15,7 @@ from inflight.wire.http.asgi import Receive, Scope, header
 from inflight.wire.http.disconnect import Disconnected
 
 Body: TypeAlias = "bytes | bytearray | memoryview"
-"""A request body. A memoryview is of bytes and writable: nobody else has a part in it."""
+"""A request body. A memoryview has the format of bytes, is writable, and belongs to its reader alone."""
 
 _ON_LOOP = 64 * 1024
 """Compressed bytes that may be unpacked, or plain ones packed, without leaving the event loop."""

@@ -11,22 +11,22 @@ import numpy as np
 from inflight.wire.connections import Allocate
 
 ALIGNMENT = 64
-"""Bytes; what numpy, vector instructions and device copies like best."""
+"""Bytes; vector instructions and device copies are fastest on addresses that are multiples of it."""
 _scratch = memoryview(bytearray(256 * 1024))
-"""Where the bytes go that nobody reads, those of all connections: it stays in the processor's cache."""
+"""Receives the bodies that are dropped, of all connections, so that it stays in the processor's cache."""
 
 
 class Carrier(Protocol):
-    """The connection, as a body that has its socket sees it."""
+    """The interface of a connection towards a body that reads its socket."""
 
     def bulk_read(self, size: int) -> None:
-        """More of the body is here."""
+        """`size` more bytes of the body are in its buffer."""
 
     def bulk_dropped(self, size: int) -> None:
-        """`size` more bytes of a body that nobody reads were received."""
+        """`size` more bytes of a dropped body were received."""
 
     def bulk_done(self) -> None:
-        """All of it is."""
+        """The whole body was received."""
 
     def pause_writing(self) -> None: ...
 
@@ -36,7 +36,7 @@ class Carrier(Protocol):
 
 
 class BulkBody(asyncio.BufferedProtocol):
-    """Takes over the socket while the rest of one large body comes in.
+    """The protocol of a connection while it receives the rest of one large body into its buffer.
 
     Attributes:
         view: the buffer, exactly as long as the body.
@@ -54,7 +54,7 @@ class BulkBody(asyncio.BufferedProtocol):
         self._received = end
 
     def take(self) -> memoryview:
-        """The body, now that it is whole. It is not kept here: uvloop keeps the methods of a protocol that it had."""
+        """The whole body, which is not kept here: uvloop keeps the methods of a transport's earlier protocol."""
         whole, self.view = self.view, memoryview(b"")
         return whole
 
@@ -78,10 +78,10 @@ class BulkBody(asyncio.BufferedProtocol):
 
 
 class DroppedBody(asyncio.BufferedProtocol):
-    """Takes over the socket while the rest of a body comes in whose request has been answered.
+    """The protocol of a connection while it receives and drops the rest of a body whose request has been answered.
 
     Args:
-        size: bytes that are to come.
+        size: bytes that are missing.
     """
 
     def __init__(self, connection: Carrier, size: int) -> None:

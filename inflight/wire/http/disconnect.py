@@ -21,7 +21,7 @@ GRACE = 0.05
 
 
 class Disconnected(Cancelled):
-    """The client closed its connection: there is nobody left to answer."""
+    """The client closed its connection before its answer."""
 
 
 class _Interrupt:

@@ -38,7 +38,7 @@ class Carrier(Protocol):
     def resume_reading(self) -> None: ...
 
     async def writable(self) -> None:
-        """Returns when the transport takes more."""
+        """Returns when the transport's write buffer has room."""
 
     def response_done(self, exchange: Exchange) -> None:
         """The whole response went out."""
@@ -239,7 +239,7 @@ class Exchange:
         except asyncio.CancelledError:  # only a listener that stops cancels
             self._connection.transport.abort()
         except Exception:
-            _logger.exception("an error nobody handled, %s %s", self.scope["method"], self.scope["path"])
+            _logger.exception("unhandled error, %s %s", self.scope["method"], self.scope["path"])
             await self._fail()
         else:
             if not (self.finished or self.lost):
@@ -314,7 +314,7 @@ class Exchange:
             else:
                 self.keep_alive = False
         if self.awaits_continue and not self.complete:
-            self.keep_alive = False  # nobody knows whether the body will come
+            self.keep_alive = False  # the client may send the body, or leave it out
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")
         parts.append(b"\r\n")

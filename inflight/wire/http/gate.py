@@ -1,6 +1,6 @@
-"""Requests for language models before their bodies are read: whether they are let in, and the answer where not.
+"""Gates: whether a request for a language model is let in, decided from its head, and the response if it is not.
 
-The policy is `inflight.admission`'s; here are the words of each protocol.
+The policy is in `inflight.admission`; a gate has the response in the form of one protocol.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from inflight.wire.http.asgi import Header, Scope
 from inflight.wire.http.body import too_large
 
 UPLOADS = 64 << 20
-"""Bytes of large bodies that may come in at a time for one model: they take no places while they come."""
+"""Bytes of large bodies that may be received at a time for one model. A request takes a place only after its body."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One whole response, made once. Attributes: headers: without content-length."""
+    """A complete response, serialized once. Attributes: headers: all but Content-Length."""
 
     status: int
     headers: list[Header]
@@ -38,8 +38,8 @@ class Gate:
     """One protocol's way to one language model.
 
     Attributes:
-        overloaded: what a request is told that finds no place; None where the form depends on its body.
-        too_large: what a request is told whose body says that it is larger than `payload_limit` bytes.
+        overloaded: response to a request that finds no place; None where its form depends on the request's body.
+        too_large: response to a request whose Content-Length is above `payload_limit` bytes; None likewise.
     """
 
     admission: Admission
@@ -48,7 +48,7 @@ class Gate:
     too_large: Refusal | None
 
     def refusal(self, length: int, caller: Caller) -> Refusal | None:
-        """The answer to a request that need not be read any further. Args: length: of its body, if that is to come."""
+        """The response to a request that is refused; None where it is let in. Args: length: bytes of body to come."""
         if length > self.payload_limit:
             return self.too_large
         admission = self.admission
@@ -65,11 +65,11 @@ def payload_limit(generator: Generator) -> int:
 
 
 class Gates:
-    """The gates of one protocol, each made when it is first asked for.
+    """The gates of one protocol by model, each made at its first request.
 
     Args:
-        told: an error in the protocol's form; None where the form depends on a request's body.
-        limit: how many bytes a body for a model may have.
+        told: puts an error in the protocol's form; None where the form depends on a request's body.
+        limit: bytes that a body for a model may have.
     """
 
     def __init__(self, told: ToRefusal | None, limit: Callable[[Generator], int] = payload_limit) -> None:
@@ -93,7 +93,7 @@ class GatedApp(Protocol):
     """An ASGI application that serves language models."""
 
     def gate(self, scope: Scope) -> Gate | None:
-        """Where a request has to pass; None where it is for no language model, or for one that only its body names."""
+        """The gate of the model that a request is for; None where it is for another servable, or its body names it."""
 
     def crowded(self) -> Admission | None:
-        """A model that takes nobody now, if there is one."""
+        """The admission of a model whose places are all taken; None where every model has one."""

@@ -12,7 +12,7 @@ from inflight.wire.http.asgi import Header, Send
 T = TypeVar("T")
 
 KEEP_ALIVE = 15.0
-"""Seconds without an event after which a comment is sent, so that nobody in between takes the stream for dead."""
+"""Seconds without an event after which a comment is sent, so that proxies do not close the stream as idle."""
 _HEADERS: tuple[Header, ...] = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"))
 DONE = b"[DONE]"
 
