@@ -22,8 +22,8 @@ _STATES = ("weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandby
 
 @dataclass(frozen=True)
 class BitsAndBytes4(Scheme):
-    """weight uint8 [n * k / 2, 1], the first value of a byte high; weight.quant_map float32 [16], what the codes stand
-    for; weight.absmax, a scale for each block of the values in their order, which may itself be coded in 8 bits
+    """weight uint8 [n * k / 2, 1], the first value of a byte high; weight.quant_map float32 [16], the values of
+    the codes; weight.absmax, a scale for each block of the values in their order, which may itself be coded in 8 bits
     (double quantisation: nested_absmax, nested_quant_map, and an offset in the state's JSON)."""
 
     suffixes = (
@@ -86,7 +86,7 @@ class BitsAndBytes8(Scheme):
 
 
 def _state(module: StoredModule) -> dict[str, Any]:
-    """The JSON that lies beside a weight, as bytes in a tensor."""
+    """The JSON beside a weight, stored as the bytes of a tensor."""
     name = next((name for name in _STATES if module.has(name)), None)
     if name is None:
         return {}

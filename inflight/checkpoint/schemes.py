@@ -1,4 +1,4 @@
-"""How quantised checkpoints store one module: AutoAWQ, AutoGPTQ and GPTQModel, compressed-tensors."""
+"""Readers of quantised modules as AutoAWQ, AutoGPTQ, GPTQModel and compressed-tensors store them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLOATS = ("float16", "bfloat16", "float32")
 
 
 def whole(config: Mapping[str, Any], key: str, allowed: Sequence[int]) -> int:
-    """A setting that is one of some numbers, or StartError that names it."""
+    """A setting that must be one of these numbers; otherwise raises StartError that names it."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
         numbers = " or ".join(map(str, allowed))
@@ -30,7 +30,7 @@ def whole(config: Mapping[str, Any], key: str, allowed: Sequence[int]) -> int:
 
 
 def text(config: Mapping[str, Any], key: str, default: str) -> str:
-    """A setting that is a text, or StartError that names it."""
+    """A setting that must be a text; otherwise raises StartError that names it."""
     value = config.get(key) or default
     if not isinstance(value, str):
         raise StartError(f"{key} in quantization_config is {value!r}; it must be a text like '{default}'")
@@ -41,7 +41,7 @@ class Stored(NamedTuple):
     """A module's weight.
 
     Attributes:
-        order: int64 [k]: the inputs that the columns of `weight` stand for; None: they are in order.
+        order: int64 [k], the input of each column of `weight`; None: they are in order.
     """
 
     weight: Weight
@@ -58,7 +58,7 @@ class StoredModule:
 
     @property
     def stored(self) -> list[str]:
-        """Their names, as far as they are there."""
+        """The names of those that exist."""
         names = [f"{self.stem}.{suffix}" for suffix in self.suffixes]
         return [name for name in names if name in self.files]
 
@@ -88,11 +88,11 @@ class StoredModule:
 
 
 class Scheme(ABC):
-    """One way of storing.
+    """One way to store quantised modules.
 
     Attributes:
-        suffixes: of the names of a module's tensors, those that say nothing of the weight included.
-        marks: suffixes that together tell a quantised module; any of these sets.
+        suffixes: of the names of all of a module's tensors.
+        marks: sets of suffixes. A module that has all of one set is quantised.
     """
 
     suffixes: tuple[str, ...]
@@ -100,7 +100,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def check(self, module: StoredModule, shape: tuple[int, int]) -> None:
-        """Raises StartError where what is stored has no room for a weight [n, k]. Reads nothing."""
+        """Raises StartError if the stored tensors do not fit a weight [n, k]. Reads nothing."""
 
     @abstractmethod
     def read(self, module: StoredModule, shape: tuple[int, int]) -> Stored:
@@ -113,7 +113,7 @@ class Scheme(ABC):
 
 @dataclass(frozen=True)
 class AnyOf(Scheme):
-    """Modules of several schemes: each is read by the first whose marks it has and to which it fits."""
+    """Several schemes. Each module is read by the first one that matches its marks and shapes."""
 
     schemes: tuple[Scheme, ...]
 
@@ -132,7 +132,7 @@ class AnyOf(Scheme):
         return self._first(module, lambda scheme: scheme.read(module, shape))
 
     def _first(self, module: StoredModule, ask: Callable[[Scheme], T]) -> T:
-        """What the first scheme says that finds nothing wrong; else what is wrong for the first one."""
+        """The result of the first scheme that raises nothing; if all raise, the first one's error."""
         wrong: StartError | None = None
         for scheme in self.schemes:
             if any(all(module.has(suffix) for suffix in mark) for mark in scheme.marks):
@@ -264,7 +264,7 @@ class CompressedTensors(Scheme):
         return Stored(_weight(bits, group, codes, scales, zeros, zeros is None), order)
 
     def _kind(self, module: StoredModule, n: int, k: int) -> tuple[int, int]:
-        """Bits and group size, as far as the shapes leave a choice."""
+        """Bits and group size, by the shapes."""
         shape = module.shape("weight_scale")
         if shape not in ([], [1], [n]) and (len(shape) != 2 or shape[0] not in (1, n)):
             raise module.error("weight_scale", f"has shape {shape}, where [{n}, groups] belongs")
@@ -294,7 +294,7 @@ class CompressedTensors(Scheme):
 
 
 def _order(module: StoredModule, suffix: str, k: int, group: int) -> NDArray[np.int64] | None:
-    """Inputs sorted by the groups that an index int32 [k] puts them into; None where they are so already."""
+    """Inputs sorted by their groups in an index int32 [k]; None: they are sorted already."""
     if not module.has(suffix):
         return None
     index = module.read(suffix, (k,), ("int32", "int64")).astype(np.int64)

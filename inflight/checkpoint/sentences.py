@@ -1,8 +1,8 @@
-"""What a sentence-transformers folder says beside its model: the modules, how long texts may be, prompts.
+"""Reads the description of a sentence-transformers folder: its modules, the length of texts, prompts.
 
-Read are the layouts up to version 6 of sentence-transformers, whose file formats and defaults are the specification
+It knows the layouts up to version 6 of sentence-transformers, whose file formats and defaults are the specification
 (Reimers and Gurevych, 2019): `modules.json`, the modules' own `config.json`, `sentence_bert_config.json`,
-`config_sentence_transformers.json`. Which module is meant is the last word of its type's name, because the packages
+`config_sentence_transformers.json`. A module's kind is the last word of its type's name, because the packages
 before it have changed with nearly every version.
 """
 
@@ -17,7 +17,7 @@ from inflight.errors import StartError
 from inflight.startup import read_items, read_object
 
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""Ways from the states of a text's tokens to one vector; also the order of several in the older form."""
+"""Poolings of tokens' states to one vector; also the order of several of them in the older form."""
 
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "Sigmoid", "GELU", "SiLU")
 
@@ -27,15 +27,15 @@ _SETTINGS = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _PROMPTS = ("query", "document")
-"""Prompts that every such model has; empty where its folder says nothing of them."""
+"""Prompts that every such model has; empty unless its folder has texts for them."""
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer: `activation(x @ weight.T + bias)`, and `x` again where it is residual.
+    """A linear layer: `activation(x @ weight.T + bias)`, plus `x` if it is residual.
 
     Attributes:
-        folder: where its weights are: `linear.weight` [outputs, inputs], `linear.bias`, `residual.weight`.
+        folder: of its weights: `linear.weight` [outputs, inputs], `linear.bias`, `residual.weight`.
         activation: one of `ACTIVATIONS`.
     """
 
@@ -49,7 +49,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """Attributes: folder: where `norm.weight` and `norm.bias` are, both [size]."""
+    """A layer norm. Attributes: folder: of `norm.weight` and `norm.bias`, both [size]."""
 
     folder: Path
     size: int
@@ -65,17 +65,17 @@ Layer = Dense | LayerNorm | Normalize
 
 @dataclass(frozen=True)
 class SentenceModel:
-    """What comes before and after the transformer.
+    """The steps before and after the transformer.
 
     Attributes:
-        poolings: of `POOLINGS`; the vectors of several stand side by side.
+        poolings: of `POOLINGS`; several vectors are concatenated.
         include_prompt: the prompt's tokens count in the pooling.
-        layers: what the pooled vector goes through, in order.
+        layers: applied to the pooled vector, in order.
         cuts: texts that are too long are cut, not refused.
         longest: tokens that a text is cut to, special ones included; None: what the model can take.
-        cut_left: of a text that is too long the end is kept.
+        cut_left: a text that is too long keeps its end.
         lowercase: texts are lowercased, whatever the tokenizer does.
-        prompts: what is put before a text, by name.
+        prompts: prefixes of texts, by name.
         default_prompt: the name of the prompt for requests that name none.
     """
 
@@ -91,20 +91,20 @@ class SentenceModel:
 
     @property
     def of_states(self) -> bool:
-        """One vector or the sum of all tokens' is enough: a decoder's text may come in chunks."""
+        """Whether pooling needs one state or a sum of all, so that a decoder's text may come in chunks."""
         return self.poolings == ("lasttoken",) or (self.poolings == ("mean",) and self.include_prompt)
 
     @property
     def unit(self) -> bool:
-        """Its vectors have length 1."""
+        """Whether its vectors have length 1."""
         return bool(self.layers) and isinstance(self.layers[-1], Normalize)
 
 
 def read_sentence_model(folder: Path) -> SentenceModel | None:
-    """What the folder says; None where it is none of sentence-transformers.
+    """The folder's description; None: it is not a sentence-transformers folder.
 
     Raises:
-        StartError: a file is broken, or a module is none of those that are computed here.
+        StartError: a file is broken, or a module is not supported.
     """
     file = folder / "modules.json"
     if not file.is_file():
@@ -138,7 +138,7 @@ def read_sentence_model(folder: Path) -> SentenceModel | None:
 
 
 def _bare_pooling(folder: Path) -> SentenceModel | None:
-    """A folder that has only kept how it pools; its vectors are made as long as 1."""
+    """The description of a folder that has only its pooling; its vectors are normalised to length 1."""
     file = folder / "1_Pooling" / "config.json"
     if not file.is_file():
         return None
@@ -170,7 +170,7 @@ def _pooling(file: Path) -> tuple[tuple[str, ...], bool]:
 
 
 def _of_the_vector(file: Path, found: Mapping[str, Any]) -> None:
-    """Raises StartError for a module that works on something else than the text's vector."""
+    """Raises StartError for a module that does not work on the text's vector."""
     for key in ("module_input_name", "module_output_name"):
         if found.get(key) not in (None, "sentence_embedding"):
             raise StartError(f"'{file}' has {key} {found[key]!r}; only sentence_embedding is computed here")

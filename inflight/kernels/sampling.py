@@ -62,8 +62,8 @@ def sample(
         logits: float32 [S, V], each row contiguous; changed in place.
         rows: S of them.
         threads: that share the rows.
-        best: int64 [S], the first of the largest logits, where the model has found it already; -1 of a row whose logits
-            are not all numbers.
+        best: int64 [S], the index of each row's largest logit (of equal ones the first; -1: a logit is not a number),
+            if the model has computed it.
         isa: one of `instruction_sets`; None: the best.
     """
     assert logits.dtype == np.float32, "logits are float32"

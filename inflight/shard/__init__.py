@@ -1,4 +1,4 @@
-"""A rank of a language model: the persistent batch, the cache, the sampler, and what runs a plan."""
+"""A rank of a language model: the persistent batch, the cache, the sampler, and the runner of plans."""
 
 from inflight.shard.load import Runner, load_runner
 from inflight.shard.runner import ModelRunner

@@ -12,7 +12,7 @@ from inflight.contract import AdmittedRow, Array, Sampling, StepPlan
 from inflight.models import DecodeRows, ForwardBatch
 
 WIDTH = 64
-"""Columns that a table of tokens or blocks starts with; it doubles when a row needs more."""
+"""Initial columns of a table of tokens or blocks, which are doubled when a row needs more."""
 
 
 class Scored(NamedTuple):
@@ -39,9 +39,9 @@ class StepInput:
 
 
 class InputBatch:
-    """Rows 0 to n - 1 of the step contract (`inflight.contract.plan`). Every rank holds the same one.
+    """Rows 0 to n - 1 of the step contract (`inflight.contract.plan`). All ranks hold the same batch.
 
-    A row is known by its id; `filter` moves the last row into the hole, so rows are always dense.
+    Plans name a row by its id. `filter` moves the last row to the place of the row that leaves, so rows are dense.
 
     Args:
         switch, stretched: of the model (`inflight.models.CausalLM`).
@@ -51,7 +51,7 @@ class InputBatch:
         sampling: how each row samples.
         adapters: number of each row's adapter, 0 for none.
         tokens: int32 [rows, width], known tokens of each row.
-        known, computed, prompt: int64 [rows]; tokens of the row, those with keys in the cache, those of the prompt.
+        known, computed, prompt: int64 [rows]; tokens that are known, that have keys in the cache, of the prompt.
     """
 
     def __init__(self, max_rows: int, block_size: int, switch: int = 0, stretched: int = 0) -> None:
@@ -79,7 +79,7 @@ class InputBatch:
         return self._index[id]
 
     def apply(self, plan: StepPlan) -> dict[int, int]:
-        """Changes the rows as a plan says; returns the chunk of every row that prefills, by row."""
+        """Applies a plan's changes of rows; returns the chunk (tokens) of every row that prefills, by row."""
         for id in plan.filter:
             self.filter(id)
         for id, block in plan.grants:
@@ -94,7 +94,7 @@ class InputBatch:
         return chunks
 
     def concatenate(self, admission: AdmittedRow) -> None:
-        """A request joins: it becomes the last row."""
+        """Adds a request as the last row."""
         assert admission.token_ids is not None
         assert admission.sampling is not None
         assert len(self.ids) < self.max_rows, "the plan has more rows than the batch"
@@ -115,7 +115,7 @@ class InputBatch:
         self._index[admission.id] = row
 
     def filter(self, id: int) -> None:
-        """A request leaves; the last row takes its place."""
+        """Removes a request; the last row takes its place."""
         row = self._index.pop(id)
         self._decode_rows = None
         last = len(self.ids) - 1
@@ -132,7 +132,7 @@ class InputBatch:
         self.adapters.pop()
 
     def append(self, rows: Sequence[int], tokens: Array) -> None:
-        """The next token of each of these rows is known."""
+        """Appends one token to each of these rows."""
         self._all_sampled = len(rows) == len(self.ids)
         index = np.asarray(rows, np.int64)
         self.tokens[index, self.known[index]] = tokens

@@ -1,4 +1,4 @@
-"""Sampling from numpy's logits, in the native library."""
+"""The sampler for numpy's logits, in the native library."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NO_TOKENS = np.empty(0, np.int32)
 
 
 class NativeSampler(Sampler):
-    """One call for all rows.
+    """Samples all rows in one native call.
 
     Args:
-        threads: that share them.
+        threads: that share the rows.
         isa: one of `instruction_sets`; None: the best.
     """
 

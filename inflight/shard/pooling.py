@@ -1,4 +1,4 @@
-"""Hidden states of a text that comes in chunks."""
+"""Mean pooling of hidden states that are computed in chunks."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class MeanPool:
         self._sums: dict[int, tuple[Array, int]] = {}
 
     def begin(self, id: int) -> None:
-        """A row starts (again) from its first token."""
+        """Forgets a row's sum, because its prompt starts (again)."""
         self._sums.pop(id, None)
 
     def add(self, id: int, hidden: Array) -> None:
-        """Args: hidden: [n, H] of the next n tokens."""
+        """Adds the states of a row's next n tokens. Args: hidden: [n, H]."""
         total, count = self._sums.get(id, (np.zeros(hidden.shape[-1]), 0))
-        # Added one after the other: chunks of another size must not change the rounding.
+        # One after the other, so that the chunks' size does not change the rounding.
         for row in hidden:
             total = total + row
         self._sums[id] = (total, count + len(hidden))
 
     def take(self, id: int) -> Array:
-        """The mean of a row that is complete, float32."""
+        """Removes a complete row and returns its mean, float32."""
         total, count = self._sums.pop(id)
         mean: Array = (total / count).astype(np.float32)
         return mean

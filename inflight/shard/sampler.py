@@ -54,10 +54,10 @@ class Sampler(ABC):
         Args:
             logits: float32 [S, V]; may be changed.
             sampling: of each row.
-            state: gives what row i knows; asked only for rows that need it.
-            masks: by row, which tokens its grammar allows (see `StepPlan.masks`).
-            best: int64 [S], the first of the largest logits, where the model has found it already; -1 of a row whose
-                logits are not all numbers.
+            state: returns the state of row i; called only for rows that need it.
+            masks: by row, the tokens that its grammar allows (see `StepPlan.masks`).
+            best: int64 [S], the index of each row's largest logit (of equal ones the first; -1: a logit is not a
+                number), if the model has computed it.
         """
         return self._sample(SamplerInput(logits, sampling, state, masks or {}, best))
 
@@ -67,8 +67,8 @@ class Sampler(ABC):
 
     @abstractmethod
     def prompt_logprobs(self, logits: ModelArray, following: Array) -> list[float]:
-        """Log-probabilities of the tokens that really follow. Args: logits float32 [n, V], following [n]."""
+        """Log-probabilities of a prompt's own next tokens. Args: logits float32 [n, V], following [n]."""
 
     @abstractmethod
     def on_host(self, rows: ModelArray) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The same rows as numpy's array of float32."""
+        """Copies rows to the host as float32, if they are not there."""

@@ -55,7 +55,7 @@ def sample(
     watermark: Watermark = Watermark(),
 ) -> Sampled:
     """See `Sampler.sample`."""
-    highest = logits.amax(dim=-1)  # NaN where any of them is; before a mask hides it
+    highest = logits.amax(dim=-1)  # NaN if a logit is NaN; taken before a mask hides it
     changed = bool(masks) or not all(params.plain for params in sampling)
     if changed:
         _process(logits, sampling, state, masks or {}, watermark)
@@ -149,7 +149,7 @@ def _repetition(row: torch.Tensor, state: RowState, penalty: float) -> None:
 
 
 def _watermark(row: torch.Tensor, before: int, watermark: Watermark) -> None:
-    """A green list of the vocabulary that follows from the token before gets a bonus (Kirchenbauer et al., 2023)."""
+    """A green list of the vocabulary that follows from the previous token gets a bonus (Kirchenbauer et al., 2023)."""
     generator = torch.Generator().manual_seed(WATERMARK_KEY * before)
     size = row.shape[0]
     green = torch.randperm(size, generator=generator)[: int(size * watermark.gamma)]
@@ -213,7 +213,7 @@ def _draw(logits: torch.Tensor, uniform: list[float]) -> torch.Tensor:
     probs = torch.softmax(logits.double(), dim=-1)
     sums = probs.cumsum(dim=-1)
     wanted = torch.tensor(uniform, dtype=torch.float64, device=logits.device).unsqueeze(1) * sums[:, -1:]
-    # `right`: a token of probability 0 is never drawn, not even by a number that hits its border.
+    # `right`: a number on the border of a token of probability 0 must not draw it.
     index = torch.searchsorted(sums, wanted, right=True).squeeze(1)
     last = (probs > 0).double().cumsum(dim=-1).argmax(dim=-1)
     return torch.minimum(index, last)

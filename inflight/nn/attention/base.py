@@ -1,4 +1,4 @@
-"""The contract between a decoder layer and whatever computes attention over the paged cache."""
+"""The contract between a decoder layer and the backend that computes attention over the paged cache."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What one layer's attention is; fixed at load.
+    """The parameters of one layer's attention, fixed at load.
 
     Attributes:
         layer: index of its cache.
         num_heads, num_kv_heads: on this rank; query head h reads key head h // (num_heads // num_kv_heads).
-        head_dim: of queries and keys; `value_dim`: of values.
-        scale: factor on the scores.
+        head_dim: of queries and keys.
+        value_dim: of values.
+        scale: factor of the scores.
         window: a query at position p sees positions > p - window; None: all.
         softcap: scores become softcap * tanh(scores / softcap); None: off.
-        sinks: one learnt logit a head that takes part in the softmax and contributes nothing.
+        sinks: a learnt logit per head, which takes part in the softmax and has no value.
     """
 
     layer: int
@@ -35,14 +36,14 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class AttentionBatch:
-    """Where the tokens of one step belong. Rows follow each other in the flat token dimension.
+    """The rows and slots of the tokens of one step. Rows follow each other in the flat token dimension.
 
     T tokens, R rows with tokens in this step. Rows with one token (decoding) come first: the first `num_decode` rows.
 
     Attributes:
         query_lens: tokens of each row in this step, host list of R ints >= 1, sum T.
         context_lens: tokens of each row with keys in the cache once this step's are written, host list of R ints.
-        block_tables: int32 [R, most blocks of a row here]; entries past a row's blocks are 0 and must not be read.
+        block_tables: int32 [R, blocks of the longest row]; entries past a row's blocks are 0 and must not be read.
         slots: int64 [T]; block * block_size + offset where each token's key and value go.
         block_size: tokens in a block.
         num_decode: leading rows with exactly one token.

@@ -44,7 +44,7 @@ class ReferenceAttention(AttentionBackend):
 
 
 class _Plan:
-    """Where each row's keys lie; made once a step and used by every layer."""
+    """The slots of each row's keys, computed once per step for all layers."""
 
     def __init__(self, batch: AttentionBatch, block_size: int) -> None:
         self.batch = batch
@@ -145,7 +145,7 @@ def _prefill(
         )
         return out[0].transpose(0, 1)
     count, heads, _ = q.shape
-    # Heads of one group beside each other, queries inside: [KH, group * T, D].
+    # The heads of a group side by side, each with its queries: [KH, group * T, D].
     grouped = q.view(count, spec.num_kv_heads, -1, q.shape[-1]).permute(1, 2, 0, 3)
     group = grouped.shape[1]
     flat = grouped.reshape(spec.num_kv_heads, group * count, -1)[None]
@@ -168,7 +168,7 @@ def _attend(
     if spec.sinks is None:
         chances = torch.softmax(scores, dim=-1)
     else:
-        # One more column that takes its part of the softmax and has no value.
+        # The sink is one more column of the softmax, without a value.
         sinks = spec.sinks.float().view(1, spec.num_kv_heads, -1, 1)
         sinks = sinks.repeat_interleave(q.shape[2] // sinks.shape[2], dim=2).expand(*scores.shape[:-1], 1)
         chances = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
