@@ -1,4 +1,4 @@
-"""Generation: requests in, token streams out, shards behind."""
+"""The generation engine: takes requests, runs steps on the model's shards, gives back streams of tokens."""
 
 from inflight.engine.engine import Engine
 from inflight.engine.executor import Executor, RanksKilled

@@ -1,4 +1,4 @@
-"""Texts to tokens, off the event loop, many texts at once; long texts never before short ones."""
+"""Encodes texts off the event loop, in batches. Short texts never wait for long ones."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from inflight.errors import Unavailable
 from inflight.text import Tokenizer
 
 BATCH = 64
-"""Texts encoded in one call: what waits meanwhile goes with the next."""
+"""Most texts encoded in one call."""
 LONG = 4096
-"""Characters from which on a text is encoded alone, by a thread of its own."""
+"""Characters above which a text is encoded alone, by a second thread."""
 SAMPLE = 8
-"""Characters for each token that a request may have: if that much of a long text has too many tokens, all of it has."""
+"""Characters per allowed token in the beginning of a long text that is encoded first. If this beginning has too many
+tokens, so has the whole text."""
 MARGIN = 16
-"""Tokens that the beginning of a text may have more than when the rest follows, generously."""
+"""Upper limit of the tokens by which the beginning of a text can get fewer when the rest of the text follows."""
 
 
 class Tokenized(NamedTuple):
-    """A text's tokens; of one that is far too long its beginning's. Attributes: seconds: that encoding it took."""
+    """An encoded text.
+
+    Attributes:
+        tokens: of the whole text, or of its beginning.
+        whole: False if only the beginning was encoded, because the text is far too long.
+        seconds: time that encoding a long text took.
+    """
 
     tokens: list[int]
     whole: bool = True
@@ -29,10 +36,11 @@ class Tokenized(NamedTuple):
 
 
 class AsyncTokenizer:
-    """One thread encodes whatever came while it was busy in one call of the tokenizers library, another the long texts.
+    """Encodes texts on two threads: one takes all short texts that came while it was busy in one call of the tokenizers
+    library, the other takes long texts one by one.
 
     Attributes:
-        long: long texts that wait or are encoded.
+        long: number of long texts that wait or are being encoded.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -45,10 +53,10 @@ class AsyncTokenizer:
         self.long = 0
 
     async def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> Tokenized:
-        """The tokens of one text.
+        """Encodes one text.
 
         Args:
-            most: nobody wants to know more of a text that has more tokens; None: it is wanted however long.
+            most: a long text with more tokens than this may be encoded in part; None: encode all of it.
         """
         if self._closed:
             raise Unavailable("the server stops")
@@ -96,7 +104,7 @@ class AsyncTokenizer:
                 futures = [future for *_, future in batch if not future.done()]
                 try:
                     encoded = await loop.run_in_executor(self._thread, self._tokenizer.encode_batch, texts, special)
-                except Exception as error:  # whatever the library raises is this batch's, not the next one's
+                except Exception as error:  # the library may raise anything; only this batch fails
                     for future in futures:
                         if not future.done():
                             future.set_exception(error)

@@ -1,4 +1,4 @@
-"""What a model takes at most: what was asked for, resolved with what its shards can hold."""
+"""Resolves the configured limits of a model with what its shards can hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inflight.sched import Capacity
 
 @dataclass(frozen=True)
 class Room:
-    """What requests may ask for, how they share the model, and what the scheduler has for them."""
+    """The limits of a request, the batching policy and the scheduler's capacity, all resolved."""
 
     limits: GenerationLimits
     policy: Policy
@@ -22,13 +22,14 @@ class Room:
 
 
 def resolve(config: GeneratorConfig, offer: ShardOffer, *, again: bool) -> Room:
-    """Fits the settings to the shards.
+    """Fits the configuration to the shards.
 
     Args:
-        again: the shards were started before. Memory may have become short since: what no longer fits is cut.
+        again: the shards were started before. Memory may have become short since, so limits that no longer fit are
+            lowered.
 
     Raises:
-        StartError: the settings ask for more than there is, at the first start.
+        StartError: at the first start, the configuration asks for more than the shards can hold.
     """
     policy = config.policy.resolved(offer.device_type, offer.max_rows)
     blocks = offer.cache.num_blocks

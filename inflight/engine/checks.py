@@ -1,4 +1,4 @@
-"""What a request may bring to the ranks, whatever door or stage it came by, and what they find wrong."""
+"""Checks of what requests give to the ranks, and the errors that ranks report."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from inflight.contract import UNSOUND, StepResult, ToolFormat
 from inflight.errors import InflightError, InvalidRequest, ModelError
 
 
-def token_ids(given: Sequence[int]) -> list[int]:
-    """A prompt that came as ids, as plain numbers.
+def token_ids(ids: Sequence[int]) -> list[int]:
+    """Token ids of a client as Python integers.
 
     Raises:
-        InvalidRequest: something in it is no whole number.
+        InvalidRequest: one of them is not an integer.
     """
     try:
-        return [operator.index(token) for token in given]
+        return [operator.index(id) for id in ids]
     except TypeError:
         raise InvalidRequest("a prompt is a text or whole numbers, the ids of its tokens") from None
 
 
 def failures(result: StepResult) -> list[tuple[int, InflightError]]:
-    """The rows that a step could not answer, and why: what they brought is wrong, or the model is."""
-    found: list[tuple[int, InflightError]] = [(id, InvalidRequest(text)) for id, text in result.failed.items()]
-    found += [(id, ModelError(UNSOUND)) for id in result.unsound]
-    return found
+    """The ids of rows that failed in a step, each with its error: the request's fault, or the model's."""
+    errors: list[tuple[int, InflightError]] = [(id, InvalidRequest(text)) for id, text in result.failed.items()]
+    errors += [(id, ModelError(UNSOUND)) for id in result.unsound]
+    return errors
 
 
 def sayable(tools: ToolFormat | None, vocab_size: int) -> ToolFormat | None:
-    """The form of tool calls without a mark that the model's logits do not have: it is written as text then."""
+    """The model's format of tool calls. A begin token beyond the logits is left out: the model can only spell it."""
     if tools is None or tools.begin_id is None or tools.begin_id < vocab_size:
         return tools
     return replace(tools, begin_id=None)

@@ -1,4 +1,4 @@
-"""Texts that are to become vectors: the prompt before them, what is left of those that are too long."""
+"""Prepares texts for embedding: adds the model's prompts and truncates."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from inflight.text import Tokenizer
 
 
 class Embedder:
-    """Makes of a request what the model reads, as sentence-transformers does with its folder.
+    """Prepares the requests of one model as sentence-transformers does for the same folder.
 
     Args:
-        model: what the folder says of vectors, where it says anything.
-        pooling: `last` or `mean`, for decoders whose folder says nothing.
+        model: the folder's settings of embeddings; None if it has none.
+        pooling: `last` or `mean`, for decoders whose folder has no settings.
     """
 
     def __init__(self, model: SentenceModel | None, tokenizer: Tokenizer, pooling: str | None) -> None:
@@ -38,22 +38,22 @@ class Embedder:
         return request.cut
 
     def cut(self, tokens: list[int], request: GenerationRequest, longest: int) -> list[int]:
-        """As many tokens as the request and the model take; the special ones at both ends stay.
+        """Truncates tokens to what the request and the model allow. Special tokens at both ends stay.
 
         Args:
-            longest: tokens that the model takes.
+            longest: the model's limit in tokens.
         """
         if not self.cuts(request):
             return tokens
         model = self._model or SentenceModel()
-        most = min(longest, request.truncate or longest, model.longest or longest)
-        return self._tokenizer.shorten(tokens, most, model.cut_left)
+        limit = min(longest, request.truncate or longest, model.longest or longest)
+        return self._tokenizer.shorten(tokens, limit, model.cut_left)
 
     def sampling(self, request: GenerationRequest) -> Sampling:
-        """What the ranks are asked for.
+        """The parameters of pooling, as the ranks take them.
 
         Raises:
-            InvalidRequest: a prompt is named for tokens.
+            InvalidRequest: the request has token ids and names a prompt, which only goes before a text.
         """
         if not isinstance(request.prompt, str):
             if request.prompt_name is not None:

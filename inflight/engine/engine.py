@@ -1,4 +1,4 @@
-"""The generation engine: a language model as the doors see it."""
+"""The generation engine's interface: starts and stops a model, answers the requests of the doors."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ ENCODER = "encoder"
 
 
 class Engine:
-    """A language model as the doors see it (`inflight.contract.Generator`). Lives on one event loop.
+    """Serves one language model; implements `inflight.contract.Generator`. Lives on one event loop.
 
     Args:
         config: the model, limits, policies.
         tokenizer: of the model.
         executor: the shards.
-        restart: when lost shards are started again.
+        restart: delays before lost shards are started again.
         metrics: where generations are counted.
     """
 
@@ -94,22 +94,22 @@ class Engine:
 
     @property
     def streams(self) -> int:
-        """Requests in the engine."""
+        """Requests that are not answered yet, those whose prompts are being encoded included."""
         return self._arriving + (len(self._steps.streams) if self._steps is not None else 0)
 
     @property
     def running(self) -> int:
-        """Rows of the batch."""
+        """Requests that have a row in the batch."""
         return self._steps.scheduler.running if self._steps is not None else 0
 
     @property
     def waiting(self) -> int:
-        """Requests without a row."""
+        """Requests that wait for a row."""
         return self._steps.scheduler.waiting if self._steps is not None else 0
 
     @property
     def load(self) -> Load:
-        """What it does now."""
+        """Requests and cache tokens in use now, for the metrics."""
         if self._steps is None:
             return Load()
         scheduler = self._steps.scheduler
@@ -159,7 +159,7 @@ class Engine:
                 log.warning("%d generations did not finish before the server stopped", len(steps.streams))
         while self._loop_task is not None and not self._loop_task.done():
             self._loop_task.cancel()
-            # Before Python 3.12 `wait_for` forgets a cancel that comes together with its result: it is said again.
+            # Before Python 3.12 `wait_for` drops a cancellation that comes together with its result, so cancel again.
             await asyncio.wait([self._loop_task], timeout=0.2)
         if steps is not None:
             await steps.close()
@@ -170,10 +170,13 @@ class Engine:
         await self._executor.give_up()
 
     def _learn(self, offer: ShardOffer) -> Capacity:
-        """Takes over what the shards can hold, which may be less after a restart than at the first start.
+        """Sets `info` to what the shards offer. After a restart they may hold fewer tokens than before.
+
+        Returns:
+            What the scheduler may plan with.
 
         Raises:
-            StartError: the flags ask for more than that, at the first start.
+            StartError: at the first start, the configuration asks for more than they can hold.
         """
         config, tokenizer = self._config, self._tokenizer
         room = resolve(config, offer, again=self._steps is not None)
@@ -228,7 +231,7 @@ class Engine:
             self._count(time.perf_counter() - began, start, finish, failure)
 
     def _count(self, seconds: float, start: Start | None, finish: Finish | None, failure: str | None) -> None:
-        """Tells the metrics of a request that has ended.
+        """Counts an ended request in the metrics.
 
         Args:
             failure: the kind of error it ended with; None: it was answered.

@@ -11,39 +11,40 @@ from inflight.errors import WorkerLost
 
 
 class RanksKilled(WorkerLost):
-    """Somebody else ended a rank: a person, or the system where memory is short. It says little about the model."""
+    """A rank was killed from outside: by a person, or by the system when memory is short. This says little about the
+    model."""
 
 
 class Executor(ABC):
-    """All ranks of one language model as one thing.
+    """Runs plans on all ranks of one language model.
 
-    Used from one event loop by one caller. Plans run in the order of `submit` on every rank. After `WorkerLost` the
-    executor holds nothing: `start` again gives fresh ranks with empty batches and caches, whose steps count from 0.
+    Used from one event loop by one caller. Every rank runs plans in the order of `submit`. After `WorkerLost` the
+    executor holds nothing: the next `start` makes ranks with empty batches and caches, whose steps count from 0.
 
     Attributes:
-        on_lost: called on the loop when `lost` becomes true, whether or not anybody waits for a result.
+        on_lost: called on the loop when `lost` becomes true.
     """
 
     on_lost: Callable[[], None] = staticmethod(lambda: None)
     _begun: asyncio.Task[ShardOffer] | None = None
 
     def begin(self) -> None:
-        """Begins the first start ahead of the engine, which takes it (`first`): ranks load while the tokenizer is read.
-        Who begins and makes no engine calls `give_up`."""
+        """Begins the first start before there is an engine, so that ranks load while the tokenizer is read. The engine
+        takes the start over with `first`; without an engine, call `give_up`."""
         self._begun = asyncio.ensure_future(self.start())
 
     async def first(self) -> ShardOffer:
-        """The first start: the one that was begun, where one was. As `start`."""
+        """The first start: waits for the one that `begin` began, or starts the ranks. Raises as `start`."""
         begun, self._begun = self._begun, None
         return await (self.start() if begun is None else begun)
 
     async def give_up(self) -> None:
-        """Ends what `begin` has begun, and closes."""
+        """Ends a start that `begin` began, and closes."""
         begun, self._begun = self._begun, None
         if begun is not None:
-            await asyncio.sleep(0)  # it may not have begun yet
+            await asyncio.sleep(0)  # lets the task run to its first wait
         await self.close()
-        if begun is not None:  # a cancel beside another one would leave parts of it behind
+        if begun is not None:  # not cancelled: `close` ends it, and a second cancellation would interrupt its clean-up
             await asyncio.wait([begun])
             if not begun.cancelled():
                 begun.exception()
@@ -70,20 +71,21 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, plan: StepPlan) -> None:
-        """Sends a plan to every rank; never blocks. After a loss it does nothing: `result` tells."""
+        """Sends a plan to every rank; never blocks. After a loss it does nothing, and `result` raises."""
 
     @abstractmethod
     async def result(self) -> StepResult:
-        """The result of the oldest plan not answered yet.
+        """Waits for the result of the oldest plan that is not answered yet.
 
         Raises:
-            WorkerLost: a rank died or failed; plans in flight will never be answered. RanksKilled where that is so.
+            WorkerLost: a rank died or failed; plans in flight will never be answered.
+            RanksKilled: as WorkerLost, for a rank that was killed from outside.
         """
 
     @abstractmethod
     async def abort(self) -> None:
-        """Ends every rank at once: for a step that takes too long. Results waited for raise WorkerLost."""
+        """Kills every rank, because a step takes too long. A pending `result` raises WorkerLost."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Ends every rank in good order; nothing is left running."""
+        """Asks every rank to end, kills those that do not, and waits until none runs."""

@@ -1,4 +1,4 @@
-"""Grammars on the host: compiled off the event loop, one mask for every token of a row that follows one."""
+"""Compiles grammars and computes masks of allowed tokens, both off the event loop."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from inflight.errors import InflightError, InvalidRequest, ModelError
 from inflight.text import GrammarCompiler, Matcher, Tokenizer
 
 COMPILE_TIMEOUT = 10.0
-"""Seconds after which the caller of a grammar is told that it is too complex. Its thread ends by its own budget."""
+"""Seconds after which a grammar is refused as too complex. The thread that compiles it ends by its own budget."""
 COMPILERS = 2
-"""Threads that compile: a grammar that takes long does not hold up the next one."""
+"""Threads that compile, so that a slow grammar does not hold up the next one."""
 
 Masked = Callable[[list[bytes | InflightError]], None]
 
@@ -29,10 +29,10 @@ class Grammars:
         self._mask_thread = ThreadPoolExecutor(1, "grammar-mask")
 
     async def open(self, grammar: Grammar, vocab_size: int) -> tuple[Matcher, bytes]:
-        """A matcher for one generation and the mask of its first token.
+        """Compiles a grammar to a matcher for one generation and the mask of its first token.
 
         Args:
-            vocab_size: tokens that the model's logits cover, always as many.
+            vocab_size: number of logits of the model; the same in every call.
 
         Raises:
             InvalidRequest: the grammar is wrong, or takes too long to compile.
@@ -55,9 +55,9 @@ class Grammars:
             ) from None
 
     def advance(self, steps: Items[tuple[Matcher, int]], done: Masked) -> None:
-        """Takes the tokens of a step and calls `done` on the loop with the masks of the next, in order."""
+        """Advances each matcher by its token and calls `done` on the loop with the masks that follow, in order."""
         future = asyncio.get_running_loop().run_in_executor(self._mask_thread, _masks, steps)
-        future.add_done_callback(lambda made: None if made.cancelled() else done(made.result()))
+        future.add_done_callback(lambda work: None if work.cancelled() else done(work.result()))
 
     def close(self) -> None:
         self._compile_threads.shutdown(wait=False, cancel_futures=True)
@@ -65,13 +65,13 @@ class Grammars:
 
 
 def _masks(steps: Items[tuple[Matcher, int]]) -> list[bytes | InflightError]:
-    found: list[bytes | InflightError] = []
+    masks: list[bytes | InflightError] = []
     for matcher, token in steps:
         try:
             matcher.advance(token)
-            found.append(matcher.mask())
+            masks.append(matcher.mask())
         except InflightError as error:
-            found.append(error)
-        except Exception as error:  # one generation's trouble is not that of the others
-            found.append(ModelError(f"the grammar failed: {error}"))
-    return found
+            masks.append(error)
+        except Exception as error:  # fails this generation only
+            masks.append(ModelError(f"the grammar failed: {error}"))
+    return masks

@@ -1,4 +1,4 @@
-"""From a request to the sequence that the scheduler plans: its tokens, its grammar, and what is wrong with it."""
+"""Checks requests and turns them into sequences that the scheduler can plan."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from inflight.sched import Scheduler, Sequence
 from inflight.text import Matcher, Tokenizer
 
 LONGEST_TEXT = 16
-"""Characters a token stands for at most, on average: longer texts are refused before they are encoded."""
+"""Characters per token, the upper limit of a text's average: longer texts are refused before they are encoded."""
 
 
 class Intake:
-    """Checks requests and makes sequences of them.
+    """Encodes prompts, compiles grammars and makes sequences.
 
     Args:
         config: the model, limits, policies.
         tokenizer: of the model.
-        admission: is told what was computed for requests that are refused.
-        grammars: compiles those of requests.
+        admission: charged for the time spent on requests that are refused.
+        grammars: compiles the requests' grammars.
 
     Attributes:
-        unit_vectors: the model's vectors have length 1.
+        unit_vectors: the model's embeddings have length 1.
     """
 
     def __init__(self, config: GeneratorConfig, tokenizer: Tokenizer, admission: Admission, grammars: Grammars) -> None:
@@ -45,14 +45,14 @@ class Intake:
         self._next_id = 0
 
     def close(self) -> None:
-        """Requests whose texts wait for the tokenizer fail."""
+        """Stops the tokenizer's threads; requests that wait for them fail."""
         self._async_tokenizer.close()
 
     async def prompt(self, request: GenerationRequest, info: GeneratorInfo) -> list[int]:
-        """The prompt's tokens, checked and truncated.
+        """Encodes, truncates and checks a prompt.
 
         Raises:
-            InvalidRequest: it has none, too many, or unknown ones.
+            InvalidRequest: the prompt is empty or too long, or has tokens that the model does not know.
             Overloaded: too many long texts wait for the tokenizer.
         """
         limits = info.limits
@@ -80,10 +80,10 @@ class Intake:
         return tokens
 
     async def grammar(self, request: GenerationRequest, info: GeneratorInfo) -> tuple[Matcher, bytes] | None:
-        """The matcher of the request's grammar, and the mask of the first token.
+        """Compiles the request's grammar to a matcher and the mask of the first token; None without a grammar.
 
         Raises:
-            InvalidRequest: the grammar is wrong, or none is allowed.
+            InvalidRequest: the grammar is wrong, or this server allows none.
         """
         if request.grammar is None:
             return None
@@ -94,10 +94,10 @@ class Intake:
     def sequence(
         self, request: GenerationRequest, prompt: list[int], info: GeneratorInfo, scheduler: Scheduler
     ) -> Sequence:
-        """The sequence that answers the request.
+        """Makes the sequence of a request.
 
         Raises:
-            InvalidRequest: the model or the cache can never answer it.
+            InvalidRequest: the model cannot do what is asked, or the cache can never hold the sequence.
         """
         total = info.limits.max_total_tokens
         new = 1 if request.embed else request.max_new_tokens
@@ -138,10 +138,10 @@ class Intake:
         return self._embedder.cuts(request) if request.embed else request.truncate is not None
 
     async def _encoded(self, request: GenerationRequest, most: int) -> list[int]:
-        """The tokens of a text."""
+        """Encodes a text prompt of at most `most` tokens, or of any length if the request truncates it."""
         assert isinstance(request.prompt, str)
         if len(request.prompt) > LONG and self._async_tokenizer.long > self._admission.limit // 4:
-            raise Overloaded(OVERLOADED)  # long texts that wait for the tokenizer take no more places
+            raise Overloaded(OVERLOADED)  # long texts may occupy only a quarter of the places
         wanted = None if self._cuts(request) else most
         tokens, whole, seconds = await self._async_tokenizer.encode(request.prompt, request.add_special_tokens, wanted)
         if not whole or (wanted is not None and len(tokens) > wanted):
@@ -152,7 +152,7 @@ class Intake:
 
 
 def _adapter(name: str | None, names: tuple[str, ...]) -> int:
-    """The number that ranks know an adapter by; 0: the model alone."""
+    """The number of an adapter in plans, from 1; 0 stands for the base model."""
     if name is None:
         return 0
     if name not in names:

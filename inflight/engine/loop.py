@@ -1,4 +1,4 @@
-"""The step loop: keeps plans in flight, gives their results to the streams, notices shards that hang or are lost."""
+"""The step loop: sends plans to the shards, gives results to the streams, detects shards that hang or are lost."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from inflight.text import Matcher
 log = logging.getLogger("inflight")
 
 PULSE, PULSE_TIMEOUT = 10.0, 30.0
-"""Seconds of idleness after which the shards are asked for a step without rows, and in which they must answer it: so
-one that hangs is replaced before a request waits for it."""
+"""Seconds of idleness after which the shards get a step without rows, and seconds in which they must answer it. A shard
+that hangs is so replaced before a request waits for it."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class _Flight:
     """A plan that is not answered yet.
 
     Attributes:
-        starts: where chunks of prompts with log-probabilities begin, by row.
-        method: `prefill` where it computes prompts, `pulse` where it computes nothing, else `decode`.
-        submitted: when.
+        starts: position of the first token of each chunk whose log-probabilities are asked for, by sequence id.
+        method: `prefill` if the plan computes prompts, `pulse` if it has no rows, else `decode`.
+        submitted: time of `perf_counter` when it was sent.
     """
 
     starts: dict[int, int]
@@ -44,18 +44,18 @@ class _Flight:
 
 
 class StepLoop:
-    """Runs until it is cancelled.
+    """Plans steps, sends them and applies their results, until it is cancelled.
 
     Args:
-        name: of the model, for the log.
-        policy: how many plans may be in flight, and how long a step may take.
-        recovery: replaces shards that are lost.
-        grammars: gives the masks of rows that follow one.
-        metrics: where steps are counted.
-        wake: set when there may be something to plan.
+        name: the model's name, for the log.
+        policy: has the number of plans in flight and the timeout of a step.
+        recovery: replaces lost shards.
+        grammars: computes the masks of rows with a grammar.
+        metrics: counts steps.
+        wake: set by others when there may be something to plan.
 
     Attributes:
-        scheduler, streams: of the requests that it computes.
+        scheduler, streams: the requests that are computed.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class StepLoop:
 
     @property
     def up(self) -> bool:
-        """The shards take plans."""
+        """Whether the shards take plans."""
         return self._recovery.up and not self._executor.lost
 
     @property
     def failing(self) -> str | None:
-        """Why the shards cannot be loaded, where that is so."""
+        """Why the shards cannot be loaded; None if they are, or may be soon."""
         return self._recovery.failing
 
     async def run(self) -> None:
@@ -103,7 +103,7 @@ class StepLoop:
                 await self._steps()
             except WorkerLost as error:
                 log.warning("the shards of '%s' were lost: %s", self._name, error)
-                await self._mourn(isinstance(error, RanksKilled))
+                await self._drop_flights(isinstance(error, RanksKilled))
             except asyncio.CancelledError:
                 raise
             except Exception:
@@ -112,10 +112,10 @@ class StepLoop:
                     stream.fail(ModelError("internal server error, the server's log has the details"))
                     self.streams.close(stream)
                 await self._executor.abort()
-                await self._mourn()
+                await self._drop_flights()
 
     async def close(self) -> None:
-        """What it has begun ends. To be called when `run` has ended."""
+        """Ends timers and tasks. To be called after `run` has ended."""
         if self._watch is not None:
             self._watch.cancel()
         if self._aborting is not None:
@@ -131,7 +131,7 @@ class StepLoop:
                 self._note(plan)
                 self._executor.submit(plan)
             if not scheduler.in_flight and not self._executor.lost:
-                self._wake.clear()  # by a request, or by a loss while nobody asks for anything
+                self._wake.clear()  # set by a new request, or when the shards are lost
                 pulse = asyncio.get_running_loop().call_later(PULSE, self._pulse)
                 await self._wake.wait()
                 pulse.cancel()
@@ -140,11 +140,15 @@ class StepLoop:
                 continue
             self._waiting_since = time.monotonic()
             if self._watch is None:
-                self._watch_after(self._policy.step_timeout)
+                self._start_watch(self._policy.step_timeout)
             self._take(await self._executor.result())
 
-    async def _mourn(self, killed: bool = False) -> None:
-        """The shards are gone, and what they had in flight."""
+    async def _drop_flights(self, killed: bool = False) -> None:
+        """Forgets the plans in flight after a loss of the shards.
+
+        Args:
+            killed: something outside this server ended them.
+        """
         self._recovery.up = False
         if self._aborting is not None:
             await self._aborting
@@ -158,7 +162,7 @@ class StepLoop:
     # Shards that hang
 
     def _pulse(self) -> None:
-        """Nobody has asked for anything for a while: do the shards still answer?"""
+        """Sends a step without rows after a time of idleness, to see whether the shards still answer."""
         plan = self.scheduler.pulse()
         if plan is None or self._executor.lost:
             return
@@ -166,34 +170,35 @@ class StepLoop:
         self._flights.append(flight)
         self._executor.submit(plan)
         timeout = min(PULSE_TIMEOUT, self._policy.step_timeout)
-        asyncio.get_running_loop().call_later(timeout, self._missed, flight, timeout)
+        asyncio.get_running_loop().call_later(timeout, self._pulse_overdue, flight, timeout)
         self._wake.set()
 
-    def _missed(self, flight: _Flight, timeout: float) -> None:
+    def _pulse_overdue(self, flight: _Flight, timeout: float) -> None:
+        """Aborts the shards if the pulse is not answered yet."""
         if self._flights and self._flights[0] is flight and self._aborting is None:
             log.error("the idle shards of '%s' have not answered for %g seconds", self._name, timeout)
             self._aborting = asyncio.ensure_future(self._executor.abort())
 
-    def _watch_after(self, seconds: float) -> None:
+    def _start_watch(self, seconds: float) -> None:
         self._watch = asyncio.get_running_loop().call_later(seconds, self._watched)
 
     def _watched(self) -> None:
-        """Gives the shards up where one step takes too long. One timer for many steps: a timer each would cost more."""
+        """Aborts the shards if the current step takes too long. One timer serves many steps, which costs less."""
         self._watch = None
         if not self._flights or self._aborting is not None:
             return
         timeout = self._policy.step_timeout
         left = self._waiting_since + timeout - time.monotonic()
         if left > 0:
-            self._watch_after(left)
+            self._start_watch(left)
             return
         log.error("a step of '%s' took longer than %g seconds", self._name, timeout)
-        self._aborting = asyncio.ensure_future(self._executor.abort())  # whoever waits for the result learns of it
+        self._aborting = asyncio.ensure_future(self._executor.abort())  # `result` raises then
 
     # Plans and their results
 
     def _note(self, plan: StepPlan) -> None:
-        """What the host must remember of a plan until its answer comes."""
+        """Records a plan as in flight and tells the streams of rows that begin."""
         starts: dict[int, int] = {}
         for admission in plan.prefill:
             stream = self.streams.get(admission.id)
@@ -207,6 +212,7 @@ class StepLoop:
             self._metrics.generations.planned(joined, self.scheduler.running)
 
     def _take(self, result: StepResult) -> None:
+        """Applies a result: gives tokens, log-probabilities and errors to the streams."""
         flight, began = self._flights.popleft(), time.perf_counter()
         self._recovery.answered()
         starts = flight.starts
@@ -239,7 +245,7 @@ class StepLoop:
             self._metrics.generations.step(flight.method, began - flight.submitted, result.seconds, host)
 
     def _mask(self, masked: list[tuple[Stream, Matcher, int]]) -> None:
-        """Rows that follow a grammar go on together, once it is known what may follow their tokens."""
+        """Computes the masks of the next tokens of these rows, off the event loop; until then the rows are on hold."""
 
         def done(masks: list[bytes | InflightError]) -> None:
             for (stream, _, _), mask in zip(masked, masks):

@@ -29,16 +29,18 @@ from inflight.place import STOP_GRACE, WorkerHandle, WorkerProcess, shard_job, s
 from inflight.startup import ProgressBar, waited_for
 
 FAREWELL = 0.2
-"""Seconds in which the end of a rank becomes known after the others have failed because of it."""
+"""Seconds to wait for the end of a killed rank when another rank reports an error that it may have caused."""
 
 
 class _Rank:
-    """One process, and whether it is ready.
+    """The worker process of one rank.
 
     Attributes:
         worker: the process; None until `start`.
-        failure: what it said before it ended.
-        killed: set where it ended without a word, and not by itself.
+        offer: set when the rank is loaded.
+        failure: the error text that it sent.
+        killed: set if it was ended from outside without sending an error.
+        loaded: the share of its weights that is loaded.
     """
 
     def __init__(self, number: int, group: ShardGroup) -> None:
@@ -51,7 +53,7 @@ class _Rank:
         self.loaded = 0.0
 
     async def start(self, process: WorkerProcess, told: bool, job: ShardJob) -> None:
-        """Args: told: the process has been told the job already."""
+        """Connects to the process and sends it the job, unless it was `told` the job already."""
         self.worker = WorkerHandle(f"rank {self.number}", process, self._received, self._ended)
         await self.worker.connect()
         if not told:
@@ -81,12 +83,12 @@ class _Rank:
 
 
 class ShardGroup(Executor):
-    """Starts one process a rank; when one is lost all are, and `start` makes new ones.
+    """Runs one process for each rank. When one is lost the group is lost, and `start` replaces all of them.
 
     Args:
         config: the model.
-        server: limits and where the ranks' output goes.
-        progress: makes what is told of the weights of one start; None: nothing is.
+        server: has the start timeout and the directory of logs.
+        progress: makes the progress bar of one start; None: no progress is shown.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class ShardGroup(Executor):
 
     @property
     def pids(self) -> list[int]:
-        """Of the ranks, in order."""
+        """Process ids of the running ranks, in order."""
         return [rank.worker.pid for rank in self._ranks if rank.worker is not None and rank.worker.running]
 
     @property
@@ -148,7 +150,7 @@ class ShardGroup(Executor):
         return _smallest(offers)
 
     def _phase(self) -> str:
-        """Which rank is not ready yet, and how far it is."""
+        """Names the first rank that is not ready, and its progress, for the log."""
         number, done = next(((rank.number, rank.loaded) for rank in self._ranks if not rank.offer.done()), (0, 0.0))
         what = f"has loaded {done:.0%} of the weights" if done else "starts and opens the model"
         return f"rank {number} of language model '{self._config.name}' {what}"
@@ -188,25 +190,25 @@ class ShardGroup(Executor):
             os.close(self._file)
             self._file = None
 
-    # What ranks report
+    # Called by ranks
 
     def answered(self, result: StepResult) -> None:
         self._results.append(result)
         self._wake()
 
     def progressed(self) -> None:
-        # A rank may tell of its progress when the start was given up already.
+        # A rank may report progress after the start was given up.
         if self._ranks and self._progress is not None:
             self._progress.share(min(rank.loaded for rank in self._ranks))
 
     def rank_lost(self, rank: _Rank, error: InflightError) -> None:
-        """One rank is gone or failed: plans in flight will never be answered."""
+        """Marks the group as lost because one rank ended or failed."""
         if rank not in self._ranks:
-            return  # an earlier start's
+            return  # a rank of an earlier start
         for other in self._ranks:
             if not other.offer.done():
                 other.offer.set_exception(error)
-                other.offer.exception()  # several may fail, one is awaited
+                other.offer.exception()  # marks it as retrieved: only the first failure is awaited
         self._lose(error if isinstance(error, RanksKilled) else WorkerLost(str(error)))
 
     def _lose(self, error: WorkerLost) -> None:
@@ -217,7 +219,8 @@ class ShardGroup(Executor):
         self._wake()
 
     async def _killed(self) -> RanksKilled | None:
-        """What became of a rank that was killed: the others fail because of it, and may say so before it is known."""
+        """The error of a rank that was killed, if one was. Other ranks fail because of it, maybe before its end is
+        known, so this waits a moment."""
         if len(self._ranks) > 1:
             await asyncio.sleep(FAREWELL)
         return next((rank.killed for rank in self._ranks if rank.killed is not None), None)
@@ -228,7 +231,7 @@ class ShardGroup(Executor):
 
     async def _end(self, grace: float) -> None:
         ranks, self._ranks = self._ranks, []
-        for rank in ranks:  # a start that waits for them ends too
+        for rank in ranks:  # ends a start that waits for them
             if not rank.offer.done():
                 rank.offer.set_exception(StartError("the model was given up while it was being loaded"))
                 rank.offer.exception()
@@ -242,7 +245,7 @@ class ShardGroup(Executor):
 
 
 def _free_port() -> int:
-    """A port that nobody listens on now. Rank 0 takes it within seconds; a clash is a failed start, tried again."""
+    """A port that is free now. If another process takes it before rank 0 does, the start fails and is repeated."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -250,7 +253,7 @@ def _free_port() -> int:
 
 
 def _smallest(offers: list[ShardOffer]) -> ShardOffer:
-    """The smallest capacity of all ranks, and the memory of all of them together."""
+    """The capacity of the group: the minimum over all ranks; bytes are summed up."""
     first = offers[0]
     return msgspec.structs.replace(
         first,

@@ -1,4 +1,4 @@
-"""Starts a model's shards: the first time, and again whenever they are lost."""
+"""Starts a model's shards for the first time, and again after each loss."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from inflight.startup import KILLED_STARTS, killed_too_often
 log = logging.getLogger("inflight")
 
 FAILED_STARTS = 3
-"""Restarts for which the shards say one after the other why they cannot load, before those who wait are told so; it is
-tried again none the less. A rank that was killed while it loaded has said nothing, and does not count."""
+"""Failed restarts after which waiting requests fail with the shards' own error; restarts go on. A start during which a
+rank was killed does not count, because that says nothing about the model."""
 
 KILLED_DELAY = 2.0
-"""The longest pause in seconds before shards are started again that somebody killed."""
+"""The longest pause in seconds before the restart of shards that were killed from outside."""
 
 PATIENCE = 600.0
-"""Seconds without shards after which requests without a deadline of their own are given up, and new ones refused."""
+"""Seconds without shards after which requests without a deadline fail and new requests are refused."""
 
 
 async def first_start(
     executor: Executor, name: str, restart: RestartPolicy, stopping: Callable[[], bool]
 ) -> ShardOffer:
-    """Shards that somebody killed while they loaded are started again, but not for ever: nothing has ever been
-    ready here, and the system itself may kill what takes too much memory.
+    """Starts the shards of an engine that begins. Shards that are killed while they load are started again, a few times
+    only: the system may kill them because they need too much memory.
 
     Args:
-        name: of the model, for the log.
-        stopping: the engine was told to stop meanwhile.
+        name: the model's name, for the log.
+        stopping: whether the engine was told to stop.
 
     Raises:
         StartError: with the shards' own text, or that they were killed each time.
@@ -60,13 +60,13 @@ class Recovery:
     """Replaces lost shards.
 
     Args:
-        name: of the model, for the log.
-        num_blocks: of the cache, as the first start has decided.
-        learn: takes over what new shards offer; gives what the scheduler has for requests then.
+        name: the model's name, for the log.
+        num_blocks: size of the cache that the first start decided.
+        learn: called with the offer of new shards; returns what the scheduler may plan with.
 
     Attributes:
-        up: there are shards, and they are loaded.
-        failing: why they cannot be loaded; new requests are refused with it. None where that is not so.
+        up: the shards are loaded.
+        failing: the error that new requests get, while the shards cannot be loaded; else None.
     """
 
     def __init__(
@@ -86,19 +86,19 @@ class Recovery:
         self._streams = streams
         self._num_blocks = num_blocks
         self._learn = learn
-        self._back_off = 0.0  # seconds until the next start; none where the last one has led to an answer
+        self._back_off = 0.0  # seconds before the next start; 0 once the shards have answered a step
         self.up = True
         self.failing: str | None = None
 
     def answered(self) -> None:
-        """The shards have answered a step."""
+        """Notes that the shards answered a step: the next restart needs no pause."""
         self._back_off = 0.0
 
     def lost(self, killed: bool) -> None:
-        """The shards are gone, and what they had in flight: who was computed waits again, who is guilty fails.
+        """Takes back what the lost shards computed: sequences wait again, those that caused the loss fail.
 
         Args:
-            killed: somebody else ended them.
+            killed: something outside this server ended the shards.
         """
         self.up = False
         self._back_off = min(self._back_off, KILLED_DELAY) if killed else self._back_off
@@ -109,10 +109,11 @@ class Recovery:
             )
 
     async def replace(self) -> None:
-        """Starts the shards anew, as often as it takes; whoever was running goes on from its known tokens.
+        """Starts the shards again until they are loaded. Running requests then go on from their known tokens.
 
-        At once where the last ones have answered anything, else with back-off. Who waits for them does so until its own
-        deadline, or for `PATIENCE` where it has none; sooner it is told only what the shards say of themselves.
+        The first start comes at once if the last shards answered a step, all others after a back-off. Requests wait
+        until their deadline, or `PATIENCE` seconds without one. They fail earlier only with an error that the shards
+        themselves report (`FAILED_STARTS`).
         """
         refusals = 0
         patience = asyncio.get_running_loop().call_later(PATIENCE, self._give_up)
@@ -138,18 +139,18 @@ class Recovery:
             patience.cancel()
 
     def _give_up(self) -> None:
-        """The shards do not come back."""
+        """Fails the requests that have no deadline: the shards do not come back."""
         waiting = [stream for stream in self._streams.all() if stream.request.timeout is None]
         self._refuse(f"its worker has not come back within {PATIENCE:g} seconds", waiting)
 
     def _refuse(self, why: str, streams: Items[Stream]) -> None:
-        """Fails these streams, and new requests until the shards are there again."""
+        """Fails these streams now, and new requests until the shards are loaded again."""
         self.failing = why
         for stream in streams:
             stream.fail(Unavailable(f"the model cannot be loaded now: {why}"))
 
     def _take_over(self, offer: ShardOffer) -> None:
-        """Where the cache is not as large as it was, because memory is short, or is so again, the scheduler is told."""
+        """Resizes the scheduler's cache if the new shards have more or less memory for it than the last ones."""
         capacity = self._learn(offer)
         if capacity == self._scheduler.capacity:
             return

@@ -1,4 +1,4 @@
-"""One request on the host: what its tokens become, and who waits for that."""
+"""The stream of one request: turns its tokens into events and hands them to its reader."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from inflight.text import Matcher, TextTail, Tokenizer
 
 
 class Stream:
-    """Turns tokens into events until the request ends; one reader takes them.
+    """Turns tokens into events until the request ends. One reader takes the events.
 
-    What waits here is bounded by `max_new_tokens`.
+    At most `max_new_tokens` events wait here.
 
     Args:
-        on_end: called once, when no more tokens are computed for it; its reader may still have to take what is here.
+        on_end: called once, when no more tokens are computed for the request. Events may still wait for the reader.
 
     Attributes:
-        finished: it has its last event; nothing more is pushed.
-        matcher: follows its grammar, where it has one.
-        embedding: the prompt's vector, once it is here.
+        finished: the last event was added; nothing more may be pushed.
+        matcher: the state of the request's grammar; None without a grammar.
+        embedding: float32 values of the prompt's vector, once they are computed.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Stream:
     # The engine's side
 
     def begin(self) -> None:
-        """A plan computes its first tokens."""
+        """Notes that a plan computes the request's first tokens."""
         if self._began is None:
             self._began = time.perf_counter()
 
@@ -87,13 +87,13 @@ class Stream:
             self._wake()
 
     def end(self) -> None:
-        """Nothing more is computed for it."""
+        """Ends the stream: nothing more is computed for the request."""
         if not self.finished:
             self.finished = True
             self._on_end(self)
 
     def drop(self) -> None:
-        """Its reader is too slow: what it has not taken is let go."""
+        """Discards the events that the reader has not taken, because it is too slow; it gets an error instead."""
         self._events.clear()
         self._error = Cancelled("the answer was taken too slowly, the rest of it is dropped")
         self._wake()

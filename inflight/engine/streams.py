@@ -1,4 +1,4 @@
-"""The requests in the engine: each has a stream from its admission until its reader has left."""
+"""All open streams of an engine. A request has a stream from its admission until its reader leaves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from inflight.sched import Scheduler, Sequence
 from inflight.text import Matcher, Tokenizer
 
 UNREAD = 1 << 17
-"""Tokens of ended generations whose clients take them slowly; beyond, those who have taken longest lose the rest."""
+"""Tokens of ended requests that may wait for slow readers. Above this the oldest such streams lose their events."""
 
 
 class Streams:
-    """Streams by the ids of their sequences, and the scheduler's rows behind them.
+    """The open streams by sequence id. Opening one adds its sequence to the scheduler, closing it removes the sequence.
 
     Args:
         wake: called when the scheduler has something new to plan.
@@ -35,7 +35,7 @@ class Streams:
         self._admission = admission
         self._wake = wake
         self._streams: dict[int, Stream] = {}
-        # Those that have ended and whose readers are still at it, oldest first, with their tokens.
+        # Ended streams with events that are not read yet, oldest first, with their numbers of tokens.
         self._unread: dict[int, tuple[Stream, int]] = {}
         self._unread_tokens = 0
         self.idle = asyncio.Event()
@@ -51,10 +51,10 @@ class Streams:
         return list(self._streams.values())
 
     def open(self, request: GenerationRequest, sequence: Sequence, grammar: tuple[Matcher, bytes] | None) -> Stream:
-        """A stream for an admitted request, whose sequence waits for its first plan from now on.
+        """Opens the stream of an admitted request and gives its sequence to the scheduler.
 
         Args:
-            grammar: its matcher and the mask of its first token.
+            grammar: the request's matcher and the mask of its first token.
         """
         stream = Stream(request, sequence, self._tokenizer, self._ended)
         if grammar is not None:
@@ -66,7 +66,7 @@ class Streams:
         return stream
 
     def close(self, stream: Stream) -> None:
-        """The caller has its end, or left: the row is freed in the next plan."""
+        """Closes a stream whose reader has left. The next plan frees its row. Closing twice does nothing."""
         id = stream.sequence.id
         if self._streams.pop(id, None) is None:
             return
@@ -79,13 +79,13 @@ class Streams:
             self.idle.set()
 
     def fail(self, sequence: Sequence, error: InflightError) -> None:
-        """Ends a sequence's stream with an error, where it still has one."""
+        """Ends the stream of a sequence with an error; does nothing if the stream is closed."""
         stream = self._streams.get(sequence.id)
         if stream is not None:
             stream.fail(error)
 
     def _ended(self, stream: Stream) -> None:
-        """Nothing more is computed for it; its reader may still have to take what is here."""
+        """Frees the place of a stream that gets no more tokens, and keeps it in `_unread` until it is closed."""
         self._admission.leave()
         size = stream.sequence.generated
         self._unread[stream.sequence.id] = stream, size

@@ -1,4 +1,4 @@
-"""A method's rows as a stream of events: what the servable doors share when a language model writes in the middle."""
+"""Answers a request with a stream of events, for servables in which a language model writes text."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ async def send_events(
 
     Args:
         parts: from `stream` of `inflight.frontends.base`.
-        frames: what a part is told as.
-        failed: what an error is told as, once the stream has begun.
+        frames: makes the data of events from a part.
+        failed: makes the data of the last event from an error that comes after the stream has begun.
 
     Raises:
         InflightError: the request was refused before anything was sent.

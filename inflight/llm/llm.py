@@ -1,4 +1,4 @@
-"""`LLM`: generation offline, in this process, on the engine that also serves."""
+"""`LLM`: a language model in this process, on the same engine that the server uses."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ DEFAULT_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class Generation:
-    """What became of one prompt.
+    """The result of one prompt.
 
     Attributes:
         text: generated text without special tokens.
-        tokens: generated tokens, with log-probabilities where they were asked for.
-        prompt: the prompt's tokens where `Sampling.prompt_logprobs`, else empty.
-        prompt_length: tokens of the prompt; `cached`: how many of them the prefix cache had.
+        tokens: generated tokens, with log-probabilities if they were asked for.
+        prompt: the prompt's tokens if `Sampling.prompt_logprobs`, else empty.
+        prompt_length: number of tokens of the prompt.
+        cached: number of prompt tokens that came from the prefix cache.
     """
 
     text: str
@@ -62,7 +63,8 @@ class Generation:
         return [token.id for token in self.tokens]
 
 
-def _spread(values: Sequence[T], count: int, what: str) -> list[T]:
+def _checked(values: Sequence[T], count: int, what: str) -> list[T]:
+    """Raises InvalidRequest if there is not one value for each prompt."""
     if len(values) != count:
         raise InvalidRequest(f"{count} prompts and {len(values)} {what}; give one for all or one for each")
     return list(values)
@@ -155,45 +157,47 @@ class LLM:
         grammar: Grammar | Sequence[Grammar | None] | None = None,
         adapter: str | Sequence[str | None] | None = None,
     ) -> list[Generation]:
-        """Goes on from every prompt; results are in the order of the prompts.
+        """Generates a continuation of every prompt. Results are in the order of the prompts.
 
         Args:
             prompts: a text, texts, or lists of token ids.
             sampling: for all, or one for each.
             max_new_tokens: exact limit, for all or one for each; None: as many as the model's length leaves.
-            grammar: what the texts must look like, for all or one for each.
+            grammar: constrains the texts, for all or one for each.
             adapter: name of a LoRA adapter, for all or one for each.
 
         Raises:
-            InflightError: the first prompt that cannot be answered; the others are given up.
+            InflightError: the error of the first prompt that fails; the others are cancelled.
         """
-        given: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
-        count = len(given)
-        each = _spread(sampling if not isinstance(sampling, Sampling) else [sampling] * count, count, "samplings")
-        most = [max_new_tokens] * count if max_new_tokens is None or isinstance(max_new_tokens, int) else max_new_tokens
-        worn = [adapter] * count if adapter is None or isinstance(adapter, str) else adapter
-        bound = [grammar] * count if grammar is None or isinstance(grammar, Grammar) else grammar
+        all_prompts: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
+        count = len(all_prompts)
+        samplings = [sampling] * count if isinstance(sampling, Sampling) else sampling
+        limits = (
+            [max_new_tokens] * count if max_new_tokens is None or isinstance(max_new_tokens, int) else max_new_tokens
+        )
+        grammars = [grammar] * count if grammar is None or isinstance(grammar, Grammar) else grammar
+        adapters = [adapter] * count if adapter is None or isinstance(adapter, str) else adapter
         requests = [
             GenerationRequest(
                 prompt,
-                one,
+                prompt_sampling,
                 limit,
                 stop=tuple(stop),
                 ignore_eos=ignore_eos,
-                prompt_tokens=one.prompt_logprobs,
+                prompt_tokens=prompt_sampling.prompt_logprobs,
                 timeout=timeout,
-                grammar=follows,
-                adapter=wears,
+                grammar=prompt_grammar,
+                adapter=prompt_adapter,
             )
-            for prompt, one, limit, follows, wears in zip(
-                given,
-                each,
-                _spread(most, count, "limits"),
-                _spread(bound, count, "grammars"),
-                _spread(worn, count, "adapters"),
+            for prompt, prompt_sampling, limit, prompt_grammar, prompt_adapter in zip(
+                all_prompts,
+                _checked(samplings, count, "samplings"),
+                _checked(limits, count, "limits"),
+                _checked(grammars, count, "grammars"),
+                _checked(adapters, count, "adapters"),
             )
         ]
-        return self._call(together(self._one(request) for request in requests))
+        return self._call(together(self._generation(request) for request in requests))
 
     def embed(
         self,
@@ -209,23 +213,23 @@ class LLM:
         Args:
             prompts: a text, texts, or lists of token ids.
             prompt_name: which of the model's prompts goes before each text; None: the model's default.
-            truncate: of longer texts only so many tokens are read; True: what the model takes; False: they are refused;
-                None: as the model's folder says.
+            truncate: truncate longer texts to this many tokens; True: to the model's limit; False: refuse them; None:
+                as the model's folder says.
             adapter: name of a LoRA adapter.
 
         Raises:
-            InflightError: the first text that cannot be answered; the others are given up.
+            InflightError: the error of the first text that fails; the others are cancelled.
         """
-        given: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
-        cut, most = (truncate, None) if isinstance(truncate, bool) else (None, truncate)
+        texts: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
+        cut, limit = (truncate, None) if isinstance(truncate, bool) else (None, truncate)
         requests = [
             GenerationRequest(
-                text, truncate=most, timeout=timeout, adapter=adapter, embed=True, prompt_name=prompt_name, cut=cut
+                text, truncate=limit, timeout=timeout, adapter=adapter, embed=True, prompt_name=prompt_name, cut=cut
             )
-            for text in given
+            for text in texts
         ]
-        found = self._call(together(self._vector(request) for request in requests))
-        return np.array(found, np.float32).reshape(len(found), self.engine.info.embedding_size)
+        vectors = self._call(together(self._vector(request) for request in requests))
+        return np.array(vectors, np.float32).reshape(len(vectors), self.engine.info.embedding_size)
 
     def chat(self, messages: list[dict[str, object]], sampling: Sampling = GREEDY, **options: Any) -> Generation:
         """One answer to a conversation; `options` as in `generate`."""
@@ -252,10 +256,10 @@ class LLM:
     ) -> None:
         self.close()
 
-    async def _one(self, request: GenerationRequest) -> Generation:
-        found = await whole(self.engine, request)
-        start, finish = found.start, found.finish
-        infos = tuple(token.info for token in found.tokens)
+    async def _generation(self, request: GenerationRequest) -> Generation:
+        events = await whole(self.engine, request)
+        start, finish = events.start, events.finish
+        infos = tuple(token.info for token in events.tokens)
         return Generation(finish.text, infos, finish.reason, start.prompt, finish.prompt_length, start.cached)
 
     async def _vector(self, request: GenerationRequest) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -267,7 +271,7 @@ class LLM:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _stop_loop(self) -> None:
-        """Ends what still runs on it too: Ctrl+C may have come in the middle of a start."""
+        """Stops the event loop. Cancels its tasks first, because Ctrl+C may come in the middle of a start."""
         self._call(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -275,7 +279,7 @@ class LLM:
 
 
 async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engine:
-    """The engine of a model, which is fetched first where it is one of the hub.
+    """Starts the engine of a model, which is fetched first if it is a model of the hub.
 
     Raises:
         StartError: it cannot be fetched or loaded.

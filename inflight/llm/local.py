@@ -1,4 +1,4 @@
-"""The shards of one model inside this process: the engine's executor for scripts, notebooks and tests."""
+"""Runs the only rank of a model on a thread of this process: the executor for scripts, notebooks and tests."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from inflight.shard import Runner, load_runner
 T = TypeVar("T")
 
 FAREWELL = 2.0
-"""Seconds that a script which ends waits for what such threads are at: a load that was given up ends with its next
-weight."""
+"""Seconds that a script waits at its end for such a thread. A load that was given up ends with its next weight."""
 
 
 class _Thread:
-    """Calls functions one after the other. A script that ends does not wait for it for long, as it would for a thread
-    of `ThreadPoolExecutor`: what hangs in a library would keep the process for ever. It does wait a moment, because a
-    thread that comes back from a library when the interpreter is gone takes the process down with it."""
+    """Calls functions one after the other on a daemon thread. A script that ends waits `FAREWELL` seconds for it: not
+    for ever, as with `ThreadPoolExecutor`, because a call may hang in a library; but a moment, because a thread that
+    returns from a library after the end of the interpreter aborts the process."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
@@ -44,7 +43,7 @@ class _Thread:
         return await asyncio.wrap_future(self.submit(call, *given))
 
     def shutdown(self) -> None:
-        """It ends after what it has been given."""
+        """Ends the thread after the calls that were submitted."""
         self._calls.put(None)
 
     def _end(self) -> None:
@@ -59,21 +58,21 @@ class _Thread:
                 continue
             try:
                 future.set_result(call(*given))
-            except BaseException as error:  # whoever waits is told
+            except BaseException as error:  # raised to the caller by the future
                 future.set_exception(error)
             del future, call, given  # not kept until the next call
         atexit.unregister(self._end)
 
 
 class LocalExecutor(Executor):
-    """One rank on a thread. A step that fails ends it, as it ends a worker process; `start` makes a new one.
+    """Runs one rank on a thread. A step that fails ends the rank, as it ends a worker process; `start` makes a new one.
 
-    Answers go to the event loop by way of a second thread: whoever wakes the loop lets go of the GIL, and the loop
-    keeps it until it has dealt with the answer, 0.2 ms in which the model's thread could not begin the next step.
+    A second thread passes answers to the event loop. To wake the loop releases the GIL, and the loop holds it until it
+    has handled the answer; for these 0.2 ms the model's thread could not begin its next step.
 
     Args:
-        job: what to load; `world_size` 1.
-        progress: called with the share of the weights that is loaded, on the thread.
+        job: what to load; its `world_size` is 1.
+        progress: called on the thread with the share of the weights that is loaded.
     """
 
     def __init__(self, job: ShardJob, progress: Callable[[float], None] | None = None) -> None:
@@ -116,7 +115,7 @@ class LocalExecutor(Executor):
         return answer
 
     async def abort(self) -> None:
-        """A thread cannot be ended: what it computes is awaited and forgotten."""
+        """Waits for the step that is computed, because a thread cannot be killed, and drops its result."""
         self._runner = None
         self._answered(WorkerLost("it was given up"))
         for thread in (self._thread, self._courier):  # in this order: no answer is on its way then
@@ -131,7 +130,7 @@ class LocalExecutor(Executor):
         self.shutdown()
 
     def shutdown(self) -> None:
-        """Its threads end after what they are at, which nobody waits for."""
+        """Ends the threads after their current call, without waiting for it."""
         self._given_up = True
         for thread in (self._thread, self._courier):
             thread.shutdown()
@@ -151,9 +150,9 @@ class LocalExecutor(Executor):
             return
         answer: StepResult | WorkerLost
         try:
-            found = runner.run(plan)
-            assert found is not None
-            answer = found
+            result = runner.run(plan)
+            assert result is not None
+            answer = result
         except Exception as error:
             self._runner = None
             answer = WorkerLost(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Where workers run."""
+"""Starts, watches and ends worker processes on this machine."""
 
 from inflight.early import DUMP
 from inflight.place.handle import STOP_GRACE, WorkerHandle

@@ -27,16 +27,16 @@ OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class WorkerHandle:
-    """A started process that is spoken to and ended. Lives on one event loop.
+    """A started worker process and the channel to it. Lives on one event loop.
 
     Args:
-        name: for the log.
+        name: names the process in the log.
         on_message: called on the loop for every message.
         on_end: called on the loop, once, when the process has ended and all that it sent was read.
-        outbox: where large values of its messages lie; None: it sends none.
+        outbox: has the large values of its messages; None: it sends none.
 
     Attributes:
-        killed: it was ended by a signal that this server did not send.
+        killed: set if the process was ended by a signal that this server did not send.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class WorkerHandle:
         self.killed = False
 
     async def connect(self) -> None:
-        """Opens the channel. To be called first, and once.
+        """Opens the channel. To be called once, before anything else.
 
         Raises:
-            OSError: it cannot be opened. The process runs on until `end`.
+            OSError: the channel cannot be opened. The process runs until `end`.
         """
         try:
             self._channel = await ServerChannel.open(self._process.socket, self._on_message, self._closed, self._outbox)
@@ -91,7 +91,7 @@ class WorkerHandle:
             self._channel.send(message, packer)
 
     def dump(self) -> None:
-        """Asks the worker to write where its threads are; it does so also in the middle of anything."""
+        """Asks the worker to write the stacks of its threads to its log. It can do so at any time."""
         self._process.dump()
 
     def kill(self) -> None:
@@ -101,8 +101,7 @@ class WorkerHandle:
             self._process.kill()
 
     async def end(self, grace: float = STOP_GRACE) -> None:
-        """Ends the process: asks, waits `grace` seconds, kills. Afterwards nothing of it is left, and `on_end` was
-        called."""
+        """Ends the process: sends `Stop`, waits `grace` seconds, kills it. `on_end` was called when this returns."""
         if grace > 0 and self._channel is not None and not self._channel.closed:
             self._channel.send(Stop())
             await self._process.ended(grace)
@@ -115,7 +114,7 @@ class WorkerHandle:
             self._channel.close()
 
     def _closed(self) -> None:
-        if self._process.running:  # without its channel it is of no use, whatever else it does
+        if self._process.running:  # a worker without its channel can do nothing
             asyncio.get_running_loop().call_later(STOP_GRACE, self.kill)
         else:
             self._conclude()
@@ -127,10 +126,10 @@ class WorkerHandle:
             asyncio.get_running_loop().call_later(FAREWELL, self._conclude, True)
 
     def _conclude(self, all_read: bool = False) -> None:
-        """Tells the end, once the process is gone and its channel is read to the end.
+        """Calls `on_end` once the process has ended and its channel is read to the end.
 
         Args:
-            all_read: nothing more is waited for.
+            all_read: do not wait for the end of the channel any longer.
         """
         if self._ended or self._process.running:
             return

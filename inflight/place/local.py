@@ -1,4 +1,4 @@
-"""Starts worker processes on this machine and tells when they end.
+"""Starts worker processes on this machine and reports when they end.
 
 A worker gets one end of a socket pair and two arena files by inheritance, so it has no address and leaves
 nothing in any file system. It is a session of its own: Ctrl+C in a terminal reaches the server alone, and whatever the
@@ -27,11 +27,11 @@ class Launch:
     """One worker process to start.
 
     Attributes:
-        label: for people: part of the command line.
-        inbox, outbox: arena files to inherit.
-        environment: added to this process's own.
-        log: file its output is written to; None: this process's own stderr.
-        append: keep what the log file holds.
+        label: shown in the command line, for people who read process lists.
+        inbox, outbox: descriptors of the arena files to inherit.
+        environment: added to this process's environment.
+        log: file for its output; None: this process's stderr.
+        append: keep the contents of the log file.
     """
 
     label: Sequence[str]
@@ -57,12 +57,12 @@ class WorkerProcess:
         self._exited = asyncio.Event()
 
     def watch(self, on_exit: Callable[[int], None]) -> None:
-        """Starts to wait for the end, without polling; `on_exit` is called once on the loop, with `status`."""
+        """Waits for the end without polling. `on_exit` is called once, on the loop, with `status`."""
         loop = asyncio.get_running_loop()
 
         def reap() -> None:
-            # Whatever user code started in the worker's session ends with it. The worker is not collected yet, so that
-            # its number cannot belong to anybody else.
+            # End what user code started in the worker's session. The worker itself is not collected yet, so its number
+            # cannot belong to another process group.
             self._signal_group(signal.SIGKILL)
             self.status = status = self._process.wait()
             self._exited.set()
@@ -87,7 +87,7 @@ class WorkerProcess:
         return not self._exited.is_set()
 
     async def ended(self, timeout: float) -> bool:
-        """Waits for the end; False when it did not come in time."""
+        """Waits for the end; returns False if the process still runs after `timeout` seconds."""
         try:
             await asyncio.wait_for(self._exited.wait(), timeout)
         except asyncio.TimeoutError:
@@ -95,7 +95,7 @@ class WorkerProcess:
         return True
 
     def dump(self) -> None:
-        """Asks the worker to write where its threads are; it does so also in the middle of anything."""
+        """Asks the worker to write the stacks of its threads to its log. It can do so at any time."""
         if self.running:
             os.kill(self.pid, DUMP)
 
@@ -104,7 +104,7 @@ class WorkerProcess:
             self._signal_group(signal.SIGKILL)
 
     def end(self) -> None:
-        """Kills and collects one that is not watched."""
+        """Kills and collects a process that is not watched."""
         self._signal_group(signal.SIGKILL)
         self._process.wait()
         self.socket.close()
@@ -118,7 +118,7 @@ class WorkerProcess:
 
 @contextmanager
 def open_log(launch: Launch) -> Iterator[int | None]:
-    """The file that a worker writes to; None: it has none."""
+    """Opens the log file of a worker; gives None if it has none."""
     if launch.log is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""The processes of a language model's ranks, and their start ahead of the server that they belong to."""
+"""Starts the processes of a language model's ranks, also before the server that they belong to."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from inflight.place.local import Launch, WorkerProcess, open_log, start_worker
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A process that nobody has taken yet.
+    """A process that was started ahead and is not taken yet.
 
     Attributes:
-        launch: how it was started, but for the arena files.
-        job: what it was told to load; None: it waits for that.
+        launch: its launch, without the arena files.
+        job: the job that it was sent; None: it waits for one.
     """
 
     launch: Launch
@@ -33,16 +33,16 @@ _ahead: dict[tuple[str, int], _Ahead] = {}
 
 
 def shard_job(config: GeneratorConfig, rank: int, rendezvous: str = "", num_blocks: int | None = None) -> ShardJob:
-    """What a rank of a model loads. Args: rendezvous, num_blocks: as in `ShardJob`."""
+    """The job of one rank of a model; `rendezvous` and `num_blocks` as in `ShardJob`."""
     job = ShardJob.of(config, rank, rendezvous, num_blocks)
     return job.on(max(1, processors() // config.tensor_parallel))
 
 
 def rank_launch(config: GeneratorConfig, rank: int, log_dir: Path | None, file: int, append: bool) -> Launch:
-    """How a rank's process is started.
+    """The launch of a rank's process.
 
     Args:
-        file: an arena file; ranks get tokens, which need no shared memory.
+        file: stands for both arena files, which ranks do not use.
     """
     return Launch(
         label=early.rank_label(config.name, rank),
@@ -55,14 +55,14 @@ def rank_launch(config: GeneratorConfig, rank: int, log_dir: Path | None, file: 
 
 
 def start_ahead(config: GeneratorConfig, log_dir: Path | None, *, load: bool = True) -> None:
-    """Starts the processes of a model's ranks, for a server that is still being imported. They import their own part,
-    and load the model where it is here and has one rank.
+    """Starts the processes of a model's ranks while the server is still being imported. They begin their own imports.
+    If the model is on this machine and has one rank, this rank also begins to load it.
 
-    They end with this process, or by `end_ahead`.
+    The processes end with this process, or by `end_ahead`.
 
     Args:
-        load: False: they wait to be told; several models load one after the other, because each measures the memory
-            that is left.
+        load: False: the ranks wait for their jobs. Several models must load one after the other, because each measures
+            the memory that is left.
 
     Raises:
         StartError: a process could not be started.
@@ -80,7 +80,7 @@ def start_ahead(config: GeneratorConfig, log_dir: Path | None, *, load: bool = T
 
 
 def _begun(launch: Launch) -> WorkerProcess:
-    """The process that a command began with its first lines, where it is this one; else a new one."""
+    """Takes the process that `inflight.early` began, if it was started with this launch; else starts a new one."""
     begun = early.take(launch.label) if not launch.environment and launch.log is None else None
     if begun is None:
         try:
@@ -94,8 +94,10 @@ def _begun(launch: Launch) -> WorkerProcess:
 def start_rank(
     config: GeneratorConfig, job: ShardJob, log_dir: Path | None, file: int, append: bool
 ) -> tuple[WorkerProcess, bool]:
-    """A rank's process, and whether it has been told to load the job: the one that was started ahead as this one would
-    be, else a new one.
+    """Takes the process that was started ahead for this job, or starts a new one.
+
+    Returns:
+        The process, and whether it was sent the job already.
 
     Raises:
         StartError: as `start_worker`.
@@ -109,7 +111,7 @@ def start_rank(
 
 
 def end_ahead() -> None:
-    """Ends the processes that nobody took."""
+    """Ends all processes that were started ahead and not taken."""
     early.end()
     while _ahead:
         _ahead.popitem()[1].process.end()

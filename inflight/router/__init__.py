@@ -1,4 +1,4 @@
-"""From a request to the worker that runs it."""
+"""Routes requests to workers and keeps workers and language models running."""
 
 from inflight.router.router import Router
 

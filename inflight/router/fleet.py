@@ -1,4 +1,4 @@
-"""The life of everything a server runs: every servable's replicas and every language model."""
+"""Starts, restarts and ends everything that a server runs: the replicas of servables and the language models."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ T = TypeVar("T")
 
 
 class Fleet:
-    """Starts groups of replicas and language models, starts lost replicas again, ends all. Lives on one event loop.
+    """Holds the groups of replicas and the language models of a server. Lives on one event loop.
 
     Args:
         config: limits and policies.
-        metrics: where the states of replicas are shown.
+        metrics: shows the states of replicas.
         runtimes: value of INFLIGHT_RUNTIMES, handed to the workers.
         on_all_lost: called when no worker is left that could be started again.
 
     Attributes:
-        language_models: those that are served, declared ones too.
-        inbox: shared memory that workers can read.
-        stopping: nothing is started any more, and requests are refused.
+        language_models: all language models, those that servables declare included.
+        inbox: shared memory that all workers can read.
+        stopping: set when the server stops; nothing is started any more and requests are refused.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class Fleet:
 
     @property
     def names(self) -> list[str]:
-        """Of all servables and language models."""
+        """Names of all servables and language models."""
         return [*self._groups, *self.language_models.served]
 
     def versions(self, servable: str) -> Mapping[int, Group]:
-        """A servable's groups by version; empty where there is no such servable."""
+        """The groups of a servable by version; empty if there is no such servable."""
         return self._groups.get(servable, {})
 
     # Life
 
     def announce(self, servables: Sequence[ServableConfig], generators: Sequence[GeneratorConfig]) -> None:
-        """Makes known what will be started: until it is loaded, requests for it are told to come again (`Loading`).
+        """Registers what will be started. Until it is loaded, requests for it fail with `Loading`.
 
         Raises:
             ConfigError: two have one name, or a servable is not where it should be.
@@ -124,10 +124,10 @@ class Fleet:
         self.language_models.kill()
 
     async def stop(self, drained: Awaitable[None]) -> None:
-        """Refuses new requests, lets running ones finish, ends every worker; what they had is answered with an error.
+        """Refuses new requests, lets running ones finish, ends every worker. Requests that are not finished then fail.
 
         Args:
-            drained: ends when the requests to servables have their answers, or have had time enough.
+            drained: ends when all requests to servables are answered, or the time for it is over.
         """
         self.stopping = True
         await asyncio.gather(self.language_models.stop(), drained)
@@ -138,7 +138,7 @@ class Fleet:
         self.inbox.close()
 
     def _announced(self, config: ServableConfig) -> Group | None:
-        """The group that waits for this start."""
+        """The announced group that this configuration starts; None if it was not announced."""
         group = self.versions(config.name).get(_resolved(config))
         return group if group is not None and group.announced and not group.replicas else None
 
@@ -207,12 +207,12 @@ class Fleet:
         await self._start_alike(group, extras, [job] * len(extras))
 
     async def _start_generators(self, group: Group, config: ServableConfig, offer: Offer) -> None:
-        """Starts the language models that a servable declares; they answer under its name."""
-        for one in offer.generators:
-            model = msgspec.structs.replace(one.config.model, device_type=config.device_type)
-            generator = msgspec.structs.replace(one.config, model=model, name=config.name)
+        """Starts the language models that a servable declares, under the servable's name."""
+        for declared in offer.generators:
+            model = msgspec.structs.replace(declared.config.model, device_type=config.device_type)
+            generator = msgspec.structs.replace(declared.config, model=model, name=config.name)
             await self.language_models.start([generator])
-            group.generators[one.key] = self.language_models.served[config.name]
+            group.generators[declared.key] = self.language_models.served[config.name]
         group.loaded = True
 
     def _replica(self, group: Group, config: ServableConfig, label: str, environment: dict[str, str]) -> Replica:
@@ -241,15 +241,15 @@ class Fleet:
         return replica
 
     async def _start_alike(self, group: Group, replicas: Sequence[Replica], jobs: Sequence[WorkerJob]) -> list[Offer]:
-        """Starts replicas together. Of a bare model file the first goes ahead: it finds out, for all, whether requests
-        can share a call."""
+        """Starts replicas at the same time. For a bare model file the first one starts alone, because it finds out for
+        all whether requests can share a call."""
         ahead = int(bool(jobs) and jobs[0].model_file is not None)
         offers: list[Offer] = []
         for replica, job in zip(replicas[:ahead], jobs):
-            offer, found = await self._start_one(group, replica, job)
+            offer, tried = await self._start_one(group, replica, job)
             offers.append(offer)
-            jobs = [_with(each, whole=found.whole, trial_seconds=found.trial_seconds) for each in jobs]
-        rest = await _all(self._start_one(group, each, job) for each, job in zip(replicas[ahead:], jobs[ahead:]))
+            jobs = [_with(job, whole=tried.whole, trial_seconds=tried.trial_seconds) for job in jobs]
+        rest = await _all(self._start_one(group, replica, job) for replica, job in zip(replicas[ahead:], jobs[ahead:]))
         return offers + [offer for offer, _ in rest]
 
     async def _start_one(self, group: Group, replica: Replica, job: WorkerJob) -> tuple[Offer, WorkerJob]:
@@ -272,8 +272,8 @@ class Fleet:
         self._note(group, replica)
         if not group.alive:
             group.went_down("its last worker ended")
-        owners = [one for each in self.groups for one in each.replicas if one.has_device]
-        if not any(one.state is not State.DEAD for one in owners):
+        owners = [replica for group in self.groups for replica in group.replicas if replica.has_device]
+        if not any(replica.state is not State.DEAD for replica in owners):
             self._on_all_lost()
 
     async def _end_group(self, group: Group) -> None:
@@ -293,7 +293,7 @@ class Fleet:
 
 
 def _resolved(config: ServableConfig) -> int:
-    """The version number that will run; 1 where there are no version folders."""
+    """The version that will run; 1 if the servable has no version folders."""
     return config.version or max(_on_disk(config), default=1)
 
 
@@ -306,7 +306,7 @@ def _with(job: WorkerJob, **changes: object) -> WorkerJob:
 
 
 async def _all(awaitables: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results of all, in order; the first failure cancels the others and is raised once they have ended."""
+    """Runs all and returns their results in order. The first failure cancels the others and is raised at the end."""
     tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         return await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""One version of a servable: its waiting instances, its replicas, and who gets what."""
+"""One version of a servable: its queues of instances, its replicas, and the policy of dispatching."""
 
 from __future__ import annotations
 
@@ -29,31 +29,33 @@ from inflight.router.stage import run_stage
 log = logging.getLogger("inflight")
 
 BATCHES_AHEAD = 3
-"""Messages of one method that a worker may have at once: one running, one ready, one on its way. While all three are
-out, what arrives gathers here, so that a busy worker gets fewer and fuller messages."""
+"""Messages of one method that a worker may have at once: one running, one ready, one on its way. While it has three,
+new instances wait here, so that a busy worker gets fewer and fuller messages."""
 
 EAGER = 8
-"""Waiting instances that an idle worker gets at once, while the loop still reads requests; else the server and its
-worker take turns where all clients wait for one batch. Fewer make the messages too small for what they cost."""
+"""Waiting instances from which on they are sent to an idle worker at once, while the loop still reads requests; else
+the server and its worker would work in turns when all clients wait for one batch. With fewer instances a message costs
+more than it gains."""
 
 CRASHED, KILLED, PROOF = 6, 2, 12
-"""What the death of a worker weighs against the instances it had. After a crash an instance runs alone, so a second
-crash is its own doing, and proof. A signal from outside (`Replica.killed`) says little, because anybody may send it;
-but the system also ends what uses up the memory: from the third one on an instance runs alone, the sixth is proof."""
+"""What the death of a worker adds to the blame of the instances that it had. After a crash an instance runs alone, so
+that a second crash is its own doing (`PROOF`). A signal from outside (`Replica.killed`) counts less, because anybody
+may send it. But the system sends it too when memory is short: after the third one an instance runs alone, the sixth is
+proof."""
 
 HANGS = 2
-"""Instances of a run that did not end are run again alone; where so many of them do not end either, it is the stage
-that is hung, and the others are not tried."""
+"""The instances of a run that did not end run again alone. If this many of them do not end either, the stage itself
+hangs, and the others fail without another try."""
 
 FAILED_STARTS = 3
-"""Starts in a row that every replica has to fail by its own doing before requests are refused instead of waiting."""
+"""Starts in a row that must fail on every replica, by its own doing, before requests are refused instead of waiting."""
 
 PURGE = 1024
-"""Waiting instances of one method above which those are thrown out whose callers have left."""
+"""Waiting instances of one method above which those whose callers have left are removed."""
 
 
 class MethodQueue:
-    """Instances of one method that no worker has yet."""
+    """The waiting instances of one method, and its limits."""
 
     def __init__(self, index: int, info: MethodInfo, method: MethodOffer) -> None:
         self.index = index
@@ -74,7 +76,7 @@ class MethodQueue:
         self.waiting.extend(instances)
 
     def take(self, count: int) -> list[Instance]:
-        """Up to `count` instances somebody still waits for, oldest first."""
+        """Removes and returns up to `count` instances, oldest first; those of closed requests are dropped."""
         taken: list[Instance] = []
         waiting = self.waiting
         while waiting and len(taken) < count:
@@ -84,7 +86,7 @@ class MethodQueue:
         return taken
 
     def forget_closed(self) -> None:
-        """Lets go of instances whose callers left, when they could pile up."""
+        """Removes the instances whose callers have left."""
         self.waiting = deque(instance for instance in self.waiting if not instance.request.closed)
 
 
@@ -92,9 +94,10 @@ class Group:
     """All replicas of one version of one servable.
 
     Attributes:
-        announced: it was made known before it was started, so that callers are told to come again.
-        loaded: it could answer once: its first worker was ready, and the language models that it declares.
-        generators: those language models, by the keys that workers know them by.
+        announced: it was registered before its start, so that early requests fail with `Loading`.
+        loaded: its first worker and the language models that it declares have been ready.
+        generators: the language models that it declares, by the keys that workers use.
+        failing: why its workers cannot start; requests are refused with it. Else None.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class Group:
     # What the router asks
 
     def learn(self, offer: Offer) -> None:
-        """Takes over the methods that the first ready worker offers."""
+        """Makes a queue for each method that the first ready worker offers."""
         if self.queues:
             return
         for index, method in enumerate(offer.methods):
@@ -152,12 +155,12 @@ class Group:
         self._order = sorted(self.queues, key=lambda queue: -queue.priority)
 
     def execution_limits(self, offer: Offer) -> dict[int, float | None]:
-        """Seconds that one run of a stage may take, by method; None: any time. A model that others call may take as
-        long as the slowest method."""
+        """Seconds that one run of a stage may take, by method index; None: no limit. A hidden method gets the longest
+        limit of all methods."""
         limits: dict[int, float | None] = {}
         for index, method in enumerate(offer.methods):
-            given = method.execution_timeout
-            limits[index] = (self._execution_timeout if given is None else given) or None
+            limit = method.execution_timeout
+            limits[index] = (self._execution_timeout if limit is None else limit) or None
         declared = [limits[index] for index, method in enumerate(offer.methods) if not method.hidden]
         known = [limit for limit in declared if limit is not None]
         longest = max(known) if known and len(known) == len(declared) else None
@@ -165,21 +168,21 @@ class Group:
 
     @property
     def ready(self) -> int:
-        """How many replicas can take work."""
+        """Number of replicas that take work."""
         return sum(replica.state is State.READY for replica in self.replicas)
 
     @property
     def answers(self) -> bool:
-        """A replica can take work now, and the language models that it needs can answer."""
+        """Whether a replica takes work now and the language models of the servable are ready."""
         return self.loaded and self.ready > 0 and all(generator.ready for generator in self.generators.values())
 
     def check_loaded(self) -> None:
-        """Refuses requests before the first worker is ready.
+        """Refuses requests before the servable is loaded.
 
         Raises:
-            Loading: it was announced.
-            Unavailable: it was not: scripts written for MindSpore Serving open the doors, start the servables and read
-                that server's own answer until it changes.
+            Loading: the group was announced.
+            Unavailable: it was not announced. Scripts written for MindSpore Serving open the ports first and poll until
+                this answer, which is that server's own, changes.
         """
         if not self.loaded:
             kind = Loading if self.announced else Unavailable
@@ -190,7 +193,7 @@ class Group:
 
     @property
     def alive(self) -> bool:
-        """Some replica works or will be started again."""
+        """Whether a replica works or will be started again."""
         for replica in self.replicas:  # noqa: SIM110 - runs for every request, and a generator costs
             if replica.state is not State.DEAD:
                 return True
@@ -200,7 +203,7 @@ class Group:
         """Takes a request's instances.
 
         Raises:
-            Unavailable: no replica is or will be there.
+            Unavailable: no replica works or will be started again.
             Overloaded: the method's own queue is full.
         """
         queue = self.queues[request.method]
@@ -226,13 +229,14 @@ class Group:
         return False
 
     def schedule(self) -> None:
-        """Dispatches once before the loop sleeps: requests that arrive together travel together."""
+        """Schedules one dispatch for the end of this turn of the loop, so that requests that arrive together share
+        messages."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
     def fail_waiting(self, error: InflightError) -> None:
-        """Gives an error to everything that no worker has."""
+        """Ends all waiting instances with an error."""
         for instance in [*self._suspects, *(instance for queue in self.queues for instance in queue.waiting)]:
             instance.settle(error)
         self._suspects.clear()
@@ -240,13 +244,14 @@ class Group:
             queue.waiting.clear()
 
     def cannot_start(self, reason: str) -> None:
-        """A replica reported that it cannot load. While others may come, or it has not tried often, requests wait."""
+        """Notes that a replica cannot load. Requests are refused once no replica is ready and each has failed
+        `FAILED_STARTS` times."""
         alive = [replica for replica in self.replicas if replica.state is not State.DEAD]
         if not self.ready and all(replica.failures >= FAILED_STARTS for replica in alive):
             self.went_down(reason)
 
     def went_down(self, reason: str) -> None:
-        """No replica can be started: nobody is left waiting."""
+        """Fails waiting and new requests, because no replica can be started."""
         self.failing = reason
         self.fail_waiting(Unavailable(self._unavailable()))
 
@@ -293,7 +298,7 @@ class Group:
         return best
 
     def _dispatch_suspects(self) -> None:
-        """Instances that were on a worker when it died run alone, one after the other, on one replica."""
+        """Sends suspects, one at a time, to a replica that has no other work."""
         while self._suspects:
             first = self._suspects[0]
             if not first.request.closed:
@@ -360,7 +365,7 @@ class Group:
     def _generate(
         self, generator: Generator, row: Row, done: Callable[[Result], None], instance: Instance | None
     ) -> None:
-        """A language model's stage of an instance; it ends with its request."""
+        """Starts a language-model stage of an instance. It is cancelled when the instance's request ends."""
         if instance is None:
             task = self._loop.create_task(run_stage(generator, row, done))
         elif instance.request.closed:
@@ -377,15 +382,15 @@ class Group:
             self._tasks.discard(task)
             if instance is not None:
                 if task not in instance.calls:
-                    return  # the worker that asked is gone
+                    return  # the worker that asked is lost
                 instance.calls.remove(task)
-            if task.cancelled():  # the worker must not keep the instance for ever
+            if task.cancelled():  # the worker still waits for an answer
                 done(Cancelled("the caller left"))
 
         task.add_done_callback(ended)
 
     def on_lost(self, replica: Replica) -> None:
-        """Everything the worker had goes back to the head of the queue, with the blame it has earned."""
+        """Puts the instances of a lost worker back to the head of their queues; those that are to blame fail."""
         orphans = list(replica.outstanding.values())
         replica.outstanding.clear()
         replica.batches.clear()
@@ -406,9 +411,9 @@ class Group:
         self.schedule()
 
     def _guilt(self, replica: Replica, instance: Instance, waited: bool) -> InflightError | None:
-        """Adds to the instance what the end of its worker says against it; its error where that is proof.
+        """Adds to the blame of an instance what the end of its worker says. Returns the error if this is proof.
 
-        While it waits for a language model, however long, a signal from outside says nothing against it.
+        A signal from outside is not counted while the instance waits (`waited`) for a language model.
         """
         late = replica.late
         if late is not None and late.keys:
@@ -445,7 +450,8 @@ class Group:
 
 
 def _share(waiting: int, batch_size: int, replicas: int) -> int:
-    """Instances for one message: a batch; the last few batches are cut evenly, so that replicas end together."""
+    """Number of instances for one message: a full batch, or an even share of the last ones, so that replicas end at the
+    same time."""
     if waiting >= batch_size * replicas:
         return batch_size
     return math.ceil(waiting / math.ceil(waiting / batch_size))
@@ -453,7 +459,7 @@ def _share(waiting: int, batch_size: int, replicas: int) -> int:
 
 def _answer_call(replica: Replica, start: int, number: int, request: Request | None, result: Result) -> None:
     if replica.starts != start:
-        return  # a new process counts its calls from 1 again: this is the answer to another question
+        return  # a new process numbers its calls from 1 again, so the number stands for another call
     if replica.watch is not None:
         replica.watch.calls -= 1
     outcome = result if isinstance(result, InflightError) else result[0]

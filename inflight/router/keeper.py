@@ -1,4 +1,4 @@
-"""Keeps one replica alive: starts it again whenever it is lost, until the policy says no."""
+"""Keeps one replica running: starts it again after each loss, as long as the policy allows."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from inflight.startup import KILLED_STARTS, killed_too_often, waited_for
 log = logging.getLogger("inflight")
 
 KILLED_DELAY = 2.0
-"""The longest pause in seconds before a worker is started again that somebody killed while it loaded."""
+"""The longest pause in seconds before the restart of a worker that was killed from outside while it loaded."""
 
 
 class Keeper:
-    """Starts one replica.
+    """Starts and restarts one replica.
 
     Args:
-        job: what its worker is told to load.
-        config: the start's timeout and the policy of restarts.
+        job: what its worker loads.
+        config: has the start timeout and the restart policy.
         changed: called when the replica's state has changed.
         gave_up: called when the replica will not be started again.
     """
@@ -51,7 +51,10 @@ class Keeper:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> tuple[Offer, WorkerJob]:
-        """The first start; from then on the replica is kept. What it offers, and the job that the next one gets.
+        """Starts the replica for the first time, and restarts it after losses from then on.
+
+        Returns:
+            What the worker offers, and the job with what it found out, for the next replica.
 
         Raises:
             StartError: the worker's own text, or that it died without one.
@@ -67,8 +70,8 @@ class Keeper:
             self._task.cancel()
 
     async def _first_start(self) -> Offer:
-        """As `_try_start`. A worker that somebody ended is started again, but not for ever: nothing has ever been ready
-        here, and the system itself may end what takes too much memory.
+        """As `_try_start`, repeated a few times if the worker was ended from outside. Not without end, because the
+        system may kill a worker that needs too much memory.
 
         Raises:
             StartError: as `_try_start`.
@@ -90,12 +93,12 @@ class Keeper:
 
     @property
     def _ended(self) -> bool:
-        """The replica was given up: the server stops."""
+        """Whether the replica was given up because the server stops."""
         return self._replica.state is State.DEAD
 
     async def _try_start(self) -> Offer:
-        """Starts a process, a second time without trial runs where they do not end. Every later one has to offer the
-        same.
+        """Starts a process; if a trial run of a model does not end, starts another one without trial runs. Later
+        workers get the job with what this one found out, so that they offer the same.
 
         Raises:
             StartError: as `Replica.start`.
@@ -144,10 +147,10 @@ class Keeper:
                 return
 
     async def _start_again(self) -> bool:
-        """Tries until a worker is ready; False where the policy allows one try and it failed.
+        """Starts workers until one is ready. Returns False if the policy allows one try and it failed.
 
-        Requests wait meanwhile, until their own deadlines. That somebody killed a worker while it loaded says nothing
-        of the servable; what the worker itself reports does (`Group.cannot_start`).
+        Requests wait meanwhile, until their own deadlines. A worker that was killed from outside while it loaded says
+        nothing about the servable; an error that a worker reports does (`Group.cannot_start`).
         """
         replica, group = self._replica, self._group
         killed = self._policy.first_delay
@@ -174,7 +177,7 @@ class Keeper:
                 return True
 
     async def _pause(self) -> None:
-        """Back-off: twice as long each time, until the worker has answered something."""
+        """Sleeps for the back-off, which doubles each time until a worker has answered something."""
         await asyncio.sleep(self._delay)
         self._delay = min(self._delay * 2, self._policy.max_delay)
 

@@ -1,4 +1,4 @@
-"""The language models of one server: starts their engines, ends them."""
+"""The language models of one server: announces, starts and stops their engines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LONGEST = 24 * 3600.0
 
 
 class Announced:
-    """A language model that is known by its configuration and not loaded yet; it answers nobody (`Generator`)."""
+    """A `Generator` in the place of a language model that is not loaded yet. Every request fails with `Loading`."""
 
     ready = False
     streams = 0
@@ -53,7 +53,7 @@ class Announced:
         self.admission = Admission(config.policy.max_concurrent_requests)
 
     def loading(self) -> Loading:
-        """What everybody who asks is told."""
+        """The error of every request."""
         return Loading(
             f"servable '{self.info.name}': servable is not available, the model is still being loaded; try again later"
         )
@@ -83,7 +83,7 @@ class LanguageModels:
 
     @property
     def served(self) -> Mapping[str, Generator]:
-        """Every model, also those that are announced only."""
+        """All models, those that are only announced included."""
         return self._served
 
     @property
@@ -91,7 +91,7 @@ class LanguageModels:
         return all(generator.ready for generator in self._served.values())
 
     def announce(self, configs: Sequence[GeneratorConfig]) -> None:
-        """Makes models known that `start` will be called for: their requests are told to come again.
+        """Registers models that `start` will load. Until then their requests fail with `Loading`.
 
         Raises:
             ConfigError: two have one name.
@@ -116,7 +116,7 @@ class LanguageModels:
         ]
 
     def method(self, name: str, version: int, method: str) -> MethodInfo | None:
-        """`generate` of one of the models, where that is what is meant.
+        """The method `generate` of a model; None for other methods, other versions and unknown models.
 
         Raises:
             Loading: the model is not loaded yet.
@@ -216,7 +216,7 @@ class LanguageModels:
         Raises:
             StartError: the tokenizer cannot be read.
         """
-        # Not needed by a server of classic models only.
+        # Imported here because a server without language models does not need them.
         from inflight.engine import Engine, ShardGroup
         from inflight.text import load_tokenizer
 
@@ -237,7 +237,7 @@ class LanguageModels:
             raise
 
     def _load(self) -> Load:
-        """Of all models together."""
+        """The sum over all models."""
         loads = [engine.load for engine in self._engines.values()]
         return Load(
             sum(load.running for load in loads),
@@ -247,7 +247,7 @@ class LanguageModels:
         )
 
     async def stop(self) -> None:
-        begun = [group for name, group in self._groups.items() if name not in self._engines]  # tokenizers do not come
+        begun = [group for name, group in self._groups.items() if name not in self._engines]  # tokenizer not read yet
         engines = self._engines.values()
         await asyncio.gather(
             *(engine.stop(self._config.stop_timeout) for engine in engines), *(group.give_up() for group in begun)
@@ -264,5 +264,5 @@ class LanguageModels:
 
 
 def _progress(config: GeneratorConfig) -> ProgressBar:
-    """What is told of a model's weights while its ranks load them."""
+    """The progress bar of a model's weights."""
     return ProgressBar(f"{config.name}, weights", weight_bytes(config.model.model_dir))

@@ -1,4 +1,4 @@
-"""One worker as the router sees it: its process, its channel, and the instances it has."""
+"""A replica: one worker process of a servable and the instances that it has."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ from inflight.router.watch import ExecutionWatch
 log = logging.getLogger("inflight")
 
 DUMP_GRACE = 0.3
-"""Seconds that a hung worker has to write where its threads are (`inflight.worker.process.DUMP`)."""
+"""Seconds between asking a hung worker for the stacks of its threads and killing it."""
 
 
 class TrialOverdue(StartError):
-    """A model's graph did not end on made-up inputs."""
+    """A trial run of a model on made-up inputs did not end in time."""
 
 
 class State(enum.Enum):
-    """Where a replica is in its life."""
+    """The states of a replica."""
 
     STARTING = "starting"
     READY = "ready"
@@ -63,7 +63,7 @@ class State(enum.Enum):
 
 
 class Owner(Protocol):
-    """Who a replica reports to. All calls come on the event loop."""
+    """What a replica reports to. All calls come on the event loop."""
 
     def on_done(self, replica: Replica, message: Done, values: Unpacker) -> None: ...
 
@@ -77,22 +77,22 @@ class Owner(Protocol):
 
 
 class Replica:
-    """One worker process, replaced by a new one when it is lost.
+    """One worker process at a time; `start` replaces a lost one.
 
     Attributes:
-        label: how logs and metrics name it (`device0`, `extra1`).
-        starts: processes it has had.
-        outstanding: instances the worker has, by key, in the order they were sent.
-        batches: how many messages with them are not wholly answered, by method index.
-        proven: it answered some work since its last start.
-        lost: set when it was ready and is no more; whoever starts it again clears it.
-        left: it said that it was asked to end, so its exit is nobody's fault.
-        killed: its process was ended by a signal that this server did not send: hardly the fault of what it did,
-            though the system's killer of processes that use up the memory sends the same one.
-        failures: starts in a row that failed by what the worker itself did.
-        late: what it was at when it was ended because that took too long.
-        watch: watches that; none before it is ready.
-        phase: what it does while it loads.
+        label: its name in logs and metrics (`device0`, `extra1`).
+        starts: number of processes so far.
+        outstanding: instances that the worker has, by key, in the order they were sent.
+        batches: number of messages that are not completely answered, by method index.
+        proven: the worker has answered some work since its last start.
+        lost: set when a ready worker is lost; `Keeper` clears it.
+        left: the worker said that it was asked to end, so no instance is to blame for its exit.
+        killed: the process was ended by a signal from outside. Its instances are hardly to blame, but the system sends
+            the same signal when memory is short.
+        failures: starts in a row that failed by the worker's own doing.
+        late: the run for which the worker was ended because it took too long.
+        watch: notices such runs; None until the worker is ready.
+        phase: what the worker does while it loads, for messages.
     """
 
     _next_key = 1
@@ -106,7 +106,7 @@ class Replica:
         self._worker: WorkerHandle | None = None
         self._reader: ArenaReader | None = None
         self._offered: asyncio.Future[Offer] | None = None
-        self._released: list[int] = []  # outputs that nobody refers to any more: the worker learns it with new work
+        self._released: list[int] = []  # offsets of outputs that are no longer used; sent to the worker with new work
         self._trial: asyncio.TimerHandle | None = None
         self._trial_seconds: float | None = None
         self.state = State.STARTING
@@ -164,7 +164,7 @@ class Replica:
             raise
         finally:
             self._follow_trial(False)
-        if self.left or not worker.running:  # it was ended right after it said that it is ready
+        if self.left or not worker.running:  # it ended right after it was ready
             await self.end(0)
             raise _death(self.label, worker)
         assert self._reader is not None
@@ -190,8 +190,8 @@ class Replica:
         except OSError as error:
             raise StartError(f"cannot make shared memory for worker {self.label}: {error}") from error
         try:
-            # A list for each process: what an earlier one lent may be given back when this one runs, and the same
-            # offset then is memory that somebody else reads.
+            # A new list for each process: outputs of an earlier process may be released while this one runs, and the
+            # same offset in the new outbox may be in use.
             self._released = []
             self._reader = ArenaReader(outbox.fd, self._released.append)
             process = start_worker(self._launch(outbox.fd, self.starts > 0))
@@ -203,7 +203,7 @@ class Replica:
         return WorkerHandle(f"worker {self.label}", process, self._received, self._ended, self._reader)
 
     def send(self, method: int, instances: Sequence[Instance]) -> None:
-        """Gives instances of one method to the worker, in one message."""
+        """Sends instances of one method to the worker, in one message."""
         assert self._worker is not None
         now = asyncio.get_running_loop().time()
         packer = Packer(self._inbox, allocate=False)
@@ -238,7 +238,7 @@ class Replica:
         self._worker.send(Work(method, first, rows, seconds if some_deadline else None, frees), packer)
 
     def take_back(self, key: int) -> Instance:
-        """The instance whose outcome came, no longer outstanding."""
+        """Removes an answered instance from `outstanding` and returns it; `NOBODYS` if the key is unknown."""
         instance = self.outstanding.pop(key, NOBODYS)
         if instance.sent_with is not None:
             instance.replica = None
@@ -259,7 +259,7 @@ class Replica:
         return Packer(self._inbox, allocate=False)
 
     async def end(self, grace: float = STOP_GRACE) -> None:
-        """Ends the process: asks, waits, kills. Afterwards nothing of it is left."""
+        """Ends the process as `WorkerHandle.end` does."""
         if self._worker is not None:
             await self._worker.end(grace)
 
@@ -314,14 +314,14 @@ class Replica:
         elif isinstance(message, Leaving):
             self.left = True
             if self.state is State.READY:
-                self.state = State.LOST  # it gets no more work; what it has goes back when it has ended
+                self.state = State.LOST  # no more work; its instances are sent again when it has ended
         elif isinstance(message, Phase):
             self.phase = message.text
         elif isinstance(message, Trial):
             self._follow_trial(message.running)
 
     def _follow_trial(self, running: bool) -> None:
-        """A run on made-up inputs begins, or has ended in time."""
+        """Starts or stops the timer of a trial run, when the worker reports its begin or end."""
         if running:
             self.phase = "runs a model on made-up inputs"
         if self._trial is not None:
@@ -339,7 +339,7 @@ class Replica:
                 self._offered.set_result(result)
 
     def _hung(self, worker: WorkerHandle, late: Late) -> None:
-        """Ends a worker whose run does not end; `on_lost` follows when it is gone."""
+        """Ends a worker whose run takes too long; `on_lost` follows when the process has ended."""
         self.late = late
         self.state = State.LOST
         log.error(
@@ -355,7 +355,7 @@ class Replica:
 
     def _ended(self, worker: WorkerHandle) -> None:
         if worker is not self._worker:
-            return  # one that could not be killed in time ended at last
+            return  # an earlier process, which could not be killed in time
         self.killed = worker.killed
         self._settle_start(_death(self.label, worker))
         if self.watch is not None:
@@ -377,7 +377,7 @@ def _death(label: str, worker: WorkerHandle) -> StartError:
 
 
 def _can_travel(instance: Instance) -> bool:
-    """Whether no value is of a type that cannot be sent; else the instance has got its error."""
+    """Whether all values of an instance can be sent; if not, the instance gets its error here."""
     try:
         Packer().row(instance.request.rows[instance.index])
     except InvalidRequest as error:

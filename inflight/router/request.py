@@ -15,24 +15,24 @@ from inflight.errors import Cancelled, InflightError
 Result: TypeAlias = "Sequence[Outcome] | InflightError"
 Done: TypeAlias = "Callable[[Request, Result], None]"
 SayTo: TypeAlias = "Callable[[int, str], None]"
-"""Told the index of an instance and more of its text."""
+"""Called with the index of an instance and the next piece of its text."""
 
 
 class Holder(Protocol):
-    """A replica, as the requests see it whose instances it has."""
+    """What a request needs of the replica that has its instances."""
 
     def drop(self, keys: list[int]) -> None:
-        """Nobody waits for these instances any more."""
+        """Tells the worker to skip these instances: their caller has left."""
 
 
 @dataclass
 class Late:
-    """What a worker that is hung was at.
+    """The run for which a hung worker was ended.
 
     Attributes:
-        keys: instances of the run that does not end; empty where the worker runs nothing and answers nothing.
-        seconds: what the run was allowed.
-        again: how many of these instances, when they ran alone afterwards, did not end either.
+        keys: instances of the run; empty if the worker had work but neither ran nor answered anything.
+        seconds: the time limit that it exceeded.
+        again: how many of these instances exceeded the limit again when they ran alone.
     """
 
     keys: tuple[int, ...]
@@ -41,14 +41,13 @@ class Late:
 
 
 class Request:
-    """What one caller waits for: an outcome for every instance, in order.
+    """One request: its instances, and their outcomes as they arrive.
 
     Attributes:
         method: index of the method in the worker's offer.
-        rows: the inputs of its instances; large values lie where workers can read them from the first time on that they
-            are sent.
-        deadline: loop time after which nobody waits, or None.
-        closed: it has its answer, or the caller left; instances still on their way are ignored.
+        rows: the inputs of its instances. When they are sent first, large values move to memory that workers can read.
+        deadline: loop time at which the request fails, or None.
+        closed: the request was answered, or its caller left; outcomes that still arrive are ignored.
     """
 
     __slots__ = (
@@ -74,8 +73,8 @@ class Request:
         done: Done,
         say: SayTo | None = None,
     ) -> None:
-        """`done` is called once, on the loop, with the outcomes or the error of the whole request; `say` with every
-        piece of text that a language model writes for one of the instances."""
+        """`done` is called once, on the loop, with the outcomes or the error of the whole request; `say` is called with
+        every piece of text that a language model writes for an instance."""
         self.say = say
         self.seed: int | None = None
         self._on_close: list[Callable[[], object]] = []
@@ -90,7 +89,7 @@ class Request:
         self.closed = False
 
     def settle(self, index: int, outcomes: Sequence[Outcome]) -> None:
-        """Takes the outcomes of the instances from `index` on; the last ones complete the request."""
+        """Adds the outcomes of the instances from `index` on. The last ones complete the request."""
         if self.closed:
             return
         self.remaining -= len(outcomes)
@@ -113,11 +112,11 @@ class Request:
             self._done(self, error)
 
     def abandon(self) -> None:
-        """The caller left: queued instances are forgotten, workers are told to skip theirs."""
+        """Ends the request because its caller left: drops queued instances and tells workers to skip theirs."""
         self.fail(Cancelled("the caller left"))
 
     def on_close(self, call: Callable[[], object]) -> None:
-        """Something to end when nobody waits any more."""
+        """Registers a function that is called when the request ends before its outcomes are there."""
         self._on_close.append(call)
 
     def _end_generations(self) -> None:
@@ -126,7 +125,7 @@ class Request:
             call()
 
     def _close(self) -> None:
-        """Instances and their request refer to each other; large inputs must not wait for the garbage collector."""
+        """Breaks the reference cycle with the instances, so that large inputs are freed at once."""
         self.closed = True
         self.rows = ()
         self.instances = []
@@ -147,7 +146,7 @@ class Request:
 
 
 class SentTogether:
-    """Instances that went to a worker in one message; `left` of them are not answered yet."""
+    """Instances that were sent in one message; `left` counts those that are not answered yet."""
 
     __slots__ = ("left",)
 
@@ -159,14 +158,15 @@ class Instance:
     """One row of a request on its way to a worker and back.
 
     Attributes:
-        key: the number a worker knows it by; set when it is sent.
-        kills: workers that died while they had it.
-        late: what its worker was at when it had to be ended, if this instance was part of it.
-        blame: how much speaks for it being the reason (`inflight.router.group.PROOF`).
-        replica: who has it now.
-        sent_with: the instances that went to the worker in the same message.
-        generations: how many its method's stages began since it was sent; calls: those that run now.
-        said: characters that the client already has of each generation.
+        key: its number in messages to the worker; set when it is sent.
+        kills: number of workers that died while they had it.
+        late: the run for which its worker was ended, if this instance was part of that run.
+        blame: sum of what worker deaths count against it (`inflight.router.group.PROOF`).
+        replica: the replica that has it now.
+        sent_with: the instances that were sent to the worker in the same message.
+        generations: number of language-model stages begun since it was sent.
+        calls: tasks of the language-model stages that run now.
+        said: number of characters already sent to the client, for each language-model stage.
     """
 
     __slots__ = (
@@ -197,7 +197,7 @@ class Instance:
         self.said: list[int] = []
 
     def end_calls(self) -> bool:
-        """Its worker is gone: ends the generations that it waited for. Whether there were any."""
+        """Cancels its language-model stages, because its worker is lost. Returns whether there were any."""
         calls, self.calls = self.calls, []
         for call in calls:
             call.cancel()
@@ -205,10 +205,10 @@ class Instance:
         return bool(calls)
 
     def next_generation(self) -> tuple[Callable[[str], None] | None, int]:
-        """Who is told its text, and its seed.
+        """The text callback and the seed of the next language-model stage.
 
-        An instance whose worker died generates anew, from the same seed and so the same text: the client is told only
-        what it does not have yet.
+        After the loss of a worker the instance runs again from the same seeds, which gives the same texts. The callback
+        leaves out what the client already has.
         """
         number = self.generations
         self.generations += 1

@@ -1,4 +1,4 @@
-"""Name, version, method → replicas: the backend behind every door."""
+"""Finds the servable, version and method of a request and hands the request to its group of replicas."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ log = logging.getLogger("inflight")
 
 
 class Router:
-    """The backend behind every door. Lives on one event loop.
+    """Implements `inflight.frontends.base.Backend`. Lives on one event loop.
 
     Args:
         config: limits and policies.
-        metrics: where it counts.
+        metrics: counts requests.
         runtimes: value of INFLIGHT_RUNTIMES, handed to the workers.
         on_all_lost: called when no worker is left that could be started again.
 
     Attributes:
-        fleet: what it routes to; starts servables and language models.
-        max_enqueued: requests to servables that may be in flight.
+        fleet: starts, holds and ends the servables and language models.
+        max_enqueued: upper limit of requests to servables in flight.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Router:
         return request.abandon
 
     def _declares(self, servable: str, method: str) -> bool:
-        """Whether a classic servable of that name has that method itself."""
+        """Whether a servable of this name declares a method of this name."""
         return any(method in group.by_name for group in self.fleet.versions(servable).values())
 
     @property
@@ -189,7 +189,7 @@ class Router:
 
 
 def _ignore(result: Result) -> None:
-    """Nobody is told: the error is raised instead."""
+    """Drops the result: the error is raised instead."""
 
 
 def _expire(request: Request, seconds: float) -> None:

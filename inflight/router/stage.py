@@ -1,4 +1,4 @@
-"""A language model as a method: a row of texts in, the generated text out, text by text where somebody listens."""
+"""Runs a language model as a stage of a method: a row of texts in, the generated text out."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _OUTPUTS = (
 )
 
 Say = Callable[[str], None]
-"""Told each piece of text as it is generated."""
+"""Called with each piece of text as it is generated."""
 
 
 def generate_method(name: str) -> MethodInfo:
-    """`generate` of the language model `name`; its second input, a JSON object, may be left out."""
+    """The method `generate` of a language model. Its second input, a JSON object, is optional."""
     return MethodInfo(name, 1, GENERATE, _INPUTS, _OUTPUTS, (("parameters", "{}"),))
 
 
@@ -87,16 +87,16 @@ async def run_stage(
     """Generates for one row and calls `done` once, with one outcome or the error.
 
     Args:
-        say: told the text as it comes.
-        seed: where the parameters name none.
-        reported: the outcome holds all of `generate_method`'s outputs, else the text alone.
+        say: called with each piece of text.
+        seed: used if the parameters have none; None: a random one.
+        reported: the outcome has all outputs of `generate_method`, else the text alone.
     """
     try:
         request = _request(row, random.getrandbits(64) if seed is None else seed)
         finish = (await whole(generator, request, say)).finish
     except InflightError as error:
         done(error)
-    except Exception as error:  # somebody waits for this row, whatever failed
+    except Exception as error:  # the row must get an outcome, whatever failed
         log.exception("a generation stage failed")
         done(InflightError(f"internal error, {type(error).__name__}: {error}"))
     else:
@@ -141,7 +141,7 @@ def _request(row: Row, seed: int) -> GenerationRequest:
 
 
 def _check(given: StageParameters) -> None:
-    """Numbers that no sampler could use."""
+    """Raises InvalidRequest for parameters out of range."""
     wrong = out_of_range(given, _RANGES)
     rules = (
         (given.max_new_tokens is not None and given.max_new_tokens < 1, "`max_new_tokens` must be at least 1"),

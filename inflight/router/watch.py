@@ -1,4 +1,4 @@
-"""Notices a worker that runs something for longer than it may."""
+"""Detects workers whose runs take longer than their limit."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from inflight.link import BoardReader
 from inflight.router.request import Instance, Late
 
 STUCK = 60.0
-"""Seconds beyond the longest limit in which a worker may have instances and run none of them: its stages may wait for
+"""Seconds beyond the longest limit in which a worker may have instances without running any: its stages may wait for
 fuller batches (`max_wait_ms`)."""
 
 LOOKS = 8
-"""How often in the shortest limit somebody looks, at least; between 20 times a second and every 5 seconds."""
+"""Checks per shortest limit, at least. A check comes at most every 50 ms and at least every 5 s."""
 
 
 class ExecutionWatch:
-    """Watches one worker while it has instances, with one timer and without a message: it reads the worker's board.
+    """Watches one worker while it has instances. A timer reads the worker's board in shared memory.
 
     Args:
-        board: of the worker.
-        limits: seconds that a run of an instance of each method may take, by the method's index; None: any time.
-        instances: what the worker has, by key.
-        on_late: called once; then nothing is watched any more.
+        board: the worker's board.
+        limits: seconds that one run may take, by method index; None: no limit.
+        instances: the worker's instances by key.
+        on_late: called once, with the run that took too long; nothing is watched after that.
 
     Attributes:
-        calls: rows that the worker has sent to models elsewhere and that are not answered yet.
-        answers: messages that came from it.
+        calls: number of rows that the worker has sent to models elsewhere and that are not answered yet.
+        answers: number of messages with outcomes that the worker has sent.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class ExecutionWatch:
         self._heard = 0
         self.calls = 0
         self.answers = 0
-        given = [limit for limit in limits.values() if limit is not None]
-        self._longest = max(given, default=0.0)
-        self._every = min(5.0, max(0.05, min(given, default=0.0) / LOOKS))
-        self.armed = not given  # nothing to watch: as if it were watched already
+        finite = [limit for limit in limits.values() if limit is not None]
+        self._longest = max(finite, default=0.0)
+        self._every = min(5.0, max(0.05, min(finite, default=0.0) / LOOKS))
+        self.armed = not finite  # without limits there is nothing to watch, so `arm` is never called
 
     def arm(self) -> None:
-        """The worker has got work; `armed` says that this need not be called."""
+        """Starts the timer, because the worker has got work. Need not be called while `armed`."""
         self.armed = True
         self._silent_since = time.monotonic()
         self._timer = asyncio.get_running_loop().call_later(self._every, self._look)
@@ -66,7 +66,7 @@ class ExecutionWatch:
 
     def _look(self) -> None:
         if not self._instances:
-            self.armed = False  # the next work arms it
+            self.armed = False  # started again with the next work
             return
         late = self._late()
         if late is None:
@@ -85,7 +85,7 @@ class ExecutionWatch:
             if run.waiting:
                 continue
             keys = [key for key in run.keys if key in self._instances]
-            # A model that the worker's own stages called knows no instances: theirs are those who wait.
+            # Calls of models by the worker's own stages carry no instance keys: take those of the waiting stages.
             keys = keys or [key for key in waiting if key in self._instances]
             limit = self._limits[self._instances[keys[0]].request.method] if keys else self._longest
             if limit is not None and now - run.began > limit:

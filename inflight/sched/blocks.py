@@ -1,4 +1,4 @@
-"""The paged cache's blocks: who has which, and which still hold a prefix that somebody may ask for again."""
+"""The blocks of the paged KV cache: reference counts, free blocks and the prefix cache."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 HASH_BYTES = 16
-"""128 bits: two prefixes never meet by chance."""
+"""128 bits, so that two prefixes practically never have the same digest."""
 
 
 class Block:
-    """One block; free ones form a list, least recently used first."""
+    """One block. Free blocks form a linked list, least recently used first."""
 
     __slots__ = ("after", "before", "digest", "number", "users")
 
@@ -26,8 +26,8 @@ class Block:
 class BlockPool:
     """Blocks 0 to n - 1 with reference counts, and the cache of published prefixes.
 
-    A published block keeps its content when its last user leaves, until it is the least recently used free block and
-    somebody needs one. Free blocks are linked through themselves, so a hit takes one from the middle at once.
+    A published block keeps its content after its last user has left, until it is the least recently used free block and
+    a block is needed. Free blocks are linked through themselves, so a hit takes one from the middle at once.
     """
 
     def __init__(self, count: int) -> None:
@@ -37,10 +37,10 @@ class BlockPool:
         self.reset(count)
 
     def reset(self, count: int) -> None:
-        """`count` blocks, all of them free, and nothing published: the shards started anew.
+        """Makes all of `count` blocks free and forgets published prefixes, after a start of the shards.
 
-        The blocks themselves stay: they refer to each other, and old ones would fill memory until the garbage collector
-        comes to them.
+        Block objects are reused: they refer to each other, so old ones would stay in memory until the garbage collector
+        runs.
         """
         self.count = count
         del self._blocks[count:]
@@ -53,7 +53,7 @@ class BlockPool:
             self._append(block)
 
     def take(self, count: int) -> list[int] | None:
-        """`count` blocks with nothing in them, or None where fewer are free."""
+        """Takes `count` free blocks and forgets their content; None if fewer are free."""
         if count > self.free:
             return None
         taken: list[int] = []
@@ -68,17 +68,17 @@ class BlockPool:
         return taken
 
     def find(self, digests: Sequence[bytes]) -> list[int]:
-        """The blocks that hold the longest published prefix of the chain; they are not taken yet."""
-        found: list[int] = []
+        """The blocks that hold the longest published prefix of the chain. Does not take them."""
+        numbers: list[int] = []
         for digest in digests:
             block = self._published.get(digest)
             if block is None:
                 break
-            found.append(block.number)
-        return found
+            numbers.append(block.number)
+        return numbers
 
     def share(self, numbers: Sequence[int]) -> None:
-        """One more user for each of these published blocks."""
+        """Adds a user to each of these published blocks."""
         for number in numbers:
             block = self._blocks[number]
             if not block.users:
@@ -90,7 +90,7 @@ class BlockPool:
         return sum(not self._blocks[number].users for number in numbers)
 
     def release(self, numbers: Sequence[int]) -> None:
-        """One user less for each; the last blocks of a chain are reused first."""
+        """Removes a user from each block. Of blocks that become free, the last of a chain is reused first."""
         for number in reversed(numbers):
             block = self._blocks[number]
             assert block.users > 0, f"block {number} is freed twice"
@@ -99,7 +99,7 @@ class BlockPool:
                 self._append(block)
 
     def publish(self, number: int, digest: bytes) -> None:
-        """Says what a block holds. Where another block holds the same already, this one stays private."""
+        """Publishes the content of a block, unless another block with the same content is published."""
         block = self._blocks[number]
         if block.digest is None and digest not in self._published:
             block.digest = digest
@@ -118,11 +118,11 @@ class BlockPool:
 
 
 def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The digest of a block of tokens after the prefix that `parent` stands for."""
+    """The digest of a block of tokens that follows the prefix with the digest `parent`."""
     return blake2b(parent + struct.pack(f"<{len(tokens)}I", *tokens), digest_size=HASH_BYTES).digest()
 
 
 def root(tenant: str, adapter: int = 0, turned: int = 0) -> bytes:
-    """Where chains of one tenant, one adapter and one way to turn keys begin: nobody else's prompts can be found from
-    there."""
+    """The digest at which the chains of one tenant, adapter and rotation of keys begin, so that only these share
+    blocks."""
     return blake2b(tenant.encode(), digest_size=HASH_BYTES, salt=struct.pack("<QQ", adapter, turned)).digest()

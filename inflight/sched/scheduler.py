@@ -1,4 +1,4 @@
-"""Which rows compute what in the next step."""
+"""The scheduler: decides what each row computes in the next step."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from inflight.sched.blocks import BlockPool
 from inflight.sched.sequence import CRASHED, KILLED, PROOF, Sequence
 
 EXPECTED_OUTPUT = 512
-"""Tokens that a row is taken to generate at most when admission estimates the peak: most requests end long before a
-generous `max_new_tokens`. Where the guess is wrong, the youngest row is preempted."""
+"""Tokens that a row is expected to generate at most when admission estimates the peak use of the cache. Most requests
+end long before a generous `max_new_tokens`. If the estimate is wrong, the youngest row is preempted."""
 
 BURST = 1024
-"""Tokens of prompts for which rows that have just begun wait at most, where requests came together."""
+"""Prompt tokens for which rows that have just begun wait at most, when requests came together."""
 
 BEGUN = 2
-"""Tokens of a row that has just begun: its first, and the one that was planned before the others of a burst came."""
+"""A row with at most this many tokens, known or pending, has just begun: the first token, and one that may have been
+planned before the other requests of the burst arrived."""
 
 SHARE = 8
-"""Prompt tokens that a step computes for each request that waits for its first token, where many do."""
+"""Prompt tokens in a step for each request that waits for its first token, when many wait."""
 
 PURGE = 1024
-"""Finished requests in the middle of a queue above which the queues are swept."""
+"""Finished requests in the queues above which they are removed."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Capacity:
         max_rows: rows of the batch (`max_batch_size`).
         max_step_tokens: tokens of one step, decoding rows and chunks together.
         max_prefill_tokens: of them, tokens of chunks (`max_batch_prefill_tokens`).
-        mixed_tokens: of a step in which rows decode, tokens up to which chunks fill it (`max_batch_mixed_tokens`).
-            None: as in every other step, and nobody waits for a burst.
+        mixed_tokens: tokens up to which chunks fill a step in which rows decode (`max_batch_mixed_tokens`). None: the
+            limits of every other step hold, and rows do not wait for the prompts of a burst.
         switch, stretched: of `ShardOffer`.
     """
 
@@ -84,8 +85,8 @@ class _Sent:
     """A plan that is not answered yet.
 
     Attributes:
-        rows: the batch it was made for: whatever happens while it runs, one of these may be why.
-        hold: ids of those that it does not compute.
+        rows: the batch of the plan; a loss of the shards while it runs may be caused by any of these.
+        hold: ids of rows that it does not compute.
     """
 
     step: int
@@ -150,7 +151,7 @@ class Scheduler:
         self._queue(sequence.priority).append(sequence)
 
     def finish(self, id: int) -> None:
-        """Nobody wants more of this request: it leaves in the next plan. Unknown ids were finished before."""
+        """Ends a request, which leaves the batch in the next plan. Unknown ids were finished before."""
         sequence = self.requests.pop(id, None)
         if sequence is None:
             return
@@ -182,7 +183,7 @@ class Scheduler:
         return plan
 
     def pulse(self) -> StepPlan | None:
-        """A step without rows, to which the shards answer nothing but its number; None while there are rows."""
+        """A plan without rows, which the shards answer with its number only; None while there are rows."""
         if self._running:
             return None
         plan = StepPlan(self._step, self._leaving)
@@ -192,10 +193,10 @@ class Scheduler:
         return plan
 
     def apply(self, result: StepResult) -> Iterable[tuple[Sequence, int, int]]:
-        """Takes an answer: pending tokens become known.
+        """Applies a result: pending tokens become known.
 
-        Yields (sequence, token, index in the result) for every token that somebody still wants. A sequence that has
-        all its tokens is forgotten here.
+        Yields (sequence, token, index in the result) for every token of a request that is not finished. A sequence that
+        has all its tokens is removed here.
         """
         expected = self._in_flight.popleft().step
         assert result.step == expected, f"step {result.step} answered, {expected} was next"
@@ -204,7 +205,7 @@ class Scheduler:
         for index, (id, token) in enumerate(zip(result.ids, result.tokens)):
             sequence = requests.get(id)
             if sequence is None:
-                continue  # its end was learnt a step late
+                continue  # it was finished while this step ran
             sequence.pending -= 1
             sequence.tokens.append(token)
             sequence.mask = None
@@ -218,17 +219,17 @@ class Scheduler:
             yield sequence, token, index
 
     def lost(self, killed: bool = False) -> list[Sequence]:
-        """The shards died: everything waits again with nothing computed, running requests first.
+        """Resets all after a loss of the shards: every request waits with nothing computed, running ones first.
 
-        Every row that a plan in flight computes may be why: also one that has left for its last token, was preempted,
-        or that nobody wants any more. Rows for which that is so again and again, without a token in between, run alone;
-        the one that is then the only one is guilty. Where no plan is in flight, it was nobody's fault.
+        Every row that a plan in flight computes may be the cause, also one that left the batch for its last token, was
+        preempted or is finished. A row that is computed in loss after loss, without a token in between, runs alone. A
+        row that is alone in yet another loss is guilty. Without a plan in flight no row is to blame.
 
         Args:
-            killed: somebody else ended them.
+            killed: the shards were ended from outside.
 
         Returns:
-            The guilty; they are finished.
+            The guilty sequences; they are finished.
         """
         computed = {row.id: row for sent in self._in_flight for row in sent.rows if row.id not in sent.hold}
         guilty: list[Sequence] = []
@@ -250,7 +251,7 @@ class Scheduler:
         return guilty
 
     def _requeue(self) -> None:
-        """Everybody goes back to the head of a queue: suspects first, so that they wait for nobody to end."""
+        """Puts all rows back to the heads of their queues, suspects first, so that they need not wait for others."""
         away = [row for row in self.requests.values() if not row.queued and not row.running]  # for their last tokens
         back = [row for row in (*away, *self._running) if not row.finished]
         for row in self.requests.values():
@@ -263,7 +264,7 @@ class Scheduler:
                     self._put_back(row)
 
     def resize(self, capacity: Capacity) -> list[Sequence]:
-        """Takes what the shards hold after they were started anew, with nothing running or in flight.
+        """Takes the capacity of shards that were started again; nothing may be running or in flight.
 
         Returns:
             Requests that can never run any more; they are finished.
@@ -280,7 +281,7 @@ class Scheduler:
     # Steps of a plan
 
     def _let_go(self, draft: _Draft) -> None:
-        """Rows that are finished, or whose last token is on its way, leave."""
+        """Removes rows that are finished or whose last token is pending."""
         draft.filter, self._leaving = self._leaving, []
         if any(row.finished or len(row.tokens) + row.pending >= row.stop_at for row in self._running):
             staying: list[Sequence] = []
@@ -292,7 +293,7 @@ class Scheduler:
             self._running = staying
 
     def _decode(self, draft: _Draft) -> None:
-        """Every row whose tokens are all computed advances, and gets a block where its last one is full."""
+        """Advances every row whose known tokens are all computed; rows with a full last block get another one."""
         block_size, switch = self.capacity.block_size, self.capacity.switch or -1
         index = 0
         while index < len(self._running):
@@ -305,14 +306,14 @@ class Scheduler:
                 del self._running[index]
                 self._leave(row, draft)
                 self._put_back(row)
-                continue  # from here on all of its keys are others
+                continue  # its keys change at this length, so all must be computed again
             if row.waits:
                 draft.hold.append(row.id)
                 continue
             if row.planned == len(row.blocks) * block_size:
                 block = self._take_or_preempt(row, draft)
                 if block is None:
-                    continue  # it was itself the last one
+                    continue  # the row itself was preempted
                 row.blocks.append(block)
                 draft.grants.append((row.id, block))
             row.planned += 1
@@ -389,10 +390,10 @@ class Scheduler:
                 self._chunk(row, draft, first=False)
 
     def _admit(self, draft: _Draft) -> None:
-        """Takes waiting requests in order; the first that does not fit stops it, so that nobody is overtaken."""
+        """Admits waiting requests in order. Stops at the first that does not fit, so that none is overtaken."""
         while draft.budget > 0 and draft.prefill_budget > 0 and len(self._running) < self.capacity.max_rows:
             sequence = self._next_waiting()
-            # Preempted with a token on its way, that one is not known yet.
+            # A request that was preempted with a pending token waits until the token is known.
             if sequence is None or sequence.pending or sequence.waits:
                 return
             if self._guarded() or (sequence.suspect and (self._running or self._in_flight)):
@@ -425,7 +426,7 @@ class Scheduler:
     # What the steps use
 
     def _guarded(self) -> bool:
-        """A suspect runs, or a plan with it is in flight: nobody joins it."""
+        """Whether a suspect runs or is in a plan in flight; no other request is admitted then."""
         alone = self._alone
         if alone is not None and (not alone.suspect or not (alone.running or self._in_flight)):
             alone = self._alone = None
@@ -435,7 +436,7 @@ class Scheduler:
         return row.planned == len(row.tokens) + row.pending - 1 and row.planned >= row.num_prompt
 
     def _chunk(self, row: Sequence, draft: _Draft, first: bool) -> bool:
-        """Plans the next chunk of a row's known tokens; False where there is no room for a single one."""
+        """Plans the next chunk of a row's known tokens; returns False if there is no room for a single token."""
         chunk = min(len(row.tokens) - row.planned, draft.budget, draft.prefill_budget)
         missing = -(-(row.planned + chunk) // self.capacity.block_size) - len(row.blocks)
         if missing > self.pool.free:
@@ -469,7 +470,7 @@ class Scheduler:
         return True
 
     def _sample(self, row: Sequence, draft: _Draft) -> None:
-        """The row gets its next token in this plan."""
+        """Notes that the plan samples the row's next token."""
         row.pending += 1
         if row.mask is not None:
             draft.masks.append((row.id, row.mask))  # kept until the token is here: a lost plan is made again
@@ -485,7 +486,7 @@ class Scheduler:
             sequence.digests.clear()
 
     def _take_or_preempt(self, row: Sequence, draft: _Draft) -> int | None:
-        """A block for a running row, if need be from the last of all; None where that is the row itself."""
+        """Takes a block for a running row. If none is free, preempts the last rows; None if that is the row itself."""
         while not self.pool.free:
             last = self._running.pop()
             self.preemptions += 1
@@ -504,7 +505,7 @@ class Scheduler:
         draft.filter.append(row.id)
 
     def _publish(self, row: Sequence) -> None:
-        """Whole blocks of known tokens that plans so far have filled can be shared from now on."""
+        """Publishes the whole blocks of known tokens that plans so far fill, so that others can share them."""
         size = self.capacity.block_size
         whole = min(row.planned, len(row.tokens)) // size
         if whole > row.published:
@@ -546,7 +547,7 @@ class Scheduler:
         return queue
 
     def _put_back(self, sequence: Sequence) -> None:
-        """To the head of its queue: it ran before."""
+        """Puts a request that ran before back to the head of its queue."""
         sequence.queued = True
         self._queue(sequence.priority).appendleft(sequence)
 

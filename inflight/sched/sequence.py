@@ -1,4 +1,4 @@
-"""One request as the scheduler sees it: counts, not phases."""
+"""A request in the scheduler. Its progress is three counts instead of a phase."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from inflight.contract import Sampling
 from inflight.sched.blocks import chain, root
 
 CRASHED, KILLED, SUSPECT, PROOF = 2, 1, 4, 6
-"""What a loss of the shards weighs against a row that they computed, until it has its next token. After two crashes it
-runs alone, and the third is proof. A kill from outside says less, because anybody may do that; but so does the system
-where something uses up the memory: after four a row runs alone, and the sixth is proof."""
+"""What a loss of the shards adds to the blame of a row that they computed, until the row gets its next token. After two
+crashes a row runs alone, and the third is proof. A kill from outside counts less, because anybody may do it. But the
+system kills too when memory is short: after four kills a row runs alone, and the sixth is proof."""
 
 
 class Sequence:
-    """A row, or what waits to become one.
+    """A request that has a row in the batch or waits for one.
 
-    Three numbers say where it stands: `len(tokens)` are *known*; `planned` of them, or of those to come, have their
-    keys and values computed by a plan that was sent; `pending` were sampled by plans that are not answered yet.
+    Three counts give its progress: `len(tokens)` tokens are *known*; the keys and values of the first `planned` tokens
+    are computed by plans that were sent; `pending` further tokens are sampled by plans that are not answered yet.
 
     Attributes:
         tokens: prompt and answered tokens.
-        num_prompt: how many of them are the prompt.
-        stop_at: known tokens at which it ends.
-        lockstep: it needs its last token on the host before it goes on, and then `mask`.
-        mask: which tokens may come next, where `lockstep`; None while that is not known.
-        adapter: number of its LoRA adapter.
+        num_prompt: number of prompt tokens.
+        stop_at: number of known tokens at which it ends.
+        lockstep: it follows a grammar, so a step needs its last token on the host, and then `mask`.
+        mask: the tokens that may come next, if `lockstep`; None while they are not known.
+        adapter: number of its LoRA adapter; 0: none.
         blocks: its block table.
-        turned: what its keys depend on beside its tokens (`Scheduler._turned`).
-        cached: prompt tokens that the prefix cache gave at its first admission.
-        running: it has a row; queued: it waits for one. Neither: it left for its last token, or is finished.
-        finished: nobody wants more of it.
-        blame: what weighs against it: losses of the shards while they computed it, since it got its last token.
-        lost_at: known tokens at the last of them.
+        turned: the variant of rotary embedding that its keys were computed with (`Scheduler._turn`).
+        cached: number of prompt tokens found in the prefix cache at its first admission.
+        running: it has a row.
+        queued: it waits for a row. Neither of both: it left for its last token, or is finished.
+        finished: its request has ended.
+        blame: sum of what losses of the shards count against it since its last token.
+        lost_at: number of known tokens at the last of these losses.
     """
 
     __slots__ = (
@@ -99,17 +100,17 @@ class Sequence:
 
     @property
     def generated(self) -> int:
-        """Tokens it was given so far."""
+        """Number of generated tokens."""
         return len(self.tokens) - self.num_prompt
 
     @property
     def waits(self) -> bool:
-        """It cannot sample yet: its last token, or what may follow it, is not known here."""
+        """Whether it cannot sample yet, because its last token or the mask of the next one is not known."""
         return self.lockstep and (self.pending > 0 or self.mask is None)
 
     @property
     def suspect(self) -> bool:
-        """It was there whenever the shards died: it runs alone until it is past that point."""
+        """Whether it must run alone, until it has more tokens than at the last loss of the shards."""
         return self.blame >= SUSPECT and len(self.tokens) <= self.lost_at
 
     def chain(self, block_size: int) -> list[bytes]:
@@ -121,7 +122,7 @@ class Sequence:
         return digests
 
     def forget_place(self) -> None:
-        """It has no row, no blocks and nothing computed any more; what it knows stays."""
+        """Resets it to nothing computed, without row and blocks. Its tokens stay."""
         self.planned = self.published = 0
         self.blocks = []
         self.running = False

@@ -1,4 +1,4 @@
-"""One rank of a language model as a server of its own: `generate.v3` on a unix socket, for routers like TGI's."""
+"""Serves one rank of a language model to TGI's router: `generate.v3` on a unix socket."""
 
 from inflight.tgi_shard.batches import Batches
 from inflight.tgi_shard.service import RankServer, serve_rank

@@ -53,11 +53,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Generated:
-    """A row's next token, and how it ended where it did.
+    """A row's next token.
 
     Attributes:
-        logprob, top, prompt_logprobs: on rank 0.
-        whole: the generated text, where the row has ended.
+        logprob, top, prompt_logprobs: set on rank 0 only.
+        reason: why the row has ended; None if it goes on.
+        whole: the generated text of a row that has ended.
     """
 
     row: Row
@@ -73,7 +74,13 @@ class Generated:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one call came to: a token of every row in it, the rows that go on, and the time of the model."""
+    """The result of one call.
+
+    Attributes:
+        generated: the next token of every row of the call.
+        rows: the rows that have not ended.
+        forward_seconds: time that the model took.
+    """
 
     generated: list[Generated]
     rows: list[Row]
@@ -105,17 +112,17 @@ class Batches:
         """The rows of a cached batch.
 
         Raises:
-            NotFound: there is none of that id.
+            NotFound: there is no batch of this id.
         """
         if id not in self._batches:
             raise NotFound(f"Batch ID {id} not found in cache.")
         return self._batches[id]
 
     def prefill(self, id: int, asked: Sequence[Asked]) -> Outcome:
-        """Computes prompts; what goes on becomes the batch `id`.
+        """Computes prompts. The rows that go on become the batch `id`.
 
         Raises:
-            InvalidRequest: a request that cannot be run; none of them is.
+            InvalidRequest: one of the requests cannot run; then none does.
         """
         room = self._runner.offer.max_rows - self.rows
         if len(asked) > room:
@@ -142,10 +149,10 @@ class Batches:
         return self._run(id, rows, admissions)
 
     def decode(self, ids: Sequence[int]) -> Outcome:
-        """One token of every row of these batches, which become one with the first id.
+        """Computes one token of every row of these batches and joins them to one batch with the first id.
 
         Raises:
-            NotFound: one of them is not there.
+            NotFound: there is no batch of one of these ids.
         """
         rows = [row for id in ids for row in self.batch(id)]
         for id in ids:
@@ -169,7 +176,7 @@ class Batches:
         return kept
 
     def drop(self, id: int | None) -> None:
-        """Forgets a batch, or all of them; one that is not there was forgotten before."""
+        """Drops a batch, or all with None. Unknown ids are ignored."""
         if id is None:
             self._batches.clear()
         else:

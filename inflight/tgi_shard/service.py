@@ -1,4 +1,4 @@
-"""`generate.v3.TextGenerationService` of one rank."""
+"""The gRPC service `generate.v3.TextGenerationService` of one rank."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Service:
                     return work(request)
             except InflightError as error:
                 context.abort(_STATUS[error.grpc_code], str(error))
-            except Exception as error:  # the router is told, whatever failed, and goes on with other batches
+            except Exception as error:  # reported to the router, which goes on with other batches
                 log.exception("%s failed on rank %d", name, self._rank)
                 context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
             raise AssertionError("abort raises")
@@ -105,7 +105,7 @@ class Service:
             device_type=offer.device_type,
             speculate=0,
             support_chunking=False,
-            # Keys that depend on the length of a sequence cannot be shared by what its beginning is.
+            # Keys that depend on the length of a sequence cannot be shared by sequences with the same beginning.
             use_prefix_caching=not (offer.model.switch or offer.model.stretched),
             attention_impl="inflight",
             block_size=offer.cache.block_size,
@@ -123,7 +123,7 @@ class Service:
         return pb.FilterBatchResponse(batch=self._cached(request.batch_id, rows))
 
     def _warmup(self, request: pb.WarmupRequest) -> pb.WarmupResponse:
-        """The rank has warmed itself up when it loaded: what is left to say is how much fits."""
+        """Reports the limits only: the rank warmed up when it was loaded."""
         offer = self._runner.offer
         room = offer.cache.num_blocks * offer.cache.block_size
         # The router keeps block 0 for itself.
@@ -201,7 +201,7 @@ class Service:
         )
 
     def _adapter(self, name: str) -> int:
-        """As with TGI's own shards, an unknown name means the model alone."""
+        """The adapter's number. As with TGI's own shards, an unknown name stands for the base model (0)."""
         return self._adapters.index(name) + 1 if name in self._adapters else 0
 
     def _cached(self, id: int, rows: Sequence[Row]) -> pb.CachedBatch:
@@ -222,8 +222,8 @@ class Service:
         reply.decode_ns = max(0, reply.total_ns - reply.forward_ns)
 
     def _generations(self, outcome: Outcome) -> list[pb.Generation]:
-        """Rank 0 samples, so it tells of all rows; routers put together what the ranks say."""
-        return [self._generation(one) for one in outcome.generated] if self._rank == 0 else []
+        """The tokens of all rows on rank 0, which samples; other ranks report none, and routers join the replies."""
+        return [self._generation(generated) for generated in outcome.generated] if self._rank == 0 else []
 
     def _generation(self, one: Generated) -> pb.Generation:
         asked = one.row.asked
@@ -257,15 +257,15 @@ def _number(value: float | None) -> float:
 
 
 class RankServer:
-    """A service on its socket, from its making to `stop`.
+    """Serves a `Service` on a unix socket until `stop`.
 
     Attributes:
-        path: of the socket; it is there once the rank can be called.
+        path: path of the socket; the file exists once the rank can be called.
     """
 
     def __init__(self, service: Service, path: Path) -> None:
         self.path = path
-        path.unlink(missing_ok=True)  # of a rank that was killed
+        path.unlink(missing_ok=True)  # may be left by a rank that was killed
         self._server = grpc.server(
             ThreadPoolExecutor(4, "rank"),
             options=[
