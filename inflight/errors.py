@@ -55,7 +55,7 @@ class InflightError(RuntimeError):
     """
 
     grpc_code: ClassVar[int] = 13  # INTERNAL
-    http_status: ClassVar[int] = 500
+    http_status: int = 500
     mindspore_code: ClassVar[int] = 1  # FAILED
     cause: ClassVar[str] = "internal"
     tgi: Tgi = Tgi(424, "generation", "Request failed during generation: {}")

@@ -28,7 +28,7 @@ import uvloop
 from inflight.config import GeneratorConfig, ListenConfig, ServableConfig, ServerConfig, check
 from inflight.contract import ServableStatus
 from inflight.errors import InflightError, StartError
-from inflight.frontends import grpc_app, http_app
+from inflight.frontends import grpc_app, http_app, load_protocol
 from inflight.metrics import Metrics
 from inflight.router import Router
 from inflight.startup import failed_load
@@ -263,12 +263,16 @@ class Server:
             metrics=self._metrics,
             api_key=self._config.api_key,
             origins=self._config.cors_origins,
+            protocols=[load_protocol(name) for name in self._config.protocols],
         )
         return self._add(RESTFUL, listen, await listen_http(app, listen, allocate=router.fleet.inbox.allocate))
 
     async def _start_grpc(self, listen: ListenConfig) -> str:
         app = grpc_app(
-            self._running_router(), max_message_bytes=listen.max_message_mb << 20, api_key=self._config.api_key
+            self._running_router(),
+            max_message_bytes=listen.max_message_mb << 20,
+            api_key=self._config.api_key,
+            metrics=self._metrics,
         )
         return self._add(GRPC, listen, await listen_grpc(app, listen, engine=self._config.grpc_engine))
 

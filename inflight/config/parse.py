@@ -113,6 +113,14 @@ def absolute(text: str) -> Path:
     return Path(text).absolute()
 
 
+def class_name(text: str) -> str:
+    """`package.module:Class`."""
+    module, _, name = text.partition(":")
+    if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise ValueError(f"'{text}' names no class; write module:Class")
+    return text
+
+
 def key_file(text: str) -> bytes:
     """The key in a file: 16, 24 or 32 bytes, with or without a line end after it."""
     content = Path(existing_file(text)).read_bytes()

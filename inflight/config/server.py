@@ -12,7 +12,17 @@ from typing import Annotated, Any
 
 import msgspec
 
-from inflight.config.parse import device_ids, existing_file, key_file, one_of, seconds, switch, time_limit, whole
+from inflight.config.parse import (
+    class_name,
+    device_ids,
+    existing_file,
+    key_file,
+    one_of,
+    seconds,
+    switch,
+    time_limit,
+    whole,
+)
 from inflight.config.setting import Setting, fields_of, filled
 
 DEFAULT_HTTP = "127.0.0.1:8080"
@@ -191,6 +201,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         grpc_engine: one of `GRPC_ENGINES`.
         api_key: what a caller of a model has to show, over HTTP and gRPC; None: nothing.
         cors_origins: web pages of these origins may call; `*` is any.
+        protocols: of one's own, beside ours, over HTTP: `module:Class` of classes of `inflight.frontends.Door`.
     """
 
     max_enqueued_requests: Annotated[
@@ -268,6 +279,17 @@ class ServerConfig(msgspec.Struct, frozen=True):
             many=True,
         ),
     ] = ("*",)
+    protocols: Annotated[
+        tuple[str, ...],
+        Setting(
+            "A protocol of one's own over HTTP, a class of inflight.frontends.Door; repeat for more.",
+            class_name,
+            "MODULE:CLASS",
+            None,
+            flag="protocol",
+            many=True,
+        ),
+    ] = ()
 
     @classmethod
     def asked(cls, values: Mapping[str, Any], rest: RestConfig = RestConfig(), **fields: Any) -> ServerConfig:

@@ -1,7 +1,22 @@
-"""The doors: HTTP and gRPC applications over one backend."""
+"""The doors: HTTP and gRPC applications over one backend, and what a protocol of one's own is made of."""
 
-from inflight.frontends.app import http_app
-from inflight.frontends.base import Backend
+from inflight.frontends.app import http_app, load_protocol
+from inflight.frontends.base import Backend, predict
+from inflight.frontends.door import Door
 from inflight.frontends.grpc import grpc_app
+from inflight.frontends.routes import Access, Call, Events, Plain, Route, error_headers
 
-__all__ = ["Backend", "grpc_app", "http_app"]
+__all__ = [
+    "Access",
+    "Backend",
+    "Call",
+    "Door",
+    "Events",
+    "Plain",
+    "Route",
+    "error_headers",
+    "grpc_app",
+    "http_app",
+    "load_protocol",
+    "predict",
+]

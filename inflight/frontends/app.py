@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from inflight.admission import Admission
 from inflight.config import RestConfig
+from inflight.errors import ConfigError
 from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
-from inflight.frontends.door import Door, refuse
+from inflight.frontends.door import UNKNOWN, Door, refuse, unknown_route
 from inflight.frontends.edge import Edge
 from inflight.frontends.mindspore import LlmMethods, LlmRoutes, MindSporeRest
 from inflight.frontends.oip import OpenInferenceRest
@@ -16,7 +18,7 @@ from inflight.frontends.openai import OpenAiRest
 from inflight.frontends.operations import Operations
 from inflight.frontends.routes import Access, MethodNotAllowed, NoSuchRoute, error_headers, verb_of
 from inflight.frontends.tgi import TgiRest
-from inflight.metrics import Metrics
+from inflight.metrics import Metrics, RouteMetrics
 from inflight.wire import JSON, Answer, Gate, Receive, Refusal, Scope, Send, error_json
 
 DOORS: tuple[type[Door], ...] = (
@@ -40,6 +42,7 @@ def http_app(
     metrics: Metrics,
     api_key: str | None = None,
     origins: Sequence[str] = (),
+    protocols: Sequence[type[Door]] = (),
 ) -> Edge:
     """An ASGI application for `http` scopes.
 
@@ -49,10 +52,13 @@ def http_app(
     Args:
         max_body_bytes: limit of a request body, before and after it is unpacked.
         api_key, origins: see `Edge`.
+        protocols: more of them; each is made with the backend alone.
+
+    Raises:
+        ConfigError: one of these has a path that is another protocol's.
     """
     tgi, openai, operations = TgiRest(backend), OpenAiRest(backend), Operations(backend, metrics)
-    operations.doors = DOORS
-    doors = (
+    doors: tuple[Door, ...] = (
         LlmMethods(backend, max_body_bytes=max_body_bytes, config=rest),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
         LlmRoutes(backend),
@@ -62,7 +68,41 @@ def http_app(
         openai,
         operations,
     )
-    return Edge(HttpApp(backend, doors), api_key, origins)
+    for protocol in protocols:
+        doors = (*doors, _distinct(protocol(backend), doors))
+    for door in doors:
+        door.metrics = metrics.routes
+    operations.doors = sorted(doors, key=lambda door: DOORS.index(type(door)) if type(door) in DOORS else len(DOORS))
+    return Edge(HttpApp(backend, doors, metrics.routes), api_key, origins)
+
+
+def load_protocol(name: str) -> type[Door]:
+    """A protocol by its name, `module:Class`.
+
+    Raises:
+        ConfigError: there is no such class, or it is no `Door`.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"the protocol '{name}' cannot be imported: {error}; write module:Class") from error
+    if not isinstance(found, type) or not issubclass(found, Door):
+        raise ConfigError(f"the protocol '{name}' is no class of inflight.frontends.Door; derive it from that")
+    return found
+
+
+def _distinct(door: Door, others: Sequence[Door]) -> Door:
+    """A door whose paths no other one has.
+
+    Raises:
+        ConfigError: one has.
+    """
+    for other in others:
+        shared = {*door.table.exact, *door.below} & {*other.table.exact, *other.below}
+        if shared:
+            raise ConfigError(f"the protocol '{door.name}' has the path {min(shared)}, which is '{other.name}'s")
+    return door
 
 
 class HttpApp:
@@ -70,9 +110,11 @@ class HttpApp:
 
     Args:
         doors: several may share a path, each with verbs of its own; below a common path the first that serves it.
+        metrics: counts requests that belong to none of them.
     """
 
-    def __init__(self, backend: Backend, doors: Sequence[Door]) -> None:
+    def __init__(self, backend: Backend, doors: Sequence[Door], metrics: RouteMetrics) -> None:
+        self._metrics = metrics
         self._backend = backend
         self._below: dict[str, list[Door]] = {}
         for door in doors:
@@ -89,8 +131,10 @@ class HttpApp:
         try:
             door = self._door(scope)
         except MethodNotAllowed as error:
+            unknown_route(self._metrics, UNKNOWN, scope).done(error.http_status, 0.0)
             await refuse(send, Refusal(error.http_status, [JSON, *error_headers(error)], error_json(str(error))))
         except NoSuchRoute as error:
+            unknown_route(self._metrics, UNKNOWN, scope).done(error.http_status, 0.0)
             # Scripts written for MindSpore Serving look for its words, whatever the status.
             words = f"please check url, the keyword:[model] must contain. {error}"
             await refuse(send, Refusal(error.http_status, [JSON], error_json(str(error), words)))

@@ -13,7 +13,7 @@ from inflight.config import RestConfig
 from inflight.contract import GenerationRequest
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
-from inflight.frontends.door import Door
+from inflight.frontends.door import FORWARDED, Door
 from inflight.frontends.llm import all_of, payload_limit, pick
 from inflight.frontends.openai import CHAT, COMPLETIONS, ChatBody, CompletionBody, OpenAiRest, chat_requests
 from inflight.frontends.routes import Call, Events, Route, generation
@@ -56,7 +56,7 @@ class CloudRest(Door):
         return gates.of(next(iter(self._backend.generators.values())))
 
     async def _health(self, call: Call) -> None:
-        await self._tgi({**call.scope, "path": "/health"}, call.receive, call.send)
+        await self._tgi({**call.scope, "path": "/health", FORWARDED: True}, call.receive, call.send)
 
     async def _invocations(self, call: Call) -> None:
         """The route that a body belongs to, by the field that each of them needs."""
@@ -76,7 +76,7 @@ class CloudRest(Door):
         else:
             raise InvalidRequest("the body has none of `inputs`, `messages` and `prompt`")
         del fields
-        await route({**call.scope, "headers": headers, "path": path}, again, call.send)
+        await route({**call.scope, "headers": headers, "path": path, FORWARDED: True}, again, call.send)
 
     async def _vertex(self, call: Call) -> None:
         instances = _object(call.body()).get("instances")

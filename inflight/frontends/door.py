@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from inflight.errors import InflightError
@@ -12,12 +13,14 @@ from inflight.frontends.base import Backend
 from inflight.frontends.llm import read_struct
 from inflight.frontends.routes import Access, Call, Match, MethodNotAllowed, NoSuchRoute, Route, Table
 from inflight.log import LOGGER
+from inflight.metrics import SECONDS, Calls, RouteMetrics
 from inflight.wire import (
     Answer,
     Body,
     Disconnected,
     Gate,
     Header,
+    Message,
     Receive,
     Refusal,
     Scope,
@@ -33,6 +36,14 @@ Reply: TypeAlias = "tuple[int, list[Header], Sequence[Body]]"
 """One whole answer: status, headers without content-length, the body in parts."""
 Done: TypeAlias = "Callable[[int, list[Header], Sequence[Body]], None]"
 """Takes a `Reply`; called once, on the loop."""
+
+FORWARDED = "inflight.forwarded"
+"""Key of a scope that another route has handed on, which counts it."""
+UNKNOWN = "unknown"
+"""Metrics' label of paths that are no route's."""
+LEFT = 499
+"""Metrics' status of calls whose client left before the answer began, as nginx has it."""
+_VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _JOINED = 64 * 1024
 """Up to this size the parts of a body are joined: cheaper than a second system call."""
@@ -50,6 +61,8 @@ class Door(ABC):
         error: what a refusal holds, as msgspec describes it.
         always_200: errors may have that status.
         any_type: JSON is read whatever the content type says.
+        offered: `routes`, and those that only this server has.
+        metrics: counts the calls.
     """
 
     name: ClassVar[str]
@@ -62,7 +75,10 @@ class Door(ABC):
     def __init__(self, backend: Backend, more: Sequence[Route] = ()) -> None:
         """Args: more: routes that only this server has."""
         self._backend = backend
-        self.table = Table((*self.routes, *more))
+        self.offered = (*self.routes, *more)
+        self.table = Table(self.offered)
+        self.metrics = RouteMetrics(SECONDS)
+        self._calls: dict[int, Calls] = {}  # by the route's identity: to hash a route costs more than to answer it
 
     @abstractmethod
     def refusal(self, error: InflightError) -> Refusal:
@@ -91,6 +107,8 @@ class Door(ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One `http` scope."""
         unread = True
+        began, send = time.perf_counter(), _Noted(send)
+        route: Route | None = None
         try:
             route, names = self.find(scope)
             call = Call(scope, receive, send, route, names)
@@ -107,6 +125,17 @@ class Door(ABC):
         except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
             # Whether an expected body still comes is the client's choice, so nothing can follow it.
             await refuse(send, self.told(error, scope), last=unread and header(scope, b"expect") is not None)
+        finally:
+            if FORWARDED not in scope:
+                calls = unknown_route(self.metrics, self.name, scope) if route is None else self.calls(route)
+                calls.done(send.status, time.perf_counter() - began)
+
+    def calls(self, route: Route) -> Calls:
+        """Counts the calls of one of its routes."""
+        calls = self._calls.get(id(route))
+        if calls is None:
+            calls = self._calls[id(route)] = self.metrics.http(self.name, route.path, route.verb)
+        return calls
 
     def told(self, error: Exception, scope: Scope) -> Refusal:
         """Any error as a response; one that nobody meant is logged and told as such."""
@@ -144,8 +173,8 @@ class QuickDoor(Door):
     """A door whose answers come by a callback, so that a small request needs no task (`InlineApp`)."""
 
     @abstractmethod
-    def quick(self, scope: Scope, size: int) -> Mapping[str, str] | None:
-        """The names in the path of a request that may be answered without a task; None for all others.
+    def quick(self, scope: Scope, size: int) -> Match | None:
+        """The route of a request that may be answered without a task, and the names in its path; None for all others.
 
         Args:
             size: bytes of the body.
@@ -161,10 +190,17 @@ class QuickDoor(Door):
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`."""
-        names = self.quick(scope, len(body))
-        if names is None:
+        match = self.quick(scope, len(body))
+        if match is None:
             return None
-        return self._begun(scope, names, body, lambda status, headers, parts: answer(status, headers, b"".join(parts)))
+        route, names = match
+        calls, began = self.calls(route), time.perf_counter()
+
+        def told(status: int, headers: list[Header], parts: Sequence[Body]) -> None:
+            calls.done(status, time.perf_counter() - began)
+            answer(status, headers, b"".join(parts))
+
+        return self._begun(scope, names, body, told)
 
     async def answered(self, call: Call) -> Reply:
         """The same for a request that has a task: its whole answer."""
@@ -194,6 +230,31 @@ class QuickDoor(Door):
         except Exception as error:  # as in __call__
             done(*_reply(self.told(error, scope)))
             return nothing_to_cancel
+
+
+class _Noted:
+    """A `send` that notes the status it sends.
+
+    Attributes:
+        status: 499 while there is none: the client left before.
+    """
+
+    __slots__ = ("_send", "status")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = LEFT
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        return self._send(message)
+
+
+def unknown_route(metrics: RouteMetrics, protocol: str, scope: Scope) -> Calls:
+    """Counts calls of paths that a protocol does not have, or not with that verb."""
+    verb = scope["method"]
+    return metrics.http(protocol, UNKNOWN, verb if verb in _VERBS else "other")
 
 
 def _reply(refusal: Refusal) -> Reply:

@@ -31,6 +31,7 @@ class PlainError(InflightError):
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
+        self.http_status = status
         self.tgi = Tgi(status, "validation")
         self.openai = OpenAi(status, "invalid_request_error")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any
@@ -31,10 +30,14 @@ _EVENTS = {"text/event-stream": {"schema": {"type": "object", "properties": {"da
 Schema = dict[str, Any]
 
 
-@lru_cache(maxsize=2)
-def openapi_document(doors: tuple[type[Door], ...], *, generators: bool) -> bytes:
-    """The document. Args: generators: language models are served."""
-    offered = [(door, route) for door in doors for route in door.routes if generators or not route.language]
+def openapi_document(doors: Sequence[Door | type[Door]], *, generators: bool) -> bytes:
+    """The document.
+
+    Args:
+        doors: of a server, with the routes that only it has, or protocols in general.
+        generators: language models are served.
+    """
+    offered = [(door, route) for door in doors for route in offered_by(door) if generators or not route.language]
     schemas = _Schemas(offered)
     paths: dict[str, Schema] = {}
     for door, route in offered:
@@ -59,10 +62,15 @@ def openapi_document(doors: tuple[type[Door], ...], *, generators: bool) -> byte
     )
 
 
+def offered_by(door: Door | type[Door]) -> Sequence[Route]:
+    """The routes of a protocol, or of a server's door."""
+    return door.routes if isinstance(door, type) else door.offered
+
+
 class _Schemas:
     """JSON schemas of all types that the routes name."""
 
-    def __init__(self, offered: Sequence[tuple[type[Door], Route]]) -> None:
+    def __init__(self, offered: Sequence[tuple[Door | type[Door], Route]]) -> None:
         named = [one for door, route in offered for whole in _types(door, route) for one in _members(whole)]
         types = list({repr(one): one for one in named}.values())
         schemas, self.components = msgspec.json.schema_components(types, ref_template=_REFS)
@@ -82,12 +90,12 @@ def _members(one: Any) -> Sequence[Any]:
     return one.__args__ if isinstance(one, UnionType) else (one,)
 
 
-def _types(door: type[Door], route: Route) -> Iterator[Any]:
+def _types(door: Door | type[Door], route: Route) -> Iterator[Any]:
     named = (door.error, _error(door, route), route.answer, _body(route), *(route.also or {}).values())
     return (one for one in named if one is not None and not isinstance(one, Plain))
 
 
-def _error(door: type[Door], route: Route) -> Any:
+def _error(door: Door | type[Door], route: Route) -> Any:
     return door.error if route.error is None else route.error
 
 
@@ -95,7 +103,7 @@ def _body(route: Route) -> Any:
     return route.shown if route.body is bytes else route.body
 
 
-def _operation(door: type[Door], route: Route, schemas: _Schemas) -> Schema:
+def _operation(door: Door | type[Door], route: Route, schemas: _Schemas) -> Schema:
     content = schemas.content(route.answer)
     if route.events is Events.ALWAYS:
         content = schemas.content(door.error) if door.always_200 else {}

@@ -44,7 +44,8 @@ class Operations(Door):
     def __init__(self, backend: Backend, metrics: Metrics) -> None:
         super().__init__(backend)
         self._metrics = metrics
-        self.doors: Sequence[type[Door]] = ()
+        self.doors: Sequence[Door] = ()
+        self._documents: dict[bool, bytes] = {}
 
     def refusal(self, error: InflightError) -> Refusal:
         return Refusal(error.http_status, [JSON, *error_headers(error)], error_json(str(error)))
@@ -69,7 +70,10 @@ class Operations(Door):
         await respond(call.send, self._metrics.render(), content_type=(b"content-type", CONTENT_TYPE.encode()))
 
     async def _document(self, call: Call) -> None:
-        await respond(call.send, openapi_document(tuple(self.doors), generators=bool(self._backend.generators)))
+        generators = bool(self._backend.generators)
+        if generators not in self._documents:
+            self._documents[generators] = openapi_document(self.doors, generators=generators)
+        await respond(call.send, self._documents[generators])
 
     async def _page(self, call: Call) -> None:
         await respond(call.send, DOCS_PAGE, content_type=(b"content-type", b"text/html; charset=utf-8"))
@@ -87,7 +91,7 @@ class Operations(Door):
             for each in self._backend.servables()
         ]
         language = bool(self._backend.generators)
-        offered = [route.path for door in self.doors for route in door.routes if language or not route.language]
+        offered = [route.path for door in self.doors for route in door.offered if language or not route.language]
         answer: Overview = {"inflight": __version__, "servables": servables, "paths": list(dict.fromkeys(offered))}
         await respond_json(call.send, answer)
 

@@ -1,6 +1,7 @@
 """What the server counts, and how Prometheus reads it."""
 
 from inflight.metrics.llm import LlmMetrics, Load
+from inflight.metrics.routes import Calls, RouteMetrics
 from inflight.metrics.server import CONTENT_TYPE, SECONDS, Metrics
 
-__all__ = ["CONTENT_TYPE", "SECONDS", "LlmMetrics", "Load", "Metrics"]
+__all__ = ["CONTENT_TYPE", "SECONDS", "Calls", "LlmMetrics", "Load", "Metrics", "RouteMetrics"]

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from inflight.metrics.histograms import Histograms
 from inflight.metrics.llm import LlmMetrics
+from inflight.metrics.routes import RouteMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -33,6 +34,7 @@ class Metrics(Collector):
 
     Attributes:
         generations: the metrics of language models.
+        routes: the metrics of HTTP routes and of remote procedures.
     """
 
     def __init__(self) -> None:
@@ -45,6 +47,7 @@ class Metrics(Collector):
         self._states: dict[str, None] = {}
         self._in_flight: Callable[[], int] = lambda: 0
         self.generations = LlmMetrics()
+        self.routes = RouteMetrics(SECONDS)
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -114,4 +117,5 @@ class Metrics(Collector):
                 replicas.add_metric([*key, state], float(state == current))
         yield replicas
         yield GaugeMetricFamily("inflight_requests_in_flight", "Requests in the server.", value=self._in_flight())
+        yield from self.routes.collect()
         yield from self.generations.collect()

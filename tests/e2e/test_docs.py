@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import grpc
 import numpy as np
 import pytest
 
@@ -216,6 +217,8 @@ def test_the_table_of_options_is_complete_and_has_the_defaults() -> None:
 def test_the_table_of_metrics_is_complete(served: Served) -> None:
     for body in (b'{"instances":{"x":1.0,"weight":2.0}}', b"{}"):
         request(served.http, "POST", "/model/calc:scale", body)
+    with grpc.insecure_channel(served.grpc) as channel:
+        channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=10)
 
     def scraped() -> dict[str, set[str]]:
         text = request(served.http, "GET", "/metrics")[1].decode()

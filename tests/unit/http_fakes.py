@@ -17,6 +17,7 @@ import uvloop
 from inflight.config import ListenConfig, RestConfig
 from inflight.contract import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
 from inflight.errors import InflightError, ModelError, NotFound
+from inflight.frontends import Door
 from inflight.frontends.app import http_app
 from inflight.metrics import Metrics
 from inflight.wire.connections import HttpLimits
@@ -144,6 +145,8 @@ def serve(
     rest: RestConfig = RestConfig(),
     app: Any = None,
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
+    api_key: str | None = None,
+    protocols: Sequence[type[Door]] = (),
 ) -> Iterator[Served]:
     """Everything on a free port, gone afterwards: no task of it may be left."""
     loop = Loop(factory)
@@ -151,7 +154,9 @@ def serve(
     try:
         backend = loop.call(_make_backend())
         limit = limits.max_body_bytes if limits else config.max_message_mb << 20
-        made = app or http_app(backend, max_body_bytes=limit, rest=rest, metrics=metrics)
+        made = app or http_app(
+            backend, max_body_bytes=limit, rest=rest, metrics=metrics, api_key=api_key, protocols=protocols
+        )
         listener = loop.call(listen_http(made, config, limits=limits))
         try:
             yield Served(loop, listener, backend, metrics)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from inflight.frontends.base import Backend
+from inflight.frontends.grpc.counted import counted
 from inflight.frontends.grpc.health import health_rpcs
 from inflight.frontends.grpc.line import HoldingBackend
 from inflight.frontends.grpc.reflection import reflection_rpcs
 from inflight.frontends.mindspore.grpc import predict_rpcs
 from inflight.frontends.oip.grpc import SERVICE as OIP_SERVICE
 from inflight.frontends.oip.grpc import oip_rpcs
+from inflight.metrics import Metrics
 from inflight.proto import health_pb2, ms_service_pb2, open_inference_pb2
 from inflight.wire import GrpcApp
 
 PREDICT_SERVICE = "mindspore.serving.proto.MSService"
 
 
-def grpc_app(backend: Backend, *, max_message_bytes: int, api_key: str | None = None) -> GrpcApp:
+def grpc_app(
+    backend: Backend, *, max_message_bytes: int, api_key: str | None = None, metrics: Metrics | None = None
+) -> GrpcApp:
     """The procedures of a gRPC port; serve them with `listen_grpc`.
 
     Args:
         max_message_bytes: limit of one message, received or sent.
         api_key: what calls of models have to show in their metadata, as `authorization: Bearer <key>`.
+        metrics: counts the calls; None: nobody does.
     """
     holding = HoldingBackend(backend)
     models = {**predict_rpcs(holding), **oip_rpcs(holding)}
@@ -29,4 +34,6 @@ def grpc_app(backend: Backend, *, max_message_bytes: int, api_key: str | None = 
         **health_rpcs(backend, (PREDICT_SERVICE, OIP_SERVICE)),
         **reflection_rpcs((ms_service_pb2.DESCRIPTOR, open_inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)),
     }
+    if metrics is not None:
+        rpcs = counted(rpcs, metrics.routes)
     return GrpcApp(rpcs, max_message_bytes=max_message_bytes, api_key=api_key, secured=models)

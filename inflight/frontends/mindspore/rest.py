@@ -70,9 +70,9 @@ class MindSporeRest(QuickDoor):
         else:
             await respond_parts(call.send, *await self.answered(call))
 
-    def quick(self, scope: Scope, size: int) -> Mapping[str, str] | None:
+    def quick(self, scope: Scope, size: int) -> Match | None:
         quick = scope["method"] == "POST" and size <= self._max_body_bytes and not wants_events(scope)
-        return _NO_NAMES if quick else None
+        return (self.routes[0], _NO_NAMES) if quick else None
 
     def begin(self, scope: Scope, names: Mapping[str, str], body: Body, done: Done) -> Callable[[], None]:
         method, rows = self._read(scope, body)

@@ -104,14 +104,14 @@ class OpenInferenceRest(QuickDoor):
         generator = self._backend.generators.get(names["name"])
         return self._gates.of(generator) if generator is not None else None
 
-    def quick(self, scope: Scope, size: int) -> Mapping[str, str] | None:
+    def quick(self, scope: Scope, size: int) -> Match | None:
         if size > self._max_body_bytes or _is_packed(scope):
             return None
         try:
-            route, names = self.find(scope)
+            match = self.find(scope)
         except (NoSuchRoute, MethodNotAllowed):
             return None
-        return names if route.path.endswith("/infer") else None
+        return match if match[0].path.endswith("/infer") else None
 
     def begin(self, scope: Scope, names: Mapping[str, str], body: Body, done: Done) -> Callable[[], None]:
         method = self._method(names)
