@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile 
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
-.PHONY: test quick unit-fast fmt tidy test-native wheel wheel-test chaos demo lint types unit venv proto clean
+.PHONY: test quick unit-fast fmt tidy docs static coverage release-check test-native wheel wheel-test chaos demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
 # What serving the examples needs: no torch and no transformers.
@@ -36,7 +36,12 @@ TIDY := inflight/kernels/csrc/kernels_scalar.cpp \
 venv: $(TESTED)
 
 test: lint
-	$(MAKE) --jobs=2 types unit
+	$(MAKE) --jobs=2 static unit
+
+# What is read and not run.
+static:
+	$(MAKE) types
+	$(MAKE) docs
 
 lint: $(TESTED)
 	$(BIN)/ruff check .
@@ -45,6 +50,7 @@ lint: $(TESTED)
 
 types: $(TESTED)
 	$(BIN)/mypy
+	$(BIN)/mypy -p bench -p tests
 
 # Most tests wait for processes that they started, so three at a time keep two processors busy. A file's tests stay
 # together, because they share servers; then comes what nothing may run beside.
@@ -55,7 +61,7 @@ unit: $(TESTED)
 
 # Before every commit, in less than a minute: what loads no model with torch, starts no server and fights no hostile client.
 HEAVY := native models real_models bridge grpc_calls quantised llm checkpoint grammar grpc_hostile grpc_engines \
-	mindir_mindspore admission dropin_config rope weights listen listen_tls lora native_perplexity sentences
+	mindir_mindspore admission dropin_config recipes rope weights listen listen_tls lora native_perplexity sentences
 quick: lint
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not alone' \
 		$(foreach name,$(HEAVY),--ignore tests/unit/test_$(name).py) tests/unit
@@ -74,10 +80,30 @@ tidy: $(TESTED)
 	$(PIP) clang-tidy==19.1.0
 	$(BIN)/clang-tidy --quiet $(TIDY) -- -std=c++17
 
+# The site of the documentation in build/docs: API pages from docstrings, the rooms, the pages of docs/. Warnings are errors.
+docs: $(TESTED)
+	$(BIN)/python scripts/docs.py
+
+# The suite, measured over all processes that it starts; in the end the rooms, and whether the floor is kept. What measures
+# times is left out. TESTS=tests/unit measures a part; the floor is for the whole.
+TESTS ?= tests
+FLOOR ?= 92
+coverage: $(TESTED)
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' $(TESTS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage json -q -o build/coverage/report.json
+	$(BIN)/python scripts/coverage_floor.py build/coverage/report.json $(FLOOR)
+
+# Version, changelog and tag agree: docs/releasing.md.
+release-check:
+	$(PYTHON) scripts/release_check.py
+
 # The CPU engine's kernels with random shapes under the sanitizers: what they compute, their memory, their threads. Three
 # instruction sets stand for all: each takes long to compile. SEED=n repeats a run.
 SEED ?= 1
-test-native:
+test-native: $(TESTED)
 	cmake -S . -B build/sanitized/memory -DINFLIGHT_TESTS=ON '-DINFLIGHT_SETS=avx2;avx512_bf16;amx;neon' \
 		-DINFLIGHT_SANITIZE=address,undefined,float-cast-overflow,float-divide-by-zero
 	cmake --build build/sanitized/memory -j2
@@ -86,6 +112,7 @@ test-native:
 	cmake --build build/sanitized/threads -j2
 	TSAN_OPTIONS=halt_on_error=1 build/sanitized/threads/kernels_test $(SEED) pages pools refusals programs samplers
 	BUILD=build/sanitized/modules PYTHON=$(BIN)/python scripts/sanitize_modules.sh
+	PYTHON=$(BIN)/python scripts/try_operation.sh
 
 # A wheel for this Python that runs on other machines too, in dist/; and the same, tried where there is no compiler. Not
 # part of the checks: each compiles every instruction set, for minutes.

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -267,7 +266,7 @@ def make_all_gguf(shape: Shape, files: Files) -> None:
     for precision, kind in (("int8", "Q8_0"), ("int4", "Q4_0")):
         if not files.gguf(precision).exists():
             with whole(files.gguf(precision)) as path:
-                command = [quantize, files.gguf("16bit"), path, kind, "1"]
+                command = [str(part) for part in (quantize, files.gguf("16bit"), path, kind, "1")]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -358,7 +357,7 @@ def ensure(folder: Path, model: str, peers: Sequence[str]) -> Files:
     for peer in peers:
         if peer in CONVERSIONS:
             environment, _ = CONVERSIONS[peer]
-            command = [python_of(environment), "-m", "bench.checkpoints", str(folder), "--convert", peer, model]
+            command = [str(python_of(environment)), "-m", "bench.checkpoints", str(folder), "--convert", peer, model]
             subprocess.run(command, cwd=ROOT, check=True)
     return files
 
@@ -401,4 +400,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

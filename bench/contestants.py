@@ -134,14 +134,13 @@ class Inflight(Contestant):
     def __init__(self, job: Job) -> None:
         from inflight import LLM
 
-        chosen = {} if job.gguf or job.precision == "16bit" else {"quantize": job.precision}
         self.job = job
         self.llm = LLM(
             job.gguf or job.files.huggingface,
             threads=job.threads,
             kv_cache_memory=1 << 30,
             packed_cache=job.packed or None,
-            **chosen,
+            quantize="none" if job.gguf or job.precision == "16bit" else job.precision,
         )
 
     def run(self, prompts: Sequence[Sequence[int]], output: int) -> list[Answer]:
@@ -161,7 +160,7 @@ class Inflight(Contestant):
 
     def weight_bytes(self) -> float:
         """What the engine holds: weights are quantized while they are loaded, so no file has that size."""
-        return float(self.llm.engine._executor._runner.offer.model.weight_bytes)
+        return float(self.llm.engine._executor._runner.offer.model.weight_bytes)  # type: ignore[attr-defined]  # it is the local one
 
     def memory_besides(self) -> dict[str, float]:
         """Weights and cache are what it asks huge pages for (`hg` in smaps)."""

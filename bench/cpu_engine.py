@@ -55,7 +55,7 @@ def run_job(job: Job) -> Any:
         RuntimeError: it failed; the text ends with the last lines that it wrote.
     """
     python = python_of(CONTESTANTS[job.contestant].environment)
-    command = [python, "-m", "bench.contestants", to_json(replace(job, spawned=time.time()))]
+    command = [str(python), "-m", "bench.contestants", to_json(replace(job, spawned=time.time()))]
     variables = environment(job.contestant, job.threads)
     done = subprocess.run(
         command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=TURN_SECONDS

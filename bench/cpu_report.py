@@ -291,7 +291,7 @@ def versions(contestants: Sequence[str]) -> list[str]:
     for name in contestants:
         for package in PACKAGES.get(name, ()):
             script = f"from importlib.metadata import version; print(version({package!r}))"
-            command = [python_of(CONTESTANTS[name].environment), "-c", script]
+            command = [str(python_of(CONTESTANTS[name].environment)), "-c", script]
             found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
             lines.append(f"{package} {found}")
     return list(dict.fromkeys(lines))

@@ -54,7 +54,7 @@ def read_bandwidth(threads: int) -> float:
         memory.madvise(mmap.MADV_HUGEPAGE)
     block = torch.frombuffer(memory, dtype=torch.int64)
     block.fill_(1)
-    return block.nbytes / fastest(block.sum)
+    return float(block.nbytes / fastest(block.sum))
 
 
 def gemm_rate(threads: int, rows: int, inputs: int, outputs: int) -> float:

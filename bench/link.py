@@ -122,7 +122,7 @@ async def measure(
 
 
 async def main(rounds: int, seconds: float) -> None:
-    links = {"socket pair": SocketLink(), "grpc.aio stream": GrpcLink()}
+    links: dict[str, SocketLink | GrpcLink] = {"socket pair": SocketLink(), "grpc.aio stream": GrpcLink()}
     rates: dict[tuple[str, int], list[float]] = {}
     for link in links.values():
         await link.open()

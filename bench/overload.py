@@ -379,9 +379,9 @@ def load(groups: Sequence[Group], settle: float, seconds: float) -> dict[str, An
             for client in clients:
                 client.last_good = now
         for fd, mask in poll.poll(0.01 if paced else 0.1, 512):
-            client = stats.clients.get(fd)
-            if client is not None:
-                client.event(mask)
+            waiting = stats.clients.get(fd)
+            if waiting is not None:
+                waiting.event(mask)
         if paced:
             stats.tick()
     now = time.perf_counter()
@@ -561,11 +561,17 @@ def serving(arguments: Sequence[str]) -> Iterator[tuple[Server, int, int]]:
         yield server, http, grpc
 
 
+def _listens(port: int) -> bool:
+    """Raises OSError where nothing does."""
+    socket.create_connection(("127.0.0.1", port)).close()
+    return True
+
+
 def _ready(port: int) -> bool:
     from urllib.request import urlopen
 
     with urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=1) as reply:
-        return reply.status == 200
+        return bool(reply.status == 200)
 
 
 @contextmanager
@@ -638,7 +644,7 @@ def _peak(crowd: Crowd, report: dict[str, Any], seconds: float) -> None:
         "canned",
         argv,
         Path("build/canned.log"),
-        lambda: socket.create_connection(("127.0.0.1", idle_port)).close() is None,
+        lambda: _listens(idle_port),
     ):
         beside = [
             replace(group, port=idle_port, rate=max(1.0, report[group.name]["refused"]))

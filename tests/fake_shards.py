@@ -155,7 +155,7 @@ class FakeExecutor(Executor):
     """
 
     def __init__(self, num_blocks: int = 256, block_size: int = 4, max_rows: int = 32, vocab: int = VOCAB) -> None:
-        self._make = lambda: FakeShards(self.offer.cache.num_blocks, block_size, max_rows)
+        self._sizes = block_size, max_rows
         cache = CacheSize(num_blocks, block_size)
         self.offer = ShardOffer(ModelFacts("fake", "float32", vocab), cache, max_rows, num_blocks * block_size, "cpu")
         self.shards: FakeShards | None = None
@@ -189,7 +189,7 @@ class FakeExecutor(Executor):
             cache = CacheSize(min(num_blocks, self.room), self.offer.cache.block_size)
             self.offer = msgspec.structs.replace(self.offer, cache=cache)
         await asyncio.sleep(0)
-        self.shards = self._make()
+        self.shards = FakeShards(self.offer.cache.num_blocks, *self._sizes)
         self.shards.poison = self.poisonous
         self._plans = []
         self._dead = asyncio.Event()

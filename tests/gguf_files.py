@@ -71,8 +71,8 @@ def write_gguf(
         {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
     if tokenizer is not None:
         tokenizer(writer)
-    for name, values in (factors or {}).items():
-        writer.add_tensor(name, np.array(values, np.float32))
+    for name, numbers in (factors or {}).items():
+        writer.add_tensor(name, np.array(numbers, np.float32))
     kept: dict[str, np.ndarray] = {}
     written: dict[str, tuple[np.ndarray, Type]] = {}
     for name, values in _gathered(load_file(folder / "model.safetensors")).items():

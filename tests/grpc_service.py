@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 import grpc
 
 from inflight.errors import NotFound
-from inflight.proto.health_pb2 import HealthCheckRequest as Text
+from inflight.proto import health_pb2
 from inflight.wire import GrpcApp, StreamRpc, UnaryRpc
 from tests.grpc_server import MIB
+
+Text = health_pb2.HealthCheckRequest
 
 LIMIT = 40 * MIB
 

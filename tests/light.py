@@ -27,7 +27,8 @@ def make_environment(folder: Path) -> str:
     """Makes it in an empty folder; returns its interpreter."""
     venv.EnvBuilder(symlinks=os.name != "nt", with_pip=False).create(folder)
     site = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-    for distribution in requirements(ROOT):
+    measuring = ("coverage",) if "COVERAGE_PROCESS_CONFIG" in os.environ else ()  # `make coverage`
+    for distribution in [each for name in (ROOT, *measuring) for each in requirements(name)]:
         _link(distribution, site)
     _own(site)
     return str(folder / "bin" / "python")

@@ -82,7 +82,7 @@ def encode(path: Path, texts: list[str]) -> list[list[int]] | None:
     return found
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def quiet(level: int, text: bytes, data: ctypes.c_void_p) -> None:
     if level >= 4:
         sys.stderr.write(text.decode(errors="replace"))

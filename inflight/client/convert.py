@@ -11,7 +11,7 @@ from inflight.contract import BYTES_CODE, CODES, DTYPES, STRING_CODE
 from inflight.errors import InvalidRequest, ModelError
 from inflight.proto import ms_service_pb2
 
-Instance: TypeAlias = "Mapping[str, Any]"
+Instance: TypeAlias = Mapping[str, Any]
 """Inputs of one instance by name: numpy array or number, bool, int, float, str or bytes."""
 Result: TypeAlias = "list[dict[str, Any]] | dict[str, Any]"
 """One dict per instance, `{"error": text}` where one failed; or a single such dict when the request failed."""

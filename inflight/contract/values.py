@@ -15,8 +15,8 @@ import numpy as np
 from inflight.errors import InflightError, InvalidRequest
 
 T = TypeVar("T")
-Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
-Value: TypeAlias = "Array | str | bytes"
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Value: TypeAlias = Array | str | bytes
 """One input or output of one instance: a C-contiguous array, a text, or raw bytes."""
 Row: TypeAlias = "Sequence[Value]"
 Outcome: TypeAlias = "Row | InflightError"

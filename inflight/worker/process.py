@@ -161,7 +161,8 @@ class Worker:
                 break
             received = self._channel.receive()
             if received is None:
-                self.orphaned = not self._ending
+                if not self._ending:  # else `_watch` may have said so already
+                    self.orphaned = True
                 break
             message, values = received
             if isinstance(message, Work):

@@ -57,7 +57,7 @@ def drawn(name: str, seed: int) -> Inputs:
     """The inputs of one request, of a size of its own."""
     random = np.random.default_rng(seed)
     rows = int(random.integers(1, 41))  # more than a run of a batch takes, too
-    shapes = {
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "gru": {"x": (rows, 1, 4)},
         "suppression": {"x": (2, rows, 4), "s": (2, 1, rows)},
         "shared": {"x": (rows, 4), "k": (int(random.integers(1, 5)), 4)},

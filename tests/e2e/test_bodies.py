@@ -139,7 +139,7 @@ def mindspore() -> bytes:
     ask = PredictRequest()
     ask.servable_spec.name, ask.servable_spec.method_name = "pocket", "generate"
     item = ask.instances.add().items["inputs"]
-    item.dtype = 13
+    item.dtype = 13  # type: ignore[assignment]  # protobuf takes numbers
     item.bytes_val.append(b"Once")
     return padded(ask)
 

@@ -235,7 +235,8 @@ def test_the_table_of_metrics_is_complete(served: Served) -> None:
 
 def test_the_causes_are_complete() -> None:
     (listed,) = re.findall(r"A `cause` is one of (.*?)\.\n", page_text("serving"), re.DOTALL)
-    causes = {error.cause for error in (InflightError, *WIRE_ERRORS.values())}
+    kinds: list[type[InflightError]] = [InflightError, *WIRE_ERRORS.values()]
+    causes = {kind.cause for kind in kinds}
     assert set(re.findall(r"`(\w+)`", listed)) == causes - {"registration", "config", "start"}
 
 

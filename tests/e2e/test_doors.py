@@ -117,7 +117,7 @@ def by_mindspore_rest(address: str, method: str, inputs: dict[str, np.ndarray]) 
 
 def by_ms_service(address: str, method: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
     with Client(address, "calc", method, timeout=60) as client:
-        return np.stack([result["y"] for result in client.infer(rows_of(inputs))])
+        return np.stack([result["y"] for result in client.infer(rows_of(inputs))])  # type: ignore[misc]
 
 
 def by_triton(kind: Any, client: Any, method: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -278,8 +278,8 @@ def test_a_message_over_the_limit_is_refused_at_both_doors(doors: Doors) -> None
     assert refused.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
     with Client(doors.here.grpc, "calc", "echo", timeout=60) as client:
         assert "resource exhausted" in client.infer({"x": bad})["error"]
-    for client in doors.clients.values():
-        assert client("echo", {"x": np.ones((1, 3), np.int32)}).tolist() == [[1, 1, 1]]
+    for door in doors.clients.values():
+        assert door("echo", {"x": np.ones((1, 3), np.int32)}).tolist() == [[1, 1, 1]]
 
 
 # TLS

@@ -130,7 +130,7 @@ def children() -> list[int]:
 
 
 async def ask(router: Router, name: str, method: str, *rows: Row, **more: Any) -> list[Outcome]:
-    return await predict(router, router.method(name, 0, method), list(rows), **more)
+    return list(await predict(router, router.method(name, 0, method), list(rows), **more))
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 10) -> None:

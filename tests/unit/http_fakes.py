@@ -41,18 +41,24 @@ FAIL = method("fail", "predict", [TensorSpec("x")], ["y"])
 class ByTask:
     """`submit` over a fake's own `predict`."""
 
+    predict: Callable[..., Awaitable[Sequence[Outcome]]]
+
     def submit(
         self, method: MethodInfo, rows: Sequence[Row], done: Done, *, timeout: float | None = None, say: Any = None
     ) -> Callable[[], None]:
         async def run() -> None:
             try:
-                result = await self.predict(method, rows, timeout=timeout)
+                result: Sequence[Outcome] | InflightError = await self.predict(method, rows, timeout=timeout)
             except Exception as error:
                 result = error if isinstance(error, InflightError) else InflightError(str(error))
             done(result)
 
         task = asyncio.get_running_loop().create_task(run())
-        return lambda: None if task.done() else task.cancel()
+
+        def cancel() -> None:
+            task.cancel()  # which leaves one that is done alone
+
+        return cancel
 
 
 class EchoBackend(ByTask):
@@ -89,7 +95,7 @@ class EchoBackend(ByTask):
             error: InflightError = ModelError("no luck")
             return [error for _ in rows]
         if method is PAIR:
-            return [[np.asarray(a) * 2, f"{t}!"] for a, t in rows]
+            return [[np.asarray(a) * 2, f"{t!s}!"] for a, t in rows]
         return list(rows)
 
     def servables(self) -> Sequence[ServableStatus]:

@@ -66,7 +66,7 @@ def test_many_cancelled_calls_do_not_harm_their_neighbour(service: Service, chan
     assert eventually(lambda: service.begun == 1)
     for turn in range(6):
         calls = [unary(channel, "sleep").future(Text(service="30")) for _ in range(60)]
-        assert eventually(lambda turn=turn: service.begun == 1 + 60 * (turn + 1))
+        assert eventually(lambda turn=turn: service.begun == 1 + 60 * (turn + 1))  # type: ignore[misc]
         for call in calls:
             call.cancel()
         assert eventually(lambda: service.begun - service.ended == 1)

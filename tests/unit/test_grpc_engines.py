@@ -112,7 +112,7 @@ def test_a_method_that_is_not_utf8_does_not_shut_the_door(
     for turn in range(1, 4):
         with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             running = unary(channel, "sleep").future(Text(service="0.5"))
-            assert eventually(lambda turn=turn: service.begun == turn)
+            assert eventually(lambda turn=turn: service.begun == turn)  # type: ignore[misc]
             with RawClient(address) as hostile:
                 assert hostile.trailers(hostile.post(b"/\xff", Text())).get(b"grpc-status") in (b"1", b"12")
             assert eventually(lambda: echoes(address), 2)

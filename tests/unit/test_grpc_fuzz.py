@@ -19,7 +19,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
 PATHS = (PATH, "/inference.GRPCInferenceService/ModelInfer", "/inference.GRPCInferenceService/ModelStreamInfer")
 LIMIT = 1 << 20
-RESET = ("grpcio", {})
+RESET: tuple[str, dict[bytes, bytes]] = ("grpcio", {})
 """What the C core cannot read as messages, it may answer with a reset."""
 
 

@@ -32,12 +32,12 @@ def predict(backend: FakeBackend, engine: str) -> Iterator[Any]:
 def tensor(value: Any) -> pb.Tensor:
     made = pb.Tensor()
     if isinstance(value, (str, bytes)):
-        made.dtype = 13 if isinstance(value, str) else 14
+        made.dtype = 13 if isinstance(value, str) else 14  # type: ignore[assignment]  # protobuf takes numbers
         made.shape.dims.append(1)
         made.bytes_val.append(value.encode() if isinstance(value, str) else value)
     else:
         array = np.asarray(value)
-        made.dtype = CODES[array.dtype]
+        made.dtype = CODES[array.dtype]  # type: ignore[assignment]
         made.shape.dims.extend(array.shape)
         made.data = array.tobytes()
     return made

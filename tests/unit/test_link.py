@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from inflight.contract import CODES, Value
 from inflight.errors import InvalidRequest
-from inflight.link import LARGE, Arena, ArenaReader, Done, Packer, Stop, Work, WorkerChannel, create_file
+from inflight.link import (
+    BOARD_BYTES,
+    LARGE,
+    AnyMessage,
+    Arena,
+    ArenaReader,
+    Board,
+    BoardReader,
+    Done,
+    Drop,
+    Failed,
+    Leaving,
+    Packer,
+    Phase,
+    ServerChannel,
+    Stop,
+    Trial,
+    Unpacker,
+    Work,
+    WorkerChannel,
+    create_file,
+)
 from inflight.link.codec import PREFIX, decode
 
 dtypes = st.sampled_from(list(CODES))
@@ -143,3 +165,154 @@ def test_the_workers_end_reads_frames_and_notices_the_end() -> None:
     assert channel.receive() is None
     assert channel.send(Stop()) is False
     channel.close()
+
+
+# The two ends, the board
+
+
+messages: st.SearchStrategy[AnyMessage] = st.one_of(
+    st.builds(Drop, st.lists(st.integers(0, 1 << 40), max_size=5)),
+    st.builds(Phase, st.text(max_size=2000)),
+    st.builds(Trial, st.booleans()),
+    st.builds(Failed, st.text(max_size=50)),
+    st.just(Leaving()),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(messages, st.lists(st.lists(values, max_size=2), max_size=2)), max_size=6), st.data())
+def test_the_servers_end_gives_the_same_messages_however_the_bytes_are_cut(
+    sent: list[tuple[AnyMessage, list[list[Value]]]], data: st.DataObject
+) -> None:
+    stream = b""
+    wanted: list[object] = []
+    for message, rows in sent:
+        packer = Packer()
+        stream += Packer().frame(message) + packer.frame(Done([1], packer.rows([rows]), [], []))
+        wanted += [message, rows]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    got: list[object] = []
+
+    def take(message: AnyMessage, unpacker: Unpacker) -> None:
+        got.append(list(unpacker.rows(message.rows)) if isinstance(message, Done) else message)
+
+    channel = ServerChannel(take, lambda: None, None)
+    for start, end in zip([0, *cuts], [*cuts, len(stream)]):
+        channel.data_received(stream[start:end])
+    assert len(got) == len(wanted)
+    for one, other in zip(got, wanted):
+        if isinstance(one, list) and isinstance(other, list):
+            assert all(
+                equal(a, b) for row, want in zip(one, other, strict=True) for a, b in zip(row, want, strict=True)
+            )
+        else:
+            assert one == other
+
+
+def test_both_ends_over_a_socket() -> None:
+    """What either end sends arrives at the other, and the server is told once that the worker is gone."""
+    told: list[object] = []
+
+    async def talk() -> None:
+        ours, theirs = socket.socketpair()
+        closed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        server = await ServerChannel.open(ours, lambda message, _: told.append(message), closed.set, None)
+        worker = WorkerChannel(theirs)
+        assert not worker.ready()
+        server.send(Drop([4]))
+        assert await loop.run_in_executor(None, worker.ready, 20)
+        received = worker.receive()
+        assert received is not None
+        assert received[0] == Drop([4])
+        assert worker.send(Phase("loads"))
+        assert worker.send(Leaving())
+        worker.close()
+        await asyncio.wait_for(closed.wait(), 20)
+        assert server.closed
+        server.send(Stop())  # goes nowhere
+        server.close()
+
+    asyncio.run(talk())
+    assert told == [Phase("loads"), Leaving()]
+
+
+def test_a_frame_of_absurd_length_ends_the_connection() -> None:
+    """Instead of collecting bytes for it."""
+
+    async def send() -> bool:
+        ours, theirs = socket.socketpair()
+        closed = asyncio.Event()
+        await ServerChannel.open(ours, lambda *message: None, closed.set, None)
+        theirs.sendall(PREFIX.pack((1 << 32) - 1, 4))
+        await asyncio.wait_for(closed.wait(), 20)
+        theirs.settimeout(20)
+        gone = theirs.recv(1) == b""
+        theirs.close()
+        return gone
+
+    assert asyncio.run(send())
+
+
+def test_a_worker_that_stops_reading_sees_the_end_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    channel = WorkerChannel(theirs)
+    channel.stop_reading()
+    assert channel.ready()
+    assert channel.receive() is None
+    assert channel.send(Leaving())  # it may still say so
+    ours.close()
+    channel.close()
+
+
+def test_values_stay_in_an_arena_that_already_holds_them() -> None:
+    file = create_file("test", 1 << 24)
+    arena = Arena(file)
+    placed = arena.place(np.arange(LARGE, dtype=np.int64))
+    assert placed is not None
+    used = arena.in_use
+    elsewhere = np.arange(LARGE, dtype=np.int64)
+    packer = Packer(arena, allocate=False)
+    frame = packer.frame(Done([1], packer.rows([[[placed], [elsewhere]]]), [], []))
+    assert arena.in_use == used
+    assert elsewhere.nbytes < len(frame) < 2 * elsewhere.nbytes
+    message, unpacker = decode(frame[PREFIX.size :], PREFIX.unpack_from(frame)[1], 0, ArenaReader(file))
+    assert isinstance(message, Done)
+    assert all(equal(value, elsewhere) for (value,) in unpacker.rows(message.rows))
+    del placed, unpacker
+    arena.close()
+
+
+@given(st.lists(st.integers(-(1 << 62), 1 << 62), max_size=50), st.data())
+def test_the_board_shows_what_runs(keys: list[int], data: st.DataObject) -> None:
+    memory = memoryview(bytearray(BOARD_BYTES))
+    board, reader = Board(memory), BoardReader(memory.toreadonly())
+    first, second = board.runner(), board.runner()
+    assert reader.runs() == []
+    first.begin(keys)
+    second.begin([5])
+    assert [run.keys for run in reader.runs()] == [keys, [5]]
+    second.wait()
+    assert [run.waiting for run in reader.runs()] == [False, True]
+    second.resume()
+    start = data.draw(st.integers(0, len(keys)))
+    end = data.draw(st.integers(start, len(keys)))
+    first.at(start, end)
+    assert [(run.keys, run.waiting) for run in reader.runs()] == [(keys[start:end], False), ([5], False)]
+    second.end()
+    first.end()
+    assert reader.runs() == []
+    reader.close()
+
+
+def test_runners_and_keys_beyond_the_boards_room_are_left_out() -> None:
+    memory = memoryview(bytearray(BOARD_BYTES))
+    board, reader = Board(memory), BoardReader(memory.toreadonly())
+    runners = [board.runner() for _ in range(80)]
+    for runner in runners:
+        runner.begin(range(10_000))
+    runs = reader.runs()
+    assert 0 < len(runs) < 80
+    for run in runs:
+        assert run.keys == list(range(len(run.keys)))
+    reader.close()

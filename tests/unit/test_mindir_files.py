@@ -187,8 +187,8 @@ def encrypt(data: bytes, key: bytes, mode: str, block: int = 64 << 20) -> bytes:
         else:
             algorithm = algorithms.AES(key) if mode == "AES-CBC" else algorithms.SM4(key)
             padder = PKCS7(128).padder()
-            context = Cipher(algorithm, modes.CBC(iv)).encryptor()
-            cipher = context.update(padder.update(plain) + padder.finalize()) + context.finalize()
+            chained = Cipher(algorithm, modes.CBC(iv)).encryptor()
+            cipher = chained.update(padder.update(plain) + padder.finalize()) + chained.finalize()
         body = struct.pack("<I", 16) + iv + struct.pack("<I", len(cipher)) + cipher
         parts.append(struct.pack("<I", magic) + tag + struct.pack("<I", len(body)) + body)
     return b"".join(parts)

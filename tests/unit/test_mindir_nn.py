@@ -218,7 +218,8 @@ def test_transposed_convolution_of_mint(tmp_path: Path) -> None:
 def test_pools(tmp_path: Path, mode: str, kernel: int, stride: int) -> None:
     pads = ((0, 0), (0, 0))
     if mode == "SAME":
-        pads = tuple(ref.same_pads(size, kernel, stride) for size in IMAGE.shape[2:])
+        above, beside = (ref.same_pads(size, kernel, stride) for size in IMAGE.shape[2:])
+        pads = above, beside
     best = real(ref.pool2d(IMAGE, kernel, stride, pads, np.nanmax))
     # What `same` adds is not counted in the mean.
     mean = real(ref.pool2d(IMAGE, kernel, stride, pads, np.nanmean))

@@ -433,7 +433,13 @@ def test_mypy_is_told_the_enumerations_that_there_are() -> None:
 
     stub = ast.parse(Path(library.__file__).with_name("_native.pyi").read_text())
     written = {
-        node.name: [target.id for line in node.body if isinstance(line, ast.Assign) for target in line.targets]
+        node.name: [
+            target.id
+            for line in node.body
+            if isinstance(line, ast.Assign)
+            for target in line.targets
+            if isinstance(target, ast.Name)
+        ]
         for node in stub.body
         if isinstance(node, ast.ClassDef)
     }

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 from inflight.contract import Sampling, Watermark  # noqa: E402
 from inflight.kernels import Sampled, SamplerRow, instruction_sets, log_softmax_at, sample  # noqa: E402
 from inflight.shard import torch_sampler as reference  # noqa: E402
+from inflight.shard.sampler import RowState  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="built without a compiler")
 
@@ -28,9 +29,9 @@ choice is then what the native sampler, which sums in float64, finds with a `top
 
 def draw_logits(rows: int, size: int, seed: int, kind: str = "ties") -> Logits:
     random = np.random.default_rng(seed)
-    found = (random.standard_normal((rows, size)) * 3).astype(np.float32)
+    found: Logits = (random.standard_normal((rows, size)) * 3).astype(np.float32)
     if kind == "ties":
-        found = np.round(found * 16) / 16
+        found = (np.round(found * 16) / 16).astype(np.float32)
     if kind == "impossible":
         found = np.where(random.random((rows, size)) < 0.7, -np.inf, found).astype(np.float32)
         found[:, -1] = 1.0
@@ -47,12 +48,12 @@ def row_of(sampling: Sampling, size: int, seed: int, mask: bool = False) -> Samp
     return SamplerRow(sampling, random.integers(0, size, 9).astype(np.int32), 4, bits)
 
 
-def wanted_of(logits: Logits, rows: Sequence[SamplerRow]) -> reference.Sampled:
+def wanted_of(logits: Logits, rows: Sequence[SamplerRow]) -> Sampled:
     masks = {place: row.mask for place, row in enumerate(rows) if row.mask is not None}
     given = torch.from_numpy(logits.copy())
 
-    def state(place: int) -> reference.RowState:
-        return reference.RowState(rows[place].tokens, rows[place].num_prompt)
+    def state(place: int) -> RowState:
+        return RowState(rows[place].tokens, rows[place].num_prompt)
 
     return reference.sample(given, [row.sampling for row in rows], state, masks)
 
@@ -77,11 +78,11 @@ samplings = st.builds(
 kinds = st.sampled_from(["any", "ties", "ties", "impossible", "peaked", "equal"])
 
 
-def logprobs_of(sampled: Sampled | reference.Sampled) -> Logits:
+def logprobs_of(sampled: Sampled) -> Logits:
     return np.zeros(1, np.float32) if sampled.logprobs is None else sampled.logprobs
 
 
-def same(found: Sampled, wanted: reference.Sampled) -> bool:
+def same(found: Sampled, wanted: Sampled) -> bool:
     """Of one row."""
     if found.tokens[0] != wanted.tokens[0] or (found.logprobs is None) != (wanted.logprobs is None):
         return False

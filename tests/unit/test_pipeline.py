@@ -23,10 +23,12 @@ from inflight.errors import (
     PredictFailed,
     StartError,
 )
+from inflight.link import BOARD_BYTES, Board, BoardReader
+from inflight.pipeline import Job, Pipeline, Submission
 from inflight.pipeline.functions import Form, as_row
 from inflight.runtime import GraphSpec, LoadedModel
 from inflight.servable import add_stage, declare_model, register_method
-from tests.unit.pipelines import Double, Running
+from tests.unit.pipelines import Double, Running, trace
 
 
 def row(a: float, b: float) -> list[Value]:
@@ -418,3 +420,107 @@ def test_later_stages_go_first(running: Callable[..., Running]) -> None:
     server = running(body)
     server.run("method", [[np.array(float(i))] for i in range(3)])
     assert order == ["first", "second"] * 3
+
+
+def test_methods_take_turns(running: Callable[..., Running]) -> None:
+    """A method with many jobs does not keep another one's waiting until they have run."""
+    gate = threading.Event()
+    order: list[str] = []
+
+    def run_many(x: Array) -> Array:
+        gate.wait(20)
+        order.append("many")
+        return x
+
+    def run_few(x: Array) -> Array:
+        order.append("few")
+        return x
+
+    def body() -> None:
+        @register_method(output_names=["y"])
+        def many(x: Any) -> Any:
+            return add_stage(run_many, x, outputs_count=1)
+
+        @register_method(output_names=["y"])
+        def few(x: Any) -> Any:
+            return add_stage(run_few, x, outputs_count=1)
+
+    server = running(body)
+    waiting = [server.jobs(name, [[np.array(0.0)]] * count) for name, count in (("many", 200), ("few", 3))]
+    for job, _ in waiting:
+        server.pipeline.submit([job])
+    gate.set()
+    deadline = time.monotonic() + 20
+    while any(len(outcomes) < len(job) for job, outcomes in waiting):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert order.index("few") <= 100
+    assert len(order) == 203
+
+
+def test_a_call_of_a_model_from_any_thread(running: Callable[..., Running]) -> None:
+    model = Double(batch=4)
+    server = running(pair, {"double.onnx": model})
+    results: list[list[Outcome]] = [[]] * 5
+
+    def call(thread: int) -> None:
+        results[thread] = server.pipeline.call("double.onnx", 0, [row(thread, index) for index in range(6)])
+
+    threads = [threading.Thread(target=call, args=(thread,)) for thread in range(5)]
+    for started in threads:
+        started.start()
+    for started in threads:
+        started.join(20)
+    for thread, outcomes in enumerate(results):
+        assert [np.asarray(outcome[0]).tolist() for outcome in outcomes if not isinstance(outcome, InflightError)] == [
+            [2 * thread, 2 * index] for index in range(6)
+        ]
+    (failed,) = server.pipeline.call("double.onnx", 0, [row(-1, 0)])
+    assert isinstance(failed, PredictFailed)
+    for key, subgraph in (("double.onnx", 1), ("other.onnx", 0)):
+        with pytest.raises(InvalidRequest, match=f"the model '{key}' has no sub-graph {subgraph}"):
+            server.pipeline.call(key, subgraph, [row(1, 1)])
+
+
+def test_of_failures_of_one_kind_one_is_written(
+    running: Callable[..., Running], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the user's frames and none of ours, however many instances fail."""
+
+    class Special(Exception):
+        pass
+
+    def fails(x: Array) -> Array:
+        raise Special(f"number {x}")
+
+    with caplog.at_level("ERROR", "inflight"):
+        outcomes = running(stage_of(fails)).run("method", [[np.array(float(index))] for index in range(50)])
+    assert all(isinstance(outcome, ModelError) for outcome in outcomes)
+    (record,) = caplog.records
+    assert "number 0" in record.getMessage()
+    assert "in fails" in record.getMessage()
+    assert "inflight/pipeline" not in record.getMessage()
+
+
+def test_what_runs_is_on_the_board() -> None:
+    """The instances of a Python stage while it runs, and nothing after it."""
+    memory = memoryview(bytearray(BOARD_BYTES))
+    seen: list[list[int]] = []
+
+    def look(x: Array) -> Array:
+        seen.extend(run.keys for run in BoardReader(memory.toreadonly()).runs())
+        return x
+
+    spec = trace(stage_of(look)).spec()
+    pipeline = Pipeline(spec, {}, lambda *measured: None, lambda: pipeline.close(), Board(memory))
+    outcomes: list[Outcome] = []
+
+    def finish(submission: Submission, keys: Sequence[int], results: Sequence[Outcome]) -> None:
+        outcomes.extend(results)
+
+    keys = range(7, 8)
+    pipeline.submit([Job(Submission(spec.methods["method"], keys, finish), keys, [[[np.array(1.0)]]])])
+    pipeline.run_functions()
+    assert seen == [[7]]
+    assert len(outcomes) == 1
+    assert BoardReader(memory.toreadonly()).runs() == []

@@ -9,11 +9,12 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
-from inflight.startup import ProgressBar, progress, size_text, weight_bytes
+from inflight.startup import ProgressBar, size_text, weight_bytes
 
 CODE = """
 from inflight.startup import ProgressBar
@@ -33,7 +34,7 @@ def test_sizes() -> None:
 
 def test_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     bar = ProgressBar("fetching org/name", 4_000_000_000)
     for seconds, share in ((0.5, 0.2), (2, 0.26), (3, 0.3), (14, 0.4), (15, 0.6), (18, 0.99), (20, 1.0)):
         now[0] = 100 + seconds

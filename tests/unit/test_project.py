@@ -6,8 +6,10 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import pkgutil
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -40,7 +42,7 @@ def project() -> dict[str, Any]:
     """The `[project]` table, also on Python 3.10, which has no parser for it: the lines that are asked for below."""
     text = (ROOT / "pyproject.toml").read_text()
     table: dict[str, Any] = {
-        key: re.findall(rf'^{key} = "(.*)"$', text, re.MULTILINE)[0] for key in ("name", "version", "requires-python")
+        key: re.findall(rf'^{key} = "(.*)"$', text, re.MULTILINE)[0] for key in ("name", "requires-python")
     }
     lists = re.findall(r"^([\w-]+) = (\[.*?\])$", text, re.MULTILINE | re.DOTALL)
     table["lists"] = {key: ast.literal_eval(value) for key, value in lists if key != "include"}
@@ -76,9 +78,66 @@ def test_the_installed_command_is_this_one() -> None:
 
 
 def test_versions_agree() -> None:
-    assert project()["version"] == inflight.__version__
+    """The build reads ours where the package says it; `test_the_installed_command_is_this_one` compares the outcome."""
+    text = (ROOT / "pyproject.toml").read_text()
+    assert re.search(r'^dynamic = \["version"\]', text, re.MULTILINE)
+    assert 'input = "inflight/__init__.py"' in text
+    assert f'__version__ = "{inflight.__version__}"\n' in (ROOT / "inflight" / "__init__.py").read_text()
     # The release of MindSpore Serving whose surface it is, not ours.
     assert mindspore_serving.__version__ == "2.0.2"
+
+
+@pytest.mark.parametrize(
+    ("version", "sections", "tags", "wrong"),
+    [
+        ("1.2.3", ["Unreleased", "1.2.3 - 2027-01-31", "1.2.2 - 2027-01-01"], [], []),
+        ("1.2.3", ["Unreleased", "1.2.3 - 2027-01-31"], ["v1.2.3"], []),
+        ("1.2.0rc1", ["Unreleased", "1.2.0rc1 - 2027-01-31"], ["v1.2.0rc1"], []),
+        ("1.2.3", ["Unreleased", "1.2.3 - 2027-01-31"], ["v1.2.4"], ["the tag v1.2.4 should be v1.2.3"]),
+        ("1.2.3", ["Unreleased"], [], ["newest release should be .* there is none"]),
+        ("1.2.3", ["Unreleased", "1.2.2 - 2027-01-01", "1.2.3 - 2027-01-31"], [], ['and is: "## 1.2.2 - 2027-01-01"']),
+        ("1.2.3", ["Unreleased", "1.2.3"], [], ['and is: "## 1.2.3"']),
+        ("1.2.3", ["1.2.3 - 2027-01-31"], [], ['does not begin with a section "## Unreleased"']),
+        ("one", ["Unreleased"], [], ["has no line like"]),
+    ],
+)
+def test_a_release_says_one_version(version: str, sections: list[str], tags: list[str], wrong: list[str]) -> None:
+    problems = runpy.run_path(str(ROOT / "scripts" / "release_check.py"))["problems"]
+    changelog = "# Changelog\n" + "".join(f"\n## {section}\n\n### Added\n" for section in sections)
+    found = problems(f'__version__ = "{version}"\n', changelog, tags)
+    assert len(found) == len(wrong)
+    for line, pattern in zip(found, wrong):
+        assert re.search(pattern, line)
+
+
+def test_the_page_of_the_rooms_has_every_module() -> None:
+    """With a sentence about each, and the imports that it has."""
+    made = runpy.run_path(str(ROOT / "scripts" / "rooms.py"))
+    rooms = made["rooms"](ROOT)
+    modules = [module for room in rooms.values() for module in room]
+    files = {path for path in (ROOT / "inflight").rglob("*.py") if "_pb2" not in path.name}
+    assert {ROOT / module.path for module in modules} == files
+    assert [str(module.path) for module in modules if not module.about and module.path.parts[1] != "proto"] == []
+    (process,) = (module for module in rooms["worker"] if module.path.name == "process.py")
+    assert {"link", "pipeline", "place"} <= set(process.imports)
+    page = made["page"](rooms)
+    assert all(f"\n## {room}\n" in page for room in rooms)
+    assert all(f"| `{path.relative_to(ROOT / 'inflight')}` |" in page for path in files if path.stem != "__init__")
+
+
+def test_the_floor_of_coverage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def file(covered: int, lines: int) -> dict[str, dict[str, int]]:
+        branches = {"covered_branches": 1, "num_branches": 2}
+        return {"summary": {"covered_lines": covered, "num_statements": lines, **branches}}
+
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"files": {"inflight/link/arena.py": file(30, 40), "inflight/cli.py": file(60, 60)}}))
+    check = runpy.run_path(str(ROOT / "scripts" / "coverage_floor.py"))["main"]
+    assert check(str(report), 90.0) == 0
+    assert check(str(report), 90.1) == 1
+    out, error = capsys.readouterr()
+    assert re.search(r"^link +40 +75.0% +50.0%$", out, re.MULTILINE)
+    assert "90.0 % of the lines are covered, the floor is 90.1 %" in error
 
 
 def test_requirements() -> None:

@@ -46,7 +46,7 @@ def test_only_post(verb: str, body: bytes) -> None:
 def test_order_of_checks() -> None:
     """HTTP method, body, URL, content, names: the first that is wrong is told."""
     client = Client(limit=100)
-    steps = [
+    steps: list[tuple[Callable[[], Any], str]] = [
         (lambda: client.post(b"x" * 200, b"/", verb="GET"), "only support POST"),
         (lambda: client.post(b"x" * 200, b"/"), "http message is bigger than 100"),
         (lambda: client.post(b"", b"/"), "http message invalid"),

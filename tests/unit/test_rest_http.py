@@ -59,7 +59,11 @@ class Gated(Echo):
 
         task = asyncio.get_running_loop().create_task(wait())
         self.waiting.set()
-        return lambda: None if task.done() else task.cancel()
+
+        def cancel() -> None:
+            task.cancel()  # which leaves one that is done alone
+
+        return cancel
 
 
 class Server:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -109,7 +110,7 @@ def test_a_provider_may_be_named_in_any_way(name: str) -> None:
 def test_providers_that_are_not_here_are_refused_with_those_that_are() -> None:
     with pytest.raises(StartError, match=r"'tpu' is not known.*CPU"):
         load(proto([2]), options={"provider": "tpu"})
-    absent = set(onnx_runtime.ort.get_all_providers()) - set(onnx_runtime.ort.get_available_providers())
+    absent = set(ort.get_all_providers()) - set(ort.get_available_providers())
     for name in absent:
         with pytest.raises(StartError, match=r"not part of the installed build.*CPU"):
             load(proto([2]), options={"provider": name})
@@ -143,7 +144,7 @@ def test_devices_need_both_the_hardware_and_the_build(monkeypatch: pytest.Monkey
     assert machine(True, True, True) == tuple(
         name for name in ("gpu", "cpu") if name == "cpu" or _can("CUDA") or _can("MIGraphX") or _can("ROCM")
     )
-    monkeypatch.setattr(onnx_runtime.ort, "get_available_providers", lambda: build)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: build)
     assert machine(True, False, True) == ("ascend", "gpu", "cpu")
     assert machine(False, True, False) == ("gpu", "cpu")
     assert onnx_runtime._device_providers()["gpu"] == "MIGraphXExecutionProvider"
@@ -153,7 +154,7 @@ def test_devices_need_both_the_hardware_and_the_build(monkeypatch: pytest.Monkey
 
 
 def _can(provider: str) -> bool:
-    return f"{provider}ExecutionProvider" in onnx_runtime.ort.get_available_providers()
+    return f"{provider}ExecutionProvider" in ort.get_available_providers()
 
 
 def test_a_provider_that_is_silently_dropped_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,11 +165,9 @@ def test_a_provider_that_is_silently_dropped_is_an_error(monkeypatch: pytest.Mon
         def get_providers(self) -> list[str]:
             return ["CPUExecutionProvider"]
 
-    monkeypatch.setattr(onnx_runtime.ort, "InferenceSession", Dropped)
+    monkeypatch.setattr(ort, "InferenceSession", Dropped)
     monkeypatch.setattr(onnx_runtime, "has_nvidia", lambda: True)
-    monkeypatch.setattr(
-        onnx_runtime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(StartError, match="could not start its provider CUDA"):
         OnnxModel.from_bytes([b""], LoadRequest(files=(), device_type="gpu"))
 

@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -145,7 +146,8 @@ def test_random_traffic(happenings: list[tuple[str, object]], size: tuple[int, .
     room = bench.capacity.total_tokens
     for what, detail in happenings:
         if what == "add":
-            common, own, new, priority, tenant, lockstep, seed = detail  # type: ignore[misc]
+            arrival: Any = detail
+            common, own, new, priority, tenant, lockstep, seed = arrival
             prompt = PREFIX[:common] + own
             if len(prompt) + new - 1 > room:
                 continue
