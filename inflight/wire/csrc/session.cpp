@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kMaxHeaders = 64u << 10;      // of one request, counted as HPACK does
 constexpr size_t kFirst = 256u << 10;          // bytes that are set aside for a message before any of it has come
 constexpr uint32_t kMaxFrame = 256u << 10;     // bytes of a DATA frame, either way
-constexpr size_t kSlack = 1024;                // bytes of frames' heads and headers in what is sent
+constexpr size_t kSlack = 1024;                // bytes of frame heads and headers beside the messages that are sent
 constexpr int32_t kNewestStream = 0x7fffffff;  // what a shutdown notice names
 constexpr uint8_t kPing[8] = {'i', 'n', 'f', 'l', 'i', 'g', 'h', 't'};
 
@@ -137,9 +137,9 @@ void Buffer::reserve(size_t capacity) {
     capacity_ = capacity;
 }
 
-void Buffer::append(const void* data, size_t length, size_t most) {
+void Buffer::append(const void* data, size_t length, size_t expected) {
     if (length == 0) return;
-    if (size_ + length > capacity_) reserve(std::max(size_ + length, std::min(2 * capacity_, most)));
+    if (size_ + length > capacity_) reserve(std::max(size_ + length, std::min(2 * capacity_, expected)));
     std::memcpy(PyBytes_AS_STRING(object_) + size_, data, length);
     size_ += length;
 }
@@ -191,8 +191,8 @@ void Session::check(int result) const {
 }
 
 Stream* Session::find(int32_t id) {
-    auto found = streams_.find(id);
-    return found == streams_.end() ? nullptr : found->second.get();
+    auto entry = streams_.find(id);
+    return entry == streams_.end() ? nullptr : entry->second.get();
 }
 
 template <typename... Args>
@@ -213,7 +213,7 @@ nb::list Session::feed(nb::handle data) {
     if (!dead_) {
         ssize_t read =
             nghttp2_session_mem_recv(session_, static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len));
-        dead_ = read < 0;  // what it still has to say would not be understood
+        dead_ = read < 0;  // its later frames cannot be read
     }
     PyBuffer_Release(&view);
     return news();
@@ -347,8 +347,7 @@ void Session::respond(Stream& stream, const char* status, bool body) {
 
 int Session::on_begin(const nghttp2_frame* frame) {
     if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
-    auto made = std::make_unique<Stream>(frame->hd.stream_id);
-    streams_[frame->hd.stream_id] = std::move(made);
+    streams_[frame->hd.stream_id] = std::make_unique<Stream>(frame->hd.stream_id);
     return 0;
 }
 
@@ -361,9 +360,9 @@ int Session::on_header(const nghttp2_frame* frame, std::string_view name, std::s
     if (name == ":method") {
         stream->post = value == "POST";
     } else if (name == ":path") {
-        auto found = door_.by_path.find(value);
-        if (found != door_.by_path.end()) {
-            stream->route = found->second;
+        auto route = door_.by_path.find(value);
+        if (route != door_.by_path.end()) {
+            stream->route = route->second;
         } else {
             stream->path = value;
         }
@@ -504,10 +503,10 @@ void Session::drop(Stream& stream) {
 }
 
 int Session::on_close(int32_t id) {
-    auto found = streams_.find(id);
-    if (found == streams_.end()) return 0;
-    std::unique_ptr<Stream> stream = std::move(found->second);
-    streams_.erase(found);
+    auto entry = streams_.find(id);
+    if (entry == streams_.end()) return 0;
+    std::unique_ptr<Stream> stream = std::move(entry->second);
+    streams_.erase(entry);
     requests_ -= stream->unread;
     waiting_ -= stream->queued;
     if (stream->told && !stream->ended) tell(kClosed, id);

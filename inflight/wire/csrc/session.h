@@ -3,7 +3,7 @@
 // taken yet.
 //
 // All calls come from one event loop, with the GIL. A session reads no socket and writes none: `feed` takes what
-// arrived and gives what it means, `take` gives what is to be sent.
+// arrived and returns its events, `take` gives what is to be sent.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -26,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kPrefix = 5;  // before each message: one byte of flags, four of length
 
-// What `feed` tells: the first item of each tuple; all have the stream's number second.
+// Events that `feed` returns as tuples: the first item is one of these, the second the stream's number.
 enum Event : int {
     kCall,     // a call with its one message: route, grpc-timeout, grpc-encoding, authorization, message, compressed
     kOpen,     // a call whose messages follow: route, grpc-timeout, grpc-encoding, authorization
@@ -60,7 +60,7 @@ struct Limits {
     uint64_t resets_rate = 1'000;
 };
 
-// What the connections of a listener share.
+// State that the connections of a listener share.
 class Door {
   public:
     // Paths, and whether a call has a stream of requests. `keys`: calls are told with their `authorization`.
@@ -86,7 +86,7 @@ class Buffer {
     ~Buffer() { Py_XDECREF(object_); }
 
     void reserve(size_t capacity);
-    void append(const void* data, size_t length, size_t most = SIZE_MAX);  // `most`: bytes that it will have in the end
+    void append(const void* data, size_t length, size_t expected = SIZE_MAX);  // `expected`: bytes in the end
     size_t size() const { return size_; }
     nb::object take();  // the bytes; the buffer is empty then
 
@@ -111,8 +111,8 @@ struct Stream {
     size_t header_bytes = 0;
     std::string path, timeout, encoding, authorization;
     // The request.
-    bool told = false;     // Python knows the call
-    bool dropped = false;  // what still comes of it is not wanted
+    bool told = false;     // Python has had its first event
+    bool dropped = false;  // the rest of the request is ignored
     uint8_t prefix[kPrefix];
     size_t prefix_size = 0;
     size_t length = 0;  // of the message that comes in
@@ -142,7 +142,7 @@ class Session {
     Session& operator=(const Session&) = delete;
 
     nb::list feed(nb::handle data);
-    nb::list news();                // what `take` or `expire` has brought
+    nb::list news();                // events that `take` or `expire` caused
     nb::object take(size_t limit);  // None where there is nothing to send
     bool reply(int32_t id, nb::bytes message);
     size_t send(int32_t id, nb::bytes message);
