@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import importlib.util
 import os
 import sys
 import venv
@@ -18,9 +19,10 @@ from packaging.utils import canonicalize_name
 
 import inflight
 import mindspore_serving
-from inflight.kernels.library import native
 
 ROOT = "inflight-serving"
+NATIVE = {"kernels": "_native", "text": "_bpe", "wire": "_http2"}
+"""Native modules by the rooms that they are in."""
 
 
 def make_environment(folder: Path) -> str:
@@ -77,16 +79,18 @@ def _is_namespace(folder: Path) -> bool:
 
 
 def _own(site: Path) -> None:
-    """This package, from wherever it is imported here; its native library may lie elsewhere."""
+    """This package, from wherever it is imported here; its native modules may lie elsewhere."""
     for package in (inflight, mindspore_serving):
         source = Path(str(package.__file__)).parent
         (site / source.name).mkdir()
         for child in source.iterdir():
-            if child.name != "kernels":
+            if child.name not in NATIVE or package is not inflight:
                 (site / source.name / child.name).symlink_to(child)
-    kernels = site / "inflight" / "kernels"
-    kernels.mkdir()
-    for child in (Path(inflight.__file__).parent / "kernels").iterdir():
-        (kernels / child.name).symlink_to(child)
-    if native is not None and not (kernels / Path(native.__file__).name).exists():
-        (kernels / Path(native.__file__).name).symlink_to(native.__file__)
+    for room, name in NATIVE.items():
+        folder = site / "inflight" / room
+        folder.mkdir()
+        for child in (Path(str(inflight.__file__)).parent / room).iterdir():
+            (folder / child.name).symlink_to(child)
+        spec = importlib.util.find_spec(f"inflight.{room}.{name}")
+        if spec is not None and spec.origin is not None and not (folder / Path(spec.origin).name).exists():
+            (folder / Path(spec.origin).name).symlink_to(spec.origin)
