@@ -1,4 +1,4 @@
-"""What every start needs: files read without trust, failures told in one line, progress, and long waits explained."""
+"""Helpers of a start: reading files with checks, errors as one line, progress, and warnings about long waits."""
 
 from inflight.startup.loading import failed_load, installed, one_line, read_items, read_object, read_text, require
 from inflight.startup.progress import ProgressBar, size_text, weight_bytes

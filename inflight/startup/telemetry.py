@@ -1,11 +1,11 @@
-"""Nothing is reported to anybody: the switches by which libraries are told so."""
+"""Switches off the telemetry of libraries, by their environment variables."""
 
 from __future__ import annotations
 
 import os
 
 SWITCHES = {
-    # At its import, ONNX Runtime otherwise writes a device id and a database below ~/.cache/Microsoft and a session
+    # ONNX Runtime otherwise writes at its import a device id and a database below ~/.cache/Microsoft and a session
     # file into the temporary folder, for reports to its makers.
     "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

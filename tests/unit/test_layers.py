@@ -157,6 +157,14 @@ def test_the_page_names_files_that_there_are() -> None:
     assert not missing
 
 
+def test_the_page_has_the_table() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d(?:, \d)*) \| ([^|]+) \|", page, re.MULTILINE)
+    table = [(room, levels.split(", ")) for levels, rooms in rows for room in re.findall(r"`(\w+)`", rooms)]
+    assert sorted(room for room, _ in table) == sorted(LEVELS)
+    assert not [room for room, levels in table if str(LEVELS[room]) not in levels]
+
+
 def test_third_party_imports() -> None:
     import sys
 
