@@ -128,6 +128,8 @@ class ShardGroup(Executor):
                 job = shard_job(self._config, rank.number, rendezvous, num_blocks)
                 await rank.start(*self._process(job), job)
             waiting = asyncio.gather(*(rank.offer for rank in self._ranks))
+            # A start that is cancelled does not take the result, which asyncio would print as an error.
+            waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             offers = await waited_for(self._phase, asyncio.wait_for(waiting, self._server.start_timeout))
             loaded = True
         except asyncio.TimeoutError:

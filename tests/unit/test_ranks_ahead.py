@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,29 @@ def test_it_loads_at_once_and_what_it_says_is_heard(tmp_path: Path) -> None:
             await group.close()
 
     asyncio.run(start())
+
+
+def test_a_start_that_is_cancelled_leaves_no_error_behind(tmp_path: Path) -> None:
+    """As at Ctrl+C while a model loads: asyncio would print a result that nobody has taken."""
+    printed: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: printed.append(context))
+        group = ShardGroup(CONFIG, ServerConfig(log_dir=tmp_path))
+        start = asyncio.ensure_future(group.start())
+        while not group.pids:
+            await asyncio.sleep(0.001)
+        (pid,) = group.pids
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert not runs(pid)
+        await group.close()
+        del start
+        gc.collect()
+
+    asyncio.run(main())
+    assert printed == []
 
 
 def test_a_command_begins_the_rank_that_is_plain(file: int, tmp_path: Path) -> None:
