@@ -74,16 +74,12 @@ def join(parts: Sequence[Sequence[Row]]) -> Table | None:
         return None
     if not tables:
         return None
-    first = tables[0]
     if len(tables) == 1:
-        return Table(first)
-    for columns in tables:
-        if len(columns) != len(first):
-            return None
-        for one, other in zip(columns, first):
-            if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
-                return None
-    return Table([np.concatenate(columns) for columns in zip(*tables)])
+        return Table(tables[0])
+    try:
+        return Table([np.concatenate(parts, dtype=parts[0].dtype, casting="no") for parts in zip(*tables, strict=True)])
+    except (ValueError, TypeError):  # another number of columns, another shape, another dtype
+        return None
 
 
 def chain(parts: Sequence[Sequence[T]]) -> Sequence[T]:

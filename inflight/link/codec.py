@@ -259,10 +259,9 @@ class Packer:
         Raises:
             InvalidRequest: as `value`.
         """
-        if all(_are_small(rows) for rows in parts):
-            table = join(parts)
-            if table is not None:
-                return WireRows([self._array(column) for column in table.columns], [])
+        table = join(parts) if _are_small(parts) else None
+        if table is not None:
+            return WireRows([self._array(column) for column in table.columns], [])
         return WireRows(None, [self.row(row) for rows in parts for row in rows])
 
     def row(self, values: Sequence[object]) -> list[WireValue]:
@@ -361,13 +360,16 @@ class Unpacker:
         return np.frombuffer(view, dtype).reshape(shape)
 
 
-def _are_small(rows: Sequence[Row]) -> bool:
-    """Whether the first row's values are small arrays; the others are compared with it when they are joined."""
-    if type(rows) is Table:
-        return not rows.reaches(LARGE)
-    for value in rows[0] if rows else ():  # noqa: SIM110 - runs for every message, and a generator costs
-        if not isinstance(value, np.ndarray) or value.nbytes >= LARGE:
-            return False
+def _are_small(parts: Sequence[Sequence[Row]]) -> bool:
+    """Whether the values of each part's first row are small arrays; `join` compares the others with it."""
+    for rows in parts:
+        if type(rows) is Table:
+            if rows.reaches(LARGE):
+                return False
+            continue
+        for value in rows[0] if rows else ():
+            if not isinstance(value, np.ndarray) or value.nbytes >= LARGE:
+                return False
     return True
 
 

@@ -329,10 +329,10 @@ class Group:
     def on_done(self, replica: Replica, message: Done, values: Unpacker) -> None:
         rows = values.rows(message.rows)
         at = 0
-        for span in spans([replica.take_back(key) for key in message.ids]):
-            count = span.last - span.first
-            span.request.settle(span.first, rows if count == len(rows) else rows[at : at + count])
-            at += count
+        for request, first, last in spans([replica.take_back(key) for key in message.ids]):
+            end = at + last - first
+            request.settle(first, rows if end - at == len(rows) else rows[at:end])
+            at = end
         for failed in message.errors:
             replica.take_back(failed.key).settle(error_from_wire(failed.kind, failed.text))
         for runs in message.stats:

@@ -274,12 +274,13 @@ class Replica:
         part = rows if last - first == len(rows) else rows[first:last]
         if type(part) is Table and not part.reaches(LARGE):
             return part
-        placed: list[Row] = list(part)
-        changed = False
-        for at, row in enumerate(placed):
-            placed[at] = self._placed_row(row)
-            changed = changed or placed[at] is not row
-        if changed:
+        placed = part
+        for at, row in enumerate(part):
+            new = self._placed_row(row)
+            if new is not row:
+                placed = list(placed) if placed is part else placed
+                placed[at] = new  # type: ignore[index]  # a list
+        if placed is not part:
             request.rows = [*rows[:first], *placed, *rows[last:]]
         return placed
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from inflight.contract import Outcome, Row, chain
 from inflight.errors import Cancelled, InflightError
@@ -237,25 +237,26 @@ class Instance:
         self.request.settle(self.index, [outcome])
 
 
-class Span(NamedTuple):
-    """Neighbours in a request: the instances from `first` up to `last`, which is not among them."""
-
-    request: Request
-    first: int
-    last: int
+Span: TypeAlias = tuple[Request, int, int]
+"""Neighbours in a request: the instances from the first number up to the last, which is not among them. (A plain tuple,
+because two are made for each request.)"""
 
 
-def spans(instances: Sequence[Instance]) -> Iterator[Span]:
+def spans(instances: Sequence[Instance]) -> list[Span]:
     """The instances, in order, with neighbours taken together."""
-    count, at = len(instances), 0
-    while at < count:
-        request, first = instances[at].request, instances[at].index
-        last = first + 1
-        at += 1
-        while at < count and instances[at].index == last and instances[at].request is request:
+    result: list[Span] = []
+    request, first, last = None, 0, 0
+    for instance in instances:
+        if instance.request is request and instance.index == last:
             last += 1
-            at += 1
-        yield Span(request, first, last)
+            continue
+        if request is not None:
+            result.append((request, first, last))
+        request, first = instance.request, instance.index
+        last = first + 1
+    if request is not None:
+        result.append((request, first, last))
+    return result
 
 
 def _nobody_waits(request: Request, result: Result) -> None:
