@@ -53,13 +53,13 @@ class StageParameters(msgspec.Struct, forbid_unknown_fields=True):
     max_new_tokens: int | None = None
     stop: list[str] = []
     temperature: float | None = None
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
     do_sample: bool = False
     seed: int | None = None
     ignore_eos: bool = False
@@ -69,6 +69,9 @@ class StageParameters(msgspec.Struct, forbid_unknown_fields=True):
     adapter_id: str | None = None
     timeout: float | None = None
 
+
+_PROCESSORS = ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
+"""Parameters that `Sampling` has under the same names; what is not said stays at its default there."""
 
 _RANGES = {
     **{name: range for name, range in RANGES.items() if name in StageParameters.__struct_fields__ and name != "seed"},
@@ -117,14 +120,8 @@ def _request(row: Row, seed: int) -> GenerationRequest:
     sampling = Sampling(
         do_sample=sampled and given.temperature != 0,
         temperature=given.temperature or 1.0,
-        top_k=given.top_k,
-        top_p=given.top_p,
-        min_p=given.min_p,
-        typical_p=given.typical_p,
-        repetition_penalty=given.repetition_penalty,
-        frequency_penalty=given.frequency_penalty,
-        presence_penalty=given.presence_penalty,
         seed=(seed if given.seed is None else given.seed) % (1 << 64),
+        **{name: value for name in _PROCESSORS if (value := getattr(given, name)) is not None},
     )
     return GenerationRequest(
         str(prompt),

@@ -18,9 +18,9 @@ from hypothesis.extra import numpy as hnp
 
 from inflight.contract import DTYPE_CODES, MethodInfo, TensorSpec
 from inflight.errors import InvalidRequest
-from inflight.frontends.mindspore import arrays
+from inflight.frontends import json_arrays as arrays
+from inflight.frontends.json_values import value_of
 from inflight.frontends.mindspore.request import parse_instances, parse_json
-from inflight.frontends.mindspore.values import value_of
 
 from .rest_fakes import Client
 

@@ -24,12 +24,10 @@ from inflight.contract import (
     whole,
 )
 from inflight.errors import InflightError, InvalidRequest, NotFound, Unavailable
-from inflight.frontends.base import Backend
-from inflight.frontends.door import Door
 from inflight.frontends.llm import MAX_SEED, draw_seed, number, pick
 from inflight.frontends.routes import Call, Events, Route, generation
-from inflight.frontends.tgi import TgiError, refusal
-from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
+from inflight.frontends.tgi import TgiDoor
+from inflight.wire import EventStream, Gate, Opened, Send, respond_json
 
 Number = TypeVar("Number", int, float)
 
@@ -87,20 +85,12 @@ class LlmAnswer(TypedDict):
     details: None
 
 
-class LlmRoutes(Door):
+class LlmRoutes(TgiDoor):
     """Answers those routes."""
 
     name = "MindSpore Serving"
     below = ("/models/",)
-    error = TgiError
     any_type = True
-
-    def __init__(self, backend: Backend) -> None:
-        super().__init__(backend)
-        self._gates = Gates(refusal)
-
-    def refusal(self, error: InflightError) -> Refusal:
-        return refusal(error)
 
     def limit(self, call: Call) -> int:
         return pick(self._backend, call.names["name"]).info.limits.payload_limit

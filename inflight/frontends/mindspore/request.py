@@ -11,8 +11,8 @@ import orjson
 
 from inflight.contract import Array, Value
 from inflight.errors import InvalidRequest
-from inflight.frontends.mindspore.arrays import LEAVES, MAX_DIMS, content_error, outline, regular_array
-from inflight.frontends.mindspore.values import value_of
+from inflight.frontends.json_arrays import LEAVES, MAX_DIMS, content_error, outline, regular_array
+from inflight.frontends.json_values import value_of
 from inflight.wire import Body
 
 INSTANCES = "instances"

@@ -17,7 +17,7 @@ import orjson
 
 from inflight.contract import Array
 from inflight.errors import InvalidRequest
-from inflight.frontends.mindspore.response import words
+from inflight.frontends.json_outputs import words
 from inflight.frontends.oip.mapping import request_timeout
 from inflight.frontends.oip.plain import parse_plain
 from inflight.frontends.oip.tensors import OipTensor, check_shape, from_elements, from_raw, numpy_dtype, to_raw

@@ -110,21 +110,6 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         answer = partial(_answer, method, wanted, _begun(method, request), done)
         return backend.submit(method, to_rows(method, tensors), answer, timeout=_seconds(request, timeout))
 
-    async def stream_infer(
-        requests: AsyncIterator[ModelInferRequest], timeout: float | None
-    ) -> AsyncIterator[ModelStreamInferResponse]:
-        async for request in requests:
-            if request.parameters["stream"].bool_param if "stream" in request.parameters else False:
-                replies = _text_replies(backend, request, timeout)
-            else:
-                replies = _stream_reply(backend, request, timeout)
-            del request  # a generation takes long
-            try:
-                async for reply in replies:
-                    yield reply
-            finally:
-                await replies.aclose()
-
     def path(name: str) -> str:
         return f"/{SERVICE}/{name}"
 
@@ -135,7 +120,7 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         path("ServerMetadata"): UnaryRpc(ServerMetadataRequest.FromString, server_metadata),
         path("ModelMetadata"): UnaryRpc(ModelMetadataRequest.FromString, model_metadata),
         path("ModelInfer"): UnaryRpc(ModelInferRequest.FromString, model_infer, begin_infer, hold),
-        path("ModelStreamInfer"): StreamRpc(ModelInferRequest.FromString, duplex=stream_infer),
+        path("ModelStreamInfer"): StreamRpc(ModelInferRequest.FromString, duplex=partial(_stream_infer, backend)),
     }
 
 
@@ -184,6 +169,23 @@ def _put(reply: ModelInferResponse, tensors: list[OipTensor]) -> None:
     for tensor in tensors:
         reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         reply.raw_output_contents.append(to_raw(tensor))
+
+
+async def _stream_infer(
+    backend: HoldingBackend, requests: AsyncIterator[ModelInferRequest], timeout: float | None
+) -> AsyncGenerator[ModelStreamInferResponse, None]:
+    """Answers the requests of a stream one after the other."""
+    async for request in requests:
+        if request.parameters["stream"].bool_param if "stream" in request.parameters else False:
+            replies = _text_replies(backend, request, timeout)
+        else:
+            replies = _stream_reply(backend, request, timeout)
+        del request  # a generation takes long
+        try:
+            async for reply in replies:
+                yield reply
+        finally:
+            await replies.aclose()
 
 
 async def _stream_reply(

@@ -16,9 +16,9 @@ from inflight.contract import MethodInfo, Row, TextPart, Value
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend, predict, stream
 from inflight.frontends.events import Part, send_events
+from inflight.frontends.json_outputs import json_outputs
+from inflight.frontends.json_values import value_of
 from inflight.frontends.llm import refuse_images
-from inflight.frontends.mindspore.response import json_outputs
-from inflight.frontends.mindspore.values import value_of
 from inflight.wire import Receive, Send, respond, run_until_disconnect
 
 _NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}

@@ -17,6 +17,7 @@ from inflight.contract import (
     Grammar,
     Range,
     Sampling,
+    SamplingDefaults,
     ToolFormat,
     grammar_of,
     out_of_range,
@@ -150,49 +151,54 @@ def requests_of(
     choices = max(1 if body.n is None else body.n, _best_of(body))
     _check(body, most, stop, choices, info.limits)
     defaults = info.defaults
-    # Without a temperature OpenAI samples at 1.
-    temperature = _first(body.temperature, defaults.temperature, 1.0)
     limit = most if most is None or defaults.max_new_tokens is None else min(most, defaults.max_new_tokens)
+    sampling = _sampling(body, defaults)
+    seed = draw_seed() if body.seed is None else body.seed
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            sampling=msgspec.structs.replace(sampling, seed=(seed + choice) & MAX_SEED),
+            max_new_tokens=1 if limit == 0 else _first(limit, defaults.max_new_tokens),
+            fit=limit is None and defaults.max_new_tokens is not None,
+            stop=tuple(stop),
+            include_stop=False,
+            ignore_eos=bool(body.ignore_eos),
+            add_special_tokens=special,
+            truncate=body.truncate,
+            prompt_tokens=_echoes(body),
+            timeout=body.timeout,
+            priority=body.priority or 0,
+            grammar=grammar,
+            adapter=body.model if body.model in info.adapters else None,
+        )
+        for prompt in prompts
+        for choice in range(choices)
+    ]
+
+
+def _sampling(body: ChatBody | CompletionBody, defaults: SamplingDefaults) -> Sampling:
+    """How tokens are chosen, but for the seed. Without a temperature OpenAI samples at 1."""
+    temperature = _first(body.temperature, defaults.temperature, 1.0)
     wanted, top = _logprobs(body)
-    echo = isinstance(body, CompletionBody) and bool(body.echo)
-    seed = draw_seed() if body.seed is None else body.seed & MAX_SEED
-    requests: list[GenerationRequest] = []
-    for prompt in prompts:
-        for choice in range(choices):
-            sampling = Sampling(
-                do_sample=temperature > 0,
-                temperature=temperature or 1.0,
-                top_k=max(0, _first(body.top_k, defaults.top_k, 0)),
-                top_p=_first(body.top_p, defaults.top_p, 1.0),
-                min_p=_first(body.min_p, defaults.min_p, 0.0),
-                repetition_penalty=_first(body.repetition_penalty, defaults.repetition_penalty, 1.0),
-                frequency_penalty=body.frequency_penalty or 0.0,
-                presence_penalty=body.presence_penalty or 0.0,
-                logit_bias=_bias(body.logit_bias),
-                seed=(seed + choice) & MAX_SEED,
-                logprobs=wanted or _best_of(body) > 1,
-                prompt_logprobs=echo and wanted,
-                top_n_tokens=top,
-            )
-            requests.append(
-                GenerationRequest(
-                    prompt=prompt,
-                    sampling=sampling,
-                    max_new_tokens=1 if limit == 0 else _first(limit, defaults.max_new_tokens),
-                    fit=limit is None and defaults.max_new_tokens is not None,
-                    stop=tuple(stop),
-                    include_stop=False,
-                    ignore_eos=bool(body.ignore_eos),
-                    add_special_tokens=special,
-                    truncate=body.truncate,
-                    prompt_tokens=echo,
-                    timeout=body.timeout,
-                    priority=body.priority or 0,
-                    grammar=grammar,
-                    adapter=body.model if body.model in info.adapters else None,
-                )
-            )
-    return requests
+    return Sampling(
+        do_sample=temperature > 0,
+        temperature=temperature or 1.0,
+        top_k=max(0, _first(body.top_k, defaults.top_k, 0)),
+        top_p=_first(body.top_p, defaults.top_p, 1.0),
+        min_p=_first(body.min_p, defaults.min_p, 0.0),
+        repetition_penalty=_first(body.repetition_penalty, defaults.repetition_penalty, 1.0),
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        logit_bias=_bias(body.logit_bias),
+        logprobs=wanted or _best_of(body) > 1,
+        prompt_logprobs=_echoes(body) and wanted,
+        top_n_tokens=top,
+    )
+
+
+def _echoes(body: ChatBody | CompletionBody) -> bool:
+    """Whether the answer repeats the prompt."""
+    return isinstance(body, CompletionBody) and bool(body.echo)
 
 
 def _first(*values: Any) -> Any:

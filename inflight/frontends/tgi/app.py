@@ -11,15 +11,14 @@ import msgspec
 from inflight import __version__
 from inflight.contract import Finish, Generator, PieceOfText, Token
 from inflight.errors import InflightError
-from inflight.frontends.base import Backend
-from inflight.frontends.door import Door
 from inflight.frontends.llm import all_of, draw_seed, pick, with_seed
 from inflight.frontends.openai import ChatBody, chat_prompt
 from inflight.frontends.routes import Access, Call, Events, Plain, Route, generation
 from inflight.frontends.tgi.answers import ChatTokenized, GenerateAnswer, Info, Piece, TgiError
+from inflight.frontends.tgi.door import TgiDoor
 from inflight.frontends.tgi.request import Asked, GenerateBody, check
-from inflight.frontends.tgi.response import compute_type, error_frame, frame, generation_json, refusal, timing_headers
-from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Send, respond, respond_json
+from inflight.frontends.tgi.response import compute_type, error_frame, frame, generation_json, timing_headers
+from inflight.wire import EventStream, Gate, Opened, Send, respond, respond_json
 
 
 class TokenizeBody(msgspec.Struct):
@@ -29,18 +28,10 @@ class TokenizeBody(msgspec.Struct):
     add_special_tokens: bool = True
 
 
-class TgiRest(Door):
+class TgiRest(TgiDoor):
     """Answers TGI's own routes with the first language model served here."""
 
     name = "Text Generation Inference"
-    error = TgiError
-
-    def __init__(self, backend: Backend) -> None:
-        super().__init__(backend)
-        self._gates = Gates(refusal)
-
-    def refusal(self, error: InflightError) -> Refusal:
-        return refusal(error)
 
     def limit(self, call: Call) -> int:
         return self._generator.info.limits.payload_limit

@@ -10,7 +10,7 @@ import numpy as np
 
 from inflight.contract import DTYPE_CODES, Array, Value
 from inflight.errors import InvalidRequest
-from inflight.frontends.mindspore.arrays import (
+from inflight.frontends.json_arrays import (
     LEAVES,
     MAX_DIMS,
     content_error,
