@@ -53,8 +53,8 @@ class Table(Sequence["list[Array]"]):
 
 
 def join(parts: Sequence[Sequence[Row]]) -> Table | None:
-    """The rows of several sequences, in order, as one table. A table alone is returned as it is; else values are copied
-    once.
+    """The rows of several sequences, in order, as one table. A table alone, or a row alone, is not copied; else values
+    are copied once.
 
     Returns:
         None where the rows are not all arrays, or differ in their number, dtypes or shapes.
@@ -107,7 +107,9 @@ def _stack(rows: list[Sequence[Value]], tables: list[Sequence[Array]]) -> bool:
         for value in values:
             if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype != dtype:
                 return False
-        if shape:  # several times faster than np.stack for small arrays
+        if len(rows) == 1:  # a view: it may be large
+            columns.append(first[np.newaxis])
+        elif shape:  # several times faster than np.stack for small arrays
             columns.append(np.concatenate(values).reshape((len(rows), *shape)))
         else:
             columns.append(np.array(values, dtype))

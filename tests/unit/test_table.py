@@ -62,6 +62,10 @@ def test_a_piece_of_a_table_is_not_copied() -> None:
     assert [column.tolist() for column in piece.columns] == [[[4, 5], [6, 7], [8, 9]], [2, 3, 4]]
     assert all(np.shares_memory(column, whole) for column, whole in zip(piece.columns, table.columns))
     assert np.shares_memory(table[1][0], table.columns[0])
+    alone = join([[table[1]]])
+    assert alone is not None
+    assert [column.tolist() for column in alone.columns] == [[[2, 3]], [1]]
+    assert all(np.shares_memory(column, whole) for column, whole in zip(alone.columns, table.columns))
 
 
 def test_rows_of_several_forms_have_no_columns() -> None:
