@@ -18,6 +18,9 @@ from inflight.wire.http.body import too_large
 
 UPLOADS = 64 << 20
 """Bytes of large bodies that may be received at a time for one model. A request takes a place only after its body."""
+UPLOADS_OF_A_CROWD = UPLOADS // 4
+"""The same while refused callers wait for a place: large bodies cost the event loop so much that short requests, which
+are more, would hardly get their turns (`bench.overload`, crowd "uploads": about twice as many are answered so)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Gate:
         if length > self.payload_limit:
             return self.too_large
         admission = self.admission
-        busy = length >= LARGE_BODY and 0 < admission.uploading > UPLOADS - length
+        most = UPLOADS_OF_A_CROWD if admission.waiting else UPLOADS
+        busy = length >= LARGE_BODY and 0 < admission.uploading > most - length
         if self.overloaded is not None and (busy or admission.full or admission.barred(caller)):
             admission.turned_away()
             return self.overloaded
