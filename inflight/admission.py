@@ -1,24 +1,23 @@
-"""Who is let in to a language model, and when those who were refused are listened to again.
+"""Admits requests to a language model and decides when refused clients are read again.
 
-A model takes `limit` generations at a time; who comes beyond is refused at once. That alone does not protect it: a
-client that asks again as soon as it is refused costs the event loop a request each time, a thousand such clients cost
-all of it, and the engine, whose steps run on the same loop, stands still. So the doors ask here, and the policy is:
+A model takes `limit` generations at a time; further requests are refused at once. That alone does not protect it: a
+client that repeats each refused request at once costs the event loop a request each time. A thousand such clients take
+all of its time, and the engine, which steps on the same loop, stands still. So the doors ask here, and the policy is:
 
-- A refusal costs next to nothing. Whether there is room is known at once (`full`), before a request's body is read or
-  looked at, and the answer's bytes were made beforehand.
-- Who was refused waits. The door stops to read that connection (a call over HTTP/2 is held), the client's next request
-  stays in the kernel, and nobody else notices. The first pause is short and every further refusal in a row doubles it
-  (`FIRST_PAUSE` to `LONGEST_PAUSE`), so that a refusal is told within a second of being asked for.
-- The event loop has a budget for refusals: `SHARE` of its time. Where so many wait that their pauses would cost more,
-  the pauses become longer, those that are over longest ending first.
-- It is fair. When a generation ends, whoever was refused first, and not let in since, has the next turn, before the
-  client whose generation ended can ask again. So a crowd in a closed loop goes round, and nobody starves.
-- Who sends what is refused for its own sake (too long, too large, not valid) waits likewise, and gets no place offered
-  before it has sent something better. What it takes to find out has a budget too: once it is spent, those whose last
-  request was let in for nothing are refused like everybody else where there is no room.
-- Nobody waits where the model is idle: a mistaken request can be sent again right away.
+- A refusal costs next to nothing. `full` is known before a request's body is read, and the answer's bytes are prepared.
+- A refused client waits. The door stops reading its connection (a call over HTTP/2 is held) and the client's next
+  request stays in the kernel; other clients are not affected. The first pause is short and every further refusal in a
+  row doubles it (`FIRST_PAUSE` to `LONGEST_PAUSE`), so that a refusal is answered within a second of its request.
+- The event loop has a budget for refusals: `SHARE` of its time. If the waiting clients would cost more, their pauses
+  become longer; the pause that should have ended first ends first.
+- It is fair. When a generation ends, the client that was refused first, and has not been let in since, has the next
+  turn, before the client of the ended generation can ask again. So clients in a closed loop take turns; none starves.
+- A client with a bad request (too long, too large, not valid) waits likewise, and is offered no place until it has sent
+  a good one. Finding out has a budget too: once that is spent, clients whose last request was let in and then refused
+  are refused at the door while there is work.
+- No client waits while the model is idle: a mistaken request can be sent again right away.
 
-Lives on one event loop. Nothing here knows of protocols: the engine counts, the doors wait.
+Lives on one event loop and knows no protocols: the engine counts, the doors wait.
 """
 
 from __future__ import annotations
@@ -34,29 +33,29 @@ from inflight.errors import OVERLOADED, Overloaded
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.6
 """Seconds: after a first refusal, and after the fourth in a row and all further ones."""
 SHARE = 0.1
-"""Of the event loop's time, for those who are read again though nothing says that there is room."""
+"""Share of the event loop's time for reading callers again although there may be no place for them."""
 COST, COST_OF_CALL, COST_OF_CONNECTION, COST_OF_BYTE = 45e-6, 70e-6, 20e-6, 0.5e-9
 """Seconds that a refusal takes over HTTP/1.1, and over gRPC, a new connection, and a byte of a refused body that is
 read and dropped (the system's share included: with the reader's own 0.15 ns a crowd of uploads took the whole core)."""
 COST_OF_MISTAKE = 300e-6
-"""Seconds that a request takes which is let in and refused then, beside what the engine says that it took."""
+"""Seconds for a request that is let in and then refused, besides the time that the engine reports (`wasted`)."""
 BURST, DEBT, WASTE = 0.02, 0.05, 2.0
-"""Seconds of a budget that may be saved up, by which that for refusals may be overdrawn, and that for what was computed
-for nothing: by many at once, since it is known only afterwards."""
+"""Limits of the budgets in seconds: how much either may save up, how far the one for refusals may be overdrawn, and how
+far the one for wasted computing may: much further, because many requests can waste before the first is known to."""
 TICK = 0.005
-"""Seconds between two looks at those who wait."""
+"""Seconds between two checks of the waiting callers."""
 FORGOTTEN = 2.0
-"""Seconds without a further refusal after which a caller is a new one."""
+"""Seconds without a refusal after which a caller counts as new."""
 _SWEPT = 256
-"""Entries up to which those of callers that are gone stay where they are."""
+"""Number of entries up to which a heap keeps those of callers that no longer wait."""
 _tickets = itertools.count(1)
 
 arrival: ContextVar[Arrival | None] = ContextVar("arrival", default=None)
-"""Set while the work on a request begins that a door has let in."""
+"""Set by a door while it hands an admitted request on."""
 
 
 class Arrival:
-    """A request that a door has let in: a place is kept for it until it takes one, or has an answer."""
+    """A request that a door has let in. A place is reserved for it until it takes one or is answered."""
 
     __slots__ = ("_admission",)
 
@@ -65,11 +64,11 @@ class Arrival:
         admission.arrived()
 
     def kept_by(self, admission: Admission) -> bool:
-        """Whether this model still keeps the place."""
+        """Whether this model still reserves a place for it."""
         return self._admission is admission
 
     def settle(self, admission: Admission | None = None) -> None:
-        """The place is taken, or not needed. Args: admission: only if it is there that the place is kept."""
+        """Ends the reservation. Args: admission: end it only if the place is this model's."""
         kept = self._admission
         if kept is not None and (admission is None or admission is kept):
             self._admission = None
@@ -77,17 +76,17 @@ class Arrival:
 
 
 class Caller:
-    """One connection, or whatever else can be made to wait, as a line knows it.
+    """A connection, or a call, that can be made to wait.
 
     Args:
-        turn: called on the loop when the caller is to be listened to again, with whether there is a place for it. Tells
-            whether the caller may come for that place; False: somebody else can have it.
-        cost: seconds that a turn takes; 0: `turn` says so itself (`Admission.spent`).
+        turn: called on the loop when the caller is to be read again; its argument says whether a place is offered.
+            Returns False if the caller will not use the place, so that another one gets it.
+        cost: seconds that a turn takes; 0: `turn` reports them itself (`Admission.spent`).
 
     Attributes:
-        costly: its last request was let in, and refused then.
-        line: where it waits.
-        met: the line in which it waited last.
+        costly: its last request was let in and then refused.
+        line: the model that it waits for now.
+        met: the model that it last waited for.
     """
 
     __slots__ = ("cost", "costly", "faulty", "line", "met", "refusals", "since", "ticket", "turn", "turned")
@@ -95,10 +94,10 @@ class Caller:
     def __init__(self, turn: Callable[[bool], bool], cost: float = COST) -> None:
         self.turn = turn
         self.cost = cost
-        self.since = 0.0  # when it was refused first, of the refusals in a row
+        self.since = 0.0  # time of the first of its refusals in a row
         self.refusals = 0
         self.faulty = self.costly = False
-        self.turned = 0.0  # when it had its last turn
+        self.turned = 0.0  # time of its last turn
         self.ticket = 0
         self.line: Admission | None = None
         self.met: Admission | None = None
@@ -108,13 +107,13 @@ class Caller:
         return self.line is not None
 
     def leave(self) -> None:
-        """The caller will not ask again."""
+        """Takes the caller out of the line: it is gone."""
         if self.line is not None:
             self.line.forget(self)
 
 
 class _Heap:
-    """Callers by time. An entry whose ticket is no longer the caller's is passed over."""
+    """Callers by time. An entry is skipped if its ticket is no longer the caller's."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[float, int, Caller]] = []
@@ -123,36 +122,36 @@ class _Heap:
         heapq.heappush(self._entries, (when, caller.ticket, caller))
 
     def first(self) -> float | None:
-        """The time of the first that waits."""
+        """The time of the first caller that still waits."""
         entries = self._entries
         while entries and entries[0][2].ticket != entries[0][1]:
             heapq.heappop(entries)
         return entries[0][0] if entries else None
 
     def pop(self) -> Caller:
-        """The caller that `first` spoke of."""
+        """Removes the first caller. `first` must have been called just before."""
         return heapq.heappop(self._entries)[2]
 
     def sweep(self, waiting: int) -> None:
-        """Lets go of entries of callers that do not wait, where these are the most."""
+        """Drops the entries of callers that no longer wait if they are more than half."""
         if len(self._entries) > _SWEPT and len(self._entries) > 2 * waiting:
             self._entries = [entry for entry in self._entries if entry[2].ticket == entry[1]]
             heapq.heapify(self._entries)
 
 
 class Admission:
-    """The places of one language model, and the line of those who found none.
+    """The places of one language model and the line of callers that wait for one.
 
     Args:
         limit: generations at a time.
         on_refused: called for each request that a door refused without asking the engine.
-        loop: gives the event loop that it lives on.
+        loop: returns the event loop that it lives on.
 
     Attributes:
         used: generations that were let in and have not ended.
         uploading: bytes of large bodies that come in now.
-        arriving: places that are kept for requests which a door has let in.
-        waiting: callers that are not listened to.
+        arriving: places reserved for requests that a door has let in.
+        waiting: callers in the line, which are not read meanwhile.
     """
 
     def __init__(
@@ -169,7 +168,7 @@ class Admission:
         self.waiting = 0
         self._on_refused = on_refused
         self._by_first_refusal, self._by_due = _Heap(), _Heap()
-        self._offered = 0  # turns that were given because of room, and not used yet
+        self._offered = 0  # places offered to callers that have not used them yet
         self._budget = self._waste = BURST
         self._looked = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -178,14 +177,14 @@ class Admission:
 
     @property
     def room(self) -> int:
-        """Generations that would be let in now."""
+        """Number of generations that would be let in now."""
         return self.limit - self.used
 
     def enter(self) -> None:
         """Takes a place.
 
         Raises:
-            Overloaded: there is none.
+            Overloaded: all are taken.
         """
         if self.used >= self.limit:
             raise Overloaded(OVERLOADED)
@@ -196,7 +195,7 @@ class Admission:
             self._offered -= 1
 
     def leave(self) -> None:
-        """Gives a place back; whoever was refused first has the next turn."""
+        """Gives a place back and offers it to the caller that was refused first."""
         self.used -= 1
         if self.waiting:
             self._offer(self._loop().time())
@@ -205,23 +204,23 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        """Whether a request that comes now is refused."""
+        """Whether a request would be refused now."""
         return self.used + self.arriving >= self.limit
 
     def arrived(self) -> None:
-        """A place is kept for a request."""
+        """Reserves a place for a request."""
         self.arriving += 1
         if self._offered:
             self._offered -= 1
 
     def turned_away(self) -> None:
-        """A door refused a request without asking the engine."""
+        """Counts a request that a door refused without asking the engine."""
         self._on_refused()
 
     def came(self, caller: Caller) -> bool:
-        """A connection was made, of nobody knows whom. True: it waits to be read, since others wait too.
+        """Handles a new connection. Returns True if it must wait before it is read, because others wait too.
 
-        In a crowd that comes anew for every request nobody is known; each waits as if it had been refused once.
+        Clients that connect anew for every request cannot be recognised; each waits as if it had been refused once.
         """
         if not self.full:
             return False
@@ -235,23 +234,23 @@ class Admission:
         return True
 
     def rest(self, caller: Caller, seconds: float) -> None:
-        """The caller has nothing to say yet, and is listened to after a while."""
+        """Makes a caller without a request wait for some seconds."""
         now = self._loop().time()
         self._wait(caller, now + seconds, now)
 
     def barred(self, caller: Caller) -> bool:
-        """Whether its requests have cost too much for nothing to be let in again now."""
+        """Whether to refuse the caller because its last request was wasted and the budget for such is spent."""
         if not caller.costly or not self.used:
             return False
         self._refill()
         return self._waste <= 0
 
     def refused(self, caller: Caller, fault: bool = False, let_in: bool = False) -> bool:
-        """The caller was told that it is refused. True: it waits, and its turn comes; False: it may ask at once.
+        """Handles a caller that got a refusal. Returns True if it waits for its turn, False if it may ask at once.
 
         Args:
-            fault: the request was wrong. Until one is right no place is offered to this caller, it has its pauses only.
-            let_in: it was not refused at the door.
+            fault: the request was wrong. No place is offered to the caller until it is served; only its pauses end.
+            let_in: it was refused after a door had let it in.
         """
         if let_in:
             caller.costly = True
@@ -270,10 +269,10 @@ class Admission:
         return True
 
     def hold(self, caller: Caller, since: float) -> None:
-        """The caller's request is here and finds no place: its turn comes, at the latest after the longest pause.
+        """Makes a caller wait whose request is here and finds no place; for the longest pause at most.
 
         Args:
-            since: when it was refused first, of the refusals in a row, else now; loop time.
+            since: loop time of the first of its refusals in a row, else now.
         """
         now = self._loop().time()
         caller.since = since
@@ -281,21 +280,21 @@ class Admission:
         self._by_first_refusal.push(since, caller)
 
     def served(self, caller: Caller) -> None:
-        """The caller was let in: it has had its turn."""
+        """Forgets the caller's refusals: it was let in."""
         caller.refusals, caller.faulty, caller.costly = 0, False, False
 
     def spent(self, seconds: float) -> None:
-        """So much went into refusals."""
+        """Takes time that refusals took from their budget."""
         self._refill()
         self._budget = max(self._budget - seconds, -DEBT)
 
     def wasted(self, seconds: float) -> None:
-        """So much computing went into a request that was then refused."""
+        """Takes time that was computed for a request refused later from the budget for waste."""
         self._refill()
         self._waste = max(self._waste - seconds, -WASTE)
 
     def dropped(self, caller: Caller, size: int) -> bool:
-        """So many bytes of a refused request's body were read. True: the rest waits until it can be afforded."""
+        """Charges `size` bytes read of a refused request's body. Returns True if the rest waits for more budget."""
         now = self._refill()
         self._budget -= size * COST_OF_BYTE
         if not self.used or caller.waits or self._budget > 0:
@@ -304,7 +303,7 @@ class Admission:
         return True
 
     def forget(self, caller: Caller) -> None:
-        """The caller waits no more."""
+        """Takes the caller out of the line."""
         self._take_out(caller)
         self._by_first_refusal.sweep(self.waiting)
         self._by_due.sweep(self.waiting)
@@ -327,7 +326,7 @@ class Admission:
         return caller.turn(offered)
 
     def _offer(self, now: float) -> None:
-        """A turn for each place that is free: those first who were refused first."""
+        """Offers each free place to a caller, in the order of their first refusals."""
         while self._offered + self.arriving < self.room and self._by_first_refusal.first() is not None:
             kept = self.arriving
             self._offered += 1
@@ -336,7 +335,7 @@ class Admission:
                 self._offered -= 1
 
     def _look(self) -> None:
-        """Turns for those whose pause is over, as far as the budget goes; and places that nobody took, once more."""
+        """Offers unused places again, then gives turns to callers whose pause is over, as far as the budget goes."""
         now = self._refill()
         self._offered = 0
         self._offer(now)
@@ -349,7 +348,7 @@ class Admission:
         self._timer = self._loop().call_later(TICK, self._look) if self.waiting else None
 
     def _refill(self) -> float:
-        """Adds to the budgets what the time since the last look is worth; the loop's time now."""
+        """Adds the share of the time since the last call to both budgets; returns the loop's time."""
         now = self._loop().time()
         earned = (now - self._looked) * SHARE
         self._budget, self._waste = min(self._budget + earned, BURST), min(self._waste + earned, BURST)
