@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: how they are written, which of their files are needed, how they come here."""
+"""Models of the Hugging Face hub: parses their ids, chooses the needed files and fetches them."""
 
 from inflight.hub.address import HubModel, hint, locate, parse
 from inflight.hub.download import Fetched

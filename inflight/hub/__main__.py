@@ -18,7 +18,7 @@ from inflight.startup import failed_load, one_line
 
 
 def main(asked: str) -> int:
-    """Fetches; ends at once when stdin does."""
+    """Fetches; ends at once when stdin is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _leave())
     threading.Thread(target=_watch, name="parent", daemon=True).start()
@@ -29,7 +29,7 @@ def main(asked: str) -> int:
         try:
             fetched = download(HubModel(**request["model"]), Wanted(**request["wanted"]), token)
             result = {"path": str(fetched.path), "commit": fetched.commit}
-        except Exception as error:  # the process that waits gets a line for any of them
+        except Exception as error:  # any error is reported to the waiting process in one line
             result = {"error": one_line(failed_load("the model of the hub", error))}
     print(json.dumps(result), file=answer, flush=True)
     return int("error" in result)
@@ -44,10 +44,10 @@ def _watch() -> None:
 def _leave() -> None:
     """Ends the process at once, without waiting for its threads.
 
-    Files that are half fetched are removed first, where /proc lists them: a later fetch gives its files other names and
-    would not use them."""
+    Half-fetched files are removed first, if /proc lists them: a later fetch uses other names and would not continue
+    them."""
     idle = 0
-    for _ in range(40):  # threads may be about to begin a file
+    for _ in range(40):  # threads may be about to open a file
         idle = 0 if _remove_half_files() else idle + 1
         if idle == 2:
             break

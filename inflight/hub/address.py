@@ -22,13 +22,13 @@ _FILES = (".gguf", ".onnx", ".mindir", ".pt", ".pt2", ".pth", ".ms", ".om", ".py
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model or an adapter of the hub, as it was asked for.
+    """A model or an adapter of the hub, as the user gave it.
 
     Attributes:
         repo: `org/name`.
         file: for a repository of GGUF files, a quantisation (`Q4_K_M`) or a file's name; empty: `choose` picks one.
         revision: branch, tag or commit; None: the main branch.
-        cache: folder that it is kept in; None: the one of huggingface_hub (HF_HOME, HF_HUB_CACHE).
+        cache: folder to keep it in; None: huggingface_hub's (HF_HOME, HF_HUB_CACHE).
     """
 
     repo: str
@@ -48,17 +48,17 @@ class HubModel:
 
 
 def parse(text: str, revision: str | None = None, cache: str | None = None, *, bare: bool = False) -> HubModel | None:
-    """The model of the hub that a text names, None where it has no such form. Looks at no disk.
+    """The model of the hub that a text names; None if it has another form. Does not look at the disk.
 
-    `org/name`, `org/name:Q4_K_M`, `org/name@revision`, each also after `hf.co/` or `https://huggingface.co/`; and the
-    addresses of the hub's pages.
+    The forms: `org/name`, `org/name:Q4_K_M`, `org/name@revision`, each also after `hf.co/` or
+    `https://huggingface.co/`; and the addresses of the hub's pages.
 
     Args:
-        revision: where the text names none.
+        revision: used if the text names none.
         bare: a name without an owner is an id too (`gpt2`), as it is after `hf.co/`.
 
     Raises:
-        ConfigError: it begins like an address of the hub and is none.
+        ConfigError: it begins like an address of the hub but is not a valid one.
     """
     rest = _HOST.sub("", text, count=1) if _HOST.match(text) else None
     given = text if rest is None else rest.rstrip("/")
@@ -78,13 +78,13 @@ def locate(
     cache: str | None = None,
     bare: bool = False,
 ) -> Path | HubModel:
-    """Where a model is. A path that exists goes before a model of the hub of the same name.
+    """The path or the hub model that a text names. An existing path takes precedence over a hub model of the same name.
 
-    A text that could be both and is no path here is taken for a mistyped path where its folder exists: nothing is
-    asked of the hub then, and `hint` says how to. A `Path` is always a path.
+    If the path does not exist but its folder does, an ambiguous text is taken for a mistyped path: the hub is not
+    asked, and `hint` says what to write to ask it. A `Path` is always a path.
 
     Args:
-        base: the folder that relative paths begin at; None: the working directory.
+        base: the folder that relative paths start from; None: the working directory.
         revision, cache, bare: as for `parse`.
 
     Returns:
@@ -106,7 +106,7 @@ def locate(
 
 
 def hint(given: str | Path) -> str:
-    """What to write for a model of the hub, where a path is not there."""
+    """For a path that does not exist: the text to write for a model of the hub."""
     found = parse(given) if isinstance(given, str) and not _HOST.match(given) else None
     if found is not None:
         return f"for the model of the hub write {found}"

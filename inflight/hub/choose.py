@@ -1,4 +1,4 @@
-"""Which files of a repository are needed. No file is read: names and sizes decide."""
+"""Chooses the needed files of a repository by their names and sizes, without reading any."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _LISTED = 24
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be fetched of a repository.
+    """The part of a repository to fetch.
 
     Attributes:
         file: a quantisation or the name of a GGUF file; empty: `PREFERRED` decides.
         adapter: the repository is a LoRA adapter, not a model.
-        pickle: fetch pytorch_model.bin where there are no safetensors.
+        pickle: fetch pytorch_model.bin if there are no safetensors.
         code: Python files too.
     """
 
@@ -57,7 +57,7 @@ class Choice:
     """Attributes:
     files: names in the repository.
     gguf: the GGUF file among them, the first of a split one; empty: the whole folder is the model.
-    said: a line for the log about a choice that the user did not make; empty where there was none.
+    said: a line for the log about a choice that the user did not make; empty if there was none.
     """
 
     files: tuple[str, ...]
@@ -69,7 +69,7 @@ def choose(repo: str, names: Sequence[str], wanted: Wanted) -> Choice:
     """The files of a repository that a model is loaded from.
 
     Raises:
-        StartError: it holds nothing that can be served, or not what was asked for; the text lists what there is.
+        StartError: it holds nothing that can be served, or not the wanted file; the text lists what it holds.
     """
     if wanted.adapter:
         return Choice(_adapter(repo, names))
@@ -94,7 +94,7 @@ def choose(repo: str, names: Sequence[str], wanted: Wanted) -> Choice:
 
 
 def _folder(names: Iterable[str], wanted: Wanted) -> tuple[str, ...]:
-    """A checkpoint in Hugging Face layout; empty where the repository holds none."""
+    """The files of a checkpoint in Hugging Face layout; empty if the repository holds none."""
     names = list(names)
     weights = _weights([name for name in names if "/" not in name], wanted.pickle)
     modules = "modules.json" in names and any(
@@ -113,7 +113,7 @@ def _folder(names: Iterable[str], wanted: Wanted) -> tuple[str, ...]:
 
 
 def _weights(names: Sequence[str], pickle: bool) -> list[str]:
-    """The weights of one form: shards where there is an index, one file, or all but a second copy of them."""
+    """The weight files of one form: the shards of an index, one file, or all files but a second copy of the weights."""
     found = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
     shards = [name for name in found if _SHARD.fullmatch(name)]
     if "model.safetensors.index.json" in names and shards:
@@ -144,7 +144,7 @@ class _Model:
 
     @property
     def quantisation(self) -> str:
-        """As the file's name has it, else its folder's; upper case; empty where none has one."""
+        """The quantisation in the file's name, else in its folder's, in upper case; empty if neither has one."""
         found = _QUANTISATION.findall(self.stem.rpartition("/")[2]) or _QUANTISATION.findall(self.stem)
         return found[-1].upper().replace("FP16", "F16").replace("FP32", "F32") if found else ""
 

@@ -1,5 +1,5 @@
-"""Fetches with huggingface_hub, which is imported here and nowhere else: cache, token, endpoint, offline mode and
-transfer are its own."""
+"""Fetches with huggingface_hub, which only this module imports. Cache, token, endpoint, offline mode and transfer are
+the library's own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _POLL = 0.5
 
 @dataclass(frozen=True)
 class Fetched:
-    """What lies on this disk now.
+    """A fetched model on this disk.
 
     Attributes:
         path: the model's folder, or its GGUF file (the first of a split one, the others beside it).
@@ -37,15 +37,15 @@ class Fetched:
 
 
 def download(model: HubModel, wanted: Wanted, token: str | None = None) -> Fetched:
-    """Fetches what is needed and not there yet. Says on stderr what it chose and how far it is.
+    """Fetches the needed files that are not on this disk. Reports its choice and its progress on stderr.
 
-    Where the hub cannot be reached, or HF_HUB_OFFLINE is set, what its cache holds is used.
+    If the hub cannot be reached, or HF_HUB_OFFLINE is set, the model comes from its cache.
 
     Args:
-        token: shown to the hub; None: the one that `hf auth login` has kept.
+        token: sent to the hub; None: the one that `hf auth login` has stored.
 
     Raises:
-        StartError: it cannot be had; one line that says why and what to do.
+        StartError: it cannot be fetched; one line that says why and what to do.
     """
     switch_off()
     try:
@@ -57,7 +57,7 @@ def download(model: HubModel, wanted: Wanted, token: str | None = None) -> Fetch
         raise StartError(
             f"'{model}' has to be fetched by huggingface_hub; pip install huggingface_hub ({error})"
         ) from error
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings come back as our error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our error repeats its warnings
     if not sys.stderr.isatty() and library.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
     try:
@@ -85,7 +85,7 @@ def _download(library: Any, model: HubModel, wanted: Wanted, token: str | None) 
     snapshot = home / "snapshots" / info.sha
     missing = {name: sizes[name] for name in choice.files if not (snapshot / name).exists()}
     if not missing and model.revision in (info.sha, None) and _ref(home, "main") == info.sha:
-        return _fetched(snapshot, choice)  # two requests less
+        return _fetched(snapshot, choice)  # saves two requests
     _check_space(model, cache, sum(missing.values()))
     with _Watched(model, home, snapshot, missing):
         found = library.snapshot_download(
@@ -100,7 +100,7 @@ def _download(library: Any, model: HubModel, wanted: Wanted, token: str | None) 
 
 
 def _ref(home: Path, revision: str) -> str:
-    """The commit that a branch or tag was when it was last asked for; empty where it never was."""
+    """The commit of a branch or tag when it was last fetched; empty if it never was."""
     ref = home / "refs" / revision
     return ref.read_text().strip() if ref.is_file() else ""
 
@@ -110,10 +110,10 @@ def _fetched(snapshot: Path, choice: Choice) -> Fetched:
 
 
 def _cached(library: Any, model: HubModel, wanted: Wanted, home: Path, why: Exception) -> Fetched:
-    """The model as far as it was fetched earlier.
+    """The model from the cache.
 
     Raises:
-        StartError: it was not, or not wholly.
+        StartError: it is not there, or not completely.
     """
     reason = _reason(library, why)
     commit = _ref(home, model.revision or "main") or model.revision or ""
@@ -125,7 +125,7 @@ def _cached(library: Any, model: HubModel, wanted: Wanted, home: Path, why: Exce
         choice = choose(model.repo, names, wanted)
     except StartError as error:
         raise StartError(f"{reason}, and of its cache {home.parent}: {error}; {_remedy(library)}") from error
-    # Knows which files a whole snapshot has, from the time that they were listed.
+    # The library stored the list of the snapshot's files when it fetched them.
     library.snapshot_download(
         model.repo,
         revision=commit,
@@ -142,7 +142,7 @@ def _cached(library: Any, model: HubModel, wanted: Wanted, home: Path, why: Exce
 
 
 def _check_shards(model: HubModel, choice: Choice) -> None:
-    """A fetch that was broken off leaves some of the shards."""
+    """Raises StartError if shards are missing, as after an interrupted fetch."""
     counts = [name.rpartition("-of-")[2] for name in choice.files if fnmatch.fnmatch(name, "model-*-of-*.safetensors")]
     expected = int(counts[0].partition(".")[0]) if counts else 0
     if len(counts) != expected:
@@ -150,7 +150,7 @@ def _check_shards(model: HubModel, choice: Choice) -> None:
 
 
 def _check_space(model: HubModel, cache: Path, needed: int) -> None:
-    """Raises StartError where the disk of the cache is too small: before the fetch, not in the middle of it."""
+    """Raises StartError before the fetch if the disk of the cache has too little space."""
     place = next((path for path in (cache, *cache.parents) if path.exists()), cache)
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -161,9 +161,9 @@ def _check_space(model: HubModel, cache: Path, needed: int) -> None:
 
 
 class _Watched:
-    """While it is open: lines on stderr that say how much is there. Terminals have the library's own bars.
+    """While it is open, reports progress on stderr in lines. On terminals the library shows its own bars.
 
-    What lies on the disk is counted: how the library transfers, and with how many connections, is its own affair.
+    Counts the bytes on the disk, so that it does not depend on how the library transfers.
     """
 
     def __init__(self, model: HubModel, home: Path, snapshot: Path, missing: Mapping[str, int]) -> None:
@@ -183,7 +183,7 @@ class _Watched:
         done = sum(size for name, size in self._missing.items() if (self._snapshot / name).exists())
         try:
             return done + sum(file.stat().st_size for file in self._blobs.glob("*.incomplete"))
-        except OSError:  # one of them has just become whole
+        except OSError:  # a file was just completed and renamed
             return done
 
 
@@ -195,7 +195,7 @@ def _say(text: str) -> None:
 
 
 def _unreachable(library: Any, error: Exception) -> bool:
-    """Whether the hub said nothing about the model: offline, no connection, or it fails itself."""
+    """Whether the hub gave no answer about the model: offline, no connection, or an error of its own."""
     status = _status(error)
     if status is not None:
         return status >= 500 or status == 429
@@ -227,7 +227,7 @@ def _remedy(library: Any) -> str:
 
 
 def _told(library: Any, model: HubModel, error: Exception, token: str | None) -> str:
-    """One line for whatever was raised."""
+    """One line for any error of the library."""
     errors, endpoint, shown = library.errors, library.constants.ENDPOINT, bool(token or library.get_token())
     status = _status(error)
     cause: BaseException | None = error

@@ -1,6 +1,6 @@
-"""A fetch in a process of its own, which ends when the process that started it does.
+"""Fetches in a process of its own, which ends with the process that started it.
 
-The server's loop goes on meanwhile, a fetch can be given up at any time, and no process that serves imports
+The server's loop goes on meanwhile, a fetch can be cancelled at any time, and processes that serve do not import
 huggingface_hub with its HTTP client.
 """
 
@@ -21,15 +21,15 @@ from inflight.hub.download import Fetched
 async def fetch(
     model: HubModel, *, adapter: bool = False, allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> Fetched:
-    """The model on this disk, fetched where it is not there. Progress goes to stderr. Cancelling ends the fetch.
+    """Fetches the model if it is not on this disk. Progress goes to stderr. Cancelling ends the fetch.
 
     Args:
         adapter: it is a LoRA adapter.
-        allow_pickle: pytorch_model.bin will do where there are no safetensors.
-        trust_remote_code: its Python files are wanted too.
+        allow_pickle: fetch pytorch_model.bin if there are no safetensors.
+        trust_remote_code: fetch its Python files too.
 
     Raises:
-        StartError: one line that says why it cannot be had and what to do.
+        StartError: it cannot be fetched; one line that says why and what to do.
     """
     wanted = Wanted(model.file, adapter, allow_pickle, trust_remote_code)
     asked = json.dumps({"model": asdict(model), "wanted": asdict(wanted)})
@@ -42,7 +42,7 @@ async def fetch(
         answer = await process.stdout.read()
         await process.wait()
     finally:
-        process.stdin.close()  # it ends itself then, and takes what is half fetched with it
+        process.stdin.close()  # the process then removes half-fetched files and ends
     try:
         found = json.loads(answer)
     except ValueError:

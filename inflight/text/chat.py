@@ -16,11 +16,11 @@ TOOL_PROMPT = (
 
 
 def shown(chat: Chat, native: ToolFormat | None) -> Chat:
-    """The conversation in the form that the template gets; every door that takes chats uses this.
+    """The conversation in the form that the template gets. All chat doors use this.
 
     Args:
-        native: the template's own form of calls; None for a template without tools: tools, earlier calls and results
-            become texts then.
+        native: the template's own form of calls. None for a template without tools: tools, earlier calls and results
+            become texts.
 
     Raises:
         InvalidRequest: a message's `tool_calls` have another form.
@@ -51,7 +51,7 @@ def _history(message: dict[str, Any], native: ToolFormat | None) -> dict[str, An
             text = _text(message.get("content"))
             return {"role": message["role"], "content": f"{text}\n{written}" if text else written}
         return message
-    if calls:  # templates write `arguments | tojson`, clients send them as a text already
+    if calls:  # templates write `arguments | tojson`, but clients send arguments as JSON text
         return {
             **message,
             "content": message.get("content") or "",
@@ -69,7 +69,7 @@ def _call(call: Any) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments or "{}")
         except ValueError:
-            pass  # what the model wrote then was no JSON; it is shown as it was
+            pass  # the model's arguments were not JSON; they are shown as they are
     return {"name": function["name"], "arguments": {} if arguments is None else arguments}
 
 
@@ -80,7 +80,7 @@ def _text(content: Any) -> str:
 
 
 def _written_in(messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:
-    """The tools as JSON at the end of the last message that is not the assistant's: its text is to be continued."""
+    """Adds the tools as JSON to the last message that is not the assistant's, whose text the model may continue."""
     listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
     asked = [index for index, message in enumerate(messages) if message.get("role") != "assistant"]
     if not asked:

@@ -1,4 +1,4 @@
-"""Default sampling settings out of generation_config.json."""
+"""Default sampling settings from generation_config.json."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def sampling_defaults(generation_config: Mapping[str, Any]) -> SamplingDefaults:
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if number and fits(value):
             settings[name] = int(value) if name in ("top_k", "max_new_tokens") else float(value)
-        elif not (name == "top_k" and value == -1):  # another way to say that there is no limit
+        elif not (name == "top_k" and value == -1):  # -1 also means no limit
             log.warning("generation_config.json: %s is %r, which no sampler takes; it is left out", name, value)
     return SamplingDefaults(**settings)

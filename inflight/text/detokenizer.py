@@ -36,12 +36,12 @@ class Detokenizer:
         self._special = special
         self._text_of = text_of
         begin = max(0, len(prompt) - CONTEXT)
-        # Where bytes are tokens, the window must not begin within a character.
+        # Tokens may be bytes: the window must not begin within a character.
         while begin and BROKEN in decode(prompt[begin:]) and len(prompt) - begin < 4 * CONTEXT:
             begin -= 1
         self._tokens = list(prompt[begin:])  # the window: what was shown last, and what was not shown yet
         self._shown = len(self._tokens)
-        self._text = decode(self._tokens)  # of what was shown
+        self._text = decode(self._tokens)  # text that was shown
 
     def add(self, id: int) -> str:
         """Takes the next token; returns the text that it completes. A special token gives its own content."""
@@ -56,7 +56,7 @@ class Detokenizer:
             return self._show(whole)
         if len(self._tokens) - self._shown < PATIENCE:
             return ""
-        # Bytes that are no text, but a character may have begun after them.
+        # Bytes that are not valid text; a character may have begun after them.
         left = self._begun(whole)
         return self._show(self._decode(self._tokens[:-left]), left) if left else self._show(whole)
 
@@ -67,16 +67,16 @@ class Detokenizer:
         return self._show(self._decode(self._tokens))
 
     def _begun(self, whole: str) -> int:
-        """Last tokens that may begin a character, and that can be decoded apart from those before them."""
+        """Number of last tokens that may begin a character and can be decoded apart from those before them."""
         for left in range(BEGUN, 0, -1):
             if self._decode(self._tokens[:-left]) + self._decode(self._tokens[-left:]) == whole:
                 return left
         return 0
 
     def _show(self, whole: str, left: int = 0) -> str:
-        """What is new in the text of all tokens but the last `left`."""
+        """The new part of the text of all tokens but the last `left`."""
         new = whole[len(self._text) :] if len(whole) > len(self._text) else ""
-        # Text is complete here, so the next window begins where the last one was not shown yet.
+        # The text is complete here, so the next window begins after the tokens shown before.
         self._tokens = self._tokens[self._shown :]
         self._shown = len(self._tokens) - left
         self._text = self._decode(self._tokens[: self._shown])

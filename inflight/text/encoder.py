@@ -1,4 +1,4 @@
-"""Text to tokens' ids and back: what `Tokenizer` asks for, and the `tokenizers` library giving it."""
+"""The contract of encoders, from text to token ids and back, and its implementation by the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import tokenizers
 
 
 class Encoder(Protocol):
-    """Safe to use from several threads.
+    """Encodes and decodes for `Tokenizer`. Safe to use from several threads.
 
     Attributes:
         special: texts of the special tokens by their ids.
         size: tokens, added ones included.
         around: ids that are put before and after a text.
-        library: a tokenizer of the library that gives the same ids.
+        library: a tokenizer of the `tokenizers` library with the same ids.
     """
 
     @property
@@ -34,18 +34,18 @@ class Encoder(Protocol):
         """The ids of a text.
 
         Raises:
-            TypeError: it holds half of a surrogate pair, so that it has no UTF-8.
+            TypeError: it holds half of a surrogate pair, which UTF-8 cannot encode.
         """
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]: ...
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
-        """The text of ids; those that no token has are left out."""
+        """The text of ids. Unknown ids are left out."""
 
     def id_of(self, token: str) -> int | None: ...
 
     def text_of(self, id: int) -> str | None:
-        """A token as the vocabulary writes it."""
+        """A token as the vocabulary writes it; None for an unknown id."""
 
 
 class LibraryEncoder:

@@ -1,7 +1,7 @@
-"""Structured output: which tokens may come next so that a text stays within a JSON schema, a regex or a grammar.
+"""Structured output: the tokens that may come next in a text bound by a JSON schema, a regex or a grammar.
 
-llguidance does the parsing (Rust, MIT). It was taken over xgrammar because it works without torch, which the server's
-process does not load, begins at once where others compile an automaton first, and has a budget for every step;
+llguidance (Rust, MIT) does the parsing. It was preferred to xgrammar because it needs no torch, which the server's
+process does not load, starts without compiling an automaton first, and limits the work of every step;
 `python -m bench.grammar` measures both.
 """
 
@@ -29,7 +29,7 @@ class Matcher:
     """Follows one generation. One call at a time; calls may come from different threads.
 
     Args:
-        sayable: tokens that the model's logits cover, where the tokenizer knows more than them.
+        sayable: number of tokens that the model's logits cover, if the tokenizer has more.
     """
 
     def __init__(self, matcher: llguidance.LLMatcher, sayable: int | None = None) -> None:
@@ -37,10 +37,10 @@ class Matcher:
         self._sayable = sayable
 
     def mask(self) -> bytes:
-        """Which tokens may come next: one bit a token, lowest bit of the first byte first.
+        """The tokens that may come next: one bit per token, lowest bit of the first byte first.
 
         Raises:
-            InvalidRequest: the grammar became too complex to follow, or wants a token that the model does not have.
+            InvalidRequest: the grammar became too complex to follow, or requires a token that the model does not have.
         """
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
@@ -53,12 +53,12 @@ class Matcher:
         return mask
 
     def advance(self, token: int) -> None:
-        """The generation goes on with this token."""
+        """Continues the generation with this token."""
         self._matcher.consume_token(token)
 
     @property
     def complete(self) -> bool:
-        """What was generated so far is a whole text of the grammar."""
+        """Whether the text so far is a complete text of the grammar."""
         return bool(self._matcher.is_accepting())
 
 
@@ -68,8 +68,8 @@ class GrammarCompiler:
     Args:
         tokenizer_json: content of tokenizer.json.
         vocab_size: tokens that the model's logits cover.
-        eos_ids: tokens that may end a text that is complete; those that the model does not have cannot.
-        known: tokens of the tokenizer, which may be more.
+        eos_ids: tokens that may end a complete text; those beyond the model's logits are ignored.
+        known: number of tokens of the tokenizer, which may exceed `vocab_size`.
     """
 
     def __init__(self, tokenizer_json: str, vocab_size: int, eos_ids: Sequence[int], known: int = 0) -> None:
@@ -84,10 +84,10 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def compile(self, grammar: Grammar) -> Matcher:
-        """A matcher at the start of its text. Takes from microseconds to a second; call it off the event loop.
+        """A matcher at the start of its text. Takes microseconds to a second; call it off the event loop.
 
         Raises:
-            InvalidRequest: the grammar is wrong, with the place of the error.
+            InvalidRequest: the grammar is wrong; the text gives the place of the error.
         """
         import llguidance
 

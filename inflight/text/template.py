@@ -31,10 +31,10 @@ _LONGEST_NAME = 60
 
 
 class ChatTemplate:
-    """A model's chat templates, compiled.
+    """A model's compiled chat templates.
 
     Args:
-        templates: Jinja texts by name, or the only one; of several one is `default`, or the first is taken for it.
+        templates: a Jinja text, or several by name; the default is the one named `default`, else the first.
         tokens: special tokens by the names that templates use (`bos_token`, `eos_token`, ...).
 
     Raises:
@@ -50,7 +50,7 @@ class ChatTemplate:
         for name, source in self._sources.items():
             try:
                 self._compiled[name] = environment.from_string(source)
-            except Exception as error:  # compiling runs out of Python's stack, or makes no Python
+            except Exception as error:  # compiling may exhaust Python's stack or produce invalid Python
                 what = "chat template" if len(self._sources) == 1 else f"chat template '{name}'"
                 raise TemplateError(f"the model's {what} is broken: {error or type(error).__name__}") from error
 
@@ -61,14 +61,14 @@ class ChatTemplate:
 
     @property
     def tool_format(self) -> ToolFormat | None:
-        """The form of calls in the template that is used where a request names none."""
+        """The form of calls in the template of requests that name none."""
         return self.format_of(None)
 
     def format_of(self, name: str | None) -> ToolFormat | None:
-        """How calls are written, by the marks that the template uses itself; None where it has no tools.
+        """The form of calls, recognised by the marks in the template; None for a template without tools.
 
         Raises:
-            InvalidRequest: there is no template of that name.
+            InvalidRequest: unknown template name.
         """
         source = self._sources[self._pick(name, tools=True)]
         if "tools" not in source:
@@ -82,7 +82,7 @@ class ChatTemplate:
         return None
 
     def render(self, chat: Chat) -> str:
-        """The prompt. Where the last message is the assistant's, the prompt ends with its text, to be continued.
+        """The prompt. If the last message is the assistant's, the prompt ends with its text, to be continued.
 
         Raises:
             TemplateError: the template refused the messages, with its own text.
@@ -94,7 +94,7 @@ class ChatTemplate:
             prompt, found, _ = self._run(name, chat, marked).rpartition(_MARK)
             if found:
                 return prompt
-        return self._run(name, chat, messages)  # also where a template does not show that text as it is
+        return self._run(name, chat, messages)  # also if the template changes that text
 
     def _pick(self, name: str | None, tools: bool) -> str:
         """The template of that name, or the one that transformers would take."""
@@ -133,7 +133,7 @@ class ChatTemplate:
 
 
 def _wants_parts(source: str) -> bool:
-    """A template that never looks into a content's parts wants it as one text."""
+    """Whether a template reads the parts of a content; otherwise it gets one text."""
     return "content" in source and (".type" in source or "['type']" in source or '["type"]' in source)
 
 
@@ -150,10 +150,10 @@ def _message(message: dict[str, object], as_parts: bool) -> dict[str, object]:
 
 
 def _marked(messages: list[dict[str, object]]) -> list[dict[str, object]] | None:
-    """The messages with a mark where the assistant is to go on; None where the last text is not an assistant's.
+    """The messages with a mark where the assistant is to continue; None if the last text is not an assistant's.
 
-    What a template writes after it would end the very text that is to go on. Blanks at its end are left out, as TGI
-    has it: tokens begin with them.
+    The prompt is cut at the mark, because a template closes the message after it. Blanks at the end of the text are
+    dropped, as in TGI: tokens begin with them.
     """
     *before, last = messages or [{}]
     if last.get("role") != "assistant" or last.get("tool_calls"):
@@ -210,10 +210,10 @@ def _now(form: str) -> str:
 
 
 def named_templates(found: object) -> dict[str, str]:
-    """Templates by name, of what tokenizer_config.json holds: a text, or several by name, in a list or in an object.
+    """Templates by name from tokenizer_config.json's value: a text, or several by name in a list or an object.
 
     Raises:
-        TemplateError: it is neither.
+        TemplateError: it is none of these.
     """
     if found is None:
         return {}
@@ -228,15 +228,15 @@ def named_templates(found: object) -> dict[str, str]:
 
 
 def pick_templates(own: Mapping[str, str], configured: object, replaced: bool = False) -> dict[str, str]:
-    """A model's chat templates by name; `default` is the one of most chats.
+    """A model's chat templates by name; `default` is used for most chats.
 
-    As transformers has it, templates in files of their own go before what tokenizer_config.json holds; what that calls
-    `default` stays where no file does.
+    As in transformers, templates in files of their own take precedence over those in tokenizer_config.json, whose
+    `default` remains if no file has one.
 
     Args:
-        own: of chat_template.jinja and additional_chat_templates/NAME.jinja.
+        own: templates of chat_template.jinja and additional_chat_templates/NAME.jinja.
         configured: `chat_template` of tokenizer_config.json.
-        replaced: that is not the model's own tokenizer_config.json: it goes before the files.
+        replaced: the tokenizer_config.json is not the model's own; it takes precedence over the files.
 
     Raises:
         TemplateError: `configured` is neither a text nor several by name.
@@ -248,7 +248,7 @@ def pick_templates(own: Mapping[str, str], configured: object, replaced: bool = 
 
 
 def _by_name(found: object) -> dict[Any, Any]:
-    """Of a list of named templates; what is none has no name."""
+    """A list of named templates as a dict; entries that are not named templates get the key None."""
     items = found if isinstance(found, list) else [found]
     given = [item if isinstance(item, Mapping) else {} for item in items]
     return {str(item["name"]) if "name" in item else None: item.get("template") for item in given}

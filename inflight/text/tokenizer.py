@@ -29,11 +29,11 @@ TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", 
 
 
 class Tokenizer:
-    """Safe to use from several threads.
+    """A model's tokenizer. Safe to use from several threads.
 
     Attributes:
         eos_ids: tokens that end a generation, most specific source first.
-        bos_token, eos_token: as text, where the model has them.
+        bos_token, eos_token: as text; None if the model has none.
         vocab_size: tokens, added ones included.
         chat: the chat templates, or None.
         defaults: sampling settings of the model's generation_config.json.
@@ -58,7 +58,7 @@ class Tokenizer:
         self._text_of = lru_cache(1 << 16)(self._decode_one)
 
     def tool_format(self) -> ToolFormat | None:
-        """The form of calls in the chat template; None where it knows no tools."""
+        """The form of calls in the chat template; None for a template without tools."""
         form = self.chat.tool_format if self.chat is not None else None
         if form is None:
             return None
@@ -66,7 +66,7 @@ class Tokenizer:
         return replace(form, begin_id=id if id in self._special else None)
 
     def grammars(self, vocab_size: int) -> GrammarCompiler:
-        """A compiler of grammars over this tokenizer's tokens, for logits of that many."""
+        """A compiler of grammars over this tokenizer's tokens, for a model with `vocab_size` logits."""
         library = self._encoder.library
         known = max(library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         return GrammarCompiler(library.to_str(), vocab_size, self.eos_ids, known)
@@ -79,14 +79,13 @@ class Tokenizer:
         return self._encoder.encode_batch(texts, add_special_tokens)
 
     def shorten(self, tokens: list[int], most: int, left: bool = False) -> list[int]:
-        """Truncates an encoded text to at most `most` tokens; the special tokens at both ends stay, as the library has
-        it.
+        """Truncates an encoded text to at most `most` tokens; the special tokens at both ends stay, as in the library.
 
         Args:
             left: keep the end of the text, not its beginning.
 
         Raises:
-            InvalidRequest: nothing would be left but special tokens.
+            InvalidRequest: only special tokens would be left.
         """
         if len(tokens) <= most:
             return tokens
@@ -100,7 +99,7 @@ class Tokenizer:
         return head + (text[-room:] if left else text[:room]) + tail
 
     def length_before(self, prompt: str) -> int:
-        """The number of tokens of a prompt before a text: encoded alone, a special token at its end not counted."""
+        """Number of tokens of a prompt that is continued: encoded alone, without a special token at its end."""
         ids = self.encode(prompt)
         return len(ids) - (1 if ids and self.is_special(ids[-1]) else 0)
 
@@ -109,7 +108,7 @@ class Tokenizer:
         return self._encoder.around
 
     def pieces(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
-        """The tokens of a text and where they stand in it, in characters; tokens that were added stand nowhere."""
+        """The tokens of a text and their positions in characters; added tokens have an empty range."""
         encoded = self._encoder.library.encode(text, add_special_tokens=add_special_tokens)
         return [PieceOfText(id, text[start:end], start, end) for id, (start, end) in zip(encoded.ids, encoded.offsets)]
 
@@ -138,7 +137,7 @@ class Tokenizer:
         return id in self._special
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
-        """For a generation after these tokens."""
+        """A detokenizer for a generation after these tokens."""
         return Detokenizer(self._decode_all, self.is_special, self.token_text, prompt)
 
     def _decode_all(self, ids: Sequence[int]) -> str:
@@ -150,10 +149,10 @@ class Tokenizer:
 
 
 def load_tokenizer(model: ModelFolder | Path | str, tokenizer_config: Path | None = None) -> Tokenizer:
-    """Reads tokenizer.json and what lies beside it; of a GGUF file without one its own vocabulary.
+    """Reads tokenizer.json and the files beside it, or the vocabulary of a GGUF file that has none beside it.
 
     Args:
-        tokenizer_config: read instead of the model's own; its chat template goes before a chat_template.jinja.
+        tokenizer_config: read instead of the model's own; its chat template takes precedence over chat_template.jinja.
 
     Raises:
         StartError: there is no tokenizer, or a file cannot be read.
@@ -222,10 +221,10 @@ def _names(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _ends(model: ModelFolder) -> list[int]:
-    """End tokens of generation_config.json and config.json, which do not always agree."""
+    """End tokens of generation_config.json and config.json, which may differ."""
     generation = _token_ids(model, "generation_config.json", model.generation_config)
     if model.metadata is not None or (isinstance(model, HfFolder) and not (model.inner / "config.json").is_file()):
-        return generation  # a GGUF file has no other; a tokenizer may lie in a folder alone
+        return generation  # a GGUF file has no config.json, nor does a folder with only a tokenizer
     nested = model.config.get("text_config") or {}
     if not isinstance(nested, Mapping):
         raise StartError(f"'{model.path}/config.json': text_config is {nested!r}; it must be an object")
@@ -254,7 +253,7 @@ def _template(
 
 
 def _oldest_form(model: ModelFolder) -> dict[str, str]:
-    """Templates of the files that processors had before templates had files of their own."""
+    """Templates of the JSON files of processors, older than chat_template.jinja."""
     for path in (model.beside / "chat_template.json", model.beside / "processor_config.json"):
         if isinstance(model, HfFolder) and path.exists():
             found = named_templates(read_object(path).get("chat_template"))

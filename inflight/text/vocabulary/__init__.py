@@ -1,4 +1,4 @@
-"""Makes a tokenizer of the vocabulary in a GGUF file; its special tokens, and those that end an answer."""
+"""Builds a tokenizer from the vocabulary in a GGUF file, with its special tokens and end tokens."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _NAMES = {
 def tokenizer_of(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """The tokenizer of a GGUF file.
 
-    Its ids are those of the model's own tokenizer and, but for what `splits.py` says, llama.cpp's.
+    Its ids are those of the model's own tokenizer and, except for the patterns that `splits.py` names, llama.cpp's.
 
     Args:
         metadata: keyed as in the file; arrays as lists or NumPy arrays, texts as str.
 
     Raises:
-        StartError: a kind of vocabulary or of pre-tokenizer that is not known, or a broken one; the text says what to
-            put beside the file.
+        StartError: the kind of vocabulary or pre-tokenizer is unknown, or it is broken; the text says what to put
+            beside the file.
     """
     return build(read_vocabulary(metadata))
 
@@ -59,7 +59,7 @@ def token_names(vocabulary: Vocabulary) -> dict[str, str]:
 
 def end_ids(vocabulary: Vocabulary) -> list[int]:
     """Tokens that end a generation, the most specific ones first: those that the file names as ends of a text, of a
-    turn and of a message, then those that end an answer wherever they are called so.
+    turn and of a message, then tokens with a text that always ends an answer.
     """
     named = [vocabulary.ids[key] for key in ("eos", "eot", "eom") if key in vocabulary.ids]
     number = {vocabulary.tokens[id]: id for id in np.flatnonzero(vocabulary.types == CONTROL).tolist()}
@@ -67,5 +67,5 @@ def end_ids(vocabulary: Vocabulary) -> list[int]:
     kept = dict.fromkeys([*named, *sorted(called)])
     calls = any(number.get(text) in kept for text in ("<|call|>", "<|calls|>"))
     if calls and any(number.get(text) in kept for text in ("<|return|>", "<|flush|>")):
-        kept.pop(number.get("<|end|>", -1), None)  # there it ends a part of the answer
+        kept.pop(number.get("<|end|>", -1), None)  # in these models it ends only a part of the answer
     return list(kept)

@@ -1,4 +1,4 @@
-"""The vocabulary in a GGUF file's metadata, read without trust."""
+"""Reads and checks the vocabulary in a GGUF file's metadata."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ tokens."""
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a file and how texts become them.
+    """The tokens of a file and the rules by which texts are encoded.
 
     Attributes:
         model: one of the models above.
-        split: how text is cut into words; None where the model needs no such thing.
+        split: how text is cut into words; None if the model does not cut it.
         tokens: texts, all different, none empty.
         types: int32 [tokens].
-        scores: float32 [tokens]; zeros where there are none.
+        scores: float32 [tokens]; zeros if the file has none.
         merges: pairs as "left right", best first; see `pairs`.
         ids: special tokens by the name in their key ("bos", "eos", "unknown", "seperator", ...).
-        flags: true or false by their keys' last names ("add_bos_token", ...), where the file has them.
-        charsmap: how a Unigram model brings texts into a normal form, as SentencePiece has it; empty: not at all.
-        swallows: blanks after special tokens belong to them.
+        flags: the file's booleans by the last part of their keys ("add_bos_token", ...).
+        charsmap: a Unigram model's normalization map in SentencePiece's format; empty: no normalization.
+        swallows: special tokens include the blanks after them.
     """
 
     model: str
@@ -95,7 +95,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     """Checks what the file says.
 
     Raises:
-        StartError: a model or a pre-tokenizer that is not known, or arrays that do not fit together.
+        StartError: the model or the pre-tokenizer is unknown, or arrays do not fit together.
     """
     model = metadata.get(f"{PREFIX}model")
     known = (BYTE_LEVEL, GEMMA4, SENTENCEPIECE, UNIGRAM, WORDPIECE)
@@ -141,7 +141,7 @@ def _tokens(metadata: Mapping[str, Any]) -> Tokens:
 
 
 def _array(metadata: Mapping[str, Any], key: str) -> Any:
-    """An array as it lies in the file, where that can be read faster than as a list."""
+    """An array, left as it lies in the file if that can be read faster than a list."""
     found = metadata.array(PREFIX + key) if isinstance(metadata, Metadata) else None
     if found is None or (isinstance(found, TextArray) and native is None):
         return metadata.get(PREFIX + key)
@@ -172,10 +172,10 @@ def _merges(metadata: Mapping[str, Any]) -> Sequence[str]:
 
 
 def pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
-    """Merges cut at their spaces. Where texts have spaces themselves: at the first one that is not at the beginning.
+    """The two tokens of each merge, cut at the first space that is not at the beginning.
 
     Raises:
-        StartError: there is none.
+        StartError: a merge has no such space.
     """
     return [_pair(merge) for merge in merges]
 
@@ -200,7 +200,7 @@ def _split(metadata: Mapping[str, Any], model: str) -> Split | None:
 
 
 def _ids(metadata: Mapping[str, Any], model: str, count: int) -> dict[str, int]:
-    """Numbers that no token has are left out, as llama.cpp leaves them out."""
+    """Ids of the special tokens by name. Ids outside the vocabulary are left out, as in llama.cpp."""
     ids = {name: id for name, id in _DEFAULT_IDS.get(model, {}).items() if id < count}
     for key in metadata:
         if key.startswith(PREFIX) and key.endswith("_token_id"):
@@ -225,7 +225,7 @@ def _bytes(found: Any) -> bytes:
 
 
 def _true_types(tokens: Tokens, types: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Some converters call the tokens that end an answer ordinary ones; text would be cut within them."""
+    """The types, with end tokens as control tokens. Some converters make them normal, which merges would split."""
     ends = [id for id in map(tokens.find, _MARKS) if id is not None]
     if ends and (types[ends] != CONTROL).any():
         types = types.copy()

@@ -1,4 +1,4 @@
-"""From a vocabulary to a tokenizer of the `tokenizers` library."""
+"""Builds a tokenizer of the `tokenizers` library from a vocabulary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NEVER_SWALLOW = ("<unk>", "<s>", "<|endoftext|>")
 
 
 class Steps(NamedTuple):
-    """What is done to a text before tokens are merged, and to tokens to make them text again."""
+    """Normalization and pre-tokenization of a text, and the decoding of tokens."""
 
     normalizer: normalizers.Normalizer | None
     pre_tokenizer: pre_tokenizers.PreTokenizer | None
@@ -36,10 +36,10 @@ class Steps(NamedTuple):
 
 
 def build(vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer, with added tokens and what is put before and after a text.
+    """The tokenizer, with added tokens and the tokens that are put around a text.
 
     Raises:
-        StartError: the library refuses the vocabulary; the text has its reason.
+        StartError: the library refuses the vocabulary; the text gives its reason.
     """
     try:
         if vocabulary.model in (UNIGRAM, WORDPIECE):
@@ -59,10 +59,10 @@ def build(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def steps(vocabulary: Vocabulary) -> Steps:
-    """Those of a vocabulary with merges.
+    """The steps of a vocabulary with merges.
 
-    SentencePiece's space before a text is put before each part between special tokens, also where there is one already:
-    so do SentencePiece and llama.cpp. Gemma 4's has its mark for spaces too, and none before the text.
+    For SentencePiece vocabularies a space is put before each part between special tokens, even if the part begins with
+    one, as SentencePiece and llama.cpp do. Gemma 4 also writes spaces as SentencePiece's mark but puts none before.
     """
     split = vocabulary.split
     if split is not None and split.bytes:
@@ -78,7 +78,7 @@ def steps(vocabulary: Vocabulary) -> Steps:
 
 
 def _merging(vocabulary: Vocabulary) -> models.BPE:
-    """Merges of bytes, or of characters with bytes for what has no token."""
+    """A BPE model over bytes, or over characters with bytes for characters without a token."""
     split = vocabulary.split
     tokens = list(vocabulary.tokens)
     merges = _merges(tokens, vocabulary).texts(tokens) if split is None else pairs(vocabulary.merges)
@@ -94,11 +94,11 @@ def _merging(vocabulary: Vocabulary) -> models.BPE:
 
 
 def _merges(tokens: list[str], vocabulary: Vocabulary) -> Merges:
-    """Without those that never happen: they would cost more to build than to find."""
+    """The merges that can happen. Loading the others into the library would take longer than finding them."""
     types = vocabulary.types
-    result = np.isin(types, (NORMAL, UNUSED))  # the others are found in a text before, or are bytes
+    result = np.isin(types, (NORMAL, UNUSED))  # others are matched before merging, or are bytes
     merges = merges_by_score(tokens, vocabulary.scores, result)
-    # Bytes and unknown ones stand in a text where no character is.
+    # `reachable` assumes that texts begin as characters; byte and unknown tokens do not.
     odd = np.isin(types, (BYTE, UNKNOWN))
     return merges.some(reachable(tokens, merges) | odd[merges.left] | odd[merges.right])
 
@@ -122,7 +122,7 @@ def _unigram(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _wordpiece(vocabulary: Vocabulary) -> Tokenizer:
-    """Words as BERT cuts them. The file marks the beginning of a word, BERT's own vocabulary what goes on in one."""
+    """BERT's tokenizer. The file marks tokens that begin a word; BERT's vocabulary marks those that continue one."""
     vocab: dict[str, int] = {}
     for id, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types.tolist())):
         begins = token.startswith(_SPACE) and len(token) > 1
@@ -141,7 +141,7 @@ def _wordpiece(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    """Tokens that are found in a text as they are, before anything else. Those that a user defined are text."""
+    """Adds the tokens that are matched in a text before all else. User-defined ones are shown as text, not special."""
 
     def added(token: str, special: bool) -> AddedToken:
         swallows = vocabulary.swallows and token not in _NEVER_SWALLOW
@@ -153,7 +153,7 @@ def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
 
 
 def around(vocabulary: Vocabulary) -> tuple[list[str], list[str]]:
-    """Names of the tokens before and after a text, where the file has them put, or says nothing and its kind has them.
+    """Names of the tokens put before and after a text, as the file says, else by default for its kind of vocabulary.
 
     Raises:
         StartError: the file does not name such a token.
@@ -187,7 +187,7 @@ def _puts_bos(vocabulary: Vocabulary) -> bool:
         usual = True
     else:
         usual = vocabulary.split is not None and vocabulary.split.bos
-    # Files of Gemma 4 say no and mean yes: its models know nothing without that token.
+    # Files of Gemma 4 wrongly say no: its models fail without that token.
     return vocabulary.flags.get("add_bos_token", usual) or (
         usual and vocabulary.split is not None and not vocabulary.split.bytes
     )

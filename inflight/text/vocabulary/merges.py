@@ -1,4 +1,4 @@
-"""The merges of a vocabulary that has scores instead, as SentencePiece's byte-pair models have."""
+"""Derives the merges of a vocabulary that has only scores, as SentencePiece's byte-pair models do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHIFT = np.uint64(64 - _BUCKET_BITS)
 
 
 class Merges(NamedTuple):
-    """Pairs of tokens and what they make, best first; int64 [merges]."""
+    """Pairs of tokens and the tokens that they make, best first; int64 [merges]."""
 
     left: NDArray[np.int64]
     right: NDArray[np.int64]
@@ -38,8 +38,8 @@ def merges_by_score(tokens: Sequence[str], scores: NDArray[np.float32], result: 
 
     Args:
         tokens: texts, all different.
-        scores: of each token.
-        result: which tokens may come out of a merge.
+        scores: float32 [tokens].
+        result: bool [tokens]; the tokens that a merge may make.
     """
     if not tokens:
         return Merges(*np.empty((3, 0), np.int64))
@@ -50,7 +50,7 @@ def merges_by_score(tokens: Sequence[str], scores: NDArray[np.float32], result: 
 
     owner = np.repeat(np.arange(len(tokens)), lengths)
     inside = result[owner]
-    inside[starts[:-1][lengths > 0]] = False  # the text before the first character is none
+    inside[starts[:-1][lengths > 0]] = False  # the part before the first character is empty
     cuts = np.flatnonzero(inside)
     owner = owner[cuts]
     left = find(hashed.of(starts[owner], cuts))
@@ -61,11 +61,11 @@ def merges_by_score(tokens: Sequence[str], scores: NDArray[np.float32], result: 
 
 
 def reachable(tokens: Sequence[str], merges: Merges) -> NDArray[np.bool_]:
-    """Which merges may ever happen, where texts begin as characters: of those that make one token, at most one.
+    """The merges that can happen when texts begin as characters: at most one for each token. bool [merges].
 
-    Until a token comes about in a text, nothing is merged across its ends. So its characters are merged in the order in
-    which they would be if they stood alone, and the last of these merges is the one. It is looked for where there are
-    several.
+    Until a token is made, nothing is merged across its ends. So its characters are merged as they would be in a text of
+    their own, and only the last of those merges makes the token. Tokens that several merges make are merged here to
+    find it.
 
     Args:
         tokens: texts, all different.
@@ -92,7 +92,11 @@ def reachable(tokens: Sequence[str], merges: Merges) -> NDArray[np.bool_]:
 def _last_merges(
     symbols: NDArray[np.int64], merges: Merges, pairs: _Pairs
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The merge that makes one symbol of each row's [rows, symbols], and of which rows; others never become one."""
+    """Merges each row of symbols int64 [rows, symbols].
+
+    Returns:
+        For the rows that become one symbol: their last merge, and the row; both int64.
+    """
     rows, none = np.arange(len(symbols)), len(merges.made)
     ranks = pairs.find(symbols[:, :-1], symbols[:, 1:])
     for width in range(symbols.shape[1], 2, -1):
@@ -104,7 +108,7 @@ def _last_merges(
         symbols[here, at] = merges.made[best]
         symbols = np.where(columns <= at[:, None], symbols[:, :-1], symbols[:, 1:])
         ranks = np.where(columns[:-1] < at[:, None], ranks[:, :-1], ranks[:, 1:])
-        for place in (at - 1, at):  # the pairs on both sides of what was made
+        for place in (at - 1, at):  # the pairs on both sides of the new symbol
             inside = np.flatnonzero((place >= 0) & (place < width - 2))
             column = place[inside]
             ranks[inside, column] = pairs.find(symbols[inside, column], symbols[inside, column + 1])
@@ -113,7 +117,7 @@ def _last_merges(
 
 
 class _Pairs:
-    """The merges of pairs, by their place in the order; their number where there is none."""
+    """Finds the rank of a pair's merge; the number of merges if the pair has none."""
 
     def __init__(self, merges: Merges) -> None:
         keys = merges.left << 32 | merges.right
@@ -140,13 +144,13 @@ class _Hashes:
         self._inverse = _powers(pow(_BASE, -1, 1 << 64), len(characters) + 1)
 
     def of(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Of the parts [begin, end)."""
+        """Hashes of the parts [begin, end)."""
         found: NDArray[np.uint64] = (self._sums[ends] - self._sums[begins]) * self._inverse[begins]
         return found
 
 
 class _Table:
-    """Where a hash is among others: sorted, with the place where each value of the first bits begins."""
+    """Finds hashes in a sorted array, with an index of where each value of the first bits begins."""
 
     def __init__(self, hashes: NDArray[np.uint64]) -> None:
         self._order = np.argsort(hashes)
@@ -156,12 +160,12 @@ class _Table:
         np.cumsum(np.bincount(buckets.astype(np.int64), minlength=1 << _BUCKET_BITS), out=self._begin[1:])
 
     def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The places, -1 for none."""
+        """Their positions; -1 for hashes that are not in the table."""
         found = np.full(len(hashes), -1)
         buckets = (hashes >> _SHIFT).astype(np.int64)
         at, end = self._begin[buckets], self._begin[buckets + 1]
         left = np.flatnonzero(at < end)
-        while len(left):  # one more of each bucket; hardly any has more than four
+        while len(left):  # the next entry of each bucket; few have more than four
             same = self._sorted[at[left]] == hashes[left]
             hit = left[same]
             found[hit] = self._order[at[hit]]

@@ -1,8 +1,8 @@
 """Byte-pair vocabularies of GGUF files, encoded by our own module.
 
-The `tokenizers` library needs half a second to build a tokenizer of 262,144 tokens, and holds Python's lock meanwhile;
-the tables of `csrc/bpe.cpp` are made in some 30 ms. The module merges; normal forms, patterns that cut words and the
-way back to text are the library's own. The ids are those of `build`'s tokenizer.
+The `tokenizers` library takes half a second to build a tokenizer of 262,144 tokens and holds the GIL meanwhile; the
+tables of `csrc/bpe.cpp` take some 30 ms. The module does the merges; normalization, pre-tokenization and decoding are
+the library's. The ids equal those of `build`'s tokenizer.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _NEVER = np.uint32(0xFFFFFFFF)
 
 
 def can_encode(vocabulary: Vocabulary) -> bool:
-    """Whether `NativeEncoder` takes it: the module was built, and it has merges; special tokens swallow no blanks."""
+    """Whether `NativeEncoder` supports it: the module is built, it has merges, its special tokens swallow no blanks."""
     merged = vocabulary.model in (BYTE_LEVEL, GEMMA4, SENTENCEPIECE)
     return native is not None and merged and not vocabulary.swallows
 
 
 class NativeEncoder:
-    """An `Encoder` of a vocabulary that `can_encode`.
+    """An `Encoder` of a vocabulary for which `can_encode` is true.
 
     Raises:
         StartError: the vocabulary is broken.
@@ -71,7 +71,7 @@ class NativeEncoder:
 
     @property
     def library(self) -> tokenizers.Tokenizer:
-        """Built when it is first asked for."""
+        """The library's tokenizer, built on first use."""
         with self._building:
             return self._library
 
@@ -112,7 +112,7 @@ class NativeEncoder:
 
 
 def _order(vocabulary: Vocabulary) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
-    """Where each token stands among the results of merges, best score first; some never are one."""
+    """Rank of each token among the results of merges, best score first; tokens that no merge makes have none."""
     order = np.empty(len(vocabulary.tokens), np.uint32)
     order[np.argsort(-vocabulary.scores, kind="stable")] = np.arange(len(order), dtype=np.uint32)
     order[~np.isin(vocabulary.types, (NORMAL, UNUSED))] = _NEVER

@@ -1,8 +1,8 @@
-"""How text is cut into words before byte-level merges, by the name that a GGUF file gives it (`tokenizer.ggml.pre`).
+"""Rules that cut text into words before byte-level merges, by the pre-tokenizer's name in GGUF (`tokenizer.ggml.pre`).
 
-The names, and which of them are one way of cutting, are those of llama.cpp's `llama-vocab.cpp`. The patterns are the
-ones of the models' own tokenizer.json where llama.cpp has them only nearly, because C++'s regular expressions lack
-classes of letters and marks.
+The names, and which of them are synonyms, are those of llama.cpp's `llama-vocab.cpp`. Where its patterns are only
+approximate, because C++'s regular expressions lack classes of letters and marks, the patterns are those of the models'
+own tokenizer.json.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 @dataclass(frozen=True)
 class Split:
-    """One way.
+    """One pre-tokenizer.
 
     Attributes:
-        patterns: one after the other; each cuts out its matches, and the next one works within the pieces.
-        whole_words: a word that is a token is taken as it is, whatever merges would make of it; for Gemma 4 that is
-            for runs of line ends, which no merge makes.
-        bos: a token for the beginning is put before the text where the file does not say.
-        composed: text is brought into Unicode's form NFC first.
+        patterns: applied in order; each cuts out its matches, and the next one works within the pieces.
+        whole_words: a word that is a token stays whole, without merges. Gemma 4 needs it for runs of line ends, which
+            no merge makes.
+        bos: default for files without `add_bos_token`: put the BOS token before the text.
+        composed: text is normalized to NFC first.
         bytes: words are merged from bytes; else from characters, and spaces become SentencePiece's mark.
     """
 
@@ -47,7 +47,7 @@ def _any(*patterns: str) -> str:
     return "|".join(patterns)
 
 
-# Parts of patterns. (?i:...) and classes are Oniguruma's, as in every tokenizer.json.
+# Parts of patterns in Oniguruma's syntax, as in every tokenizer.json.
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _MARKED_WORD = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
@@ -61,7 +61,7 @@ _FROM_THE_RIGHT = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 
 
 def _cased(ending: str = "", letters: str = "") -> str:
-    """Words that begin anew at capitals. Args: letters: what all of them must be, as an intersection."""
+    """A pattern of words that begin anew at capitals. Args: letters: a class that all letters must also be in."""
     upper, lower = f"[{_UPPER}{letters}]", f"[{_LOWER}{letters}]"
     return rf"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{ending}|[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{ending}"
 

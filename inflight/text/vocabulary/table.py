@@ -1,7 +1,7 @@
-"""The texts of a vocabulary, and the ids of its tokens by their texts.
+"""The texts of a vocabulary's tokens, and their ids by text.
 
-Where the native module was built they stay in its tables: Python's own objects for half a million texts take longer to
-make than all else at a start.
+If the native module is built, they stay in its tables: creating Python objects for half a million texts takes longer
+than the rest of a start.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Tokens(Protocol):
     def __iter__(self) -> Iterator[str]: ...
 
     def find(self, text: str, /) -> int | None:
-        """A token's id; None: there is no such token."""
+        """A token's id; None if the vocabulary has no such token."""
 
 
 class _Listed(list[str]):
-    """Without the native module.
+    """`Tokens` without the native module.
 
     Raises:
         ValueError: two are the same; the message is their text.
@@ -54,8 +54,8 @@ def texts_of(found: TextArray | list[str] | tuple[str, ...]) -> Sequence[str]:
     """Texts of a file's metadata.
 
     Raises:
-        TypeError: one is no text.
-        ValueError: one has no UTF-8.
+        TypeError: an element is not a text.
+        ValueError: a text is not valid UTF-8.
     """
     if native is not None:
         texts: Sequence[str] = (
@@ -71,7 +71,7 @@ def texts_of(found: TextArray | list[str] | tuple[str, ...]) -> Sequence[str]:
 
 
 def tokens_of(texts: Sequence[str]) -> Tokens:
-    """Texts without an empty one: llama.cpp's name for that takes its place.
+    """The tokens of these texts; an empty text is replaced by llama.cpp's name for it, `[EMPTY_<id>]`.
 
     Raises:
         ValueError: two are the same; the message is their text.
