@@ -1,4 +1,4 @@
-"""Every error that Inflight raises, and how each looks on the wire.
+"""Every error that Inflight raises, with its codes in each protocol.
 
     InflightError (a RuntimeError)
     ├── InvalidRequest        the request is wrong; sending it again will not help
@@ -27,7 +27,7 @@ from typing import ClassVar, NamedTuple
 
 
 class Tgi(NamedTuple):
-    """An error as Text Generation Inference tells it. Attributes: text: what is said; `{}` is the error's own text."""
+    """An error in Text Generation Inference's interface. Attributes: text: the message; `{}`: the error's own text."""
 
     status: int
     error_type: str
@@ -35,7 +35,7 @@ class Tgi(NamedTuple):
 
 
 class OpenAi(NamedTuple):
-    """An error as OpenAI's interface tells it."""
+    """An error in OpenAI's interface."""
 
     status: int
     type: str
@@ -43,15 +43,15 @@ class OpenAi(NamedTuple):
 
 
 class InflightError(RuntimeError):
-    """Base of the tree; the class attributes are the one table to every protocol's codes.
+    """Base of the tree. The class attributes are the only table of every protocol's codes.
 
     Attributes:
         grpc_code: as in google.rpc.Code.
-        http_status: of protocols that have no table of their own: MindSpore Serving's, the Open Inference Protocol.
+        http_status: in protocols without a table of their own: MindSpore Serving's, the Open Inference Protocol.
         mindspore_code: `error_code` of MindSpore Serving's gRPC.
         cause: label of this server's own metrics.
         tgi, openai: status and words in those protocols.
-        failure: label of TGI's metrics, and `error_type` where its clients look for one in OpenAI's answers.
+        failure: label of TGI's metrics, and `error_type` in OpenAI's answers for TGI's clients.
     """
 
     grpc_code: ClassVar[int] = 13  # INTERNAL
@@ -144,7 +144,7 @@ class ModelError(InflightError):
 
 
 class PredictFailed(ModelError):
-    """The model itself failed for the whole batch (code 1, as MindSpore Serving answered it)."""
+    """The model itself failed for the whole batch (code 1, as in MindSpore Serving)."""
 
     mindspore_code = 1
 
@@ -166,7 +166,7 @@ class Unavailable(InflightError):
 
 
 class Loading(Unavailable):
-    """What was announced and is not there yet; every protocol tells it by its transport's status."""
+    """A model was announced and is not loaded yet. Every protocol answers with its transport's status."""
 
     cause = "loading"
 
@@ -211,16 +211,16 @@ WIRE_ERRORS: dict[str, type[InflightError]] = {
 
 
 def error_from_wire(kind: str, message: str) -> InflightError:
-    """The error that a worker named; an unknown name becomes a ModelError."""
+    """The error of a class that a worker named; an unknown name becomes a ModelError."""
     return WIRE_ERRORS.get(kind, ModelError)(message)
 
 
 MAX_TEXT = 32 * 1024
-"""Characters of an exception's text that are told to anybody."""
+"""Characters of an exception's text that are passed on at most."""
 
 
 def describe(error: BaseException) -> str:
-    """An exception's text, or `KeyError()` where it has none: code of the user may raise in `__str__` as well."""
+    """An exception's text, or its name like `KeyError()` if it has none or its `__str__` raises, as a user's may."""
     try:
         text = str(error)
     except BaseException:

@@ -1,8 +1,8 @@
 """Log lines in MindSpore Serving's format, under its environment variables, on the standard `logging` module.
 
-Two loggers share the handlers. `inflight` carries the server's own lines; `MS_SUBMODULE_LOG_v` may give it a level
-of its own. `inflight.script` carries what a user's script writes through `mindspore_serving.log`; it follows
-`GLOG_v` alone. Nothing is read from the environment here: the entry of a process calls `configure(os.environ)`.
+Two loggers share the handlers. `inflight` carries the server's own lines; `MS_SUBMODULE_LOG_v` may set its level.
+`inflight.script` carries the lines that a user's script writes through `mindspore_serving.log`; it follows `GLOG_v`
+alone. This module does not read the environment: the entry of a process calls `configure(os.environ)`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OURS = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class LogSettings:
-    """The log variables of one process, checked.
+    """The checked log variables of one process.
 
     Attributes:
         level: `GLOG_v`: 0 debug, 1 info, 2 warning, 3 error.
@@ -106,7 +106,7 @@ def _directory(env: Mapping[str, str]) -> Path | None:
 
 
 def _submodule_level(env: Mapping[str, str], default: str) -> str:
-    """`{SERVING:1,OTHER:2}` -> `1`. What is not understood is left out, as MindSpore does."""
+    """`{SERVING:1,OTHER:2}` -> `1`. Invalid parts are ignored, as in MindSpore."""
     found = re.search(r"\bSERVING\s*:\s*([0-3])\s*[,}]", env.get("MS_SUBMODULE_LOG_v", ""))
     return found.group(1) if found else default
 
@@ -115,7 +115,7 @@ def read_settings(env: Mapping[str, str]) -> LogSettings:
     """Checks the log variables of `env`.
 
     Raises:
-        ValueError: a variable has a value that is not allowed; the text names it and the allowed ones.
+        ValueError: a variable has an invalid value; the text names it and the allowed ones.
     """
     level = _level(env, "GLOG_v")
     return LogSettings(
@@ -130,7 +130,7 @@ def read_settings(env: Mapping[str, str]) -> LogSettings:
 
 
 def variables(name: str) -> dict[str, str]:
-    """The log variables of a level by its name, for this process's environment and so for that of its workers."""
+    """The log variables for a level's name, to be set in the environment of this process and its workers."""
     return {"GLOG_v": LEVEL_NAMES[name], "MS_SUBMODULE_LOG_v": ""}
 
 
@@ -154,7 +154,7 @@ class LineFormatter(logging.Formatter):
 
 
 class _LogFile(RotatingFileHandler):
-    """A rotating file of one process; each new file gets the permissions that were asked for."""
+    """A rotating file of one process; each new file gets the permissions of `LogSettings.file_mode`."""
 
     def __init__(self, settings: LogSettings, directory: Path) -> None:
         self._mode = settings.file_mode
@@ -172,10 +172,10 @@ class _LogFile(RotatingFileHandler):
 
 
 def configure(env: Mapping[str, str]) -> LogSettings:
-    """Sets the `inflight` loggers up after the log variables of `env`; a second call replaces the first.
+    """Sets up the `inflight` loggers from the log variables of `env`; a second call replaces the first.
 
     Raises:
-        ValueError: a variable has a value that is not allowed; nothing was changed.
+        ValueError: a variable has an invalid value; nothing was changed.
     """
     global _settings
     settings = read_settings(env)
@@ -221,7 +221,7 @@ def get_level() -> str:
 
 
 def get_log_config() -> dict[str, str | int]:
-    """The settings in force under the names of their variables; those of the file only when one is written."""
+    """The current settings by the names of their variables; those of the file only if one is written."""
     config: dict[str, str | int] = {"GLOG_v": _settings.level, "GLOG_logtostderr": "1"}
     if _settings.directory is not None:
         config["GLOG_logtostderr"] = "0"
