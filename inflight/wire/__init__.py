@@ -1,4 +1,4 @@
-"""What carries bytes: HTTP/1.1 and gRPC, sockets, TLS, listeners. It knows no protocol of models."""
+"""Transports: HTTP/1.1 and gRPC, sockets, TLS, listeners. This room knows no inference protocol."""
 
 from inflight.wire.access import authorized
 from inflight.wire.address import GRPC, RESTFUL, Kind, parse_address

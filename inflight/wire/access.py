@@ -1,4 +1,4 @@
-"""Whether a caller shows the server's key."""
+"""Checks the API key of a request."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hmac
 
 
 def authorized(key: str, authorization: bytes | None) -> bool:
-    """Whether `Authorization: Bearer <key>` names the key; takes as long for a wrong one as for the right one."""
+    """Whether `Authorization: Bearer <key>` has the key; compared in constant time."""
     scheme, _, token = (authorization or b"").partition(b" ")
     return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), key.encode())

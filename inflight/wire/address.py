@@ -1,4 +1,4 @@
-"""`ip:port` and `unix:path`, checked as MindSpore Serving checks them and with its words."""
+"""Parses `ip:port` and `unix:path` with MindSpore Serving's checks and error texts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _LARGEST_PORT = 65535
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen: a host and a port, or the path of a unix socket.
+    """An address to listen on: a host and a port, or the path of a unix socket.
 
     Attributes:
         host: as written, without the brackets of an IPv6 address; empty for a unix socket.
-        written: the whole text, for errors; empty where there was none.
+        written: the whole text, for errors; empty if there was none.
     """
 
     host: str
@@ -38,10 +38,10 @@ class Address:
 
 
 def parse_address(text: str, kind: Kind, *, any_port: bool = False) -> Address:
-    """The address a server is told. The port is what follows the last colon.
+    """Parses a server's address. The port follows the last colon.
 
     Args:
-        any_port: 0 is allowed and stands for a free port.
+        any_port: allow 0, which stands for a free port.
 
     Raises:
         ConfigError: with MindSpore Serving's text.

@@ -1,4 +1,4 @@
-"""Listeners: an application behind an address, with TLS, from its start to its stop."""
+"""Listeners: serve an application at an address, with TLS, from start to stop."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ log = logging.getLogger("inflight.grpc")
 BACKLOG = 2048
 _TLS_HANDSHAKE_TIMEOUT = 20.0
 _TLS_GOODBYE = 0.25
-"""Seconds that an idle TLS client has to answer the goodbye before it is cut."""
+"""Seconds for an idle TLS client to answer the closing alert before it is cut."""
 STALLED = 5.0
-"""Seconds in which a client takes no byte of what waits for it, after which a listener that stops cuts it."""
+"""Seconds without a byte taken by a client, after which a listener that stops cuts it."""
 _DISCONNECT = 1.0
 """Seconds that an application has to end by itself once its client is cut."""
 _TURN = 0.01
@@ -43,18 +43,18 @@ _NGHTTP2 = "inflight.wire.grpc.nghttp2_engine"
 
 
 class Listener(Protocol):
-    """Accepts connections from its making until `close`.
+    """Accepts connections from its creation until `close`.
 
     Attributes:
-        address: as it was asked for, with the real port where that was 0.
+        address: as configured, with the real port in place of 0.
     """
 
     address: str
 
     async def close(self, grace: float) -> None:
-        """Stops accepting, closes idle connections, lets requests in flight finish, then cuts what is left.
+        """Stops accepting, closes idle connections, lets requests in flight finish, then cuts the rest.
 
-        A client that takes nothing of its answer for `STALLED` seconds is cut before the grace is over.
+        A client that takes no byte of its answer for `STALLED` seconds is cut before the grace is over.
         No connection, task or socket file is left when it returns. Calling it again does nothing.
 
         Args:
@@ -62,7 +62,7 @@ class Listener(Protocol):
         """
 
     def forget(self) -> None:
-        """Removes the socket's file, where there is one: the process ends at once. May be called from any thread."""
+        """Removes the socket's file, if any, before the process exits at once. May be called from any thread."""
 
 
 class Accepting(Protocol):
@@ -116,16 +116,16 @@ class SocketListener:
 
 
 class _StallWatch:
-    """Cuts connections whose clients take nothing, while a listener stops."""
+    """Cuts connections whose clients do not read, while a listener stops."""
 
     def __init__(self, shared: OpenConnections) -> None:
         self._shared = shared
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[Connection, tuple[int, float]] = {}  # bytes that wait, and since when so many
+        self._waiting: dict[Connection, tuple[int, float]] = {}  # unsent bytes, and since when their number is the same
         self._looked = 0.0
 
     def busy(self) -> bool:
-        """Whether a connection has a request in flight; those whose clients have stalled are cut."""
+        """Whether a connection has a request in flight. Cuts those whose clients have stalled."""
         now = self._loop.time()
         if now - self._looked >= STALLED / 10:
             self._looked = now
@@ -145,23 +145,23 @@ class _StallWatch:
 
 
 def _unsent(transport: asyncio.Transport) -> int:
-    """Bytes that wait for a client, the kernel's with them; 0 where the kernel has taken all."""
+    """Bytes that wait for a client, the kernel's included; 0 if the kernel has taken all."""
     size = transport.get_write_buffer_size()
     peer = transport.get_extra_info("socket") if size else None
     if peer is None or transport.is_closing():
         return size
     try:
         queued = fcntl.ioctl(peer.fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:  # not known of such a socket
+    except OSError:  # not supported for this kind of socket
         return size
     return size + int(struct.unpack("i", queued)[0])
 
 
 async def _wait_while(busy: Callable[[], bool], seconds: float) -> None:
-    """Returns when `busy` is false or `seconds` are over. It polls, which only a listener that stops pays for."""
+    """Returns when `busy` is false or `seconds` are over. Polls, because only a listener that stops needs it."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
-    await asyncio.sleep(0)  # closed transports say so in the loop's next turn
+    await asyncio.sleep(0)  # closed transports report it in the loop's next turn
     while busy() and loop.time() < until:
         await asyncio.sleep(min(_TURN, until - loop.time()))
 
@@ -175,11 +175,11 @@ def success_line(kind: Kind, address: str) -> str:
 async def listen_http(
     app: App, config: ListenConfig, *, limits: HttpLimits | None = None, allocate: Allocate | None = None
 ) -> SocketListener:
-    """Serves an ASGI application over HTTP/1.1, and over TLS where the configuration has it.
+    """Serves an ASGI application over HTTP/1.1, with TLS if configured.
 
     Args:
-        limits: other bounds than the default ones with the configuration's size limit.
-        allocate: gives the buffers of large bodies, for instance in shared memory.
+        limits: replaces the default limits and the configuration's size limit.
+        allocate: allocates the buffers of large bodies, for instance in shared memory.
 
     Raises:
         ConfigError: the address or a TLS file is wrong.
@@ -212,8 +212,8 @@ async def listen_grpc(
     """Serves gRPC calls over HTTP/2: prior knowledge, or ALPN `h2` over TLS.
 
     Args:
-        engine: who speaks HTTP/2, one of `inflight.config.GRPC_ENGINES`.
-        first_byte_timeout: seconds after which a peer that has said nothing is cut.
+        engine: the HTTP/2 implementation, one of `inflight.config.GRPC_ENGINES`.
+        first_byte_timeout: seconds after which a peer that has sent nothing is cut.
 
     Raises:
         ConfigError: the address or the engine is wrong.
@@ -237,7 +237,7 @@ async def listen_grpc(
 
 
 def auto_engine() -> str:
-    """The engine that `auto` stands for: `nghttp2` where the package was built with it, else `grpcio`."""
+    """The engine of `auto`: `nghttp2` if the package was built with it, else `grpcio`."""
     try:
         importlib.import_module(_NGHTTP2)
     except ImportError as error:
@@ -287,7 +287,7 @@ async def _listen(
         else:
             sockets = await bind_tcp(address)
             address = Address(address.host, sockets[0].getsockname()[1])
-    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that no resolver takes
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         raise cannot_start(kind, address, error) from None
     servers: list[Accepting] = []
     for bound in sockets:

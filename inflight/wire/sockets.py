@@ -1,4 +1,4 @@
-"""Sockets to listen on: bound to a host's addresses or to a unix socket's file, and the words where that fails."""
+"""Binds listening sockets to a host's addresses or to a unix socket's file, and words the errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SocketFile:
 
 
 async def bind_tcp(address: Address) -> list[socket.socket]:
-    """A bound socket for every address the host has; one that the machine cannot use is left out if others can.
+    """A bound socket for every address of the host. Addresses that the machine cannot use are skipped if others work.
 
     Raises:
         OSError: none could be bound, or a port is taken.
@@ -73,10 +73,10 @@ def _tcp_socket(family: int, name: tuple[object, ...]) -> socket.socket:
 
 
 def bind_unix(path: str) -> socket.socket:
-    """A socket bound to a file, whose folder is made where there is none.
+    """A socket bound to a file, whose folder is created if it is missing.
 
     Raises:
-        OSError: the path is taken by a live server or by another file, or cannot be made.
+        OSError: the path is taken by a live server or by another file, or cannot be created.
     """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -107,7 +107,7 @@ def _is_stale(path: str) -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the file; None where there is no file."""
+    """Device and inode of the file; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:

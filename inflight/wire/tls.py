@@ -14,10 +14,10 @@ def server_context(config: TlsConfig, protocol: str) -> ssl.SSLContext:
     """The context of one listener.
 
     Args:
-        protocol: what ALPN offers, `http/1.1` or `h2`.
+        protocol: the protocol that ALPN offers, `http/1.1` or `h2`.
 
     Raises:
-        ConfigError: a file cannot be read or is not what it should be, with MindSpore Serving's text.
+        ConfigError: a file cannot be read or has the wrong content, with MindSpore Serving's text.
     """
     if config.verify_client and config.custom_ca is None:
         raise ConfigError("Serving Error: verify_client needs custom_ca, the certificate that signs the clients'")

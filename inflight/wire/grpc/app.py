@@ -1,4 +1,4 @@
-"""What a gRPC port offers: procedures by path, the limit of a message, and whose calls are taken."""
+"""The application of a gRPC port: procedures by path, the message size limit, and the API key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from inflight.wire.grpc.status import UNAUTHENTICATED, GrpcError
 
 
 class GrpcApp:
-    """The procedures of a gRPC port, for whatever engine serves them.
+    """The procedures of a gRPC port, independent of the engine that serves them.
 
     Attributes:
         rpcs: by path, `/package.Service/Method`.

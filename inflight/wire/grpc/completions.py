@@ -1,12 +1,12 @@
-"""Events of grpc's C core on an event loop.
+"""Delivers events of grpc's C core on an event loop.
 
-The core puts what has happened into a completion queue. A thread waits there for the first event, wakes the loop and
-pauses; the loop then takes the events that are there, a bounded number in each of its turns, and lets the thread wait
-again after a turn without one. So a busy server switches threads once for many events, and all Python runs on the
-loop. `grpc.aio` makes some five tasks and futures for a call instead: a third of the calls per second.
+The core puts events into a completion queue. A thread waits there for the first one, wakes the loop and pauses; the
+loop then takes the queued events, a bounded number per turn, and lets the thread wait again after a turn without any.
+So a busy server switches threads once for many events, and all Python runs on the loop. `grpc.aio` makes some five
+tasks and futures per call instead, and reaches a third of the calls per second.
 
-`cygrpc` is the layer that grpcio's own synchronous server is written on. It is not documented, but has kept its form
-for years (grpcio 1.60 to 1.85).
+`cygrpc` is the layer under grpcio's own synchronous server. It is not documented, but has been stable for years (grpcio
+1.60 to 1.85).
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from grpc._cython import cygrpc
 EVENTS_A_TURN = 256
 """Events that are handled before the loop does something else."""
 REST = 0.002
-"""Seconds between two looks of the loop while calls are held. Otherwise each event of a crowd of refused callers would
+"""Seconds between two polls of the loop while calls are held. Otherwise each event of a crowd of refused callers would
 wake the thread, which costs more than the rest of a refusal."""
 _NOTHING = cygrpc.CompletionType.queue_timeout
 _THE_END = cygrpc.CompletionType.queue_shutdown
 _logger = logging.getLogger("inflight.grpc")
 
 Tag: TypeAlias = "Callable[[Any], object]"
-"""Called with the event of what was begun with it; events have `success` and what their kind brings."""
+"""Callback of an operation, called with its event, which has `success` and the fields of its kind."""
 
 
 class Completions:
-    """A completion queue whose events are told on an event loop: each event's tag is called with it.
+    """A completion queue. Each event's tag is called with the event on the event loop.
 
     Attributes:
-        queue: to begin things with.
+        queue: grpc's queue, on which operations are begun.
     """
 
     def __init__(self, failed: Callable[[], object], rests: Callable[[], bool] = lambda: False) -> None:
-        """Args: failed: called for an event that the core's Python layer could not make; its tag is lost.
-        rests: whether events may wait for a moment.
+        """Args: failed: called for an event that the core's Python layer could not build; its tag is lost.
+        rests: returns whether events may wait for a moment (`REST`).
         """
         self.queue = cygrpc.CompletionQueue()
         self._loop = asyncio.get_running_loop()
@@ -53,13 +53,13 @@ class Completions:
         self._thread.start()
 
     async def close(self) -> None:
-        """Tells the events that are left, and returns when there will be none. Nothing may be begun any more."""
+        """Delivers the remaining events and returns after the last one. No operation may be begun any more."""
         self.queue.shutdown()
         await self._ended
         self._thread.join()
 
     def _watch(self) -> None:
-        """The thread: waits for an event while the loop does not look."""
+        """Runs in the thread: waits for an event while the loop does not poll."""
         while True:
             event = self._next(None)
             over = event is not None and event.completion_type == _THE_END
@@ -67,7 +67,7 @@ class Completions:
                 self._loop.call_soon_threadsafe(self._tell, event)
             except RuntimeError:  # the loop was closed without us
                 return
-            del event  # the call in it must not live on here
+            del event  # else it would keep its call alive here
             if over:
                 return
             self._turn.acquire()
@@ -89,7 +89,7 @@ class Completions:
             else:
                 try:
                     event.tag(event)
-                except Exception:  # whatever it was, the others are waiting
+                except Exception:  # other events are waiting
                     _logger.exception("unhandled error")
             left -= 1
             if not left:
@@ -103,9 +103,9 @@ class Completions:
             self._turn.release()
 
     def _next(self, deadline: float | None) -> Any:
-        """The next event; `_NOTHING` where the deadline comes first; None for one that cannot be made."""
+        """The next event; `_NOTHING` if the deadline comes first; None for an event that cannot be built."""
         try:
             return self.queue.poll(deadline)
-        except Exception:  # it decodes what a stranger sent
+        except Exception:  # it decodes bytes from clients
             _logger.exception("an event of grpc's core is lost")
             return None

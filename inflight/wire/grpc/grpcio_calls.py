@@ -1,7 +1,7 @@
 """gRPC calls on grpc's C core: the application's procedures over the core's operations.
 
-The core does HTTP/2, compression, deadlines and the limit of received messages. A call is the operations that are begun
-for it, each told by one event: its end (which may be a cancellation) from the start, one message at a time, the reply.
+The core does HTTP/2, compression, deadlines and the limit of received messages. A call consists of operations, each of
+which ends with one event: its end (or cancellation), awaited from the start, one message at a time, and the reply.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from inflight.wire.grpc.status import (
 )
 
 MAX_CALLS = 16_384
-"""Calls that may be open at once. For a further one the call is cut that has waited longest for its caller; where
-handlers run for all of them, it is refused."""
+"""Calls that may be open at once. For a further one, the call that has waited longest for its caller is cut; if
+handlers run for all of them, the new one is refused."""
 READ_TIMEOUT = 100.0
 """Seconds for a call's one request."""
 WRITE_TIMEOUT = 60.0
-"""Seconds in which a caller must take the end of its call, and a second more for every `MIN_RATE` bytes of it."""
+"""Seconds for a caller to receive the end of its call, plus a second for every `MIN_RATE` bytes of it."""
 MIN_RATE = 64 * 1024
 MAX_WAITING = 256 << 20
 """Bytes of replies that may wait for one connection, or four of the largest messages."""
@@ -46,7 +46,7 @@ _LARGE = 64 * 1024
 _ASKED = 64
 """Calls that the core may hand over before it is asked for more."""
 _AFTER_DEADLINE = 0.02
-"""Seconds after a call's deadline at which its handler may give up by itself: the core's end must come first."""
+"""Seconds after a call's deadline at which its handler may time out: the core must end the call first."""
 _FOREVER = 1e12
 _SWEEP = 10.0
 
@@ -56,11 +56,11 @@ class Calls:
 
     def __init__(self, app: GrpcApp) -> None:
         self.running: dict[Call, None] = {}
-        """Those whose handlers run."""
+        """Calls whose handlers run, or that are held."""
         self.idle: dict[Call, None] = {}
-        """Those that wait for their callers: for the request, or to take the end."""
+        """Calls that wait for their callers to send the request or to receive the end."""
         self.held = 0
-        """How many wait for their turn at a language model."""
+        """Number of calls that wait for their turn at a language model."""
         self.stopping = False
         self.loop = asyncio.get_running_loop()
         self._app = app
@@ -72,7 +72,7 @@ class Calls:
         self._queue: Any = None
 
     def serve(self, server: Any, completions: Completions) -> None:
-        """Takes the calls of a server that has been started."""
+        """Begins to take the calls of a started server."""
         self._server, self._queue = server, completions.queue
         for _ in range(_ASKED):
             self.ask()
@@ -83,7 +83,7 @@ class Calls:
             self._server.request_call(self._queue, self._queue, self._begin)
 
     def stop(self) -> None:
-        """No call begins any more. What runs goes on, what only waits for a further request ends."""
+        """Takes no further call. Running work goes on; calls that only wait for a further request end."""
         self.stopping = True
         if self._sweeping is not None:
             self._sweeping.cancel()
@@ -92,11 +92,11 @@ class Calls:
                 call.stop()
 
     def forget(self) -> None:
-        """The server is gone: its descriptors must not wait for a collection of garbage."""
+        """Drops the server, so that its descriptors are closed without waiting for the garbage collector."""
         self._server = self._queue = None
 
     def reserve(self, call: Any, size: int) -> bytes | None:
-        """Counts a large reply as waiting for its caller. Gives what `release` wants; None where nothing is counted.
+        """Counts a large reply as waiting for its caller. Returns the argument `peer` of `release`; None: not counted.
 
         Raises:
             GrpcError: RESOURCE_EXHAUSTED, the caller has not read its earlier replies.
@@ -113,7 +113,7 @@ class Calls:
         return name
 
     def checked(self, reply: Message) -> bytes:
-        """A reply's bytes.
+        """A reply's bytes, within the limit.
 
         Raises:
             GrpcError: RESOURCE_EXHAUSTED, it is over the limit.
@@ -123,13 +123,13 @@ class Calls:
         return data
 
     def release(self, peer: bytes, size: int) -> None:
-        """The reply is out of the house."""
+        """Uncounts a reply that was sent."""
         self._waiting[peer] -= size
         if not self._waiting[peer]:
             del self._waiting[peer]
 
     def _begin(self, event: Any) -> None:
-        """The core has a new call."""
+        """Serves a new call of the core."""
         if not event.success:  # the server stops
             return
         self.ask()
@@ -169,10 +169,10 @@ class Call:
 
     Attributes:
         path: of its method.
-        resting: it waits for the next one of a stream of requests.
+        resting: it waits for the next request of a stream.
         held: it waits for its turn at a language model.
         due: loop time until which it may wait for its caller.
-        task: of its handler, while that runs.
+        task: its handler's task, while that runs.
     """
 
     __slots__ = (
@@ -207,8 +207,8 @@ class Call:
         self._rpc: Any = None
         self._deadline = _FOREVER
         self._started = False
-        self._ended = False  # the end is on its way
-        self._lost = False  # for the core it has ended
+        self._ended = False  # its end has been sent
+        self._lost = False  # it has ended in the core
         call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
 
     def start(self, rpc: Rpc, deadline: float) -> None:
@@ -226,12 +226,12 @@ class Call:
             self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._arrived)
 
     def refuse(self, status: GrpcError) -> None:
-        """Ends the call with a status, unless its end is on its way."""
+        """Ends the call with a status, unless its end has been sent already."""
         if not self._ended:
             self._end((), status.code, short_message(str(status)).encode())
 
     def stop(self) -> None:
-        """Its handler may not go on."""
+        """Cancels its handler, or its wait for a turn."""
         if self.task is not None:
             self.task.cancel()
         elif self.held is not None:
@@ -240,7 +240,7 @@ class Call:
             self.refuse(_stopping())
 
     def cut(self) -> None:
-        """Ends a call that waits too long for its caller."""
+        """Ends the call because it waits too long for its caller."""
         self._calls.idle.pop(self, None)
         self._call.cancel()
 
@@ -248,26 +248,26 @@ class Call:
         self.due = self._calls.loop.time() + seconds
         self._calls.idle[self] = None
 
-    # What the core tells
+    # Called with the core's events
 
     def _closed(self, event: Any) -> None:
-        """The call is over for the core: it was answered, its caller left, or its time is up."""
+        """The call has ended in the core: it was answered, its caller left, or its time is up."""
         self._calls.idle.pop(self, None)
         if event.batch_operations[0].cancelled():
             self._lost = True
             self.stop()
 
     def _arrived(self, event: Any) -> None:
-        """The one request of a call is there, or will not come."""
+        """The call's one request has been received, or will not come."""
         self._calls.idle.pop(self, None)
         data = event.batch_operations[0].message()
         if data is None or self._lost:
             self.refuse(GrpcError(INTERNAL, "the request holds no message"))
         elif not self._hold(data):
-            self._run(data if self._parsed is None else b"")  # a generation takes long, and the message is large
+            self._run(data if self._parsed is None else b"")  # a long generation must not keep a large message
 
     def _hold(self, data: bytes) -> bool:
-        """Whether the call waits for its turn, or has ended."""
+        """Makes the call wait for its turn if it must. Returns True if it waits or has been refused."""
         rpc = self._rpc
         if not isinstance(rpc, UnaryRpc) or rpc.hold is None:
             return False
@@ -284,7 +284,7 @@ class Call:
         return True
 
     def _turn(self, kept: Arrival | None) -> None:
-        """Its turn has come. Args: kept: a place; None: there is none."""
+        """Serves or refuses the call at its turn. Args: kept: the place reserved for it; None: refuse it."""
         request = self._parsed
         self._let_go()
         if kept is not None:
@@ -299,13 +299,13 @@ class Call:
             self._end((cygrpc.SendMessageOperation(reply, 0),), OK, b"", len(reply))
 
     def _let_go(self) -> None:
-        """Ends the hold of the call."""
+        """The call waits no longer for its turn."""
         self._calls.held -= 1
         self.held = self._parsed = None
         self._calls.running.pop(self, None)
 
     def _sent(self, _event: Any) -> None:
-        """The core has sent the end of the call, which may not have arrived."""
+        """The core has sent the end of the call. The caller may not have received it yet."""
         self._calls.idle.pop(self, None)
 
     # The handler
@@ -325,7 +325,7 @@ class Call:
             self.refuse(_stopping())
 
     def _request(self, rpc: Rpc) -> Message:
-        """The one request of a call, whose bytes go."""
+        """The call's parsed request; its bytes are dropped."""
         if self._parsed is not None:
             request, self._parsed = self._parsed, None
             return request
@@ -334,7 +334,7 @@ class Call:
         return parse(rpc, data)
 
     async def _handle(self) -> None:
-        """The handler; its errors become statuses."""
+        """Runs the handler; its errors become statuses."""
         peer.set(self._call.peer)
         try:
             if isinstance(self._rpc, UnaryRpc):
@@ -365,7 +365,7 @@ class Call:
         self._end((), OK, b"")
 
     async def _requests(self, rpc: StreamRpc) -> AsyncIterator[Message]:
-        """The messages of a stream of requests, each read only when it is asked for; none once the server stops."""
+        """The messages of a stream of requests, each read when the handler asks for it; none once the server stops."""
         while not self._calls.stopping:
             self.resting = True
             read = cygrpc.ReceiveMessageOperation(0)
@@ -375,7 +375,7 @@ class Call:
             del read
             if self._data is None:
                 return
-            yield self._request(rpc)  # in no variable: this waits until the request is answered
+            yield self._request(rpc)  # no variable keeps the message while it is being answered
         raise _stopping()
 
     async def _write(self, data: bytes) -> None:
@@ -384,7 +384,7 @@ class Call:
             raise asyncio.CancelledError
 
     async def _done(self, operation: Any) -> bool:
-        """Begins an operation and waits for its end; whether it succeeded."""
+        """Begins an operation and waits for its end; returns whether it succeeded."""
         future: asyncio.Future[bool] = self._calls.loop.create_future()
 
         def done(event: Any) -> None:  # which knows `done`: kept in the future, all would wait for the collector
@@ -395,7 +395,7 @@ class Call:
         return await future
 
     def _end(self, before: tuple[Any, ...], code: int, text: bytes, size: int = 0, peer: bytes | None = None) -> None:
-        """Sends the call's status, and what goes before it, as one batch."""
+        """Sends the operations `before` and the call's status as one batch."""
         self._ended = True
         self._wait(WRITE_TIMEOUT + size / MIN_RATE)
         head = () if self._started else (cygrpc.SendInitialMetadataOperation(None, 0),)

@@ -1,16 +1,16 @@
 """The gRPC door on grpcio's C core, for builds without nghttp2.
 
 The core does HTTP/2, TLS, compression, deadlines and the limit of received messages; procedures and statuses are those
-of the other engine. Some of the core's habits are not a server's here (grpcio 1.85):
+of the other engine. Some behaviour of the core (grpcio 1.85) does not suit a server:
 
 - it binds a port that another process listens on, and reports success where only one of a host name's addresses could
   be bound. Here the addresses are bound once before the core binds them;
 - it unlinks the file of a unix socket before it binds and when it stops, even if another process made the file. Here
   the core's socket has a name of its own, and is then renamed to the one that was asked for;
-- it closes channels that send keep-alive pings oftener than every five minutes.
+- it closes channels that send keep-alive pings more often than every five minutes. Here any rate is allowed.
 
-Two are left as they are: 0.0.0.0 and [::] both mean all addresses of both families, and a POST of any content type is
-read as a call.
+Two things are left as they are: 0.0.0.0 and [::] both mean all addresses of both families, and a POST of any content
+type is read as a call.
 """
 
 from __future__ import annotations
@@ -127,25 +127,25 @@ async def listen_grpcio(
         failure = cannot_start(GRPC, address, error)
     else:
         return listener
-    raise failure  # here, since the error holds grpcio's server, which must not outlive the loop
+    raise failure  # outside of `except`, whose error holds grpcio's server, which must not outlive the loop
 
 
 def _options(max_message_bytes: int, first_byte_timeout: float) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # checked here, where the text is ours
+        ("grpc.max_send_message_length", -1),  # `check_reply` checks it, with our own text
         ("grpc.server_handshake_timeout_ms", round(first_byte_timeout * 1000)),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.server.max_pending_requests", MAX_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING),
-        ("grpc.http2.max_ping_strikes", 0),  # clients may ping as they like
-        ("grpc.keepalive_permit_without_calls", 1),  # every two hours: finds the peers that are gone
+        ("grpc.http2.max_ping_strikes", 0),  # clients may ping at any rate
+        ("grpc.keepalive_permit_without_calls", 1),  # the server's own pings every two hours detect lost peers
     ]
 
 
 def _port_opener(server: Any, tls: TlsConfig | None) -> Callable[[str], int]:
-    """Gives what binds an address and tells the port; it raises RuntimeError where that fails."""
+    """Returns a function that binds an address and returns its port, or raises RuntimeError."""
     credentials = None
     if tls is not None:
         pair = (Path(tls.private_key).read_bytes(), Path(tls.certificate).read_bytes())
@@ -162,7 +162,7 @@ def _port_opener(server: Any, tls: TlsConfig | None) -> Callable[[str], int]:
 
 
 async def _check_free(address: Address) -> list[str]:
-    """Binds an address and lets it go: the error tells why it cannot be had, which grpcio's does not.
+    """Binds an address and releases it: unlike grpcio's error, this one says why it cannot be bound.
 
     Returns:
         The addresses of the host.

@@ -1,4 +1,4 @@
-"""gRPC's messages: decompression, and limits of their sizes."""
+"""gRPC messages: decompression and size limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inflight.wire.grpc.status import INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTE
 _WBITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 _ACCEPT = (b"grpc-accept-encoding", b"identity,deflate,gzip")
 _SMALL = 4 * 1024
-"""Compressed messages up to this size are opened on the event loop: at deflate's best they are 4 MiB."""
+"""Compressed messages up to this size are decompressed on the event loop, to 4 MiB at most with deflate."""
 
 
 class Framed(NamedTuple):
@@ -22,7 +22,7 @@ class Framed(NamedTuple):
 
 
 def check_reply(size: int, limit: int) -> None:
-    """Whether a reply of so many bytes may be sent.
+    """Checks the size of a reply in bytes.
 
     Raises:
         GrpcError: RESOURCE_EXHAUSTED, it is over the limit.
@@ -32,10 +32,10 @@ def check_reply(size: int, limit: int) -> None:
 
 
 def check_encoding(encoding: bytes) -> None:
-    """Whether messages in this `grpc-encoding` can be read.
+    """Checks that messages in this `grpc-encoding` can be read.
 
     Raises:
-        GrpcError: UNIMPLEMENTED, with the encodings that can.
+        GrpcError: UNIMPLEMENTED, with the supported encodings.
     """
     if encoding not in _WBITS and encoding != b"identity":
         text = f"grpc-encoding {encoding!r} is not supported, use identity, deflate or gzip"
@@ -43,10 +43,10 @@ def check_encoding(encoding: bytes) -> None:
 
 
 async def opened(framed: Framed, encoding: bytes, limit: int) -> bytes:
-    """The message's own bytes; larger compressed ones are opened off the event loop.
+    """The message's bytes, decompressed; larger compressed messages are decompressed off the event loop.
 
     Raises:
-        GrpcError: INTERNAL, it is not what `encoding` says; RESOURCE_EXHAUSTED, it grows over the limit.
+        GrpcError: INTERNAL, it is not in this encoding; RESOURCE_EXHAUSTED, it decompresses to more than the limit.
     """
     if not framed.compressed:
         return framed.data

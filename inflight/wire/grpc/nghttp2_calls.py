@@ -40,8 +40,8 @@ class Connection(Protocol):
     """The connection of a call.
 
     Attributes:
-        stopping: a stream of requests takes no further one.
-        calls: those whose handlers run, by their streams.
+        stopping: streams of requests take no further request.
+        calls: the calls that are being served or held, by stream.
     """
 
     session: _http2.Session
@@ -52,7 +52,7 @@ class Connection(Protocol):
     calls: dict[int, Call | QuickCall | HeldCall]
 
     def name(self) -> object:
-        """Tells the connection from others."""
+        """A key that no other connection has."""
 
     def flush(self) -> None:
         """Sends the session's bytes at the end of the loop's turn."""
@@ -63,7 +63,7 @@ class Head(NamedTuple):
 
     Attributes:
         deadline: loop time at which the caller gives up.
-        encoding: `grpc-encoding` where it is not identity.
+        encoding: `grpc-encoding` if it is not identity.
     """
 
     path: str
@@ -76,7 +76,7 @@ def serve(connection: Connection, stream: int, head: Head, framed: Framed | None
     """Serves a call in the cheapest way that its procedure allows.
 
     Args:
-        framed: its one message; None for a stream of them.
+        framed: its one request message; None for a stream of requests.
     """
     rpc, request = head.rpc, None
     if isinstance(rpc, UnaryRpc) and framed is not None and not framed.compressed and head.encoding is None:
@@ -107,13 +107,13 @@ class QuickCall:
         self._over = False
 
     def begin(self, begin: Begin, request: Message) -> bool:
-        """Begins the work. False where it is for a `Call`."""
+        """Begins the work. Returns False if a `Call` must serve the request."""
         connection, deadline = self._connection, self._head.deadline
         if deadline is not None:
             self._expiry = connection.loop.call_at(deadline, self._expire)
         try:
             cancel = begin(request, seconds_left(connection, deadline), self._done)
-        except Exception as error:  # as a task's
+        except Exception as error:  # becomes a status, as in `Call`
             self._done(error)
             return True
         if cancel is None:
@@ -125,13 +125,13 @@ class QuickCall:
         return True
 
     def cancel(self) -> None:
-        """The caller has left."""
+        """Cancels the work: the caller has left."""
         self._end()
         if self._cancel is not None:
             self._cancel()
 
     def stop(self) -> None:
-        """The server stops, and waits for it."""
+        """Does nothing: a server that stops waits for the answer."""
 
     def _done(self, result: Message | Exception) -> None:
         if self._over:
@@ -171,7 +171,7 @@ class HeldCall:
         self._expiry: asyncio.TimerHandle | None = None
 
     def hold(self, hold: Hold, request: Message) -> bool:
-        """Puts the call in line. False where it need not wait."""
+        """Puts the call in line. Returns False if it need not wait."""
         connection = self._connection
         self._caller = hold(request, connection.name, self._turn)
         if self._caller is None:
@@ -183,13 +183,13 @@ class HeldCall:
         return True
 
     def cancel(self) -> None:
-        """The caller has left."""
+        """Leaves the line: the caller has left."""
         if self._caller is not None:
             self._caller.leave()
         self._end()
 
     def stop(self) -> None:
-        """The server stops: its turn will not come."""
+        """Ends the call: the server stops before its turn."""
         self._leave(stopping())
 
     def _leave(self, status: GrpcError) -> None:
@@ -197,7 +197,7 @@ class HeldCall:
         refuse(self._connection, self._stream, status)
 
     def _turn(self, kept: Arrival | None) -> None:
-        """Its turn has come. Args: kept: a place; None: there is none."""
+        """Serves or refuses the call at its turn. Args: kept: the place reserved for it; None: refuse it."""
         request, connection = self._request, self._connection
         self._end()
         assert request is not None
@@ -246,8 +246,8 @@ class Call:
         kept: Arrival | None = None,
     ) -> None:
         """Args:
-        framed: its one message, where that is not `parsed`; neither for a stream of them.
-        kept: the place at a language model that it has waited for.
+        framed: its one request message, unless it is given as `parsed`; both are None for a stream of requests.
+        kept: the place at a language model that was reserved for it.
         """
         self._connection = connection
         self._stream = stream
@@ -256,8 +256,8 @@ class Call:
         self._parsed = parsed
         self._kept = kept
         self._inbox: deque[Framed | GrpcError | None] | None = None
-        self._news: asyncio.Future[None] | None = None  # it waits for the next of a stream of requests
-        self._room: asyncio.Future[None] | None = None  # it waits until the caller has taken replies
+        self._news: asyncio.Future[None] | None = None  # awaited by the handler for the next request of a stream
+        self._room: asyncio.Future[None] | None = None  # awaited by the handler until the caller has taken replies
         self._timer: asyncio.TimerHandle | None = None
         self._expired = False
         self._started = False
@@ -265,28 +265,28 @@ class Call:
         self._task = connection.loop.create_task(self._run())
         connection.tasks.add(self._task)
 
-    # What the connection tells
+    # Called by the connection
 
     def put(self, item: Framed | GrpcError | None) -> None:
-        """The next of a stream of requests, why there is none, or None for its end."""
+        """Takes the next request of a stream, the error that ends it, or None for its end."""
         if self._inbox is None:
             self._inbox = deque()
         self._inbox.append(item)
         _wake(self._news)
 
     def drained(self) -> None:
-        """The caller has taken most of the replies."""
+        """Wakes the handler: the caller has taken most of the replies."""
         _wake(self._room)
 
     def stop(self) -> None:
-        """The server stops: what runs goes on, what only waits for a further request ends."""
+        """The server stops. Running work goes on; a call that only waits for a further request ends."""
         if self._news is not None:
             self.cancel()
 
     def cancel(self) -> None:
-        """The caller has left."""
+        """Cancels the handler: the caller has left."""
         self._task.cancel()
-        if not self._started:  # then not a line of it runs
+        if not self._started:  # a task cancelled before its start runs no code at all
             self._forget()
 
     def _forget(self) -> None:
@@ -300,7 +300,7 @@ class Call:
     # The handler
 
     async def _run(self) -> None:
-        """The handler; its errors become statuses."""
+        """Runs the handler; its errors become statuses."""
         self._started = True
         head, connection = self._head, self._connection
         peer.set(connection.name)
@@ -311,7 +311,7 @@ class Call:
             if isinstance(head.rpc, UnaryRpc):
                 request = await self._request()
                 work = head.rpc.handler(request, seconds)
-                del request  # the work has what it needs, and may take long
+                del request  # frees its memory: the work may take long
                 answer(connection, self._stream, await work)
             else:
                 await self._answer_stream(head.rpc, seconds)
@@ -344,7 +344,7 @@ class Call:
         self._connection.flush()
 
     async def _requests(self) -> AsyncIterator[Message]:
-        """The messages of a stream of requests, each opened only when it is asked for."""
+        """The messages of a stream of requests, each decompressed only when the handler asks for it."""
         if self._head.encoding is not None:
             check_encoding(self._head.encoding)
         if self._inbox is None:
@@ -368,10 +368,10 @@ class Call:
             self._framed = item
             del item
             parsed = [await self._request()]
-            yield parsed.pop()  # in no variable: this waits until the request is answered
+            yield parsed.pop()  # no variable keeps the message while it is being answered
 
     async def _request(self) -> Message:
-        """The message that has come, which is kept no longer."""
+        """The received message, which this call then no longer keeps."""
         framed, self._framed = self._framed, None
         parsed, self._parsed = self._parsed, None
         if parsed is not None:
@@ -391,7 +391,7 @@ class Call:
 
 
 def checked(connection: Connection, reply: Message) -> bytes:
-    """A reply's bytes.
+    """A reply's bytes, within the limit.
 
     Raises:
         GrpcError: RESOURCE_EXHAUSTED, it is over the limit.
@@ -414,7 +414,7 @@ def answer(connection: Connection, stream: int, reply: Message) -> None:
 
 
 def refuse(connection: Connection, stream: int, status: GrpcError) -> None:
-    """Ends a call with a status, unless its end is on its way."""
+    """Ends a call with a status, unless its end has been sent already."""
     headers = [(name.decode(), value.decode()) for name, value in status.headers]
     connection.session.finish(stream, status.code, encode_message(str(status)), headers)
     connection.flush()

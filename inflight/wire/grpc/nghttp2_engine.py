@@ -28,7 +28,7 @@ MAX_REPLIES = 256 << 20
 MAX_REQUESTS = 256 << 20
 """Bytes of requests that may wait on one connection, or four of the largest messages."""
 STREAM_WINDOW = 4 << 20
-"""Bytes of one request that may be on their way."""
+"""HTTP/2 receive window of one request, in bytes."""
 CONNECTION_WINDOW = 16 << 20
 READ_TIMEOUT = 100.0
 """Seconds for a call's one request, and a second more for every `MIN_RATE` bytes of it."""
@@ -36,14 +36,14 @@ WRITE_TIMEOUT = 60.0
 """Seconds in which a client must read some of the bytes that wait in its socket, or of a finished answer."""
 MIN_RATE = 64 * 1024
 RETIRE_TIMEOUT = 1.0
-"""Seconds for a client to see that the server stops; a call that it begins meanwhile is served."""
+"""Seconds for a client to notice that the server stops; a call that it begins meanwhile is served."""
 _CHUNK = 256 * 1024
-"""Bytes that are given to the socket at once."""
+"""Bytes of one write to the socket."""
 _SWEEP = 10.0
 
 
 class Door:
-    """What the connections of one listener share."""
+    """State that the connections of one listener share."""
 
     def __init__(
         self, app: GrpcApp, shared: OpenConnections, loop: asyncio.AbstractEventLoop, first_byte_timeout: float
@@ -73,7 +73,7 @@ class Door:
         self._waiting.append(connection)
 
     def watch(self) -> None:
-        """A connection is open: from now on what waits too long is looked for."""
+        """Starts the timer that cuts calls that wait too long, since a connection is open."""
         if self._sweeping is None:
             self._sweeping = self.loop.call_later(_SWEEP, self._sweep)
 
@@ -88,12 +88,12 @@ class Door:
             cast(Nghttp2Connection, connection).expire()
         if self.shared.connections:
             self.watch()
-        # Without connections no timer is left behind.
+        # Without connections the timer is not set again.
 
 
 class Nghttp2Connection(asyncio.Protocol):
-    """One gRPC channel. It has no timeout between calls: channels rest for hours. A peer that is gone is found by TCP
-    keep-alive, one that says nothing at all is cut."""
+    """One gRPC channel. It has no timeout between calls, because channels may be idle for hours. TCP keep-alive detects
+    lost peers; a client that never sends a byte is cut."""
 
     def __init__(self, door: Door) -> None:
         self.session = _http2.Session(door.native)
@@ -155,7 +155,7 @@ class Nghttp2Connection(asyncio.Protocol):
     # The calls' side
 
     def name(self) -> object:
-        """As `Connection` says."""
+        """See `Connection`."""
         return id(self)
 
     def flush(self) -> None:
@@ -165,7 +165,7 @@ class Nghttp2Connection(asyncio.Protocol):
             self._door.flush_later(self)
 
     def write(self) -> None:
-        """Gives the socket what the session has to send, as far as it takes it."""
+        """Writes the session's bytes to the socket, as far as it takes them."""
         self._flushing = False
         transport, session = self.transport, self.session
         if transport.is_closing():
@@ -180,11 +180,11 @@ class Nghttp2Connection(asyncio.Protocol):
     # The listener's side
 
     def busy(self) -> bool:
-        """Whether a call is open, or its answer on its way."""
+        """Whether a call is open or its answer is not sent completely."""
         return bool(self.session.streams) or self.transport.get_write_buffer_size() > 0
 
     def shutdown(self) -> None:
-        """Asks the client to go elsewhere, and closes when its calls in flight are done."""
+        """Asks the client to use another connection (GOAWAY), and closes when its calls in flight are done."""
         if self._retiring is not None or self.transport.is_closing():
             return
         self.stopping = True
@@ -200,7 +200,7 @@ class Nghttp2Connection(asyncio.Protocol):
         self.flush()
 
     def _retired(self) -> None:
-        """The client knows. Calls that it begins from now on are not taken."""
+        """Refuses the calls that the client begins from now on: it has had time to see the GOAWAY."""
         if self._retiring is not None and not self.transport.is_closing():
             self._retiring.cancel()
             self.session.goaway()
@@ -245,7 +245,7 @@ class Nghttp2Connection(asyncio.Protocol):
         message: bytes | None,
         compressed: bool,
     ) -> None:
-        """A call with its message, or one whose messages follow."""
+        """Serves a new call. Args: message: None if its messages follow."""
         path, rpc = self._door.routes[route]
         deadline = None
         refusal = self.app.refuses(path, key)

@@ -13,10 +13,10 @@ from inflight.admission import Arrival, Caller
 from inflight.wire.grpc.status import INTERNAL, GrpcError
 
 Unary: TypeAlias = "Callable[[Any, float | None], Awaitable[Message]]"
-"""Request and the caller's time-out in seconds (None: none) to reply."""
+"""A handler: takes a request and the caller's time-out in seconds (None: none), returns the reply."""
 Begin: TypeAlias = "Callable[[Any, float | None, Callable[[Message | Exception], None]], Callable[[], None] | None]"
 Go: TypeAlias = "Callable[[Arrival | None], None]"
-"""Called once, when the turn of a held call has come, with the place that is kept for it; None: the call is refused."""
+"""Called once at the turn of a held call, with the place reserved for it; None: the call is refused."""
 Hold: TypeAlias = "Callable[[Any, Callable[[], object], Go], Caller | None]"
 """Holds a call whose language model has no free place. Args: the request; a function that names the connection; the
 callback at its turn. Returns the caller in the model's line, to be taken out if the call ends before; None: the call
@@ -33,11 +33,11 @@ class UnaryRpc:
     """One request, one reply.
 
     Attributes:
-        parse: makes the request's message of its bytes.
-        begin: `handler` without a task, for engines that can do without one: it begins the work, which calls back once
-            with the reply or the error. Returns a function that cancels it; None: nothing was begun, the request is
-            for `handler`. It raises as `handler` does.
-        hold: makes the call wait for a place before its handler runs, for engines that can do so without a task; with
+        parse: parses the request's bytes into its message.
+        begin: alternative to `handler` for engines that need no task: it begins the work, which calls back once with
+            the reply or the error. Returns a function that cancels it; None: nothing was begun, and `handler` must
+            serve the request. Raises as `handler` does.
+        hold: makes the call wait for a place before its handler runs, in engines that can do so without a task; in
             others the handler waits.
         refusal: makes the reply to a held call that is refused; None: a status refuses it.
     """
@@ -54,7 +54,7 @@ class StreamRpc:
     """A stream of replies, to one request or to a stream of them. A handler is cancelled when its caller leaves.
 
     Attributes:
-        parse: makes a request's message of its bytes.
+        parse: parses a request's bytes into its message.
         handler: for one request.
         duplex: for a stream of requests; exactly one of the two is given.
     """
@@ -71,7 +71,7 @@ def parse(rpc: Rpc, data: bytes) -> Message:
     """A request's message.
 
     Raises:
-        GrpcError: INTERNAL, the bytes are no such message.
+        GrpcError: INTERNAL, the bytes are not such a message.
     """
     try:
         return rpc.parse(data)
@@ -80,7 +80,7 @@ def parse(rpc: Rpc, data: bytes) -> Message:
 
 
 async def close(replies: AsyncIterator[Message]) -> None:
-    """Lets a handler run its `finally` now, whatever ended the stream."""
+    """Closes a handler's stream, so that its `finally` runs now."""
     aclose = getattr(replies, "aclose", None)
     if aclose is not None:
         await aclose()

@@ -1,4 +1,4 @@
-"""gRPC statuses: the codes this server gives, and how a status travels in headers."""
+"""gRPC statuses: the codes that this server sends, and their encoding in headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNAUTHENTICATED = 16
 MAX_MESSAGE = 6 * 1024
 """Bytes of an encoded status text. Clients take 8 KiB of trailers in all and drop the call beyond it."""
 
-# All printable ASCII but the percent sign stays as it is.
+# Printable ASCII except the percent sign is not encoded.
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 _logger = logging.getLogger("inflight.grpc")
@@ -55,7 +55,7 @@ def unknown_method(path: str) -> GrpcError:
 
 
 def short_message(text: str) -> str:
-    """The text as a caller may get it: valid Unicode, at most `MAX_MESSAGE` bytes once encoded."""
+    """The text as valid Unicode, cut so that it has at most `MAX_MESSAGE` bytes once encoded."""
     return unquote(encode_message(text).decode())
 
 

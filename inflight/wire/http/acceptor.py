@@ -1,12 +1,12 @@
 """Accepts connections, and refuses requests for a full language model before the event loop has a connection.
 
 A transport, a protocol and a parser for a connection cost the event loop several times as much as a refusal. While a
-language model is full, new connections stay bare sockets: each is looked at when the line gives it a turn
-(`inflight.admission`), is refused by one system call as soon as the head of its request is here, and becomes a
-connection of the event loop only when it is let in, or when it asks for something else. With it the 99th percentile of
-refusals was 1.4 to 1.5 s where it was 1.9 to 2.1 s (`python -m bench.overload --only "reconnect 1280"`, both in turn on
-a machine that did other work too). A refused body that is still on its
-way is discarded in the kernel, a part at each turn of the connection, so that the client can read its answer.
+language model is full, new connections stay bare sockets. Each is read when the line gives it a turn
+(`inflight.admission`), is refused by one system call as soon as the head of its request is received, and becomes a
+connection of the event loop only when it is let in or its request is for something else. With it the 99th percentile of
+refusals was 1.4 to 1.5 s, without it 1.9 to 2.1 s (`python -m bench.overload --only "reconnect 1280"`, both in turn on
+a machine that did other work too). The rest of a refused body is discarded in the kernel, a part at each turn of the
+connection, so that the client can read its answer.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from inflight.wire.http.head import http_scope, response_head
 _logger = logging.getLogger("inflight.http")
 
 Connect: TypeAlias = "Callable[[Caller | None, Arrival | None], asyncio.Protocol]"
-"""Makes the protocol of a connection. Args: the client in the line; the place that is kept for its request."""
+"""Makes the protocol of a connection. Args: the client in the line; the place reserved for its request."""
 
 ACCEPTED_A_TURN = 64
 """Connections that are accepted before the loop does something else."""
 LOOKED_AT = 16 * 1024
-"""Bytes of a request that are looked at; a request whose head is larger becomes the event loop's."""
+"""Bytes of a request that are examined; a request with a larger head is given to the event loop."""
 SILENCE = 0.05
-"""Seconds after which a connection without a byte becomes one of the event loop's."""
+"""Seconds after which a connection without a byte is given to the event loop."""
 DISCARDED_A_TURN = 1 << 20
 """Bytes of one refused body that are discarded before the loop does something else."""
 FIRST_REST, LONGEST_REST = 0.01, 0.64
-"""Seconds until a refused body is looked at again of which more is to come; doubled each time that nothing came."""
+"""Seconds until an incomplete refused body is read again; doubled each time that no byte came."""
 PATIENCE = 100.0
 """Seconds without a byte of a refused body after which its connection is closed."""
 _RETRY = 0.25
@@ -50,7 +50,7 @@ _RETRY = 0.25
 _PEEK = socket.MSG_DONTWAIT | socket.MSG_PEEK
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _DISCARD = socket.MSG_DONTWAIT | (socket.MSG_TRUNC if sys.platform == "linux" else 0)
-"""On Linux TCP discards what is received with MSG_TRUNC and copies nothing (tcp(7)); elsewhere it is copied."""
+"""On Linux TCP discards bytes received with MSG_TRUNC without copying them (tcp(7)); elsewhere they are copied."""
 _scratch = bytearray(DISCARDED_A_TURN)
 
 
@@ -58,7 +58,7 @@ class Acceptor:
     """Accepts the connections of one listening socket, which it owns.
 
     Args:
-        connect: makes the protocol of a connection that becomes the event loop's.
+        connect: makes the protocol of a connection that is given to the event loop.
     """
 
     def __init__(self, bound: socket.socket, backlog: int, app: GatedApp, connect: Connect) -> None:
@@ -83,11 +83,11 @@ class Acceptor:
             visitor.close()
 
     async def wait_closed(self) -> None:
-        """Returns when every connection that was let in is the event loop's."""
+        """Returns when every connection that was let in has been given to the event loop."""
         await asyncio.gather(*self._opening, return_exceptions=True)
 
     def gate(self, parsed: _Request) -> Gate | None:
-        """The gate of the model that a request is for, if it is for one."""
+        """The gate of a request's language model; None for other requests."""
         scope = http_scope(parsed.method, parsed.url, "1.1", parsed.headers)
         return self._app.gate(scope)
 
@@ -96,7 +96,7 @@ class Acceptor:
         return self._loop.time()
 
     def open(self, visitor: _Visitor, kept: Arrival | None) -> None:
-        """Makes the connection one of the event loop's. Args: kept: a place for its first request."""
+        """Gives the connection to the event loop. Args: kept: the place reserved for its first request."""
         self._visitors.pop(visitor, None)
         self._open(visitor.socket, visitor.caller, kept)
 
@@ -145,16 +145,16 @@ class _Sight(enum.Enum):
 
     GONE = enum.auto()
     SILENT = enum.auto()
-    DROPPING = enum.auto()  # more is to come of the body of a request that was refused
+    DROPPING = enum.auto()  # the body of a refused request is incomplete
     OTHER = enum.auto()
 
 
 class _Asked(NamedTuple):
-    """A request for a language model whose head is here.
+    """A request for a language model, of which the head was received.
 
     Attributes:
         size: bytes of the whole request.
-        here: bytes of it that were looked at.
+        here: bytes of it that were examined.
         body: bytes of its body.
     """
 
@@ -166,11 +166,11 @@ class _Asked(NamedTuple):
 
 
 class _Request:
-    """The first request of a connection, as far as it is here; the parser calls the `on_` methods.
+    """The received part of a connection's first request; the parser calls the `on_` methods.
 
     Attributes:
-        length: of the body as the head announces it; None: it does not.
-        received: bytes of the body that are here.
+        length: bytes of the body as announced in the head; None: not announced.
+        received: bytes of the body that were received.
     """
 
     __slots__ = (
@@ -222,7 +222,7 @@ class _Request:
         self.complete = True
 
     def parse(self, data: bytes) -> bool:
-        """Parses the beginning of a connection's bytes; False where it is not HTTP."""
+        """Parses the beginning of a connection's bytes; returns False if it is not HTTP."""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -232,7 +232,7 @@ class _Request:
         return True
 
     def size(self, data: bytes) -> int:
-        """Bytes of the whole request at the beginning of `data`, which was parsed; 0: they are not known yet."""
+        """Size in bytes of the request at the beginning of `data`, which was parsed; 0: not known yet."""
         if self.complete:
             return len(data)
         head = data.find(b"\r\n\r\n") + 4
@@ -246,11 +246,11 @@ class _Visitor:
 
     Attributes:
         _left: bytes of a refused request that have not been read from the socket.
-        _heard: when the last of them came, in the event loop's time.
-        _rest: seconds until the next look for more of them.
-        _closing: the connection ends with the request that was refused.
-        _seen: bytes that were unread at the last look, in which it saw `_sight`.
-        _waited: the client has had `SILENCE` to say something.
+        _heard: loop time at which the last of them came.
+        _rest: seconds until the next attempt to read more of them.
+        _closing: the connection ends with the refused request.
+        _seen: unread bytes at the last look, whose result is `_sight`.
+        _waited: the client has had `SILENCE` seconds to send a byte.
     """
 
     __slots__ = ("_acceptor", "_closing", "_heard", "_left", "_rest", "_seen", "_sight", "_waited", "caller", "socket")
@@ -268,7 +268,7 @@ class _Visitor:
         self._waited = False
 
     def arrive(self, crowded: Admission) -> None:
-        """Looks at the new connection, or puts it in line. Args: crowded: a model that is full."""
+        """Handles the new connection, or puts it in line. Args: crowded: the admission of a full model."""
         sight = self._look()
         if sight is _Sight.GONE or sight is _Sight.OTHER:
             self._deal(sight, crowded)
@@ -278,7 +278,7 @@ class _Visitor:
             self._take_turn(line)
 
     def turn(self, offered: bool) -> bool:
-        """See `Caller`."""
+        """The `turn` of its `Caller`."""
         line = self.caller.met
         assert line is not None
         return self._take_turn(line)
@@ -289,13 +289,13 @@ class _Visitor:
         self.socket.close()
 
     def _take_turn(self, line: Admission) -> bool:
-        began = time.thread_time()  # of this process alone: others may be busy too
+        began = time.thread_time()  # CPU time: other processes may be busy too
         used = self._deal(self._look(), line)
         line.spent(time.thread_time() - began)
         return used
 
     def _deal(self, sight: _Sight | _Asked, line: Admission) -> bool:
-        """Acts on `sight`; True where a place was taken for the request."""
+        """Acts on `sight`; returns True if a place was taken for the request."""
         if sight is _Sight.GONE:
             self.close()
         elif sight is _Sight.DROPPING:
@@ -313,7 +313,7 @@ class _Visitor:
         return False
 
     def _answer(self, asked: _Asked) -> None:
-        """Refuses the request, or opens a connection for it where that cannot be decided from its head."""
+        """Refuses the request, or opens a connection for it if its gate does not."""
         gate = asked.gate
         refusal = gate.refusal(asked.body, self.caller)
         if refusal is None:
@@ -340,7 +340,7 @@ class _Visitor:
         self._rest = min(2 * self._rest, LONGEST_REST)
 
     def _discard(self) -> bool:
-        """Reads on in the refused request; False where the connection is at its end."""
+        """Discards more of the refused request; returns False if the connection has ended."""
         now = self._acceptor.time()
         room = DISCARDED_A_TURN
         while self._left and room:
@@ -361,7 +361,7 @@ class _Visitor:
         return not self._closing
 
     def _look(self) -> _Sight | _Asked:
-        """Looks at the bytes that the client has sent; a request that was not refused stays in the socket."""
+        """Examines the bytes that the client has sent. A request that was not refused stays in the socket."""
         if self._left:
             if not self._discard():
                 return _Sight.GONE

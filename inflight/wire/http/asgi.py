@@ -1,4 +1,4 @@
-"""The ASGI words: what a server hands an application, and the answers every door gives the same way."""
+"""ASGI types, and the responses that are the same for all doors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Answer: TypeAlias = "Callable[[int, list[Header], bytes], None]"
 
 
 class InlineApp(Protocol):
-    """An ASGI application that can answer some small requests without a task, which costs it half as much."""
+    """An ASGI application that can answer some small requests without a task, at half the cost."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One `http` scope."""
+        """Serves one `http` scope."""
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
-        """Begins to answer a request whose whole body is here.
+        """Begins to answer a request whose whole body was received. Never raises.
 
         Returns:
-            What to call when the client leaves before the answer; None where the request is for `__call__`, and then
-            nothing has been done. It never raises.
+            A function to call if the client leaves before the answer; None if nothing was done and `__call__` must
+            serve the request.
         """
 
 
@@ -45,10 +45,10 @@ async def respond(
     headers: Iterable[Header] = (),
     refused: bool = False,
 ) -> None:
-    """One whole response. A body as memoryview must be of bytes (format `B`).
+    """Sends one whole response. A memoryview must have the format `B`.
 
     Args:
-        refused: it is an error, though the status may not say so.
+        refused: it is an error, even if the status is not one.
     """
     length = (b"content-length", str(len(body)).encode())
     start: Message = {"type": "http.response.start", "status": status, "headers": [content_type, length, *headers]}
@@ -59,15 +59,15 @@ async def respond(
 
 
 async def respond_json(send: Send, value: Any, *, status: int = 200, headers: Iterable[Header] = ()) -> None:
-    """One whole JSON response; `value` is anything orjson takes."""
+    """Sends one whole JSON response; `value` is anything that orjson takes."""
     await respond(send, orjson.dumps(value), status=status, headers=headers)
 
 
 def error_json(text: str, words: str | None = None) -> bytes:
-    """An error before any protocol is known: the key of MindSpore Serving's clients and that of all others.
+    """The body of an error before the protocol is known, with a key for MindSpore Serving's clients and one for others.
 
     Args:
-        words: what the former are told, where it is something else.
+        words: the text for MindSpore Serving's clients, if it differs.
     """
     return orjson.dumps({"error": text, "error_msg": text if words is None else words})
 
@@ -81,4 +81,4 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def nothing_to_cancel() -> None:
-    """What an `InlineApp` returns for a request that it has answered already."""
+    """Does nothing. An `InlineApp` returns it for a request that it has answered already."""

@@ -1,6 +1,6 @@
-"""Request bodies: read with a limit, and unpacked where the client compressed them.
+"""Reads request bodies up to a limit and decompresses them.
 
-Deadlines are the connection's (`wire.http.connection`); here a body either comes whole or ends in a typed error.
+The connection watches deadlines (`wire.http.connection`); here a body is either complete or a typed error.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from inflight.wire.http.asgi import Receive, Scope, header
 from inflight.wire.http.disconnect import Disconnected
 
 Body: TypeAlias = "bytes | bytearray | memoryview"
-"""A request body. A memoryview has the format of bytes, is writable, and belongs to its reader alone."""
+"""A request body. A memoryview has the format of bytes, is writable, and belongs to its reader only."""
 
 _ON_LOOP = 64 * 1024
-"""Compressed bytes that may be unpacked, or plain ones packed, without leaving the event loop."""
+"""Bytes up to which bodies are compressed and decompressed on the event loop."""
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _RAW_DEFLATE = -15
 _LEVEL = 1  # the fastest: on a local network bytes are cheaper than time
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> Body:
-    """The whole body as it came, which is where the connection put it: nothing is copied where it came in one piece.
+    """The whole body, as received. A body in one piece is not copied.
 
     Args:
         limit: bytes.
 
     Raises:
-        TooLarge: it says that it is larger than `limit`, or turns out to be; the rest is not awaited.
-        Disconnected: the client left before its end.
+        TooLarge: it is announced as larger than `limit`, or turns out to be; the rest is not awaited.
+        Disconnected: the client left before the end of the body.
     """
     announced = header(scope, b"content-length")
     if announced is not None and announced.isdigit() and int(announced[:19]) > limit:
@@ -66,8 +66,8 @@ async def unpack(scope: Scope, body: Body, limit: int) -> Body:
     """The body without its Content-Encoding; a large one is unpacked in a thread.
 
     Raises:
-        InvalidRequest: an encoding other than gzip and deflate, or a body that is not of it.
-        TooLarge: it unpacks to more than `limit` bytes; it is not unpacked further than that.
+        InvalidRequest: an encoding other than gzip and deflate, or the body is not in that encoding.
+        TooLarge: it unpacks to more than `limit` bytes; unpacking stops there.
     """
     named = header(scope, b"content-encoding")
     encoding = named.decode("latin-1").strip().lower() if named else "identity"
@@ -81,7 +81,7 @@ async def unpack(scope: Scope, body: Body, limit: int) -> Body:
 
 
 def inflate(body: Body, encoding: str, limit: int) -> bytes:
-    """Unpacks gzip (also several members after each other) or deflate (in zlib's form, or bare).
+    """Unpacks gzip (of one or more members) or deflate (with or without zlib's header).
 
     Raises:
         InvalidRequest, TooLarge: as `unpack`.
@@ -108,10 +108,10 @@ def inflate(body: Body, encoding: str, limit: int) -> bytes:
 
 
 def accepted_encoding(scope: Scope) -> str | None:
-    """`gzip` or `deflate` where the client asks for just that one, else None.
+    """`gzip` or `deflate` if the client names only that one, else None.
 
-    Most client libraries offer a list of codings without being asked; packing tensors for them costs more time than
-    it saves. Naming one is a wish, and is how Triton's clients spell theirs.
+    Most client libraries offer a list of codings by default, and compressing tensors costs more time than it saves. A
+    client that names a single one wants it, as Triton's clients do.
     """
     accepted = header(scope, b"accept-encoding")
     named = accepted.decode("latin-1").strip().lower() if accepted else ""

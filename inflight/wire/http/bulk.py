@@ -1,4 +1,4 @@
-"""Large request bodies: from the socket straight into one buffer."""
+"""Reads large request bodies from the socket straight into one buffer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from inflight.wire.connections import Allocate
 ALIGNMENT = 64
 """Bytes; vector instructions and device copies are fastest on addresses that are multiples of it."""
 _scratch = memoryview(bytearray(256 * 1024))
-"""Receives the bodies that are dropped, of all connections, so that it stays in the processor's cache."""
+"""Buffer for the dropped bodies of all connections; being shared, it stays in the processor's cache."""
 
 
 class Carrier(Protocol):
-    """The interface of a connection towards a body that reads its socket."""
+    """The interface of a connection to a body that reads its socket."""
 
     def bulk_read(self, size: int) -> None:
         """`size` more bytes of the body are in its buffer."""
@@ -48,13 +48,13 @@ class BulkBody(asyncio.BufferedProtocol):
         self._received = 0
 
     def add(self, chunk: bytes) -> None:
-        """The first part, which came together with the head."""
+        """Adds the first part of the body, which was received with the head."""
         end = self._received + len(chunk)
         self.view[self._received : end] = chunk
         self._received = end
 
     def take(self) -> memoryview:
-        """The whole body, which is not kept here: uvloop keeps the methods of a transport's earlier protocol."""
+        """The whole body, which this object then drops: uvloop keeps references to a transport's former protocol."""
         whole, self.view = self.view, memoryview(b"")
         return whole
 
@@ -81,7 +81,7 @@ class DroppedBody(asyncio.BufferedProtocol):
     """The protocol of a connection while it receives and drops the rest of a body whose request has been answered.
 
     Args:
-        size: bytes that are missing.
+        size: bytes still to come.
     """
 
     def __init__(self, connection: Carrier, size: int) -> None:
@@ -108,16 +108,16 @@ class DroppedBody(asyncio.BufferedProtocol):
 
 
 def mapped(size: int) -> memoryview:
-    """`size` bytes that go back to the system as soon as nothing refers to them.
+    """`size` mapped bytes, which go back to the system as soon as nothing refers to them.
 
-    The C library keeps buffers of megabytes that were freed for later ones, and cannot give them back while a small
-    object lies above them.
+    The C library keeps freed buffers of megabytes for later use, and cannot return them while a small object lies above
+    them.
     """
     return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 def aligned_buffer(allocate: Allocate | None, size: int, skip: int) -> memoryview:
-    """`size` writable bytes whose byte number `skip` lies at an aligned address: there a binary tensor begins."""
+    """`size` writable bytes with byte number `skip` at an aligned address, where a binary tensor begins."""
     space = size + ALIGNMENT
     buffer = allocate(space) if allocate is not None else None
     if buffer is None:

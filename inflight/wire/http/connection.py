@@ -1,14 +1,14 @@
 """HTTP/1.1 connections on asyncio: httptools parses, an ASGI application answers.
 
-Three things made this worth a page of its own beside uvicorn's protocol, which copies a body four times on its way and
-waits for a slow client without end:
+It replaces uvicorn's protocol, which copies a body four times on its way and waits for a slow client without end, for
+these reasons:
 
-- a body of known, large length is read from the socket straight into one buffer (no copy in this process), which may
-  be shared memory; small bodies are handed over as the bytes the parser made;
-- a connection is cut after a deadline where its client sends a request, or takes a response, too slowly; one timer per
-  connection, armed again only when it fires, so that a request costs none;
-- head and body of a response leave in one system call, a large body as the view it is;
-- a request for a language model without a free place is refused as soon as its head is here, and the connection is
+- a large body of known length is read from the socket straight into one buffer (no copy in this process), which may
+  be shared memory; small bodies are passed on as the bytes that the parser made;
+- a connection is cut after a deadline if its client sends a request, or reads a response, too slowly; there is one
+  timer per connection, set again only when it fires, so that requests cost none;
+- head and body of a response are sent in one system call, a large body without a copy;
+- a request for a language model without a free place is refused as soon as its head is received, and the connection is
   then left unread for a while (`inflight.admission`).
 """
 
@@ -32,10 +32,10 @@ from inflight.wire.http.head import STATUS_LINES, http_scope
 _logger = logging.getLogger("inflight.http")
 
 INLINE_BYTES = 32 * 1024
-"""Requests whose bodies are at most this large may be answered without a task (`InlineApp`). Without that way a request
-takes 1.30 times the CPU time of the server's process, 93 against 72 us, and the rate is 0.82 of it (the request of the
-row "add, REST, 64 connections" of `bench.classic`, each way in turn, three rounds of 2 s). Larger bodies cost so much
-more than a task that it does not matter."""
+"""Bytes of the largest body of a request that may be answered without a task (`InlineApp`). With a task a request takes
+1.30 times the CPU time of the server's process, 93 against 72 us, and the rate is 0.82 times as high (the request of
+the row "add, REST, 64 connections" of `bench.classic`, each way in turn, three rounds of 2 s). For larger bodies the
+task's cost does not matter."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -43,8 +43,8 @@ class HttpConnection(asyncio.Protocol):
     that is being answered; pipelined requests wait behind it in `_queue`.
 
     Args:
-        caller: the client in the line of a model, where it has waited there before this connection was made.
-        kept: a place that is kept for its first request.
+        caller: the client in the line of a model, if it waited there before this connection was made.
+        kept: a place reserved for its first request.
     """
 
     transport: asyncio.Transport
@@ -75,20 +75,20 @@ class HttpConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unsent = 0
         self._unsent_since = 0.0
-        # The request that comes in.
+        # The request that is being received.
         self._url = b""
         self._headers: list[Header] = []
-        self._length = self._left = 0  # of its body; and what the parser has not seen of that
+        self._length = self._left = 0  # bytes of its body, and those of them that the parser has not got
         self._awaits_continue = False
         self._reading: Exchange | None = None
         self._bulk: BulkBody | None = None
-        self._began = 0.0  # 0: no request is half here
+        self._began = 0.0  # 0: no request is partly received
         self._last_read = 0.0
         self._got = 0
-        # The requests that are answered.
+        # The requests that are being answered.
         self._current: Exchange | None = None
         self._queue: deque[Exchange] = deque()
-        self._last = False  # no request after those already here
+        self._last = False  # no request is taken after those already received
         self._close_when_read = False
 
     # asyncio's side.
@@ -120,7 +120,7 @@ class HttpConnection(asyncio.Protocol):
         if self._kept is not None:
             self._kept.settle()
         self.resume_writing()
-        # All of these refer back to this object, which would wait for the garbage collector, with the bodies it holds.
+        # All of these refer back to this object: it would wait, with its bodies, for the garbage collector.
         self._current = self._reading = self._parser = self._bulk = None
         self._caller.turn = _no_turn
 
@@ -197,7 +197,7 @@ class HttpConnection(asyncio.Protocol):
             if self._inline is None or self._awaits_continue:
                 self._start(exchange)
             elif 0 < self._length <= (INLINE_BYTES if gate is None else self._limits.max_body_bytes):
-                self._current = exchange  # with or without a task: decided when its body is here
+                self._current = exchange  # with or without a task: decided when its body is received
             else:
                 self._start(exchange)
         else:
@@ -261,7 +261,7 @@ class HttpConnection(asyncio.Protocol):
             self._queue.clear()
             if exchange.complete or exchange.awaits_continue:
                 self.transport.close()
-            else:  # closing now would reset the connection before the client has read the answer
+            else:  # closing now could reset the connection before the client has read the answer
                 self._close_when_read = True
                 self.resume_reading()
             return
@@ -274,20 +274,20 @@ class HttpConnection(asyncio.Protocol):
     def _turn_away(self, exchange: Exchange, refusal: Refusal) -> None:
         """Refuses a request without the application; the rest of its body is dropped."""
         if exchange.awaits_continue and self._length:
-            exchange.keep_alive = False  # the client may send the body, or leave it out
+            exchange.keep_alive = False  # the client may or may not send the body
             self._last = True
         self._current = exchange
         exchange.answer(refusal.status, refusal.headers, refusal.body, refused=True)
 
     def _turn(self, _offered: bool) -> bool:
-        """See `Caller`: reads on after a pause."""
+        """The `turn` of its `Caller`: reads on after a pause."""
         if self._queue and self._current is None:
             self._next()
         self.resume_reading()
         return True
 
     def _next(self) -> None:
-        """Begins the first request of the queue, or refuses it: the gate was not asked while it was queued."""
+        """Begins the first request of the queue, or refuses it if its gate does, which is asked only now."""
         exchange = self._queue.popleft()
         coming = self._length if exchange is self._reading else 0
         refusal = exchange.gate.refusal(coming, self._caller) if exchange.gate is not None else None
@@ -299,14 +299,14 @@ class HttpConnection(asyncio.Protocol):
         self._start(exchange)
 
     def forget(self, exchange: Exchange) -> None:
-        """After the application returned for `exchange`."""
+        """Drops `exchange`, after the application returned for it."""
         if exchange.task is not None:
             self._shared.tasks.discard(exchange.task)
 
     # The listener's side.
 
     def shutdown(self) -> None:
-        """Closes at once where no request is in flight, else after the response. Needs `stopping` to be set."""
+        """Closes at once if no request is in flight, else after the response. `stopping` must be set before."""
         latest = self._queue[-1] if self._queue else self._current
         if latest is not None:
             latest.keep_alive = False
@@ -314,7 +314,7 @@ class HttpConnection(asyncio.Protocol):
             self.transport.close()
 
     def busy(self) -> bool:
-        """Whether a request comes in that has no answer yet, runs, or its response is on its way."""
+        """Whether a request is being received (and has no answer yet), run or answered."""
         if self._current is not None or self.transport.get_write_buffer_size() > 0:
             return True
         return self._began > 0 and (self._reading is None or not self._reading.finished)
@@ -338,12 +338,12 @@ class HttpConnection(asyncio.Protocol):
 
     def _new_parser(self) -> Any:
         parser = httptools.HttpRequestParser(self)
-        # A request after "connection: close" is not an error to answer in the middle of the response before it.
+        # A request after "connection: close" must not cause an error answer amid the response before it.
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
     def _new_bulk(self, shared: bool) -> BulkBody:
-        """A buffer for the body. Args: shared: in memory that workers read, unlike requests for language models."""
+        """A buffer for the body. Args: shared: in memory shared with workers; not for language models."""
         skip = 0
         for name, value in self._headers:
             if name == b"inference-header-content-length" and value.isdigit():
@@ -351,7 +351,7 @@ class HttpConnection(asyncio.Protocol):
         return BulkBody(self, aligned_buffer(self._limits.allocate if shared else mapped, self._length, skip))
 
     def _half_read(self, size: int) -> None:
-        """After data that does not complete the request."""
+        """Handles `size` bytes that do not complete the request."""
         self._got += size
         self._last_read = self.loop.time()
         reading = self._reading
@@ -367,32 +367,32 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(431, f"the request's head is larger than {self._limits.max_head_bytes} bytes")
 
     def _charge_dropped(self, answered: Exchange, size: int) -> None:
-        """Lets the line know of `size` bytes of a request that has its answer, and stops to read where it says so."""
+        """Charges `size` bytes of an answered request to the model's budget, and stops reading if it is spent."""
         if answered.refused and answered.gate is not None and answered.gate.admission.dropped(self._caller, size):
             self.pause_reading()
         if self._close_when_read and self._got > self._limits.max_dropped_bytes:
             self.transport.abort()
 
     def _read_in_place(self, body: BulkBody | DroppedBody) -> None:
-        """The rest of the body goes from the socket to `body`; `bulk_done` brings the connection back."""
+        """Makes `body` the transport's protocol for the rest of the body; `bulk_done` restores this one."""
         self.transport.pause_reading()
         self.transport.set_protocol(body)
         if not self._read_paused:
             self.transport.resume_reading()
 
     def bulk_read(self, size: int) -> None:
-        """`size` more bytes of the body are in its buffer."""
+        """Notes `size` more bytes of the body in its buffer."""
         self._got += size
         self._last_read = self.loop.time()
 
     def bulk_dropped(self, size: int) -> None:
-        """`size` bytes of a body whose request has its answer were received."""
+        """Notes `size` more bytes of the body of an answered request."""
         self.bulk_read(size)
         if self._reading is not None:
             self._charge_dropped(self._reading, size)
 
     def bulk_done(self) -> None:
-        """The body is whole; the parser, still waiting for it, is replaced."""
+        """Completes the request: its body is received. The parser, which still waits for it, is replaced."""
         self.transport.pause_reading()
         self.transport.set_protocol(self)
         if not self._read_paused:
@@ -401,7 +401,7 @@ class HttpConnection(asyncio.Protocol):
         self.on_message_complete()
 
     def _refuse(self, status: int, text: str) -> None:
-        """Ends a connection whose request cannot be read, with an answer if it can still be told from others."""
+        """Ends a connection whose request cannot be read, with an answer if no other response has begun."""
         _logger.info("%s, from %s", text, self._client)
         self._began = 0.0
         self._last = True
@@ -415,7 +415,7 @@ class HttpConnection(asyncio.Protocol):
             self.transport.close()
         elif answering is self._reading:
             self.transport.abort()
-        else:  # the answers before it are good
+        else:  # the response to an earlier request goes on
             self._queue.clear()
             answering.keep_alive = False
             self.pause_reading()
@@ -425,7 +425,7 @@ class HttpConnection(asyncio.Protocol):
         return min(limits.idle_timeout, limits.read_timeout, limits.write_timeout)
 
     def _check(self) -> None:
-        """Cuts the connection where a deadline is over, else sets the timer for the next one."""
+        """Cuts the connection if a deadline is over, else sets the timer for the next one."""
         limits, now = self._limits, self.loop.time()
         wait = self._check_interval()
         unsent = self.transport.get_write_buffer_size()

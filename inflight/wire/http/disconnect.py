@@ -1,7 +1,7 @@
-"""Work that ends when its client leaves.
+"""Cancels work when its client leaves.
 
-A request that is answered quickly pays one timer for it; only one that lasts longer than `grace` has its
-connection watched, by one task that never outlives the call.
+A quickly answered request costs one timer; only the connection of a request that takes longer than `grace` is watched,
+by a task that ends with the call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inflight.wire.http.asgi import Receive
 T = TypeVar("T")
 
 GRACE = 0.05
-"""Seconds of work after which a client's leaving is looked for."""
+"""Seconds of work after which the client is watched."""
 
 
 class Disconnected(Cancelled):
@@ -25,7 +25,7 @@ class Disconnected(Cancelled):
 
 
 class _Interrupt:
-    """Cancels the task that made it, once, and can tell that cancel from anyone else's."""
+    """Cancels the task that created it, once, and tells this cancellation from others."""
 
     __slots__ = ("_before", "_task", "fired")
 
@@ -41,7 +41,7 @@ class _Interrupt:
         self._task.cancel()
 
     def settle(self) -> bool:
-        """Takes the cancel back. True where it was this one alone that stopped the task."""
+        """Takes the cancellation back. Returns True if the task had no other one."""
         if not self.fired:
             return False
         if sys.version_info >= (3, 11):
@@ -56,12 +56,12 @@ async def _watch(receive: Receive, interrupt: _Interrupt) -> None:
 
 
 async def run_until_disconnect(awaitable: Awaitable[T], receive: Receive, grace: float = GRACE) -> T:
-    """Awaits something for a client, and cancels it when the client leaves first.
+    """Awaits work for a client and cancels it if the client leaves first.
 
     Args:
         awaitable: the work; it is awaited in the calling task, so cancelling that task cancels the work too.
         receive: the request's ASGI `receive`, its body already read.
-        grace: seconds before `receive` is asked for the first time.
+        grace: seconds before `receive` is called for the first time.
 
     Raises:
         Disconnected: the client left; the work has been cancelled and has ended.
@@ -85,5 +85,5 @@ async def run_until_disconnect(awaitable: Awaitable[T], receive: Receive, grace:
         timer.cancel()
         for watcher in watchers:
             watcher.cancel()
-            # Waits until it has ended, and takes note of what its `receive` may have raised.
+            # Waits until the watching task has ended, and retrieves an error of its `receive`.
             await asyncio.gather(watcher, return_exceptions=True)

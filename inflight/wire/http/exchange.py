@@ -16,17 +16,17 @@ from inflight.wire.http.head import STATUS_LINES, response_head
 _logger = logging.getLogger("inflight.http")
 
 HIGH_WATER = 64 * 1024
-"""Bytes of a body that may wait for the application before the socket is left unread."""
+"""Bytes of a body that may wait for the application before the connection stops reading."""
 _FAULTS = (400, 413, 415, 422)
 _JOINED = 64 * 1024
 """Up to this size head and body are joined into one write: cheaper than a second system call."""
 
 
 class Carrier(Protocol):
-    """The connection, as its exchanges see it.
+    """The interface of a connection to its exchanges.
 
     Attributes:
-        write_paused: its client takes the response too slowly.
+        write_paused: its client reads the response too slowly.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -41,26 +41,26 @@ class Carrier(Protocol):
         """Returns when the transport's write buffer has room."""
 
     def response_done(self, exchange: Exchange) -> None:
-        """The whole response went out."""
+        """Is called after the whole response was written."""
 
     def forget(self, exchange: Exchange) -> None:
-        """The application returned."""
+        """Is called after the application returned."""
 
 
 class Exchange:
-    """Belongs to one connection, which feeds it the request and carries away the response.
+    """One request and its response on a connection, which feeds it the request and writes the response.
 
-    A request body arrives as `bytes`, `bytearray` or, where it was read in place, as one writable `memoryview`.
-    One `receive` may wait at a time.
+    A request body is `bytes`, `bytearray` or, if it was read in place, one writable `memoryview`. Only one `receive`
+    may wait at a time.
 
     Attributes:
-        complete: the whole request has come.
-        finished: the whole response has gone to the transport.
-        lost: the client is gone; `send` does nothing and `receive` says so.
+        complete: the whole request was received.
+        finished: the whole response was given to the transport.
+        lost: the client is gone; `send` does nothing and `receive` returns a disconnect.
         keep_alive: the connection serves another request after this one.
-        cancel: what to call when the client leaves, while the request is answered inline.
+        cancel: called when the client leaves while the request is answered inline.
         awaits_continue: the client waits for `100 Continue` before it sends the body.
-        gate: of the language model that the request is for, if it is for one.
+        gate: of the request's language model; None for other requests.
         refused: the response was an error; faulty: and the request's own fault.
     """
 
@@ -113,20 +113,20 @@ class Exchange:
         self._told_end = False
         self._uploading = 0
         self._waiter: asyncio.Future[None] | None = None
-        self._head: bytes | None = None  # None: not given yet; b"": sent
+        self._head: bytes | None = None  # None: the application has not given it yet; b"": sent
         self._chunked = False
         self._bodyless = False
         self._left: int | None = None
 
     @property
     def started(self) -> bool:
-        """Whether a part of the response may be on its way."""
+        """Whether a part of the response may have been sent."""
         return self._head == b""
 
     # The connection's side.
 
     def feed(self, chunk: bytes) -> None:
-        """More of the body."""
+        """Adds a part of the body."""
         if self.finished or self.lost:
             return
         if not self._body:
@@ -141,15 +141,15 @@ class Exchange:
 
     @property
     def let_in(self) -> bool:
-        """Whether a place is kept for it."""
+        """Whether a place is reserved for it."""
         return self._arrival is not None
 
     def keep(self, place: Arrival) -> None:
-        """It has been let in."""
+        """Takes the place that was reserved for it."""
         self._arrival = place
 
     def upload(self, size: int) -> None:
-        """A large body begins to come in, of so many bytes."""
+        """Counts a large body of `size` bytes that begins to come in."""
         if self.gate is not None:
             self._uploading = size
             self.gate.admission.uploading += size
@@ -160,7 +160,7 @@ class Exchange:
             self._uploading = 0
 
     def end(self, whole: memoryview | None = None) -> None:
-        """The request is complete; `whole` is its body where it was read in place."""
+        """Completes the request. Args: whole: its body, if that was read in place."""
         self.complete = True
         self._uploaded()
         if whole is not None:
@@ -168,7 +168,7 @@ class Exchange:
         self._wake()
 
     def lose(self) -> None:
-        """The client is gone."""
+        """Ends the work: the client is gone."""
         self.lost = not self.finished
         self._body = b""
         self._settle()
@@ -186,11 +186,11 @@ class Exchange:
             arrival.reset(token)
 
     def run_inline(self, app: InlineApp) -> bool:
-        """Lets the application answer without a task. False where it wants its ASGI call."""
+        """Lets the application answer without a task. Returns False if it needs its ASGI call."""
         token = self._let_in()
         self.cancel = app.inline(self.scope, bytes(self._body), self.answer)
         if self.cancel is not None:
-            self._body = b""  # what of it is needed has been taken
+            self._body = b""  # the application has read it
         if token is not None:
             arrival.reset(token)
             if self.cancel is None:
@@ -198,7 +198,7 @@ class Exchange:
         return self.cancel is not None
 
     def _let_in(self) -> Token[Arrival | None] | None:
-        """Keeps a place for a request that has passed a gate, until it takes it or is answered."""
+        """Reserves a place for a request that has passed a gate, until it takes the place or is answered."""
         if self._arrival is None:
             if self.gate is None or self.gate.overloaded is None or not self.complete:
                 return None
@@ -206,18 +206,18 @@ class Exchange:
         return arrival.set(self._arrival)
 
     def _judge(self, status: int, refused: bool = False) -> None:
-        """The response begins."""
+        """Notes whether the response that begins is an error and whose fault it is."""
         self.refused = refused or status >= 400
         self.faulty = status in _FAULTS
         self._settle()
 
     def _settle(self) -> None:
-        """It has an answer, or needs none."""
+        """Ends the reservation of a place: the request is answered or its client is gone."""
         if self._arrival is not None:
             self._arrival.settle()
 
     def answer(self, status: int, headers: list[Header], body: bytes, *, refused: bool = False) -> None:
-        """One whole response, unless the client is gone. Args: refused: it is an error, whatever its status."""
+        """Sends a whole response, unless the client is gone. Args: refused: it is an error, whatever its status."""
         self.cancel = None
         if self.lost:
             return
@@ -233,7 +233,7 @@ class Exchange:
         self._connection.response_done(self)
 
     async def run(self, app: App) -> None:
-        """Calls the application; whatever it does, the client gets one answer or a closed connection."""
+        """Calls the application. In all cases the client gets one answer or a closed connection."""
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:  # only a listener that stops cancels
@@ -251,7 +251,7 @@ class Exchange:
     # The application's side.
 
     async def receive(self) -> Message:
-        """The next ASGI message: a part of the body, or `http.disconnect` once there is nothing more to say."""
+        """The next ASGI message: a part of the body, or `http.disconnect` once the response or the client is gone."""
         while True:
             if self.lost or self.finished:
                 return {"type": "http.disconnect"}
@@ -271,7 +271,7 @@ class Exchange:
                 self._waiter = None
 
     async def send(self, message: Message) -> None:
-        """One ASGI message of the response; waits while the client takes it too slowly.
+        """Sends one ASGI message of the response; waits while the client reads too slowly.
 
         Raises:
             RuntimeError: messages out of order, or a body of another length than announced.
@@ -290,7 +290,7 @@ class Exchange:
         self._write(message.get("body", b""), message.get("more_body", False))
 
     def _start(self, message: Message) -> bytes:
-        """The head of the response. It goes out together with the first part of the body."""
+        """The head of the response, which is sent with the first part of the body."""
         status: int = message["status"]
         self._judge(status, message.get("refused", False))
         parts = [STATUS_LINES[status]]
@@ -314,7 +314,7 @@ class Exchange:
             else:
                 self.keep_alive = False
         if self.awaits_continue and not self.complete:
-            self.keep_alive = False  # the client may send the body, or leave it out
+            self.keep_alive = False  # the client may or may not send the body
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")
         parts.append(b"\r\n")
@@ -349,10 +349,10 @@ class Exchange:
             self._connection.response_done(self)
 
     async def _fail(self) -> None:
-        """Answers for an application that did not: with a status where none was sent, else by cutting."""
+        """Answers for an application that failed: with an error status if none was sent, else by closing."""
         if self.lost:
             return
-        if self._head:  # given, but still here
+        if self._head:  # given, but not sent
             self._head, self._left, self._chunked = None, None, False
         if self._head is not None:
             self._connection.transport.abort()

@@ -1,6 +1,6 @@
-"""Gates: whether a request for a language model is let in, decided from its head, and the response if it is not.
+"""Gates decide from its head whether a request for a language model is let in, and hold the response if it is not.
 
-The policy is in `inflight.admission`; a gate has the response in the form of one protocol.
+The policy is in `inflight.admission`; a gate has the responses in the form of one protocol.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ ToRefusal = Callable[[InflightError], Refusal]
 
 @dataclass(frozen=True)
 class Gate:
-    """One protocol's way to one language model.
+    """Lets one protocol's requests in to one language model.
 
     Attributes:
-        overloaded: response to a request that finds no place; None where its form depends on the request's body.
+        overloaded: response to a request that finds no place; None if its form depends on the request's body.
         too_large: response to a request whose Content-Length is above `payload_limit` bytes; None likewise.
     """
 
@@ -64,7 +64,7 @@ class Gate:
 
 
 def payload_limit(generator: Generator) -> int:
-    """The model's own limit of a body, in bytes."""
+    """The model's size limit of a request body, in bytes."""
     return generator.info.limits.payload_limit
 
 
@@ -72,8 +72,8 @@ class Gates:
     """The gates of one protocol by model, each made at its first request.
 
     Args:
-        told: puts an error in the protocol's form; None where the form depends on a request's body.
-        limit: bytes that a body for a model may have.
+        told: puts an error in the protocol's form; None if the form depends on a request's body.
+        limit: returns the bytes that a body for a model may have.
     """
 
     def __init__(self, told: ToRefusal | None, limit: Callable[[Generator], int] = payload_limit) -> None:
@@ -97,7 +97,7 @@ class GatedApp(Protocol):
     """An ASGI application that serves language models."""
 
     def gate(self, scope: Scope) -> Gate | None:
-        """The gate of the model that a request is for; None where it is for another servable, or its body names it."""
+        """The gate of a request's model; None if the request is for another servable, or its body names the model."""
 
     def crowded(self) -> Admission | None:
-        """The admission of a model whose places are all taken; None where every model has one."""
+        """The admission of a model without a free place; None if every model has one."""

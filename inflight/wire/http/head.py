@@ -1,4 +1,4 @@
-"""Heads of HTTP/1.1: a request's as an ASGI scope, a response's as bytes."""
+"""HTTP/1.1 heads: of requests as ASGI scopes, of responses as bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
 
 
 def response_head(status: int, headers: list[Header], length: int, keep_alive: bool) -> bytes:
-    """Head of a response whose body has `length` bytes. Args: headers: all others."""
+    """Head of a response whose body has `length` bytes. Args: headers: all other headers."""
     connection = b"" if keep_alive else b"connection: close\r\n"
     lines = b"".join([b"%b: %b\r\n" % line for line in headers])
     return b"%b%bcontent-length: %d\r\n%b\r\n" % (STATUS_LINES[status], lines, length, connection)
@@ -43,7 +43,7 @@ def http_scope(
     client: Peer | None = None,
     server: Peer | None = None,
 ) -> Scope:
-    """The ASGI scope of a request. Args: url: as it stands in the request line."""
+    """The ASGI scope of a request. Args: url: as in the request line."""
     if url[:1] == b"/":
         raw_path, _, query = url.partition(b"?")
     else:

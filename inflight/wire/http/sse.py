@@ -1,4 +1,4 @@
-"""Server-sent events: a stream of JSON frames that notices a slow or a gone client."""
+"""Server-sent events: a stream of JSON frames that waits for slow clients and detects lost ones."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DONE = b"[DONE]"
 
 
 class EventStream:
-    """One response of events; an async context manager around all that is sent.
+    """One response of events; an async context manager around the sending.
 
-    `event` waits while the client takes the stream too slowly, so a slow reader holds up its own generation only.
+    `event` waits while the client reads too slowly, so a slow reader delays only its own generation.
     """
 
     def __init__(self, send: Send, headers: Iterable[Header] = ()) -> None:
@@ -46,13 +46,13 @@ class EventStream:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def event(self, data: bytes, mark: bytes | None = None) -> None:
-        """One frame. Args: mark: what goes before the data instead of `data: `."""
+        """Sends one frame. Args: mark: written before the data in place of `data: `."""
         self._last = self._loop.time()
         body = (b"data: " if mark is None else mark) + data + b"\n\n"
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     def _keep_alive(self) -> None:
-        """One timer for the whole stream: it is armed again only when it fires."""
+        """Sends a comment if the stream was idle. One timer serves the whole stream; it is set again when it fires."""
         rest = self._last + KEEP_ALIVE - self._loop.time()
         if rest <= 0:
             self._last = self._loop.time()
@@ -66,10 +66,10 @@ class EventStream:
 
 
 class Opened(Generic[T]):
-    """Events of one generation, or parts of one request, whose first one is already here.
+    """Events of one generation, or parts of one request, of which the first is awaited before the response begins.
 
-    A request that is refused says so before a status was sent. A prompt that takes long to compute does not hold the
-    headers back: after `KEEP_ALIVE` seconds the stream begins without its first event.
+    So a refused request gets its own status. A long prompt does not hold the headers back: after `KEEP_ALIVE` seconds
+    the stream begins without its first event.
     """
 
     def __init__(self, events: AsyncGenerator[T, None]) -> None:
@@ -97,7 +97,7 @@ class Opened(Generic[T]):
         return self
 
     def __anext__(self) -> Awaitable[T]:
-        """The generator's own next event: nothing stands between it and the reader."""
+        """The generator's next event, without a wrapper in between."""
         if self._first_taken:
             return self._events.__anext__()
         assert self._first is not None
@@ -105,7 +105,7 @@ class Opened(Generic[T]):
         return self._first
 
     async def close(self) -> None:
-        """Ends the generation, wherever it is."""
+        """Ends the generation in any state."""
         if self._first is not None and not self._first.done():
             self._first.cancel()
             await asyncio.gather(self._first, return_exceptions=True)
