@@ -1,4 +1,4 @@
-"""The generation brain: which rows compute what, in which blocks. Standard library only."""
+"""Schedules generation: decides what each row computes, in which blocks. Standard library only."""
 
 from inflight.sched.blocks import BlockPool
 from inflight.sched.scheduler import Capacity, Scheduler

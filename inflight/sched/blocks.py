@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 HASH_BYTES = 16
-"""128 bits, so that two prefixes practically never have the same digest."""
+"""Size of a digest: with 128 bits two prefixes practically never have the same one."""
 
 
 class Block:

@@ -33,7 +33,7 @@ PURGE = 1024
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the shards and the flags allow.
+    """Limits set by the shards and the flags.
 
     Attributes:
         num_blocks, block_size: of the cache.
@@ -41,7 +41,7 @@ class Capacity:
         max_step_tokens: tokens of one step, decoding rows and chunks together.
         max_prefill_tokens: of them, tokens of chunks (`max_batch_prefill_tokens`).
         mixed_tokens: tokens up to which chunks fill a step in which rows decode (`max_batch_mixed_tokens`). None: the
-            limits of every other step hold, and rows do not wait for the prompts of a burst.
+            same limits as for other steps, and rows do not wait for the prompts of a burst.
         switch, stretched: of `ShardOffer`.
     """
 
@@ -56,7 +56,7 @@ class Capacity:
 
     @classmethod
     def of(cls, offer: ShardOffer, policy: Policy, num_blocks: int) -> Capacity:
-        """What the shards offer, under a policy that is resolved for them."""
+        """The limits of the shards' offer and a policy that is resolved for them."""
         rows, prefill = policy.max_batch_size, policy.prefill_tokens(offer.device_type)
         mixed, size = policy.max_batch_mixed_tokens, offer.cache.block_size
         return cls(num_blocks, size, rows, prefill + rows, prefill, mixed, offer.model.switch, offer.model.stretched)
@@ -108,14 +108,14 @@ class Scheduler:
         self.requests: dict[int, Sequence] = {}
         self._running: list[Sequence] = []  # first by priority, then by admission: the last one is preempted first
         self._waiting: dict[int, deque[Sequence]] = {}  # by priority; finished ones stay until they are at the head
-        self._gone = 0  # how many of those there are
+        self._gone = 0  # number of finished ones in `_waiting`
         self._priorities: list[int] = []  # descending, as negatives
         self._leaving: list[int] = []
         self._in_flight: deque[_Sent] = deque()
-        self._alone: Sequence | None = None  # a suspect: nobody joins it
+        self._alone: Sequence | None = None  # a suspect, which no other row joins
         self._step = 0
         self._admitted = 0
-        self._burst = 0  # tokens of prompts for which rows have waited, since all of them have just begun
+        self._burst = 0  # prompt tokens that the rows of a burst, all of which have just begun, have waited for
         self.preemptions = 0
 
     # The owner's side
@@ -135,7 +135,7 @@ class Scheduler:
         return len(self._in_flight)
 
     def check(self, prompt: int, max_new_tokens: int) -> None:
-        """Raises InvalidRequest where such a request could never run, however empty the batch is."""
+        """Raises InvalidRequest if such a request could not run even in an empty batch."""
         room = self.capacity.total_tokens
         # The last token is never computed.
         if prompt + max_new_tokens - 1 > room:
@@ -145,7 +145,7 @@ class Scheduler:
             )
 
     def add(self, sequence: Sequence) -> None:
-        """Takes a request; its turn comes by priority, then by arrival."""
+        """Queues a request by priority, then by arrival."""
         self.requests[sequence.id] = sequence
         sequence.queued = True
         self._queue(sequence.priority).append(sequence)
@@ -162,11 +162,11 @@ class Scheduler:
                 self._purge()
 
     def plan(self) -> StepPlan | None:
-        """The next step; None where no row has anything to compute.
+        """The next step; None if no row has anything to compute.
 
-        Running rows come first, then chunks of prompts already begun, then new requests in order, as long as tokens,
-        rows and blocks last. Prompts delay those that stream by one chunk a token, and that is small (`_spare`); only
-        before anybody streams do they go first (`_prompts_of_burst`).
+        Decoding rows come first, then chunks of prompts already begun, then new requests in order, as long as tokens,
+        rows and blocks last. Prompts delay each token of rows that stream by one small chunk (`_spare`); they go first
+        only while no row streams yet (`_prompts_of_burst`).
         """
         draft = _Draft(self.capacity.max_step_tokens, self.capacity.max_prefill_tokens)
         self._let_go(draft)
@@ -175,7 +175,7 @@ class Scheduler:
             self._spare(draft)
             self._prompts(draft)
         if not draft.rows:
-            self._leaving = draft.filter  # told with the next step that computes something
+            self._leaving = draft.filter  # sent with the next step that computes something
             return None
         plan = StepPlan(self._step, draft.filter, draft.prefill, draft.grants, draft.hold, draft.masks)
         self._in_flight.append(_Sent(self._step, self._running.copy(), draft.hold))
@@ -183,7 +183,7 @@ class Scheduler:
         return plan
 
     def pulse(self) -> StepPlan | None:
-        """A plan without rows, which the shards answer with its number only; None while there are rows."""
+        """A plan without rows, which the shards answer with its number only; None if there are rows."""
         if self._running:
             return None
         plan = StepPlan(self._step, self._leaving)
@@ -222,8 +222,8 @@ class Scheduler:
         """Resets all after a loss of the shards: every request waits with nothing computed, running ones first.
 
         Every row that a plan in flight computes may be the cause, also one that left the batch for its last token, was
-        preempted or is finished. A row that is computed in loss after loss, without a token in between, runs alone. A
-        row that is alone in yet another loss is guilty. Without a plan in flight no row is to blame.
+        preempted or is finished. A row that was computed in several losses, without a token in between, runs alone. If
+        another loss happens while it is alone, it is guilty. Without a plan in flight no row is to blame.
 
         Args:
             killed: the shards were ended from outside.
@@ -264,10 +264,10 @@ class Scheduler:
                     self._put_back(row)
 
     def resize(self, capacity: Capacity) -> list[Sequence]:
-        """Takes the capacity of shards that were started again; nothing may be running or in flight.
+        """Takes the capacity of restarted shards; no row may be running and no plan in flight.
 
         Returns:
-            Requests that can never run any more; they are finished.
+            Requests that can no longer run; they are finished.
         """
         assert not self._running
         assert not self._in_flight
@@ -322,11 +322,11 @@ class Scheduler:
             draft.budget -= 1
 
     def _prompts_of_burst(self, draft: _Draft) -> bool:
-        """Plans prompts alone while all rows have just begun; False where the step is not such a one.
+        """Plans only prompts while all rows have just begun; returns False if this is not such a step.
 
-        Requests that came together get their first tokens at the full rate of prompts and then stream in one batch,
-        which decodes as fast as a single row would. That is where the others are few: the first one waits for `BURST`
-        tokens of prompts at most, and for none where there are more.
+        So requests that came together get their first tokens at the full rate of prefill and then stream in one batch,
+        which decodes as fast as a single row would. This holds for small bursts only: the first request waits for at
+        most `BURST` prompt tokens, and not at all if more are to come.
         """
         if self.capacity.mixed_tokens is None:
             return False
@@ -343,7 +343,7 @@ class Scheduler:
         return True
 
     def _just_begun(self) -> list[int]:
-        """Ids of the rows that could decode; none where one of them streams already."""
+        """Ids of the rows that could decode; empty if one of them streams already."""
         begun: list[int] = []
         for row in self._running:
             if not self._decodes(row):
@@ -354,7 +354,7 @@ class Scheduler:
         return begun
 
     def _left(self, most: int) -> int:
-        """Tokens of prompts that no plan computes yet; of those that wait it counts no further than to `most`."""
+        """Prompt tokens that no plan computes yet. Counting of waiting requests stops above `most`."""
         left = sum(len(row.tokens) - row.planned for row in self._running if not self._decodes(row))
         for queue in self._waiting.values():
             for sequence in queue:
@@ -364,13 +364,13 @@ class Scheduler:
         return left
 
     def _spare(self, draft: _Draft) -> None:
-        """Where rows decode, prompts get what the arithmetic has left while the weights are read.
+        """Limits the prompt tokens of a step in which rows decode.
 
-        A step of a few rows takes as long as reading the weights, whatever it computes meanwhile: up to `mixed_tokens`
-        prompts go along at their full rate, and every token comes a little later instead of some very late. Where that
-        is little, prompts get a token for each row that decodes, so that requests join as fast as they leave, and
-        `SHARE` for each one that waits and could have a row: the more wait, the more those that stream give way.
-        Chunks beside decoding rows: Agrawal et al., 2024, "Sarathi-Serve".
+        A step of a few rows takes as long as reading the weights. Up to `mixed_tokens` tokens, prompts use the
+        arithmetic that is idle meanwhile: they run at their full rate, and every token comes a little later instead of
+        some very late. At least, prompts get a token for each row that decodes, so that requests join as fast as they
+        leave, plus `SHARE` tokens for each waiting request that could have a row: the more requests wait, the more
+        the streaming rows give way. Chunks beside decoding rows: Agrawal et al., 2024, "Sarathi-Serve".
         """
         capacity = self.capacity
         if not draft.rows or capacity.mixed_tokens is None:
@@ -423,7 +423,7 @@ class Scheduler:
             sequence.order = self._admitted
             insort(self._running, sequence, key=lambda row: (-row.priority, row.order))
 
-    # What the steps use
+    # Helpers of these steps
 
     def _guarded(self) -> bool:
         """Whether a suspect runs or is in a plan in flight; no other request is admitted then."""
@@ -470,13 +470,13 @@ class Scheduler:
         return True
 
     def _sample(self, row: Sequence, draft: _Draft) -> None:
-        """Notes that the plan samples the row's next token."""
+        """Makes the plan sample the row's next token."""
         row.pending += 1
         if row.mask is not None:
-            draft.masks.append((row.id, row.mask))  # kept until the token is here: a lost plan is made again
+            draft.masks.append((row.id, row.mask))  # the row keeps it until its token is known, for a plan after a loss
 
     def _turn(self, sequence: Sequence) -> None:
-        """Keys that depend on the length of a sequence are shared only with sequences that have the same."""
+        """Sets `turned`: keys that depend on a sequence's length are shared only by sequences of the same variant."""
         capacity = self.capacity
         turned = sequence.num_prompt if 0 < capacity.stretched < sequence.num_prompt else 0
         if 0 < capacity.switch < len(sequence.tokens):
@@ -486,7 +486,7 @@ class Scheduler:
             sequence.digests.clear()
 
     def _take_or_preempt(self, row: Sequence, draft: _Draft) -> int | None:
-        """Takes a block for a running row. If none is free, preempts the last rows; None if that is the row itself."""
+        """Takes a block for a running row. If none is free, preempts the last rows; None if it preempted the row."""
         while not self.pool.free:
             last = self._running.pop()
             self.preemptions += 1
@@ -535,7 +535,7 @@ class Scheduler:
         for count, (remaining, length) in enumerate(pairs, 1):
             total += length + size - 1  # a row's last block is seldom full
             peak = max(peak, remaining * count + total)
-        # Shared blocks of running rows are there already; those that nobody uses are as scarce as any other.
+        # Shared blocks in use need no further memory; unused ones are taken from the free list like any other.
         used = len(shared) - self.pool.unused(shared)
         return peak - used * size <= self.capacity.total_tokens
 

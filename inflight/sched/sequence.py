@@ -8,15 +8,16 @@ from inflight.contract import Sampling
 from inflight.sched.blocks import chain, root
 
 CRASHED, KILLED, SUSPECT, PROOF = 2, 1, 4, 6
-"""What a loss of the shards adds to the blame of a row that they computed, until the row gets its next token. After two
-crashes a row runs alone, and the third is proof. A kill from outside counts less, because anybody may do it. But the
-system kills too when memory is short: after four kills a row runs alone, and the sixth is proof."""
+"""Blame of a row. A loss of the shards adds `CRASHED` or `KILLED` to each row that they computed; the row's next token
+clears it. At `SUSPECT`, after two crashes, a row runs alone; a third one, `PROOF`, makes it guilty. A kill from outside
+counts less, because anything may cause it, but the system also kills when memory is short: after four kills a row runs
+alone, and the sixth is proof."""
 
 
 class Sequence:
     """A request that has a row in the batch or waits for one.
 
-    Three counts give its progress: `len(tokens)` tokens are *known*; the keys and values of the first `planned` tokens
+    Its progress is three counts: `len(tokens)` tokens are *known*; the keys and values of the first `planned` tokens
     are computed by plans that were sent; `pending` further tokens are sampled by plans that are not answered yet.
 
     Attributes:
@@ -30,9 +31,9 @@ class Sequence:
         turned: the variant of rotary embedding that its keys were computed with (`Scheduler._turn`).
         cached: number of prompt tokens found in the prefix cache at its first admission.
         running: it has a row.
-        queued: it waits for a row. Neither of both: it left for its last token, or is finished.
+        queued: it waits for a row. Neither `running` nor `queued`: it left for its last token, or is finished.
         finished: its request has ended.
-        blame: sum of what losses of the shards count against it since its last token.
+        blame: sum of its blame for losses of the shards since its last token.
         lost_at: number of known tokens at the last of these losses.
     """
 
