@@ -59,12 +59,12 @@ class Tensors(ABC):
         """A view of a tensor in the file, in the file's dtype.
 
         Raises:
-            StartError: it is missing, or its dtype is not known.
+            StartError: it is missing, or its dtype is unknown.
         """
 
     @abstractmethod
     def shape(self, name: str) -> list[int]:
-        """Of a tensor, without reading it.
+        """The shape of a tensor, without reading it.
 
         Raises:
             StartError: it is missing.
@@ -134,7 +134,7 @@ class TensorFiles(Tensors):
         return file.array(name)
 
     def dtype(self, name: str) -> str:
-        """As the file calls it: BF16, F8_E4M3, ..."""
+        """A tensor's dtype by the file's name for it: BF16, F8_E4M3, ..."""
         return self._entry(name)[1].dtype
 
     def file_of(self, name: str) -> str:

@@ -20,7 +20,7 @@ from inflight.tensors import Quantised
 
 EIGHTS = ("float8_e4m3fn", "float8_e5m2")
 _SCALES = (*FLOATS, "float8_e4m3fn", "float8_e8m0fnu", "uint8")
-_ROWS = 1024  # that become floats at a time
+_ROWS = 1024  # rows that are converted to floats at a time
 
 _DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12])
 _CODES = np.concatenate([128 + _DOUBLED, 128 - _DOUBLED]).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""`open_model` gives one interface to five layouts of models on disk, and reads each file once."""
+"""One interface to five layouts of models on disk (`open_model`), which reads each file once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Templates:
     """Chat templates.
 
     Attributes:
-        own: from the model's own files of templates; they go before `configured`.
+        own: from the model's own template files; they take precedence over `configured`.
         configured: `chat_template` of tokenizer_config.json: a text, or several by name in a list or an object, not
             checked here.
     """
@@ -44,7 +44,7 @@ class Templates:
 
 
 class ModelFolder(ABC):
-    """A model on disk. `open_model` makes it. Files are read on demand, and once.
+    """A model on disk, opened by `open_model`. Each file is read on demand, once.
 
     Attributes:
         path: the folder, or the file.
@@ -67,13 +67,13 @@ class ModelFolder(ABC):
         """config.json, or its equivalent made from metadata.
 
         Raises:
-            StartError: there is none, or it cannot be read; the text says what is wrong.
+            StartError: it is missing or cannot be read; the text says what is wrong.
         """
 
     @property
     @abstractmethod
     def generation_config(self) -> Json:
-        """generation_config.json, or its equivalent made from metadata; empty: there is none."""
+        """generation_config.json, or its equivalent made from metadata; empty if there is none."""
 
     @abstractmethod
     def weights(self, progress: Told | None = None, allow_pickle: bool = False) -> Weights:
@@ -81,10 +81,10 @@ class ModelFolder(ABC):
 
         Args:
             progress: called with the share of the bytes that were read so far.
-            allow_pickle: read pytorch_model.bin where there are no safetensors.
+            allow_pickle: read pytorch_model.bin if there are no safetensors.
 
         Raises:
-            StartError: no weights, a file that cannot be read, or a quantisation that is not known; the text names it.
+            StartError: no weights, an unreadable file or an unknown quantisation; the text names it.
         """
 
     @abstractmethod
@@ -103,13 +103,13 @@ class ModelFolder(ABC):
 
     @property
     def tokenizer_file(self) -> Path | None:
-        """tokenizer.json; None: there is none."""
+        """tokenizer.json; None if there is none."""
         path = self.beside / TOKENIZER
         return path if path.is_file() else None
 
     @cached_property
     def tokenizer_config(self) -> Json:
-        """tokenizer_config.json over special_tokens_map.json; empty where there is none."""
+        """tokenizer_config.json merged over special_tokens_map.json; empty if there is neither."""
         return {**_optional(self.beside / SPECIAL_TOKENS), **_optional(self.beside / TOKENIZER_CONFIG)}
 
     @cached_property
@@ -247,7 +247,7 @@ class GgufModel(ModelFolder):
 
     @cached_property
     def tokenizer_config(self) -> Json:
-        """A file's own vocabulary has its settings in the metadata; those beside it belong to a tokenizer.json."""
+        """As in other layouts if there is a tokenizer.json; the file's own vocabulary has its settings in metadata."""
         return super().tokenizer_config if self.tokenizer_file is not None else {}
 
     @cached_property

@@ -51,7 +51,7 @@ class MappedFile:
     def _advise(self, name: str, start: int, size: int) -> None:
         option = getattr(mmap, name, None)
         if option is None or not sys.platform.startswith("linux"):
-            return  # elsewhere the advice means other things
+            return  # on other systems the advice has another meaning
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
         length = min(start + size, self.size) - first
         if length > 0:

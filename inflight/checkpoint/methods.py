@@ -16,7 +16,7 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
     """The scheme by which weights are stored; None: as floats.
 
     Raises:
-        StartError: a method or a setting that is not known; the text says which and what to use instead.
+        StartError: a method or a setting is unknown; the text says which and what to use instead.
     """
     nested = config.get("text_config")
     inner = nested if isinstance(nested, Mapping) else {}
@@ -27,7 +27,7 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
     if not isinstance(quantisation, Mapping):
         raise StartError("quantization_config in config.json is no object; download the checkpoint again")
     method = quantisation.get("quant_method")
-    if method is None:  # as older releases of the two wrote it
+    if method is None:  # older releases of the two wrote no method
         bits = quantisation.get("load_in_4bit") or quantisation.get("load_in_8bit")
         method = "compressed-tensors" if "config_groups" in quantisation else "bitsandbytes" if bits else None
     reader = METHODS.get(method) if isinstance(method, str) else None
@@ -108,7 +108,7 @@ def _bitsandbytes(config: Mapping[str, Any]) -> Scheme:
 
 
 def _block(sizes: Any) -> tuple[int, int] | None:
-    """Rows and inputs that share a scale; None: the shapes tell."""
+    """Rows and inputs that share a scale; None: derived from the shapes."""
     if sizes is None:
         return None
     right = isinstance(sizes, list) and len(sizes) == 2 and all(type(size) is int and size > 0 for size in sizes)

@@ -55,7 +55,7 @@ class PickledFiles(Tensors):
         return PICKLED[0]
 
     def release(self) -> None:
-        """Its pages are torch's."""
+        """Does nothing: torch owns the memory."""
 
     def _tensor(self, name: str) -> Any:
         if name not in self._tensors:
@@ -65,7 +65,7 @@ class PickledFiles(Tensors):
 
 def _load(folder: Path) -> dict[str, Any]:
     try:
-        import torch  # only for who asks for pickles
+        import torch  # only pickled weights need it
     except ImportError:
         raise StartError("reading pickled weights needs torch: pip install 'inflight-serving[torch]'") from None
     index = folder / PICKLED[1]

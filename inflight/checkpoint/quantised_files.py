@@ -15,7 +15,7 @@ from inflight.tensors import Weight
 
 log = logging.getLogger("inflight")
 
-_ROWS = 1024  # that become floats at a time
+_ROWS = 1024  # rows that are converted to floats at a time
 _SUFFIX = ".weight"
 _SAID = "the inputs of this GPTQ checkpoint are in an order of their own (desc_act), so it is computed in floats"
 
@@ -88,7 +88,7 @@ class QuantisedFiles(Source):
 
 
 def _floats(name: str, tensor: Tensor) -> Tensor:
-    """Of a type that weights may have: double precision becomes single.
+    """A float tensor in a type that weights may have: double precision becomes single.
 
     Raises:
         StartError: they are not floats, and the config has no scheme to read them.

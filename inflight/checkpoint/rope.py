@@ -3,11 +3,11 @@
 Frequencies follow the papers, in the form that transformers gave them: linear (position interpolation), dynamic NTK,
 YaRN (Peng et al., 2023), LongRoPE (Ding et al., 2024), and Llama 3's smoothed interpolation.
 
-Two of them rotate a token by the length of its sequence, its *reach*. LongRoPE has one list of factors for sequences
-within the original length and another for all tokens of longer ones. Dynamic NTK rotates the tokens of a prompt by the
-prompt's length and each later token by its own position, as transformers does with its cache. A reach depends on the
-sequence alone, so that neighbours, chunks and replays do not change results. The scheduler has a sequence computed anew
-when it grows over LongRoPE's original length (`Rope.switch`).
+In two of them a token's rotation depends on the length of its sequence, its *reach*. LongRoPE has one list of factors
+for sequences within the original length and another for all tokens of longer ones. Dynamic NTK rotates the tokens of a
+prompt by the prompt's length and each later token by its own position, as transformers does with its cache. A reach
+depends on the sequence alone, so that neighbours, chunks and replays do not change results. The scheduler recomputes a
+sequence when it grows beyond LongRoPE's original length (`Rope.switch`).
 
 Powers are computed in float64 and rounded to float32, so that all machines and both engines get the same frequencies;
 everything else is float32, as in transformers.
@@ -50,12 +50,12 @@ class Rope:
 
     @property
     def switch(self) -> int:
-        """The length beyond which all tokens of a sequence are rotated in another way; 0: there is none."""
+        """The length beyond which all tokens of a sequence are rotated in another way; 0: no such length."""
         return self.original if self.long_inverse is not None else 0
 
     @property
     def stretched(self) -> int:
-        """The length beyond which a prompt's tokens are rotated by the prompt's length; 0: there is none."""
+        """The length beyond which a prompt's tokens are rotated by the prompt's length; 0: no such length."""
         return self.original if self.stretch else 0
 
 

@@ -58,7 +58,7 @@ class StoredModule:
 
     @property
     def stored(self) -> list[str]:
-        """The names of those that exist."""
+        """The names of the tensors that exist."""
         names = [f"{self.stem}.{suffix}" for suffix in self.suffixes]
         return [name for name in names if name in self.files]
 
@@ -69,7 +69,7 @@ class StoredModule:
         return self.files.shape(f"{self.stem}.{suffix}")
 
     def read(self, suffix: str, shape: Sequence[int], dtypes: Sequence[str]) -> Tensor:
-        """One of them. Args: dtypes: names of those that it may have.
+        """One tensor. Args: dtypes: names of the dtypes that it may have.
 
         Raises:
             StartError: it is missing, broken, or of another shape or dtype.
@@ -88,10 +88,10 @@ class StoredModule:
 
 
 class Scheme(ABC):
-    """One way to store quantised modules.
+    """A format in which quantised modules are stored.
 
     Attributes:
-        suffixes: of the names of all of a module's tensors.
+        suffixes: suffixes of the names of a module's tensors.
         marks: sets of suffixes. A module that has all of one set is quantised.
     """
 
@@ -174,10 +174,10 @@ class Awq(Scheme):
 @dataclass(frozen=True)
 class Gptq(Scheme):
     """qweight int32 [k * bits / 32, n] packed along k, qzeros int32 [groups, n * bits / 32], scales [groups, n], and
-    g_idx int32 [k], the group of each input, where it is kept.
+    optionally g_idx int32 [k], the group of each input.
 
-    `gptq` keeps zero points less one, `gptq_v2` as they are; some tools write the second form under the first name,
-    which shows where the scheme is symmetric (vllm-project/vllm#38966).
+    `gptq` stores zero points less one, `gptq_v2` as they are. Some tools write the second form under the first name,
+    which can be detected if the scheme is symmetric (vllm-project/vllm#38966).
     """
 
     bits: int
@@ -215,8 +215,8 @@ class Gptq(Scheme):
 
 @dataclass(frozen=True)
 class CompressedTensors(Scheme):
-    """pack-quantized: weight_packed int32 [n, k * bits / 32], codes kept with 2 ** (bits - 1) added; int-quantized:
-    weight int8 [n, k]. weight_scale [n, groups], weight_zero_point where it is not symmetric.
+    """pack-quantized: weight_packed int32 [n, k * bits / 32], codes stored with 2 ** (bits - 1) added; int-quantized:
+    weight int8 [n, k]. Both: weight_scale [n, groups], and weight_zero_point if the scheme is not symmetric.
 
     The shapes of a module's tensors decide which of the config's groups it belongs to.
 
@@ -308,7 +308,7 @@ def _order(module: StoredModule, suffix: str, k: int, group: int) -> NDArray[np.
 
 
 def _weight(bits: int, group: int, codes: Codes, scales: Tensor, zeros: Codes | None, symmetric: bool) -> Quantised:
-    """w = (codes - zeros) * scales; zero points in the middle need no offsets where the scheme is symmetric."""
+    """w = (codes - zeros) * scales; a symmetric scheme with zero points in the middle needs no offsets."""
     scales = np.ascontiguousarray(scales, dtype=np.float32)
     offsets = None
     if zeros is not None and not (symmetric and bool((zeros == 1 << (bits - 1)).all())):

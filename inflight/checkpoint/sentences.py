@@ -1,9 +1,9 @@
 """Reads the description of a sentence-transformers folder: its modules, the length of texts, prompts.
 
-It knows the layouts up to version 6 of sentence-transformers, whose file formats and defaults are the specification
+Supports the layouts up to version 6 of sentence-transformers, whose file formats and defaults are the specification
 (Reimers and Gurevych, 2019): `modules.json`, the modules' own `config.json`, `sentence_bert_config.json`,
-`config_sentence_transformers.json`. A module's kind is the last word of its type's name, because the packages
-before it have changed with nearly every version.
+`config_sentence_transformers.json`. A module's kind is the last part of its type's name, because the package path
+before it has changed with nearly every version.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SentenceModel:
         include_prompt: the prompt's tokens count in the pooling.
         layers: applied to the pooled vector, in order.
         cuts: texts that are too long are cut, not refused.
-        longest: tokens that a text is cut to, special ones included; None: what the model can take.
+        longest: tokens that a text is cut to, special ones included; None: the model's own limit.
         cut_left: a text that is too long keeps its end.
         lowercase: texts are lowercased, whatever the tokenizer does.
         prompts: prefixes of texts, by name.
@@ -91,7 +91,7 @@ class SentenceModel:
 
     @property
     def of_states(self) -> bool:
-        """Whether pooling needs one state or a sum of all, so that a decoder's text may come in chunks."""
+        """Whether pooling needs only one state or a sum of all, so that a decoder can compute a text in chunks."""
         return self.poolings == ("lasttoken",) or (self.poolings == ("mean",) and self.include_prompt)
 
     @property
@@ -217,7 +217,7 @@ def _object(file: Path) -> dict[str, Any]:
 def _lengths(folder: Path) -> tuple[int | None, bool]:
     """Tokens that a text is cut to, and whether it is lowercased first.
 
-    Version 6 writes the length into the tokenizer's configuration; there it may be an enormous number for none.
+    Version 6 writes the length into the tokenizer's configuration, where an enormous number means no limit.
     """
     file = next((folder / name for name in _SETTINGS if (folder / name).is_file()), folder / _SETTINGS[0])
     found, key = _object(file), "max_seq_length"

@@ -12,7 +12,7 @@ from inflight.checkpoint.files import Slice, Tensor, sliced
 from inflight.errors import StartError
 from inflight.tensors import Floats, Weight
 
-_ROWS = 1024  # that become floats at a time
+_ROWS = 1024  # rows that are converted to floats at a time
 
 
 class Source(ABC):
@@ -36,7 +36,7 @@ class Source(ABC):
 
     @abstractmethod
     def shape(self, name: str) -> list[int] | None:
-        """Of a weight; None where only `check` can tell, because it is packed.
+        """The shape of a weight; None if it is packed, so that only `check` can compare it.
 
         Raises:
             StartError: it is missing.
@@ -98,7 +98,7 @@ class Weights:
         return [name for name in self.names if name not in self._used and not self._source.idle(name)]
 
     def shape(self, name: str) -> list[int] | None:
-        """Of a weight, without reading it; None where it is packed in a way that does not tell.
+        """The shape of a weight, without reading it; None if its packed form does not give it.
 
         Raises:
             StartError: it is missing.
@@ -119,7 +119,7 @@ class Weights:
             part: a slice of it; one that cuts groups of inputs gives floats.
 
         Raises:
-            StartError: it is missing, broken, of another shape or of an unknown form; the text names tensor and file.
+            StartError: it is missing, broken, of another shape or an unknown form; the text names tensor and file.
         """
         self._used.update(dict.fromkeys(self._source.pieces(name)))
         return self._source.read(name, shape, part)
@@ -168,7 +168,7 @@ def floats_into(weight: Weight, out: Tensor) -> None:
 
 
 class Progress:
-    """Reports the share of the bytes that were read. Args: told: called with it."""
+    """Reports the share of the bytes that were read. Args: told: called with the share."""
 
     def __init__(self, told: Callable[[float], None] | None) -> None:
         self._told = told

@@ -1,4 +1,4 @@
-"""One safetensors file, read without trust: https://github.com/huggingface/safetensors#format."""
+"""Reads and checks one safetensors file: https://github.com/huggingface/safetensors#format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     }.items()
 }  # fmt: skip
 _BITS = {**{name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
-_LONGEST_HEADER = 100_000_000  # as the library has it
+_LONGEST_HEADER = 100_000_000  # the library's limit
 _MOST_DIMENSIONS = 16
 
 
@@ -92,7 +92,7 @@ class TensorFile:
 
 
 class _BrokenError(Exception):
-    """What is wrong with a file."""
+    """A file is broken; the text says how."""
 
 
 def _entry(name: str, about: Any, begin: int) -> Entry:
@@ -113,6 +113,6 @@ def _entry(name: str, about: Any, begin: int) -> Entry:
 
 
 def _sizes(values: Any) -> list[int] | None:
-    """A list of whole numbers from 0; None: it is something else."""
+    """A list of whole numbers >= 0; None for any other value."""
     right = isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
     return list(values) if right else None

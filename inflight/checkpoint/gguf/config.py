@@ -14,16 +14,16 @@ from inflight.errors import StartError
 
 Json = dict[str, Any]
 
-_GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0  # of Gemma 3's layers that see all, and of those that slide
-_SOFTCAPS = {"gemma2": (50.0, 30.0)}  # of attention and of logits, where a file leaves them out
-_WIDEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, whose scale is another one (llama.cpp has it so)
+_GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0  # of Gemma 3's full-attention and sliding-window layers
+_SOFTCAPS = {"gemma2": (50.0, 30.0)}  # defaults of attention and of logits, for files without them
+_WIDEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, which scale scores differently, as in llama.cpp
 
 
 def hf_config(file: GgufParts) -> Json:
     """config.json of the model in a file.
 
     Raises:
-        StartError: an architecture that is not supported, or a key is missing or invalid; the text names it.
+        StartError: the architecture is not supported, or a key is missing or invalid; the text names it.
     """
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
@@ -46,12 +46,12 @@ _SAMPLING = {
     "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
 }
-"""What llama.cpp's converter takes over from generation_config.json, by its names for `general.sampling.`. Other keys
-are of samplers that llama.cpp has alone."""
+"""Settings that llama.cpp's converter takes from generation_config.json, by their names after `general.sampling.`. The
+other keys belong to samplers that only llama.cpp has."""
 
 
 def generation_config(file: GgufParts) -> Json:
-    """generation_config.json: every token that ends an answer, and how the model's makers want it sampled."""
+    """generation_config.json: every token that ends an answer, and the sampling settings of the model's makers."""
     metadata = file.metadata
     keys = [f"tokenizer.ggml.{key}_token_id" for key in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(metadata[key] for key in keys if isinstance(metadata.get(key), int)))
@@ -97,7 +97,7 @@ def _base(file: GgufParts, architecture: str) -> Json:
 
 
 def _dtype(file: GgufParts) -> str:
-    """Of the weights, not of the norms: files of float16 or float32 are kept as they are."""
+    """The dtype of the weights, not of the norms; float16 and float32 files keep theirs."""
     types = dict.fromkeys(each.info.type.name for each in file.tensors.values() if len(each.info.shape) > 1)
     if all(name == "F32" for name in types):
         return "float32"
@@ -118,9 +118,9 @@ def _number(file: GgufParts, key: str, default: float) -> float:
 
 
 def _rope(file: GgufParts, architecture: str, dim: int) -> Json:
-    """The rotation. Factors by frequency, which Llama 3 and Phi 3 keep as tensors, are LongRoPE's.
+    """The rotation. Factors per frequency, which Llama 3 and Phi 3 store as tensors, become LongRoPE's.
 
-    As llama.cpp reads it: a factor without a type is linear, and has an older key.
+    As in llama.cpp, a factor without a type is linear, also under its older key.
     """
     key = f"{architecture}.rope."
     rope: Json = {"rope_type": "default", "rope_theta": _number(file, f"{key}freq_base", _LOCAL_THETA)}
@@ -155,7 +155,7 @@ def _rope(file: GgufParts, architecture: str, dim: int) -> Json:
 
 
 def _yarn(file: GgufParts, key: str, factor: float) -> Json:
-    """YaRN's further settings. llama.cpp multiplies the paper's factor of attention with the file's."""
+    """YaRN's further settings. llama.cpp multiplies the paper's attention factor by the file's."""
     found: Json = {}
     for name in ("beta_fast", "beta_slow"):
         value = _number(file, f"{key}yarn_{name}", 0)
@@ -187,10 +187,10 @@ def _llama(file: GgufParts, config: Json) -> None:
 
 
 def _biases(file: GgufParts) -> Json:
-    """Which of Llama's products have one: all of attention, all of the MLP, or none.
+    """The config's settings of biases in Llama: in all of attention, all of the MLP, or none.
 
     Raises:
-        StartError: others have; the text names one.
+        StartError: other products have biases; the text names one.
     """
     found = [name for name in file.tensors if name.startswith("blk.0.") and name.endswith(".bias")]
     fused = "blk.0.attn_qkv.bias" in file.tensors
@@ -208,11 +208,11 @@ def _biases(file: GgufParts) -> Json:
 
 
 def _plain(file: GgufParts, config: Json) -> None:
-    """No further settings."""
+    """Adds no further settings."""
 
 
 def _qwen3moe(file: GgufParts, config: Json) -> None:
-    """Weights of the chosen experts sum to 1: llama.cpp knows no other way for this architecture."""
+    """Weights of the chosen experts sum to 1, always so for this architecture in llama.cpp."""
     config.update(
         model_type="qwen3_moe",
         num_experts=whole_number(file.metadata, "qwen3moe.expert_count"),
@@ -231,11 +231,11 @@ def _granite(file: GgufParts, config: Json) -> None:
         ("logits_scaling", "logit_scale"),
     ):
         default = config["head_dim"] ** -0.5 if key == "attention.scale" else 1.0
-        config[name] = _number(file, f"granite.{key}", 0.0) or default  # 0: not set, as llama.cpp has it
+        config[name] = _number(file, f"granite.{key}", 0.0) or default  # 0 means not set, as in llama.cpp
 
 
 def _smollm3(file: GgufParts, config: Json) -> None:
-    """Each fourth layer has no positions: llama.cpp knows no other step."""
+    """Every fourth layer has no positions, always so in llama.cpp."""
     config.update(_biases(file), no_rope_layer_interval=4)
 
 

@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read without trust: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md."""
+"""Reads and checks the header of a GGUF file: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class TextArray:
 
 
 class Metadata(Mapping[str, Value]):
-    """Values by key. Arrays are decoded when they are asked for: a vocabulary has hundreds of thousands of texts, and
-    who wants tensors only need not wait for them.
+    """Values by key. Arrays are decoded on access: a vocabulary has hundreds of thousands of texts, which a reader of
+    tensors does not need.
 
     Reading a text that is not UTF-8 raises StartError.
     """
@@ -107,7 +107,7 @@ class Metadata(Mapping[str, Value]):
         return value
 
     def array(self, key: str) -> TextArray | NDArray[Any] | None:
-        """An array as it is stored, numbers as a copy; None: there is none, or it was decoded."""
+        """An array as it is stored, numbers as a copy; None if it is missing or was decoded already."""
         value = self._values.get(key)
         if not isinstance(value, _Array):
             return None
@@ -221,7 +221,7 @@ def whole_number(metadata: Mapping[str, Value], key: str, default: int | None = 
     """A positive number of the metadata.
 
     Raises:
-        StartError: there is none; the text names the key.
+        StartError: it is missing or not a positive whole number; the text names the key.
     """
     value = metadata.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
@@ -230,7 +230,7 @@ def whole_number(metadata: Mapping[str, Value], key: str, default: int | None = 
 
 
 class _BrokenError(Exception):
-    """What is wrong with a file."""
+    """A file is broken; the text says how."""
 
 
 def _no_whole_file(path: Path, problem: Exception) -> StartError:

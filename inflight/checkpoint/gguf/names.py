@@ -1,4 +1,4 @@
-"""Names of llama.cpp's tensors in Hugging Face's checkpoints."""
+"""Translates llama.cpp's tensor names to those of Hugging Face's checkpoints."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)")
 
 
 def hf_name(name: str, architecture: str) -> str:
-    """Hugging Face's name of a tensor; llama.cpp's own where it has none there.
+    """Hugging Face's name of a tensor, or llama.cpp's own if Hugging Face has none.
 
-    A tensor that holds all experts of a layer has `{}` in the place of an expert's number. In old files each has one of
-    its own.
+    A tensor that holds all experts of a layer gets `{}` in place of an expert's number. In old files each expert has a
+    tensor of its own.
     """
     match = _NAME.fullmatch(name)
     if match is None:

@@ -16,19 +16,19 @@ from inflight.tensors import Quantised, quantise
 log = logging.getLogger("inflight")
 
 RARE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0")
-_ROWS = 1024  # that become floats at a time
+_ROWS = 1024  # rows that are converted to floats at a time
 _GROUP = 32
 _said: list[str] = []
 
 
 def as_integers(type: str, shape: tuple[int, int], rows: Bytes) -> Quantised:
-    """A weight [n, k] of 8 bits in groups of 32, of rows of blocks.
+    """Converts rows of blocks to a weight [n, k] of 8-bit integers in groups of 32.
 
     Raises:
         StartError: the library is not installed.
     """
     try:
-        import gguf  # many tables, for files that few have
+        import gguf  # large, and needed for few files only
     except ImportError:
         raise StartError(
             f"reading tensors of type {type} needs the package gguf: pip install gguf; files of Q4_K_M or IQ4_XS need "

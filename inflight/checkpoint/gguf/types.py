@@ -1,4 +1,4 @@
-"""ggml's types of tensors: numbers, names, values and bytes of a block. Source: ggml.h, ggml-common.h of llama.cpp."""
+"""ggml's tensor types: numbers, names, values and bytes of a block. Source: ggml.h, ggml-common.h of llama.cpp."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Type(NamedTuple):
-    """Rows are runs of blocks: so many values in so many bytes."""
+    """A tensor type. Rows consist of blocks, each of a fixed number of values in a fixed number of bytes."""
 
     name: str
     values: int
@@ -52,7 +52,7 @@ TYPES = {
     40: Type("NVFP4", 64, 36),
     41: Type("Q1_0", 128, 18),
 }
-"""By the number in a file."""
+"""Types by their number in a file."""
 
 FLOATS = {
     "F32": np.dtype(np.float32),

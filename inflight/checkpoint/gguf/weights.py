@@ -31,8 +31,8 @@ class _Stored:
     """One weight: a tensor, one expert's share of a tensor of three dimensions, or some rows of either.
 
     Attributes:
-        part: what llama.cpp calls it where it has a tensor of its own: attn_q.
-        rows: first and end, where it is one of several that lie in one tensor.
+        part: llama.cpp's name of the weight in a tensor of its own, like attn_q.
+        rows: [first, end) if it is one of several weights in one tensor.
     """
 
     placed: Placed
@@ -111,7 +111,7 @@ class GgufWeights(Source):
             floats = floats.astype(np.float32)
         floats = floats[0] if len(shape) == 1 else floats
         if self._architecture in _GEMMA and name.endswith("norm.weight"):
-            floats = floats - np.float32(1)  # llama.cpp keeps the factor itself
+            floats = floats - np.float32(1)  # llama.cpp stores the factor itself
         return floats if rowwise else sliced(floats, part)
 
     def release(self) -> None:
@@ -120,7 +120,7 @@ class GgufWeights(Source):
         self._read.clear()
 
     def _apart(self, name: str, placed: Placed) -> list[tuple[str, tuple[int, int] | None]]:
-        """llama.cpp's names of what lies in a tensor, and which rows each has: queries, keys and values may share one,
+        """llama.cpp's names of the weights in a tensor, with the rows of each. Queries, keys and values may share one,
         and so may the experts' gates and ups (`--fuse-qkv`, `--fuse-gate-up-exps` of its converter)."""
         layer, _, rest = name.rpartition(".attn_qkv.")
         if layer and self._architecture not in _FUSED:
@@ -145,7 +145,7 @@ class GgufWeights(Source):
         return found
 
     def _add(self, own: str, placed: Placed, rows: tuple[int, int] | None) -> None:
-        """Args: own: llama.cpp's name."""
+        """Adds a weight. Args: own: llama.cpp's name."""
         name, shape = hf_name(own, self._architecture), placed.info.shape
         part = own.split(".")[-2] if "." in own else ""
         if "{}" not in name or len(shape) != 3:
@@ -208,7 +208,7 @@ class GgufWeights(Source):
 
 
 def _split(placed: Placed, names: list[str], sizes: list[int], rows: int) -> list[tuple[str, tuple[int, int] | None]]:
-    """Raises StartError if parts of these sizes do not add up to this number of rows."""
+    """The rows of each name. Raises StartError if the sizes do not add up to this number of rows."""
     if sum(sizes) != rows:
         raise StartError(
             f"tensor '{placed.info.name}' in '{placed.file.path}' has {rows} rows, its metadata wants {sum(sizes)}; is "
