@@ -1,4 +1,4 @@
-"""The CPU engine: a decoder as one native call a step, where the native library is there."""
+"""The CPU engine: runs a decoder in one native call per step, if the native library was built."""
 
 from inflight.kernels.layout import (
     BLOCK_TYPES,

@@ -1,4 +1,4 @@
-"""Arrays and bare addresses: what crosses the border to the native library."""
+"""Converts between arrays and the addresses that are passed to the native library."""
 
 from __future__ import annotations
 

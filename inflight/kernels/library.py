@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 native: Any
-"""The extension module; None where it was built without a compiler."""
+"""The extension module; None if the package was built without a compiler."""
 try:
     native = import_module("inflight.kernels._native")
 except ImportError as error:
@@ -32,21 +32,21 @@ else:
 
 if TYPE_CHECKING:
     from inflight.kernels._native import Activation, Format, KvType, Mode, OpCode, Source
-else:  # None without the library: nothing can be run that needs them
+else:  # without the library no code that needs them can run
     Activation, Format, KvType, Mode, OpCode, Source = (
         getattr(native, name, None) for name in ("Activation", "Format", "KvType", "Mode", "OpCode", "Source")
     )
 
 
 def native_reason() -> str | None:
-    """Why the native engine cannot run here; None where it can."""
+    """The reason why the native engine cannot run here; None if it can."""
     if native is None:
         return f"the package was built without a C++ compiler; install it again where there is one ({_missing})"
     return None
 
 
 def instruction_sets() -> list[str]:
-    """What this machine runs, the fastest first; empty without the native library."""
+    """The instruction sets that this machine supports, fastest first; empty without the native library."""
     return list(native.available()) if native is not None else []
 
 
@@ -58,7 +58,7 @@ class Top(NamedTuple):
 
 
 def top_k(logits: np.ndarray[Any, np.dtype[np.float32]], k: int) -> Top | None:
-    """The k largest of each row, float32 [rows, n] whose rows lie together; None without the native library."""
+    """The k largest logits of each row of float32 [rows, n], rows contiguous; None without the native library."""
     if native is None:
         return None
     assert logits.dtype == np.float32

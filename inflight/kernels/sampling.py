@@ -13,7 +13,7 @@ from inflight.contract import Array, Sampling, Watermark
 from inflight.kernels.library import native
 
 WATERMARK_KEY = 15485863
-"""TGI's."""
+"""The hash key of watermarks, TGI's value."""
 
 
 class SamplerRow(NamedTuple):

@@ -20,7 +20,7 @@ from inflight.nn import to_array, to_tensor
 from inflight.shard.sampler import RowState, Sampler, SamplerInput
 
 WATERMARK_KEY = 15485863
-"""TGI's."""
+"""The hash key of watermarks, TGI's value."""
 
 COLDEST = 1e-5
 """Below this temperature a draw always takes the largest logit; a smaller divider would overflow float32."""
@@ -142,7 +142,7 @@ def _column(logits: torch.Tensor, values: list[float]) -> torch.Tensor:
 
 
 def _repetition(row: torch.Tensor, state: RowState, penalty: float) -> None:
-    """Every token seen, once: positive scores are divided, negative ones multiplied (Keskar et al., 2019)."""
+    """Penalises every token seen, once: divides positive scores, multiplies negative ones (Keskar et al., 2019)."""
     seen = torch.from_numpy(np.unique(state.tokens).astype(np.int64)).to(row.device)
     scores = row[seen]
     row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)

@@ -78,7 +78,7 @@ class AttentionBackend(ABC):
     def forward(
         self, spec: AttentionSpec, batch: AttentionBatch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
-        """Attention of this step's tokens to everything before them and themselves.
+        """Attention of this step's tokens to themselves and all tokens before them in their rows.
 
         Args:
             q: [T, num_heads, head_dim]; k: [T, num_kv_heads, head_dim]; v: [T, num_kv_heads, value_dim];

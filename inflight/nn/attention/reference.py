@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from inflight.nn.attention.base import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache
 
 STRIDE = 64
-"""Cached tokens that a decoding row reads are rounded up to a multiple of this. A row's padded length depends on itself
-alone, and rows of one padded length are computed together: the shape of a row's own arithmetic never depends on who
-else decodes."""
+"""The number of cached tokens that a decoding row reads is rounded up to a multiple of this. A row's padded length
+depends on the row alone, and rows of one padded length are computed together: the shape of a row's arithmetic never
+depends on other rows."""
 
 
 class ReferenceAttention(AttentionBackend):
