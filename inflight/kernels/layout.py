@@ -1,4 +1,4 @@
-"""The records that a program is described with: formats, layers, packed weights, a step's arrays and results."""
+"""Records that describe a program: formats, layers, packed weights, a step's arrays and results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from inflight.kernels.library import Format, KvType, native
 
 BLOCK_TYPES: tuple[str, ...] = tuple(form.name for form in Format if form >= Format.Q8_0) if native is not None else ()
-"""ggml's types that are computed at their own number of bits, by the names that `Blocks` has for them."""
+"""ggml's types that are computed at their own number of bits, by their names in `Blocks`."""
 
 MAX_INPUTS, MAX_GROUP = 1 << 16, 1 << 15
 """Inputs that one scale may span, so that sums of integers fit 32 bits: of a whole row, and of a group."""
@@ -34,7 +34,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's attention, as `inflight.nn.AttentionSpec` has it."""
+    """One layer's attention; the fields are as in `inflight.nn.AttentionSpec`."""
 
     heads: int
     kv_heads: int
@@ -133,7 +133,7 @@ class Packed:
 
     Attributes:
         format: of its values.
-        offsets: there is an offset beside each scale.
+        offsets: each scale has an offset.
         gated: see `NativeProgram.product`.
         n, k: outputs and inputs.
         group: inputs that share a scale; 0: all inputs of an output do.

@@ -87,10 +87,10 @@ class NativeProgram:
         return self._packer.packed(product)
 
     def product_of(self, packed: PackedBytes, bias: Floats | None = None) -> int:
-        """Adds a weight that is packed already. Its memory is not copied and must outlive the program.
+        """Adds a packed weight. Its memory is not copied and must outlive the program.
 
         Raises:
-            ValueError: the bytes are not those of such a weight.
+            ValueError: the bytes do not fit such a weight.
         """
         return self._packer.add_packed(packed, bias)
 
@@ -310,7 +310,7 @@ class NativeProgram:
         return self._runner.decode(step, append, logits, hidden)
 
     def measure(self, on: bool) -> None:
-        """Counts what each operation costs from now on, or not."""
+        """Switches the measurement of operations' costs on (from zero) or off."""
         self._program.measure(on)
 
     def costs(self) -> list[Cost]:

@@ -1,4 +1,4 @@
-"""The contract between a shard and a language model: flat tokens in, logits out. No torch here."""
+"""The contract between a shard and a language model: flat tokens in, logits out. Imports no torch."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class CausalLM(ABC):
         dtype: of the weights: float32, bfloat16 or float16.
         weight_bytes: memory of this rank's weights.
         switch: a sequence that grows over this length is computed anew, because all of its tokens are rotated in
-            another way then. 0: there is no such length.
-        stretched: tokens of prompts longer than this are rotated by the prompt's length. 0: there is no such length.
+            another way then. 0: no such length.
+        stretched: tokens of prompts longer than this are rotated by the prompt's length. 0: no such length.
         hidden: [S, H], the hidden states that the last step's logits were computed from; None: the model hides them.
         best: int64 [S] on the host, the index of each row's largest logit (of equal ones the first; -1: a logit is not
             a number); None: the model does not compute it.

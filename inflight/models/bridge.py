@@ -1,8 +1,8 @@
-"""Every other causal language model of transformers, with our paged attention in place of its own.
+"""Runs every other causal language model of transformers with our paged attention in place of its own.
 
 transformers lets an attention function be registered by name. Ours takes the flat tokens of a step as one sequence, and
-finds their rows and slots in the batch that is running. A model may carry state from token to token by other ways than
-attention, which this would break. So at load the model computes a short text once in its own way and once in chunks
+finds their rows and slots in the running batch. A model that carries state from token to token in other ways than
+attention would give wrong results. So at load the model computes a short text once in its own way and once in chunks
 over the paged cache, and is refused if the results differ.
 """
 
@@ -40,7 +40,7 @@ class _Step:
     specs: dict[int, AttentionSpec] = field(default_factory=dict)
 
 
-# A global, because transformers passes no argument of ours through. One model runs at a time in a rank's process.
+# A global, because transformers cannot pass our arguments through. One model runs at a time in a rank's process.
 _running: _Step | None = None
 
 

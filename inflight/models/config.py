@@ -137,8 +137,8 @@ def _base(config: Config) -> DecoderConfig:
 
 
 def _rope(config: Config, theta: float) -> dict[str, Any]:
-    """Settings of the rotation, from the form of transformers 5 (`rope_parameters`) or 4 (`rope_theta`,
-    `rope_scaling`, which goes first where both are there)."""
+    """Settings of the rotation, in the form of transformers 5 (`rope_parameters`) or 4 (`rope_theta`,
+    `rope_scaling`, which takes precedence)."""
     settings = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     if settings.get("rope_theta") is None:
         settings["rope_theta"] = config.get("rope_theta") or theta
@@ -275,7 +275,7 @@ def _gemma3(config: Config) -> DecoderConfig:
         _gemma(config),
         qk_norm=True,
         windows=_windows(config, sliding),
-        longest=config.get("max_position_embeddings", 2048),  # of the scaled model already
+        longest=config.get("max_position_embeddings", 2048),  # includes the scaling
         ropes=ropes,
         rope_of=tuple("sliding" if slides else "full" for slides in sliding),
     )
@@ -298,7 +298,7 @@ def _gemma3_vision(config: Config) -> DecoderConfig:
 
 
 def _phi3(config: Config) -> DecoderConfig:
-    """Its scaling was called su, and yarn, before it was called longrope; its original length has a key of its own."""
+    """The settings of Phi 3. longrope was called su and yarn before; the original length has a key of its own."""
     rope = _rope(config, 10_000.0)
     if config.get("original_max_position_embeddings") is not None:
         rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]

@@ -50,7 +50,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Product:
-    """y = x Wᵀ + b: the tensors that are stacked in W, and in b; without biases there is no b."""
+    """y = x Wᵀ + b: the tensors that are stacked in W and in b; b is empty without biases."""
 
     weights: tuple[Piece, ...]
     biases: tuple[Piece, ...] = ()
@@ -60,7 +60,7 @@ class DecoderTensors:
     """A rank's share of a decoder.
 
     Args:
-        config: with the names that the checkpoint has (`located`).
+        config: the description with the checkpoint's names (`located`).
 
     Raises:
         StartError: the ranks do not divide the model.
@@ -203,13 +203,13 @@ def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderCon
     """The description with the prefix of a checkpoint's names, and with the name of its head.
 
     Names begin with the family's prefix, or with that of another class of the same model: the one without a head, or
-    the one that also reads images. As in transformers, a tied model uses its stored head if that has values of its own.
+    the one that also reads images. As in transformers, a tied model uses a stored head that differs from the embedding.
 
     Args:
         untied: the config says that the head is not the embedding.
 
     Raises:
-        StartError: the head is missing there.
+        StartError: the head is missing in the checkpoint.
     """
     prefixes = dict.fromkeys([config.prefix, *_PREFIXES])
     own_prefix = next((prefix for prefix in prefixes if f"{prefix}{_EMBEDDING}" in weights), None)

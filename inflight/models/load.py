@@ -1,4 +1,4 @@
-"""Loads a model from a folder or a file: chooses one of three ways to compute it, and says why."""
+"""Loads a model from a folder or a file: chooses one of three ways to compute it, and logs the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Choice:
 
     Attributes:
         way: `engine` (the CPU engine), `decoder` (the same layers on torch's operators) or `bridge` (transformers).
-        reason: why it is not one of the ways before it; empty for the engine.
+        reason: why the ways before it cannot be used; empty for the engine.
     """
 
     way: str
@@ -69,7 +69,7 @@ def choose(
 
 
 def engine_reason(config: DecoderConfig, settings: ModelConfig, size: int, device_type: str) -> str | None:
-    """Why a decoder cannot run on the CPU engine; None: it can."""
+    """The reason why a decoder cannot run on the CPU engine; None if it can."""
     if device_type != "cpu":
         return f"the model runs on {device_type}"
     if settings.cpu_engine == "torch":
@@ -92,7 +92,7 @@ def load_model(
     progress: Callable[[float], None] | None = None,
     model: ModelFolder | None = None,
 ) -> CausalLM:
-    """Loads the model of a folder or a file, or this rank's share, by what `choose` says.
+    """Loads the model of a folder or a file, or this rank's share, in the way of `choose`.
 
     Args:
         progress: called with the share of the weights that is loaded.

@@ -120,7 +120,7 @@ class Adapter:
         return first, second * self._scale(module, first.shape[0])
 
     def finish(self) -> None:
-        """Raises StartError if a module was not asked for, because the model has none of that name."""
+        """Raises StartError if a module of the adapter was not used, because the model has none of that name."""
         if self._left:
             raise self._error(f"it changes '{next(iter(self._left))}', which this model has not, or not as one layer")
 

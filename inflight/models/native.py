@@ -59,9 +59,9 @@ class QuantConfig:
 
 
 def quant_config(quantize: str) -> QuantConfig:
-    """Of a value of `--quantize`: none, int8, int4 or int4-GROUP.
+    """The packing for a value of `--quantize`: none, int8, int4 or int4-GROUP.
 
-    With int4 the vocabulary has 8 bits, as in other engines: logits lose more to 4 bits than all layers together.
+    With int4 the vocabulary has 8 bits, as in other engines: 4 bits there cost logits more than in all layers together.
     """
     if quantize == "none":
         return QuantConfig()
@@ -106,7 +106,7 @@ class NativeDecoder(CausalLM):
         log.info("CPU engine: %s, %d threads, weights %d MB", self.isa, self.threads, self.weight_bytes // 1_000_000)
 
     def _build(self, loader: WeightLoader, quant: QuantConfig) -> None:
-        """The program, in the order in which a step runs."""
+        """Adds the program's operations in the order in which a step runs them."""
         config, program = self._config, self._program
         ropes = [make_rope(rope, config.head_dim, config.max_positions) for rope in config.ropes.values()]
         self.switch, self.stretched = reaches(ropes)
@@ -189,7 +189,7 @@ class NativeDecoder(CausalLM):
     def _take(
         self, loader: WeightLoader, name: str, precision: Precision | None, *, gated: bool = False
     ) -> tuple[int, ...]:
-        """A product's numbers: several where its tensors have several formats."""
+        """A product's numbers: several if its tensors have several formats."""
         numbers = loader.product(self._program, name, precision, gated=gated)
         self._names.update(dict.fromkeys(numbers, name.lstrip("0123456789.")))
         return numbers

@@ -1,8 +1,8 @@
 """A file of packed weights, which the next start maps instead of packing the checkpoint again.
 
-It lies in the folder of `--packed-cache`. Replicas that map it share its pages. Its name holds a hash of all that its
-bytes depend on. The file has eight bytes of magic, the length of a JSON header in eight more, the header, and the
-packed bytes that the header lists, each at a multiple of 64.
+It lies in the folder of `--packed-cache`. Replicas that map it share its pages. Its name holds a hash of everything
+that its bytes depend on. The file has eight bytes of magic, the length of a JSON header in eight more, the header, and
+the packed bytes that the header lists, each at a multiple of 64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inflight.kernels import Bytes, Format, NativeProgram, Packed, PackedBytes, 
 from inflight.tensors import Floats, widened
 
 VERSION = 2
-"""Of the layout of packed weights and of this file. Another version has another file name."""
+"""Version of the layout of packed weights and of this file. Another version has another file name."""
 MAGIC = b"inflpack"
 ALIGN = 64
 _EMPTY: Bytes = np.empty(0, np.uint8)
@@ -95,7 +95,7 @@ class CacheLoader:
         return program.weight(self._floats(name, self._find(name).data))
 
     def finish(self, program: NativeProgram) -> None:
-        """Nothing is left to do: the program holds on to the mapped memory."""
+        """Does nothing: the program keeps the mapped memory."""
 
     def _find(self, name: str) -> _Entry:
         if name not in self._entries:
@@ -131,7 +131,7 @@ def write_cache(
     """Writes packed weights to a temporary file, and renames it when it is complete.
 
     Args:
-        products: by name; several where a name's tensors have several formats.
+        products: by name; several if a name's tensors have several formats.
         norms: their weights, by name.
 
     Raises:

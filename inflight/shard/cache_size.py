@@ -5,11 +5,11 @@ from __future__ import annotations
 from inflight.errors import StartError
 
 SHARE = 0.9
-"""Of an accelerator's free memory, measured after the weights and a step of the largest size."""
+"""Share of an accelerator's free memory, measured after the weights and a step of the largest size."""
 CPU_SHARE = 0.4
-"""Of a machine's free memory, which other processes need too."""
+"""Share of a machine's free memory, which other processes need too."""
 AGAIN = 0.95
-"""Of the free memory when ranks are started again. It is more than `SHARE`: the cache has its size already, and a
+"""Share of the free memory when ranks are started again. It is more than `SHARE`: the cache has its size already, and a
 second measurement may give a little less free memory than the first."""
 
 
@@ -23,19 +23,19 @@ def count_blocks(
     before: int | None = None,
     ranks_here: int = 1,
 ) -> int:
-    """Blocks of the cache.
+    """The number of blocks of the cache.
 
     Args:
         block_bytes: memory of one block.
         asked: the cache's bytes (--kv-cache-memory); None: a share of what is available.
         available: free bytes of the device.
         most_tokens: tokens that all rows together may have; the cache is not made larger.
-        before: blocks before the ranks were started again. The cache gets as many again, or fewer if the memory is
-            gone. They are given as blocks, because a new measurement would give another number of bytes.
+        before: blocks before the ranks were started again. The cache gets as many again, or fewer if the memory has
+            shrunk. Given in blocks, because a new measurement would give another number of bytes.
         ranks_here: ranks that share the available memory evenly.
 
     Raises:
-        StartError: not one block fits, or more is asked for than there is.
+        StartError: not one block fits, or more memory is asked for than is available.
     """
     if before is not None:
         room = int(available * AGAIN) // ranks_here

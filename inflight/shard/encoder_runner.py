@@ -37,7 +37,7 @@ class EncoderRunner:
         """Loads the model.
 
         Args:
-            folder: the job's model, where it is open already.
+            folder: the job's model, if it is open already.
 
         Raises:
             StartError: it cannot be loaded, or not on several ranks.
@@ -51,14 +51,14 @@ class EncoderRunner:
         self._batch = InputBatch(job.max_rows, job.model.block_size)
         self._step = 0
         model.encode(np.zeros(2, np.int64))
-        # Nothing is cached: the blocks only tell the scheduler how many tokens may run at once.
+        # Nothing is cached: the number of blocks only limits the tokens that the scheduler runs at once.
         blocks = -(-(longest + 1) * job.max_rows // job.model.block_size)
         facts = ModelFacts("encoder", model.dtype, model.vocab_size, model.weight_bytes)
         cache = CacheSize(blocks, job.model.block_size)
         self.offer = ShardOffer(facts, cache, job.max_rows, longest + 1, device.type, model.size)
 
     def run(self, plan: StepPlan) -> StepResult:
-        """One step."""
+        """Runs one step."""
         began = time.perf_counter()
         assert plan.step == self._step, f"plan {plan.step} came, {self._step} was next"
         self._step += 1

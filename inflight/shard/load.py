@@ -21,7 +21,7 @@ class Runner(Protocol):
         """Its capacity."""
 
     def run(self, plan: StepPlan) -> StepResult | None:
-        """One step; the result on rank 0, None on the others."""
+        """Runs one step; returns the result on rank 0, None on the others."""
 
 
 def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[[float], None] | None = None) -> Runner:

@@ -43,7 +43,7 @@ class ModelRunner:
         """Loads the model and makes the cache.
 
         Args:
-            folder: the job's model, where it is open already.
+            folder: the job's model, if it is open already.
 
         Raises:
             StartError: a file is missing or broken, or the memory does not suffice.
@@ -89,7 +89,7 @@ class ModelRunner:
         return CacheSize(blocks, block_size, self._model.make_cache(blocks, block_size))
 
     def run(self, plan: StepPlan) -> StepResult | None:
-        """One step; the result on rank 0, None on the others."""
+        """Runs one step; returns the result on rank 0, None on the others."""
         began = time.perf_counter()
         assert plan.step == self._step, f"plan {plan.step} came, {self._step} was next"
         self._step += 1
@@ -177,7 +177,7 @@ class ModelRunner:
         """Rank 0's tokens, broadcast to every rank."""
         if self._ranks.size == 1 or not len(tokens):
             return tokens
-        import torch  # several ranks have it
+        import torch  # only several ranks need it, and they have it
 
         shared: Array = self._ranks.broadcast(torch.from_numpy(tokens).to(self._device.torch)).cpu().numpy()
         return shared
@@ -213,7 +213,7 @@ class ModelRunner:
         return scores
 
     def _embed(self, sampled: list[int], scored: list[Scored]) -> dict[int, bytes]:
-        """Vectors of the rows that asked for one and whose prompt is now computed."""
+        """Vectors of the rows that asked for one and have their prompt computed now."""
         batch, hidden = self._batch, self._model.hidden
         wanted = [row for row in sampled if batch.sampling[row].pooling]
         if hidden is None or not (wanted or scored):

@@ -29,7 +29,7 @@ _MASK = (1 << 64) - 1
 
 
 class TorchSampler(Sampler):
-    """Runs on the device of the logits."""
+    """A sampler on torch's operators, on the device of the logits."""
 
     def __init__(self, watermark: Watermark = Watermark()) -> None:
         self._watermark = watermark
@@ -126,7 +126,7 @@ def _process(
 
 
 def _forbidden(bits: bytes, logits: torch.Tensor) -> torch.Tensor:
-    """Tokens that a mask forbids; it forbids all beyond its end."""
+    """The tokens that a mask forbids, including all beyond its end."""
     allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[: logits.shape[-1]]
     forbidden = np.ones(logits.shape[-1], np.bool_)
     forbidden[: len(allowed)] = allowed == 0
@@ -149,7 +149,7 @@ def _repetition(row: torch.Tensor, state: RowState, penalty: float) -> None:
 
 
 def _watermark(row: torch.Tensor, before: int, watermark: Watermark) -> None:
-    """A green list of the vocabulary that follows from the previous token gets a bonus (Kirchenbauer et al., 2023)."""
+    """Adds a bonus to a green list of tokens, derived from the previous token (Kirchenbauer et al., 2023)."""
     generator = torch.Generator().manual_seed(WATERMARK_KEY * before)
     size = row.shape[0]
     green = torch.randperm(size, generator=generator)[: int(size * watermark.gamma)]
@@ -209,7 +209,7 @@ def _typical_p(logits: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
 
 
 def _draw(logits: torch.Tensor, uniform: list[float]) -> torch.Tensor:
-    """Inverse of the cumulative distribution, in float64, at one uniform number a row."""
+    """Draws a token per row: the inverse cumulative distribution, in float64, at the row's uniform number."""
     probs = torch.softmax(logits.double(), dim=-1)
     sums = probs.cumsum(dim=-1)
     wanted = torch.tensor(uniform, dtype=torch.float64, device=logits.device).unsqueeze(1) * sums[:, -1:]
