@@ -1,4 +1,4 @@
-"""The requests, as bytes: the same array in each protocol's form, and how a reply is checked."""
+"""Requests as bytes: the same array in each protocol's form, and the checks of the replies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Check = Callable[[bytes, "dict[str, str]"], None]
 
 
 class WrongReply(RuntimeError):
-    """A server answered something else than the model's result."""
+    """A server's answer differs from the model's result."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def v2_binary(inputs: Named, outputs: Named) -> Body:
 
 
 def mindspore_json(inputs: Named, outputs: Named) -> Body:
-    """MindSpore Serving's REST form: one object an instance."""
+    """MindSpore Serving's REST form: one object per instance."""
     count = len(next(iter(inputs.values())))
     instances = [{name: _rounded(value[row]) for name, value in inputs.items()} for row in range(count)]
 
@@ -147,7 +147,7 @@ def v2_grpc(model: str, inputs: Named, outputs: Named) -> Body:
 
 
 def same_bytes(body: Body) -> Body:
-    """The same request to a server that gives the body back."""
+    """The same request to a server that returns the body."""
 
     def check(data: bytes, headers: dict[str, str]) -> None:
         if data != body.data:
@@ -168,7 +168,7 @@ def same_message(body: Body) -> Body:
 
 
 def grpc_frame(message: bytes) -> bytes:
-    """A gRPC message as it goes over HTTP/2: not compressed, its length, itself."""
+    """A gRPC message as framed in HTTP/2: the flag for no compression, its length, its bytes."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 

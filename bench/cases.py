@@ -1,4 +1,4 @@
-"""The loads of the benchmark: which servers each one starts, what is sent to them, what is to be reached."""
+"""The loads of the benchmark: the servers that each one starts, the requests, the targets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PREDICT = "/mindspore.serving.proto.MSService/Predict"
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 CONNECTIONS = (16, 64)
 GRPC_SHAPES = (*((count, 1) for count in CONNECTIONS), (4, 16))
-"""Connections, and calls at a time on each."""
+"""Connections, and concurrent calls on each."""
 INSTANCES = 1000
 BULK_SHAPE = (2048, 2048)
 BULK_BYTES = 4 * 2048 * 2048
@@ -47,8 +47,8 @@ class Case:
 
     Attributes:
         key: for `--only`.
-        open: starts the servers, checks one reply of each and gives the cells of one round.
-        targets: what is to be reached.
+        open: starts the servers, checks one reply of each and yields the cells of one round.
+        targets: figures to reach.
     """
 
     key: str
@@ -193,7 +193,7 @@ def large_array() -> Iterator[list[Cell]]:
             (ASGI, echo, "/", bodies.same_bytes(body)),
             (SOCKET, sockets, "/", bodies.same_bytes(body)),
         )
-        # First of all requests, so that what the server keeps for the next ones counts too.
+        # Before all other requests, so that memory that the server keeps for later ones counts too.
         peaks = [Sample(PEAK_ROW, who, _peak(server, path, sent), "arrays") for who, server, path, sent in sized]
         measured: list[Cell] = [lambda seconds: peaks]
         for who, server, path, sent in sized:
@@ -224,7 +224,7 @@ def _over_grpc(who: str, server: Server, body: Body) -> Cell:
 
 
 def _with_copies(who: str, server: Server, rate: Cell) -> Cell:
-    """A rate, and the server process's own user time a request as copies of the array."""
+    """A rate, and the server process's user time per request, expressed in copies of the array."""
     copying = cells.direct("", "", "copies/s", 1 / BULK_BYTES, "copy", BULK_BYTES)
 
     def cell(seconds: int) -> list[Sample]:
@@ -239,7 +239,7 @@ def _with_copies(who: str, server: Server, rate: Cell) -> Cell:
 
 
 def _peak(server: Server, path: str, body: Body) -> float:
-    """How far the server process's memory rises over its rest for three requests, in arrays."""
+    """Peak memory of the server process during three requests, above its memory at rest, in arrays."""
     rest = memory(server.pid)
     reset_peak(server.pid)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""One figure of one round, what is to be reached, and the cells that measure: a load on a server, a bare library."""
+"""Samples, targets, and the cells that measure: a load on a server, or a bare library."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Sample:
 
     Attributes:
         row: the load.
-        who: whom it was put on.
+        who: the server or library under it.
         value: in `unit`.
-        p50_ms, p99_ms: latency of a request, NaN where there is none.
-        cpu_us: CPU time of the server and its workers a request, microseconds; NaN where it is not measured.
+        p50_ms, p99_ms: latency of a request; NaN if not measured.
+        cpu_us: microseconds of CPU time of the server and its workers per request; NaN if not measured.
     """
 
     row: str
@@ -38,13 +38,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Target:
-    """What `who` is to reach on `row`.
+    """A target of `who` under the load `row`.
 
     Attributes:
-        text: as the report says it.
-        versus: the other one whose median is the measure, or None for the figure itself.
+        text: its wording in the report.
+        versus: the server or library that it is compared with, by medians; None: the figure itself counts.
         least, most: bounds of the figure or of its ratio to `versus`.
-        strict: the bound itself does not suffice.
+        strict: the bounds are exclusive.
     """
 
     row: str
@@ -57,7 +57,7 @@ class Target:
 
 
 Cell = Callable[[int], "list[Sample]"]
-"""Measures for so many seconds."""
+"""Measures for the given number of seconds."""
 
 
 def rate(row: str, who: str, server: Server, run: Callable[[int], Load], scale: float = 1, unit: str = "req/s") -> Cell:

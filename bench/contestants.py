@@ -37,9 +37,9 @@ class Job:
         concurrency: numbers of requests that are decoded together, one measurement each.
         prefill: tokens of the prompt whose prefill is measured; 0: none.
         long: tokens of context at which decoding of one request is measured; 0: none.
-        check: instead of measuring, give the tokens that follow this many prompts; 0: measure.
-        packed: a folder where Inflight keeps packed weights; then the start is all that is measured.
-        gguf: the model's file, in place of `folder`, for those that read one; `vocabulary`: tokens that it has.
+        check: instead of measuring, return the tokens that follow this many prompts; 0: measure.
+        packed: a folder where Inflight keeps packed weights; then only the start is measured.
+        gguf: the model's file in place of `folder`, for engines that read one; `vocabulary`: its number of tokens.
         spawned: `time.time()` just before the process was started.
     """
 
@@ -69,7 +69,7 @@ class Job:
         return self.vocabulary or MODELS[self.model].vocabulary
 
     def prompts(self, count: int, length: int, use: str) -> list[list[int]]:
-        """Token ids drawn at random: the same for every contestant, others for each use, so no prefix is cached."""
+        """Random token ids: the same for every contestant, different for each use, so that no prefix is cached."""
         draw = random.Random(f"{self.seed} {use} {count} {length}")
         vocabulary = self.tokens
         return [[draw.randrange(3, vocabulary) for _ in range(length)] for _ in range(count)]
@@ -77,7 +77,7 @@ class Job:
 
 @dataclass
 class Answer:
-    """Tokens of one request and when each was there, by `time.perf_counter`."""
+    """Tokens of one request and the `time.perf_counter` at which each arrived."""
 
     tokens: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -91,14 +91,14 @@ class Answer:
 class Contestant(abc.ABC):
     """One engine with one model, ready when the constructor returns.
 
-    `run` hands in all prompts at once and goes on from each, greedily and past any end-of-sequence token, until every
-    one has `output` tokens; answers are in the order of the prompts, and each token's time is taken when the engine
-    gives it to its caller. Nothing computed for one call may be reused in the next.
+    `run` submits all prompts at once and continues each, greedily and past any end-of-sequence token, until every one
+    has `output` tokens; answers are in the order of the prompts, and each token's time is taken when the engine returns
+    it to its caller. Nothing computed for one call may be reused in the next.
 
     Attributes:
-        title: as reports call it.
-        environment: the virtual environment it lives in, below the repository.
-        precisions: those it has, with what each is called there.
+        title: its name in reports.
+        environment: its virtual environment, below the repository.
+        precisions: the precisions that it has, with its own names for them.
         variables: environment variables that it needs from the start; `{threads}` and `{cores}` are filled in.
     """
 
@@ -118,7 +118,7 @@ class Contestant(abc.ABC):
         """Bytes of all weights that one step of decoding reads."""
 
     def memory_besides(self) -> dict[str, float]:
-        """Bytes that it holds besides its weights and its cache, where those can be told apart; or nothing."""
+        """Bytes that it holds besides its weights and its cache; empty if they cannot be distinguished."""
         return {}
 
 
@@ -159,11 +159,11 @@ class Inflight(Contestant):
         return answer
 
     def weight_bytes(self) -> float:
-        """What the engine holds: weights are quantized while they are loaded, so no file has that size."""
+        """Bytes that the engine holds: weights are quantized while they are loaded, so no file has that size."""
         return float(self.llm.engine._executor._runner.offer.model.weight_bytes)  # type: ignore[attr-defined]  # it is the local one
 
     def memory_besides(self) -> dict[str, float]:
-        """Weights and cache are what it asks huge pages for (`hg` in smaps)."""
+        """Weights and cache are the mappings for which it requests huge pages (`hg` in smaps)."""
         total = 0
         for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
             found = re.search(r"^Rss:\s*(\d+) kB", mapping, re.MULTILINE)
@@ -176,14 +176,14 @@ class Inflight(Contestant):
 class LlamaCpp(Contestant):
     """llama.cpp's own batches, driven as its `llama-batched-bench` does: whole prompts first, then all rows a step.
 
-    A cache for each sequence, which is the faster of its two kinds; rows' logits are searched with numpy, which costs
+    Each sequence has its own cache, the faster of llama.cpp's two kinds; numpy finds the largest logits, which costs
     less than llama.cpp's greedy sampler.
     """
 
     title = "llama.cpp"
     environment = ".venv-llamacpp"
     precisions = {"16bit": "bf16", "int8": "Q8_0", "int4": "Q4_0"}
-    # Where bench/setup_cpu_peers.sh puts the libraries that it built.
+    # The folder to which bench/setup_cpu_peers.sh builds the libraries.
     variables = {"LLAMA_CPP_LIB_PATH": "{environment}/build/bin"}
 
     BATCH = 2048  # llama.cpp's default: tokens of one call
@@ -364,8 +364,8 @@ class Vllm(Contestant):
 
 
 class Transformers(Contestant):
-    """transformers' continuous batching, which notes each token's time itself. One manager for all calls, with a cache
-    of 16,384 tokens: on its own it would take most of the machine's memory, and for each call anew.
+    """transformers' continuous batching, which records each token's time itself. One manager for all calls, with a
+    cache of 16,384 tokens: by default it would take most of the machine's memory, for each call anew.
     """
 
     title = "transformers"
@@ -423,10 +423,10 @@ def environment(name: str, threads: int) -> dict[str, str]:
 
 
 def decode_rate(answers: Sequence[Answer]) -> float:
-    """Tokens a second while every request decodes, and none is prefilled or has ended.
+    """Tokens per second while every request decodes, and none is prefilled or has ended.
 
-    From the moment when the last request gets its first token to the moment when the first request gets its last;
-    counted are the tokens of all requests after the one and up to the other.
+    Counts the tokens of all requests after the last request gets its first token, up to the moment when the first
+    request gets its last.
     """
     begin = max(answer.times[0] for answer in answers)
     end = min(answer.times[-1] for answer in answers)
@@ -435,7 +435,7 @@ def decode_rate(answers: Sequence[Answer]) -> float:
 
 
 def timed(contestant: Contestant, prompts: Sequence[Sequence[int]], output: int) -> tuple[list[Answer], float]:
-    """The answers and the moment when the prompts were handed in."""
+    """The answers and the time at which the prompts were submitted."""
     began = time.perf_counter()
     answers = contestant.run(prompts, output)
     assert all(len(answer.times) == output for answer in answers), [len(answer.times) for answer in answers]
@@ -465,7 +465,7 @@ def take_turn(job: Job) -> dict[str, float]:
 
 
 def _measure_prefill(contestant: Contestant, job: Job) -> dict[str, float]:
-    """The median of a few prompts, one after the other: a single one lasts less than the machine's moods."""
+    """The median of a few prompts, one after the other: a single one is shorter than the machine's fluctuations."""
     contestant.run(job.prompts(1, job.prefill, "warm-up of prefill"), 1)
     times: list[float] = []
     for number in range(PREFILLS):
@@ -483,7 +483,7 @@ def _measure_decode(contestant: Contestant, job: Job, count: int) -> dict[str, f
 
 
 def follow(job: Job) -> list[list[int]]:
-    """The tokens that follow `job.check` prompts, each prompt on its own."""
+    """The tokens that follow `job.check` prompts, each prompt run alone."""
     contestant = CONTESTANTS[job.contestant](job)
     return [contestant.run([prompt], job.output)[0].tokens for prompt in job.prompts(job.check, job.prompt, "check")]
 
@@ -493,7 +493,7 @@ def main() -> None:
     job = Job(**{**given, "concurrency": tuple(given["concurrency"])})
     work: Callable[[Job], object] = follow if job.check else take_turn
     print(json.dumps(work(job)), flush=True)
-    os._exit(0)  # engines' threads would keep the process, or take their time to end
+    os._exit(0)  # engines' threads would keep the process running or end slowly
 
 
 def to_json(job: Job) -> str:

@@ -22,12 +22,12 @@ from bench.checkpoints import DEFAULT_FOLDER, names, whole, write_gguf_head
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 CHUNK = 1 << 22
-"""Bytes that are drawn at a time."""
+"""Random bytes that are drawn at a time."""
 
 
 @dataclass(frozen=True)
 class GgufShape:
-    """What a file looks like.
+    """The shape of a file's model.
 
     Attributes:
         kind: the architecture, by GGUF's name.
@@ -89,7 +89,7 @@ _PUT: dict[str, _Put] = {"Q4_K": _q4_k, "Q6_K": _q6_k, "Q5_0": _q5_0, "Q8_0": _q
 
 
 def blocks_of(draw: np.random.Generator, kind: str, rows: int, inputs: int) -> Bytes:
-    """A weight [rows, inputs] as a file has it, uint8 [rows, bytes of a row]."""
+    """A weight [rows, inputs] in a file's form, uint8 [rows, bytes of a row]."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     values, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
@@ -106,7 +106,7 @@ def blocks_of(draw: np.random.Generator, kind: str, rows: int, inputs: int) -> B
 
 
 def matrices(shape: GgufShape) -> Iterator[tuple[str, int, int, bool]]:
-    """Name, outputs, inputs of each, and whether a mix keeps more bits of it."""
+    """Name, outputs and inputs of each matrix, and whether a mix uses more bits for it."""
     head = shape.hidden // shape.heads
     yield "token_embd", shape.vocabulary, shape.hidden, shape.tied
     for layer in range(shape.layers):

@@ -1,4 +1,4 @@
-"""What `bench/cpu_engine.py --gguf` found: Inflight and llama.cpp on the same files, as Markdown."""
+"""The results of `bench/cpu_engine.py --gguf` as Markdown: Inflight and llama.cpp on the same files."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from bench.gguf_files import SHAPES, ensure
 READERS = ("inflight", "llamacpp")
 TITLES = {"inflight": "Inflight", "llamacpp": "llama.cpp"}
 LEADS = {"decode 1": 1.15, "decode 8": 2.0, "decode 32": 2.0, "prefill": 1.5}
-"""Times llama.cpp that is to be reached."""
+"""Targets, as multiples of llama.cpp's figure."""
 LARGE = 4e9
 """Bytes of a file whose decoding is bound by memory alone."""
 
 
 def file_of(folder: Path, name: str) -> tuple[Path, int]:
-    """A file's path and its vocabulary's size. Args: name: a path, or one of `SHAPES`, which is made."""
+    """A file's path and its vocabulary's size. Args: name: a path, or one of `SHAPES`, which is made if missing."""
     path = ensure(folder, name) if name in SHAPES else Path(name)
     return path, int(tensors_of(path)["token_embd.weight"][0])
 
 
 def title(name: str) -> str:
-    """What a file is called."""
+    """A file's name in the report."""
     return name if name in SHAPES else Path(name).stem
 
 
@@ -41,7 +41,7 @@ def tensors_of(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def write_report(run: Run, options: argparse.Namespace, about: str) -> str:
-    """`about` says how figures were measured."""
+    """The report. Args: about: how the figures were measured."""
     found: dict[tuple[str, str], list[Turn]] = {}
     for turn in run.turns:
         if turn.figures:
@@ -77,7 +77,7 @@ def _row(model: str, name: str, turns: list[Turn], rates: list[str]) -> list[str
 
 
 def _targets(model: str, found: dict[tuple[str, str], list[Turn]], options: argparse.Namespace) -> Iterator[list[str]]:
-    """One line for each measure that was taken. Ratios are medians of the rounds' own."""
+    """One line for each target that was measured. Ratios are medians of the rounds' ratios."""
     ours, theirs = found.get((model, "inflight"), []), found.get((model, "llamacpp"), [])
     if not ours:
         return

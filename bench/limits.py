@@ -1,4 +1,4 @@
-"""What this machine can do at most: how fast memory is read, how fast oneDNN multiplies bfloat16 matrices.
+"""Measures this machine's limits: the read bandwidth of memory and oneDNN's rate of bfloat16 matrix products.
 
     python -m bench.limits [THREADS]
 
@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-# Rows, inputs, outputs: what prefill of small models asks for, and shapes at which the library is at its best.
+# Rows, inputs, outputs: shapes of prefill in small models, and shapes at which the library is fastest.
 GEMM_SHAPES = ((128, 896, 4864), (512, 896, 4864), (1024, 896, 4864), (1024, 2048, 2048), (1024, 4096, 4096))
-TRIES, SECONDS = 7, 0.3  # at least; a try may last less than the machine's moods
+TRIES, SECONDS = 7, 0.3  # minima: a single try may be shorter than the machine's fluctuations
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Limits:
     """Attributes:
     bandwidth: bytes read in a second.
     gemm: floating-point operations in a second, a multiplication and an addition counted as two.
-    gemm_shape: rows, inputs and outputs at which that was.
+    gemm_shape: rows, inputs and outputs of the fastest product.
     """
 
     bandwidth: float
@@ -45,7 +45,7 @@ def fastest(work: Callable[[], object]) -> float:
 
 
 def read_bandwidth(threads: int) -> float:
-    """Bytes a second of a sum over 1 GiB, in huge pages where the system has them."""
+    """Bytes per second of a sum over 1 GiB, in huge pages if the system has them."""
     import torch
 
     torch.set_num_threads(threads)
@@ -58,7 +58,7 @@ def read_bandwidth(threads: int) -> float:
 
 
 def gemm_rate(threads: int, rows: int, inputs: int, outputs: int) -> float:
-    """Operations a second of oneDNN, its weights in its own layout beforehand."""
+    """Operations per second of oneDNN, with weights already in its own layout."""
     import torch
 
     torch.set_num_threads(threads)

@@ -38,7 +38,7 @@ from bench.procs import Server, free_port
 PROMPT, OUTPUT = 128, 128
 MODEL = "135m"
 VOCABULARY = MODELS[MODEL].vocabulary
-SERVED_TOGETHER = 8  # requests at a time where servers are compared
+SERVED_TOGETHER = 8  # concurrent requests in the comparison of servers
 SERVED, IN_PROCESS, TRANSFORMERS = (
     "Inflight, served over HTTP",
     "Inflight, in process",
@@ -107,7 +107,7 @@ def transformers_batching(folder: str, count: int, concurrency: int, seed: int) 
 
 @contextmanager
 def server(folder: Path) -> Iterator[str]:
-    """`inflight serve`, ready; gives its HTTP address."""
+    """Starts `inflight serve`, waits until it is ready and yields its HTTP address."""
     command = [sys.executable, "-m", "inflight.cli", "serve", str(folder), "--http", "127.0.0.1:0", "--grpc", "off"]
     command += ["--kv-cache-memory", "1g"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -125,7 +125,7 @@ def server(folder: Path) -> Iterator[str]:
 
 
 def llama_server(files: Files, port: int) -> list[str]:
-    """A slot for each request, each with a cache of its own, filled by continuous batching."""
+    """The command line: a slot for each request, each with its own cache, filled by continuous batching."""
     threads, context = str(os.cpu_count() or 1), str(SERVED_TOGETHER * (PROMPT + OUTPUT))
     command = [str(LLAMA_TOOLS / "llama-server"), "--model", str(files.gguf("16bit")), "--port", str(port)]
     command += ["--parallel", str(SERVED_TOGETHER), "--ctx-size", context]
@@ -143,7 +143,7 @@ PEERS = {"llamacpp": ("llama.cpp's llama-server", llama_server), "vllm": ("vLLM'
 
 @contextmanager
 def peer_server(name: str, files: Files) -> Iterator[str]:
-    """A peer's server, ready; gives its HTTP address. Its log is kept where it fails."""
+    """Starts a peer's server, waits until it is ready and yields its HTTP address. Its log is kept if it fails."""
     title, command = PEERS[name]
     port = free_port()
 
@@ -158,7 +158,7 @@ def peer_server(name: str, files: Files) -> Iterator[str]:
 
 
 def served(address: str, count: int, concurrency: int, seed: int) -> dict[str, Any]:
-    """What the load generator (a process of its own) found."""
+    """The results of the load generator, which is a process of its own."""
     bodies = [
         {
             "prompt": prompt,
@@ -209,7 +209,7 @@ def run_role(role: str, *arguments: str) -> None:
 
 
 BATCHING = "transformers"
-"""Continuous batching in process, among the names of `--against`."""
+"""The name of continuous batching in process in `--against`."""
 
 
 def servers(against: Sequence[str]) -> list[str]:
@@ -220,7 +220,7 @@ PLAN = ((1, 2), (SERVED_TOGETHER, 32), (32, 32))  # requests at a time, requests
 
 
 class Found:
-    """What the rounds found."""
+    """The results of the rounds."""
 
     def __init__(self) -> None:
         self.rates: dict[tuple[str, int], list[float]] = {}
@@ -284,7 +284,7 @@ def ratio_lines(found: Found, against: Sequence[str]) -> list[str]:
 
 
 def felt_lines(found: Found) -> list[str]:
-    """How the servers felt to those who waited."""
+    """The latencies that clients of the servers saw."""
     columns = [(name, key) for name in ("ttft_ms", "inter_token_ms") for key in ("p50", "p99")]
     lines = [
         f"Over HTTP, {SERVED_TOGETHER} at a time, medians of the rounds in ms:",
@@ -299,7 +299,7 @@ def felt_lines(found: Found) -> list[str]:
 
 
 def limits() -> str:
-    """What the machine could do at most, for decoding one request: the weights read once a token."""
+    """The machine's limit for decoding one request: the weights are read once per token."""
     rate = read_bandwidth(os.cpu_count() or 1)
     weights = MODELS[MODEL].parameters * 2
     most = f"at most {rate / weights:.0f} tokens/s for one request in bfloat16"

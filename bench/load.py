@@ -1,6 +1,6 @@
-"""Load from another process: wrk for REST, h2load for gRPC, `bench.aioload` where they are not installed.
+"""Load from another process: wrk for REST, h2load for gRPC, `bench.aioload` if they are not installed.
 
-Every load is closed: each of the connections sends its next request when the reply is there.
+Every load is a closed loop: each connection sends its next request when it has the reply.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.bodies import Body, WrongReply, grpc_frame
 _SCRIPT = Path(__file__).with_name("post.lua")
 _GRPC_HEADERS = ("content-type: application/grpc", "te: trailers")
 _WINDOW_BITS = "26"
-"""64 MiB of HTTP/2 receive window for a stream and a connection, so that a large reply comes without a pause."""
+"""64 MiB of HTTP/2 receive window for a stream and a connection, so that a large reply arrives without a pause."""
 _GRACE = 60.0
 _ATTEMPTS = 4
 
@@ -34,13 +34,13 @@ class LoadFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Load:
-    """What one run of a load generator saw.
+    """The figures of one run of a load generator.
 
     Attributes:
-        rate: good replies a second.
-        p50_ms, p99_ms: latency, NaN where it is not measured.
+        rate: good replies per second.
+        p50_ms, p99_ms: latency; NaN if not measured.
         requests: good replies in all.
-        seconds: how long it measured.
+        seconds: duration of the measurement.
     """
 
     rate: float
@@ -51,7 +51,7 @@ class Load:
 
 
 def rest(port: int, path: str, body: Body, connections: int, seconds: int) -> Load:
-    """POSTs `body` over HTTP/1.1 keep-alive connections for so many seconds.
+    """POSTs `body` over HTTP/1.1 keep-alive connections for `seconds`.
 
     Raises:
         LoadFailed: a connection failed, or a reply was not 2xx.
@@ -70,7 +70,7 @@ def rest(port: int, path: str, body: Body, connections: int, seconds: int) -> Lo
 
 
 def bulk(port: int, path: str, body: Body, seconds: int) -> Load:
-    """As `rest` with one connection, for requests and replies of megabytes; exact where few of them fit in the time.
+    """As `rest` with one connection, for requests and replies of megabytes; exact even if only few fit in the time.
 
     Raises:
         LoadFailed: the connection failed, or a reply was not 200.
@@ -91,7 +91,7 @@ def bulk(port: int, path: str, body: Body, seconds: int) -> Load:
 
 
 def grpc(port: int, path: str, body: Body, connections: int, seconds: int, reply_size: int, streams: int = 1) -> Load:
-    """Calls a unary method over cleartext HTTP/2 with so many connections and calls in flight on each.
+    """Calls a unary method over cleartext HTTP/2, with `streams` calls in flight on each of `connections`.
 
     Args:
         reply_size: bytes of a good reply message; h2load sees no gRPC status, so its byte count is compared.
@@ -114,7 +114,7 @@ def grpc(port: int, path: str, body: Body, connections: int, seconds: int, reply
             log.unlink(missing_ok=True)  # h2load appends
             output = _run([*argv, url], seconds, {})
             if "requests: 0 total, 0 started" not in output:
-                break  # else its time began before all of its connections were open, and it measured nothing
+                break  # else its time began before all connections were open, and it measured nothing
         calls = [line.split("\t") for line in log.read_text().splitlines()]
         latencies = [int(call[2]) / 1000 for call in calls]
         span: float = seconds
@@ -160,7 +160,7 @@ def check_grpc(port: int, path: str, body: Body) -> int:
 
 
 def generators() -> str:
-    """Which load generators this machine has, for the report."""
+    """The load generators of this machine, for the report."""
     rest_tool = _first_line(["wrk", "-v"]) if shutil.which("wrk") else "asyncio (wrk is not installed)"
     grpc_tool = _first_line(["h2load", "--version"]) if shutil.which("h2load") else "grpc.aio (h2load is not installed)"
     return f"{rest_tool}; {grpc_tool}"
@@ -185,7 +185,7 @@ def _from_h2load(output: str, latencies: Sequence[float], frame: int, seconds: f
     if data < succeeded * frame:
         raise LoadFailed(f"{succeeded} replies of {frame} bytes, but only {data} bytes of data came: errors\n{output}")
     ordered = sorted(latencies)
-    # One call at a time: the time of the calls that ended is exact, the whole run also holds one that did not.
+    # One call at a time: the time of the ended calls is exact; the whole run includes one that did not end.
     span = sum(ordered) / 1000 if alone else seconds
     return Load(succeeded / span, percentile(ordered, 50), percentile(ordered, 99), succeeded, span)
 
@@ -193,15 +193,15 @@ def _from_h2load(output: str, latencies: Sequence[float], frame: int, seconds: f
 def _gave_up(output: str) -> bool:
     """Whether h2load stopped by itself before its time was over.
 
-    After a GOAWAY (a server retires connections with one, all calls on them are answered) it sometimes opens no new
-    connection. Every reply until then was good and counts, over the time that it really took.
+    After a GOAWAY (servers send one to retire a connection, and answer all calls on it) it sometimes opens no new
+    connection. Every reply until then was good and counts, over the time that it took.
     """
     good = re.search(r"status codes: \d+ 2xx, 0 3xx, 0 4xx, 0 5xx", output) is not None
     return "Process Request Failure" in output and good
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile of ascending values; NaN of none."""
+    """The nearest-rank percentile of ascending values; NaN if there are none."""
     if not ordered:
         return math.nan
     return ordered[min(len(ordered) - 1, math.ceil(len(ordered) * percent / 100) - 1)]

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 300
-"""Megabytes that loading may take beside the packed weights and one tensor."""
+"""Megabytes that loading may take besides the packed weights and one tensor."""
 
 
 def status(key: str) -> int:
-    """Bytes, of a line in /proc/self/status."""
+    """The value in bytes of a line in /proc/self/status."""
     text = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith(f"{key}:"))
 
@@ -53,7 +53,7 @@ def largest_tensor(path: str) -> int:
 
 
 def _bytes(weight: Any) -> int:
-    """As it is stored; codes of 4 bits count as half a byte."""
+    """Bytes of a weight as it is stored; codes of 4 bits count as half a byte."""
     if hasattr(weight, "data") and hasattr(weight, "type"):
         return int(weight.data.nbytes)
     if hasattr(weight, "codes"):
@@ -62,7 +62,7 @@ def _bytes(weight: Any) -> int:
 
 
 def load(path: str, threads: int, quantize: str) -> None:
-    """In the round's process: prints seconds, packed and peak bytes."""
+    """Runs in the round's process: prints seconds, packed bytes and peak bytes."""
     import torch
 
     from inflight.config import ModelConfig

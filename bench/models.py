@@ -59,7 +59,7 @@ def mlp_model() -> ModelProto:
 
 
 def write_models() -> None:
-    """Puts the model files into the servables' version directories, where they are not there yet or differ."""
+    """Writes the model files into the servables' version directories, if they are missing or differ."""
     add, mlp = add_model().SerializeToString(), mlp_model().SerializeToString()
     for servable, file, content in (
         ("add", "add.onnx", add),

@@ -1,15 +1,15 @@
-"""Generations while far more ask than the server takes: what still gets done, who is refused, how long that takes.
+"""Overload: goodput, refusals and their latency while far more clients ask than the server takes.
 
     python -m bench.overload                                  # the crowds of CROWDS, then the table
     python -m bench.overload --only "plain 1280,uploads" --seconds 8
 
-Every connection is closed loop and merciless: the next request leaves as soon as the answer is here, also after a
+Every connection is a closed loop without pauses: it sends the next request as soon as it has the answer, also after a
 refusal. The load comes from a process of its own (`python -m bench.overload load`, sockets and epoll). Since it shares
-the machine's cores with the server, `--peaks` holds each crowd's goodput against the best that a few connections reach
-*beside the same crowd*, which then hammers an idle server of canned refusals (`python -m bench.overload canned`) as
-often as it was refused. Streams of slow readers that were let in are asked for as often in that run, by clients that
-read at once: what they cost the engine is work that was asked for, and only what slow reading costs is a loss.
-Fairness is Jain's index over the good answers of the connections: 1 where all got as many.
+the machine's cores with the server, `--peaks` compares each crowd's goodput with the best that a few connections reach
+*beside the same crowd*, which then loads an idle server of canned refusals (`python -m bench.overload canned`) as often
+as it was refused. In that run fast clients request as many streams as slow readers were given: the engine's work for
+them is wanted, and only the cost of slow reading is a loss. Fairness is Jain's index over the good answers of the
+connections: 1 if all got the same number.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from bench.procs import Server, cpu_seconds, free_port, memory
 MODEL = Path(__file__).parents[1] / "models" / "pocket"
 TOKENS = 32
 PEAKS = (32, 64, 128)
-"""Connections among which the best goodput is looked for."""
+"""Numbers of connections that are tried for the best goodput."""
 SETTLE = 2.0
 """Seconds of load before it is measured."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Connections that all do the same.
+    """Connections that all behave the same.
 
     Attributes:
-        kind: `http` (keep-alive), `reconnect` (a connection for each request), `slow` (takes `SLOW_BYTES` now and
+        kind: `http` (keep-alive), `reconnect` (a connection for each request), `slow` (reads `SLOW_BYTES` now and
             then), `grpc` (one call at a time on each connection).
-        request: the bytes of a request; of gRPC the frames' payloads are made of it.
-        rate: requests a second of the whole group at most; 0: no limit.
+        request: the bytes of a request; for gRPC the payloads of the frames are made of it.
+        rate: upper limit of the whole group's requests per second; 0: no limit.
         insists: a refusal does not count against the rate.
     """
 
@@ -80,7 +80,7 @@ SLOW_BYTES, SLOW_PAUSE = 256, 1.0
 
 
 class _Client:
-    """One connection. `done` is told of each answer."""
+    """One connection, which reports each answer to its `_Stats`."""
 
     def __init__(self, group: Group, stats: _Stats, poll: select.epoll) -> None:
         self.group = group
@@ -109,10 +109,10 @@ class _Client:
         self.next()
 
     def opened(self) -> None:
-        """The connection is new."""
+        """Is called for each new connection."""
 
     def next(self) -> None:
-        """Sends the next request, or waits for its turn where the group has a rate."""
+        """Sends the next request, or waits for its turn if the group has a rate."""
         if self.group.rate and not self.stats.may_send(self):
             return
         self.send()
@@ -173,7 +173,7 @@ class _Client:
         self.answered(status, b"connection: close" in head)
 
     def begun(self) -> None:
-        """The head of a good answer is here."""
+        """Handles the head of a good answer."""
         if not self.told_begun:
             self.told_begun = True
             self.stats.begin(self)
@@ -200,7 +200,7 @@ class _Client:
 
 
 class _Slow(_Client):
-    """Reads a little, rests, reads a little."""
+    """A slow reader: reads a little, pauses, reads a little."""
 
     def event(self, mask: int) -> None:
         if mask & select.EPOLLIN and self.socket is not None:
@@ -303,7 +303,7 @@ _KINDS = {"http": _Client, "reconnect": _Client, "slow": _Slow, "grpc": _Grpc}
 
 
 class _Stats:
-    """What all connections of one process see."""
+    """Counts of all connections of one process."""
 
     def __init__(self, poll: select.epoll) -> None:
         self.poll = poll
@@ -329,7 +329,7 @@ class _Stats:
         self.statuses.setdefault(client.group.name, {}).setdefault(status, []).append(now - client.sent)
 
     def begin(self, client: _Client) -> None:
-        """A good answer begins to come."""
+        """Counts a good answer that begins."""
         if self.measuring:
             self.begun[client.group.name] = self.begun.get(client.group.name, 0) + 1
 
@@ -364,7 +364,7 @@ class _Stats:
 
 
 def load(groups: Sequence[Group], settle: float, seconds: float) -> dict[str, Any]:
-    """Drives all groups and tells what they saw, by group."""
+    """Drives all groups and returns their figures by group."""
     poll = select.epoll()
     stats = _Stats(poll)
     clients = [_KINDS[group.kind](group, stats, poll) for group in groups for _ in range(group.count)]
@@ -417,7 +417,7 @@ def load(groups: Sequence[Group], settle: float, seconds: float) -> dict[str, An
 
 
 class _Canned(asyncio.Protocol):
-    """Answers each request with the same refusal as soon as its head is here, and drops its body."""
+    """Answers each request with the same refusal as soon as its head is received, and drops its body."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -434,7 +434,7 @@ class _Canned(asyncio.Protocol):
 
 
 class _CannedGrpc(asyncio.Protocol):
-    """Ends each call, whose frames come whole, with the same status."""
+    """Ends each call with the same status. Assumes that frames arrive whole."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -499,10 +499,10 @@ def canned(port: int, kind: str) -> None:
 
 @dataclass(frozen=True)
 class Crowd:
-    """What comes beside, or in place of, those whose answers are counted.
+    """Groups that load the server together.
 
     Attributes:
-        counted: groups whose good answers are the goodput; all others are abuse.
+        counted: names of the groups whose good answers are the goodput; all others are abuse.
     """
 
     name: str
@@ -553,7 +553,7 @@ def _grpc_request() -> str:
 
 @contextmanager
 def serving(arguments: Sequence[str]) -> Iterator[tuple[Server, int, int]]:
-    """`inflight serve` on the pocket model: the process, its HTTP and its gRPC port."""
+    """Runs `inflight serve` on the pocket model; yields the process, its HTTP port and its gRPC port."""
     http, grpc = free_port(), free_port()
     argv = [sys.executable, "-m", "inflight.cli", "serve", str(MODEL), *arguments]
     argv += ["--http", f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}"]
@@ -562,7 +562,7 @@ def serving(arguments: Sequence[str]) -> Iterator[tuple[Server, int, int]]:
 
 
 def _listens(port: int) -> bool:
-    """Raises OSError where nothing does."""
+    """Returns True if something listens on the port, else raises OSError."""
     socket.create_connection(("127.0.0.1", port)).close()
     return True
 
@@ -576,7 +576,7 @@ def _ready(port: int) -> bool:
 
 @contextmanager
 def _beside(groups: Sequence[Group], seconds: float) -> Iterator[subprocess.Popen[str]]:
-    """A process that drives `groups` meanwhile."""
+    """Runs a process that drives `groups` meanwhile."""
     argv = [sys.executable, "-m", "bench.overload", "load"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -592,7 +592,7 @@ def _beside(groups: Sequence[Group], seconds: float) -> Iterator[subprocess.Pope
 
 
 def drive(groups: Sequence[Group], seconds: float, beside: Sequence[Group] = ()) -> dict[str, Any]:
-    """What `groups` see, in a process of their own; those `beside` them are driven by another one."""
+    """The figures of `groups`, driven in a process of their own; another process drives those `beside` them."""
     with ExitStack() as stack:
         if beside:
             stack.enter_context(_beside(beside, seconds + SETTLE))
@@ -634,8 +634,8 @@ def main() -> None:
 
 
 def _peak(crowd: Crowd, report: dict[str, Any], seconds: float) -> None:
-    """The best goodput of a few connections, which ask for the same, while the crowd hammers an idle server as often as
-    it was refused, and clients that read at once ask for the streams that slow readers were given."""
+    """Prints the best goodput of a few connections with the same requests, while the crowd loads an idle server as
+    often as it was refused, and fast clients request as many streams as slow readers were given."""
     counted = next(group for group in crowd.groups if group.name == crowd.counted[0])
     reached = sum(report[name]["good"] for name in crowd.counted)
     idle_port = free_port()

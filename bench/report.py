@@ -1,4 +1,4 @@
-"""What a run found, as Markdown: what is to be reached first, every figure after it."""
+"""The results of a run as Markdown: first the targets, then every figure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("onnxruntime", "numpy", "uvicorn", "httptools", "uvloop", "orjson",
 
 
 class Figures:
-    """All samples of a run, by load and server, in the order they first came."""
+    """All samples of a run by load and server, in the order of their first samples."""
 
     def __init__(self) -> None:
         self._samples: dict[tuple[str, str], list[Sample]] = {}
@@ -81,7 +81,7 @@ class Figures:
 
 
 def number(value: float) -> str:
-    """A figure as a reader wants it: three digits or whole numbers with separators."""
+    """A figure for readers: three digits, or a whole number with separators."""
     if math.isnan(value):
         return ""
     if abs(value) >= 100:
@@ -95,7 +95,7 @@ def _median(values: Sequence[float], unit: str) -> str:
 
 
 def machine(cores: int, load_average: float) -> list[str]:
-    """What the figures were measured on and with."""
+    """The machine and the software that the figures were measured with."""
     memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     gigabytes = int(memory.split()[1]) / 1024**2
     lines = [
@@ -112,7 +112,7 @@ def machine(cores: int, load_average: float) -> list[str]:
 
 
 def _grpc_engine() -> str:
-    """What `--grpc-engine auto` stands for here, with nghttp2's version."""
+    """The engine of `--grpc-engine auto` here, with nghttp2's version."""
     if not has_nghttp2():
         return "grpcio"
     from inflight.wire import _http2
@@ -145,7 +145,7 @@ def _version(package: str) -> str:
 
 
 def _triton() -> str:
-    """Versions of Triton and of what its models run on, as their environment has them."""
+    """Versions of Triton and of the packages that its models run on, in their environment."""
     script = (
         "from importlib.metadata import version as v; import platform; "
         "print(f\"from nvidia-pytriton {v('nvidia-pytriton')}, its models on Python {platform.python_version()} with \""

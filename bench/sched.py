@@ -1,8 +1,8 @@
-"""What a scheduler step costs in Python, without a model.
+"""The cost of a scheduler step in Python, without a model.
 
     python -m bench.sched
 
-Prints milliseconds of one plan and its answer over so many running rows, with and without a crowd that waits.
+Prints milliseconds of one plan and its answer for several numbers of running rows, with and without waiting requests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def steps(rows: int, waiting: int) -> list[float]:
         plan = scheduler.plan()
         assert plan is not None
         planned = time.perf_counter()
-        # Rows whose prompts are computed sample; all of them do from the second step on.
+        # Rows sample once their prompts are computed: all of them from the second step on.
         ids = [sequence.id for sequence in scheduler.requests.values() if sequence.pending]
         result = StepResult(plan.step, ids, [5] * len(ids))
         answered = time.perf_counter()

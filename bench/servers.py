@@ -1,4 +1,4 @@
-"""How each server of the benchmark is started. All listen on 127.0.0.1 only."""
+"""Starts the servers of the benchmark. All listen on 127.0.0.1 only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inflight(servable: str, replicas: int = 1, engine: str = "auto") -> Server:
     """Inflight with one of `bench/servables` and its workers; ports `http` and `grpc`.
 
     Args:
-        engine: who speaks HTTP/2 at the gRPC door; by default nghttp2 where it was built.
+        engine: the HTTP/2 implementation of the gRPC door; by default nghttp2 if it was built.
     """
     http_port, grpc_port = free_port(), free_port()
     command = Path(sys.executable).with_name("inflight")
@@ -54,7 +54,7 @@ def has_triton() -> bool:
 def triton(model: str) -> Server:
     """Triton with one model of `bench/peers/triton_models` on its Python backend; ports `http` and `grpc`.
 
-    The model's process finds its Python through PATH: only so does it take the packages of .venv-peers.
+    The model's process finds its Python through PATH; otherwise it would not use the packages of .venv-peers.
     """
     http_port, grpc_port = free_port(), free_port()
     repository = RESULTS / f"triton-{model}"
@@ -79,7 +79,7 @@ def triton(model: str) -> Server:
 
 
 def grpc_echo(messages: str) -> Server:
-    """A bare grpc.aio server that gives `parsed` messages or `bytes` back; port `grpc`."""
+    """A bare grpc.aio server that returns `parsed` messages or `bytes`; port `grpc`."""
     port = free_port()
     argv = [sys.executable, "-m", "bench.peers.grpc_echo", str(port), "--messages", messages]
     log = RESULTS / f"grpc-echo-{messages}.log"
@@ -87,14 +87,14 @@ def grpc_echo(messages: str) -> Server:
 
 
 def asgi_echo() -> Server:
-    """A bare ASGI application on uvicorn that gives every body back; port `http`."""
+    """A bare ASGI application on uvicorn that returns every body; port `http`."""
     port = free_port()
     argv = [sys.executable, "-m", "bench.peers.asgi_echo", str(port)]
     return Server("uvicorn echo", argv, RESULTS / "asgi-echo.log", _accepts(port), ports={"http": port})
 
 
 def socket_echo() -> Server:
-    """HTTP by hand on a blocking socket that gives every body back, one connection at a time; port `http`."""
+    """HTTP by hand on a blocking socket that returns every body, one connection at a time; port `http`."""
     port = free_port()
     argv = [sys.executable, "-m", "bench.peers.socket_echo", str(port)]
     return Server("socket echo", argv, RESULTS / "socket-echo.log", _accepts(port), ports={"http": port})
