@@ -1,1 +1,1 @@
-"""Benchmarks: Inflight beside its peers and beside the bare libraries it stands on, in one run on one machine."""
+"""Benchmarks: Inflight, its peers and the bare libraries that it uses, side by side in one run on one machine."""

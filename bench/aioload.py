@@ -1,4 +1,4 @@
-"""The load generator for machines without wrk and h2load: slower, so it takes more of the shared cores.
+"""The load generator for machines without wrk and h2load; it is slower and takes more of the shared cores.
 
     python -m bench.aioload rest|grpc URL BODY_FILE CONNECTIONS SECONDS
 
@@ -95,7 +95,7 @@ async def rest(url: str, body: bytes, connections: int, seconds: float) -> tuple
 
 
 async def grpc(url: str, body: bytes, connections: int, seconds: float) -> tuple[list[float], list[str]]:
-    """As `rest`, with one channel, and so one connection, for each caller."""
+    """As `rest`, with one channel, and thus one connection, per caller."""
     import grpc as grpc_library
 
     parts = urlsplit(url)

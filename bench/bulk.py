@@ -2,7 +2,7 @@
 
     python -m bench.bulk PORT PATH BODY_FILE SECONDS        BENCH_HEADERS holds the header lines
 
-wrk reads 8 KiB at a time, which would measure wrk. Prints one line of JSON.
+wrk reads only 8 KiB at a time and would itself be the limit. Prints one line of JSON.
 """
 
 from __future__ import annotations

@@ -25,17 +25,17 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "inflight-bench-checkpoints"
 PRECISIONS = ("16bit", "int8", "int4")
 LONGEST = 16_384
-# Where bench/setup_cpu_peers.sh builds llama.cpp: its libraries, llama-quantize, llama-server.
+# The folder in which bench/setup_cpu_peers.sh builds llama.cpp: its libraries, llama-quantize, llama-server.
 LLAMA_TOOLS = ROOT / ".venv-llamacpp" / "build" / "bin"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a checkpoint looks like.
+    """The shape of a checkpoint's model.
 
     Attributes:
         kind: transformers' `model_type`; in GGUF the architecture has the same name.
-        int4_group: weights that share a scale in OpenVINO's int4: 128, its default, where it divides `hidden`.
+        int4_group: weights that share a scale in OpenVINO's int4: 128, its default, if that divides `hidden`.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Weights of matrices that a token is multiplied with; the tied embedding counts once, as the head."""
+        """Weights in the matrices that a token is multiplied with; a tied embedding counts once, as the head."""
         return self._of_layers + self.vocabulary * self.hidden
 
     @property
@@ -60,21 +60,21 @@ class Shape:
         return self.layers * (attention + 3 * self.hidden * self.mlp)
 
     def prefill_operations(self, tokens: int) -> int:
-        """What a prompt needs: layers for each token, the head for the last, scores and sums over what each sees."""
+        """Operations of a prompt: layers for each token, the head for the last, scores and sums of attention."""
         seen = tokens * (tokens + 1) // 2
         return 2 * tokens * self._of_layers + 2 * self.vocabulary * self.hidden + 4 * self.layers * self.hidden * seen
 
 
 MODELS = {
     "135m": Shape("135m", "llama", 576, 30, 9, 3, 1536, 49_152, 64),
-    # Qwen2.5-0.5B but for the vocabulary, which is 151,936 there.
+    # Qwen2.5-0.5B, but with a smaller vocabulary than its 151,936.
     "0.5b": Shape("0.5b", "qwen2", 896, 24, 14, 2, 4864, 32_768, 128),
 }
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where one model lies below the folder of all, by engine and precision."""
+    """The paths of one model below the folder of all models, by engine and precision."""
 
     root: Path
 
@@ -98,7 +98,7 @@ def python_of(environment: str) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write to beside `path`, which gets that name only when everything is written."""
+    """Yields a temporary path beside `path`, which is renamed to `path` when everything is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = Path(folder) / path.name
@@ -132,7 +132,7 @@ def make_huggingface(shape: Shape, folder: Path) -> None:
     model = getattr(transformers, f"{names[shape.kind]}ForCausalLM")(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("bias"):  # zeros from the constructor: a conversion that lost them would not show
+            if name.endswith("bias"):  # the constructor's zeros would hide a conversion that loses them
                 parameter.normal_(std=0.05)
     model.to(torch.bfloat16).save_pretrained(folder)
     write_tokenizer(shape.vocabulary, folder)
@@ -174,7 +174,7 @@ def gguf_name(name: str) -> str:
 
 
 def read_safetensors(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every tensor of a bfloat16 file as the uint16 that it is; safetensors' own numpy reader has no bfloat16."""
+    """Every tensor of a bfloat16 file, viewed as uint16; safetensors' own numpy reader has no bfloat16."""
     import numpy as np
 
     with path.open("rb") as file:
@@ -195,7 +195,7 @@ def interleaved(weight: Any, heads: int) -> Any:
 
 
 def make_gguf(shape: Shape, folder: Path, path: Path) -> None:
-    """Matrices in bfloat16, vectors in float32, as llama.cpp's own converter has them."""
+    """Writes matrices in bfloat16 and vectors in float32, as llama.cpp's own converter does."""
     import gguf
     import numpy as np
 
@@ -218,7 +218,7 @@ def make_gguf(shape: Shape, folder: Path, path: Path) -> None:
 
 
 class Sizes(Protocol):
-    """What a file's head says of a model."""
+    """The sizes of a model in a file's header."""
 
     @property
     def hidden(self) -> int: ...
@@ -235,7 +235,7 @@ class Sizes(Protocol):
 
 
 def write_gguf_head(writer: Any, shape: Sizes, eps: float, rope_theta: float) -> None:
-    """Sizes, and a vocabulary in which every token is a word."""
+    """Writes the sizes, and a vocabulary in which every token is a word."""
     writer.add_context_length(LONGEST)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
@@ -258,7 +258,7 @@ def write_gguf_head(writer: Any, shape: Sizes, eps: float, rope_theta: float) ->
 
 
 def make_all_gguf(shape: Shape, files: Files) -> None:
-    """Q8_0 and Q4_0 are llama-quantize's, with its own choice for the tied head (Q8_0 in both at these widths)."""
+    """llama-quantize makes Q8_0 and Q4_0, with its own choice for the tied head (Q8_0 in both at these widths)."""
     if not files.gguf("16bit").exists():
         with whole(files.gguf("16bit")) as path:
             make_gguf(shape, files.huggingface, path)
@@ -345,10 +345,10 @@ CONVERSIONS: dict[str, tuple[str, Callable[[Shape, Files], None]]] = {
 
 
 def ensure(folder: Path, model: str, peers: Sequence[str]) -> Files:
-    """Makes what is missing of one model, each conversion in its peer's environment.
+    """Makes the missing files of one model, each conversion in its peer's environment.
 
     Raises:
-        subprocess.CalledProcessError: a conversion failed; it has said why on standard error.
+        subprocess.CalledProcessError: a conversion failed; it has printed the reason on standard error.
     """
     files = Files(folder / model)
     if not files.huggingface.exists():
@@ -371,7 +371,7 @@ def describe(files: Files) -> str:
 
 
 def names(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """A type of option: known names with commas between."""
+    """An argparse type: known names, separated by commas."""
     allowed = list(known)
 
     def parse(text: str) -> list[str]:

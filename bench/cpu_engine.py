@@ -49,7 +49,7 @@ TURN_SECONDS = 3600
 
 
 def run_job(job: Job) -> Any:
-    """What the contestant's process printed.
+    """Runs a turn in a contestant's process and returns what it printed.
 
     Raises:
         RuntimeError: it failed; the text ends with the last lines that it wrote.
@@ -66,7 +66,7 @@ def run_job(job: Job) -> Any:
 
 
 def gguf_jobs(options: argparse.Namespace, number: int) -> Iterator[Job]:
-    """As `jobs`, with files that Inflight and llama.cpp both read."""
+    """As `jobs`, for files that both Inflight and llama.cpp read."""
     order = ["inflight", "llamacpp"] if number % 2 else ["llamacpp", "inflight"]
     for model, (path, vocabulary) in options.gguf_files.items():
         for name in order:
@@ -89,12 +89,12 @@ def gguf_jobs(options: argparse.Namespace, number: int) -> Iterator[Job]:
 
 
 def take_turn(job: Job) -> tuple[dict[str, float], str]:
-    """Its figures, or why it failed."""
+    """The figures of a turn and an empty text, or the text of its failure."""
     try:
         figures = run_job(job)
         if job.contestant == "inflight":
             with tempfile.TemporaryDirectory() as folder:
-                run_job(replace(job, packed=folder))  # which writes them
+                run_job(replace(job, packed=folder))  # writes the packed weights
                 figures["start from packed"] = run_job(replace(job, packed=folder))["start"]
         return figures, ""
     except (RuntimeError, subprocess.TimeoutExpired) as error:
@@ -113,7 +113,7 @@ def between(one: Limits, other: Limits) -> Limits:
 
 
 def jobs(options: argparse.Namespace, files: Mapping[str, Files], number: int) -> Iterator[Job]:
-    """The turns of one round; each round begins with another contestant."""
+    """The turns of one round. Each round begins with another contestant."""
     order = options.only[number % len(options.only) :] + options.only[: number % len(options.only)]
     for model in options.models:
         for precision in options.precisions:
@@ -136,7 +136,7 @@ def jobs(options: argparse.Namespace, files: Mapping[str, Files], number: int) -
 
 
 def measure(options: argparse.Namespace, files: Mapping[str, Files]) -> Iterator[Run]:
-    """The run after each of its rounds."""
+    """Yields the run after each of its rounds."""
     run = Run(f"python -m bench.cpu_engine {' '.join(sys.argv[1:])}".strip(), os.getloadavg()[0])
     before = measure_limits(options.threads)
     for number in range(options.rounds):
@@ -158,10 +158,10 @@ def measure(options: argparse.Namespace, files: Mapping[str, Files]) -> Iterator
 
 
 def check(options: argparse.Namespace, files: Mapping[str, Files]) -> list[str]:
-    """How likely each engine's tokens are to transformers in float32, which reads them after the same prompts.
+    """A table of how likely each engine's tokens are in transformers with float32, after the same prompts.
 
-    Random weights leave near ties, so equal tokens are not asked for: each token's score is compared with the best
-    one's at its place, in standard deviations of all scores there. A wrong conversion is several of them away.
+    Random weights give near ties, so equal tokens are not required: each token's score is compared with the best score
+    at its position, in standard deviations of all scores there. A wrong conversion is several of them away.
     """
     heads = ["model", "weights", "engine", "tokens that are float32's best", "farthest from the best, σ"]
     lines = []
@@ -179,7 +179,7 @@ def check(options: argparse.Namespace, files: Mapping[str, Files]) -> list[str]:
 
 
 def judge(job: Job, followed: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Share of the tokens that are the best ones, and the farthest distance from the best."""
+    """Share of the tokens that have the best score, and the largest distance from it in standard deviations."""
     import torch
     import transformers
 
@@ -233,7 +233,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def installed(wanted: Sequence[str]) -> list[str]:
-    """Those whose environment is there; the others are named."""
+    """The contestants that are installed. Prints the names of the others on stderr."""
     found = [name for name in wanted if python_of(CONTESTANTS[name].environment).exists()]
     for name in wanted:
         if name not in found:

@@ -1,4 +1,4 @@
-"""What `bench/cpu_engine.py` found, as Markdown: what is to be reached first, every figure after it."""
+"""The results of `bench/cpu_engine.py` as Markdown: first the targets, then every figure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from bench.limits import Limits
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn found; `figures` as `bench.contestants.take_turn` names them, empty where it failed.
+    """The results of one turn.
 
     Attributes:
-        limits: what the machine could do at most around this turn: the mean of just before it and just after it.
+        figures: by the names of `bench.contestants.take_turn`; empty if the turn failed.
+        limits: the machine's limits: the mean of just before and just after this turn.
     """
 
     contestant: str
@@ -35,7 +36,7 @@ class Turn:
 
 @dataclass
 class Run:
-    """Everything found so far, in the order in which it was found."""
+    """All turns so far, in order."""
 
     command: str
     load_average: float
@@ -60,7 +61,7 @@ class Row:
     """One contestant with one model in one precision."""
 
     turns: tuple[Turn, ...]
-    """One for each round in which it did not fail; at least one."""
+    """One turn for each round in which it did not fail; at least one."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -73,26 +74,26 @@ class Row:
         return [model, precision, f"{found.title} ({found.precisions[precision]})"]
 
     def values(self, figure: str) -> list[float]:
-        """One value for each round in which there is one."""
+        """One value for each round that has the figure."""
         return [turn.figures[figure] for turn in self.turns if figure in turn.figures]
 
     def median(self, share: Callable[[Turn], float]) -> float:
-        """Of the rounds' own: each is a share of the limits around its turn."""
+        """The median over the rounds of a turn's share of the limits around it."""
         return statistics.median(share(turn) for turn in self.turns)
 
     def reading(self, figure: str, rows: int) -> float:
-        """Bytes of weights that are read, of those that the machine reads in the time: once for all rows of a step."""
+        """Bytes of weights read, once for all rows of a step, as a share of what the machine can read in the time."""
         return self.median(
             lambda turn: turn.figures[figure] / rows * turn.figures["weight bytes"] / turn.limits.bandwidth
         )
 
     def arithmetic(self, figure: str) -> float:
-        """Two operations for each weight and token, of those that the GEMM does in the time."""
+        """Two operations for each weight and token, as a share of what the GEMM does in the time."""
         operations = 2 * MODELS[self.key[0]].parameters
         return self.median(lambda turn: turn.figures[figure] * operations / turn.limits.gemm)
 
     def prefill_share(self, tokens: int, figure: str = "prefill") -> float:
-        """The operations that a prompt of so many tokens needs, of those that the GEMM does in its time."""
+        """The operations of a prompt of `tokens` tokens, as a share of what the GEMM does in its time."""
         operations = MODELS[self.key[0]].prefill_operations(tokens) / tokens
         return self.median(lambda turn: turn.figures[figure] * operations / turn.limits.gemm)
 
@@ -114,7 +115,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def rows_of(run: Run) -> list[Row]:
-    """Models and precisions in their order, contestants in theirs."""
+    """The rows in the order of models, precisions and contestants."""
     places = {name: place for place, name in enumerate(CONTESTANTS)}
     found: dict[tuple[str, str, str], list[Turn]] = {}
     for turn in run.turns:
@@ -125,7 +126,7 @@ def rows_of(run: Run) -> list[Row]:
 
 
 def write_report(run: Run, options: argparse.Namespace, about: str) -> str:
-    """`about` says how figures were measured, after two paragraphs that are left out."""
+    """The report. Args: about: how the figures were measured, after two paragraphs that are left out."""
     rows = rows_of(run)
     first = ["model", "weights", "engine"]
     counts = [f"{count} at a time" for count in options.concurrency]
@@ -179,12 +180,12 @@ def write_report(run: Run, options: argparse.Namespace, about: str) -> str:
 
 OURS = "inflight"
 LEADS = {1: 1.1, 8: 1.5, 32: 1.35}
-"""Times the best peer that decoding is to reach, by requests at a time."""
+"""Targets of decoding, as multiples of the best peer's rate, by number of concurrent requests."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A figure and what it is to reach, in words."""
+    """A figure and its target, with their wording in the report."""
 
     what: str
     found: float
@@ -197,7 +198,7 @@ class Target:
 
 
 def targets(rows: Sequence[Row], options: argparse.Namespace) -> list[str]:
-    """What is to be reached beside what was found. Ratios are medians of the rounds' own ratios."""
+    """The section of targets and results. Ratios are medians of the rounds' ratios."""
     lines = []
     for mine in rows:
         model, precision, contestant = mine.key
@@ -233,7 +234,7 @@ def targets_of(mine: Row, peers: Sequence[Row], floats: Row, options: argparse.N
 
 
 def ahead(mine: Row, others: Sequence[Row], figure: str, least: float, what: str) -> Iterator[Target]:
-    """Mine to the best of the others."""
+    """The target for the ratio of my figure to the best one of the others; nothing if none was measured."""
     measured = [row for row in others if row.values(figure)]
     if not measured:
         return
@@ -286,7 +287,7 @@ PACKAGES = {
 
 
 def versions(contestants: Sequence[str]) -> list[str]:
-    """What each peer's environment has installed."""
+    """The packages installed in each peer's environment."""
     lines = []
     for name in contestants:
         for package in PACKAGES.get(name, ()):

@@ -96,12 +96,12 @@ def cases() -> dict[str, tuple[dict[str, Any], Any]]:
 
 
 Walk = Callable[[str, list[int]], tuple[float, list[float]]]
-"""From a schema and tokens: seconds until the first mask, and seconds of every later step."""
+"""Takes a schema and tokens; returns the seconds until the first mask and the seconds of every later step."""
 
 
 def ours(tokenizer: Tokenizer, size: int) -> Walk:
     def walk(schema: str, tokens: list[int]) -> tuple[float, list[float]]:
-        # A new one each time: compiled grammars are kept.
+        # A new compiler each time, because it caches grammars.
         compiler = GrammarCompiler(tokenizer.to_str(), size, [EOS])
         began = time.perf_counter()
         matcher = compiler.compile(Grammar("json", schema))

@@ -127,7 +127,7 @@ def check_rest(port: int, path: str, body: Body) -> None:
     """Sends one request and compares the reply with the model's result.
 
     Raises:
-        WrongReply: it is something else.
+        WrongReply: they differ.
     """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
@@ -145,7 +145,7 @@ def check_grpc(port: int, path: str, body: Body) -> int:
     """Makes one call, compares the reply with the model's result and returns the message's size in bytes.
 
     Raises:
-        WrongReply: it is something else.
+        WrongReply: they differ.
     """
     import grpc as grpc_library
 

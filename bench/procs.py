@@ -1,4 +1,4 @@
-"""Servers as child processes, and what `/proc` says of them and of their own children."""
+"""Servers as child processes, with figures of `/proc` about them and their own children."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Server:
     """One server process in a session of its own; a context manager that starts and stops it.
 
     Attributes:
-        name: as the report calls it.
+        name: its name in the report.
         argv: command line.
-        log: where its output goes.
+        log: the file that gets its output.
         ready: called until it returns true; an OSError counts as "not yet".
-        environment: added to this process's own.
-        ports: the ports it listens on, by protocol.
+        environment: variables added to this process's own.
+        ports: the ports that it listens on, by protocol.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """SIGTERM, ten seconds, then SIGKILL to the whole session."""
+        """Sends SIGTERM and, ten seconds later, SIGKILL to the whole session."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -86,7 +86,7 @@ class Server:
         process.wait()
 
     def tree(self) -> list[int]:
-        """Its process id and those of all its descendants, itself first."""
+        """Process ids of the server and all its descendants, its own first."""
         return tree(self.pid)
 
     def cpu_seconds(self) -> float:
@@ -146,12 +146,12 @@ def memory(pid: int, key: str = "VmRSS") -> int:
 
 
 def reset_peak(pid: int) -> None:
-    """Sets the peak (VmHWM) back to what is resident now."""
+    """Resets the peak (VmHWM) to the memory that is resident now."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """A free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

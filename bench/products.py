@@ -62,7 +62,7 @@ class Products:
         self.program.make_caches(64, 16, KvType.FLOAT)
 
     def seconds(self, rows: int) -> float:
-        """Of all products, the best of some runs."""
+        """Seconds for all products, the best of several runs."""
         positions = np.arange(rows)
         tables = np.arange(64, dtype=np.int32)[None]
         step = StepArrays(positions % 64, positions, positions, [rows], tables, positions[-1:])

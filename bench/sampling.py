@@ -48,7 +48,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def measure(size: int, count: int, given: dict[str, Any], threads: int, rounds: int) -> tuple[float, float]:
-    """Microseconds a row, native and torch's."""
+    """Microseconds per row, native and torch's."""
     random = np.random.default_rng(0)
     fresh = (random.standard_normal((count, size)) * 2.5).astype(np.float32)
     fresh[:, 100:120] += 8

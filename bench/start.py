@@ -32,7 +32,7 @@ PATIENCE = 600.0
 
 @dataclass(frozen=True)
 class Start:
-    """Seconds since the process was started."""
+    """Times in seconds since the process was started."""
 
     ports: float
     first_token: float
@@ -45,10 +45,10 @@ def free_port() -> int:
 
 
 def first_token(port: int, until: float) -> None:
-    """Returns when a streamed completion has brought its first event.
+    """Returns when a streamed completion has sent its first event.
 
     Raises:
-        TimeoutError: it did not come.
+        TimeoutError: it did not come in time.
     """
     body = json.dumps({"model": "model", "prompt": "Once upon a time", "max_tokens": 4, "stream": True})
     while time.perf_counter() < until:
@@ -79,7 +79,7 @@ def listens(port: int, process: subprocess.Popen[bytes], until: float) -> None:
 
 
 def measure(command: Sequence[str], port: int) -> Start:
-    """One start."""
+    """Measures one start."""
     began = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}

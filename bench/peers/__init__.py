@@ -1,1 +1,1 @@
-"""What Inflight is measured against, each in a process of its own."""
+"""The servers and libraries that Inflight is compared with, each in a process of its own."""

@@ -1,4 +1,4 @@
-"""What the bare libraries do without a server; each command prints one line of JSON.
+"""Measures the bare libraries without a server; each command prints one line of JSON.
 
 python -m bench.peers.direct batches SECONDS THREADS BATCH     one session, full batches back to back
 python -m bench.peers.direct split SECONDS PROCESSES ROWS      the rows shared by sessions in processes of their own
@@ -35,7 +35,7 @@ def _rows(count: int) -> np.ndarray:
 
 
 def batches(seconds: float, threads: int, batch: int) -> dict[str, float]:
-    """Rows a second of one session, and a run's latency."""
+    """Rows per second of one session, and a run's latency."""
     session, rows = _session(threads), _rows(batch)
     for _ in range(10):
         session.run(None, {"x": rows})
@@ -50,7 +50,7 @@ def batches(seconds: float, threads: int, batch: int) -> dict[str, float]:
 
 
 def split(seconds: float, processes: int, rows: int) -> dict[str, float]:
-    """Rows a second of several one-thread sessions that start together and wait for each other, as for one request."""
+    """Rows per second of one-thread sessions that start together and wait for each other, as for one request."""
     context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     workers = []
@@ -94,7 +94,7 @@ def _half(pipe: Connection, count: int) -> None:
 
 
 def copy(seconds: float, size: int) -> dict[str, float]:
-    """Bytes a second of copying one array into another that exists already."""
+    """Bytes per second of copying one array into another existing one."""
     source = np.ones(size, np.uint8)
     target = np.empty_like(source)
     np.copyto(target, source)

@@ -1,6 +1,6 @@
 """HTTP by hand on one blocking socket, for large bodies: reads into one buffer and sends it back, nothing else.
 
-What the kernel's loopback and this machine's memory allow; no server that looks at its requests can be ahead of it.
+Shows the limit of the kernel's loopback and this machine's memory; no server that parses requests can be faster.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`y = x1 + x2`, rows of float32 [2, 2], batched: what is left is the price of the server."""
+"""`y = x1 + x2`, rows of float32 [2, 2], batched: measures the server's own cost."""
 
 from inflight.servable import add_stage, declare_model, register_method
 
