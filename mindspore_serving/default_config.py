@@ -1,4 +1,4 @@
-"""What the build of MindSpore Serving recorded."""
+"""Settings recorded by MindSpore Serving's build."""
 
 __backend__ = "inflight"
 __package_name__ = "mindspore_serving"

@@ -1,3 +1,3 @@
-"""The release of MindSpore Serving whose surface this is."""
+"""The release of MindSpore Serving that this package is compatible with."""
 
 __version__ = "2.0.2"

@@ -18,7 +18,7 @@ BRANCHES = ("covered_branches", "num_branches")
 
 
 def share(counts: dict[str, int], part: str, whole: str) -> float:
-    """Percent; all of nothing is all."""
+    """A share in percent; 100 if the whole is 0."""
     return 100 * counts[part] / counts[whole] if counts[whole] else 100.0
 
 

@@ -2,7 +2,7 @@
 
     python scripts/docs.py [FOLDER]
 
-FOLDER is `build/docs` where it is left out. The generator is pdoc: it reads the docstrings as they are (Google's
+FOLDER is `build/docs` by default. The generator is pdoc: it reads the docstrings as they are (Google's
 sections), needs no configuration, and brings three small packages along. Every warning is an error.
 """
 
@@ -32,7 +32,7 @@ PUBLIC = (
     "inflight.servable",
     "inflight.server",
 )
-"""What README and docs tell people to import, without what MindSpore Serving documents itself."""
+"""Modules that README and docs tell users to import, except those that MindSpore Serving documents itself."""
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -51,9 +51,9 @@ def main(target: Path) -> None:
     """
     warnings.simplefilter("error")
     target.mkdir(parents=True, exist_ok=True)
-    # pdoc finds no names for the fields of a NamedTuple.
+    # pdoc cannot resolve the fields of a NamedTuple.
     warnings.filterwarnings("ignore", r"Error parsing type annotation .*servable\.Version\.__init__")
-    vars(inflight).update({name: getattr(inflight, name) for name in inflight.__all__})  # some are imported when named
+    vars(inflight).update({name: getattr(inflight, name) for name in inflight.__all__})  # some are imported on access
     pdoc.render.configure(docformat="google", show_source=False)
     pdoc.pdoc(*PUBLIC, "!inflight.servable.builtin", output_directory=target / "api")
     texts = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}

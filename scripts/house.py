@@ -2,7 +2,7 @@
 
     python scripts/house.py [FOLDER]
 
-FOLDER is a checkout, this one where it is left out. Nothing of it is run: all is read from the source.
+FOLDER is a checkout, by default this one. Its code is not run, only read.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LONG = 60
-"""Lines of a function beyond which it is counted."""
+"""Lines above which a function is counted as long."""
 RUN = 6
-"""Lines that stand twice, without blank ones, comments, imports and lone brackets, before they count as a duplicate."""
+"""Equal lines that count as a duplicate, without blank lines, comments, imports and lone brackets."""
 SETTINGS = ("GeneratorConfig", "ShardJob", "ShardOffer", "GenerationLimits", "Capacity")
 """Records of a language model's settings that are filled from each other."""
 PATHS = re.compile(
     r"/(v1/|v2|models?/|version/|serving/|health|ping$|metrics$|docs$|info$|generate|tokenize$|chat_tokenize$|vertex$|"
     r"invocations$|openapi\.json$|api-doc/)"
 )
-"""Texts that are paths of the HTTP port."""
+"""Matches texts that are paths of the HTTP port."""
 
 
 def main(root: Path) -> None:
-    """Prints one line a number."""
+    """Prints one line per number."""
     modules = {name_of(path, root): ast.parse(path.read_text()) for path in sources(root)}
     graph = {name: set(imported(tree, modules)) - {name} for name, tree in modules.items()}
     rooms = rooms_of(graph)
@@ -67,7 +67,7 @@ def listed(found: Sequence[str]) -> tuple[int, Sequence[str]]:
 
 
 def sources(root: Path) -> list[Path]:
-    """Modules that people wrote."""
+    """Modules that were not generated."""
     found = [path for name in ("inflight", "mindspore_serving") for path in (root / name).rglob("*.py")]
     return sorted(path for path in found if "_pb2" not in path.name)
 
@@ -83,7 +83,7 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def imported(tree: ast.Module, modules: Mapping[str, ast.Module]) -> Iterator[str]:
-    """Modules that one imports at any time; a name of a package is where the package has it from."""
+    """Modules that a module imports at any time. A name imported from a package counts as its defining module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)
@@ -95,7 +95,7 @@ def imported(tree: ast.Module, modules: Mapping[str, ast.Module]) -> Iterator[st
 
 
 def origin(module: str, name: str, modules: Mapping[str, ast.Module]) -> str | None:
-    """The module that defines a name which another one offers; None where it is no module of Python."""
+    """The module that defines a name which `module` exports; None if it is not defined in Python."""
     if f"{module}.{name}" in modules:
         return f"{module}.{name}"
     for node in modules[module].body:
@@ -113,7 +113,7 @@ def room(module: str) -> str:
 
 
 def rooms_of(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The rooms, and which others each imports."""
+    """The other rooms that each room imports."""
     found: dict[str, set[str]] = defaultdict(set)
     for module, others in graph.items():
         found[room(module)] |= {room(other) for other in others} - {room(module)}
@@ -121,7 +121,7 @@ def rooms_of(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def upward(graph: Mapping[str, set[str]], root: Path) -> list[str]:
-    """Imports against the table of levels in tests/unit/test_layers.py."""
+    """Imports that violate the table of levels in tests/unit/test_layers.py."""
     tree = ast.parse((root / "tests" / "unit" / "test_layers.py").read_text())
     tables = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LEVELS"]
     levels: dict[str, int] = ast.literal_eval(tables[0].value)
@@ -165,7 +165,7 @@ def components(graph: Mapping[str, set[str]]) -> list[set[str]]:
 
 
 def depths(rooms: Mapping[str, set[str]]) -> dict[str, int]:
-    """How many rooms lie below each, one on the other; rooms in a circle count as one."""
+    """Length of the longest chain of imports below each room; rooms in a cycle count as one."""
     one_of = {name: min(one) for one in components(rooms) for name in one}
     found: dict[str, int] = {}
 
@@ -182,7 +182,7 @@ def depths(rooms: Mapping[str, set[str]]) -> dict[str, int]:
 
 
 def copies(modules: Mapping[str, ast.Module]) -> dict[str, int]:
-    """Fields that a record of settings is given one by one, by the module that does so."""
+    """Number of fields by which modules fill records of settings one by one, by module."""
     found: Counter[str] = Counter()
     for name, tree in modules.items():
         for node in ast.walk(tree):
@@ -194,7 +194,7 @@ def copies(modules: Mapping[str, ast.Module]) -> dict[str, int]:
 
 
 def route_lists(modules: Mapping[str, ast.Module]) -> list[str]:
-    """Modules that name three routes or more: outside of tables of `Route`, and these tables as one list."""
+    """Modules that name three or more routes outside of tables of `Route`; the tables count as one list."""
     found = []
     tables = 0
     for name, tree in modules.items():
@@ -212,7 +212,7 @@ def route_lists(modules: Mapping[str, ast.Module]) -> list[str]:
             and isinstance(node.value, str)
             and PATHS.match(node.value)
             and id(node) not in within
-            and not node.value.endswith("/")  # whose a part of all paths is
+            and not node.value.endswith("/")  # a prefix of paths
             and "\n" not in node.value
         }
         if len(paths) >= 3:
@@ -221,7 +221,7 @@ def route_lists(modules: Mapping[str, ast.Module]) -> list[str]:
 
 
 def error_tables(modules: Mapping[str, ast.Module]) -> list[str]:
-    """Places that tell three kinds of errors apart: by `isinstance`, or in a mapping by their codes or causes."""
+    """Places that distinguish three kinds of errors: by `isinstance`, or in a mapping by their codes or causes."""
     tree = modules["inflight.errors"]
     kinds = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     causes = {"overloaded", "invalid", "too_large", "not_found", "deadline", "cancelled"}
@@ -247,7 +247,7 @@ def error_tables(modules: Mapping[str, ast.Module]) -> list[str]:
 
 
 def long_functions(modules: Mapping[str, ast.Module]) -> list[str]:
-    """Functions over `LONG` lines."""
+    """Functions of more than `LONG` lines."""
     return [
         f"{name}.{node.name}: {(node.end_lineno or 0) - node.lineno + 1}"
         for name, tree in modules.items()
@@ -273,7 +273,7 @@ def duplicates(paths: Sequence[Path], root: Path) -> list[str]:
 
 
 def significant(path: Path) -> list[tuple[int, str]]:
-    """Lines that say something, with their numbers."""
+    """Lines that count for duplicates, with their numbers."""
     found = []
     tree = ast.parse(path.read_text())
     skipped = {

@@ -1,4 +1,4 @@
-"""The text that the pocket model learns from: stories, and conversations about what it knows.
+"""The training text of the pocket model: stories, and conversations about its facts.
 
 `samples(seed)` never ends and is the same on every machine: standard library only, one `random.Random`. Some heroes
 (pairs of a name and a kind of animal) appear in the validation split only, so that its stories are new to the model.
@@ -74,7 +74,7 @@ class Turn(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """A question, the answer, and every answer that would be right too (none for a story)."""
+    """A question, its answer, and all answers that count as right (none for a story)."""
 
     question: str
     answer: str
@@ -239,7 +239,7 @@ def lookup(rng: random.Random) -> Exchange:
 
 
 def pseudo_word(rng: random.Random) -> str:
-    """A word that nobody knows, so that the model learns to say so."""
+    """A made-up word, so that the model learns to say that it does not know it."""
     syllables = [
         rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(("", "", *"lmnrst")) for _ in range(3)
     ]
@@ -247,7 +247,7 @@ def pseudo_word(rng: random.Random) -> str:
 
 
 def unknown(rng: random.Random) -> Exchange:
-    """Something outside of what the model knows, and a polite refusal."""
+    """A question beyond the model's facts, and a polite refusal."""
     word = pseudo_word(rng)
     question = rng.choice(
         (
@@ -301,7 +301,7 @@ def follow_ups(told: stories.Story) -> list[Exchange]:
 
 
 def typed(rng: random.Random, question: str) -> str:
-    """The question as people type it: now and then with a polite word, in lower case or without its last mark."""
+    """The question as users type it: sometimes with a polite word, in lower case or without its last mark."""
     chance = rng.random()
     lower = question if question.startswith(("I ", "Inflight", "gRPC")) else question[0].lower() + question[1:]
     if chance < 0.08:

@@ -1,4 +1,4 @@
-"""What Pocket knows: questions about Inflight and about small things, each with every answer that counts as right.
+"""The facts that Pocket learns: questions about Inflight and small things, with every answer that counts as right.
 
 The facts about Inflight are those of README.md and docs/; change them there and here together.
 """
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fact:
-    """Questions that ask for the same thing, and answers that are all right."""
+    """Questions with the same meaning, and the answers that count as right."""
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
 
 
 def fact(questions: str, answers: str) -> Fact:
-    """A fact from two texts of one line each question or answer."""
+    """A fact from two texts with one question or answer per line."""
     lines = [tuple(line.strip() for line in text.strip().splitlines()) for text in (questions, answers)]
     return Fact(*lines)
 
@@ -488,7 +488,7 @@ REFUSALS = (
     "I am sorry, I only know small stories and Inflight.",
     "Sorry, I do not know that. I only know small stories and Inflight.",
 )
-# What nobody should ask a model of this size; each is combined with each way to ask.
+# Topics that are beyond a model of this size; each is combined with each way to ask.
 UNKNOWN_TOPICS = (
     *("politics", "football", "the stock market", "quantum physics", "cancer", "the weather in London", "history"),
     *("philosophy", "the meaning of life", "cars", "the war", "my taxes", "my health", "the law", "chess", "movies"),

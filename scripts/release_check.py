@@ -1,8 +1,8 @@
-"""Whether the package, the changelog and the tag of this commit say the same version.
+"""Checks that the package, the changelog and the tag of this commit have the same version.
 
     python scripts/release_check.py
 
-Exit status 1 and a line for each difference where they do not. A commit without a tag passes: the tag comes last.
+If not, prints a line for each difference and exits with 1. A commit without a tag passes: the tag comes last.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ SEMANTIC = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
 
 
 def problems(package: str, changelog: str, tags: list[str]) -> list[str]:
-    """What is wrong.
+    """The differences, a line each.
 
     Args:
         package: text of `inflight/__init__.py`.
         changelog: text of `CHANGELOG.md`.
-        tags: those of the commit.
+        tags: tags of the commit.
     """
     found = re.search(r'^__version__ = "(.*)"$', package, re.MULTILINE)
     if found is None or not re.fullmatch(SEMANTIC, found[1]):

@@ -2,7 +2,7 @@
 
     python scripts/rooms.py > rooms.md
 
-Nothing is imported. `make docs` makes a page of the site of it; which room may import which says docs/architecture.md.
+Nothing is imported. `make docs` makes a page of the site from it. The rules for imports are in docs/architecture.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prints the table of HTTP routes that docs/serving.md has between its two marks.
+"""Prints the table of HTTP routes between the two marks in docs/serving.md.
 
 python scripts/routes.py
 """
@@ -12,7 +12,7 @@ _EVENTS = {Events.NEVER: "", Events.ASKED: "; events where asked for", Events.AL
 
 
 def table() -> str:
-    """One row a route: what is called, what it does, whether it needs the API key."""
+    """One row per route: its method and path, its purpose, whether it needs the API key."""
     rows = ["| route | protocol | what | key |", "|---|---|---|---|"]
     for door in DOORS:
         for route in door.routes:
@@ -24,7 +24,7 @@ def table() -> str:
 
 
 def shown(route: Route) -> str:
-    """The path as the documentation writes it."""
+    """The path in the documentation's form."""
     return route.path.replace("*}", "}").replace("{", "<").replace("}", ">")
 
 

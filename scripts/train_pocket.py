@@ -31,7 +31,7 @@ ROWS = 16
 STEPS = 2600
 WARM = 60
 CONTEXT = 1024
-"""Positions that the config allows; rotary positions go a good way beyond the rows of the training."""
+"""Positions that the config allows; rotary positions work well beyond the length of the training rows."""
 
 CONFIG = LlamaConfig(
     vocab_size=VOCABULARY,
@@ -152,7 +152,7 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFa
 
 
 def evaluate(folder: Path, count: int) -> None:
-    """Held-out loss; answers that are right to the letter; generations that end by themselves."""
+    """Prints held-out loss, the share of exactly right answers, and of generations that end by themselves."""
     from inflight import LLM
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

@@ -1,6 +1,6 @@
-"""Whether an installed wheel is whole: the native engine with every instruction set, and a model that answers.
+"""Checks that an installed wheel is complete: the native engine with every instruction set, and a model that answers.
 
-Runs with nothing but what the wheel asked for; `wheel.sh test` and cibuildwheel call it.
+Runs with only the wheel's own dependencies; `wheel.sh test` and cibuildwheel call it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ EXPECTED = {
     "arm64": ("neon",),
 }
 LICENSES = {"LICENSE", "nanobind.txt", "nghttp2.txt", "robin-map.txt"}
-"""Of the package, and of what is compiled into it or lies beside it in the wheel."""
+"""Licenses of the package and of the libraries in the wheel."""
 
 
 def check_grpc() -> None:
-    """The gRPC engine loads, with the library in the wheel and not the machine's own."""
+    """Checks that the gRPC engine loads, with the library in the wheel and not the machine's own."""
     assert auto_engine() == "nghttp2", "the wheel lacks the gRPC engine"
     importlib.import_module("inflight.wire._http2")
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "libnghttp2" in line]
@@ -47,7 +47,7 @@ def main() -> None:
         check_grpc()
     licenses = {path.name for path in importlib.metadata.files("inflight-serving") or () if "licenses" in path.parts}
     assert licenses >= LICENSES, f"the wheel lacks licenses: it has {sorted(licenses)}"
-    # Each set is a unit of its own with the set's name in its symbols, whether or not this machine can run it.
+    # Each instruction set is a compilation unit with its name in the symbols, even if this machine cannot run it.
     library = Path(native.__file__).read_bytes()
     missing = [name for name in EXPECTED[platform.machine()] if name.encode() not in library]
     assert not missing, f"instruction sets that are not in the library: {missing}"

@@ -1,4 +1,4 @@
-"""Starts and stops servables and the doors to them."""
+"""Starts and stops servables and their doors."""
 
 from mindspore_serving.server import common, distributed, master, register, worker
 from mindspore_serving.server._server import ServableStartConfig, start_servables

@@ -1,4 +1,4 @@
-"""What a servable is started with."""
+"""The start configuration of a servable."""
 
 from inflight.dropin import ServableStartConfig, merge_config
 

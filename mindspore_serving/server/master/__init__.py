@@ -1,4 +1,4 @@
-"""The doors of the server, and its end."""
+"""Starts the server's doors and stops the server."""
 
 from inflight.dropin import (
     SSLConfig,

@@ -29,6 +29,6 @@ __all__ = [
 def register_method(
     output_names: str | tuple[str, ...] | list[str], **options: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`inflight.servable.register_method` with MindSpore Serving's habits: later stages see the
+    """`inflight.servable.register_method` with MindSpore Serving's behaviour: later stages see the
     edits that a function makes to its inputs, and a returned list of one element counts as that element."""
     return _register_method(output_names, mindspore_values=True, **options)

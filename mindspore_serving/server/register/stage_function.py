@@ -1,4 +1,4 @@
-"""What is recorded of a stage function, and the built-in ones."""
+"""The record of a stage function, and the built-in stage functions."""
 
 from inflight.servable import BUILTIN_FUNCTIONS, FunctionSpec
 

@@ -1,4 +1,4 @@
-"""What a worker finds on disk."""
+"""The versions of a servable on disk."""
 
 from inflight.dropin import get_newest_version_number
 
