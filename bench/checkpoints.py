@@ -297,7 +297,7 @@ def make_all_openvino(shape: Shape, files: Files) -> None:
 
 
 def make_all_vllm(shape: Shape, files: Files) -> None:
-    """int8: weights per channel, activations per token (W8A8, what vLLM's CPU backend has an int8 kernel for)."""
+    """int8: weights per channel, activations per token (W8A8, the int8 form of vLLM's CPU backend)."""
     if not files.vllm("int8").exists():
         with whole(files.vllm("int8")) as path:
             path.mkdir()

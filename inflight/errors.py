@@ -105,7 +105,7 @@ class NotFound(InflightError):
 
 
 OVERLOADED = "Model is overloaded"
-"""What TGI says, and all doors here with it."""
+"""TGI's text, which all doors use."""
 
 
 class Overloaded(InflightError):

@@ -57,7 +57,7 @@ class LogSettings:
 
 
 _settings = LogSettings()
-"""What `configure` set last; only `configure` writes it."""
+"""The settings of the last `configure`, which alone writes it."""
 
 
 def _level(env: Mapping[str, str], name: str) -> str:

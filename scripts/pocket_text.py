@@ -100,7 +100,7 @@ def held_out(name: str, kind: str) -> bool:
 
 
 def wish_for(rng: random.Random) -> stories.Wish:
-    """What a listener might ask for: mostly one thing, sometimes two or three."""
+    """A listener's request: mostly for one thing, sometimes for two or three."""
     wanted = rng.choices(((), ("animal",), ("name",), ("name", "animal"), ("plot",)), (3, 6, 3, 4, 2))[0]
     extra = rng.choices(
         ((), ("thing",), ("colour", "thing"), ("place",), ("colour", "thing", "place")), (8, 2, 4, 4, 1)

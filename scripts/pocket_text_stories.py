@@ -46,7 +46,7 @@ TIMES = (
 
 @dataclass(frozen=True)
 class Wish:
-    """What a listener asks for. An empty field leaves the choice to the story; `animal` may be "girl" or "boy"."""
+    """A listener's request. An empty field leaves the choice to the story; `animal` may be "girl" or "boy"."""
 
     name: str = ""
     animal: str = ""
@@ -333,7 +333,7 @@ def pronouns(female: bool) -> tuple[str, str, str]:
 
 
 def kind_of(name: str, animal: str, people: bool) -> str:
-    """An animal, or what a child of that name is."""
+    """An animal, or "girl" or "boy" for a child of that name."""
     return ("girl" if name in GIRLS else "boy") if people else animal
 
 

@@ -52,7 +52,7 @@ class Source(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Releases the memory of what was read. A view that is used again is read again."""
+        """Releases the memory of the weights that were read. A view that is used again is read again."""
 
     def idle(self, name: str) -> bool:
         """Whether a stored tensor has no effect and may stay unused."""

@@ -17,7 +17,7 @@ _PAGE = re.compile(
 )
 _LONGEST = 96
 _FILES = (".gguf", ".onnx", ".mindir", ".pt", ".pt2", ".pth", ".ms", ".om", ".py", ".json", ".toml", ".safetensors")
-"""A text with one of these endings is taken for a path even where no such file exists."""
+"""Endings of paths: a text with one of them is taken for a path even if no such file exists."""
 
 
 @dataclass(frozen=True)

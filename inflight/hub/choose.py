@@ -14,7 +14,7 @@ _QUANTISATION = re.compile(
 )
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
 _ASIDE = re.compile(r"(^|/)(mmproj|imatrix|[^/]*vision)[-_.]", re.IGNORECASE)
-"""GGUF files beside the model: image encoders, statistics of its quantisation."""
+"""GGUF files that are not the model: image encoders, statistics of its quantisation."""
 
 PREFERRED = (
     *("Q4_K_M", "Q4_K_XL", "Q4_K_L", "Q4_K_S", "Q4_K", "Q4_1", "Q4_0", "Q4", "IQ4_XS", "IQ4_NL", "MXFP4", "MXFP4_MOE"),
@@ -22,8 +22,8 @@ PREFERRED = (
     *("Q3_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "BF16", "F16", "F32"),
     *("Q2_K_XL", "Q2_K_L", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0", "TQ1_0", "IQ1_M", "IQ1_S"),
 )
-"""The quantisation taken where none is asked for: Q4_K_M, else another of 4 bits, else the next more bits, which cost
-time and no quality, else fewer."""
+"""The quantisations tried in order if none is asked for: Q4_K_M, other 4-bit ones, then ones with more bits, which cost
+time but no quality, then ones with fewer."""
 
 _SMALL = re.compile(r"[^/]+\.(json|jinja|model|txt|tiktoken)|additional_chat_templates/[^/]+\.jinja")
 _MODULE = re.compile(r"\d+_[A-Za-z]\w*/[^/]+\.(json|safetensors|txt)")

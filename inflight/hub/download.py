@@ -20,7 +20,7 @@ from inflight.hub.choose import Choice, Wanted, choose
 from inflight.startup import ProgressBar, size_text, switch_off
 
 _POLL = 0.5
-"""Seconds between two looks at how much is there."""
+"""Seconds between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-# What went wrong
+# Errors
 
 
 def _unreachable(library: Any, error: Exception) -> bool:

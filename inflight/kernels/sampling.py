@@ -91,7 +91,7 @@ def sample(
 
 
 def log_softmax_at(logits: Array, tokens: Array, threads: int = 1, isa: str | None = None) -> Array:
-    """Log-probabilities float32 [n] of one token of each row; NaN where a row's are not defined.
+    """Log-probabilities float32 [n] of one token of each row; NaN if a row has undefined ones.
 
     Args:
         logits: float32 [n, V], each row contiguous.

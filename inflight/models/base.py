@@ -12,7 +12,7 @@ from inflight.contract import Array, ModelFacts
 from inflight.errors import StartError
 
 ModelArray: TypeAlias = Any
-"""float32 [S, width] where the model computes: numpy's array, or torch's tensor on its device (`CausalLM.on_torch`)."""
+"""float32 [S, width], a NumPy array, or a torch tensor on the model's device (`CausalLM.on_torch`)."""
 
 
 @dataclass(frozen=True)

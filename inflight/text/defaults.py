@@ -19,7 +19,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "repetition_penalty": lambda value: value > 0,
     "max_new_tokens": lambda value: value >= 1 and value == int(value),
 }
-"""The settings that vLLM takes from the file too (`ModelConfig.get_diff_sampling_param`), without `do_sample`."""
+"""The settings that vLLM also takes from the file (`ModelConfig.get_diff_sampling_param`), without `do_sample`."""
 
 
 def sampling_defaults(generation_config: Mapping[str, Any]) -> SamplingDefaults:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 CONTEXT = 6
-"""Prompt tokens that are decoded with the first generated ones, so that a word that goes on keeps its space."""
+"""Prompt tokens that are decoded with the first generated ones, so that spaces between words are right."""
 PATIENCE = 8
-"""Tokens after which a character that still is not complete never will be: no UTF-8 character is longer than four
-bytes."""
+"""Tokens after which an incomplete character is given up: no UTF-8 character is longer than four bytes."""
 BEGUN = 3
 """Most tokens of an incomplete character: three of its four bytes, one token each."""
 
@@ -19,9 +18,9 @@ class Detokenizer:
     """Decodes a short window of tokens again with every new token and returns the text that is new.
 
     Args:
-        decode: gives the text of tokens, special ones included.
-        special: says whether a token is special.
-        text_of: gives the text of one token alone.
+        decode: returns the text of tokens, special ones included.
+        special: returns whether a token is special.
+        text_of: returns the text of one token alone.
         prompt: the tokens before the first one; they decide whether its text begins with a space.
     """
 
@@ -39,7 +38,7 @@ class Detokenizer:
         # Tokens may be bytes: the window must not begin within a character.
         while begin and BROKEN in decode(prompt[begin:]) and len(prompt) - begin < 4 * CONTEXT:
             begin -= 1
-        self._tokens = list(prompt[begin:])  # the window: what was shown last, and what was not shown yet
+        self._tokens = list(prompt[begin:])  # the window: the tokens shown last and those not shown yet
         self._shown = len(self._tokens)
         self._text = decode(self._tokens)  # text that was shown
 
@@ -47,7 +46,7 @@ class Detokenizer:
         """Takes the next token; returns the text that it completes. A special token gives its own content."""
         if self._special(id):
             rest = self.finish()
-            # Nothing before a special token changes what comes after it.
+            # Text after a special token does not depend on tokens before it.
             self._tokens, self._shown, self._text = [id], 1, self._decode([id])
             return rest + self._text_of(id)
         self._tokens.append(id)

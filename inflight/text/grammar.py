@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import llguidance  # a start does without it
 
 CACHED = 128
-"""Compiled grammars that are kept, least recently used first to go."""
+"""Number of compiled grammars that are cached; the least recently used is dropped first."""
 MAX_SOURCE = 1 << 18
-"""Characters of a grammar's source."""
+"""Most characters of a grammar's source."""
 
 
 class Matcher:

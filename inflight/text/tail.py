@@ -10,14 +10,14 @@ from inflight.text.tokenizer import Tokenizer
 
 
 class TextTail:
-    """Turns tokens into text, holds back what may become a stop text, and knows why the generation ends.
+    """Turns tokens into text, holds back text that may become a stop text, and finds why the generation ends.
 
     Args:
         prompt: its tokens; the text of the first generated one depends on those before it.
         stop, include_stop: see `StopTexts`.
 
     Attributes:
-        hit: the stop text that ended it, if one did.
+        hit: the stop text that ended the generation, if one did.
     """
 
     __slots__ = ("_detokenizer", "_parts", "_stops", "_tokenizer", "hit")
@@ -33,7 +33,7 @@ class TextTail:
         """Takes the next token.
 
         Args:
-            ends: an end-of-sequence token ends the generation (it does not where the request ignores them).
+            ends: end-of-sequence tokens end the generation; false for requests that ignore them.
             last: no further token may follow.
 
         Returns:
@@ -65,5 +65,5 @@ class TextTail:
 
     @property
     def text(self) -> str:
-        """All that was shown."""
+        """All text that was shown."""
         return "".join(self._parts)

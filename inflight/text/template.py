@@ -17,15 +17,15 @@ from inflight.contract import Chat, ToolFormat
 from inflight.errors import InvalidRequest, TemplateError
 
 _MARK = "<|the-answer-goes-on-here|>"
-"""Put at the end of a text that is to be continued, before the template is run: it shows where that text ends in the
-prompt, which may hold the text itself in several places."""
+"""Marks the end of a text that is to be continued. It is added before the template runs, because the prompt may contain
+the text itself in several places."""
 
 MAX_PROMPT = 1 << 24
-"""Characters of a rendered prompt; a template that makes more is stopped."""
+"""Most characters of a rendered prompt; a template that writes more is stopped."""
 
 
 DEFAULT, TOOL_USE = "default", "tool_use"
-"""Names of templates that transformers picks by itself: `TOOL_USE` for chats with tools if the model has it."""
+"""Names of templates that transformers picks by default: `TOOL_USE` for chats with tools if the model has it."""
 
 _LONGEST_NAME = 60
 

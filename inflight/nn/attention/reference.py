@@ -107,7 +107,7 @@ class _Chunk:
         self._cuts: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def cut(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slots [keys] of what any query sees, and which query sees which, bool [queries, keys]."""
+        """Slots [keys] of the keys that any query sees, and which query sees which key, bool [queries, keys]."""
         if window not in self._cuts:
             first = self._context - (self.end - self.begin)
             start = 0 if window is None else max(0, first - window + 1)

@@ -15,10 +15,10 @@ from inflight.text.vocabulary.splits import SPLITS, Split
 from inflight.text.vocabulary.table import Tokens, native, texts_of, tokens_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-"""Types of tokens, as the file counts them."""
+"""Types of tokens, by their numbers in the file."""
 
 BYTE_LEVEL, GEMMA4, SENTENCEPIECE, UNIGRAM, WORDPIECE = "gpt2", "gemma4", "llama", "t5", "bert"
-"""Models of vocabularies that are read, by `tokenizer.ggml.model`."""
+"""Supported models of vocabularies, by `tokenizer.ggml.model`."""
 
 PREFIX = "tokenizer.ggml."
 _MOST_TOKENS = 1 << 24
@@ -27,7 +27,7 @@ _DEFAULT_IDS: Mapping[str, Mapping[str, int]] = {
     UNIGRAM: {"eos": 1, "unknown": 2, "padding": 0},
     WORDPIECE: {"bos": 101, "unknown": 100, "seperator": 102, "padding": 0, "mask": 103},
 }
-"""What llama.cpp takes where a file has no such key. (The key is spelt so.)"""
+"""llama.cpp's defaults for files without such a key. ("seperator" is the key's spelling.)"""
 
 _FLAGS = (
     "add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces", "normalizer.lowercase",
@@ -35,17 +35,17 @@ _FLAGS = (
 )  # fmt: skip
 
 _SWALLOWING = ("phi-3", "phi3")
-"""Models whose special tokens swallow blanks, by their names: no key says it, and llama.cpp does the same."""
+"""Names of models whose special tokens swallow blanks. Files have no key for it; llama.cpp also goes by the name."""
 
 END_TEXTS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
     "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
     "<eos>", "</s>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 )  # fmt: skip
-"""Tokens that end an answer by what they are called, in whatever file (llama.cpp's list)."""
+"""Texts of tokens that end an answer in any file (llama.cpp's list)."""
 _PLAIN_TEXTS = ("<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>", "</s>", "[e~[")
-"""Of these the ones that are ordinary text in some vocabularies: they end an answer where the file calls them control
-tokens."""
+"""Those of `END_TEXTS` that are ordinary text in some vocabularies: they end an answer only if the file marks them as
+control tokens."""
 
 
 @dataclass(frozen=True)

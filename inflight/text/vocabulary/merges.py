@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BASE = 0x9E3779B97F4A7C15
-"""Of the hash below: odd, so that it has an inverse modulo 2^64."""
+"""Base of the hash below: odd, so that it has an inverse modulo 2^64."""
 _BUCKET_BITS = 20
 _SHIFT = np.uint64(64 - _BUCKET_BITS)
 

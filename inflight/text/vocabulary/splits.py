@@ -85,7 +85,7 @@ _WITHOUT_SPACES = (
     "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f"
     "\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
 )
-"""Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese."""
+"""Scripts of Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese."""
 _YOUTU_SCRIPTS = (
     "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f"
     "\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + _CHINESE_JAPANESE
@@ -102,7 +102,7 @@ _DEEPSEEK_LLM_LETTERS = (
     "\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2"
     "\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
-"""Letters with a case, of the Unicode that its authors had."""
+"""Letters with a case, in the version of Unicode that its authors used."""
 _DEEPSEEK_LLM_SIGNS = "!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002"
 _JAIS2_BLANKS = _any(*(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)), r"\s{1,2}(?!\S)", r"\s")
 
@@ -225,4 +225,4 @@ _WAYS: tuple[tuple[str, Split], ...] = (
 )
 
 SPLITS: dict[str, Split] = {name: split for names, split in _WAYS for name in names.split()}
-"""Every name that is read."""
+"""Pre-tokenizers by every supported name."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from inflight.checkpoint import TextArray
 
 native: Any
-"""The module `inflight.text._bpe`; None where the package was built without a compiler."""
+"""The module `inflight.text._bpe`; None if the package was built without a compiler."""
 try:
     native = import_module("inflight.text._bpe")
 except ImportError:
