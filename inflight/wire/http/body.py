@@ -18,7 +18,7 @@ Body: TypeAlias = "bytes | bytearray | memoryview"
 """A request body. A memoryview has the format of bytes, is writable, and belongs to its reader only."""
 
 _ON_LOOP = 64 * 1024
-"""Bytes up to which bodies are compressed and decompressed on the event loop."""
+"""Compressed bytes up to which bodies are unpacked, and plain bytes up to which they are packed, on the event loop."""
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _RAW_DEFLATE = -15
 _LEVEL = 1  # the fastest: on a local network bytes are cheaper than time

@@ -41,7 +41,7 @@ class _Interrupt:
         self._task.cancel()
 
     def settle(self) -> bool:
-        """Takes the cancellation back. Returns True if the task had no other one."""
+        """Takes the cancellation back. Returns True if it was the task's only one."""
         if not self.fired:
             return False
         if sys.version_info >= (3, 11):
