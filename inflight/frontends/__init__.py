@@ -1,4 +1,4 @@
-"""The doors: HTTP and gRPC applications over one backend, and what a protocol of one's own is made of."""
+"""The doors: HTTP and gRPC applications over one backend, and the base classes for a user's own protocol."""
 
 from inflight.frontends.app import http_app, load_protocol
 from inflight.frontends.base import Backend, predict

@@ -1,4 +1,4 @@
-"""The one HTTP port: every HTTP protocol by its path, health, metrics."""
+"""The application of the HTTP port: every HTTP protocol by its paths, health, metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DOORS: tuple[type[Door], ...] = (
     OpenAiRest,
     Operations,
 )
-"""Every protocol over HTTP; what they offer are their `routes`."""
+"""Every protocol over HTTP; each lists its `routes`."""
 
 
 def http_app(
@@ -44,18 +44,18 @@ def http_app(
     origins: Sequence[str] = (),
     protocols: Sequence[type[Door]] = (),
 ) -> Edge:
-    """An ASGI application for `http` scopes.
+    """The ASGI application for `http` scopes.
 
-    What is not loaded yet is 503 in each protocol's own form; paths that nobody knows are 404, and known ones with
-    another verb 405, except below `/model/`, where MindSpore Serving's habits hold.
+    A servable that is not loaded yet is answered with 503 in each protocol's own form, an unknown path with 404, a
+    known path with another verb with 405. Below `/model/` MindSpore Serving's rules hold instead.
 
     Args:
-        max_body_bytes: limit of a request body, before and after it is unpacked.
+        max_body_bytes: limit of a request body, before and after decompression.
         api_key, origins: see `Edge`.
-        protocols: more of them; each is made with the backend alone.
+        protocols: further protocols; the constructor of each takes the backend alone.
 
     Raises:
-        ConfigError: one of these has a path that is another protocol's.
+        ConfigError: one of `protocols` has a path of another protocol.
     """
     tgi, openai, operations = TgiRest(backend), OpenAiRest(backend), Operations(backend, metrics)
     doors: tuple[Door, ...] = (
@@ -77,10 +77,10 @@ def http_app(
 
 
 def load_protocol(name: str) -> type[Door]:
-    """A protocol by its name, `module:Class`.
+    """Imports a protocol by its name, `module:Class`.
 
     Raises:
-        ConfigError: there is no such class, or it is no `Door`.
+        ConfigError: there is no such class, or it does not derive from `Door`.
     """
     module, _, attribute = name.partition(":")
     try:
@@ -93,10 +93,10 @@ def load_protocol(name: str) -> type[Door]:
 
 
 def _distinct(door: Door, others: Sequence[Door]) -> Door:
-    """A door whose paths no other one has.
+    """Checks that a door shares no path with the others, and returns it.
 
     Raises:
-        ConfigError: one has.
+        ConfigError: another door has one of its paths.
     """
     for other in others:
         shared = {*door.table.exact, *door.below} & {*other.table.exact, *other.below}
@@ -106,11 +106,12 @@ def _distinct(door: Door, others: Sequence[Door]) -> Door:
 
 
 class HttpApp:
-    """Sends each request to the door that its path belongs to.
+    """Sends each request to the door that has its path.
 
     Args:
-        doors: several may share a path, each with verbs of its own; below a common path the first that serves it.
-        metrics: counts requests that belong to none of them.
+        doors: several may share a path, each with verbs of its own; below a common prefix the first door that `serves`
+            the request gets it.
+        metrics: counts requests that no door has a route for.
     """
 
     def __init__(self, backend: Backend, doors: Sequence[Door], metrics: RouteMetrics) -> None:
@@ -127,7 +128,7 @@ class HttpApp:
                     self._exact.setdefault(path, {}).setdefault(verb, door)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One `http` scope."""
+        """Answers one `http` scope."""
         try:
             door = self._door(scope)
         except MethodNotAllowed as error:
@@ -135,17 +136,17 @@ class HttpApp:
             await refuse(send, Refusal(error.http_status, [JSON, *error_headers(error)], error_json(str(error))))
         except NoSuchRoute as error:
             unknown_route(self._metrics, UNKNOWN, scope).done(error.http_status, 0.0)
-            # Scripts written for MindSpore Serving look for its words, whatever the status.
+            # Scripts written for MindSpore Serving search the text for its words, whatever the status.
             words = f"please check url, the keyword:[model] must contain. {error}"
             await refuse(send, Refusal(error.http_status, [JSON], error_json(str(error), words)))
         else:
             await door(scope, receive, send)
 
     def _door(self, scope: Scope) -> Door:
-        """Who answers a request.
+        """The door that answers a request.
 
         Raises:
-            NoSuchRoute, MethodNotAllowed: nobody does.
+            NoSuchRoute, MethodNotAllowed: there is none.
         """
         path: str = scope["path"]
         verbs = self._exact.get(path)
@@ -184,7 +185,8 @@ class HttpApp:
         return None
 
     def open(self, scope: Scope) -> bool:
-        """Whether anybody may call it. Paths that nobody knows tell it to those only who may call the others."""
+        """Whether a request needs no API key. A POST to an unknown path needs it: without it the answer is 401, not
+        404."""
         if scope["method"] != "POST":
             return True
         try:

@@ -1,4 +1,4 @@
-"""What every front end may ask of the server behind it: six members, so that a test's fake is short."""
+"""The interface between the doors and the server behind them: six members, so that a test's fake is short."""
 
 from __future__ import annotations
 
@@ -30,43 +30,43 @@ class Backend(Protocol):
         timeout: float | None = None,
         say: Callable[[int, str], None] | None = None,
     ) -> Callable[[], None]:
-        """Runs every row and calls `done` once, on the loop: with one outcome per row, in order, or with an error where
+        """Runs every row and calls `done` once, on the loop: with one outcome per row, in order, or with an error if
         the request as a whole was not run.
 
         Args:
             rows: inputs by position, as `MethodInfo.row` orders them; at least one.
             timeout: seconds, or None for the method's own.
-            say: called with the index of a row and more of the text that a language model in the method writes for it.
-                The text of an instance whose worker died goes on where it was.
+            say: called with the index of a row and the next piece of the text that a language model in the method
+                generates for it. If the worker of an instance dies, its text continues where it stopped.
 
         Returns:
-            How to cancel, which drops what no worker runs yet; `done` may still be called then. After the end it does
-            nothing.
+            A function that cancels the request: rows that no worker runs yet are dropped. `done` may still be called
+            afterwards. After the end it does nothing.
 
         Raises:
             InvalidRequest, Overloaded, Unavailable, NotFound: the request is refused; then `done` is not called.
         """
 
     def servables(self) -> Sequence[ServableStatus]:
-        """Every version registered, in the order of their start."""
+        """Every registered version, in the order of their start."""
 
     @property
     def generators(self) -> Mapping[str, Generator]:
-        """Language models by name, in the order of their start; empty where none is served."""
+        """Language models by name, in the order of their start; empty if none is served."""
 
     @property
     def live(self) -> bool:
-        """The server works or is starting: false only while it stops."""
+        """Whether the server works or is starting: false only while it stops."""
 
     @property
     def ready(self) -> bool:
-        """Every servable has at least one warm replica."""
+        """Whether every servable has at least one warm replica."""
 
 
 async def predict(
     backend: Backend, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
 ) -> Sequence[Outcome]:
-    """`Backend.submit`, for callers that wait. Cancelling the call cancels the request.
+    """`Backend.submit` as a coroutine. Cancelling it cancels the request.
 
     Raises:
         InflightError: the request as a whole was not run.
@@ -91,7 +91,7 @@ async def predict(
 async def stream(
     backend: Backend, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
 ) -> AsyncGenerator[TextPart | Sequence[Outcome], None]:
-    """`predict`, with the text that language models in the method write as it comes; last the outcomes.
+    """As `predict`, but yields the text that language models in the method generate as it arrives; last the outcomes.
 
     Closing the iterator cancels the request.
 

@@ -30,7 +30,7 @@ class InstancesOf(msgspec.Struct):
 
 
 class CloudRest(Door):
-    """Answers both, and the paths that Google's platform has named (`RestConfig`)."""
+    """Answers both routes, and the paths that Google's platform names (`RestConfig`)."""
 
     name = "Text Generation Inference"
     error = TgiError
@@ -51,7 +51,7 @@ class CloudRest(Door):
         return payload_limit(self._backend)
 
     def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
-        """`/invocations` answers in the form that the body has."""
+        """The gate of a route. That of `/invocations` has no form of refusal, because this form depends on the body."""
         gates = self._gates_of_two_forms if route.path == INVOCATIONS else self._gates
         return gates.of(next(iter(self._backend.generators.values())))
 
@@ -59,11 +59,11 @@ class CloudRest(Door):
         await self._tgi({**call.scope, "path": "/health", FORWARDED: True}, call.receive, call.send)
 
     async def _invocations(self, call: Call) -> None:
-        """The route that a body belongs to, by the field that each of them needs."""
+        """Forwards a body to TGI's or OpenAI's route, found by the field that only its bodies have."""
         body: Body = call.body()
         fields = _object(body).keys()
         again = _replayed(body, call.receive)
-        del body  # it goes when the route has read it
+        del body  # so that it is freed when the route has read it
         kind = (b"content-type", b"application/json")
         headers = [*(pair for pair in call.scope["headers"] if pair[0] != kind[0]), kind]
         route: App
@@ -125,7 +125,7 @@ def _object(body: Body) -> dict[str, Any]:
 
 
 def _replayed(body: Body, receive: Receive) -> Receive:
-    """A `receive` that has the body once more, and then no longer."""
+    """A `receive` that returns the body once more, then what the original returns."""
     left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:

@@ -1,4 +1,4 @@
-"""What every HTTP protocol does alike: find the route, read the body, let the route answer, tell what went wrong."""
+"""The base classes of HTTP protocols: find the route, read the body, call the route's handler, answer errors."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ Done: TypeAlias = "Callable[[int, list[Header], Sequence[Body]], None]"
 """Takes a `Reply`; called once, on the loop."""
 
 FORWARDED = "inflight.forwarded"
-"""Key of a scope that another route has handed on, which counts it."""
+"""Key of a scope that another route has forwarded; that route counts the call."""
 UNKNOWN = "unknown"
-"""Metrics' label of paths that are no route's."""
+"""Metrics' label for paths without a route."""
 LEFT = 499
-"""Metrics' status of calls whose client left before the answer began, as nginx has it."""
+"""Metrics' status for calls whose client left before the answer began, as in nginx."""
 _VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _JOINED = 64 * 1024
@@ -50,17 +50,17 @@ _JOINED = 64 * 1024
 
 
 class Door(ABC):
-    """One protocol over HTTP: an ASGI application, made of a table of routes and the protocol's words for errors.
+    """One protocol over HTTP: an ASGI application made of a table of routes and the protocol's form of errors.
 
     Each request gets exactly one answer, unless its client leaves first.
 
     Attributes:
-        name: of the protocol, for people.
-        routes: what it offers.
-        below: every path that begins like one of these is its own, known or not.
-        error: what a refusal holds, as msgspec describes it.
-        always_200: errors may have that status.
-        any_type: JSON is read whatever the content type says.
+        name: the protocol's name, for people.
+        routes: the protocol's routes.
+        below: prefixes; every path that begins with one belongs to this door, known or not.
+        error: type of a refusal's body, as msgspec describes it.
+        always_200: errors may have the status 200.
+        any_type: the body is read as JSON whatever its content type.
         offered: `routes`, and those that only this server has.
         metrics: counts the calls.
     """
@@ -86,14 +86,14 @@ class Door(ABC):
 
     @abstractmethod
     def limit(self, call: Call) -> int:
-        """Bytes that the body of a call may have.
+        """The largest body of a call, in bytes.
 
         Raises:
-            InflightError: nobody can answer the call, whatever its body says.
+            InflightError: the call cannot be answered, whatever its body says.
         """
 
     def serves(self, scope: Scope) -> bool:
-        """Whether a path below one of `below` is meant for this door, where several share it."""
+        """Whether this door answers a request below one of `below`, where several doors share the prefix."""
         return True
 
     def find(self, scope: Scope) -> Match:
@@ -105,7 +105,7 @@ class Door(ABC):
         return self.table.find(scope, scope["path"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One `http` scope."""
+        """Answers one `http` scope."""
         unread = True
         began, send = time.perf_counter(), _Noted(send)
         route: Route | None = None
@@ -122,8 +122,8 @@ class Door(ABC):
             await route.handler(self, call)
         except Disconnected:
             return
-        except Exception as error:  # the outermost handler: whatever fails in here, the client gets an answer
-            # Whether an expected body still comes is the client's choice, so nothing can follow it.
+        except Exception as error:  # the outermost handler: whatever fails above, the client gets an answer
+            # After a refusal a client with `expect` may or may not send the body, so the connection has to end.
             await refuse(send, self.told(error, scope), last=unread and header(scope, b"expect") is not None)
         finally:
             if FORWARDED not in scope:
@@ -131,27 +131,27 @@ class Door(ABC):
                 calls.done(send.status, time.perf_counter() - began)
 
     def calls(self, route: Route) -> Calls:
-        """Counts the calls of one of its routes."""
+        """The counter of one route's calls."""
         calls = self._calls.get(id(route))
         if calls is None:
             calls = self._calls[id(route)] = self.metrics.http(self.name, route.path, route.verb)
         return calls
 
     def told(self, error: Exception, scope: Scope) -> Refusal:
-        """Any error as a response; one that nobody meant is logged and told as such."""
+        """Any error as a response; an unexpected one is logged and answered with `internal`'s text."""
         if not isinstance(error, InflightError):
             LOGGER.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
             error = InflightError(self.internal(error))
         return self.refusal(error)
 
     def internal(self, error: Exception) -> str:
-        """What a caller is told of an error that nobody meant."""
+        """The text that a client gets for an unexpected error."""
         return "internal server error, the server's log has the details"
 
     # Before the body is read
 
     def gate_for(self, scope: Scope) -> Gate | None:
-        """Where a request has to pass before its body is read; None where it is for no language model."""
+        """The gate that a request has to pass before its body is read; None if it needs no language model."""
         try:
             route, names = self.find(scope)
         except (NoSuchRoute, MethodNotAllowed):
@@ -159,7 +159,7 @@ class Door(ABC):
         return self.gate_of(route, names) if route.access is Access.PLACE else None
 
     def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
-        """The gate of a route that needs a place."""
+        """The gate of a route whose access is `Access.PLACE`."""
         return None
 
     # Small requests, without a task
@@ -170,11 +170,12 @@ class Door(ABC):
 
 
 class QuickDoor(Door):
-    """A door whose answers come by a callback, so that a small request needs no task (`InlineApp`)."""
+    """A door that answers through a callback, so that a small request needs no task (`InlineApp`)."""
 
     @abstractmethod
     def quick(self, scope: Scope, size: int) -> Match | None:
-        """The route of a request that may be answered without a task, and the names in its path; None for all others.
+        """The route of a request that may be answered without a task, and the names in its path; None for all other
+        requests.
 
         Args:
             size: bytes of the body.
@@ -182,10 +183,10 @@ class QuickDoor(Door):
 
     @abstractmethod
     def begin(self, scope: Scope, names: Mapping[str, str], body: Any, done: Done) -> Callable[[], None]:
-        """Begins to answer a request that has been read. An error may be raised instead of told.
+        """Starts to answer a request that has been read. It calls `done`, or raises an error instead.
 
         Returns:
-            How to cancel; doing so after the end does nothing.
+            A function that cancels the request; after the end it does nothing.
         """
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
@@ -203,7 +204,7 @@ class QuickDoor(Door):
         return self._begun(scope, names, body, told)
 
     async def answered(self, call: Call) -> Reply:
-        """The same for a request that has a task: its whole answer."""
+        """The whole answer of a request that has a task."""
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def done(status: int, headers: list[Header], parts: Sequence[Body]) -> None:
@@ -217,7 +218,7 @@ class QuickDoor(Door):
             cancel()
 
     def finish(self, done: Done, scope: Scope, make: Callable[..., Reply], *given: Any) -> None:
-        """Tells the answer that is made here, or the error that making it comes to."""
+        """Calls `done` with the answer that `make` returns, or with the error that it raises."""
         try:
             reply = make(*given)
         except Exception as error:  # as in __call__
@@ -236,7 +237,7 @@ class _Noted:
     """A `send` that notes the status it sends.
 
     Attributes:
-        status: 499 while there is none: the client left before.
+        status: `LEFT` until one is sent.
     """
 
     __slots__ = ("_send", "status")
@@ -252,7 +253,7 @@ class _Noted:
 
 
 def unknown_route(metrics: RouteMetrics, protocol: str, scope: Scope) -> Calls:
-    """Counts calls of paths that a protocol does not have, or not with that verb."""
+    """The counter of calls whose path a protocol does not have, or not with that verb."""
     verb = scope["method"]
     return metrics.http(protocol, UNKNOWN, verb if verb in _VERBS else "other")
 
@@ -262,7 +263,7 @@ def _reply(refusal: Refusal) -> Reply:
 
 
 async def refuse(send: Send, refusal: Refusal, *, last: bool = False) -> None:
-    """Answers with an error. Args: last: the connection ends with it."""
+    """Answers with an error. Args: last: the connection ends after it."""
     headers = [*refusal.headers, (b"content-length", b"%d" % len(refusal.body))]
     if last:
         headers.append((b"connection", b"close"))
@@ -271,7 +272,7 @@ async def refuse(send: Send, refusal: Refusal, *, last: bool = False) -> None:
 
 
 async def respond_parts(send: Send, status: int, headers: Sequence[Header], parts: Sequence[Body]) -> None:
-    """One whole response; its parts leave one after the other, large ones as the views they are."""
+    """Sends one whole response, part by part; large parts are sent as views, without a copy."""
     size = sum(map(len, parts))
     if len(parts) > 1 and size <= _JOINED:
         parts = [b"".join(parts)]

@@ -1,4 +1,4 @@
-"""What stands before every HTTP route: who may call (API key) and from which web pages (CORS)."""
+"""Access checks before every HTTP route: the API key, and the web pages that may call (CORS)."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _DAY = b"86400"
 
 
 class EdgeApp(InlineApp, GatedApp, Protocol):
-    """What stands behind it."""
+    """The application behind an `Edge`."""
 
     def open(self, scope: Scope) -> bool:
-        """Whether callers without the key may call it."""
+        """Whether a request needs no API key."""
 
 
 class Edge:
     """An application behind a key and a list of origins.
 
     Args:
-        api_key: what routes need that are not open; None: all are.
-        origins: pages of these origins may call; `*` is any; empty: none.
+        api_key: the key that routes require unless they are open; None: all are open.
+        origins: web pages of these origins may call; `*` is any; empty: none.
     """
 
     def __init__(self, app: EdgeApp, api_key: str | None, origins: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ class Edge:
         self._origins = [origin.rstrip("/").encode() for origin in origins]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One `http` scope."""
+        """Answers one `http` scope."""
         origin = header(scope, b"origin")
         if origin is not None and self._origins:
             allowed = self._allowed(origin)
@@ -62,7 +62,7 @@ class Edge:
         await self._app(scope, receive, send)
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
-        """See `InlineApp`; what needs more than a look goes the long way."""
+        """See `InlineApp`. A request with an origin to check, or one to refuse, is left to `__call__`."""
         if self._origins and header(scope, b"origin") is not None:
             return None
         if self._api_key is not None and self._refused(scope):
@@ -70,7 +70,7 @@ class Edge:
         return self._app.inline(scope, body, answer)
 
     def gate(self, scope: Scope) -> Gate | None:
-        """See `GatedApp`; likewise."""
+        """See `GatedApp`. A request with an origin to check, or one to refuse, has no gate."""
         if self._origins and header(scope, b"origin") is not None:
             return None
         return None if self._refused(scope) else self._app.gate(scope)

@@ -1,4 +1,4 @@
-"""Answers a request with a stream of events, for servables in which a language model writes text."""
+"""Answers a request with a stream of events, for servables in which a language model generates text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def send_events(
     Args:
         parts: from `stream` of `inflight.frontends.base`.
         frames: makes the data of events from a part.
-        failed: makes the data of the last event from an error that comes after the stream has begun.
+        failed: makes the data of the last event from an error that occurs after the stream has begun.
 
     Raises:
         InflightError: the request was refused before anything was sent.

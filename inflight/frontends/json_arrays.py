@@ -1,11 +1,11 @@
 """Nested JSON lists to arrays.
 
 Every leaf must be of the same JSON class as the first one and every list as long as the first one beside it; where a
-method declares a float type, whole numbers and fractions are one class. The checks are what costs, so they come in two
-sizes: a plain loop for few elements, and for many a trick: `marshal` writes the nested lists as one regular byte
-string, which numpy then checks and converts without touching a Python object again. Where either says no, a slow walk
-finds the error for the client. With the trick a request of `python -m bench.classic --only replicas`, MindSpore form,
-takes 0.90 of the processor time it takes with the loop.
+method declares a float type, whole numbers and fractions are one class. These checks take most of the time, so there
+are two ways: a plain loop for few elements; for many, `marshal` writes the nested lists as one regular byte string,
+which numpy checks and converts without touching a Python object again. If either fails, a slow walk finds the error
+for the client. With `marshal` a request of `python -m bench.classic --only replicas`, MindSpore form, takes 0.90 of the
+processor time that it takes with the loop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inflight.contract import Array
 from inflight.errors import InvalidRequest
 
 MAX_DIMS = 32
-"""Dimensions that every supported numpy can hold."""
+"""The number of dimensions that every supported version of numpy can hold."""
 SMALL = 256
 """Elements up to which the plain loop is faster."""
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
@@ -45,7 +45,7 @@ _RECORDS: dict[type, np.dtype[Any]] = {
 
 
 def content_error(text: str) -> InvalidRequest:
-    """An error in what a request says, as MindSpore Serving words it."""
+    """An error in a request's content, in MindSpore Serving's words."""
     return InvalidRequest(f"Parser request failed, {text}")
 
 
@@ -59,7 +59,7 @@ def integer_error(value: int, target: np.dtype[Any] = LEAVES[int]) -> InvalidReq
 
 
 def outline(value: list[Any]) -> tuple[tuple[int, ...], Any]:
-    """The shape that the first elements tell, and the first leaf. The leaf is a list where a list is empty."""
+    """The shape by the first element at each depth, and the first leaf. The leaf is a list if that list is empty."""
     shape: list[int] = []
     item: Any = value
     while type(item) is list and item:
@@ -69,11 +69,11 @@ def outline(value: list[Any]) -> tuple[tuple[int, ...], Any]:
 
 
 class Leaf(NamedTuple):
-    """What JSON leaves become.
+    """The type that JSON leaves are converted to.
 
     Attributes:
-        kinds: JSON classes that may stand beside each other.
-        lowest, highest: of the type; floats beyond are infinity, integers beyond are errors.
+        kinds: classes of JSON values that one list may mix.
+        lowest, highest: the limits of the type; floats beyond are infinity, integers beyond are errors.
     """
 
     dtype: np.dtype[Any]
@@ -84,8 +84,8 @@ class Leaf(NamedTuple):
 
 @lru_cache(maxsize=256)
 def leaf_of(kind: type, wanted: np.dtype[Any] | None) -> Leaf:
-    """Of leaves whose first one is of this class: the type that is wanted where it can hold such numbers, else float32,
-    int32 or bool."""
+    """The type for leaves whose first one is of class `kind`: `wanted` if it can hold such numbers, else float32, int32
+    or bool."""
     dtype, kinds = LEAVES[kind], frozenset({kind})
     if wanted is not None and kind is not bool:
         if wanted.kind == "f":
@@ -129,13 +129,13 @@ def numeric_array(value: list[Any], shape: tuple[int, ...], kind: type, wanted: 
 def regular_array(
     value: list[Any], shape: tuple[int, ...], kind: type, wanted: np.dtype[Any] | None = None
 ) -> Array | None:
-    """`numeric_array` where that is easily said; None where anything is wrong or unusual."""
+    """As `numeric_array` for regular lists; None if anything is wrong or unusual."""
     convert = _convert_few if math.prod(shape) <= SMALL else _convert_many
     return convert(value, shape, kind, leaf_of(kind, wanted))
 
 
 def _convert_few(value: list[Any], shape: tuple[int, ...], kind: type, leaf: Leaf) -> Array | None:
-    """None where anything is wrong or out of the range of the array's type."""
+    """The array by a plain loop; None if anything is wrong or out of the range of the array's type."""
     flat = value
     for size in shape[1:]:
         for row in flat:
@@ -152,11 +152,11 @@ def _convert_few(value: list[Any], shape: tuple[int, ...], kind: type, leaf: Lea
 
 
 def _convert_many(value: list[Any], shape: tuple[int, ...], kind: type, leaf: Leaf) -> Array | None:
-    """None where the bytes are not exactly those of regular lists of one class, whatever the reason."""
+    """The array by `marshal`; None if the bytes are not exactly those of regular lists of one class."""
     try:
         record = _record(shape, kind)
         packed = marshal.dumps(value, _MARSHAL_VERSION)
-    except ValueError:  # shape says more than numpy can describe, or the lists are nested too deeply
+    except ValueError:  # the shape is too large for numpy, or the lists are nested too deeply for marshal
         return None
     if len(packed) != record.itemsize:
         return None
@@ -180,7 +180,7 @@ def _convert_many(value: list[Any], shape: tuple[int, ...], kind: type, leaf: Le
 
 @lru_cache(maxsize=256)
 def _record(shape: tuple[int, ...], kind: type) -> np.dtype[Any]:
-    """How marshal lays out nested lists of that shape."""
+    """marshal's layout of nested lists of that shape, as a structured dtype."""
     record = _RECORDS[kind]
     for size in reversed(shape):
         record = np.dtype([("tag", "u1"), ("length", "<u4"), ("items", record, (size,))])
@@ -188,7 +188,7 @@ def _record(shape: tuple[int, ...], kind: type) -> np.dtype[Any]:
 
 
 def _first_error(value: Any, shape: tuple[int, ...], kind: type, leaf: Leaf, depth: int) -> InvalidRequest | None:
-    """The first thing wrong, reading from left to right."""
+    """The first error, reading from left to right; None if there is none."""
     if type(value) is not list:
         return content_error(f"invalid json array: json type is not array, at dim {depth} of {list(shape)}")
     if len(value) != shape[depth]:

@@ -16,14 +16,14 @@ from inflight.errors import ModelError
 SMALL = 32
 """Elements up to which a list of Python numbers is faster to write than an array."""
 MAX_EMPTY_LISTS = 1_000_000
-"""How many `[]` an array without elements may be written as."""
+"""The largest number of `[]` that an array without elements is written as."""
 KINDS = "fiub"
-"""Kinds of numpy's types that JSON has numbers or booleans for."""
+"""Kinds of numpy dtypes that JSON can write as numbers or booleans."""
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_SORT_KEYS
 
 
 def json_outputs(method: MethodInfo, row: Row, common: dict[str, Any]) -> bytes:
-    """One instance's outputs by name, beside the fields that every answer has; infinities as `words` has them.
+    """One instance's outputs by name, after the fields that every answer has; infinities as in `words`.
 
     Raises:
         ModelError: JSON cannot hold an output.
@@ -36,9 +36,9 @@ def json_outputs(method: MethodInfo, row: Row, common: dict[str, Any]) -> bytes:
 
 
 def words(array: Array) -> Any:
-    """A float array as lists of what JSON can say: NaN as null, infinities as "Infinity" and "-Infinity", the words of
+    """A float array as lists of JSON values: NaN as null, infinities as "Infinity" and "-Infinity", the words of
     protobuf's JSON form, which numpy and Python read as floats."""
-    said = array.astype(object)  # numbers of the array's own type, so that each is written as short as it can be
+    said = array.astype(object)  # numbers of the array's own type, so that each has its shortest text
     said[np.isposinf(array)], said[np.isneginf(array)], said[np.isnan(array)] = "Infinity", "-Infinity", None
     return said.tolist()
 
@@ -77,8 +77,8 @@ def _value(value: Value) -> Any:
 
 
 def _empty(shape: tuple[int, ...]) -> Any:
-    """An array without elements: `[]` at its first dimension of 0. MindSpore Serving writes null where that is not the
-    last one, which no client can tell from a missing value."""
+    """The lists of an array without elements: `[]` at its first dimension of 0. If that is not the last dimension,
+    MindSpore Serving writes null, which a client cannot tell from a missing value."""
     if math.prod(shape[: shape.index(0)]) > MAX_EMPTY_LISTS:
         raise ModelError(f"Failed to construct the response: an output of shape {list(shape)} has no elements")
     return np.empty(shape).tolist()

@@ -1,4 +1,4 @@
-"""One JSON value to one input value: scalars, nested lists, and `{"b64": ..., "type": ..., "shape": [...]}`."""
+"""Converts a JSON value to an input value: scalars, nested lists, and `{"b64": ..., "type": ..., "shape": [...]}`."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _TYPES = (*_NUMERIC, "str", "bytes")
 
 
 def value_of(value: Any, wanted: np.dtype[Any] | None = None) -> Value:
-    """An input value.
+    """The input value of a JSON value.
 
-    Where the method declares a float type, numbers are of that type; where it declares an integer type, whole numbers
-    are, and fractions stay what they are without it. Without one integers are int32, floats float32, as in MindSpore
-    Serving. Floats beyond their type's range are infinity. Arrays are writable and C-contiguous; those of `b64` are the
-    decoded bytes themselves.
+    If the method declares a float type, numbers have that type; if it declares an integer type, whole numbers have it
+    and fractions are float32. Without a declared type integers are int32 and floats float32, as in MindSpore Serving.
+    Floats beyond their type's range are infinity. Arrays are writable and C-contiguous; those of `b64` are the decoded
+    bytes themselves.
 
     Raises:
-        InvalidRequest: the value has no form that stands for an input.
+        InvalidRequest: the value has none of the forms of an input.
     """
     kind: Any = type(value)
     if kind is list:
@@ -81,7 +81,7 @@ def _list_value(value: list[Any], wanted: np.dtype[Any] | None) -> Value:
 
 def _check_single(shape: tuple[int, ...]) -> None:
     if len(shape) > 1:
-        # The two blanks are MindSpore Serving's, and scripts compare with them.
+        # MindSpore Serving's text has these two blanks, and scripts compare with it.
         raise InvalidRequest(
             "Instance tensor check failed: bytes or string type input  shape can only be (1,) or empty, "
             f"but given shape is {list(shape)}"
@@ -159,7 +159,7 @@ def _array(data: bytearray, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Arr
     if not data:
         return np.empty(shape, dtype)
     if dtype == np.bool_:
-        # A byte that is neither 0 nor 1 is not a bool that numpy could work with.
+        # numpy works wrongly with a bool whose byte is neither 0 nor 1.
         return np.frombuffer(data, np.uint8).astype(np.bool_).reshape(shape)
     return np.frombuffer(data, dtype).reshape(shape)
 
@@ -177,5 +177,5 @@ def _decode(encoded: Any) -> bytearray:
 
 
 def shown(text: str) -> str:
-    """A client's own text as an error repeats it: a whole image in base64 helps nobody."""
+    """A client's own text, shortened for an error message: a whole image in base64 does not help."""
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"

@@ -1,4 +1,4 @@
-"""What the language-model doors share: bodies, whole answers, the pieces of a reply."""
+"""Functions that the language-model doors share: bodies, whole answers, the choice of a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _IMAGES = ("image", "images", "image_url", "image_urls", "pixel_values")
 
 
 class PlainError(InflightError):
-    """A body that does not even have the right form; told in plain text, as TGI's web framework does."""
+    """The body does not have the right form. Answered in plain text, as by TGI's web framework."""
 
     failure = "validation"
 
@@ -37,13 +37,13 @@ class PlainError(InflightError):
 
 
 async def read_struct(scope: Scope, receive: Receive, form: type[T], limit: int, *, any_type: bool = False) -> T:
-    """The body as a struct.
+    """Reads the body as a struct.
 
     Args:
-        any_type: JSON by whatever content type it comes.
+        any_type: read JSON whatever the content type.
 
     Raises:
-        PlainError: 415 no JSON, 400 broken JSON, 422 JSON of another form.
+        PlainError: 415 another content type, 400 broken JSON, 422 JSON of another form.
         TooLarge, Disconnected: as `read_body`.
     """
     if not (any_type or _says_json(scope)):
@@ -64,10 +64,10 @@ def _says_json(scope: Scope) -> bool:
 
 
 async def all_of(generator: Generator, requests: Sequence[GenerationRequest]) -> list[Whole]:
-    """Several generations at once; the first failure ends the others.
+    """Runs several generations at the same time; the first failure ends the others.
 
     Raises:
-        InflightError: of the first that failed.
+        InflightError: the first failure.
     """
     if len(requests) == 1:
         return [await whole(generator, requests[0])]
@@ -75,7 +75,7 @@ async def all_of(generator: Generator, requests: Sequence[GenerationRequest]) ->
 
 
 def embedding_of(one: Whole) -> Embedding:
-    """The vector that a request with `embed` came to."""
+    """The vector of a request with `embed`."""
     data = one.finish.embedding
     if data is None:
         raise InflightError("the model gave no embedding")
@@ -83,11 +83,12 @@ def embedding_of(one: Whole) -> Embedding:
 
 
 def pick(backend: Backend, name: str | None = None) -> Generator:
-    """The model of that name or id, or the first; with one model served any name is good, as clients invent names.
+    """The model with that name or id; without a name the first. If one model is served, any name is accepted, because
+    clients invent names.
 
     Raises:
-        NotFound: several are served and none of them is meant, or none is served.
-        Loading: it is not loaded yet, or what is not loaded yet may have one.
+        NotFound: no model is served, or several and none has that name.
+        Loading: the model is not loaded yet, or a servable that may declare it is not.
     """
     generators = backend.generators
     if not generators:
@@ -98,7 +99,7 @@ def pick(backend: Backend, name: str | None = None) -> Generator:
 
 
 def loaded(generator: Generator) -> Generator:
-    """The model itself.
+    """Returns the model.
 
     Raises:
         Loading: it is not loaded yet.
@@ -121,10 +122,10 @@ def _named(generators: Mapping[str, Generator], name: str | None) -> Generator:
 
 
 def payload_limit(backend: Backend) -> int:
-    """Bytes of a body that may name any of the models.
+    """The largest body in bytes, on a route whose body may name any of the models.
 
     Raises:
-        NotFound, Loading: there is none, as `pick`.
+        NotFound, Loading: no model can answer, as in `pick`.
     """
     for generator in backend.generators.values():
         return generator.info.limits.payload_limit
@@ -132,7 +133,8 @@ def payload_limit(backend: Backend) -> int:
 
 
 def refuse_images(fields: Mapping[str, Any], where: str) -> None:
-    """Raises InvalidRequest for an image among an instance's fields: no model here reads one, and none is dropped."""
+    """Raises InvalidRequest for an image among an instance's fields: no model here reads images, and none is silently
+    dropped."""
     for name, value in fields.items():
         if name in _IMAGES or (isinstance(value, dict) and "b64" in value):
             raise InvalidRequest(f"{where} has an image ('{name}'), and this model reads text only; leave it out")
@@ -148,5 +150,5 @@ def with_seed(request: GenerationRequest, seed: int) -> GenerationRequest:
 
 
 def number(value: float | None) -> float | None:
-    """A log-probability as JSON takes it: no NaN, no infinity."""
+    """A log-probability for JSON, which has neither NaN nor infinity: those are None."""
     return value if value is not None and math.isfinite(value) else None

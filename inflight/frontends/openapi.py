@@ -1,6 +1,6 @@
-"""What can be called over HTTP, as an OpenAPI 3.1 document made of the doors' tables of routes.
+"""Makes the OpenAPI 3.1 document of the HTTP port from the doors' tables of routes.
 
-Requests are described by the very structs that read them, answers by the types that the routes name.
+Requests are described by the structs that read them, answers by the types that the routes name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DOCS_PAGE = (Path(__file__).parent / "docs.html").read_bytes()
 
 _REFS = "#/components/schemas/{name}"
 _REFUSED = (400, 404, 405, 413, 415, 422, 424, 429, 500, 503, 504)
-"""What a request may be refused with."""
+"""The statuses of refusals."""
 _EVENTS = {"text/event-stream": {"schema": {"type": "object", "properties": {"data": {"type": "string"}}}}}
 
 Schema = dict[str, Any]
@@ -34,8 +34,8 @@ def openapi_document(doors: Sequence[Door | type[Door]], *, generators: bool) ->
     """The document.
 
     Args:
-        doors: of a server, with the routes that only it has, or protocols in general.
-        generators: language models are served.
+        doors: the doors of a server, with the routes that only it has, or classes of doors.
+        generators: whether language models are served.
     """
     offered = [(door, route) for door in doors for route in offered_by(door) if generators or not route.language]
     schemas = _Schemas(offered)
@@ -77,7 +77,7 @@ class _Schemas:
         self._of = {repr(one): schema for one, schema in zip(types, schemas)}
 
     def content(self, one: Any) -> Schema:
-        """What holds a value of a type."""
+        """The `content` object for a body of a type."""
         if isinstance(one, Plain):
             schema: Schema = {"type": "string"} if one.text is None else {"const": one.text}
             return {one.kind: {"schema": schema}}
@@ -86,7 +86,7 @@ class _Schemas:
 
 
 def _members(one: Any) -> Sequence[Any]:
-    """A type, or those of a union: msgspec reads no union of structs, which a route does not either."""
+    """The type, or the members of a union: msgspec has no schema for a union of structs, and no route decodes one."""
     return one.__args__ if isinstance(one, UnionType) else (one,)
 
 

@@ -1,4 +1,4 @@
-"""What those who run a server ask of it: health, metrics, what there is to call."""
+"""The routes for operators of a server: health, metrics, the overview and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Overview(TypedDict):
 
 
 class Operations(Door):
-    """Answers them, and every request that no protocol takes, with an error."""
+    """Answers these routes."""
 
     name = "Operations"
 
@@ -54,19 +54,19 @@ class Operations(Door):
         return 0
 
     async def _live(self, call: Call) -> None:
-        """200 while the server works or starts, 503 while it stops."""
+        """Answers 200 while the server works or starts, 503 while it stops."""
         live = self._backend.live
         await respond_json(call.send, {"live": live}, status=200 if live else 503)
 
     async def _ready(self, call: Call) -> None:
-        """200 where every servable has a warm replica, else 503 and which ones do not."""
+        """Answers 200 if every servable has a warm replica, else 503 with the names of those that have none."""
         ready = self._backend.ready
         missing = [f"{each.name}/{each.version}" for each in self._backend.servables() if not each.ready]
         answer: Ready = {"ready": ready, "not_ready": missing}
         await respond_json(call.send, answer, status=200 if ready else 503)
 
     async def _scrape(self, call: Call) -> None:
-        """Prometheus' text format."""
+        """Answers with the metrics in Prometheus' text format."""
         await respond(call.send, self._metrics.render(), content_type=(b"content-type", CONTENT_TYPE.encode()))
 
     async def _document(self, call: Call) -> None:

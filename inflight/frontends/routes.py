@@ -1,7 +1,7 @@
-"""What the HTTP port offers, as data: a `Route` for each thing that can be called, a `Table` for each protocol.
+"""The routes of the HTTP port as data: a `Route` for each verb and path, a `Table` for each protocol.
 
 Dispatch, `405` with `Allow`, the API key, places in a model's line, the OpenAPI document, the overview at `/` and the
-lists in the documentation are all made of these tables.
+lists in the documentation are all made from these tables.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ Handler: TypeAlias = "Callable[[Any, Call], Awaitable[None]]"
 """Answers a call; its first argument is the door."""
 
 RETRY_AFTER: Header = (b"retry-after", b"1")
-"""Seconds: a queue drains, and a small model loads, in about that."""
+"""In seconds: about the time in which a queue drains or a small model loads."""
 
 KEPT = 1024
-"""Paths with names in them whose routes are remembered."""
+"""Number of paths with names in them whose routes are remembered."""
 
 
 class Access(Enum):
-    """Who may call a route."""
+    """The condition for calls of a route."""
 
-    OPEN = "open"  # anybody
-    KEY = "key"  # who has the server's API key, where it has one
-    PLACE = "place"  # the same, and the language model has to have a place for the request (`wire.Gate`)
+    OPEN = "open"  # none
+    KEY = "key"  # the server's API key, if it has one
+    PLACE = "place"  # the same, and a place for the request in the language model (`wire.Gate`)
 
 
 class Events(Enum):
     """Whether a route answers with server-sent events."""
 
     NEVER = "never"
-    ASKED = "asked"  # where the body or the headers ask for them
+    ASKED = "asked"  # if the body or the headers ask for them
     ALWAYS = "always"
 
 
 @dataclass(frozen=True)
 class Plain:
-    """An answer that is no JSON. Attributes: text: all that it may be; None: any text."""
+    """An answer that is not JSON. Attributes: text: the only text that it can be; None: any text."""
 
     text: str | None = None
     kind: str = "text/plain"
@@ -56,7 +56,7 @@ class Call:
     """One request on its way through a door.
 
     Attributes:
-        names: what the names in the route's path stand for.
+        names: the values of the names in the route's path.
     """
 
     scope: Scope
@@ -67,35 +67,36 @@ class Call:
     _body: Any = None
 
     def body(self) -> Any:
-        """The body, read as the route says. It is given once: what answers it may take long, and the body be large."""
+        """The body, read as `Route.body` says. It is returned once and then forgotten, since it may be large and the
+        answer may take long."""
         body, self._body = self._body, None
         return body
 
     def replace(self, body: Any) -> None:
-        """Another form of the body is given instead."""
+        """Sets the body that `body` returns."""
         self._body = body
 
     async def run(self, work: Awaitable[T]) -> T:
-        """Awaits the work of an answer, and cancels it when the client leaves (`Disconnected`)."""
+        """Awaits the work of an answer and cancels it if the client leaves (`Disconnected`)."""
         return await run_until_disconnect(work, self.receive)
 
 
 @dataclass(frozen=True)
 class Route:
-    """One thing that can be called.
+    """One verb and path that can be called.
 
     Attributes:
-        verb: HEAD goes with GET.
-        path: `{name}` is one part of it, `{name*}` any number of them at its end; `[...]` may be left out.
+        verb: HEAD belongs to GET.
+        path: `{name}` is one part of it, `{name*}` any number of parts at its end; `[...]` may be left out.
         about: one line for people.
-        handler: answers it.
-        body: how the request's body is read before the handler is called: a struct, `bytes` for the body as it came,
+        handler: answers the call.
+        body: how the request's body is read before the handler is called: a struct, `bytes` for the body unchanged,
             None for not at all.
-        shown: what the document says of a body that the handler reads itself (`bytes`); a type as msgspec describes it.
-        answer: what a good answer holds: a type as msgspec describes it, or `Plain`.
-        also: further statuses that are no refusal, and what they hold.
-        error: what a refusal holds, where it is not the door's own.
-        language: there only where language models are served.
+        shown: for a body that the handler reads itself (`bytes`): its type in the OpenAPI document, for msgspec.
+        answer: the type of a good answer, for msgspec, or `Plain`.
+        also: further statuses that are not refusals, with the types of their bodies.
+        error: the type of a refusal's body, if it is not the door's own.
+        language: the route exists only if language models are served.
     """
 
     verb: str
@@ -113,7 +114,7 @@ class Route:
 
     @property
     def paths(self) -> list[str]:
-        """The path with and without what may be left out; the shortest first."""
+        """The path with and without its optional parts; the shortest first."""
         found = [self.path]
         while any("[" in path for path in found):
             found = [
@@ -134,12 +135,12 @@ def generation(
     shown: Any = None,
     error: Any = None,
 ) -> Route:
-    """A route by which a language model writes."""
+    """A route that a language model answers."""
     return Route("POST", path, about, handler, body, shown, answer, None, events, Access.PLACE, True, error)
 
 
 Match: TypeAlias = "tuple[Route, Mapping[str, str]]"
-"""A route, and what its path's names stand for."""
+"""A route, and the values of the names in its path."""
 
 
 class Table:
@@ -164,7 +165,8 @@ class Table:
         """The route of a request.
 
         Args:
-            path: the request's, which `parts` may be another reading of.
+            path: the request's path.
+            parts: another reading of the path's parts; None: `path` is split.
 
         Raises:
             NoSuchRoute, MethodNotAllowed: there is none.
@@ -198,7 +200,7 @@ class Table:
 
 
 def _names(wanted: Sequence[str], given: Sequence[str]) -> dict[str, str] | None:
-    """What the names of a path stand for; None where it is another path."""
+    """The values of the names in a path; None if the path does not match."""
     rest = wanted[-1].endswith("*}")
     if len(given) < len(wanted) if rest else len(given) != len(wanted):
         return None
@@ -214,16 +216,16 @@ def _names(wanted: Sequence[str], given: Sequence[str]) -> dict[str, str] | None
 
 
 class NoSuchRoute(NotFound):
-    """Nobody knows the path."""
+    """No route has the path."""
 
     openai = OpenAi(404, "invalid_request_error", "unknown_url")
 
 
 class MethodNotAllowed(InvalidRequest):
-    """The path is known, and takes other verbs.
+    """The path has routes, but not with this verb.
 
     Args:
-        allowed: the verbs that it takes.
+        allowed: the verbs of its routes.
     """
 
     http_status = 405
@@ -242,7 +244,7 @@ def verb_of(scope: Scope) -> str:
 
 
 def error_headers(error: InflightError) -> list[Header]:
-    """Headers beside an error's status: when to come again, or what the path takes."""
+    """Headers beside an error's status: `retry-after`, or `allow`."""
     if isinstance(error, (Overloaded, Unavailable)):
         return [RETRY_AFTER]
     if isinstance(error, MethodNotAllowed):

@@ -1,4 +1,4 @@
-"""Everything that the gRPC port offers."""
+"""The application of the gRPC port: every service it offers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PREDICT_SERVICE = "mindspore.serving.proto.MSService"
 def grpc_app(
     backend: Backend, *, max_message_bytes: int, api_key: str | None = None, metrics: Metrics | None = None
 ) -> GrpcApp:
-    """The procedures of a gRPC port; serve them with `listen_grpc`.
+    """The procedures of a gRPC port; `listen_grpc` serves them.
 
     Args:
         max_message_bytes: limit of one message, received or sent.
-        api_key: what calls of models have to show in their metadata, as `authorization: Bearer <key>`.
-        metrics: counts the calls; None: nobody does.
+        api_key: the key that calls of models carry in their metadata, as `authorization: Bearer <key>`.
+        metrics: counts the calls; None: they are not counted.
     """
     holding = HoldingBackend(backend)
     models = {**predict_rpcs(holding), **oip_rpcs(holding)}

@@ -23,7 +23,7 @@ _CODES = (
 
 
 def counted(rpcs: Mapping[str, Rpc], metrics: RouteMetrics) -> dict[str, Rpc]:
-    """The same procedures, whose calls are counted: a call that was held and refused before it began is not.
+    """The same procedures, with counted calls. A call that was held and refused before it began is not counted.
 
     Args:
         rpcs: by path, `/service/method`.
@@ -42,7 +42,7 @@ def _unary(rpc: Any, calls: Calls) -> Rpc:
     async def handler(request: Any, timeout: float | None) -> Message:
         began, code = time.perf_counter(), "OK"
         work = rpc.handler(request, timeout)
-        del request  # it may be large, and the work long
+        del request  # it may be large, and the work may take long
         try:
             reply: Message = await work
         except BaseException as error:

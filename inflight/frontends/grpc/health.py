@@ -1,4 +1,4 @@
-"""`grpc.health.v1.Health`: what probes and load balancers ask.
+"""`grpc.health.v1.Health`, for probes and load balancers.
 
 The service "" and every gRPC service here are SERVING while the server is ready; a servable's name stands for that
 servable's newest version.
@@ -21,7 +21,7 @@ from inflight.wire import NOT_FOUND, GrpcError, Rpc, StreamRpc, UnaryRpc
 
 SERVICE = "grpc.health.v1.Health"
 WATCH_INTERVAL = 0.25
-"""Seconds between two looks at a watched service: the backend tells nobody of a change."""
+"""Seconds between two polls of a watched service; the backend does not report changes."""
 
 _SERVING = HealthCheckResponse.SERVING
 _NOT_SERVING = HealthCheckResponse.NOT_SERVING
@@ -32,7 +32,7 @@ def health_rpcs(backend: Backend, services: Iterable[str]) -> dict[str, Rpc]:
     """The service's procedures by path.
 
     Args:
-        services: the gRPC services whose health is the server's.
+        services: names of the gRPC services whose status is the server's.
     """
     always = ("", *services, SERVICE)
 

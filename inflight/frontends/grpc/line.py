@@ -1,8 +1,8 @@
-"""Calls for language models before they are let in (`inflight.admission`).
+"""Admission of gRPC calls to language models (`inflight.admission`).
 
-A connection of HTTP/2 carries many calls, so it cannot be left unread as one of HTTP/1.1 can. Here a call that finds no
-place is held: until its turn comes, or until it is refused after a pause. So a client that asks again and again does it
-as seldom as over HTTP/1.1, and a moment's crowd is served without a refusal.
+A connection of HTTP/2 carries many calls, so the server cannot stop reading it, as it does with one of HTTP/1.1. A call
+that finds no place is held instead, until its turn comes or until it is refused after a pause. So a client that retries
+does so as seldom as over HTTP/1.1, and a short burst is served without a refusal.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from inflight.frontends.base import Backend, predict, stream
 from inflight.wire import Go, peer
 
 _PEERS = 4096
-"""Connections of which it is known since when they have been refused."""
+"""Number of connections whose refusals are remembered."""
 
 
 _NAMES = 256
-"""Methods of which it is known whether they are a language model's."""
+"""Number of methods whose language model (or its absence) is remembered."""
 
 
 class HoldingBackend:
@@ -29,7 +29,7 @@ class HoldingBackend:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._names: dict[tuple[object, ...], str] = {}  # of the language models that methods belong to
+        self._names: dict[tuple[object, ...], str] = {}  # language models by method key; "" if the method has none
         self._refused: dict[object, tuple[float, float]] = {}  # by connection: first and last refusal in a row
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
@@ -59,17 +59,17 @@ class HoldingBackend:
         timeout: float | None = None,
         say: Callable[[int, str], None] | None = None,
     ) -> Callable[[], None]:
-        """As the backend's own, for a method that does not `wait`."""
+        """As `Backend.submit`, for a method whose calls are never held (see `waits`)."""
         return self._backend.submit(method, rows, done, timeout=timeout, say=say)
 
     def waits(self, method: MethodInfo) -> bool:
-        """Whether calls of a method may be held, so that `predict` and `stream` have to be used."""
+        """Whether calls of a method may be held; such a method needs `predict` or `stream`."""
         return bool(method.optional)
 
     async def predict(
         self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
     ) -> Sequence[Outcome]:
-        """As `inflight.frontends.base.predict`, once there is a place."""
+        """As `inflight.frontends.base.predict`, after the call has got a place."""
         admission = self._admission(method)
         if admission is None:
             return await predict(self._backend, method, rows, timeout=timeout)
@@ -84,7 +84,7 @@ class HoldingBackend:
     async def stream(
         self, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
     ) -> AsyncGenerator[TextPart | Sequence[Outcome], None]:
-        """As `inflight.frontends.base.stream`, once there is a place."""
+        """As `inflight.frontends.base.stream`, after the call has got a place."""
         admission = self._admission(method)
         kept = None
         if admission is not None:
@@ -105,8 +105,8 @@ class HoldingBackend:
         """See `inflight.wire.Hold`.
 
         Args:
-            key: what names the method in the request.
-            find: the method that is called; it may raise.
+            key: the fields of the request that name the method.
+            find: returns the method; it may raise.
         """
         generators = self._backend.generators
         if not any(generator.admission.full for generator in generators.values()):
@@ -115,7 +115,7 @@ class HoldingBackend:
         if name is None:
             try:
                 method = find()
-            except InflightError:  # the handler tells it
+            except InflightError:  # the handler reports it
                 return None
             name = method.servable if method.optional else ""
             if len(self._names) >= _NAMES:
@@ -127,20 +127,20 @@ class HoldingBackend:
         return self._line(generator.admission, name_of(), go)
 
     def _admission(self, method: MethodInfo) -> Admission | None:
-        """The places that a method needs, where it is a language model's own."""
+        """The admission of the language model that a method belongs to; None for other methods."""
         if not method.optional:
             return None
         generator = self._backend.generators.get(method.servable)
         return generator.admission if generator is not None else None
 
     async def _enter(self, admission: Admission, timeout: float | None) -> tuple[Arrival, float | None]:
-        """Waits for a place where there is none.
+        """Takes a place, or waits for one if all are taken.
 
         Returns:
-            The place, and what is left of the time-out.
+            The place, and the rest of the time-out in seconds.
 
         Raises:
-            Overloaded: there is still none.
+            Overloaded: no place became free.
         """
         kept = arrival.get()
         if kept is not None and kept.kept_by(admission):  # it was held before its handler ran
@@ -165,14 +165,14 @@ class HoldingBackend:
         except asyncio.CancelledError:
             caller.leave()
             if turn.done() and not turn.cancelled() and (place := turn.result()) is not None:
-                place.settle()  # it came together with the end
+                place.settle()  # the place came together with the cancellation
             raise
         if kept is None:
             raise Overloaded(OVERLOADED)
         return kept, None if timeout is None else max(timeout - (loop.time() - began), 0.0)
 
     def _line(self, admission: Admission, name: object, go: Go) -> Caller:
-        """Puts a call in line. Who was refused before, and asks again, keeps its place in it."""
+        """Puts a call in line. A connection that was refused before keeps its position when it retries."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         first, last = self._refused.get(name, (began, began))

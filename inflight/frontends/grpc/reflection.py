@@ -18,7 +18,7 @@ def reflection_rpcs(descriptors: Sequence[Any]) -> dict[str, Rpc]:
     """The service's procedures by path.
 
     Args:
-        descriptors: the file descriptors (`module_pb2.DESCRIPTOR`) of the other services; none imports another.
+        descriptors: the file descriptors (`module_pb2.DESCRIPTOR`) of the other services; none imports another file.
     """
     files = [FileDescriptorProto.FromString(each.serialized_pb) for each in descriptors]
     files += [_renamed(package) for package in _PACKAGES]
@@ -43,7 +43,7 @@ class _Index:
         self._services = sorted(f"{file.package}.{service.name}" for file in files for service in file.service)
 
     def answer(self, request: ServerReflectionRequest) -> ServerReflectionResponse:
-        """One reply to one question."""
+        """The reply to one request."""
         reply = ServerReflectionResponse(valid_host=request.host, original_request=request)
         kind = request.WhichOneof("message_request")
         if kind == "list_services":
@@ -93,7 +93,7 @@ def _message_symbols(message: DescriptorProto, scope: str) -> list[str]:
 
 
 def _renamed(package: str) -> FileDescriptorProto:
-    """Reflection's own file under one of its two names; the messages are the same in both."""
+    """Reflection's own file under one of its two package names; the messages are the same in both."""
     file = FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
     old = f".{file.package}."
     file.name = f"{package.replace('.', '/')}/reflection.proto"

@@ -1,8 +1,8 @@
 """`MSService.Predict`: MindSpore Serving's one remote procedure.
 
-Errors of a request travel in the reply, not as a gRPC status: all instances well, one error for the whole request,
-or a list of both. Only what is not loaded yet is UNAVAILABLE. Arrays view the received bytes, so they are read-only;
-workers get copies.
+Errors of a request are part of the reply, not a gRPC status: a reply holds results, one error for the whole request, or
+a list of both. Only a servable that is not loaded yet is answered with UNAVAILABLE. Arrays view the received bytes, so
+they are read-only; workers get copies.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def predict_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         try:
             method = _method(backend, request)
             work = backend.predict(method, _rows(method, request), timeout=timeout)
-            del request  # the work has what it needs, and may take long
+            del request  # the work does not need it, and may take long
             outcomes = await work
         except Loading:
             raise
@@ -95,7 +95,7 @@ def _answer(
             _add_error(reply, result)
         else:
             _fill(reply, method, result)
-    except Exception as error:  # as any handler's: the engine tells it
+    except Exception as error:  # the gRPC engine answers it, like any handler's error
         done(error)
     else:
         done(reply)
@@ -184,7 +184,7 @@ def _textual(name: str, tensor: Tensor, code: int, dims: Sequence[int]) -> Value
 
 
 def _fill(reply: PredictReply, method: MethodInfo, outcomes: Sequence[Outcome]) -> None:
-    """One of the three forms of a reply: results; one error; or both lists, code 0 for what went well."""
+    """Fills one of the three forms of a reply: results; one error; or both lists, with code 0 for each success."""
     errors: list[InflightError] = []
     if type(outcomes) is not Table:
         errors = [outcome for outcome in outcomes if isinstance(outcome, InflightError)]

@@ -29,11 +29,12 @@ _TEXTS = ("inputs", "prompt", "text")
 class LlmMethods(Door):
     """Serves every language model by its name: `{"instances": [{"inputs": "...", "parameters": {...}}, ...]}`.
 
-    One instance may stand without a list, and a bare text is an instance too; the content type does not matter. Errors
-    have MindSpore Serving's form and the status 200 unless asked for; a model that cannot answer is 503.
+    A single instance needs no list, and a bare text is an instance too; the content type does not matter. Errors have
+    MindSpore Serving's form and the status 200, unless `config.status_codes`; a model that cannot answer is 503.
 
     Args:
-        max_body_bytes: of a body that is read at all; one over the model's own limit is told so, or of its images.
+        max_body_bytes: limit of a body that is read at all. A smaller body over the model's own limit is refused after
+            it is read, with an error about its size or its images.
     """
 
     name = "MindSpore Serving"
@@ -54,7 +55,7 @@ class LlmMethods(Door):
         return scope["method"] == "POST" and self._target(scope) is not None
 
     def find(self, scope: Scope) -> Match:
-        """`names` are the model's and the method's."""
+        """The route of a request; the names in the match are those of the model and the method."""
         target = self._target(scope)
         assert target is not None, "`serves` comes first"
         name, method = target
@@ -140,7 +141,7 @@ def _requests(instances: list[Any], generator: Generator, streaming: bool) -> li
 
 
 def _generate_body(instance: Any, index: int) -> GenerateBody:
-    """One instance as TGI's body. Parameters stand in `parameters`, or beside the text."""
+    """One instance as TGI's body. Its parameters are in `parameters`, or beside the text."""
     if isinstance(instance, str):
         return GenerateBody(instance, Parameters())
     if not isinstance(instance, dict):
@@ -167,7 +168,8 @@ def _instance(one: Whole) -> dict[str, Any]:
 
 
 async def _stream(generator: Generator, requests: list[GenerationRequest], send: Send) -> None:
-    """One frame a token: `{"instances": [{"index", "text"}]}`; the last one of an instance has its whole text too."""
+    """Sends a frame for every token: `{"instances": [{"index", "text"}]}`; an instance's last frame also has its whole
+    text."""
     opened = [Opened(generator.generate(request)) for request in requests]
     try:
         await asyncio.gather(*(one.open() for one in opened))

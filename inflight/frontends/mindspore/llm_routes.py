@@ -1,6 +1,6 @@
 """The language-model routes of MindSpore Serving 2.1: `/models/<name>[/generate|/generate_stream]` and `/serving/...`.
 
-There the names were fixed in the code; here any model that is served answers to its own, and the only one to any.
+MindSpore Serving fixed the names in its code. Here each model has its own name; if only one is served, any name works.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Number = TypeVar("Number", int, float)
 
 REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "eos", FinishReason.STOP: "stop"}
 RETRY = 30000
-"""Milliseconds that every event names."""
+"""Milliseconds: the field `retry` of every event."""
 
 
 class LlmParameters(msgspec.Struct):
@@ -98,7 +98,7 @@ class LlmRoutes(TgiDoor):
     def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
         try:
             return self._gates.of(pick(self._backend, names["name"]))
-        except (NotFound, Unavailable):  # the route itself says so
+        except (NotFound, Unavailable):  # the route's handler reports it
             return None
 
     async def _either(self, call: Call) -> None:
@@ -165,13 +165,13 @@ class LlmRoutes(TgiDoor):
 
 
 async def _tell(call: Call, data: Any) -> None:
-    """One event."""
+    """Answers with a single event."""
     async with EventStream(call.send) as stream:
         await stream.event(orjson.dumps({"event": "message", "retry": RETRY, "data": data}))
 
 
 def _request(body: LlmBody, given: LlmParameters, generator: Generator) -> GenerationRequest:
-    """That server repaired values out of range instead of refusing them."""
+    """The request of a body. As in MindSpore Serving, values out of range are repaired instead of refused."""
     limits = generator.info.limits
     if not body.inputs:
         raise InvalidRequest("`inputs` cannot be empty")
@@ -202,7 +202,7 @@ def _request(body: LlmBody, given: LlmParameters, generator: Generator) -> Gener
         stop=tuple(given.stop or ()),
         truncate=given.truncate,
         prompt_tokens=given.decoder_input_details,
-        # Scripts were written for sequences that were padded to one length: what does not fit is cut there.
+        # Scripts were written for sequences padded to one length, where a text that does not fit was cut.
         fit=True,
     )
 
@@ -231,7 +231,7 @@ def _full(result: Whole, given: LlmParameters) -> LlmAnswer:
 
 
 async def _stream(generator: Generator, request: GenerationRequest, given: LlmParameters, send: Send) -> None:
-    """One event a token; the last one has the whole text where `return_full_text`."""
+    """Sends an event for every token; the last one has the whole text unless `return_full_text` is false."""
     opened = await Opened(generator.generate(request)).open()
     plain = (given.return_protocol or "sse") != "sse"
     last: Token | None = None

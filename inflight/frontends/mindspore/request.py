@@ -1,4 +1,4 @@
-"""A request's body to the inputs of its instances."""
+"""Reads the inputs of a request's instances from its body."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inflight.wire import Body
 
 INSTANCES = "instances"
 MAX_CHECKED = 64 * 1024
-"""Bytes up to which a body is searched for a second `instances`: people write such bodies, programs do not."""
+"""Bytes up to which a body is searched for a second `instances`: people make this mistake, programs do not."""
 
 _KEY = b'"instances"'
 _BOM = b"\xef\xbb\xbf"
@@ -28,8 +28,8 @@ def parse_json(body: Body) -> Any:
     """The JSON document of a body.
 
     Raises:
-        InvalidRequest: the body is empty, no JSON (which `NaN` and `Infinity` are not), no UTF-8, nested deeper than
-            1024 levels, or says `instances` twice.
+        InvalidRequest: the body is empty, not JSON (`NaN` and `Infinity` are not), not UTF-8, nested deeper than 1024
+            levels, or has `instances` twice.
     """
     if not body:
         raise InvalidRequest(f"http message invalid: the body is empty, {_HELP}")
@@ -45,20 +45,20 @@ def parse_json(body: Body) -> Any:
 
 
 def _check_once(body: Body) -> None:
-    """Refuses a top level that says `instances` more than once; inside an instance it is a name like any other."""
+    """Refuses a top level with `instances` more than once; inside an instance it is a name like any other."""
     pairs: list[list[tuple[str, Any]]] = []
     try:
         json.loads(bytes(body), object_pairs_hook=pairs.append)
     except RecursionError:
         raise InvalidRequest("Illegal JSON format. nested too deeply") from None
-    # The hook sees inner objects first, and turns them into None: an object at the top is the last one.
+    # The hook gets inner objects first and turns them into None, so the last object is the one at the top.
     count = [name for name, _ in pairs[-1]].count(INSTANCES)
     if count > 1:
         raise content_error(f"key 'instances' expects to exist once, but actually {count} times")
 
 
 def parse_instances(document: Any, declared: Mapping[str, np.dtype[Any]] = {}) -> list[dict[str, Value]]:
-    """The inputs of every instance by name; one instance where `instances` is an object.
+    """The inputs of every instance by name; an object as `instances` is one instance.
 
     Args:
         declared: numeric types of the method's inputs.
@@ -91,7 +91,7 @@ def parse_columns(document: Any, declared: Mapping[str, np.dtype[Any]] = {}) -> 
         declared: numeric types of the method's inputs.
 
     Returns:
-        None for anything else, mistakes included: `parse_instances` reads it, or knows what to tell the client.
+        None for anything else, mistakes included: `parse_instances` reads it, or raises the error.
     """
     instances = document.get(INSTANCES) if type(document) is dict else None
     if type(instances) is not list or not instances or type(instances[0]) is not dict:
@@ -120,6 +120,6 @@ def _parse_instance(instance: Any, declared: Mapping[str, np.dtype[Any]]) -> dic
         raise content_error("json array, instance is not object type")
     if not instance:
         raise content_error("json array, instance is object type, but no value")
-    if "" in instance:  # first in any order
+    if "" in instance:  # it comes first in any order
         raise content_error("string key is empty")
     return {name: value_of(instance[name], declared.get(name)) for name in sorted(instance)}

@@ -1,4 +1,4 @@
-"""Outcomes to a reply: `{"instances": [...]}`, or `{"error_msg": "..."}` where nothing else can be said."""
+"""Makes a reply of outcomes: `{"instances": [...]}`, or `{"error_msg": "..."}` if there is only an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inflight.frontends.json_outputs import KINDS, OPTIONS, SMALL, json_instance
 
 
 class Reply(NamedTuple):
-    """A body, and the error it tells where it is nothing but an error."""
+    """A body, and the error if the body holds nothing else."""
 
     body: bytes
     error: InflightError | None = None
@@ -37,12 +37,12 @@ def encode_reply(method: MethodInfo, outcomes: Sequence[Outcome]) -> Reply:
             instances = [json_instance(names, outcome) for outcome in outcomes]  # type: ignore[arg-type]
             return Reply(orjson.dumps({"instances": instances}, option=OPTIONS))
     except (orjson.JSONEncodeError, InflightError):
-        pass  # found below, in the instance it belongs to
+        pass  # raised again below, for the instance it belongs to
     return _encode_mixed(names, outcomes)
 
 
 def _is_small(table: Table, names: list[str]) -> bool:
-    """Whether every output of a row is a few numbers, which are written best as Python's."""
+    """Whether every output of a row is a few numbers, which are written fastest as Python's."""
     columns = table.columns
     return len(columns) == len(names) and all(
         0 < column.size <= SMALL * len(column) and column.dtype.kind in KINDS for column in columns
@@ -85,5 +85,5 @@ def _encode_alone(names: list[str], row: Row) -> bytes | InflightError:
 
 
 def _text(error: InflightError) -> str:
-    """The error's text, with what UTF-8 cannot hold written as escapes."""
+    """The error's text; characters that UTF-8 cannot hold are written as escapes."""
     return str(error).encode("utf-8", "backslashreplace").decode()

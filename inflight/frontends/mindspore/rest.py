@@ -21,7 +21,7 @@ from inflight.frontends.mindspore.url import Target, parse_encoded, parse_url
 from inflight.frontends.routes import Access, Call, Events, Match, Route, error_headers
 from inflight.wire import JSON, Body, Refusal, Scope
 
-_NO_NAMES: Mapping[str, str] = {}  # the URL is read with the body: which error is told depends on their order
+_NO_NAMES: Mapping[str, str] = {}  # the URL is read after the body, because the order decides which error is reported
 
 
 class InstancesBody(msgspec.Struct):
@@ -33,14 +33,14 @@ class InstancesBody(msgspec.Struct):
 class MindSporeRest(QuickDoor):
     """Answers its one route, and every other request below `/model/` with an error.
 
-    The HTTP status is 200 for errors too, since existing scripts read `error_msg` whatever it is; `config.status_codes`
-    gives each error its own. A servable that was announced and is not loaded yet is 503 in any case: who waits for a
-    server looks at the status.
+    The HTTP status is 200 for errors too, since existing scripts read `error_msg` whatever the status;
+    `config.status_codes` gives each error its own. A servable that was announced and is not loaded yet is 503 in any
+    case, because clients that wait for a server check the status.
     """
 
     name = "MindSpore Serving"
     always_200 = True
-    below = ("/model/", "/version/")  # parts in this order too are MindSpore Serving's: /version/1/model/<servable>
+    below = ("/model/", "/version/")  # MindSpore Serving also accepts this order: /version/1/model/<servable>
 
     def __init__(self, backend: Backend, *, max_body_bytes: int, config: RestConfig) -> None:
         super().__init__(backend)
@@ -58,7 +58,7 @@ class MindSporeRest(QuickDoor):
         return self._max_body_bytes
 
     def find(self, scope: Scope) -> Match:
-        """As MindSpore Serving: a verb is wrong before a URL is."""
+        """The one route. As in MindSpore Serving, the verb is checked before the URL."""
         if scope["method"] != "POST":
             raise InvalidRequest("http message only support POST right now")
         return self.routes[0], _NO_NAMES
@@ -79,13 +79,13 @@ class MindSporeRest(QuickDoor):
         return self._submit(method, rows, partial(self.finish, done, scope, _reply, method))
 
     def _read(self, scope: Scope, body: Body) -> tuple[MethodInfo, Sequence[Row]]:
-        # The order of these steps decides which of several errors is told: body, URL, content, then the names in it.
+        # The order of these steps decides which of several errors is reported: body, URL, content, then names.
         document = parse_json(body)
         target = self._target(scope)
         try:
             method = self._backend.method(*target)
         except InflightError:
-            parse_instances(document)  # what is wrong in there is told first
+            parse_instances(document)  # an error in the document is reported first
             raise
         columns = parse_columns(document, method.dtypes)
         if columns is not None and method.inputs:
@@ -93,7 +93,7 @@ class MindSporeRest(QuickDoor):
         return method, [method.row(named) for named in parse_instances(document, method.dtypes)]
 
     def _target(self, scope: Scope) -> Target:
-        """What the URL names: literally, as MindSpore Serving reads it, else percent-decoded once."""
+        """The method that the URL names: read literally, as in MindSpore Serving, else percent-decoded once."""
         url = _url(scope)
         if b"%" in url:
             for read in (parse_url, parse_encoded):
@@ -105,7 +105,7 @@ class MindSporeRest(QuickDoor):
         return parse_url(url)
 
     async def _stream(self, method: MethodInfo, rows: Sequence[Row], call: Call) -> None:
-        """Where a client accepts events: one for every piece of text that a language model writes, last the answer."""
+        """Answers with events: one for every piece of text that a language model generates, last the whole answer."""
 
         def frames(part: Part) -> Iterable[bytes]:
             if isinstance(part, TextPart):
@@ -149,7 +149,7 @@ def _reply(method: MethodInfo, result: Sequence[Outcome] | InflightError) -> Rep
 
 
 def refusal(error: InflightError, status: bool) -> Refusal:
-    """An error as one response. Args: status: it has its own, else 200."""
+    """An error as one response. Args: status: send the error's own status instead of 200."""
     return Refusal(error.http_status if status else 200, [JSON, *error_headers(error)], encode_error(error).body)
 
 

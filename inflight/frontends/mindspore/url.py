@@ -1,5 +1,5 @@
-"""Which method a URL names, by MindSpore Serving's rules: nothing is percent-decoded, the query string is part of
-the method's name, and the parts may come in another order than the documented one."""
+"""Finds the method that a URL names, by MindSpore Serving's rules: nothing is percent-decoded, the query string is part
+of the method's name, and the parts may come in another order than the documented one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HELP = "the form is /model/<servable>[/version/<number>]:<method>"
 
 
 class Target(NamedTuple):
-    """What a request is for; version 0 is the newest."""
+    """The method that a request calls; version 0 is the newest."""
 
     servable: str
     version: int
@@ -38,7 +38,7 @@ def parse_url(url: bytes) -> Target:
         url: path and query as they came over the wire.
 
     Raises:
-        InvalidRequest: a part is missing, or the version is no number or out of range.
+        InvalidRequest: a part is missing, or the version is not a number or out of range.
     """
     documented = _DOCUMENTED.fullmatch(url)
     if documented is not None:
@@ -55,7 +55,7 @@ def parse_url(url: bytes) -> Target:
 
 
 def parse_encoded(url: bytes) -> Target:
-    """`parse_url` for clients that percent-encode names: what each part stands for, decoded once.
+    """As `parse_url`, for clients that percent-encode names: each part is decoded once.
 
     Raises:
         InvalidRequest: as `parse_url`.
@@ -65,7 +65,7 @@ def parse_encoded(url: bytes) -> Target:
 
 
 def _part_after(url: bytes, key: bytes) -> bytes:
-    """What follows `key` and one more character, up to the next `/` or `:`."""
+    """The text after `key` and one more character, up to the next `/` or `:`."""
     start = url.find(key)
     if start < 0:
         return b""

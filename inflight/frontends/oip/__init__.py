@@ -1,4 +1,5 @@
-"""The Open Inference Protocol, version 2: its words in `mapping` and `tensors`, its doors in `rest` and `grpc`."""
+"""The Open Inference Protocol, version 2: its models and tensors in `mapping` and `tensors`, its doors in `rest` and
+`grpc`."""
 
 from inflight.frontends.oip.rest import OpenInferenceRest
 

@@ -29,12 +29,12 @@ _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class InferRequest(msgspec.Struct, frozen=True):
-    """One inference as its body asks for it.
+    """The request that a body describes.
 
     Attributes:
-        id: to be repeated in the answer, or None.
-        outputs: names of the outputs wanted, in order; empty for all.
-        binary: whether each of `outputs` is wanted in raw form.
+        id: repeated in the answer, or None.
+        outputs: names of the requested outputs, in order; empty for all.
+        binary: whether each of `outputs` is requested in raw form.
         binary_default: the same for outputs that are not named.
         timeout: seconds, or None.
     """
@@ -48,10 +48,10 @@ class InferRequest(msgspec.Struct, frozen=True):
 
 
 def parse_request(body: Body, json_length: int | None) -> InferRequest:
-    """The inference that a body describes.
+    """Reads the request from a body.
 
     Args:
-        json_length: bytes of the JSON part where raw tensors follow it, else None.
+        json_length: bytes of the JSON part if raw tensors follow it, else None.
 
     Raises:
         InvalidRequest: the body is not JSON, not of the protocol, or its raw part does not fit.
@@ -89,10 +89,10 @@ def parse_request(body: Body, json_length: int | None) -> InferRequest:
 def encode_response(
     model: str, version: int, request: InferRequest, tensors: Sequence[OipTensor]
 ) -> tuple[list[Body], bool]:
-    """The answer as parts to be sent one after another, the JSON first, and whether raw tensors follow it.
+    """The answer as parts to be sent in order, the JSON first, and whether raw tensors follow it.
 
     Raises:
-        InvalidRequest: an output of bytes is wanted as JSON and is not UTF-8.
+        InvalidRequest: an output of bytes is requested as JSON and is not UTF-8.
     """
     entries: list[dict[str, Any]] = []
     parts: list[Body] = [b""]
@@ -109,7 +109,7 @@ def encode_response(
     if request.id is not None:
         answer["id"] = request.id
     parts[0] = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-    if b"null" in parts[0]:  # it writes whatever is not finite so; to look at every array before would cost more
+    if b"null" in parts[0]:  # orjson writes NaN and infinities as null; to check every array first would cost more
         for entry in entries:
             if "data" in entry:
                 entry["data"] = _said(entry["data"])
@@ -118,7 +118,7 @@ def encode_response(
 
 
 def _field(owner: dict[str, Any], name: str, types: tuple[type, ...], default: Any, where: str) -> Any:
-    """A field of a JSON object, `default` where it is missing or null."""
+    """A field of a JSON object, `default` if it is missing or null."""
     value = owner.get(name)
     if value is None:
         return default
@@ -200,7 +200,7 @@ def _shape(entry: dict[str, Any], where: str) -> list[int]:
 def _from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) -> OipTensor:
     tensor = from_raw(name, datatype, shape, raw)
     if isinstance(tensor.data, np.ndarray) and not tensor.data.flags.aligned:
-        # Small bodies lie where the parser put them; runtimes expect aligned arrays.
+        # A small body may be at an unaligned address; runtimes expect aligned arrays.
         return OipTensor(name, datatype, tensor.shape, tensor.data.copy())
     return tensor
 
@@ -214,17 +214,17 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
         found: Array = np.array(data)
         if dtype.kind == "f" and found.dtype.kind in "UO":
             found = _unsaid(name, datatype, data)
-        if dtype.kind == "u" and found.dtype.kind == "f":  # how numpy reads integers beyond int64 beside small ones
+        if dtype.kind == "u" and found.dtype.kind == "f":  # so numpy reads integers beyond int64 beside small ones
             found = _whole_numbers(data, found)
         if found.size and (not _fits(found, dtype) or (dtype.kind != "b" and _has_flags(data, found))):
             raise InvalidRequest(f"input '{name}' holds an element that is not {datatype}")
         return OipTensor(name, datatype, shape, _converted(found, dtype).reshape(shape))
-    except (ValueError, OverflowError) as error:  # ragged, or not as many elements as the shape says
+    except (ValueError, OverflowError) as error:  # ragged lists, or a number of elements that does not match the shape
         raise InvalidRequest(f"the data of input '{name}' does not fit its shape {list(shape)}: {error}") from None
 
 
 def _unsaid(name: str, datatype: str, data: list[Any]) -> Array:
-    """Floats of which some are the words that answers have for what JSON cannot say."""
+    """An array from numbers and the words that answers use for NaN and infinities."""
     found: Array = np.array(data, object)
     try:
         flat = [_WORDS[item] if type(item) is str else _number(item) for item in found.flat]
@@ -246,18 +246,18 @@ def _number(item: Any) -> float:
 def _converted(found: Array, dtype: np.dtype[Any]) -> Array:
     if found.dtype.kind != "f" or dtype.itemsize >= found.dtype.itemsize:
         return found.astype(dtype)
-    with np.errstate(over="ignore"):  # what FP16 or FP32 cannot hold becomes infinity
+    with np.errstate(over="ignore"):  # numbers beyond FP16 or FP32 become infinity
         return found.astype(dtype)
 
 
 def _whole_numbers(data: list[Any], found: Array) -> Array:
-    """The numbers as uint64 where all are integers, else `found`; OverflowError where one is out of range."""
+    """The numbers as uint64 if all are integers, else `found`; OverflowError if one is out of range."""
     exact: Array = np.array(data, object)
     return exact.astype(np.uint64) if all(type(item) is int for item in exact.flat) else found
 
 
 def _fits(found: Array, dtype: np.dtype[Any]) -> bool:
-    """Whether JSON numbers, as numpy reads them, are all of this type."""
+    """Whether JSON numbers, as numpy read them, all fit this type."""
     if found.dtype.kind not in _KINDS[dtype.kind]:
         return False
     if dtype.kind not in "iu":
@@ -267,7 +267,8 @@ def _fits(found: Array, dtype: np.dtype[Any]) -> bool:
 
 
 def _has_flags(data: list[Any], found: Array) -> bool:
-    """Whether true or false stands among numbers, which numpy reads as 1 and 0: only where one of these is."""
+    """Whether there is a true or false among the numbers. numpy reads them as 1 and 0, so without a 1 or 0 there is
+    none."""
     if not ((found == 0) | (found == 1)).any():
         return False
     for _ in found.shape[1:]:
@@ -287,14 +288,14 @@ def _texts(name: str, data: list[Any]) -> list[bytes]:
 
 
 def _raw(tensor: OipTensor) -> Body:
-    """The raw form, as a view where it is an array."""
+    """The raw form; of an array, a view."""
     if isinstance(tensor.data, np.ndarray) and tensor.data.size:
         return np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8).data
     return to_raw(tensor)
 
 
 def _said(data: Any) -> Any:
-    """Elements of which some may not be finite: NaN is null, infinity a word, as JSON has no numbers for them."""
+    """The elements with NaN as null and infinities as words, because JSON has no numbers for them."""
     floats = isinstance(data, np.ndarray) and data.dtype.kind == "f"
     return words(data) if floats and not np.isfinite(data).all() else data
 

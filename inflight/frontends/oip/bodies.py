@@ -1,4 +1,4 @@
-"""What the REST routes of the protocol are asked with and answer, as types for the document."""
+"""The bodies of the protocol's REST requests and answers, as types for the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`inference.GRPCInferenceService`: the Open Inference Protocol, version 2, over gRPC.
 
-Results always come in `raw_output_contents`, as Triton gives them. Requests carry raw or typed contents.
+Results are always in `raw_output_contents`, as in Triton. Requests carry raw or typed contents.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""Where typed contents lie; FP16 has no place there and can only come raw."""
+"""The field of `contents` for each datatype; FP16 has none and is sent raw only."""
 _UNSUPPORTED = {
     "shared_memory_region": "shared memory is not supported, send the tensor's bytes in the request",
     "classification": "the classification extension is not supported, ask for the plain output",
@@ -125,7 +125,7 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
 
 
 async def _infer(backend: HoldingBackend, request: ModelInferRequest, timeout: float | None) -> ModelInferResponse:
-    """One inference. The request is let go before the model is asked: that may take long."""
+    """Answers one inference. The request is freed before the model is called, because that may take long."""
     method = find_model(backend, request.model_name, request.model_version)
     tensors, wanted = _inputs(request), _wanted(request)
     reply = _begun(method, request)
@@ -148,14 +148,14 @@ def _answer(
         if isinstance(result, InflightError):
             raise result
         _put(reply, from_outcomes(method, result, wanted))
-    except Exception as error:  # as any handler's: the engine tells it
+    except Exception as error:  # the gRPC engine answers it, like any handler's error
         done(error)
     else:
         done(reply)
 
 
 def _wanted(request: ModelInferRequest) -> list[str]:
-    """Names of the outputs that are asked for; empty for all."""
+    """Names of the requested outputs; empty for all."""
     for output in request.outputs:
         _refuse_parameters(output)
     return [output.name for output in request.outputs]
@@ -191,7 +191,7 @@ async def _stream_infer(
 async def _stream_reply(
     backend: HoldingBackend, request: ModelInferRequest, timeout: float | None
 ) -> AsyncGenerator[ModelStreamInferResponse, None]:
-    """One request of a stream: an error is that request's own, the stream goes on."""
+    """Answers one request of a stream; after an error the stream continues."""
     failed = ModelInferResponse(model_name=request.model_name, id=request.id)
     work = _infer(backend, request, timeout)
     del request
@@ -205,8 +205,8 @@ async def _stream_reply(
 async def _text_replies(
     backend: HoldingBackend, request: ModelInferRequest, timeout: float | None
 ) -> AsyncGenerator[ModelStreamInferResponse, None]:
-    """A request with the parameter `stream`: replies with the output `text_output` as language models write, last one
-    with the method's outputs and, as Triton has it, `triton_final_response`."""
+    """Answers a request with the parameter `stream`: replies with the output `text_output` as language models generate
+    text, then one with the method's outputs and, as in Triton, `triton_final_response`."""
     failed = ModelInferResponse(model_name=request.model_name, id=request.id)
     try:
         method = find_model(backend, request.model_name, request.model_version)
@@ -235,7 +235,7 @@ async def _text_replies(
 
 
 def _seconds(request: ModelInferRequest, deadline: float | None) -> float | None:
-    """The call's deadline, or the request's parameter `timeout` where that ends sooner."""
+    """The call's deadline, or the request's parameter `timeout` if that is sooner; in seconds."""
     if "timeout" not in request.parameters:
         return deadline
     parameter = request.parameters["timeout"]
@@ -264,7 +264,7 @@ def _inputs(request: ModelInferRequest) -> list[OipTensor]:
 
 
 def _typed(tensor: ModelInferRequest.InferInputTensor) -> OipTensor:
-    """An input whose elements lie in `contents`."""
+    """An input whose elements are in `contents`."""
     if tensor.datatype == "FP16":
         raise InvalidRequest(f"input '{tensor.name}' of datatype FP16 must be sent in raw_input_contents")
     field = _CONTENTS.get(tensor.datatype)

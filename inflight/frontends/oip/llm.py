@@ -22,16 +22,16 @@ from inflight.frontends.llm import refuse_images
 from inflight.wire import Receive, Send, respond, run_until_disconnect
 
 _NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
-"""Parameters of other servers, in the words of this one."""
+"""Names of parameters in other servers, with our names for them."""
 _IGNORED = ("stream", "details", "logprob", "logprobs", "return_full_text", "exclude_input_in_output")
 _INPUTS = ("text_input", "inputs", "prompt")
 
 
 def read_generate(method: MethodInfo, body: bytes | bytearray | memoryview) -> tuple[Row, dict[str, Any]]:
-    """The one instance of a body, and what every answer repeats.
+    """The one instance of a body, and the fields that every answer repeats.
 
     Raises:
-        InvalidRequest: the body is no JSON object, or an input is missing.
+        InvalidRequest: the body is not a JSON object, or an input is missing.
     """
     try:
         document = orjson.loads(body)
@@ -74,7 +74,7 @@ def _generation(document: dict[str, Any], parameters: dict[str, Any]) -> Row:
 async def answer_generate(
     backend: Backend, method: MethodInfo, row: Row, common: dict[str, Any], receive: Receive, send: Send
 ) -> None:
-    """One whole answer."""
+    """Sends one whole answer."""
     (outcome,) = await run_until_disconnect(predict(backend, method, [row]), receive)
     if isinstance(outcome, InflightError):
         raise outcome
@@ -84,7 +84,7 @@ async def answer_generate(
 async def stream_generate(
     backend: Backend, method: MethodInfo, row: Row, common: dict[str, Any], receive: Receive, send: Send
 ) -> None:
-    """An event for every piece of text, and one with the outputs."""
+    """Sends an event for every piece of text, and one with the outputs."""
 
     async def parts() -> AsyncGenerator[Part, None]:
         async with aclosing(stream(backend, method, [row])) as written:

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol (version 2) in the words of a servable, for both its REST and its gRPC door.
+"""Maps the Open Inference Protocol (version 2) to servables, for both its REST and its gRPC door.
 
-A method is a model. Its name is `<servable>` where the servable has one method or one called `predict`, else
-`<servable>.<method>`; servable names may hold dots themselves, the longest servable name that fits wins.
+A method is a model. Its name is `<servable>` if the servable has one method or one called `predict`, else
+`<servable>.<method>`. Servable names may contain dots themselves; the longest servable name that fits wins.
 The first dimension of every input and output tensor counts instances: a request of N instances carries tensors of
 shape [N, ...], all with the same N. The protocol has no error for one instance, so one failed instance fails the
 request, with its index in the text. A bare model file that takes one request a call (`MethodInfo.whole`) has no such
@@ -33,13 +33,14 @@ from inflight.frontends.oip.tensors import DATATYPES, NUMPY_DATATYPES, OipTensor
 
 DEFAULT_METHOD = "predict"
 UNKNOWN_DATATYPE = "ANY"
-"""What metadata says where a method does not know a tensor's type: a Python function takes whatever comes."""
+"""The datatype in metadata of a tensor of unknown type: a Python function takes any."""
 
 ONE_REQUEST_A_CALL = "one request a call"
-"""What metadata says of a bare model file whose first dimensions are no batch."""
+"""The platform in metadata of a bare model file whose first dimension is not a batch."""
 
 MAX_INSTANCES = 100_000
-"""Rows of one request; a scalar per instance would else let one message become hundreds of millions of arrays."""
+"""The largest number of rows of a request: with a scalar per instance one message could become hundreds of millions of
+arrays."""
 
 _NAMES_SHOWN = 20
 _NAMES_KEPT = 1024
@@ -51,12 +52,12 @@ _SPEC_DATATYPES = {dtype.name: datatype for datatype, dtype in DATATYPES.items()
 
 @dataclass(frozen=True, slots=True)
 class TensorMetadata:
-    """One tensor as metadata shows it.
+    """The description of a tensor in metadata.
 
     Attributes:
-        datatype: of the protocol, or `ANY` where it is not known.
-        shape: the first dimension counts instances and is always -1, but for a model that takes one request a call;
-            [-1] alone is also what a tensor of unknown rank shows, since the protocol cannot say that.
+        datatype: of the protocol, or `ANY` if it is not known.
+        shape: the first dimension counts instances and is -1, except for a model that takes one request a call. [-1]
+            alone may also mean an unknown rank, which the protocol cannot express.
     """
 
     name: str
@@ -66,10 +67,10 @@ class TensorMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """A model as metadata shows it; `versions` are the running ones, in ascending order.
+    """The description of a model in metadata; `versions` are the running ones, in ascending order.
 
     Attributes:
-        platform: says of a bare model file that it takes one request a call; the protocol has no other place for that.
+        platform: `ONE_REQUEST_A_CALL` for such a bare model file; the protocol has no other field for that.
     """
 
     name: str
@@ -102,7 +103,7 @@ def find_model(backend: Backend, name: str, version: str) -> MethodInfo:
 
 
 class ModelNames:
-    """`find_model`, which looks at every servable, only for names that were not asked for before."""
+    """Remembers the results of `find_model`, which searches all servables."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -136,10 +137,10 @@ def parse_version(version: str) -> int:
 
 
 def request_timeout(micros: object) -> float | None:
-    """Seconds of the parameter `timeout`, in which Triton's clients send microseconds; 0 is no limit.
+    """The parameter `timeout` in seconds; Triton's clients send microseconds, 0 is no limit.
 
     Raises:
-        InvalidRequest: it is no such number.
+        InvalidRequest: it is not such a number.
     """
     if micros is None:
         return None
@@ -163,7 +164,7 @@ def model_ready(backend: Backend, name: str, version: str) -> bool:
 
 
 def metadata(backend: Backend, name: str, version: str) -> ModelMetadata:
-    """What a model takes and gives, under the name it was asked by.
+    """The inputs and outputs of a model, under the name that the client used.
 
     Raises:
         NotFound, Loading, InvalidRequest: as `find_model`.
@@ -180,13 +181,13 @@ def metadata(backend: Backend, name: str, version: str) -> ModelMetadata:
 
 
 def check_wanted(method: MethodInfo, wanted: Sequence[str] | None) -> None:
-    """Raises InvalidRequest where an output is wanted that the method does not give."""
+    """Raises InvalidRequest for a requested output that the method does not have."""
     _wanted(method, wanted)
 
 
 def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
-    """The N rows of the method's inputs that tensors of shape [N, ...] hold: a table of these tensors where all are
-    arrays. A method that takes one request a call gets the tensors as they are, as one row.
+    """The N rows of the method's inputs in tensors of shape [N, ...]: a table of these tensors if all are arrays. A
+    method that takes one request a call gets the tensors unchanged, as one row.
 
     Raises:
         InvalidRequest: an input is missing, unknown, given twice, of another type than the method declares, or
@@ -223,15 +224,15 @@ def _each(column: Array | list[Value]) -> list[Value]:
 def from_outcomes(
     method: MethodInfo, outcomes: Sequence[Outcome], wanted: Sequence[str] | None = None
 ) -> list[OipTensor]:
-    """Stacks the outputs of N instances into tensors of shape [N, ...]; of a method that takes one request a call,
-    the outputs as they are.
+    """Stacks the outputs of N instances into tensors of shape [N, ...]. Outputs of a method that takes one request a
+    call stay as they are.
 
     Args:
-        wanted: names of the outputs to give, in this order; None or empty for all.
+        wanted: names of the outputs to return, in this order; None or empty for all.
 
     Raises:
-        InflightError: the first failed instance's, with its index before its text.
-        InvalidRequest: an unknown output is wanted, or the instances' outputs differ in shape or type.
+        InflightError: the error of the first failed instance, with its index before its text.
+        InvalidRequest: an unknown output is requested, or the instances' outputs differ in shape or type.
     """
     if type(outcomes) is Table:
         rows: Sequence[Row] = outcomes
@@ -249,7 +250,7 @@ def from_outcomes(
 
 
 def _split(name: str, known: set[str]) -> tuple[str, str]:
-    """A model name as servable and method; method "" where the whole name is a servable or nothing fits."""
+    """A model name as servable and method; method "" if the whole name is a servable or nothing fits."""
     end = len(name)
     while end > 0:
         if name[:end] in known:
@@ -343,7 +344,7 @@ def _text(name: str, item: bytes) -> str:
 
 
 def _wanted(method: MethodInfo, wanted: Sequence[str] | None) -> list[int]:
-    """Indices of the outputs to give."""
+    """Indices of the outputs to return."""
     if not wanted:
         return list(range(len(method.outputs)))
     index = {spec.name: at for at, spec in enumerate(method.outputs)}

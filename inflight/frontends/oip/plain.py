@@ -1,9 +1,9 @@
-"""The commonest request of the Open Inference Protocol, read at a third of the cost.
+"""Reads the commonest request of the Open Inference Protocol at a third of the cost.
 
-Most JSON requests hold a few numbers per input and ask for nothing special. msgspec reads exactly that form into
-structs; all other bodies (parameters, wanted outputs, raw tensors, nested data, mistakes) are left to `parse_request`,
-which also has the errors. With it a request of `python -m bench.classic --only add-rest` takes 0.71 of the processor
-time that it takes without, at 16 and at 64 connections.
+Most JSON requests hold a few numbers per input and nothing else. msgspec reads exactly that form into structs; all
+other bodies (parameters, requested outputs, raw tensors, nested data, mistakes) are left to `parse_request`, which also
+raises the errors. With it a request of `python -m bench.classic --only add-rest` takes 0.71 of the processor time that
+it takes without, at 16 and at 64 connections.
 """
 
 from __future__ import annotations

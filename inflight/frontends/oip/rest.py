@@ -1,4 +1,4 @@
-"""The REST door of the Open Inference Protocol, version 2, with Triton's extensions its clients count on."""
+"""The REST door of the Open Inference Protocol, version 2, with those of Triton's extensions that clients rely on."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ _PACKED = (b"gzip", b"deflate")
 
 
 class OpenInferenceRest(QuickDoor):
-    """Answers every path under `/v2`: JSON, with raw tensors behind it where wanted."""
+    """Answers every path under `/v2` with JSON, followed by raw tensors if requested."""
 
     name = "Open Inference Protocol"
     below = ("/v2/",)
@@ -118,12 +118,13 @@ class OpenInferenceRest(QuickDoor):
         request = parse_request(body, _json_length(scope))
         rows = to_rows(method, request.inputs)
         check_wanted(method, request.outputs)
-        request.inputs.clear()  # the rows have them: what a caller gave up must not stay until its turn would have come
+        request.inputs.clear()  # only the rows hold them: a cancelled request then frees them at once
         finish = partial(self.finish, done, scope, _reply, names["name"], method, request)
         return self._submit(method, rows, finish, timeout=request.timeout)
 
     def _parts(self, raw: bytes) -> list[str]:
-        """The path's parts below `/v2`, percent-decoded; a model's name only where it is not served as it came."""
+        """The path's parts below `/v2`, percent-decoded; a model's name is not decoded if a model has the undecoded
+        name."""
         parts = raw.decode("ascii", "replace").strip("/").split("/")[1:]
         literal = parts[:1] == ["models"] and len(parts) > 1 and self._knows(parts[1])
         return [part if literal and index == 1 else unquote(part) for index, part in enumerate(parts)]
@@ -183,7 +184,7 @@ class OpenInferenceRest(QuickDoor):
         await work(self._backend, method, row, common, call.receive, call.send)
 
     async def _index(self, call: Call) -> None:
-        """Every model of every version, also those that are not ready unless only ready ones are asked for."""
+        """Lists every model of every version; without those that are not ready if the body asks for ready ones only."""
         body = call.body()
         try:
             asked = orjson.loads(body) if body else {}
@@ -249,7 +250,7 @@ class OpenInferenceRest(QuickDoor):
 
 
 def _is_packed(scope: Scope) -> bool:
-    """Whether the body is compressed or the answer may have to be."""
+    """Whether the body is compressed or the client accepts a compressed answer."""
     for name, value in scope["headers"]:
         if name == b"content-encoding" or (name == b"accept-encoding" and value.strip().lower() in _PACKED):
             return True

@@ -1,6 +1,6 @@
 """Tensors of the Open Inference Protocol: datatypes, and the raw binary form that REST and gRPC share.
 
-Raw form: the elements in row-major order, little-endian; BOOL one byte each; each BYTES element after its length as
+Raw form: the elements in row-major order, little-endian; BOOL takes one byte each; a BYTES element follows its length,
 a 4-byte little-endian number.
 """
 
@@ -45,8 +45,8 @@ class OipTensor(msgspec.Struct, frozen=True):
     Attributes:
         datatype: a key of `DATATYPES`, or BYTES.
         shape: dimensions; they match `data`.
-        data: an array of this shape (read-only where it views received bytes), or for BYTES the elements in
-            row-major order.
+        data: an array of this shape (read-only if it views received bytes), or for BYTES the elements in row-major
+            order.
     """
 
     name: str

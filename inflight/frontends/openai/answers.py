@@ -1,4 +1,4 @@
-"""What OpenAI's routes answer, as types for the document."""
+"""The answers of OpenAI's routes, as types for the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ from inflight.wire import DONE, EventStream, Gate, Gates, Opened, Refusal, Send,
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 _QUEUE = 64
-"""Events of several choices that wait for a slow client before their generations' readers pause."""
+"""Events of several choices that are queued for a slow client; beyond it the readers of the generations pause."""
 
 
 class OpenAiRest(Door):
@@ -66,7 +66,7 @@ class OpenAiRest(Door):
         return payload_limit(self._backend)
 
     def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
-        """Which of several models is meant only the body knows."""
+        """The gate of the only model; of several, that of a full one, without refusals: only the body names a model."""
         first, *more = self._backend.generators.values()
         if not more:
             return self._gates.of(first)
@@ -152,7 +152,8 @@ class OpenAiRest(Door):
         )
 
     async def _models(self, call: Call) -> None:
-        """What can answer; a name that will is told to wait, and so is everybody while there is nothing."""
+        """Lists the loaded models, or describes one. For a model that is not loaded yet, and for all requests while no
+        model is, the answer is `Loading`."""
         name = call.names.get("name", "").lstrip("/")
         generators = self._backend.generators
         known = {id: generator for id, generator in generators.items() if generator.info.loaded}
@@ -191,20 +192,20 @@ class OpenAiRest(Door):
 
 
 async def chat_requests(generator: Generator, given: dict[str, Any]) -> list[GenerationRequest]:
-    """The requests of a chat's body that is already JSON.
+    """The requests of a chat's body that is already parsed from JSON.
 
     Raises:
-        msgspec.ValidationError: it has another form.
-        InvalidRequest: as the route itself.
+        msgspec.ValidationError: the body has another form.
+        InvalidRequest: as on the chat route.
     """
     return (await _prepared(generator, msgspec.convert(given, ChatBody)))[0]
 
 
 async def chat_prompt(generator: Generator, body: ChatBody) -> tuple[Tools, str]:
-    """A chat's tools and its prompt, which is encoded as it stands.
+    """A chat's tools and its prompt, which is encoded without adding special tokens.
 
     Raises:
-        InvalidRequest: as the route itself.
+        InvalidRequest: as on the chat route.
     """
     tools = tools_of(body, generator.info.tool_format)
     return tools, await generator.render(tools.chat)
@@ -213,7 +214,7 @@ async def chat_prompt(generator: Generator, body: ChatBody) -> tuple[Tools, str]
 async def _prepared(generator: Generator, body: ChatBody) -> tuple[list[GenerationRequest], Tools]:
     """The requests of a chat, one for each choice, and its tools."""
     tools, prompt = await chat_prompt(generator, body)
-    # The template has written the special tokens itself.
+    # The template has already written the special tokens.
     return requests_of(body, [prompt], generator.info, special=False, grammar=tools.grammar), tools
 
 
@@ -240,12 +241,12 @@ async def _shown(generator: Generator, prompt: str | Sequence[int]) -> str:
 
 
 def _only_prompt(one: Whole) -> Whole:
-    """`max_tokens` 0: the one token that was computed beside the prompt's probabilities is left out."""
+    """The answer for `max_tokens` 0: without the one token that was computed beside the prompt's probabilities."""
     return replace(one, tokens=(), finish=replace(one.finish, text="", generated=0, reason=FinishReason.LENGTH))
 
 
 def _best(results: Sequence[Whole], best_of: int, choices: int) -> list[Whole]:
-    """The likeliest `choices` of every `best_of`."""
+    """The `choices` most likely results of every `best_of`."""
     found: list[Whole] = []
     for first in range(0, len(results), best_of):
         ranked = sorted(results[first : first + best_of], key=lambda one: -one.mean_logprob)
@@ -308,7 +309,7 @@ async def _stream_response(generator: Generator, request: GenerationRequest, rep
 
 
 async def _merged(opened: Sequence[Opened[Event]]) -> AsyncIterator[tuple[int, Event]]:
-    """Events of several generations as they come, each with its number."""
+    """Events of several generations as they arrive, each with its generation's index."""
     if len(opened) == 1:
         async for event in opened[0]:
             yield 0, event

@@ -25,7 +25,7 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
 
 
 def check_format(body: EmbeddingsBody, generator: Generator) -> None:
-    """Raises InvalidRequest for a form or a size that cannot be given."""
+    """Raises InvalidRequest for an encoding, a number of dimensions or a truncation that is not supported."""
     if body.encoding_format not in (None, "float", "base64"):
         raise InvalidRequest("`encoding_format` must be float or base64")
     size = generator.info.embedding_size
@@ -41,7 +41,7 @@ def check_format(body: EmbeddingsBody, generator: Generator) -> None:
 def texts_of(
     body: EmbeddingsBody, prompts: Sequence[str | Sequence[int]], adapter: str | None
 ) -> list[GenerationRequest]:
-    """One for each input."""
+    """One request for each input."""
     cut = body.truncate if isinstance(body.truncate, bool) else None
     most = None if isinstance(body.truncate, bool) else body.truncate
     return [
@@ -53,7 +53,7 @@ def texts_of(
 def answer(body: EmbeddingsBody, model: str, found: Sequence[Embedding], unit: bool) -> dict[str, Any]:
     """The whole answer.
 
-    Fewer dimensions are the first ones, made a unit vector again where the model's are (Kusupati et al., 2022).
+    Fewer `dimensions` are the first ones, scaled to a unit vector if the model's vectors are (Kusupati et al., 2022).
     """
     tokens = sum(one.tokens for one in found)
     return {

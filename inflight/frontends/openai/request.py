@@ -96,13 +96,13 @@ class CompletionBody(Common, kw_only=True):
 
 
 def tools_of(body: ChatBody, native: ToolFormat | None) -> Tools:
-    """The conversation for the template, with its tools, and what the answer follows.
+    """The conversation for the template, with its tools, and the grammar of the answer.
 
     Args:
-        native: how the model's template has tools called.
+        native: the form of tool calls in the model's template.
 
     Raises:
-        InvalidRequest: a message without a role, tools that cannot be.
+        InvalidRequest: a message without a role, or invalid tools.
     """
     if not body.messages:
         raise InvalidRequest("`messages` cannot be empty")
@@ -133,13 +133,13 @@ def requests_of(
     special: bool,
     grammar: Grammar | None = None,
 ) -> list[GenerationRequest]:
-    """One request for every choice of every prompt, prompts outside.
+    """One request for every choice of every prompt, the choices of a prompt together.
 
     Args:
-        info: the model: its limits, its adapters, whose names `model` may have, and what it takes where the body says
-            nothing.
-        special: let the tokenizer add its own tokens.
-        grammar: what the answers follow.
+        info: the model: its limits, its adapters (`model` may name one), and its defaults for fields that the body
+            leaves out.
+        special: the tokenizer adds its own tokens.
+        grammar: the grammar of the answers.
 
     Raises:
         InvalidRequest: a value out of its range.
@@ -177,7 +177,7 @@ def requests_of(
 
 
 def _sampling(body: ChatBody | CompletionBody, defaults: SamplingDefaults) -> Sampling:
-    """How tokens are chosen, but for the seed. Without a temperature OpenAI samples at 1."""
+    """The sampling parameters without the seed. Without a temperature OpenAI samples at 1."""
     temperature = _first(body.temperature, defaults.temperature, 1.0)
     wanted, top = _logprobs(body)
     return Sampling(
@@ -202,12 +202,12 @@ def _echoes(body: ChatBody | CompletionBody) -> bool:
 
 
 def _first(*values: Any) -> Any:
-    """The first that is said."""
+    """The first value that is not None."""
     return next((value for value in values if value is not None), None)
 
 
 def _logprobs(body: ChatBody | CompletionBody) -> tuple[bool, int]:
-    """Whether log-probabilities are wanted, and of how many tokens beside the chosen one."""
+    """Whether log-probabilities are requested, and of how many tokens beside the chosen one."""
     if isinstance(body, ChatBody):
         wanted, top = bool(body.logprobs), body.top_logprobs or 0
         if top and not wanted:
@@ -220,7 +220,7 @@ def _logprobs(body: ChatBody | CompletionBody) -> tuple[bool, int]:
 
 
 def _bias(given: dict[str, float] | list[float] | None) -> tuple[tuple[int, float], ...]:
-    if not given or isinstance(given, list):  # TGI's form of a list does nothing there either
+    if not given or isinstance(given, list):  # TGI ignores a list too
         return ()
     pairs: list[tuple[int, float]] = []
     for token, value in given.items():
@@ -233,7 +233,7 @@ def _bias(given: dict[str, float] | list[float] | None) -> tuple[tuple[int, floa
 
 
 def _check(body: Common, most: int | None, stop: list[str], choices: int, limits: GenerationLimits) -> None:
-    # Nothing but the prompt's own probabilities: what evaluations ask for.
+    # Only the prompt's own probabilities, as evaluations request them.
     wrong = out_of_range(body, _RANGES)
     scores = isinstance(body, CompletionBody) and bool(body.echo) and not body.stream
     rules = (

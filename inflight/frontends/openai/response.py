@@ -25,7 +25,7 @@ REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "stop", FinishReason
 
 @dataclass
 class Usage:
-    """Tokens of one request. Several choices of one prompt count its tokens once."""
+    """Counts the tokens of one request. Several choices of one prompt count its tokens once."""
 
     prompt: int = 0
     cached: int = 0
@@ -33,7 +33,7 @@ class Usage:
     _prompts: dict[int, None] = field(default_factory=dict)
 
     def add(self, prompt: int, start: Start, finish: Finish) -> None:
-        """One choice of prompt number `prompt` has ended."""
+        """Adds a choice of prompt number `prompt` that has ended."""
         self.completion += finish.generated
         if prompt not in self._prompts:
             self._prompts[prompt] = None
@@ -50,14 +50,14 @@ class Usage:
 
 
 class Reply:
-    """What all parts of one answer have in common.
+    """Writes the parts of one answer.
 
     Args:
         kind: `chat.completion` or `text_completion`.
-        model: as the client named it, else the served one.
-        logprobs: tell them.
-        tools: how calls of tools are written in the answer; None: none are looked for.
-        echo: texts that go before the answers, one a prompt.
+        model: the name that the client used, else that of the served model.
+        logprobs: report log-probabilities.
+        tools: the form of tool calls in the answer; None: it is not searched for calls.
+        echo: texts before the answers, one for each prompt.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Reply:
     # A whole answer
 
     def whole(self, results: Sequence[Whole], usage: Usage, choices: int) -> dict[str, Any]:
-        """Args: results: prompts outside, `choices` of each."""
+        """The whole answer. Args: results: `choices` of the first prompt, then of the second, and so on."""
         listed = []
         for index, one in enumerate(results):
             choice: dict[str, Any] = {"index": index}
@@ -104,7 +104,7 @@ class Reply:
         return {**self._common, "choices": listed, "usage": usage.json()}
 
     def _message(self, one: Whole) -> tuple[dict[str, Any], int]:
-        """The assistant's message and how many calls it holds."""
+        """The assistant's message and the number of calls in it."""
         if self._tools is None:
             return {"role": "assistant", "content": one.finish.text}, 0
         reader = ToolReader(self._tools)
@@ -136,7 +136,7 @@ class Reply:
     # Chunks
 
     def start(self, index: int, choices: int) -> list[bytes]:
-        """The first chunk of a choice: a chat's role, or the prompt where it is echoed."""
+        """The first chunk of a choice: a chat's role, or the prompt if it is echoed."""
         if self.chat:
             return [self._delta(index, {"role": "assistant", "content": ""}, None, None)]
         if self.echo is not None:
@@ -144,10 +144,10 @@ class Reply:
         return []
 
     def token(self, index: int, token: Token) -> list[bytes]:
-        """Chunks with what a token adds."""
+        """The chunks for one token."""
         found = self._probabilities([token]) if self._logprobs else None
         if not self.chat:
-            # A token that shows nothing, as half a character, is worth a chunk only for its probability.
+            # A token without visible text, such as half a character, gets a chunk only for its probability.
             return [self._text(index, token.delta, found, None)] if token.delta or found else []
         if self._tools is None:
             return [self._delta(index, {"content": token.delta}, found, None)] if token.delta or found else []
@@ -155,7 +155,7 @@ class Reply:
         return self._pieces(index, reader.feed(self._visible(token)), found)
 
     def finish(self, index: int, finish: Finish) -> list[bytes]:
-        """The last chunks of a choice, with text that had been held back."""
+        """The last chunks of a choice, with the text that was held back."""
         reason = REASONS[finish.reason]
         if not self.chat:
             return [self._text(index, finish.delta, None, reason)]
@@ -181,7 +181,7 @@ class Reply:
         return chunks
 
     def _visible(self, token: Token) -> str:
-        """A token's text as calls are looked for in: the mark that begins them may be a special token."""
+        """The text of a token that is searched for calls: the mark that begins them may be a special token."""
         if self._tools is not None and token.info.id == self._tools.begin_id:
             return token.info.text + token.delta
         return token.delta
@@ -242,7 +242,7 @@ def error_json(error: InflightError) -> bytes:
     status, kind, code = error.openai
     told: OpenAiError = {
         "error": {"message": str(error), "type": kind, "param": None, "code": code, "http_status_code": status},
-        "error_type": error.failure,  # where TGI's clients look for it
+        "error_type": error.failure,  # the field that TGI's clients read
     }
     return orjson.dumps(told)
 

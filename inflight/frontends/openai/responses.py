@@ -39,7 +39,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
 
 
 def chat_body(body: ResponsesBody) -> ChatBody:
-    """The same as a chat.
+    """The body as that of a chat.
 
     Raises:
         InvalidRequest: it refers to something that would have to be stored, or holds an unknown item.
@@ -119,7 +119,7 @@ class ResponseReply:
     """One response, whole or as events.
 
     Args:
-        tools: how calls of tools are written in the answer; None: none are looked for.
+        tools: the form of tool calls in the answer; None: it is not searched for calls.
     """
 
     def __init__(self, body: ResponsesBody, model: str, tools: ToolFormat | None) -> None:
@@ -147,7 +147,7 @@ class ResponseReply:
         yield self._event("response.in_progress", response=self._response(None))
 
     def events(self, event: Start | Token | Finish) -> Iterator[tuple[str, bytes]]:
-        """Name and data of what one event of the generation comes to."""
+        """Names and data of the events for one event of the generation."""
         if isinstance(event, Start):
             self._start = event
         elif isinstance(event, Token):
@@ -203,7 +203,7 @@ class ResponseReply:
         yield self._event("response.output_item.added", output_index=len(self._items) - 1, item=item)
 
     def _close(self) -> Iterator[tuple[str, bytes]]:
-        """The item that is being written is complete."""
+        """The events that end the current item."""
         if not self._items or self._items[-1]["status"] != "in_progress":
             return
         item = self._items[-1]

@@ -1,7 +1,7 @@
-"""Tool calls: how tools are offered to a model, what holds its calls to their schemas, how calls are read as they come.
+"""Tool calls: offers tools to a model, constrains its calls to their schemas by a grammar, parses calls as they arrive.
 
-Every family writes calls in its own way; where a chat template knows none, tools are written into a message and a
-grammar lets the model answer with a text or with calls: one generation, whichever it is.
+Every model family writes calls in its own form. If a chat template has no tools, they are written into a message, and a
+grammar allows either a text or calls, so that one generation is enough.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Tools:
 
     Attributes:
         chat: the conversation with the tools in it.
-        format: how calls are written, None where no call is looked for.
-        grammar: what the answer follows, None: anything.
+        format: the form of calls; None: the answer is not searched for calls.
+        grammar: the grammar of the answer; None: any text.
     """
 
     chat: Chat
@@ -49,15 +49,15 @@ class Tools:
 def offer(
     chat: Chat, given: list[dict[str, Any]] | None, choice: Any, parallel: bool, native: ToolFormat | None, prompt: str
 ) -> Tools:
-    """What a request's `tools` and `tool_choice` come to.
+    """Applies a request's `tools` and `tool_choice`.
 
     Args:
         chat: the conversation, without tools.
-        native: how the model's chat template has calls written, None where it knows none.
-        prompt: goes before the tools where they are written into a message; empty: a sentence of our own.
+        native: the form of calls in the model's chat template; None if it has no tools.
+        prompt: text before the tools if they are written into a message; empty: a default sentence.
 
     Raises:
-        ToolError: a tool without a name, or a choice of one that is not there.
+        ToolError: a tool without a name, or a choice of a tool that does not exist.
     """
     tools = [_tool(each, index) for index, each in enumerate(given or [])]
     wanted, named = _choice(choice, tools)
@@ -86,7 +86,7 @@ def _tool(given: dict[str, Any], index: int) -> Tool:
 
 
 def _choice(choice: Any, tools: Sequence[Tool]) -> tuple[str, str | None]:
-    """`auto`, `none` or `required`, and the one function that is wanted."""
+    """`auto`, `none` or `required`, and the name of the one function that must be called."""
     if isinstance(choice, dict):
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else choice.get("name")
@@ -102,17 +102,17 @@ def _choice(choice: Any, tools: Sequence[Tool]) -> tuple[str, str | None]:
 
 
 def _lark(tools: Sequence[Tool], format: ToolFormat, *, free: bool, several: bool) -> Grammar:
-    """Calls of these tools in the model's own form.
+    """The grammar of calls of these tools in the model's own form.
 
     Args:
-        free: a text is good too, and calls may follow it where the form has a mark that begins them.
-        several: more than one call.
+        free: allow a text too; calls may follow it if the form has a mark that begins them.
+        several: allow more than one call.
     """
     key = "parameters" if format.kind == "llama3" else "arguments"
     rules = [f"call: {' | '.join(f'call_{index}' for index in range(len(tools)))}"]
     for index, tool in enumerate(tools):
         head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{key}": ')
-        # A document of its own for every function, so that `$ref` finds its definitions.
+        # Every function's schema is a document of its own, so that `$ref` finds its definitions.
         schema = json.dumps({**tool.parameters, "x-guidance": JSON_OPTIONS})
         rules.append(f'call_{index}: {head} %json {schema} "}}"')
     mark = f"<[{format.begin_id}]>" if format.begin_id is not None else json.dumps(format.begin)
@@ -144,14 +144,14 @@ def _lark(tools: Sequence[Tool], format: ToolFormat, *, free: bool, several: boo
 
 @dataclass(frozen=True)
 class Content:
-    """Text for the reader."""
+    """A piece of the visible text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class CallBegin:
-    """A call number `index` of this function begins."""
+    """The beginning of call number `index`, of this function."""
 
     index: int
     id: str
@@ -160,7 +160,7 @@ class CallBegin:
 
 @dataclass(frozen=True)
 class CallArguments:
-    """More of its arguments' JSON."""
+    """The next piece of the JSON of a call's arguments."""
 
     index: int
     text: str
@@ -171,34 +171,34 @@ Piece = Content | CallBegin | CallArguments
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)')
 _DECODER = json.JSONDecoder()
 MAX_HEAD = 4096
-"""Characters after which an object that shows no function's name is taken for text."""
+"""Characters after which an object without a function's name is taken for text."""
 
 
 class ToolReader:
-    """Tells calls from text while a generation is written.
+    """Separates calls from text while a generation arrives.
 
     Attributes:
-        calls: how many began so far.
+        calls: number of calls that have begun.
     """
 
     def __init__(self, format: ToolFormat) -> None:
         self._format = format
         self._buffer = ""
         self._state = self._text
-        self._began = False  # text was shown: what follows is no call in forms without a mark
+        self._began = False  # text was shown; in forms without a mark no call follows
         self._fresh = False
-        self._opened = ""  # the mark that was read, to be shown if no call follows
+        self._opened = ""  # the mark that was read; it is shown as text if no call follows
         self._depth = 0
         self._quoted = self._escaped = False
         self.calls = 0
 
     def feed(self, text: str) -> list[Piece]:
-        """What the next text comes to."""
+        """The pieces that are complete with the next text."""
         self._buffer += text
         return self._run(False)
 
     def finish(self) -> list[Piece]:
-        """What is left when the generation has ended."""
+        """The remaining pieces, after the generation has ended."""
         return self._run(True)
 
     def _run(self, final: bool) -> list[Piece]:
@@ -207,10 +207,10 @@ class ToolReader:
             pass
         return found
 
-    # States: each takes what it can from the buffer and returns whether to go on.
+    # States: each consumes what it can of the buffer and returns whether to run the next state at once.
 
     def _text(self, found: list[Piece], final: bool) -> bool:
-        if self._fresh:  # white space after a call is nobody's
+        if self._fresh:  # white space after a call is dropped
             self._buffer = self._buffer.lstrip()
             if not self._buffer:
                 return False
@@ -235,7 +235,7 @@ class ToolReader:
                 )
                 cut = len(buffer) - held
                 if not buffer[:cut].strip() and not self._began:
-                    return False  # white space before a call is nobody's
+                    return False  # white space before a call is dropped
                 self._show(buffer[:cut], found)
                 self._buffer = buffer[cut:]
                 return False
@@ -272,7 +272,7 @@ class ToolReader:
                     return True
         elif not rest and not final:
             return False
-        # No call after all: what was taken for its beginning is text.
+        # It is not a call: the supposed beginning is text.
         self._began = True
         self._show(self._opened + self._buffer, found)
         self._buffer = ""
@@ -296,7 +296,7 @@ class ToolReader:
         return True
 
     def _close(self, found: list[Piece], final: bool) -> bool:
-        """The rest of the call's object: usually its brace, sometimes an id before it."""
+        """Skips the rest of the call's object: usually its brace, sometimes an id before it."""
         self._depth = max(self._depth, 1)
         end = self._scan(self._buffer)
         self._buffer = "" if end is None else self._buffer[end:]
@@ -326,7 +326,7 @@ class ToolReader:
         return bool(self._buffer)
 
     def _scan(self, text: str) -> int | None:
-        """Where the value that `text` goes on with ends, None where it goes on after it."""
+        """The index in `text` at which the current value ends; None if it continues after `text`."""
         for index, char in enumerate(text):
             if self._escaped:
                 self._escaped = False

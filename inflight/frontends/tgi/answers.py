@@ -1,4 +1,4 @@
-"""What TGI's routes answer, as types: the document describes them, and mypy holds the code to them."""
+"""The answers of TGI's routes, as types for the OpenAPI document; mypy checks the code against them."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class TgiRest(TgiDoor):
         return pick(self._backend)
 
     async def _compatible(self, call: Call) -> None:
-        """The route of the first API: a list of one, or a stream where the body asks for it."""
+        """Answers the route of TGI's first API: with a list of one, or with a stream if the body asks for it."""
         body: GenerateBody = call.body()
         if body.stream:
             await self._streamed(call, body, full_text=True)
@@ -82,7 +82,7 @@ class TgiRest(TgiDoor):
         await respond_json(call.send, _listed(await self._generator.tokenize(body.inputs, body.add_special_tokens)))
 
     async def _chat_tokenize(self, call: Call) -> None:
-        """The very prompt that `/v1/chat/completions` makes of the same body."""
+        """Answers with the prompt that `/v1/chat/completions` makes of the same body."""
         body: ChatBody = call.body()
         generator = pick(self._backend, body.model)
         _, text = await chat_prompt(generator, body)
@@ -129,7 +129,7 @@ class TgiRest(TgiDoor):
             _chat_tokenize,
             ChatBody,
             answer=ChatTokenized,
-            language=True,  # and open to all, as TGI leaves it
+            language=True,  # open to all, as in TGI
         ),
         Route("GET", "/info", "The model and its limits", _info, answer=Info, language=True),
         Route("GET", "/health", "Whether everything can answer", _health, answer=Plain(""), also={503: TgiError}),
@@ -162,7 +162,7 @@ def _info(generator: Generator) -> Info:
         "validation_workers": 1,
         "max_client_batch_size": limits.max_client_batch_size,
         "router": "inflight",
-        # Clients compare this with versions of TGI: the surface is that of 3.3.
+        # Clients compare this with versions of TGI; the interface is that of 3.3.
         "version": f"3.3.6+inflight.{__version__}",
         "sha": None,
         "docker_label": None,

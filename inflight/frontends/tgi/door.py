@@ -1,4 +1,4 @@
-"""What doors that speak TGI's words share."""
+"""The base class of doors that answer errors as TGI does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inflight.wire import Gates, Refusal
 
 
 class TgiDoor(Door):
-    """Tells errors as TGI does, also those of a full language model."""
+    """Answers errors as TGI does, also those of a full language model."""
 
     error = TgiError
 

@@ -1,4 +1,4 @@
-"""TGI's request body, its checks in its order and words."""
+"""TGI's request body, with TGI's checks in their order and words."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _RANGES = {
     "min_p": RANGES["min_p"],
     "top_k": POSITIVE,
 }
-"""In TGI's order: what is off is left out of a request."""
+"""In TGI's order; a parameter that is off is left out of a request."""
 
 
 class Parameters(msgspec.Struct):
@@ -70,11 +70,11 @@ class GenerateBody(msgspec.Struct):
 
 
 def check_body(given: Any, limits: GenerationLimits) -> GenerationRequest:
-    """The request of a body that is already JSON; sampling is on, as Google's platform expects.
+    """The request of a body that is already parsed from JSON; sampling is on, as Google's platform expects.
 
     Raises:
-        msgspec.ValidationError: it has another form.
-        InvalidRequest: as `check`.
+        msgspec.ValidationError: the body has another form.
+        InvalidRequest: as in `check`.
     """
     body = msgspec.convert(given, GenerateBody)
     parameters = body.parameters or Parameters()
@@ -86,10 +86,10 @@ class Asked:
     """A checked request.
 
     Attributes:
-        best_of: generations, of which the likeliest wins.
-        details, prefill: what the answer holds beside the text.
-        full_text: the prompt goes before the generated text; None: the route decides.
-        seed: as reported; None where nothing is drawn.
+        best_of: number of generations; the most likely one is the answer.
+        details, prefill: whether the answer holds them beside the text.
+        full_text: the prompt is put before the generated text; None: the route decides.
+        seed: the reported seed; None if nothing is drawn.
     """
 
     request: GenerationRequest
@@ -101,10 +101,10 @@ class Asked:
 
 
 def check(body: GenerateBody, limits: GenerationLimits, streaming: bool) -> Asked:
-    """The request that a body asks for.
+    """Checks a body and makes its request.
 
     Raises:
-        InvalidRequest: in TGI's words; the first of its checks that fails.
+        InvalidRequest: the first of TGI's checks that fails, in its words.
     """
     given = body.parameters if body.parameters is not None else Parameters(do_sample=True)
     best_of = given.best_of or 1
@@ -156,7 +156,7 @@ def check(body: GenerateBody, limits: GenerationLimits, streaming: bool) -> Aske
 
 
 def _samples(given: Parameters) -> bool:
-    """Any warper that is not at its rest turns sampling on."""
+    """Whether to sample: any parameter that is not at its neutral value turns sampling on."""
     return (
         given.do_sample
         or given.temperature not in (None, 1.0)

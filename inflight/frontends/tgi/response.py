@@ -17,7 +17,7 @@ from inflight.wire import JSON, Header, Refusal
 
 
 def compute_type(info: GeneratorInfo) -> Header:
-    """`<count>-<device>`, or what the configuration says."""
+    """The header x-compute-type: `<count>-<device>`, or the configured text."""
     return (b"x-compute-type", (info.compute_type or f"{info.world_size}-{info.device_type}").encode())
 
 
@@ -26,7 +26,7 @@ def token_json(info: TokenInfo) -> TokenAnswer:
 
 
 def generation_json(asked: Asked, results: Sequence[Whole], full_text: bool) -> GenerateAnswer:
-    """The answer of several generations of one request: the likeliest wins."""
+    """The answer to a request with several generations: the most likely one."""
     winner = max(results, key=lambda one: one.mean_logprob)
     answer: GenerateAnswer = {"generated_text": _text(asked, winner, full_text)}
     if asked.details:
@@ -58,7 +58,7 @@ def _details(asked: Asked, one: Whole) -> Details:
 
 
 def timing_headers(info: GeneratorInfo, prompt: str, one: Whole, validation: float, total: float) -> list[Header]:
-    """What TGI reports beside a whole answer; times in milliseconds, `x-compute-time` in seconds."""
+    """The headers that TGI adds to a whole answer; times in milliseconds, `x-compute-time` in seconds."""
     finish = one.finish
     inference = finish.inference
     each = inference / max(1, finish.generated)
@@ -80,7 +80,7 @@ def timing_headers(info: GeneratorInfo, prompt: str, one: Whole, validation: flo
 
 
 def frame(index: int, token: Token, asked: Asked, finish: Finish | None, full_text: bool) -> bytes:
-    """One event of a stream; the last token's event holds the whole text too."""
+    """One event of a stream; the last token's event also holds the whole text."""
     event: dict[str, Any] = {"index": index, "token": token_json(token.info)}
     if asked.request.sampling.top_n_tokens:
         event["top_tokens"] = [token_json(info) for info in token.top]
@@ -106,6 +106,6 @@ def refusal(error: InflightError) -> Refusal:
 
 
 def error_frame(error: InflightError) -> bytes:
-    """An error as JSON, within a stream too."""
+    """An error as JSON, also within a stream."""
     told: TgiError = {"error": error.tgi.text.format(error), "error_type": error.tgi.error_type}
     return orjson.dumps(told)
