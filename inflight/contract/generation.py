@@ -40,9 +40,9 @@ class GenerationRequest:
         stop: texts that end the generation as soon as they appear in the generated text.
         include_stop: the stop text stays in the answer (TGI's way) instead of being cut off (OpenAI's).
         ignore_eos: the generation continues after an end-of-sequence token.
-        truncate: keep only the last so many prompt tokens; of a text to embed the first ones, or those at the side that
-            its folder says, and the special tokens at both ends.
-        add_special_tokens: let the tokenizer add its own (not for templated chats).
+        truncate: the number of prompt tokens to keep, the last ones; of a text to embed, the first ones or those at the
+            side that the model's folder names, with the special tokens at both ends.
+        add_special_tokens: the tokenizer adds its own (not for templated chats).
         prompt_tokens: report the prompt's tokens in `Start`.
         timeout: seconds until DeadlineExceeded, or None.
         priority: of the waiting requests, those with the larger number are admitted first.
@@ -78,7 +78,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenInfo:
-    """One token. `logprob` is None where none was asked for, and for a prompt's first token.
+    """One token. `logprob` is None unless it was requested, and for a prompt's first token.
 
     `text` may be empty while a character is not complete; it then arrives with a later token.
     """
@@ -96,7 +96,7 @@ class Start:
     Attributes:
         prompt_length: tokens of the prompt, after truncation.
         cached: how many of them came from the prefix cache.
-        prompt: the prompt's tokens, with log-probabilities where `Sampling.prompt_logprobs`; empty unless asked for.
+        prompt: the prompt's tokens, with log-probabilities if `Sampling.prompt_logprobs`; empty unless requested.
         queued: seconds between the request's admission and its first step.
     """
 
@@ -130,12 +130,12 @@ class Finish:
     """Last event.
 
     Attributes:
-        text: the whole generated text without special tokens, ending with the stop text where `include_stop`.
-        delta: what of it had been held back.
+        text: the whole generated text without special tokens, ending with the stop text if `include_stop`.
+        delta: the part of it that was held back.
         generated: number of generated tokens, the end-of-sequence token included.
         stop: the stop text that ended it.
         inference: seconds from the first step to the last token.
-        embedding: float32 values of the prompt's vector, where it was asked for.
+        embedding: float32 values of the prompt's vector, if it was requested.
     """
 
     reason: FinishReason
@@ -185,8 +185,8 @@ class ToolFormat:
 
     Attributes:
         kind: `hermes` (tags around JSON), `mistral` (a JSON list after a mark), `llama3` (bare JSON), or `plain`.
-        begin: the mark that begins calls, empty where there is none.
-        begin_id: its token, where it is a special one.
+        begin: the mark that begins calls, empty if there is none.
+        begin_id: its token, if it is a special one.
     """
 
     kind: Literal["hermes", "mistral", "llama3", "plain"]
@@ -196,10 +196,10 @@ class ToolFormat:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorInfo:
-    """What clients may know of a language model.
+    """The description of a language model for clients.
 
     Attributes:
-        name: the servable it belongs to; model_id: what clients know the model as.
+        name: the servable it belongs to; model_id: the model's name for clients.
         limits, policy: as resolved with the shards' capacity.
         device_type, dtype: of the shards.
         world_size: ranks.
@@ -213,7 +213,7 @@ class GeneratorInfo:
         loaded: False until the model has been loaded; `limits` are not valid before, and requests are refused.
         commit: of the hub's repository, for a model that was fetched from there.
         compute_type: as in `GeneratorConfig`.
-        defaults: sampling parameters that apply where a request leaves them out, on the routes that use them.
+        defaults: sampling parameters for requests that leave them out, on the routes that use them.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 A shard holds one persistent batch of rows. A `StepPlan` is the four verbs of continuous batching in one message:
 `prefill` gives rows tokens to compute, every row whose tokens are all computed *decodes* one more, an admission of an
-unknown id *concatenates* a row, `filter` lets rows leave. Every rank gets the same plans in the same order and decides
+unknown id *concatenates* a row, `filter` removes rows. Every rank gets the same plans in the same order and decides
 nothing; rank 0 samples and answers.
 
 These structs are their own wire form (MessagePack arrays), hence the tags: they share the channel with the messages of
@@ -62,7 +62,7 @@ RANGES: Mapping[str, Range] = {
     "top_n_tokens": Range(0, LARGEST_COUNT),
     "pooled_from": Range(0),
 }
-"""The values that the samplers accept. A protocol may narrow a range, or name a parameter otherwise."""
+"""The values that the samplers accept. A protocol may narrow a range or use another name for a parameter."""
 
 
 def out_of_range(parameters: object, ranges: Mapping[str, Range]) -> str | None:
@@ -205,7 +205,7 @@ class AdmittedRow(msgspec.Struct, array_like=True, frozen=True):
             computed samples the row's next token; from the following plan on the row decodes.
         blocks: appended to the row's block table before the chunk is computed.
         token_ids: all known tokens: the prompt, and what was generated before a preemption or a replay.
-        num_prompt: how many of them are the prompt (penalties tell them apart).
+        num_prompt: number of those of the prompt (penalties treat them differently).
         num_cached: leading tokens whose keys and values are already in the blocks; < len(token_ids).
         sampling: how the row samples.
         adapter: number of its LoRA adapter, 0 is none.

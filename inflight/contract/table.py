@@ -1,7 +1,7 @@
 """Rows of one form held as columns, so that many small rows cost what a few arrays cost.
 
-A request's rows travel as one sequence: a `Table` where all are arrays of one form, else a list. A table's row is made
-when it is asked for; a part of a table is a slice of its columns, and tables are put together by one concatenation.
+A request's rows travel as one sequence: a `Table` if all are arrays of one form, else a list. A table's row is made
+when it is accessed; a part of a table is a slice of its columns, and tables are joined by one concatenation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Table(Sequence["list[Array]"]):
         self.columns = columns
 
     def reaches(self, size: int) -> bool:
-        """Whether a value of a row has so many bytes, or more."""
+        """Whether a value of a row has at least `size` bytes."""
         size *= len(self.columns[0])
         for column in self.columns:  # noqa: SIM110 - runs for every request, and a generator costs
             if column.nbytes >= size:
@@ -53,11 +53,11 @@ class Table(Sequence["list[Array]"]):
 
 
 def join(parts: Sequence[Sequence[Row]]) -> Table | None:
-    """The rows of several sequences, in order, as one table. A table alone, or a row alone, is not copied; else values
-    are copied once.
+    """The rows of several sequences, in order, as one table. A single table or a single row is not copied; otherwise
+    values are copied once.
 
     Returns:
-        None where the rows are not all arrays, or differ in their number, dtypes or shapes.
+        None if the rows are not all arrays, or differ in their number of columns, dtypes or shapes.
     """
     if len(parts) == 1 and type(parts[0]) is Table:
         return parts[0]
@@ -83,7 +83,7 @@ def join(parts: Sequence[Sequence[Row]]) -> Table | None:
 
 
 def chain(parts: Sequence[Sequence[T]]) -> Sequence[T]:
-    """The rows, or outcomes, of several sequences, in order: a table where all of them are tables of one form."""
+    """The rows, or outcomes, of several sequences, in order; a table if all can be joined to one."""
     if len(parts) == 1:
         return parts[0]
     if all(type(part) is Table for part in parts):
@@ -94,7 +94,7 @@ def chain(parts: Sequence[Sequence[T]]) -> Sequence[T]:
 
 
 def _stack(rows: list[Sequence[Value]], tables: list[Sequence[Array]]) -> bool:
-    """Adds the columns of rows that are lists to `tables` and empties `rows`; False where they differ in form."""
+    """Adds the columns of rows that are lists to `tables` and empties `rows`; False if they differ in form."""
     columns: list[Array] = []
     width = len(rows[0])
     if not width or any(len(row) != width for row in rows):

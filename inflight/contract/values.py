@@ -22,7 +22,7 @@ Row: TypeAlias = "Sequence[Value]"
 Outcome: TypeAlias = "Row | InflightError"
 
 NEWEST = 0
-"""Version number that stands for the newest one registered."""
+"""The version number that means the newest registered version."""
 
 # The public numbers of MindSpore Serving's `DataType`; the worker channel uses the same ones.
 DTYPE_CODES: dict[str, int] = {

@@ -31,11 +31,11 @@ def parse_url(url: bytes) -> Target:
     """Reads `/model/<servable>[/version/<n>]:<method>`.
 
     A URL of another form is scanned as MindSpore Serving scans every URL: the servable follows the first `model`,
-    the version the first `version` wherever that is, the method the first `:`. Reading the documented form first
-    lets a servable or method have `version` in its name.
+    the version the first `version` wherever that is, the method the first `:`. The documented form is tried first, so a
+    servable or method may have `version` in its name.
 
     Args:
-        url: path and query as they came over the wire.
+        url: path and query as the client sent them.
 
     Raises:
         InvalidRequest: a part is missing, or the version is not a number or out of range.

@@ -210,7 +210,7 @@ def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
         listed = ", ".join(f"'{name}' {len(column)}" for name, column in columns.items())
         raise InvalidRequest(f"the first dimension is the number of instances, but the inputs disagree: {listed}")
     if not left_out and all(isinstance(column, np.ndarray) for column in columns.values()):
-        return Table(list(columns.values()))  # type: ignore[arg-type]  # arrays, as was asked
+        return Table(list(columns.values()))  # type: ignore[arg-type]  # all are arrays, as checked above
     (count,) = counts
     for name in left_out:
         columns[name] = [optional[name]] * count
