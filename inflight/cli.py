@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 def build_parser(names: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser of these commands, of all where none is named."""
+    """The parser of these commands; without names, of all."""
     from inflight.commands import NAMES, Parser, add_command, command
 
     parser = Parser(
@@ -38,14 +38,14 @@ def build_parser(names: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 1 where it failed, 2 where the user has to write something else."""
+    """Runs one command; returns the exit code: 0, 1 if it failed, 2 for a mistake on the command line."""
     written = list(sys.argv[1:] if arguments is None else arguments)
-    if written[:1] == ["worker"]:  # started by the server, not by people, so it is not in the help
+    if written[:1] == ["worker"]:  # only the server starts it, so it is not in the help
         sys.argv = ["inflight worker", *written[1:]]
         runpy.run_module("inflight.worker", run_name="__main__")
         return 0
     if written[:1] == ["serve"]:
-        early.begin(written[1:], os.environ)  # before anything is imported
+        early.begin(written[1:], os.environ)  # before the package's imports
     try:
         return _run(written)
     finally:

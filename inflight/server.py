@@ -1,4 +1,4 @@
-"""The whole server as one object: an event loop on a thread of its own, its doors and its router.
+"""The server as one object: an event loop on a thread of its own, its doors and its router.
 
     server = Server()
     server.start_servables([ServableConfig(Path("servables").absolute(), "digits")])
@@ -6,7 +6,7 @@
     server.wait()
 
 The thread is not a daemon: a script may end after its last line, and the server lives on until it is stopped by
-`stop()`, by SIGINT or SIGTERM (a second one ends the process at once), or because its last worker is gone
+`stop()`, by SIGINT or SIGTERM (a second one ends the process at once), or by the loss of its last worker
 (`ServerConfig.exit_when_lost`).
 """
 
@@ -41,11 +41,11 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 ANSWER_GRACE = 3.0
-"""Seconds after `stop_timeout` in which requests that were cut get their error, workers ended."""
+"""Seconds after `stop_timeout` in which the workers end and unfinished requests are answered with an error."""
 
 SAME_SIGNAL = 0.5
-"""Seconds in which a second signal is taken for the first one, told twice: `timeout` and shells signal a process and
-then its group."""
+"""Seconds in which a second signal counts as a repetition of the first: `timeout` and shells signal a process and then
+its group."""
 
 
 class Server:
@@ -55,8 +55,8 @@ class Server:
         config: limits and policies.
 
     Raises:
-        ConfigError: a value that no flag could have.
-        StartError: the system refuses what a server needs.
+        ConfigError: a value that the setting does not accept.
+        StartError: the system refuses a resource that the server needs.
     """
 
     def __init__(self, config: ServerConfig = ServerConfig()) -> None:
@@ -70,7 +70,7 @@ class Server:
         self._stop_task: asyncio.Task[None] | None = None
         self._callbacks: list[Callable[[], None]] = []
         self._old_handlers: dict[int, Any] = {}
-        self._signalled: float | None = None  # when, by `time.monotonic`
+        self._signalled: float | None = None  # time of the first signal by `time.monotonic`
         self._failure: OSError | None = None
         self._calls: set[concurrent.futures.Future[Any]] = set()
         self._loop = uvloop.new_event_loop()
@@ -86,13 +86,13 @@ class Server:
             self.wait()
             raise StartError(f"the server cannot start: {self._failure}") from self._failure
 
-    # What scripts call
+    # For scripts
 
     def announce(self, servables: Sequence[ServableConfig], generators: Sequence[GeneratorConfig] = ()) -> None:
-        """Makes known what will be started: a door that is open already tells callers of it to come again.
+        """Registers models before their start: until they are loaded, open doors answer requests to them with 503.
 
         Raises:
-            ConfigError: two have one name, or a servable is not where it should be.
+            ConfigError: two have the same name, or a servable is not in its directory.
         """
 
         for config in (*servables, *generators):
@@ -151,7 +151,7 @@ class Server:
         return self._call(self._start_grpc(listen))
 
     def servables(self) -> list[ServableStatus]:
-        """What is served now, in the order of its start."""
+        """The servables and language models, in the order of their start."""
 
         async def read() -> list[ServableStatus]:
             return list(self._running_router().servables())
@@ -159,7 +159,7 @@ class Server:
         return self._call(read())
 
     def set_max_enqueued(self, limit: int) -> None:
-        """Requests in flight over the whole server before new ones are refused."""
+        """Sets the number of requests in flight over the whole server from which on new ones are refused."""
 
         async def change() -> None:
             self._running_router().max_enqueued = limit
@@ -176,11 +176,11 @@ class Server:
 
     @property
     def signalled(self) -> bool:
-        """SIGINT or SIGTERM has come: a start that fails then was asked to."""
+        """Whether SIGINT or SIGTERM has arrived; the failure of a start is then not an error."""
         return self._signalled is not None
 
     def stop(self) -> None:
-        """Stops accepting, lets running requests finish, ends the workers. Idempotent; returns when all is done."""
+        """Stops accepting, waits for running requests, ends the workers. Idempotent; returns when all is done."""
         if threading.current_thread() is self._thread:
             self._begin_stop()
             return
@@ -192,7 +192,7 @@ class Server:
         self._give_back_signals()
 
     def wait(self) -> None:
-        """Returns when the server has stopped, however that came."""
+        """Returns when the server has stopped, for whatever reason."""
         self._stopped.wait()
         self._thread.join()
         self._give_back_signals()
@@ -222,7 +222,7 @@ class Server:
             self._loop.close()
             self._stopped.set()
             for call in list(self._calls):
-                call.cancel()  # it came too late for the loop to begin it
+                call.cancel()  # the loop ended before it could begin
             for callback in self._callbacks:
                 callback()
 
@@ -245,7 +245,7 @@ class Server:
             raise StartError(f"Fail to start workers: because of {reason}") from None
         except InflightError:
             raise
-        except Exception as error:  # a start ends with an error that says what it is, whatever raised it
+        except Exception as error:  # a failed start is a StartError, whatever raised it
             raise failed_load("the server", error) from error
         finally:
             self._calls.discard(future)
@@ -293,7 +293,7 @@ class Server:
     async def _stop(self) -> None:
         try:
             router = self._running_router()
-            # The router gives everything an answer first, so that a door never cuts who is still to get one.
+            # The router answers all requests first, so that no door closes a connection that waits for an answer.
             grace = self._config.stop_timeout + ANSWER_GRACE
             await asyncio.gather(router.stop(), *(listener.close(grace) for listener in self._listeners))
         finally:
@@ -302,7 +302,7 @@ class Server:
     # Signals
 
     def _take_signals(self) -> None:
-        """SIGINT and SIGTERM stop the server; only a main thread may ask for them."""
+        """Makes SIGINT and SIGTERM stop the server. Python allows this in the main thread only."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
@@ -322,11 +322,11 @@ class Server:
         try:
             self._loop.call_soon_threadsafe(self._begin_stop)
         except RuntimeError:
-            pass  # it has stopped already
+            pass  # the loop has ended already
 
     def _abandon(self, number: int) -> None:
-        """Ends the process at once, requests in flight or not. Workers end by themselves when their server is gone;
-        they are killed because user code may hold them up."""
+        """Ends the process at once, without waiting for requests. Workers end by themselves when their server has
+        ended; they are killed because user code may delay them."""
         if self._router is not None:
             self._router.fleet.kill()
         for listener in self._listeners:
@@ -335,7 +335,7 @@ class Server:
 
 
 def _drain(loop: asyncio.AbstractEventLoop) -> None:
-    """Ends what still runs on a loop that is about to close."""
+    """Cancels the tasks of a loop before it is closed."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()

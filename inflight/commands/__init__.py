@@ -1,4 +1,4 @@
-"""What the command line can do, one file for each command. `inflight.cli` puts them together."""
+"""The commands of the command line, one file for each. `inflight.cli` puts them together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     COMMANDS: tuple[Command, ...]
 
 NAMES = {"serve": "serve", "client": "call", "bench": "bench"}
-"""Of the commands, and of their files here."""
+"""The names of the commands, with those of their files here."""
 
 __all__ = [
     "COMMANDS",
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def command(name: str) -> Command:
-    """One of `NAMES`; the others are not imported, which is what a server's start waits for."""
+    """The command of one of `NAMES`. The others are not imported, which would delay a server's start."""
     found: Command = import_module(f"inflight.commands.{NAMES[name]}").COMMAND
     return found
 

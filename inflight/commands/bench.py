@@ -1,4 +1,4 @@
-"""`inflight bench`: the same request again and again over several connections, and how long the answers took."""
+"""`inflight bench`: sends the same request repeatedly over several connections and reports rates and latencies."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DRAIN_SECONDS = 60.0
 
 @dataclass
 class Tally:
-    """What the connections of one run have seen. Written on one event loop.
+    """The counts of one run over all connections. Written on one event loop.
 
     Attributes:
         latencies: seconds, one for each answer.
-        errors: answers that hold an error, and connections that were lost.
-        first_error: what the first of them said.
+        errors: number of answers that hold an error, and of lost connections.
+        first_error: text of the first of them.
     """
 
     latencies: list[float] = field(default_factory=list)
@@ -51,13 +51,13 @@ class Tally:
         self.first_error = self.first_error or error
 
     def percentile(self, share: float) -> float:
-        """Seconds within which this share of the answers came; 0 without answers."""
+        """Seconds within which this share of the answers arrived; 0 without answers."""
         ordered = sorted(self.latencies)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive HTTP connection: sends the request, and again as soon as the answer is complete."""
+    """One keep-alive HTTP connection: sends the request again as soon as the answer is complete."""
 
     def __init__(self, request: bytes, deadline: float, tally: Tally) -> None:
         self.done = asyncio.get_running_loop().create_future()
@@ -102,7 +102,7 @@ class _Connection(asyncio.Protocol):
     def _answered(self, answer: bytes) -> None:
         head, _, body = answer.partition(b"\r\n\r\n")
         failed = not head.split(b" ", 2)[1].startswith(b"2")
-        # The bytes are searched first, because parsing every answer would measure this program.
+        # The bytes are searched first: with every answer parsed, the figures would measure this program.
         if failed or (b'"error_msg"' in body and failed_reply(body.decode(errors="replace"))):
             self._tally.answered(self._started, body.decode(errors="replace"))
         else:
@@ -171,13 +171,13 @@ async def _grpc(target: Target, values: Mapping[str, Any], tally: Tally) -> None
                 failures = [result] if isinstance(result, dict) else [item for item in result if "error" in item]
                 tally.answered(started, str(failures[0]["error"]) if failures else None)
                 if failures and str(failures[0]["error"]).startswith("Grpc Error, (14,"):
-                    return  # nobody answers: do not spin
+                    return  # the server does not answer: do not spin
 
         await asyncio.gather(*(one() for _ in range(values["connections"])))
 
 
 def report(target: Target, values: Mapping[str, Any], tally: Tally, duration: float) -> str:
-    """The result as text, or as JSON with `--json`. Rates are of requests; times are in milliseconds."""
+    """The result as text, or as JSON with `--json`. Rates are requests in 1/s, times are in milliseconds."""
     rate = len(tally.latencies) / duration if duration > 0 else 0.0
     figures = {
         "requests": len(tally.latencies),
@@ -200,7 +200,7 @@ def report(target: Target, values: Mapping[str, Any], tally: Tally, duration: fl
 
 
 def run(values: Mapping[str, Any]) -> int:
-    """Prints the figures; 1 where any answer was an error."""
+    """Prints the figures; returns 1 if any answer was an error."""
     if values["servable"] is None:
         return run_llm(values)
     if values["method"] is None:

@@ -1,4 +1,4 @@
-"""`inflight bench` for language models: many generations over HTTP, and how they felt to those who waited."""
+"""`inflight bench` for language models: sends many generations over HTTP and reports latencies seen by the client."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ BENCH_OPTIONS = (
 
 @dataclass
 class Timed:
-    """One generation as its caller saw it; times in seconds of one clock."""
+    """One generation as its client saw it; times in seconds of one clock."""
 
     sent: float
     tokens: list[float] = field(default_factory=list)
@@ -80,10 +80,10 @@ class Timed:
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent.
+    """The load to send.
 
     Attributes:
-        host, port: of the server; `tls`: over TLS, without a look at the certificate's name.
+        host, port: of the server; `tls`: over TLS, without a check of the certificate's name.
     """
 
     host: str
@@ -109,7 +109,7 @@ def build_load(values: Mapping[str, Any]) -> Load:
     bodies = []
     for _ in range(values["requests"]):
         prompt, output = draw.randint(*values["prompt_tokens"]), draw.randint(*values["output_tokens"])
-        # A word is at least one token; the server keeps exactly so many.
+        # A word is at least one token; `truncate` on TGI's route leaves exactly `prompt` tokens.
         text = " ".join(draw.choices(WORDS, k=prompt + 8))
         if openai:
             body: dict[str, Any] = {
@@ -128,7 +128,7 @@ def build_load(values: Mapping[str, Any]) -> Load:
 
 
 async def measure(load: Load, shown: bool = True) -> tuple[list[Timed], float]:
-    """Sends everything; returns one entry for each generation and the seconds it took in all."""
+    """Sends the load; returns one entry for each generation, and the total time in seconds."""
     results: list[Timed] = []
     free = asyncio.Semaphore(load.concurrency if load.rate is None else len(load.bodies))
     draw = random.Random(load.seed + 1)
@@ -188,7 +188,8 @@ async def _generate(load: Load, body: bytes) -> Timed:
 
 
 def _frame(timed: Timed, line: bytes) -> None:
-    """One event. The bytes are searched first, because parsing every frame would measure this program."""
+    """Records one event. The bytes are searched first: with every frame parsed, the figures would measure this
+    program."""
     if b'"usage":{' in line:
         timed.generated = json.loads(line[5:])["usage"]["completion_tokens"]
     elif b"[DONE]" in line:
@@ -201,7 +202,7 @@ def _frame(timed: Timed, line: bytes) -> None:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile; 0 of none."""
+    """The nearest-rank percentile; 0 without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share / 100 * len(ordered)))] if ordered else 0.0
 
@@ -230,7 +231,7 @@ def figures(results: Sequence[Timed], duration: float) -> dict[str, Any]:
 
 
 def run_llm(values: Mapping[str, Any]) -> int:
-    """Prints the figures; 1 where any generation failed."""
+    """Prints the figures; returns 1 if any generation failed."""
     load = build_load(values)
     results, duration = asyncio.run(measure(load))
     found = figures(results, duration)

@@ -1,4 +1,4 @@
-"""`inflight client`: one request to a running server."""
+"""`inflight client`: sends one request to a running server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ examples:
 
 
 def run(values: Mapping[str, Any]) -> int:
-    """Prints the answer as JSON; 1 where it holds an error."""
+    """Prints the answer as JSON; returns 1 if it holds an error."""
     target = build_target(values)
     answer, failed = _rest(target, values["timeout"]) if target.rest else _grpc(target, values["timeout"])
     print(answer)
@@ -47,7 +47,7 @@ def _rest(target: Target, timeout: float) -> tuple[str, bool]:
 
 
 def failed_reply(text: str) -> bool:
-    """Whether a REST answer holds an error, of the request or of an instance."""
+    """Whether a REST answer holds an error of the request or of an instance."""
     try:
         reply = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a GGUF file, or the hub."""
+"""Finds a model: in a folder, in a GGUF file, or on the hub."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from inflight.hub import HubModel, fetch, hint, locate
 
 
 def model_source(model_id: str, revision: str | None, cache: str | None) -> Path | HubModel:
-    """What `--model-id` means: a path that exists (absolute), else a model of the hub.
+    """The model that `--model-id` names: an existing path (made absolute), else a model of the hub.
 
     Raises:
-        ConfigError: neither a path that exists, nor an id.
+        ConfigError: it is neither an existing path nor an id.
     """
     where = locate(model_id, revision=revision, cache=cache, bare=True)
     if isinstance(where, HubModel):
@@ -25,11 +25,11 @@ def model_source(model_id: str, revision: str | None, cache: str | None) -> Path
 
 
 def find_model(model_id: str, revision: str | None, cache: str | None) -> Path:
-    """The folder of a model, or its GGUF file; one of the hub is fetched, or found in its cache.
+    """The folder of a model, or its GGUF file; a model of the hub is fetched, or found in the cache.
 
     Raises:
-        ConfigError: as `model_source`.
-        StartError: it cannot be fetched.
+        ConfigError: as in `model_source`.
+        StartError: the model cannot be fetched.
     """
     where = model_source(model_id, revision, cache)
     path = where if isinstance(where, Path) else asyncio.run(fetch(where)).path

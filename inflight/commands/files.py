@@ -1,4 +1,4 @@
-"""Configuration files: YAML, TOML or JSON, by the file's ending."""
+"""Configuration files: YAML, TOML or JSON, chosen by the file's ending."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load(path: Path) -> dict[str, Any]:
     In YAML only true, false and null are more than text: `off`, `1_000` and `1:30` stay as they are written.
 
     Raises:
-        FileError: it is not there, not of the kind that its name says, or no table; or it says a key twice.
+        FileError: the file is missing, not of the format that its ending names, not a table, or has a key twice.
     """
     kind = _ENDINGS.get(path.suffix.lower(), "JSON")
     try:
@@ -41,7 +41,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def dump(table: dict[str, Any]) -> str:
-    """The table as YAML, which `load` reads as the same."""
+    """The table as YAML that `load` reads back unchanged."""
     import yaml
 
     text: str = yaml.safe_dump(table, sort_keys=False, allow_unicode=True, width=120)
@@ -70,7 +70,7 @@ def _read_toml(text: str) -> Any:
 
 
 def _read_yaml(text: str) -> Any:
-    import yaml  # not for servers without such a file: it takes some 15 ms
+    import yaml  # here, because it takes some 15 ms and few servers have such a file
 
     def mapping(loader: Any, node: Any) -> dict[str, Any]:
         return _unique(loader.construct_pairs(node, deep=True))

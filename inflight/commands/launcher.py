@@ -38,7 +38,7 @@ from inflight.startup import one_line, settle
 
 PROGRAM = "text-generation-launcher"
 _IN_CHECKPOINTS = ("awq", "gptq", "compressed-tensors")
-"""Quantisations that a checkpoint's own config names."""
+"""Quantisations that are named in the checkpoint's own configuration."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class Flag:
 
     Attributes:
         kind: int, float, str, or bool for a switch.
-        use: `used`, `unused` (taken, changes nothing here), or `refused` (would change results; only its default).
-        from_environment: TGI reads it from there too.
+        use: `used`, `unused` (accepted without effect), or `refused` (it would change results: only its default is
+            accepted).
+        from_environment: TGI reads it from the environment too.
     """
 
     name: str
@@ -66,17 +67,17 @@ class Flag:
 
     @property
     def variable(self) -> str:
-        """The environment variable that says it; empty where TGI reads none."""
+        """Its environment variable; empty if TGI reads none."""
         return self.key.upper() if self.from_environment else ""
 
 
 _SETTINGS = {each.setting.tgi: each for each in (*SETTINGS, *SERVER_SETTINGS) if each.setting.tgi}
 _KINDS: dict[Any, type] = {bool: bool, float: float, str | None: str, tuple[str, ...]: str}
-"""What TGI reads a text as for a field of this type; an integer for all others."""
+"""The type of TGI's flag for a field of this type; int for all others."""
 
 
 def _setting(name: str, use: str = "used") -> Flag:
-    """TGI's flag for a setting: its type, default and help are the field's."""
+    """TGI's flag for a setting, with the type, default and help of the field."""
     each = _SETTINGS[name]
     return Flag(name, _KINDS.get(each.kind, int), each.default, use, each.setting.help, many=each.setting.many)
 
@@ -159,7 +160,7 @@ def read(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> dic
     """The value of every flag: from the command line, else from the environment, else its default.
 
     Raises:
-        ConfigError: a text that is no such value, or a flag that cannot be honoured.
+        ConfigError: a text that the flag does not accept, or a flag that is refused.
     """
     given = vars(parser().parse_args(arguments))
     values: dict[str, Any] = {}
@@ -176,7 +177,7 @@ def read(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> dic
         if flag.use == "refused" and values[flag.key] not in (flag.default, None, False):
             raise ConfigError(f"--{flag.name} is not supported: {flag.help or 'leave it out.'}")
     values["hostname"] = _host(values["hostname"], given["hostname"] is not None)
-    port = environment.get("AIP_HTTP_PORT")  # Google's platform says where it looks
+    port = environment.get("AIP_HTTP_PORT")  # Google's platform sets the port
     if port:
         values["port"] = _value(next(flag for flag in FLAGS if flag.name == "port"), port)
     values["rest"] = platform_routes(environment)
@@ -197,10 +198,10 @@ def _value(flag: Flag, text: str) -> Any:
 
 
 def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, ListenConfig]:
-    """What the flags come to.
+    """The configurations of the server, the model and the HTTP listener that the flags describe.
 
     Raises:
-        ConfigError: flags that do not fit together, or a model that cannot be found.
+        ConfigError: flags that contradict each other, or a model that cannot be found.
     """
     if not values["model_id"]:
         raise ConfigError("--model-id (or MODEL_ID) is missing; give a folder in Hugging Face layout or a hub id")
@@ -229,7 +230,7 @@ def configs(values: Mapping[str, Any]) -> tuple[ServerConfig, GeneratorConfig, L
         adapters=adapters(values["lora_adapters"] or "", cache),
         tokenizer_config=Path(template).absolute() if template else None,
         compute_type=values["compute_type"],
-        generation_config="none",  # TGI reads the ends of texts from it, and no sampling
+        generation_config="none",  # TGI takes no sampling parameters from it, only the end-of-sequence tokens
     )
     return server, generator, ListenConfig(f"{values['hostname']}:{values['port']}")
 
@@ -261,8 +262,8 @@ def _host(text: str, is_flag: bool) -> str:
     """The address to listen on.
 
     Args:
-        is_flag: --hostname says it. In the environment HOSTNAME may be the machine's name, which a shell or a
-            container put there and nobody meant: every address then, as TGI does it.
+        is_flag: it comes from --hostname. The variable HOSTNAME is often set by a shell or a container to the machine's
+            name, without the user's intention: a name there means every address, as in TGI.
 
     Raises:
         ConfigError: the flag is neither an address nor the name of this machine.
@@ -284,7 +285,7 @@ def _host(text: str, is_flag: bool) -> str:
 
 
 class Log:
-    """Lines as TGI's launcher prints them, plain or JSON."""
+    """Prints log lines as TGI's launcher does, plain or as JSON."""
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
@@ -301,7 +302,8 @@ class Log:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGINT or SIGTERM; 0 after a clean stop, 1 where the model cannot be served, 2 for wrong flags."""
+    """Serves until SIGINT or SIGTERM. Returns 0 after a clean stop, 1 if the model cannot be served, 2 for wrong
+    flags."""
     stop_cleanly()
     try:
         configure_log(os.environ.get("LOG_LEVEL"))
@@ -318,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     if unused:
         log(f"taken, and without effect here: {', '.join(unused)}", "WARN")
-    from inflight.place import end_ahead, start_ahead  # the help does without these
+    from inflight.place import end_ahead, start_ahead  # not imported for the help
 
     log(f"Starting {generator.tensor_parallel} shard(s) of {generator.model_id}")
     try:
@@ -326,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StartError as error:
         log(one_line(error), "ERROR")
         return 1
-    from inflight.server import Server  # the web stack, which takes as long as a rank takes to be ready to load
+    from inflight.server import Server  # imported while the rank started above gets ready to load, which takes as long
 
     server = Server(server_config)
     try:
@@ -340,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log(one_line(error), "ERROR")
         return 1
     except BaseException:
-        server.stop()  # its thread would keep the process
+        server.stop()  # its thread would keep the process alive
         raise
     finally:
         end_ahead()

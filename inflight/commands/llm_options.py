@@ -31,10 +31,10 @@ LLM_OPTIONS = (
 
 
 def is_language_model(path: Path) -> bool:
-    """Whether a path is that of a checkpoint in Hugging Face layout, or of a GGUF file.
+    """Whether a path is a checkpoint in Hugging Face layout, or a GGUF file.
 
-    A folder with weights or a tokenizer is one whatever its config.json says, and so is one with a config.json that
-    cannot be read: what is wrong is told when it is loaded.
+    A folder with weights or a tokenizer is one whatever its config.json holds, and so is one with an unreadable
+    config.json: the error is reported when the model is loaded.
     """
     if is_gguf(path):
         return True
@@ -52,19 +52,19 @@ def is_language_model(path: Path) -> bool:
 
 
 def generator_config(where: Path | HubModel, written: str, values: Mapping[str, Any]) -> GeneratorConfig:
-    """What the options say of one language model.
+    """The configuration of one language model from the options.
 
     Args:
-        where: its folder, its GGUF file, or what is to be fetched of the hub.
-        written: as it was given.
+        where: its folder, its GGUF file, or the model of the hub to fetch.
+        written: the path or id as the user wrote it.
     """
     if isinstance(where, HubModel):
         hub, folder, name, known = where, Path(where.repo), where.name, written
     else:
-        # A link to a GGUF file may lead to a name that tells nothing, and `.` has none.
+        # The target of a link to a GGUF file may have a meaningless name; `.` has no name.
         folder = where.absolute() if is_gguf(where) else where.resolve()
         hub, known = None, str(folder)
-        name = open_model(folder).name if is_gguf(folder) else folder.name  # of several parts without the number
+        name = open_model(folder).name if is_gguf(folder) else folder.name  # without the number of a part
     given: tuple[int, ...] = values["device_ids"]
     return GeneratorConfig.asked(
         hub or folder,

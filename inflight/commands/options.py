@@ -1,8 +1,8 @@
-"""Flags, environment variables and a configuration file as one thing.
+"""Options that can be set by a flag, an environment variable or a configuration file.
 
-An `Option` has one name. `--max-message-mb`, `INFLIGHT_MAX_MESSAGE_MB` and the key `max_message_mb` of a file are
-three places to write its text, asked in this order; one parser reads the text from wherever it came. A file may also
-hold a list of models, each with options of its own.
+An `Option` has one name. `--max-message-mb`, `INFLIGHT_MAX_MESSAGE_MB` and the key `max_message_mb` of a file are three
+places for its text; the first that has it wins. The same parser reads the text from all of them. A file may also hold a
+list of models, each with options of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inflight.config import PREFIX, Field, RestConfig
 
 
 class UsageError(Exception):
-    """What the user wrote cannot be used; the text is one line that says what to write instead."""
+    """A mistake in the user's options; the text is one line that says what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Option:
         name: with hyphens, as after `--`.
         parse: reads the text and raises ValueError with a hint.
         help: one sentence.
-        default: the value where the option is not given anywhere.
+        default: the value if the option is not given anywhere.
         metavar: how the help names its value; None for a switch, which takes none.
         many: a list of texts: a repeated flag, a list in a file, separated by `os.pathsep` in the environment.
         positional: written without a flag.
@@ -61,7 +61,7 @@ class Option:
 
     @classmethod
     def of(cls, field: Field, of_model: bool = False) -> Option:
-        """The option that says a field of a configuration."""
+        """The option that sets a field of a configuration."""
         setting = field.setting
         metavar = setting.metavar or None
         return cls(field.flag, setting.parse, field.help, field.default, metavar, setting.many, of_model=of_model)
@@ -73,8 +73,8 @@ class Command:
 
     Attributes:
         summary: a few words for the list of commands.
-        description, examples: what its help begins and ends with.
-        run: called with the values by key; returns the exit code.
+        description, examples: the beginning and the end of its help.
+        run: takes the values by key; returns the exit code.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Command:
 
     @property
     def models(self) -> bool:
-        """Its file may list models."""
+        """Whether its configuration file may list models."""
         return any(option.of_model for option in self.options)
 
 
@@ -95,10 +95,10 @@ CONFIG = Option("config", str, "Read options from this file: YAML (*.yaml), TOML
 PRINT = Option("print-config", str, "Print what is in force as a file for --config, and end.")
 
 MODELS = "models"
-"""Key of a file's list of models."""
+"""The key of the list of models in a file."""
 
 PATH = "path"
-"""Key of what one of them is."""
+"""The key of a model's path in that list."""
 
 RULES = """\
 Every option can also be given as the environment variable shown, or as a key of the file
@@ -107,7 +107,7 @@ variable before the file. Paths are relative to the working directory."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the nearest known flag."""
+    """Reports an error in one line, with the nearest known flag."""
 
     def error(self, message: str) -> NoReturn:
         known = list(self._option_string_actions)
@@ -154,7 +154,7 @@ def place_rest(command: Command, given: dict[str, Any], rest: Sequence[str]) -> 
     """Gives words that argparse left over, because a flag stood between them, to the positional options.
 
     Returns:
-        What still fits nowhere.
+        The words that no option takes.
     """
     left = list(rest)
     for option in command.options:
@@ -174,7 +174,7 @@ class _Place:
 
     Attributes:
         name: for people.
-        texts: by key, what a flag would have.
+        texts: by key, as they would be written after flags.
     """
 
     name: str
@@ -182,11 +182,11 @@ class _Place:
 
 
 def resolve(command: Command, given: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
-    """The value of every option; and under `MODELS` the models of a file, each with its `PATH` and the value of every
-    option for it.
+    """The value of every option; under `MODELS` the models of a file, each with its `PATH` and its value of every
+    option.
 
     Args:
-        given: texts from the command line by key; absent where not written.
+        given: texts from the command line by key, for the options written there.
 
     Raises:
         UsageError: a text that its option does not accept, a file that cannot be read, or an unknown key in it.
@@ -209,10 +209,10 @@ def resolve(command: Command, given: Mapping[str, Any], env: Mapping[str, str]) 
 
 
 def in_force(command: Command, given: Mapping[str, Any], env: Mapping[str, str]) -> str:
-    """What `resolve` makes of the same, as a file that says it.
+    """The values that `resolve` returns, as the text of a configuration file.
 
     Raises:
-        UsageError: as `resolve`.
+        UsageError: as in `resolve`.
     """
     resolve(command, given, env)
     whole, models = _places(command, given, env)
@@ -235,13 +235,13 @@ def in_force(command: Command, given: Mapping[str, Any], env: Mapping[str, str])
 
 
 def _plain(option: Option, texts: list[str] | None) -> Any:
-    """Texts as a file would have them: a number or a truth where it says the same."""
+    """An option's texts as a value for a file: a number or a boolean if that is the same."""
     if texts is None and option.many:
         return list(option.default)
     if texts is None:
         return _as_text(list(option.default)) if isinstance(option.default, tuple) else option.default
     if option.many:
-        return list(texts)  # a list of its own: YAML would refer to one that is there twice
+        return list(texts)  # a copy, because YAML writes a reference for a list that occurs twice
     value = option.parse(texts[-1])
     return (
         value if isinstance(value, bool) or (isinstance(value, (int, float)) and str(value) == texts[-1]) else texts[-1]
@@ -262,7 +262,7 @@ def _value(option: Option, found: tuple[list[str] | None, str]) -> Any:
 def _texts(
     option: Option, given: Mapping[str, Any], env: Mapping[str, str], *places: _Place
 ) -> tuple[list[str] | None, str]:
-    """What was written for an option, and where; None where nothing was."""
+    """The texts given for an option, and their place for error messages; None if none was given."""
     texts = given.get(option.key)
     if texts is not None and texts != []:
         source = str(option.metavar) if option.positional else f"--{option.name}"
@@ -277,7 +277,7 @@ def _texts(
 
 
 def _places(command: Command, given: Mapping[str, Any], env: Mapping[str, str]) -> tuple[list[_Place], list[_Place]]:
-    """The file's own table, and those of its models."""
+    """The tables of a configuration file: its own, and those of its models."""
     file = given.get(CONFIG.key) or env.get(CONFIG.variable)
     if not file:
         return [], []
@@ -312,13 +312,13 @@ def _model(name: str, table: Mapping[str, Any], own: Sequence[Option], options: 
 def _read(
     table: Mapping[str, Any], place: str, options: Sequence[Option], more: Sequence[str] = ()
 ) -> dict[str, list[str]]:
-    """The options of a table as the texts that a flag would have.
+    """The options of a table, as the texts that would be written after flags.
 
     Args:
-        more: keys that are known beside the options.
+        more: further keys to suggest beside the options.
 
     Raises:
-        UsageError: a key that is no option.
+        UsageError: a key that is not an option.
     """
     known = {option.key: option for option in options}
     texts: dict[str, list[str]] = {}
@@ -350,20 +350,24 @@ def _as_text(value: Any) -> str:
 
 
 def platform_routes(env: Mapping[str, str], rest: RestConfig = RestConfig()) -> RestConfig:
-    """The paths where Google's platform says that it asks, beside what else is said of the routes."""
+    """The configuration of the routes, with the paths that Google's platform sets in the environment."""
     predict, health = env.get("AIP_PREDICT_ROUTE"), env.get("AIP_HEALTH_ROUTE")
     return RestConfig(rest.status_codes, (predict,) if predict else (), (health,) if health else ())
 
 
 def stop_cleanly() -> None:
-    """Until a server takes them over, SIGINT and SIGTERM end the process with 0: nobody is served yet."""
+    """Makes SIGINT and SIGTERM end the process with 0, until a server replaces the handlers: it serves nothing yet."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: sys.exit(0))
 
 
 def configure_log(level: str | None) -> None:
-    """Sets up the log after the environment, or at a level of TGI's names, which workers then get too."""
+    """Configures the log from the environment, or at a level by TGI's name, which workers inherit.
+
+    Raises:
+        UsageError: the environment has an invalid value.
+    """
     names = {"trace": "debug", "warn": "warning", **{name: name for name in log.LEVEL_NAMES}}
     name = names.get((level or "").lower())
     if name is not None:

@@ -1,4 +1,4 @@
-"""What a server that has started says: what it serves, and a line to try it with."""
+"""The message of a server that has started: what it serves, and a command to try it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inflight.config import TlsConfig
 from inflight.contract import DTYPE_CODES, MethodInfo, ServableStatus, TensorSpec
 
 SHOWN_ELEMENTS = 16
-"""An input with more elements is not written out in the line to try."""
+"""The largest number of elements of an input that the command to try it writes out."""
 
 
 def describe(
@@ -28,11 +28,11 @@ def describe(
     requests: Mapping[str, str] = MappingProxyType({}),
     generators: Sequence[str] = (),
 ) -> str:
-    """Several lines: every method with its inputs and outputs, the doors, and a line to try the first one.
+    """Several lines: every method with its inputs and outputs, the doors, and a command to try the first method.
 
     Args:
-        requests: by servable, a file that holds a REST request for its first method. Without one the line sends
-            zeros, which is all that can be said of an input of unknown meaning.
+        requests: by servable, a file that holds a REST request for its first method. Without one the command sends
+            zeros, because the meaning of an input is not known.
         generators: names of the language models.
     """
     lines = []
@@ -74,13 +74,13 @@ def _signature(method: MethodInfo) -> str:
 
 
 def _tensor(spec: TensorSpec) -> str:
-    """`x: float32[-1, 4]`, as much of it as is known."""
+    """A description like `x: float32[-1, 4]`, as far as it is known."""
     shape = "" if spec.shape is None else str(list(spec.shape))
     return f"{spec.name}: {spec.dtype}{shape}" if spec.dtype else spec.name
 
 
 def _line(method: MethodInfo, url: str | None, grpc: str | None, tls: TlsConfig | None, file: str | None) -> str:
-    """curl with a body where it is in a file or small; else our own client with a file for each large input."""
+    """The command: curl if the body is in a file or small, else our own client with a file for each large input."""
     values = {spec.name: _example(spec) for spec in method.inputs}
     flags = _tls_flags(tls) if tls else ""
     if url and (file or all(value is not None for value in values.values())):
@@ -96,7 +96,7 @@ def _line(method: MethodInfo, url: str | None, grpc: str | None, tls: TlsConfig 
 
 
 def _argument(name: str, value: Any) -> str:
-    """An input for our own client, a file where it is long or bytes."""
+    """An input on our client's command line; a file if it is long or bytes."""
     if value is None:
         return f"{name}=@{name}.npy"
     if isinstance(value, bytes):
@@ -108,7 +108,7 @@ def _argument(name: str, value: Any) -> str:
 
 
 def _example(spec: TensorSpec) -> Any:
-    """Zeros, or a text, that the input accepts; None where it would be long."""
+    """Zeros, or a text, that the input accepts; None if it would be long."""
     if spec.dtype == "str" or spec.dtype == "bytes":
         return "text" if spec.dtype == "str" else b"bytes"
     shape = tuple(max(1, size) for size in spec.shape or ())

@@ -97,7 +97,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is started: the options, checked and in the server's own words."""
+    """The configurations of what is started, made from the checked options."""
 
     server: ServerConfig
     servables: tuple[ServableConfig, ...]
@@ -110,7 +110,7 @@ def build_plan(values: Mapping[str, Any]) -> Plan:
     """The plan that the options describe.
 
     Raises:
-        UsageError: options that do not fit together, or a path that cannot be served.
+        UsageError: options that contradict each other, or a path that cannot be served.
     """
     tls = _tls(values)
     http, grpc = (ListenConfig.asked(values[door], values, tls) for door in ("http", "grpc"))
@@ -135,7 +135,7 @@ def _tls(values: Mapping[str, Any]) -> TlsConfig | None:
 
 
 def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tuple[GeneratorConfig, ...]]:
-    """What the paths are, and then the models of a file, each with its own options."""
+    """The configurations of the paths, then those of a file's models, each with its own options."""
     sources = [*((path, values) for path in values["paths"]), *((own[PATH], own) for own in values[MODELS])]
     if not sources:
         raise UsageError("PATH is missing; give a model file, a servable, a directory of servables or a language model")
@@ -174,11 +174,11 @@ def _servable(
     values: Mapping[str, Any],
     limits: dict[str, float],
 ) -> ServableConfig:
-    """One servable or model file.
+    """The configuration of one servable or model file.
 
     Args:
-        own: the options for it; `values`: for the whole server.
-        limits: execution timeouts by name; its own is taken out.
+        own: the options for it; `values`: those for the whole server.
+        limits: execution timeouts in seconds by name; its own is removed.
     """
     name = own["name"] or name
     limit = limits.pop(name, None)
@@ -196,7 +196,7 @@ def _servable(
 
 
 def _find(given: str) -> list[tuple[Path, str, Path | None]]:
-    """Directory, name and model file (None for a servable) of everything a PATH stands for."""
+    """Directory, name and model file (None for a servable) of everything that a PATH names."""
     path = Path(given).absolute()
     if path.name == CONFIG_FILE:
         path = path.parent
@@ -221,26 +221,27 @@ def _find(given: str) -> list[tuple[Path, str, Path | None]]:
 
 
 def _requests(servables: Sequence[ServableConfig]) -> dict[str, str]:
-    """By servable, the request to try it with that its author put beside servable_config.py."""
+    """By servable, the file with a sample request that its author put beside servable_config.py."""
     files = {each.name: each.directory / each.name / REQUEST_FILE for each in servables if each.model_file is None}
     return {name: os.path.relpath(file) for name, file in files.items() if file.is_file()}
 
 
 def run(values: Mapping[str, Any]) -> int:
-    """Serves until SIGINT or SIGTERM; 0 after a clean stop, 1 where something could not be started."""
+    """Serves until SIGINT or SIGTERM; returns 0 after a clean stop, 1 if something could not be started, 2 if its
+    configuration is wrong."""
     stop_cleanly()
     configure_log(values["log_level"])
     plan = build_plan(values)
-    from inflight.place import end_ahead, start_ahead  # the help of the command line does without these
+    from inflight.place import end_ahead, start_ahead  # not imported for the help
 
     for generator in plan.generators:
         alone = len(plan.generators) == 1 and not plan.servables
         start_ahead(generator, plan.server.log_dir, load=alone)
-    from inflight.server import Server  # which takes as long as a rank takes to be ready to load
+    from inflight.server import Server  # imported while the ranks started above get ready to load, which takes as long
 
     server = Server(plan.server.with_rest(platform_routes(os.environ, plan.server.rest)))
     try:
-        # The doors first: a busy port shows before minutes of loading, and health checks see the start.
+        # The doors open first: a busy port fails before minutes of loading, and health checks see the start.
         server.announce(plan.servables, plan.generators)
         http = server.start_http(plan.http) if plan.http else None
         grpc = server.start_grpc(plan.grpc) if plan.grpc else None
@@ -256,7 +257,7 @@ def run(values: Mapping[str, Any]) -> int:
         print(f"inflight serve: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except BaseException:
-        server.stop()  # its thread would keep the process
+        server.stop()  # its thread would keep the process alive
         raise
     finally:
         end_ahead()

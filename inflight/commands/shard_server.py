@@ -30,7 +30,7 @@ PROGRAM = "text-generation-server"
 CONNECT_TIMEOUT = 600.0
 STOP_GRACE = 5.0
 MAX_PREFILL_TOKENS = 4096
-"""Prompt tokens of a step: as many as TGI's router puts together by default."""
+"""Prompt tokens of a step, the default of TGI's router."""
 _SETTINGS = [each for each in SETTINGS if each.name in ("dtype", "kv_cache_bytes", "block_size", "trust_remote_code")]
 _VARIABLES = [each for each in SETTINGS if each.name.startswith("watermark_")]
 """Settings that TGI's shards read from the environment."""
@@ -38,7 +38,7 @@ _UNUSED = ("speculate", "kv-cache-dtype", "otlp-endpoint", "otlp-service-name")
 
 
 def _parser(field: Field) -> Callable[[str], Any]:
-    """As argparse wants it: it shows the text of its own kind of error only."""
+    """The field's parser for argparse, which shows the text of its own class of errors only."""
 
     def parse(text: str) -> Any:
         try:
@@ -87,7 +87,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGINT or SIGTERM; 0 after a clean stop, 1 where the model cannot be served, 2 for wrong flags."""
+    """Serves until SIGINT or SIGTERM. Returns 0 after a clean stop, 1 if the model cannot be served, 2 for wrong
+    flags."""
     given = parser().parse_args(arguments)
     log = _Log(given.json_output)
     stop_cleanly()
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, (ConfigError, UsageError)) else 1
     try:
         return _serve(job, given.uds_path, [one.name for one in found], log)
-    except Exception as error:  # whatever a back end raised while it loaded
+    except Exception as error:  # any error of a back end while it loads
         log(one_line(failed_load("the model", error, folder)), "ERROR")
         return 1
 
@@ -152,7 +153,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int:
-    # torch is imported here, where a rank is really wanted.
+    # torch is imported here, so that the help does not wait for it.
     from inflight.device import connect_ranks, open_device
     from inflight.shard import ModelRunner
     from inflight.text import load_tokenizer
@@ -174,7 +175,7 @@ def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int
 
 
 class _Log:
-    """Lines as TGI's shards print them."""
+    """Prints log lines as TGI's shards do."""
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json

@@ -1,4 +1,4 @@
-"""Where a request goes: a servable's method behind a REST or a gRPC door. Shared by `client` and `bench`."""
+"""The target of a request: a servable's method behind a REST or a gRPC door. Shared by `client` and `bench`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Target:
         return json.dumps({"instances": [instance] * count}, separators=(",", ":")).encode()
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """For REST over TLS; None without TLS."""
+        """The TLS context for REST; None without TLS."""
         if not self.https:
             return None
         context = ssl.create_default_context(cafile=self.tls_ca)
@@ -84,7 +84,7 @@ class Target:
         return context
 
     def grpc_arguments(self) -> dict[str, Any]:
-        """For `Client` and `AsyncClient`."""
+        """Arguments for `Client` and `AsyncClient`."""
         from inflight.client import SSLConfig  # imports gRPC, which REST does without
 
         tls = SSLConfig(self.tls_cert, self.tls_key, self.tls_ca) if self.tls_ca or self.tls_cert else None
@@ -101,7 +101,7 @@ def build_target(values: Mapping[str, Any]) -> Target:
     """The target that the options of this file describe.
 
     Raises:
-        UsageError: something is missing.
+        UsageError: an option is missing.
     """
     for key in ("address", "servable", "method"):
         if not values[key]:

@@ -1,4 +1,4 @@
-"""Inputs written on a command line, and results printed as JSON."""
+"""Reads inputs from a command line, and prints results as JSON."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 
 from inflight.contract import DTYPE_CODES
 
-# What the REST door makes of a JSON number, so that one command line means the same through both doors.
+# The types that the REST door gives JSON numbers, so that a command line means the same through both doors.
 _JSON_DTYPES = {"b": "bool", "i": "int32", "f": "float32"}
 PLAIN = frozenset(_JSON_DTYPES.values())
-"""Data types that need no name on the command line or in JSON."""
+"""Data types that are the default on the command line and in JSON."""
 
 
 def parse_input(text: str) -> tuple[str, Any]:
-    """`name=value` or `name:dtype=value` as a name and an array, text or bytes.
+    """Reads `name=value` or `name:dtype=value` as a name and an array, text or bytes.
 
-    A value is JSON (numbers become int32 or float32, where no dtype is named), `@file.npy` for an array, or
-    `@file` for the bytes of a file.
+    A value is JSON (numbers become int32 or float32 if no dtype is named), `@file.npy` for an array, or `@file` for the
+    bytes of a file.
 
     Raises:
         ValueError: with a hint.
@@ -95,7 +95,7 @@ def rest_value(value: Any) -> Any:
 
 
 def printable(value: Any) -> Any:
-    """A result as JSON can hold it: arrays as lists, bytes as base64."""
+    """A result as a JSON value: arrays as lists, bytes as base64."""
     if isinstance(value, dict):
         return {key: printable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Start-up configuration as frozen records: read once at the edge, passed down, never read again."""
+"""The start-up configuration as frozen records: read once at the start, then passed down."""
 
 from inflight.config.model import (
     DTYPES,

@@ -1,7 +1,7 @@
-"""What one language model is told at its start: a record for its ranks, one for requests, one for the schedule.
+"""The configuration of one language model: a record for its ranks, one for requests, one for the scheduler.
 
-A setting is written here and nowhere else: type, default, help, and its names. Command lines, configuration files,
-`LLM` and `declare_generator` are made of these fields, and messages carry the records as they are.
+A setting's type, default, help and names are written here and nowhere else. Command lines, configuration files, `LLM`
+and `declare_generator` are made from these fields, and messages carry the records unchanged.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from inflight.hub import HubModel, fetch, hint, locate
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZE = ("none", "int8", "int4", "int4-64", "int4-128")
-"""What weights can be packed as; int4 is in groups of 32."""
+"""The formats that weights can be packed in; int4 is in groups of 32."""
 KV_CACHE_DTYPES = ("auto", "int8")
 GENERATION_CONFIGS = ("auto", "none")
-"""Whether OpenAI's routes take what a request does not say from the model's generation_config.json."""
+"""Whether OpenAI's routes take the parameters that a request leaves out from the model's generation_config.json."""
 CPU_ENGINES = ("auto", "torch")
 POOLINGS = ("last", "mean")
 MAX_RANKS = 64
@@ -35,8 +35,8 @@ class AdapterConfig:
 
     Attributes:
         name: for clients.
-        folder: in PEFT's layout; absolute. Of an adapter of the hub it is known once that is fetched.
-        hub: what is to be fetched; None: it is here.
+        folder: in PEFT's layout; absolute. For an adapter of the hub it is valid after the fetch.
+        hub: the adapter of the hub to fetch; None: the folder is on this machine.
     """
 
     name: str
@@ -45,14 +45,14 @@ class AdapterConfig:
 
     @classmethod
     def of(cls, name: str, given: str | Path, base: Path | None = None, *, cache: str | None = None) -> AdapterConfig:
-        """The adapter of that name at a path, or of the hub.
+        """The adapter with that name, at a path or on the hub.
 
         Args:
-            base: the folder that relative paths begin at; None: the working directory.
-            cache: as for `locate`.
+            base: the folder that paths are relative to; None: the working directory.
+            cache: as in `locate`.
 
         Raises:
-            ConfigError: as `locate`.
+            ConfigError: as in `locate`.
         """
         where = locate(given, base, cache=cache)
         if isinstance(where, HubModel):
@@ -60,7 +60,7 @@ class AdapterConfig:
         return cls(name, where.absolute())
 
     async def fetched(self) -> AdapterConfig:
-        """The adapter on this disk.
+        """The adapter, fetched to this machine.
 
         Raises:
             StartError: it cannot be fetched.
@@ -69,13 +69,14 @@ class AdapterConfig:
 
 
 def adapters(text: str, cache: str | None = None) -> tuple[AdapterConfig, ...]:
-    """`name=folder,org/name@revision`; what has no name is called like the folder, or by its id.
+    """Reads a list such as `name=folder,org/name@revision`. Without a name an adapter is called by its folder's name or
+    its id.
 
     Args:
-        cache: where adapters of the hub are kept; None: in the hub's own cache.
+        cache: folder in which adapters of the hub are kept; None: the hub's own cache.
 
     Raises:
-        ConfigError: a folder that is not there, or a name twice.
+        ConfigError: a folder that does not exist, or a name twice.
     """
     found: list[AdapterConfig] = []
     for part in (each.strip() for each in text.split(",")):
@@ -99,7 +100,7 @@ def adapters(text: str, cache: str | None = None) -> tuple[AdapterConfig, ...]:
 
 
 def _called(adapter: AdapterConfig) -> str:
-    """TGI's clients name an adapter of the hub by its id."""
+    """The name of an adapter that the user gave none: its folder's, or, as TGI's clients expect, its id on the hub."""
     return adapter.folder.name if adapter.hub is None else adapter.hub.repo
 
 
@@ -111,24 +112,24 @@ def _adapters(text: str) -> tuple[AdapterConfig, ...]:
 
 
 class ModelConfig(msgspec.Struct, frozen=True):
-    """What every rank of a language model is told of it.
+    """The settings of a language model that every rank needs.
 
     Attributes:
-        model_dir: a folder in Hugging Face layout, or a GGUF file; absolute. Of a model of the hub it is known once
-            that is fetched.
+        model_dir: a folder in Hugging Face layout, or a GGUF file; absolute. For a model of the hub it is valid after
+            the fetch.
         device_type: cpu, gpu (or cuda), ascend (or npu), or None for the best one here.
         dtype: auto, float32, bfloat16 or float16.
         kv_cache_bytes: memory of each rank's cache; None: measured at start.
         block_size: tokens in one block of the cache.
         threads: CPU threads of each rank; 0: the cores divided by the ranks.
-        quantize: none, int8, int4, int4-64 or int4-128: what float weights are packed as, on the CPU engine.
+        quantize: none, int8, int4, int4-64 or int4-128: the format that the CPU engine packs float weights in.
         kv_cache_dtype: auto (that of the weights) or int8, on the CPU engine.
-        packed_cache: folder where packed weights are kept from one start to the next; None: nowhere.
+        packed_cache: folder where packed weights are kept from one start to the next; None: they are not kept.
         adapters: LoRA adapters that requests may name; the first one is number 1.
-        allow_pickle, trust_remote_code: read what can run code.
+        allow_pickle, trust_remote_code: read files that can run code.
         watermark_gamma, watermark_delta: of `Watermark`.
-        cpu_engine: auto, or torch, which leaves the native CPU engine out; None: not said.
-        cpu_isa: the engine's instruction set, for tests; None: the best one that there is.
+        cpu_engine: auto, or torch, which does not use the native CPU engine; None: not set.
+        cpu_isa: the engine's instruction set, for tests; None: the best available one.
     """
 
     model_dir: Path
@@ -200,7 +201,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
     ] = None
 
     def completed(self, environment: Mapping[str, str]) -> ModelConfig:
-        """The same with what variables say of settings that are left open here: for processes without a command line.
+        """The same, with open settings taken from environment variables: for processes without a command line.
 
         Raises:
             ConfigError: a variable has a text that its setting does not accept.
@@ -217,10 +218,10 @@ class ModelConfig(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one request may ask for. The names are TGI's.
+    """The limits of one request. The names are TGI's.
 
     Attributes:
-        max_input_tokens, max_total_tokens: None: what model and cache allow.
+        max_input_tokens, max_total_tokens: None: the limits of model and cache.
         payload_limit: bytes of a request's body.
         grammars: requests may ask for structured output.
     """
@@ -254,17 +255,17 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """How requests share the model. The names are TGI's.
+    """The policy by which requests share the model. The names are TGI's.
 
     Attributes:
-        max_concurrent_requests: more are refused (Overloaded).
+        max_concurrent_requests: further requests are refused (Overloaded).
         max_batch_size: rows that are computed together.
         max_batch_prefill_tokens: prompt tokens computed in one step; None: by device.
-        max_batch_mixed_tokens: tokens up to which prompts fill a step in which others decode; None: by device.
+        max_batch_mixed_tokens: tokens up to which prompts fill a step in which other rows decode; None: by device.
         max_batch_total_tokens: tokens in the cache; None: all that fit.
-        waiting_served_ratio, max_waiting_tokens: reported; with chunked prefill nobody waits for a pause.
+        waiting_served_ratio, max_waiting_tokens: reported only; with chunked prefill requests do not wait for a pause.
         step_timeout: seconds after which a step counts as hung and the shards are replaced.
-        plans_in_flight: steps the shards may have at once.
+        plans_in_flight: number of steps that the shards may hold at once.
     """
 
     max_concurrent_requests: Annotated[
@@ -320,13 +321,13 @@ class Policy(msgspec.Struct, frozen=True):
     plans_in_flight: int = 2
 
     def prefill_tokens(self, device_type: str | None) -> int:
-        """The resolved `max_batch_prefill_tokens`: a chunk delays those that come, so it is small on a CPU."""
+        """The resolved `max_batch_prefill_tokens`. It is small on a CPU, because a chunk delays the next requests."""
         return self.max_batch_prefill_tokens or (512 if device_type == "cpu" else 4096)
 
     def resolved(self, device_type: str, max_rows: int) -> Policy:
-        """What is in force on shards of a device that have so many rows.
+        """The policy with its open settings resolved, for shards with `max_rows` rows on such a device.
 
-        `max_batch_mixed_tokens` is for rows that keep the arithmetic busy, where that is known.
+        `max_batch_mixed_tokens` becomes the number of tokens that keep the arithmetic busy, if that is known.
         """
         return msgspec.structs.replace(
             self,
@@ -340,20 +341,20 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
     """One language model to start.
 
     Attributes:
-        model: what its ranks are told of it.
-        name: its name for clients; `model_id`: what `/info` calls it, None: the folder.
+        model: the settings for its ranks.
+        name: its name for clients; `model_id`: its name in `/info`, None: the folder.
         limits: of one request.
         policy: how requests share it.
-        tensor_parallel: processes that share the model.
+        tensor_parallel: number of processes that share the model.
         device_ids: one for each rank; empty: 0, 1, ...
-        generation_config: auto: requests to OpenAI's routes that say nothing else are sampled as the model's
-            generation_config.json says, as vLLM does it; none: as OpenAI does it, as TGI does.
-        pooling: what a decoder's embeddings are: of the `last` token, or the `mean` of all. None: as its folder says,
-            else `last`.
-        compute_type: what TGI's header x-compute-type says; None: ranks and device.
+        generation_config: the defaults of sampling on OpenAI's routes; auto: the model's generation_config.json, as in
+            vLLM; none: OpenAI's defaults, as in TGI.
+        pooling: a decoder's embedding is the state of the `last` token, or the `mean` of all. None: the setting in its
+            folder, else `last`.
+        compute_type: the value of TGI's header x-compute-type; None: ranks and device.
         tokenizer_config: another tokenizer_config.json than the model's, for its chat template.
-        hub: what is to be fetched before it is loaded; None: it is here.
-        commit: of the hub's repository that it came from, where it did.
+        hub: the model of the hub to fetch before loading; None: the model is on this machine.
+        commit: the commit of the hub's repository, for a model from the hub.
     """
 
     model: ModelConfig
@@ -395,14 +396,14 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, where: Path | HubModel, name: str = "", **values: Any) -> GeneratorConfig:
-        """A configuration out of fields of any of its records.
+        """Makes a configuration from fields of any of its records.
 
         Args:
-            where: a folder or a file; absolute. Or a model of the hub.
+            where: a folder or a file (absolute), or a model of the hub.
             name: empty: that of the folder, or of the repository.
 
         Raises:
-            TypeError: a name that is no field.
+            TypeError: a name that is not a field.
         """
         folder, hub = (Path(where.repo), where) if isinstance(where, HubModel) else (where, None)
         parts = [
@@ -415,10 +416,10 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
 
     @classmethod
     def asked(cls, where: Path | HubModel, name: str, values: Mapping[str, Any], **fields: Any) -> GeneratorConfig:
-        """As `of`, with the settings that are among some values by their keys.
+        """As `of`, with the settings whose keys are in `values`.
 
         Args:
-            fields: by their own names; they go before the values.
+            fields: by field name; they override `values`.
         """
         told = {each.name: each.told(values[each.key]) for each in SETTINGS if each.key in values}
         return cls.of(where, name, **{**told, **fields})
@@ -428,7 +429,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, model=self.model.completed(environment))
 
     async def fetched(self) -> GeneratorConfig:
-        """The same with what it names of the hub on this disk. Cancelling ends a fetch.
+        """The same, with the model and its adapters fetched to this machine. Cancelling ends a fetch.
 
         Raises:
             StartError: something cannot be fetched; the text says why and what to do.
@@ -443,4 +444,4 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
 
 
 SETTINGS = tuple(field for record in (GeneratorConfig, ModelConfig, Policy, Limits) for field in fields_of(record))
-"""All that a command line, a file or a script can say of a language model."""
+"""All settings of a language model for a command line, a file or a script."""

@@ -1,6 +1,6 @@
-"""Readers of single texts, from wherever they come: a flag, a variable, a file.
+"""Parsers of the texts of settings, from a flag, a variable or a file.
 
-Each takes a text and returns the value, or raises ValueError with what to write instead.
+Each takes a text and returns the value, or raises a ValueError that says what to write instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 KEY_LENGTHS = (16, 24, 32)
-"""Bytes of a key of AES."""
+"""Lengths of an AES key in bytes."""
 
 _YES = ("1", "true", "yes", "on")
 _NO = ("0", "false", "no", "off", "")
@@ -96,7 +96,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def device_ids(text: str) -> tuple[int, ...]:
-    """`0,1` as a tuple; an empty text is no device."""
+    """`0,1` as a tuple; empty for an empty text."""
     items = [item.strip() for item in text.split(",") if item.strip()]
     if not all(item.isdecimal() for item in items) or len(set(items)) != len(items):
         raise ValueError(f"'{text}' is no list of device ids; write distinct numbers like 0,1")
@@ -122,7 +122,7 @@ def class_name(text: str) -> str:
 
 
 def key_file(text: str) -> bytes:
-    """The key in a file: 16, 24 or 32 bytes, with or without a line end after it."""
+    """The key in a file: 16, 24 or 32 bytes; a line end may follow it."""
     content = Path(existing_file(text)).read_bytes()
     for key in (content, content.rstrip(b"\r\n")):
         if len(key) in KEY_LENGTHS:

@@ -1,6 +1,6 @@
-"""What a server, its doors and its servables are told at their start.
+"""The configuration of a server, its doors and its servables.
 
-As in `model`, a setting stands at its field and nowhere else: type, default, help, and its names.
+As in `model`, a setting's type, default, help and names are written at its field and nowhere else.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ MAX_MESSAGE_MB = 512
 OFF = "off"
 """The address of a door that is not opened."""
 GRPC_ENGINES = ("auto", "nghttp2", "grpcio")
-"""Who speaks HTTP/2 at the gRPC door: nghttp2, where the package was built with it, or grpcio's C core. `auto` is the
-first of them that is there."""
+"""The implementations of HTTP/2 for the gRPC door: nghttp2, if the package was built with it, or grpcio's C core.
+`auto` is the first available one."""
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processor time that a control group grants in a period: what `docker run --cpus` sets."""
+"""Microseconds of processor time that a control group grants in a period; `docker run --cpus` sets it."""
 
 
 def processors(quota: Path = CPU_QUOTA) -> int:
-    """How many this process may use: those of its affinity, at most what its control group grants."""
+    """The number of processors for this process: those of its affinity, at most the quota of its control group."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         granted, period = quota.read_text().split()
@@ -87,7 +87,7 @@ class ListenConfig(msgspec.Struct, frozen=True):
 
     @classmethod
     def asked(cls, address: str, values: Mapping[str, Any], tls: TlsConfig | None) -> ListenConfig | None:
-        """The listener at an address, with the settings that are among some values by their keys; None for `off`."""
+        """The listener at an address, with the settings whose keys are in `values`; None for `off`."""
         return None if address.lower() == OFF else filled(cls, values, address=address, tls=tls)
 
 
@@ -101,11 +101,11 @@ class Addresses(msgspec.Struct, frozen=True):
 
 
 class RestConfig(msgspec.Struct, frozen=True):
-    """How REST routes answer.
+    """The configuration of REST routes.
 
     Attributes:
-        status_codes: MindSpore Serving's routes answer errors with a status of their own, and not HTTP 200.
-        predict_routes, health_routes: paths that a platform has named, beside our own.
+        status_codes: MindSpore Serving's routes answer errors with the error's own status instead of HTTP 200.
+        predict_routes, health_routes: further paths, named by a platform.
     """
 
     status_codes: Annotated[
@@ -124,11 +124,11 @@ class ServableConfig(msgspec.Struct, frozen=True):
         device_ids: one replica (worker process) for each; empty: only extra workers, on the CPU.
         version: 0 is the newest on disk.
         device_type: `ascend`, `gpu`, `cpu` or None.
-        num_parallel_workers: worker processes that can run Python stages, in all.
-        dec_key, dec_mode: how encrypted model files are opened.
-        model_file: a bare model file served without any servable_config.py; then `directory` is its folder.
+        num_parallel_workers: total number of worker processes that can run Python stages.
+        dec_key, dec_mode: key and mode to decrypt model files.
+        model_file: a bare model file served without servable_config.py; `directory` is then its folder.
         max_batch_size: rows in one run of a bare model with a dynamic batch, or None for the default.
-        execution_timeout: as the server's, for this servable; None: the server's.
+        execution_timeout: in seconds, for this servable; None: that of `ServerConfig`.
     """
 
     directory: Path
@@ -169,11 +169,11 @@ class ServableConfig(msgspec.Struct, frozen=True):
 
 
 class RestartPolicy(msgspec.Struct, frozen=True):
-    """When a lost worker is started again.
+    """The policy for restarts of lost workers.
 
     Attributes:
-        only_proven: MindSpore Serving's rule: a worker that answered nothing since its start, or that left on
-            its own, is not started again, and the last one's exit ends the server.
+        only_proven: MindSpore Serving's rule: a worker that answered nothing since its start, or that exited by
+            itself, is not started again, and the exit of the last worker ends the server.
         first_delay, max_delay: back-off in seconds between starts that fail; a proven worker restarts at once.
     """
 
@@ -183,25 +183,25 @@ class RestartPolicy(msgspec.Struct, frozen=True):
 
 
 class ServerConfig(msgspec.Struct, frozen=True):
-    """What the whole server is told at its start.
+    """The configuration of the whole server.
 
     Attributes:
         max_enqueued_requests: requests in flight over the whole server before new ones are refused.
         start_timeout: seconds that a worker may take to load its servable, or the ranks their language model; None:
-            any time.
+            no limit.
         warm_up_timeout: seconds that one run of a model on made-up inputs may take when a worker starts; a worker that
             takes longer is started again without such runs.
         execution_timeout: seconds that one call of a stage's function or model may take before its worker counts as
-            hung and is replaced; 0: any time.
+            hung and is replaced; 0: no limit.
         stop_timeout: seconds that running work may take when the server stops.
-        log_dir: where each worker's output goes; None: the server's own stderr.
+        log_dir: folder for each worker's output; None: the server's own stderr.
         restart: when a lost worker is started again.
         exit_when_lost: the server ends when no worker is left that could be restarted.
-        rest: how the MindSpore Serving routes answer.
+        rest: the configuration of REST routes.
         grpc_engine: one of `GRPC_ENGINES`.
-        api_key: what a caller of a model has to show, over HTTP and gRPC; None: nothing.
+        api_key: the key that calls of models must carry, over HTTP and gRPC; None: none.
         cors_origins: web pages of these origins may call; `*` is any.
-        protocols: of one's own, beside ours, over HTTP: `module:Class` of classes of `inflight.frontends.Door`.
+        protocols: the user's own HTTP protocols: `module:Class` of subclasses of `inflight.frontends.Door`.
     """
 
     max_enqueued_requests: Annotated[
@@ -293,24 +293,24 @@ class ServerConfig(msgspec.Struct, frozen=True):
 
     @classmethod
     def asked(cls, values: Mapping[str, Any], rest: RestConfig = RestConfig(), **fields: Any) -> ServerConfig:
-        """A configuration with the settings that are among some values by their keys.
+        """A configuration with the settings whose keys are in `values`.
 
         Args:
-            rest: what else is said of the REST routes.
-            fields: by their own names; they go before the values.
+            rest: further settings of the REST routes.
+            fields: by field name; they override `values`.
         """
         routes = {name: getattr(rest, name) for name in ("predict_routes", "health_routes")}
         return filled(cls, values, rest=filled(RestConfig, values, **routes), **fields)
 
     def with_rest(self, rest: RestConfig) -> ServerConfig:
-        """The same with other REST routes."""
+        """The same, with another configuration of the REST routes."""
         return msgspec.structs.replace(self, rest=rest)
 
 
 SERVER_SETTINGS = tuple(
     field for record in (Addresses, ServerConfig, ListenConfig, TlsConfig, RestConfig) for field in fields_of(record)
 )
-"""All that a command line, a file or a script can say of a server."""
+"""All settings of a server for a command line, a file or a script."""
 
 SERVABLE_SETTINGS = fields_of(ServableConfig)
-"""All that they can say of a servable or a model file."""
+"""Their settings of a servable or a model file."""

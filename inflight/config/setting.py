@@ -1,4 +1,4 @@
-"""What is written once of a setting, beside its field: how a command line, a file and a script may say it."""
+"""The description of a setting, written once beside its field: its parser, its help and its names."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import msgspec
 from inflight.errors import ConfigError
 
 PREFIX = "INFLIGHT_"
-"""What environment variables of settings begin with."""
+"""The prefix of the environment variables of settings."""
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 _SCALARS = {int, float, str, bool, int | None, float | None, str | None}
-"""Types of fields whose values have a text that `Setting.parse` reads."""
+"""Types of fields whose values `check` can pass to `Setting.parse` as text."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Stands in the `Annotated` type of a field.
+    """The description of a setting, in the `Annotated` type of its field.
 
     Attributes:
         help: one sentence or two, without the default.
-        parse: reads the value from a text; ValueError says what to write instead.
-        metavar: how a help names the value; empty for a switch.
-        default: how a help tells the default, after that word; empty: the field's default; None: not at all.
+        parse: reads the value from a text; its ValueError says what to write instead.
+        metavar: the name of the value in a help text; empty for a switch.
+        default: the text after the word "Default" in a help text; empty: the field's default; None: it is not shown.
         flag: its name on a command line, with hyphens; empty: the field's name.
         tgi: its flag in TGI's launcher; empty: the launcher has none.
-        opposite: the flag says the opposite of the field.
-        inherited: its variable counts in scripts and in ranks too, which read no command line.
-        many: a flag that may be repeated; the field is a tuple, and `parse` reads one item of it.
+        opposite: the flag means the opposite of the field.
+        inherited: scripts and ranks, which have no command line, read its variable too.
+        many: the flag may be repeated; the field is a tuple, and `parse` reads one item of it.
     """
 
     help: str
@@ -54,7 +54,7 @@ class Field:
     Attributes:
         name: of the field.
         kind: its type.
-        value: its default; None where it has none.
+        value: its default; None if it has none.
     """
 
     name: str
@@ -73,23 +73,23 @@ class Field:
 
     @property
     def variable(self) -> str:
-        """The environment variable that says it."""
+        """Its environment variable."""
         return PREFIX + self.key.upper()
 
     @property
     def default(self) -> Any:
-        """The flag's."""
+        """The default of the flag."""
         return self.told(self.value)
 
     def told(self, value: Any) -> Any:
-        """The field's value where the flag has this one."""
+        """The field's value for this value of the flag."""
         if self.setting.many:
             return tuple(value)
         return not value if self.setting.opposite else value
 
     @property
     def help(self) -> str:
-        """With the default."""
+        """The help text with the default."""
         setting = self.setting
         if setting.default is None or not setting.metavar:
             return setting.help
@@ -109,10 +109,10 @@ def fields_of(record: type[msgspec.Struct]) -> tuple[Field, ...]:
 
 
 def filled(record: type[R], values: Mapping[str, Any], **fields: Any) -> R:
-    """A record with the settings that are among some values by their keys.
+    """A record with the settings whose keys are in `values`.
 
     Args:
-        fields: by their own names; they go before the values.
+        fields: by field name; they override `values`.
     """
     told = {each.name: each.told(values[each.key]) for each in fields_of(record) if each.key in values}
     return record(**{**told, **fields})
@@ -122,7 +122,7 @@ def check(record: msgspec.Struct) -> None:
     """Checks the settings of a record that a script has made, and of the records in it.
 
     Raises:
-        ConfigError: a value that no flag could have; the text names the field and says what to write.
+        ConfigError: a value that the setting does not accept; the text names the field and says what to write.
     """
     for name in record.__struct_fields__:
         inner = getattr(record, name)
