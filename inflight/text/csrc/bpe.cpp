@@ -111,7 +111,10 @@ size_t Pairs::slot(uint64_t key) const {
 
 void Pairs::set(uint32_t left, uint32_t right, Merge merge) {
     const uint64_t key = uint64_t{left} << 32 | right;
-    entries_[slot(key)] = {key, static_cast<uint32_t>(merge.rank), merge.made};
+    const size_t at = slot(key), begin = mixed(key * kBase) & (entries_.size() - 1);
+    if (((at - begin) & (entries_.size() - 1)) >= kMostProbes)
+        throw std::invalid_argument("merges that are made to collide");
+    entries_[at] = {key, static_cast<uint32_t>(merge.rank), merge.made};
 }
 
 Merge Pairs::find(uint32_t left, uint32_t right) const {
