@@ -55,6 +55,7 @@ class _Rank:
     async def start(self, process: WorkerProcess, told: bool, job: ShardJob) -> None:
         """Connects to the process and sends it the job, unless it was `told` the job already."""
         self.worker = WorkerHandle(f"rank {self.number}", process, self._received, self._ended)
+        self._group.started(self.worker)
         await self.worker.connect()
         if not told:
             self.worker.send(LoadShard(job))
@@ -99,6 +100,7 @@ class ShardGroup(Executor):
         self._make_progress = progress
         self._progress: ProgressBar | None = None
         self._ranks: list[_Rank] = []
+        self._workers: list[WorkerHandle] = []  # not ended yet: a cancelled `_end` leaves them to the next
         self._results: deque[StepResult] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._error: WorkerLost | None = None
@@ -194,6 +196,9 @@ class ShardGroup(Executor):
 
     # Called by ranks
 
+    def started(self, worker: WorkerHandle) -> None:
+        self._workers.append(worker)
+
     def answered(self, result: StepResult) -> None:
         self._results.append(result)
         self._wake()
@@ -237,7 +242,12 @@ class ShardGroup(Executor):
             if not rank.offer.done():
                 rank.offer.set_exception(StartError("the model was given up while it was being loaded"))
                 rank.offer.exception()
-        await asyncio.gather(*(rank.worker.end(grace) for rank in ranks if rank.worker is not None))
+        await asyncio.gather(*(self._end_worker(worker, grace) for worker in self._workers))
+
+    async def _end_worker(self, worker: WorkerHandle, grace: float) -> None:
+        await worker.end(grace)
+        if worker in self._workers:
+            self._workers.remove(worker)
 
     def _process(self, job: ShardJob) -> tuple[WorkerProcess, bool]:
         """As `start_rank`."""

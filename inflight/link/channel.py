@@ -35,16 +35,26 @@ class ServerChannel(asyncio.Protocol):
         self._reader = reader
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
+        self._given_up = False
 
     @classmethod
     async def open(
         cls, sock: socket.socket, on_message: Handler, on_closed: Callable[[], None], reader: ArenaReader | None
     ) -> ServerChannel:
-        loop = asyncio.get_running_loop()
-        _, channel = await loop.connect_accepted_socket(lambda: cls(on_message, on_closed, reader), sock)
+        channel = cls(on_message, on_closed, reader)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: channel, sock)
+        except BaseException:  # cancelled, too: nothing else would close the transport, which may come later
+            channel._given_up = True
+            channel.close()
+            channel._transport = None  # uvloop closes it by itself then, and reports no end
+            raise
         return channel
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._given_up:
+            transport.close()
+            return
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses
 
     def data_received(self, data: bytes) -> None:

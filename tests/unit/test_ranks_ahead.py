@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from inflight import early
 from inflight.config import GeneratorConfig, ServerConfig
 from inflight.early import plain_model
 from inflight.engine import ShardGroup
 from inflight.errors import StartError
-from inflight.link import create_file
+from inflight.link import ServerChannel, create_file
 from inflight.place import end_ahead, shard_job, start_ahead, start_rank
 from inflight.place.ranks import _ahead
 
@@ -115,6 +116,31 @@ def test_a_start_that_is_cancelled_leaves_no_error_behind(tmp_path: Path) -> Non
 
     asyncio.run(main())
     assert printed == []
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8])
+def test_a_clean_up_that_is_cancelled_too_is_finished_by_the_close(turns: int, tmp_path: Path) -> None:
+    """A server that stops cancels until a start is over; no process, channel or transport stays."""
+
+    async def main() -> None:
+        group = ShardGroup(CONFIG, ServerConfig(log_dir=tmp_path))
+        start = asyncio.ensure_future(group.start())
+        while not group.pids:
+            await asyncio.sleep(0)
+        (pid,) = group.pids
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        start.cancel()
+        await asyncio.sleep(0)
+        start.cancel()
+        await asyncio.wait([start])
+        await group.close()
+        assert not runs(pid)
+        assert not group.pids
+        await asyncio.sleep(0.01)  # a transport that was being made is closed once it is there
+        assert [each for each in gc.get_objects() if isinstance(each, ServerChannel) and not each.closed] == []
+
+    uvloop.run(main())
 
 
 def test_a_command_begins_the_rank_that_is_plain(file: int, tmp_path: Path) -> None:
