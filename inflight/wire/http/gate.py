@@ -19,8 +19,8 @@ from inflight.wire.http.body import too_large
 UPLOADS = 64 << 20
 """Bytes of large bodies that may be received at a time for one model. A request takes a place only after its body."""
 UPLOADS_OF_A_CROWD = UPLOADS // 4
-"""The same while refused callers wait for a place: large bodies cost the event loop so much that short requests, which
-are more, would hardly get their turns (`bench.overload`, crowd "uploads": about twice as many are answered so)."""
+"""The same while refused callers wait for a place. A large body costs the event loop as much as many short requests, so
+a crowd of uploads would leave these few turns (`bench.overload`, crowd "uploads")."""
 
 
 @dataclass(frozen=True)
