@@ -3,7 +3,7 @@
 from inflight.wire.access import authorized
 from inflight.wire.address import GRPC, RESTFUL, Kind, parse_address
 from inflight.wire.grpc.app import GrpcApp
-from inflight.wire.grpc.rpc import Go, Rpc, StreamRpc, UnaryRpc, peer
+from inflight.wire.grpc.rpc import Go, Rpc, StreamRpc, UnaryRpc, close_replies, peer
 from inflight.wire.grpc.status import NOT_FOUND, UNIMPLEMENTED, GrpcError
 from inflight.wire.http.asgi import (
     JSON,
@@ -60,6 +60,7 @@ __all__ = [
     "UnaryRpc",
     "accepted_encoding",
     "authorized",
+    "close_replies",
     "error_json",
     "header",
     "listen_grpc",

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from inflight.errors import InflightError
 from inflight.metrics import Calls, RouteMetrics
-from inflight.wire import GrpcError, Rpc, StreamRpc, UnaryRpc
+from inflight.wire import GrpcError, Rpc, StreamRpc, UnaryRpc, close_replies
 
 _CODES = (
     *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
@@ -86,7 +86,7 @@ def _streams(rpc: StreamRpc, calls: Calls) -> Rpc:
             raise
         finally:
             calls.done(code, time.perf_counter() - began)
-            await inner.aclose()  # type: ignore[attr-defined]  # generators have it
+            await close_replies(inner)
 
     def with_one(request: Any, timeout: float | None) -> AsyncIterator[Message]:
         return replies(rpc.handler, request, timeout)

@@ -19,7 +19,7 @@ from inflight.errors import OVERLOADED
 from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.grpc.completions import Completions
 from inflight.wire.grpc.messages import check_reply
-from inflight.wire.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close, parse, peer
+from inflight.wire.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close_replies, parse, peer
 from inflight.wire.grpc.status import (
     INTERNAL,
     OK,
@@ -361,7 +361,7 @@ class Call:
             async for reply in replies:
                 await self._write(self._calls.checked(reply))
         finally:
-            await close(replies)
+            await close_replies(replies)
         self._end((), OK, b"")
 
     async def _requests(self, rpc: StreamRpc) -> AsyncIterator[Message]:

@@ -20,7 +20,7 @@ from inflight.errors import OVERLOADED
 from inflight.wire import _http2
 from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.grpc.messages import Framed, check_encoding, check_reply, opened
-from inflight.wire.grpc.rpc import Begin, Hold, Rpc, StreamRpc, UnaryRpc, close, parse, peer
+from inflight.wire.grpc.rpc import Begin, Hold, Rpc, StreamRpc, UnaryRpc, close_replies, parse, peer
 from inflight.wire.grpc.status import (
     DEADLINE_EXCEEDED,
     INTERNAL,
@@ -339,7 +339,7 @@ class Call:
                     self._room = self._connection.loop.create_future()
                     await self._room
         finally:
-            await close(replies)
+            await close_replies(replies)
         session.finish(self._stream, OK, b"", [])
         self._connection.flush()
 

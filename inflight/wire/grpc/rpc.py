@@ -79,7 +79,7 @@ def parse(rpc: Rpc, data: bytes) -> Message:
         raise GrpcError(INTERNAL, f"Exception deserializing request! {error}") from None
 
 
-async def close(replies: AsyncIterator[Message]) -> None:
+async def close_replies(replies: AsyncIterator[Message]) -> None:
     """Closes a handler's stream, so that its `finally` runs now."""
     aclose = getattr(replies, "aclose", None)
     if aclose is not None:

@@ -35,7 +35,23 @@ class Carrier(Protocol):
     def connection_lost(self, exc: Exception | None) -> None: ...
 
 
-class BulkBody(asyncio.BufferedProtocol):
+class _Body(asyncio.BufferedProtocol):
+    """The protocol of a connection while it receives a body: the connection itself handles all other events."""
+
+    def __init__(self, connection: Carrier) -> None:
+        self._connection = connection
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+
+class BulkBody(_Body):
     """The protocol of a connection while it receives the rest of one large body into its buffer.
 
     Attributes:
@@ -43,8 +59,8 @@ class BulkBody(asyncio.BufferedProtocol):
     """
 
     def __init__(self, connection: Carrier, view: memoryview) -> None:
+        super().__init__(connection)
         self.view = view
-        self._connection = connection
         self._received = 0
 
     def add(self, chunk: bytes) -> None:
@@ -67,17 +83,8 @@ class BulkBody(asyncio.BufferedProtocol):
         if self._received == len(self.view):
             self._connection.bulk_done()
 
-    def pause_writing(self) -> None:
-        self._connection.pause_writing()
 
-    def resume_writing(self) -> None:
-        self._connection.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.connection_lost(exc)
-
-
-class DroppedBody(asyncio.BufferedProtocol):
+class DroppedBody(_Body):
     """The protocol of a connection while it receives and drops the rest of a body whose request has been answered.
 
     Args:
@@ -85,7 +92,7 @@ class DroppedBody(asyncio.BufferedProtocol):
     """
 
     def __init__(self, connection: Carrier, size: int) -> None:
-        self._connection = connection
+        super().__init__(connection)
         self._left = size
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -96,15 +103,6 @@ class DroppedBody(asyncio.BufferedProtocol):
         self._connection.bulk_dropped(nbytes)
         if not self._left:
             self._connection.bulk_done()
-
-    def pause_writing(self) -> None:
-        self._connection.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._connection.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.connection_lost(exc)
 
 
 def mapped(size: int) -> memoryview:
