@@ -1,4 +1,4 @@
-"""What is counted of every call, by the route or the remote procedure that it names."""
+"""Counts calls and their durations, by HTTP route or by remote procedure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RouteMetrics:
         return self._grpc.of(service, method)
 
     def collect(self) -> Iterator[Metric]:
-        """The families as they stand."""
+        """The metrics with their values of now."""
         yield from self._http.collect("inflight_http_request", "HTTP requests that were answered", _HTTP)
         yield from self._grpc.collect("inflight_grpc_request", "gRPC calls that ended", _GRPC)
 
