@@ -8,7 +8,7 @@ from inflight.admission import Admission, Caller
 from inflight.config import ListenConfig
 from inflight.wire.connections import LARGE_BODY
 from inflight.wire.http.asgi import Receive, Scope, Send, respond
-from inflight.wire.http.gate import UPLOADS, UPLOADS_OF_A_CROWD, Gate, Refusal
+from inflight.wire.http.gate import UPLOADS, Gate, Refusal
 from inflight.wire.listen import listen_http
 
 SOMEBODY = Caller(lambda offered: True)
@@ -25,25 +25,6 @@ def test_large_bodies_come_in_one_after_the_other() -> None:
     assert gate.refusal(LARGE_BODY + 1, SOMEBODY) is BUSY
     assert gate.refusal(LARGE_BODY - 1, SOMEBODY) is None, "small ones are not counted"
     assert gate.refusal(4 * UPLOADS + 1, SOMEBODY) is LARGE
-
-
-def test_a_crowd_of_uploads_leaves_turns_for_short_requests() -> None:
-    """While others wait for a place, fewer bytes of large bodies come in at a time."""
-    asyncio.run(_while_others_wait())
-
-
-async def _while_others_wait() -> None:
-    admission = Admission(4)
-    gate = Gate(admission, 4 * UPLOADS, BUSY, LARGE)
-    admission.uploading = UPLOADS_OF_A_CROWD
-    assert gate.refusal(LARGE_BODY, SOMEBODY) is None
-    waiting = Caller(lambda offered: True)
-    admission.hold(waiting, 0.0)
-    assert gate.refusal(LARGE_BODY, SOMEBODY) is BUSY
-    assert gate.refusal(LARGE_BODY - 1, SOMEBODY) is None
-    admission.uploading = 0
-    assert gate.refusal(UPLOADS, SOMEBODY) is None, "one may come in whatever its size"
-    admission.forget(waiting)
 
 
 def test_without_a_place_everybody_is_refused() -> None:

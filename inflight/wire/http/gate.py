@@ -18,9 +18,6 @@ from inflight.wire.http.body import too_large
 
 UPLOADS = 64 << 20
 """Bytes of large bodies that may be received at a time for one model. A request takes a place only after its body."""
-UPLOADS_OF_A_CROWD = UPLOADS // 4
-"""The same while refused callers wait for a place. A large body costs the event loop as much as many short requests, so
-a crowd of uploads would leave these few turns (`bench.overload`, crowd "uploads")."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,7 @@ class Gate:
         if length > self.payload_limit:
             return self.too_large
         admission = self.admission
-        most = UPLOADS_OF_A_CROWD if admission.waiting else UPLOADS
-        busy = length >= LARGE_BODY and 0 < admission.uploading > most - length
+        busy = length >= LARGE_BODY and 0 < admission.uploading > UPLOADS - length
         if self.overloaded is not None and (busy or admission.full or admission.barred(caller)):
             admission.turned_away()
             return self.overloaded
