@@ -125,6 +125,7 @@ FLAGS = (
     _setting("api-key"),
     _setting("watermark-gamma"),
     _setting("watermark-delta"),
+    _setting("max-image-fetch-size"),
     Flag("ngrok", bool, None, "refused"),
     Flag("ngrok-authtoken", str, None, "unused"),
     Flag("ngrok-edge", str, None, "unused"),

@@ -12,6 +12,7 @@ from inflight.config.model import (
     Limits,
     ModelConfig,
     Policy,
+    VisionConfig,
     adapters,
 )
 from inflight.config.parse import device_ids, existing_file, memory, one_of, seconds, switch, whole
@@ -71,6 +72,7 @@ __all__ = [
     "ServerConfig",
     "Setting",
     "TlsConfig",
+    "VisionConfig",
     "adapters",
     "check",
     "device_ids",

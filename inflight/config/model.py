@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from inflight.config.parse import absolute, memory, one_of, ratio, seconds, share, switch, whole
+from inflight.config.parse import absolute, domains, memory, one_of, ratio, seconds, share, switch, whole
 from inflight.config.setting import Setting, fields_of
 from inflight.errors import ConfigError
 from inflight.hub import HubModel, fetch, hint, locate
@@ -337,6 +337,51 @@ class Policy(msgspec.Struct, frozen=True):
         )
 
 
+class VisionConfig(msgspec.Struct, frozen=True):
+    """The settings and limits of a model that reads images.
+
+    Attributes:
+        images_per_request: upper limit.
+        image_max_bytes: of one image's file; also what is read of a fetched one.
+        image_max_pixels: width times height; larger images are refused before they are decoded.
+        image_max_tokens: an image is read in fewer tokens if it would have more.
+        media_domains: hosts that images may be fetched from, private addresses included; `none`: nothing is fetched;
+            empty: any host with public addresses.
+        media_path: folder below which `file:` is allowed; None: nowhere.
+        media_cache_memory: bytes of encoded images that are kept.
+        vision_queue: images that may wait for the worker.
+        vision_threads: CPU threads of the worker; 0: half of the cores.
+        default_image_prompt: the text of a request that has only images.
+    """
+
+    images_per_request: Annotated[int, Setting("Images in one request.", whole(1), "N")] = 8
+    image_max_bytes: Annotated[
+        int, Setting("Largest file of an image, like 20m.", memory, "SIZE", " 20m", tgi="max-image-fetch-size")
+    ] = 20 << 20
+    image_max_pixels: Annotated[int, Setting("Most pixels of an image.", whole(1), "N")] = 50_000_000
+    image_max_tokens: Annotated[int, Setting("Most tokens that an image becomes.", whole(16), "N")] = 1024
+    media_domains: Annotated[
+        tuple[str, ...],
+        Setting(
+            "The only hosts that images may be fetched from, separated by commas, private ones too; none: no fetching.",
+            domains,
+            "HOST,...",
+            ": any public address",
+        ),
+    ] = ()
+    media_path: Annotated[
+        Path | None, Setting("Folder below which file: addresses of images may lie.", absolute, "DIR", ": none")
+    ] = None
+    media_cache_memory: Annotated[int, Setting("Memory of encoded images that are kept.", memory, "SIZE", " 256m")] = (
+        256 << 20
+    )
+    vision_queue: Annotated[int, Setting("Images that may wait to be encoded.", whole(1), "N")] = 64
+    vision_threads: Annotated[int, Setting("CPU threads that encode images.", whole(0), "N", ": half of the cores")] = 0
+    default_image_prompt: Annotated[str, Setting("The text of a request that has images and no text.", str, "TEXT")] = (
+        "Describe the image."
+    )
+
+
 class GeneratorConfig(msgspec.Struct, frozen=True):
     """One language model to start.
 
@@ -345,6 +390,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         name: its name for clients; `model_id`: its name in `/info`, None: the folder.
         limits: of one request.
         policy: how requests share it.
+        vision: of its images.
         tensor_parallel: number of processes that share the model.
         device_ids: one for each rank; empty: 0, 1, ...
         generation_config: the defaults of sampling on OpenAI's routes; auto: the model's generation_config.json, as in
@@ -364,6 +410,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
     ] = None
     limits: Limits = Limits()
     policy: Policy = Policy()
+    vision: VisionConfig = VisionConfig()
     tensor_parallel: Annotated[
         int, Setting("Processes (devices) that share a language model.", whole(1, MAX_RANKS), "N", tgi="num-shard")
     ] = 1
@@ -408,10 +455,10 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         folder, hub = (Path(where.repo), where) if isinstance(where, HubModel) else (where, None)
         parts = [
             {field: values.pop(field) for field in record.__struct_fields__ if field in values}
-            for record in (ModelConfig, Limits, Policy)
+            for record in (ModelConfig, Limits, Policy, VisionConfig)
         ]
-        model, limits, policy = parts
-        values.update(limits=Limits(**limits), policy=Policy(**policy), hub=hub)
+        model, limits, policy, vision = parts
+        values.update(limits=Limits(**limits), policy=Policy(**policy), vision=VisionConfig(**vision), hub=hub)
         return cls(ModelConfig(folder, **model), name or where.name, **values)
 
     @classmethod
@@ -443,5 +490,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, model=model, commit=found.commit, hub=None)
 
 
-SETTINGS = tuple(field for record in (GeneratorConfig, ModelConfig, Policy, Limits) for field in fields_of(record))
+SETTINGS = tuple(
+    field for record in (GeneratorConfig, ModelConfig, Policy, Limits, VisionConfig) for field in fields_of(record)
+)
 """All settings of a language model for a command line, a file or a script."""

@@ -113,6 +113,15 @@ def absolute(text: str) -> Path:
     return Path(text).absolute()
 
 
+def domains(text: str) -> tuple[str, ...]:
+    """`a.example,b.example` as a tuple of host names in lower case."""
+    names = tuple(item.strip().lower() for item in text.split(",") if item.strip())
+    bad = next((name for name in names if "/" in name or ":" in name or " " in name), None)
+    if bad is not None:
+        raise ValueError(f"'{bad}' is no host; write names without scheme, port and path, like images.example")
+    return names
+
+
 def class_name(text: str) -> str:
     """`package.module:Class`."""
     module, _, name = text.partition(":")

@@ -22,6 +22,16 @@ from inflight.contract.generation import (
     whole,
 )
 from inflight.contract.grammar import JSON_OPTIONS, Grammar, grammar_of
+from inflight.contract.media import (
+    Detail,
+    EncodedImage,
+    Grid,
+    ImageInput,
+    Media,
+    MediaRows,
+    Span,
+    Vision,
+)
 from inflight.contract.plan import (
     POSITIVE,
     RANGES,
@@ -74,7 +84,9 @@ __all__ = [
     "Array",
     "CacheSize",
     "Chat",
+    "Detail",
     "Embedding",
+    "EncodedImage",
     "Event",
     "Finish",
     "FinishReason",
@@ -84,6 +96,10 @@ __all__ = [
     "GeneratorInfo",
     "Grammar",
     "GraphSpec",
+    "Grid",
+    "ImageInput",
+    "Media",
+    "MediaRows",
     "MethodInfo",
     "ModelFacts",
     "Outcome",
@@ -95,6 +111,7 @@ __all__ = [
     "ServableStatus",
     "ShardJob",
     "ShardOffer",
+    "Span",
     "Start",
     "StepPlan",
     "StepResult",
@@ -105,6 +122,7 @@ __all__ = [
     "TokenInfo",
     "ToolFormat",
     "Value",
+    "Vision",
     "Watermark",
     "Whole",
     "chain",

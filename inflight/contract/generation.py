@@ -12,13 +12,15 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 
 from inflight.admission import Admission
-from inflight.config import Limits, Policy
+from inflight.config import Limits, Policy, VisionConfig
 from inflight.contract.grammar import Grammar
+from inflight.contract.media import Media
 from inflight.contract.plan import Sampling
 from inflight.errors import InflightError
 
 GREEDY = Sampling()
 POLICY = Policy()
+VISION = VisionConfig()
 
 
 class FinishReason(str, enum.Enum):
@@ -53,6 +55,7 @@ class GenerationRequest:
         prompt_name: for embeddings: name of the model's prompt that is put before the text; None: the default one.
         cut: for embeddings of a text over the model's length: True truncates it, False refuses it, None follows the
             setting in the model's folder.
+        media: the images of the prompt, in the order of their placeholders in it (`GeneratorInfo.image_placeholder`).
         fit: where `max_new_tokens` exceeds the model's length, stop at that length instead of refusing the request.
     """
 
@@ -74,6 +77,7 @@ class GenerationRequest:
     embed: bool = False
     prompt_name: str | None = None
     cut: bool | None = None
+    media: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,8 @@ class GeneratorInfo:
         commit: of the hub's repository, for a model that was fetched from there.
         compute_type: as in `GeneratorConfig`.
         defaults: sampling parameters for requests that leave them out, on the routes that use them.
+        image_placeholder: the text at an image's place in a prompt; None: the model reads text only.
+        vision: the limits of images.
     """
 
     name: str
@@ -234,6 +240,8 @@ class GeneratorInfo:
     commit: str | None = None
     compute_type: str | None = None
     defaults: SamplingDefaults = SamplingDefaults()
+    image_placeholder: str | None = None
+    vision: VisionConfig = VISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +267,8 @@ class Chat:
     """The input of a chat template.
 
     Attributes:
-        messages: as the client sent them (role, content, tool_calls, ...), as plain JSON values.
+        messages: as the client sent them (role, content, tool_calls, ...), as plain JSON values. The place of an image
+            is a content part {"type": "image"}; the image itself goes into `GenerationRequest.media`.
         tools: tool descriptions as plain JSON values, or None.
         kwargs: further variables for the template.
         tool_prompt: text before the tool descriptions, where the template does not support tools and they are written

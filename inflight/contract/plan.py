@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from inflight.config import GeneratorConfig, ModelConfig
+from inflight.contract.media import MediaRows
 
 _DEVICE_TYPES = {"gpu": "cuda", "ascend": "npu"}
 """Our device types by torch's names for them."""
@@ -209,6 +210,7 @@ class AdmittedRow(msgspec.Struct, array_like=True, frozen=True):
         num_cached: leading tokens whose keys and values are already in the blocks; < len(token_ids).
         sampling: how the row samples.
         adapter: number of its LoRA adapter, 0 is none.
+        media: spans of images among `token_ids`, by position.
     """
 
     id: int
@@ -219,6 +221,7 @@ class AdmittedRow(msgspec.Struct, array_like=True, frozen=True):
     num_cached: int = 0
     sampling: Sampling | None = None
     adapter: int = 0
+    media: list[MediaRows] = []
 
 
 class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
