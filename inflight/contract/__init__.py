@@ -1,5 +1,6 @@
 """The contracts between rooms: values, tables, generations, grammars, and the plans of steps."""
 
+from inflight.contract.data_uri import media_at, read_base64, read_data_uri
 from inflight.contract.generation import (
     GREEDY,
     Chat,
@@ -128,7 +129,10 @@ __all__ = [
     "chain",
     "grammar_of",
     "join",
+    "media_at",
     "out_of_range",
+    "read_base64",
+    "read_data_uri",
     "together",
     "unknown_token",
     "whole",
