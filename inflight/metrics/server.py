@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from inflight.metrics.histograms import Histograms
+from inflight.metrics.images import ImageMetrics
 from inflight.metrics.llm import LlmMetrics
 from inflight.metrics.routes import RouteMetrics
 
@@ -34,6 +35,7 @@ class Metrics(Collector):
 
     Attributes:
         generations: the metrics of language models.
+        images: the metrics of the images that they read.
         routes: the metrics of HTTP routes and of remote procedures.
     """
 
@@ -47,6 +49,7 @@ class Metrics(Collector):
         self._states: dict[str, None] = {}
         self._in_flight: Callable[[], int] = lambda: 0
         self.generations = LlmMetrics()
+        self.images = ImageMetrics(SECONDS)
         self.routes = RouteMetrics(SECONDS)
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -119,3 +122,4 @@ class Metrics(Collector):
         yield GaugeMetricFamily("inflight_requests_in_flight", "Requests in the server.", value=self._in_flight())
         yield from self.routes.collect()
         yield from self.generations.collect()
+        yield from self.images.collect()
