@@ -30,7 +30,13 @@ TEXTS = {".py", ".pyi", ".toml", ".txt", ".md", ".proto", ".sh", ".lua", ".json"
 REGISTRIES = ["pypi" + ".org", "python" + "hosted.org", "index" + "-url", "files" + ".python", "simple" + "/pip"]
 
 # Packages that the server needs are imported under these names.
-IMPORTED_AS = {"prometheus-client": "prometheus_client", "protobuf": "google", "grpcio": "grpc", "pyyaml": "yaml"}
+IMPORTED_AS = {
+    "prometheus-client": "prometheus_client",
+    "protobuf": "google",
+    "grpcio": "grpc",
+    "pyyaml": "yaml",
+    "pillow": "PIL",
+}
 # What an import is allowed to need beside the base: the back ends, each with its extra or of the user's own.
 OPTIONAL = {
     *("torch", "torch_npu", "mindspore", "acl"),

@@ -1,0 +1,5 @@
+"""Images on their way into a language model: fetched in the server, read and encoded by a process of their own."""
+
+from inflight.vision.open import open_vision
+
+__all__ = ["open_vision"]

@@ -1,0 +1,1 @@
+"""Families of vision models: how an image is written into a prompt, cut and scaled."""

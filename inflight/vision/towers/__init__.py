@@ -1,0 +1,1 @@
+"""Vision towers: from prepared pixels to rows in the language model's space."""
