@@ -8,20 +8,21 @@ changes every later one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import msgspec
 
-from inflight.contract import CacheSize, ModelFacts, Sampling, ShardOffer, StepPlan, StepResult
+from inflight.contract import CacheSize, MediaRows, ModelFacts, Sampling, ShardOffer, StepPlan, StepResult
 from inflight.engine import Executor, RanksKilled
 from inflight.errors import StartError, WorkerLost
 
 VOCAB = 997
 
 
-def prefix_digest(parent: bytes, token: int) -> bytes:
-    return blake2b(parent + token.to_bytes(4, "little"), digest_size=8).digest()
+def prefix_digest(parent: bytes, token: int, row: bytes = b"") -> bytes:
+    """The digest of a prefix. Where a row of an image stands, the token is not computed with."""
+    return blake2b(parent + (row or token.to_bytes(4, "little")), digest_size=8).digest()
 
 
 def next_token(digest: bytes, sampling: Sampling) -> int:
@@ -29,11 +30,17 @@ def next_token(digest: bytes, sampling: Sampling) -> int:
     return int.from_bytes(blake2b(digest + salt, digest_size=8).digest(), "little") % VOCAB
 
 
-def expected(prompt: Sequence[int], count: int, sampling: Sampling = Sampling()) -> list[int]:
-    """The tokens that a request gets when it is alone."""
+def expected(
+    prompt: Sequence[int], count: int, sampling: Sampling = Sampling(), rows: Mapping[int, bytes] = {}
+) -> list[int]:
+    """The tokens that a request gets when it is alone.
+
+    Args:
+        rows: embeddings from images, by position.
+    """
     digest = b""
-    for token in prompt:
-        digest = prefix_digest(digest, token)
+    for position, token in enumerate(prompt):
+        digest = prefix_digest(digest, token, rows.get(position, b""))
     out = []
     for _ in range(count):
         out.append(next_token(digest, sampling))
@@ -48,6 +55,26 @@ class Row:
         self.computed = computed
         self.sampling = sampling
         self.blocks: list[int] = []
+        self.rows: dict[int, bytes] = {}
+        self.spans: list[MediaRows] = []
+
+    def see(self, media: list[MediaRows]) -> None:
+        """Takes the rows of images, by position."""
+        self.spans = media
+        for span in media:
+            width = len(span.rows) // span.count
+            assert width or span.start + span.count <= self.computed
+            for index in range(span.count if width else 0):
+                self.rows[span.start + index] = span.rows[index * width : (index + 1) * width]
+
+    def cached(self, position: int) -> bool:
+        """Whether the position is of an image whose rows were not sent."""
+        return any(span.start <= position < span.start + span.count and not span.rows for span in self.spans)
+
+    def check_cut(self, stop: int) -> None:
+        """Tokens that see each other are computed in one step."""
+        for span in self.spans:
+            assert not (span.whole and span.start < stop < span.start + span.count), "a step cuts an image"
 
 
 class ShardsDied(Exception):
@@ -89,6 +116,7 @@ class FakeShards:
                 self.rows[admission.id] = Row(
                     list(admission.token_ids), admission.num_prompt, admission.num_cached, admission.sampling
                 )
+                self.rows[admission.id].see(admission.media)
             self.rows[admission.id].blocks.extend(admission.blocks)
             assert admission.chunk >= 1
             chunks[admission.id] = admission.chunk
@@ -102,6 +130,7 @@ class FakeShards:
                     continue
                 chunk = 1
             total += chunk
+            row.check_cut(row.computed + chunk)
             for _ in range(chunk):
                 if self.poison.get(id) == row.computed:
                     raise ShardsDied
@@ -126,9 +155,16 @@ class FakeShards:
         position = row.computed
         digest = b""
         for earlier in range(position):
-            digest = prefix_digest(digest, row.tokens[earlier])
-            assert self.slots[self._slot(row, earlier)] == digest, f"position {earlier} holds something else"
-        self.slots[self._slot(row, position)] = prefix_digest(digest, row.tokens[position])
+            kept = self.slots[self._slot(row, earlier)]
+            if earlier in row.rows or not row.cached(earlier):
+                digest = prefix_digest(digest, row.tokens[earlier], row.rows.get(earlier, b""))
+                assert kept == digest, f"position {earlier} holds something else"
+            else:  # the rows of a cached image are not sent
+                assert kept is not None
+                digest = kept
+        self.slots[self._slot(row, position)] = prefix_digest(
+            digest, row.tokens[position], row.rows.get(position, b"")
+        )
         row.computed += 1
 
     def _blocks_that_are_not_full_have_one_owner(self) -> None:

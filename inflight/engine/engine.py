@@ -22,6 +22,8 @@ from inflight.contract import (
     SamplingDefaults,
     ShardOffer,
     Start,
+    Vision,
+    together,
 )
 from inflight.engine.capacity import resolve
 from inflight.engine.checks import sayable, token_ids
@@ -32,7 +34,7 @@ from inflight.engine.loop import StepLoop
 from inflight.engine.recovery import Recovery, first_start
 from inflight.engine.stream import Stream
 from inflight.engine.streams import Streams
-from inflight.errors import DeadlineExceeded, InflightError, Overloaded, TemplateError, Unavailable
+from inflight.errors import DeadlineExceeded, InflightError, Overloaded, StartError, TemplateError, Unavailable
 from inflight.metrics import Load, Metrics
 from inflight.sched import Capacity, Scheduler
 from inflight.text import Tokenizer, shown
@@ -52,6 +54,7 @@ class Engine:
         executor: the shards.
         restart: delays before lost shards are started again.
         metrics: where generations are counted.
+        vision: encodes the images of prompts; started and stopped with the engine. None: the model reads text only.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Engine:
         executor: Executor,
         restart: RestartPolicy = RestartPolicy(),
         metrics: Metrics | None = None,
+        vision: Vision | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
@@ -69,7 +73,8 @@ class Engine:
         self._metrics = metrics
         self.admission = Admission(config.policy.max_concurrent_requests, self._turned_away)
         self._grammars = Grammars(tokenizer)
-        self._intake = Intake(config, tokenizer, self.admission, self._grammars)
+        self._vision = vision
+        self._intake = Intake(config, tokenizer, self.admission, self._grammars, vision)
         self._wake = asyncio.Event()
         executor.on_lost = self._wake.set
         self._arriving = 0
@@ -82,6 +87,8 @@ class Engine:
             GenerationLimits(),
             commit=config.commit,
             compute_type=config.compute_type,
+            image_placeholder=vision.input.placeholder if vision is not None else None,
+            vision=config.vision,
         )
 
     @property
@@ -104,8 +111,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a row."""
-        return self._steps.scheduler.waiting if self._steps is not None else 0
+        """Requests that wait for their images or for a row."""
+        return self._intake.images.waiting + (self._steps.scheduler.waiting if self._steps is not None else 0)
 
     @property
     def load(self) -> Load:
@@ -114,22 +121,25 @@ class Engine:
             return Load()
         scheduler = self._steps.scheduler
         size, pool = scheduler.capacity.block_size, scheduler.pool
-        return Load(scheduler.running, scheduler.waiting, (pool.count - pool.free) * size, pool.count * size)
+        return Load(scheduler.running, self.waiting, (pool.count - pool.free) * size, pool.count * size)
 
     # Life
 
     async def start(self) -> None:
-        """Loads the shards and begins to answer.
+        """Loads the shards and what encodes images, both at the same time, and begins to answer.
 
         Raises:
-            StartError: with the shards' own text.
+            StartError: with the shards' own text, or that of the worker of images.
         """
         config, executor = self._config, self._executor
-        offer = await first_start(executor, config.name, self._restart, lambda: self._stopping)
         try:
+            offer = await self._loaded()
             scheduler = Scheduler(self._learn(offer))
-        except InflightError:
-            await executor.close()
+        except BaseException as error:
+            if self._vision is not None:
+                await self._vision.stop()
+            if isinstance(error, InflightError):  # of a start that is cancelled the caller gives the shards up
+                await executor.give_up()
             raise
         streams = Streams(scheduler, self._tokenizer, self.admission, self._wake.set)
         recovery = Recovery(
@@ -147,6 +157,18 @@ class Engine:
             self._wake,
         )
         self._loop_task = asyncio.ensure_future(self._steps.run())
+
+    async def _loaded(self) -> ShardOffer:
+        shards = first_start(self._executor, self._config.name, self._restart, lambda: self._stopping)
+        if self._vision is None:
+            return await shards
+
+        async def images(vision: Vision) -> None:
+            await vision.start()
+
+        offer, _ = await together([shards, images(self._vision)])
+        assert offer is not None
+        return offer
 
     async def stop(self, grace: float = 0.0) -> None:
         """Refuses new requests, lets running ones finish within `grace` seconds, ends the shards."""
@@ -167,6 +189,8 @@ class Engine:
                 stream.fail(Unavailable("the server stops"))
         self._intake.close()
         self._grammars.close()
+        if self._vision is not None:
+            await self._vision.stop()
         await self._executor.give_up()
 
     def _learn(self, offer: ShardOffer) -> Capacity:
@@ -180,6 +204,12 @@ class Engine:
         """
         config, tokenizer = self._config, self._tokenizer
         room = resolve(config, offer, again=self._steps is not None)
+        span, step = self._intake.images.step, room.capacity.max_prefill_tokens
+        if span > step:
+            raise StartError(
+                f"max_batch_prefill_tokens {step} must be at least {span}: this model computes the {span} tokens of an "
+                "image in one step"
+            )
         self._info = replace(
             self._info,
             limits=room.limits,
@@ -211,7 +241,8 @@ class Engine:
             stream = await self._open(request)
             if request.timeout is not None:
                 late = DeadlineExceeded(f"the generation took longer than its {request.timeout:g} seconds")
-                timer = asyncio.get_running_loop().call_later(request.timeout, stream.fail, late)
+                left = max(0.0, request.timeout - (time.perf_counter() - began))
+                timer = asyncio.get_running_loop().call_later(left, stream.fail, late)
             while finish is None:
                 event = await stream.next()
                 if type(event) is Start:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from inflight.admission import Admission
 from inflight.checkpoint import read_sentence_model
 from inflight.config import GeneratorConfig
-from inflight.contract import GenerationRequest, GeneratorInfo
+from inflight.contract import EncodedImage, GenerationRequest, GeneratorInfo, Span, Vision
 from inflight.engine.async_tokenizer import LONG, AsyncTokenizer
 from inflight.engine.checks import token_ids
 from inflight.engine.embedding import Embedder
 from inflight.engine.grammars import Grammars
+from inflight.engine.images import Images, Prompt, truncated
 from inflight.errors import OVERLOADED, InvalidRequest, Overloaded
 from inflight.sched import Scheduler, Sequence
 from inflight.text import Matcher, Tokenizer
@@ -28,16 +29,26 @@ class Intake:
         tokenizer: of the model.
         admission: charged for the time spent on requests that are refused.
         grammars: compiles the requests' grammars.
+        vision: encodes images; None: the model reads text only.
 
     Attributes:
         unit_vectors: the model's embeddings have length 1.
+        images: of the prompts.
     """
 
-    def __init__(self, config: GeneratorConfig, tokenizer: Tokenizer, admission: Admission, grammars: Grammars) -> None:
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        tokenizer: Tokenizer,
+        admission: Admission,
+        grammars: Grammars,
+        vision: Vision | None = None,
+    ) -> None:
         self._allows_grammars = config.limits.grammars
         self._tokenizer = tokenizer
         self._admission = admission
         self._grammars = grammars
+        self.images = Images(config.name, vision)
         self._async_tokenizer = AsyncTokenizer(tokenizer)
         sentences = read_sentence_model(config.model.model_dir)
         self._embedder = Embedder(sentences, tokenizer, config.pooling)
@@ -48,36 +59,47 @@ class Intake:
         """Stops the tokenizer's threads; requests that wait for them fail."""
         self._async_tokenizer.close()
 
-    async def prompt(self, request: GenerationRequest, info: GeneratorInfo) -> list[int]:
-        """Encodes, truncates and checks a prompt.
+    async def prompt(self, request: GenerationRequest, info: GeneratorInfo) -> Prompt:
+        """Encodes, truncates and checks a prompt and its images.
 
         Raises:
-            InvalidRequest: the prompt is empty or too long, or has tokens that the model does not know.
-            Overloaded: too many long texts wait for the tokenizer.
+            InvalidRequest: the prompt is empty or too long, or has tokens that the model does not know; an image cannot
+                be read.
+            Overloaded: too many long texts wait for the tokenizer, or too many images.
+            DeadlineExceeded: the images took longer than the request's timeout.
         """
         limits = info.limits
+        self.images.check(request, info.vision.images_per_request)
+        if request.media:
+            self._check(request, info)  # before the images, which cost more
+        images: tuple[EncodedImage, ...] = ()
+        spans: tuple[Span, ...] = ()
         if isinstance(request.prompt, str):
             if request.embed:
                 request = replace(request, prompt=self._embedder.text(request))
             most = limits.max_input_tokens * LONGEST_TEXT * 8
             if not self._cuts(request) and len(request.prompt) > most:
-                raise InvalidRequest(
-                    f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(request.prompt)} "
-                    "characters"
-                )
+                raise _too_long(limits.max_input_tokens, f"{len(request.prompt)} characters")
+            if request.media:
+                images = await self.images.encode(request)
+                if self.images.length(images) > limits.max_input_tokens:
+                    raise _too_long(limits.max_input_tokens, f"{self.images.length(images)} tokens of images")
+                request = self.images.written(request, images)
             tokens = await self._encoded(request, limits.max_input_tokens)
+            spans = self.images.spans(tokens, images)
         else:
             tokens = token_ids(request.prompt)
         if request.embed:
             tokens = self._embedder.cut(tokens, request, limits.max_input_tokens)
         elif request.truncate is not None:
-            tokens = tokens[-request.truncate :]
+            tokens, spans = truncated(tokens, spans, request.truncate)
         if not tokens:
             raise InvalidRequest("`inputs` cannot be empty")
         if len(tokens) > limits.max_input_tokens:
-            raise InvalidRequest(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(tokens)}")
+            raise _too_long(limits.max_input_tokens, str(len(tokens)))
+        tokens = self.images.known(tokens, spans, info.vocab_size)
         self._tokenizer.check(tokens, info.vocab_size)
-        return tokens
+        return Prompt(tokens, spans, images)
 
     async def grammar(self, request: GenerationRequest, info: GeneratorInfo) -> tuple[Matcher, bytes] | None:
         """Compiles the request's grammar to a matcher and the mask of the first token; None without a grammar.
@@ -92,46 +114,62 @@ class Intake:
         return await self._grammars.open(request.grammar, info.vocab_size)
 
     def sequence(
-        self, request: GenerationRequest, prompt: list[int], info: GeneratorInfo, scheduler: Scheduler
+        self, request: GenerationRequest, prompt: Prompt, info: GeneratorInfo, scheduler: Scheduler
     ) -> Sequence:
         """Makes the sequence of a request.
 
         Raises:
             InvalidRequest: the model cannot do what is asked, or the cache can never hold the sequence.
         """
-        total = info.limits.max_total_tokens
+        self._check(request, info)
+        total, length = info.limits.max_total_tokens, len(prompt.tokens)
         new = 1 if request.embed else request.max_new_tokens
-        if request.embed and not info.embedding_size:
-            raise InvalidRequest("this model gives no embeddings")
-        if not request.embed and not info.generates:
-            raise InvalidRequest("this model embeds texts and writes none; use /v1/embeddings")
-        if new is not None and (not isinstance(new, int) or new < 1):
-            raise InvalidRequest(f"`max_new_tokens` must be a whole number of at least 1. Given: {new}")
-        if new is None or (request.fit and len(prompt) + new > total):
-            new = total - len(prompt)
-        if len(prompt) + new > total:
+        if new is None or (request.fit and length + new > total):
+            new = total - length
+        if length + new > total:
             raise InvalidRequest(
-                f"`inputs` tokens + `max_new_tokens` must be <= {total}. Given: {len(prompt)} `inputs` tokens and "
+                f"`inputs` tokens + `max_new_tokens` must be <= {total}. Given: {length} `inputs` tokens and "
                 f"{new} `max_new_tokens`"
             )
         fault = request.sampling.fault(info.vocab_size)
         if fault is not None:
             raise InvalidRequest(fault)
-        scheduler.check(len(prompt), new)
+        scheduler.check(length, new)
         self._next_id += 1
         sampling = request.sampling
         if request.embed:
             sampling = self._embedder.sampling(request)
         return Sequence(
             self._next_id,
-            prompt,
+            prompt.tokens,
             sampling,
             new,
             priority=request.priority,
             tenant=request.tenant,
             lockstep=request.grammar is not None,
             adapter=_adapter(request.adapter, info.adapters),
+            spans=prompt.spans,
+            images=prompt.images,
         )
+
+    def _check(self, request: GenerationRequest, info: GeneratorInfo) -> None:
+        """Checks what a request asks for, whatever its prompt is.
+
+        Raises:
+            InvalidRequest: the model cannot do it.
+        """
+        new = request.max_new_tokens
+        if request.embed and not info.embedding_size:
+            raise InvalidRequest("this model gives no embeddings")
+        if not request.embed and not info.generates:
+            raise InvalidRequest("this model embeds texts and writes none; use /v1/embeddings")
+        if not request.embed and new is not None and (not isinstance(new, int) or new < 1):
+            raise InvalidRequest(f"`max_new_tokens` must be a whole number of at least 1. Given: {new}")
+        if request.media:
+            _adapter(request.adapter, info.adapters)
+            fault = request.sampling.fault(info.vocab_size)
+            if fault is not None:
+                raise InvalidRequest(fault)
 
     def _cuts(self, request: GenerationRequest) -> bool:
         """Whether a prompt that is too long is cut instead of refused."""
@@ -147,8 +185,12 @@ class Intake:
         if not whole or (wanted is not None and len(tokens) > wanted):
             self._admission.wasted(seconds)
         if not whole:
-            raise InvalidRequest(f"`inputs` must have less than {most} tokens. Given: more than {len(tokens)}")
+            raise _too_long(most, f"more than {len(tokens)}")
         return tokens
+
+
+def _too_long(most: int, given: str) -> InvalidRequest:
+    return InvalidRequest(f"`inputs` must have less than {most} tokens. Given: {given}")
 
 
 def _adapter(name: str | None, names: tuple[str, ...]) -> int:

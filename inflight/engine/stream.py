@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
-from inflight.contract import Event, Finish, FinishReason, GenerationRequest, Start, Token, TokenInfo
+from inflight.contract import Event, Finish, FinishReason, GenerationRequest, Span, Start, Token, TokenInfo
 from inflight.errors import Cancelled, InflightError
 from inflight.sched import Sequence
 from inflight.text import Matcher, TextTail, Tokenizer
@@ -128,6 +128,7 @@ class Stream:
                 TokenInfo(id, tokenizer.token_text(id), self._prompt_logprobs.get(index), tokenizer.is_special(id))
                 for index, id in enumerate(sequence.tokens[: sequence.num_prompt])
             )
+            prompt = without_images(prompt, sequence.spans)
         began = self._began or self._arrived
         return Start(sequence.num_prompt, sequence.cached or 0, prompt, began - self._arrived)
 
@@ -140,3 +141,14 @@ class Stream:
         self._events.append(
             Finish(reason, tail.text, held, sequence.generated, sequence.num_prompt, tail.hit, seconds, self.embedding)
         )
+
+
+def without_images(prompt: tuple[TokenInfo, ...], spans: Items[Span]) -> tuple[TokenInfo, ...]:
+    """A prompt's tokens in which those of images have neither a text nor a log-probability."""
+    if not spans:
+        return prompt
+    shown = list(prompt)
+    for span in spans:
+        for index in range(span.start, span.stop):
+            shown[index] = TokenInfo(prompt[index].id, "", None, True)
+    return tuple(shown)

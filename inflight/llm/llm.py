@@ -33,6 +33,7 @@ from inflight.hub import HubModel, locate
 from inflight.llm.local import LocalExecutor
 from inflight.startup import ProgressBar, aside, failed_load, waited_for, weight_bytes
 from inflight.text import load_tokenizer
+from inflight.vision import open_vision
 
 T = TypeVar("T")
 
@@ -299,10 +300,14 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
     try:
         try:
             tokenizer = await aside(partial(load_tokenizer, folder), "tokenizer")
-            engine = Engine(config, tokenizer, executor)
         except Exception as error:  # the tokenizer's library raises anything for a broken file
             await executor.give_up()
             raise failed_load("the tokenizer", error, folder) from error
+        try:
+            engine = Engine(config, tokenizer, executor, vision=open_vision(config))
+        except BaseException:
+            await executor.give_up()
+            raise
         starting = asyncio.wait_for(engine.start(), start_timeout)
         await waited_for(lambda: f"{loaded:.0%} of the weights of '{folder}' are loaded", starting)
         whole = True

@@ -214,11 +214,12 @@ class LanguageModels:
                 measures the memory that is left.
 
         Raises:
-            StartError: the tokenizer cannot be read.
+            StartError: the tokenizer cannot be read, or the model's images are of an unknown kind.
         """
         # Imported here because a server without language models does not need them.
         from inflight.engine import Engine, ShardGroup
         from inflight.text import load_tokenizer
+        from inflight.vision import open_vision
 
         self._groups[config.name] = shards = ShardGroup(config, self._config, partial(_progress, config))
         folder = config.model.model_dir
@@ -230,7 +231,8 @@ class LanguageModels:
                 tokenizer = await aside(read, "tokenizer")
             except Exception as error:  # the tokenizer's library raises anything for a broken file
                 raise failed_load("the tokenizer", error, folder) from error
-            return Engine(config, tokenizer, shards, self._config.restart, self._metrics)
+            vision = open_vision(config, self._config, self._metrics)
+            return Engine(config, tokenizer, shards, self._config.restart, self._metrics, vision)
         except BaseException:
             await shards.give_up()
             self._groups.pop(config.name, None)

@@ -117,9 +117,13 @@ class BlockPool:
         self.free -= 1
 
 
-def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The digest of a block of tokens that follows the prefix with the digest `parent`."""
-    return blake2b(parent + struct.pack(f"<{len(tokens)}I", *tokens), digest_size=HASH_BYTES).digest()
+def chain(parent: bytes, tokens: Sequence[int], images: bytes = b"") -> bytes:
+    """The digest of a block of tokens that follows the prefix with the digest `parent`.
+
+    Args:
+        images: what the block holds of images (`Sequence.images_in`).
+    """
+    return blake2b(parent + struct.pack(f"<{len(tokens)}I", *tokens) + images, digest_size=HASH_BYTES).digest()
 
 
 def root(tenant: str, adapter: int = 0, turned: int = 0) -> bytes:

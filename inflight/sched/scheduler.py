@@ -156,6 +156,7 @@ class Scheduler:
         if sequence is None:
             return
         sequence.finished = True
+        sequence.images = ()
         if sequence.queued:
             self._gone += 1
             if self._gone > PURGE and self._gone > sum(map(len, self._waiting.values())) // 2:
@@ -436,12 +437,8 @@ class Scheduler:
         return row.planned == len(row.tokens) + row.pending - 1 and row.planned >= row.num_prompt
 
     def _chunk(self, row: Sequence, draft: _Draft, first: bool) -> bool:
-        """Plans the next chunk of a row's known tokens; returns False if there is no room for a single token."""
-        chunk = min(len(row.tokens) - row.planned, draft.budget, draft.prefill_budget)
-        missing = -(-(row.planned + chunk) // self.capacity.block_size) - len(row.blocks)
-        if missing > self.pool.free:
-            missing = self.pool.free
-            chunk = (len(row.blocks) + missing) * self.capacity.block_size - row.planned
+        """Plans the next chunk of a row's known tokens; returns False if there is no room for it."""
+        chunk, missing = self._room(row, draft)
         if chunk <= 0:
             return False
         blocks = self.pool.take(max(0, missing)) or []
@@ -456,6 +453,7 @@ class Scheduler:
                 start if first else 0,
                 row.sampling if first else None,
                 row.adapter if first else 0,
+                row.media() if first and row.spans else [],
             )
         )
         row.blocks = row.blocks + blocks
@@ -468,6 +466,24 @@ class Scheduler:
         if not row.sampling.needs_whole_prompt:
             self._publish(row)
         return True
+
+    def _room(self, row: Sequence, draft: _Draft) -> tuple[int, int]:
+        """Tokens of a row's next chunk, 0 if there is no room, and the blocks that it needs.
+
+        A span whose tokens see each other may exceed the prompt's share of a step in which rows decode, but not what a
+        step can hold.
+        """
+        size, start = self.capacity.block_size, row.planned
+        stop = start + min(len(row.tokens) - start, draft.budget, draft.prefill_budget)
+        if stop <= start:
+            return 0, 0
+        stop = row.border(start, stop) if row.spans else stop
+        most = (len(row.blocks) + self.pool.free) * size
+        if stop > most > start:
+            stop = row.border(start, most) if row.spans else most
+        if stop > most or stop - start > draft.budget:
+            return 0, 0
+        return stop - start, -(-stop // size) - len(row.blocks)
 
     def _sample(self, row: Sequence, draft: _Draft) -> None:
         """Makes the plan sample the row's next token."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+from bisect import bisect_right
 from collections.abc import Sequence as Tokens
+from operator import attrgetter
 
-from inflight.contract import Sampling
+import numpy as np
+
+from inflight.contract import Array, EncodedImage, MediaRows, Sampling, Span
 from inflight.sched.blocks import chain, root
 
 CRASHED, KILLED, SUSPECT, PROOF = 2, 1, 4, 6
@@ -12,6 +17,8 @@ CRASHED, KILLED, SUSPECT, PROOF = 2, 1, 4, 6
 clears it. At `SUSPECT`, after two crashes, a row runs alone; a third one, `PROOF`, makes it guilty. A kill from outside
 counts less, because anything may cause it, but the system also kills when memory is short: after four kills a row runs
 alone, and the sixth is proof."""
+
+STOP = attrgetter("stop")
 
 
 class Sequence:
@@ -27,6 +34,8 @@ class Sequence:
         lockstep: it follows a grammar, so a step needs its last token on the host, and then `mask`.
         mask: the tokens that may come next, if `lockstep`; None while they are not known.
         adapter: number of its LoRA adapter; 0: none.
+        spans: runs of prompt tokens whose embeddings come from images, by position.
+        images: of the spans. The scheduler drops them when the request is finished.
         blocks: its block table.
         turned: the variant of rotary embedding that its keys were computed with (`Scheduler._turn`).
         cached: number of prompt tokens found in the prefix cache at its first admission.
@@ -45,6 +54,7 @@ class Sequence:
         "digests",
         "finished",
         "id",
+        "images",
         "lockstep",
         "lost_at",
         "mask",
@@ -57,6 +67,7 @@ class Sequence:
         "queued",
         "running",
         "sampling",
+        "spans",
         "stop_at",
         "tenant",
         "tokens",
@@ -74,6 +85,8 @@ class Sequence:
         tenant: str = "",
         lockstep: bool = False,
         adapter: int = 0,
+        spans: Tokens[Span] = (),
+        images: Tokens[EncodedImage] = (),
     ) -> None:
         self.id = id
         self.tokens = list(prompt)
@@ -85,6 +98,8 @@ class Sequence:
         self.lockstep = lockstep
         self.mask: bytes | None = None
         self.adapter = adapter
+        self.spans = spans
+        self.images = images
         self.turned = 0
         self.planned = 0
         self.pending = 0
@@ -119,11 +134,55 @@ class Sequence:
         digests = self.digests
         for index in range(len(digests), len(self.tokens) // block_size):
             parent = digests[-1] if digests else root(self.tenant, self.adapter, self.turned)
-            digests.append(chain(parent, self.tokens[index * block_size : (index + 1) * block_size]))
+            first, stop = index * block_size, (index + 1) * block_size
+            images = self.images_in(first, stop) if self.spans else b""
+            digests.append(chain(parent, self.tokens[first:stop], images))
         return digests
+
+    def images_in(self, first: int, stop: int) -> bytes:
+        """What these positions hold of images, for the digest of a block: of each span the image's digest, the first
+        row, its place and the number of rows. Empty without an image, so that such a block has the digest of its
+        tokens."""
+        spans, parts = self.spans, []
+        for index in range(bisect_right(spans, first, key=STOP), len(spans)):
+            span = spans[index]
+            if span.start >= stop:
+                break
+            begin, end = max(first, span.start), min(stop, span.stop)
+            parts.append(span.digest + struct.pack("<3I", span.offset + begin - span.start, begin - first, end - begin))
+        return b"".join(parts)
+
+    def border(self, first: int, stop: int) -> int:
+        """Where a chunk that begins at `first` and may go up to `stop` ends. A span whose tokens see each other is
+        computed in one step: the chunk ends before such a span or, if it begins there, behind it, which may be beyond
+        `stop`."""
+        index = bisect_right(self.spans, stop, key=STOP)
+        if index == len(self.spans):
+            return stop
+        span = self.spans[index]
+        if not span.whole or span.start >= stop:
+            return stop
+        return span.start if span.start > first else span.stop
+
+    def media(self) -> list[MediaRows]:
+        """The spans as a rank gets them; without rows if their keys are cached."""
+        return [self._rows(span) for span in self.spans]
+
+    def _rows(self, span: Span) -> MediaRows:
+        grid = None if span.grid is None else (span.grid.rows, span.grid.columns)
+        if span.stop <= self.planned:
+            return MediaRows(span.start, span.count, grid=grid, whole=span.whole)
+        image = self.images[span.image]
+        part = slice(span.offset, span.offset + span.count)
+        added = [_bytes(rows[part]) for rows in image.added]
+        return MediaRows(span.start, span.count, _bytes(image.rows[part]), added, grid, span.whole)
 
     def forget_place(self) -> None:
         """Resets it to nothing computed, without row and blocks. Its tokens stay."""
         self.planned = self.published = 0
         self.blocks = []
         self.running = False
+
+
+def _bytes(rows: Array) -> bytes:
+    return np.ascontiguousarray(rows, np.float32).tobytes()

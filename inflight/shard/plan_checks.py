@@ -5,11 +5,15 @@ from __future__ import annotations
 from inflight.contract import AdmittedRow, Sampling, StepPlan, unknown_token
 
 
+ROW = 4
+"""Bytes of a float32: the width of an image's rows is a multiple of it."""
+
+
 def checked_plan(plan: StepPlan, vocab_size: int) -> tuple[StepPlan, dict[int, str]]:
     """Replaces unknown tokens and wrong parameters of a plan; returns the new plan and the errors of rows, by id.
 
-    A wrong row is still computed, with token 0 in place of tokens that the model does not know: the scheduler may have
-    published its blocks to the prefix cache, and other rows may read them. The result depends on the plan alone, so
+    A wrong row is still computed, with token 0 in place of tokens that the model does not know and without images whose
+    spans are wrong: the scheduler may have published its blocks to the prefix cache, and other rows may read them. The result depends on the plan alone, so
     that all ranks get the same.
 
     Args:
@@ -34,7 +38,25 @@ def _fault(admission: AdmittedRow, vocab_size: int) -> str | None:
     token = unknown_token(admission.token_ids, vocab_size)
     if token is not None:
         return f"token {token} does not exist, the model's tokens are 0 to {vocab_size - 1}"
-    return admission.sampling.fault(vocab_size)
+    return admission.sampling.fault(vocab_size) or _media_fault(admission)
+
+
+def _media_fault(admission: AdmittedRow) -> str | None:
+    """What is wrong with the spans of a row's images; None: nothing."""
+    end, width = 0, 0
+    for span in admission.media:
+        if span.start < end or span.count < 1 or span.start + span.count > admission.num_prompt:
+            return (
+                f"the image at tokens {span.start} to {span.start + span.count - 1} overlaps another one or lies "
+                f"outside the prompt of {admission.num_prompt} tokens"
+            )
+        end = span.start + span.count
+        if not span.rows and not span.added and end <= admission.num_cached:
+            continue  # its keys are in the cache
+        width = width or len(span.rows) // span.count
+        if not width or width % ROW or any(len(rows) != span.count * width for rows in (span.rows, *span.added)):
+            return f"the image at tokens {span.start} to {end - 1} has {len(span.rows)} bytes for {span.count} tokens"
+    return None
 
 
 def _repaired(admission: AdmittedRow, vocab_size: int) -> AdmittedRow:
@@ -51,4 +73,5 @@ def _repaired(admission: AdmittedRow, vocab_size: int) -> AdmittedRow:
         admission.num_cached,
         sampling,
         admission.adapter,
+        [] if _media_fault(admission) is not None else admission.media,
     )

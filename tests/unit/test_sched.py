@@ -6,20 +6,52 @@ import gc
 import time
 import tracemalloc
 from collections import deque
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inflight.contract import Sampling, StepPlan
+from inflight.contract import EncodedImage, Grid, Sampling, Span, StepPlan
 from inflight.errors import InvalidRequest
 from inflight.sched import BlockPool, Capacity, Scheduler, Sequence
 from inflight.sched.scheduler import BEGUN, BURST, SHARE
 from tests.fake_shards import FakeShards, ShardsDied, expected
 
 PREFIX = [7] * 40
+
+
+PAD = 3
+"""The token in the places of images."""
+
+
+def picture(number: int, count: int) -> EncodedImage:
+    """An image of `count` tokens. Those with different numbers have different rows."""
+    rows = np.arange(count, dtype=np.float32)[:, None] + 100 * number
+    return EncodedImage(blake2b(rows.tobytes(), digest_size=16).digest(), Grid(1, count), rows)
+
+
+def pictured(parts: Items[list[int] | EncodedImage], whole: bool = False) -> dict[str, Any]:
+    """The prompt, spans and images of a sequence whose prompt has these parts. An image of several tokens has two
+    spans without anything between them."""
+    prompt: list[int] = []
+    spans: list[Span] = []
+    images: list[EncodedImage] = []
+    for part in parts:
+        if isinstance(part, list):
+            prompt += part
+            continue
+        count = len(part.rows)
+        for first, stop in ((0, count // 2), (count // 2, count)):
+            if first < stop:
+                spans.append(Span(len(prompt), stop - first, len(images), first, part.digest, part.grid, whole))
+            prompt += [PAD] * (stop - first)
+        images.append(part)
+    return {"prompt": prompt, "spans": tuple(spans), "images": tuple(images)}
 
 
 def capacity(num_blocks: int = 64, block_size: int = 4, rows: int = 8, step: int = 24, prefill: int = 16) -> Capacity:
@@ -37,6 +69,7 @@ class Bench:
     plans: deque[StepPlan] = field(default_factory=deque)
     out: dict[int, list[int]] = field(default_factory=dict)
     asked: dict[int, Sequence] = field(default_factory=dict)
+    rows: dict[int, dict[int, bytes]] = field(default_factory=dict)
     late: list[Sequence] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -50,6 +83,11 @@ class Bench:
 
     def add(self, sequence: Sequence) -> None:
         self.asked[sequence.id] = sequence
+        self.rows[sequence.id] = {
+            span.start + index: sequence.images[span.image].rows[span.offset + index].tobytes()
+            for span in sequence.spans
+            for index in range(span.count)
+        }
         self.out[sequence.id] = []
         if sequence.lockstep:
             sequence.mask = str(len(sequence.tokens)).encode()
@@ -98,7 +136,7 @@ class Bench:
     def check(self, cancelled: dict[int, int]) -> None:
         for id, sequence in self.asked.items():
             prompt = sequence.tokens[: sequence.num_prompt]
-            want = expected(prompt, sequence.stop_at - sequence.num_prompt, sequence.sampling)
+            want = expected(prompt, sequence.stop_at - sequence.num_prompt, sequence.sampling, self.rows[id])
             if id in cancelled:
                 assert self.out[id] == want[: len(self.out[id])]
             else:
@@ -116,6 +154,7 @@ requests = st.tuples(
     st.sampled_from(["", "", "b"]),
     st.booleans(),
     st.sampled_from([None, 1, 2**63]),
+    st.sampled_from([None, None, (0, 1), (0, 5), (1, 5), (2, 8)]),  # an image behind the common prefix: number, tokens
 )
 events = st.lists(
     st.one_of(
@@ -147,14 +186,14 @@ def test_random_traffic(happenings: list[tuple[str, object]], size: tuple[int, .
     for what, detail in happenings:
         if what == "add":
             arrival: Any = detail
-            common, own, new, priority, tenant, lockstep, seed = arrival
-            prompt = PREFIX[:common] + own
-            if len(prompt) + new - 1 > room:
+            common, own, new, priority, tenant, lockstep, seed, image = arrival
+            seen = [] if image is None else [picture(*image)]
+            given = pictured([PREFIX[:common], *seen, own], whole=bench.capacity.max_prefill_tokens >= 4)
+            if len(given["prompt"]) + new - 1 > room:
                 continue
             sampling = Sampling() if seed is None else Sampling(do_sample=True, seed=seed)
-            bench.add(
-                Sequence(len(bench.asked), prompt, sampling, new, priority=priority, tenant=tenant, lockstep=lockstep)
-            )
+            given.update(priority=priority, tenant=tenant, lockstep=lockstep)
+            bench.add(Sequence(len(bench.asked), sampling=sampling, max_new_tokens=new, **given))
         elif what == "submit" and len(bench.plans) < depth:
             bench.submit()
         elif what == "answer" and bench.plans:
@@ -171,6 +210,46 @@ def test_random_traffic(happenings: list[tuple[str, object]], size: tuple[int, .
             bench.restart()
     bench.drain()
     bench.check(cancelled)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_equal_images_share_blocks_and_others_never(whole: bool) -> None:
+    """The third prompt has the same tokens as the first, and another image from its tenth token on."""
+    bench = Bench(capacity(num_blocks=200, step=400, prefill=400))
+    cached = []
+    for id, number in enumerate((1, 1, 2)):
+        given = pictured([[7] * 10, picture(number, 12), [8] * 10], whole)
+        bench.add(Sequence(id, sampling=Sampling(), max_new_tokens=3, **given))
+        bench.drain()
+        cached.append(bench.asked[id].cached)
+    assert cached == [0, 28, 8]
+    bench.check({})
+
+
+def test_a_hit_may_end_in_an_image_that_is_then_computed_to_its_end() -> None:
+    """The cache has lost the last blocks of the image."""
+    bench = Bench(capacity(num_blocks=12, rows=2, step=40, prefill=8), depth=1)
+    given = pictured([[7] * 6, picture(1, 16), [8] * 4], whole=True)  # spans 6 to 14 and 14 to 22
+    bench.add(Sequence(0, sampling=Sampling(), max_new_tokens=1, **given))
+    bench.drain()
+    bench.add(Sequence(1, [9] * 30, Sampling(), 1))  # takes free blocks, and then those that were used least recently
+    bench.drain()
+    bench.add(Sequence(2, sampling=Sampling(), max_new_tokens=3, **given))
+    bench.drain()
+    assert bench.asked[2].cached == 16, "in the second span"
+    bench.check({})
+
+
+def test_an_image_that_must_be_whole_may_exceed_the_share_of_prompts() -> None:
+    bench = Bench(Capacity(2000, 4, 8, 256 + 8, 256, mixed_tokens=32), depth=1)
+    bench.add(Sequence(0, [1, 2, 3], Sampling(), 60))
+    for _ in range(BEGUN + 1):
+        bench.step()
+    given = pictured([[7] * 20, picture(1, 128), [8] * 1000], whole=True)  # two spans of 64
+    bench.add(Sequence(1, sampling=Sampling(), max_new_tokens=3, **given))
+    assert [tokens_of(bench)[0] for _ in range(4)] == [20, 64, 64, 31]
+    bench.drain()
+    bench.check({})
 
 
 def test_a_shared_prefix_is_computed_once() -> None:
