@@ -162,9 +162,7 @@ class FakeShards:
             else:  # the rows of a cached image are not sent
                 assert kept is not None
                 digest = kept
-        self.slots[self._slot(row, position)] = prefix_digest(
-            digest, row.tokens[position], row.rows.get(position, b"")
-        )
+        self.slots[self._slot(row, position)] = prefix_digest(digest, row.tokens[position], row.rows.get(position, b""))
         row.computed += 1
 
     def _blocks_that_are_not_full_have_one_owner(self) -> None:

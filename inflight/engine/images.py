@@ -1,4 +1,4 @@
-"""Images of prompts: has them encoded, writes the family's markers in their places, finds their tokens in the prompt."""
+"""Images of prompts: has them encoded, writes the family's markers in their places, finds their tokens."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from inflight.contract import AdmittedRow, Sampling, StepPlan, unknown_token
 
-
 ROW = 4
 """Bytes of a float32: the width of an image's rows is a multiple of it."""
 
@@ -13,8 +12,8 @@ def checked_plan(plan: StepPlan, vocab_size: int) -> tuple[StepPlan, dict[int, s
     """Replaces unknown tokens and wrong parameters of a plan; returns the new plan and the errors of rows, by id.
 
     A wrong row is still computed, with token 0 in place of tokens that the model does not know and without images whose
-    spans are wrong: the scheduler may have published its blocks to the prefix cache, and other rows may read them. The result depends on the plan alone, so
-    that all ranks get the same.
+    spans are wrong: the scheduler may have published its blocks to the prefix cache, and other rows may read them. The
+    result depends on the plan alone, so that all ranks get the same.
 
     Args:
         vocab_size: rows of the embedding and columns of the logits.

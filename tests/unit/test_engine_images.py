@@ -189,7 +189,7 @@ def test_waiting_for_an_image_is_waiting() -> None:
             await waiting[0]
         await until(lambda: vision.encoding == 2)
         assert engine.waiting == engine.streams == 2
-        with pytest.raises(DeadlineExceeded, match="longer than its 0.05 seconds"):
+        with pytest.raises(DeadlineExceeded, match=r"longer than its 0\.05 seconds"):
             await whole(engine, replace(request, timeout=0.05))
         await until(lambda: vision.encoding == 2)
         assert ids(await whole(engine, asked("w1"))) == expected([1], 4), "texts do not wait for images"
