@@ -110,7 +110,7 @@ test-native: $(TESTED)
 	UBSAN_OPTIONS=print_stacktrace=1 build/sanitized/memory/kernels_test $(SEED)
 	cmake -S . -B build/sanitized/threads -DINFLIGHT_TESTS=ON -DINFLIGHT_SETS=none -DINFLIGHT_SANITIZE=thread
 	cmake --build build/sanitized/threads -j2
-	TSAN_OPTIONS=halt_on_error=1 build/sanitized/threads/kernels_test $(SEED) pages pools refusals programs samplers
+	TSAN_OPTIONS=halt_on_error=1 build/sanitized/threads/kernels_test $(SEED) pages pools refusals programs samplers towers
 	BUILD=build/sanitized/modules PYTHON=$(BIN)/python scripts/sanitize_modules.sh
 	PYTHON=$(BIN)/python scripts/try_operation.sh
 

@@ -15,6 +15,7 @@ from inflight.kernels.layout import (
 from inflight.kernels.library import Activation, Format, KvType, instruction_sets, native_reason, top_k
 from inflight.kernels.program import NativeProgram
 from inflight.kernels.sampling import Sampled, SamplerRow, log_softmax_at, sample
+from inflight.kernels.tower import TowerArrays, TowerNorm, TowerProgram
 
 __all__ = [
     "BLOCK_TYPES",
@@ -33,6 +34,9 @@ __all__ = [
     "Sampled",
     "SamplerRow",
     "StepArrays",
+    "TowerArrays",
+    "TowerNorm",
+    "TowerProgram",
     "instruction_sets",
     "log_softmax_at",
     "native_reason",

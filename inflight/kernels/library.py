@@ -14,6 +14,7 @@ __all__ = [
     "Mode",
     "OpCode",
     "Source",
+    "TowerCode",
     "instruction_sets",
     "native",
     "native_reason",
@@ -31,10 +32,11 @@ else:
     _missing = ""
 
 if TYPE_CHECKING:
-    from inflight.kernels._native import Activation, Format, KvType, Mode, OpCode, Source
+    from inflight.kernels._native import Activation, Format, KvType, Mode, OpCode, Source, TowerCode
 else:  # without the library no code that needs them can run
-    Activation, Format, KvType, Mode, OpCode, Source = (
-        getattr(native, name, None) for name in ("Activation", "Format", "KvType", "Mode", "OpCode", "Source")
+    Activation, Format, KvType, Mode, OpCode, Source, TowerCode = (
+        getattr(native, name, None)
+        for name in ("Activation", "Format", "KvType", "Mode", "OpCode", "Source", "TowerCode")
     )
 
 

@@ -35,6 +35,7 @@ int main(int count, char** words) {
         of_set("attention", attention);
         of_set("programs", programs);
         of_set("samplers", samplers);
+        of_set("towers", towers);
     }
     int failed = 0;
     for (const Test& test : tests) {

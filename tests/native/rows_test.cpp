@@ -91,7 +91,8 @@ void embeddings(const Kernels& kernels, Random& random) {
 void gates(const Kernels& kernels, Random& random) {
     int64_t n = random.pick<int64_t>({1, 15, 16, 17, 33, random.between(1, 200)});
     std::vector<float> wide = random.values(2 * n, random.pick({1.0f, 10.0f})), out(static_cast<size_t>(n) + 1, kUnset);
-    Activation act = random.pick({Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu});
+    Activation act = random.pick({Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu,
+                                  Activation::kGeluQuick});
     kernels.gate(act, wide.data(), n, out.data());
     for (size_t i = 0; i < static_cast<size_t>(n); i++) {
         double gate = activated(act, wide[i]), up = wide[static_cast<size_t>(n) + i];
@@ -99,6 +100,29 @@ void gates(const Kernels& kernels, Random& random) {
         CHECK_NEAR(out[i], gate * up, error * std::fabs(up) + 1e-37, "gate ", i, " of ", n);
     }
     CHECK(out.back() == kUnset, "a gate writes too far");
+    kernels.activate(act, wide.data(), n, out.data());
+    for (size_t i = 0; i < static_cast<size_t>(n); i++) {
+        double want = activated(act, wide[i]);
+        CHECK_NEAR(out[i], want, 2e-6 * std::fabs(want) + 3e-7 * std::min(1.0, std::fabs(double(wide[i]))) + 1e-37,
+                   "activation ", i, " of ", n);
+    }
+    CHECK(out.back() == kUnset, "an activation writes too far");
+}
+
+void layer_norms(const Kernels& kernels, Random& random) {
+    int64_t n = random.pick<int64_t>({1, 15, 16, 17, 33, random.between(1, 200)});
+    float far = random.pick({0.0f, 3.0f, -100.0f}), eps = random.pick({1e-6f, 1e-5f});
+    std::vector<float> x = random.values(n), weight = random.values(n), bias = random.values(n),
+                       out(static_cast<size_t>(n) + 1, kUnset);
+    for (float& each : x) each += far;
+    std::vector<double> want = layer_normed(x.data(), n, weight.data(), bias.data(), eps);
+    kernels.layer_norm(x.data(), n, weight.data(), bias.data(), eps, out.data());
+    for (int64_t i = 0; i < n && n > 1; i++)
+        CHECK_NEAR(out[static_cast<size_t>(i)], want[static_cast<size_t>(i)],
+                   (4e-6 + 1e-6 * std::fabs(far)) * (std::fabs(want[static_cast<size_t>(i)]) + 10.0), "LayerNorm of ", n);
+    CHECK(out.back() == kUnset, "a LayerNorm writes too far");
+    kernels.layer_norm(x.data(), n, weight.data(), bias.data(), eps, x.data());
+    CHECK(same_bits(x.data(), out.data(), n), "a LayerNorm in place");
 }
 
 void logits(const Kernels& kernels, Random& random) {
@@ -140,6 +164,7 @@ void rows(const Kernels& kernels, Random& random) {
         rotations(kernels, random);
         logits(kernels, random);
         gates(kernels, random);
+        layer_norms(kernels, random);
     }
     for (int repeat = 0; repeat < 5; repeat++) embeddings(kernels, random);
 }

@@ -153,6 +153,7 @@ inline double activated(Activation act, double x) {
         case Activation::kGeluTanh:
             return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
         case Activation::kRelu: return x > 0.0 ? x : 0.0;
+        case Activation::kGeluQuick: return x / (1.0 + std::exp(-1.702 * x));
     }
     fail("no such activation");
 }
@@ -165,6 +166,19 @@ inline std::vector<double> normed(const float* x, int64_t n, const Norm& norm) {
     double factor = 1.0 / std::sqrt(squares / static_cast<double>(n) + static_cast<double>(norm.eps));
     for (int64_t i = 0; i < n; i++)
         out[static_cast<size_t>(i)] *= factor * (norm.weight[i] + (norm.centered ? 1.0 : 0.0));
+    return out;
+}
+
+inline std::vector<double> layer_normed(const float* x, int64_t n, const float* weight, const float* bias, float eps) {
+    std::vector<double> out(x, x + n);
+    double mean = 0.0, squares = 0.0;
+    for (double each : out) mean += each / static_cast<double>(n);
+    for (double each : out) squares += (each - mean) * (each - mean);
+    double factor = 1.0 / std::sqrt(squares / static_cast<double>(n) + static_cast<double>(eps));
+    for (int64_t i = 0; i < n; i++) {
+        double& each = out[static_cast<size_t>(i)];
+        each = (each - mean) * factor * weight[i] + bias[i];
+    }
     return out;
 }
 

@@ -11,6 +11,7 @@ void rows(const Kernels& kernels, Random& random);
 void attention(const Kernels& kernels, Random& random);
 void programs(const Kernels& kernels, Random& random);
 void samplers(const Kernels& kernels, Random& random);
+void towers(const Kernels& kernels, Random& random);
 
 // Of no instruction set.
 void sizes(Random& random);

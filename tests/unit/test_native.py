@@ -444,4 +444,4 @@ def test_mypy_is_told_the_enumerations_that_there_are() -> None:
         if isinstance(node, ast.ClassDef)
     }
     assert written == {name: [member.name for member in getattr(library.native, name)] for name in written}
-    assert set(written) == {"Activation", "Format", "KvType", "Mode", "OpCode", "Source"}
+    assert set(written) == {"Activation", "Format", "KvType", "Mode", "OpCode", "Source", "TowerCode"}

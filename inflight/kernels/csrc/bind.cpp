@@ -23,7 +23,7 @@ T* at(uintptr_t address) {
 }
 
 // Calls work(panel) for each panel of a weight, on all threads.
-void in_panels(Program& program, const Weights& w, const std::function<void(int64_t)>& work) {
+void in_panels(Store& program, const Weights& w, const std::function<void(int64_t)>& work) {
     std::atomic<int64_t> next{0};
     program.pool().run([&](int) {
         for (int64_t panel; (panel = next.fetch_add(1)) < w.panels;) work(panel);
@@ -36,7 +36,7 @@ void check_roundable(const Weights& w) {
         throw std::invalid_argument("this block type is packed from blocks only");
 }
 
-int add_floats(Program& program, uintptr_t from, Source source, uintptr_t bias, Format format, bool gated, int64_t n,
+int add_floats(Store& program, uintptr_t from, Source source, uintptr_t bias, Format format, bool gated, int64_t n,
                int64_t k, int64_t group) {
     Weights w = describe(format, false, gated, n, k, group);
     check_roundable(w);
@@ -55,7 +55,7 @@ int add_floats(Program& program, uintptr_t from, Source source, uintptr_t bias, 
     return program.add_weights(w, at<float>(bias));
 }
 
-int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_t offsets, uintptr_t bias,
+int add_codes(Store& program, uintptr_t codes, uintptr_t scales_from, uintptr_t offsets, uintptr_t bias,
               Format format, bool gated, int64_t n, int64_t k, int64_t group) {
     Weights w = describe(format, offsets != 0, gated, n, k, group);
     check_roundable(w);
@@ -75,7 +75,7 @@ int add_codes(Program& program, uintptr_t codes, uintptr_t scales_from, uintptr_
 }
 
 // `from` are (address, rows) of stacked tensors, as a GGUF file holds their blocks.
-int add_blocks(Program& program, const std::vector<std::pair<uintptr_t, int64_t>>& from, uintptr_t bias, Format format,
+int add_blocks(Store& program, const std::vector<std::pair<uintptr_t, int64_t>>& from, uintptr_t bias, Format format,
                bool gated, int64_t n, int64_t k) {
     Weights w = describe(format, false, gated, n, k, 0);
     std::vector<BlockRows> tensors;
@@ -96,7 +96,7 @@ int add_blocks(Program& program, const std::vector<std::pair<uintptr_t, int64_t>
 }
 
 // A packed weight in memory that outlives the program (a mapped file).
-int add_packed(Program& program, uintptr_t data, uintptr_t scales, uintptr_t bias, Format format, bool offsets,
+int add_packed(Store& program, uintptr_t data, uintptr_t scales, uintptr_t bias, Format format, bool offsets,
                bool gated, int64_t n, int64_t k, int64_t group) {
     Weights w = describe(format, offsets, gated, n, k, group);
     if (data % 64) throw std::invalid_argument("packed weights begin at a multiple of 64");
@@ -105,7 +105,7 @@ int add_packed(Program& program, uintptr_t data, uintptr_t scales, uintptr_t bia
     return program.add_weights(w, at<float>(bias));
 }
 
-nb::tuple packed(Program& program, int product) {
+nb::tuple packed(Store& program, int product) {
     const Weights& w = program.weights(product);
     return nb::make_tuple(reinterpret_cast<uintptr_t>(w.data), packed_bytes(w), reinterpret_cast<uintptr_t>(w.scales),
                           w.scales ? w.panels * kPanel * 4 : 0);
@@ -208,18 +208,22 @@ void decode(Program& program, bool append, uintptr_t tokens, int64_t width, uint
     program.decode(batch, append, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
 }
 
-void bind_program(nb::module_& m) {
-    nb::class_<Program>(m, "Program")
-        .def(nb::init<int, const std::string&>())
-        .def_prop_ro("isa", &Program::isa)
-        .def_prop_ro("bytes", &Program::bytes)
+void bind_store(nb::module_& m) {
+    nb::class_<Store>(m, "Store")
+        .def_prop_ro("isa", &Store::isa)
+        .def_prop_ro("bytes", &Store::bytes)
         .def("add_floats", &add_floats, nb::call_guard<nb::gil_scoped_release>())
         .def("add_codes", &add_codes, nb::call_guard<nb::gil_scoped_release>())
         .def("add_blocks", &add_blocks, nb::call_guard<nb::gil_scoped_release>())
         .def("add_packed", &add_packed)
         .def("packed", &packed)
         .def("add_norm",
-             [](Program& program, uintptr_t values, int64_t n) { return program.add_norm(at<float>(values), n); })
+             [](Store& program, uintptr_t values, int64_t n) { return program.add_norm(at<float>(values), n); });
+}
+
+void bind_program(nb::module_& m) {
+    nb::class_<Program, Store>(m, "Program")
+        .def(nb::init<int, const std::string&>())
         .def(
             "add_rope",
             [](Program& program, std::vector<float> inverse, std::vector<float> far, float factor, int64_t original,
@@ -254,11 +258,14 @@ void bind_program(nb::module_& m) {
 
 void bind_enums(nb::module_& m);
 void bind_sampling(nb::module_& m);
+void bind_tower(nb::module_& m);
 
 NB_MODULE(_native, m) {
     bind_enums(m);
     bind_functions(m);
     bind_operation(m);
+    bind_store(m);
     bind_program(m);
+    bind_tower(m);
     bind_sampling(m);
 }

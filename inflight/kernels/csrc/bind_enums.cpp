@@ -35,7 +35,8 @@ void bind_enums(nb::module_& m) {
         .value("SILU", Activation::kSilu)
         .value("GELU", Activation::kGelu)
         .value("GELU_TANH", Activation::kGeluTanh)
-        .value("RELU", Activation::kRelu);
+        .value("RELU", Activation::kRelu)
+        .value("GELU_QUICK", Activation::kGeluQuick);
     nb::enum_<Source>(m, "Source", nb::is_arithmetic())
         .value("FLOAT", Source::kFloat)
         .value("BF16", Source::kBf16)

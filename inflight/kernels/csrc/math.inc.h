@@ -85,6 +85,7 @@ INLINE F activated(F x) {
         F inner = mul(splat(0.7978845608028654f), fma(mul(splat(0.044715f), x), mul(x, x), x));
         return mul(mul(splat(0.5f), x), add(one, hyperbolic_tangent(inner)));
     }
+    if (A == Activation::kGeluQuick) return div(x, add(one, exponential(bounded(mul(splat(-1.702f), x)))));
     alignas(64) float lanes[16];
     store(lanes, x);
     for (float& lane : lanes) lane = 0.5f * lane * (1.0f + erff(lane * 0.7071067811865476f));
@@ -97,6 +98,7 @@ INLINE F activated(Activation act, F x) {
         case Activation::kGelu: return activated<Activation::kGelu>(x);
         case Activation::kGeluTanh: return activated<Activation::kGeluTanh>(x);
         case Activation::kRelu: return activated<Activation::kRelu>(x);
+        case Activation::kGeluQuick: return activated<Activation::kGeluQuick>(x);
     }
     return x;
 }

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "memory.h"
-#include "pool.h"
+#include "store.h"
 #include "types.h"
 
 namespace inflight {
@@ -80,21 +80,17 @@ struct Cost {
     double seconds = 0, bytes = 0, operations = 0;
 };
 
-class Program {
+class Program : public Store {
   public:
     Program(int threads, const std::string& isa);
     ~Program();
 
     // Each returns the number by which operations name it.
-    int add_weights(Weights w, const float* bias);
-    int add_norm(const float* values, int64_t n);
     int add_rope(Rope rope);
     int add_layer(const Attention& layer);
     int add_buffer(int64_t width);
     void add(Operation operation);
 
-    // Memory for packed weights and scales that lives as long as the program; aligned to 64.
-    char* allocate(int64_t bytes) { return arena_.take(bytes); }
     // Makes zeroed keys and values of all layers in place of former ones; returns their bytes. A thread of its own maps
     // their first pages.
     int64_t make_caches(int64_t blocks, int64_t block_size, KvType type);
@@ -105,11 +101,6 @@ class Program {
     // become known.
     void decode(const DecodeBatch& batch, bool append, Output output);
 
-    const char* isa() const { return kernels_->name; }
-    Pool& pool() { return *pool_; }
-    const Kernels& kernels() const { return *kernels_; }
-    const Weights& weights(int product) const { return weights_.at(static_cast<size_t>(product)); }
-    int64_t bytes() const { return bytes_; }
     int64_t width(int buffer) const { return widths_.at(static_cast<size_t>(buffer)); }
     const std::vector<Operation>& operations() const { return operations_; }
     void measure(bool on);
@@ -130,13 +121,8 @@ class Program {
     double bytes_of(const Operation& op) const;
     double operations_of(const Operation& op) const;
 
-    std::shared_ptr<Pool> pool_;
-    const Kernels* kernels_;
-    Arena arena_;
     std::unique_ptr<Arena> caches_;
     std::unique_ptr<Commit> commit_;  // of caches_
-    std::vector<Weights> weights_;
-    std::vector<std::vector<float>> norms_;
     std::vector<Rope> ropes_;
     std::vector<Attention> layers_;
     std::vector<int64_t> widths_;
@@ -145,7 +131,6 @@ class Program {
     std::vector<char> tiled_;  // of each operation, see `tiled`
     std::vector<Cost> costs_;
     bool measured_ = false;
-    int64_t bytes_ = 0;
 
     std::vector<int64_t> decoding_;  // tokens, positions, slots, lengths and numbers of rows that decode
 
@@ -160,9 +145,5 @@ class Program {
     Aligned<int32_t> input_sums_;
     Aligned<float> partial_;  // attention's chunks
 };
-
-// The instruction set with this name; "": the best that this machine has. Throws std::invalid_argument.
-const Kernels* choose(const std::string& name);
-std::vector<std::string> available();
 
 }  // namespace inflight

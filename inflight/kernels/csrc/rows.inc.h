@@ -184,6 +184,26 @@ void gate(Activation act, const float* wide, int64_t n, float* out) {
         store_part(out + i, mul(activated(act, load_part(wide + i, n - i)), load_part(wide + n + i, n - i)), n - i);
 }
 
+void activate(Activation act, const float* x, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; i += kLanes) store_part(out + i, activated(act, load_part(x + i, n - i)), n - i);
+}
+
+// The mean first, then the squares of the distances from it: one pass for both loses digits where the mean is large.
+void layer_norm(const float* x, int64_t n, const float* weight, const float* bias, float eps, float* out) {
+    F total = zero(), squares = zero();
+    for (int64_t i = 0; i < n; i += kLanes) total = add(total, load_part(x + i, n - i));
+    const F mean = splat(sum(total) / static_cast<float>(n));
+    for (int64_t i = 0; i < n; i += kLanes) {
+        F v = keep_lanes(sub(load_part(x + i, n - i), mean), 0, n - i, zero());
+        squares = fma(v, v, squares);
+    }
+    const F factor = splat(1.0f / sqrtf(sum(squares) / static_cast<float>(n) + eps));
+    for (int64_t i = 0; i < n; i += kLanes) {
+        F y = mul(sub(load_part(x + i, n - i), mean), factor);
+        store_part(out + i, fma(y, load_part(weight + i, n - i), load_part(bias + i, n - i)), n - i);
+    }
+}
+
 // The index of the first largest value; -1 if a value is not a number.
 int64_t argmax(const float* x, int64_t n) {
     F most = splat(-INFINITY);

@@ -7,7 +7,7 @@
 #include <unistd.h>
 #endif
 
-#include "program.h"
+#include "store.h"
 
 namespace inflight {
 

@@ -101,7 +101,7 @@ constexpr int64_t kScan = 64;   // logits of which `scan` keeps the largest
 constexpr int64_t kMass = 256;  // logits whose probabilities `masses` sums
 
 enum class Mode : int { kStore, kAdd, kGate };
-enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu };
+enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu, kGeluQuick };
 
 // Where a product's result y goes: out = y, out += scale * y, or out = act(first half of y) * second half.
 struct Target {
@@ -199,6 +199,10 @@ struct Kernels {
     void (*axpy)(float* out, const float* x, float factor, int64_t n);
     // out[n] = act(wide[:n]) * wide[n:].
     void (*gate)(Activation, const float* wide, int64_t n, float* out);
+    // out = act(x).
+    void (*activate)(Activation, const float* x, int64_t n, float* out);
+    // out = (x - mean) / sqrt(variance + eps) * weight + bias.
+    void (*layer_norm)(const float* x, int64_t n, const float* weight, const float* bias, float eps, float* out);
 
     // Over one row of logits, see scores.inc.h and sampling.cpp.
     bool (*scan)(float* x, int64_t n, float divider, float* highest);

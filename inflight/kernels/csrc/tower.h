@@ -1,0 +1,100 @@
+// An encoder of images as a list of operations over numbered buffers. Python builds it once (inflight/kernels/tower.py)
+// and runs it with one call per tile of an image. Unlike a Program it has no tokens and keeps no cache: every row of
+// its input takes part in one run, and attention goes both ways within parts of the rows.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "store.h"
+#include "types.h"
+
+namespace inflight {
+
+enum class TowerCode : int { kInput, kProduct, kNorm, kRotate, kAttend, kGather, kAverage };
+
+// A LayerNorm, or without `bias` an RMSNorm; numbers of weights. -1: none.
+struct TowerNorm {
+    int weight = -1, bias = -1;
+    float eps = 0.0f;
+};
+
+struct TowerOperation {
+    TowerCode code;
+    int from = -1, to = -1;     // buffers
+    std::vector<int> products;  // kProduct: of one format; their outputs lie side by side
+    Mode mode = Mode::kStore;
+    float scale = 1.0f;  // of what is added
+    TowerNorm norm;      // of the input's rows
+    bool activated = false;
+    Activation act = Activation::kSilu;  // of the input's elements, or of a gated product
+    int64_t heads = 0;                   // kRotate, kAttend: `from` has their queries, keys and values side by side
+    int64_t parts = 0;                   // kGather, kAverage: columns of the table
+    int number = -1;  // of the run's arrays (kInput, kRotate), partitions (kAttend) or tables (kGather, kAverage)
+};
+
+// What a run reads.
+struct TowerRun {
+    std::vector<int64_t> rows;                    // of each group of buffers
+    std::vector<const float*> arrays;             // kInput: [rows, width]; kRotate: [rows, cosines and sines]
+    std::vector<std::vector<int64_t>> partitions;  // lengths of the parts whose rows see each other
+    std::vector<const int64_t*> tables;           // [rows of `to`, columns]: rows of `from`
+    std::vector<float*> results;                  // of each buffer that is an output, [rows, width]
+};
+
+class Tower : public Store {
+  public:
+    // `half`: keys, values and queries are rounded to bfloat16.
+    Tower(int threads, const std::string& isa, bool half);
+    ~Tower();
+
+    // `group`: which number of rows the buffer has.
+    int add_buffer(int64_t width, int group);
+    void add(TowerOperation operation);
+    void add_output(int buffer) { outputs_.push_back(buffer); }
+
+    // Carries out the list. Python has checked the sizes.
+    void run(const TowerRun& run);
+
+  private:
+    struct Thread;  // one thread within a run
+    // Of attention: queries [first, first + count) of the part that begins at row `begin` and in slot `place`.
+    struct Task {
+        int64_t begin, place, head, first, count;
+    };
+    struct Buffer {
+        int64_t width;
+        int group;
+        Aligned<float> data;
+    };
+    // A partition of the rows: where their keys lie, and what of attention is one unit of work.
+    struct Parts {
+        std::vector<int64_t> slots, lasts;  // [rows] place in the cache; last position of the row's part
+        std::vector<Task> tasks;
+    };
+
+    void reserve(const TowerRun& run);
+    void divide(const std::vector<int64_t>& lengths, int64_t heads, Parts& parts) const;
+    Attention attention_of(const TowerOperation& op) const;
+
+    const bool half_;
+    std::vector<Buffer> buffers_;
+    std::vector<TowerOperation> operations_;
+    std::vector<int> outputs_;
+    std::vector<std::unique_ptr<Thread>> crew_;
+
+    // Of one run
+    const TowerRun* run_ = nullptr;
+    std::vector<Parts> parts_;
+    std::vector<int32_t> blocks_;  // 0, 1, 2, …: a table of the cache's blocks
+    Aligned<char> keys_, values_;  // of one layer at a time
+    Aligned<char> input_;          // of a product
+    Aligned<float> input_scales_;
+    Aligned<int32_t> input_sums_;
+};
+
+}  // namespace inflight

@@ -1,0 +1,264 @@
+"""An encoder of images as a list of operations over numbered buffers, which the native library runs in one call.
+
+Every row takes part in one run, and attention goes both ways. A row's bits depend on the rows of its run and on nothing
+else: they are the same on any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inflight.kernels.arrays import address, aligned_floats
+from inflight.kernels.layout import Integers, Precision
+from inflight.kernels.library import Activation, Mode, TowerCode, native, native_reason
+from inflight.kernels.pack import Packer
+from inflight.tensors import Blocks, Floats, Weight, widened
+
+
+@dataclass(frozen=True)
+class TowerNorm:
+    """A norm's weights by number (`TowerProgram.weight`); bias None: an RMSNorm, else a LayerNorm."""
+
+    weight: int
+    bias: int | None
+    eps: float
+
+
+@dataclass(frozen=True)
+class TowerArrays:
+    """What a run reads.
+
+    Attributes:
+        rows: of each group of buffers.
+        arrays: float32 [rows, width] of `read` and [rows, head size] of `rotate`: half of them cosines, then sines.
+        partitions: lengths of neighbouring rows that see each other; the sum is the number of rows.
+        tables: int64 [rows, parts], rows of the buffer that `gather` and `average` read.
+    """
+
+    rows: Sequence[int]
+    arrays: Sequence[Floats]
+    partitions: Sequence[Sequence[int]]
+    tables: Sequence[Integers] = ()
+
+
+class TowerProgram:
+    """One encoder.
+
+    Args:
+        threads: that work on it.
+        half: attention rounds queries, keys and values to bfloat16.
+        isa: one of `instruction_sets`; None: the best.
+
+    Attributes:
+        isa: the one in use.
+        bytes: memory of the packed weights.
+    """
+
+    def __init__(self, threads: int, *, half: bool, isa: str | None = None) -> None:
+        if native is None:
+            raise RuntimeError(native_reason())
+        self._program: Any = native.Tower(threads, isa or "", half)
+        self._widths: list[int] = []
+        self._groups: list[int] = []
+        self._norms: list[int] = []
+        self._outputs: list[int] = []
+        self._packer = Packer(self._program)
+        self._arrays: dict[int, tuple[int, int]] = {}  # number: group and width
+        self._partitions: dict[int, int] = {}  # number: group
+        self._tables: dict[int, tuple[int, int, int]] = {}  # number: group of rows, parts, group that is read
+
+    @property
+    def isa(self) -> str:
+        return str(self._program.isa)
+
+    @property
+    def bytes(self) -> int:
+        return int(self._program.bytes)
+
+    def buffer(self, width: int, group: int = 0) -> int:
+        """Floats [rows of the group, width] that live for one run."""
+        self._widths.append(width)
+        self._groups.append(group)
+        return int(self._program.add_buffer(width, group))
+
+    def product(
+        self,
+        weight: Weight | Sequence[Blocks],
+        bias: Floats | None = None,
+        precision: Precision | None = None,
+        *,
+        gated: bool = False,
+    ) -> int:
+        """Packs a copy of a weight [n, k], as `NativeProgram.product`."""
+        return self._packer.pack(weight, bias, precision, gated=gated)
+
+    def weight(self, values: Floats) -> int:
+        """Adds a norm's weight or bias [n], as float32."""
+        held = widened(values)
+        self._norms.append(held.size)
+        return int(self._program.add_norm(address(held), held.size))
+
+    # Operations, in the order in which they run
+
+    def read(self, to: int, array: int) -> None:
+        """to = one of the run's arrays."""
+        self._add(TowerCode.INPUT, to=to, from_=to, number=self._array(array, to, self._widths[to]))
+
+    def multiply(
+        self,
+        from_: int,
+        to: int,
+        product: int | Sequence[int],
+        *,
+        norm: TowerNorm | None = None,
+        act: Activation | None = None,
+        gate: Activation | None = None,
+        add: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        """to = act(norm(from)) Wᵀ + b, or to += scale * that, or to = gate(its first half) * its second half.
+
+        Of several products, all of one format, the outputs lie side by side.
+        """
+        products = [product] if isinstance(product, int) else list(product)
+        packed = [self._packer.shapes[number] for number in products]
+        for shape in packed:
+            self._fits(shape.k, from_)
+            if (shape.format, shape.offsets, shape.group) != (packed[0].format, packed[0].offsets, packed[0].group):
+                raise ValueError("the products of one operation have one format")
+            if shape.gated != (gate is not None):
+                raise ValueError("a gated product and a gate go together")
+        if gate is not None and (act is not None or len(packed) > 1 or add):
+            raise ValueError("a gated product stands alone, without an activation of its input")
+        columns = sum(shape.n for shape in packed)
+        self._fits(columns if gate is None else columns // 2, to)
+        self._same_rows(from_, to)
+        self._add(
+            TowerCode.PRODUCT,
+            from_=from_,
+            to=to,
+            products=products,
+            mode=Mode.GATE if gate is not None else Mode.ADD if add else Mode.STORE,
+            scale=scale,
+            activated=act is not None,
+            act=act or gate or Activation.SILU,
+            **self._normed(norm, packed[0].k),
+        )
+
+    def norm(self, from_: int, to: int, norm: TowerNorm) -> None:
+        """to = norm(from)."""
+        self._fits(self._widths[from_], to)
+        self._same_rows(from_, to)
+        self._add(TowerCode.NORM, from_=from_, to=to, **self._normed(norm, self._widths[to]))
+
+    def rotate(self, at: int, heads: int, array: int) -> None:
+        """Rotates the heads of queries and keys in place by the angles of one of the run's arrays.
+
+        Component i of a head's first half and component i of its second half are a pair.
+
+        Args:
+            at: queries, keys and values side by side.
+        """
+        dim = self._dim(at, heads)
+        self._add(TowerCode.ROTATE, from_=at, to=at, heads=heads, number=self._array(array, at, dim))
+
+    def attend(self, from_: int, to: int, heads: int, scale: float, partition: int = 0) -> None:
+        """to = attention among the rows of each part of one of the run's partitions.
+
+        Args:
+            from_: queries, keys and values side by side.
+        """
+        self._fits(self._dim(from_, heads) * heads, to)
+        self._same_rows(from_, to)
+        self._partitions[partition] = self._groups[from_]
+        self._add(TowerCode.ATTEND, from_=from_, to=to, heads=heads, scale=scale, number=partition)
+
+    def gather(self, from_: int, to: int, table: int) -> None:
+        """to = rows of `from` side by side, by one of the run's tables."""
+        parts = self._widths[to] // self._widths[from_]
+        self._fits(parts * self._widths[from_], to)
+        self._gathered(TowerCode.GATHER, from_, to, parts, table)
+
+    def average(self, from_: int, to: int, parts: int, table: int) -> None:
+        """to = means of `parts` rows of `from`, by one of the run's tables."""
+        self._fits(self._widths[from_], to)
+        self._gathered(TowerCode.AVERAGE, from_, to, parts, table)
+
+    def output(self, buffer: int) -> None:
+        """A run returns the buffer, in the order of these calls."""
+        self._outputs.append(buffer)
+        self._program.add_output(buffer)
+
+    def _gathered(self, code: TowerCode, from_: int, to: int, parts: int, table: int) -> None:
+        self._tables[table] = (self._groups[to], parts, self._groups[from_])
+        self._add(code, from_=from_, to=to, parts=parts, number=table)
+
+    def _array(self, number: int, buffer: int, width: int) -> int:
+        self._arrays[number] = (self._groups[buffer], width)
+        return number
+
+    def _dim(self, buffer: int, heads: int) -> int:
+        dim = self._widths[buffer] // (3 * heads)
+        self._fits(3 * heads * dim, buffer)
+        if not 0 < dim <= 1024:
+            raise ValueError(f"heads of {dim} values; up to 1024 are supported")
+        return dim
+
+    def _fits(self, width: int, buffer: int) -> None:
+        if self._widths[buffer] != width:
+            raise ValueError(f"{width} columns do not fit buffer {buffer} of {self._widths[buffer]}")
+
+    def _same_rows(self, first: int, second: int) -> None:
+        if self._groups[first] != self._groups[second]:
+            raise ValueError(f"buffers {first} and {second} are of two groups of rows")
+
+    def _normed(self, norm: TowerNorm | None, width: int) -> dict[str, Any]:
+        if norm is None:
+            return {}
+        bias = -1 if norm.bias is None else norm.bias
+        for number in (norm.weight, norm.weight if bias < 0 else bias):
+            if self._norms[number] != width:
+                raise ValueError(f"a norm of {self._norms[number]} values does not fit {width} columns")
+        return {"norm": norm.weight, "norm_bias": bias, "eps": norm.eps}
+
+    def _add(self, code: TowerCode, **settings: Any) -> None:
+        operation = native.TowerOperation()
+        operation.code = code
+        for name, value in settings.items():
+            setattr(operation, name, value)
+        self._program.add(operation)
+
+    def run(self, inputs: TowerArrays) -> list[Floats]:
+        """Carries out the operations.
+
+        Returns:
+            Of each output a new float32 [rows, width].
+
+        Raises:
+            ValueError: an array, a partition or a table does not fit the operations.
+        """
+        rows = list(inputs.rows)
+        if len(rows) != max(self._groups) + 1 or min(rows) < 1:
+            raise ValueError(f"{rows} rows do not fit {max(self._groups) + 1} groups")
+        arrays = [np.ascontiguousarray(array, np.float32) for array in inputs.arrays]
+        tables = [np.ascontiguousarray(table, np.int64) for table in inputs.tables]
+        for number, (group, width) in self._arrays.items():
+            if arrays[number].shape != (rows[group], width):
+                raise ValueError(f"array {number} is {arrays[number].shape}, not {(rows[group], width)}")
+        for number, group in self._partitions.items():
+            if sum(inputs.partitions[number]) != rows[group] or min(inputs.partitions[number]) < 1:
+                raise ValueError(f"partition {number} does not divide {rows[group]} rows")
+        for number, (group, parts, source) in self._tables.items():
+            table = tables[number]
+            if table.shape != (rows[group], parts) or table.min() < 0 or table.max() >= rows[source]:
+                raise ValueError(f"table {number} is {table.shape}, not {(rows[group], parts)} of {rows[source]} rows")
+        results = [aligned_floats(rows[self._groups[buffer]], self._widths[buffer]) for buffer in self._outputs]
+        partitions = [list(lengths) for lengths in inputs.partitions]
+        self._program.run(
+            rows, [address(a) for a in arrays], partitions, [address(t) for t in tables], [address(r) for r in results]
+        )
+        return list(results)
