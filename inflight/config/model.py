@@ -217,12 +217,19 @@ class ModelConfig(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, **told) if told else self
 
 
+PAYLOAD_LIMIT = 2_000_000
+"""TGI's default."""
+IMAGE_PAYLOAD_LIMIT = 32 << 20
+"""Room for a photograph of 20 MB in base64."""
+
+
 class Limits(msgspec.Struct, frozen=True):
     """The limits of one request. The names are TGI's.
 
     Attributes:
         max_input_tokens, max_total_tokens: None: the limits of model and cache.
-        payload_limit: bytes of a request's body.
+        payload_limit: bytes of a request's body; None: `PAYLOAD_LIMIT`, or `IMAGE_PAYLOAD_LIMIT` where it may hold
+            images.
         grammars: requests may ask for structured output.
     """
 
@@ -239,9 +246,16 @@ class Limits(msgspec.Struct, frozen=True):
         int | None,
         Setting("Longest prompt and output together.", whole(2), "N", ": the model's", tgi="max-total-tokens"),
     ] = None
-    payload_limit: Annotated[int, Setting("Bytes of a generation's body.", whole(1024), "N", tgi="payload-limit")] = (
-        2_000_000
-    )
+    payload_limit: Annotated[
+        int | None,
+        Setting(
+            "Bytes of a generation's body.",
+            whole(1024),
+            "N",
+            f": {PAYLOAD_LIMIT}, or {IMAGE_PAYLOAD_LIMIT} for a model that reads images",
+            tgi="payload-limit",
+        ),
+    ] = None
     grammars: Annotated[
         bool,
         Setting(

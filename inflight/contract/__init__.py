@@ -23,6 +23,16 @@ from inflight.contract.generation import (
     whole,
 )
 from inflight.contract.grammar import JSON_OPTIONS, Grammar, grammar_of
+from inflight.contract.images import (
+    IMAGE,
+    check_images,
+    from_markdown,
+    images_in,
+    is_address,
+    reads_images,
+    text_only,
+    with_images,
+)
 from inflight.contract.media import (
     Detail,
     EncodedImage,
@@ -75,6 +85,7 @@ __all__ = [
     "DTYPES",
     "DTYPE_CODES",
     "GREEDY",
+    "IMAGE",
     "JSON_OPTIONS",
     "NEWEST",
     "POSITIVE",
@@ -127,13 +138,20 @@ __all__ = [
     "Watermark",
     "Whole",
     "chain",
+    "check_images",
+    "from_markdown",
     "grammar_of",
+    "images_in",
+    "is_address",
     "join",
     "media_at",
     "out_of_range",
     "read_base64",
     "read_data_uri",
+    "reads_images",
+    "text_only",
     "together",
     "unknown_token",
     "whole",
+    "with_images",
 ]

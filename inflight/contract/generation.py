@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 
 from inflight.admission import Admission
-from inflight.config import Limits, Policy, VisionConfig
+from inflight.config import IMAGE_PAYLOAD_LIMIT, PAYLOAD_LIMIT, Limits, Policy, VisionConfig
 from inflight.contract.grammar import Grammar
 from inflight.contract.media import Media
 from inflight.contract.plan import Sampling
@@ -160,10 +160,14 @@ class GenerationLimits(Limits, frozen=True):
 
     max_input_tokens: int = 0
     max_total_tokens: int = 0
+    payload_limit: int = PAYLOAD_LIMIT
 
     @classmethod
-    def of(cls, limits: Limits, max_input_tokens: int, max_total_tokens: int) -> GenerationLimits:
-        asked = msgspec.structs.asdict(limits)
+    def of(
+        cls, limits: Limits, max_input_tokens: int, max_total_tokens: int, reads_images: bool = False
+    ) -> GenerationLimits:
+        payload = limits.payload_limit or (IMAGE_PAYLOAD_LIMIT if reads_images else PAYLOAD_LIMIT)
+        asked = {**msgspec.structs.asdict(limits), "payload_limit": payload}
         return cls(**{**asked, "max_input_tokens": max_input_tokens, "max_total_tokens": max_total_tokens})
 
 

@@ -21,10 +21,11 @@ class Room:
     capacity: Capacity
 
 
-def resolve(config: GeneratorConfig, offer: ShardOffer, *, again: bool) -> Room:
+def resolve(config: GeneratorConfig, offer: ShardOffer, *, again: bool, reads_images: bool = False) -> Room:
     """Fits the configuration to the shards.
 
     Args:
+        reads_images: requests may hold images.
         again: the shards were started before. Memory may have become short since, so limits that no longer fit are
             lowered.
 
@@ -51,4 +52,5 @@ def resolve(config: GeneratorConfig, offer: ShardOffer, *, again: bool) -> Room:
             raise StartError(f"max_input_tokens {inputs} must be less than max_total_tokens {total}")
         inputs = total - 1
     policy = msgspec.structs.replace(policy, max_batch_total_tokens=room)
-    return Room(GenerationLimits.of(config.limits, inputs, total), policy, Capacity.of(offer, policy, blocks))
+    limits = GenerationLimits.of(config.limits, inputs, total, reads_images)
+    return Room(limits, policy, Capacity.of(offer, policy, blocks))

@@ -203,7 +203,7 @@ class Engine:
             StartError: at the first start, the configuration asks for more than they can hold.
         """
         config, tokenizer = self._config, self._tokenizer
-        room = resolve(config, offer, again=self._steps is not None)
+        room = resolve(config, offer, again=self._steps is not None, reads_images=self._vision is not None)
         span, step = self._intake.images.step, room.capacity.max_prefill_tokens
         if span > step:
             raise StartError(
@@ -286,7 +286,7 @@ class Engine:
         template = self._tokenizer.chat
         if template is None:
             raise TemplateError("this model has no chat template; send a prompt to a route without chat instead")
-        return template.render(shown(chat, template.format_of(chat.template)))
+        return template.render(shown(chat, template.format_of(chat.template)), self._info.image_placeholder)
 
     async def _open(self, request: GenerationRequest) -> Stream:
         steps = self._steps

@@ -18,7 +18,7 @@ from inflight.frontends.llm import all_of, payload_limit, pick
 from inflight.frontends.openai import CHAT, COMPLETIONS, ChatBody, CompletionBody, OpenAiRest, chat_requests
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.frontends.tgi import GenerateBody, Predictions, TgiError, TgiRest, check_body, refusal
-from inflight.wire import App, Body, Gate, Gates, Message, Receive, Refusal, respond_json
+from inflight.wire import PAYLOAD_OPTION, App, Body, Gate, Gates, Message, Receive, Refusal, respond_json
 
 INVOCATIONS = "/invocations"
 
@@ -34,6 +34,7 @@ class CloudRest(Door):
 
     name = "Text Generation Inference"
     error = TgiError
+    size_option = PAYLOAD_OPTION
 
     def __init__(self, backend: Backend, tgi: TgiRest, openai: OpenAiRest, config: RestConfig = RestConfig()) -> None:
         vertex, _ = self.routes
@@ -92,7 +93,7 @@ class CloudRest(Door):
                 if isinstance(instance, dict) and "messages" in instance:
                     requests += await chat_requests(generator, instance)
                 else:
-                    requests.append(check_body(instance, generator.info.limits))
+                    requests.append(check_body(instance, generator.info))
             except msgspec.ValidationError as error:
                 raise InvalidRequest(f"instances[{index}]: {error}") from error
         del instances  # a generation takes long

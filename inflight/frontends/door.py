@@ -15,6 +15,7 @@ from inflight.frontends.routes import Access, Call, Match, MethodNotAllowed, NoS
 from inflight.log import LOGGER
 from inflight.metrics import SECONDS, Calls, RouteMetrics
 from inflight.wire import (
+    MESSAGE_OPTION,
     Answer,
     Body,
     Disconnected,
@@ -61,6 +62,7 @@ class Door(ABC):
         error: type of a refusal's body, as msgspec describes it.
         always_200: errors may have the status 200.
         any_type: the body is read as JSON whatever its content type.
+        size_option: the server's option that sets what `limit` returns.
         offered: `routes`, and those that only this server has.
         metrics: counts the calls.
     """
@@ -71,6 +73,7 @@ class Door(ABC):
     error: ClassVar[Any] = Any
     always_200: ClassVar[bool] = False
     any_type: ClassVar[bool] = False
+    size_option: ClassVar[str] = MESSAGE_OPTION
 
     def __init__(self, backend: Backend, more: Sequence[Route] = ()) -> None:
         """Args: more: routes that only this server has."""
@@ -115,9 +118,10 @@ class Door(ABC):
             if route.body is not None:
                 limit = self.limit(call)
                 if route.body is bytes:
-                    call.replace(await read_body(scope, receive, limit))
+                    call.replace(await read_body(scope, receive, limit, self.size_option))
                 else:
-                    call.replace(await read_struct(scope, receive, route.body, limit, any_type=self.any_type))
+                    option, any_type = self.size_option, self.any_type
+                    call.replace(await read_struct(scope, receive, route.body, limit, option, any_type=any_type))
             unread = False
             await route.handler(self, call)
         except Disconnected:

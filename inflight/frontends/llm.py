@@ -12,16 +12,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from inflight.contract import Embedding, GenerationRequest, Generator, Whole, together, whole
-from inflight.errors import InflightError, InvalidRequest, Loading, NotFound, OpenAi, Tgi
+from inflight.errors import InflightError, Loading, NotFound, OpenAi, Tgi
 from inflight.frontends.base import Backend
-from inflight.wire import Receive, Scope, header, read_body
+from inflight.wire import MESSAGE_OPTION, Receive, Scope, header, read_body
 
 T = TypeVar("T")
 
 MAX_SEED = (1 << 64) - 1
-
-_IMAGES = ("image", "images", "image_url", "image_urls", "pixel_values")
-"""Names that clients give images."""
 
 
 class PlainError(InflightError):
@@ -36,10 +33,13 @@ class PlainError(InflightError):
         self.openai = OpenAi(status, "invalid_request_error")
 
 
-async def read_struct(scope: Scope, receive: Receive, form: type[T], limit: int, *, any_type: bool = False) -> T:
+async def read_struct(
+    scope: Scope, receive: Receive, form: type[T], limit: int, option: str = MESSAGE_OPTION, *, any_type: bool = False
+) -> T:
     """Reads the body as a struct.
 
     Args:
+        limit, option: as for `read_body`.
         any_type: read JSON whatever the content type.
 
     Raises:
@@ -48,7 +48,7 @@ async def read_struct(scope: Scope, receive: Receive, form: type[T], limit: int,
     """
     if not (any_type or _says_json(scope)):
         raise PlainError(415, "Expected request with `Content-Type: application/json`")
-    body = await read_body(scope, receive, limit)
+    body = await read_body(scope, receive, limit, option)
     try:
         return msgspec.json.decode(body, type=form)
     except msgspec.ValidationError as error:
@@ -127,17 +127,8 @@ def payload_limit(backend: Backend) -> int:
     Raises:
         NotFound, Loading: no model can answer, as in `pick`.
     """
-    for generator in backend.generators.values():
-        return generator.info.limits.payload_limit
-    return pick(backend).info.limits.payload_limit
-
-
-def refuse_images(fields: Mapping[str, Any], where: str) -> None:
-    """Raises InvalidRequest for an image among an instance's fields: no model here reads images, and none is silently
-    dropped."""
-    for name, value in fields.items():
-        if name in _IMAGES or (isinstance(value, dict) and "b64" in value):
-            raise InvalidRequest(f"{where} has an image ('{name}'), and this model reads text only; leave it out")
+    limits = [generator.info.limits.payload_limit for generator in backend.generators.values()]
+    return max(limits) if limits else pick(backend).info.limits.payload_limit
 
 
 def draw_seed() -> int:

@@ -46,7 +46,7 @@ class Announced:
         self.info = GeneratorInfo(
             config.name,
             config.model_id or str(config.model.model_dir),
-            GenerationLimits(payload_limit=config.limits.payload_limit),
+            GenerationLimits.of(config.limits, 0, 0),
             adapters=tuple(adapter.name for adapter in config.model.adapters),
             loaded=False,
         )
@@ -106,7 +106,7 @@ class LanguageModels:
             ServableStatus(
                 name=name,
                 version=1,
-                methods=(generate_method(name),),
+                methods=(_generate_method(generator.info),),
                 ready=generator.ready,
                 replicas=1,
                 ready_replicas=int(generator.ready),
@@ -126,7 +126,7 @@ class LanguageModels:
             return None
         if isinstance(generator, Announced):
             raise generator.loading()
-        return generate_method(name)
+        return _generate_method(generator.info)
 
     def submit(
         self,
@@ -263,6 +263,10 @@ class LanguageModels:
     def pids(self, name: str) -> list[int]:
         """Processes of one model's ranks."""
         return self._groups[name].pids
+
+
+def _generate_method(info: GeneratorInfo) -> MethodInfo:
+    return generate_method(info.name, info.image_placeholder is not None)
 
 
 def _progress(config: GeneratorConfig) -> ProgressBar:

@@ -1,4 +1,4 @@
-"""Runs a language model as a stage of a method: a row of texts in, the generated text out."""
+"""Runs a language model as a stage of a method: a prompt with its images in, the generated text out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import msgspec
 import numpy as np
 
 from inflight.contract import (
+    IMAGE,
     RANGES,
+    Detail,
     GenerationRequest,
     Generator,
     MethodInfo,
@@ -21,8 +23,11 @@ from inflight.contract import (
     Sampling,
     TensorSpec,
     grammar_of,
+    images_in,
+    is_address,
     out_of_range,
     whole,
+    with_images,
 )
 from inflight.errors import InflightError, InvalidRequest
 
@@ -42,13 +47,17 @@ Say = Callable[[str], None]
 """Called with each piece of text as it is generated."""
 
 
-def generate_method(name: str) -> MethodInfo:
-    """The method `generate` of a language model. Its second input, a JSON object, is optional."""
+def generate_method(name: str, reads_images: bool = False) -> MethodInfo:
+    """The method `generate` of a language model. Its second input, a JSON object, is optional; and so are the image of
+    a model that reads images and the text beside it."""
+    if reads_images:
+        optional = (("inputs", ""), ("parameters", "{}"), (IMAGE, b""))
+        return MethodInfo(name, 1, GENERATE, (*_INPUTS, TensorSpec(IMAGE)), _OUTPUTS, optional)
     return MethodInfo(name, 1, GENERATE, _INPUTS, _OUTPUTS, (("parameters", "{}"),))
 
 
 class StageParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON object that a stage may give as its second input."""
+    """The JSON object that a stage may give as its last input."""
 
     max_new_tokens: int | None = None
     stop: list[str] = []
@@ -68,6 +77,7 @@ class StageParameters(msgspec.Struct, forbid_unknown_fields=True):
     grammar: Any = None
     adapter_id: str | None = None
     timeout: float | None = None
+    detail: Detail = "auto"
 
 
 _PROCESSORS = ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
@@ -90,12 +100,13 @@ async def run_stage(
     """Generates for one row and calls `done` once, with one outcome or the error.
 
     Args:
+        row: a prompt, its images (as `images_in` reads them), and parameters as JSON; only the prompt is needed.
         say: called with each piece of text.
         seed: used if the parameters have none; None: a random one.
         reported: the outcome has all outputs of `generate_method`, else the text alone.
     """
     try:
-        request = _request(row, random.getrandbits(64) if seed is None else seed)
+        request = await _request(generator, row, random.getrandbits(64) if seed is None else seed)
         finish = (await whole(generator, request, say)).finish
     except InflightError as error:
         done(error)
@@ -107,15 +118,30 @@ async def run_stage(
         done([[finish.text, *more]])
 
 
-def _request(row: Row, seed: int) -> GenerationRequest:
-    if len(row) not in (1, 2) or not all(isinstance(value, str) for value in row):
-        raise InvalidRequest("a language model takes a prompt, or a prompt and its parameters as JSON; both are str")
-    prompt, *more = row
+async def _request(generator: Generator, row: Row, seed: int) -> GenerationRequest:
+    prompt, *images = row or (b"",)
+    last = images[-1] if images else None
+    parameters = str(images.pop()) if isinstance(last, str) and not is_address(last) else "{}"
+    if not isinstance(prompt, str):
+        raise InvalidRequest(
+            "a language model takes a prompt (str), then images if it reads them, then its parameters as JSON (str)"
+        )
+    given = _parameters(parameters)
+    request = _text_request(prompt, given, seed)
+    media = [media for image in images for media in images_in(image, given.detail)]
+    return await with_images(generator, request, media)
+
+
+def _parameters(text: str) -> StageParameters:
     try:
-        given = msgspec.json.decode(str(more[0]), type=StageParameters) if more else StageParameters()
+        given = msgspec.json.decode(text, type=StageParameters)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise InvalidRequest(f"the parameters of the generation are wrong: {error}") from error
     _check(given)
+    return given
+
+
+def _text_request(prompt: str, given: StageParameters, seed: int) -> GenerationRequest:
     sampled = given.do_sample or given.temperature not in (None, 1.0)
     sampling = Sampling(
         do_sample=sampled and given.temperature != 0,
@@ -124,7 +150,7 @@ def _request(row: Row, seed: int) -> GenerationRequest:
         **{name: value for name in _PROCESSORS if (value := getattr(given, name)) is not None},
     )
     return GenerationRequest(
-        str(prompt),
+        prompt,
         sampling,
         given.max_new_tokens,
         stop=tuple(given.stop),

@@ -45,7 +45,7 @@ def _history(message: dict[str, Any], native: ToolFormat | None) -> dict[str, An
     calls = message.get("tool_calls")
     if native is None:
         if message.get("role") == "tool":
-            return {"role": "user", "content": f"Result of the function: {_text(message.get('content'))}"}
+            return {"role": "user", "content": _joined("Result of the function: ", message.get("content"))}
         if calls:
             written = "\n".join(json.dumps(_call(call), ensure_ascii=False) for call in calls)
             text = _text(message.get("content"))
@@ -79,6 +79,14 @@ def _text(content: Any) -> str:
     return "" if content is None else str(content)
 
 
+def _joined(before: str, content: Any, after: str = "") -> Any:
+    """A content between two texts: one text, or parts if it holds an image."""
+    if isinstance(content, list) and any(isinstance(part, dict) and part.get("type") == "image" for part in content):
+        ends = [{"type": "text", "text": text} for text in (before, after)]
+        return [part for part in (ends[0], *content, ends[1]) if part.get("text") != ""]
+    return f"{before}{_text(content)}{after}"
+
+
 def _written_in(messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:
     """Adds the tools as JSON to the last message that is not the assistant's, whose text the model may continue."""
     listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
@@ -86,5 +94,5 @@ def _written_in(messages: list[dict[str, Any]], tools: list[dict[str, Any]], pro
     if not asked:
         return [{"role": "user", "content": f"{prompt}\n{listed}"}, *messages]
     last = messages[asked[-1]]
-    content = f"{_text(last.get('content'))}\n---\n{prompt}\n{listed}"
+    content = _joined("", last.get("content"), f"\n---\n{prompt}\n{listed}")
     return [*messages[: asked[-1]], {**last, "content": content}, *messages[asked[-1] + 1 :]]

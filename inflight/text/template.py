@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
@@ -28,6 +29,10 @@ DEFAULT, TOOL_USE = "default", "tool_use"
 """Names of templates that transformers picks by default: `TOOL_USE` for chats with tools if the model has it."""
 
 _LONGEST_NAME = 60
+
+_WAYS_TO_TYPE = (".type", "['type']", '["type"]', "selectattr('type'", 'selectattr("type"')
+_PARTS_READ = re.compile(r"""\bfor\s+\w+\s+in\s+\w+(\.content\b|\[['"]content['"]\])""")
+"""A loop over the parts of a message's content."""
 
 
 class ChatTemplate:
@@ -81,14 +86,30 @@ class ChatTemplate:
             return ToolFormat("llama3", "<|python_tag|>")
         return None
 
-    def render(self, chat: Chat) -> str:
+    def render(self, chat: Chat, placeholder: str | None = None) -> str:
         """The prompt. If the last message is the assistant's, the prompt ends with its text, to be continued.
+
+        Args:
+            placeholder: the text at an image's place; None: the model reads text only. A template that does not write
+                it for a message's images gets it as text, in front of the message's own.
 
         Raises:
             TemplateError: the template refused the messages, with its own text.
+            InvalidRequest: a part of a message is neither a text nor, for a model that reads images, an image.
         """
         name = self._pick(chat.template, bool(chat.tools))
-        messages = [_message(message, _wants_parts(self._sources[name])) for message in chat.messages]
+        source, messages = self._sources[name], list(chat.messages)
+        images = sum(_check_parts(message, placeholder) for message in messages)
+        only_parts = placeholder is not None and _wants_only_parts(source)
+        if _wants_parts(source):
+            given = [_in_parts(message) for message in messages] if only_parts else messages
+            prompt = self._prompt(name, chat, given)
+            if placeholder is None or prompt.count(placeholder) >= images:
+                return prompt
+        texts = [_in_one(message, placeholder or "") for message in messages]
+        return self._prompt(name, chat, [_in_parts(message) for message in texts] if only_parts else texts)
+
+    def _prompt(self, name: str, chat: Chat, messages: list[dict[str, object]]) -> str:
         marked = _marked(messages)
         if marked is not None:
             prompt, found, _ = self._run(name, chat, marked).rpartition(_MARK)
@@ -134,19 +155,45 @@ class ChatTemplate:
 
 def _wants_parts(source: str) -> bool:
     """Whether a template reads the parts of a content; otherwise it gets one text."""
-    return "content" in source and (".type" in source or "['type']" in source or '["type"]' in source)
+    return "content" in source and any(way in source for way in _WAYS_TO_TYPE)
 
 
-def _message(message: dict[str, object], as_parts: bool) -> dict[str, object]:
+def _wants_only_parts(source: str) -> bool:
+    """Whether a template takes every content for a list of parts, as those of SmolVLM and LLaVA do. It would show
+    nothing of a text."""
+    return _wants_parts(source) and "is string" not in source and _PARTS_READ.search(source) is not None
+
+
+def _check_parts(message: dict[str, object], placeholder: str | None) -> int:
+    """The number of images among the parts of a message.
+
+    Raises:
+        InvalidRequest: a part is neither a text nor an image, or an image is none for this model.
+    """
+    content, images = message.get("content"), 0
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "image" and placeholder is not None:
+            images += 1
+        elif kind != "text":
+            reads = "text only; send content parts of type 'text'" if placeholder is None else "texts and images"
+            raise InvalidRequest(f"this model reads {reads}")
+    return images
+
+
+def _in_parts(message: dict[str, object]) -> dict[str, object]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _in_one(message: dict[str, object], placeholder: str) -> dict[str, object]:
+    """A message whose content is one text: a line with the places of its images, then its texts."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    texts: list[str] = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise InvalidRequest("this model reads text only; send content parts of type 'text'")
-        texts.append(str(part.get("text", "")))
-    return message if as_parts else {**message, "content": "".join(texts)}
+    places = placeholder * sum(part["type"] == "image" for part in content)
+    text = "".join(str(part.get("text", "")) for part in content)
+    return {**message, "content": f"{places}\n{text}" if places else text}
 
 
 def _marked(messages: list[dict[str, object]]) -> list[dict[str, object]] | None:

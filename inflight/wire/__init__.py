@@ -21,9 +21,9 @@ from inflight.wire.http.asgi import (
     respond,
     respond_json,
 )
-from inflight.wire.http.body import Body, accepted_encoding, pack, read_body, too_large, unpack
+from inflight.wire.http.body import MESSAGE_OPTION, Body, accepted_encoding, pack, read_body, too_large, unpack
 from inflight.wire.http.disconnect import Disconnected, run_until_disconnect
-from inflight.wire.http.gate import Gate, GatedApp, Gates, Refusal
+from inflight.wire.http.gate import PAYLOAD_OPTION, Gate, GatedApp, Gates, Refusal
 from inflight.wire.http.sse import DONE, EventStream, Opened
 from inflight.wire.listen import Listener, listen_grpc, listen_http, success_line
 
@@ -31,7 +31,9 @@ __all__ = [
     "DONE",
     "GRPC",
     "JSON",
+    "MESSAGE_OPTION",
     "NOT_FOUND",
+    "PAYLOAD_OPTION",
     "RESTFUL",
     "UNIMPLEMENTED",
     "Answer",

@@ -406,7 +406,7 @@ def test_curl_with_an_image_is_told_about_the_image(served: Served) -> None:
         for instances in (image, f"[{image}]", image.replace("{", '{"prompt": "What is it?", ', 1)):
             status, body = curl(served, path, f'{{"instances": {instances}}}')
             assert status == 200, "MindSpore Serving's manner"
-            assert "has an image ('image'), and this model reads text only" in json.loads(body)["error_msg"]
+            assert "model 'pocket' reads text only; it has no image input" in json.loads(body)["error_msg"]
     photo = Path(served.cwd, "photo.json")
     photo.write_text('{"instances": {"image": {"b64": "%s"}}}' % ("A" * (3 << 20)))
     status, body = curl(served, "/model/pocket:generated_stream", f"@{photo}")

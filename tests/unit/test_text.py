@@ -263,6 +263,41 @@ def test_contents_of_parts() -> None:
             ChatTemplate(template).render(Chat([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]))
 
 
+IMAGE: dict[str, object] = {"type": "image"}
+READS = (
+    "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% elif m.role == 'user' %}<|img|>{% endif %}{% endfor %}{% endif %};{% endfor %}"
+)
+LLAVA = (
+    "{% for m in messages %}{{ m['role'] }}:{% for part in m['content'] | selectattr('type', 'equalto', 'image') %}"
+    "<|img|>,{% endfor %}{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}"
+    "{% endfor %};{% endfor %}"
+)
+
+
+def test_places_of_images_in_a_chat() -> None:
+    def said(template: str, *contents: object, role: str = "user") -> str:
+        chat = Chat([{"role": role, "content": content} for content in contents])
+        return ChatTemplate(template).render(chat, "<|img|>")
+
+    def text(value: str) -> dict[str, object]:
+        return {"type": "text", "text": value}
+
+    mixed = [text("a"), IMAGE, text("b"), IMAGE]
+    assert said(READS, mixed, "c", [IMAGE]) == "user:a<|img|>b<|img|>;user:c;user:<|img|>;"
+    # One that has no place for an image, at all or in such a message: a line in front of its text.
+    assert "user\n<|img|><|img|>\nab<" in said(CHATML, mixed)
+    assert said(READS, mixed, role="tool") == "tool:<|img|><|img|>\nab;"
+    # One that takes lists only gets lists only.
+    assert said(LLAVA, mixed, "c") == "user:<|img|>,<|img|>,ab;user:c;"
+    assert said(LLAVA, "c") == "user:c;"
+    with pytest.raises(InvalidRequest, match="reads texts and images"):
+        said(READS, [{"type": "video"}])
+    with pytest.raises(InvalidRequest, match="reads text only"):
+        ChatTemplate(READS).render(Chat([{"role": "user", "content": [IMAGE]}]))
+
+
 # What comes after the assistant's text holds the text itself: `</s>`, and a second `assistant`.
 PREFILL = "{% for m in messages %}<{{ m.role }}>{{ m.content FILTER}}</s>{% endfor %}<assistant>"
 PARTS = PREFILL.replace(

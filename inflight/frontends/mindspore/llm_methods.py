@@ -4,23 +4,46 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 import orjson
 
 from inflight.config import RestConfig
-from inflight.contract import NEWEST, Finish, GenerationRequest, Generator, Token, Whole
+from inflight.contract import (
+    NEWEST,
+    Finish,
+    GenerationRequest,
+    Generator,
+    GeneratorInfo,
+    Media,
+    Token,
+    Whole,
+    with_images,
+)
 from inflight.errors import InflightError, InvalidRequest, Unavailable
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.llm import all_of, loaded, refuse_images
+from inflight.frontends.images import split_images
+from inflight.frontends.llm import all_of, loaded
 from inflight.frontends.mindspore.request import parse_json
 from inflight.frontends.mindspore.rest import InstancesBody, MindSporeRest, refusal
 from inflight.frontends.mindspore.url import parse_encoded, parse_url
 from inflight.frontends.routes import Call, Events, Match, Route, generation
 from inflight.frontends.tgi.request import GenerateBody, Parameters, check
-from inflight.wire import EventStream, Gate, Gates, Opened, Refusal, Scope, Send, respond_json, too_large
+from inflight.wire import (
+    MESSAGE_OPTION,
+    PAYLOAD_OPTION,
+    EventStream,
+    Gate,
+    Gates,
+    Opened,
+    Refusal,
+    Scope,
+    Send,
+    respond_json,
+    too_large,
+)
 
 GENERATE, STREAM = "generate", "generated_stream"
 _TEXTS = ("inputs", "prompt", "text")
@@ -45,7 +68,7 @@ class LlmMethods(Door):
         super().__init__(backend)
         self._max_body_bytes = max_body_bytes
         self._status_codes = config.status_codes
-        self._gates = Gates(self.refusal, self._readable)
+        self._gates = Gates(self.refusal, self._readable, MESSAGE_OPTION)
 
     def refusal(self, error: InflightError) -> Refusal:
         return refusal(error, self._status_codes or isinstance(error, Unavailable))
@@ -71,22 +94,27 @@ class LlmMethods(Door):
         return max(model.info.limits.payload_limit, self._max_body_bytes)
 
     async def _generate(self, call: Call) -> None:
-        generator, requests = self._requests(call, streaming=False)
+        generator, requests = await self._requests(call, streaming=False)
         results = await call.run(all_of(generator, requests))
         await respond_json(call.send, {"instances": [_instance(one) for one in results]})
 
     async def _stream(self, call: Call) -> None:
-        generator, requests = self._requests(call, streaming=True)
+        generator, requests = await self._requests(call, streaming=True)
         await call.run(_stream(generator, requests, call.send))
 
-    def _requests(self, call: Call, *, streaming: bool) -> tuple[Generator, list[GenerationRequest]]:
+    async def _requests(self, call: Call, *, streaming: bool) -> tuple[Generator, list[GenerationRequest]]:
         generator = self._backend.generators[call.names["name"]]
         body = call.body()
+        limit, size, sees = generator.info.limits.payload_limit, len(body), generator.info.image_placeholder is not None
         instances = _instances(parse_json(body))
-        limit = generator.info.limits.payload_limit
-        if len(body) > limit:
-            raise too_large(limit)
-        return generator, _requests(instances, generator, streaming)
+        del body  # the instances may take as much again
+        # That a model reads text only is said before the size of its body is.
+        for each in [] if sees else instances:
+            _split(each, "", generator.info)
+        if size > limit:
+            raise too_large(limit, PAYLOAD_OPTION)
+        split = [_split(each, f"instance {index}", generator.info) for index, each in enumerate(instances)]
+        return generator, await _requests(split, generator, streaming)
 
     def _target(self, scope: Scope) -> tuple[str, str] | None:
         generators = self._backend.generators
@@ -115,20 +143,28 @@ class LlmMethods(Door):
     )
 
 
+class _Split(NamedTuple):
+    """An instance of a request: its fields without the images, or its text; and the images."""
+
+    rest: Any
+    media: list[Media]
+
+
 def _instances(document: Any) -> list[Any]:
     try:
         found = msgspec.convert(document, InstancesBody).instances
     except msgspec.ValidationError:
         raise InvalidRequest('the request has no instances; write {"instances": [{"inputs": "<text>"}]}') from None
-    instances = found if isinstance(found, list) else [found]
-    for index, instance in enumerate(instances):
-        if isinstance(instance, dict):
-            refuse_images(instance, f"instance {index}")
-    return instances
+    return found if isinstance(found, list) else [found]
 
 
-def _requests(instances: list[Any], generator: Generator, streaming: bool) -> list[GenerationRequest]:
-    limits = generator.info.limits
+def _split(instance: Any, where: str, info: GeneratorInfo) -> _Split:
+    if not isinstance(instance, dict):
+        return _Split(instance, [])
+    return _Split(*split_images(instance, where, info))
+
+
+async def _requests(instances: list[_Split], generator: Generator, streaming: bool) -> list[GenerationRequest]:
     if not instances:
         raise InvalidRequest("the request has no instances; send at least one")
     most = generator.info.policy.max_concurrent_requests
@@ -137,24 +173,38 @@ def _requests(instances: list[Any], generator: Generator, streaming: bool) -> li
             f"the request has {len(instances)} instances and the model answers {most} at a time; send fewer in a "
             "request"
         )
-    return [check(_generate_body(each, index), limits, streaming).request for index, each in enumerate(instances)]
+    return [await _request(one, index, generator, streaming) for index, one in enumerate(instances)]
 
 
-def _generate_body(instance: Any, index: int) -> GenerateBody:
+async def _request(one: _Split, index: int, generator: Generator, streaming: bool) -> GenerationRequest:
+    info = generator.info
+    body = _generate_body(one, index)
+    if not one.media:
+        return check(body, info, streaming).request
+    # A text beside images may be left out, which TGI's check does not know.
+    checked = check(GenerateBody(body.inputs or info.vision.default_image_prompt, body.parameters), info, streaming)
+    if checked.request.media:
+        raise InvalidRequest(f"instance {index} has images by keys and as ![](...) in its text; not both are possible")
+    return await with_images(generator, checked.request, one.media)
+
+
+def _generate_body(one: _Split, index: int) -> GenerateBody:
     """One instance as TGI's body. Its parameters are in `parameters`, or beside the text."""
+    instance = one.rest
     if isinstance(instance, str):
         return GenerateBody(instance, Parameters())
     if not isinstance(instance, dict):
         raise InvalidRequest(f"instance {index} must be a text or an object with the key 'inputs'")
     key = next((name for name in _TEXTS if name in instance), None)
-    if key is None or not isinstance(instance[key], str):
+    text = "" if key is None and one.media else instance.get(key)
+    if not isinstance(text, str):
         raise InvalidRequest(f"instance {index} has no text; give it by the key 'inputs', 'prompt' or 'text'")
     beside = {name: value for name, value in instance.items() if name not in (key, "parameters")}
     given = instance.get("parameters") or {}
     if not isinstance(given, dict):
         raise InvalidRequest(f"instance {index}: 'parameters' must be an object")
     try:
-        return GenerateBody(instance[key], msgspec.convert({**beside, **given}, Parameters))
+        return GenerateBody(text, msgspec.convert({**beside, **given}, Parameters))
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"instance {index}: {error}") from error
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import orjson
 
-from inflight.contract import MethodInfo, Row, TextPart, Value
+from inflight.contract import GeneratorInfo, MethodInfo, Row, TextPart, Value
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend, predict, stream
 from inflight.frontends.events import Part, send_events
+from inflight.frontends.images import split_images, value_of_image
 from inflight.frontends.json_outputs import json_outputs
 from inflight.frontends.json_values import value_of
-from inflight.frontends.llm import refuse_images
 from inflight.wire import Receive, Send, respond, run_until_disconnect
 
 _NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
@@ -27,7 +27,9 @@ _IGNORED = ("stream", "details", "logprob", "logprobs", "return_full_text", "exc
 _INPUTS = ("text_input", "inputs", "prompt")
 
 
-def read_generate(method: MethodInfo, body: bytes | bytearray | memoryview) -> tuple[Row, dict[str, Any]]:
+def read_generate(
+    backend: Backend, method: MethodInfo, body: bytes | bytearray | memoryview
+) -> tuple[Row, dict[str, Any]]:
     """The one instance of a body, and the fields that every answer repeats.
 
     Raises:
@@ -46,7 +48,7 @@ def read_generate(method: MethodInfo, body: bytes | bytearray | memoryview) -> t
     if isinstance(document.get("id"), str):
         common["id"] = document["id"]
     if method.optional:
-        return _generation(document, parameters), common
+        return _generation(document, parameters, backend.generators[method.servable].info), common
     named: dict[str, Value] = {}
     declared = method.dtypes
     for spec in method.inputs:
@@ -60,15 +62,18 @@ def read_generate(method: MethodInfo, body: bytes | bytearray | memoryview) -> t
     return method.row(named), common
 
 
-def _generation(document: dict[str, Any], parameters: dict[str, Any]) -> Row:
-    refuse_images(document, "the request")
-    text = next((document[name] for name in _INPUTS if name in document), None)
+def _generation(document: dict[str, Any], parameters: dict[str, Any], info: GeneratorInfo) -> Row:
+    document, media = split_images(document, "the request", info)
+    text = next((document[name] for name in _INPUTS if name in document), "" if media else None)
     if not isinstance(text, str):
         raise InvalidRequest("'text_input' must be a text")
     given = {_NAMES.get(name, name): value for name, value in parameters.items() if name not in _IGNORED}
     if isinstance(given.get("stop"), str):
         given["stop"] = [given["stop"]]
-    return [text, orjson.dumps(given).decode()]
+    details = [each.detail for each in media if each.detail != "auto"]
+    if details:
+        given.setdefault("detail", details[0])
+    return [text, *map(value_of_image, media), orjson.dumps(given).decode()]
 
 
 async def answer_generate(

@@ -52,6 +52,7 @@ from inflight.frontends.routes import (
 )
 from inflight.wire import (
     JSON,
+    MESSAGE_OPTION,
     Body,
     Gate,
     Gates,
@@ -82,7 +83,7 @@ class OpenInferenceRest(QuickDoor):
         self._submit = backend.submit
         self._max_body_bytes = max_body_bytes
         self._models = ModelNames(backend)
-        self._gates = Gates(self.refusal, lambda model: max_body_bytes)
+        self._gates = Gates(self.refusal, lambda model: max_body_bytes, MESSAGE_OPTION)
 
     def refusal(self, error: InflightError) -> Refusal:
         told: OipError = {"error": str(error)}
@@ -180,7 +181,7 @@ class OpenInferenceRest(QuickDoor):
 
     async def _generated(self, call: Call, work: Callable[..., Awaitable[None]]) -> None:
         method = self._method(call.names)
-        row, common = read_generate(method, await unpack(call.scope, call.body(), self._max_body_bytes))
+        row, common = read_generate(self._backend, method, await unpack(call.scope, call.body(), self._max_body_bytes))
         await work(self._backend, method, row, common, call.receive, call.send)
 
     async def _index(self, call: Call) -> None:

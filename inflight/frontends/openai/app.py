@@ -40,7 +40,7 @@ from inflight.frontends.openai.response import Reply, Usage, error_json, refusal
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
 from inflight.frontends.routes import Call, Events, Route, generation
-from inflight.wire import DONE, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
+from inflight.wire import DONE, PAYLOAD_OPTION, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -54,6 +54,7 @@ class OpenAiRest(Door):
     name = "OpenAI"
     below = ("/v1/",)
     error = OpenAiError
+    size_option = PAYLOAD_OPTION
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)

@@ -60,7 +60,7 @@ class TgiRest(TgiDoor):
     async def _answered(self, call: Call, body: GenerateBody, *, full_text: bool = False, listed: bool = False) -> None:
         began = time.perf_counter()
         generator = self._generator
-        asked = check(body, generator.info.limits, streaming=False)
+        asked = check(body, generator.info, streaming=False)
         full = full_text if asked.full_text is None else asked.full_text
         requests = [asked.request]
         requests += [with_seed(asked.request, draw_seed()) for _ in range(asked.best_of - 1)]
@@ -73,7 +73,7 @@ class TgiRest(TgiDoor):
 
     async def _streamed(self, call: Call, body: GenerateBody, *, full_text: bool = False) -> None:
         generator = self._generator
-        asked = check(body, generator.info.limits, streaming=True)
+        asked = check(body, generator.info, streaming=True)
         full = full_text if asked.full_text is None else asked.full_text
         await call.run(_run_stream(generator, asked, body, full, call.send))
 

@@ -7,13 +7,14 @@ from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
 from inflight.frontends.tgi.answers import TgiError
 from inflight.frontends.tgi.response import refusal
-from inflight.wire import Gates, Refusal
+from inflight.wire import PAYLOAD_OPTION, Gates, Refusal
 
 
 class TgiDoor(Door):
     """Answers errors as TGI does, also those of a full language model."""
 
     error = TgiError
+    size_option = PAYLOAD_OPTION
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)

@@ -12,8 +12,10 @@ from inflight.contract import (
     RANGES,
     GenerationLimits,
     GenerationRequest,
+    GeneratorInfo,
     Range,
     Sampling,
+    from_markdown,
     grammar_of,
     out_of_range,
 )
@@ -69,7 +71,7 @@ class GenerateBody(msgspec.Struct):
     stream: bool = False
 
 
-def check_body(given: Any, limits: GenerationLimits) -> GenerationRequest:
+def check_body(given: Any, info: GeneratorInfo) -> GenerationRequest:
     """The request of a body that is already parsed from JSON; sampling is on, as Google's platform expects.
 
     Raises:
@@ -78,7 +80,7 @@ def check_body(given: Any, limits: GenerationLimits) -> GenerationRequest:
     """
     body = msgspec.convert(given, GenerateBody)
     parameters = body.parameters or Parameters()
-    return check(GenerateBody(body.inputs, msgspec.structs.replace(parameters, do_sample=True)), limits, False).request
+    return check(GenerateBody(body.inputs, msgspec.structs.replace(parameters, do_sample=True)), info, False).request
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,13 @@ class Asked:
     seed: int | None
 
 
-def check(body: GenerateBody, limits: GenerationLimits, streaming: bool) -> Asked:
-    """Checks a body and makes its request.
+def check(body: GenerateBody, info: GeneratorInfo, streaming: bool) -> Asked:
+    """Checks a body and makes its request. `![](<address>)` in its text is an image, if the model reads images.
 
     Raises:
         InvalidRequest: the first of TGI's checks that fails, in its words.
     """
+    limits = info.limits
     given = body.parameters if body.parameters is not None else Parameters(do_sample=True)
     best_of = given.best_of or 1
     sampled = _samples(given)
@@ -116,6 +119,7 @@ def check(body: GenerateBody, limits: GenerationLimits, streaming: bool) -> Aske
         raise InvalidRequest(
             f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. Given: {given.truncate}"
         )
+    prompt, media = from_markdown(body.inputs, info)
     details = given.details or given.decoder_input_details
     seed = given.seed if given.seed is not None else draw_seed()
     sampling = Sampling(
@@ -135,7 +139,7 @@ def check(body: GenerateBody, limits: GenerationLimits, streaming: bool) -> Aske
         watermark=given.watermark,
     )
     request = GenerationRequest(
-        prompt=body.inputs,
+        prompt=prompt,
         sampling=sampling,
         max_new_tokens=given.max_new_tokens,
         stop=tuple(given.stop),
@@ -144,6 +148,7 @@ def check(body: GenerateBody, limits: GenerationLimits, streaming: bool) -> Aske
         timeout=given.timeout,
         grammar=grammar_of(given.grammar, "grammar"),
         adapter=given.adapter_id or None,
+        media=media,
     )
     return Asked(
         request,

@@ -24,11 +24,16 @@ _RAW_DEFLATE = -15
 _LEVEL = 1  # the fastest: on a local network bytes are cheaper than time
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> Body:
+MESSAGE_OPTION = "--max-message-mb (max_msg_mb_size in a script)"
+"""The option that sets the size of a listener's messages."""
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int, option: str = MESSAGE_OPTION) -> Body:
     """The whole body, as received. A body in one piece is not copied.
 
     Args:
         limit: bytes.
+        option: the server's option that sets the limit, for the text of an error.
 
     Raises:
         TooLarge: it is announced as larger than `limit`, or turns out to be; the rest is not awaited.
@@ -36,7 +41,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> Body:
     """
     announced = header(scope, b"content-length")
     if announced is not None and announced.isdigit() and int(announced[:19]) > limit:
-        raise too_large(limit)
+        raise too_large(limit, option)
     message = await receive()
     whole: Body = message.get("body", b"")
     parts: bytearray | None = None
@@ -44,7 +49,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> Body:
         if message["type"] == "http.disconnect":
             raise Disconnected("the client closed its connection before its request was complete")
         if len(whole) > limit:
-            raise too_large(limit)
+            raise too_large(limit, option)
         if not message.get("more_body"):
             return whole
         if parts is None:
@@ -54,11 +59,11 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> Body:
         parts += message.get("body", b"")
 
 
-def too_large(limit: int) -> TooLarge:
-    """The error of a body over `limit` bytes, in MindSpore Serving's words."""
+def too_large(limit: int, option: str = MESSAGE_OPTION) -> TooLarge:
+    """The error of a body over `limit` bytes, in MindSpore Serving's words. Args: option: as for `read_body`."""
     return TooLarge(
-        f"http message is bigger than {limit} bytes, the limit of this server: send fewer instances in a request, "
-        "or raise 'max_msg_mb_size' of the server"
+        f"http message is bigger than {limit} bytes, the limit of this server: send less in a request, or raise "
+        f"{option} of the server"
     )
 
 

@@ -20,6 +20,10 @@ UPLOADS = 64 << 20
 """Bytes of large bodies that may be received at a time for one model. A request takes a place only after its body."""
 
 
+PAYLOAD_OPTION = "--payload-limit"
+"""The option that sets the size of a body for a language model."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A complete response, serialized once. Attributes: headers: all but Content-Length."""
@@ -70,11 +74,18 @@ class Gates:
     Args:
         told: puts an error in the protocol's form; None if the form depends on a request's body.
         limit: returns the bytes that a body for a model may have.
+        option: the server's option that sets this limit.
     """
 
-    def __init__(self, told: ToRefusal | None, limit: Callable[[Generator], int] = payload_limit) -> None:
+    def __init__(
+        self,
+        told: ToRefusal | None,
+        limit: Callable[[Generator], int] = payload_limit,
+        option: str = PAYLOAD_OPTION,
+    ) -> None:
         self._told = told
         self._limit = limit
+        self._option = option
         self._gates: dict[Admission, Gate] = {}
 
     def of(self, generator: Generator) -> Gate | None:
@@ -84,7 +95,7 @@ class Gates:
             limit = self._limit(generator)
             overloaded = large = None
             if self._told is not None:
-                overloaded, large = self._told(Overloaded(OVERLOADED)), self._told(too_large(limit))
+                overloaded, large = self._told(Overloaded(OVERLOADED)), self._told(too_large(limit, self._option))
             gate = self._gates[generator.admission] = Gate(generator.admission, limit, overloaded, large)
         return gate
 
