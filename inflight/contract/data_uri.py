@@ -74,4 +74,5 @@ def _fault(text: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return shown.encode(errors="replace").decode()  # a lone surrogate could not be sent back

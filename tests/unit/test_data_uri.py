@@ -29,6 +29,7 @@ def test_addresses_are_kept_for_the_server() -> None:
         ("ftp://a.example/x.png", "invalid image content: ftp://a.example/x.png"),
         ("x.png", "invalid image content: x.png"),
         ("", "invalid image content: "),
+        ("a\ud800", "invalid image content: a?"),
         ("data:", "invalid image content: "),
         ("data:image/png,abc", "invalid image content: image/png,abc"),
         ("data:image/png;name=x;base64,AAAA", "invalid image content: image/png;name=x;base64,AAAA"),
