@@ -78,7 +78,7 @@ ALLOWED = {
     "models": ("torch", "transformers", "safetensors"),
     "shard": ("torch",),
     "engine": ("msgspec",),
-    "vision": ("PIL", "torch", "transformers"),
+    "vision": ("PIL", "httptools", "torch", "transformers"),
     "llm": ("msgspec",),
     "link": ("msgspec",),
     "mindir": ("onnx", "cryptography", "google"),
