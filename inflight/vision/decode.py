@@ -36,9 +36,6 @@ UPRIGHT = {
 TEXT = 200
 """Characters of Pillow's texts that are passed on."""
 
-# Pillow's own limit of pixels would warn, or refuse what `--image-max-pixels` allows; `check_sides` stands in for it.
-Image.MAX_IMAGE_PIXELS = None
-
 
 def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """The first frame of a file, upright.
@@ -53,6 +50,9 @@ def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     Raises:
         InvalidRequest: whatever is wrong with it, in TGI's words.
     """
+    # Pillow also checks the frame of a GIF, for which it takes memory while it opens the file. It warns above this
+    # number and refuses above twice as much.
+    Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         with _quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -64,6 +64,10 @@ def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     except UnidentifiedImageError:
         raise InvalidRequest(
             "invalid image: The image format could not be determined; PNG, JPEG, WebP, GIF, BMP and TIFF are read"
+        ) from None
+    except Image.DecompressionBombError:
+        raise InvalidRequest(
+            f"invalid image: it has more than {max_pixels} pixels, which are read at most (--image-max-pixels)"
         ) from None
     except MemoryError:
         raise InvalidRequest("invalid image: decoding it takes too much memory") from None
