@@ -219,17 +219,17 @@ def _one(rng: random.Random, kind: str, colour: str, radius: float) -> Thing:
 
 
 def _shape(rng: random.Random, colour: str, background: str) -> tuple[Thing, ...]:
-    return (_one(rng, rng.choice(SHAPES), colour, rng.uniform(0.12, 0.45)),)
+    return (_one(rng, rng.choice(SHAPES), colour, rng.uniform(0.17, 0.45)),)
 
 
 def _digit(rng: random.Random, colour: str, background: str) -> tuple[Thing, ...]:
-    return (_one(rng, rng.choice(DIGITS), colour, rng.uniform(0.17, 0.46)),)
+    return (_one(rng, rng.choice(DIGITS), colour, rng.uniform(0.26, 0.46)),)
 
 
 def _several(rng: random.Random, colour: str, background: str) -> tuple[Thing, ...]:
     kind, count = rng.choice(SHAPES), rng.randint(2, LARGEST_COUNT)
     while True:
-        radius = rng.uniform(0.08, 0.2 if count == 2 else 0.15)
+        radius = rng.uniform(0.11, 0.2 if count == 2 else 0.16)
         things = [
             Thing(kind, colour, *(rng.uniform(radius + 0.01, 0.99 - radius) for _ in range(2)), radius)
             for _ in range(count)
@@ -246,7 +246,7 @@ def _pair(rng: random.Random, colour: str, background: str) -> tuple[Thing, ...]
         return _pair(rng, colour, background)
     along, across = [rng.uniform(0.2, 0.3), rng.uniform(0.7, 0.8)], [rng.uniform(0.35, 0.65) for _ in range(2)]
     places = list(zip(along, across)) if rng.random() < 0.5 else list(zip(across, along))
-    radius = rng.uniform(0.1, 0.19)
+    radius = rng.uniform(0.14, 0.2)
     first, second = (Thing(kinds[i], colours[i], *places[i], radius * rng.uniform(0.85, 1.0)) for i in range(2))
     return first, second
 

@@ -26,7 +26,7 @@ import pocket_pictures as pictures
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import (
     AutoModelForImageTextToText,
     PreTrainedTokenizerFast,
@@ -39,7 +39,9 @@ VOCABULARY = 544
 CONTEXT = 2048
 ROWS = 24
 """Conversations of a step."""
-STEPS = 4000
+STEPS = 3000
+LOOKING, PICTURES = 1500, 32
+"""The first steps teach the tower alone to look, with this many pictures each."""
 WARM = 100
 COOL = 0.4
 """Share of the steps in which the rate falls to nothing, at the end."""
@@ -150,17 +152,19 @@ class Part(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A conversation and the pictures in it: pixels [n, 3, SIDE, SIDE], and what each patch shows [n, patches]."""
+    """A conversation and the pictures in it: pixels [n, 3, SIDE, SIDE], what each patch shows [n, patches], and where
+    in it things are [n, patches, PATCH * PATCH], 0 to 1."""
 
     parts: list[Part]
     pixels: list[np.ndarray]
     kinds: list[np.ndarray]
     colours: list[np.ndarray]
+    covers: list[np.ndarray]
 
 
 def conversation(rng: random.Random) -> Row:
     """Some turns about one or two pictures; a few without a picture, and a few without a chat's frame."""
-    row = Row([], [], [], [])
+    row = Row([], [], [], [], [])
     if rng.random() < 0.04:
         return _turns(row, [pictures.Asked(*rng.choice(TALK))])
     form = rng.random()
@@ -194,9 +198,8 @@ def _show(row: Row, rng: random.Random) -> pictures.Scene:
     scene = pictures.draw_scene(rng)
     picture, masks = pictures.render(scene, rng)
     row.pixels.append(prepare(picture))
-    kinds, colours = patches(scene, masks)
-    row.kinds.append(kinds)
-    row.colours.append(colours)
+    for found, kept in zip(patches(scene, masks), (row.kinds, row.colours, row.covers)):
+        kept.append(found)
     return scene
 
 
@@ -215,15 +218,19 @@ def _even(size: float) -> int:
     return max(1, int(size) + int(size) % 2)
 
 
-def patches(scene: pictures.Scene, masks: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """For each patch, the kind (0: none) and the colour of what covers a quarter of it or more, else of the ground."""
+def patches(scene: pictures.Scene, masks: list[Image.Image]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each patch, the kind (0: none) and the colour of what covers a quarter of it or more, else of the ground; and
+    which of its pixels are covered."""
     side = SIDE // PATCH
-    cover = np.stack([np.asarray(mask.resize((side, side), Image.Resampling.BOX)).reshape(-1) for mask in masks])
-    best, shown = cover.argmax(0), cover.max(0) >= 64
+    pixels = np.stack([np.asarray(mask.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32) for mask in masks])
+    cut = pixels.reshape(-1, side, PATCH, side, PATCH).swapaxes(2, 3).reshape(len(masks), side * side, -1) / 255
+    cover = cut.mean(-1)
+    best, shown = cover.argmax(0), cover.max(0) >= 0.25
     kinds = np.array([1 + pictures.KINDS.index(thing.kind) for thing in scene.things])
     names = list(pictures.COLOURS)
     colours = np.array([names.index(thing.colour) for thing in scene.things])
-    return np.where(shown, kinds[best], 0), np.where(shown, colours[best], names.index(scene.background))
+    ground = names.index(scene.background)
+    return np.where(shown, kinds[best], 0), np.where(shown, colours[best], ground), cut.max(0)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -268,6 +275,7 @@ class Batch(NamedTuple):
     pixels: torch.Tensor
     kinds: torch.Tensor
     colours: torch.Tensor
+    covers: torch.Tensor
 
 
 class Batches:
@@ -280,6 +288,11 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         rng = random.Random(f"{SEED} {step}")
+        if step < LOOKING:
+            row = Row([], [], [], [], [])
+            for _ in range(PICTURES):
+                _show(row, rng)
+            return _batch([row], np.zeros((0, 0)), np.zeros((0, 0)))
         rows = [conversation(rng) for _ in range(ROWS)]
         encoded = [[(self._encode(part.text), part.learned) for part in row.parts] for row in rows]
         longest = max(sum(len(ids) for ids, _ in row) for row in encoded)
@@ -292,37 +305,69 @@ class Batches:
                 if learned:
                     labels[index, at : at + len(piece)] = piece
                 at += len(piece)
-        stacked = (np.stack([one for row in rows for one in getattr(row, name)]) for name in Row._fields[1:])
-        return Batch(torch.from_numpy(ids), torch.from_numpy(labels), *map(torch.from_numpy, stacked))
+        return _batch(rows, ids, labels)
+
+
+def _batch(rows: list[Row], ids: np.ndarray, labels: np.ndarray) -> Batch:
+    stacked = (np.stack([one for row in rows for one in getattr(row, name)]) for name in Row._fields[1:])
+    return Batch(*map(torch.from_numpy, (ids, labels, *stacked)))
 
 
 class Probes(torch.nn.Module):
-    """Reads from each patch of the tower what it shows. It teaches the tower to look, and is not kept."""
+    """Reads from each patch of the tower what it shows, and halfway which of its pixels are things. Teaches the tower
+    to look, and is not kept."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.kind = torch.nn.Linear(hidden, 1 + len(pictures.KINDS))
         self.colour = torch.nn.Linear(hidden, len(pictures.COLOURS))
+        self.cover = torch.nn.Sequential(torch.nn.LayerNorm(hidden), torch.nn.Linear(hidden, PATCH * PATCH))
 
 
-def losses(
-    model: SmolVLMForConditionalGeneration, probes: Probes, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of the answers' tokens, and of the patches' kinds and colours."""
+LOSSES = {"answers": 1.0, "kinds": 0.5, "colours": 0.2, "covers": 1.0}
+"""What is learned, and its weight."""
+
+
+def losses(model: SmolVLMForConditionalGeneration, probes: Probes, batch: Batch) -> list[torch.Tensor]:
+    """One for each of LOSSES: of the answers' tokens, of the patches' kinds (those with a thing count as much as all
+    others) and colours, and of the pixels that things cover."""
     inner = model.model
-    hidden = inner.vision_model(pixel_values=batch.pixels).last_hidden_state
-    features = inner.connector(hidden).flatten(0, 1)
-    embedded = inner.text_model.embed_tokens(batch.ids)
-    at = (batch.ids == model.config.image_token_id).unsqueeze(-1)
-    embedded = embedded.masked_scatter(at, features)
-    states = inner.text_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-    learned = batch.labels[:, 1:] != -100
-    logits = model.lm_head(states[:, :-1][learned])
-    return (
-        cross_entropy(logits, batch.labels[:, 1:][learned]),
-        cross_entropy(probes.kind(hidden).flatten(0, 1), batch.kinds.flatten()),
-        cross_entropy(probes.colour(hidden).flatten(0, 1), batch.colours.flatten()),
-    )
+    hidden, halfway = look(model, batch.pixels)
+    answers = torch.zeros(())
+    if batch.ids.numel():
+        features = inner.connector(hidden).flatten(0, 1)
+        embedded = inner.text_model.embed_tokens(batch.ids)
+        at = (batch.ids == model.config.image_token_id).unsqueeze(-1)
+        embedded = embedded.masked_scatter(at, features)
+        states = inner.text_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        learned = batch.labels[:, 1:] != -100
+        answers = cross_entropy(model.lm_head(states[:, :-1][learned]), batch.labels[:, 1:][learned])
+    kinds, thing = batch.kinds.flatten(), (batch.kinds > 0).flatten()
+    kind, colour = probes.kind(hidden).flatten(0, 1), probes.colour(hidden).flatten(0, 1)
+    return [
+        answers,
+        (cross_entropy(kind[thing], kinds[thing]) + cross_entropy(kind[~thing], kinds[~thing])) / 2,
+        cross_entropy(colour, batch.colours.flatten()),
+        binary_cross_entropy_with_logits(probes.cover(halfway), batch.covers),
+    ]
+
+
+def look(model: SmolVLMForConditionalGeneration, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tower's hidden states [n, patches, hidden]: its result, and after half of its layers."""
+    tower = model.model.vision_model
+    side = SIDE // PATCH
+    hidden = tower.embeddings(pixels, torch.ones(len(pixels), side, side, dtype=torch.bool))
+    states = [hidden := layer(hidden, None) for layer in tower.encoder.layers]
+    return tower.post_layernorm(hidden), states[len(states) // 2 - 1]
+
+
+def places(side: int, hidden: int) -> torch.Tensor:
+    """Waves along both axes [side * side, hidden], from which the tower's table of positions starts."""
+    rates = torch.pi * torch.logspace(-1, -5, hidden // 4, base=2)
+    angles = torch.arange(side)[:, None] * rates
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    down, across = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    return 0.5 * torch.cat([down, across], 2).flatten(0, 1)
 
 
 def optimizers_of(model: SmolVLMForConditionalGeneration, probes: Probes) -> list[torch.optim.Optimizer]:
@@ -342,7 +387,10 @@ def train(folder: Path, state: Path, steps: int, threads: int, until: int) -> No
     torch.set_num_threads(threads)
     tokenizer = make_tokenizer()
     model = SmolVLMForConditionalGeneration(config())
-    probes = Probes(model.config.vision_config.hidden_size)
+    embeddings = model.model.vision_model.embeddings
+    with torch.no_grad():
+        embeddings.position_embedding.weight.copy_(places(SIDE // PATCH, embeddings.embed_dim))
+    probes = Probes(embeddings.embed_dim)
     optimizers = optimizers_of(model, probes)
     full = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     begin = 0
@@ -355,7 +403,7 @@ def train(folder: Path, state: Path, steps: int, threads: int, until: int) -> No
             optimizer.load_state_dict(kept)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, from step {begin}", flush=True)
     batch_of = Batches(tokenizer)
-    began, shown = time.perf_counter(), [0.0, 0.0, 0.0]
+    began, shown = time.perf_counter(), [0.0] * len(LOSSES)
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(batch_of, begin)
         for step in range(begin, min(steps, until)):
@@ -366,17 +414,18 @@ def train(folder: Path, state: Path, steps: int, threads: int, until: int) -> No
                 for group, whole in zip(optimizer.param_groups, rates):
                     group["lr"] = whole * rate
             parts = losses(model, probes, batch)
-            (parts[0] + 0.5 * parts[1] + 0.2 * parts[2]).backward()
+            torch.stack([part * weight for part, weight in zip(parts, LOSSES.values())]).sum().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             shown = [
-                part.item() if step == begin else 0.97 * old + 0.03 * part.item() for old, part in zip(shown, parts)
+                part.item() if step in (begin, LOOKING) else 0.97 * old + 0.03 * part.item()
+                for old, part in zip(shown, parts)
             ]
             if step % 50 == 0 or step == steps - 1:
                 seconds = time.perf_counter() - began
-                told = ", ".join(f"{name} {value:.3f}" for name, value in zip(("answers", "kinds", "colours"), shown))
+                told = ", ".join(f"{name} {value:.3f}" for name, value in zip(LOSSES, shown))
                 print(f"step {step} {told}, {seconds:.0f} s", flush=True)
             if (step + 1) % 200 == 0 or step == steps - 1:
                 kept = [optimizer.state_dict() for optimizer in optimizers]
