@@ -14,10 +14,16 @@ import numpy as np
 
 from inflight.commands.values import PLAIN, rest_value
 from inflight.config import TlsConfig
-from inflight.contract import DTYPE_CODES, MethodInfo, ServableStatus, TensorSpec
+from inflight.contract import DTYPE_CODES, MethodInfo, ServableStatus, TensorSpec, reads_images
 
 SHOWN_ELEMENTS = 16
 """The largest number of elements of an input that the command to try it writes out."""
+
+RED_CIRCLE = (
+    "iVBORw0KGgoAAAANSUhEUgAAADAAAAAwAQMAAABtzGvEAAAABlBMVEX////cFB4F8PUcAAAAY0lEQVR42qXPsQ2DQABD0ReLgiJSGIERskEYLaMxCiNc"
+    "SXGCFKfk2ki4sX7xJZureRTC8w7Ok7jxFmERA7MYmcTEKM2NmaHTolmN/q+Vo9NG7VTYxU4RlU0crN+5eNXflYv5AKVpFCWAVX+DAAAAAElFTkSuQmCC"
+)
+"""A PNG of 48 x 48 pixels, to try a model that reads images with."""
 
 
 def describe(
@@ -28,7 +34,8 @@ def describe(
     requests: Mapping[str, str] = MappingProxyType({}),
     generators: Sequence[str] = (),
 ) -> str:
-    """Several lines: every method with its inputs and outputs, the doors, and a command to try the first method.
+    """Several lines: every method with its inputs and outputs, the doors, and commands to try the first method, the
+    first language model, and the first one that reads images.
 
     Args:
         requests: by servable, a file that holds a REST request for its first method. Without one the command sends
@@ -38,7 +45,7 @@ def describe(
     lines = []
     for status in statuses:
         if status.name in generators:
-            lines.append(f"{status.name}, language model")
+            lines.append(f"{status.name}, language model{' that reads images' if _seeing(status) else ''}")
             continue
         replicas = "1 replica" if status.replicas == 1 else f"{status.replicas} replicas"
         lines.append(f"{status.name} version {status.version}, {replicas}")
@@ -53,14 +60,29 @@ def describe(
     if method is not None:
         url = f"{scheme}://{http}" if http else None
         lines.append(f"try   {_line(method, url, grpc, tls, requests.get(method.servable))}")
-    if generators and http:
-        flags = f"{_tls_flags(tls)} -N" if tls else " -N"
-        body = '{"model": "%s", "messages": [{"role": "user", "content": "Tell me a story."}], "stream": true}'
-        lines.append(
-            f"try   curl{flags} -H 'Content-Type: application/json' -d {shlex.quote(body % generators[0])} "
-            f"{scheme}://{http}/v1/chat/completions"
-        )
+    if http:
+        models = [status for status in statuses if status.name in generators]
+        lines += [f"try   {line}" for line in _tries(models, f"{scheme}://{http}", _tls_flags(tls) if tls else "")]
     return "\n".join(lines)
+
+
+def _tries(models: Sequence[ServableStatus], url: str, flags: str) -> list[str]:
+    """Commands to try the first language model that reads text only, and the first that reads images."""
+    text = next((status for status in models if not _seeing(status)), None)
+    seeing = next((status for status in models if _seeing(status)), None)
+    lines = []
+    if text is not None:
+        message = {"role": "user", "content": "Tell me a story."}
+        body = shlex.quote(json.dumps({"model": text.name, "messages": [message], "stream": True}))
+        lines.append(f"curl{flags} -N -H 'Content-Type: application/json' -d {body} {url}/v1/chat/completions")
+    if seeing is not None:
+        body = shlex.quote(json.dumps({"instances": {"image": {"b64": RED_CIRCLE}}}, separators=(",", ":")))
+        lines.append(f"curl{flags} -X POST -d {body} {url}/model/{quote(seeing.name)}:generated_stream")
+    return lines
+
+
+def _seeing(status: ServableStatus) -> bool:
+    return any(reads_images(method) for method in status.methods)
 
 
 def _tls_flags(tls: TlsConfig) -> str:

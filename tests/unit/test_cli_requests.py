@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shlex
 import threading
@@ -14,6 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
 from inflight.cli import main
 from inflight.client import MSServiceServicer, add_MSServiceServicer_to_server
@@ -22,6 +25,7 @@ from inflight.commands.values import parse_input, printable, rest_value
 from inflight.config import TlsConfig
 from inflight.contract import MethodInfo, ServableStatus, TensorSpec
 from inflight.proto import ms_service_pb2
+from inflight.router.stage import generate_method
 
 
 class Rest(BaseHTTPRequestHandler):
@@ -230,6 +234,25 @@ def test_a_long_input_comes_from_a_file(tmp_path: Path) -> None:
     text = describe([status(TensorSpec("n", "int64", (2,)))], None, "127.0.0.1:2", TlsConfig("c", "k", "a", True))
     assert "inflight client 127.0.0.1:2 add plus --input 'n:int64=[0, 0]'" in text
     assert "--tls-ca ca.pem --tls-cert cert.pem --tls-key key.pem" in text
+
+
+def test_language_models_have_a_line_each_for_text_and_for_images() -> None:
+    text, sees = (
+        ServableStatus(name, 1, (generate_method(name, name == "sees"),), ready=True, replicas=1, ready_replicas=1)
+        for name in ("text", "sees")
+    )
+    for models, count in (([text, sees], 2), ([sees, text, text], 2), ([sees, sees], 1), ([text], 1)):
+        told = describe(models, "127.0.0.1:1", None, generators=["text", "sees"])
+        lines = [line.removeprefix("try") for line in told.splitlines() if line.startswith("try ")]
+        assert len(lines) == count
+        assert ("Tell me a story." in told) == (text in models)
+        if sees in models:
+            assert "sees, language model that reads images" in told
+            *command, body, address = shlex.split(lines[-1])
+            assert command == ["curl", "-X", "POST", "-d"]
+            assert address == "http://127.0.0.1:1/model/sees:generated_stream"
+            file = base64.b64decode(json.loads(body)["instances"]["image"]["b64"])
+            assert Image.open(io.BytesIO(file)).size == (48, 48)
 
 
 def test_the_line_for_our_client_can_be_sent(echo: tuple[str, Echo], capsys: pytest.CaptureFixture[str]) -> None:
