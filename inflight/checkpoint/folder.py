@@ -24,6 +24,7 @@ Told = Callable[[float], None]
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 MODULES, ADAPTER = "modules.json", "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -100,6 +101,20 @@ class ModelFolder(ABC):
     def metadata(self) -> Json | None:
         """A GGUF file's metadata by its keys, with the vocabulary; None for the others."""
         return None
+
+    @cached_property
+    def image_processor(self) -> Json | None:
+        """The settings of the image processor: preprocessor_config.json, or what a newer processor_config.json has in
+        place of it; None if there is neither.
+
+        Raises:
+            StartError: a file cannot be read.
+        """
+        nested = _optional(self.beside / PROCESSOR).get("image_processor")
+        if isinstance(nested, dict):
+            return nested
+        path = self.beside / IMAGE_PROCESSOR
+        return read_object(path) if path.exists() else None
 
     @property
     def tokenizer_file(self) -> Path | None:

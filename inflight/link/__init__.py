@@ -27,6 +27,7 @@ from inflight.link.codec import (
 )
 from inflight.link.offer import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
 from inflight.link.step import LoadShard, Progress, ShardReady
+from inflight.link.vision import EncodeImage, ImageEncoded, ImageFailed, LoadVision, VisionReady
 
 __all__ = [
     "BOARD_BYTES",
@@ -43,12 +44,16 @@ __all__ = [
     "CallOutcome",
     "Done",
     "Drop",
+    "EncodeImage",
     "Failed",
     "GeneratorOffer",
     "GraphOffer",
+    "ImageEncoded",
+    "ImageFailed",
     "Leaving",
     "Load",
     "LoadShard",
+    "LoadVision",
     "MethodOffer",
     "ModelOffer",
     "Offer",
@@ -64,6 +69,7 @@ __all__ = [
     "Stop",
     "Trial",
     "Unpacker",
+    "VisionReady",
     "WireError",
     "Work",
     "WorkerChannel",

@@ -33,33 +33,12 @@ from inflight.errors import InvalidRequest
 from inflight.link.arena import LARGE, Arena, ArenaReader
 from inflight.link.offer import Offer, WorkerJob
 from inflight.link.step import LoadShard, Progress, ShardReady
+from inflight.link.values import WireArray, WireRows, WireValue
+from inflight.link.vision import EncodeImage, ImageEncoded, ImageFailed, LoadVision, VisionReady
 
 PREFIX = struct.Struct("<II")
 ALIGN = 16
 MAX_FRAME = 1 << 31
-
-
-class WireArray(msgspec.Struct, array_like=True, frozen=True):
-    """An array or bytes.
-
-    Attributes:
-        code: of its dtype (`inflight.contract.CODES`), or 14 for bytes.
-        where: an offset in the frame's blob; negative: the arena offset `-1 - where`.
-    """
-
-    code: int
-    shape: tuple[int, ...]
-    where: int
-
-
-WireValue: TypeAlias = "str | WireArray"
-
-
-class WireRows(msgspec.Struct, array_like=True, frozen=True):
-    """Rows: as `columns`, arrays [n, ...], where small ones have one form, else one by one."""
-
-    columns: list[WireArray] | None
-    rows: list[list[str | WireArray]]
 
 
 class WireError(msgspec.Struct, array_like=True, frozen=True):
@@ -197,7 +176,8 @@ class Trial(Message, tag=20, frozen=True):
 
 AnyMessage: TypeAlias = (
     "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving | "
-    "StepPlan | StepResult | LoadShard | ShardReady | Progress | Trial | Phase"
+    "StepPlan | StepResult | LoadShard | ShardReady | Progress | Trial | Phase | "
+    "LoadVision | VisionReady | EncodeImage | ImageEncoded | ImageFailed"
 )
 
 
@@ -224,7 +204,12 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(
     | ShardReady
     | Progress
     | Trial
-    | Phase,
+    | Phase
+    | LoadVision
+    | VisionReady
+    | EncodeImage
+    | ImageEncoded
+    | ImageFailed,
     dec_hook=_from_wire,
 )
 
@@ -261,7 +246,7 @@ class Packer:
         """
         table = join(parts) if _are_small(parts) else None
         if table is not None:
-            return WireRows([self._array(column) for column in table.columns], [])
+            return WireRows([self.array(column) for column in table.columns], [])
         return WireRows(None, [self.row(row) for rows in parts for row in rows])
 
     def row(self, values: Sequence[object]) -> list[WireValue]:
@@ -274,7 +259,7 @@ class Packer:
             InvalidRequest: it is of another type, or an array of a dtype that no protocol carries.
         """
         if isinstance(value, np.ndarray):
-            return self._array(value)
+            return self.array(value)
         if isinstance(value, str):
             return value
         if isinstance(value, bytes):
@@ -285,7 +270,7 @@ class Packer:
             return WireArray(BYTES_CODE, value.array.shape, self._large(value.array))
         raise InvalidRequest(f"a {type(value).__name__} cannot be sent; use an array, a str or bytes")
 
-    def _array(self, array: Array) -> WireArray:
+    def array(self, array: Array) -> WireArray:
         code = CODES.get(array.dtype)
         if code is None:
             raise InvalidRequest(f"data type {array.dtype} cannot be sent; use one of bool, int8 to float64")

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from hashlib import blake2b
+
+from inflight.checkpoint import ModelFolder, open_model
 from inflight.config import GeneratorConfig, ServerConfig
 from inflight.contract import Vision
 from inflight.metrics import Metrics
+from inflight.vision.families import Family, open_family
+from inflight.vision.fetch import Fetcher
+from inflight.vision.process import VisionProcess
+from inflight.vision.service import VisionService
 
 
 def open_vision(
@@ -22,4 +30,30 @@ def open_vision(
     Raises:
         StartError: its images are of a kind that is not known here, or its folder cannot be read.
     """
-    return None
+    encoder = encoder_of(config, server)
+    if encoder is None:
+        return None
+    images = None if metrics is None else metrics.images
+    return VisionService(encoder, config.vision, Fetcher(config.vision), images, config.name)
+
+
+def encoder_of(config: GeneratorConfig, server: ServerConfig) -> VisionProcess | None:
+    """What encodes a model's images, still to be started; None if it reads text only.
+
+    Raises:
+        StartError: as `open_vision`.
+    """
+    folder = open_model(config.model.model_dir)
+    family = open_family(folder, config.vision.image_max_tokens)
+    return None if family is None else VisionProcess(config, server, family, identity(folder, family))
+
+
+def identity(folder: ModelFolder, family: Family) -> str:
+    """Of the checkpoint and the settings of its images. Files of weights count by name, size and time: images that are
+    kept are those of this process."""
+    state = blake2b(digest_size=16)
+    state.update(json.dumps([folder.config, family.settings, family.max_tokens], sort_keys=True, default=str).encode())
+    for file in folder.weight_files():
+        facts = file.stat()
+        state.update(f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode())
+    return state.hexdigest()

@@ -13,6 +13,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--own-log", action="store_true")
     parser.add_argument("--rank", action="store_true")
+    parser.add_argument("--vision", action="store_true")
     # For people who read a process list.
     for name in ("servable_directory", "servable_name", "version_number", "device_id", "device_type"):
         parser.add_argument(f"--{name}")
@@ -21,6 +22,10 @@ def main() -> None:
         from inflight.worker.shard import run_rank
 
         finish(run_rank(options.fd))
+    if options.vision:
+        from inflight.vision import run_vision
+
+        finish(run_vision(options.fd))
     from inflight.worker.process import run
 
     finish(run(options.fd, options.inbox, options.outbox, options.own_log))

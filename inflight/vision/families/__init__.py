@@ -1,1 +1,38 @@
-"""Families of vision models: how an image is written into a prompt, cut and scaled."""
+"""Families of vision models: how an image is written into a prompt, cut and scaled. Without torch; Pillow is imported
+where pixels are scaled."""
+
+from __future__ import annotations
+
+from inflight.checkpoint import ModelFolder
+from inflight.errors import StartError
+from inflight.vision.families.base import Family, VisionFiles
+from inflight.vision.families.smolvlm import SmolVlm
+
+__all__ = ["FAMILIES", "Family", "VisionFiles", "open_family"]
+
+FAMILIES: dict[str, type[Family]] = {name: family for family in (SmolVlm,) for name in family.types}
+"""By `model_type` in config.json."""
+
+
+def open_family(folder: ModelFolder, max_tokens: int) -> Family | None:
+    """The family of a model's images.
+
+    Args:
+        max_tokens: as in `Family`.
+
+    Returns:
+        None if the model reads text only.
+
+    Raises:
+        StartError: its images are of a kind that is not known here, or its folder lacks a file.
+    """
+    if folder.metadata is not None:
+        return None
+    config = folder.config
+    kind = str(config.get("model_type"))
+    if not isinstance(config.get("vision_config"), dict):
+        return None
+    family = FAMILIES.get(kind)
+    if family is None:
+        raise StartError(f"images of models of type '{kind}' are not read; those of {', '.join(sorted(FAMILIES))} are")
+    return family(VisionFiles.of(folder), max_tokens)
