@@ -41,7 +41,7 @@ def inflight(servable: str, replicas: int = 1, engine: str = "auto") -> Server:
         "Inflight" if engine == "auto" else f"Inflight, gRPC by {engine}",
         argv,
         RESULTS / f"inflight-{servable}-{engine}.log",
-        _answers(http_port, "/v2/health/ready"),
+        answers(http_port, "/v2/health/ready"),
         ports={"http": http_port, "grpc": grpc_port},
     )
 
@@ -69,7 +69,7 @@ def triton(model: str) -> Server:
         "Triton",
         argv,
         RESULTS / f"triton-{model}.log",
-        _answers(http_port, "/v2/health/ready"),
+        answers(http_port, "/v2/health/ready"),
         environment={
             "LD_LIBRARY_PATH": (PEERS / "triton" / "library_path").read_text().strip(),
             "PATH": f"{PEERS / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -100,7 +100,7 @@ def socket_echo() -> Server:
     return Server("socket echo", argv, RESULTS / "socket-echo.log", _accepts(port), ports={"http": port})
 
 
-def _answers(port: int, path: str) -> Callable[[], bool]:
+def answers(port: int, path: str) -> Callable[[], bool]:
     def ready() -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
