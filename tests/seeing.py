@@ -29,7 +29,7 @@ from inflight.contract import (
 )
 from inflight.errors import InflightError, NotFound
 from inflight.router.stage import GENERATE, generate_method, run_stage
-from inflight.text.template import ChatTemplate
+from inflight.text import ChatTemplate, shown
 
 PLACE = "<image>"
 SMOLVLM = (
@@ -88,7 +88,7 @@ class Seeing:
 
     async def render(self, chat: Chat) -> str:
         assert self._template is not None
-        return self._template.render(chat, self.info.image_placeholder)
+        return self._template.render(shown(chat, None), self.info.image_placeholder)
 
 
 class SeeingBackend:

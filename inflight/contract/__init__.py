@@ -25,8 +25,8 @@ from inflight.contract.generation import (
 from inflight.contract.grammar import JSON_OPTIONS, Grammar, grammar_of
 from inflight.contract.images import (
     IMAGE,
-    check_images,
     from_markdown,
+    from_messages,
     images_in,
     is_address,
     reads_images,
@@ -138,8 +138,8 @@ __all__ = [
     "Watermark",
     "Whole",
     "chain",
-    "check_images",
     "from_markdown",
+    "from_messages",
     "grammar_of",
     "images_in",
     "is_address",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -35,18 +36,6 @@ def text_only(name: str) -> InvalidRequest:
 def reads_images(method: MethodInfo) -> bool:
     """Whether a language model's method `generate` takes images."""
     return bool(method.optional) and method.inputs[-1].name == IMAGE
-
-
-def check_images(count: int, info: GeneratorInfo) -> None:
-    """Raises InvalidRequest if a model does not take this number of images in one request."""
-    most = info.vision.images_per_request
-    if count and info.image_placeholder is None:
-        raise text_only(info.name)
-    if count > most:
-        raise InvalidRequest(
-            f"the request has {count} images and the model takes {most} in one; send fewer, or raise "
-            "--images-per-request"
-        )
 
 
 def is_address(text: str) -> bool:
@@ -99,7 +88,7 @@ def from_markdown(text: str, info: GeneratorInfo) -> tuple[str, tuple[Media, ...
     the text unchanged.
 
     Raises:
-        InvalidRequest: an address is none of an image's, or there are too many.
+        InvalidRequest: an address is none of an image's.
     """
     mark = info.image_placeholder
     if mark is None or "![](" not in text:
@@ -112,9 +101,40 @@ def from_markdown(text: str, info: GeneratorInfo) -> tuple[str, tuple[Media, ...
         media.append(media_at(found[1]))
         return mark
 
-    prompt = _MARKDOWN.sub(read, text)
-    check_images(len(media), info)
-    return prompt, tuple(media)
+    return _MARKDOWN.sub(read, text), tuple(media)
+
+
+def from_messages(
+    messages: Sequence[dict[str, Any]], info: GeneratorInfo, read: Callable[[dict[str, Any], str], Media | None]
+) -> tuple[list[dict[str, Any]], tuple[Media, ...]]:
+    """A conversation as a chat template takes it (`Chat.messages`), and its images in order.
+
+    Args:
+        read: the image of a content part; None: the part is none. Its second argument is the part's place, for the
+            text of an error.
+
+    Raises:
+        InvalidRequest: there is an image, and the model reads text only.
+    """
+    media: list[Media] = []
+
+    def shown(part: Any, where: str) -> Any:
+        image = read(part, where) if isinstance(part, dict) else None
+        if image is None:
+            return part
+        if info.image_placeholder is None:
+            raise text_only(info.name)
+        media.append(image)
+        return {"type": "image"}
+
+    found = []
+    for index, message in enumerate(messages):
+        parts = message.get("content")
+        if isinstance(parts, list):
+            where = f"messages[{index}].content"
+            message = {**message, "content": [shown(part, f"{where}[{at}]") for at, part in enumerate(parts)]}
+        found.append(message)
+    return found, tuple(media)
 
 
 async def with_images(generator: Generator, request: GenerationRequest, media: Sequence[Media]) -> GenerationRequest:
@@ -122,26 +142,20 @@ async def with_images(generator: Generator, request: GenerationRequest, media: S
     in one turn of the user's if the model has a chat template. Without a text the model's default one is asked.
 
     Raises:
-        InvalidRequest: the model does not take these images, or the prompt has another number of places.
+        InvalidRequest: the model reads text only.
     """
     info = generator.info
-    check_images(len(media), info)
     text, mark = request.prompt, info.image_placeholder
-    if not media or mark is None:
+    if not media:
         return request
-    if not isinstance(text, str):
-        raise InvalidRequest("a prompt with images must be a text, not tokens")
-    places = text.count(mark)
-    if places not in (0, len(media)):
-        raise InvalidRequest(
-            f"the prompt has {places} places of images ({mark}) and the request {len(media)} images; write one place "
-            "for each, or none at all"
-        )
-    if places:
-        return replace(request, media=tuple(media))
+    if mark is None:
+        raise text_only(info.name)
+    request = replace(request, media=tuple(media))
+    if not isinstance(text, str) or mark in text:
+        return request  # the engine checks that the places are as many as the images
     text = text or info.vision.default_image_prompt
     if not info.has_template:
-        return replace(request, prompt=f"{mark * len(media)}\n{text}", media=tuple(media))
+        return replace(request, prompt=f"{mark * len(media)}\n{text}")
     content: list[object] = [*({"type": "image"} for _ in media), {"type": "text", "text": text}]
     prompt = await generator.render(Chat([{"role": "user", "content": content}]))
-    return replace(request, prompt=prompt, add_special_tokens=False, media=tuple(media))
+    return replace(request, prompt=prompt, add_special_tokens=False)

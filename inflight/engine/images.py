@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import NamedTuple
 
-from inflight.contract import EncodedImage, GenerationRequest, Grid, ImageInput, Span, Vision
+from inflight.contract import EncodedImage, GenerationRequest, Grid, ImageInput, Span, Vision, text_only
 from inflight.errors import DeadlineExceeded, InvalidRequest, ModelError
 
 
@@ -62,10 +62,7 @@ class Images:
         input, count = self.input, len(request.media)
         if input is None:
             if count:
-                raise InvalidRequest(
-                    f"model '{self._name}' reads text only; it has no image input (serve a vision checkpoint, e.g. "
-                    "SmolVLM)"
-                )
+                raise text_only(self._name)
             return
         if count and request.embed:
             raise InvalidRequest("images cannot be embedded; send texts only")

@@ -12,7 +12,6 @@ from inflight.contract import (
     GeneratorInfo,
     Media,
     Value,
-    check_images,
     images_in,
     is_address,
     read_base64,
@@ -59,7 +58,6 @@ def split_images(fields: Mapping[str, Any], where: str, info: GeneratorInfo) -> 
                 raise InvalidRequest(f"{where}: 'images' must be a list of images; {_FORMS}")
             for one in given:
                 media += _read(one, f"{where}: '{key}'")
-    check_images(len(media), info)
     return {name: value for name, value in fields.items() if name not in KEYS}, media
 
 

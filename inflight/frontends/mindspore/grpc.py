@@ -15,9 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inflight.admission import Caller
-from inflight.contract import BYTES_CODE, CODES, DTYPES, STRING_CODE, MethodInfo, Outcome, Row, Table, Value
+from inflight.contract import (
+    BYTES_CODE,
+    CODES,
+    DTYPES,
+    IMAGE,
+    STRING_CODE,
+    MethodInfo,
+    Outcome,
+    Row,
+    Table,
+    Value,
+    reads_images,
+    text_only,
+)
 from inflight.errors import OVERLOADED, InflightError, InvalidRequest, Loading, Overloaded
 from inflight.frontends.base import Backend
+from inflight.frontends.images import KEYS, image_of
 from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
 from inflight.wire import Go, Rpc, UnaryRpc, nothing_to_cancel
 
@@ -119,7 +133,28 @@ def _row(method: MethodInfo, names: list[str], instance: Instance) -> Row:
     if instance.output_buffers:
         raise InvalidRequest("output_buffers are not accepted from clients, leave them out: results come in the reply")
     items = instance.items
+    if method.optional:
+        return _generation_row(method, instance)
     return method.row({name: _value(name, items[name]) for name in names if name in items})
+
+
+def _generation_row(method: MethodInfo, instance: Instance) -> Row:
+    """The row of a language model: a text, its images, its parameters."""
+    items = instance.items
+    images = [image for name in KEYS if name in items for image in _images(name, items[name])]
+    if images and not reads_images(method):
+        raise text_only(method.servable)
+    names = [spec.name for spec in method.inputs if spec.name != IMAGE]
+    named = {name: _value(name, items[name]) for name in names if name in items}
+    text, parameters, *_ = method.row(named)
+    return [text, *images, parameters]
+
+
+def _images(name: str, tensor: Tensor) -> list[Value]:
+    """The images of a tensor: bytes of files, or pixels."""
+    if tensor.dtype in _TEXTUAL:
+        return [image_of(value) for value in tensor.bytes_val]
+    return [_value(name, tensor)]
 
 
 def _value(name: str, tensor: Tensor) -> Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -29,6 +30,7 @@ from inflight.frontends.llm import all_of, loaded
 from inflight.frontends.mindspore.request import parse_json
 from inflight.frontends.mindspore.rest import InstancesBody, MindSporeRest, refusal
 from inflight.frontends.mindspore.url import parse_encoded, parse_url
+from inflight.frontends.openai import ChatBody, chat_prompt
 from inflight.frontends.routes import Call, Events, Match, Route, generation
 from inflight.frontends.tgi.request import GenerateBody, Parameters, check
 from inflight.wire import (
@@ -47,6 +49,8 @@ from inflight.wire import (
 
 GENERATE, STREAM = "generate", "generated_stream"
 _TEXTS = ("inputs", "prompt", "text")
+MESSAGES = "messages"
+"""The key of a conversation in OpenAI's form, in the place of a text."""
 
 
 class LlmMethods(Door):
@@ -179,6 +183,12 @@ async def _requests(instances: list[_Split], generator: Generator, streaming: bo
 async def _request(one: _Split, index: int, generator: Generator, streaming: bool) -> GenerationRequest:
     info = generator.info
     body = _generate_body(one, index)
+    if isinstance(one.rest, dict) and MESSAGES in one.rest:
+        if one.media or body.inputs:
+            raise InvalidRequest(f"instance {index} has '{MESSAGES}' and a text or images beside; write these in them")
+        chat = await chat_prompt(generator, _chat_body(one.rest, index))
+        request = check(GenerateBody(MESSAGES, body.parameters), info, streaming).request
+        return replace(request, prompt=chat.text, media=chat.media, add_special_tokens=False)
     if not one.media:
         return check(body, info, streaming).request
     # A text beside images may be left out, which TGI's check does not know.
@@ -186,6 +196,13 @@ async def _request(one: _Split, index: int, generator: Generator, streaming: boo
     if checked.request.media:
         raise InvalidRequest(f"instance {index} has images by keys and as ![](...) in its text; not both are possible")
     return await with_images(generator, checked.request, one.media)
+
+
+def _chat_body(instance: dict[str, Any], index: int) -> ChatBody:
+    try:
+        return msgspec.convert({MESSAGES: instance[MESSAGES]}, ChatBody)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"instance {index}: {error}") from error
 
 
 def _generate_body(one: _Split, index: int) -> GenerateBody:
@@ -196,10 +213,10 @@ def _generate_body(one: _Split, index: int) -> GenerateBody:
     if not isinstance(instance, dict):
         raise InvalidRequest(f"instance {index} must be a text or an object with the key 'inputs'")
     key = next((name for name in _TEXTS if name in instance), None)
-    text = "" if key is None and one.media else instance.get(key)
+    text = "" if key is None and (one.media or MESSAGES in instance) else instance.get(key)
     if not isinstance(text, str):
         raise InvalidRequest(f"instance {index} has no text; give it by the key 'inputs', 'prompt' or 'text'")
-    beside = {name: value for name, value in instance.items() if name not in (key, "parameters")}
+    beside = {name: value for name, value in instance.items() if name not in (key, "parameters", MESSAGES)}
     given = instance.get("parameters") or {}
     if not isinstance(given, dict):
         raise InvalidRequest(f"instance {index}: 'parameters' must be an object")

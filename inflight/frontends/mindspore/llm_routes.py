@@ -21,9 +21,12 @@ from inflight.contract import (
     Token,
     TokenInfo,
     Whole,
+    from_markdown,
     whole,
+    with_images,
 )
 from inflight.errors import InflightError, InvalidRequest, NotFound, Unavailable
+from inflight.frontends.images import KEYS, split_images
 from inflight.frontends.llm import MAX_SEED, draw_seed, number, pick
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.frontends.tgi import TgiDoor
@@ -60,9 +63,12 @@ class LlmParameters(msgspec.Struct):
 class LlmBody(msgspec.Struct):
     """A request."""
 
-    inputs: str
+    inputs: str = ""
     parameters: LlmParameters | None = None
     stream: bool = False
+    image: Any = None
+    images: Any = None
+    image_url: Any = None
 
 
 class _Told(TypedDict):
@@ -114,13 +120,13 @@ class LlmRoutes(TgiDoor):
     async def _whole(self, call: Call, body: LlmBody) -> None:
         given = body.parameters or LlmParameters()
         generator = pick(self._backend, call.names["name"])
-        result = await call.run(whole(generator, _request(body, given, generator)))
+        result = await call.run(whole(generator, await _request(body, given, generator)))
         await respond_json(call.send, _full(result, given))
 
     async def _streamed(self, call: Call, body: LlmBody) -> None:
         given = body.parameters or LlmParameters()
         generator = pick(self._backend, call.names["name"])
-        await call.run(_stream(generator, _request(body, given, generator), given, call.send))
+        await call.run(_stream(generator, await _request(body, given, generator), given, call.send))
 
     async def _rows(self, call: Call) -> None:
         await _tell(call, pick(self._backend).info.policy.max_batch_size)
@@ -170,10 +176,15 @@ async def _tell(call: Call, data: Any) -> None:
         await stream.event(orjson.dumps({"event": "message", "retry": RETRY, "data": data}))
 
 
-def _request(body: LlmBody, given: LlmParameters, generator: Generator) -> GenerationRequest:
+async def _request(body: LlmBody, given: LlmParameters, generator: Generator) -> GenerationRequest:
     """The request of a body. As in MindSpore Serving, values out of range are repaired instead of refused."""
     limits = generator.info.limits
-    if not body.inputs:
+    given_images = {name: value for name in KEYS if (value := getattr(body, name)) is not None}
+    _, media = split_images(given_images, "the request", generator.info)
+    prompt, in_text = from_markdown(body.inputs, generator.info)
+    if media and in_text:
+        raise InvalidRequest("the request has images by keys and as ![](...) in its text; not both are possible")
+    if not body.inputs and not media:
         raise InvalidRequest("`inputs` cannot be empty")
     if given.max_new_tokens is not None and given.max_new_tokens < 1:
         raise InvalidRequest("`max_new_tokens` must be strictly positive")
@@ -195,8 +206,8 @@ def _request(body: LlmBody, given: LlmParameters, generator: Generator) -> Gener
         prompt_logprobs=given.decoder_input_details,
         watermark=given.watermark,
     )
-    return GenerationRequest(
-        body.inputs,
+    request = GenerationRequest(
+        prompt,
         sampling,
         given.max_new_tokens,
         stop=tuple(given.stop or ()),
@@ -204,7 +215,9 @@ def _request(body: LlmBody, given: LlmParameters, generator: Generator) -> Gener
         prompt_tokens=given.decoder_input_details,
         # Scripts were written for sequences padded to one length, where a text that does not fit was cut.
         fit=True,
+        media=in_text,
     )
+    return await with_images(generator, request, media)
 
 
 def _repaired(name: str, value: Number | None, otherwise: Number) -> Number:

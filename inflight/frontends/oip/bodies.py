@@ -27,9 +27,11 @@ class InferBody(msgspec.Struct):
 class GenerateExtension(msgspec.Struct):
     """What a generation is asked with."""
 
-    text_input: str
+    text_input: str = ""
     id: str | None = None
     parameters: dict[str, Any] | None = None
+    image: Any = None
+    images: list[Any] | None = None
 
 
 class OipLive(TypedDict):

@@ -11,11 +11,12 @@ dimension: its tensors are the model's own, and a request is one call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from inflight.contract import (
+    IMAGE,
     NEWEST,
     Array,
     MethodInfo,
@@ -26,9 +27,12 @@ from inflight.contract import (
     TensorSpec,
     Value,
     join,
+    reads_images,
+    text_only,
 )
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.base import Backend
+from inflight.frontends.images import KEYS, image_of
 from inflight.frontends.oip.tensors import DATATYPES, NUMPY_DATATYPES, OipTensor
 
 DEFAULT_METHOD = "predict"
@@ -187,12 +191,48 @@ def check_wanted(method: MethodInfo, wanted: Sequence[str] | None) -> None:
 
 def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
     """The N rows of the method's inputs in tensors of shape [N, ...]: a table of these tensors if all are arrays. A
-    method that takes one request a call gets the tensors unchanged, as one row.
+    method that takes one request a call gets the tensors unchanged, as one row. The rows of a language model hold its
+    text, its images and its parameters.
 
     Raises:
         InvalidRequest: an input is missing, unknown, given twice, of another type than the method declares, or
             the tensors disagree in N.
     """
+    return _generation_rows(method, tensors) if method.optional else _rows(method, tensors)
+
+
+def _generation_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
+    images = [tensor for tensor in tensors if tensor.name in KEYS]
+    if images and not reads_images(method):
+        raise text_only(method.servable)
+    others = [tensor for tensor in tensors if tensor.name not in KEYS]
+    optional = tuple(each for each in method.optional if each[0] != IMAGE)
+    inputs = tuple(spec for spec in method.inputs if spec.name != IMAGE)
+    if others or not images:
+        rows = list(_rows(replace(method, inputs=inputs, optional=optional), others))
+    else:
+        one = [value for _, value in optional]
+        rows = [one] * (len(_images(images[0])) if images[0].name == IMAGE else 1)
+    for tensor in images:
+        found = _images(tensor)
+        each, left = divmod(len(found), len(rows))
+        if left or not each:
+            raise InvalidRequest(
+                f"input '{tensor.name}' has {len(found)} images for {len(rows)} instances; give each as many"
+            )
+        rows = [[*row[:-1], *found[index * each : (index + 1) * each], row[-1]] for index, row in enumerate(rows)]
+    return rows
+
+
+def _images(tensor: OipTensor) -> list[Value]:
+    """The images of a tensor: bytes of files, or pixels [..., height, width, 3]."""
+    if not isinstance(tensor.data, np.ndarray):
+        return [image_of(item) for item in tensor.data]
+    data = tensor.data
+    return list(data.reshape(-1, *data.shape[-3:])) if data.ndim > 3 else [data]
+
+
+def _rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
     given = {tensor.name: tensor for tensor in tensors}
     if len(given) != len(tensors):
         raise InvalidRequest(f"an input of model '{method.servable}' is given twice, give each input once")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
@@ -15,9 +15,11 @@ from inflight.contract import (
     FinishReason,
     GenerationRequest,
     Generator,
+    Media,
     Start,
     Token,
     Whole,
+    from_messages,
     grammar_of,
     whole,
 )
@@ -35,7 +37,7 @@ from inflight.frontends.openai.answers import (
     ResponsesAnswer,
 )
 from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format, texts_of
-from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of, tools_of
+from inflight.frontends.openai.request import ChatBody, CompletionBody, image_of, requests_of, tools_of
 from inflight.frontends.openai.response import Reply, Usage, error_json, refusal
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
@@ -202,21 +204,34 @@ async def chat_requests(generator: Generator, given: dict[str, Any]) -> list[Gen
     return (await _prepared(generator, msgspec.convert(given, ChatBody)))[0]
 
 
-async def chat_prompt(generator: Generator, body: ChatBody) -> tuple[Tools, str]:
-    """A chat's tools and its prompt, which is encoded without adding special tokens.
+class ChatPrompt(NamedTuple):
+    """A chat as the model gets it.
+
+    Attributes:
+        text: the prompt, with the places of the images. It is encoded without adding special tokens.
+    """
+
+    tools: Tools
+    text: str
+    media: tuple[Media, ...]
+
+
+async def chat_prompt(generator: Generator, body: ChatBody) -> ChatPrompt:
+    """A chat's tools, its prompt and its images.
 
     Raises:
         InvalidRequest: as on the chat route.
     """
-    tools = tools_of(body, generator.info.tool_format)
-    return tools, await generator.render(tools.chat)
+    messages, media = from_messages(body.messages, generator.info, image_of)
+    tools = tools_of(msgspec.structs.replace(body, messages=messages), generator.info.tool_format)
+    return ChatPrompt(tools, await generator.render(tools.chat), media)
 
 
 async def _prepared(generator: Generator, body: ChatBody) -> tuple[list[GenerationRequest], Tools]:
     """The requests of a chat, one for each choice, and its tools."""
-    tools, prompt = await chat_prompt(generator, body)
+    tools, text, media = await chat_prompt(generator, body)
     # The template has already written the special tokens.
-    return requests_of(body, [prompt], generator.info, special=False, grammar=tools.grammar), tools
+    return requests_of(body, [text], generator.info, special=False, grammar=tools.grammar, media=media), tools
 
 
 def _prompts(prompt: str | list[Any], field: str) -> list[str | Sequence[int]]:

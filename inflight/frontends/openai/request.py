@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,22 +11,29 @@ import msgspec
 from inflight.contract import (
     RANGES,
     Chat,
+    Detail,
     GenerationLimits,
     GenerationRequest,
     GeneratorInfo,
     Grammar,
+    Media,
     Range,
     Sampling,
     SamplingDefaults,
     ToolFormat,
     grammar_of,
+    media_at,
     out_of_range,
 )
 from inflight.errors import InvalidRequest, ToolError
+from inflight.frontends.images import read_detail
 from inflight.frontends.llm import MAX_SEED, draw_seed
 from inflight.frontends.openai.tools import Tools, offer
 
 MAX_CHOICES = 128
+
+IMAGE_URL = "image_url"
+"""The type of a content part with an image."""
 
 
 _RANGES = {
@@ -126,12 +133,34 @@ def tools_of(body: ChatBody, native: ToolFormat | None) -> Tools:
     return replace(tools, grammar=grammar)
 
 
+def image_of(part: Mapping[str, Any], where: str) -> Media | None:
+    """The image of a content part: `{"type": "image_url", "image_url": {"url": ..., "detail": ...}}`, or the address
+    alone as `image_url`. None: the part is none.
+
+    Raises:
+        InvalidRequest: the address or the detail is wrong; or the part is of a kind that no model here reads.
+    """
+    kind = part.get("type")
+    if kind in ("text", "refusal") or not isinstance(kind, str):
+        return None
+    if kind != IMAGE_URL:
+        raise InvalidRequest(f"`{where}` has the type '{kind}'; the parts read here are of type text and {IMAGE_URL}")
+    given: Any = part.get(IMAGE_URL)
+    detail: Detail = "auto"
+    if isinstance(given, dict):
+        detail, given = read_detail(given, where), given.get("url")
+    if not isinstance(given, str):
+        raise InvalidRequest(f'`{where}` has no image; write {{"type": "image_url", "image_url": {{"url": "..."}}}}')
+    return media_at(given, detail)
+
+
 def requests_of(
     body: ChatBody | CompletionBody,
     prompts: Sequence[str | Sequence[int]],
     info: GeneratorInfo,
     special: bool,
     grammar: Grammar | None = None,
+    media: tuple[Media, ...] = (),
 ) -> list[GenerationRequest]:
     """One request for every choice of every prompt, the choices of a prompt together.
 
@@ -140,6 +169,7 @@ def requests_of(
             leaves out.
         special: the tokenizer adds its own tokens.
         grammar: the grammar of the answers.
+        media: the images of every prompt.
 
     Raises:
         InvalidRequest: a value out of its range.
@@ -170,6 +200,7 @@ def requests_of(
             priority=body.priority or 0,
             grammar=grammar,
             adapter=body.model if body.model in info.adapters else None,
+            media=media,
         )
         for prompt in prompts
         for choice in range(choices)

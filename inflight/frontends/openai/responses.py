@@ -11,11 +11,15 @@ import msgspec
 import orjson
 
 from inflight.contract import Finish, FinishReason, Start, Token, ToolFormat, Whole
-from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.openai.request import ChatBody
+from inflight.errors import InflightError, InvalidRequest, OpenAi
+from inflight.frontends.openai.request import IMAGE_URL, ChatBody
 from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
+
+
+class _NoFiles(InvalidRequest):
+    openai = OpenAi(400, "invalid_request_error")
 
 
 class ResponsesBody(msgspec.Struct, kw_only=True):
@@ -96,17 +100,27 @@ def _add(messages: list[dict[str, Any]], item: dict[str, Any], index: int) -> No
         raise InvalidRequest(f"`input[{index}]` must be a message, a function_call or a function_call_output")
 
 
-def _content(content: Any, index: int) -> str:
+def _content(content: Any, index: int) -> str | list[dict[str, Any]]:
+    """A content in the form of a chat: one text, or parts if there is an image among them."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise InvalidRequest(f"`input[{index}].content` must be a string or a list of parts")
-    texts = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise InvalidRequest(f"`input[{index}].content` may hold text only: parts of type input_text")
-        texts.append(part["text"])
-    return "".join(texts)
+    parts = [_part(part, f"input[{index}].content[{at}]") for at, part in enumerate(content)]
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "input_image":
+        if part.get("file_id") is not None:
+            raise _NoFiles(f"`{where}` names a file, and this server stores none; send the image as `image_url`")
+        return {"type": IMAGE_URL, IMAGE_URL: {"url": part.get(IMAGE_URL), "detail": part.get("detail")}}
+    if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+        raise InvalidRequest(f"`{where}` must be of type input_text or input_image")
+    return {"type": "text", "text": part["text"]}
 
 
 def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class TgiRest(TgiDoor):
         """Answers with the prompt that `/v1/chat/completions` makes of the same body."""
         body: ChatBody = call.body()
         generator = pick(self._backend, body.model)
-        _, text = await chat_prompt(generator, body)
+        text = (await chat_prompt(generator, body)).text
         pieces = await generator.tokenize(text, add_special_tokens=False)
         if body.truncate is not None and body.truncate > 0:
             pieces = pieces[-body.truncate :]
