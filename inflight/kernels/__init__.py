@@ -11,6 +11,7 @@ from inflight.kernels.layout import (
     PackedBytes,
     Precision,
     StepArrays,
+    StepImages,
 )
 from inflight.kernels.library import Activation, Format, KvType, instruction_sets, native_reason, top_k
 from inflight.kernels.program import NativeProgram
@@ -34,6 +35,7 @@ __all__ = [
     "Sampled",
     "SamplerRow",
     "StepArrays",
+    "StepImages",
     "TowerArrays",
     "TowerNorm",
     "TowerProgram",

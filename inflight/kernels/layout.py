@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from inflight.kernels.library import Format, KvType, native
+from inflight.tensors import Floats
 
 BLOCK_TYPES: tuple[str, ...] = tuple(form.name for form in Format if form >= Format.Q8_0) if native is not None else ()
 """ggml's types that are computed at their own number of bits, by their names in `Blocks`."""
@@ -64,6 +66,21 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class StepImages:
+    """What images give to the tokens of one step.
+
+    Attributes:
+        at: int64 [M], the tokens, ascending.
+        rows: float32 [M, H], their embeddings.
+        added: each float32 [M, H]; the operation `add_rows` of the same number adds them.
+    """
+
+    at: Integers
+    rows: Floats
+    added: Sequence[Floats] = ()
+
+
+@dataclass(frozen=True)
 class StepArrays:
     """The tokens of one step.
 
@@ -73,6 +90,9 @@ class StepArrays:
         tables: int32 [R, blocks].
         logits_at: int64 [S], ascending.
         reach: int64 [T], the length of the sequence by which each token is rotated; None: up to the token itself.
+        images: None: all embeddings are the table's.
+        places: int64 [3, T], positions by axis, by which rotations with axes turn; None: `positions` on all axes.
+        until: int64 [T], position of the last key that each token sees; None: its own.
     """
 
     tokens: Integers
@@ -82,6 +102,9 @@ class StepArrays:
     tables: Integers
     logits_at: Integers
     reach: Integers | None = None
+    images: StepImages | None = None
+    places: Integers | None = None
+    until: Integers | None = None
 
 
 @dataclass(frozen=True)
@@ -93,12 +116,14 @@ class DecodeArrays:
         blocks: int32 [R, blocks], block tables.
         known: int64 [R].
         computed: int64 [R], positions of the tokens to compute now; one more after the step.
+        shift: int64 [R], added to the positions by which rotations with axes turn; None: nothing.
     """
 
     tokens: Integers
     blocks: Integers
     known: Integers
     computed: Integers
+    shift: Integers | None = None
 
 
 @dataclass(frozen=True)

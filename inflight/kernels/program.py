@@ -108,6 +108,7 @@ class NativeProgram:
         original: int = 0,
         theta: float = 0.0,
         stretch: float = 0.0,
+        axes: Sequence[int] = (),
     ) -> int:
         """Adds a rotation.
 
@@ -116,9 +117,12 @@ class NativeProgram:
             factor: of cosines and sines.
             far: `inverse` of tokens that reach beyond `original`.
             theta, stretch: base and scale of dynamic NTK, which then takes the place of `far`; stretch 0: none.
+            axes: number of the axis in `StepArrays.places` that turns each pair; empty: all turn by the position.
         """
-        dynamic = (theta, stretch) if stretch else ()
-        return int(self._program.add_rope(list(inverse), list(far or ()), factor, original, *dynamic))
+        if axes and (len(axes) != len(inverse) or not all(0 <= axis < 3 for axis in axes)):
+            raise ValueError(f"{len(axes)} axes do not fit {len(inverse)} pairs of components")
+        rope = list(inverse), list(far or ()), factor, original, theta, stretch, list(axes)
+        return int(self._program.add_rope(*rope))
 
     def layer(self, layer: Layer) -> int:
         """Adds a layer's attention; `make_caches` makes its cache."""
@@ -143,6 +147,10 @@ class NativeProgram:
         """to = table[token] * scale."""
         self._fits(self._packer.shapes[table].k, to)
         self._add(OpCode.EMBED, from_=to, to=to, products=[table], scale=scale)
+
+    def add_rows(self, to: int, number: int) -> None:
+        """to += the rows `StepImages.added[number]`, at the tokens of images; a step that has none adds nothing."""
+        self._add(OpCode.ADD_ROWS, from_=to, to=to, layer=number)
 
     def multiply(
         self,

@@ -9,6 +9,7 @@ import numpy as np
 
 from inflight.kernels.arrays import address, aligned_floats
 from inflight.kernels.layout import DecodeArrays, Integers, StepArrays, StepOutput
+from inflight.tensors import Floats
 
 MIN_ROWS = 8
 """Rows that memory for results has at least."""
@@ -35,6 +36,7 @@ class StepRunner:
         tokens, positions, slots, at = map(_int64, (step.tokens, step.positions, step.slots, step.logits_at))
         tables = np.ascontiguousarray(step.tables, np.int32)
         reach = None if step.reach is None else _int64(step.reach)
+        images = _ImageArguments(step, self._widths[hidden])
         out, self._decoding = self._results(len(at), logits, hidden), None
         self._program.run(
             address(tokens),
@@ -51,6 +53,7 @@ class StepRunner:
             hidden,
             address(out.best),
             0 if reach is None else address(reach),
+            **images.arguments,
         )
         return out
 
@@ -70,6 +73,7 @@ class StepRunner:
                 address(out.hidden),
                 hidden,
                 address(out.best),
+                0 if step.shift is None else address(step.shift),
             )
         self._program.decode(append, *self._arguments)
         return self._output
@@ -88,6 +92,42 @@ class StepRunner:
         memory = self._memory
         self._output = StepOutput(memory.logits[:rows], memory.hidden[:rows], memory.best[:rows])
         return self._output
+
+
+class _ImageArguments:
+    """The arguments of a step with images, over arrays that this object keeps; a step without any has none.
+
+    Args:
+        width: of the embeddings.
+
+    Raises:
+        ValueError: arrays that do not fit each other.
+    """
+
+    def __init__(self, step: StepArrays, width: int) -> None:
+        self.arguments: dict[str, Any] = {}
+        self._kept: list[np.ndarray[Any, Any]] = []
+        count = len(step.tokens)
+        for name, array, shape in (("places", step.places, (3, count)), ("until", step.until, (count,))):
+            if array is not None:
+                self.arguments[name] = self._keep(_int64(array), shape)
+        if step.images is None:
+            return
+        shape = len(step.images.at), width
+        self.arguments["image_at"] = self._keep(_int64(step.images.at), shape[:1])
+        self.arguments["images"] = shape[0]
+        self.arguments["image_rows"] = self._keep(_float32(step.images.rows), shape)
+        self.arguments["added"] = [self._keep(_float32(rows), shape) for rows in step.images.added]
+
+    def _keep(self, array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> int:
+        if array.shape != shape:
+            raise ValueError(f"an array of images has the shape {array.shape}, not {shape}")
+        self._kept.append(array)
+        return address(array)
+
+
+def _float32(values: Floats) -> Floats:
+    return np.ascontiguousarray(values, np.float32)
 
 
 def _int64(values: Integers) -> Integers:

@@ -1,6 +1,6 @@
 """Language models: one decoder for the popular families, a bridge to transformers for the others."""
 
-from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, ModelArray
+from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, ImageRows, ModelArray
 from inflight.models.load import load_model
 from inflight.models.text_encoder import TextEncoder, is_encoder
 from inflight.models.vectors import VectorHead
@@ -10,6 +10,7 @@ __all__ = [
     "CausalLM",
     "DecodeRows",
     "ForwardBatch",
+    "ImageRows",
     "ModelArray",
     "TextEncoder",
     "VectorHead",

@@ -16,6 +16,22 @@ ModelArray: TypeAlias = Any
 
 
 @dataclass(frozen=True)
+class ImageRows:
+    """What images give to the tokens of a step.
+
+    Attributes:
+        at: int64 [M], indices into T, ascending.
+        rows: float32 [M, H], the embeddings of these tokens, which no scale of the model applies to.
+        added: for the first layers, one after the other, float32 [M, H], which is added to the hidden states behind
+            the layer.
+    """
+
+    at: Array
+    rows: Array
+    added: list[Array] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class ForwardBatch:
     """The tokens of one step, in numpy's arrays. Rows follow each other in the flat token dimension.
 
@@ -33,6 +49,10 @@ class ForwardBatch:
         logits_at: int64 [S], indices into T whose logits are wanted.
         adapters: tokens of rows with an adapter: its number and int64 indices into T.
         reach: int64 [T], see `inflight.checkpoint.rope`; None: up to each token itself.
+        images: None: the step has no tokens of images.
+        places: int64 [3, T], the positions by axis (time, rows, columns) of models that have them; None: `positions`
+            on all axes.
+        until: int64 [T], position of the last key that each token sees, in its row and in this step; None: its own.
     """
 
     token_ids: Array
@@ -46,6 +66,9 @@ class ForwardBatch:
     logits_at: Array
     adapters: list[tuple[int, Array]] = field(default_factory=list)
     reach: Array | None = None
+    images: ImageRows | None = None
+    places: Array | None = None
+    until: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +81,7 @@ class DecodeRows:
         blocks: int32 [>= N, blocks], block table of each row.
         known, computed: int64 [>= N]; `computed` is one less than `known`, and `tokens` has room for the next.
         greedy: every row takes its most likely token and wants nothing else.
+        shift: int64 [>= N], added to the positions by which a model with axes turns each row's tokens; None: nothing.
     """
 
     ids: list[int]
@@ -66,6 +90,7 @@ class DecodeRows:
     known: Array
     computed: Array
     greedy: bool
+    shift: Array | None = None
 
 
 def reaches(ropes: Sequence[Rope]) -> tuple[int, int]:
@@ -90,6 +115,8 @@ class CausalLM(ABC):
         max_positions: longest sequence that the configuration allows.
         dtype: of the weights: float32, bfloat16 or float16.
         weight_bytes: memory of this rank's weights.
+        image_width: columns of an image's rows; 0: the model reads text only.
+        image_layers: leading layers behind which rows are added (`ImageRows.added`).
         switch: a sequence that grows over this length is computed anew, because all of its tokens are rotated in
             another way then. 0: no such length.
         stretched: tokens of prompts longer than this are rotated by the prompt's length. 0: no such length.
@@ -104,6 +131,8 @@ class CausalLM(ABC):
     max_positions: int
     dtype: str
     weight_bytes: int
+    image_width: int = 0
+    image_layers: int = 0
     switch: int = 0
     stretched: int = 0
     hidden: ModelArray | None = None

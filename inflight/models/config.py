@@ -9,6 +9,7 @@ from typing import Any
 from inflight.checkpoint import rope_length, rope_type
 from inflight.errors import StartError
 from inflight.models.config_checks import check_config
+from inflight.models.config_vision import VISION_FAMILIES, text_part
 
 Config = Mapping[str, Any]
 
@@ -52,6 +53,10 @@ class DecoderConfig:
         longest: tokens of the longest sequence, after the rotation's scaling.
         ropes: settings by name; `rope_of`: the one that each layer uses; None: no positions.
         embedding_scale, residual_scale, logits_divider: multipliers; 1.0 changes nothing.
+        images: the model also reads images; this is its language part.
+        axes: the axis of an image (0 time, 1 rows, 2 columns) along which each pair of components is rotated (mrope);
+            empty: tokens have one position.
+        deepstack: leading layers behind which an image's features are added to the hidden states.
     """
 
     family: str
@@ -87,6 +92,9 @@ class DecoderConfig:
     residual_scale: float = 1.0
     logits_divider: float = 1.0
     experts: Experts | None = None
+    images: bool = False
+    axes: tuple[int, ...] = ()
+    deepstack: int = 0
 
 
 def decoder_config(config: Config) -> DecoderConfig | None:
@@ -281,20 +289,19 @@ def _gemma3(config: Config) -> DecoderConfig:
     )
 
 
-def _gemma3_vision(config: Config) -> DecoderConfig:
+def _vision(config: Config) -> DecoderConfig:
     """The language part of a model that also reads images."""
-    text = dict(config["text_config"])
-    text.setdefault("model_type", "gemma3_text")
-    for key, value in (
-        ("vocab_size", 262_208),
-        ("num_attention_heads", 8),
-        ("num_key_value_heads", 4),
-        ("head_dim", 256),
-        ("query_pre_attn_scalar", 256),
-        ("max_position_embeddings", 131_072),
-    ):
-        text.setdefault(key, value)
-    return replace(_gemma3(text), family="gemma3", prefix="language_model.model.")
+    family, text = VISION_FAMILIES[config["model_type"]], text_part(config)
+    described = _FAMILIES[text.settings["model_type"]](text.settings)
+    return replace(
+        described,
+        family=config["model_type"],
+        prefix=family.prefix,
+        tied=bool(config.get("tie_word_embeddings") or described.tied),
+        images=True,
+        axes=text.axes,
+        deepstack=min(text.deepstack, described.layers),
+    )
 
 
 def _phi3(config: Config) -> DecoderConfig:
@@ -342,8 +349,8 @@ _FAMILIES: dict[str, Callable[[Config], DecoderConfig]] = {
     "mixtral": _mixtral,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
-    "gemma3": _gemma3_vision,
     "phi3": _phi3,
     "granite": _granite,
     "smollm3": _smollm3,
 }
+_FAMILIES.update(dict.fromkeys(VISION_FAMILIES, _vision))

@@ -162,7 +162,9 @@ class Decoder(TorchLM):
             name: make_rope(settings, config.head_dim, config.max_positions) for name, settings in config.ropes.items()
         }
         self.switch, self.stretched = reaches(list(ropes.values()))
-        self._ropes = {name: Rotation(rope, self.device) for name, rope in ropes.items()}
+        self.image_width = config.hidden if config.images else 0
+        self.image_layers = config.deepstack
+        self._ropes = {name: Rotation(rope, self.device, config.axes) for name, rope in ropes.items()}
         self._attention: AttentionBackend | None = None
 
     def bind(self, attention: AttentionBackend) -> None:
@@ -174,9 +176,15 @@ class Decoder(TorchLM):
         self._adapter_tokens.current = batch.adapters
         scale = self._config.residual_scale
         reach = None if batch.reach is None else batch.reach.to(batch.positions.device)
-        cos_sin = {name: rope.cos_sin(batch.positions, self.torch_dtype, reach) for name, rope in self._ropes.items()}
+        cos_sin = {
+            name: rope.cos_sin(batch.positions, self.torch_dtype, reach, batch.places)
+            for name, rope in self._ropes.items()
+        }
         x = self._embed(batch.token_ids)
-        for layer in self._layers:
+        given = [rows.to(x.dtype) for rows in batch.image_rows]
+        if batch.image_at is not None:
+            x = x.index_copy(0, batch.image_at, given[0])
+        for index, layer in enumerate(self._layers):
             y = layer.attention(layer.before_attention(x), self._ropes, cos_sin, attention, batch.attention)
             if layer.after_attention is not None:
                 y = layer.after_attention(y)
@@ -185,6 +193,8 @@ class Decoder(TorchLM):
             if layer.after_mlp is not None:
                 y = layer.after_mlp(y)
             x = x + (y if scale == 1.0 else y * scale)
+            if batch.image_at is not None and index + 1 < len(given):
+                x = x.index_add(0, batch.image_at, given[index + 1])
         self.hidden = self._norm(x[batch.logits_at])
         return self._logits(self.hidden)
 

@@ -23,7 +23,7 @@ from inflight.models.config import DecoderConfig
 log = logging.getLogger("inflight")
 
 _EMBEDDING = "embed_tokens.weight"
-_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
+_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "model.text_model.")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from inflight.errors import StartError
 from inflight.kernels import native_reason
 from inflight.models.base import CausalLM
 from inflight.models.config import DecoderConfig, decoder_config
+from inflight.models.config_vision import VISION_FAMILIES, reads_images
 from inflight.models.decoder_tensors import DecoderTensors, located
 from inflight.models.native import ACTIVATIONS, NativeDecoder
 from inflight.models.weight_cache import CacheLoader, cache_path
@@ -52,6 +53,11 @@ def choose(
     """
     if described is None:
         family = model.config.get("model_type")
+        if reads_images(model.config):
+            raise StartError(
+                f"models of type '{family}' read images, and this type is not served; of those that read images "
+                f"{', '.join(VISION_FAMILIES)} are"
+            )
         if model.metadata is not None:
             raise StartError(f"GGUF files of '{family}' are not read; use the model's checkpoint")
         if settings.adapters:
@@ -174,15 +180,18 @@ def _say(choice: Choice, model: ModelFolder) -> None:
 
 def _say_unused(weights: Weights, described: DecoderConfig) -> None:
     left = [name for name in weights.unused() if not _expected_leftover(name, described.tied)]
+    if described.images:  # the vision worker reads the others
+        left = [name for name in left if name.startswith(described.prefix)]
     if left:
         log.warning("%d tensors of the checkpoint are not used, for example '%s'", len(left), left[0])
 
 
 def _untied(config: Mapping[str, Any]) -> bool:
-    """Whether a config says that the head is not the embedding."""
+    """Whether a config says that the head is not the embedding, and nowhere that it is."""
     nested = config.get("text_config")
     inner = nested if isinstance(nested, Mapping) else {}
-    return inner.get("tie_word_embeddings", config.get("tie_word_embeddings")) is False
+    said = [each["tie_word_embeddings"] for each in (config, inner) if each.get("tie_word_embeddings") is not None]
+    return bool(said) and not any(said)
 
 
 def _check_precision(settings: ModelConfig) -> None:

@@ -109,12 +109,14 @@ class Adapter:
         if uneven:
             raise self._error(f"'{uneven[0]}' has one factor only")
         self._left = dict.fromkeys(self._first)
+        self._stored = {_path(module): module for module in self._first}
 
     def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """A [r, in] and scale * B [out, r] of a module, None: the adapter does not change it."""
-        first = self._first.get(module)
-        if first is None:
+        stored = self._stored.get(_path(module))
+        if stored is None:
             return None
+        module, first = stored, self._first[stored]
         self._left.pop(module, None)
         second = self._second[module]
         return first, second * self._scale(module, first.shape[0])
@@ -151,3 +153,9 @@ class Adapter:
 
     def _error(self, text: str) -> StartError:
         return StartError(f"adapter '{self.name}' in '{self._folder}': {text}")
+
+
+def _path(module: str) -> str:
+    """A module's path within the language part. Models that read images have different paths in front of it in
+    checkpoints and in adapters, which are named by transformers' modules."""
+    return re.sub(r"^(model\.(language_model|text_model)|language_model\.model|model)\.", "", module)

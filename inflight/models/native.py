@@ -25,6 +25,7 @@ from inflight.kernels import (
     Norm,
     Precision,
     StepArrays,
+    StepImages,
 )
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
 from inflight.models.config import DecoderConfig
@@ -89,6 +90,8 @@ class NativeDecoder(CausalLM):
         ]
         self.vocab_size = config.vocab_size
         self.max_positions = config.longest
+        self.image_width = config.hidden if config.images else 0
+        self.image_layers = config.deepstack
         self.dtype = dtype
         self._config = config
         self._kv = _kv_type(settings.kv_cache_dtype, dtype)
@@ -112,7 +115,7 @@ class NativeDecoder(CausalLM):
         self.switch, self.stretched = reaches(ropes)
         for rope in ropes:
             far = None if rope.long_inverse is None else rope.long_inverse.tolist()
-            program.rope(rope.inverse.tolist(), rope.factor, far, rope.original, rope.theta, rope.stretch)
+            program.rope(rope.inverse.tolist(), rope.factor, far, rope.original, rope.theta, rope.stretch, config.axes)
         numbers = {name: number for number, name in enumerate(config.ropes)}
         x = program.buffer(config.hidden)
         qkv = program.buffer((config.heads + 2 * config.kv_heads) * config.head_dim)
@@ -139,16 +142,11 @@ class NativeDecoder(CausalLM):
             before = self._norm(loader, f"{name}before_mlp")
             if experts is not None and experts.layers[index]:
                 self._mixture(loader, x, routed, name, before, quant)
-                continue
-            gate_up = self._take(loader, f"{name}gate_up", quant.layers, gated=True)
-            act = Activation[ACTIVATIONS[config.activation]]
-            if len(gate_up) == 1:
-                program.multiply(x, inner, gate_up, norm=before, act=act)
-            else:  # in two formats
-                wide = program.buffer(2 * config.intermediate) if wide < 0 else wide
-                program.multiply(x, wide, gate_up, norm=before)
-                program.gate(wide, inner, act)
-            self._join(loader, inner, x, update, f"{name}down", f"{name}after_mlp", quant)
+            else:
+                wide = self._mlp(loader, x, inner, wide, name, before, quant)
+                self._join(loader, inner, x, update, f"{name}down", f"{name}after_mlp", quant)
+            if index < config.deepstack:
+                program.add_rows(x, index)
         self._last, self._logits = program.buffer(config.hidden), program.buffer(config.vocab_size)
         program.gather(x, self._last, self._norm(loader, "norm"))
         head = (table,) if config.tied else self._take(loader, "head", quant.vocabulary)
@@ -167,6 +165,27 @@ class NativeDecoder(CausalLM):
             return
         program.multiply(source, update, product)
         program.norm(update, x, self._norm(loader, after), add=True, scale=config.residual_scale)
+
+    def _mlp(
+        self, loader: WeightLoader, x: int, inner: int, wide: int, name: str, norm: Norm, quant: QuantConfig
+    ) -> int:
+        """inner = act(gate(norm(x))) * up(norm(x)).
+
+        Args:
+            wide: a buffer for gate and up in two formats; -1: none yet.
+
+        Returns:
+            That buffer, or -1.
+        """
+        program, act = self._program, Activation[ACTIVATIONS[self._config.activation]]
+        gate_up = self._take(loader, f"{name}gate_up", quant.layers, gated=True)
+        if len(gate_up) == 1:
+            program.multiply(x, inner, gate_up, norm=norm, act=act)
+            return wide
+        wide = program.buffer(2 * self._config.intermediate) if wide < 0 else wide
+        program.multiply(x, wide, gate_up, norm=norm)
+        program.gate(wide, inner, act)
+        return wide
 
     def _mixture(self, loader: WeightLoader, x: int, routed: int, name: str, norm: Norm, quant: QuantConfig) -> None:
         config, program = self._config, self._program
@@ -225,7 +244,7 @@ class NativeDecoder(CausalLM):
             count = len(rows.ids)
             self._rows = rows
             self._arrays = DecodeArrays(
-                rows.tokens[:count], rows.blocks[:count], rows.known[:count], rows.computed[:count]
+                rows.tokens[:count], rows.blocks[:count], rows.known[:count], rows.computed[:count], rows.shift
             )
         output = self._program.decode(self._arrays, greedy, self._logits, self._last)
         self.hidden, self.best = output.hidden, output.best
@@ -237,8 +256,18 @@ class NativeDecoder(CausalLM):
         if not decoding and len(wanted) > 1 and bool((wanted[1:] < wanted[:-1]).any()):
             order = np.argsort(wanted, kind="stable")
             wanted = wanted[order]
+        images = None if batch.images is None else StepImages(batch.images.at, batch.images.rows, batch.images.added)
         step = StepArrays(
-            batch.token_ids, batch.positions, batch.slots, batch.query_lens, batch.block_tables, wanted, batch.reach
+            batch.token_ids,
+            batch.positions,
+            batch.slots,
+            batch.query_lens,
+            batch.block_tables,
+            wanted,
+            batch.reach,
+            images,
+            batch.places,
+            batch.until,
         )
         output = self._program.run(step, self._logits, self._last)
         if order is None:

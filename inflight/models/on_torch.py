@@ -18,7 +18,12 @@ CACHE_LINE = 64
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """A `ForwardBatch` on a device; `reach` stays on the host."""
+    """A `ForwardBatch` on a device; `reach` stays on the host.
+
+    Attributes:
+        image_at: the tokens of images.
+        image_rows: their embeddings, then what is added behind each of the first layers.
+    """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
@@ -26,6 +31,9 @@ class TensorBatch:
     logits_at: torch.Tensor
     adapters: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     reach: torch.Tensor | None = None
+    image_at: torch.Tensor | None = None
+    image_rows: list[torch.Tensor] = field(default_factory=list)
+    places: torch.Tensor | None = None
 
 
 def on_device(batch: ForwardBatch, device: torch.device) -> TensorBatch:
@@ -42,7 +50,9 @@ def on_device(batch: ForwardBatch, device: torch.device) -> TensorBatch:
         slots=move(batch.slots),
         block_size=batch.block_size,
         num_decode=batch.num_decode,
+        until=None if batch.until is None else move(batch.until),
     )
+    images = batch.images
     return TensorBatch(
         move(batch.token_ids),
         move(batch.positions),
@@ -50,6 +60,9 @@ def on_device(batch: ForwardBatch, device: torch.device) -> TensorBatch:
         move(batch.logits_at),
         [(number, move(tokens)) for number, tokens in batch.adapters],
         None if batch.reach is None else to_tensor(batch.reach),
+        None if images is None else move(images.at),
+        [] if images is None else [move(rows) for rows in (images.rows, *images.added)],
+        None if batch.places is None else move(batch.places),
     )
 
 

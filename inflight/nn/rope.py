@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from inflight.checkpoint import Rope
@@ -12,25 +14,38 @@ CosSin = tuple[torch.Tensor, torch.Tensor]
 
 
 class Rotation:
-    """One kind of rotation on a device."""
+    """One kind of rotation on a device.
 
-    def __init__(self, rope: Rope, device: torch.device) -> None:
+    Args:
+        axes: number of the axis that turns each pair of components; empty: tokens have one position.
+    """
+
+    def __init__(self, rope: Rope, device: torch.device, axes: Sequence[int] = ()) -> None:
         self._rope = rope
+        self._axes = torch.tensor(axes, dtype=torch.int64, device=device)
         self._inverse = to_tensor(rope.inverse).to(device)
         self._long = None if rope.long_inverse is None else to_tensor(rope.long_inverse).to(device)
 
-    def cos_sin(self, positions: torch.Tensor, dtype: torch.dtype, reach: torch.Tensor | None = None) -> CosSin:
+    def cos_sin(
+        self,
+        positions: torch.Tensor,
+        dtype: torch.dtype,
+        reach: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
+    ) -> CosSin:
         """Cosines and sines of the angles at these positions.
 
         Args:
             positions: int64 [T].
             reach: int64 [T], see `inflight.checkpoint.rope`; None: up to each token itself.
+            places: int64 [3, T], positions by axis; None: `positions` on all axes.
         """
         at = positions.unsqueeze(1)
         inverse = self._inverse
         if self._rope.original:
             inverse = self.far(at + 1 if reach is None else reach.unsqueeze(1))
-        angles = at.float() * inverse
+        turns = at if places is None or not len(self._axes) else places[self._axes].T
+        angles = turns.float() * inverse
         angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
         factor = self._rope.factor
         return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inflight.contract import AdmittedRow, Array, Sampling, StepPlan
-from inflight.models import DecodeRows, ForwardBatch
+from inflight.models import DecodeRows, ForwardBatch, ImageRows
+from inflight.shard.row_images import RowImages, joined
 
 WIDTH = 64
 """Initial columns of a table of tokens or blocks, which are doubled when a row needs more."""
@@ -36,6 +37,15 @@ class StepInput:
     batch: ForwardBatch
     sampled: list[int]
     scored: list[Scored]
+
+
+@dataclass(frozen=True)
+class _Media:
+    """`images`, `places` and `until` of a `ForwardBatch`."""
+
+    images: ImageRows | None = None
+    places: Array | None = None
+    until: Array | None = None
 
 
 class InputBatch:
@@ -68,6 +78,8 @@ class InputBatch:
         self.known = np.zeros(max_rows, np.int64)
         self.computed = np.zeros(max_rows, np.int64)
         self.prompt = np.zeros(max_rows, np.int64)
+        self._images: list[RowImages | None] = []  # of each row; None: none that is not computed
+        self._shift = np.zeros(max_rows, np.int64)  # of each row's tokens behind its images, see `DecodeRows`
         self._reach = np.zeros(max_rows, np.int64)  # the least `reach` of a row's tokens, see `ForwardBatch`
         self._all_sampled = False  # in the last step
         self._decode_rows: DecodeRows | None = None  # valid while rows, their order and the arrays stay
@@ -109,6 +121,9 @@ class InputBatch:
         self.prompt[row] = admission.num_prompt
         self._reach[row] = count if self._switch else admission.num_prompt
         self._num_blocks[row] = 0
+        images = RowImages(admission.media) if admission.media else None
+        self._shift[row] = 0 if images is None else images.shift
+        self._images.append(None if images is None or images.computed(admission.num_cached) else images)
         self.ids.append(admission.id)
         self.sampling.append(admission.sampling)
         self.adapters.append(admission.adapter)
@@ -121,8 +136,9 @@ class InputBatch:
         last = len(self.ids) - 1
         if row != last:
             tables = self.tokens, self._blocks, self._num_blocks, self.known, self.computed, self.prompt, self._reach
-            for table in tables:
+            for table in (*tables, self._shift):
                 table[row] = table[last]
+            self._images[row] = self._images[last]
             self.ids[row] = self.ids[last]
             self.sampling[row] = self.sampling[last]
             self.adapters[row] = self.adapters[last]
@@ -130,6 +146,7 @@ class InputBatch:
         self.ids.pop()
         self.sampling.pop()
         self.adapters.pop()
+        self._images.pop()
 
     def append(self, rows: Sequence[int], tokens: Array) -> None:
         """Appends one token to each of these rows."""
@@ -148,7 +165,10 @@ class InputBatch:
         """All rows, if `decoding`, for a model that decodes in the batch's own arrays."""
         if self._decode_rows is None:
             greedy = all(sampling.greedy for sampling in self.sampling)
-            self._decode_rows = DecodeRows(list(self.ids), self.tokens, self._blocks, self.known, self.computed, greedy)
+            shift = self._shift if self._shift[: len(self.ids)].any() else None
+            self._decode_rows = DecodeRows(
+                list(self.ids), self.tokens, self._blocks, self.known, self.computed, greedy, shift
+            )
         return self._decode_rows
 
     def step(self, chunks: dict[int, int], hold: Sequence[int]) -> StepInput:
@@ -184,6 +204,7 @@ class InputBatch:
         ends = np.cumsum(lengths) - 1
         sampled = [place for place, row in enumerate(rows) if self.computed[row] == self.known[row]]
         scored = self._scored(rows, lengths, len(decoding))
+        media = self._media(rows, lengths) if any(self._images) or self._shift[:count].any() else _Media()
         logits_at = [
             *(np.arange(ends[place] - lengths[place] + 1, ends[place] + 1) for place, *_ in scored),
             ends[sampled],
@@ -204,9 +225,40 @@ class InputBatch:
             logits_at=np.concatenate(logits_at).astype(np.int64),
             adapters=self._adapter_tokens(rows, lengths),
             reach=reach,
+            images=media.images,
+            places=media.places,
+            until=media.until,
         )
         scored_rows = [Scored(rows[place], first, size) for place, first, size in scored]
         return StepInput(batch, [rows[place] for place in sampled], scored_rows)
+
+    def _media(self, rows: list[int], lengths: list[int]) -> _Media:
+        """What images give to the tokens of a step. Drops what the step has computed."""
+        images: list[ImageRows] = []
+        places: list[Array] = []
+        until: list[Array] = []
+        start, turned, sees = 0, False, False
+        for row, length in zip(rows, lengths):
+            stop = int(self.computed[row])
+            positions, own = np.arange(stop - length, stop), self._images[row]
+            turned = turned or bool(self._shift[row]) or (own is not None and own.turned)
+            if own is None:
+                places.append(np.tile(positions + self._shift[row], (3, 1)))
+                until.append(positions)
+            else:
+                images += own.rows(stop - length, stop, start)
+                places.append(own.places(stop - length, stop))
+                seen = own.until(stop - length, stop)
+                sees = sees or seen is not None
+                until.append(positions if seen is None else seen)
+                if own.computed(stop):
+                    self._images[row] = None
+            start += length
+        return _Media(
+            joined(images),
+            np.concatenate(places, axis=1) if turned else None,
+            np.concatenate(until) if sees else None,
+        )
 
     def _adapter_tokens(self, rows: list[int], lengths: list[int]) -> list[tuple[int, Array]]:
         """Tokens of the step by adapter, in the order of the adapters' numbers."""

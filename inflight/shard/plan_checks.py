@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from inflight.contract import AdmittedRow, Sampling, StepPlan, unknown_token
 
 ROW = 4
-"""Bytes of a float32: the width of an image's rows is a multiple of it."""
+"""Bytes of a float32, of which an image's rows consist."""
 
 
-def checked_plan(plan: StepPlan, vocab_size: int) -> tuple[StepPlan, dict[int, str]]:
+class Images(NamedTuple):
+    """How a model reads images: `image_width` and `image_layers` of `inflight.models.CausalLM`."""
+
+    width: int
+    layers: int
+
+
+TEXT_ONLY = Images(0, 0)
+
+
+def checked_plan(plan: StepPlan, vocab_size: int, images: Images = TEXT_ONLY) -> tuple[StepPlan, dict[int, str]]:
     """Replaces unknown tokens and wrong parameters of a plan; returns the new plan and the errors of rows, by id.
 
     A wrong row is still computed, with token 0 in place of tokens that the model does not know and without images whose
@@ -17,32 +29,35 @@ def checked_plan(plan: StepPlan, vocab_size: int) -> tuple[StepPlan, dict[int, s
 
     Args:
         vocab_size: rows of the embedding and columns of the logits.
+        images: how the model reads them.
     """
     failed: dict[int, str] = {}
     prefill: list[AdmittedRow] = []
     for admission in plan.prefill:
-        text = None if admission.token_ids is None else _fault(admission, vocab_size)
+        text = None if admission.token_ids is None else _fault(admission, vocab_size, images)
         if text is not None:
             failed[admission.id] = text
-            admission = _repaired(admission, vocab_size)
+            admission = _repaired(admission, vocab_size, images)
         prefill.append(admission)
     if failed:
         plan = StepPlan(plan.step, plan.filter, prefill, plan.grants, plan.hold, plan.masks)
     return plan, failed
 
 
-def _fault(admission: AdmittedRow, vocab_size: int) -> str | None:
+def _fault(admission: AdmittedRow, vocab_size: int, images: Images) -> str | None:
     assert admission.token_ids is not None
     assert admission.sampling is not None
     token = unknown_token(admission.token_ids, vocab_size)
     if token is not None:
         return f"token {token} does not exist, the model's tokens are 0 to {vocab_size - 1}"
-    return admission.sampling.fault(vocab_size) or _media_fault(admission)
+    return admission.sampling.fault(vocab_size) or _media_fault(admission, images)
 
 
-def _media_fault(admission: AdmittedRow) -> str | None:
+def _media_fault(admission: AdmittedRow, images: Images) -> str | None:
     """What is wrong with the spans of a row's images; None: nothing."""
-    end, width = 0, 0
+    end, width = 0, ROW * images.width
+    if admission.media and not width:
+        return "the model reads text only"
     for span in admission.media:
         if span.start < end or span.count < 1 or span.start + span.count > admission.num_prompt:
             return (
@@ -52,13 +67,19 @@ def _media_fault(admission: AdmittedRow) -> str | None:
         end = span.start + span.count
         if not span.rows and not span.added and end <= admission.num_cached:
             continue  # its keys are in the cache
-        width = width or len(span.rows) // span.count
-        if not width or width % ROW or any(len(rows) != span.count * width for rows in (span.rows, *span.added)):
-            return f"the image at tokens {span.start} to {end - 1} has {len(span.rows)} bytes for {span.count} tokens"
+        if any(len(rows) != span.count * width for rows in (span.rows, *span.added)):
+            return (
+                f"the image at tokens {span.start} to {end - 1} has {len(span.rows)} bytes for {span.count} tokens of "
+                f"{width}"
+            )
+        if len(span.added) not in (0, images.layers):
+            return f"the image at tokens {span.start} to {end - 1} has rows for {len(span.added)} layers"
+        if span.grid is not None and (min(span.grid) < 1 or span.grid[0] * span.grid[1] != span.count):
+            return f"the image at tokens {span.start} to {end - 1} has a grid of {span.grid[0]} by {span.grid[1]}"
     return None
 
 
-def _repaired(admission: AdmittedRow, vocab_size: int) -> AdmittedRow:
+def _repaired(admission: AdmittedRow, vocab_size: int, images: Images) -> AdmittedRow:
     known = [token if 0 <= token < vocab_size else 0 for token in admission.token_ids or ()]
     sampling = admission.sampling
     if sampling is None or sampling.fault(vocab_size) is not None:
@@ -72,5 +93,5 @@ def _repaired(admission: AdmittedRow, vocab_size: int) -> AdmittedRow:
         admission.num_cached,
         sampling,
         admission.adapter,
-        [] if _media_fault(admission) is not None else admission.media,
+        [] if _media_fault(admission, images) is not None else admission.media,
     )

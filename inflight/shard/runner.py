@@ -17,7 +17,7 @@ from inflight.kernels import Sampled
 from inflight.models import CausalLM, DecodeRows, ForwardBatch, ModelArray, VectorHead, load_model
 from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks
 from inflight.shard.input_batch import InputBatch, Scored
-from inflight.shard.plan_checks import checked_plan
+from inflight.shard.plan_checks import Images, checked_plan
 from inflight.shard.pooling import MeanPool
 from inflight.shard.sampler import RowState, Sampler
 
@@ -93,7 +93,10 @@ class ModelRunner:
         began = time.perf_counter()
         assert plan.step == self._step, f"plan {plan.step} came, {self._step} was next"
         self._step += 1
-        plan, failed = checked_plan(plan, self._model.vocab_size) if plan.prefill else (plan, {})
+        failed: dict[int, str] = {}
+        if plan.prefill:
+            model = self._model
+            plan, failed = checked_plan(plan, model.vocab_size, Images(model.image_width, model.image_layers))
         chunks = self._batch.apply(plan)
         if not self._batch.ids:
             return None if self._ranks.rank else StepResult(plan.step, [], [], seconds=time.perf_counter() - began)

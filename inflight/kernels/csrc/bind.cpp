@@ -183,7 +183,8 @@ void bind_operation(nb::module_& m) {
 
 void run(Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slots, const std::vector<int64_t>& lengths,
          uintptr_t tables, uintptr_t logits_at, int64_t count, int64_t table_width, int64_t wanted, uintptr_t logits,
-         uintptr_t hidden, int hidden_buffer, uintptr_t best, uintptr_t reach) {
+         uintptr_t hidden, int hidden_buffer, uintptr_t best, uintptr_t reach, uintptr_t places, uintptr_t until,
+         uintptr_t image_at, int64_t images, uintptr_t image_rows, const std::vector<uintptr_t>& added) {
     Step step{at<int64_t>(tokens),
               at<int64_t>(positions),
               at<int64_t>(slots),
@@ -195,15 +196,25 @@ void run(Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slot
               table_width,
               wanted,
               reach ? at<int64_t>(reach) : nullptr};
+    std::vector<const float*> layers;
+    for (uintptr_t address : added) layers.push_back(at<float>(address));
+    step.places = at<int64_t>(places);
+    step.place_stride = count;
+    step.until = at<int64_t>(until);
+    step.image_at = at<int64_t>(image_at);
+    step.images = images;
+    step.image_rows = at<float>(image_rows);
+    step.added = layers.data();
+    step.added_layers = static_cast<int64_t>(layers.size());
     nb::gil_scoped_release release;
     program.run(step, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
 }
 
 void decode(Program& program, bool append, uintptr_t tokens, int64_t width, uintptr_t blocks, int64_t table_width,
             uintptr_t known, uintptr_t computed, int64_t count, uintptr_t logits, uintptr_t hidden, int hidden_buffer,
-            uintptr_t best) {
+            uintptr_t best, uintptr_t shift) {
     DecodeBatch batch{at<int32_t>(tokens),   width, at<int32_t>(blocks), table_width, at<int64_t>(known),
-                      at<int64_t>(computed), count};
+                      at<int64_t>(computed), count, at<int64_t>(shift)};
     nb::gil_scoped_release release;
     program.decode(batch, append, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
 }
@@ -227,10 +238,12 @@ void bind_program(nb::module_& m) {
         .def(
             "add_rope",
             [](Program& program, std::vector<float> inverse, std::vector<float> far, float factor, int64_t original,
-               double theta, double stretch) {
-                return program.add_rope({std::move(inverse), std::move(far), factor, original, theta, stretch});
+               double theta, double stretch, std::vector<int> axes) {
+                return program.add_rope(
+                    {std::move(inverse), std::move(far), factor, original, theta, stretch, std::move(axes)});
             },
-            "inverse"_a, "far"_a, "factor"_a, "original"_a, "theta"_a = 0.0, "stretch"_a = 0.0)
+            "inverse"_a, "far"_a, "factor"_a, "original"_a, "theta"_a = 0.0, "stretch"_a = 0.0,
+            "axes"_a = std::vector<int>())
         .def("add_layer",
              [](Program& program, int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window,
                 float softcap) {
@@ -250,7 +263,9 @@ void bind_program(nb::module_& m) {
         .def("measure", &Program::measure)
         .def("costs", &costs)
         .def("run", &run, "tokens"_a, "positions"_a, "slots"_a, "lengths"_a, "tables"_a, "logits_at"_a, "count"_a,
-             "table_width"_a, "wanted"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "reach"_a = 0)
+             "table_width"_a, "wanted"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "reach"_a = 0,
+             "places"_a = 0, "until"_a = 0, "image_at"_a = 0, "images"_a = 0, "image_rows"_a = 0,
+             "added"_a = std::vector<uintptr_t>())
         .def("decode", &decode);
 }
 

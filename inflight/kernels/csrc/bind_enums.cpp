@@ -54,5 +54,6 @@ void bind_enums(nb::module_& m) {
         .value("GATHER", OpCode::kGather)
         .value("CAP", OpCode::kCap)
         .value("MIXTURE", OpCode::kMixture)
-        .value("GATE", OpCode::kGate);
+        .value("GATE", OpCode::kGate)
+        .value("ADD_ROWS", OpCode::kAddRows);
 }

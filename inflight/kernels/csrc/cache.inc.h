@@ -255,8 +255,9 @@ struct Seen {
         for (int64_t m = 0; m < rows; m++) {
             int64_t token = (q.first + m) / group, head = (q.first + m) % group;
             queries[m] = q.q + token * q.q_stride + head * a.dim;
-            to[m] = q.positions[token] + 1;
-            from[m] = a.window && to[m] > a.window ? to[m] - a.window : 0;
+            const int64_t own = q.positions[token] + 1;
+            to[m] = q.until ? q.until[token] + 1 : own;
+            from[m] = a.window && own > a.window ? own - a.window : 0;
             begin = from[m] < begin ? from[m] : begin;
             last_from = from[m] > last_from ? from[m] : last_from;
             first_to = to[m] < first_to ? to[m] : first_to;

@@ -128,6 +128,20 @@ void Program::check(const Step& step) const {
     for (int64_t i = 0; i < step.wanted; i++)
         if (step.logits_at[i] < 0 || step.logits_at[i] >= step.count)
             outside("logits of token", step.logits_at[i], step.count);
+    if (step.until || step.images) check_images(step);
+}
+
+void Program::check_images(const Step& step) const {
+    for (int64_t i = 0; i < step.images; i++)
+        if (step.image_at[i] >= step.count || step.image_at[i] < (i ? step.image_at[i - 1] + 1 : 0))
+            throw std::out_of_range("the tokens of images must ascend and lie in the step");
+    for (int64_t row = 0, at = 0; step.until && row < step.rows; at += step.lengths[row++]) {
+        const int64_t last = step.positions[at + step.lengths[row] - 1];
+        for (int64_t i = at; i < at + step.lengths[row]; i++)
+            if (step.until[i] < step.positions[i] || step.until[i] > last)
+                throw std::out_of_range("a token sees keys up to " + std::to_string(step.until[i]) +
+                                        ", the row's last one is at " + std::to_string(last));
+    }
 }
 
 void Program::slice_of(const Step& step, int64_t first, int64_t last) {
@@ -137,7 +151,15 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
     s.step.positions += first;
     s.step.slots += first;
     if (s.step.reach) s.step.reach += first;
+    if (s.step.places) s.step.places += first;
+    if (s.step.until) s.step.until += first;
     s.step.count = last - first;
+    s.image_at.clear();
+    s.step.image_first = std::lower_bound(step.image_at, step.image_at + step.images, first) - step.image_at;
+    for (int64_t i = s.step.image_first; i < step.images && step.image_at[i] < last; i++)
+        s.image_at.push_back(step.image_at[i] - first);
+    s.step.image_at = s.image_at.data();
+    s.step.images = static_cast<int64_t>(s.image_at.size());
     s.begins.clear();
     s.lengths.clear();
     s.tables.clear();
@@ -162,7 +184,7 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
                 most = ceil_div(kPieceTokens, rows) * rows * group;
         for (size_t row = 0; row < s.begins.size(); row++) {
             int64_t queries = s.lengths[row] * group;
-            int64_t end = s.step.positions[s.begins[row] + s.lengths[row] - 1] + 1;
+            int64_t end = s.step.positions[s.begins[row] + s.lengths[row] - 1] + 1;  // `until` of a last token is itself
             int64_t chunks = s.lengths[row] == 1 ? ceil_div(end, kChunk) : 1;
             for (int64_t head = 0; head < a.kv_heads; head++) {
                 if (chunks > 1) {
@@ -249,6 +271,18 @@ bool Program::tiled(size_t operation) const {
     return true;
 }
 
+// The end of the slice that begins at `first`. A slice holds all keys that its tokens see: where the usual border cuts
+// an image whose tokens see each other, the slice ends in front of the image, or behind it if it is the first.
+int64_t Program::slice_end(const Step& step, int64_t first) {
+    const int64_t usual = std::min(step.count, first + kSlice);
+    auto cuts = [&](int64_t end) { return step.until && step.until[end - 1] > step.positions[end - 1]; };
+    int64_t end = usual;
+    while (end > first && cuts(end)) end--;
+    if (end == first)
+        for (end = usual; cuts(end);) end++;
+    return end;
+}
+
 void Program::run(const Step& step, Output output) {
     check(step);
     Commit::Use use(commit_.get());
@@ -257,8 +291,8 @@ void Program::run(const Step& step, Output output) {
         for (size_t i = 0; i < operations_.size(); i++) tiled_.push_back(static_cast<char>(tiled(i)));
     }
     int64_t columns = width(operations_.back().to), done = 0;
-    for (int64_t first = 0; first < step.count; first += kSlice) {
-        int64_t end = std::min(step.count, first + kSlice);
+    for (int64_t first = 0, end; first < step.count; first = end) {
+        end = slice_end(step, first);
         int64_t wanted = 0;
         while (done + wanted < step.wanted && step.logits_at[done + wanted] < end) wanted++;
         slice_of(step, first, end);
@@ -282,10 +316,10 @@ void Program::run(const Step& step, Output output) {
 void Program::decode(const DecodeBatch& batch, bool append, Output output) {
     if (layers_.empty() || !layers_.front().keys) throw std::out_of_range("the program has no cache yet");
     int64_t count = batch.count, block_size = layers_.front().block_size;
-    decoding_.resize(static_cast<size_t>(5 * count));
+    decoding_.resize(static_cast<size_t>(batch.shift ? 8 * count : 5 * count));
     int64_t* tokens = decoding_.data();
     int64_t *positions = tokens + count, *slots = positions + count, *lengths = slots + count,
-            *numbers = lengths + count;
+            *numbers = lengths + count, *places = numbers + count;
     for (int64_t row = 0; row < count; row++) {
         int64_t at = batch.computed[row];
         if (at < 0 || at >= batch.width || at / block_size >= batch.table_width || batch.known[row] != at + 1 ||
@@ -296,8 +330,11 @@ void Program::decode(const DecodeBatch& batch, bool append, Output output) {
         slots[row] = batch.tables[row * batch.table_width + at / block_size] * block_size + at % block_size;
         lengths[row] = 1;
         numbers[row] = row;
+        if (batch.shift) places[row] = places[count + row] = places[2 * count + row] = at + batch.shift[row];
     }
-    run({tokens, positions, slots, lengths, batch.tables, numbers, count, count, batch.table_width, count}, output);
+    Step step{tokens, positions, slots, lengths, batch.tables, numbers, count, count, batch.table_width, count};
+    if (batch.shift) step.places = places, step.place_stride = count;
+    run(step, output);
     for (int64_t row = 0; row < count; row++) {
         batch.computed[row]++;
         if (append)

@@ -16,13 +16,13 @@
 namespace inflight {
 
 // A buffer has a row for each token; from kGather on, a row for each token whose logits are wanted.
-enum class OpCode : int { kEmbed, kProduct, kRotate, kAttend, kNorm, kGather, kCap, kMixture, kGate };
+enum class OpCode : int { kEmbed, kProduct, kRotate, kAttend, kNorm, kGather, kCap, kMixture, kGate, kAddRows };
 
 struct Operation {
     OpCode code;
     int from = -1, to = -1;      // buffers
     std::vector<int> products;   // kProduct: their outputs lie side by side; kEmbed: the table
-    int layer = -1;              // kRotate, kAttend
+    int layer = -1;              // kRotate, kAttend; kAddRows: of `Step::added`
     int rope = -1;               // kRotate; -1: no rotation
     int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys
     float eps = 0.0f;
@@ -43,6 +43,7 @@ struct Rope {
     float factor;
     int64_t original;
     double theta = 0, stretch = 0;  // base and factor of dynamic NTK, which holds beyond `original`; 0: none
+    std::vector<int> axes = {};     // of each pair of components, see Step::places; empty: tokens have one position
 };
 
 struct Step {
@@ -54,6 +55,16 @@ struct Step {
     const int64_t* logits_at;  // [S], ascending
     int64_t count, rows, table_width, wanted;
     const int64_t* reach = nullptr;  // [T] length of the sequence by which a token is rotated; null: up to itself
+    // Of images, null or 0 in a step without any.
+    const int64_t* places = nullptr;  // [3, place_stride] positions by axis, by which a token is rotated
+    int64_t place_stride = 0;
+    const int64_t* until = nullptr;     // [T] position of the last key that a token sees; null: itself
+    const int64_t* image_at = nullptr;  // [images] tokens whose embeddings are given, ascending
+    int64_t images = 0;
+    int64_t image_first = 0;                 // number of the first of them in `image_rows` and `added`
+    const float* image_rows = nullptr;       // [images, hidden] the embeddings
+    const float* const* added = nullptr;     // [added_layers] of [images, hidden], see kAddRows
+    int64_t added_layers = 0;
 };
 
 // The rows of a batch, all of which decode: pointers to the batch's own arrays, which the step changes.
@@ -65,6 +76,7 @@ struct DecodeBatch {
     int64_t* known;     // [R]
     int64_t* computed;  // [R], position of the token to compute
     int64_t count;
+    const int64_t* shift = nullptr;  // [R] added to the position by which a token is rotated; null: nothing
 };
 
 // The caller's memory for a step's results.
@@ -113,6 +125,8 @@ class Program : public Store {
     struct ExpertPlan;  // of a mixture
 
     void check(const Step& step) const;
+    void check_images(const Step& step) const;
+    static int64_t slice_end(const Step& step, int64_t first);
     void slice_of(const Step& step, int64_t first, int64_t last);
     void reserve(int64_t rows, int64_t logit_rows);
     bool tiled(size_t operation) const;
@@ -132,7 +146,7 @@ class Program : public Store {
     std::vector<Cost> costs_;
     bool measured_ = false;
 
-    std::vector<int64_t> decoding_;  // tokens, positions, slots, lengths and numbers of rows that decode
+    std::vector<int64_t> decoding_;  // tokens, positions, slots, lengths, numbers and places of rows that decode
 
     // Of one run
     std::unique_ptr<Slice> slice_;

@@ -159,6 +159,7 @@ struct Queries {
     const float* q;            // first token's first query head of this key head
     int64_t q_stride;          // floats from token to token
     const int64_t* positions;  // of the tokens
+    const int64_t* until;      // of the last key that each token sees; null: its own position
     int64_t first, count;      // of these queries; query number = token * group + head within the group
     int64_t kv_head;
     const int32_t* table;

@@ -20,8 +20,10 @@ void prefetch(const float* from, int64_t floats) {
 }
 
 // Cosines and sines [half] each of a token at `position`, in a sequence that reaches as far as `reach`. Beyond the
-// original length the frequencies are those of dynamic NTK, or `far_inverse`, where the rotation has such.
-void rope_cos_sin(const Rope& rope, int64_t position, int64_t reach, float* out) {
+// original length the frequencies are those of dynamic NTK, or `far_inverse`, where the rotation has such. `places`: the
+// token's positions by axis, `stride` apart; null: `position` on all axes.
+void rope_cos_sin(const Rope& rope, int64_t position, int64_t reach, const int64_t* places, int64_t stride,
+                  float* out) {
     const int64_t half = static_cast<int64_t>(rope.inverse.size());
     const bool beyond = reach > rope.original, dynamic = rope.stretch > 0 && beyond;
     const std::vector<float>& stored = beyond && !rope.far_inverse.empty() ? rope.far_inverse : rope.inverse;
@@ -35,7 +37,8 @@ void rope_cos_sin(const Rope& rope, int64_t position, int64_t reach, float* out)
     for (int64_t j = 0; j < half; j++) {
         const float inverse = dynamic ? static_cast<float>(1.0 / std::pow(base, static_cast<double>(2 * j) / dim))
                                       : stored[static_cast<size_t>(j)];
-        const float angle = static_cast<float>(position) * inverse;
+        const int64_t at = places ? places[rope.axes[static_cast<size_t>(j)] * stride] : position;
+        const float angle = static_cast<float>(at) * inverse;
         out[j] = std::cos(angle) * rope.factor;
         out[half + j] = std::sin(angle) * rope.factor;
     }
@@ -66,6 +69,7 @@ void Program::Worker::run() {
                 });
                 break;
             case OpCode::kMixture: mixture(op); break;
+            case OpCode::kAddRows: add_rows(op); break;
             case OpCode::kGate:
                 each(rows, [&](int64_t row) {
                     kernels().gate(op.act, buffer(op.from) + row * width(op.from), width(op.to),
@@ -111,9 +115,11 @@ void Program::Worker::cos_sin() {
         for (size_t number = 0; number < program.ropes_.size(); number++) {
             const Rope& rope = program.ropes_[number];
             const int64_t half = static_cast<int64_t>(rope.inverse.size());
+            const int64_t* places = rope.axes.empty() ? nullptr : step.places;
             for (int64_t i = begin; i < end; i++) {
                 const int64_t reach = step.reach ? step.reach[i] : step.positions[i] + 1;
-                rope_cos_sin(rope, step.positions[i], reach, program.cos_sin_[number].get() + i * 2 * half);
+                rope_cos_sin(rope, step.positions[i], reach, places ? places + i : nullptr, step.place_stride,
+                             program.cos_sin_[number].get() + i * 2 * half);
             }
         }
     });
@@ -121,9 +127,26 @@ void Program::Worker::cos_sin() {
 
 void Program::Worker::embed(const Operation& op) {
     const Step& step = slice().step;
+    const int64_t *first = step.image_at, *last = first + step.images;
+    const int64_t columns = width(op.to);
     each(step.count, [&](int64_t row) {
-        kernels().unpack(program.weights(op.products[0]), step.tokens[row], op.scale,
-                         buffer(op.to) + row * width(op.to));
+        float* out = buffer(op.to) + row * columns;
+        const int64_t* found = std::lower_bound(first, last, row);
+        if (found == last || *found != row)
+            return kernels().unpack(program.weights(op.products[0]), step.tokens[row], op.scale, out);
+        std::memcpy(out, step.image_rows + (step.image_first + (found - first)) * columns,
+                    static_cast<size_t>(columns) * 4);
+    });
+}
+
+// Adds an image's features to the hidden states of its tokens.
+void Program::Worker::add_rows(const Operation& op) {
+    const Step& step = slice().step;
+    if (!step.images || op.layer >= step.added_layers) return;
+    const int64_t columns = width(op.to);
+    const float* rows = step.added[op.layer] + step.image_first * columns;
+    each(step.images, [&](int64_t i) {
+        kernels().axpy(buffer(op.to) + step.image_at[i] * columns, rows + i * columns, 1.0f, columns);
     });
 }
 
@@ -265,6 +288,7 @@ void Program::Worker::attend(const Operation& op) {
         q.q = queries_of(task);
         q.q_stride = from_width;
         q.positions = s.step.positions + begin_of(task);
+        q.until = s.step.until ? s.step.until + begin_of(task) : nullptr;
         q.first = task.first;
         q.count = task.count;
         q.kv_head = task.kv_head;

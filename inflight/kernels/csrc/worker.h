@@ -52,6 +52,7 @@ struct Program::Slice {
     Output output;
     std::vector<int64_t> begins, lengths, tables;  // of rows that have tokens here
     std::vector<std::vector<Task>> tasks, merges;  // by layer; empty: those of the first layer
+    std::vector<int64_t> image_at;                 // tokens of this slice whose embeddings are given
 };
 
 // The inputs of one product of every expert, one expert's rows after the other's.
@@ -123,6 +124,7 @@ struct Program::Worker {
     void run();
     void cos_sin();
     void embed(const Operation&);
+    void add_rows(const Operation&);
     struct ProductPlan;
     ProductPlan plan_products(size_t number, int64_t rows);
     void product(size_t number, int64_t rows);

@@ -47,6 +47,7 @@ class AttentionBatch:
         slots: int64 [T]; block * block_size + offset where each token's key and value go.
         block_size: tokens in a block.
         num_decode: leading rows with exactly one token.
+        until: int64 [T], position of the last key that each token sees, in its row; None: its own.
     """
 
     query_lens: list[int]
@@ -55,6 +56,7 @@ class AttentionBatch:
     slots: torch.Tensor
     block_size: int
     num_decode: int
+    until: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class AttentionBackend(ABC):
     def forward(
         self, spec: AttentionSpec, batch: AttentionBatch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
-        """Attention of this step's tokens to themselves and all tokens before them in their rows.
+        """Attention of this step's tokens to themselves and all tokens before them in their rows, or up to `until`.
 
         Args:
             q: [T, num_heads, head_dim]; k: [T, num_kv_heads, head_dim]; v: [T, num_kv_heads, value_dim];

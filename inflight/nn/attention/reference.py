@@ -66,7 +66,7 @@ class _Plan:
             context = batch.context_lens[row]
             blocks = tables[row, : -(-context // block_size)]
             slots = (blocks[:, None] * block_size + offsets).flatten()[:context]
-            self.chunks.append(_Chunk(begin, end, context, slots))
+            self.chunks.append(_Chunk(begin, end, context, slots, batch.until))
             begin = end
 
 
@@ -97,12 +97,13 @@ class _Group:
 
 
 class _Chunk:
-    """One prompt chunk: queries [begin, end) of the flat dimension over `context` keys."""
+    """One prompt chunk: queries [begin, end) of the flat dimension over `context` keys; `until` as in the batch."""
 
-    def __init__(self, begin: int, end: int, context: int, slots: torch.Tensor) -> None:
+    def __init__(self, begin: int, end: int, context: int, slots: torch.Tensor, until: torch.Tensor | None) -> None:
         self.begin = begin
         self.end = end
         self._context = context
+        self._until = None if until is None else until[begin:end, None]
         self._slots = slots
         self._cuts: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -113,7 +114,7 @@ class _Chunk:
             start = 0 if window is None else max(0, first - window + 1)
             keys = torch.arange(start, self._context, device=self._slots.device)[None]
             queries = torch.arange(first, self._context, device=self._slots.device)[:, None]
-            seen = keys <= queries
+            seen = keys <= (queries if self._until is None else self._until)
             if window is not None:
                 seen = seen & (keys > queries - window)
             self._cuts[window] = self._slots[start:], seen
