@@ -79,6 +79,8 @@ def save_vision(family: str, folder: Path, seed: int = 0, **settings: Any) -> Pa
     model = transformers.AutoModelForImageTextToText.from_config(made.config)
     with torch.no_grad():
         for parameter in model.parameters():
+            if parameter.dim() > 1 and not parameter.any():  # Gemma 3's join
+                parameter.normal_(0, 0.15)
             if parameter.dim() == 1:  # norms and biases start as ones and zeros
                 parameter.add_(0.1 * torch.randn_like(parameter))
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,5 +149,205 @@ def _smolvlm() -> Made:
     return made
 
 
-MAKERS: dict[str, Callable[[], Made]] = {"smolvlm": _smolvlm}
+def _scaling(kind: str, **settings: Any) -> dict[str, Any]:
+    """Settings of an image processor that scales, and normalises as for CLIP."""
+    return {
+        "image_processor_type": f"{kind}ImageProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        **settings,
+    }
+
+
+def _llama(made: Made, kind: str = "Llama", **settings: Any) -> dict[str, Any]:
+    import transformers
+
+    text: dict[str, Any] = getattr(transformers, f"{kind}Config")(**{**made.text, **settings}).to_dict()
+    return text
+
+
+QWEN = ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"]
+
+
+def _qwen3_vl() -> Made:
+    import transformers
+
+    made = Made(QWEN, "<|vision_start|><|image_pad|><|vision_end|>")
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    text = {**made.text, "head_dim": 16, "rope_parameters": rope, "num_hidden_layers": 3}
+    vision = {key: value for key, value in VISION.items() if not key.startswith("num_")}
+    made.config = transformers.Qwen3VLConfig(
+        text_config=transformers.Qwen3VLTextConfig(**text).to_dict(),
+        vision_config={
+            **vision,
+            "depth": 3,
+            "num_heads": 4,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        **dict(zip(("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id"), made.ids)),
+    )
+    size = {"shortest_edge": 4 * 64, "longest_edge": 100 * 64}
+    made.processor = _scaling(
+        "Qwen2VL",
+        size=size,
+        patch_size=4,
+        merge_size=2,
+        temporal_patch_size=2,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return made
+
+
+def _qwen2_5_vl() -> Made:
+    import transformers
+
+    made = Made(QWEN, "<|vision_start|><|image_pad|><|vision_end|>")
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+    vision = {key: value for key, value in VISION.items() if not key.startswith("num_")}
+    made.config = transformers.Qwen2_5_VLConfig(
+        text_config=transformers.Qwen2_5_VLTextConfig(**made.text, rope_parameters=rope).to_dict(),
+        vision_config={
+            **vision,
+            "depth": 3,
+            "num_heads": 4,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 64,
+            "window_size": 32,
+            "fullatt_block_indexes": [1],
+        },
+        **dict(zip(("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id"), made.ids)),
+    )
+    size = {"shortest_edge": 4 * 64, "longest_edge": 100 * 64}
+    made.processor = _scaling("Qwen2VL", size=size, patch_size=4, merge_size=2, temporal_patch_size=2)
+    return made
+
+
+def _gemma3() -> Made:
+    import transformers
+
+    made = Made(["<image_soft_token>", "<start_of_image>", "<end_of_image>"], "<start_of_image>")
+    text = {**made.text, "head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    made.config = transformers.Gemma3Config(
+        text_config=transformers.Gemma3TextConfig(**text).to_dict(),
+        vision_config={**VISION, "model_type": "siglip_vision_model", "image_size": 32, "patch_size": 4},
+        mm_tokens_per_image=16,
+        image_token_index=made.ids[0],
+        boi_token_index=made.ids[1],
+        eoi_token_index=made.ids[2],
+        pad_token_id=0,
+    )
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+    made.processor = _scaling("Gemma3", size={"height": 32, "width": 32}, **half)
+    return made
+
+
+def _clip(**settings: Any) -> dict[str, Any]:
+    return {**VISION, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 4, **settings}
+
+
+def _llava() -> Made:
+    import transformers
+
+    made = Made(["<image>"])
+    made.config = transformers.LlavaConfig(
+        text_config=_llama(made), vision_config=_clip(num_hidden_layers=3), image_token_index=made.ids[0]
+    )
+    made.processor = _scaling(
+        "CLIP", size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=True
+    )
+    return made
+
+
+def _llava_next() -> Made:
+    import transformers
+
+    made = Made(["<image>"])
+    sizes = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+    made.config = transformers.LlavaNextConfig(
+        text_config=_llama(made, "Mistral", sliding_window=None),
+        vision_config=_clip(num_hidden_layers=3),
+        image_token_index=made.ids[0],
+        image_grid_pinpoints=sizes,
+    )
+    crop = {"crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
+    made.processor = _scaling("LlavaNext", size={"shortest_edge": 32}, image_grid_pinpoints=sizes, **crop)
+    return made
+
+
+def _llava_onevision() -> Made:
+    import transformers
+
+    made = Made(["<image>", "<video>"])
+    sizes = [[32 * row, 32 * column] for row in range(1, 4) for column in range(1, 4)]
+    made.config = transformers.LlavaOnevisionConfig(
+        text_config=_llama(made, "Qwen2"),
+        vision_config={**VISION, "model_type": "siglip_vision_model", "image_size": 32, "patch_size": 4},
+        image_token_index=made.ids[0],
+        video_token_index=made.ids[1],
+        image_grid_pinpoints=sizes,
+        vision_aspect_ratio="anyres_max_4",
+    )
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    made.processor = _scaling("LlavaOnevision", size={"height": 32, "width": 32}, image_grid_pinpoints=sizes, **half)
+    return made
+
+
+def _internvl() -> Made:
+    import transformers
+
+    made = Made(["<IMG_CONTEXT>", "<img>", "</img>"])
+    made.config = transformers.InternVLConfig(
+        text_config=_llama(made, "Qwen2"),
+        vision_config={**VISION, "image_size": [32, 32], "patch_size": [4, 4]},
+        image_token_id=made.ids[0],
+        image_seq_length=16,
+        downsample_ratio=0.5,
+    )
+    made.processor = _scaling(
+        "GotOcr2", size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=6
+    )
+    return made
+
+
+def _mistral3() -> Made:
+    import transformers
+
+    made = Made(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
+    vision = {**VISION, "model_type": "pixtral", "image_size": 64, "patch_size": 4, "head_dim": 8}
+    made.config = transformers.Mistral3Config(
+        text_config=_llama(made, "Mistral", sliding_window=None, head_dim=16),
+        vision_config=vision,
+        image_token_index=made.ids[0],
+        spatial_merge_size=2,
+        vision_feature_layer=-1,
+        projector_hidden_act="gelu",
+    )
+    made.processor = _scaling("Pixtral", size={"longest_edge": 64}, patch_size={"height": 8, "width": 8})
+    return made
+
+
+MAKERS: dict[str, Callable[[], Made]] = {
+    "smolvlm": _smolvlm,
+    "qwen3_vl": _qwen3_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "gemma3": _gemma3,
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "internvl": _internvl,
+    "mistral3": _mistral3,
+}
 """By `model_type`."""

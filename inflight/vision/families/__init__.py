@@ -6,11 +6,17 @@ from __future__ import annotations
 from inflight.checkpoint import ModelFolder
 from inflight.errors import StartError
 from inflight.vision.families.base import Family, VisionFiles
+from inflight.vision.families.gemma import Gemma3
+from inflight.vision.families.internvl import InternVl
+from inflight.vision.families.llava import Llava, LlavaNext, LlavaOnevision
+from inflight.vision.families.pixtral import Pixtral
+from inflight.vision.families.qwen import QwenVl
 from inflight.vision.families.smolvlm import SmolVlm
 
 __all__ = ["FAMILIES", "Family", "VisionFiles", "open_family"]
 
-FAMILIES: dict[str, type[Family]] = {name: family for family in (SmolVlm,) for name in family.types}
+_ALL: tuple[type[Family], ...] = (SmolVlm, QwenVl, Llava, LlavaNext, LlavaOnevision, InternVl, Gemma3, Pixtral)
+FAMILIES: dict[str, type[Family]] = {name: family for family in _ALL for name in family.types}
 """By `model_type` in config.json."""
 
 
@@ -35,4 +41,6 @@ def open_family(folder: ModelFolder, max_tokens: int) -> Family | None:
     family = FAMILIES.get(kind)
     if family is None:
         raise StartError(f"images of models of type '{kind}' are not read; those of {', '.join(sorted(FAMILIES))} are")
+    if kind == "llava" and config["vision_config"].get("model_type") == "pixtral":
+        family = Pixtral
     return family(VisionFiles.of(folder), max_tokens)

@@ -14,6 +14,10 @@ from inflight.vision.towers.base import Prepared
 
 Json = Mapping[str, Any]
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and deviation of the pixels that CLIP was trained on."""
+
 
 @dataclass(frozen=True)
 class VisionFiles:

@@ -23,6 +23,14 @@ def resized(image: Array, height: int, width: int, filter: int) -> Array:
     return np.asarray(Image.fromarray(image).resize((width, height), resample=Image.Resampling(filter)))
 
 
+def tiles_of(image: Array, side: int) -> list[Array]:
+    """The tiles of an image whose sides are multiples of `side`, row by row."""
+    height, width = image.shape[:2]
+    return [
+        image[top : top + side, left : left + side] for top in range(0, height, side) for left in range(0, width, side)
+    ]
+
+
 @dataclass(frozen=True)
 class Normal:
     """(value * scale - mean) / deviation for each channel.

@@ -9,7 +9,7 @@ import numpy as np
 from inflight.contract import Array, Detail, Grid
 from inflight.errors import StartError
 from inflight.vision.families.base import Family
-from inflight.vision.families.pixels import Normal, resized
+from inflight.vision.families.pixels import Normal, resized, tiles_of
 from inflight.vision.towers.base import Prepared
 
 LARGEST = 4096
@@ -61,7 +61,7 @@ class SmolVlm(Family):
         else:
             grid = self._tiles(height, width, longest)
             image = self._scaled(image, grid.rows * self._tile, grid.columns * self._tile)
-            tiles = [] if grid == (1, 1) else self._cut(image, grid)
+            tiles = [] if grid == (1, 1) else tiles_of(image, self._tile)
             tiles.append(self._square(image))
         return Prepared(grid, np.stack([self._normal(tile) for tile in tiles]), (height, width))
 
@@ -118,14 +118,6 @@ class SmolVlm(Family):
             return Grid(ceil(int(columns * tile / ratio) / tile), columns)
         rows = ceil(height / tile)
         return Grid(rows, ceil(int(rows * tile * ratio) / tile))
-
-    def _cut(self, image: Array, grid: Grid) -> list[Array]:
-        tile = self._tile
-        return [
-            image[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
-            for row in range(grid.rows)
-            for column in range(grid.columns)
-        ]
 
     def _square(self, image: Array) -> Array:
         return self._scaled(image, self._tile, self._tile)

@@ -33,6 +33,7 @@ class TorchTower(Tower):
         torch.set_num_threads(threads)
         self._dtype = getattr(torch, dtype)
         self._kind = str(config["model_type"])
+        self._vision = config["vision_config"].get("model_type")
         self._model = _empty(config).to(self._dtype).eval()
         _fill(self._model, weights)
         versions = f"torch {torch.__version__} transformers {transformers.__version__}"
@@ -45,11 +46,42 @@ class TorchTower(Tower):
     def run(self, prepared: Prepared) -> TowerOutput:
         with torch.inference_mode():
             pixels = torch.from_numpy(prepared.pixels).to(self._dtype)
-            tiles = [self._features(pixels[None, tile : tile + 1]) for tile in range(len(pixels))]
-            return TowerOutput(torch.cat(tiles).float().numpy())
+            outputs = [self._model.get_image_features(**inputs) for inputs in self._inputs(prepared, pixels)]
+            rows = torch.cat([_flat(output.pooler_output) for output in outputs])
+            rows = rows[: len(rows) // 2] if self._vision == "pixtral" else rows
+            added = getattr(outputs[0], "deepstack_features", None) or ()
+            return TowerOutput(rows.float().numpy(), tuple(_flat(each).float().numpy() for each in added))
 
-    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.cat(list(self._model.get_image_features(pixel_values=pixels).pooler_output))
+    def _inputs(self, prepared: Prepared, pixels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """The inputs of each call: one for a tile, or for all where they are joined."""
+        if self._kind in ("smolvlm", "idefics3"):
+            return [{"pixel_values": tile[None, None]} for tile in pixels]
+        if self._kind in ("llava_next", "llava_onevision"):
+            return [{"pixel_values": pixels[None], "image_sizes": torch.tensor([prepared.size])}]
+        if self._kind in ("qwen3_vl", "qwen2_5_vl"):
+            patches, rows, columns = self._patches(pixels[0])
+            return [{"pixel_values": patches, "image_grid_thw": torch.tensor([[1, rows, columns]])}]
+        if self._vision == "pixtral":
+            # transformers fails at a picture of one token, so there are always two pictures; the second is dropped.
+            sizes = torch.tensor([pixels.shape[2:]] * 2)
+            return [{"pixel_values": pixels.expand(2, -1, -1, -1), "image_sizes": sizes}]
+        return [{"pixel_values": tile[None]} for tile in pixels]
+
+    def _patches(self, pixels: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+        """Qwen's patches [rows * columns, 3 * 2 * patch * patch]: those that are merged follow each other; the picture
+        stands twice, as two frames."""
+        vision = self._model.config.vision_config
+        patch, merge, frames = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        rows, columns = pixels.shape[1] // patch, pixels.shape[2] // patch
+        cut = pixels.view(3, rows // merge, merge, patch, columns // merge, merge, patch)
+        cut = cut.permute(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, frames, -1, -1)
+        return cut.reshape(rows * columns, -1), rows, columns
+
+
+def _flat(features: Any) -> torch.Tensor:
+    """[N, hidden] of a tensor, or of several."""
+    parts = [features] if isinstance(features, torch.Tensor) else list(features)
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
 def _empty(config: Mapping[str, Any]) -> Any:
