@@ -71,10 +71,16 @@ class Fetcher:
             InvalidRequest: the address is not allowed, or gives no file; the text says why.
         """
         async with self._slots:
+            fetching = asyncio.ensure_future(self._fetch(url))
+            fetching.add_done_callback(lambda task: task.cancelled() or task.exception())  # its caller may have left
             try:
-                return await asyncio.wait_for(self._fetch(url), self._seconds)
-            except asyncio.TimeoutError:
-                raise _refusal(f"'{_shown(url)}' took longer than {self._seconds:g} s") from None
+                await asyncio.wait([fetching], timeout=self._seconds)
+                if fetching.done():
+                    return fetching.result()
+            finally:
+                if not fetching.done():
+                    fetching.cancel()
+        raise _refusal(f"'{_shown(url)}' took longer than {self._seconds:g} s")
 
     async def _fetch(self, url: str) -> bytes:
         if url[:5].lower() == "file:":

@@ -86,11 +86,9 @@ async def get(
         OSError: no connection, or it broke.
     """
     secure = place.scheme == "https"
-    connecting = connect(address, place.port, tls if secure else None, place.host if secure else None)
-    try:
-        reader, writer = await asyncio.wait_for(connecting, CONNECTING)
-    except asyncio.TimeoutError:
-        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+    reader, writer = await _connected(
+        connect(address, place.port, tls if secure else None, place.host if secure else None)
+    )
     try:
         writer.write(
             f"GET {place.target} HTTP/1.1\r\nHost: {place.origin}\r\nUser-Agent: inflight\r\nAccept: image/*\r\n"
@@ -106,6 +104,30 @@ async def get(
         return Answer(response.status, response.location, bytes(response.body))
     finally:
         writer.transport.abort()
+
+
+async def _connected(
+    connecting: Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.StreamWriter]],
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Waits for a connection, `CONNECTING` seconds. Who is cancelled leaves none behind, also not one that is there at
+    the same moment; `wait_for` would hand that out and forget the cancellation before Python 3.12."""
+    task = asyncio.ensure_future(connecting)
+    try:
+        await asyncio.wait([task], timeout=CONNECTING)
+    except asyncio.CancelledError:
+        task.add_done_callback(_dropped)
+        task.cancel()
+        raise
+    if not task.done():
+        task.add_done_callback(_dropped)
+        task.cancel()
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+    return task.result()
+
+
+def _dropped(task: asyncio.Task[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result()[1].transport.abort()
 
 
 class _Response:

@@ -7,6 +7,7 @@ import gzip
 import os
 import random
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -380,6 +381,42 @@ def test_slow_servers_cost_the_time_of_one_image() -> None:
         assert "took longer than 0.2 s" in await refused(fetcher, "http://public.example/")
 
     fetching(body, seconds=0.2)
+
+
+def test_who_leaves_leaves_no_connection() -> None:
+    """Whenever they leave: while a name is resolved, while a connection is made, while a body comes."""
+
+    async def body(served: Web, fetcher: Fetcher) -> None:
+        closed = 0
+
+        async def waiting(writer: asyncio.StreamWriter) -> None:
+            nonlocal closed
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            await writer.drain()
+            try:
+                while True:
+                    writer.write(b".")
+                    await writer.drain()
+                    await asyncio.sleep(0)
+            finally:
+                closed += 1
+
+        served.answers["/"] = waiting
+        for turns in range(40):
+            call = asyncio.ensure_future(fetcher("http://public.example/"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call])
+            assert call.cancelled()
+        deadline = time.monotonic() + 20
+        while closed < len(served.asked) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        assert closed == len(served.asked) > 0
+        others = [task for task in asyncio.all_tasks() if "Web.handle" not in repr(task)]
+        assert others == [asyncio.current_task()]
+
+    fetching(body)
 
 
 def test_few_images_are_fetched_at_one_time() -> None:
