@@ -156,11 +156,11 @@ struct Keys {
 
 // Consecutive queries of one row that share a key head.
 struct Queries {
-    const float* q;            // first token's first query head of this key head
-    int64_t q_stride;          // floats from token to token
-    const int64_t* positions;  // of the tokens
-    const int64_t* until;      // of the last key that each token sees; null: its own position
-    int64_t first, count;      // of these queries; query number = token * group + head within the group
+    const float* q;                  // first token's first query head of this key head
+    int64_t q_stride;                // floats from token to token
+    const int64_t* positions;        // of the tokens
+    const int64_t* until = nullptr;  // of the last key that each token sees; null: its own position
+    int64_t first, count;            // of these queries; query number = token * group + head within the group
     int64_t kv_head;
     const int32_t* table;
     int64_t chunk;  // the chunk of keys to attend to; -1: all
