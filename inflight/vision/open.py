@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from hashlib import blake2b
 
 from inflight.checkpoint import ModelFolder, open_model
@@ -13,6 +14,8 @@ from inflight.vision.families import Family, open_family
 from inflight.vision.fetch import Fetcher
 from inflight.vision.process import VisionProcess
 from inflight.vision.service import VisionService
+
+log = logging.getLogger("inflight")
 
 
 def open_vision(
@@ -45,7 +48,13 @@ def encoder_of(config: GeneratorConfig, server: ServerConfig) -> VisionProcess |
     """
     folder = open_model(config.model.model_dir)
     family = open_family(folder, config.vision.image_max_tokens)
-    return None if family is None else VisionProcess(config, server, family, identity(folder, family))
+    if family is None:
+        return None
+    with folder.weights(allow_pickle=config.model.allow_pickle) as weights:
+        if not any("vision" in name or "visual" in name for name in weights.names):
+            log.info("'%s' holds the language model alone, so that it reads text only", folder.name)
+            return None
+    return VisionProcess(config, server, family, identity(folder, family))
 
 
 def identity(folder: ModelFolder, family: Family) -> str:
