@@ -62,7 +62,12 @@ struct Case {
     int64_t stride;
     Exact<float> queries;  // [tokens][heads, dim], a stride apart
     std::vector<int64_t> positions;
+    std::vector<int64_t> until;  // empty: every token sees the keys up to its own
 
+    int64_t last(int64_t token) const {
+        return (until.empty() ? positions : until)[static_cast<size_t>(token)];
+    }
+    const int64_t* limits(int64_t token) const { return until.empty() ? nullptr : until.data() + token; }
     int64_t width() const { return a.heads * a.dim; }
     int64_t group() const { return a.heads / a.kv_heads; }
     const float* row(const std::vector<float>& of, int64_t position, int64_t head) const {
@@ -109,8 +114,8 @@ void check_output(const Case& c, const Cache& cache, const Exact<float>& out, in
     for (int64_t token = 0; token < c.tokens; token++)
         for (int64_t head = 0; head < a.heads; head++) {
             const float* query = c.queries.get() + token * c.stride + head * a.dim;
-            int64_t end = c.positions[static_cast<size_t>(token)] + 1,
-                    begin = a.window ? std::max<int64_t>(0, end - a.window) : 0;
+            int64_t own = c.positions[static_cast<size_t>(token)] + 1, end = c.last(token) + 1,
+                    begin = a.window ? std::max<int64_t>(0, own - a.window) : 0;
             int64_t base = head / c.group() * c.context;
             std::vector<double> scores;
             for (int64_t position = begin; position < end; position++) {
@@ -132,7 +137,7 @@ void check_output(const Case& c, const Cache& cache, const Exact<float>& out, in
                     size += std::fabs(part);
                 }
                 CHECK_NEAR(out[token * stride + head * a.dim + d], want, (floats ? 3e-5 : 0x1p-8 + 3e-5) * size + 1e-7,
-                           "token at ", end - 1, " head ", head, " component ", d);
+                           "token at ", own - 1, " head ", head, " component ", d);
             }
         }
 }
@@ -156,20 +161,24 @@ void prefill(const Kernels& kernels, Random& random, const Case& c, const Cache&
                             -1,
                             out + offset,
                             stride,
-                            {}},
+                            {},
+                            c.limits(0)},
                            scratch.get());
         }
 }
 
-// Each token alone, as soon as its key is there; its chunks of keys alone too, if `split`.
+// Each token alone, as soon as the keys that it sees are there; its chunks of keys alone too, if `split`.
 void decode(const Kernels& kernels, const Case& c, const Cache& cache, bool split, float* out, int64_t stride) {
     Exact<float> scratch(attend_scratch(c.a), NAN);
     int64_t each = c.group() * (c.a.depth + 2);
-    fill(kernels, c, cache, 0, c.context - c.tokens);
+    int64_t filled = c.context - c.tokens;
+    fill(kernels, c, cache, 0, filled);
     for (int64_t token = 0; token < c.tokens; token++) {
-        fill(kernels, c, cache, c.positions[static_cast<size_t>(token)], c.positions[static_cast<size_t>(token)] + 1);
+        const int64_t end = c.last(token) + 1;
+        fill(kernels, c, cache, filled, end);
+        filled = end;
         for (int64_t head = 0; head < c.a.kv_heads; head++) {
-            int64_t offset = head * c.group() * c.a.dim, chunks = c.positions[static_cast<size_t>(token)] / kChunk + 1;
+            int64_t offset = head * c.group() * c.a.dim, chunks = (end - 1) / kChunk + 1;
             Queries q{c.queries.get() + token * c.stride + offset,
                       c.stride,
                       c.positions.data() + token,
@@ -180,7 +189,8 @@ void decode(const Kernels& kernels, const Case& c, const Cache& cache, bool spli
                       -1,
                       out + token * stride + offset,
                       stride,
-                      {}};
+                      {},
+                      c.limits(token)};
             if (token + 1 < c.tokens)
                 q.next = {cache.table.data(), head, 0, c.positions[static_cast<size_t>(token)] + 1};
             if (!split) {
@@ -221,6 +231,12 @@ Case random_case(Random& random) {
     for (int64_t token = 0; token < c.tokens; token++) {
         for (int64_t i = 0; i < c.width(); i++) c.queries[token * c.stride + i] = random.value(1.5f);
         c.positions.push_back(c.context - c.tokens + token);
+    }
+    if (random.maybe()) {  // some tokens see each other, as those of an image
+        c.until = c.positions;
+        const int64_t first = random.between(0, c.tokens - 1), last = random.between(first, c.tokens - 1);
+        for (int64_t token = first; token < last; token++)
+            c.until[static_cast<size_t>(token)] = c.positions[static_cast<size_t>(last)];
     }
     return c;
 }

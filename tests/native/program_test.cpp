@@ -21,6 +21,7 @@ struct Arrays {
     bool far = false;
     std::vector<int32_t> tables;
     int64_t table_width = 0;
+    std::vector<int64_t> until, image_at;  // empty: none
 
     void add(const Request& request, int64_t first, int64_t count, int64_t block_size) {
         for (int64_t position = first; position < first + count; position++) {
@@ -37,17 +38,21 @@ struct Arrays {
             tables.push_back(i <= (first + count - 1) / block_size ? request.table[static_cast<size_t>(i)] : -1);
     }
     Step step() const {
-        return {tokens.data(),
-                positions.data(),
-                slots.data(),
-                lengths.data(),
-                tables.data(),
-                logits_at.data(),
-                static_cast<int64_t>(tokens.size()),
-                static_cast<int64_t>(lengths.size()),
-                table_width,
-                static_cast<int64_t>(logits_at.size()),
-                far ? reach.data() : nullptr};
+        Step step{tokens.data(),
+                  positions.data(),
+                  slots.data(),
+                  lengths.data(),
+                  tables.data(),
+                  logits_at.data(),
+                  static_cast<int64_t>(tokens.size()),
+                  static_cast<int64_t>(lengths.size()),
+                  table_width,
+                  static_cast<int64_t>(logits_at.size()),
+                  far ? reach.data() : nullptr};
+        step.until = until.empty() ? nullptr : until.data();
+        step.image_at = image_at.data();
+        step.images = static_cast<int64_t>(image_at.size());
+        return step;
     }
 };
 
@@ -364,6 +369,13 @@ void refusals(Random& random) {
         for (size_t i : {size_t(0), size_t(2)}) scene.refuses("logits", [&](Arrays& a) { a.logits_at[i] = bad; });
     scene.refuses("logits in another order", [&](Arrays& a) { std::swap(a.logits_at[0], a.logits_at[2]); });
     scene.refuses("no rows", [&](Arrays& a) { a.lengths.clear(); });
+    for (int64_t bad : {int64_t(9), int64_t(38), kMost, kLeast})
+        scene.refuses("the last key that a token sees", [&](Arrays& a) {
+            a.until = a.positions;
+            a.until[10] = bad;
+        });
+    for (std::vector<int64_t> bad : {std::vector<int64_t>{-1}, {71}, {5, 5}, {6, 5}, {3, kMost}, {kLeast}})
+        scene.refuses("tokens of images", [&](Arrays& a) { a.image_at = bad; });
     CHECK(same_bits(scene.next().logits.get(), peaceful.next().logits.get(), vocabulary),
           "refusals changed what follows them");
 

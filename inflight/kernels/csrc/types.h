@@ -156,17 +156,17 @@ struct Keys {
 
 // Consecutive queries of one row that share a key head.
 struct Queries {
-    const float* q;                  // first token's first query head of this key head
-    int64_t q_stride;                // floats from token to token
-    const int64_t* positions;        // of the tokens
-    const int64_t* until = nullptr;  // of the last key that each token sees; null: its own position
-    int64_t first, count;            // of these queries; query number = token * group + head within the group
+    const float* q;            // first token's first query head of this key head
+    int64_t q_stride;          // floats from token to token
+    const int64_t* positions;  // of the tokens
+    int64_t first, count;      // of these queries; query number = token * group + head within the group
     int64_t kv_head;
     const int32_t* table;
     int64_t chunk;  // the chunk of keys to attend to; -1: all
     float* out;     // chunk < 0: [tokens, out_stride]; else a partial result: count * (depth + 2)
     int64_t out_stride;
     Keys next;  // keys that this thread probably reads afterwards, to be prefetched
+    const int64_t* until = nullptr;  // position of the last key that each token sees; null: its own
 };
 
 // The functions that are compiled once for each instruction set.
