@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from inflight.config import ModelConfig
+from inflight.config import AdapterConfig, ModelConfig
 from inflight.contract import AdmittedRow, Array, MediaRows, Sampling, StepPlan
 from inflight.device import Alone, open_device
 from inflight.errors import StartError
@@ -22,6 +24,7 @@ from inflight.models.config import decoder_config
 from inflight.shard.input_batch import InputBatch
 from tests.illustrated import IMAGE, SETTINGS, save_tiny_vision, two_pictures, whole_model
 from tests.lm import make_runner
+from tests.unit.test_lora import merged, save_adapter
 
 BLOCK = 16
 
@@ -41,8 +44,17 @@ def _load(folder: Path, engine: str = "native", **settings: Any) -> CausalLM:
     return load_model(config, Alone(), open_device("cpu", 0))
 
 
-def _logits(model: CausalLM, prompts: list[tuple[list[int], list[MediaRows]]], chunk: int = 512) -> list[Array]:
-    """Logits of all tokens of each prompt; the prompts are computed together, in chunks."""
+def _logits(
+    model: CausalLM,
+    prompts: list[tuple[list[int], list[MediaRows]]],
+    chunk: int = 512,
+    adapters: Sequence[int] = (),
+) -> list[Array]:
+    """Logits of all tokens of each prompt; the prompts are computed together, in chunks.
+
+    Args:
+        adapters: number of each prompt's adapter; empty: none has one.
+    """
     model.make_cache(64 * len(prompts), BLOCK)
     batch = InputBatch(len(prompts), BLOCK)
     done = [0] * len(prompts)
@@ -56,7 +68,8 @@ def _logits(model: CausalLM, prompts: list[tuple[list[int], list[MediaRows]]], c
                 continue
             first = done[id] == 0
             blocks = list(range(64 * id, 64 * id + 64)) if first else []
-            known = (tokens, len(tokens), 0, sampling, 0, media) if first else ()
+            adapter = adapters[id] if adapters else 0
+            known = (tokens, len(tokens), 0, sampling, adapter, media) if first else ()
             rows.append(AdmittedRow(id, size, blocks, *known))
         if not rows:
             break
@@ -89,9 +102,8 @@ def test_texts(family: str, base: Path) -> None:
     folder, tokens = _folder(family, base), _text(40)
     with torch.inference_mode():
         wanted = whole_model(folder)(torch.tensor([tokens])).logits[0].numpy()
-    for engine in ("native", "torch"):
-        (found,) = _logits(_load(folder, engine), [(tokens, [])])
-        np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-4)
+    (found,) = _logits(_load(folder), [(tokens, [])])
+    np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 @dataclass(frozen=True)
@@ -229,6 +241,26 @@ def test_generated_tokens(family: str, engine: str, base: Path) -> None:
             said[id].append(token)
     assert said[1][:10] == prompt.said[:10]
     assert said[3] == said[1][: len(said[3])]
+
+
+def test_adapters(base: Path, tmp_path: Path) -> None:
+    """Of the language part, under the names of transformers' modules; beside a row without one."""
+    folder = _folder("llava", base)
+    projections = r"language_model.*(self_attn|mlp)\.\w+_proj$"
+    adapter = save_adapter(folder, tmp_path / "adapter", 1, only=projections)
+    prompt = _illustrated("llava", merged(folder, adapter, tmp_path / "merged"))
+    stored = load_file(adapter / "adapter_model.safetensors")
+    named = {name.replace("language_model.model.", "model.language_model."): stored[name] for name in stored}
+    assert named.keys() != stored.keys()
+    save_file(named, adapter / "adapter_model.safetensors")
+    model = _load(folder, "torch", adapters=(AdapterConfig("one", adapter),))
+    one = prompt.tokens, prompt.media
+    adapted, plain = _logits(model, [one, one], adapters=[1, 0])
+    np.testing.assert_allclose(adapted, prompt.wanted, atol=2e-4, rtol=2e-4)
+    assert not np.allclose(plain, prompt.wanted, atol=0.1)
+    tower = save_adapter(folder, tmp_path / "tower", 1, only=r"vision_model.*q_proj$")
+    with pytest.raises(StartError, match=r"it changes '.*vision_model.*', which this model has not"):
+        _load(folder, "torch", adapters=(AdapterConfig("tower", tower),))
 
 
 @pytest.mark.parametrize(
