@@ -258,8 +258,8 @@ def test_adapters(base: Path, tmp_path: Path) -> None:
     adapted, plain = _logits(model, [one, one], adapters=[1, 0])
     np.testing.assert_allclose(adapted, prompt.wanted, atol=2e-4, rtol=2e-4)
     assert not np.allclose(plain, prompt.wanted, atol=0.1)
-    tower = save_adapter(folder, tmp_path / "tower", 1, only=r"vision_model.*q_proj$")
-    with pytest.raises(StartError, match=r"it changes '.*vision_model.*', which this model has not"):
+    tower = save_adapter(folder, tmp_path / "tower", 1, only=r"vision_tower.*q_proj$")
+    with pytest.raises(StartError, match=r"it changes '.*vision_tower.*', which this model has not"):
         _load(folder, "torch", adapters=(AdapterConfig("tower", tower),))
 
 
