@@ -16,6 +16,7 @@ class FakeInput:
     """A family that writes an image of `grid.rows` runs of `grid.columns` tokens as words."""
 
     placeholder = "<image>"
+    before, after = "w900", "w901"
 
     def __init__(self, token: str = "w3", token_id: int = 3, hidden: int = 2, whole: bool = False) -> None:
         self._token = token
@@ -24,7 +25,7 @@ class FakeInput:
         self.whole = whole
 
     def text(self, grid: Grid) -> str:
-        return "".join(f" w900{f' {self._token}' * count}" for count in self.runs(grid)) + " w901 "
+        return "".join(f" {self.before}{f' {self._token}' * count}" for count in self.runs(grid)) + f" {self.after} "
 
     def runs(self, grid: Grid) -> list[int]:
         return [grid.columns] * grid.rows

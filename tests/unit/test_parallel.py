@@ -11,6 +11,8 @@ import pytest
 
 from inflight.errors import StartError
 from tests.lm import Driver, job, make_runner, save_tiny
+from tests.unit.test_images_exact import picture, prompt_of, text
+from tests.vision_models import save_tiny_vision
 
 PROMPTS = [[5, 9, 11], [40] * 17, [3 + n % 90 for n in range(50)]]
 COUNT = 24
@@ -20,9 +22,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Gemma3Text": {"head_dim": 16, "sliding_window": 10, "num_hidden_layers": 3},
     "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
 }
+IMAGES = ["smolvlm", "gemma3", "qwen3_vl"]
+"""Families whose prompts have images, too."""
 
 
-def rank_of(folder: str, rank: int, size: int, port: int, out: Any) -> None:
+def asked(family: str) -> list[dict[str, Any]]:
+    """What each request gives to its sequence."""
+    texts: list[dict[str, Any]] = [{"prompt": prompt} for prompt in PROMPTS]
+    if family not in IMAGES:
+        return texts
+    one, two = picture(family, 1), picture(family, 2, 2, 5)
+    return [prompt_of(family, [text(9), one, text(4, 1), two, text(8, 2)]), *texts, prompt_of(family, [two, text(3)])]
+
+
+def rank_of(family: str, folder: str, rank: int, size: int, port: int, out: Any) -> None:
     """One rank's process: runs the plans that the others run, too."""
     import torch
 
@@ -51,15 +64,15 @@ def rank_of(folder: str, rank: int, size: int, port: int, out: Any) -> None:
             return runner.run(plan)
 
     driver = Driver(Leader())  # type: ignore[arg-type]
-    for prompt in PROMPTS:
-        driver.add(prompt, COUNT)
+    for prompt in asked(family):
+        driver.add(count=COUNT, **prompt)
     driver.drain()
     for pipe in pipes[1:]:
         pipe.send(None)
     pipes[0].send(list(driver.out.values()))
 
 
-def tokens_of(folder: Path, size: int) -> list[list[int]]:
+def tokens_of(family: str, folder: Path, size: int) -> list[list[int]]:
     context = multiprocessing.get_context("spawn")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,9 +80,12 @@ def tokens_of(folder: Path, size: int) -> list[list[int]]:
     ends = [context.Pipe() for _ in range(size)]
     theirs = [end for _, end in ends]
     processes = [
-        context.Process(target=rank_of, args=(str(folder), rank, size, port, theirs[rank])) for rank in range(1, size)
+        context.Process(target=rank_of, args=(family, str(folder), rank, size, port, theirs[rank]))
+        for rank in range(1, size)
     ]
-    first = context.Process(target=lead, args=(str(folder), size, port, theirs[0], [mine for mine, _ in ends[1:]]))
+    first = context.Process(
+        target=lead, args=(family, str(folder), size, port, theirs[0], [mine for mine, _ in ends[1:]])
+    )
     processes.append(first)
     for process in processes:
         process.start()
@@ -83,8 +99,8 @@ def tokens_of(folder: Path, size: int) -> list[list[int]]:
     return found
 
 
-def lead(folder: str, size: int, port: int, report: Any, followers: list[Any]) -> None:
-    rank_of(folder, 0, size, port, _Pipes(report, followers))
+def lead(family: str, folder: str, size: int, port: int, report: Any, followers: list[Any]) -> None:
+    rank_of(family, folder, 0, size, port, _Pipes(report, followers))
 
 
 class _Pipes(list[Any]):
@@ -98,15 +114,16 @@ class _Pipes(list[Any]):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *IMAGES])
 def test_two_and_four_ranks(family: str, tmp_path: Path) -> None:
-    folder = save_tiny(family, tmp_path, **FAMILIES[family])
+    pictured = family in IMAGES
+    folder = save_tiny_vision(family, tmp_path) if pictured else save_tiny(family, tmp_path, **FAMILIES[family])
     driver = Driver(make_runner(folder))
-    for prompt in PROMPTS:
-        driver.add(prompt, COUNT)
+    for prompt in asked(family):
+        driver.add(count=COUNT, **prompt)
     wanted = list(driver.drain().values())
     for size in (2, 4):
-        assert tokens_of(folder, size) == wanted
+        assert tokens_of(family, folder, size) == wanted
 
 
 def test_a_number_of_ranks_that_does_not_divide(tmp_path: Path) -> None:
