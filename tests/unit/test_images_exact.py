@@ -14,8 +14,8 @@ import pytest
 from inflight.contract import EncodedImage, Grid, Sampling, Span
 from inflight.sched import scheduler
 from inflight.shard import ModelRunner
+from tests.illustrated import IMAGE, save_tiny_vision
 from tests.lm import Driver, make_runner
-from tests.vision_models import IMAGE, save_tiny_vision
 
 FAMILIES = ["smolvlm", "gemma3", "qwen3_vl"]
 """Plain ones, those whose tokens of an image see each other, and those with positions by axis and added rows."""

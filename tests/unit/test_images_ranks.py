@@ -17,7 +17,7 @@ from inflight.contract import EncodedImage, Finish, GenerationRequest, Grid, Med
 from inflight.engine import Engine, ShardGroup
 from inflight.text import Tokenizer
 from tests.fake_vision import FakeInput, FakeVision, image
-from tests.vision_models import IMAGE, save_tiny_vision
+from tests.illustrated import IMAGE, save_tiny_vision
 
 COUNT = 40
 REQUEST = GenerationRequest(

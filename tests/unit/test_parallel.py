@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from inflight.errors import StartError
+from tests.illustrated import save_tiny_vision
 from tests.lm import Driver, job, make_runner, save_tiny
 from tests.unit.test_images_exact import picture, prompt_of, text
-from tests.vision_models import save_tiny_vision
 
 PROMPTS = [[5, 9, 11], [40] * 17, [3 + n % 90 for n in range(50)]]
 COUNT = 24
