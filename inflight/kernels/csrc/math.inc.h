@@ -76,6 +76,23 @@ INLINE F hyperbolic_tangent(F x) {
     return sub(splat(1.0f), div(splat(2.0f), add(splat(1.0f), e)));
 }
 
+// x Φ(x) = max(x, 0) - |x| erfc(|x| / √2) / 2, with erfc(z) = t p(t) e ** -z² for t = 1 / (1 + 0.3 z): the form of
+// Abramowitz and Stegun (1964, 7.1.26), p the polynomial of degree 8 with the least relative error (2e-8) up to z = 9.
+INLINE F gelu(F x) {
+    const F one = splat(1.0f), size = absolute(x), near = bounded(size), z = mul(near, splat(0.7071067811865476f));
+    const F t = div(one, fma(splat(0.3f), z, one));
+    F p = fma(splat(-0.12925468f), t, splat(0.48415142f));
+    p = fma(p, t, splat(-0.5090912f));
+    p = fma(p, t, splat(0.5436961f));
+    p = fma(p, t, splat(-0.09154697f));
+    p = fma(p, t, splat(0.21343069f));
+    p = fma(p, t, splat(0.148778f));
+    p = fma(p, t, splat(0.17064361f));
+    p = fma(p, t, splat(0.16919297f));
+    const F tail = mul(mul(t, p), exponential(sub(zero(), mul(z, z))));
+    return mul(splat(0.5f), sub(add(x, size), mul(near, tail)));
+}
+
 template <Activation A>
 INLINE F activated(F x) {
     F one = splat(1.0f);
@@ -86,10 +103,7 @@ INLINE F activated(F x) {
         return mul(mul(splat(0.5f), x), add(one, hyperbolic_tangent(inner)));
     }
     if (A == Activation::kGeluQuick) return div(x, add(one, exponential(bounded(mul(splat(-1.702f), x)))));
-    alignas(64) float lanes[16];
-    store(lanes, x);
-    for (float& lane : lanes) lane = 0.5f * lane * (1.0f + erff(lane * 0.7071067811865476f));
-    return load(lanes);
+    return gelu(x);
 }
 
 INLINE F activated(Activation act, F x) {
