@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,15 +39,17 @@ class LlavaTower(TileTower):
         NotNative: another encoder, or features of several layers.
     """
 
+    encoder = "clip_vision_model"
     strategy = "default"
     layer = -2
 
     def __init__(self, config: dict[str, Any], weights: Weights, settings: NativeSettings) -> None:
         vision = dict(field(config, "vision_config"))
         layer = field(config, "vision_feature_layer", self.layer)
-        if vision.get("model_type") not in ENCODERS or not isinstance(layer, int):
+        kind = str(vision.get("model_type", self.encoder))
+        if kind not in ENCODERS or not isinstance(layer, int):
             raise NotNative("an encoder of this kind")
-        form, defaults = ENCODERS[str(vision["model_type"])]
+        form, defaults = ENCODERS[kind]
         vision = {**defaults, **vision}
         parts = Parts(weights, settings)
         depth = layer if layer >= 0 else int(vision["num_hidden_layers"]) + 1 + layer
@@ -78,10 +81,12 @@ class LlavaTower(TileTower):
 class LlavaNextTower(LlavaTower):
     """LLaVA-NeXT's: behind the picture as a whole its tiles, without their padding, and an end of each line."""
 
+    sizes: Sequence[tuple[int, int]] = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+
     def _join(self, config: dict[str, Any], parts: Parts, hidden: int) -> None:
         name = parts.prefix("image_newline") + "image_newline"
         self._newline = parts.floats(name, [hidden])
-        self._sizes = [(int(height), int(width)) for height, width in field(config, "image_grid_pinpoints")]
+        self._sizes = [(int(height), int(width)) for height, width in config.get("image_grid_pinpoints") or self.sizes]
         self._pixels = self._encoder.side * self._encoder.patch
 
     def run(self, prepared: Prepared) -> TowerOutput:
@@ -105,8 +110,10 @@ class LlavaNextTower(LlavaTower):
 class LlavaOnevisionTower(LlavaNextTower):
     """LLaVA-OneVision's: large grids are scaled down."""
 
+    encoder = "siglip_vision_model"
     strategy = "full"
     layer = -1
+    sizes = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
 
     def _join(self, config: dict[str, Any], parts: Parts, hidden: int) -> None:
         super()._join(config, parts, hidden)
