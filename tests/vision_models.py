@@ -317,7 +317,7 @@ def _internvl() -> Made:
         downsample_ratio=0.5,
     )
     made.processor = _scaling(
-        "GotOcr2", size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=6
+        "GotOcr2", size={"height": 32, "width": 32}, crop_to_patches=False, min_patches=1, max_patches=6
     )
     return made
 
@@ -335,7 +335,7 @@ def _mistral3() -> Made:
         vision_feature_layer=-1,
         projector_hidden_act="gelu",
     )
-    made.processor = _scaling("Pixtral", size={"longest_edge": 64}, patch_size={"height": 8, "width": 8})
+    made.processor = _scaling("Pixtral", size={"longest_edge": 64}, patch_size={"height": 4, "width": 4})
     return made
 
 

@@ -23,11 +23,18 @@ SIZES = [(1, 1), (10, 10), (64, 64), (33, 150), (2, 300), (300, 2), (97, 101), (
 FAILS_THERE = {"mistral3": [(1, 1), (2, 300), (300, 2)]}
 """Sizes at which transformers raises an error: a picture of one token, or a side that rounds to nothing."""
 
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "internvl": {"crop_to_patches": True},
+    "mistral3": {"patch_size": {"height": 8, "width": 8}},
+}
+"""What transformers' processor of a family tells the image processor, whatever the latter's file says."""
+
 
 class Opened:
     """A family's tiny checkpoint, here and in transformers."""
 
     def __init__(self, kind: str, path: Path) -> None:
+        self.kind = kind
         self.path = save_vision(kind, path)
         self.folder: ModelFolder = open_model(self.path)
         family = open_family(self.folder, 1024)
@@ -41,7 +48,8 @@ class Opened:
         """What transformers makes of the images of one prompt."""
         from PIL import Image
 
-        inputs = self.processor([[Image.fromarray(image) for image in images]], return_tensors="pt")
+        given = [[Image.fromarray(image) for image in images]]
+        inputs = self.processor(given, return_tensors="pt", **PROCESSORS.get(self.kind, {}))
         kept = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw", "batch_num_images")
         return {name: inputs[name] for name in kept if name in inputs}
 

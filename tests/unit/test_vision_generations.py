@@ -87,7 +87,7 @@ def said(opened: Opened, prompt: str, images: list[Any]) -> tuple[int, list[int]
     """As `generated`, by transformers' model, its image processor and the family's text."""
     from tokenizers import Tokenizer
 
-    family, kind = opened.family, opened.path.name
+    family, kind = opened.family, opened.kind
     alone = len(images) == 1
     texts = [family.text(family.grid(*image.shape[:2], alone=alone)) for image in images]
     parts = prompt.split(family.placeholder)

@@ -11,7 +11,9 @@ from inflight.vision.towers.base import Prepared
 
 
 class InternVl(Family):
-    """The grid: rows and columns of tiles; (1, 1): the picture as a whole, without tiles."""
+    """The grid: rows and columns of tiles; (1, 1): the picture as a whole, without tiles.
+
+    Pictures are cut whatever `crop_to_patches` in the image processor's file says: transformers' processor sets it."""
 
     types = ("internvl",)
     usual_token = "<IMG_CONTEXT>"
@@ -21,7 +23,6 @@ class InternVl(Family):
         "image_std": CLIP_STD,
         "rescale_factor": 1 / 255,
         "size": {"height": 448, "width": 448},
-        "crop_to_patches": False,
         "min_patches": 1,
         "max_patches": 12,
     }
@@ -35,7 +36,7 @@ class InternVl(Family):
 
     def grid(self, height: int, width: int, detail: Detail = "auto", alone: bool = True) -> Grid:
         most = min(int(self.settings["max_patches"]), self.max_tokens // self._count - 1)
-        if detail == "low" or not self.settings["crop_to_patches"] or most < 2:
+        if detail == "low" or most < 2:
             return Grid(1, 1)
         return self._nearest(height, width, min(int(self.settings["min_patches"]), most), most)
 

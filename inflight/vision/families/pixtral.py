@@ -22,21 +22,18 @@ class Pixtral(Family):
         "image_std": CLIP_STD,
         "rescale_factor": 1 / 255,
         "size": {"longest_edge": 1024},
-        "patch_size": {"height": 16, "width": 16},
     }
 
     def read(self) -> None:
-        patch = self.settings["patch_size"]
-        # The processor's patches are those of the tower, or merged ones already.
-        self._unit = int(patch["height"] if isinstance(patch, dict) else patch)
-        self._token = int(self.vision["patch_size"]) * int(self.config.get("spatial_merge_size", 1))
+        # Whatever patches the image processor's file has: transformers' processor tells it merged ones.
+        self._unit = int(self.vision["patch_size"]) * int(self.config.get("spatial_merge_size", 1))
         size = self.settings["size"]
         self._longest = int(size["longest_edge"] if "longest_edge" in size else size["height"])
         self._normal = Normal.of(self.settings)
 
     def grid(self, height: int, width: int, detail: Detail = "auto", alone: bool = True) -> Grid:
         height, width = self._sides(height, width, detail)
-        return Grid(height // self._token, width // self._token)
+        return Grid(height // self._unit, width // self._unit)
 
     def prepare(self, image: Array, detail: Detail = "auto", alone: bool = True) -> Prepared:
         height, width = image.shape[:2]
@@ -57,9 +54,9 @@ class Pixtral(Family):
         longest = self._longest
         while True:
             sides = self._within(height, width, longest)
-            if sides[0] * sides[1] <= most * self._token**2 or longest <= self._token:
+            if sides[0] * sides[1] <= most * self._unit**2 or longest <= self._unit:
                 return sides
-            longest = min(longest, max(sides)) - self._token
+            longest = min(longest, max(sides)) - self._unit
 
     def _within(self, height: int, width: int, longest: int) -> tuple[int, int]:
         shrink = max(height, width) / longest

@@ -35,8 +35,9 @@ class QwenVl(Family):
     def read(self) -> None:
         self._unit = int(self.settings["patch_size"]) * int(self.settings["merge_size"])
         size = self.settings["size"]
-        self._least = int(self.settings.get("min_pixels", size["shortest_edge"]))
-        self._most = int(self.settings.get("max_pixels", size["longest_edge"]))
+        named = {**size, **self.settings}  # files of several versions have the limits in several places
+        self._least = int(named["min_pixels"] if "min_pixels" in named else named["shortest_edge"])
+        self._most = int(named["max_pixels"] if "max_pixels" in named else named["longest_edge"])
         self._normal = Normal.of(self.settings)
         self.placeholder = f"<|vision_start|>{self.token}<|vision_end|>"
 
