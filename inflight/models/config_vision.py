@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from inflight.errors import StartError
@@ -26,6 +26,15 @@ _MISTRAL = {
     "sliding_window": 4096,
 }
 _QWEN = {**_LLAMA, "vocab_size": 151_936, "intermediate_size": 22_016, "max_position_embeddings": 32_768}
+_QWEN25_VL = {
+    "vocab_size": 152_064,
+    "hidden_size": 8192,
+    "intermediate_size": 29_568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+}
 _GEMMA3 = {
     "vocab_size": 262_208,
     "hidden_size": 2304,
@@ -74,19 +83,26 @@ class VisionFamily:
         prefix: of the language part's tensors.
         axes: None: tokens have one position.
         deepstack: features of some of the tower's layers are added behind as many of the first layers.
+        defaults: of the language part, where they are not its type's.
     """
 
     text: str
     prefix: str = "model.language_model."
     axes: Axes | None = None
     deepstack: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 VISION_FAMILIES: dict[str, VisionFamily] = {
     "idefics3": VisionFamily("llama", "model.text_model."),
     "smolvlm": VisionFamily("llama", "model.text_model."),
-    "qwen3_vl": VisionFamily("qwen3", axes=Axes((24, 20, 20), True, 500_000.0), deepstack=True),
-    "qwen2_5_vl": VisionFamily("qwen2", axes=Axes((16, 24, 24), False, 1_000_000.0)),
+    "qwen3_vl": VisionFamily(
+        "qwen3",
+        axes=Axes((24, 20, 20), True, 500_000.0),
+        deepstack=True,
+        defaults={"max_position_embeddings": 128_000},
+    ),
+    "qwen2_5_vl": VisionFamily("qwen2", axes=Axes((16, 24, 24), False, 1_000_000.0), defaults=_QWEN25_VL),
     "gemma3": VisionFamily("gemma3_text"),
     "llava": VisionFamily("llama"),
     "llava_next": VisionFamily("llama"),
@@ -135,7 +151,7 @@ def text_part(config: Config) -> TextPart:
             f"the language part of this model has the type '{named}' (text_config in config.json), which is not "
             f"served with images; served are {', '.join(_DEFAULTS)}"
         )
-    settings = {**_DEFAULTS[kind], **given, "model_type": kind}
+    settings = {**_DEFAULTS[kind], **family.defaults, **given, "model_type": kind}
     axes = _take_axes(settings, family.axes) if family.axes is not None else ()
     layers = (config.get("vision_config") or {}).get("deepstack_visual_indexes", [8, 16, 24])
     return TextPart(settings, axes, len(layers) if family.deepstack else 0)

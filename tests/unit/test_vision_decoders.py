@@ -286,6 +286,47 @@ def test_an_unknown_family(tmp_path: Path) -> None:
         _load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("smolvlm", "llama"),
+        ("llava_next", "mistral"),
+        ("llava_onevision", "qwen2"),
+        ("internvl", "qwen3"),
+        ("gemma3", "gemma3_text"),
+        ("qwen3_vl", "qwen3_vl_text"),
+        ("qwen2_5_vl", "qwen2_5_vl_text"),
+    ],
+)
+def test_settings_that_a_file_leaves_out(family: str, text: str) -> None:
+    """They are transformers' defaults, as in the files of LLaVA 1.5."""
+    import transformers
+
+    part = {"model_type": text}
+    whole = transformers.AutoConfig.for_model(family, text_config=dict(part)).to_dict()
+    wanted, found = decoder_config(whole), decoder_config({"model_type": family, "text_config": part})
+    assert wanted is not None
+    assert found is not None
+    for name in ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab_size", "eps", "axes", "windows"):
+        assert getattr(found, name) == getattr(wanted, name), name
+    assert (found.longest, found.scale, found.activation) == (wanted.longest, wanted.scale, wanted.activation)
+    for rope, settings in found.ropes.items():
+        assert settings["rope_theta"] == wanted.ropes[rope]["rope_theta"]
+
+
+def test_the_first_files_of_qwen2_5_vl() -> None:
+    """The language part's settings stand beside the vision part's."""
+    rope = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    sizes = {"hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 2, "num_hidden_layers": 36}
+    described = decoder_config(
+        {"model_type": "qwen2_5_vl", **sizes, "rope_scaling": rope, "rope_theta": 1e6, "vision_config": {"depth": 32}}
+    )
+    assert described is not None
+    assert (described.hidden, described.layers, described.qkv_bias) == (2048, 36, True)
+    assert described.axes == (0,) * 16 + (1,) * 24 + (2,) * 24
+    assert described.ropes["all"]["type"] == "default"
+
+
 def test_an_unknown_language_part() -> None:
     with pytest.raises(StartError, match=r"type 'phi' \(text_config in config.json\).*served are llama"):
         decoder_config({"model_type": "llava", "text_config": {"model_type": "phi"}})
