@@ -22,7 +22,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Gemma3Text": {"head_dim": 16, "sliding_window": 10, "num_hidden_layers": 3},
     "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
 }
-IMAGES = ["smolvlm", "gemma3", "qwen3_vl"]
+IMAGES = ["gemma3", "qwen3_vl"]
 """Families whose prompts have images, too."""
 
 
@@ -122,7 +122,7 @@ def test_two_and_four_ranks(family: str, tmp_path: Path) -> None:
     for prompt in asked(family):
         driver.add(count=COUNT, **prompt)
     wanted = list(driver.drain().values())
-    for size in (2, 4):
+    for size in (2,) if pictured else (2, 4):
         assert tokens_of(family, folder, size) == wanted
 
 
