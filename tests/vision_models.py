@@ -339,6 +339,21 @@ def _mistral3() -> Made:
     return made
 
 
+def _pixtral() -> Made:
+    import transformers
+
+    made = Made(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
+    made.config = transformers.LlavaConfig(
+        text_config=_llama(made, "Mistral", sliding_window=None, head_dim=16),
+        vision_config={**VISION, "model_type": "pixtral", "image_size": 64, "patch_size": 8, "head_dim": 8},
+        image_token_index=made.ids[0],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    made.processor = _scaling("Pixtral", size={"longest_edge": 64}, patch_size={"height": 8, "width": 8})
+    return made
+
+
 MAKERS: dict[str, Callable[[], Made]] = {
     "smolvlm": _smolvlm,
     "qwen3_vl": _qwen3_vl,
@@ -349,5 +364,6 @@ MAKERS: dict[str, Callable[[], Made]] = {
     "llava_onevision": _llava_onevision,
     "internvl": _internvl,
     "mistral3": _mistral3,
+    "pixtral": _pixtral,
 }
-"""By `model_type`."""
+"""By `model_type`; pixtral: llava with Pixtral's tower."""

