@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -70,17 +71,18 @@ class MindsporeInferenceClient:
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
 
-    def generate(self, prompt: str, **parameters: Any) -> InferenceResponse:
+    def generate(self, prompt: str, images: Sequence[bytes | str] = (), **parameters: Any) -> InferenceResponse:
         """The whole answer.
 
         Args:
+            images: for a model that reads images: bytes of files, or addresses (`http:`, `https:`, `data:`).
             parameters: do_sample, temperature, top_k, top_p, repetition_penalty, max_new_tokens, stop, seed,
                 truncate, top_n_tokens, return_full_text, ...; the server's defaults are those of MindSpore Serving.
 
         Raises:
             InvalidRequest, Overloaded, Unavailable, InflightError: with the server's text.
         """
-        with self._open("generate", prompt, parameters) as response:
+        with self._open("generate", prompt, images, parameters) as response:
             answer = json.loads(response.read())
         return InferenceResponse(
             generated_text=answer["generated_text"],
@@ -92,9 +94,11 @@ class MindsporeInferenceClient:
             top_tokens=answer["top_tokens"],
         )
 
-    def generate_stream(self, prompt: str, **parameters: Any) -> Iterator[InferenceStreamResponse]:
-        """The answer token by token; parameters and errors as for `generate`."""
-        with self._open("generate_stream", prompt, parameters) as response:
+    def generate_stream(
+        self, prompt: str, images: Sequence[bytes | str] = (), **parameters: Any
+    ) -> Iterator[InferenceStreamResponse]:
+        """The answer token by token; arguments and errors as for `generate`."""
+        with self._open("generate_stream", prompt, images, parameters) as response:
             for line in response:
                 if not line.startswith(b"data:"):
                     continue
@@ -104,8 +108,11 @@ class MindsporeInferenceClient:
                         raise InflightError(token["error"])
                     yield InferenceStreamResponse(_token(token), token["generated_text"], token["finish_reason"])
 
-    def _open(self, kind: str, prompt: str, parameters: dict[str, Any]) -> Any:
-        body = json.dumps({"inputs": prompt, "parameters": parameters, "stream": kind == "generate_stream"}).encode()
+    def _open(self, kind: str, prompt: str, images: Sequence[bytes | str], parameters: dict[str, Any]) -> Any:
+        asked = {"inputs": prompt, "parameters": parameters, "stream": kind == "generate_stream"}
+        if images:
+            asked["images"] = [each if isinstance(each, str) else {"b64": b64encode(each).decode()} for each in images]
+        body = json.dumps(asked).encode()
         url = f"{self.server_url}/models/{quote(self.model_type, safe='')}/{kind}"
         try:
             return urlopen(Request(url, body, self._headers), timeout=self.timeout)

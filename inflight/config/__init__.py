@@ -17,7 +17,7 @@ from inflight.config.model import (
     VisionConfig,
     adapters,
 )
-from inflight.config.parse import device_ids, existing_file, memory, one_of, seconds, switch, whole
+from inflight.config.parse import device_ids, domains, existing_file, memory, one_of, seconds, switch, whole
 from inflight.config.server import (
     CPU_QUOTA,
     DEFAULT_EXECUTION_TIMEOUT,
@@ -80,6 +80,7 @@ __all__ = [
     "adapters",
     "check",
     "device_ids",
+    "domains",
     "existing_file",
     "fields_of",
     "filled",

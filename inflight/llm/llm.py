@@ -24,13 +24,16 @@ from inflight.contract import (
     Sampling,
     ShardJob,
     TokenInfo,
+    from_messages,
     together,
     whole,
+    with_images,
 )
 from inflight.engine import Engine
 from inflight.errors import InvalidRequest, StartError
 from inflight.hub import HubModel, locate
 from inflight.llm.local import LocalExecutor
+from inflight.llm.prompts import Prompt, Rendered, image_of_part, images_of
 from inflight.startup import ProgressBar, aside, failed_load, waited_for, weight_bytes
 from inflight.text import load_tokenizer
 from inflight.vision import open_vision
@@ -90,6 +93,8 @@ class LLM:
         lora_adapters: folders of LoRA adapters (PEFT's layout), or their ids on the hub, by name.
         max_batch_prefill_tokens, max_batch_mixed_tokens: of `GeneratorConfig`; None: by device.
         start_timeout: seconds that loading may take; a thread that hangs in a library stays. None: any time.
+        images_per_request, image_max_pixels, image_max_tokens, media_domains, media_cache_memory, vision_threads,
+            default_image_prompt: of models that read images, as in `VisionConfig`.
 
     Raises:
         ConfigError: an address that is none of the hub's.
@@ -121,6 +126,13 @@ class LLM:
         watermark_delta: float = 2.0,
         lora_adapters: Mapping[str, str | Path] | None = None,
         start_timeout: float | None = DEFAULT_START_TIMEOUT,
+        images_per_request: int = 8,
+        image_max_pixels: int = 50_000_000,
+        image_max_tokens: int = 1024,
+        media_domains: tuple[str, ...] = (),
+        media_cache_memory: int = 256 << 20,
+        vision_threads: int = 0,
+        default_image_prompt: str = "Describe the image.",
     ) -> None:
         settings = dict(locals())  # the arguments by the names of what they set
         where = locate(model_dir, revision=revision)
@@ -148,7 +160,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        prompts: Prompt | Sequence[Prompt],
         sampling: Sampling | Sequence[Sampling] = GREEDY,
         *,
         max_new_tokens: int | Sequence[int | None] | None = DEFAULT_NEW_TOKENS,
@@ -161,7 +173,7 @@ class LLM:
         """Generates a continuation of every prompt. Results are in the order of the prompts.
 
         Args:
-            prompts: a text, texts, or lists of token ids.
+            prompts: a text, a text with images (`PromptWithImages`), several of these, or lists of token ids.
             sampling: for all, or one for each.
             max_new_tokens: exact limit, for all or one for each; None: as many as the model's length leaves.
             grammar: constrains the texts, for all or one for each.
@@ -170,7 +182,8 @@ class LLM:
         Raises:
             InflightError: the error of the first prompt that fails; the others are cancelled.
         """
-        all_prompts: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
+        single = isinstance(prompts, (str, Mapping, Rendered))
+        all_prompts: Any = [prompts] if single else prompts
         count = len(all_prompts)
         samplings = [sampling] * count if isinstance(sampling, Sampling) else sampling
         limits = (
@@ -179,7 +192,7 @@ class LLM:
         grammars = [grammar] * count if grammar is None or isinstance(grammar, Grammar) else grammar
         adapters = [adapter] * count if adapter is None or isinstance(adapter, str) else adapter
         requests = [
-            GenerationRequest(
+            self._request(
                 prompt,
                 prompt_sampling,
                 limit,
@@ -233,14 +246,15 @@ class LLM:
         return np.array(vectors, np.float32).reshape(len(vectors), self.engine.info.embedding_size)
 
     def chat(self, messages: list[dict[str, object]], sampling: Sampling = GREEDY, **options: Any) -> Generation:
-        """One answer to a conversation; `options` as in `generate`."""
+        """One answer to a conversation; `options` as in `generate`.
 
-        async def render() -> str:
-            return await self.engine.render(Chat(messages))
-
-        prompt = self._call(render())
-        ids = [piece.id for piece in self._call(self.engine.tokenize(prompt, add_special_tokens=False))]
-        return self.generate([ids], sampling, **options)[0]
+        Args:
+            messages: in OpenAI's form. An image is a content part `{"type": "image", "image": <any form of
+                PromptWithImages>}` or `{"type": "image_url", "image_url": {"url": ...}}`.
+        """
+        shown, media = from_messages(messages, self.engine.info, image_of_part)
+        text = self._call(self.engine.render(Chat(shown)))
+        return self.generate(Rendered(text, media), sampling, **options)[0]
 
     def close(self) -> None:
         """Frees the model. Idempotent."""
@@ -256,6 +270,15 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _request(self, prompt: Prompt, sampling: Sampling, limit: int | None, **options: Any) -> GenerationRequest:
+        if isinstance(prompt, Rendered):
+            options.update(add_special_tokens=False, media=prompt.media)
+            return GenerationRequest(prompt.text, sampling, limit, **options)
+        if isinstance(prompt, Mapping):
+            request = GenerationRequest(prompt.get("prompt", ""), sampling, limit, **options)
+            return self._call(with_images(self.engine, request, images_of(prompt)))
+        return GenerationRequest(prompt, sampling, limit, **options)
 
     async def _generation(self, request: GenerationRequest) -> Generation:
         events = await whole(self.engine, request)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inflight.config import AdapterConfig, GeneratorConfig
+from inflight.config import AdapterConfig, GeneratorConfig, domains
 from inflight.errors import ConfigError, RegistrationError
 from inflight.hub import HubModel, hint, locate
 from inflight.servable.checks import check_bool, check_int, check_ints, check_settings, check_str, check_strs
@@ -107,12 +107,25 @@ def declare_generator(
     lora_adapters: Mapping[str, str | Path] | None = None,
     revision: str | None = None,
     generation_config: str = "auto",
+    images_per_request: int = 8,
+    image_max_bytes: int = 20 << 20,
+    image_max_pixels: int = 50_000_000,
+    image_max_tokens: int = 1024,
+    media_domains: tuple[str, ...] = (),
+    media_cache_memory: int = 256 << 20,
+    vision_threads: int = 0,
+    default_image_prompt: str = "Describe the image.",
 ) -> Model:
     """Declares a language model of the servable.
 
     As a stage it takes a prompt, or a prompt and a JSON text of parameters (`{"max_new_tokens": 50, "temperature":
-    0.7, "stop": ["."]}`), and gives the generated text. It also answers by itself under the servable's name:
-    `POST /model/<servable>:generate` and `:generated_stream`, and the routes of TGI and OpenAI.
+    0.7, "stop": ["."]}`), and gives the generated text. If the model reads images, they come between the two: uint8
+    pixels [height, width, 3], [height, width] or [n, height, width, 3], bytes of a file, or an address. Arrays of
+    another stage go in as they are. Their places are the placeholders in the prompt (`<image>`, ...); without any they
+    come before it, in one turn of a chat if the model has a chat template.
+
+    It also answers by itself under the servable's name: `POST /model/<servable>:generate` and `:generated_stream`, and
+    the routes of TGI and OpenAI.
 
     Args:
         model_dir: a folder in Hugging Face layout, or a GGUF file; absolute, or relative to the servable's directory.
@@ -124,6 +137,8 @@ def declare_generator(
         revision: branch, tag or commit of a model of the hub.
         dtype, quantize, kv_cache_dtype, generation_config, max_batch_size, max_concurrent_requests, max_input_tokens,
             max_total_tokens: as for `inflight serve`.
+        images_per_request, image_max_bytes, image_max_pixels, image_max_tokens, media_domains, media_cache_memory,
+            vision_threads, default_image_prompt: of models that read images, as for `inflight serve`.
 
     Returns:
         The model, for `add_stage`.
@@ -140,7 +155,13 @@ def declare_generator(
     adapters = _adapters(lora_adapters or {}, registry.directory)
     key = where.name
     generator = GeneratorConfig.asked(
-        where, key, settings, model_id=_public_name(where), max_batch_size=max_batch_size, adapters=adapters
+        where,
+        key,
+        settings,
+        model_id=_public_name(where),
+        max_batch_size=max_batch_size,
+        adapters=adapters,
+        media_domains=_domains(media_domains),
     )
     registry.models[key] = ModelSpec(key, files=(), format="generator", with_batch_dim=False, generator=generator)
     return Model(key)
@@ -151,6 +172,13 @@ GGUF = ".gguf"
 
 def _adapters(folders: Mapping[str, str | Path], directory: Path) -> tuple[AdapterConfig, ...]:
     return tuple(AdapterConfig.of(check_str("lora_adapters", name), path, directory) for name, path in folders.items())
+
+
+def _domains(names: object) -> tuple[str, ...]:
+    try:
+        return domains(",".join(check_strs("media_domains", names))) if names else ()
+    except ValueError as error:
+        raise RegistrationError(f"Parameter 'media_domains': {error}") from None
 
 
 def _public_name(where: Path | HubModel) -> str | None:

@@ -180,6 +180,8 @@ def _use_model(registry: Registry, trace: MethodTrace, model: Model, inputs_coun
         )
     check_int("outputs_count", outputs_count, 1)
     old_inputs, old_outputs = registry.model_counts.setdefault(key, (inputs_count, outputs_count))
+    if registry.models[key].generator is not None:
+        old_inputs = inputs_count  # a prompt, with images or parameters where a stage has them
     for what, count, old in (("inputs", inputs_count, old_inputs), ("outputs", outputs_count, old_outputs)):
         if count != old:
             raise RegistrationError(

@@ -88,6 +88,7 @@ class Asked:
     """A checked request.
 
     Attributes:
+        inputs: the client's text, with its images in it.
         best_of: number of generations; the most likely one is the answer.
         details, prefill: whether the answer holds them beside the text.
         full_text: the prompt is put before the generated text; None: the route decides.
@@ -95,6 +96,7 @@ class Asked:
     """
 
     request: GenerationRequest
+    inputs: str
     best_of: int
     details: bool
     prefill: bool
@@ -152,6 +154,7 @@ def check(body: GenerateBody, info: GeneratorInfo, streaming: bool) -> Asked:
     )
     return Asked(
         request,
+        body.inputs,
         best_of,
         details,
         given.decoder_input_details,

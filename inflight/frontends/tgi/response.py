@@ -41,7 +41,7 @@ def generation_json(asked: Asked, results: Sequence[Whole], full_text: bool) -> 
 
 
 def _text(asked: Asked, one: Whole, full_text: bool) -> str:
-    return f"{asked.request.prompt}{one.finish.text}" if full_text else one.finish.text
+    return f"{asked.inputs}{one.finish.text}" if full_text else one.finish.text
 
 
 def _details(asked: Asked, one: Whole) -> Details:
@@ -87,7 +87,7 @@ def frame(index: int, token: Token, asked: Asked, finish: Finish | None, full_te
     event["generated_text"] = None
     event["details"] = None
     if finish is not None:
-        event["generated_text"] = f"{asked.request.prompt}{finish.text}" if full_text else finish.text
+        event["generated_text"] = f"{asked.inputs}{finish.text}" if full_text else finish.text
         if asked.details:
             event["details"] = {
                 "finish_reason": finish.reason.value,
