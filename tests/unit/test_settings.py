@@ -267,6 +267,7 @@ READERS = {
     "llm/llm.py": "INFLIGHT_CPU_*, for a script",
     "worker/process.py": "the log's variables, in a worker",
     "worker/shard.py": "the log's variables and INFLIGHT_CPU_*, in a rank",
+    "vision/worker.py": "the log's variables, in a vision worker",
     "hub/__main__.py": "the hub's token, in the process that fetches",
 }
 
