@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from inflight.config import AdapterConfig
 from inflight.contract import EncodedImage, Grid, Sampling, Span
 from inflight.sched import scheduler
 from inflight.shard import ModelRunner
 from tests.illustrated import IMAGE, save_tiny_vision
 from tests.lm import Driver, make_runner
+from tests.unit.test_lora import merged, save_adapter
 
 FAMILIES = ["smolvlm", "gemma3", "qwen3_vl"]
 """Plain ones, those whose tokens of an image see each other, and those with positions by axis and added rows."""
@@ -157,3 +159,18 @@ def test_after_a_preemption(family: str, base: Path, monkeypatch: pytest.MonkeyP
     driver.drain()
     assert driver.scheduler.preemptions
     assert [(driver.out[id], driver.logprobs[id]) for id in ids] == alone
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "qwen3_vl"])
+def test_with_an_adapter(family: str, base: Path, tmp_path: Path) -> None:
+    """An adapter changes the language part only: tokens are those of the model that it is merged into."""
+    folder = folder_of(family, base)
+    language = r"(text|language)_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj$"
+    adapter = save_adapter(folder, tmp_path / "adapter", 1, only=language)
+    whole = make_runner(merged(folder, adapter, tmp_path / "merged"), cpu_engine="torch")
+    runner = make_runner(folder, adapters=(AdapterConfig("one", adapter),), kv_cache_bytes=16 << 20)
+    asked = prompt_of(family, [text(9), picture(family, 1), text(4, 1), picture(family, 2, 2, 5), text(8, 2)])
+    wanted = [answers(each, [asked])[0] for each in (make_runner(folder, cpu_engine="torch"), whole)]
+    found = answers(runner, [asked, {**asked, "adapter": 1}, asked, {**asked, "adapter": 1}], max_prefill_tokens=20)
+    assert [each.tokens for each in found] == [each.tokens for each in wanted] * 2
+    assert wanted[0].tokens != wanted[1].tokens
