@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.lm import POCKET
+POCKET = Path(__file__).resolve().parents[1] / "models" / "pocket"
 
 TEXT: dict[str, Any] = {
     "hidden_size": 64,

@@ -145,11 +145,9 @@ def test_texts_hold_the_runs(opened: Opened) -> None:
         assert runs == family.runs(grid)
 
 
-@pytest.mark.parametrize("kind", list(MAKERS))
-def test_limits_of_tokens(kind: str, tmp_path: Path) -> None:
-    folder = open_model(save_vision(kind, tmp_path / kind))
+def test_limits_of_tokens(opened: Opened) -> None:
     for most in (90, 100, 200):
-        family = open_family(folder, most)
+        family = open_family(opened.folder, most)
         assert family is not None
         for height, width in SIZES:
             for detail in ("auto", "low"):

@@ -25,12 +25,12 @@ from inflight.place import Launch, WorkerProcess
 from inflight.vision import open_vision
 from inflight.vision.open import encoder_of
 from inflight.vision.process import VisionProcess
-from tests.vision_models import picture, save_vision
+from tests.vision_models import picture
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_vision("smolvlm", tmp_path_factory.mktemp("smolvlm"))
+def folder() -> Path:
+    return Path(__file__).resolve().parents[2] / "models" / "pocket_vision"
 
 
 @asynccontextmanager
