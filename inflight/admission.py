@@ -112,6 +112,11 @@ class Caller:
             self.line.forget(self)
 
 
+def gone(_offered: bool) -> bool:
+    """The turn of a caller that has left."""
+    return False
+
+
 class _Heap:
     """Callers by time. An entry is skipped if its ticket is no longer the caller's."""
 

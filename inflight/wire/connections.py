@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 LARGE_BODY = 128 * 1024
+LINGERING = 1024
+"""Connections of one listener that may send the rest of a refused body at a time."""
 Allocate = Callable[[int], "memoryview | None"]
 """Returns a writable buffer of at least that many bytes for a request body, or None to use process memory."""
 
@@ -54,6 +56,31 @@ class Connection(Protocol):
         """Whether a request is in flight: being received, run or answered."""
 
 
+class Lingering:
+    """The connections that were refused amid a large body. What still comes of it is dropped, so that a client which
+    reads only after it has sent everything gets its answer.
+
+    One more than `LINGERING` closes the connection that was refused first. Else the connections of clients that leave
+    after a refusal would pile up, because dropping has a budget, and the kernel keeps megabytes of unread data for
+    each: then it has no memory for the packets of other connections, which are lost and sent again much later.
+    """
+
+    def __init__(self) -> None:
+        self._closers: dict[object, Callable[[], None]] = {}
+
+    def add(self, connection: object, close: Callable[[], None]) -> None:
+        """Notes that a connection was refused. Does nothing if it is noted already."""
+        if connection in self._closers:
+            return
+        self._closers[connection] = close
+        if len(self._closers) > LINGERING:
+            self._closers.pop(next(iter(self._closers)))()
+
+    def done(self, connection: object) -> None:
+        """Notes that the body of a connection, if it was noted, is over, or the connection is."""
+        self._closers.pop(connection, None)
+
+
 class OpenConnections:
     """Every connection and request of one listener.
 
@@ -61,9 +88,11 @@ class OpenConnections:
         stopping: connections serve no further request after the current one.
         connections: the open ones.
         tasks: the running applications, one per request.
+        lingering: connections that still send the bodies of refused requests.
     """
 
     def __init__(self) -> None:
         self.stopping = False
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.lingering = Lingering()

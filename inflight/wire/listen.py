@@ -201,7 +201,7 @@ async def listen_http(
         gated = cast(GatedApp, app)
 
         def accept(bound: socket.socket) -> Acceptor:
-            return Acceptor(bound, BACKLOG, gated, connect)
+            return Acceptor(bound, BACKLOG, gated, connect, shared.lingering)
 
     return await _listen(RESTFUL, address, tls, shared, connect, accept)
 

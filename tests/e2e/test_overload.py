@@ -221,6 +221,23 @@ def test_long_texts_do_not_hold_up_short_ones(served: Served) -> None:
             client.socket.close()
 
 
+def test_uploads_do_not_hold_up_short_ones(served: Served) -> None:
+    """Both get their turns, also after clients that have left amid their bodies."""
+    upload = message("/generate", {"inputs": "Once", "parameters": {"max_new_tokens": 4, "do_sample": False}}, 400_000)
+    short = message("/generate", {"inputs": "Once", "parameters": {"max_new_tokens": 4, "do_sample": False}})
+    host, _, port = served.http.rpartition(":")
+    for _ in range(20):
+        with socket.create_connection((host, int(port)), timeout=30) as raw:
+            raw.sendall(upload[:200_000])
+    clients = [Client(served.http, upload) for _ in range(8)] + [Client(served.http, short) for _ in range(8)]
+    try:
+        assert drive(clients, 60, 1), [client.statuses for client in clients]
+        assert all(set(client.statuses) <= {200, 429} for client in clients)
+    finally:
+        for client in clients:
+            client.socket.close()
+
+
 def call(address: str) -> tuple[str, str]:
     """One generation over gRPC on a connection of its own: the status' name and its text."""
     ask = ModelInferRequest(model_name="pocket")

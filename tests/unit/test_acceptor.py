@@ -311,6 +311,56 @@ def test_a_refused_body_that_never_comes_holds_nothing(monkeypatch: pytest.Monke
     run(main)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_bodies_that_never_come_do_not_pile_up(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the clients that were refused amid a body only so many are waited for; the others have their answer too."""
+    monkeypatch.setattr("inflight.wire.connections.LINGERING", 2)
+
+    async def main(app: App) -> None:
+        async with listening(app) as (listener, connect):
+            clients = [await connect() for _ in range(5 if known else 0)]
+            for reader, writer in clients:
+                writer.write(OTHER)
+                assert await answer(reader) == (200, b"page")
+            app.admission.enter()
+            clients = clients or [await connect() for _ in range(5)]
+            (acceptor,) = listener._servers
+            for reader, writer in clients:
+                writer.write(UPLOAD[:500_000])
+                assert await answer(reader) == (429, b"full")
+            await until(lambda: len(acceptor._visitors) + len(listener._shared.connections) <= 2)  # type: ignore[attr-defined]
+            for reader, _ in clients[:3]:
+                with suppress(ConnectionError):
+                    assert await asyncio.wait_for(reader.read(), 10) == b""
+            reader, writer = clients[4]
+            writer.write(UPLOAD[500_000:] + OTHER)
+            assert await answer(reader) == (200, b"page"), "who was refused last goes on"
+
+    run(main)
+
+
+def test_of_a_connection_that_waits_little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop reads a new connection even if that was made to wait at once."""
+    monkeypatch.setattr("inflight.admission.SHARE", 0.0)  # so its turn never comes
+
+    async def main(app: App) -> None:
+        async with listening(app) as (listener, connect):
+            app.admission.enter()
+            app.admission.spent(1.0)
+            seen: list[Admission | None] = [app.admission, None]  # last first: the acceptor sees nobody yet
+            monkeypatch.setattr(app, "crowded", lambda: seen.pop())
+            _, writer = await connect()
+            await until(lambda: len(listener._shared.connections) == 1)
+            connection: Any = next(iter(listener._shared.connections))
+            assert connection._caller.waits
+            writer.write(UPLOAD)
+            await until(lambda: bool(connection._queue))
+            await asyncio.sleep(0.05)
+            assert len(connection._queue[0]._body) < 500_000
+
+    run(main)
+
+
 @pytest.mark.parametrize("sent", [OTHER, ASK[:30], UPLOAD[:500_000], UPLOAD])
 def test_a_connection_that_ended_is_freed_at_once(sent: bytes) -> None:
     """And not by the garbage collector: it may hold a large body."""

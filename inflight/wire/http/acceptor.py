@@ -23,7 +23,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import httptools
 
-from inflight.admission import Admission, Arrival, Caller
+from inflight.admission import Admission, Arrival, Caller, gone
+from inflight.wire.connections import Lingering
 from inflight.wire.http.asgi import Header
 from inflight.wire.http.gate import Gate, GatedApp
 from inflight.wire.http.head import http_scope, response_head
@@ -59,13 +60,19 @@ class Acceptor:
 
     Args:
         connect: makes the protocol of a connection that is given to the event loop.
+
+    Attributes:
+        lingering: connections that still send the bodies of refused requests.
     """
 
-    def __init__(self, bound: socket.socket, backlog: int, app: GatedApp, connect: Connect) -> None:
+    def __init__(
+        self, bound: socket.socket, backlog: int, app: GatedApp, connect: Connect, lingering: Lingering
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._bound = bound
         self._app = app
         self._connect = connect
+        self.lingering = lingering
         self._visitors: dict[_Visitor, None] = {}
         self._opening: dict[asyncio.Task[None], None] = {}
         self._retry: asyncio.TimerHandle | None = None
@@ -285,6 +292,8 @@ class _Visitor:
 
     def close(self) -> None:
         self.caller.leave()
+        self.caller.turn = gone  # which referred back to this object
+        self._acceptor.lingering.done(self)
         self._acceptor.forget(self)
         self.socket.close()
 
@@ -329,11 +338,12 @@ class _Visitor:
         self._left, self._closing = asked.size, not asked.keep_alive
         if sent != len(answer) or not self._discard():
             self.close()
-        elif not gate.admission.refused(self.caller, fault=refusal is gate.too_large):
-            if self._left:
+        elif self._left:
+            self._acceptor.lingering.add(self, self.close)
+            if not gate.admission.refused(self.caller, fault=refusal is gate.too_large):
                 self._await_more(gate.admission)
-            else:
-                self._acceptor.open(self, None)
+        elif not gate.admission.refused(self.caller, fault=refusal is gate.too_large):
+            self._acceptor.open(self, None)
 
     def _await_more(self, line: Admission) -> None:
         line.rest(self.caller, self._rest)
@@ -358,6 +368,7 @@ class _Visitor:
             self._heard, self._rest = now, FIRST_REST
         if self._left:
             return now - self._heard < PATIENCE
+        self._acceptor.lingering.done(self)
         return not self._closing
 
     def _look(self) -> _Sight | _Asked:

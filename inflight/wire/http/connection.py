@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import httptools
 
-from inflight.admission import COST, Arrival, Caller
+from inflight.admission import COST, Arrival, Caller, gone
 from inflight.wire.connections import HttpLimits, OpenConnections
 from inflight.wire.http.asgi import App, Header, InlineApp, Scope, error_json
 from inflight.wire.http.bulk import ALIGNMENT, BulkBody, DroppedBody, aligned_buffer, mapped
@@ -109,6 +109,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._shared.connections.discard(self)
+        self._shared.lingering.done(self)
         self._caller.leave()
         if self._timer is not None:
             self._timer.cancel()
@@ -122,7 +123,7 @@ class HttpConnection(asyncio.Protocol):
         self.resume_writing()
         # All of these refer back to this object: it would wait, with its bodies, for the garbage collector.
         self._current = self._reading = self._parser = self._bulk = None
-        self._caller.turn = _no_turn
+        self._caller.turn = gone
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -231,8 +232,9 @@ class HttpConnection(asyncio.Protocol):
     # The exchange's side.
 
     def pause_reading(self) -> None:
-        if not self._read_paused and not self.transport.is_closing():
+        if not self.transport.is_closing():
             self._read_paused = True
+            # Again if need be: uvloop starts to read after `connection_made`, whatever that paused.
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
@@ -358,6 +360,8 @@ class HttpConnection(asyncio.Protocol):
         if reading is not None and reading.finished:
             self._charge_dropped(reading, size)
             if self._left >= self._limits.large_body_bytes and not self.transport.is_closing():
+                if reading.refused:
+                    self._shared.lingering.add(self, self.transport.abort)
                 self._bulk = None
                 self._read_in_place(DroppedBody(self, self._left))
         elif self._bulk is not None:
@@ -397,6 +401,7 @@ class HttpConnection(asyncio.Protocol):
         self.transport.set_protocol(self)
         if not self._read_paused:
             self.transport.resume_reading()
+        self._shared.lingering.done(self)
         self._parser = self._new_parser()
         self.on_message_complete()
 
@@ -445,11 +450,6 @@ class HttpConnection(asyncio.Protocol):
                 self.transport.close()
             wait = min(wait, max(due - now, 0.001))
         self._timer = self.loop.call_later(wait, self._check)
-
-
-def _no_turn(_offered: bool) -> bool:
-    """The turn of a client that is gone."""
-    return False
 
 
 def _address(name: Any) -> tuple[str, int] | None:
