@@ -154,6 +154,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int:
     # torch is imported here, so that the help does not wait for it.
+    from inflight.checkpoint import open_model
     from inflight.device import connect_ranks, open_device
     from inflight.shard import ModelRunner
     from inflight.text import load_tokenizer
@@ -164,7 +165,8 @@ def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int
     device.set_threads(job.model.threads)
     ranks = connect_ranks(job.rank, job.world_size, job.rendezvous, device, CONNECT_TIMEOUT)
     runner = ModelRunner(job, ranks, device)
-    server = serve_rank(runner, tokenizer, job.rank, job.world_size, uds_path, names)
+    sees = "vision_config" in open_model(job.model.model_dir).config
+    server = serve_rank(runner, tokenizer, job.rank, job.world_size, uds_path, names, sees)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, TypedDict
 
 from inflight import __version__
+from inflight.contract import reads_images
 from inflight.errors import InflightError
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
@@ -87,6 +88,7 @@ class Operations(Door):
                 "replicas": each.replicas,
                 "ready_replicas": each.ready_replicas,
                 "methods": [method.name for method in each.methods],
+                "reads_images": any(reads_images(method) for method in each.methods),
             }
             for each in self._backend.servables()
         ]

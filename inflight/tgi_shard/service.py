@@ -39,11 +39,20 @@ class Service:
     Args:
         urls: sockets of all ranks.
         adapters: names of the LoRA adapters, in the order of their numbers.
+        sees: the checkpoint reads images. They are refused: a rank has no vision tower. A text model's router sends an
+            image with its warm-up only, and TGI's text models drop such chunks.
     """
 
     def __init__(
-        self, runner: ModelRunner, tokenizer: Tokenizer, rank: int, urls: Sequence[str], adapters: Sequence[str] = ()
+        self,
+        runner: ModelRunner,
+        tokenizer: Tokenizer,
+        rank: int,
+        urls: Sequence[str],
+        adapters: Sequence[str] = (),
+        sees: bool = False,
     ) -> None:
+        self._sees = sees
         self._runner = runner
         self._tokenizer = tokenizer
         self._rank = rank
@@ -165,6 +174,10 @@ class Service:
     def _asked(self, request: pb.Request) -> Asked:
         text = request.inputs
         if request.HasField("input_chunks"):
+            if self._sees and any(chunk.HasField("image") for chunk in request.input_chunks.chunks):
+                raise InvalidRequest(
+                    "this shard reads text only; `inflight serve` and its launcher read this model's images"
+                )
             text = "".join(chunk.text for chunk in request.input_chunks.chunks if chunk.HasField("text")) or text
         tokens = self._tokenizer.encode(text, request.add_special_tokens)
         if request.truncate:
@@ -289,8 +302,14 @@ class RankServer:
 
 
 def serve_rank(
-    runner: ModelRunner, tokenizer: Tokenizer, rank: int, size: int, uds_path: str, adapters: Sequence[str] = ()
+    runner: ModelRunner,
+    tokenizer: Tokenizer,
+    rank: int,
+    size: int,
+    uds_path: str,
+    adapters: Sequence[str] = (),
+    sees: bool = False,
 ) -> RankServer:
-    """Serves one of `size` ranks on `<uds_path>-<rank>`."""
+    """Serves one of `size` ranks on `<uds_path>-<rank>`. Args: sees: as for `Service`."""
     urls = [f"unix://{uds_path}-{number}" for number in range(size)]
-    return RankServer(Service(runner, tokenizer, rank, urls, adapters), Path(f"{uds_path}-{rank}"))
+    return RankServer(Service(runner, tokenizer, rank, urls, adapters, sees), Path(f"{uds_path}-{rank}"))

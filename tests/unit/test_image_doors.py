@@ -420,3 +420,33 @@ def test_tensors_over_grpc(rpc: str) -> None:
         assert [each.name for each in client.get_model_metadata("LLaMA").inputs] == ["inputs", "parameters", "image"]
         with pytest.raises(triton.InferenceServerException, match="reads text only"):
             client.infer("plain", [text, image])
+
+
+# Ranks
+
+
+def test_a_rank_refuses_images_of_a_model_that_reads_them() -> None:
+    from inflight.errors import InvalidRequest
+    from inflight.proto import generate_pb2 as pb
+    from inflight.tgi_shard.service import Service
+
+    asked = pb.Request(id=1, inputs="a", add_special_tokens=True)
+    asked.input_chunks.chunks.add(text="a")
+    asked.input_chunks.chunks.add().image.data = PNG
+    words: Any = type("Words", (), {"encode": lambda self, text, special: [len(text)]})()
+    none: Any = None
+    assert Service(none, words, 0, [])._asked(asked).tokens == [1], "TGI's text models drop them"
+    with pytest.raises(InvalidRequest, match="this shard reads text only"):
+        Service(none, words, 0, [], sees=True)._asked(asked)
+
+
+def test_what_a_server_tells_of_its_models(doors: Doors) -> None:
+    host, _, port = doors.address.rpartition(":")
+    found = []
+    for path in ("/", "/info"):
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection.request("GET", path)
+        found.append(json.loads(connection.getresponse().read()))
+        connection.close()
+    assert [each["reads_images"] for each in found[0]["servables"]] == [True, False, True]
+    assert found[1]["model_pipeline_tag"] == "image-text-to-text"

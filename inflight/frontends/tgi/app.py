@@ -149,7 +149,7 @@ def _info(generator: Generator) -> Info:
         "model_sha": info.commit,
         "model_dtype": f"torch.{info.dtype}",
         "model_device_type": info.device_type,
-        "model_pipeline_tag": "text-generation",
+        "model_pipeline_tag": "text-generation" if info.image_placeholder is None else "image-text-to-text",
         "max_concurrent_requests": policy.max_concurrent_requests,
         "max_best_of": limits.max_best_of,
         "max_stop_sequences": limits.max_stop_sequences,
