@@ -1,6 +1,7 @@
 """What images cost those who read text: streams of tokens with and without images beside them.
 
-    python -m bench.vision_load [--streams 32] [--rate 1] [--seconds 20] [--detail low] [--model FOLDER] [-- OPTIONS]
+    python -m bench.vision_load [--streams 32] [--rate 1] [--seconds 20] [--detail low] [--model FOLDER]
+        [--priorities 0,10,19,idle] [-- OPTIONS]
 
 Random weights in SmolVLM-256M's shape unless a folder is given; OPTIONS go to `inflight serve`. The streams run all
 the time; images come at their rate whether or not the last one was answered, each another picture of 640 x 480, in a
@@ -14,6 +15,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -195,6 +197,28 @@ async def measure(port: int, streams: int, rate: float, seconds: float, detail: 
     return figures
 
 
+def tower_threads(server: int) -> list[int]:
+    """All threads of the process that encodes images, a child of the server's."""
+    children = [int(text) for text in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
+    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children}
+    return [
+        int(thread.name)
+        for child, command in commands.items()
+        if b"--vision" in command
+        for thread in Path(f"/proc/{child}/task").iterdir()
+    ]
+
+
+def stand_back(server: int, how: str) -> None:
+    """Gives the process that encodes images another priority: a nice value, or `idle`."""
+    for thread in tower_threads(server):
+        if how == "idle":
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        else:
+            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, thread, int(how))
+
+
 def main() -> None:
     own, _, options = " ".join(sys.argv[1:]).partition("-- ")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,6 +227,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--detail", default="low", choices=("low", "high"))
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--priorities", default="", help="of the encoder, in turn, such as 0,10,19,idle")
     given = parser.parse_args(own.split())
     folder = given.model or Path(tempfile.gettempdir()) / "inflight-bench-checkpoints" / "smolvlm-256m"
     if not folder.exists():
@@ -215,7 +240,10 @@ def main() -> None:
     server = Server("Inflight", argv, RESULTS / "vision-load.log", answers(port, "/v2/health/ready"))
     print(f"{given.streams} streams, {given.rate:g} images a second, detail {given.detail} {options}\n\n{HEAD}")
     with server:
-        for name, rate in (("text alone", 0.0), ("images beside", given.rate)):
+        for name in ("text alone", *(given.priorities.split(",") if given.priorities else ["images beside"])):
+            if given.priorities and name != "text alone":
+                stand_back(server.pid, name)
+            rate = 0.0 if name == "text alone" else given.rate
             figures = asyncio.run(measure(port, given.streams, rate, given.seconds, given.detail))
             print(figures.row(f"{name}, ms"), flush=True)
 
