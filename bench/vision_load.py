@@ -1,7 +1,7 @@
 """What images cost those who read text: streams of tokens with and without images beside them.
 
     python -m bench.vision_load [--streams 32] [--rate 1] [--seconds 20] [--detail low] [--model FOLDER]
-        [--priorities 0,10,19,idle] [-- OPTIONS]
+        [--nice 0,10,19] [-- OPTIONS]
 
 Random weights in SmolVLM-256M's shape unless a folder is given; OPTIONS go to `inflight serve`. The streams run all
 the time; images come at their rate whether or not the last one was answered, each another picture of 640 x 480, in a
@@ -197,26 +197,15 @@ async def measure(port: int, streams: int, rate: float, seconds: float, detail: 
     return figures
 
 
-def tower_threads(server: int) -> list[int]:
-    """All threads of the process that encodes images, a child of the server's."""
-    children = [int(text) for text in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
-    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children}
-    return [
-        int(thread.name)
-        for child, command in commands.items()
-        if b"--vision" in command
-        for thread in Path(f"/proc/{child}/task").iterdir()
-    ]
-
-
-def stand_back(server: int, how: str) -> None:
-    """Gives the process that encodes images another priority: a nice value, or `idle`."""
-    for thread in tower_threads(server):
-        if how == "idle":
-            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-        else:
-            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
-            os.setpriority(os.PRIO_PROCESS, thread, int(how))
+def stand_back(server: int, nice: str) -> None:
+    """Gives the process that encodes images, a child of the server's, another nice value, and its session too."""
+    for child in Path(f"/proc/{server}/task/{server}/children").read_text().split():
+        if b"--vision" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+            for thread in Path(f"/proc/{child}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), int(nice))
+            group = Path(f"/proc/{child}/autogroup")
+            if group.exists():
+                group.write_text(nice)
 
 
 def main() -> None:
@@ -227,7 +216,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--detail", default="low", choices=("low", "high"))
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--priorities", default="", help="of the encoder, in turn, such as 0,10,19,idle")
+    parser.add_argument("--nice", default="", help="values of the encoder, in turn, such as 0,10,19")
     given = parser.parse_args(own.split())
     folder = given.model or Path(tempfile.gettempdir()) / "inflight-bench-checkpoints" / "smolvlm-256m"
     if not folder.exists():
@@ -240,12 +229,12 @@ def main() -> None:
     server = Server("Inflight", argv, RESULTS / "vision-load.log", answers(port, "/v2/health/ready"))
     print(f"{given.streams} streams, {given.rate:g} images a second, detail {given.detail} {options}\n\n{HEAD}")
     with server:
-        for name in ("text alone", *(given.priorities.split(",") if given.priorities else ["images beside"])):
-            if given.priorities and name != "text alone":
+        for name in ("text alone", *(given.nice.split(",") if given.nice else ["images beside"])):
+            if given.nice and name != "text alone":
                 stand_back(server.pid, name)
             rate = 0.0 if name == "text alone" else given.rate
             figures = asyncio.run(measure(port, given.streams, rate, given.seconds, given.detail))
-            print(figures.row(f"{name}, ms"), flush=True)
+            print(figures.row(f"nice {name}, ms" if name.isdigit() else f"{name}, ms"), flush=True)
 
 
 if __name__ == "__main__":

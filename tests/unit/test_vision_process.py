@@ -25,6 +25,7 @@ from inflight.place import Launch, WorkerProcess
 from inflight.vision import open_vision
 from inflight.vision.open import encoder_of
 from inflight.vision.process import VisionProcess
+from inflight.vision.worker import NICE
 from tests.vision_models import picture
 
 
@@ -56,6 +57,10 @@ def png(image: np.ndarray) -> bytes:
 def test_images_alone_in_a_crowd_and_after_a_death(folder: Path) -> None:
     async def run() -> None:
         async with started(folder) as encoder:
+            [pid] = encoder.pids
+            assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+            group = Path(f"/proc/{pid}/autogroup")
+            assert not group.exists() or group.read_text().endswith(f"nice {NICE}\n")
             images = [picture(40 + 10 * n, 30, n) for n in range(4)]
             alone = [await encoder.encode(Media(pixels=image)) for image in images]
             crowd = await asyncio.gather(*(encoder.encode(Media(pixels=image)) for image in images))
