@@ -39,8 +39,8 @@ VOCABULARY = 544
 CONTEXT = 2048
 ROWS = 24
 """Conversations of a step."""
-STEPS = 3000
-LOOKING, PICTURES = 1500, 32
+STEPS = 2500
+LOOKING, PICTURES = 1300, 32
 """The first steps teach the tower alone to look, with this many pictures each."""
 WARM = 100
 COOL = 0.4
