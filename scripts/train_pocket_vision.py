@@ -37,10 +37,10 @@ from transformers import (
 SEED = 22
 VOCABULARY = 544
 CONTEXT = 2048
-ROWS = 24
+ROWS = 16
 """Conversations of a step."""
 STEPS = 2500
-LOOKING, PICTURES = 1300, 32
+LOOKING, PICTURES = 1200, 32
 """The first steps teach the tower alone to look, with this many pictures each."""
 WARM = 100
 COOL = 0.4
