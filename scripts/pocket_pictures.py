@@ -281,10 +281,10 @@ def render(scene: Scene, rng: random.Random) -> tuple[Image.Image, list[Image.Im
 
 
 def _size(rng: random.Random) -> tuple[int, int]:
-    side = int(math.exp(rng.uniform(math.log(48), math.log(240))))
+    side = int(math.exp(rng.uniform(math.log(64), math.log(240))))
     if rng.random() < 0.6:
         return side, side
-    other = max(40, int(side * rng.uniform(0.65, 1.0)))
+    other = max(52, int(side * rng.uniform(0.65, 1.0)))
     return (side, other) if rng.random() < 0.5 else (other, side)
 
 

@@ -37,13 +37,13 @@ from transformers import (
 SEED = 22
 VOCABULARY = 544
 CONTEXT = 2048
-ROWS = 16
+ROWS = 24
 """Conversations of a step."""
-STEPS = 2500
+STEPS = 3700
 LOOKING, PICTURES = 1200, 32
 """The first steps teach the tower alone to look, with this many pictures each."""
 WARM = 100
-COOL = 0.4
+COOL = 0.62
 """Share of the steps in which the rate falls to nothing, at the end."""
 SIDE, PATCH, SHUFFLE = 64, 8, 2
 TOKENS = (SIDE // PATCH // SHUFFLE) ** 2
@@ -174,7 +174,7 @@ def conversation(rng: random.Random) -> Row:
         return _turns(row, [pictures.Asked(EXPANDED * 2 + rng.choice(BOTH), answer)])
     turns: list[pictures.Asked] = []
     for scene in scenes:
-        asked = [pictures.ask(scene, rng) for _ in range(rng.randint(1, 3))]
+        asked = [pictures.ask(scene, rng) for _ in range(rng.choice((0, 0, 1, 1, 3)))]
         asked.insert(0 if rng.random() < 0.6 else rng.randint(0, len(asked)), pictures.describe(scene, rng))
         # The picture stands in front of its first question; with some behind it.
         first = EXPANDED + asked[0].question if rng.random() < 0.85 else asked[0].question + EXPANDED
