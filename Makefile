@@ -14,7 +14,7 @@ TESTED := $(VENV)/.tests
 # What serving the examples needs: no torch and no transformers.
 $(SERVED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e . pillow
+	$(PIP) -e .
 	touch $@
 
 # What the checks need. The native library is built once, and meanwhile torch comes in: the one takes the processors, the
@@ -24,7 +24,7 @@ $(SERVED): pyproject.toml constraints.txt
 $(TESTED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0 & torch=$$!; $(PIP) --no-deps -e . && wait $$torch
-	$(PIP) 'inflight-serving[torch,dev]' pillow
+	$(PIP) 'inflight-serving[torch,dev]'
 	$(PIP) --no-deps text-generation==0.7.0 langchain-huggingface==1.2.3
 	touch $(SERVED) $@
 
@@ -129,7 +129,7 @@ chaos: $(TESTED)
 
 # Ctrl+C ends it. The lines that it prints after `try` can be pasted into another terminal.
 demo: $(SERVED)
-	$(BIN)/inflight serve examples/digits/digits models/pocket
+	$(BIN)/inflight serve examples/digits/digits models/pocket models/pocket_vision
 
 proto: $(TESTED)
 	$(BIN)/python proto/generate.py inflight/proto

@@ -35,7 +35,7 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 DIGITS = tuple("0123456789")
 KINDS = (*SHAPES, *DIGITS)
 NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five")
-LARGEST_COUNT = 5
+LARGEST_COUNT = 3
 
 Form = Literal["shape", "several", "pair", "digit"]
 
@@ -198,12 +198,16 @@ def held_out(scene: Scene) -> bool:
     return zlib.crc32(scene.key.encode()) % 16 == 0
 
 
-def draw_scene(rng: random.Random, validation: bool = False) -> Scene:
-    """A scene of a random form: of the combinations to learn from or, for validation, of those held out."""
+def draw_scene(rng: random.Random, validation: bool = False, most: int = LARGEST_COUNT) -> Scene:
+    """A scene of a random form: of the combinations to learn from or, for validation, of those held out.
+
+    Args:
+        most: things of which there are several.
+    """
     while True:
         form: Form = rng.choices(("shape", "several", "pair", "digit"), (30, 20, 22, 28))[0]
         colour, background = rng.sample(list(COLOURS), 2)
-        scene = Scene(form, _LAYOUTS[form](rng, colour, background), background)
+        scene = Scene(form, _LAYOUTS[form](rng, colour, background, most), background)
         if held_out(scene) == validation:
             return scene
 
@@ -218,16 +222,16 @@ def _one(rng: random.Random, kind: str, colour: str, radius: float) -> Thing:
             return Thing(kind, colour, x, y, radius)
 
 
-def _shape(rng: random.Random, colour: str, background: str) -> tuple[Thing, ...]:
+def _shape(rng: random.Random, colour: str, background: str, most: int) -> tuple[Thing, ...]:
     return (_one(rng, rng.choice(SHAPES), colour, rng.uniform(0.17, 0.45)),)
 
 
-def _digit(rng: random.Random, colour: str, background: str) -> tuple[Thing, ...]:
+def _digit(rng: random.Random, colour: str, background: str, most: int) -> tuple[Thing, ...]:
     return (_one(rng, rng.choice(DIGITS), colour, rng.uniform(0.26, 0.46)),)
 
 
-def _several(rng: random.Random, colour: str, background: str) -> tuple[Thing, ...]:
-    kind, count = rng.choice(SHAPES), rng.randint(2, LARGEST_COUNT)
+def _several(rng: random.Random, colour: str, background: str, most: int) -> tuple[Thing, ...]:
+    kind, count = rng.choice(SHAPES), rng.randint(2, most)
     while True:
         radius = rng.uniform(0.11, 0.2 if count == 2 else 0.16)
         things = [
@@ -239,11 +243,11 @@ def _several(rng: random.Random, colour: str, background: str) -> tuple[Thing, .
             return tuple(things)
 
 
-def _pair(rng: random.Random, colour: str, background: str) -> tuple[Thing, ...]:
+def _pair(rng: random.Random, colour: str, background: str, most: int) -> tuple[Thing, ...]:
     kinds = [rng.choice(SHAPES) for _ in range(2)]
     colours = [colour, rng.choice([name for name in COLOURS if name != background])]
     if kinds[0] == kinds[1] and colours[0] == colours[1]:
-        return _pair(rng, colour, background)
+        return _pair(rng, colour, background, most)
     along, across = [rng.uniform(0.2, 0.3), rng.uniform(0.7, 0.8)], [rng.uniform(0.35, 0.65) for _ in range(2)]
     places = list(zip(along, across)) if rng.random() < 0.5 else list(zip(across, along))
     radius = rng.uniform(0.14, 0.2)
@@ -251,7 +255,7 @@ def _pair(rng: random.Random, colour: str, background: str) -> tuple[Thing, ...]
     return first, second
 
 
-_LAYOUTS: dict[Form, Callable[[random.Random, str, str], tuple[Thing, ...]]] = {
+_LAYOUTS: dict[Form, Callable[[random.Random, str, str, int], tuple[Thing, ...]]] = {
     "shape": _shape,
     "several": _several,
     "pair": _pair,

@@ -39,7 +39,7 @@ VOCABULARY = 544
 CONTEXT = 2048
 ROWS = 24
 """Conversations of a step."""
-STEPS = 3700
+STEPS = 3000
 LOOKING, PICTURES = 1200, 32
 """The first steps teach the tower alone to look, with this many pictures each."""
 WARM = 100
@@ -261,7 +261,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def _texts(rng: random.Random) -> Iterator[str]:
     for _ in range(4000):
-        scene = pictures.draw_scene(rng)
+        scene = pictures.draw_scene(rng, most=len(pictures.NUMBERS) - 1)
         for asked in (pictures.describe(scene, rng), pictures.ask(scene, rng), pictures.Asked(*rng.choice(TALK))):
             yield f"User:{asked.question}\nAssistant:{asked.answer}"
 
