@@ -462,12 +462,16 @@ class Case(NamedTuple):
     form: str
 
 
-def held_out_cases(count: int, seed: int = SEED + 1, asked: bool = False) -> list[Case]:
-    """Pictures of combinations that training never shows, each with "Describe the image." or another question."""
-    rng = random.Random(seed)
+def held_out_cases(count: int, asked: bool = False, unseen: bool = False) -> list[Case]:
+    """Pictures that training did not show, each with "Describe the image." or another question.
+
+    Args:
+        unseen: of combinations of kind, colour and background that training never shows.
+    """
+    rng = random.Random(SEED + 1)
     cases = []
     for _ in range(count):
-        scene = pictures.draw_scene(rng, validation=True)
+        scene = pictures.draw_scene(rng, validation=unseen)
         picture, _ = pictures.render(scene, rng)
         one = pictures.ask(scene, rng) if asked else pictures.Asked(pictures.DESCRIBE[0], scene.description)
         cases.append(Case(picture, one.question, one.answer, scene.form))
@@ -513,8 +517,12 @@ def prompt_of(tokenizer: PreTrainedTokenizerFast, question: str) -> str:
 def evaluate(folder: Path, count: int) -> None:
     """Prints the shares of held-out pictures that are described, and of questions answered, right to the letter."""
     torch.set_num_threads(1)
-    for name, asked in (("descriptions", False), ("answers", True)):
-        cases = held_out_cases(count, asked=asked)
+    for name, asked, unseen in (
+        ("descriptions", False, False),
+        ("descriptions of unseen combinations", False, True),
+        ("answers", True, False),
+    ):
+        cases = held_out_cases(count, asked, unseen)
         found = answers(folder, cases)
         by_form: dict[str, list[bool]] = {}
         for case, got in zip(cases, found):
