@@ -30,7 +30,7 @@ from tests.e2e.running import Served, eventually, free_address, process, request
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("servables", "serving", "generation", "clients", "mindspore")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("servables", "serving", "generation", "images", "clients", "mindspore")),
 ]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -244,7 +244,7 @@ def test_links_lead_somewhere() -> None:
     broken = [
         f"{page.name}: {target}"
         for page in PAGES
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text())
+        for target in re.findall(r"(?<!!\[)\]\(([^)#]+)\)", page.read_text())
         if not (page.parent / target).exists()
     ]
     assert broken == []
