@@ -28,10 +28,8 @@ from inflight.errors import WIRE_ERRORS, InflightError
 from tests.e2e.running import Served, eventually, free_address, process, request, serve
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [
-    ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("servables", "serving", "generation", "images", "clients", "mindspore")),
-]
+DOCS = ("servables", "serving", "generation", "images", "clients", "mindspore")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS)]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
