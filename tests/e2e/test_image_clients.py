@@ -6,6 +6,7 @@ import base64
 import http.server
 import io
 import json
+import re
 import shlex
 import subprocess
 import threading
@@ -237,6 +238,12 @@ def test_our_own_clients(served: Served, wanted: list[str]) -> None:
         assert script.generate("", images=[file], do_sample=False).generated_text == text
         words = [token.token.text for token in script.generate_stream("", images=[file], do_sample=False)]
         assert len(words) > 2
+
+
+def test_the_metrics_of_images_are_those_of_the_docs(served: Served, wanted: list[str]) -> None:
+    table = re.findall(r"^\| `(inflight_image\w+)` \|", (ROOT / "docs" / "serving.md").read_text(), re.MULTILINE)
+    text = request(served.http, "GET", "/metrics")[1].decode()
+    assert set(re.findall(r"^# TYPE (inflight_image\w+)", text, re.MULTILINE)) == set(table)
 
 
 def test_arrays_of_a_stage(served: Served, wanted: list[str]) -> None:
