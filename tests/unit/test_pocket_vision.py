@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from inflight.llm import LLM
+
 ROOT = Path(__file__).resolve().parents[2]
 POCKET = ROOT / "models" / "pocket_vision"
 
@@ -56,3 +58,17 @@ def test_the_pictures_are_prepared_as_the_folder_says(scripts: tuple[Any, Any]) 
         picture = picture.resize(size or picture.size)
         found = np.asarray(process(picture)["pixel_values"][0])
         assert np.array_equal(found, training.prepare(picture)[None])
+
+
+def test_llm_describes_pictures_as_transformers_does(scripts: tuple[Any, Any]) -> None:
+    """Pictures that training did not show, as arrays, several prompts at once; and a text without a picture."""
+    _, training = scripts
+    cases = training.held_out_cases(16, asked=True)
+    with LLM(POCKET, kv_cache_memory=16 << 20, threads=1) as llm:
+        prompts = [{"prompt": case.question, "images": [np.asarray(case.picture)]} for case in cases]
+        found = [one.text for one in llm.generate(prompts, max_new_tokens=40)]
+        assert found == training.answers(POCKET, cases)
+        (alone,) = llm.generate(
+            ["<|im_start|>User:Describe the image.<end_of_utterance>\nAssistant:"], max_new_tokens=40
+        )
+        assert alone.text == "I see no picture."
