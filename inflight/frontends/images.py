@@ -40,9 +40,12 @@ def split_images(fields: Mapping[str, Any], where: str, info: GeneratorInfo) -> 
     Raises:
         InvalidRequest: the model reads text only, or an image has none of the forms.
     """
-    looks = [name for name, value in fields.items() if name in KEYS + _NEAR or (type(value) is dict and "b64" in value)]
+    present = {name: value for name, value in fields.items() if value is not None or name not in KEYS}
+    looks = [
+        name for name, value in present.items() if name in KEYS + _NEAR or (type(value) is dict and "b64" in value)
+    ]
     if not looks:
-        return dict(fields), []
+        return present, []
     if info.image_placeholder is None:
         raise text_only(info.name)
     wrong = next((name for name in looks if name not in KEYS), None)
@@ -50,15 +53,15 @@ def split_images(fields: Mapping[str, Any], where: str, info: GeneratorInfo) -> 
         raise InvalidRequest(f"{where}: '{wrong}' is no key of an image; use 'image', 'images' (a list) or 'image_url'")
     media: list[Media] = []
     for key in KEYS:
-        if key in fields:
-            given = fields[key] if key == "images" else [fields[key]]
+        if key in present:
+            given = present[key] if key == "images" else [present[key]]
             if type(given) is dict:
                 given = [given]
             if type(given) is not list:
                 raise InvalidRequest(f"{where}: 'images' must be a list of images; {_FORMS}")
             for one in given:
                 media += _read(one, f"{where}: '{key}'")
-    return {name: value for name, value in fields.items() if name not in KEYS}, media
+    return {name: value for name, value in present.items() if name not in KEYS}, media
 
 
 def image_of(data: bytes) -> Value:

@@ -128,7 +128,7 @@ def test_places_of_images(doors: Doors) -> None:
     [
         ({"image": 3}, "instance 0: 'image' has no image; write {\"b64\": "),
         ({"image": "cat.png"}, "instance 0: 'image' has no image; write"),
-        ({"image": None}, "instance 0: 'image' has no image; write"),
+        ({"image": None}, "instance 0 has no text"),
         ({"image": {"b64": "!"}}, "instance 0: 'image': Parser request failed, '!' is illegal b64 encode string"),
         ({"image": {"b64": ""}}, "instance 0: 'image': the image is empty"),
         ({"image": "data:image/png;base64,!"}, "'image': base64 encoding is invalid: Invalid symbol 33, offset 0."),
