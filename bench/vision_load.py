@@ -22,7 +22,6 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -122,11 +121,10 @@ def make_checkpoint(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
-async def post(port: int, path: str, body: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def post(port: int, path: str, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return reader, writer
 
 
@@ -135,7 +133,7 @@ async def stream(port: int, number: int, figures: Figures) -> None:
     while True:
         text = " ".join(f"w{(number * 997 + position * 31) % WORDS}" for position in range(16))
         body = {"inputs": text, "parameters": {"max_new_tokens": LENGTH}}
-        reader, writer = await post(port, "/generate_stream", body)
+        reader, writer = await post(port, "/generate_stream", json.dumps(body).encode())
         try:
             before: float | None = None
             while line := await reader.readline():
@@ -149,16 +147,24 @@ async def stream(port: int, number: int, figures: Figures) -> None:
             writer.close()
 
 
-async def image(port: int, number: int, detail: str, figures: Figures) -> None:
+def chats(count: int, detail: str) -> list[bytes]:
+    """Bodies of chats with a picture each, made ahead: making one would hold up the clients that take the time."""
     from PIL import Image
 
-    file = io.BytesIO()
-    noise = np.random.default_rng(number).integers(0, 256, (15, 20, 3), np.uint8)
-    Image.fromarray(noise).resize((640, 480)).save(file, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    parts = [{"type": "image_url", "image_url": {"url": url, "detail": detail}}, {"type": "text", "text": "w7"}]
+    draw = np.random.default_rng(time.time_ns())
+    bodies = []
+    for _ in range(count):
+        file = io.BytesIO()
+        Image.fromarray(draw.integers(0, 256, (15, 20, 3), np.uint8)).resize((640, 480)).save(file, "JPEG")
+        url = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+        parts = [{"type": "image_url", "image_url": {"url": url, "detail": detail}}, {"type": "text", "text": "w7"}]
+        body = {"model": "bench", "messages": [{"role": "user", "content": parts}], "max_tokens": 1}
+        bodies.append(json.dumps(body).encode())
+    return bodies
+
+
+async def image(port: int, body: bytes, figures: Figures) -> None:
     began = time.perf_counter()
-    body = {"model": "bench", "messages": [{"role": "user", "content": parts}], "max_tokens": 1}
     reader, writer = await post(port, "/v1/chat/completions", body)
     try:
         answer = await reader.read()
@@ -176,6 +182,7 @@ async def image(port: int, number: int, detail: str, figures: Figures) -> None:
 async def measure(port: int, streams: int, rate: float, seconds: float, detail: str) -> Figures:
     """Measures for `seconds`, when every stream has run for two."""
     figures = Figures()
+    bodies = chats(int(rate * seconds) + 1, detail)
     running = [asyncio.ensure_future(stream(port, number, figures)) for number in range(streams)]
     images: list[asyncio.Task[None]] = []
     try:
@@ -183,8 +190,8 @@ async def measure(port: int, streams: int, rate: float, seconds: float, detail: 
         began = time.perf_counter()
         figures.intervals.clear()
         while (now := time.perf_counter() - began) < seconds:
-            if rate and now >= len(images) / rate:
-                images.append(asyncio.ensure_future(image(port, time.time_ns(), detail, figures)))
+            if rate and now >= len(images) / rate and len(images) < len(bodies):
+                images.append(asyncio.ensure_future(image(port, bodies[len(images)], figures)))
             await asyncio.sleep(0.005)
         figures.seconds = time.perf_counter() - began
         figures = Figures(figures.seconds, list(figures.intervals), list(figures.images), figures.refused)
