@@ -128,11 +128,6 @@ class TextPart:
     deepstack: int = 0
 
 
-def reads_images(config: Config) -> bool:
-    """Whether a config.json is of a model that also reads images, of any family."""
-    return config.get("model_type") in VISION_FAMILIES or isinstance(config.get("vision_config"), Mapping)
-
-
 def text_part(config: Config) -> TextPart:
     """The language part of a model of one of `VISION_FAMILIES`.
 

@@ -15,7 +15,6 @@ from inflight.errors import StartError
 from inflight.kernels import native_reason
 from inflight.models.base import CausalLM
 from inflight.models.config import DecoderConfig, decoder_config
-from inflight.models.config_vision import VISION_FAMILIES, reads_images
 from inflight.models.decoder_tensors import DecoderTensors, located
 from inflight.models.native import ACTIVATIONS, NativeDecoder
 from inflight.models.weight_cache import CacheLoader, cache_path
@@ -53,11 +52,6 @@ def choose(
     """
     if described is None:
         family = model.config.get("model_type")
-        if reads_images(model.config):
-            raise StartError(
-                f"models of type '{family}' read images, and this type is not served; of those that read images "
-                f"{', '.join(VISION_FAMILIES)} are"
-            )
         if model.metadata is not None:
             raise StartError(f"GGUF files of '{family}' are not read; use the model's checkpoint")
         if settings.adapters:

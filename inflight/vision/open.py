@@ -31,7 +31,7 @@ def open_vision(
         None if the model reads text only.
 
     Raises:
-        StartError: its images are of a kind that is not known here, or its folder cannot be read.
+        StartError: its folder cannot be read.
     """
     encoder = encoder_of(config, server)
     if encoder is None:

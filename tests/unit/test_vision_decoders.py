@@ -15,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from inflight.checkpoint import open_model
 from inflight.config import AdapterConfig, ModelConfig
 from inflight.contract import AdmittedRow, Array, MediaRows, Sampling, StepPlan
 from inflight.device import Alone, open_device
 from inflight.errors import StartError
 from inflight.models import CausalLM, load_model
 from inflight.models.config import decoder_config
+from inflight.models.load import choose
 from inflight.shard.input_batch import InputBatch
 from tests.illustrated import IMAGE, SETTINGS, save_tiny_vision, two_pictures, whole_model
 from tests.lm import make_runner
@@ -280,10 +282,12 @@ def test_pictures_that_do_not_fit(media: MediaRows, text: str, base: Path) -> No
     assert text in result.failed[1]
 
 
-def test_an_unknown_family(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "kosmos", "vision_config": {}}))
-    with pytest.raises(StartError, match=r"type 'kosmos' read images.*idefics3, smolvlm, qwen3_vl"):
-        _load(tmp_path)
+def test_the_texts_of_an_unknown_family_go_through_transformers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3n", "vision_config": {}}))
+    folder = open_model(tmp_path)
+    described = decoder_config(folder.config)
+    assert described is None
+    assert choose(folder, described, ModelConfig(tmp_path), 1, "cpu").way == "bridge"
 
 
 @pytest.mark.parametrize(

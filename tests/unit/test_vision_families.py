@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 from inflight.checkpoint import ModelFolder, open_model
 from inflight.config import ModelConfig
 from inflight.contract import Grid
-from inflight.errors import StartError
 from inflight.vision.families import FAMILIES, Family, open_family
 from inflight.vision.towers import Tower, load_tower
 from tests.vision_models import MAKERS, picture, reference, reference_processor, save_vision
@@ -156,10 +156,11 @@ def test_limits_of_tokens(opened: Opened) -> None:
                 assert family.prepare(picture(height, width), detail).grid == grid
 
 
-def test_an_unknown_family_is_told(tmp_path: Path) -> None:
+def test_an_unknown_family_reads_text_only_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mllama", "vision_config": {}}')
-    with pytest.raises(StartError, match=r"images of models of type 'mllama' are not read; those of .*smolvlm"):
-        open_family(open_model(tmp_path), 1024)
+    with caplog.at_level("WARNING", "inflight"):
+        assert open_family(open_model(tmp_path), 1024) is None
+    assert re.search(r"images of models of type 'mllama' are not read; those of .*smolvlm", caplog.text)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert open_family(open_model(tmp_path), 1024) is None
 

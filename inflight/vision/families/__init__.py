@@ -3,8 +3,9 @@ where pixels are scaled."""
 
 from __future__ import annotations
 
+import logging
+
 from inflight.checkpoint import ModelFolder
-from inflight.errors import StartError
 from inflight.vision.families.base import Family, VisionFiles
 from inflight.vision.families.gemma import Gemma3
 from inflight.vision.families.internvl import InternVl
@@ -12,6 +13,8 @@ from inflight.vision.families.llava import Llava, LlavaNext, LlavaOnevision
 from inflight.vision.families.pixtral import Pixtral
 from inflight.vision.families.qwen import QwenVl
 from inflight.vision.families.smolvlm import SmolVlm
+
+log = logging.getLogger("inflight")
 
 __all__ = ["FAMILIES", "Family", "VisionFiles", "open_family"]
 
@@ -27,10 +30,10 @@ def open_family(folder: ModelFolder, max_tokens: int) -> Family | None:
         max_tokens: as in `Family`.
 
     Returns:
-        None if the model reads text only.
+        None if the model reads text only, here or at all.
 
     Raises:
-        StartError: its images are of a kind that is not known here, or its folder lacks a file.
+        StartError: its folder lacks a file.
     """
     if folder.metadata is not None:
         return None
@@ -40,7 +43,10 @@ def open_family(folder: ModelFolder, max_tokens: int) -> Family | None:
         return None
     family = FAMILIES.get(kind)
     if family is None:
-        raise StartError(f"images of models of type '{kind}' are not read; those of {', '.join(sorted(FAMILIES))} are")
+        known = ", ".join(sorted(FAMILIES))
+        text = "'%s' reads text only: images of models of type '%s' are not read; those of %s are"
+        log.warning(text, folder.name, kind, known)
+        return None
     if kind == "llava" and config["vision_config"].get("model_type") == "pixtral":
         family = Pixtral
     return family(VisionFiles.of(folder), max_tokens)
