@@ -18,13 +18,14 @@ WORKS = "works"
 
 @dataclass(frozen=True)
 class Case:
-    """One call of one client. `result` says what else than success is right."""
+    """One call of one client. `result` says what else than success is right; `check` is None for a call that a test of
+    another file tries."""
 
     surface: str
     client: str
     call: str
     result: str
-    check: Callable[..., Any]
+    check: Callable[..., Any] | None
 
     @property
     def id(self) -> str:
@@ -40,6 +41,16 @@ def case(surface: str, client: str, call: str, result: str = WORKS) -> Callable[
     def add(check: F) -> F:
         CASES.append(Case(surface, client, call, result, check))
         return check
+
+    return add
+
+
+def tried_here(surface: str, client: str, call: str) -> Callable[[F], F]:
+    """Puts what a test tries into the table."""
+
+    def add(test: F) -> F:
+        CASES.append(Case(surface, client, call, WORKS, None))
+        return test
 
     return add
 

@@ -18,10 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.e2e.compatibility import tried_here
 from tests.e2e.running import Served, request, serve, write_servable
 
 ROOT = Path(__file__).resolve().parents[2]
 POCKET, SEES = ROOT / "models" / "pocket", ROOT / "models" / "pocket_vision"
+IMAGES = "Images"
+"""The part of docs/compatibility.md that the tests of this file make."""
 TEXT_ONLY = "model 'pocket' reads text only; it has no image input"
 JSON = {"Content-Type": "application/json"}
 
@@ -117,6 +120,9 @@ def web() -> Iterator[str]:
     server.server_close()
 
 
+@tried_here(
+    IMAGES, "curl", "`/model/NAME:generated_stream` with `{instances: {image: {b64}}}`, no text, no content type"
+)
 def test_the_line_that_the_server_prints(served: Served, wanted: list[str]) -> None:
     """The mission's own call: curl, its content type, one object, no text."""
     lines = [
@@ -138,6 +144,8 @@ def parts(address: str) -> list[dict[str, Any]]:
     return [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": "Describe the image."}]
 
 
+@tried_here(IMAGES, "openai", "`responses.create` with `input_image`")
+@tried_here(IMAGES, "openai", "`chat.completions.create` with `image_url`, `data:` and `http:`, plain and streamed")
 def test_openai(served: Served, wanted: list[str], web: str) -> None:
     import openai
 
@@ -171,6 +179,8 @@ def test_openai(served: Served, wanted: list[str], web: str) -> None:
             client.responses.create(model="pocket_vision", input=file)
 
 
+@tried_here(IMAGES, "huggingface_hub", "`text_generation` with `![](data:...)`, plain, streamed, return_full_text")
+@tried_here(IMAGES, "huggingface_hub", "`chat_completion` with `image_url`")
 def test_huggingface_hub(served: Served, wanted: list[str]) -> None:
     from huggingface_hub import InferenceClient
 
@@ -204,6 +214,7 @@ def test_errors_of_tgi(served: Served) -> None:
         assert answer["error"].startswith(f"Input validation error: {text}"), answer
 
 
+@tried_here(IMAGES, "tritonclient", "`http` and `grpc`: `infer` with BYTES (files) and UINT8 (pixels)")
 def test_tritonclient(served: Served, wanted: list[str]) -> None:
     import tritonclient.grpc as over_grpc
     import tritonclient.http as over_http
@@ -223,6 +234,8 @@ def test_tritonclient(served: Served, wanted: list[str]) -> None:
                 infer("pocket", np.array(FILES[:1], np.object_), "BYTES")
 
 
+@tried_here(IMAGES, "inflight.client", "`MindsporeInferenceClient.generate`, `generate_stream` with `images`")
+@tried_here(IMAGES, "inflight.client", "`Client.infer` with `image`: a file, an array")
 def test_our_own_clients(served: Served, wanted: list[str]) -> None:
     from inflight.client import Client, MindsporeInferenceClient
 
