@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from inflight.checkpoint.files import INDEX, SINGLE, TensorFiles, Tensors
-from inflight.checkpoint.gguf import GgufParts, GgufWeights, generation_config, hf_config, is_gguf, stem_of
+from inflight.checkpoint.gguf import (
+    Companion,
+    GgufParts,
+    GgufWeights,
+    JoinedWeights,
+    companion_of,
+    companions_in,
+    generation_config,
+    hf_config,
+    is_gguf,
+    stem_of,
+)
 from inflight.checkpoint.methods import scheme_of
 from inflight.checkpoint.pickled import PickledFiles, has_pickles, refusal
 from inflight.checkpoint.quantised_files import QuantisedFiles
@@ -236,7 +247,7 @@ class LoraFolder(HfFolder):
 
 
 class GgufModel(ModelFolder):
-    """A GGUF file, or the first of several parts."""
+    """A GGUF file, or the first of several parts, with the file of its vision part (`mmproj`) if one is beside it."""
 
     kind = "gguf"
 
@@ -250,7 +261,13 @@ class GgufModel(ModelFolder):
 
     @cached_property
     def config(self) -> Json:
-        return hf_config(self._parts)
+        config = hf_config(self._parts)
+        return config if self._companion is None else self._companion.config(config)
+
+    @cached_property
+    def image_processor(self) -> Json | None:
+        """As in other layouts if there is a file of it; the vision part has its settings in metadata."""
+        return super().image_processor or (None if self._companion is None else self._companion.processor)
 
     @cached_property
     def generation_config(self) -> Json:
@@ -271,21 +288,27 @@ class GgufModel(ModelFolder):
 
     def weights(self, progress: Told | None = None, allow_pickle: bool = False) -> Weights:
         tell = Progress(progress)
-        source = GgufWeights(self._parts, tell)
+        text, vision = GgufWeights(self._parts, tell), self._companion
+        source = text if vision is None else JoinedWeights(text, vision.weights(tell))
         tell.total = source.size
         return Weights(source)
 
     def weight_files(self) -> list[Path]:
-        return self._parts.paths
+        return self._parts.paths + ([] if self._companion is None else self._companion.file.paths)
 
     @cached_property
     def _parts(self) -> GgufParts:
         return GgufParts(self.path)
 
+    @cached_property
+    def _companion(self) -> Companion | None:
+        path = companion_of(self.path)
+        return None if path is None else Companion(path, self._parts)
+
 
 def open_model(path: Path | str) -> ModelFolder:
     """Opens the model at a path: a folder in Hugging Face layout, one of sentence-transformers, an adapter, a GGUF
-    file or one of its parts, or a folder with one GGUF model and no other weights.
+    file or one of its parts, or a folder with one GGUF model, its vision part if it has one, and no other weights.
 
     Raises:
         StartError: the path holds none of these.
@@ -309,7 +332,9 @@ def _has_tensors(folder: Path) -> bool:
 
 
 def _only_gguf(folder: Path, files: list[Path]) -> GgufModel:
-    models = {stem_of(file): file for file in reversed(files)}  # of several parts the first one
+    aside = companions_in(folder)
+    models = {stem_of(file): file for file in reversed(files) if file not in aside}  # of several parts the first one
+    models = models or {stem_of(file): file for file in files}
     if len(models) > 1:
         names = ", ".join(sorted(models))
         raise StartError(f"'{folder}' holds several GGUF models ({names}); give the path of one file")

@@ -29,7 +29,8 @@ _COLOURS = (1, 3)
 def text_only(name: str) -> InvalidRequest:
     """The error of a request with images to a model that reads none. Args: name: the model's."""
     return InvalidRequest(
-        f"model '{name}' reads text only; it has no image input (serve a vision checkpoint, e.g. {EXAMPLE})"
+        f"model '{name}' reads text only; it has no image input (serve a vision checkpoint, e.g. {EXAMPLE}; beside a "
+        "GGUF file put its mmproj-*.gguf)"
     )
 
 

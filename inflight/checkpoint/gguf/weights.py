@@ -146,13 +146,17 @@ class GgufWeights(Source):
 
     def _add(self, own: str, placed: Placed, rows: tuple[int, int] | None) -> None:
         """Adds a weight. Args: own: llama.cpp's name."""
-        name, shape = hf_name(own, self._architecture), placed.info.shape
+        name, shape = self._named(own), placed.info.shape
         part = own.split(".")[-2] if "." in own else ""
         if "{}" not in name or len(shape) != 3:
             self._stored[name] = _Stored(placed, part, rows=rows)
             return
         for expert in range(min(shape[0], 1 << 16)):
             self._stored[name.format(expert)] = _Stored(placed, part, expert, rows)
+
+    def _named(self, own: str) -> str:
+        """Hugging Face's name of a weight. Args: own: llama.cpp's."""
+        return hf_name(own, self._architecture)
 
     def _find(self, name: str) -> _Stored:
         stored = self._stored.get(name)

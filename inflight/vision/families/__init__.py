@@ -35,8 +35,6 @@ def open_family(folder: ModelFolder, max_tokens: int) -> Family | None:
     Raises:
         StartError: its folder lacks a file.
     """
-    if folder.metadata is not None:
-        return None
     config = folder.config
     kind = str(config.get("model_type"))
     if not isinstance(config.get("vision_config"), dict):
