@@ -64,9 +64,7 @@ struct Case {
     std::vector<int64_t> positions;
     std::vector<int64_t> until;  // empty: every token sees the keys up to its own
 
-    int64_t last(int64_t token) const {
-        return (until.empty() ? positions : until)[static_cast<size_t>(token)];
-    }
+    int64_t last(int64_t token) const { return (until.empty() ? positions : until)[static_cast<size_t>(token)]; }
     const int64_t* limits(int64_t token) const { return until.empty() ? nullptr : until.data() + token; }
     int64_t width() const { return a.heads * a.dim; }
     int64_t group() const { return a.heads / a.kv_heads; }

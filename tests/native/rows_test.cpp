@@ -91,8 +91,8 @@ void embeddings(const Kernels& kernels, Random& random) {
 void gates(const Kernels& kernels, Random& random) {
     int64_t n = random.pick<int64_t>({1, 15, 16, 17, 33, random.between(1, 200)});
     std::vector<float> wide = random.values(2 * n, random.pick({1.0f, 10.0f})), out(static_cast<size_t>(n) + 1, kUnset);
-    Activation act = random.pick({Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu,
-                                  Activation::kGeluQuick});
+    Activation act = random.pick(
+        {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu, Activation::kGeluQuick});
     kernels.gate(act, wide.data(), n, out.data());
     for (size_t i = 0; i < static_cast<size_t>(n); i++) {
         double gate = activated(act, wide[i]), up = wide[static_cast<size_t>(n) + i];
@@ -119,7 +119,8 @@ void layer_norms(const Kernels& kernels, Random& random) {
     kernels.layer_norm(x.data(), n, weight.data(), bias.data(), eps, out.data());
     for (int64_t i = 0; i < n && n > 1; i++)
         CHECK_NEAR(out[static_cast<size_t>(i)], want[static_cast<size_t>(i)],
-                   (4e-6 + 1e-6 * std::fabs(far)) * (std::fabs(want[static_cast<size_t>(i)]) + 10.0), "LayerNorm of ", n);
+                   (4e-6 + 1e-6 * std::fabs(far)) * (std::fabs(want[static_cast<size_t>(i)]) + 10.0), "LayerNorm of ",
+                   n);
     CHECK(out.back() == kUnset, "a LayerNorm writes too far");
     kernels.layer_norm(x.data(), n, weight.data(), bias.data(), eps, x.data());
     CHECK(same_bits(x.data(), out.data(), n), "a LayerNorm in place");

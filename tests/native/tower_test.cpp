@@ -31,8 +31,8 @@ std::vector<float> run(const Layer& layer, const Kernels& kernels, int threads, 
                        const std::vector<float>& x, const std::vector<int64_t>& parts, std::vector<float>* averages) {
     Tower tower(threads, kernels.name, format != Format::kFloat);
     const int64_t rows = static_cast<int64_t>(x.size()) / layer.inputs, wide = 3 * layer.hidden;
-    int in = tower.add_buffer(layer.inputs, 0), qkv = tower.add_buffer(wide, 0), out = tower.add_buffer(layer.hidden, 0),
-        mean = tower.add_buffer(layer.hidden, 1);
+    int in = tower.add_buffer(layer.inputs, 0), qkv = tower.add_buffer(wide, 0),
+        out = tower.add_buffer(layer.hidden, 0), mean = tower.add_buffer(layer.hidden, 1);
     TowerOperation read{}, product{}, attend{}, average{};
     read.code = TowerCode::kInput;
     read.to = read.from = in;
@@ -41,8 +41,8 @@ std::vector<float> run(const Layer& layer, const Kernels& kernels, int threads, 
     product.from = in;
     product.to = qkv;
     product.products = {add_floats(tower, format, layer.weight, wide, layer.inputs, layer.bias.data())};
-    product.norm = {tower.add_norm(layer.norm.data(), layer.inputs), tower.add_norm(layer.norm_bias.data(), layer.inputs),
-                    1e-5f};
+    product.norm = {tower.add_norm(layer.norm.data(), layer.inputs),
+                    tower.add_norm(layer.norm_bias.data(), layer.inputs), 1e-5f};
     attend.code = TowerCode::kAttend;
     attend.from = qkv;
     attend.to = out;
@@ -69,8 +69,8 @@ std::vector<double> expected(const Layer& layer, const std::vector<float>& x, co
     const int64_t rows = static_cast<int64_t>(x.size()) / layer.inputs, wide = 3 * layer.hidden;
     std::vector<double> qkv(static_cast<size_t>(rows * wide)), out(static_cast<size_t>(rows * layer.hidden));
     for (int64_t row = 0; row < rows; row++) {
-        std::vector<double> in = layer_normed(x.data() + row * layer.inputs, layer.inputs, layer.norm.data(),
-                                              layer.norm_bias.data(), 1e-5f);
+        std::vector<double> in =
+            layer_normed(x.data() + row * layer.inputs, layer.inputs, layer.norm.data(), layer.norm_bias.data(), 1e-5f);
         for (int64_t n = 0; n < wide; n++) {
             double sum = layer.bias[static_cast<size_t>(n)];
             for (int64_t k = 0; k < layer.inputs; k++)

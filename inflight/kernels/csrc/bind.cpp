@@ -55,8 +55,8 @@ int add_floats(Store& program, uintptr_t from, Source source, uintptr_t bias, Fo
     return program.add_weights(w, at<float>(bias));
 }
 
-int add_codes(Store& program, uintptr_t codes, uintptr_t scales_from, uintptr_t offsets, uintptr_t bias,
-              Format format, bool gated, int64_t n, int64_t k, int64_t group) {
+int add_codes(Store& program, uintptr_t codes, uintptr_t scales_from, uintptr_t offsets, uintptr_t bias, Format format,
+              bool gated, int64_t n, int64_t k, int64_t group) {
     Weights w = describe(format, offsets != 0, gated, n, k, group);
     check_roundable(w);
     if (w.offsets != (offsets != 0)) throw std::invalid_argument("this format has offsets, or has none");

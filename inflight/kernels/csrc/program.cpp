@@ -184,7 +184,8 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
                 most = ceil_div(kPieceTokens, rows) * rows * group;
         for (size_t row = 0; row < s.begins.size(); row++) {
             int64_t queries = s.lengths[row] * group;
-            int64_t end = s.step.positions[s.begins[row] + s.lengths[row] - 1] + 1;  // `until` of a last token is itself
+            int64_t end =
+                s.step.positions[s.begins[row] + s.lengths[row] - 1] + 1;  // `until` of a last token is itself
             int64_t chunks = s.lengths[row] == 1 ? ceil_div(end, kChunk) : 1;
             for (int64_t head = 0; head < a.kv_heads; head++) {
                 if (chunks > 1) {

@@ -61,9 +61,9 @@ struct Step {
     const int64_t* until = nullptr;     // [T] position of the last key that a token sees; null: itself
     const int64_t* image_at = nullptr;  // [images] tokens whose embeddings are given, ascending
     int64_t images = 0;
-    int64_t image_first = 0;                 // number of the first of them in `image_rows` and `added`
-    const float* image_rows = nullptr;       // [images, hidden] the embeddings
-    const float* const* added = nullptr;     // [added_layers] of [images, hidden], see kAddRows
+    int64_t image_first = 0;              // number of the first of them in `image_rows` and `added`
+    const float* image_rows = nullptr;    // [images, hidden] the embeddings
+    const float* const* added = nullptr;  // [added_layers] of [images, hidden], see kAddRows
     int64_t added_layers = 0;
 };
 

@@ -4,8 +4,7 @@
 
 namespace inflight {
 
-Store::Store(int threads, const std::string& isa)
-    : pool_(Pool::shared(std::max(1, threads))), kernels_(choose(isa)) {}
+Store::Store(int threads, const std::string& isa) : pool_(Pool::shared(std::max(1, threads))), kernels_(choose(isa)) {}
 
 int Store::add_weights(Weights w, const float* bias) {
     bytes_ += w.panels * w.panel_bytes + (w.scales ? w.panels * kPanel * 4 : 0);

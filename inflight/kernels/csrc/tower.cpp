@@ -7,10 +7,10 @@ namespace inflight {
 
 namespace {
 
-constexpr int64_t kMostRows = 16;         // of a tile of a product's input, on any instruction set
-constexpr int64_t kUnitBytes = 65536;     // of weights, in one unit of work
-constexpr int64_t kUnitTiles = 8;         // of rows, in one unit of work
-constexpr int64_t kTaskQueries = 48;      // of attention, in one unit of work: whole tiles of 12 and of 16
+constexpr int64_t kMostRows = 16;      // of a tile of a product's input, on any instruction set
+constexpr int64_t kUnitBytes = 65536;  // of weights, in one unit of work
+constexpr int64_t kUnitTiles = 8;      // of rows, in one unit of work
+constexpr int64_t kTaskQueries = 48;   // of attention, in one unit of work: whole tiles of 12 and of 16
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -39,11 +39,11 @@ struct TowerOperation {
 
 // What a run reads.
 struct TowerRun {
-    std::vector<int64_t> rows;                    // of each group of buffers
-    std::vector<const float*> arrays;             // kInput: [rows, width]; kRotate: [rows, cosines and sines]
+    std::vector<int64_t> rows;                     // of each group of buffers
+    std::vector<const float*> arrays;              // kInput: [rows, width]; kRotate: [rows, cosines and sines]
     std::vector<std::vector<int64_t>> partitions;  // lengths of the parts whose rows see each other
-    std::vector<const int64_t*> tables;           // [rows of `to`, columns]: rows of `from`
-    std::vector<float*> results;                  // of each buffer that is an output, [rows, width]
+    std::vector<const int64_t*> tables;            // [rows of `to`, columns]: rows of `from`
+    std::vector<float*> results;                   // of each buffer that is an output, [rows, width]
 };
 
 class Tower : public Store {

@@ -165,7 +165,7 @@ struct Queries {
     int64_t chunk;  // the chunk of keys to attend to; -1: all
     float* out;     // chunk < 0: [tokens, out_stride]; else a partial result: count * (depth + 2)
     int64_t out_stride;
-    Keys next;  // keys that this thread probably reads afterwards, to be prefetched
+    Keys next;                       // keys that this thread probably reads afterwards, to be prefetched
     const int64_t* until = nullptr;  // position of the last key that each token sees; null: its own
 };
 

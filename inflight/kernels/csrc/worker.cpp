@@ -20,8 +20,8 @@ void prefetch(const float* from, int64_t floats) {
 }
 
 // Cosines and sines [half] each of a token at `position`, in a sequence that reaches as far as `reach`. Beyond the
-// original length the frequencies are those of dynamic NTK, or `far_inverse`, where the rotation has such. `places`: the
-// token's positions by axis, `stride` apart; null: `position` on all axes.
+// original length the frequencies are those of dynamic NTK, or `far_inverse`, where the rotation has such. `places`:
+// the token's positions by axis, `stride` apart; null: `position` on all axes.
 void rope_cos_sin(const Rope& rope, int64_t position, int64_t reach, const int64_t* places, int64_t stride,
                   float* out) {
     const int64_t half = static_cast<int64_t>(rope.inverse.size());
