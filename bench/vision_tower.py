@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def contestants(case: Case, folder: Path, threads: int, types: list[str]) -> dic
         with opened.weights() as weights:
             tower = native_tower(config, weights, settings)
         assert tower is not None
-        runs[f"ours {name}"] = lambda tower=tower: tower.run(prepared)
+        runs[f"ours {name}"] = partial(tower.run, prepared)
     return runs
 
 
@@ -152,14 +153,14 @@ def products(threads: int, types: list[str]) -> dict[str, Run]:
     x, weight = np.ones((1024, 4096), np.float32), np.ones((4096, 4096), np.float32)
     for name, dtype in ((name, dtype) for name, dtype in TYPES.items() if name in types):
         left, right = torch.ones(1024, 4096, dtype=dtype), torch.ones(4096, 4096, dtype=dtype)
-        runs[f"torch {name}"] = lambda left=left, right=right: left @ right.T
+        runs[f"torch {name}"] = partial(torch.matmul, left, right.T)
         program = TowerProgram(threads, half=name != "float32")
         source, out = program.buffer(4096), program.buffer(4096)
         program.read(source, 0)
         form = Format.FLOAT if name == "float32" else Format.BF16
         program.multiply(source, out, program.product(weight, None, Precision(form)))
         run = TowerArrays([1024], [x], [[1024]])
-        runs[f"ours {name}"] = lambda program=program, run=run: program.run(run)
+        runs[f"ours {name}"] = partial(program.run, run)
     return runs
 
 

@@ -166,7 +166,7 @@ def two_pictures(family: str, model: Any) -> Pictures:
             {"pixel_values": pixels, "image_grid_thw": thw},
             [(rows * columns, (rows, columns)) for rows, columns in grids],
         )
-    shape = (2, 3, 32, 32)
+    shape: tuple[int, ...] = (2, 3, 32, 32)
     inputs: dict[str, torch.Tensor] = {}
     if family in ("llava_next", "llava_onevision"):
         shape = (2, 3, 3, 32, 32)  # tiles: the whole and two

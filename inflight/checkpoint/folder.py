@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from inflight.checkpoint.sentences import SentenceModel, read_sentence_model
 from inflight.checkpoint.source import Progress, Weights
 from inflight.errors import StartError
 from inflight.startup import read_object, read_text
+
+log = logging.getLogger("inflight")
 
 Json = Mapping[str, Any]
 Told = Callable[[float], None]
@@ -302,8 +305,17 @@ class GgufModel(ModelFolder):
 
     @cached_property
     def _companion(self) -> Companion | None:
-        path = companion_of(self.path)
-        return None if path is None else Companion(path, self._parts)
+        """The vision part. One that cannot be used is no reason not to serve texts: folders hold files of several
+        models."""
+        try:
+            path = companion_of(self.path)
+            companion = None if path is None else Companion(path, self._parts)
+            if companion is not None:
+                companion.config(hf_config(self._parts))  # whether it belongs to this model
+            return companion
+        except StartError as error:
+            log.warning("'%s' reads text only: %s", self.name, error)
+            return None
 
 
 def open_model(path: Path | str) -> ModelFolder:

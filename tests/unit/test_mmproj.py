@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from tokenizers import Tokenizer
 
 from inflight.checkpoint import open_model
 from inflight.config import GeneratorConfig, ModelConfig
-from inflight.errors import InvalidRequest, StartError
+from inflight.errors import InvalidRequest
 from inflight.llm import LLM
 from inflight.vision import open_vision
 from inflight.vision.families import open_family
@@ -198,24 +199,30 @@ def test_a_file_alone_reads_text(smolvlm: Path, tmp_path: Path) -> None:
         ({"projector_type": "gemma3"}, "need the token '<image_soft_token>', which the language model's vocabulary"),
     ],
 )
-def test_a_foreign_file_is_told(smolvlm: Path, changed: Mapping[str, Any], told: str, tmp_path: Path) -> None:
+def test_a_foreign_file_is_told(
+    smolvlm: Path, changed: Mapping[str, Any], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder may hold files of several models: texts are served all the same."""
     shutil.copy(smolvlm / "tiny.gguf", tmp_path)
     write_vision(smolvlm / "original", "smolvlm", tmp_path / "mmproj-tiny.gguf", **changed)
-    with pytest.raises(StartError, match=told):
-        open_vision(GeneratorConfig.of(tmp_path / "tiny.gguf"))
+    with caplog.at_level("WARNING", "inflight"):
+        assert open_vision(GeneratorConfig.of(tmp_path / "tiny.gguf")) is None
+    assert re.search(f"'tiny' reads text only: .*{told}", caplog.text)
 
 
-def test_a_broken_file_is_told(smolvlm: Path, tmp_path: Path) -> None:
+def test_a_broken_file_is_told(smolvlm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copy(smolvlm / "tiny.gguf", tmp_path)
     whole = (smolvlm / "mmproj-tiny.gguf").read_bytes()
     (tmp_path / "mmproj-tiny.gguf").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StartError, match=r"mmproj-tiny\.gguf' is no whole GGUF file"):
-        open_vision(GeneratorConfig.of(tmp_path))
+    with caplog.at_level("WARNING", "inflight"):
+        assert open_vision(GeneratorConfig.of(tmp_path)) is None
+    assert "mmproj-tiny.gguf' is no whole GGUF file" in caplog.text
 
 
-def test_one_of_several_is_asked_for(smolvlm: Path, tmp_path: Path) -> None:
+def test_one_of_several_is_asked_for(smolvlm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("tiny.gguf", "mmproj-tiny.gguf"):
         shutil.copy(smolvlm / name, tmp_path)
     shutil.copy(smolvlm / "mmproj-tiny.gguf", tmp_path / "mmproj-other.gguf")
-    with pytest.raises(StartError, match=r"\(mmproj-other.gguf, mmproj-tiny.gguf\); keep the one of 'tiny.gguf'"):
-        open_vision(GeneratorConfig.of(tmp_path))
+    with caplog.at_level("WARNING", "inflight"):
+        assert open_vision(GeneratorConfig.of(tmp_path)) is None
+    assert "(mmproj-other.gguf, mmproj-tiny.gguf); keep the one of 'tiny.gguf'" in caplog.text

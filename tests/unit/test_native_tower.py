@@ -219,7 +219,9 @@ def test_pixtral_is_transformers_for_any_size(family: str, tmp_path: Path) -> No
 def test_llava_is_transformers(family: str, encoder: str, sizes: list[tuple[int, int]], tmp_path: Path) -> None:
     made: Any = getattr(transformers, f"{family}ForConditionalGeneration")
     vision = {"model_type": encoder, **VIT, "hidden_act": "quick_gelu" if "clip" in encoder else "gelu_pytorch_tanh"}
-    pinpoints = {} if family == "Llava" else {"image_grid_pinpoints": [[64, 128], [128, 64], [128, 128], [192, 256]]}
+    pinpoints: dict[str, Any] = (
+        {} if family == "Llava" else {"image_grid_pinpoints": [[64, 128], [128, 64], [128, 128], [192, 256]]}
+    )
     if family == "LlavaOnevision":
         pinpoints["vision_aspect_ratio"] = "anyres_max_4"
     config = made.config_class(text_config={"model_type": "llama", **TEXT}, vision_config=vision, **pinpoints)
@@ -228,7 +230,7 @@ def test_llava_is_transformers(family: str, encoder: str, sizes: list[tuple[int,
     for size in sizes:
         tiles = 1
         if pinpoints:
-            height, width = best_size(size, [tuple(each) for each in pinpoints["image_grid_pinpoints"]])
+            height, width = best_size(size, [(high, wide) for high, wide in pinpoints["image_grid_pinpoints"]])
             tiles = 1 + height * width // 64**2
         prepared = replace(picture(tiles, 64, 64), size=size)
         pixels = torch.from_numpy(prepared.pixels)

@@ -89,7 +89,7 @@ def said(opened: Opened, prompt: str, images: list[Any]) -> tuple[int, list[int]
 
     family, kind = opened.family, opened.kind
     alone = len(images) == 1
-    texts = [family.text(family.grid(*image.shape[:2], alone=alone)) for image in images]
+    texts = [family.text(family.grid(image.shape[0], image.shape[1], alone=alone)) for image in images]
     parts = prompt.split(family.placeholder)
     whole = "".join(part + text for part, text in zip(parts, [*texts, ""]))
     tokens = Tokenizer.from_file(str(opened.path / "tokenizer.json")).encode(whole, add_special_tokens=False).ids
