@@ -39,7 +39,7 @@ class Rendered:
     media: tuple[Media, ...] = ()
 
 
-Prompt: TypeAlias = "str | Sequence[int] | PromptWithImages | Rendered"
+Prompt: TypeAlias = str | Sequence[int] | PromptWithImages | Rendered
 
 _SAVED = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 """Pillow's modes that a PNG file can hold as they are."""
