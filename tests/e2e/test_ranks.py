@@ -116,11 +116,15 @@ def test_a_rank_that_hangs_is_replaced(long_context: Path, tmp_path: Path) -> No
     with serve(tmp_path, str(long_context), "--step-timeout", "2") as server:
         room = get(server.http, "/info")["max_batch_total_tokens"]
         wanted = generate(server.http, 400)
-        stream = Stream(server.http, 400)
-        assert stream.begun.wait(60)
-        (hanging,) = ranks(server.pid)
-        os.kill(hanging, signal.SIGSTOP)
-        assert stream.result() == wanted
+        for _ in range(20):
+            stream = Stream(server.http, 400)
+            assert stream.begun.wait(60)
+            (hanging,) = ranks(server.pid)
+            os.kill(hanging, signal.SIGSTOP)
+            assert stream.result() == wanted
+            if hanging not in ranks(server.pid):
+                break
+            os.kill(hanging, signal.SIGCONT)  # on a busy machine it may have computed everything before
         assert hanging not in ranks(server.pid)
         assert get(server.http, "/info")["max_batch_total_tokens"] == room
         assert server.end() == 0
