@@ -514,8 +514,9 @@ def test_a_client_that_leaves_frees_its_row(served: Served) -> None:
     for _ in range(39):
         one = socket.create_connection((host, int(port)))
         one.sendall(head.encode() + b"\r\n" + body)
-        assert one.recv(4096).startswith(b"HTTP/1.1 200")
         sockets.append(one)
+    for one in sockets:  # all begin together, so that none ends before the last has begun
+        assert one.recv(4096).startswith(b"HTTP/1.1 200")
     before = dropped(served.http)
     for one in sockets:
         one.close()

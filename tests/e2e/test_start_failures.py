@@ -102,7 +102,8 @@ def test_a_signal_while_a_file_does_not_come(tmp_path: Path) -> None:
     with process(tmp_path, *command) as served:
         eventually(is_read, SECONDS)
         assert served.end(signal.SIGTERM, SECONDS) == 0
-        assert served.stderr.read_text() == ""
+        said = served.stderr.read_text().splitlines()
+        assert [line for line in said if ", weights: " not in line] == []  # ranks load meanwhile, and may have
     for end in ends:
         os.close(end)
 
