@@ -43,7 +43,7 @@ from inflight.vision.towers.base import Prepared, Tower, TowerOutput
 
 ROOM = 2 << 30
 """Bytes that the process may take beside what it has once the tower is loaded."""
-NICE = 10
+NICE = 5
 """How far its threads stand back behind those that generate text."""
 ORPHANED = 1
 
