@@ -268,7 +268,8 @@ def shade(rng: random.Random, colour: str) -> tuple[int, int, int]:
     if rng.random() < 0.3:
         return pure
     jitter = 12 if colour in ("gray", "white", "black") else 18
-    return tuple(min(255, max(0, part + rng.randint(-jitter, jitter))) for part in usual)  # type: ignore[return-value]
+    red, green, blue = (min(255, max(0, part + rng.randint(-jitter, jitter))) for part in usual)
+    return red, green, blue
 
 
 def render(scene: Scene, rng: random.Random) -> tuple[Image.Image, list[Image.Image]]:

@@ -13,12 +13,13 @@ from inflight.kernels.layout import (
     StepArrays,
     StepImages,
 )
-from inflight.kernels.library import Activation, Format, KvType, instruction_sets, native_reason, top_k
+from inflight.kernels.library import ACTIVATIONS, Activation, Format, KvType, instruction_sets, native_reason, top_k
 from inflight.kernels.program import NativeProgram
 from inflight.kernels.sampling import Sampled, SamplerRow, log_softmax_at, sample
 from inflight.kernels.tower import TowerArrays, TowerNorm, TowerProgram
 
 __all__ = [
+    "ACTIVATIONS",
     "BLOCK_TYPES",
     "Activation",
     "Bytes",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 __all__ = [
+    "ACTIVATIONS",
     "Activation",
     "Format",
     "KvType",
@@ -38,6 +39,17 @@ else:  # without the library no code that needs them can run
         getattr(native, name, None)
         for name in ("Activation", "Format", "KvType", "Mode", "OpCode", "Source", "TowerCode")
     )
+
+ACTIVATIONS = {
+    "silu": "SILU",
+    "swish": "SILU",
+    "gelu": "GELU",
+    "gelu_new": "GELU_TANH",
+    "gelu_pytorch_tanh": "GELU_TANH",
+    "gelu_fast": "GELU_TANH",
+    "relu": "RELU",
+}
+"""Names in `Activation` by their names in a config."""
 
 
 def native_reason() -> str | None:

@@ -9,52 +9,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from inflight.kernels.arrays import address
 from inflight.kernels.layout import (
     Cost,
     DecodeArrays,
     Layer,
     Norm,
     PackedBytes,
-    Precision,
     StepArrays,
     StepOutput,
 )
-from inflight.kernels.library import Activation, KvType, Mode, OpCode, native, native_reason
-from inflight.kernels.pack import Packer
+from inflight.kernels.library import Activation, KvType, Mode, OpCode, native
 from inflight.kernels.step import StepRunner
-from inflight.tensors import Blocks, Floats, Weight, widened
+from inflight.kernels.store import Store
+from inflight.tensors import Floats
 
 
-class NativeProgram:
+class NativeProgram(Store):
     """One decoder.
 
     Args:
         threads: that work on it.
         isa: one of `instruction_sets`; None: the best.
-
-    Attributes:
-        isa: the one in use.
-        bytes: memory of the packed weights.
     """
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
-        if native is None:
-            raise RuntimeError(native_reason())
-        self._program: Any = native.Program(threads, isa or "")
-        self._widths: list[int] = []
+        super().__init__("Program", threads, isa or "")
         self._layers: list[Layer] = []
-        self._norms: list[int] = []
-        self._packer = Packer(self._program)
         self._runner = StepRunner(self._program, self._widths)
-
-    @property
-    def isa(self) -> str:
-        return str(self._program.isa)
-
-    @property
-    def bytes(self) -> int:
-        return int(self._program.bytes)
 
     # Buffers, weights, rotations and layers, which operations name by number
 
@@ -62,25 +43,6 @@ class NativeProgram:
         """Floats [rows, width] that live for one step."""
         self._widths.append(width)
         return int(self._program.add_buffer(width))
-
-    def product(
-        self,
-        weight: Weight | Sequence[Blocks],
-        bias: Floats | None = None,
-        precision: Precision | None = None,
-        *,
-        gated: bool = False,
-    ) -> int:
-        """Packs a copy of a weight [n, k].
-
-        Args:
-            weight: float32, bfloat16 or float16, integers, or blocks; or a list of blocks of one type, which are
-                stacked. Blocks keep their type.
-            bias: [n].
-            precision: how floats are packed; None: float32 stays, the others become bfloat16.
-            gated: the first half of the outputs goes through an activation and is multiplied with the second.
-        """
-        return self._packer.pack(weight, bias, precision, gated=gated)
 
     def packed(self, product: int) -> PackedBytes:
         """A product's packed bytes, which this program owns."""
@@ -93,12 +55,6 @@ class NativeProgram:
             ValueError: the bytes do not fit such a weight.
         """
         return self._packer.add_packed(packed, bias)
-
-    def weight(self, values: Floats) -> int:
-        """Adds a norm's weight [n], as float32."""
-        held = widened(values)
-        self._norms.append(held.size)
-        return int(self._program.add_norm(address(held), held.size))
 
     def rope(
         self,
@@ -275,23 +231,16 @@ class NativeProgram:
         """at = softcap * tanh(at / divider / softcap)."""
         self._add(OpCode.CAP, from_=at, to=at, scale=divider, softcap=softcap or 0.0)
 
-    def _fits(self, width: int, buffer: int) -> None:
-        if self._widths[buffer] != width:
-            raise ValueError(f"{width} columns do not fit buffer {buffer} of {self._widths[buffer]}")
-
     def _normed(self, norm: Norm | None, width: int) -> dict[str, Any]:
         if norm is None:
             return {}
-        if self._norms[norm.weight] != width:
-            raise ValueError(f"a norm of {self._norms[norm.weight]} values does not fit {width} columns")
+        self._norm_fits(norm.weight, width)
         return {"norm": norm.weight, "eps": norm.eps, "centered": norm.centered}
 
     def _add(self, code: OpCode, **settings: Any) -> None:
         operation = native.Operation()
         operation.code = code
-        for name, value in settings.items():
-            setattr(operation, name, value)
-        self._program.add(operation)
+        self._append(operation, settings)
 
     # Steps
 

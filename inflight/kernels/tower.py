@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from inflight.kernels.arrays import address, aligned_floats
-from inflight.kernels.layout import Integers, Precision
-from inflight.kernels.library import Activation, Mode, TowerCode, native, native_reason
-from inflight.kernels.pack import Packer
-from inflight.tensors import Blocks, Floats, Weight, widened
+from inflight.kernels.layout import Integers
+from inflight.kernels.library import Activation, Mode, TowerCode, native
+from inflight.kernels.store import Store
+from inflight.tensors import Floats
 
 
 @dataclass(frozen=True)
@@ -45,62 +45,28 @@ class TowerArrays:
     tables: Sequence[Integers] = ()
 
 
-class TowerProgram:
+class TowerProgram(Store):
     """One encoder.
 
     Args:
         threads: that work on it.
         half: attention rounds queries, keys and values to bfloat16.
         isa: one of `instruction_sets`; None: the best.
-
-    Attributes:
-        isa: the one in use.
-        bytes: memory of the packed weights.
     """
 
     def __init__(self, threads: int, *, half: bool, isa: str | None = None) -> None:
-        if native is None:
-            raise RuntimeError(native_reason())
-        self._program: Any = native.Tower(threads, isa or "", half)
-        self._widths: list[int] = []
+        super().__init__("Tower", threads, isa or "", half)
         self._groups: list[int] = []
-        self._norms: list[int] = []
         self._outputs: list[int] = []
-        self._packer = Packer(self._program)
         self._arrays: dict[int, tuple[int, int]] = {}  # number: group and width
         self._partitions: dict[int, int] = {}  # number: group
         self._tables: dict[int, tuple[int, int, int]] = {}  # number: group of rows, parts, group that is read
-
-    @property
-    def isa(self) -> str:
-        return str(self._program.isa)
-
-    @property
-    def bytes(self) -> int:
-        return int(self._program.bytes)
 
     def buffer(self, width: int, group: int = 0) -> int:
         """Floats [rows of the group, width] that live for one run."""
         self._widths.append(width)
         self._groups.append(group)
         return int(self._program.add_buffer(width, group))
-
-    def product(
-        self,
-        weight: Weight | Sequence[Blocks],
-        bias: Floats | None = None,
-        precision: Precision | None = None,
-        *,
-        gated: bool = False,
-    ) -> int:
-        """Packs a copy of a weight [n, k], as `NativeProgram.product`."""
-        return self._packer.pack(weight, bias, precision, gated=gated)
-
-    def weight(self, values: Floats) -> int:
-        """Adds a norm's weight or bias [n], as float32."""
-        held = widened(values)
-        self._norms.append(held.size)
-        return int(self._program.add_norm(address(held), held.size))
 
     # Operations, in the order in which they run
 
@@ -208,10 +174,6 @@ class TowerProgram:
             raise ValueError(f"heads of {dim} values; up to 1024 are supported")
         return dim
 
-    def _fits(self, width: int, buffer: int) -> None:
-        if self._widths[buffer] != width:
-            raise ValueError(f"{width} columns do not fit buffer {buffer} of {self._widths[buffer]}")
-
     def _same_rows(self, first: int, second: int) -> None:
         if self._groups[first] != self._groups[second]:
             raise ValueError(f"buffers {first} and {second} are of two groups of rows")
@@ -221,16 +183,13 @@ class TowerProgram:
             return {}
         bias = -1 if norm.bias is None else norm.bias
         for number in (norm.weight, norm.weight if bias < 0 else bias):
-            if self._norms[number] != width:
-                raise ValueError(f"a norm of {self._norms[number]} values does not fit {width} columns")
+            self._norm_fits(number, width)
         return {"norm": norm.weight, "norm_bias": bias, "eps": norm.eps}
 
     def _add(self, code: TowerCode, **settings: Any) -> None:
         operation = native.TowerOperation()
         operation.code = code
-        for name, value in settings.items():
-            setattr(operation, name, value)
-        self._program.add(operation)
+        self._append(operation, settings)
 
     def run(self, inputs: TowerArrays) -> list[Floats]:
         """Carries out the operations.

@@ -12,11 +12,11 @@ from inflight.checkpoint import ModelFolder, Weights, open_model
 from inflight.config import KV_CACHE_DTYPES, QUANTIZE, ModelConfig
 from inflight.device import Device, Ranks
 from inflight.errors import StartError
-from inflight.kernels import native_reason
+from inflight.kernels import ACTIVATIONS, native_reason
 from inflight.models.base import CausalLM
 from inflight.models.config import DecoderConfig, decoder_config
 from inflight.models.decoder_tensors import DecoderTensors, located
-from inflight.models.native import ACTIVATIONS, NativeDecoder
+from inflight.models.native import NativeDecoder
 from inflight.models.weight_cache import CacheLoader, cache_path
 from inflight.models.weight_loader import CheckpointLoader
 from inflight.startup import require

@@ -15,6 +15,7 @@ from inflight.checkpoint import make_rope
 from inflight.config import ModelConfig, processors
 from inflight.errors import StartError
 from inflight.kernels import (
+    ACTIVATIONS,
     Activation,
     Cost,
     DecodeArrays,
@@ -33,17 +34,6 @@ from inflight.models.weight_loader import WeightLoader
 from inflight.tensors import FLOAT_DTYPES, Floats
 
 log = logging.getLogger("inflight")
-
-ACTIVATIONS = {
-    "silu": "SILU",
-    "swish": "SILU",
-    "gelu": "GELU",
-    "gelu_new": "GELU_TANH",
-    "gelu_pytorch_tanh": "GELU_TANH",
-    "gelu_fast": "GELU_TANH",
-    "relu": "RELU",
-}
-"""Names in `Activation` by their names in a config."""
 
 
 @dataclass(frozen=True)

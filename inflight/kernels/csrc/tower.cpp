@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "share.h"
+
 namespace inflight {
 
 namespace {
@@ -16,36 +18,17 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-struct Tower::Thread {
+struct Tower::Thread : Share {
     Tower& tower;
     const int thread, threads;
-    alignas(64) std::atomic<int64_t> next[2] = {};  // of this thread's share, in even and in odd stages
-    int stage = 0;
     Aligned<float> rows;       // of a product's input, on their way
     Aligned<float> attention;  // scratch
 
     Thread(Tower& t, int number) : tower(t), thread(number), threads(t.pool_->size()) {}
 
-    // As Program::Worker::each: calls work(unit) for each unit, on some thread, and returns when all are done.
     template <class Work>
     void each(int64_t units, Work work) {
-        if (threads == 1) {
-            for (int64_t unit = 0; unit < units; unit++) work(unit);
-            return;
-        }
-        int now = stage++ & 1;
-        for (int i = 0; i < threads; i++) {
-            int owner = (thread + i) % threads;
-            std::atomic<int64_t>& from = tower.crew_[static_cast<size_t>(owner)]->next[now];
-            int64_t begin = units * owner / threads, last = units * (owner + 1) / threads;
-            while (true) {
-                int64_t unit = begin + from.fetch_add(1, std::memory_order_relaxed);
-                if (unit >= last) break;
-                work(unit);
-            }
-        }
-        next[now ^ 1].store(0, std::memory_order_relaxed);
-        tower.pool_->barrier();
+        share_out(units, thread, tower.crew_, *tower.pool_, work);
     }
 
     void run();

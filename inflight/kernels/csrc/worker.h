@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "program.h"
+#include "share.h"
 
 namespace inflight {
 
@@ -83,12 +84,10 @@ struct Program::ExpertPlan {
     }
 };
 
-struct Program::Worker {
+struct Program::Worker : Share {
     Program& program;
     int thread, threads;
     std::vector<std::unique_ptr<Worker>>& all;
-    alignas(64) std::atomic<int64_t> next[2] = {};  // of this thread's share, in even and in odd stages
-    int stage = 0;
     Aligned<float> attention;
     Aligned<char> input;
     Aligned<float> input_scales;
@@ -97,28 +96,9 @@ struct Program::Worker {
     Worker(Program& p, int thread_number, std::vector<std::unique_ptr<Worker>>& workers)
         : program(p), thread(thread_number), threads(p.pool_->size()), all(workers) {}
 
-    // Calls work(unit) for each unit of [0, units), on some thread; returns when all are done. Units are divided
-    // evenly; a thread whose share is done takes units of the others'. Which thread does what changes no result.
     template <class Work>
     void each(int64_t units, Work work) {
-        if (threads == 1) {
-            for (int64_t unit = 0; unit < units; unit++) work(unit);
-            return;
-        }
-        int now = stage++ & 1;
-        for (int i = 0; i < threads; i++) {
-            int owner = (thread + i) % threads;
-            std::atomic<int64_t>& from = all[static_cast<size_t>(owner)]->next[now];
-            int64_t begin = units * owner / threads, last = units * (owner + 1) / threads;
-            while (true) {
-                int64_t unit = begin + from.fetch_add(1, std::memory_order_relaxed);
-                if (unit >= last) break;
-                work(unit);
-            }
-        }
-        // All threads have passed the barrier of the stage before, so none of them reads its counters any more.
-        next[now ^ 1].store(0, std::memory_order_relaxed);
-        program.pool_->barrier();
+        share_out(units, thread, all, *program.pool_, work);
     }
 
     void run();

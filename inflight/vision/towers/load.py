@@ -11,7 +11,7 @@ from inflight.kernels import native_reason
 from inflight.startup import require
 from inflight.vision.towers.base import Tower
 from inflight.vision.towers.native_parts import NativeSettings
-from inflight.vision.towers.native_tower import FAMILIES, native_tower
+from inflight.vision.towers.native_tower import native_tower
 
 log = logging.getLogger("inflight")
 
@@ -27,7 +27,7 @@ def load_tower(folder: ModelFolder, settings: ModelConfig, threads: int) -> Towe
     kind = str(folder.config.get("model_type"))
     dtype = tower_dtype(settings, folder)
     with folder.weights(allow_pickle=settings.allow_pickle) as weights:
-        reason = torch_reason(kind, settings)
+        reason = torch_reason(settings)
         if reason is None:
             int8 = settings.quantize == "int8"
             tower = native_tower(dict(folder.config), weights, NativeSettings(threads, dtype, int8, settings.cpu_isa))
@@ -49,13 +49,9 @@ def load_tower(folder: ModelFolder, settings: ModelConfig, threads: int) -> Towe
         return torch_tower
 
 
-def torch_reason(kind: str, settings: ModelConfig) -> str | None:
-    """The reason why a tower cannot run on the CPU engine; None if it can."""
-    if settings.cpu_engine == "torch":
-        return "the setting cpu_engine is torch"
-    if kind not in FAMILIES:
-        return f"the family '{kind}' is not in it"
-    return native_reason()
+def torch_reason(settings: ModelConfig) -> str | None:
+    """The reason why no tower runs on the CPU engine; None if those that it has can."""
+    return "the setting cpu_engine is torch" if settings.cpu_engine == "torch" else native_reason()
 
 
 def tower_dtype(settings: ModelConfig, folder: ModelFolder) -> str:

@@ -11,19 +11,12 @@ import numpy as np
 from inflight import __version__
 from inflight.checkpoint import Weights
 from inflight.errors import StartError
-from inflight.kernels import Activation, Format, Precision, TowerNorm, TowerProgram
+from inflight.kernels import ACTIVATIONS, Activation, Format, Precision, TowerNorm, TowerProgram
 from inflight.tensors import Floats
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
-ACTIVATIONS = {
-    "silu": "SILU",
-    "gelu": "GELU",
-    "gelu_new": "GELU_TANH",
-    "gelu_pytorch_tanh": "GELU_TANH",
-    "quick_gelu": "GELU_QUICK",
-    "relu": "RELU",
-}
+KINDS = {**ACTIVATIONS, "quick_gelu": "GELU_QUICK"}
 """Names in `Activation` by their names in a config."""
 
 
@@ -75,9 +68,9 @@ def field(config: dict[str, Any], name: str, default: Any = None) -> Any:
 
 def activation(name: str) -> Activation:
     """Raises StartError: an unknown one."""
-    if name not in ACTIVATIONS:
-        raise StartError(f"config.json: the vision part's activation '{name}' is none of {', '.join(ACTIVATIONS)}")
-    return Activation[ACTIVATIONS[name]]
+    if name not in KINDS:
+        raise StartError(f"config.json: the vision part's activation '{name}' is none of {', '.join(KINDS)}")
+    return Activation[KINDS[name]]
 
 
 class Parts:

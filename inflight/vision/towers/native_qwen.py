@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,9 +93,9 @@ class QwenTower(Tower):
         held = self._parts.floats(bias, shape[:1]) if bias in self._parts.weights else None
         return self._parts.pack(weight.reshape(shape[0], -1), held)
 
+    @abstractmethod
     def _build(self) -> None:
         """Adds the layers and what joins them to the language model."""
-        raise NotImplementedError
 
     def _mlp(self, wide: int, first: str, second: str, norm: Any = None) -> None:
         """Two products with GELU between them make an output of merged rows."""

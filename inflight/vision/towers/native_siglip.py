@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,9 @@ class TileTower(Tower):
     def run(self, prepared: Prepared) -> TowerOutput:
         return TowerOutput(np.concatenate([self.tile(pixels) for pixels in prepared.pixels]))
 
+    @abstractmethod
     def tile(self, pixels: Floats) -> Floats:
         """Rows [tokens, hidden] of one tile [3, height, width]."""
-        raise NotImplementedError
 
 
 class Idefics3Tower(TileTower):

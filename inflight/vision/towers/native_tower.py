@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from inflight.checkpoint import Weights
-from inflight.kernels import native_reason
 from inflight.vision.towers.base import Tower
 from inflight.vision.towers.native_internvl import InternVLTower
 from inflight.vision.towers.native_llava import LlavaNextTower, LlavaOnevisionTower, llava_tower
@@ -33,7 +32,7 @@ FAMILIES: dict[str, Maker] = {
 
 
 def native_tower(config: dict[str, Any], weights: Weights, settings: NativeSettings) -> Tower | None:
-    """The tower of a checkpoint on the CPU engine; None: of this family, or on this machine, there is none.
+    """The tower of a checkpoint on the CPU engine; None: of this family, or of this kind, there is none.
 
     Args:
         config: the checkpoint's `config.json`.
@@ -43,7 +42,7 @@ def native_tower(config: dict[str, Any], weights: Weights, settings: NativeSetti
         StartError: the config or a weight does not fit the family; the text says which.
     """
     maker = FAMILIES.get(str(config.get("model_type")))
-    if maker is None or native_reason() is not None:
+    if maker is None:
         return None
     try:
         return maker(config, weights, settings)
