@@ -29,6 +29,14 @@ def check_sides(width: int, height: int, most_pixels: int) -> None:
             f"invalid image: it has {width} x {height} = {width * height} pixels; at most {most_pixels} are read "
             "(--image-max-pixels)"
         )
+    check_ratio(height, width)
+
+
+def check_ratio(height: int, width: int) -> None:
+    """
+    Raises:
+        InvalidRequest: one side of an image is too long for the other.
+    """
     if max(width, height) > MAX_RATIO * min(width, height):
         raise InvalidRequest(
             f"invalid image: it has {width} x {height} pixels; one side may be {MAX_RATIO} times the other at most"

@@ -14,9 +14,13 @@ from inflight.vision.towers.base import Prepared
 
 Json = Mapping[str, Any]
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Mean and deviation of the pixels that CLIP was trained on."""
+CLIP: Json = {
+    "resample": 3,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+    "rescale_factor": 1 / 255,
+}
+"""Usual settings: those of CLIP, with mean and deviation of the pixels that it was trained on."""
 
 
 @dataclass(frozen=True)

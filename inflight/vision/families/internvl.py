@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from inflight.contract import Array, Detail, Grid
-from inflight.vision.families.base import CLIP_MEAN, CLIP_STD, Family
+from inflight.vision.families.base import CLIP, Family
 from inflight.vision.families.pixels import Normal, resized, tiles_of
 from inflight.vision.towers.base import Prepared
 
@@ -18,10 +18,7 @@ class InternVl(Family):
     types = ("internvl",)
     usual_token = "<IMG_CONTEXT>"
     defaults = {
-        "resample": 3,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
-        "rescale_factor": 1 / 255,
+        **CLIP,
         "size": {"height": 448, "width": 448},
         "min_patches": 1,
         "max_patches": 12,

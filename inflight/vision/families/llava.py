@@ -9,7 +9,7 @@ import numpy as np
 
 from inflight.contract import Array, Detail, Grid
 from inflight.errors import StartError
-from inflight.vision.families.base import CLIP_MEAN, CLIP_STD, Family
+from inflight.vision.families.base import CLIP, Family
 from inflight.vision.families.pixels import Normal, resized, tiles_of
 from inflight.vision.towers.base import Prepared
 
@@ -23,10 +23,7 @@ class Llava(Family):
     types = ("llava",)
     usual_token = "<image>"
     defaults = {
-        "resample": 3,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
-        "rescale_factor": 1 / 255,
+        **CLIP,
         "size": {"shortest_edge": 224},
         "crop_size": {"height": 224, "width": 224},
         "do_pad": False,
