@@ -264,8 +264,7 @@ class GgufModel(ModelFolder):
 
     @cached_property
     def config(self) -> Json:
-        config = hf_config(self._parts)
-        return config if self._companion is None else self._companion.config(config)
+        return hf_config(self._parts) if self._companion is None else self._companion.config
 
     @cached_property
     def image_processor(self) -> Json | None:
@@ -309,10 +308,7 @@ class GgufModel(ModelFolder):
         models."""
         try:
             path = companion_of(self.path)
-            companion = None if path is None else Companion(path, self._parts)
-            if companion is not None:
-                companion.config(hf_config(self._parts))  # whether it belongs to this model
-            return companion
+            return None if path is None else Companion(path, self._parts, hf_config(self._parts))
         except StartError as error:
             log.warning("'%s' reads text only: %s", self.name, error)
             return None

@@ -100,15 +100,17 @@ class Companion:
     Args:
         path: its file.
         text: of the language model.
+        text_config: config.json of the language model.
 
     Attributes:
+        config: config.json of the whole model.
         processor: the image processor's settings, as in preprocessor_config.json.
 
     Raises:
         StartError: the file is broken, of a kind that is not read, or of another model; the text says which.
     """
 
-    def __init__(self, path: Path, text: GgufParts) -> None:
+    def __init__(self, path: Path, text: GgufParts, text_config: Json) -> None:
         self.file = GgufParts(path)
         self._text = text
         metadata = self.file.metadata
@@ -116,8 +118,7 @@ class Companion:
         if metadata.get("general.architecture") != "clip" or not isinstance(kind, str) or kind not in _PROJECTORS:
             raise StartError(
                 f"'{path}' holds a vision part of the kind {kind!r} (clip.projector_type); read are "
-                f"{', '.join(_PROJECTORS)}. Move it to another folder to serve the language model alone, or use the "
-                "model's checkpoint in Hugging Face layout"
+                f"{', '.join(_PROJECTORS)}; use the model's checkpoint in Hugging Face layout"
             )
         self._kind = _PROJECTORS[kind]
         self.processor: Json = {
@@ -125,9 +126,9 @@ class Companion:
             "image_std": self._channels("image_std"),
             **self._kind.processor(metadata),
         }
+        self.config = self._config(text_config)
 
-    def config(self, text: Json) -> Json:
-        """config.json of the whole model. Args: text: that of the language model."""
+    def _config(self, text: Json) -> Json:
         metadata, kind = self.file.metadata, self._kind
         width = whole_number(metadata, f"{_VISION}projection_dim", text["hidden_size"])
         if width != text["hidden_size"]:
@@ -173,8 +174,7 @@ class Companion:
 
     def _foreign(self, why: str) -> StartError:
         return StartError(
-            f"'{self.file.path}' is not the vision part of '{self._text.path}': {why}. Move it to another folder, or "
-            "put the right one in its place"
+            f"'{self.file.path}' is not the vision part of '{self._text.path}': {why}; put the right one in its place"
         )
 
     def _channels(self, name: str) -> list[float]:
