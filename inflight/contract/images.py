@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -59,6 +59,35 @@ def images_in(value: Value, detail: Detail = "auto") -> list[Media]:
     if isinstance(value, np.ndarray):
         return _pictures(value, detail)
     return [_file(bytes(value), detail)]
+
+
+def image_at(given: Any, where: str) -> Media:
+    """The image of OpenAI's `image_url`: `{"url": ..., "detail": ...}`, or the address alone.
+
+    Args:
+        where: the content part's place, for the text of an error.
+
+    Raises:
+        InvalidRequest: the address or the detail is wrong, or missing.
+    """
+    detail: Detail = "auto"
+    if isinstance(given, Mapping):
+        detail, given = read_detail(given, where), given.get("url")
+    if not isinstance(given, str):
+        raise InvalidRequest(f'`{where}` has no image; write {{"type": "image_url", "image_url": {{"url": "..."}}}}')
+    return media_at(given, detail)
+
+
+def read_detail(given: Mapping[str, Any], where: str) -> Detail:
+    """How finely an image is to be read.
+
+    Raises:
+        InvalidRequest: an unknown word.
+    """
+    detail = given.get("detail")
+    if detail not in (None, *get_args(Detail)):
+        raise InvalidRequest(f"{where}: 'detail' must be one of {', '.join(get_args(Detail))}")
+    return detail or "auto"
 
 
 def _file(data: bytes, detail: Detail) -> Media:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from inflight.contract import (
     images_in,
     is_address,
     read_base64,
+    read_detail,
     text_only,
 )
 from inflight.errors import InvalidRequest
@@ -80,18 +81,6 @@ def image_of(data: bytes) -> Value:
 def value_of_image(media: Media) -> Value:
     """An image as a value of a row."""
     return next(each for each in (media.data, media.pixels, media.url) if each is not None)
-
-
-def read_detail(given: Mapping[str, Any], where: str) -> Detail:
-    """How finely an image is to be read.
-
-    Raises:
-        InvalidRequest: an unknown word.
-    """
-    detail = given.get("detail")
-    if detail not in (None, *get_args(Detail)):
-        raise InvalidRequest(f"{where}: 'detail' must be one of {', '.join(get_args(Detail))}")
-    return detail or "auto"
 
 
 def _read(given: Any, where: str) -> list[Media]:

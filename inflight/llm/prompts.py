@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
-from inflight.contract import Detail, Media, images_in, is_address, media_at
+from inflight.contract import Detail, Media, image_at, images_in, is_address
 from inflight.errors import InvalidRequest
 
 Image: TypeAlias = Any
@@ -91,22 +91,13 @@ def image_of_part(part: Mapping[str, Any], where: str) -> Media | None:
     """
     kind = part.get("type")
     if kind == "image_url":
-        given: Any = part.get(kind)
-        detail: Detail = "auto"
-        if isinstance(given, Mapping):
-            given, detail = given.get("url"), given.get("detail") or "auto"
-        if isinstance(given, str):
-            return media_at(given, detail)
-    elif kind == "image" and part.get(kind) is not None:
-        media = media_of(part[kind])
-        if len(media) == 1:
-            return media[0]
-    elif kind != "image":
+        return image_at(part.get(kind), where)
+    if kind != "image":
         return None
-    raise InvalidRequest(
-        f'{where} has no image; write {{"type": "image", "image": <bytes, a path, pixels>}} or {{"type": "image_url", '
-        '"image_url": {"url": "..."}}'
-    )
+    media = media_of(part[kind]) if part.get(kind) is not None else []
+    if len(media) != 1:
+        raise InvalidRequest(f'{where} has no image; write {{"type": "image", "image": <bytes, a path, pixels>}}')
+    return media[0]
 
 
 def _picture(given: Any) -> bytes | np.ndarray[Any, Any]:

@@ -11,7 +11,6 @@ import msgspec
 from inflight.contract import (
     RANGES,
     Chat,
-    Detail,
     GenerationLimits,
     GenerationRequest,
     GeneratorInfo,
@@ -22,11 +21,10 @@ from inflight.contract import (
     SamplingDefaults,
     ToolFormat,
     grammar_of,
-    media_at,
+    image_at,
     out_of_range,
 )
 from inflight.errors import InvalidRequest, ToolError
-from inflight.frontends.images import read_detail
 from inflight.frontends.llm import MAX_SEED, draw_seed
 from inflight.frontends.openai.tools import Tools, offer
 
@@ -145,13 +143,7 @@ def image_of(part: Mapping[str, Any], where: str) -> Media | None:
         return None
     if kind != IMAGE_URL:
         raise InvalidRequest(f"`{where}` has the type '{kind}'; the parts read here are of type text and {IMAGE_URL}")
-    given: Any = part.get(IMAGE_URL)
-    detail: Detail = "auto"
-    if isinstance(given, dict):
-        detail, given = read_detail(given, where), given.get("url")
-    if not isinstance(given, str):
-        raise InvalidRequest(f'`{where}` has no image; write {{"type": "image_url", "image_url": {{"url": "..."}}}}')
-    return media_at(given, detail)
+    return image_at(part.get(IMAGE_URL), where)
 
 
 def requests_of(
