@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from typing import Any
 
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, RestartPolicy
@@ -163,10 +164,8 @@ class Engine:
         if self._vision is None:
             return await shards
 
-        async def images(vision: Vision) -> None:
-            await vision.start()
-
-        offer, _ = await together([shards, images(self._vision)])
+        loaded: list[Coroutine[Any, Any, ShardOffer | None]] = [shards, self._vision.start()]
+        offer, _ = await together(loaded)
         assert offer is not None
         return offer
 

@@ -50,11 +50,8 @@ class Images:
         """Tokens of an image that one step has to compute together; 0: steps may cut images anywhere."""
         return max(self.input.runs(Grid(1, 1))) if self.input is not None and self.input.whole else 0
 
-    def check(self, request: GenerationRequest, most: int) -> None:
+    def check(self, request: GenerationRequest) -> None:
         """Checks a request before its images are encoded.
-
-        Args:
-            most: images that one request may have.
 
         Raises:
             InvalidRequest: the model or the kind of request takes no images, or they are not what the prompt says.
@@ -70,8 +67,6 @@ class Images:
             if count:
                 raise InvalidRequest("a prompt of token ids cannot have images; send it as a text")
             return
-        if count > most:
-            raise InvalidRequest(f"a request may have {most} images. Given: {count} (--images-per-request)")
         places = request.prompt.count(input.placeholder)
         if places != count:
             raise InvalidRequest(

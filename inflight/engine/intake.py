@@ -69,7 +69,7 @@ class Intake:
             DeadlineExceeded: the images took longer than the request's timeout.
         """
         limits = info.limits
-        self.images.check(request, info.vision.images_per_request)
+        self.images.check(request)
         if request.media:
             self._check(request, info)  # before the images, which cost more
         images: tuple[EncodedImage, ...] = ()

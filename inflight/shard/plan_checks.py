@@ -65,6 +65,8 @@ def _media_fault(admission: AdmittedRow, images: Images) -> str | None:
                 f"outside the prompt of {admission.num_prompt} tokens"
             )
         end = span.start + span.count
+        if span.grid is not None and (min(span.grid) < 1 or span.grid[0] * span.grid[1] != span.count):
+            return f"the image at tokens {span.start} to {end - 1} has a grid of {span.grid[0]} by {span.grid[1]}"
         if not span.rows and not span.added and end <= admission.num_cached:
             continue  # its keys are in the cache
         if any(len(rows) != span.count * width for rows in (span.rows, *span.added)):
@@ -74,8 +76,6 @@ def _media_fault(admission: AdmittedRow, images: Images) -> str | None:
             )
         if len(span.added) not in (0, images.layers):
             return f"the image at tokens {span.start} to {end - 1} has rows for {len(span.added)} layers"
-        if span.grid is not None and (min(span.grid) < 1 or span.grid[0] * span.grid[1] != span.count):
-            return f"the image at tokens {span.start} to {end - 1} has a grid of {span.grid[0]} by {span.grid[1]}"
     return None
 
 

@@ -174,6 +174,9 @@ def test_openai(served: Served, wanted: list[str], web: str) -> None:
             chat(DATA[0], "pocket")
         with pytest.raises(openai.UnprocessableEntityError, match="invalid image: "):
             chat("data:image/png;base64,aGVsbG8=")
+        many: Any = [{"role": "user", "content": parts(DATA[0])[:1] * 9}]
+        with pytest.raises(openai.UnprocessableEntityError, match="has 9 images; at most 8 are read"):
+            client.chat.completions.create(model="pocket_vision", messages=many)
         file: Any = [{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}]
         with pytest.raises(openai.BadRequestError, match="stores none"):
             client.responses.create(model="pocket_vision", input=file)

@@ -112,12 +112,11 @@ class LlmMethods(Door):
         limit, size, sees = generator.info.limits.payload_limit, len(body), generator.info.image_placeholder is not None
         instances = _instances(parse_json(body))
         del body  # the instances may take as much again
-        # That a model reads text only is said before the size of its body is.
-        for each in [] if sees else instances:
-            _split(each, "", generator.info)
-        if size > limit:
+        if sees and size > limit:  # before images are decoded
             raise too_large(limit, PAYLOAD_OPTION)
         split = [_split(each, f"instance {index}", generator.info) for index, each in enumerate(instances)]
+        if size > limit:  # of a model that reads text only an image says more than the size does
+            raise too_large(limit, PAYLOAD_OPTION)
         return generator, await _requests(split, generator, streaming)
 
     def _target(self, scope: Scope) -> tuple[str, str] | None:

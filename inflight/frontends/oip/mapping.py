@@ -201,10 +201,12 @@ def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
     return _generation_rows(method, tensors) if method.optional else _rows(method, tensors)
 
 
-def _generation_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> list[Row]:
+def _generation_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
     images = [tensor for tensor in tensors if tensor.name in KEYS]
-    if images and not reads_images(method):
-        raise text_only(method.servable)
+    if not reads_images(method):
+        if images:
+            raise text_only(method.servable)
+        return _rows(method, tensors)
     others = [tensor for tensor in tensors if tensor.name not in KEYS]
     optional = tuple(each for each in method.optional if each[0] != IMAGE)
     inputs = tuple(spec for spec in method.inputs if spec.name != IMAGE)
