@@ -11,7 +11,7 @@ import io
 import math
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -198,14 +198,23 @@ def held_out(scene: Scene) -> bool:
     return zlib.crc32(scene.key.encode()) % 16 == 0
 
 
-def draw_scene(rng: random.Random, validation: bool = False, most: int = LARGEST_COUNT) -> Scene:
+SHARES = (30, 20, 22, 28)
+"""How often each form of a scene is drawn: one shape, several alike, a pair, a digit."""
+STUDIED = (22, 38, 20, 20)
+"""The same while training: counting takes the most practice."""
+
+
+def draw_scene(
+    rng: random.Random, validation: bool = False, most: int = LARGEST_COUNT, shares: Sequence[int] = SHARES
+) -> Scene:
     """A scene of a random form: of the combinations to learn from or, for validation, of those held out.
 
     Args:
         most: things of which there are several.
+        shares: how often each form is drawn.
     """
     while True:
-        form: Form = rng.choices(("shape", "several", "pair", "digit"), (30, 20, 22, 28))[0]
+        form: Form = rng.choices(("shape", "several", "pair", "digit"), shares)[0]
         colour, background = rng.sample(list(COLOURS), 2)
         scene = Scene(form, _LAYOUTS[form](rng, colour, background, most), background)
         if held_out(scene) == validation:

@@ -195,7 +195,7 @@ def _turns(row: Row, turns: list[pictures.Asked]) -> Row:
 
 
 def _show(row: Row, rng: random.Random) -> pictures.Scene:
-    scene = pictures.draw_scene(rng)
+    scene = pictures.draw_scene(rng, shares=pictures.STUDIED)
     picture, masks = pictures.render(scene, rng)
     row.pixels.append(prepare(picture))
     for found, kept in zip(patches(scene, masks), (row.kinds, row.colours, row.covers)):
