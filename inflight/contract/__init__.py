@@ -1,5 +1,16 @@
 """The contracts between rooms: values, tables, generations, grammars, and the plans of steps."""
 
+from inflight.contract.answer import (
+    AnswerForm,
+    AnswerReader,
+    CallArguments,
+    CallBegin,
+    Content,
+    Mark,
+    Part,
+    Reasoning,
+    Thought,
+)
 from inflight.contract.data_uri import media_at, read_base64, read_data_uri
 from inflight.contract.generation import (
     GREEDY,
@@ -62,6 +73,7 @@ from inflight.contract.plan import (
     out_of_range,
     unknown_token,
 )
+from inflight.contract.pooling import Pooled, PoolingInfo
 from inflight.contract.table import Table, chain, join
 from inflight.contract.values import (
     BYTES_CODE,
@@ -95,9 +107,14 @@ __all__ = [
     "STRING_CODE",
     "UNSOUND",
     "AdmittedRow",
+    "AnswerForm",
+    "AnswerReader",
     "Array",
     "CacheSize",
+    "CallArguments",
+    "CallBegin",
     "Chat",
+    "Content",
     "Detail",
     "Embedding",
     "EncodedImage",
@@ -112,13 +129,18 @@ __all__ = [
     "GraphSpec",
     "Grid",
     "ImageInput",
+    "Mark",
     "Media",
     "MediaRows",
     "MethodInfo",
     "ModelFacts",
     "Outcome",
+    "Part",
     "PieceOfText",
+    "Pooled",
+    "PoolingInfo",
     "Range",
+    "Reasoning",
     "Row",
     "Sampling",
     "SamplingDefaults",
@@ -132,6 +154,7 @@ __all__ = [
     "Table",
     "TensorSpec",
     "TextPart",
+    "Thought",
     "Token",
     "TokenInfo",
     "ToolFormat",

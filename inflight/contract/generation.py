@@ -13,14 +13,17 @@ import msgspec
 
 from inflight.admission import Admission
 from inflight.config import IMAGE_PAYLOAD_LIMIT, PAYLOAD_LIMIT, Limits, Policy, VisionConfig
+from inflight.contract.answer import AnswerForm, Thought
 from inflight.contract.grammar import Grammar
 from inflight.contract.media import Media
 from inflight.contract.plan import Sampling
+from inflight.contract.pooling import Pooled, PoolingInfo
 from inflight.errors import InflightError
 
 GREEDY = Sampling()
 POLICY = Policy()
 VISION = VisionConfig()
+PLAIN_ANSWER = AnswerForm()
 
 
 class FinishReason(str, enum.Enum):
@@ -51,7 +54,10 @@ class GenerationRequest:
         tenant: requests share cached prompt blocks only with the same tenant.
         grammar: every generated text matches it; a text that ends at its token limit is a prefix of one that matches.
         adapter: name of the LoRA adapter to apply; None: the base model.
+        thought: how the answer's thought is bounded; None: the whole text is the answer.
         embed: report the prompt's vector in `Finish`. One token is generated with it and has no meaning.
+        pooled: with `embed`: what is computed of the text.
+        pair: with `embed`: the second text of a pair, which the tokenizer joins to `prompt`.
         prompt_name: for embeddings: name of the model's prompt that is put before the text; None: the default one.
         cut: for embeddings of a text over the model's length: True truncates it, False refuses it, None follows the
             setting in the model's folder.
@@ -74,7 +80,10 @@ class GenerationRequest:
     grammar: Grammar | None = None
     adapter: str | None = None
     fit: bool = False
+    thought: Thought | None = None
     embed: bool = False
+    pooled: Pooled = "embed"
+    pair: str | None = None
     prompt_name: str | None = None
     cut: bool | None = None
     media: tuple[Media, ...] = ()
@@ -139,7 +148,7 @@ class Finish:
         generated: number of generated tokens, the end-of-sequence token included.
         stop: the stop text that ended it.
         inference: seconds from the first step to the last token.
-        embedding: float32 values of the prompt's vector, if it was requested.
+        embedding: what was computed of a text, in the form that `Pooled` says, if it was requested.
     """
 
     reason: FinishReason
@@ -218,6 +227,8 @@ class GeneratorInfo:
         unit_vectors: its vectors have length 1.
         generates: it generates text; False for encoders.
         tool_format: how the model writes tool calls; None: its template does not support tools.
+        answer: how the model writes thoughts and calls.
+        pooling: what it computes of whole texts; None: it only generates.
         loaded: False until the model has been loaded; `limits` are not valid before, and requests are refused.
         commit: of the hub's repository, for a model that was fetched from there.
         compute_type: as in `GeneratorConfig`.
@@ -240,6 +251,8 @@ class GeneratorInfo:
     unit_vectors: bool = True
     generates: bool = True
     adapters: tuple[str, ...] = ()
+    answer: AnswerForm = PLAIN_ANSWER
+    pooling: PoolingInfo | None = None
     loaded: bool = True
     commit: str | None = None
     compute_type: str | None = None

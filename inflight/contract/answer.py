@@ -1,0 +1,115 @@
+"""The parts of an answer - thoughts, text, calls of tools - and the form in which a model writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from inflight.contract.generation import Finish, Token
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A text that begins or ends a part of an answer.
+
+    Attributes:
+        id: its token, if the mark is one added token of the vocabulary, special or not: it is then recognised by the
+            token, and the same characters written with other tokens are text. None: it is recognised in the text.
+    """
+
+    text: str
+    id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """How a model writes its answers, found in its folder once.
+
+    Attributes:
+        calls: name of the form of tool calls; None: its chat template does not support tools.
+        thoughts: name of the form of thoughts; None: it does not think aloud.
+        marks: the marks of both forms.
+        template: the checkpoint's own `response_template` as JSON text, which takes precedence over both names.
+    """
+
+    calls: str | None = None
+    thoughts: str | None = None
+    marks: tuple[Mark, ...] = ()
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """What the engine knows of a request's thought: a grammar, stop texts and forced calls apply behind it.
+
+    Attributes:
+        open: the mark with which the model opens a thought, if it writes one; None: the prompt has opened it already.
+        close: the mark that ends it.
+        forced: tokens that are written where the budget is used up: the closing mark and what leads to the answer.
+        budget: most tokens of the thought, the marks not counted; None: no limit.
+        stops: stop texts also end the generation inside the thought.
+    """
+
+    open: Mark | None
+    close: Mark
+    forced: tuple[int, ...] = ()
+    budget: int | None = None
+    stops: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of the thought."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A piece of the visible text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallBegin:
+    """The beginning of call number `index`, of this function."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """The next piece of the JSON of a call's arguments."""
+
+    index: int
+    text: str
+
+
+Part = Reasoning | Content | CallBegin | CallArguments
+
+
+class AnswerReader(Protocol):
+    """Separates an answer into its parts while it arrives. One reader serves one generation.
+
+    White space around thoughts and calls belongs to no part. Text that may still become a mark is held back, nothing
+    else is.
+    """
+
+    @property
+    def calls(self) -> int:
+        """Number of calls that have begun."""
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of the thought so far, its marks included."""
+
+    def feed(self, token: Token) -> Sequence[Part]:
+        """The parts that are certain with the next token."""
+
+    def finish(self, finish: Finish) -> Sequence[Part]:
+        """The rest, after the last token."""
