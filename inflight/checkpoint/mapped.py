@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
+AHEAD = 1 << 25
+"""Bytes behind those that are needed soon which the system reads too, while these are used: files list tensors in about
+the order in which a model takes them."""
 
 
 class MappedFile:
@@ -41,8 +44,8 @@ class MappedFile:
         return self._map
 
     def expect(self, start: int, size: int) -> None:
-        """Advises the system that these bytes are needed soon, so that it reads them in large pieces."""
-        self._advise("MADV_WILLNEED", start, size)
+        """Advises the system that these bytes are needed soon, so that it reads them, and `AHEAD`, in large pieces."""
+        self._advise("MADV_WILLNEED", start, size + AHEAD)
 
     def release(self, start: int, size: int) -> None:
         """Advises the system that these bytes are not needed now."""

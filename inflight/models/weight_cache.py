@@ -7,11 +7,16 @@ the packed bytes that the header lists, each at a multiple of 64.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import json
+import logging
 import mmap
 import os
+import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +28,18 @@ from inflight.checkpoint import ModelFolder
 from inflight.kernels import Bytes, Format, NativeProgram, Packed, PackedBytes, Precision
 from inflight.tensors import Floats, widened
 
+log = logging.getLogger("inflight")
+
 VERSION = 2
 """Version of the layout of packed weights and of this file. Another version has another file name."""
 MAGIC = b"inflpack"
 ALIGN = 64
+WRITTEN_AT_ONCE = 1 << 28
+"""Bytes of packed weights up to which a start waits until they are written; more are written behind it."""
+PART = 1 << 24
+"""Bytes that are written at a time."""
+NICE = 10
+"""Added to the niceness of the thread that writes, on Linux: the first requests come first."""
 _EMPTY: Bytes = np.empty(0, np.uint8)
 
 
@@ -122,21 +135,87 @@ def cache_path(folder: Path, model: ModelFolder, settings: Sequence[str]) -> Pat
     return folder / f"{model.name}-{digest.hexdigest()[:32]}.packed"
 
 
-def write_cache(
-    path: Path,
-    program: NativeProgram,
-    products: Mapping[str, Sequence[PackedProduct]],
-    norms: Mapping[str, Floats],
-) -> None:
-    """Writes packed weights to a temporary file, and renames it when it is complete.
+class CacheWriter:
+    """Keeps packed weights in a file: while the model starts, or, where they are large, behind its start.
+
+    A file that cannot be written is a warning. One that is not complete when the process ends is given up.
 
     Args:
         products: by name; several if a name's tensors have several formats.
         norms: their weights, by name.
 
-    Raises:
-        OSError: the file cannot be written.
+    Attributes:
+        stopping: the file is given up.
     """
+
+    def __init__(
+        self,
+        path: Path,
+        program: NativeProgram,
+        products: Mapping[str, Sequence[PackedProduct]],
+        norms: Mapping[str, Floats],
+    ) -> None:
+        self._path = path
+        self._program = program  # owns the memory
+        self._header, self._pieces = _listed(program, products, norms)
+        self.stopping = False
+        self._thread = threading.Thread(target=self._keep, args=(NICE,), name="packed-cache", daemon=True)
+        if program.bytes <= WRITTEN_AT_ONCE:
+            self._keep(0)
+            return
+        # `stop` runs before the interpreter ends, so that the temporary file is removed.
+        atexit.register(self.stop)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Waits until the file is written."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def stop(self) -> None:
+        """Gives up a file that is not complete."""
+        self.stopping = True
+        self.join()
+
+    def _keep(self, nice: int) -> None:
+        if nice and sys.platform == "linux":  # elsewhere the whole process would be nicer
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("packed weights cannot be kept in '%s': %s", self._path.parent, error)
+        finally:
+            self._pieces = []
+            atexit.unregister(self.stop)
+
+    def _write(self) -> None:
+        """Writes a temporary file, and renames it when it is complete.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self._path.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(MAGIC + len(self._header).to_bytes(8, "little") + self._header)
+                file.write(bytes(_aligned(file.tell()) - file.tell()))
+                for piece in self._pieces:
+                    for begin in range(0, len(piece), PART):
+                        if self.stopping:
+                            return
+                        file.write(piece[begin : begin + PART].data)
+                    file.write(bytes(_aligned(len(piece)) - len(piece)))
+            os.replace(temporary, self._path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _listed(
+    program: NativeProgram, products: Mapping[str, Sequence[PackedProduct]], norms: Mapping[str, Floats]
+) -> tuple[bytes, list[Bytes]]:
+    """The header of a file, and the pieces that it lists. Those of products are the program's own memory."""
     pieces: list[Bytes] = []
     position = 0
 
@@ -158,20 +237,7 @@ def write_cache(
             entries[_key(name, index)] = asdict(entry)
     for name, weight in norms.items():
         entries[name] = asdict(_Entry(None, put(floats(weight)), (0, 0), (0, 0)))
-    header = json.dumps(entries).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + len(header).to_bytes(8, "little") + header)
-            file.write(bytes(_aligned(file.tell()) - file.tell()))
-            for piece in pieces:
-                file.write(piece.data)
-                file.write(bytes(_aligned(len(piece)) - len(piece)))
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    return json.dumps(entries).encode(), pieces
 
 
 def _key(name: str, index: int) -> str:

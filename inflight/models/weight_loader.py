@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,10 +12,8 @@ import numpy as np
 from inflight.checkpoint import Weights, floats_into
 from inflight.kernels import BLOCK_TYPES, NativeProgram, Precision
 from inflight.models.decoder_tensors import DecoderTensors, Piece
-from inflight.models.weight_cache import PackedProduct, write_cache
+from inflight.models.weight_cache import CacheWriter, PackedProduct
 from inflight.tensors import Blocks, Floats, Quantised, Weight, stack
-
-log = logging.getLogger("inflight")
 
 
 class WeightLoader(Protocol):
@@ -44,7 +41,7 @@ class CheckpointLoader:
     Args:
         tensors: which tensors of the checkpoint a weight consists of.
         dtype: of weights that are floats, and of those whose format the engine does not have.
-        cache: the file to which the packed weights are written at the end; None: none is written.
+        cache: the file to which the packed weights are written at the end (`CacheWriter`); None: none is written.
     """
 
     def __init__(
@@ -124,12 +121,8 @@ class CheckpointLoader:
         return floats
 
     def finish(self, program: NativeProgram) -> None:
-        if self._cache is None:
-            return
-        try:
-            write_cache(self._cache, program, self._products, self._norms)
-        except OSError as error:
-            log.warning("packed weights cannot be kept in '%s': %s", self._cache.parent, error)
+        if self._cache is not None:
+            CacheWriter(self._cache, program, self._products, self._norms)
 
 
 def _format(weight: Weight) -> tuple[Any, ...]:

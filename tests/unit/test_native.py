@@ -8,6 +8,7 @@ import platform
 import random
 import re
 import shutil
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -36,7 +37,7 @@ from inflight.kernels import (
     native_reason,
     top_k,
 )
-from inflight.models import load_model
+from inflight.models import load_model, weight_cache
 from inflight.models.native import NativeDecoder
 from inflight.nn import to_array, to_tensor
 from inflight.tensors import Quantised, quantise
@@ -323,6 +324,38 @@ def test_packed_weights_are_kept_and_used_again(folders: dict[str, Path], tmp_pa
             assert file.stat().st_size > damage
     assert logprobs(folders[NAMES[3]], prompts, 4, **{**changes, "quantize": "none"}) != fresh
     assert len(list(cache.iterdir())) == 2
+
+
+def test_large_packed_weights_are_kept_behind_the_start(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is the same as one that is written at once; a process that ends meanwhile leaves nothing."""
+    changes: dict[str, Any] = {"quantize": "int8", "dtype": "bfloat16"}
+    logprobs(folders[NAMES[1]], some_prompts(6, 1), 1, packed_cache=tmp_path / "at once", **changes)
+    [wanted] = (tmp_path / "at once").iterdir()
+    writers: list[weight_cache.CacheWriter] = []
+    monkeypatch.setattr(weight_cache, "WRITTEN_AT_ONCE", 0)
+    monkeypatch.setattr(weight_cache.atexit, "register", lambda stop: writers.append(stop.__self__))
+    logprobs(folders[NAMES[1]], some_prompts(6, 1), 1, packed_cache=tmp_path / "behind", **changes)
+    writers[0].join()
+    [file] = (tmp_path / "behind").iterdir()
+    assert (file.name, file.read_bytes()) == (wanted.name, wanted.read_bytes())
+
+    open_file, ending = weight_cache.tempfile.mkstemp, threading.Event()
+
+    def late(**arguments: Any) -> tuple[int, str]:
+        opened = open_file(**arguments)
+        assert ending.wait(60)
+        return opened
+
+    monkeypatch.setattr(weight_cache.tempfile, "mkstemp", late)
+    logprobs(folders[NAMES[1]], some_prompts(6, 1), 1, packed_cache=tmp_path / "given up", **changes)
+    stopped = threading.Thread(target=writers[1].stop)
+    stopped.start()
+    until(lambda: writers[1].stopping)
+    ending.set()
+    stopped.join(60)
+    assert list((tmp_path / "given up").iterdir()) == []
 
 
 def test_what_cannot_run_on_it_runs_on_torch(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
