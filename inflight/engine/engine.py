@@ -300,7 +300,7 @@ class Engine:
         began = time.perf_counter()
         try:
             prompt = await self._intake.prompt(request, self._info)
-            grammar = await self._intake.grammar(request, self._info)
+            follower = await self._intake.follower(request, self._info)
             if self._stopping:
                 raise Unavailable("the server stops")
             sequence = self._intake.sequence(request, prompt, self._info, steps.scheduler)
@@ -311,7 +311,7 @@ class Engine:
             self._arriving -= 1
         if self._metrics is not None:
             self._metrics.generations.admitted(time.perf_counter() - began, sequence.stop_at - sequence.num_prompt)
-        return steps.streams.open(request, sequence, grammar)
+        return steps.streams.open(request, sequence, follower)
 
     def _turned_away(self) -> None:
         if self._metrics is not None:

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 
-from inflight.contract import Grammar
+from inflight.contract import Grammar, Thought
 from inflight.errors import InflightError, InvalidRequest, ModelError
-from inflight.text import GrammarCompiler, Matcher, Tokenizer
+from inflight.text import GrammarCompiler, Matcher, ThoughtMatcher, Tokenizer, thought_matcher
 
 COMPILE_TIMEOUT = 10.0
 """Seconds after which a grammar is refused as too complex. The thread that compiles it ends by its own budget."""
 COMPILERS = 2
 """Threads that compile, so that a slow grammar does not hold up the next one."""
 
+Follower = Matcher | ThoughtMatcher
+"""Follows one generation and says which tokens may come next."""
 Masked = Callable[[list[bytes | InflightError]], None]
 
 
@@ -28,23 +30,34 @@ class Grammars:
         self._compile_threads = ThreadPoolExecutor(COMPILERS, "grammar-compile")
         self._mask_thread = ThreadPoolExecutor(1, "grammar-mask")
 
-    async def open(self, grammar: Grammar, vocab_size: int) -> tuple[Matcher, bytes]:
+    async def open(
+        self, grammar: Grammar | None, vocab_size: int, thought: Thought | None = None
+    ) -> tuple[Follower, bytes]:
         """Compiles a grammar to a matcher for one generation and the mask of its first token.
 
         Args:
+            grammar: None: the text is free, and only its thought is followed.
             vocab_size: number of logits of the model; the same in every call.
+            thought: the grammar binds what stands behind it.
 
         Raises:
             InvalidRequest: the grammar is wrong, or takes too long to compile.
         """
         loop = asyncio.get_running_loop()
+        if grammar is None:
+            assert thought is not None
+            follower = thought_matcher(thought, self._tokenizer, vocab_size)
+            return follower, follower.start()
         if self._compiler is None:
             self._compiler = loop.run_in_executor(self._compile_threads, self._tokenizer.grammars, vocab_size)
         compiler = await asyncio.shield(self._compiler)
 
-        def compile() -> tuple[Matcher, bytes]:
+        def compile() -> tuple[Follower, bytes]:
             matcher = compiler.compile(grammar)
-            return matcher, matcher.mask()
+            if thought is None:
+                return matcher, matcher.mask()
+            follower = thought_matcher(thought, self._tokenizer, vocab_size, matcher, compiler)
+            return follower, follower.start()
 
         work = loop.run_in_executor(self._compile_threads, compile)
         try:
@@ -54,7 +67,7 @@ class Grammars:
                 f"the grammar was not compiled within {COMPILE_TIMEOUT:g} seconds; make it simpler"
             ) from None
 
-    def advance(self, steps: Items[tuple[Matcher, int]], done: Masked) -> None:
+    def advance(self, steps: Items[tuple[Follower, int]], done: Masked) -> None:
         """Advances each matcher by its token and calls `done` on the loop with the masks that follow, in order."""
         future = asyncio.get_running_loop().run_in_executor(self._mask_thread, _masks, steps)
         future.add_done_callback(lambda work: None if work.cancelled() else done(work.result()))
@@ -64,7 +77,7 @@ class Grammars:
         self._mask_thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _masks(steps: Items[tuple[Matcher, int]]) -> list[bytes | InflightError]:
+def _masks(steps: Items[tuple[Follower, int]]) -> list[bytes | InflightError]:
     masks: list[bytes | InflightError] = []
     for matcher, token in steps:
         try:

@@ -11,11 +11,11 @@ from inflight.contract import EncodedImage, GenerationRequest, GeneratorInfo, Sp
 from inflight.engine.async_tokenizer import LONG, AsyncTokenizer
 from inflight.engine.checks import token_ids
 from inflight.engine.embedding import Embedder
-from inflight.engine.grammars import Grammars
+from inflight.engine.grammars import Follower, Grammars
 from inflight.engine.images import Images, Prompt, truncated
 from inflight.errors import OVERLOADED, InvalidRequest, Overloaded
 from inflight.sched import Scheduler, Sequence
-from inflight.text import Matcher, Tokenizer
+from inflight.text import Tokenizer
 
 LONGEST_TEXT = 16
 """Characters per token, the upper limit of a text's average: longer texts are refused before they are encoded."""
@@ -101,17 +101,21 @@ class Intake:
         self._tokenizer.check(tokens, info.vocab_size)
         return Prompt(tokens, spans, images)
 
-    async def grammar(self, request: GenerationRequest, info: GeneratorInfo) -> tuple[Matcher, bytes] | None:
-        """Compiles the request's grammar to a matcher and the mask of the first token; None without a grammar.
+    async def follower(self, request: GenerationRequest, info: GeneratorInfo) -> tuple[Follower, bytes] | None:
+        """Compiles the request's grammar and the rule of its thought to what follows the generation, and the mask of
+        the first token; None where neither says anything about a token.
 
         Raises:
             InvalidRequest: the grammar is wrong, or this server allows none.
         """
+        thought = request.thought
         if request.grammar is None:
-            return None
+            if thought is None or (thought.budget is None and (thought.stops or not request.stop)):
+                return None
+            return await self._grammars.open(None, info.vocab_size, thought)
         if not self._allows_grammars:
             raise InvalidRequest("this server was started without support of grammars; leave it out")
-        return await self._grammars.open(request.grammar, info.vocab_size)
+        return await self._grammars.open(request.grammar, info.vocab_size, thought)
 
     def sequence(
         self, request: GenerationRequest, prompt: Prompt, info: GeneratorInfo, scheduler: Scheduler
@@ -146,7 +150,6 @@ class Intake:
             new,
             priority=request.priority,
             tenant=request.tenant,
-            lockstep=request.grammar is not None,
             adapter=_adapter(request.adapter, info.adapters),
             spans=prompt.spans,
             images=prompt.images,

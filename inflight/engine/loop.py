@@ -12,14 +12,13 @@ from inflight.config import Policy
 from inflight.contract import StepPlan, StepResult
 from inflight.engine.checks import failures
 from inflight.engine.executor import Executor, RanksKilled
-from inflight.engine.grammars import Grammars
+from inflight.engine.grammars import Follower, Grammars
 from inflight.engine.recovery import Recovery
 from inflight.engine.stream import Stream
 from inflight.engine.streams import Streams
 from inflight.errors import InflightError, ModelError, WorkerLost
 from inflight.metrics import Metrics
 from inflight.sched import Scheduler
-from inflight.text import Matcher
 
 log = logging.getLogger("inflight")
 
@@ -226,7 +225,7 @@ class StepLoop:
                 stream.fail(error)
                 self.streams.close(stream)
         logprobs, tops = result.logprobs, result.top
-        masked: list[tuple[Stream, Matcher, int]] = []
+        masked: list[tuple[Stream, Follower, int]] = []
         for sequence, token, index in self.scheduler.apply(result):
             stream = self.streams.get(sequence.id)
             if stream is None or stream.finished:
@@ -236,15 +235,15 @@ class StepLoop:
             stream.embedding = result.embeddings.get(sequence.id, stream.embedding)
             if stream.push(token, logprob, tops.get(sequence.id, ())):
                 self.scheduler.finish(sequence.id)
-            elif stream.matcher is not None:
-                masked.append((stream, stream.matcher, token))
+            elif stream.follower is not None and sequence.mask is None:
+                masked.append((stream, stream.follower, token))
         if masked:
             self._mask(masked)
         if self._metrics is not None and flight.method != "pulse":
             host = time.perf_counter() - began
             self._metrics.generations.step(flight.method, began - flight.submitted, result.seconds, host)
 
-    def _mask(self, masked: list[tuple[Stream, Matcher, int]]) -> None:
+    def _mask(self, masked: list[tuple[Stream, Follower, int]]) -> None:
         """Computes the masks of the next tokens of these rows, off the event loop; until then the rows are on hold."""
 
         def done(masks: list[bytes | InflightError]) -> None:
@@ -256,4 +255,4 @@ class StepLoop:
                     stream.sequence.mask = mask
             self._wake.set()
 
-        self._grammars.advance([(matcher, token) for _, matcher, token in masked], done)
+        self._grammars.advance([(follower, token) for _, follower, token in masked], done)

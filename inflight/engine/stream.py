@@ -9,9 +9,10 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 from inflight.contract import Event, Finish, FinishReason, GenerationRequest, Span, Start, Token, TokenInfo
+from inflight.engine.grammars import Follower
 from inflight.errors import Cancelled, InflightError
 from inflight.sched import Sequence
-from inflight.text import Matcher, TextTail, Tokenizer
+from inflight.text import TextTail, Tokenizer
 
 
 class Stream:
@@ -24,7 +25,7 @@ class Stream:
 
     Attributes:
         finished: the last event was added; nothing more may be pushed.
-        matcher: the state of the request's grammar; None without a grammar.
+        follower: the state of the request's grammar and thought; None where neither says anything about a token.
         embedding: float32 values of the prompt's vector, once they are computed.
     """
 
@@ -38,7 +39,7 @@ class Stream:
         self.request = request
         self.sequence = sequence
         self.finished = False
-        self.matcher: Matcher | None = None
+        self.follower: Follower | None = None
         self.embedding: bytes | None = None
         self._on_end = on_end
         self._tokenizer = tokenizer
@@ -67,9 +68,14 @@ class Stream:
         if not self._told_start:
             self._told_start = True
             self._events.append(self._start())
-        tokenizer = self._tokenizer
-        ends = not self.request.ignore_eos or self.matcher is not None
-        text, shown, special, reason = self._tail.add(id, ends, len(self.sequence.tokens) >= self.sequence.stop_at)
+        tokenizer, sequence, follower = self._tokenizer, self.sequence, self.follower
+        ends, stops = not self.request.ignore_eos, True
+        if follower is not None:
+            sequence.mask, stops = follower.take(id), follower.stops
+            sequence.lockstep_at = sequence.num_prompt + follower.ahead
+            ends = follower.bound if self.request.grammar is not None else ends
+        last = len(sequence.tokens) >= sequence.stop_at
+        text, shown, special, reason = self._tail.add(id, ends, last, stops)
         named = tuple(
             TokenInfo(token, tokenizer.token_text(token), value, tokenizer.is_special(token)) for token, value in top
         )

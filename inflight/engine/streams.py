@@ -8,10 +8,11 @@ from collections.abc import Sequence as Items
 
 from inflight.admission import Admission
 from inflight.contract import GenerationRequest
+from inflight.engine.grammars import Follower
 from inflight.engine.stream import Stream
 from inflight.errors import InflightError
 from inflight.sched import Scheduler, Sequence
-from inflight.text import Matcher, Tokenizer
+from inflight.text import Tokenizer
 
 UNREAD = 1 << 17
 """Tokens of ended requests that may wait for slow readers. Above this the oldest such streams lose their events."""
@@ -50,15 +51,16 @@ class Streams:
     def all(self) -> Items[Stream]:
         return list(self._streams.values())
 
-    def open(self, request: GenerationRequest, sequence: Sequence, grammar: tuple[Matcher, bytes] | None) -> Stream:
+    def open(self, request: GenerationRequest, sequence: Sequence, follower: tuple[Follower, bytes] | None) -> Stream:
         """Opens the stream of an admitted request and gives its sequence to the scheduler.
 
         Args:
-            grammar: the request's matcher and the mask of its first token.
+            follower: follows the request's grammar and thought; with the mask of the first token.
         """
         stream = Stream(request, sequence, self._tokenizer, self._ended)
-        if grammar is not None:
-            stream.matcher, sequence.mask = grammar
+        if follower is not None:
+            stream.follower, sequence.mask = follower
+            sequence.lockstep, sequence.lockstep_at = True, sequence.num_prompt + stream.follower.ahead
         self._streams[sequence.id] = stream
         self.idle.clear()
         self._scheduler.add(sequence)

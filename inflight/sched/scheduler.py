@@ -488,7 +488,7 @@ class Scheduler:
     def _sample(self, row: Sequence, draft: _Draft) -> None:
         """Makes the plan sample the row's next token."""
         row.pending += 1
-        if row.mask is not None:
+        if row.mask:
             draft.masks.append((row.id, row.mask))  # the row keeps it until its token is known, for a plan after a loss
 
     def _turn(self, sequence: Sequence) -> None:

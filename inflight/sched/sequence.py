@@ -32,7 +32,8 @@ class Sequence:
         num_prompt: number of prompt tokens.
         stop_at: number of known tokens at which it ends.
         lockstep: it follows a grammar, so a step needs its last token on the host, and then `mask`.
-        mask: the tokens that may come next, if `lockstep`; None while they are not known.
+        lockstep_at: with `lockstep`, only from this number of known tokens on.
+        mask: the tokens that may come next, if `lockstep`; None while they are not known, empty where all may.
         adapter: number of its LoRA adapter; 0: none.
         spans: runs of prompt tokens whose embeddings come from images, by position.
         images: of the spans. The scheduler drops them when the request is finished.
@@ -56,6 +57,7 @@ class Sequence:
         "id",
         "images",
         "lockstep",
+        "lockstep_at",
         "lost_at",
         "mask",
         "num_prompt",
@@ -96,6 +98,7 @@ class Sequence:
         self.priority = priority
         self.tenant = tenant
         self.lockstep = lockstep
+        self.lockstep_at = 0
         self.mask: bytes | None = None
         self.adapter = adapter
         self.spans = spans
@@ -122,7 +125,9 @@ class Sequence:
     @property
     def waits(self) -> bool:
         """Whether it cannot sample yet, because its last token or the mask of the next one is not known."""
-        return self.lockstep and (self.pending > 0 or self.mask is None)
+        if not self.lockstep or len(self.tokens) + self.pending < self.lockstep_at:
+            return False
+        return self.pending > 0 or self.mask is None
 
     @property
     def suspect(self) -> bool:

@@ -8,9 +8,10 @@ process does not load, starts without compiling an automaton first, and limits t
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from inflight.contract import JSON_OPTIONS, Grammar
@@ -30,11 +31,25 @@ class Matcher:
 
     Args:
         sayable: number of tokens that the model's logits cover, if the tokenizer has more.
+
+    Attributes:
+        ahead, bound, stops: as in `ThoughtMatcher`: the grammar binds from the first token on.
     """
+
+    ahead = 0
+    bound = stops = True
 
     def __init__(self, matcher: llguidance.LLMatcher, sayable: int | None = None) -> None:
         self._matcher = matcher
         self._sayable = sayable
+
+    def copy(self) -> Matcher:
+        """A matcher in the same state that goes on by itself."""
+        return Matcher(self._matcher.deep_copy(), self._sayable)
+
+    def take(self, token: int) -> bytes | None:
+        """None: for every token `advance` and `mask` are to be called, see `ThoughtMatcher`."""
+        return None
 
     def mask(self) -> bytes:
         """The tokens that may come next: one bit per token, lowest bit of the first byte first.
@@ -56,6 +71,10 @@ class Matcher:
         """Continues the generation with this token."""
         self._matcher.consume_token(token)
 
+    def accepts(self, token: int) -> bool:
+        """Continues with this token if it may come next; returns False, and changes nothing, if it may not."""
+        return bool(self._matcher.try_consume_tokens([token]) == 1)
+
     @property
     def complete(self) -> bool:
         """Whether the text so far is a complete text of the grammar."""
@@ -75,6 +94,7 @@ class GrammarCompiler:
     def __init__(self, tokenizer_json: str, vocab_size: int, eos_ids: Sequence[int], known: int = 0) -> None:
         import llguidance
 
+        self._added = _added(tokenizer_json)
         self._eos_ids = [id for id in eos_ids if 0 <= id < vocab_size]
         self._sayable = vocab_size if known > vocab_size else None
         self._tokenizer = llguidance.LLTokenizer(
@@ -82,6 +102,10 @@ class GrammarCompiler:
         )
         self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
+
+    def begins(self, text: str) -> Matcher:
+        """A matcher of all texts that begin with this one, behind a little white space."""
+        return self.compile(Grammar("lark", f"start: /\\s{{0,4}}/ {written(text, self._added)} /(?s:.*)/\n"))
 
     def compile(self, grammar: Grammar) -> Matcher:
         """A matcher at the start of its text. Takes microseconds to a second; call it off the event loop.
@@ -125,6 +149,22 @@ def _source(grammar: Grammar) -> str:
         return str(llguidance.LLMatcher.grammar_from_lark(grammar.value))
     except Exception as error:  # the library raises whatever its parts do
         raise InvalidRequest(f"the {grammar.kind} grammar cannot be read: {_first_line(str(error))}") from error
+
+
+def written(text: str, added: Mapping[str, int]) -> str:
+    """A text in llguidance's dialect of Lark.
+
+    Args:
+        added: the added tokens of the vocabulary with their ids. llguidance takes each for a special one, which a
+            literal cannot be: they are named by id.
+    """
+    marks = [mark for mark in sorted(added, key=len, reverse=True) if mark and mark in text]
+    pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text) if marks else [text]
+    return " ".join(f"<[{added[piece]}]>" if piece in added else json.dumps(piece) for piece in pieces if piece)
+
+
+def _added(tokenizer_json: str) -> dict[str, int]:
+    return {token["content"]: token["id"] for token in json.loads(tokenizer_json).get("added_tokens", ())}
 
 
 def _any(mask: bytes, count: int) -> bool:

@@ -29,12 +29,13 @@ class TextTail:
         self._parts: list[str] = []
         self.hit: str | None = None
 
-    def add(self, id: int, ends: bool, last: bool) -> tuple[str, str, bool, FinishReason | None]:
+    def add(self, id: int, ends: bool, last: bool, stops: bool = True) -> tuple[str, str, bool, FinishReason | None]:
         """Takes the next token.
 
         Args:
             ends: end-of-sequence tokens end the generation; false for requests that ignore them.
             last: no further token may follow.
+            stops: look for stop texts in its text.
 
         Returns:
             The token's text, the text that can be shown now, whether the token is special, and the reason if the
@@ -43,7 +44,9 @@ class TextTail:
         tokenizer = self._tokenizer
         special = tokenizer.is_special(id)
         text = self._detokenizer.add(id)
-        shown, hit = ("", None) if special else self._stops.add(text)
+        shown, hit = "", None
+        if not special:
+            shown, hit = self._stops.add(text) if stops else (self._stops.finish() + text, None)
         if shown:
             self._parts.append(shown)
         reason = FinishReason.LENGTH if last else None
