@@ -6,6 +6,7 @@
     │   ├── TemplateError     the chat template is missing or refused the messages
     │   └── ToolError         tools, or the choice among them, that cannot be
     ├── NotFound              no such servable, version or method
+    ├── Unauthorized          the API key is missing or wrong
     ├── Overloaded            a bounded queue is full; try again later
     ├── DeadlineExceeded      the time the caller gave is over
     ├── Cancelled             the caller left
@@ -42,6 +43,13 @@ class OpenAi(NamedTuple):
     code: str | None = None
 
 
+class Anthropic(NamedTuple):
+    """An error in Anthropic's interface."""
+
+    status: int
+    type: str
+
+
 class InflightError(RuntimeError):
     """Base of the tree. The class attributes are the only table of every protocol's codes.
 
@@ -50,7 +58,7 @@ class InflightError(RuntimeError):
         http_status: in protocols without a table of their own: MindSpore Serving's, the Open Inference Protocol.
         mindspore_code: `error_code` of MindSpore Serving's gRPC.
         cause: label of this server's own metrics.
-        tgi, openai: status and words in those protocols.
+        tgi, openai, anthropic: status and words in those protocols.
         failure: label of TGI's metrics, and `error_type` in OpenAI's answers for TGI's clients.
     """
 
@@ -60,6 +68,7 @@ class InflightError(RuntimeError):
     cause: ClassVar[str] = "internal"
     tgi: Tgi = Tgi(424, "generation", "Request failed during generation: {}")
     openai: OpenAi = OpenAi(500, "server_error")
+    anthropic: Anthropic = Anthropic(500, "api_error")
     failure: ClassVar[str] = "generation"
 
     @property
@@ -74,6 +83,7 @@ class InvalidRequest(InflightError):
     cause = "invalid"
     tgi = Tgi(422, "validation", "Input validation error: {}")
     openai = OpenAi(422, "invalid_request_error")
+    anthropic = Anthropic(400, "invalid_request_error")
     failure = "validation"
 
 
@@ -83,6 +93,7 @@ class TooLarge(InvalidRequest):
     cause = "too_large"
     tgi = Tgi(413, "validation")
     openai = OpenAi(413, "invalid_request_error")
+    anthropic = Anthropic(413, "request_too_large")
 
 
 class TemplateError(InvalidRequest):
@@ -101,6 +112,18 @@ class NotFound(InflightError):
     cause = "not_found"
     tgi = Tgi(404, "validation")
     openai = OpenAi(404, "invalid_request_error", "model_not_found")
+    anthropic = Anthropic(404, "not_found_error")
+    failure = "validation"
+
+
+class Unauthorized(InflightError):
+    grpc_code = 16
+    http_status = 401
+    mindspore_code = 2
+    cause = "unauthorized"
+    tgi = Tgi(401, "authentication")
+    openai = OpenAi(401, "invalid_request_error", "invalid_api_key")
+    anthropic = Anthropic(401, "authentication_error")
     failure = "validation"
 
 
@@ -115,6 +138,7 @@ class Overloaded(InflightError):
     cause = "overloaded"
     tgi = Tgi(429, "overloaded", "Model is overloaded")
     openai = OpenAi(429, "overloaded", "rate_limit_exceeded")
+    anthropic = Anthropic(529, "overloaded_error")
     failure = "overloaded"
 
 
@@ -125,6 +149,7 @@ class DeadlineExceeded(InflightError):
     cause = "deadline"
     tgi = Tgi(504, "timeout")
     openai = OpenAi(504, "timeout")
+    anthropic = Anthropic(504, "timeout_error")
 
 
 class Cancelled(InflightError):
@@ -134,6 +159,7 @@ class Cancelled(InflightError):
     cause = "cancelled"
     tgi = Tgi(499, "cancelled")
     openai = OpenAi(499, "cancelled")
+    anthropic = Anthropic(499, "api_error")
 
 
 class ModelError(InflightError):
@@ -163,6 +189,7 @@ class Unavailable(InflightError):
     cause = "unavailable"
     tgi = Tgi(503, "unavailable")
     openai = OpenAi(503, "service_unavailable")
+    anthropic = Anthropic(503, "api_error")
 
 
 class Loading(Unavailable):

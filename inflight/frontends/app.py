@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 
 from inflight.admission import Admission
 from inflight.config import RestConfig
-from inflight.errors import ConfigError
+from inflight.errors import ConfigError, InflightError
+from inflight.frontends.anthropic import AnthropicRest
 from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
 from inflight.frontends.door import UNKNOWN, Door, refuse, unknown_route
@@ -29,6 +31,7 @@ DOORS: tuple[type[Door], ...] = (
     TgiRest,
     CloudRest,
     OpenAiRest,
+    AnthropicRest,
     Operations,
 )
 """Every protocol over HTTP; each lists its `routes`."""
@@ -66,6 +69,7 @@ def http_app(
         tgi,
         CloudRest(backend, tgi, openai, rest),
         openai,
+        AnthropicRest(backend),
         operations,
     )
     for protocol in protocols:
@@ -183,6 +187,15 @@ class HttpApp:
             if generator.admission.full:
                 return generator.admission
         return None
+
+    def refusal(self, scope: Scope, error: InflightError) -> Refusal:
+        """See `EdgeApp`."""
+        try:
+            told = self._door(scope).refusal(error)
+            # Below /model/ errors of requests may have the status 200; a caller without access sees its own.
+            return replace(told, status=error.http_status) if told.status == 200 else told
+        except (MethodNotAllowed, NoSuchRoute):
+            return Refusal(error.http_status, [JSON, *error_headers(error)], error_json(str(error)))
 
     def open(self, scope: Scope) -> bool:
         """Whether a request needs no API key. A POST to an unknown path needs it: without it the answer is 401, not

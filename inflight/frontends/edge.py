@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from inflight.admission import Admission
+from inflight.errors import InflightError, Unauthorized
+from inflight.frontends.door import refuse
 from inflight.wire import (
     Answer,
     Gate,
@@ -14,6 +16,7 @@ from inflight.wire import (
     InlineApp,
     Message,
     Receive,
+    Refusal,
     Scope,
     Send,
     authorized,
@@ -21,6 +24,7 @@ from inflight.wire import (
     respond,
 )
 
+NO_KEY = "this server needs its API key: send the header Authorization: Bearer <key>"
 _EXPOSED = b"x-compute-type, x-compute-time, x-total-time, x-inference-time, x-generated-tokens, x-prompt-tokens"
 _DAY = b"86400"
 
@@ -30,6 +34,9 @@ class EdgeApp(InlineApp, GatedApp, Protocol):
 
     def open(self, scope: Scope) -> bool:
         """Whether a request needs no API key."""
+
+    def refusal(self, scope: Scope, error: InflightError) -> Refusal:
+        """An error in the form of the request's protocol."""
 
 
 class Edge:
@@ -57,7 +64,7 @@ class Edge:
             if allowed:
                 send = _with(send, allowed)
         if self._refused(scope):
-            await respond(send, b"", status=401, headers=[(b"www-authenticate", b"Bearer")])
+            await refuse(send, self._app.refusal(scope, Unauthorized(NO_KEY)))
             return
         await self._app(scope, receive, send)
 
@@ -82,7 +89,7 @@ class Edge:
     def _refused(self, scope: Scope) -> bool:
         if self._api_key is None or self._app.open(scope):
             return False
-        return not authorized(self._api_key, header(scope, b"authorization"))
+        return not authorized(self._api_key, header(scope, b"authorization"), header(scope, b"x-api-key"))
 
     def _allowed(self, origin: bytes) -> list[Header]:
         if self._any:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from inflight.contract import Embedding, GenerationRequest, Generator, Whole, together, whole
-from inflight.errors import InflightError, Loading, NotFound, OpenAi, Tgi
+from inflight.errors import Anthropic, InflightError, Loading, NotFound, OpenAi, Tgi
 from inflight.frontends.base import Backend
 from inflight.wire import MESSAGE_OPTION, Receive, Scope, header, read_body
 
@@ -31,6 +31,7 @@ class PlainError(InflightError):
         self.http_status = status
         self.tgi = Tgi(status, "validation")
         self.openai = OpenAi(status, "invalid_request_error")
+        self.anthropic = Anthropic(400, "invalid_request_error")
 
 
 async def read_struct(

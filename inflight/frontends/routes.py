@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias, TypeVar
 
-from inflight.errors import InflightError, InvalidRequest, NotFound, OpenAi, Overloaded, Tgi, Unavailable
+from inflight.errors import (
+    Anthropic,
+    InflightError,
+    InvalidRequest,
+    NotFound,
+    OpenAi,
+    Overloaded,
+    Tgi,
+    Unauthorized,
+    Unavailable,
+)
 from inflight.wire import Header, Receive, Scope, Send, run_until_disconnect
 
 T = TypeVar("T")
@@ -231,6 +241,7 @@ class MethodNotAllowed(InvalidRequest):
     http_status = 405
     tgi = Tgi(405, "validation")
     openai = OpenAi(405, "invalid_request_error")
+    anthropic = Anthropic(405, "invalid_request_error")
 
     def __init__(self, scope: Scope, allowed: Iterable[str]) -> None:
         self.allowed = [each for verb in sorted(allowed) for each in ((verb, "HEAD") if verb == "GET" else (verb,))]
@@ -247,6 +258,8 @@ def error_headers(error: InflightError) -> list[Header]:
     """Headers beside an error's status: `retry-after`, or `allow`."""
     if isinstance(error, (Overloaded, Unavailable)):
         return [RETRY_AFTER]
+    if isinstance(error, Unauthorized):
+        return [(b"www-authenticate", b"Bearer")]
     if isinstance(error, MethodNotAllowed):
         return [(b"allow", ", ".join(error.allowed).encode())]
     return []

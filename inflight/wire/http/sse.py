@@ -12,7 +12,7 @@ from inflight.wire.http.asgi import Header, Send
 T = TypeVar("T")
 
 KEEP_ALIVE = 15.0
-"""Seconds without an event after which a comment is sent, so that proxies do not close the stream as idle."""
+"""Seconds without an event after which an empty frame is sent, so that proxies do not close the stream as idle."""
 _HEADERS: tuple[Header, ...] = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"))
 DONE = b"[DONE]"
 
@@ -23,8 +23,10 @@ class EventStream:
     `event` waits while the client reads too slowly, so a slow reader delays only its own generation.
     """
 
-    def __init__(self, send: Send, headers: Iterable[Header] = ()) -> None:
+    def __init__(self, send: Send, headers: Iterable[Header] = (), *, idle: bytes = b":\n\n") -> None:
+        """Args: idle: the whole frame that is sent when there was no event for `KEEP_ALIVE` seconds; a comment."""
         self._send = send
+        self._idle = idle
         self._headers = [*_HEADERS, *headers]
         self._loop = asyncio.get_running_loop()
         self._last = 0.0
@@ -52,11 +54,11 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     def _keep_alive(self) -> None:
-        """Sends a comment if the stream was idle. One timer serves the whole stream; it is set again when it fires."""
+        """Sends the idle frame if there was no event. One timer serves the stream; it is set again when it fires."""
         rest = self._last + KEEP_ALIVE - self._loop.time()
         if rest <= 0:
             self._last = self._loop.time()
-            message = {"type": "http.response.body", "body": b":\n\n", "more_body": True}
+            message = {"type": "http.response.body", "body": self._idle, "more_body": True}
             self._comment = self._loop.create_task(self._sent(message))
             rest = KEEP_ALIVE
         self._timer = self._loop.call_later(rest, self._keep_alive)
