@@ -268,13 +268,17 @@ class Server:
         return self._add(RESTFUL, listen, await listen_http(app, listen, allocate=router.fleet.inbox.allocate))
 
     async def _start_grpc(self, listen: ListenConfig) -> str:
+        router = self._running_router()
         app = grpc_app(
-            self._running_router(),
+            router,
             max_message_bytes=listen.max_message_mb << 20,
             api_key=self._config.api_key,
             metrics=self._metrics,
         )
-        return self._add(GRPC, listen, await listen_grpc(app, listen, engine=self._config.grpc_engine))
+        allocate = router.fleet.inbox.allocate
+        return self._add(
+            GRPC, listen, await listen_grpc(app, listen, engine=self._config.grpc_engine, allocate=allocate)
+        )
 
     def _add(self, kind: Kind, listen: ListenConfig, listener: Listener) -> str:
         self._listeners.append(listener)

@@ -3,7 +3,7 @@
 from inflight.wire.access import authorized
 from inflight.wire.address import GRPC, RESTFUL, Kind, parse_address
 from inflight.wire.grpc.app import GrpcApp
-from inflight.wire.grpc.rpc import Go, Rpc, StreamRpc, UnaryRpc, close_replies, peer
+from inflight.wire.grpc.rpc import Encoded, Go, Reply, Rpc, StreamRpc, UnaryRpc, close_replies, peer
 from inflight.wire.grpc.status import NOT_FOUND, UNIMPLEMENTED, GrpcError
 from inflight.wire.http.asgi import (
     JSON,
@@ -40,6 +40,7 @@ __all__ = [
     "App",
     "Body",
     "Disconnected",
+    "Encoded",
     "EventStream",
     "Gate",
     "GatedApp",
@@ -55,6 +56,7 @@ __all__ = [
     "Opened",
     "Receive",
     "Refusal",
+    "Reply",
     "Rpc",
     "Scope",
     "Send",

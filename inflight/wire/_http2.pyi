@@ -1,5 +1,6 @@
 """The native module of the gRPC door: HTTP/2 connections by nghttp2 (`csrc/session.h`)."""
 
+from collections.abc import Callable
 from typing import Any
 
 VERSION: str
@@ -60,10 +61,18 @@ class Limits:
 class Door:
     """What the connections of one listener share."""
 
-    def __init__(self, routes: list[tuple[str, bool]], limits: Limits, keys: bool) -> None:
+    def __init__(
+        self,
+        routes: list[tuple[str, bool]],
+        limits: Limits,
+        keys: bool,
+        place: Callable[[int, bytes, int], memoryview | None] | None = None,
+    ) -> None:
         """Args:
         routes: paths, and whether a call has a stream of requests. Calls name them by index.
         keys: whether calls are told with their `authorization`.
+        place: asked where a large message goes: the call's route, the message's first bytes, its size. It returns
+            a writable buffer of that size, which becomes the message, or None: the message becomes bytes.
         """
 
 class Session:
@@ -99,13 +108,14 @@ class Session:
     def take(self, limit: int, /) -> bytes | None:
         """What is to be sent now, a frame more than `limit` bytes at most; None for nothing."""
 
-    def reply(self, stream: int, message: bytes, /) -> bool:
-        """The whole answer of a call. False where too many bytes wait already; then nothing has been done."""
+    def reply(self, stream: int, message: bytes | list[bytes | memoryview], /) -> bool:
+        """The whole answer of a call, or its parts, one behind the other. False where too many bytes wait already; then
+        nothing has been done."""
 
     def begin(self, stream: int, /) -> None:
         """The head of an answer whose messages follow."""
 
-    def send(self, stream: int, message: bytes, /) -> int:
+    def send(self, stream: int, message: bytes | list[bytes | memoryview], /) -> int:
         """A message of an answer. Gives the bytes that wait; above `high_water`, DRAINED will be told."""
 
     def finish(self, stream: int, status: int, text: bytes, headers: list[tuple[str, str]], /) -> None:

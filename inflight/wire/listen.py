@@ -207,13 +207,19 @@ async def listen_http(
 
 
 async def listen_grpc(
-    app: GrpcApp, config: ListenConfig, *, engine: str = "auto", first_byte_timeout: float = 100.0
+    app: GrpcApp,
+    config: ListenConfig,
+    *,
+    engine: str = "auto",
+    first_byte_timeout: float = 100.0,
+    allocate: Allocate | None = None,
 ) -> Listener:
     """Serves gRPC calls over HTTP/2: prior knowledge, or ALPN `h2` over TLS.
 
     Args:
         engine: the HTTP/2 implementation, one of `inflight.config.GRPC_ENGINES`.
         first_byte_timeout: seconds after which a peer that has sent nothing is cut.
+        allocate: allocates the buffers of large messages, for instance in shared memory. grpcio has its own.
 
     Raises:
         ConfigError: the address or the engine is wrong.
@@ -232,7 +238,7 @@ async def listen_grpc(
     from inflight.wire.grpc.nghttp2_engine import Door, Nghttp2Connection
 
     shared = OpenConnections()
-    door = Door(app, shared, asyncio.get_running_loop(), first_byte_timeout)
+    door = Door(app, shared, asyncio.get_running_loop(), first_byte_timeout, allocate)
     return await _listen(GRPC, address, tls, shared, lambda: Nghttp2Connection(door))
 
 

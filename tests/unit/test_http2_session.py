@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.http2_frames import (
@@ -291,3 +293,57 @@ def test_no_bytes_do_a_session_harm() -> None:
         if number == 500:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
+
+
+def test_a_large_message_goes_where_python_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the place costs a copy, not the call."""
+    data = bytes(range(256)) * 4096
+    asked: list[tuple[int, int]] = []
+    places: list[Any] = []
+    wrong: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: wrong.append(told.exc_type))
+
+    def place(route: int, first: bytes, size: int) -> Any:
+        assert data.startswith(first)
+        assert len(first) >= 65_536
+        asked.append((route, size))
+        if places[-1] is KeyError:
+            raise KeyError("no place")
+        return places[-1]
+
+    limits = _http2.Limits()
+    limits.message = limits.requests = 4 * LIMIT
+    for where in (memoryview(bytearray(len(data))), None, memoryview(bytearray(9)), memoryview(data), KeyError):
+        places.append(where)
+        it = _http2.Session(_http2.Door([(UNARY, False), (CHAT, True)], limits, False, place))
+        it.feed(START)
+        sent(it)
+        it.feed(frame(SETTINGS, ACK, 0))
+        [(kind, stream, route, *_, found, compressed)] = it.feed(call(1, message(data)))
+        assert (kind, stream, route, compressed) == (_http2.CALL, 1, 0, False)
+        assert bytes(found) == data
+        assert (found is where) == (where is places[0])
+    assert asked == [(0, len(data))] * 5
+    assert wrong == [BufferError, KeyError]  # memory that cannot be written, and no answer
+    it.feed(call(3, message(data[: LIMIT // 4])))
+    assert len(asked) == 5  # small ones are not asked for
+
+
+@pytest.mark.parametrize("limit", [1, 100, 16_384, 1 << 20])
+def test_parts_lie_one_behind_the_other(limit: int) -> None:
+    it = begun()
+    parts = [b"", b"head", memoryview(np.arange(30_000, dtype=np.uint8)), b"", memoryview(b"tail"), b""]
+    it.feed(call(1, message(b"")) + call(3, message(b""), CHAT))
+    it.send(3, parts)
+    it.send(3, [])
+    it.send(3, parts[:2])
+    assert it.reply(1, parts)
+    data = []
+    while (more := it.take(limit)) is not None:
+        data.append(more)
+    got = {1: b"", 3: b""}
+    for each in frames(b"".join(data)):
+        if each.kind == DATA:
+            got[each.stream] += each.payload
+    whole = b"".join(parts)
+    assert got == {1: message(whole), 3: message(whole) + message(b"") + message(b"head")}

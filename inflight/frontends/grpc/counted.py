@@ -8,11 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from google.protobuf.message import Message
-
 from inflight.errors import InflightError
 from inflight.metrics import Calls, RouteMetrics
-from inflight.wire import GrpcError, Rpc, StreamRpc, UnaryRpc, close_replies
+from inflight.wire import GrpcError, Reply, Rpc, StreamRpc, UnaryRpc, close_replies
 
 _CODES = (
     *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
@@ -39,12 +37,12 @@ def counted(rpcs: Mapping[str, Rpc], metrics: RouteMetrics) -> dict[str, Rpc]:
 def _unary(rpc: Any, calls: Calls) -> Rpc:
     begins = rpc.begin
 
-    async def handler(request: Any, timeout: float | None) -> Message:
+    async def handler(request: Any, timeout: float | None) -> Reply:
         began, code = time.perf_counter(), "OK"
         work = rpc.handler(request, timeout)
         del request  # it may be large, and the work may take long
         try:
-            reply: Message = await work
+            reply: Reply = await work
         except BaseException as error:
             code = _code(error)
             raise
@@ -53,11 +51,11 @@ def _unary(rpc: Any, calls: Calls) -> Rpc:
         return reply
 
     def begin(
-        request: Any, timeout: float | None, done: Callable[[Message | Exception], None]
+        request: Any, timeout: float | None, done: Callable[[Reply | Exception], None]
     ) -> Callable[[], None] | None:
         began = time.perf_counter()
 
-        def told(result: Message | Exception) -> None:
+        def told(result: Reply | Exception) -> None:
             code = _code(result) if isinstance(result, Exception) else "OK"
             calls.done(code, time.perf_counter() - began)
             done(result)
@@ -74,9 +72,9 @@ def _unary(rpc: Any, calls: Calls) -> Rpc:
 
 
 def _streams(rpc: StreamRpc, calls: Calls) -> Rpc:
-    async def replies(handler: Any, request: Any, timeout: float | None) -> AsyncGenerator[Message, None]:
+    async def replies(handler: Any, request: Any, timeout: float | None) -> AsyncGenerator[Reply, None]:
         began, code = time.perf_counter(), "OK"
-        inner: AsyncIterator[Message] = handler(request, timeout)
+        inner: AsyncIterator[Reply] = handler(request, timeout)
         del request
         try:
             async for reply in inner:
@@ -88,13 +86,13 @@ def _streams(rpc: StreamRpc, calls: Calls) -> Rpc:
             calls.done(code, time.perf_counter() - began)
             await close_replies(inner)
 
-    def with_one(request: Any, timeout: float | None) -> AsyncIterator[Message]:
+    def with_one(request: Any, timeout: float | None) -> AsyncIterator[Reply]:
         return replies(rpc.handler, request, timeout)
 
-    def with_many(requests: AsyncIterator[Any], timeout: float | None) -> AsyncIterator[Message]:
+    def with_many(requests: AsyncIterator[Any], timeout: float | None) -> AsyncIterator[Reply]:
         return replies(rpc.duplex, requests, timeout)
 
-    return StreamRpc(rpc.parse, with_one if rpc.handler else None, with_many if rpc.duplex else None)
+    return replace(rpc, handler=with_one if rpc.handler else None, duplex=with_many if rpc.duplex else None)
 
 
 def _code(error: BaseException) -> str:

@@ -9,12 +9,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from functools import partial
 from typing import TYPE_CHECKING
 
-from google.protobuf.message import Message
-
 from inflight import __version__
 from inflight.admission import Caller
 from inflight.contract import MethodInfo, Outcome, TextPart
 from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.frontends.oip.large import InferRequest, encoded, first_tensor, parse_request
 from inflight.frontends.oip.mapping import (
     ModelMetadata,
     ModelNames,
@@ -26,7 +25,7 @@ from inflight.frontends.oip.mapping import (
     request_timeout,
     to_rows,
 )
-from inflight.frontends.oip.tensors import OipTensor, from_elements, from_raw, to_raw
+from inflight.frontends.oip.tensors import OipTensor, from_elements, from_raw
 from inflight.proto.open_inference_pb2 import (
     InferTensorContents,
     ModelInferRequest,
@@ -43,7 +42,7 @@ from inflight.proto.open_inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
-from inflight.wire import Go, Rpc, StreamRpc, UnaryRpc
+from inflight.wire import Go, Reply, Rpc, StreamRpc, UnaryRpc
 
 if TYPE_CHECKING:
     from inflight.frontends.grpc.line import HoldingBackend
@@ -92,17 +91,17 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
     async def model_metadata(request: ModelMetadataRequest, _timeout: float | None) -> ModelMetadataResponse:
         return _metadata_reply(metadata(backend, request.name, request.version))
 
-    def model_infer(request: ModelInferRequest, timeout: float | None) -> Awaitable[ModelInferResponse]:
+    def model_infer(request: InferRequest, timeout: float | None) -> Awaitable[Reply]:
         return _infer(backend, request, timeout)
 
-    def hold(request: ModelInferRequest, name_of: Callable[[], object], go: Go) -> Caller | None:
-        named = request.model_name, request.model_version
+    def hold(request: InferRequest, name_of: Callable[[], object], go: Go) -> Caller | None:
+        named = request.message.model_name, request.message.model_version
         return backend.hold(named, lambda: models.find(*named), name_of, go)
 
     def begin_infer(
-        request: ModelInferRequest, timeout: float | None, done: Callable[[Message | Exception], None]
+        request: InferRequest, timeout: float | None, done: Callable[[Reply | Exception], None]
     ) -> Callable[[], None] | None:
-        method = models.find(request.model_name, request.model_version)
+        method = models.find(request.message.model_name, request.message.model_version)
         if backend.waits(method):
             return None
         tensors, wanted = _inputs(request), _wanted(request)
@@ -119,64 +118,62 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         path("ModelReady"): UnaryRpc(ModelReadyRequest.FromString, ready),
         path("ServerMetadata"): UnaryRpc(ServerMetadataRequest.FromString, server_metadata),
         path("ModelMetadata"): UnaryRpc(ModelMetadataRequest.FromString, model_metadata),
-        path("ModelInfer"): UnaryRpc(ModelInferRequest.FromString, model_infer, begin_infer, hold),
-        path("ModelStreamInfer"): StreamRpc(ModelInferRequest.FromString, duplex=partial(_stream_infer, backend)),
+        path("ModelInfer"): UnaryRpc(parse_request, model_infer, begin_infer, hold, layout=first_tensor),
+        path("ModelStreamInfer"): StreamRpc(parse_request, duplex=partial(_stream_infer, backend), layout=first_tensor),
     }
 
 
-async def _infer(backend: HoldingBackend, request: ModelInferRequest, timeout: float | None) -> ModelInferResponse:
+async def _infer(
+    backend: HoldingBackend, request: InferRequest, timeout: float | None, streamed: bool = False
+) -> Reply:
     """Answers one inference. The request is freed before the model is called, because that may take long."""
-    method = find_model(backend, request.model_name, request.model_version)
+    method = find_model(backend, request.message.model_name, request.message.model_version)
     tensors, wanted = _inputs(request), _wanted(request)
     reply = _begun(method, request)
     timeout = _seconds(request, timeout)
     del request
     check_wanted(method, wanted)
     outcomes = await backend.predict(method, to_rows(method, tensors), timeout=timeout)
-    _put(reply, from_outcomes(method, outcomes, wanted))
-    return reply
+    return encoded(reply, from_outcomes(method, outcomes, wanted), streamed=streamed)
 
 
 def _answer(
     method: MethodInfo,
     wanted: list[str],
     reply: ModelInferResponse,
-    done: Callable[[Message | Exception], None],
+    done: Callable[[Reply | Exception], None],
     result: Sequence[Outcome] | InflightError,
 ) -> None:
     try:
         if isinstance(result, InflightError):
             raise result
-        _put(reply, from_outcomes(method, result, wanted))
+        answer = encoded(reply, from_outcomes(method, result, wanted))
     except Exception as error:  # the gRPC engine answers it, like any handler's error
         done(error)
     else:
-        done(reply)
+        done(answer)
 
 
-def _wanted(request: ModelInferRequest) -> list[str]:
+def _wanted(request: InferRequest) -> list[str]:
     """Names of the requested outputs; empty for all."""
-    for output in request.outputs:
+    outputs = request.message.outputs
+    for output in outputs:
         _refuse_parameters(output)
-    return [output.name for output in request.outputs]
+    return [output.name for output in outputs]
 
 
-def _begun(method: MethodInfo, request: ModelInferRequest) -> ModelInferResponse:
-    return ModelInferResponse(model_name=request.model_name, model_version=str(method.version), id=request.id)
-
-
-def _put(reply: ModelInferResponse, tensors: list[OipTensor]) -> None:
-    for tensor in tensors:
-        reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        reply.raw_output_contents.append(to_raw(tensor))
+def _begun(method: MethodInfo, request: InferRequest) -> ModelInferResponse:
+    message = request.message
+    return ModelInferResponse(model_name=message.model_name, model_version=str(method.version), id=message.id)
 
 
 async def _stream_infer(
-    backend: HoldingBackend, requests: AsyncIterator[ModelInferRequest], timeout: float | None
-) -> AsyncGenerator[ModelStreamInferResponse, None]:
+    backend: HoldingBackend, requests: AsyncIterator[InferRequest], timeout: float | None
+) -> AsyncGenerator[Reply, None]:
     """Answers the requests of a stream one after the other."""
     async for request in requests:
-        if request.parameters["stream"].bool_param if "stream" in request.parameters else False:
+        parameters = request.message.parameters
+        if parameters["stream"].bool_param if "stream" in parameters else False:
             replies = _text_replies(backend, request, timeout)
         else:
             replies = _stream_reply(backend, request, timeout)
@@ -189,30 +186,31 @@ async def _stream_infer(
 
 
 async def _stream_reply(
-    backend: HoldingBackend, request: ModelInferRequest, timeout: float | None
-) -> AsyncGenerator[ModelStreamInferResponse, None]:
+    backend: HoldingBackend, request: InferRequest, timeout: float | None
+) -> AsyncGenerator[Reply, None]:
     """Answers one request of a stream; after an error the stream continues."""
-    failed = ModelInferResponse(model_name=request.model_name, id=request.id)
-    work = _infer(backend, request, timeout)
+    failed = ModelInferResponse(model_name=request.message.model_name, id=request.message.id)
+    work = _infer(backend, request, timeout, streamed=True)
     del request
+    reply: Reply
     try:
-        reply = ModelStreamInferResponse(infer_response=await work)
+        reply = await work
     except InflightError as error:
         reply = ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
     yield reply
 
 
 async def _text_replies(
-    backend: HoldingBackend, request: ModelInferRequest, timeout: float | None
-) -> AsyncGenerator[ModelStreamInferResponse, None]:
+    backend: HoldingBackend, request: InferRequest, timeout: float | None
+) -> AsyncGenerator[Reply, None]:
     """Answers a request with the parameter `stream`: replies with the output `text_output` as language models generate
     text, then one with the method's outputs and, as in Triton, `triton_final_response`."""
-    failed = ModelInferResponse(model_name=request.model_name, id=request.id)
+    failed = ModelInferResponse(model_name=request.message.model_name, id=request.message.id)
     try:
-        method = find_model(backend, request.model_name, request.model_version)
+        method = find_model(backend, request.message.model_name, request.message.model_version)
         rows = to_rows(method, _inputs(request))
         parts = backend.stream(method, rows, timeout=_seconds(request, timeout))
-        names = [output.name for output in request.outputs]
+        names = [output.name for output in request.message.outputs]
         del request
         try:
             async for part in parts:
@@ -225,34 +223,34 @@ async def _text_replies(
                         reply.parameters["index"].int64_param = part.index
                 else:
                     tensors = from_outcomes(method, part, names)
-                _put(reply, tensors)
                 reply.parameters["triton_final_response"].bool_param = not isinstance(part, TextPart)
-                yield ModelStreamInferResponse(infer_response=reply)
+                yield encoded(reply, tensors, streamed=True)
         finally:
             await parts.aclose()
     except InflightError as error:
         yield ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
 
 
-def _seconds(request: ModelInferRequest, deadline: float | None) -> float | None:
+def _seconds(request: InferRequest, deadline: float | None) -> float | None:
     """The call's deadline, or the request's parameter `timeout` if that is sooner; in seconds."""
-    if "timeout" not in request.parameters:
+    parameters = request.message.parameters
+    if "timeout" not in parameters:
         return deadline
-    parameter = request.parameters["timeout"]
+    parameter = parameters["timeout"]
     kind = parameter.WhichOneof("parameter_choice")
     limit = request_timeout(getattr(parameter, kind)) if kind is not None else None
     return min((each for each in (limit, deadline) if each is not None), default=None)
 
 
-def _inputs(request: ModelInferRequest) -> list[OipTensor]:
-    raws = request.raw_input_contents
-    if raws and len(raws) != len(request.inputs):
+def _inputs(request: InferRequest) -> list[OipTensor]:
+    message, raws = request
+    if raws and len(raws) != len(message.inputs):
         raise InvalidRequest(
-            f"raw_input_contents holds {len(raws)} tensors for {len(request.inputs)} inputs, give one for each input "
+            f"raw_input_contents holds {len(raws)} tensors for {len(message.inputs)} inputs, give one for each input "
             "or none at all"
         )
     tensors = []
-    for index, tensor in enumerate(request.inputs):
+    for index, tensor in enumerate(message.inputs):
         _refuse_parameters(tensor)
         if not raws:
             tensors.append(_typed(tensor))

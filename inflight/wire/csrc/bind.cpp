@@ -28,8 +28,9 @@ NB_MODULE(_http2, m) {
         .def_rw("connection_window", &Limits::connection_window)
         .def_rw("resets", &Limits::resets)
         .def_rw("resets_rate", &Limits::resets_rate);
-    nb::class_<Door>(m, "Door").def(nb::init<std::vector<std::pair<std::string, bool>>, Limits, bool>(),
-                                    nb::arg("routes"), nb::arg("limits"), nb::arg("keys"));
+    nb::class_<Door>(m, "Door").def(nb::init<std::vector<std::pair<std::string, bool>>, Limits, bool, nb::object>(),
+                                    nb::arg("routes"), nb::arg("limits"), nb::arg("keys"),
+                                    nb::arg("place") = nb::none());
     nb::class_<Session>(m, "Session")
         .def(nb::init<Door&>(), nb::keep_alive<1, 2>())
         .def("feed", &Session::feed)

@@ -11,6 +11,8 @@ namespace {
 
 constexpr size_t kMaxHeaders = 64u << 10;      // of one request, counted as HPACK does
 constexpr size_t kFirst = 256u << 10;          // bytes that are set aside for a message before any of it has come
+constexpr size_t kLarge = 512u << 10;          // bytes from which Python is asked where a message goes,
+constexpr size_t kShown = 64u << 10;           // as soon as so many of them have come
 constexpr uint32_t kMaxFrame = 256u << 10;     // bytes of a DATA frame, either way
 constexpr size_t kSlack = 1024;                // bytes of frame heads and headers beside the messages that are sent
 constexpr int32_t kNewestStream = 0x7fffffff;  // what a shutdown notice names
@@ -98,8 +100,8 @@ ssize_t read_length(nghttp2_session*, uint8_t, int32_t, int32_t connection, int3
 
 // Door
 
-Door::Door(std::vector<std::pair<std::string, bool>> routes_, Limits limits_, bool keys_)
-    : routes(std::move(routes_)), limits(limits_), keys(keys_) {
+Door::Door(std::vector<std::pair<std::string, bool>> routes_, Limits limits_, bool keys_, nb::object place_)
+    : routes(std::move(routes_)), limits(limits_), keys(keys_), place(std::move(place_)) {
     for (size_t i = 0; i < routes.size(); i++) by_path.emplace(routes[i].first, static_cast<int>(i));
     if (nghttp2_option_new(&option) != 0 || nghttp2_session_callbacks_new(&callbacks) != 0) throw std::bad_alloc();
     nghttp2_option_set_no_auto_window_update(option, 1);
@@ -151,6 +153,33 @@ nb::object Buffer::take() {
     size_ = capacity_ = 0;
     if (object == nullptr) nb::raise_python_error();
     return nb::steal(object);
+}
+
+// Incoming
+
+void Incoming::append(const void* data, size_t length, size_t expected) {
+    if (placed()) {
+        std::memcpy(view_.data() + size_, data, length);
+    } else {
+        bytes_.append(data, length, expected);
+    }
+    size_ += length;
+}
+
+nb::object Incoming::first() const { return nb::bytes(bytes_.data(), bytes_.size()); }
+
+void Incoming::move_to(nb::object memory, View view) {
+    std::memcpy(view.data(), bytes_.data(), size_);
+    bytes_.take();
+    memory_ = std::move(memory);
+    view_ = std::move(view);
+}
+
+nb::object Incoming::take() {
+    size_ = 0;
+    if (!placed()) return bytes_.take();
+    view_ = View();
+    return std::move(memory_);
 }
 
 // Session: from Python
@@ -234,21 +263,36 @@ nb::object Session::take(size_t limit) {
     return out_.take();
 }
 
-bool Session::reply(int32_t id, nb::bytes message) {
+Piece as_piece(nb::handle message) {
+    Piece piece;
+    if (PyList_Check(message.ptr())) {
+        for (nb::handle part : nb::borrow<nb::list>(message)) piece.parts.emplace_back(part, PyBUF_SIMPLE);
+    } else {
+        piece.parts.emplace_back(message, PyBUF_SIMPLE);
+    }
+    for (const View& part : piece.parts) piece.size += part.size();
+    if (piece.size > UINT32_MAX) throw std::length_error("a message has four bytes of length");
+    piece.prefix[0] = 0;
+    for (size_t i = 0; i < 4; i++) piece.prefix[1 + i] = static_cast<uint8_t>(piece.size >> (24 - 8 * i));
+    return piece;
+}
+
+bool Session::reply(int32_t id, nb::object message) {
     Stream* stream = find(id);
     if (stream == nullptr || stream->ended) return true;
-    if (waiting_ != 0 && waiting_ + message.size() > door_.limits.replies) return false;
-    put(*stream, std::move(message));
+    Piece piece = as_piece(message);
+    if (waiting_ != 0 && waiting_ + piece.size > door_.limits.replies) return false;
+    put(*stream, std::move(piece));
     stream->ended = true;
     begin(id);
     resume(*stream);
     return true;
 }
 
-size_t Session::send(int32_t id, nb::bytes message) {
+size_t Session::send(int32_t id, nb::object message) {
     Stream* stream = find(id);
     if (stream == nullptr || stream->ended) return 0;
-    put(*stream, std::move(message));
+    put(*stream, as_piece(message));
     begin(id);
     resume(*stream);
     stream->wake = stream->queued > door_.limits.high_water;
@@ -311,15 +355,11 @@ void Session::expire(double read_timeout, double write_timeout, double min_rate)
     }
 }
 
-void Session::put(Stream& stream, nb::bytes message) {
-    const size_t length = message.size();
+void Session::put(Stream& stream, Piece piece) {
     if (stream.pieces.empty()) stream.moved_at = Clock::now();
-    Piece& piece = stream.pieces.emplace_back();
-    piece.prefix[0] = 0;
-    for (size_t i = 0; i < 4; i++) piece.prefix[1 + i] = static_cast<uint8_t>(length >> (24 - 8 * i));
-    piece.message = std::move(message);
-    stream.queued += kPrefix + length;
-    waiting_ += kPrefix + length;
+    stream.queued += kPrefix + piece.size;
+    waiting_ += kPrefix + piece.size;
+    stream.pieces.push_back(std::move(piece));
 }
 
 void Session::resume(Stream& stream) {
@@ -441,6 +481,7 @@ int Session::on_chunk(int32_t id, const uint8_t* data, size_t length) {
             break;
         }
         stream->message.append(data, part, stream->length);
+        if (!stream->shown && stream->message.size() >= kShown) place(*stream);
         stream->unread += part;
         requests_ += part;
         data += part;
@@ -471,10 +512,24 @@ bool Session::prefix_ended(Stream& stream) {
         fault(stream, kSecond, 0, 0);
     } else {
         stream.compressed = p[0] == 1;
+        stream.shown = door_.place.is_none() || stream.compressed || stream.length < kLarge;
         stream.message.reserve(std::min(stream.length, kFirst));
         return true;
     }
     return false;
+}
+
+// Asks Python for the memory of the message that comes in. What goes wrong there costs a copy, not the call.
+void Session::place(Stream& stream) {
+    stream.shown = true;
+    try {
+        nb::object memory = door_.place(stream.route, stream.message.first(), stream.length);
+        if (memory.is_none()) return;
+        View view(memory, PyBUF_WRITABLE);
+        if (view.size() == stream.length) stream.message.move_to(std::move(memory), std::move(view));
+    } catch (nb::python_error& error) {
+        error.discard_as_unraisable("inflight.wire._http2");
+    }
 }
 
 void Session::message_ended(Stream& stream) {
@@ -548,21 +603,27 @@ int Session::on_data(Stream& stream, const uint8_t* head, size_t length) {
     stream.moved_at = Clock::now();
     while (length != 0) {
         Piece& piece = stream.pieces.front();
-        const size_t size = PyBytes_GET_SIZE(piece.message.ptr());
         if (stream.sent < kPrefix) {
             size_t part = std::min(kPrefix - stream.sent, length);
             out_.append(piece.prefix + stream.sent, part);
             stream.sent += part;
             length -= part;
         }
-        if (stream.sent < kPrefix) break;
-        size_t part = std::min(kPrefix + size - stream.sent, length);
-        out_.append(PyBytes_AS_STRING(piece.message.ptr()) + (stream.sent - kPrefix), part);
-        stream.sent += part;
-        length -= part;
-        if (stream.sent == kPrefix + size) {
+        while (length != 0 && stream.part < piece.parts.size()) {
+            const View& view = piece.parts[stream.part];
+            size_t part = std::min(view.size() - stream.part_sent, length);
+            out_.append(view.data() + stream.part_sent, part);
+            stream.sent += part;
+            stream.part_sent += part;
+            length -= part;
+            if (stream.part_sent == view.size()) {
+                stream.part++;
+                stream.part_sent = 0;
+            }
+        }
+        if (stream.sent == kPrefix + piece.size) {
             stream.pieces.pop_front();
-            stream.sent = 0;
+            stream.sent = stream.part = stream.part_sent = 0;
         }
     }
     if (stream.wake && stream.queued <= door_.limits.high_water / 2) {

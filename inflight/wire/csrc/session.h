@@ -63,8 +63,10 @@ struct Limits {
 // State that the connections of a listener share.
 class Door {
   public:
-    // Paths, and whether a call has a stream of requests. `keys`: calls are told with their `authorization`.
-    Door(std::vector<std::pair<std::string, bool>> routes, Limits limits, bool keys);
+    // Paths, and whether a call has a stream of requests. `keys`: calls are told with their `authorization`. `place`
+    // is asked where a large message goes: (route, its first bytes, its size) -> a writable buffer of that size, or
+    // None.
+    Door(std::vector<std::pair<std::string, bool>> routes, Limits limits, bool keys, nb::object place);
     ~Door();
     Door(const Door&) = delete;
     Door& operator=(const Door&) = delete;
@@ -72,6 +74,7 @@ class Door {
     const std::vector<std::pair<std::string, bool>> routes;
     const Limits limits;
     const bool keys;
+    const nb::object place;
     std::unordered_map<std::string_view, int> by_path;
     nghttp2_session_callbacks* callbacks = nullptr;
     nghttp2_option* option = nullptr;
@@ -88,6 +91,7 @@ class Buffer {
     void reserve(size_t capacity);
     void append(const void* data, size_t length, size_t expected = SIZE_MAX);  // `expected`: bytes in the end
     size_t size() const { return size_; }
+    const char* data() const { return object_ == nullptr ? nullptr : PyBytes_AS_STRING(object_); }
     nb::object take();  // the bytes; the buffer is empty then
 
   private:
@@ -95,9 +99,51 @@ class Buffer {
     size_t size_ = 0, capacity_ = 0;
 };
 
+// The memory of a Python object, which it holds.
+class View {
+  public:
+    View() = default;
+    View(nb::handle object, int flags) {
+        if (PyObject_GetBuffer(object.ptr(), &view_, flags) != 0) nb::raise_python_error();
+    }
+    View(View&& other) noexcept : view_(other.view_) { other.view_.obj = nullptr; }
+    View& operator=(View&& other) noexcept {
+        std::swap(view_, other.view_);
+        return *this;
+    }
+    ~View() { PyBuffer_Release(&view_); }
+
+    explicit operator bool() const { return view_.obj != nullptr; }
+    char* data() const { return static_cast<char*>(view_.buf); }
+    size_t size() const { return static_cast<size_t>(view_.len); }
+
+  private:
+    Py_buffer view_{};
+};
+
+// A message that is sent: its parts lie one behind the other.
 struct Piece {
-    nb::object message;  // bytes
+    std::vector<View> parts;
+    size_t size = 0;
     uint8_t prefix[kPrefix];
+};
+
+// A message that comes in: bytes, or memory that Python gave for it.
+class Incoming {
+  public:
+    size_t size() const { return size_; }
+    bool placed() const { return static_cast<bool>(view_); }
+    void reserve(size_t capacity) { bytes_.reserve(capacity); }
+    void append(const void* data, size_t length, size_t expected);
+    nb::object first() const;                    // what has come, as bytes
+    void move_to(nb::object memory, View view);  // copies what has come
+    nb::object take();                           // the message; this is empty then
+
+  private:
+    Buffer bytes_;
+    nb::object memory_;
+    View view_;
+    size_t size_ = 0;
 };
 
 // One call.
@@ -116,9 +162,10 @@ struct Stream {
     uint8_t prefix[kPrefix];
     size_t prefix_size = 0;
     size_t length = 0;  // of the message that comes in
-    Buffer message;
+    Incoming message;
     nb::object whole;  // the one message of a call, until the request has ended
     bool compressed = false;
+    bool shown = true;   // Python has been asked where the message goes, or need not be
     size_t unread = 0;   // bytes that wait for the end of their message, or for the handler
     size_t untaken = 0;  // messages that wait for the handler
     size_t held = 0;     // bytes of credit that wait for that
@@ -126,8 +173,9 @@ struct Stream {
     bool begun = false, ended = false, deferred = false;
     bool wake = false;  // a handler waits until the caller has taken more
     std::deque<Piece> pieces;
-    size_t sent = 0;    // bytes of the first piece, its prefix among them
-    size_t queued = 0;  // bytes of all pieces, less those
+    size_t sent = 0;                 // bytes of the first piece, its prefix among them
+    size_t part = 0, part_sent = 0;  // the part of it that comes next, and bytes of that
+    size_t queued = 0;               // bytes of all pieces, less those
     int status = 0;
     std::string text;
     const Clock::time_point begun_at;
@@ -142,10 +190,10 @@ class Session {
     Session& operator=(const Session&) = delete;
 
     nb::list feed(nb::handle data);
-    nb::list news();                // events that `take` or `expire` caused
-    nb::object take(size_t limit);  // None where there is nothing to send
-    bool reply(int32_t id, nb::bytes message);
-    size_t send(int32_t id, nb::bytes message);
+    nb::list news();                             // events that `take` or `expire` caused
+    nb::object take(size_t limit);               // None where there is nothing to send
+    bool reply(int32_t id, nb::object message);  // bytes, or a list of buffers
+    size_t send(int32_t id, nb::object message);
     void begin(int32_t id);
     void finish(int32_t id, int status, nb::bytes text, std::vector<std::pair<std::string, std::string>> headers);
     void took(int32_t id, size_t size);
@@ -181,7 +229,8 @@ class Session {
     bool prefix_ended(Stream& stream);
     void message_ended(Stream& stream);
     void drop(Stream& stream);
-    void put(Stream& stream, nb::bytes message);
+    void put(Stream& stream, Piece piece);
+    void place(Stream& stream);
     void respond(Stream& stream, const char* status, bool body);
     void resume(Stream& stream);
     void check(int result) const;

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from google.protobuf.message import Message
 from grpc._cython import cygrpc
 
 from inflight.admission import Arrival, Caller, arrival
@@ -19,7 +18,7 @@ from inflight.errors import OVERLOADED
 from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.grpc.completions import Completions
 from inflight.wire.grpc.messages import check_reply
-from inflight.wire.grpc.rpc import Rpc, StreamRpc, UnaryRpc, close_replies, parse, peer
+from inflight.wire.grpc.rpc import Reply, Rpc, StreamRpc, UnaryRpc, close_replies, parse, peer
 from inflight.wire.grpc.status import (
     INTERNAL,
     OK,
@@ -112,7 +111,7 @@ class Calls:
         self._waiting[name] = waiting + size
         return name
 
-    def checked(self, reply: Message) -> bytes:
+    def checked(self, reply: Reply) -> bytes:
         """A reply's bytes, within the limit.
 
         Raises:
@@ -202,7 +201,7 @@ class Call:
         self._calls = calls
         self._call = call
         self._data: bytes | None = b""
-        self._parsed: Message | None = None
+        self._parsed: Any = None
         self._kept: Arrival | None = None
         self._rpc: Any = None
         self._deadline = _FOREVER
@@ -324,7 +323,7 @@ class Call:
         if task.cancelled():  # the caller left, its time is over, or the server stops
             self.refuse(_stopping())
 
-    def _request(self, rpc: Rpc) -> Message:
+    def _request(self, rpc: Rpc) -> Any:
         """The call's parsed request; its bytes are dropped."""
         if self._parsed is not None:
             request, self._parsed = self._parsed, None
@@ -364,7 +363,7 @@ class Call:
             await close_replies(replies)
         self._end((), OK, b"")
 
-    async def _requests(self, rpc: StreamRpc) -> AsyncIterator[Message]:
+    async def _requests(self, rpc: StreamRpc) -> AsyncIterator[Any]:
         """The messages of a stream of requests, each read when the handler asks for it; none once the server stops."""
         while not self._calls.stopping:
             self.resting = True

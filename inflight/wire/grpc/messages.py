@@ -18,7 +18,7 @@ class Framed(NamedTuple):
     """One message as it came."""
 
     compressed: bool
-    data: bytes
+    data: bytes | memoryview
 
 
 def check_reply(size: int, limit: int) -> None:
@@ -42,7 +42,7 @@ def check_encoding(encoding: bytes) -> None:
         raise GrpcError(UNIMPLEMENTED, text, (_ACCEPT,))
 
 
-async def opened(framed: Framed, encoding: bytes, limit: int) -> bytes:
+async def opened(framed: Framed, encoding: bytes, limit: int) -> bytes | memoryview:
     """The message's bytes, decompressed; larger compressed messages are decompressed off the event loop.
 
     Raises:
@@ -58,7 +58,7 @@ async def opened(framed: Framed, encoding: bytes, limit: int) -> bytes:
     return await asyncio.to_thread(_decompress, framed.data, wbits, limit)
 
 
-def _decompress(data: bytes, wbits: int, limit: int) -> bytes:
+def _decompress(data: bytes | memoryview, wbits: int, limit: int) -> bytes:
     decompressor = zlib.decompressobj(wbits)
     try:
         message = decompressor.decompress(data, limit + 1)

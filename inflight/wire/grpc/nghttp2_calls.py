@@ -11,16 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple, Protocol
-
-from google.protobuf.message import Message
+from typing import Any, NamedTuple, Protocol
 
 from inflight.admission import Arrival, Caller, arrival
 from inflight.errors import OVERLOADED
 from inflight.wire import _http2
 from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.grpc.messages import Framed, check_encoding, check_reply, opened
-from inflight.wire.grpc.rpc import Begin, Hold, Rpc, StreamRpc, UnaryRpc, close_replies, parse, peer
+from inflight.wire.grpc.rpc import Begin, Encoded, Hold, Reply, Rpc, StreamRpc, UnaryRpc, close_replies, parse, peer
 from inflight.wire.grpc.status import (
     DEADLINE_EXCEEDED,
     INTERNAL,
@@ -106,7 +104,7 @@ class QuickCall:
         self._expiry: asyncio.TimerHandle | None = None
         self._over = False
 
-    def begin(self, begin: Begin, request: Message) -> bool:
+    def begin(self, begin: Begin, request: Any) -> bool:
         """Begins the work. Returns False if a `Call` must serve the request."""
         connection, deadline = self._connection, self._head.deadline
         if deadline is not None:
@@ -133,7 +131,7 @@ class QuickCall:
     def stop(self) -> None:
         """Does nothing: a server that stops waits for the answer."""
 
-    def _done(self, result: Message | Exception) -> None:
+    def _done(self, result: Reply | Exception) -> None:
         if self._over:
             return
         self._end()
@@ -166,11 +164,11 @@ class HeldCall:
         self._stream = stream
         self._head = head
         self._rpc = rpc
-        self._request: Message | None = None
+        self._request: Any = None
         self._caller: Caller | None = None
         self._expiry: asyncio.TimerHandle | None = None
 
-    def hold(self, hold: Hold, request: Message) -> bool:
+    def hold(self, hold: Hold, request: Any) -> bool:
         """Puts the call in line. Returns False if it need not wait."""
         connection = self._connection
         self._caller = hold(request, connection.name, self._turn)
@@ -242,7 +240,7 @@ class Call:
         stream: int,
         head: Head,
         framed: Framed | None,
-        parsed: Message | None,
+        parsed: Any,
         kept: Arrival | None = None,
     ) -> None:
         """Args:
@@ -343,7 +341,7 @@ class Call:
         session.finish(self._stream, OK, b"", [])
         self._connection.flush()
 
-    async def _requests(self) -> AsyncIterator[Message]:
+    async def _requests(self) -> AsyncIterator[Any]:
         """The messages of a stream of requests, each decompressed only when the handler asks for it."""
         if self._head.encoding is not None:
             check_encoding(self._head.encoding)
@@ -370,7 +368,7 @@ class Call:
             parsed = [await self._request()]
             yield parsed.pop()  # no variable keeps the message while it is being answered
 
-    async def _request(self) -> Message:
+    async def _request(self) -> Any:
         """The received message, which this call then no longer keeps."""
         framed, self._framed = self._framed, None
         parsed, self._parsed = self._parsed, None
@@ -390,18 +388,21 @@ class Call:
         self._task.cancel()
 
 
-def checked(connection: Connection, reply: Message) -> bytes:
-    """A reply's bytes, within the limit.
+def checked(connection: Connection, reply: Reply) -> bytes | list[bytes | memoryview]:
+    """A reply's bytes, or their parts, within the limit.
 
     Raises:
         GrpcError: RESOURCE_EXHAUSTED, it is over the limit.
     """
+    if isinstance(reply, Encoded):
+        check_reply(reply.size, connection.app.max_message_bytes)
+        return reply.parts
     data = reply.SerializeToString()
     check_reply(len(data), connection.app.max_message_bytes)
     return data
 
 
-def answer(connection: Connection, stream: int, reply: Message) -> None:
+def answer(connection: Connection, stream: int, reply: Reply) -> None:
     """Sends the whole answer of a call.
 
     Raises:

@@ -8,16 +8,19 @@ connection stops reading from a client that does not read.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 from inflight.wire import _http2
 from inflight.wire._http2 import CALL, CLOSED, END, FAULT, MESSAGE, OPEN, PONG, UNKNOWN
-from inflight.wire.connections import OpenConnections
+from inflight.wire.connections import Allocate, OpenConnections
 from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.grpc.messages import Framed
 from inflight.wire.grpc.nghttp2_calls import HIGH_WATER, Call, Head, HeldCall, QuickCall, fault, refuse, serve
-from inflight.wire.grpc.rpc import StreamRpc
+from inflight.wire.grpc.rpc import Layout, StreamRpc
 from inflight.wire.grpc.status import RESOURCE_EXHAUSTED, GrpcError, parse_timeout, unknown_method
+from inflight.wire.http.bulk import aligned_buffer
 
 MAX_STREAMS = 1024
 """Calls that one connection may have open."""
@@ -46,8 +49,14 @@ class Door:
     """State that the connections of one listener share."""
 
     def __init__(
-        self, app: GrpcApp, shared: OpenConnections, loop: asyncio.AbstractEventLoop, first_byte_timeout: float
+        self,
+        app: GrpcApp,
+        shared: OpenConnections,
+        loop: asyncio.AbstractEventLoop,
+        first_byte_timeout: float,
+        allocate: Allocate | None = None,
     ) -> None:
+        """Args: allocate: allocates the buffers of large messages, for instance in shared memory."""
         self.app = app
         self.shared = shared
         self.loop = loop
@@ -62,7 +71,8 @@ class Door:
         limits.stream_window = STREAM_WINDOW
         limits.connection_window = CONNECTION_WINDOW
         routes = [(path, isinstance(rpc, StreamRpc) and rpc.duplex is not None) for path, rpc in self.routes]
-        self.native = _http2.Door(routes, limits, app.needs_key)
+        layouts = [rpc.layout for _, rpc in self.routes]
+        self.native = _http2.Door(routes, limits, app.needs_key, partial(_place, allocate, layouts))
         self._waiting: list[Nghttp2Connection] = []
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -89,6 +99,15 @@ class Door:
         if self.shared.connections:
             self.watch()
         # Without connections the timer is not set again.
+
+
+def _place(
+    allocate: Allocate | None, layouts: Sequence[Layout | None], route: int, head: bytes, size: int
+) -> memoryview | None:
+    """The memory of a large message, in which its first tensor is aligned. Called by the native module."""
+    layout = layouts[route]
+    first = layout(head) if layout is not None else None
+    return None if first is None else aligned_buffer(allocate, size, first)
 
 
 class Nghttp2Connection(asyncio.Protocol):
@@ -242,7 +261,7 @@ class Nghttp2Connection(asyncio.Protocol):
         timeout: bytes | None,
         encoding: bytes | None,
         key: bytes | None,
-        message: bytes | None,
+        message: bytes | memoryview | None,
         compressed: bool,
     ) -> None:
         """Serves a new call. Args: message: None if its messages follow."""
