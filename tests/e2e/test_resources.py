@@ -6,10 +6,12 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from inflight.client import Client
@@ -30,17 +32,18 @@ DOUBLER = """
 
 
 @linux
-def test_large_arrays_come_back_right_and_leave_no_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("client", [triton_http, triton_grpc], ids=["http", "grpc"])
+def test_large_arrays_come_back_right_and_leave_no_memory(tmp_path: Path, client: Any) -> None:
     write_servable(tmp_path, "double", DOUBLER)
     with serve(tmp_path, str(tmp_path / "double")) as served:
         server = psutil.Process(served.pid)
         array = np.random.default_rng(0).standard_normal((1, 1 << 22)).astype(np.float32)  # 16 MiB
-        with triton_http.InferenceServerClient(served.http) as client:
+        with client.InferenceServerClient(served.grpc if client is triton_grpc else served.http) as asked:
 
             def once() -> None:
-                tensor = triton_http.InferInput("x", array.shape, "FP32")
+                tensor = client.InferInput("x", array.shape, "FP32")
                 tensor.set_data_from_numpy(array)
-                assert np.array_equal(client.infer("double", [tensor]).as_numpy("y"), array * 2)
+                assert np.array_equal(asked.infer("double", [tensor]).as_numpy("y"), array * 2)
 
             for _ in range(4):
                 once()
