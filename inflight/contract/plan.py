@@ -62,8 +62,14 @@ RANGES: Mapping[str, Range] = {
     "seed": Range(0, (1 << 64) - 1),
     "top_n_tokens": Range(0, LARGEST_COUNT),
     "pooled_from": Range(0),
+    "second_from": Range(0),
 }
 """The values that the samplers accept. A protocol may narrow a range or use another name for a parameter."""
+
+
+POOLINGS = ("last", "mean", "tokens", "sparse", "scores")
+"""What ranks compute of a whole text, see `Pooled`. `last` and `mean` are how a decoder makes the vector of `embed`; a
+model with a pooling of its own computes it in that way whichever is named. The others are named as there."""
 
 
 def out_of_range(parameters: object, ranges: Mapping[str, Range]) -> str | None:
@@ -101,9 +107,10 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
         top_n_tokens: report that many most likely tokens at every position, ties with the last one included.
         prompt_logprobs: report the log-probability of every prompt token but the first.
         watermark: add a bias to the logits of a part of the vocabulary that the preceding token selects.
-        pooling: report the text's vector with the first token: the state of the `last` token, or the `mean` of all
-            states; empty: none.
+        pooling: report what is computed of the whole text with the first token: `POOLINGS`; empty: nothing.
         pooled_from: index of the first token that the vector is pooled from.
+        second_from: index of the first token of a pair's second text, from which on all tokens have type 1 (BERT's
+            `token_type_ids`); 0: it is one text, whose tokens have type 0.
     """
 
     do_sample: bool = False
@@ -123,6 +130,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     watermark: bool = False
     pooling: str = ""
     pooled_from: int = 0
+    second_from: int = 0
 
     @property
     def plain(self) -> bool:
@@ -148,7 +156,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     @property
     def needs_whole_prompt(self) -> bool:
         """Whether every prompt token has to be computed, so that the prefix cache cannot be used."""
-        return self.prompt_logprobs or self.pooling == "mean"
+        return self.prompt_logprobs or self.pooling in ("mean", "tokens")
 
     def fault(self, vocab_size: int) -> str | None:
         """The error of the first parameter that no sampler can use, with the allowed values; None: all are valid.
@@ -166,8 +174,8 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
             if not range.holds(getattr(self, name)):
                 greedy = "; greedy is `do_sample` false" if name == "temperature" else ""
                 return f"`{name}` must be {range}{greedy}"
-        if self.pooling not in ("", "last", "mean"):
-            return "`pooling` must be last or mean"
+        if self.pooling and self.pooling not in POOLINGS:
+            return f"`pooling` must be one of {', '.join(POOLINGS)}"
         for token, value in self.logit_bias:
             if not 0 <= token < vocab_size:
                 return f"`logit_bias` names token {token}, the model has {vocab_size} tokens"
