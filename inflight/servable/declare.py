@@ -141,7 +141,7 @@ def declare_generator(
             vision_threads, default_image_prompt: of models that read images, as for `inflight serve`.
 
     Returns:
-        The model, for `add_stage`.
+        The model, for `add_stage`, and for `Model.call` inside stage functions.
 
     Raises:
         RegistrationError: a parameter of the wrong type or value, or a second language model.
@@ -164,7 +164,7 @@ def declare_generator(
         media_domains=_domains(media_domains),
     )
     registry.models[key] = ModelSpec(key, files=(), format="generator", with_batch_dim=False, generator=generator)
-    return Model(key)
+    return Model(key, generates=True)
 
 
 GGUF = ".gguf"

@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from inflight.contract import CODES, Array
+from inflight.contract import CODES, Array, Value
 from inflight.errors import ModelError, error_from_wire
 from inflight.servable.checks import check_int
 from inflight.servable.trace import _TensorDef
 
-Instance: TypeAlias = "tuple[Array, ...]"
+Instance: TypeAlias = "tuple[Value, ...]"
 ModelCaller: TypeAlias = "Callable[[str, int, list[Instance]], list[Instance]]"
 """Runs instances on one sub-graph of a model: (key, sub-graph, instances) -> one row of outputs per instance."""
 Describe: TypeAlias = "Callable[[str], tuple[tuple[int, int], ...] | None]"
@@ -36,8 +36,9 @@ def install_model_caller(caller: ModelCaller, describe: Describe) -> None:
     """Sets the function by which `Model.call` runs this process's models. The worker does so before any stage runs.
 
     Args:
-        caller: takes instances of C-contiguous arrays, as many as the model has inputs; called from any thread. A
-            RuntimeError that it raises reaches the stage function with the model's name in front.
+        caller: takes instances of C-contiguous arrays, as many as the model has inputs, of a language model texts and
+            bytes too; called from any thread. A RuntimeError that it raises reaches the stage function with the model's
+            name in front.
         describe: counts per sub-graph; -1 as inputs count where the back end does not know.
     """
     global _installed
@@ -49,10 +50,12 @@ class Model:
 
     Attributes:
         model_key: the file names joined with `;`, or the callable's name.
+        generates: it is a language model: it takes texts and bytes too, and any number of inputs.
     """
 
-    def __init__(self, model_key: str) -> None:
+    def __init__(self, model_key: str, generates: bool = False) -> None:
         self.model_key = model_key
+        self.generates = generates
 
     def __repr__(self) -> str:
         return f"Model({self.model_key!r})"
@@ -62,7 +65,8 @@ class Model:
 
         Args:
             args: the inputs of one instance; or one list or tuple of instances, each a list or tuple of inputs.
-                Inputs are arrays, numbers, or objects with `asnumpy()`. Any number of instances may be given.
+                Inputs are arrays, numbers, or objects with `asnumpy()`; of a language model those of its stages: a
+                prompt, then images if it reads them, then parameters as JSON. Any number of instances may be given.
             subgraph: which file of a model of several files, from 0.
 
         Returns:
@@ -82,7 +86,7 @@ class Model:
         instances: Sequence[Any] = args[0] if many else [args]
         _check_form(prefix, instances)
         run = self._checked_caller(prefix, subgraph, instances)
-        rows = [tuple(_as_array(prefix, value) for value in instance) for instance in instances]
+        rows = [tuple(self._value(prefix, value) for value in instance) for instance in instances]
         try:
             outputs = run(self.model_key, subgraph, rows)
         except RuntimeError as error:
@@ -90,6 +94,14 @@ class Model:
         if many:
             return tuple(tuple(row) for row in outputs)
         return outputs[0][0] if len(outputs[0]) == 1 else tuple(outputs[0])
+
+    def _value(self, prefix: str, value: Any) -> Value:
+        if self.generates:
+            if isinstance(value, str):
+                return str(value)
+            if isinstance(value, (bytes, bytearray, memoryview)):
+                return bytes(value)
+        return _as_array(prefix, value)
 
     def _checked_caller(self, prefix: str, subgraph: int, instances: Sequence[Sequence[Any]]) -> ModelCaller:
         if _installed is None:
@@ -104,7 +116,7 @@ class Model:
                 f"{prefix}: The model does not have subgraph of index {subgraph}, "
                 f"the subgraph count of the model is {len(graphs)}"
             )
-        expected = graphs[subgraph][0]
+        expected = -1 if self.generates else graphs[subgraph][0]
         for index, instance in enumerate(instances):
             if expected >= 0 and len(instance) != expected:
                 raise ModelError(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from inflight import log
-from inflight.contract import Array, Outcome, Row, Table
+from inflight.contract import Outcome, Row, Table, Value
 from inflight.errors import InflightError, InvalidRequest, error_from_wire
 from inflight.link import (
     BOARD_BYTES,
@@ -240,13 +240,13 @@ class Worker:
             packed = [CallItem(number, packer.row(row), key) for number, row, key in items]
         self._channel.send(Call(model, subgraph, packed), packer)
 
-    def _call_model(self, key: str, subgraph: int, rows: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+    def _call_model(self, key: str, subgraph: int, rows: list[tuple[Value, ...]]) -> list[tuple[Value, ...]]:
         assert self._pipeline is not None
-        results: list[tuple[Array, ...]] = []
+        results: list[tuple[Value, ...]] = []
         for outcome in self._pipeline.call(key, subgraph, rows):
             if isinstance(outcome, InflightError):
                 raise outcome
-            results.append(tuple(outcome))  # type: ignore[arg-type]  # models return arrays only
+            results.append(tuple(outcome))
         return results
 
 

@@ -52,6 +52,20 @@ def left(picture):
     prompt, parameters = add_stage(ask, picture, outputs_count=2)
     part = add_stage(crop, picture, outputs_count=1)
     return add_stage(sees, prompt, part, parameters, outputs_count=1)
+
+def both(pictures):
+    half = pictures.shape[1] // 2
+    parts = [pictures[:, :half], pictures[:, half:]]
+    one = sees.call("", parts[0], '{{"max_new_tokens": 30}}')
+    several = sees.call([["", part, '{{"max_new_tokens": 30}}'] for part in parts])
+    try:
+        sees.call("What is it? <image>", '{{"max_new_tokens": 30}}')
+    except RuntimeError as error:
+        return one, several[0][0], several[1][0], str(error)
+
+@register_method(output_names=("one", "left", "right", "error"))
+def calls(pictures):
+    return add_stage(both, pictures, outputs_count=4)
 """
 
 
@@ -272,6 +286,10 @@ def test_arrays_of_a_stage(served: Served, wanted: list[str]) -> None:
         assert [one["text"] for one in client.infer([{"picture": each} for each in pictures])] == [*wanted, wanted[0]]
     with Client(served.grpc, "seen", "left") as client:
         assert [one["text"] for one in client.infer([{"picture": side_by_side}])] == [wanted[1]]
+    with Client(served.grpc, "seen", "calls") as client:
+        (found,) = client.infer([{"pictures": side_by_side}])
+        assert (found["one"], found["left"], found["right"]) == (wanted[1], wanted[1], wanted[0])
+        assert found["error"].startswith("Model(pocket_vision).call() failed: the prompt has 1 places for images")
 
 
 def test_a_script(wanted: list[str], tmp_path: Path) -> None:
