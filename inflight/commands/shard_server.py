@@ -99,45 +99,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log(f"{given.model_id} is in {folder}")
             return 0
         found = adapters(os.environ.get("LORA_ADAPTERS", ""))
-        job = _job(given, folder, os.environ, found)
+        config = _config(given, folder, os.environ, found)
+        job = _job(config, os.environ)
     except (InflightError, UsageError) as error:
         print(f"{PROGRAM}: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, (ConfigError, UsageError)) else 1
     try:
-        return _serve(job, given.uds_path, [one.name for one in found], log)
+        return _serve(job, config, given.uds_path, log)
     except Exception as error:  # any error of a back end while it loads
         log(one_line(failed_load("the model", error, folder)), "ERROR")
         return 1
 
 
-def _job(
+def _config(
     given: argparse.Namespace, folder: Path, environment: Mapping[str, str], found: Sequence[AdapterConfig]
-) -> ShardJob:
-    def number(name: str, default: int) -> int:
-        text = environment.get(name, str(default))
-        if not text.isdecimal():
-            raise ConfigError(f"{name} is '{text}', which is no number")
-        return int(text)
-
-    rank, size = number("RANK", 0), number("WORLD_SIZE", 1)
-    if rank >= size:
-        raise ConfigError(f"RANK {rank} must be less than WORLD_SIZE {size}")
-    address = f"{environment.get('MASTER_ADDR', 'localhost')}:{number('MASTER_PORT', 29500)}"
-    most = environment.get("MAX_TOTAL_TOKENS", "")
-    config = GeneratorConfig.asked(
+) -> GeneratorConfig:
+    most, size = environment.get("MAX_TOTAL_TOKENS", ""), _number(environment, "WORLD_SIZE", 1)
+    images = {"vision_threads": max(1, processors() // (2 * max(1, size)))}  # every rank encodes them by itself
+    return GeneratorConfig.asked(
         folder,
         "",
-        {**{each.key: getattr(given, each.key) for each in _SETTINGS}, **_from_environment(environment)},
+        {**{each.key: getattr(given, each.key) for each in _SETTINGS}, **images, **_from_environment(environment)},
         quantize=given.quantize if given.quantize in QUANTIZE else "none",
         device_type=given.device_type,
         tensor_parallel=size,
         max_batch_prefill_tokens=MAX_PREFILL_TOKENS,
-        max_batch_size=number("MAX_BATCH_SIZE", Policy().max_batch_size),
+        max_batch_size=_number(environment, "MAX_BATCH_SIZE", Policy().max_batch_size),
         max_total_tokens=int(most) if most.isdecimal() else None,
         adapters=tuple(found),
     )
+
+
+def _job(config: GeneratorConfig, environment: Mapping[str, str]) -> ShardJob:
+    rank, size = _number(environment, "RANK", 0), config.tensor_parallel
+    if rank >= size:
+        raise ConfigError(f"RANK {rank} must be less than WORLD_SIZE {size}")
+    address = f"{environment.get('MASTER_ADDR', 'localhost')}:{_number(environment, 'MASTER_PORT', 29500)}"
     job = ShardJob.of(config, rank, address if size > 1 else "").completed(environment)
     return job.on(max(1, processors() // size))
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    if not text.isdecimal():
+        raise ConfigError(f"{name} is '{text}', which is no number")
+    return int(text)
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -152,13 +158,14 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int:
+def _serve(job: ShardJob, config: GeneratorConfig, uds_path: str, log: _Log) -> int:
     # torch is imported here, so that the help does not wait for it.
     from inflight.checkpoint import open_model
     from inflight.device import connect_ranks, open_device
     from inflight.shard import ModelRunner
     from inflight.text import load_tokenizer
-    from inflight.tgi_shard import serve_rank
+    from inflight.tgi_shard import ChunkReader, serve_rank
+    from inflight.vision import open_vision
 
     tokenizer = load_tokenizer(job.model.model_dir)
     device = open_device(job.model.device_type, job.device_id)
@@ -166,13 +173,18 @@ def _serve(job: ShardJob, uds_path: str, names: Sequence[str], log: _Log) -> int
     ranks = connect_ranks(job.rank, job.world_size, job.rendezvous, device, CONNECT_TIMEOUT)
     runner = ModelRunner(job, ranks, device)
     sees = "vision_config" in open_model(job.model.model_dir).config
-    server = serve_rank(runner, tokenizer, job.rank, job.world_size, uds_path, names, sees)
+    vision = open_vision(config) if sees else None
+    images = ChunkReader(vision, tokenizer, runner.offer.model.vocab_size) if vision is not None else None
+    names = [one.name for one in config.model.adapters]
+    server = serve_rank(runner, tokenizer, job.rank, job.world_size, uds_path, names, images, sees)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     log(f"Server started at unix://{server.path}")
     stop.wait()
     server.stop(STOP_GRACE)
+    if images is not None:
+        images.close()
     return 0
 
 

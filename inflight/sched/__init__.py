@@ -2,6 +2,6 @@
 
 from inflight.sched.blocks import BlockPool
 from inflight.sched.scheduler import Capacity, Scheduler
-from inflight.sched.sequence import Sequence
+from inflight.sched.sequence import Sequence, media_rows
 
-__all__ = ["BlockPool", "Capacity", "Scheduler", "Sequence"]
+__all__ = ["BlockPool", "Capacity", "Scheduler", "Sequence", "media_rows"]

@@ -171,22 +171,28 @@ class Sequence:
 
     def media(self) -> list[MediaRows]:
         """The spans as a rank gets them; without rows if their keys are cached."""
-        return [self._rows(span) for span in self.spans]
-
-    def _rows(self, span: Span) -> MediaRows:
-        grid = None if span.grid is None else (span.grid.rows, span.grid.columns)
-        if span.stop <= self.planned:
-            return MediaRows(span.start, span.count, grid=grid, whole=span.whole)
-        image = self.images[span.image]
-        part = slice(span.offset, span.offset + span.count)
-        added = [_bytes(rows[part]) for rows in image.added]
-        return MediaRows(span.start, span.count, _bytes(image.rows[part]), added, grid, span.whole)
+        return media_rows(self.spans, self.images, self.planned)
 
     def forget_place(self) -> None:
         """Resets it to nothing computed, without row and blocks. Its tokens stay."""
         self.planned = self.published = 0
         self.blocks = []
         self.running = False
+
+
+def media_rows(spans: Tokens[Span], images: Tokens[EncodedImage], planned: int = 0) -> list[MediaRows]:
+    """Spans as a rank gets them. Those among the first `planned` tokens have no rows: their keys are computed."""
+    return [_rows(span, images, planned) for span in spans]
+
+
+def _rows(span: Span, images: Tokens[EncodedImage], planned: int) -> MediaRows:
+    grid = None if span.grid is None else (span.grid.rows, span.grid.columns)
+    if span.stop <= planned:
+        return MediaRows(span.start, span.count, grid=grid, whole=span.whole)
+    image = images[span.image]
+    part = slice(span.offset, span.offset + span.count)
+    added = [_bytes(rows[part]) for rows in image.added]
+    return MediaRows(span.start, span.count, _bytes(image.rows[part]), added, grid, span.whole)
 
 
 def _bytes(rows: Array) -> bytes:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inflight.contract import UNSOUND, AdmittedRow, FinishReason, Grammar, Sampling, StepPlan, StepResult
+from inflight.contract import UNSOUND, AdmittedRow, FinishReason, Grammar, MediaRows, Sampling, StepPlan, StepResult
 from inflight.errors import InvalidRequest, ModelError, NotFound
 from inflight.shard import ModelRunner
 from inflight.text import GrammarCompiler, Matcher, TextTail, Tokenizer
@@ -25,6 +25,7 @@ class Asked:
         blocks: its block table, from the router.
         cached: leading tokens that are in those blocks already.
         adapter: number of its adapter.
+        media: what stands in the places of its images.
     """
 
     id: int
@@ -37,6 +38,7 @@ class Asked:
     ignore_eos: bool = False
     grammar: Grammar | None = None
     adapter: int = 0
+    media: Sequence[MediaRows] = ()
 
 
 @dataclass
@@ -142,6 +144,7 @@ class Batches:
                 row.asked.cached,
                 row.asked.sampling,
                 row.asked.adapter,
+                list(row.asked.media),
             )
             for row in rows
         ]
@@ -199,6 +202,8 @@ class Batches:
             raise InvalidRequest(f"a block of {max(asked.blocks)} is beyond the cache's {offer.cache.num_blocks}")
         if not 0 <= asked.cached < len(asked.tokens):
             raise InvalidRequest("at least one input token must be computed: `cache_len` is too large")
+        if asked.cached and asked.media:
+            raise InvalidRequest("the keys of prompts with images are not shared here: `cache_len` must be 0")
         if asked.cached and (offer.model.switch or offer.model.stretched):
             raise InvalidRequest(
                 "this model's keys depend on the length of a sequence and cannot be shared: `cache_len` must be 0"
@@ -224,7 +229,15 @@ class Batches:
         """The same row in the same blocks, with nothing computed."""
         asked, tokens = row.asked, self._runner.known_tokens(row.key)
         return AdmittedRow(
-            row.key, len(tokens), asked.blocks, tokens, len(asked.tokens), 0, asked.sampling, asked.adapter
+            row.key,
+            len(tokens),
+            asked.blocks,
+            tokens,
+            len(asked.tokens),
+            0,
+            asked.sampling,
+            asked.adapter,
+            list(asked.media),
         )
 
     def _run(self, id: int, rows: list[Row], admissions: list[AdmittedRow]) -> Outcome:

@@ -14,12 +14,13 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from inflight.contract import FinishReason, Grammar, Sampling
+from inflight.contract import FinishReason, Grammar, MediaRows, Sampling
 from inflight.errors import InflightError, InvalidRequest, StartError
 from inflight.proto import generate_pb2 as pb
 from inflight.shard import ModelRunner
 from inflight.text import Tokenizer
 from inflight.tgi_shard.batches import Asked, Batches, Generated, Outcome, Row
+from inflight.tgi_shard.images import ChunkReader
 
 log = logging.getLogger("inflight")
 
@@ -39,8 +40,9 @@ class Service:
     Args:
         urls: sockets of all ranks.
         adapters: names of the LoRA adapters, in the order of their numbers.
-        sees: the checkpoint reads images. They are refused: a rank has no vision tower. A text model's router sends an
-            image with its warm-up only, and TGI's text models drop such chunks.
+        images: reads images; None: the model, or this build of it, reads text only.
+        sees: the checkpoint has a vision part, so that images without `images` are refused. A text model's router sends
+            an image with its warm-up only, and TGI's text models drop such chunks.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class Service:
         rank: int,
         urls: Sequence[str],
         adapters: Sequence[str] = (),
+        images: ChunkReader | None = None,
         sees: bool = False,
     ) -> None:
+        self._images = images
         self._sees = sees
         self._runner = runner
         self._tokenizer = tokenizer
@@ -114,8 +118,9 @@ class Service:
             device_type=offer.device_type,
             speculate=0,
             support_chunking=False,
-            # Keys that depend on the length of a sequence cannot be shared by sequences with the same beginning.
-            use_prefix_caching=not (offer.model.switch or offer.model.stretched),
+            # Keys that depend on the length of a sequence cannot be shared by sequences with the same beginning. And
+            # the router's own cache knows tokens only, which are the same for all images.
+            use_prefix_caching=not (offer.model.switch or offer.model.stretched or self._images is not None),
             attention_impl="inflight",
             block_size=offer.cache.block_size,
         )
@@ -172,16 +177,7 @@ class Service:
     # Messages
 
     def _asked(self, request: pb.Request) -> Asked:
-        text = request.inputs
-        if request.HasField("input_chunks"):
-            if self._sees and any(chunk.HasField("image") for chunk in request.input_chunks.chunks):
-                raise InvalidRequest(
-                    "this shard reads text only; `inflight serve` and its launcher read this model's images"
-                )
-            text = "".join(chunk.text for chunk in request.input_chunks.chunks if chunk.HasField("text")) or text
-        tokens = self._tokenizer.encode(text, request.add_special_tokens)
-        if request.truncate:
-            tokens = tokens[-request.truncate :]
+        tokens, media = self._prompt(request)
         given, stopping = request.parameters, request.stopping_parameters
         sampling = Sampling(
             do_sample=given.do_sample,
@@ -211,7 +207,24 @@ class Service:
             stopping.ignore_eos_token,
             grammar,
             self._adapter(request.adapter_id),
+            media,
         )
+
+    def _prompt(self, request: pb.Request) -> tuple[list[int], Sequence[MediaRows]]:
+        """The request's tokens, and what stands in the places of its images.
+
+        Raises:
+            InvalidRequest: it has images that this model does not read.
+        """
+        text, chunks = request.inputs, request.input_chunks.chunks
+        if any(chunk.HasField("image") for chunk in chunks):
+            if self._images is not None:
+                return self._images.read(request)
+            if self._sees:
+                raise InvalidRequest("this shard reads the model's text only; its log says why")
+        text = "".join(chunk.text for chunk in chunks if chunk.HasField("text")) or text
+        tokens = self._tokenizer.encode(text, request.add_special_tokens)
+        return tokens[-request.truncate :] if request.truncate else tokens, ()
 
     def _adapter(self, name: str) -> int:
         """The adapter's number. As with TGI's own shards, an unknown name stands for the base model (0)."""
@@ -308,8 +321,9 @@ def serve_rank(
     size: int,
     uds_path: str,
     adapters: Sequence[str] = (),
+    images: ChunkReader | None = None,
     sees: bool = False,
 ) -> RankServer:
-    """Serves one of `size` ranks on `<uds_path>-<rank>`. Args: sees: as for `Service`."""
+    """Serves one of `size` ranks on `<uds_path>-<rank>`. Args: images, sees: as for `Service`."""
     urls = [f"unix://{uds_path}-{number}" for number in range(size)]
-    return RankServer(Service(runner, tokenizer, rank, urls, adapters, sees), Path(f"{uds_path}-{rank}"))
+    return RankServer(Service(runner, tokenizer, rank, urls, adapters, images, sees), Path(f"{uds_path}-{rank}"))

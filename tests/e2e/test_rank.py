@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -13,11 +14,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from PIL import Image
 
 from inflight.contract import Sampling
 from inflight.llm import LLM
@@ -26,6 +29,7 @@ from inflight.text import load_tokenizer
 from tests.e2e.running import eventually
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
+SEES = POCKET.with_name("pocket_vision")
 PROBE = (1 << 64) - 1
 PROGRAM = Path(sys.executable).with_name("text-generation-server")
 
@@ -54,7 +58,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def started(tmp_path: Path, size: int) -> Iterator[tuple[Ranks, str, list[Any]]]:
+def started(tmp_path: Path, size: int, model: Path = POCKET) -> Iterator[tuple[Ranks, str, list[Any]]]:
     path = str(tmp_path / "shard")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -65,7 +69,7 @@ def started(tmp_path: Path, size: int) -> Iterator[tuple[Ranks, str, list[Any]]]
             **os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port), "MAX_BATCH_SIZE": "40",
         }  # fmt: skip
-        command = [str(PROGRAM), "serve", str(POCKET), "--uds-path", path, "--kv-cache-memory", "8m", "--json-output"]
+        command = [str(PROGRAM), "serve", str(model), "--uds-path", path, "--kv-cache-memory", "8m", "--json-output"]
         log = (tmp_path / f"rank{rank}.log").open("w")
         processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
         log.close()
@@ -353,3 +357,50 @@ def test_download_weights_and_wrong_flags(tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE is set, and 'hf.co/nobody/nothing' is not in its cache" in absent.stderr
     assert run("serve", str(POCKET), RANK="2", WORLD_SIZE="2").returncode == 2
     assert run("serve", str(tmp_path)).returncode == 1
+
+
+def test_images_in_chunks(tmp_path: Path) -> None:
+    """Texts and images in turn, as TGI's router sends them: the tokens are those of our own engine."""
+    pictures = [_picture(colour) for colour in ("red", "blue")]
+    with LLM(SEES, kv_cache_memory=8 << 20, threads=1) as llm:
+        mark = llm.engine.info.image_placeholder
+        texts = ["<|im_start|>User:", "What is it?<end_of_utterance>\nAssistant:"]
+        prompt = f"{texts[0]}{mark}{texts[1]}{mark}"
+        wanted = llm.generate({"prompt": prompt, "images": pictures}, max_new_tokens=6, ignore_eos=True)[0]
+
+    def batch(id: int, *chunks: str | bytes, blocks: int = 40, **more: Any) -> pb.PrefillRequest:
+        asked = pb.Request(
+            id=id, truncate=more.pop("truncate", 600), add_special_tokens=True, blocks=range(1, 1 + blocks),
+            stopping_parameters=pb.StoppingCriteriaParameters(max_new_tokens=6, ignore_eos_token=True), **more,
+        )  # fmt: skip
+        for chunk in chunks:
+            if isinstance(chunk, str):
+                asked.input_chunks.chunks.add(text=chunk)
+            else:
+                asked.input_chunks.chunks.add(image=pb.Image(data=chunk, mimetype="image/png"))
+        return pb.PrefillRequest(batch=pb.Batch(id=id, size=1, requests=[asked]))
+
+    with started(tmp_path, 1, SEES) as (ranks, _, _):
+        assert not ranks.call("Info", pb.InfoRequest(), pb.InfoResponse)[0].use_prefix_caching
+        asked = batch(1, texts[0], pictures[0], texts[1], pictures[1], prefill_logprobs=True)
+        (reply,) = ranks.call("Prefill", asked, pb.PrefillResponse)
+        assert len(reply.generations[0].prefill_tokens.ids) == wanted.prompt_length
+        found = list(reply.generations[0].tokens.ids)
+        while reply.HasField("batch"):
+            (reply,) = ranks.call("Decode", pb.DecodeRequest(batches=[reply.batch]), pb.DecodeResponse)
+            found += reply.generations[0].tokens.ids
+        assert found == wanted.token_ids
+        for call, text in (
+            (batch(2, "a", b"no image"), "invalid image: The image format could not be determined"),
+            (batch(2, f"a{mark}", pictures[0]), "write `<image>` once for each image"),
+            (batch(2, "a", pictures[0], truncate=9), "`truncate` would cut an image"),
+            (batch(2, "a", pictures[0], blocks=1), "do not fit 1 blocks"),
+            (batch(2, "a", pictures[0], cache_len=16), "`cache_len` must be 0"),
+        ):
+            refused(partial(ranks.call, "Prefill", call, pb.PrefillResponse), grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+def _picture(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (70, 90), colour).save(file, "PNG")
+    return file.getvalue()

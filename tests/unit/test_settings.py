@@ -219,7 +219,8 @@ def test_the_shard_server_has_settings_of_ranks(tmp_path: Path) -> None:
     given = shard_server.parser().parse_args(
         ["serve", "m", "--dtype", "float32", "--kv-cache-memory", "1m", "--trust-remote-code", "--block-size", "8"]
     )
-    job = shard_server._job(given, tmp_path, {"RANK": "1", "WORLD_SIZE": "2", "MAX_TOTAL_TOKENS": "99"}, [])
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "MAX_TOTAL_TOKENS": "99"}
+    job = shard_server._job(shard_server._config(given, tmp_path, variables, []), variables)
     assert (job.model.dtype, job.model.kv_cache_bytes, job.model.block_size) == ("float32", 1 << 20, 8)
     assert (job.model.trust_remote_code, job.model.allow_pickle, job.model.quantize) == (True, False, "none")
     assert (job.rank, job.world_size, job.device_id, job.rendezvous) == (1, 2, 1, "localhost:29500")
@@ -316,7 +317,8 @@ def test_switches_of_the_cpu_engine_come_as_settings(tmp_path: Path) -> None:
     assert told({}) == ("torch", "avx2")
     assert told({"cpu_engine": "auto", "cpu_isa": "scalar"}) == ("auto", "scalar")  # a flag goes first
     given = shard_server.parser().parse_args(["serve", "m"])
-    assert shard_server._job(given, tmp_path, variables, []).model.cpu_engine == "torch"
+    config = shard_server._config(given, tmp_path, variables, [])
+    assert shard_server._job(config, variables).model.cpu_engine == "torch"
     assert GeneratorConfig.of(tmp_path).completed(variables).model.cpu_isa == "avx2"
     assert GeneratorConfig.of(tmp_path).completed({"INFLIGHT_THREADS": "3"}).model.threads == 0
     with pytest.raises(ConfigError, match="INFLIGHT_CPU_ENGINE: 'fast' is not known; write one of: auto, torch"):
@@ -330,10 +332,10 @@ def test_what_the_environment_says_to_a_launcher(tmp_path: Path) -> None:
     assert (config.compute_type, config.model.watermark_gamma, config.model.watermark_delta) == ("2-mine", 0.25, 4.0)
     assert (server.rest.health_routes, server.rest.predict_routes) == (("/up",), ())
     given = shard_server.parser().parse_args(["serve", "m"])
-    job = shard_server._job(given, tmp_path, {"WATERMARK_GAMMA": "0.75"}, [])
-    assert (job.model.watermark_gamma, job.model.watermark_delta) == (0.75, 2.0)
+    model = shard_server._config(given, tmp_path, {"WATERMARK_GAMMA": "0.75"}, []).model
+    assert (model.watermark_gamma, model.watermark_delta) == (0.75, 2.0)
     with pytest.raises(ConfigError, match="WATERMARK_GAMMA: '2' is no share; write a number from 0 to 1"):
-        shard_server._job(given, tmp_path, {"WATERMARK_GAMMA": "2"}, [])
+        shard_server._config(given, tmp_path, {"WATERMARK_GAMMA": "2"}, [])
     other = GeneratorInfo("m", "m", GenerationLimits(), device_type="cuda", world_size=2)
     assert compute_type(other) == (b"x-compute-type", b"2-cuda")
     assert compute_type(replace(other, compute_type="mine")) == (b"x-compute-type", b"mine")
