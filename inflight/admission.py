@@ -27,6 +27,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Protocol
 
 from inflight.errors import OVERLOADED, Overloaded
 
@@ -52,6 +53,28 @@ _tickets = itertools.count(1)
 
 arrival: ContextVar[Arrival | None] = ContextVar("arrival", default=None)
 """Set by a door while it hands an admitted request on."""
+
+
+class Holder(Protocol):
+    """Who has shown an API key."""
+
+    @property
+    def tenant(self) -> str:
+        """Only requests with the same tenant share cached prompts."""
+
+    @property
+    def priority(self) -> int:
+        """Of its requests to language models; larger goes first."""
+
+    def allows(self, *names: str | None) -> bool:
+        """Whether it may call the model or servable that has these names."""
+
+    def spent(self, tokens: int) -> None:
+        """A request of its to a language model has ended that read and wrote these tokens."""
+
+
+holder: ContextVar[Holder | None] = ContextVar("holder", default=None)
+"""Set by the doors while they serve a request of this holder; None: the server asks for no key."""
 
 
 class Arrival:

@@ -7,7 +7,9 @@
     │   └── ToolError         tools, or the choice among them, that cannot be
     ├── NotFound              no such servable, version or method
     ├── Unauthorized          the API key is missing or wrong
+    ├── Forbidden             the API key does not allow it
     ├── Overloaded            a bounded queue is full; try again later
+    │   └── RateLimited       a limit of the API key is reached
     ├── DeadlineExceeded      the time the caller gave is over
     ├── Cancelled             the caller left
     ├── ModelError            user code failed on this instance
@@ -127,6 +129,17 @@ class Unauthorized(InflightError):
     failure = "validation"
 
 
+class Forbidden(InflightError):
+    grpc_code = 7
+    http_status = 403
+    mindspore_code = 2
+    cause = "forbidden"
+    tgi = Tgi(403, "permission")
+    openai = OpenAi(403, "invalid_request_error", "permission_denied")
+    anthropic = Anthropic(403, "permission_error")
+    failure = "validation"
+
+
 OVERLOADED = "Model is overloaded"
 """TGI's text, which all doors use."""
 
@@ -140,6 +153,19 @@ class Overloaded(InflightError):
     openai = OpenAi(429, "overloaded", "rate_limit_exceeded")
     anthropic = Anthropic(529, "overloaded_error")
     failure = "overloaded"
+
+
+class RateLimited(Overloaded):
+    """A limit of the caller's API key is reached. Args: retry_after: seconds until it may try again."""
+
+    cause = "rate_limited"
+    tgi = Tgi(429, "overloaded")
+    openai = OpenAi(429, "requests", "rate_limit_exceeded")
+    anthropic = Anthropic(429, "rate_limit_error")
+
+    def __init__(self, text: str, retry_after: int = 1) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
 
 
 class DeadlineExceeded(InflightError):

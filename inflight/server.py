@@ -20,6 +20,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ import uvloop
 from inflight.config import GeneratorConfig, ListenConfig, ServableConfig, ServerConfig, check
 from inflight.contract import ServableStatus
 from inflight.errors import InflightError, StartError
-from inflight.frontends import grpc_app, http_app, load_protocol
+from inflight.frontends import Keys, grpc_app, http_app, load_protocol
 from inflight.metrics import Metrics
 from inflight.router import Router
 from inflight.startup import failed_load
@@ -48,6 +49,18 @@ SAME_SIGNAL = 0.5
 its group."""
 
 
+def _keys(config: ServerConfig, metrics: Metrics) -> Keys | None:
+    """The API keys; None: callers need none.
+
+    Raises:
+        ConfigError: the file of keys cannot be read.
+    """
+    file = None if config.api_keys is None else Path(config.api_keys)
+    if config.api_key is None and file is None:
+        return None
+    return Keys(config.api_key, file, metrics.keys)
+
+
 class Server:
     """A model server inside this process. Its methods may be called from any thread but the loop's own.
 
@@ -63,6 +76,7 @@ class Server:
         check(config)
         self._config = config
         self._metrics = Metrics()
+        self._keys = _keys(config, self._metrics)
         self._listeners: list[Listener] = []
         self._router: Router | None = None
         self._stopped = threading.Event()
@@ -261,7 +275,7 @@ class Server:
             max_body_bytes=listen.max_message_mb << 20,
             rest=self._config.rest,
             metrics=self._metrics,
-            api_key=self._config.api_key,
+            keys=self._keys,
             origins=self._config.cors_origins,
             protocols=[load_protocol(name) for name in self._config.protocols],
         )
@@ -272,7 +286,7 @@ class Server:
         app = grpc_app(
             router,
             max_message_bytes=listen.max_message_mb << 20,
-            api_key=self._config.api_key,
+            keys=self._keys,
             metrics=self._metrics,
         )
         allocate = router.fleet.inbox.allocate

@@ -40,6 +40,7 @@ class Option:
         many: a list of texts: a repeated flag, a list in a file, separated by `os.pathsep` in the environment.
         positional: written without a flag.
         of_model: one model of several may have its own.
+        secret: its value is never printed.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Option:
     many: bool = False
     positional: bool = False
     of_model: bool = False
+    secret: bool = False
 
     @property
     def key(self) -> str:
@@ -64,7 +66,16 @@ class Option:
         """The option that sets a field of a configuration."""
         setting = field.setting
         metavar = setting.metavar or None
-        return cls(field.flag, setting.parse, field.help, field.default, metavar, setting.many, of_model=of_model)
+        return cls(
+            field.flag,
+            setting.parse,
+            field.help,
+            field.default,
+            metavar,
+            setting.many,
+            of_model=of_model,
+            secret=setting.secret,
+        )
 
 
 @dataclass(frozen=True)
@@ -219,7 +230,8 @@ def in_force(command: Command, given: Mapping[str, Any], env: Mapping[str, str])
     table: dict[str, Any] = {}
     for option in command.options:
         texts, _ = _texts(option, given, env, *whole)
-        table[option.key] = _plain(option, texts)
+        # A file that is shown around must not hold a secret.
+        table[option.key] = None if option.secret else _plain(option, texts)
     listed = [
         {
             PATH: place.texts[PATH][0],

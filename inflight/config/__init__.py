@@ -1,5 +1,6 @@
 """The start-up configuration as frozen records: read once at the start, then passed down."""
 
+from inflight.config.keys import KeyConfig, read_keys
 from inflight.config.model import (
     DTYPES,
     GENERATION_CONFIGS,
@@ -66,6 +67,7 @@ __all__ = [
     "Addresses",
     "Field",
     "GeneratorConfig",
+    "KeyConfig",
     "Limits",
     "ListenConfig",
     "ModelConfig",
@@ -87,6 +89,7 @@ __all__ = [
     "memory",
     "one_of",
     "processors",
+    "read_keys",
     "seconds",
     "switch",
     "whole",

@@ -200,6 +200,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         rest: the configuration of REST routes.
         grpc_engine: one of `GRPC_ENGINES`.
         api_key: the key that calls of models must carry, over HTTP and gRPC; None: none.
+        api_keys: a file of further keys (`KeyConfig`); None: there is none.
         cors_origins: web pages of these origins may call; `*` is any.
         protocols: the user's own HTTP protocols: `module:Class` of subclasses of `inflight.frontends.Door`.
     """
@@ -264,7 +265,22 @@ class ServerConfig(msgspec.Struct, frozen=True):
     api_key: Annotated[
         str | None,
         Setting(
-            "What callers of models have to show: Authorization: Bearer KEY.", str, "KEY", ": nothing", tgi="api-key"
+            "What callers of models have to show: Authorization: Bearer KEY.",
+            str,
+            "KEY",
+            ": nothing",
+            tgi="api-key",
+            secret=True,
+        ),
+    ] = None
+    api_keys: Annotated[
+        str | None,
+        Setting(
+            "File of API keys, each with a name, a tenant, a priority and limits: YAML, TOML or JSON. It is read again "
+            "when it changes.",
+            existing_file,
+            "FILE",
+            None,
         ),
     ] = None
     cors_origins: Annotated[

@@ -33,6 +33,7 @@ class Setting:
         tgi: its flag in TGI's launcher; empty: the launcher has none.
         opposite: the flag means the opposite of the field.
         inherited: scripts and ranks, which have no command line, read its variable too.
+        secret: the value is never printed.
         many: the flag may be repeated; the field is a tuple, and `parse` reads one item of it.
     """
 
@@ -45,6 +46,7 @@ class Setting:
     opposite: bool = False
     many: bool = False
     inherited: bool = False
+    secret: bool = False
 
 
 @dataclass(frozen=True)

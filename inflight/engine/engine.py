@@ -10,7 +10,7 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import Any
 
-from inflight.admission import Admission
+from inflight.admission import Admission, holder
 from inflight.config import GeneratorConfig, RestartPolicy
 from inflight.contract import (
     Chat,
@@ -35,7 +35,15 @@ from inflight.engine.loop import StepLoop
 from inflight.engine.recovery import Recovery, first_start
 from inflight.engine.stream import Stream
 from inflight.engine.streams import Streams
-from inflight.errors import DeadlineExceeded, InflightError, Overloaded, StartError, TemplateError, Unavailable
+from inflight.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    InflightError,
+    Overloaded,
+    StartError,
+    TemplateError,
+    Unavailable,
+)
 from inflight.metrics import Load, Metrics
 from inflight.sched import Capacity, Scheduler
 from inflight.text import Tokenizer, shown
@@ -236,6 +244,11 @@ class Engine:
         failure: str | None = "dropped"  # the reader leaves before the last event
         stream: Stream | None = None
         timer: asyncio.TimerHandle | None = None
+        caller = holder.get()
+        if caller is not None:
+            if not caller.allows(self.info.name, self.info.model_id, request.adapter):
+                raise Forbidden(f"this API key may not call the model '{self.info.name}'")
+            request = replace(request, tenant=caller.tenant, priority=caller.priority)
         try:
             stream = await self._open(request)
             if request.timeout is not None:
@@ -258,6 +271,8 @@ class Engine:
             if stream is not None:
                 assert self._steps is not None
                 self._steps.streams.close(stream)
+            if caller is not None and stream is not None:
+                caller.spent(len(stream.sequence.tokens))
             self._count(time.perf_counter() - began, start, finish, failure)
 
     def _count(self, seconds: float, start: Start | None, finish: Finish | None, failure: str | None) -> None:

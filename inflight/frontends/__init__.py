@@ -4,6 +4,7 @@ from inflight.frontends.app import http_app, load_protocol
 from inflight.frontends.base import Backend, predict
 from inflight.frontends.door import Door
 from inflight.frontends.grpc import grpc_app
+from inflight.frontends.keys import Keys
 from inflight.frontends.routes import Access, Call, Events, Plain, Route, error_headers
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Call",
     "Door",
     "Events",
+    "Keys",
     "Plain",
     "Route",
     "error_headers",

@@ -14,6 +14,7 @@ from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
 from inflight.frontends.door import UNKNOWN, Door, refuse, unknown_route
 from inflight.frontends.edge import Edge
+from inflight.frontends.keys import Keys
 from inflight.frontends.mindspore import LlmMethods, LlmRoutes, MindSporeRest
 from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.openai import OpenAiRest
@@ -43,7 +44,7 @@ def http_app(
     max_body_bytes: int,
     rest: RestConfig,
     metrics: Metrics,
-    api_key: str | None = None,
+    keys: Keys | None = None,
     origins: Sequence[str] = (),
     protocols: Sequence[type[Door]] = (),
 ) -> Edge:
@@ -54,7 +55,7 @@ def http_app(
 
     Args:
         max_body_bytes: limit of a request body, before and after decompression.
-        api_key, origins: see `Edge`.
+        keys, origins: see `Edge`.
         protocols: further protocols; the constructor of each takes the backend alone.
 
     Raises:
@@ -77,7 +78,7 @@ def http_app(
     for door in doors:
         door.metrics = metrics.routes
     operations.doors = sorted(doors, key=lambda door: DOORS.index(type(door)) if type(door) in DOORS else len(DOORS))
-    return Edge(HttpApp(backend, doors, metrics.routes), api_key, origins)
+    return Edge(HttpApp(backend, doors, metrics.routes), keys, origins)
 
 
 def load_protocol(name: str) -> type[Door]:

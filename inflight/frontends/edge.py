@@ -1,13 +1,14 @@
-"""Access checks before every HTTP route: the API key, and the web pages that may call (CORS)."""
+"""Access checks before every HTTP route: API keys, and the web pages that may call (CORS)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from inflight.admission import Admission
-from inflight.errors import InflightError, Unauthorized
+from inflight.admission import Admission, holder
+from inflight.errors import InflightError
 from inflight.frontends.door import refuse
+from inflight.frontends.keys import Key, Keys
 from inflight.wire import (
     Answer,
     Gate,
@@ -19,12 +20,11 @@ from inflight.wire import (
     Refusal,
     Scope,
     Send,
-    authorized,
+    bearer,
     header,
     respond,
 )
 
-NO_KEY = "this server needs its API key: send the header Authorization: Bearer <key>"
 _EXPOSED = b"x-compute-type, x-compute-time, x-total-time, x-inference-time, x-generated-tokens, x-prompt-tokens"
 _DAY = b"86400"
 
@@ -43,13 +43,13 @@ class Edge:
     """An application behind a key and a list of origins.
 
     Args:
-        api_key: the key that routes require unless they are open; None: all are open.
+        keys: those that routes require unless they are open; None: all are open.
         origins: web pages of these origins may call; `*` is any; empty: none.
     """
 
-    def __init__(self, app: EdgeApp, api_key: str | None, origins: Sequence[str]) -> None:
+    def __init__(self, app: EdgeApp, keys: Keys | None, origins: Sequence[str]) -> None:
         self._app = app
-        self._api_key = api_key
+        self._keys = keys
         self._any = "*" in origins
         self._origins = [origin.rstrip("/").encode() for origin in origins]
 
@@ -63,33 +63,68 @@ class Edge:
                 return
             if allowed:
                 send = _with(send, allowed)
-        if self._refused(scope):
-            await refuse(send, self._app.refusal(scope, Unauthorized(NO_KEY)))
+        try:
+            key = self._key(scope)
+            ticket = key.enter() if key is not None else None
+        except InflightError as error:
+            await refuse(send, self._app.refusal(scope, error))
             return
-        await self._app(scope, receive, send)
+        if ticket is None:
+            await self._app(scope, receive, send)
+            return
+        token = holder.set(key)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            holder.reset(token)
+            ticket.leave()
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`. A request with an origin to check, or one to refuse, is left to `__call__`."""
         if self._origins and header(scope, b"origin") is not None:
             return None
-        if self._api_key is not None and self._refused(scope):
+        if self._keys is None:
+            return self._app.inline(scope, body, answer)
+        try:
+            key = self._key(scope)
+        except InflightError:
             return None
-        return self._app.inline(scope, body, answer)
+        if key is None:
+            return self._app.inline(scope, body, answer)
+        if key.limited:  # it is watched until the answer's end
+            return None
+        token = holder.set(key)
+        try:
+            cancel = self._app.inline(scope, body, answer)
+        finally:
+            holder.reset(token)
+        if cancel is not None:
+            key.count()
+        return cancel
 
     def gate(self, scope: Scope) -> Gate | None:
         """See `GatedApp`. A request with an origin to check, or one to refuse, has no gate."""
         if self._origins and header(scope, b"origin") is not None:
             return None
-        return None if self._refused(scope) else self._app.gate(scope)
+        try:
+            self._key(scope)
+        except InflightError:
+            return None
+        return self._app.gate(scope)
 
     def crowded(self) -> Admission | None:
         """See `GatedApp`."""
         return self._app.crowded()
 
-    def _refused(self, scope: Scope) -> bool:
-        if self._api_key is None or self._app.open(scope):
-            return False
-        return not authorized(self._api_key, header(scope, b"authorization"), header(scope, b"x-api-key"))
+    def _key(self, scope: Scope) -> Key | None:
+        """The key of a request; None where it needs none.
+
+        Raises:
+            InflightError: it shows none that is known.
+        """
+        if self._keys is None or self._app.open(scope):
+            return None
+        return self._keys.find(bearer(header(scope, b"authorization"), header(scope, b"x-api-key")))
 
     def _allowed(self, origin: bytes) -> list[Header]:
         if self._any:

@@ -19,6 +19,7 @@ from inflight.errors import (
     NotFound,
     OpenAi,
     Overloaded,
+    RateLimited,
     Tgi,
     Unauthorized,
     Unavailable,
@@ -256,6 +257,8 @@ def verb_of(scope: Scope) -> str:
 
 def error_headers(error: InflightError) -> list[Header]:
     """Headers beside an error's status: `retry-after`, or `allow`."""
+    if isinstance(error, RateLimited):
+        return [(b"retry-after", b"%d" % error.retry_after)]
     if isinstance(error, (Overloaded, Unavailable)):
         return [RETRY_AFTER]
     if isinstance(error, Unauthorized):

@@ -1,8 +1,19 @@
 """What the server counts, and how Prometheus reads it."""
 
 from inflight.metrics.images import ImageMetrics
+from inflight.metrics.keys import KeyMetrics
 from inflight.metrics.llm import LlmMetrics, Load
 from inflight.metrics.routes import Calls, RouteMetrics
 from inflight.metrics.server import CONTENT_TYPE, SECONDS, Metrics
 
-__all__ = ["CONTENT_TYPE", "SECONDS", "Calls", "ImageMetrics", "LlmMetrics", "Load", "Metrics", "RouteMetrics"]
+__all__ = [
+    "CONTENT_TYPE",
+    "SECONDS",
+    "Calls",
+    "ImageMetrics",
+    "KeyMetrics",
+    "LlmMetrics",
+    "Load",
+    "Metrics",
+    "RouteMetrics",
+]

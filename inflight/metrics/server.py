@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from inflight.metrics.histograms import Histograms
 from inflight.metrics.images import ImageMetrics
+from inflight.metrics.keys import KeyMetrics
 from inflight.metrics.llm import LlmMetrics
 from inflight.metrics.routes import RouteMetrics
 
@@ -36,6 +37,7 @@ class Metrics(Collector):
     Attributes:
         generations: the metrics of language models.
         images: the metrics of the images that they read.
+        keys: counts by the names of API keys.
         routes: the metrics of HTTP routes and of remote procedures.
     """
 
@@ -50,6 +52,7 @@ class Metrics(Collector):
         self._in_flight: Callable[[], int] = lambda: 0
         self.generations = LlmMetrics()
         self.images = ImageMetrics(SECONDS)
+        self.keys = KeyMetrics()
         self.routes = RouteMetrics(SECONDS)
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -123,3 +126,4 @@ class Metrics(Collector):
         yield from self.routes.collect()
         yield from self.generations.collect()
         yield from self.images.collect()
+        yield from self.keys.collect()

@@ -6,10 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+from inflight.admission import holder
 from inflight.config import ServerConfig
 from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, Table
 from inflight.errors import (
     DeadlineExceeded,
+    Forbidden,
     InflightError,
     InvalidRequest,
     NotFound,
@@ -112,6 +114,9 @@ class Router:
     ) -> Callable[[], None]:
         if not rows:
             raise InvalidRequest("the request has no instances; send at least one")
+        caller = holder.get()
+        if caller is not None and not caller.allows(method.servable):
+            raise Forbidden(f"this API key may not call '{method.servable}'")
         models = self.fleet.language_models
         if method.optional and models.method(method.servable, method.version, method.name) is not None:
             return models.submit(method, rows, done, timeout, say)

@@ -1,6 +1,6 @@
 """Transports: HTTP/1.1 and gRPC, sockets, TLS, listeners. This room knows no inference protocol."""
 
-from inflight.wire.access import authorized
+from inflight.wire.access import bearer
 from inflight.wire.address import GRPC, RESTFUL, Kind, parse_address
 from inflight.wire.grpc.app import GrpcApp
 from inflight.wire.grpc.rpc import Encoded, Go, Reply, Rpc, StreamRpc, UnaryRpc, close_replies, peer
@@ -63,7 +63,7 @@ __all__ = [
     "StreamRpc",
     "UnaryRpc",
     "accepted_encoding",
-    "authorized",
+    "bearer",
     "close_replies",
     "error_json",
     "header",

@@ -1,14 +1,10 @@
-"""Checks the API key of a request."""
+"""The API key that a request shows."""
 
 from __future__ import annotations
 
-import hmac
 
-
-def authorized(key: str, authorization: bytes | None, api_key: bytes | None = None) -> bool:
-    """Whether `Authorization: Bearer <key>`, or `x-api-key: <key>`, has the key; compared in constant time."""
-    shown = [] if api_key is None else [api_key.strip()]
+def bearer(authorization: bytes | None, api_key: bytes | None = None) -> list[bytes]:
+    """The keys of `Authorization: Bearer <key>` and of `x-api-key: <key>`; empty: none is shown."""
     scheme, _, token = (authorization or b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        shown.append(token.strip())
-    return any(hmac.compare_digest(each, key.encode()) for each in shown)
+    shown = [token.strip()] if scheme.lower() == b"bearer" else []
+    return shown if api_key is None else [*shown, api_key.strip()]

@@ -17,7 +17,7 @@ import uvloop
 from inflight.config import ListenConfig, RestConfig
 from inflight.contract import MethodInfo, Outcome, Row, ServableStatus, TensorSpec
 from inflight.errors import InflightError, ModelError, NotFound
-from inflight.frontends import Door
+from inflight.frontends import Door, Keys
 from inflight.frontends.app import http_app
 from inflight.metrics import Metrics
 from inflight.wire.connections import HttpLimits
@@ -160,8 +160,9 @@ def serve(
     try:
         backend = loop.call(_make_backend())
         limit = limits.max_body_bytes if limits else config.max_message_mb << 20
+        keys = Keys(api_key, None, metrics.keys) if api_key is not None else None
         made = app or http_app(
-            backend, max_body_bytes=limit, rest=rest, metrics=metrics, api_key=api_key, protocols=protocols
+            backend, max_body_bytes=limit, rest=rest, metrics=metrics, keys=keys, protocols=protocols
         )
         listener = loop.call(listen_http(made, config, limits=limits))
         try:

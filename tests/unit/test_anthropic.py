@@ -154,7 +154,23 @@ MESSAGES: dict[str, tuple[list[Any], list[Any]]] = {
     ),
     "a system message later": (
         [USER, {"role": "assistant", "content": "Yes."}, {"role": "system", "content": "Be brief."}, USER],
-        [USER, {"role": "assistant", "content": "Yes."}, {"role": "system", "content": "Be brief."}, USER],
+        [
+            USER,
+            {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": "<system-reminder>\nBe brief.\n</system-reminder>\n\nHi"},
+        ],
+    ),
+    "several messages of one role": (
+        [
+            USER,
+            {"role": "user", "content": [IMAGE]},
+            {"role": "assistant", "content": "Yes."},
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": ""}, CALL]},
+        ],
+        [
+            {"role": "user", "content": [text("Hi"), PART]},
+            {**CALLED, "content": "Yes.", "reasoning_content": "hm"},
+        ],
     ),
 }
 

@@ -97,10 +97,45 @@ def _messages(given: Sequence[Block]) -> list[dict[str, Any]]:
         elif role == "assistant":
             found.append(_from_assistant(content, where, names))
         elif role == "system":
-            found += _system(content)
+            found += _system(content) if not found else _reminder(content)
         else:
             raise InvalidRequest(f"`{where}.role` must be user or assistant")
+    return _turns(found)
+
+
+def _reminder(content: Sequence[Block]) -> list[dict[str, Any]]:
+    """What the system says in the middle, as coding agents write it into a user's turn: many chat templates refuse a
+    system message that is not the first."""
+    return [
+        {"role": "user", "content": f"<system-reminder>\n{each['content']}\n</system-reminder>"}
+        for each in _system(content)
+    ]
+
+
+def _turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with messages of one role in a row as one turn, as Anthropic takes them; templates may demand turns."""
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        last = found[-1] if found else message
+        if not found or message["role"] != last["role"] or message["role"] not in ("user", "assistant"):
+            found.append(message)
+            continue
+        joined = {**last, "content": _together(last["content"], message["content"])}
+        if "tool_calls" in message:
+            joined["tool_calls"] = [*last.get("tool_calls", ()), *message["tool_calls"]]
+        if "reasoning_content" in message:
+            joined["reasoning_content"] = last.get("reasoning_content", "") + message["reasoning_content"]
+        found[-1] = joined
     return found
+
+
+def _together(first: Any, second: Any) -> Any:
+    if not first or not second:
+        return first or second
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    parts = [[{"type": "text", "text": each}] if isinstance(each, str) else each for each in (first, second)]
+    return [*parts[0], *parts[1]]
 
 
 def _from_user(content: Sequence[Block], where: str, names: Mapping[str, str]) -> list[dict[str, Any]]:

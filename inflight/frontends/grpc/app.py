@@ -5,8 +5,10 @@ from __future__ import annotations
 from inflight.frontends.base import Backend
 from inflight.frontends.grpc.counted import counted
 from inflight.frontends.grpc.health import health_rpcs
+from inflight.frontends.grpc.keyed import admission
 from inflight.frontends.grpc.line import HoldingBackend
 from inflight.frontends.grpc.reflection import reflection_rpcs
+from inflight.frontends.keys import Keys
 from inflight.frontends.mindspore.grpc import predict_rpcs
 from inflight.frontends.oip.grpc import SERVICE as OIP_SERVICE
 from inflight.frontends.oip.grpc import oip_rpcs
@@ -18,13 +20,13 @@ PREDICT_SERVICE = "mindspore.serving.proto.MSService"
 
 
 def grpc_app(
-    backend: Backend, *, max_message_bytes: int, api_key: str | None = None, metrics: Metrics | None = None
+    backend: Backend, *, max_message_bytes: int, keys: Keys | None = None, metrics: Metrics | None = None
 ) -> GrpcApp:
     """The procedures of a gRPC port; `listen_grpc` serves them.
 
     Args:
         max_message_bytes: limit of one message, received or sent.
-        api_key: the key that calls of models carry in their metadata, as `authorization: Bearer <key>`.
+        keys: calls of models carry one in their metadata, as `authorization: Bearer <key>`; None: they need none.
         metrics: counts the calls; None: they are not counted.
     """
     holding = HoldingBackend(backend)
@@ -36,4 +38,5 @@ def grpc_app(
     }
     if metrics is not None:
         rpcs = counted(rpcs, metrics.routes)
-    return GrpcApp(rpcs, max_message_bytes=max_message_bytes, api_key=api_key, secured=models)
+    admit = admission(keys) if keys is not None else None
+    return GrpcApp(rpcs, max_message_bytes=max_message_bytes, admit=admit, secured=models)

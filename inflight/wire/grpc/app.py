@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeAlias
 
-from inflight.wire.access import authorized
+from inflight.errors import InflightError
 from inflight.wire.grpc.rpc import Rpc
-from inflight.wire.grpc.status import UNAUTHENTICATED, GrpcError
+from inflight.wire.grpc.status import status_of
+
+Admit: TypeAlias = "Callable[[Rpc, bytes | None], Rpc]"
+"""Checks the key in the metadata `authorization` of a call. Returns the procedure for its caller; raises an
+InflightError without a key that is known."""
 
 
 class GrpcApp:
@@ -22,24 +27,29 @@ class GrpcApp:
         rpcs: Mapping[str, Rpc],
         *,
         max_message_bytes: int,
-        api_key: str | None = None,
+        admit: Admit | None = None,
         secured: Collection[str] = (),
     ) -> None:
-        """Args: secured: paths that only callers with the key may call."""
+        """Args: admit: called for every call of `secured` paths; None: none needs a key."""
         self.rpcs = dict(rpcs)
         self.max_message_bytes = max_message_bytes
-        self._api_key = api_key
+        self._admit = admit
         self._secured = frozenset(secured)
 
     @property
     def needs_key(self) -> bool:
         """Whether some calls need a key."""
-        return self._api_key is not None
+        return self._admit is not None
 
-    def refuses(self, path: str, authorization: bytes | None) -> GrpcError | None:
-        """The status for a caller without the key."""
-        if self._api_key is None or path not in self._secured or authorized(self._api_key, authorization):
-            return None
-        return GrpcError(
-            UNAUTHENTICATED, "this server needs its API key: send the metadata authorization: Bearer <key>"
-        )
+    def admitted(self, path: str, rpc: Rpc, authorization: bytes | None) -> Rpc:
+        """The procedure for this caller.
+
+        Raises:
+            GrpcError: the caller shows no key that is known.
+        """
+        if self._admit is None or path not in self._secured:
+            return rpc
+        try:
+            return self._admit(rpc, authorization)
+        except InflightError as error:
+            raise status_of(error, path) from None

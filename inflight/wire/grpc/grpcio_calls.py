@@ -139,21 +139,29 @@ class Calls:
             self._sweeping = self.loop.call_later(_SWEEP, self._sweep)
         if path is None or rpc is None:
             call.refuse(unknown_method(call.path))
-        elif (status := self._refusal(path, event.invocation_metadata)) is not None:
-            call.refuse(status)
         else:
-            call.start(rpc, details.deadline)
+            try:
+                rpc = self._admitted(path, rpc, event.invocation_metadata)
+            except GrpcError as status:
+                call.refuse(status)
+            else:
+                call.start(rpc, details.deadline)
 
-    def _refusal(self, path: str, metadata: Any) -> GrpcError | None:
+    def _admitted(self, path: str, rpc: Rpc, metadata: Any) -> Rpc:
+        """The procedure for this caller.
+
+        Raises:
+            GrpcError: the call is refused.
+        """
         if len(self.running) + len(self.idle) >= MAX_CALLS:
             longest = next(iter(self.idle), None)
             if longest is None:
-                return GrpcError(RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are open, more are not taken; try again later")
+                raise GrpcError(RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are open, more are not taken; try again later")
             longest.cut()
         if not self._app.needs_key:
-            return None
+            return rpc
         key = next((value for name, value in metadata or () if name == "authorization"), None)
-        return self._app.refuses(path, key.encode() if isinstance(key, str) else key)
+        return self._app.admitted(path, rpc, key.encode() if isinstance(key, str) else key)
 
     def _sweep(self) -> None:
         """Cuts the calls that have waited too long for their callers."""

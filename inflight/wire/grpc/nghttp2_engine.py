@@ -267,7 +267,11 @@ class Nghttp2Connection(asyncio.Protocol):
         """Serves a new call. Args: message: None if its messages follow."""
         path, rpc = self._door.routes[route]
         deadline = None
-        refusal = self.app.refuses(path, key)
+        refusal: GrpcError | None = None
+        try:
+            rpc = self.app.admitted(path, rpc, key)
+        except GrpcError as error:
+            refusal = error
         if refusal is None and len(self.tasks) >= MAX_CALLS:
             text = f"{MAX_CALLS} calls are open, more are not taken; try again later"
             refusal = GrpcError(RESOURCE_EXHAUSTED, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from urllib.parse import quote, unquote
 
-from inflight.errors import InflightError
+from inflight.errors import InflightError, RateLimited
 
 OK = 0
 DEADLINE_EXCEEDED = 4
@@ -44,7 +44,8 @@ def status_of(error: Exception, path: str) -> GrpcError:
     if isinstance(error, GrpcError):
         return error
     if isinstance(error, InflightError):
-        return GrpcError(error.grpc_code, error.message)
+        retry = ((b"retry-after", b"%d" % error.retry_after),) if isinstance(error, RateLimited) else ()
+        return GrpcError(error.grpc_code, error.message, retry)
     _logger.error("unhandled error, %s", path, exc_info=error)
     return GrpcError(INTERNAL, "internal server error, the server's log has the details")
 
