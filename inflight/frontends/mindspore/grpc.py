@@ -2,22 +2,21 @@
 
 Errors of a request are part of the reply, not a gRPC status: a reply holds results, one error for the whole request, or
 a list of both. Only a servable that is not loaded yet is answered with UNAVAILABLE. Arrays view the received bytes, so
-they are read-only; workers get copies.
+they are read-only; of large ones workers read the same memory, of small ones they get copies.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inflight.admission import Caller
 from inflight.contract import (
     BYTES_CODE,
-    CODES,
     DTYPES,
     IMAGE,
     STRING_CODE,
@@ -32,8 +31,10 @@ from inflight.contract import (
 from inflight.errors import OVERLOADED, InflightError, InvalidRequest, Loading, Overloaded
 from inflight.frontends.base import Backend
 from inflight.frontends.images import KEYS, image_of
-from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
-from inflight.wire import Go, Rpc, UnaryRpc, nothing_to_cancel
+from inflight.frontends.mindspore.large import LargeRequest, encoded, first_tensor, parse_request, put
+from inflight.frontends.protobuf import is_large
+from inflight.proto.ms_service_pb2 import Instance, PredictReply, Tensor
+from inflight.wire import Go, Reply, Rpc, UnaryRpc, nothing_to_cancel
 
 if TYPE_CHECKING:
     from inflight.frontends.grpc.line import HoldingBackend
@@ -48,10 +49,9 @@ def predict_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
     """The service's procedures by path."""
 
     def begin(
-        request: PredictRequest, timeout: float | None, done: Callable[[PredictReply | Exception], None]
+        request: LargeRequest, timeout: float | None, done: Callable[[Reply | Exception], None]
     ) -> Callable[[], None] | None:
-        reply = PredictReply()
-        reply.servable_spec.CopyFrom(request.servable_spec)
+        reply = _begun(request)
         try:
             method = _method(backend, request)
             if backend.waits(method):
@@ -65,9 +65,8 @@ def predict_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         done(reply)
         return nothing_to_cancel
 
-    async def predict(request: PredictRequest, timeout: float | None) -> PredictReply:
-        reply = PredictReply()
-        reply.servable_spec.CopyFrom(request.servable_spec)
+    async def predict(request: LargeRequest, timeout: float | None) -> Reply:
+        reply = _begun(request)
         try:
             method = _method(backend, request)
             work = backend.predict(method, _rows(method, request), timeout=timeout)
@@ -78,87 +77,93 @@ def predict_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         except InflightError as error:
             _add_error(reply, error)
         else:
-            _fill(reply, method, outcomes)
+            return _filled(reply, method, outcomes)
         return reply
 
-    def hold(request: PredictRequest, name_of: Callable[[], object], go: Go) -> Caller | None:
-        spec = request.servable_spec
+    def hold(request: LargeRequest, name_of: Callable[[], object], go: Go) -> Caller | None:
+        spec = request.message.servable_spec
         key = spec.name, spec.version_number, spec.method_name
         return backend.hold(key, lambda: _method(backend, request), name_of, go)
 
-    def refusal(request: PredictRequest) -> PredictReply:
-        reply = PredictReply()
-        reply.servable_spec.CopyFrom(request.servable_spec)
+    def refusal(request: LargeRequest) -> PredictReply:
+        reply = _begun(request)
         _add_error(reply, Overloaded(OVERLOADED))
         return reply
 
-    return {PATH: UnaryRpc(PredictRequest.FromString, predict, begin, hold, refusal)}
+    return {PATH: UnaryRpc(parse_request, predict, begin, hold, refusal, first_tensor)}
+
+
+def _begun(request: LargeRequest) -> PredictReply:
+    reply = PredictReply()
+    reply.servable_spec.CopyFrom(request.message.servable_spec)
+    return reply
 
 
 def _answer(
     method: MethodInfo,
     reply: PredictReply,
-    done: Callable[[PredictReply | Exception], None],
+    done: Callable[[Reply | Exception], None],
     result: Sequence[Outcome] | InflightError,
 ) -> None:
     if isinstance(result, Loading):
         done(result)
         return
+    answer: Reply = reply
     try:
         if isinstance(result, InflightError):
             _add_error(reply, result)
         else:
-            _fill(reply, method, result)
+            answer = _filled(reply, method, result)
     except Exception as error:  # the gRPC engine answers it, like any handler's error
         done(error)
     else:
-        done(reply)
+        done(answer)
 
 
-def _method(backend: Backend, request: PredictRequest) -> MethodInfo:
-    spec = request.servable_spec
+def _method(backend: Backend, request: LargeRequest) -> MethodInfo:
+    spec = request.message.servable_spec
     return backend.method(spec.name, spec.version_number, spec.method_name)
 
 
-def _rows(method: MethodInfo, request: PredictRequest) -> list[Row]:
+def _rows(method: MethodInfo, request: LargeRequest) -> list[Row]:
     """The instances' inputs in the method's order."""
-    instances = request.instances
+    instances = request.message.instances
     if not instances:
         raise InvalidRequest("the request holds no instance, give at least one")
     names = [spec.name for spec in method.inputs]
-    return [_row(method, names, instance) for instance in instances]
+    return [_row(method, names, instance, request.data_of(index)) for index, instance in enumerate(instances)]
 
 
-def _row(method: MethodInfo, names: list[str], instance: Instance) -> Row:
+def _row(method: MethodInfo, names: list[str], instance: Instance, data: Mapping[str, memoryview]) -> Row:
     if instance.output_buffers:
         raise InvalidRequest("output_buffers are not accepted from clients, leave them out: results come in the reply")
     items = instance.items
     if method.optional:
-        return _generation_row(method, instance)
-    return method.row({name: _value(name, items[name]) for name in names if name in items})
+        return _generation_row(method, instance, data)
+    return method.row({name: _value(name, items[name], data.get(name)) for name in names if name in items})
 
 
-def _generation_row(method: MethodInfo, instance: Instance) -> Row:
+def _generation_row(method: MethodInfo, instance: Instance, data: Mapping[str, memoryview]) -> Row:
     """The row of a language model: a text, its images, its parameters."""
     items = instance.items
-    images = [image for name in KEYS if name in items for image in _images(name, items[name])]
+    images = [image for name in KEYS if name in items for image in _images(name, items[name], data)]
     if images and not reads_images(method):
         raise text_only(method.servable)
     names = [spec.name for spec in method.inputs if spec.name != IMAGE]
-    named = {name: _value(name, items[name]) for name in names if name in items}
+    named = {name: _value(name, items[name], data.get(name)) for name in names if name in items}
     text, parameters, *_ = method.row(named)
     return [text, *images, parameters]
 
 
-def _images(name: str, tensor: Tensor) -> list[Value]:
+def _images(name: str, tensor: Tensor, data: Mapping[str, memoryview]) -> list[Value]:
     """The images of a tensor: bytes of files, or pixels."""
     if tensor.dtype in _TEXTUAL:
         return [image_of(value) for value in tensor.bytes_val]
-    return [_value(name, tensor)]
+    return [_value(name, tensor, data.get(name))]
 
 
-def _value(name: str, tensor: Tensor) -> Value:
-    """A tensor's content: an array that views the message, a text, or bytes."""
+def _value(name: str, tensor: Tensor, large: memoryview | None = None) -> Value:
+    """A tensor's content: an array that views the message, a text, or bytes. Args: large: its data, apart from it."""
     code = tensor.dtype
     dims = tensor.shape.dims
     if code in _TEXTUAL:
@@ -169,7 +174,7 @@ def _value(name: str, tensor: Tensor) -> Value:
             f"Tensor check failed: input '{name}' has the unknown data type {code}, use one of 1 (MS_BOOL) to "
             f"{BYTES_CODE} (MS_BYTES)"
         )
-    data = tensor.data
+    data = tensor.data if large is None else large
     if not data and tensor.HasField("shm_data"):
         raise InvalidRequest(f"input '{name}': shm_data is not accepted from clients, send the bytes in data")
     count = math.prod(dims)
@@ -218,7 +223,7 @@ def _textual(name: str, tensor: Tensor, code: int, dims: Sequence[int]) -> Value
         ) from None
 
 
-def _fill(reply: PredictReply, method: MethodInfo, outcomes: Sequence[Outcome]) -> None:
+def _filled(reply: PredictReply, method: MethodInfo, outcomes: Sequence[Outcome]) -> Reply:
     """Fills one of the three forms of a reply: results; one error; or both lists, with code 0 for each success."""
     errors: list[InflightError] = []
     if type(outcomes) is not Table:
@@ -227,8 +232,10 @@ def _fill(reply: PredictReply, method: MethodInfo, outcomes: Sequence[Outcome]) 
         first = errors[0]
         if all(error.mindspore_code == first.mindspore_code and error.message == first.message for error in errors):
             _add_error(reply, first)
-            return
+            return reply
     names = [spec.name for spec in method.outputs]
+    if not errors and any(is_large(value) for row in outcomes for value in row):  # type: ignore[union-attr]
+        return encoded(reply, [dict(zip(names, row, strict=True)) for row in outcomes])  # type: ignore[arg-type]
     for outcome in outcomes:
         instance = reply.instances.add()
         if isinstance(outcome, InflightError):
@@ -238,20 +245,8 @@ def _fill(reply: PredictReply, method: MethodInfo, outcomes: Sequence[Outcome]) 
             reply.error_msg.add()
         items = instance.items
         for name, value in zip(names, outcome, strict=True):
-            _put(items[name], value)
-
-
-def _put(tensor: Any, value: Any) -> None:
-    if isinstance(value, np.ndarray):
-        tensor.dtype = CODES[value.dtype]
-        tensor.shape.dims.extend(value.shape)
-        tensor.data = value.tobytes()
-    elif isinstance(value, str):
-        tensor.dtype = STRING_CODE
-        tensor.bytes_val.append(value.encode())
-    else:
-        tensor.dtype = BYTES_CODE
-        tensor.bytes_val.append(bytes(value))
+            put(items[name], value)
+    return reply
 
 
 def _add_error(reply: PredictReply, error: InflightError) -> None:
