@@ -1,4 +1,4 @@
-"""An encoder of images as a list of operations over numbered buffers, which the native library runs in one call.
+"""An encoder of images or texts as a list of operations over buffers, which the native library runs in one call.
 
 Every row takes part in one run, and attention goes both ways. A row's bits depend on the rows of its run and on nothing
 else: they are the same on any number of threads.
@@ -132,16 +132,18 @@ class TowerProgram(Store):
         dim = self._dim(at, heads)
         self._add(TowerCode.ROTATE, from_=at, to=at, heads=heads, number=self._array(array, at, dim))
 
-    def attend(self, from_: int, to: int, heads: int, scale: float, partition: int = 0) -> None:
+    def attend(self, from_: int, to: int, heads: int, scale: float, partition: int = 0, window: int = 0) -> None:
         """to = attention among the rows of each part of one of the run's partitions.
 
         Args:
             from_: queries, keys and values side by side.
+            window: rows before and behind that a row sees; 0: its whole part.
         """
         self._fits(self._dim(from_, heads) * heads, to)
         self._same_rows(from_, to)
         self._partitions[partition] = self._groups[from_]
-        self._add(TowerCode.ATTEND, from_=from_, to=to, heads=heads, scale=scale, number=partition)
+        local = {"window": window} if window else {}
+        self._add(TowerCode.ATTEND, from_=from_, to=to, heads=heads, scale=scale, number=partition, **local)
 
     def gather(self, from_: int, to: int, table: int) -> None:
         """to = rows of `from` side by side, by one of the run's tables."""

@@ -2,7 +2,8 @@
 
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, ImageRows, ModelArray
 from inflight.models.load import load_model
-from inflight.models.text_encoder import TextEncoder, is_encoder
+from inflight.models.text_encoder import Text, TextEncoder, is_encoder, load_encoder
+from inflight.models.text_head import classifier_info
 from inflight.models.vectors import VectorHead
 from inflight.startup import switch_off
 
@@ -12,9 +13,12 @@ __all__ = [
     "ForwardBatch",
     "ImageRows",
     "ModelArray",
+    "Text",
     "TextEncoder",
     "VectorHead",
+    "classifier_info",
     "is_encoder",
+    "load_encoder",
     "load_model",
 ]
 

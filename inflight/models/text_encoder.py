@@ -1,74 +1,212 @@
-"""Encoders through transformers: a text's tokens in, one vector out."""
+"""Models that read whole texts: vectors, the states of tokens, scores of labels. On the CPU engine, or transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from inflight.checkpoint import ModelFolder, SentenceModel, open_model
 from inflight.config import ModelConfig
-from inflight.contract import Array
+from inflight.contract import Array, Pooled
 from inflight.device import Device
 from inflight.errors import StartError
+from inflight.kernels import native_reason
+from inflight.models.native_encoder import ROWS, NativeEncoder, NotNative
+from inflight.models.text_head import ClassifierHead, is_classifier, labels_of
 from inflight.models.vectors import Vector, VectorHead, pool
 from inflight.startup import require
+
+log = logging.getLogger("inflight")
 
 _TWO_PARTS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 """Encoder-decoder models, and the class of transformers that has only the encoder."""
 
 
-class TextEncoder:
-    """An encoder with the pooling of its vectors. It computes a text at once.
+@dataclass(frozen=True)
+class Text:
+    """What is computed of one text.
+
+    Attributes:
+        tokens: int64 [T].
+        first: tokens before this one are read, but not pooled.
+        second: the first token of a pair's second text; 0: it is one text.
+        wanted: what is computed of it, one of the encoder's `tasks`.
+    """
+
+    tokens: Array
+    first: int = 0
+    second: int = 0
+    wanted: Pooled = "embed"
+
+
+class TextEncoder(ABC):
+    """A model that reads whole texts, with the pooling of its vectors or its head.
 
     Attributes:
         longest: tokens of the longest text.
         vocab_size: token ids are below it.
-        size: values of a vector.
+        size: values of a vector; of a classifier, its labels.
         dtype, weight_bytes: of the weights.
+        tasks: what it computes.
     """
 
-    def __init__(self, settings: ModelConfig, device: Device, folder: ModelFolder | None = None) -> None:
-        """Loads the model of a folder.
+    longest: int
+    vocab_size: int
+    size: int
+    dtype: str
+    weight_bytes: int
+    tasks: tuple[Pooled, ...]
 
-        Args:
-            folder: the opened model, if it is open already.
+    @abstractmethod
+    def encode(self, texts: Sequence[Text]) -> list[Vector]:
+        """Of each text what it wants: float32 [size], or [T, width] of `tokens`. A text's bits are its own."""
 
-        Raises:
-            StartError: it cannot be loaded.
-        """
-        if settings.quantize != "none":
-            raise StartError("encoders run as their checkpoint is; leave out --quantize")
-        sentences = (folder or open_model(settings.model_dir)).sentences or SentenceModel()
-        self._model = model = _load(settings).eval().to(device.torch)
+
+def load_encoder(settings: ModelConfig, device: Device, folder: ModelFolder | None = None) -> TextEncoder:
+    """Loads the model of a folder: on the CPU engine if it has the family, else through transformers; logs the reason.
+
+    Args:
+        folder: the opened model, if it is open already.
+
+    Raises:
+        StartError: it cannot be loaded.
+    """
+    folder = folder or open_model(settings.model_dir)
+    reason = _reason(settings, device, folder)
+    if reason is None:
+        try:
+            encoder = EngineEncoder(settings, folder)
+            log.info("model '%s' (%s): on the CPU engine", folder.name, folder.config.get("model_type"))
+            return encoder
+        except NotNative as error:
+            reason = str(error)
+    if settings.quantize != "none":
+        raise StartError(f"--quantize is for the CPU engine, which does not compute this encoder: {reason}")
+    kind = folder.config.get("model_type")
+    log.info("model '%s' (%s): through transformers; the CPU engine is not used: %s", folder.name, kind, reason)
+    return BridgedEncoder(settings, device, folder)
+
+
+def _reason(settings: ModelConfig, device: Device, folder: ModelFolder) -> str | None:
+    """The reason why no encoder runs on the CPU engine with these settings; None if those that it has can."""
+    if device.type != "cpu":
+        return f"the model runs on {device.type}"
+    if settings.cpu_engine == "torch":
+        return "the setting cpu_engine is torch"
+    if settings.dtype == "float16":
+        return "float16 is computed by torch"
+    if settings.quantize not in ("none", "int8"):
+        return f"{settings.quantize} is not for encoders; int8 is"
+    return native_reason()
+
+
+class EngineEncoder(TextEncoder):
+    """An encoder on the CPU engine.
+
+    Raises:
+        NotNative: the engine does not have it.
+        StartError: a weight is missing or of another shape.
+    """
+
+    def __init__(self, settings: ModelConfig, folder: ModelFolder) -> None:
+        sentences, config = folder.sentences or SentenceModel(), folder.config
+        stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+        wanted = settings.dtype if settings.dtype != "auto" else stored
+        self.dtype = "float32" if wanted == "float32" else "bfloat16"
+        int8 = settings.quantize == "int8"
+        with folder.weights(allow_pickle=settings.allow_pickle) as weights:
+            self._encoder = encoder = NativeEncoder(
+                config, weights, self.dtype, int8, settings.threads, settings.cpu_isa
+            )
+            self._classify: ClassifierHead | None = None
+            if is_classifier(config):
+                self._classify = ClassifierHead(config, weights, encoder.prefix, encoder.width)
+        self._poolings = sentences.poolings
+        self.longest = min(encoder.positions, sentences.longest or encoder.positions)
+        self.vocab_size, self.weight_bytes = encoder.vocab_size, encoder.weight_bytes
+        if self._classify is not None:
+            self.size, self.tasks = len(self._classify.labels), ("scores",)
+            return
+        self._head = VectorHead(sentences.layers, encoder.width * len(self._poolings), settings.allow_pickle)
+        self.size, self.tasks = self._head.size, ("embed", "tokens")
+
+    def encode(self, texts: Sequence[Text]) -> list[Vector]:
+        found: list[Vector] = []
+        for some in batches(texts):
+            states = self._encoder.states([each.tokens for each in some], [each.second for each in some])
+            found.extend(self._of(text, rows) for text, rows in zip(some, states))
+        return found
+
+    def _of(self, text: Text, states: Vector) -> Vector:
+        if self._classify is not None:
+            return self._classify(states)
+        return np.array(states) if text.wanted == "tokens" else self._head(pool(states, self._poolings, text.first))
+
+
+def batches(texts: Sequence[Text], rows: int = ROWS) -> list[list[Text]]:
+    """Neighbours that are computed together: as many as have at most so many tokens, and at least one."""
+    found: list[list[Text]] = []
+    tokens = rows
+    for text in texts:
+        tokens += len(text.tokens)
+        if tokens > rows:
+            found.append([])
+            tokens = len(text.tokens)
+        found[-1].append(text)
+    return found
+
+
+class BridgedEncoder(TextEncoder):
+    """An encoder through transformers, which computes one text at a time: padding to a neighbour's length would change
+    the result.
+
+    Raises:
+        StartError: it cannot be loaded.
+    """
+
+    def __init__(self, settings: ModelConfig, device: Device, folder: ModelFolder) -> None:
+        sentences = folder.sentences or SentenceModel()
+        self._classifier = is_classifier(folder.config)
+        self._model = model = _load(settings, self._classifier).eval().to(device.torch)
         self._device = device.torch
         self._poolings = sentences.poolings
         positions = _longest(model.config)
         self.longest = min(positions, sentences.longest or positions)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
+        self._typed = int(getattr(model.config, "type_vocab_size", 0) or 0) > 1
         width = int(model.config.get_text_config().hidden_size)
-        self._head = VectorHead(sentences.layers, width * len(self._poolings), settings.allow_pickle)
-        self.size = self._head.size
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        if self._classifier:
+            self.size, self.tasks = len(labels_of(folder.config)), ("scores",)
+            return
+        self._head = VectorHead(sentences.layers, width * len(self._poolings), settings.allow_pickle)
+        self.size, self.tasks = self._head.size, ("embed", "tokens")
 
-    def encode(self, tokens: Array, first: int = 0) -> Vector:
-        """One text's vector, float32 [size].
+    def encode(self, texts: Sequence[Text]) -> list[Vector]:
+        return [self._one(text) for text in texts]
 
-        Texts are computed one at a time, because padding to a neighbour's length would change the result.
-
-        Args:
-            tokens: int64 [T].
-            first: tokens before this one are read, but not pooled.
-        """
+    def _one(self, text: Text) -> Vector:
         import torch
 
         with torch.inference_mode():
-            ids = torch.from_numpy(tokens).to(self._device)[None]
-            states = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
-        return self._head(pool(states.float().cpu().numpy(), self._poolings, first))
+            ids = torch.from_numpy(text.tokens).to(self._device)[None]
+            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            if self._typed and text.second:
+                given["token_type_ids"] = (torch.arange(ids.shape[1], device=self._device) >= text.second).long()[None]
+            found = self._model(**given)
+            states = (found.logits if self._classifier else found.last_hidden_state)[0].float().cpu().numpy()
+        if self._classifier or text.wanted == "tokens":
+            return np.asarray(states, np.float32)
+        return self._head(pool(states, self._poolings, text.first))
 
 
-def _load(settings: ModelConfig) -> Any:
+def _load(settings: ModelConfig, classifier: bool) -> Any:
     """Loads transformers' model."""
     require("an encoder", "torch", "transformers")
     import torch
@@ -85,7 +223,8 @@ def _load(settings: ModelConfig) -> Any:
         config = transformers.AutoConfig.from_pretrained(
             settings.model_dir, trust_remote_code=settings.trust_remote_code, local_files_only=True
         )
-        kind: Any = getattr(transformers, _TWO_PARTS.get(config.model_type, "AutoModel"))
+        name = "AutoModelForSequenceClassification" if classifier else _TWO_PARTS.get(config.model_type, "AutoModel")
+        kind: Any = getattr(transformers, name)
         return kind.from_pretrained(settings.model_dir, **arguments)
     except Exception as error:  # transformers raises anything
         raise StartError(f"'{settings.model_dir}' cannot be loaded: {error}") from error
@@ -101,7 +240,7 @@ def is_encoder(config: Mapping[str, Any], sentences: SentenceModel | None = None
     names = [str(name) for name in names] if isinstance(names, list) else []
     if sentences is not None and config.get("model_type") in _TWO_PARTS:
         return True
-    if config.get("use_bidirectional_attention") is True:
+    if config.get("use_bidirectional_attention") is True or is_classifier(config):
         return True
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
         return sentences is not None and not sentences.of_states
@@ -111,8 +250,8 @@ def is_encoder(config: Mapping[str, Any], sentences: SentenceModel | None = None
 
 
 ENCODERS = (
-    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "mpnet", "modernbert",
-    "nomic_bert", "roberta", "xlm-roberta",
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "gte", "modernbert",
+    "mpnet", "new", "nomic_bert", "roberta", "xlm-roberta",
 )  # fmt: skip
 
 

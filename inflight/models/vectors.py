@@ -21,7 +21,7 @@ _SHORTEST = 1e-12
 """The least length by which a vector is divided."""
 
 _erf: Callable[[Vector], Vector] = np.vectorize(math.erf, otypes=[np.float32])
-_ACTIVATIONS: dict[str, Callable[[Vector], Vector]] = {
+ACTIVATE: dict[str, Callable[[Vector], Vector]] = {
     "Identity": lambda x: x,
     "Tanh": np.tanh,
     "ReLU": lambda x: np.maximum(x, np.float32(0)),
@@ -106,7 +106,7 @@ class _Dense:
         shape = (layer.outputs, layer.inputs)
         self._weight = _take(layer.folder, tensors, "linear.weight", shape)
         self._bias = _take(layer.folder, tensors, "linear.bias", shape[:1]) if layer.bias else None
-        self._activation = _ACTIVATIONS[layer.activation]
+        self._activation = ACTIVATE[layer.activation]
         self._residual = layer.residual
         projected = layer.residual and layer.inputs != layer.outputs
         self._residual_weight = _take(layer.folder, tensors, "residual.weight", shape) if projected else None

@@ -1,4 +1,5 @@
-"""Runs encoders (BERT and others): a plan's prompts become one vector each, without a cache and without sampling.
+"""Runs models that read whole texts (BERT and others): each of a plan's prompts becomes a vector, or the scores of
+labels, without a cache and without sampling.
 
 The plans are those of any language model, so admission, deadlines and replay are the same: a row decodes once, and its
 result is a vector. Prompts may come in chunks; the model computes a prompt with its last chunk.
@@ -7,17 +8,22 @@ result is a vector. Prompts may come in chunks; the model computes a prompt with
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from inflight.checkpoint import ModelFolder
-from inflight.contract import CacheSize, ModelFacts, ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.contract import CacheSize, ModelFacts, Pooled, ShardJob, ShardOffer, StepPlan, StepResult
 from inflight.device import Device
 from inflight.errors import StartError
-from inflight.models import TextEncoder
+from inflight.models import Text, load_encoder
 from inflight.shard.input_batch import InputBatch
 from inflight.shard.plan_checks import checked_plan
+
+_TASKS: Mapping[str, Pooled] = {
+    "last": "embed", "mean": "embed", "tokens": "tokens", "sparse": "sparse", "scores": "scores",
+}  # fmt: skip
+"""What a request wants, by `Sampling.pooling`; one that says nothing gets what the model computes first."""
 
 
 class EncoderRunner:
@@ -44,13 +50,13 @@ class EncoderRunner:
         """
         if job.world_size != 1:
             raise StartError("an encoder runs on one device; leave out --tensor-parallel")
-        self._model = model = TextEncoder(job.model, device, folder)
+        self._model = model = load_encoder(job.model, device, folder)
         if progress is not None:
             progress(1.0)
         longest = min(model.longest, job.max_model_len or model.longest)
         self._batch = InputBatch(job.max_rows, job.model.block_size)
         self._step = 0
-        model.encode(np.zeros(2, np.int64))
+        model.encode([Text(np.zeros(2, np.int64), wanted=model.tasks[0])])
         # Nothing is cached: the number of blocks only limits the tokens that the scheduler runs at once.
         blocks = -(-(longest + 1) * job.max_rows // job.model.block_size)
         facts = ModelFacts("encoder", model.dtype, model.vocab_size, model.weight_bytes)
@@ -68,12 +74,19 @@ class EncoderRunner:
         if not batch.ids:
             return StepResult(plan.step, [], [], seconds=time.perf_counter() - began)
         step = batch.step(chunks, plan.hold)
-        vectors: dict[int, bytes] = {}
+        texts: list[Text] = []
         for row in step.sampled:
-            text = batch.tokens[row, : batch.known[row]].astype(np.int64)
-            vectors[batch.ids[row]] = self._model.encode(text, batch.sampling[row].pooled_from).tobytes()
-        tokens = np.zeros(len(step.sampled), np.int64)
+            sampling = batch.sampling[row]
+            wanted = _TASKS.get(sampling.pooling, self._model.tasks[0])
+            if wanted not in self._model.tasks:
+                failed[batch.ids[row]] = f"the model computes {' and '.join(self._model.tasks)} of a text, not {wanted}"
+                wanted = self._model.tasks[0]
+            tokens = batch.tokens[row, : batch.known[row]].astype(np.int64)
+            texts.append(Text(tokens, sampling.pooled_from, sampling.second_from, wanted))
+        found = self._model.encode(texts)
+        vectors = {batch.ids[row]: vector.tobytes() for row, vector in zip(step.sampled, found)}
+        zeros = np.zeros(len(step.sampled), np.int64)
         ids = [batch.ids[row] for row in step.sampled]
-        batch.append(step.sampled, tokens)
+        batch.append(step.sampled, zeros)
         seconds = time.perf_counter() - began
-        return StepResult(plan.step, ids, tokens.tolist(), seconds=seconds, embeddings=vectors, failed=failed)
+        return StepResult(plan.step, ids, zeros.tolist(), seconds=seconds, embeddings=vectors, failed=failed)

@@ -58,6 +58,7 @@ void bind_tower(nb::module_& m) {
         .def_rw("activated", &TowerOperation::activated)
         .def_rw("act", &TowerOperation::act)
         .def_rw("heads", &TowerOperation::heads)
+        .def_rw("window", &TowerOperation::window)
         .def_rw("parts", &TowerOperation::parts)
         .def_rw("number", &TowerOperation::number);
     nb::class_<Tower, Store>(m, "Tower")

@@ -69,6 +69,7 @@ Attention Tower::attention_of(const TowerOperation& op) const {
     a.dim = width / (3 * op.heads);
     a.depth = ceil_div(a.dim, kLanes) * kLanes;
     a.scale = op.scale;
+    a.window = op.window ? op.window + 1 : 0;  // itself counts
     a.type = half_ ? KvType::kBf16 : KvType::kFloat;
     a.block_size = kSub;
     a.blocks = static_cast<int64_t>(blocks_.size());
@@ -81,6 +82,7 @@ Attention Tower::attention_of(const TowerOperation& op) const {
 // A part's keys begin at a block of their own, so that its positions count from 0.
 void Tower::divide(const std::vector<int64_t>& lengths, int64_t heads, Parts& parts) const {
     parts.slots.clear();
+    parts.positions.clear();
     parts.lasts.clear();
     parts.tasks.clear();
     std::vector<Task> spans;
@@ -88,6 +90,7 @@ void Tower::divide(const std::vector<int64_t>& lengths, int64_t heads, Parts& pa
     for (int64_t length : lengths) {
         for (int64_t i = 0; i < length; i++) {
             parts.slots.push_back(place + i);
+            parts.positions.push_back(i);
             parts.lasts.push_back(length - 1);
         }
         spans.push_back({begin, place, 0, 0, length});
@@ -265,16 +268,22 @@ void Tower::Thread::attend(const TowerOperation& op) {
     });
     each(static_cast<int64_t>(parts.tasks.size()), [&](int64_t unit) {
         const Task& task = parts.tasks[static_cast<size_t>(unit)];
+        const int64_t begin = task.begin + task.first;
+        const int64_t* lasts = parts.lasts.data() + begin;
+        int64_t until[kTaskQueries];
+        for (int64_t i = 0; i < task.count; i++)
+            until[i] = op.window ? std::min(lasts[i], task.first + i + op.window) : lasts[i];
         Queries q;
-        q.q = from + task.begin * from_width + task.head * a.dim;
+        q.q = from + begin * from_width + task.head * a.dim;
         q.q_stride = from_width;
-        q.positions = parts.lasts.data() + task.begin;
-        q.first = task.first;
+        q.positions = op.window ? parts.positions.data() + begin : lasts;
+        q.until = until;
+        q.first = 0;
         q.count = task.count;
         q.kv_head = task.head;
         q.table = tower.blocks_.data() + task.place / kSub;
         q.chunk = -1;
-        q.out = buffer(op.to) + task.begin * to_width + task.head * a.dim;
+        q.out = buffer(op.to) + begin * to_width + task.head * a.dim;
         q.out_stride = to_width;
         q.next = Keys{};
         kernels().attend(a, q, attention.get());

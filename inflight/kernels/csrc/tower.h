@@ -33,6 +33,7 @@ struct TowerOperation {
     bool activated = false;
     Activation act = Activation::kSilu;  // of the input's elements, or of a gated product
     int64_t heads = 0;                   // kRotate, kAttend: `from` has their queries, keys and values side by side
+    int64_t window = 0;                  // kAttend: rows before and behind that a row sees; 0: its whole part
     int64_t parts = 0;                   // kGather, kAverage: columns of the table
     int number = -1;  // of the run's arrays (kInput, kRotate), partitions (kAttend) or tables (kGather, kAverage)
 };
@@ -73,7 +74,8 @@ class Tower : public Store {
     };
     // A partition of the rows: where their keys lie, and what of attention is one unit of work.
     struct Parts {
-        std::vector<int64_t> slots, lasts;  // [rows] place in the cache; last position of the row's part
+        // [rows] place in the cache; position in the row's part, and the last one of that part
+        std::vector<int64_t> slots, positions, lasts;
         std::vector<Task> tasks;
     };
 

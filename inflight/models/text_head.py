@@ -1,0 +1,126 @@
+"""The heads of sequence classification: a text's states become a score of each label, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inflight.checkpoint import Weights
+from inflight.contract import PoolingInfo
+from inflight.errors import StartError
+from inflight.models.vectors import ACTIVATE, Vector
+from inflight.tensors import widened
+
+Step = Callable[[Vector], Vector]
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of sequence classification: a classifier, or a reranker with one label."""
+    names = config.get("architectures")
+    return isinstance(names, list) and any(str(name).endswith("ForSequenceClassification") for name in names)
+
+
+def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the scores, by their position, as transformers has them: without names, there are two labels."""
+    named = config.get("id2label")
+    if isinstance(named, Mapping) and named:
+        return tuple(str(text) for _, text in sorted((int(key), text) for key, text in named.items()))
+    return tuple(f"LABEL_{index}" for index in range(int(config.get("num_labels") or 2)))
+
+
+def classifier_info(config: Mapping[str, Any]) -> PoolingInfo:
+    """What a model of sequence classification is."""
+    labels = labels_of(config)
+    kind = str(config.get("model_type"))
+    pooling = "cls" if kind in _HEADS and config.get("classifier_pooling") != "mean" else "mean"
+    pooling = pooling if kind in _HEADS else "lasttoken"
+    return PoolingInfo("reranker" if len(labels) == 1 else "classifier", pooling, labels, ("scores",))
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Layers by name, each `activation(x W + b)`, the last of them with an output for each label.
+
+    Attributes:
+        inside: the first layer's name is inside the encoder's prefix (BERT's pooler).
+        act: behind the first layer; None: config.json says it. norm: behind the activation.
+    """
+
+    first: str
+    last: str
+    act: str | None = "Tanh"
+    inside: bool = False
+    norm: str = ""
+
+
+_BERT = _Form("pooler.dense", "classifier", inside=True)
+_ROBERTA = _Form("classifier.dense", "classifier.out_proj")
+_HEADS: Mapping[str, _Form] = {
+    "bert": _BERT,
+    "camembert": _ROBERTA,
+    "distilbert": _Form("pre_classifier", "classifier", "ReLU"),
+    "gte": _BERT,
+    "modernbert": _Form("head.dense", "classifier", None, norm="head.norm"),
+    "new": _BERT,
+    "nomic_bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+
+
+class ClassifierHead:
+    """The head of a model whose first token, or the mean of all, is classified.
+
+    Args:
+        prefix: of the encoder's weights.
+        width: values of a state.
+
+    Raises:
+        StartError: a weight is missing or of another shape.
+    """
+
+    def __init__(self, config: Mapping[str, Any], weights: Weights, prefix: str, width: int) -> None:
+        form, self.labels = _HEADS[str(config.get("model_type"))], labels_of(config)
+        self._mean = config.get("model_type") == "modernbert" and config.get("classifier_pooling") == "mean"
+        names = {"gelu": "GELU", "relu": "ReLU", "silu": "SiLU", "tanh": "Tanh"}
+        act = form.act or names.get(str(config.get("classifier_activation", "gelu")))
+        if act is None:
+            raise StartError(f"config.json: the activation '{config['classifier_activation']}' of a head is not known")
+        self._steps: list[Step] = [
+            _linear(weights, f"{prefix if form.inside else ''}{form.first}", [width, width]), ACTIVATE[act]
+        ]  # fmt: skip
+        if form.norm:
+            eps = float(config.get("norm_eps", 1e-5))
+            self._steps.append(_norm(_floats(weights, f"{form.norm}.weight", [width]), eps))
+        self._steps.append(_linear(weights, form.last, [len(self.labels), width]))
+
+    def __call__(self, states: Vector) -> Vector:
+        """The logits float32 [labels] of a text's states [T, width]."""
+        vector = np.asarray(states.mean(axis=0, dtype=np.float64) if self._mean else states[0], np.float32)
+        for step in self._steps:
+            vector = step(vector)
+        return np.asarray(vector, np.float32)
+
+
+def _linear(weights: Weights, name: str, shape: Sequence[int]) -> Step:
+    weight = _floats(weights, f"{name}.weight", shape)
+    if f"{name}.bias" not in weights:
+        return lambda x: weight @ x
+    bias = _floats(weights, f"{name}.bias", shape[:1])
+    return lambda x: weight @ x + bias
+
+
+def _norm(weight: Vector, eps: float) -> Step:
+    def apply(x: Vector) -> Vector:
+        centred = x - x.mean(dtype=np.float64)
+        return np.asarray(centred / np.sqrt(np.dot(centred, centred) / len(x) + eps) * weight, np.float32)
+
+    return apply
+
+
+def _floats(weights: Weights, name: str, shape: Sequence[int]) -> Vector:
+    weights.check(name, shape)
+    return widened(weights.floats(name))

@@ -1,0 +1,142 @@
+"""Encoders and classifiers on the CPU engine: transformers' numbers, and the same bits alone and in a crowd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from inflight.config import ModelConfig
+from inflight.contract import Array
+from inflight.device import open_device
+from inflight.errors import StartError
+from inflight.kernels import instruction_sets, native_reason
+from inflight.models import Text, TextEncoder, load_encoder
+from inflight.models.text_encoder import EngineEncoder, batches
+
+pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
+
+_SIZE: dict[str, Any] = {
+    "vocab_size": 200, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 80,
+    "max_position_embeddings": 300, "pad_token_id": 0, "initializer_range": 0.3,
+}  # fmt: skip
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "Bert": {"type_vocab_size": 2},
+    "Roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "XLMRoberta": {"pad_token_id": 1, "type_vocab_size": 1, "hidden_act": "gelu_new"},
+    "DistilBert": {"dim": 48, "n_layers": 3, "n_heads": 3, "hidden_dim": 80},
+    "ModernBert": {"local_attention": 32, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
+    "NomicBert": {"type_vocab_size": 2},
+    "Gte": {"type_vocab_size": 2},
+}
+_TYPED = ("Bert", "NomicBert", "Gte")
+
+
+def _texts(count: int = 5) -> list[Array]:
+    draw = np.random.default_rng(3)
+    return [draw.integers(4, 200, length) for length in (9, 130, 1, 64, 17)[:count]]
+
+
+def _save(folder: Path, family: str, head: str, **more: Any) -> Any:
+    """A random model of the family, with every bias and norm random too."""
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{family}Config")(**{**_SIZE, **_FAMILIES[family], **more})
+    model = getattr(transformers, f"{family}{head}")(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias") or "norm" in name.lower():
+                weight.add_(torch.randn_like(weight) * 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def _load(folder: Path, **settings: Any) -> TextEncoder:
+    return load_encoder(ModelConfig(folder, "cpu", **{"threads": 2, **settings}), open_device("cpu", 0))
+
+
+@pytest.mark.parametrize("family", _FAMILIES)
+def test_states_are_transformers(family: str, tmp_path: Path) -> None:
+    model = _save(tmp_path, family, "Model")
+    encoder = _load(tmp_path)
+    assert isinstance(encoder, EngineEncoder)
+    texts = _texts()
+    seconds = [3 if family in _TYPED and len(text) > 5 else 0 for text in texts]
+    asked = [Text(text, second=second, wanted="tokens") for text, second in zip(texts, seconds)]
+    together = encoder.encode(asked)
+    for text, found in zip(asked, together):
+        given = {"input_ids": torch.tensor(text.tokens)[None]}
+        if text.second:
+            given["token_type_ids"] = (torch.arange(len(text.tokens)) >= text.second).long()[None]
+        with torch.inference_mode():
+            wanted = model(**given).last_hidden_state[0].numpy()
+        assert np.abs(found - wanted).max() < 2e-4
+        assert (encoder.encode([text])[0] == found).all()
+    alone = _load(tmp_path, threads=1)
+    assert all((a == b).all() for a, b in zip(alone.encode(asked), together))
+
+
+@pytest.mark.parametrize("family", _FAMILIES)
+@pytest.mark.parametrize("labels", [1, 3])
+def test_scores_are_transformers(family: str, labels: int, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"num_labels": labels}
+    if family == "ModernBert" and labels == 3:
+        more["classifier_pooling"] = "mean"
+    model = _save(tmp_path, family, "ForSequenceClassification", **more)
+    encoder = _load(tmp_path)
+    assert isinstance(encoder, EngineEncoder)
+    assert (encoder.tasks, encoder.size) == (("scores",), labels)
+    texts = _texts()
+    found = encoder.encode([Text(text, wanted="scores") for text in texts])
+    for text, scores in zip(texts, found):
+        with torch.inference_mode():
+            wanted = model(torch.tensor(text)[None]).logits[0].numpy()
+        assert scores.shape == (labels,)
+        assert np.abs(scores - wanted).max() < 2e-4
+
+
+def test_a_padding_token_in_a_text(tmp_path: Path) -> None:
+    model = _save(tmp_path, "Roberta", "Model")
+    tokens = np.array([5, 1, 9, 1, 1, 7])
+    with torch.inference_mode():
+        ids = torch.tensor(tokens)[None]
+        wanted = model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].numpy()
+    assert np.abs(_load(tmp_path).encode([Text(tokens, wanted="tokens")])[0] - wanted).max() < 2e-4
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"quantize": "int8"}])
+def test_other_precisions_are_near_and_exact(settings: dict[str, str], tmp_path: Path) -> None:
+    _save(tmp_path, "Bert", "Model", initializer_range=0.1)
+    texts = [Text(text) for text in _texts()]
+    full = _load(tmp_path).encode(texts)
+    for isa in [None, *instruction_sets()]:
+        encoder = _load(tmp_path, cpu_isa=isa, **settings)
+        found = encoder.encode(texts)
+        assert all(float(np.dot(a, b)) > 0.995 for a, b in zip(full, found))
+        assert all((encoder.encode([text])[0] == vector).all() for text, vector in zip(texts, found))
+
+
+@pytest.mark.parametrize("family", ["MPNet", "Qwen3"])
+def test_a_family_that_runs_through_transformers(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    more = {"num_key_value_heads": 1, "head_dim": 16} if family == "Qwen3" else {}
+    config = getattr(transformers, f"{family}Config")(**{**_SIZE, "pad_token_id": 1, "num_labels": 1, **more})
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    model.save_pretrained(tmp_path)
+    tokens = _texts(1)[0]
+    with torch.inference_mode():
+        wanted = model(torch.tensor(tokens)[None]).logits[0].numpy()
+    encoder = _load(tmp_path)
+    assert not isinstance(encoder, EngineEncoder)
+    assert np.allclose(encoder.encode([Text(tokens, wanted="scores")])[0], wanted, atol=1e-6)
+    with pytest.raises(StartError, match=f"the family '{family.lower()}' is not in it"):
+        _load(tmp_path, quantize="int8")
+
+
+def test_batches_are_cut_by_tokens() -> None:
+    texts = [Text(np.zeros(length, np.int64)) for length in (3, 4, 9, 1, 30, 2, 2)]
+    found = [[len(text.tokens) for text in some] for some in batches(texts, 10)]
+    assert found == [[3, 4], [9, 1], [30], [2, 2]]
