@@ -33,7 +33,7 @@ from inflight.contract.generation import (
     together,
     whole,
 )
-from inflight.contract.grammar import JSON_OPTIONS, Grammar, grammar_of
+from inflight.contract.grammar import JSON_OPTIONS, STRUCTURED, Grammar, grammar_of, structured
 from inflight.contract.images import (
     IMAGE,
     from_markdown,
@@ -105,6 +105,7 @@ __all__ = [
     "POSITIVE",
     "RANGES",
     "STRING_CODE",
+    "STRUCTURED",
     "UNSOUND",
     "AdmittedRow",
     "AnswerForm",
@@ -176,6 +177,7 @@ __all__ = [
     "read_data_uri",
     "read_detail",
     "reads_images",
+    "structured",
     "text_only",
     "together",
     "unknown_token",

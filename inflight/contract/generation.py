@@ -111,12 +111,14 @@ class Start:
         cached: how many of them came from the prefix cache.
         prompt: the prompt's tokens, with log-probabilities if `Sampling.prompt_logprobs`; empty unless requested.
         queued: seconds between the request's admission and its first step.
+        warnings: what of the grammar's JSON schemas is not held, as sentences.
     """
 
     prompt_length: int
     cached: int = 0
     prompt: tuple[TokenInfo, ...] = ()
     queued: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,8 @@ class Stream:
             )
             prompt = without_images(prompt, sequence.spans)
         began = self._began or self._arrived
-        return Start(sequence.num_prompt, sequence.cached or 0, prompt, began - self._arrived)
+        warnings = self.follower.warnings if self.follower is not None else ()
+        return Start(sequence.num_prompt, sequence.cached or 0, prompt, began - self._arrived, warnings)
 
     def _finish(self, reason: FinishReason) -> None:
         tail = self._tail

@@ -11,14 +11,29 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from inflight.contract import Embedding, GenerationRequest, Generator, Whole, together, whole
+from inflight.contract import Embedding, GenerationRequest, Generator, Start, Whole, together, whole
 from inflight.errors import Anthropic, InflightError, Loading, NotFound, OpenAi, Tgi
 from inflight.frontends.base import Backend
-from inflight.wire import MESSAGE_OPTION, Receive, Scope, header, read_body
+from inflight.wire import MESSAGE_OPTION, Header, Receive, Scope, header, read_body
 
 T = TypeVar("T")
 
 MAX_SEED = (1 << 64) - 1
+
+
+WARNING = b"x-inflight-warning"
+"""The header of an answer whose grammar does not hold all that the request's schemas say."""
+MAX_WARNING = 1000
+"""Most characters of it."""
+
+
+def warning_headers(event: object) -> list[Header]:
+    """The header with the warnings of a generation's first event; none where there are none."""
+    if not isinstance(event, Start) or not event.warnings:
+        return []
+    text = "; ".join(event.warnings).encode("ascii", "backslashreplace").decode()
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return [(WARNING, text[:MAX_WARNING].encode())]
 
 
 class PlainError(InflightError):

@@ -12,18 +12,20 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inflight.contract import JSON_OPTIONS, Grammar
 from inflight.errors import InvalidRequest
+from inflight.text.schema import LIMITS, completed, patterns, tidied, without
 
 if TYPE_CHECKING:
     import llguidance  # a start does without it
 
 CACHED = 128
 """Number of compiled grammars that are cached; the least recently used is dropped first."""
-MAX_SOURCE = 1 << 18
-"""Most characters of a grammar's source."""
+MAX_SOURCE = 1 << 20
+"""Most characters of a grammar's source, the schemas in it included."""
+ANY_JSON = Grammar("json", "{}")
 
 
 class Matcher:
@@ -33,19 +35,23 @@ class Matcher:
         sayable: number of tokens that the model's logits cover, if the tokenizer has more.
 
     Attributes:
+        warnings: what of its JSON schemas is not held, as sentences.
         ahead, bound, stops: as in `ThoughtMatcher`: the grammar binds from the first token on.
     """
 
     ahead = 0
     bound = stops = True
 
-    def __init__(self, matcher: llguidance.LLMatcher, sayable: int | None = None) -> None:
+    def __init__(
+        self, matcher: llguidance.LLMatcher, sayable: int | None = None, warnings: tuple[str, ...] = ()
+    ) -> None:
         self._matcher = matcher
         self._sayable = sayable
+        self.warnings = warnings
 
     def copy(self) -> Matcher:
         """A matcher in the same state that goes on by itself."""
-        return Matcher(self._matcher.deep_copy(), self._sayable)
+        return Matcher(self._matcher.deep_copy(), self._sayable, self.warnings)
 
     def take(self, token: int) -> bytes | None:
         """None: for every token `advance` and `mask` are to be called, see `ThoughtMatcher`."""
@@ -100,7 +106,7 @@ class GrammarCompiler:
         self._tokenizer = llguidance.LLTokenizer(
             tokenizer_json, n_vocab=max(vocab_size, known), eos_token=self._eos_ids or None
         )
-        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[Grammar, Matcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def begins(self, text: str) -> Matcher:
@@ -113,42 +119,122 @@ class GrammarCompiler:
         Raises:
             InvalidRequest: the grammar is wrong; the text gives the place of the error.
         """
-        import llguidance
-
         if not self._eos_ids:
             raise InvalidRequest("this model has no end-of-sequence token, so that a grammar could never end")
         with self._lock:
             found = self._compiled.get(grammar)
             if found is not None:
                 self._compiled.move_to_end(grammar)
-                return Matcher(found.deep_copy(), self._sayable)
-        made = llguidance.LLMatcher(self._tokenizer, _source(grammar), log_level=0)
-        if made.is_error():
-            raise InvalidRequest(f"the {grammar.kind} grammar cannot be used: {_first_line(made.get_error())}")
+                return found.copy()
+        try:
+            made = self._made(grammar)
+        except RecursionError:
+            raise InvalidRequest(f"the {grammar.kind} grammar is nested too deeply; make it simpler") from None
         with self._lock:
             self._compiled[grammar] = made
             while len(self._compiled) > CACHED:
                 self._compiled.popitem(last=False)
-            return Matcher(made.deep_copy(), self._sayable)
+            return made.copy()
+
+    def _made(self, grammar: Grammar) -> Matcher:
+        if len(grammar.value) + sum(map(len, grammar.schemas)) > MAX_SOURCE:
+            given = len(grammar.value) + sum(map(len, grammar.schemas))
+            raise InvalidRequest(f"the grammar has {given} characters, at most {MAX_SOURCE} are taken")
+        given_schemas = [grammar.value] if grammar.kind == "json" else list(grammar.schemas)
+        schemas = [read_schema(text) for text in given_schemas]
+        said: list[str] = []
+        usable = [self._usable(schema, grammar.strict, said) for schema in schemas]
+        source = _source(grammar, usable)
+        made = self._matcher(source)
+        if made.is_error() and schemas and not grammar.strict:
+            usable = [self._relaxed(schema, said) for schema in usable]
+            made = self._matcher(_source(grammar, usable))
+        if made.is_error():
+            why = _first_line(made.get_error())
+            if grammar.strict and schemas:
+                raise InvalidRequest(f"the schema cannot be held strictly: {why}; change it or leave `strict` out")
+            raise InvalidRequest(f"the {grammar.kind} grammar cannot be used: {why}")
+        warned = [_as_warning(one) for one in made.get_grammar_warnings()] if schemas else []
+        return Matcher(made, self._sayable, tuple(dict.fromkeys([*said, *warned])))
+
+    def _matcher(self, source: str) -> llguidance.LLMatcher:
+        import llguidance
+
+        return llguidance.LLMatcher(self._tokenizer, source, log_level=0)
+
+    def _usable(self, schema: Any, strict: bool, said: list[str]) -> Any:
+        """A client's schema, completed and with llguidance's options in it."""
+        schema, left_out = tidied(schema)
+        if strict and left_out:
+            raise InvalidRequest(f"the schema cannot be held strictly: {left_out[0]}; change it or leave `strict` out")
+        said += left_out
+        schema = completed(schema)
+        options = {**JSON_OPTIONS, "coerce_one_of": not strict, "lenient": not strict}
+        if not isinstance(schema, dict):
+            schema = {"allOf": [schema]}
+        return {**schema, "x-guidance": options}
+
+    def _relaxed(self, schema: Any, said: list[str]) -> Any:
+        """The schema without the keywords for which llguidance refuses it; unchanged where that is not enough."""
+        if not self._refused(schema):
+            return schema
+        bad = [one for one in dict.fromkeys(patterns(schema)) if self._refused({"type": "string", "pattern": one})]
+        found, left_out = without(schema, lambda key, value: key == "pattern" and value in bad)
+        if self._refused(found):
+            found, left_out = without(schema, lambda key, value: key in LIMITS)
+            if self._refused(found):
+                return schema
+        said += left_out
+        return found
+
+    def _refused(self, schema: Any) -> bool:
+        return bool(self._matcher(_source(ANY_JSON, [schema])).is_error())
 
 
-def _source(grammar: Grammar) -> str:
-    """The grammar in llguidance's own form."""
+def _source(grammar: Grammar, schemas: Sequence[Any]) -> str:
+    """The grammar in llguidance's own form.
+
+    Args:
+        schemas: the JSON schemas in it, as they are to be compiled.
+    """
     import llguidance
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
-    if len(grammar.value) > MAX_SOURCE:
-        raise InvalidRequest(f"the grammar has {len(grammar.value)} characters, at most {MAX_SOURCE} are taken")
     try:
         if grammar.kind == "json":
-            return str(llguidance.LLMatcher.grammar_from_json_schema(grammar.value, defaults=JSON_OPTIONS))
+            return str(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schemas[0])))
         if grammar.kind == "regex":
             return str(llguidance.LLMatcher.grammar_from_regex(grammar.value))
-        if grammar.kind == "ebnf":
-            return str(llguidance.LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.value)))
-        return str(llguidance.LLMatcher.grammar_from_lark(grammar.value))
+        value = grammar.value if grammar.kind == "lark" else gbnf_to_lark(grammar.value)
+        for number, schema in enumerate(schemas):
+            value = value.replace(f"@{number}@", json.dumps(schema))
+        return str(llguidance.LLMatcher.grammar_from_lark(value))
     except Exception as error:  # the library raises whatever its parts do
         raise InvalidRequest(f"the {grammar.kind} grammar cannot be read: {_first_line(str(error))}") from error
+
+
+def read_schema(text: str) -> Any:
+    """A JSON schema from its text.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    try:
+        schema = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"the json grammar cannot be read: {error}") from error
+    if not isinstance(schema, (dict, bool)):
+        raise InvalidRequest("the json grammar cannot be used: a schema is an object")
+    return schema
+
+
+def _as_warning(text: str) -> str:
+    """llguidance's warnings in the words of this server."""
+    keys = re.fullmatch(r"Unimplemented keys: \[(.*)\]", text.strip())
+    if keys is not None:
+        return " and ".join(f"`{key.strip().strip(chr(34))}`" for key in keys[1].split(",")) + " is not held"
+    unknown = re.fullmatch(r"Unknown format: (.*)", text.strip())
+    return f"`format` {unknown[1]!r} is not held" if unknown is not None else _first_line(text)
 
 
 def written(text: str, added: Mapping[str, int]) -> str:

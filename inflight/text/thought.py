@@ -39,6 +39,7 @@ class ThoughtMatcher:
     Attributes:
         stops: stop texts may end the generation with the last token.
         bound: the grammar, if there is one, has allowed the last token.
+        warnings: of the grammar.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ThoughtMatcher:
             self._tried = grammar.copy()
         self._todo: list[int] = []  # tokens to give to the grammar
         self.stops = self.bound = True
+        self.warnings = grammar.warnings if grammar is not None else ()
 
     @property
     def ahead(self) -> int:

@@ -20,13 +20,12 @@ from inflight.contract import (
     Token,
     Whole,
     from_messages,
-    grammar_of,
     whole,
 )
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.llm import all_of, embedding_of, loaded, payload_limit, pick
+from inflight.frontends.llm import all_of, embedding_of, loaded, payload_limit, pick, warning_headers
 from inflight.frontends.openai.answers import (
     ChatAnswer,
     CompletionAnswer,
@@ -37,7 +36,7 @@ from inflight.frontends.openai.answers import (
     ResponsesAnswer,
 )
 from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format, texts_of
-from inflight.frontends.openai.request import ChatBody, CompletionBody, image_of, requests_of, tools_of
+from inflight.frontends.openai.request import ChatBody, CompletionBody, answer_grammar, image_of, requests_of, tools_of
 from inflight.frontends.openai.response import Reply, Usage, error_json, refusal
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
@@ -90,7 +89,7 @@ class OpenAiRest(Door):
         limit = generator.info.limits.max_client_batch_size
         if len(prompts) > limit:
             raise InvalidRequest(f"batch size {len(prompts)} is more than the maximum of {limit} prompts")
-        grammar = grammar_of(body.response_format, "response_format")
+        grammar = answer_grammar(body)
         requests = requests_of(body, prompts, generator.info, special=True, grammar=grammar)
         echo = [await _shown(generator, prompt) for prompt in prompts] if body.echo else None
         model = body.model or generator.info.model_id
@@ -124,7 +123,8 @@ class OpenAiRest(Door):
                 return
         for index, one in enumerate(results):
             counted.add(index // choices, one.start, one.finish)
-        await respond_json(call.send, reply.whole(results, counted, choices))
+        headers = warning_headers(results[0].start)
+        await respond_json(call.send, reply.whole(results, counted, choices), headers=headers)
 
     async def _responses(self, call: Call) -> None:
         body: ResponsesBody = call.body()
@@ -134,7 +134,8 @@ class OpenAiRest(Door):
         if body.stream:
             await call.run(_stream_response(generator, request, reply, call.send))
         else:
-            await respond_json(call.send, reply.whole(await call.run(whole(generator, request))))
+            one = await call.run(whole(generator, request))
+            await respond_json(call.send, reply.whole(one), headers=warning_headers(one.start))
 
     async def _embeddings(self, call: Call) -> None:
         body: EmbeddingsBody = call.body()
@@ -281,7 +282,8 @@ async def _stream(
     opened = [Opened(generator.generate(request)) for request in requests]
     try:
         await asyncio.gather(*(one.open() for one in opened))
-        async with EventStream(send, [(b"x-accel-buffering", b"no")]) as stream:
+        headers = [(b"x-accel-buffering", b"no"), *warning_headers(opened[0].first)]
+        async with EventStream(send, headers) as stream:
             starts: dict[int, Start] = {}
             try:
                 async for index, event in _merged(opened):
@@ -308,7 +310,8 @@ async def _stream(
 async def _stream_response(generator: Generator, request: GenerationRequest, reply: ResponseReply, send: Send) -> None:
     opened = await Opened(generator.generate(request)).open()
     try:
-        async with EventStream(send, [(b"x-accel-buffering", b"no")]) as stream:
+        headers = [(b"x-accel-buffering", b"no"), *warning_headers(opened.first)]
+        async with EventStream(send, headers) as stream:
 
             async def tell(events: Iterable[tuple[str, bytes]]) -> None:
                 for kind, data in events:

@@ -10,6 +10,7 @@ import msgspec
 
 from inflight.contract import (
     RANGES,
+    STRUCTURED,
     Chat,
     GenerationLimits,
     GenerationRequest,
@@ -23,6 +24,7 @@ from inflight.contract import (
     grammar_of,
     image_at,
     out_of_range,
+    structured,
 )
 from inflight.errors import InvalidRequest, ToolError
 from inflight.frontends.llm import MAX_SEED, draw_seed
@@ -71,6 +73,13 @@ class Common(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     truncate: int | None = None
     response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    json_schema: Any = None
+    grammar: Any = None
     priority: int | None = None
     timeout: float | None = None
 
@@ -100,6 +109,16 @@ class CompletionBody(Common, kw_only=True):
     suffix: str | None = None
 
 
+def answer_grammar(body: ChatBody | CompletionBody) -> Grammar | None:
+    """The grammar that a body asks for, in OpenAI's, TGI's, vLLM's or llama.cpp's form.
+
+    Raises:
+        InvalidRequest: it has none of these forms.
+    """
+    given = {name: getattr(body, name) for name in STRUCTURED}
+    return grammar_of(body.response_format, "response_format") or structured(given)
+
+
 def tools_of(body: ChatBody, native: ToolFormat | None) -> Tools:
     """The conversation for the template, with its tools, and the grammar of the answer.
 
@@ -123,7 +142,7 @@ def tools_of(body: ChatBody, native: ToolFormat | None) -> Tools:
     tools = offer(
         chat, body.tools, body.tool_choice, body.parallel_tool_calls is not False, native, body.tool_prompt or ""
     )
-    grammar = grammar_of(body.response_format, "response_format")
+    grammar = answer_grammar(body)
     if grammar is None:
         return tools
     if tools.format is not None:

@@ -11,7 +11,7 @@ import msgspec
 from inflight import __version__
 from inflight.contract import Finish, Generator, PieceOfText, Token
 from inflight.errors import InflightError
-from inflight.frontends.llm import all_of, draw_seed, pick, with_seed
+from inflight.frontends.llm import all_of, draw_seed, pick, warning_headers, with_seed
 from inflight.frontends.openai import ChatBody, chat_prompt
 from inflight.frontends.routes import Access, Call, Events, Plain, Route, generation
 from inflight.frontends.tgi.answers import ChatTokenized, GenerateAnswer, Info, Piece, TgiError
@@ -69,6 +69,7 @@ class TgiRest(TgiDoor):
         answer = generation_json(asked, results, full)
         total = time.perf_counter() - began
         headers = timing_headers(generator.info, body.inputs, results[0], validation, total)
+        headers += warning_headers(results[0].start)
         await respond_json(call.send, [answer] if listed else answer, headers=headers)
 
     async def _streamed(self, call: Call, body: GenerateBody, *, full_text: bool = False) -> None:
@@ -175,6 +176,7 @@ async def _run_stream(generator: Generator, asked: Asked, body: GenerateBody, fu
         compute_type(generator.info),
         (b"x-compute-characters", str(len(body.inputs)).encode()),
         (b"x-accel-buffering", b"no"),
+        *warning_headers(opened.first),
     ]
     try:
         async with EventStream(send, headers) as stream:

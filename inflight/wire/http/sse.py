@@ -95,6 +95,12 @@ class Opened(Generic[T]):
             raise
         return self
 
+    @property
+    def first(self) -> T | None:
+        """The first event; None where it was not awaited to its end."""
+        task = self._first
+        return task.result() if task is not None and task.done() and not task.cancelled() else None
+
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
