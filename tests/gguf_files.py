@@ -68,7 +68,8 @@ def write_gguf(
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     for key, value in (metadata or {}).items():
-        {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        add[type(value)](key, value)
     if tokenizer is not None:
         tokenizer(writer)
     for name, numbers in (factors or {}).items():
@@ -81,7 +82,7 @@ def write_gguf(
         assert found is not None, name
         found = f"{found}.{kind}"
         rows = np.arange(len(values))
-        if architecture in ("llama", "granite", "smollm3") and (".attn_q." in found or ".attn_k." in found):
+        if architecture in ("llama", "granite", "smollm3", "mistral3") and (".attn_q." in found or ".attn_k." in found):
             heads = config["num_attention_heads" if "_q." in found else "num_key_value_heads"]
             rows = rows.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
         added = int(architecture.startswith("gemma") and found.endswith("norm.weight"))

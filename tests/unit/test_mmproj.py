@@ -30,9 +30,33 @@ from tests.unit.test_vision_generations import generated
 from tests.vision_models import picture, save_vision
 
 GEMMA = {"gemma3.attention.sliding_window": 8, "gemma3.attention.sliding_window_pattern": 2}
-TEXTS: dict[str, tuple[str, dict[str, Any]]] = {"smolvlm": ("llama", {}), "gemma3": ("gemma3", GEMMA)}
+SECTIONS = {"rope.dimension_sections": [4, 2, 2, 0]}
+TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "smolvlm": ("llama", {}),
+    "gemma3": ("gemma3", GEMMA),
+    "llava": ("llama", {}),
+    "llava_next": ("llama", {}),
+    "llava_onevision": ("qwen2", {}),
+    "internvl": ("qwen2", {}),
+    "mistral3": ("llama", {}),
+    "pixtral": ("mistral3", {}),
+    "qwen2_5_vl": ("qwen2vl", {f"qwen2vl.{key}": value for key, value in SECTIONS.items()}),
+    "qwen3_vl": ("qwen3vl", {f"qwen3vl.{key}": value for key, value in SECTIONS.items()}),
+}
 """The language model's architecture in GGUF and its further metadata, by family."""
-PREFIXES = ("model.text_model.", "language_model.model.")
+PREFIXES = ("model.text_model.", "language_model.model.", "model.language_model.", "model.")
+PROJECTORS = {
+    "smolvlm": "idefics3",
+    "gemma3": "gemma3",
+    "llava": "mlp",
+    "llava_next": "mlp",
+    "llava_onevision": "mlp",
+    "internvl": "internvl",
+    "mistral3": "pixtral",
+    "pixtral": "pixtral",
+    "qwen2_5_vl": "qwen2.5vl_merger",
+    "qwen3_vl": "qwen3vl_merger",
+}
 
 
 def original(family: str, folder: Path) -> Path:
@@ -42,6 +66,8 @@ def original(family: str, folder: Path) -> Path:
     save_file({name: values.half().float() for name, values in load_file(file).items()}, file)
     if family == "gemma3":
         config["text_config"]["query_pre_attn_scalar"] = 16  # that of the heads, as GGUF has it
+    if family == "qwen2_5_vl":
+        config["vision_config"]["window_size"] = 112  # as in the published models: files leave it out
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -55,8 +81,10 @@ def write_text(folder: Path, family: str, path: Path, type: Type = Type.F32) -> 
     weights = {}
     for name, values in load_file(folder / "model.safetensors").items():
         prefix = next((each for each in PREFIXES if name.startswith(each)), None)
-        if prefix is not None or name == "lm_head.weight":
-            weights[name if prefix is None else "model." + name.removeprefix(prefix)] = values
+        if name.endswith("lm_head.weight"):
+            weights["lm_head.weight"] = values
+        elif prefix is not None and not name.startswith(("model.vis", "model.connector", "model.multi_modal")):
+            weights["model." + name.removeprefix(prefix)] = values
     save_file(weights, inner / "model.safetensors")
     architecture, metadata = TEXTS[family]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -78,46 +106,166 @@ def write_vision(
     config = json.loads((folder / "config.json").read_text())
     processor, vision = json.loads((folder / "preprocessor_config.json").read_text()), config["vision_config"]
     writer = gguf.GGUFWriter(path, "clip")
-    writer.add_string("clip.projector_type", changed.get("projector_type", {"smolvlm": "idefics3"}.get(family, family)))
+    writer.add_string("clip.projector_type", changed.get("projector_type", PROJECTORS[family]))
     writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_bool("clip.use_gelu", True)
-    writer.add_vision_projection_dim(changed.get("projection_dim", config["text_config"]["hidden_size"]))
-    writer.add_vision_image_size(vision["image_size"])
-    writer.add_vision_patch_size(vision["patch_size"])
+    writer.add_bool("clip.use_silu" if family == "qwen2_5_vl" else "clip.use_gelu", "llava" not in family)
+    clip = {"llava": 512, "llava_next": 512, "llava_onevision": 0}  # of the encoder's own projection, as its converter
+    width = clip.get(family, config["text_config"]["hidden_size"])
+    writer.add_vision_projection_dim(changed.get("projection_dim", width))
+    sides = {"image_size": 16, **vision}  # Qwen3-VL's is that of its learned positions, any for Qwen2.5-VL
+    for name in ("image_size", "patch_size"):
+        value = sides[name]
+        writer.add_uint32(f"clip.vision.{name}", value[0] if isinstance(value, list) else value)
     writer.add_vision_embedding_length(vision["hidden_size"])
     writer.add_vision_feed_forward_length(vision["intermediate_size"])
-    writer.add_vision_block_count(vision["num_hidden_layers"])
-    writer.add_vision_head_count(vision["num_attention_heads"])
-    writer.add_vision_attention_layernorm_eps(vision["layer_norm_eps"])
+    layers = vision.get("depth") or vision["num_hidden_layers"]
+    feature = config.get("vision_feature_layer")
+    if PROJECTORS[family] == "mlp":
+        layers = feature % (layers + 1)
+        writer.add_array("clip.vision.feature_layer", [layers])
+    writer.add_vision_block_count(layers)
+    writer.add_vision_head_count(vision.get("num_heads") or vision["num_attention_heads"])
+    writer.add_vision_attention_layernorm_eps(vision.get("layer_norm_eps", 1e-6))
     writer.add_vision_image_mean(processor["image_mean"])
     writer.add_vision_image_std(processor["image_std"])
-    if family == "smolvlm":
-        writer.add_vision_projector_scale_factor(config["scale_factor"])
-        writer.add_vision_preproc_image_size(processor["size"]["longest_edge"])
-    else:
-        side = vision["image_size"] // vision["patch_size"]
-        writer.add_vision_projector_scale_factor(side // int(config["mm_tokens_per_image"] ** 0.5))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, vision["num_hidden_layers"])
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        if not any(part in name for part in ("vision", "connector", "multi_modal")) or ".head." in name:
-            continue
-        name = name.replace("vision_tower.", "vision_tower.vision_model.").replace(
-            "projection_weight", "projection.weight"
-        )
-        stem, _, kind = name.rpartition(".")
-        found = names.get_name(stem)
-        assert found is not None, name
-        if swapped and "ffn" in found:
-            found = found.replace("up", "DOWN").replace("down", "up").replace("DOWN", "down")
-        values = tensor.numpy() + int("soft_emb_norm" in name)
-        wanted = Type.F32 if len(values.shape) == 1 or "embd" in found else type
+    add_settings(writer, family, config, processor)
+    for name, values in renamed(family, folder, layers).items():
+        if swapped and "ffn" in name:
+            name = name.replace("up", "DOWN").replace("down", "up").replace("DOWN", "down")
+        wanted = Type.F32 if values.ndim == 1 or "position" in name or "class" in name else type
         if values.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:
             wanted = Type.F16
-        writer.add_tensor(f"{found}.{kind}", gguf.quantize(values, wanted), raw_dtype=wanted)
+        writer.add_tensor(name, gguf.quantize(values, wanted), raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def add_settings(writer: gguf.GGUFWriter, family: str, config: Mapping[str, Any], processor: Mapping[str, Any]) -> None:
+    """Metadata that one kind of projector has."""
+    vision = config["vision_config"]
+    if family == "smolvlm":
+        writer.add_vision_projector_scale_factor(config["scale_factor"])
+        writer.add_vision_preproc_image_size(processor["size"]["longest_edge"])
+    elif family == "gemma3":
+        side = vision["image_size"] // vision["patch_size"]
+        writer.add_vision_projector_scale_factor(side // int(config["mm_tokens_per_image"] ** 0.5))
+    elif family == "internvl":
+        writer.add_vision_projector_scale_factor(int(1 / config["downsample_ratio"]))
+        writer.add_uint32("clip.vision.preproc_max_tiles", processor["max_patches"])
+    elif family == "mistral3":
+        writer.add_vision_spatial_merge_size(config["spatial_merge_size"])
+    elif family in ("llava_next", "llava_onevision"):
+        flat = [side for sides in config["image_grid_pinpoints"] for side in sides]
+        writer.add_array("clip.vision.image_grid_pinpoints", flat)
+        if "vision_aspect_ratio" in config:
+            writer.add_string("clip.vision.image_aspect_ratio", config["vision_aspect_ratio"])
+    elif family.startswith("qwen"):
+        writer.add_vision_spatial_merge_size(vision["spatial_merge_size"])
+        writer.add_uint32("clip.vision.image_min_pixels", processor["size"]["shortest_edge"])
+        writer.add_uint32("clip.vision.image_max_pixels", processor["size"]["longest_edge"])
+        if family == "qwen2_5_vl":
+            writer.add_vision_n_wa_pattern(vision["fullatt_block_indexes"][0] + 1)
+        else:
+            deep = [layer in vision["deepstack_visual_indexes"] for layer in range(vision["depth"])]
+            writer.add_vision_is_deepstack_layers(deep)
+
+
+LLAVA = {
+    "encoder.layers": "blk",
+    "embeddings.": "",
+    "_proj.": ".",
+    "self_attn.": "attn_",
+    "layer_norm": "ln",
+    "layrnorm": "ln",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+    "embedding": "embd",
+    "linear_1": "0",
+    "linear_2": "2",
+    "vision_tower": "v",
+    "multi_modal_projector": "mm",
+    "image_newline": "model.image_newline",
+}
+"""How the converter of LLaVA renames, which knows no table."""
+QWEN3 = {
+    "merger.linear_fc1": "mm.0",
+    "merger.linear_fc2": "mm.2",
+    "merger.norm": "v.post_ln",
+    "patch_embed.proj": "v.patch_embd",
+    "pos_embed": "v.position_embd",
+}
+
+
+def renamed(family: str, folder: Path, layers: int) -> dict[str, np.ndarray]:
+    """The tensors of the vision part by llama.cpp's names, as its converter changes them."""
+    found: dict[str, np.ndarray] = {}
+    config = json.loads((folder / "config.json").read_text())
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 4)  # as many as joins have products
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if "language_model" in name or ".head." in name:
+            continue
+        if not any(part in name for part in ("vis", "connector", "multi_modal", "newline")):
+            continue
+        values = tensor.numpy()
+        for own, part in pieces(family, name, values, config):
+            found[called(family, own, names, config)] = part
+    if PROJECTORS[family] == "mlp":
+        kept = {f"v.blk.{layer}." for layer in range(layers)}
+        found = {
+            name: each
+            for name, each in found.items()
+            if "post_ln" not in name and "post_layernorm" not in name
+            if not name.startswith("v.blk.") or any(name.startswith(layer) for layer in kept)
+        }
+    return found
+
+
+def pieces(family: str, name: str, values: np.ndarray, config: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+    if family == "gemma3":
+        return [(name, values + int("soft_emb_norm" in name))]
+    if "patch_embed.proj.weight" in name:  # two frames
+        return [(name, np.ascontiguousarray(values[:, :, 0])), (f"{name}.1", np.ascontiguousarray(values[:, :, 1]))]
+    if family == "qwen2_5_vl" and ".qkv." in name:
+        parts = np.split(values, 3)
+        return [(name.replace("qkv", part), np.ascontiguousarray(each)) for part, each in zip("qkv", parts)]
+    if PROJECTORS[family] == "pixtral" and ("q_proj" in name or "k_proj" in name):
+        heads = config["vision_config"]["num_attention_heads"]
+        turned = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2)
+        return [(name, np.ascontiguousarray(turned).reshape(values.shape))]
+    return [(name, values)]
+
+
+def called(family: str, name: str, names: gguf.TensorNameMap, config: Mapping[str, Any]) -> str:
+    if PROJECTORS[family] == "mlp":
+        for old, new in LLAVA.items():
+            name = name.replace(old, new)
+        return name
+    if family == "internvl":
+        name = name.removeprefix("model.")
+        joins = {"layer_norm": "0", "linear_1": "1", "linear_2": "3"}
+        for old, new in joins.items():
+            name = name.replace(f"multi_modal_projector.{old}", f"mlp1.{new}")
+        if "lambda_" in name or "position_embedding" in name:
+            name += ".weight"
+        name = name if name.startswith("mlp1") else f"model.{name}"
+    if family == "qwen3_vl":
+        name = name.removeprefix("model.")
+        if "deepstack" in name:
+            _, _, index, part, kind = name.split(".")
+            layer = config["vision_config"]["deepstack_visual_indexes"][int(index)]
+            return f"v.deepstack.{layer}.{part.removeprefix('linear_')}.{kind}"
+        for old, new in QWEN3.items():
+            if name.startswith(f"visual.{old}."):
+                return new + name.removeprefix(f"visual.{old}")
+    if family in ("smolvlm", "gemma3"):
+        name = name.replace("vision_tower.", "vision_tower.vision_model.")
+        name = name.replace("projection_weight", "projection.weight")
+    stem, mark, rest = name.partition(".weight") if ".weight" in name else name.partition(".bias")
+    found = names.get_name(stem)
+    assert found is not None, name
+    return f"{found}{mark}{rest}"
 
 
 def answers(path: Path, mark: str) -> list[tuple[int, list[int]]]:
@@ -129,6 +277,7 @@ def answers(path: Path, mark: str) -> list[tuple[int, list[int]]]:
     requests: list[tuple[str, list[Any]]] = [
         (f"See {mark} and then {mark} what is it", [picture(40, 61), picture(64, 25, 1)]),
         (f"{mark}What is it", [picture(97, 101, 2)]),
+        (f"{mark}And this", [picture(190, 30, 3)]),
         ("No picture at all", []),
     ]
     return asyncio.run(asyncio.wait_for(generated(opened, requests), 60))
@@ -152,12 +301,19 @@ def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize(("family", "mark"), [("smolvlm", "<image>"), ("gemma3", "<start_of_image>")])
-def test_tokens_are_those_of_the_folder(family: str, mark: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", list(PROJECTORS))
+def test_tokens_are_those_of_the_folder(family: str, tmp_path: Path) -> None:
     """In float32, in float16, and with the MLP's names the other way round."""
     folder = original(family, tmp_path / "original")
+    found = open_family(open_model(folder), 1024)
+    assert found is not None
+    mark = found.placeholder
     wanted = answers(folder, mark)
     for name, type, swapped in (("a", Type.F32, False), ("b", Type.F16, False), ("c", Type.F32, True)):
+        if (swapped and family not in ("smolvlm", "llava")) or (
+            type is Type.F16 and family in ("llava_next", "pixtral")
+        ):
+            continue  # others have no such files; these are as one that is tried
         place = tmp_path / name
         place.mkdir()
         write_text(folder, family, place / "tiny.gguf", type)
@@ -194,7 +350,10 @@ def test_a_file_alone_reads_text(smolvlm: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"projector_type": "voxtral"}, "vision part of the kind 'voxtral' .* read are idefics3, gemma3"),
+        (
+            {"projector_type": "voxtral"},
+            "vision part of the kind 'voxtral' .* read are idefics3, gemma3, mlp, internvl, pixtral",
+        ),
         ({"projection_dim": 96}, "not the vision part of .* rows of 96 numbers, and the language model takes 64"),
         ({"projector_type": "gemma3"}, "need the token '<image_soft_token>', which the language model's vocabulary"),
     ],

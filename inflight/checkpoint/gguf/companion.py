@@ -5,72 +5,31 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from inflight.checkpoint.files import Slice
-from inflight.checkpoint.gguf.file import Metadata, TextArray, whole_number
+from inflight.checkpoint.gguf.file import TextArray
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
-from inflight.checkpoint.gguf.weights import GgufWeights
+from inflight.checkpoint.gguf.projectors import PROJECTORS, SOFT_NORM, VISION, Projector, numbers, size, vision_config
+from inflight.checkpoint.gguf.weights import GgufWeights, Stored, turned
 from inflight.checkpoint.source import Source
 from inflight.errors import StartError
-from inflight.tensors import Weight
+from inflight.tensors import Blocks, Weight
 
 Json = dict[str, Any]
 
-_VISION = "clip.vision."
 _TOKENS = "tokenizer.ggml.tokens"
 _SIZE = struct.Struct("<Q")
 _MARK = "mmproj"
-_PARTS = ("model.vision", "model.connector.", "model.multi_modal_projector.")
-_SOFT_NORM = "mm_soft_emb_norm.weight"
-
+_PARTS = ("model.vis", "model.connector.", "model.multi_modal_projector.", "model.image_newline")
 _LAYER = re.compile(r"v\.blk\.(\d+)\.(\w+)\.(weight|bias)")
-_IN_LAYER = {
-    "ln1": "layer_norm1",
-    "ln2": "layer_norm2",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_out": "self_attn.out_proj",
-    "ffn_up": "mlp.fc1",
-    "ffn_down": "mlp.fc2",
-}
+_DEEP = re.compile(r"v\.deepstack\.(\d+)\.(norm|fc1|fc2)\.(weight|bias)")
 _SWAPPED = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
-_ENDS = {
-    "v.patch_embd.weight": "embeddings.patch_embedding.weight",
-    "v.patch_embd.bias": "embeddings.patch_embedding.bias",
-    "v.position_embd.weight": "embeddings.position_embedding.weight",
-    "v.post_ln.weight": "post_layernorm.weight",
-    "v.post_ln.bias": "post_layernorm.bias",
-}
-
-
-@dataclass(frozen=True)
-class _Projector:
-    """A kind of vision part.
-
-    Attributes:
-        family: `model_type` in config.json.
-        image: the text of the image's token.
-        encoder: what the encoder's names begin with in Hugging Face's checkpoints.
-        join: names of what joins the tower to the language model.
-        vision: settings of `vision_config` that the file does not have.
-        config: the settings beside `vision_config`.
-        processor: the image processor's settings, but for mean and deviation.
-    """
-
-    family: str
-    image: str
-    encoder: str
-    join: Mapping[str, str]
-    vision: Json
-    config: Callable[[Metadata], Json]
-    processor: Callable[[Metadata], Json]
+_SECOND_FRAME = "patch_embed.proj.weight.1"
 
 
 def companion_of(path: Path) -> Path | None:
@@ -114,13 +73,15 @@ class Companion:
         self.file = GgufParts(path)
         self._text = text
         metadata = self.file.metadata
-        kind = metadata.get(f"{_VISION}projector_type", metadata.get("clip.projector_type"))
-        if metadata.get("general.architecture") != "clip" or not isinstance(kind, str) or kind not in _PROJECTORS:
+        kind = metadata.get(f"{VISION}projector_type", metadata.get("clip.projector_type"))
+        if kind is None and metadata.get("clip.has_llava_projector"):
+            kind = "mlp"  # files of the first converter
+        if metadata.get("general.architecture") != "clip" or not isinstance(kind, str) or kind not in PROJECTORS:
             raise StartError(
                 f"'{path}' holds a vision part of the kind {kind!r} (clip.projector_type); read are "
-                f"{', '.join(_PROJECTORS)}; use the model's checkpoint in Hugging Face layout"
+                f"{', '.join(PROJECTORS)}; use the model's checkpoint in Hugging Face layout"
             )
-        self._kind = _PROJECTORS[kind]
+        self._kind = PROJECTORS[kind]
         self.processor: Json = {
             "image_mean": self._channels("image_mean"),
             "image_std": self._channels("image_std"),
@@ -130,34 +91,37 @@ class Companion:
 
     def _config(self, text: Json) -> Json:
         metadata, kind = self.file.metadata, self._kind
-        width = whole_number(metadata, f"{_VISION}projection_dim", text["hidden_size"])
+        width = self._width(text["hidden_size"])
         if width != text["hidden_size"]:
             raise self._foreign(f"it makes rows of {width} numbers, and the language model takes {text['hidden_size']}")
-        epsilon = metadata.get(f"{_VISION}attention.layer_norm_epsilon", 1e-6)
-        if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
-            raise StartError(f"the GGUF file's key '{_VISION}attention.layer_norm_epsilon' is {epsilon!r}")
-        vision = {
-            "hidden_size": whole_number(metadata, f"{_VISION}embedding_length"),
-            "intermediate_size": whole_number(metadata, f"{_VISION}feed_forward_length"),
-            "num_hidden_layers": whole_number(metadata, f"{_VISION}block_count"),
-            "num_attention_heads": whole_number(metadata, f"{_VISION}attention.head_count"),
-            "image_size": whole_number(metadata, f"{_VISION}image_size"),
-            "patch_size": whole_number(metadata, f"{_VISION}patch_size"),
-            "layer_norm_eps": float(str(np.float32(epsilon))),
-            "hidden_act": "gelu_pytorch_tanh",
-            **kind.vision,
-        }
+        found = kind.config(self.file)
+        vision = {**vision_config(metadata), **found.pop("vision_config", {})}
         tokens = {name: id for name, id in text.items() if name.endswith("_token_id")}
         return {
-            "model_type": kind.family,
             "dtype": text["dtype"],
             "tie_word_embeddings": text["tie_word_embeddings"],
             **tokens,
             "image_token_id": self._image_token(),
-            "text_config": text,
+            "text_config": text if kind.axes is None else self._on_axes(text, kind.axes),
             "vision_config": vision,
-            **kind.config(metadata),
+            **found,
         }
+
+    def _width(self, default: int) -> int:
+        """Of the rows that the language model gets."""
+        last = self.file.tensors.get(self._kind.last or "")
+        if last is not None:
+            return last.info.shape[0]
+        return size(self.file.metadata, "projection_dim", default)
+
+    def _on_axes(self, text: Json, axes: Json) -> Json:
+        """The language model's settings with the sections of its rotation."""
+        key = f"{self._text.metadata.get('general.architecture')}.rope.dimension_sections"
+        sections = self._text.metadata.get(key)
+        if not isinstance(sections, list) or len(sections) < 3 or not all(isinstance(each, int) for each in sections):
+            raise self._foreign(f"images need positions on three axes, and its key '{key}' is {sections!r}")
+        rope = {**text["rope_parameters"], "mrope_section": sections[:3], **axes}
+        return {**text, "rope_parameters": rope}
 
     def weights(self, tell: Callable[[int], None]) -> GgufWeights:
         """The tower's weights. Args: tell: as `GgufWeights`."""
@@ -179,9 +143,9 @@ class Companion:
 
     def _channels(self, name: str) -> list[float]:
         """A number for each of the three colours."""
-        values = self.file.metadata.get(f"{_VISION}{name}")
+        values = self.file.metadata.get(f"{VISION}{name}")
         if not isinstance(values, list) or len(values) != 3 or not all(isinstance(each, float) for each in values):
-            raise StartError(f"the GGUF file's key '{_VISION}{name}' is {values!r}, where three numbers belong")
+            raise StartError(f"the GGUF file's key '{VISION}{name}' is {values!r}, where three numbers belong")
         return [float(str(np.float32(each))) for each in values]
 
 
@@ -204,36 +168,105 @@ def _list(value: object) -> list[object]:
 class _CompanionWeights(GgufWeights):
     """A vision part's weights."""
 
-    def __init__(self, file: GgufParts, tell: Callable[[int], None], kind: _Projector) -> None:
+    def __init__(self, file: GgufParts, tell: Callable[[int], None], kind: Projector) -> None:
         self._kind = kind
         self._swapped = _is_swapped(file)
+        self._deep = [layer for layer, deep in enumerate(numbers(file.metadata, "is_deepstack_layers")) if deep]
         super().__init__(file, tell)
+        self._joined = self._join()
+        self.names += list(self._joined)
+
+    def _join(self) -> dict[str, list[str]]:
+        """Weights that are several tensors here: queries, keys and values, and a patch of two frames."""
+        found = {}
+        for name in self.names:
+            stem, _, kind = name.rpartition(".attn.q.")
+            if stem:
+                found[f"{stem}.attn.qkv.{kind}"] = [f"{stem}.attn.{part}.{kind}" for part in "qkv"]
+            elif name.endswith(_SECOND_FRAME):
+                first = name.removesuffix(".1")
+                found[first] = [f"{first}.0", name]
+                self._stored[f"{first}.0"] = self._stored.pop(first)
+        self.names = [name for name in self.names if name not in found]
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._joined or super().__contains__(name)
+
+    def shape(self, name: str) -> list[int]:
+        parts = self._joined.get(name)
+        if parts is None:
+            return super().shape(name)
+        shapes = [super(_CompanionWeights, self).shape(part) for part in parts]
+        if name.endswith("patch_embed.proj.weight"):
+            return [*shapes[0][:2], len(parts), *shapes[0][2:]]
+        return [sum(shape[0] for shape in shapes), *shapes[0][1:]]
+
+    def check(self, name: str, wanted: Sequence[int]) -> None:
+        parts = self._joined.get(name)
+        if parts is None:
+            stored = self._find(name).shape  # which may lack dimensions of 1, or have some more
+            same = [each for each in stored if each != 1] == [each for each in wanted if each != 1]
+            super().check(name, stored if same else wanted)
+        elif self.shape(name) != list(wanted):
+            raise StartError(
+                f"the tensors of '{name}' in '{self._file.path}' have shape {self.shape(name)}, its metadata wants "
+                f"{list(wanted)}; is it broken?"
+            )
 
     def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Weight:
+        if name in self._joined:
+            self.check(name, shape)
+            return self._together(
+                [super(_CompanionWeights, self).read(each, self.shape(each)) for each in self._joined[name]], name
+            )
         found = super().read(name, shape, part)
         if isinstance(found, np.ndarray) and part is None:
             found = found.reshape(shape)  # patches have four dimensions
-            if name.endswith(_SOFT_NORM):
+            if name.endswith(SOFT_NORM):
                 found = found - np.asarray(1, found.dtype)  # llama.cpp stores the factor itself
         return found
+
+    def _together(self, weights: list[Weight], name: str) -> Weight:
+        packed = [each for each in weights if isinstance(each, Blocks)]
+        if len(packed) == len(weights) and len({each.type for each in packed}) == 1:
+            rows = np.concatenate([each.data for each in packed])
+            return Blocks(packed[0].type, (len(rows), packed[0].shape[1]), rows)
+        floats = [each if isinstance(each, np.ndarray) else each.dequantise() for each in weights]
+        if name.endswith("patch_embed.proj.weight"):
+            return np.stack([each.reshape(self.shape(part)) for each, part in zip(floats, self._joined[name])], axis=2)
+        return np.concatenate(floats)
 
     def _apart(self, name: str, placed: Placed) -> list[tuple[str, tuple[int, int] | None]]:
         return [(name, None)]
 
     def _named(self, own: str) -> str:
+        kind = self._kind
         match = _LAYER.fullmatch(own)
-        if match is not None and match[2] in _IN_LAYER:
-            part = _SWAPPED.get(match[2], match[2]) if self._swapped else match[2]
-            return f"{self._kind.encoder}encoder.layers.{match[1]}.{_IN_LAYER[part]}.{match[3]}"
-        if own in _ENDS:
-            return self._kind.encoder + _ENDS[own]
-        return self._kind.join.get(own, own)
+        if match is not None:
+            layer, part, rest = match.groups()
+            part = _SWAPPED.get(part, part) if self._swapped else part
+            named = kind.in_layer.get(f"{part}.{rest}") or f"{kind.in_layer.get(part, part)}.{rest}"
+            return kind.layers.format(layer) + named
+        match = _DEEP.fullmatch(own)
+        if match is not None and int(match[1]) in self._deep:
+            part = {"norm": "norm", "fc1": "linear_fc1", "fc2": "linear_fc2"}[match[2]]
+            return f"model.visual.deepstack_merger_list.{self._deep.index(int(match[1]))}.{part}.{match[3]}"
+        if own in kind.ends:
+            return kind.ends[own]
+        stem, mark, rest = own.partition(".weight") if ".weight" in own else own.partition(".bias")
+        return f"{kind.ends[stem]}{mark}{rest}" if stem in kind.ends else own
+
+    def _order(self, stored: Stored) -> np.ndarray | None:
+        if not self._kind.turned or stored.part not in ("attn_q", "attn_k"):
+            return None
+        return turned(stored, size(self._file.metadata, "attention.head_count"))
 
 
 def _is_swapped(file: GgufParts) -> bool:
     """Whether the file calls the two products of an MLP by each other's names, as older converters did."""
     down = file.tensors.get("v.blk.0.ffn_down.weight")
-    hidden = whole_number(file.metadata, f"{_VISION}embedding_length")
+    hidden = size(file.metadata, "embedding_length")
     return down is not None and len(down.info.shape) == 2 and down.info.shape[-1] == hidden != down.info.shape[0]
 
 
@@ -268,50 +301,3 @@ class JoinedWeights(Source):
         """The source with a weight. One that is missing is missed where others of its kind are."""
         text, vision = self._sources
         return vision if name in vision or name.startswith(_PARTS) else text
-
-
-def _scale(metadata: Metadata, default: int | None = None) -> int:
-    return whole_number(metadata, f"{_VISION}projector.scale_factor", default)
-
-
-def _idefics3_processor(metadata: Metadata) -> Json:
-    """Files of older converters leave out the longest side: that of four tiles, as in the published models."""
-    tile = whole_number(metadata, f"{_VISION}image_size")
-    longest = whole_number(metadata, f"{_VISION}preproc_image_size", 4 * tile)
-    return {"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": tile}}
-
-
-def _gemma3_config(metadata: Metadata) -> Json:
-    side = whole_number(metadata, f"{_VISION}image_size") // whole_number(metadata, f"{_VISION}patch_size")
-    return {"mm_tokens_per_image": (side // _scale(metadata, 4)) ** 2}
-
-
-def _gemma3_processor(metadata: Metadata) -> Json:
-    side = whole_number(metadata, f"{_VISION}image_size")
-    return {"size": {"height": side, "width": side}}
-
-
-_PROJECTORS = {
-    "idefics3": _Projector(
-        "smolvlm",
-        "<image>",
-        "model.vision_model.",
-        {"mm.model.fc.weight": "model.connector.modality_projection.proj.weight"},
-        {},
-        lambda metadata: {"scale_factor": _scale(metadata)},
-        _idefics3_processor,
-    ),
-    "gemma3": _Projector(
-        "gemma3",
-        "<image_soft_token>",
-        "model.vision_tower.vision_model.",
-        {
-            "mm.input_projection.weight": "model.multi_modal_projector.mm_input_projection_weight",
-            "mm.soft_emb_norm.weight": f"model.multi_modal_projector.{_SOFT_NORM}",
-        },
-        {"model_type": "siglip_vision_model", "vision_use_head": False},
-        _gemma3_config,
-        _gemma3_processor,
-    ),
-}
-"""By `clip.projector_type`."""

@@ -279,15 +279,38 @@ def _gemma3(file: GgufParts, config: Json) -> None:
     config.update(model_type="gemma3_text", rope_parameters={"full_attention": rope, "sliding_attention": local})
 
 
+def _mistral3(file: GgufParts, config: Json) -> None:
+    """Mistral Small 3.1 and later, as llama.cpp converts them now."""
+    if _number(file, "mistral3.attention.temperature_scale", 0.0):
+        raise StartError(
+            f"'{file.path}' scales its queries by their positions (mistral3.attention.temperature_scale), as Ministral "
+            "3 does, which is not read from GGUF; use the model's checkpoint in Hugging Face layout"
+        )
+    config.update(model_type="mistral", sliding_window=None)
+
+
+def _qwen_vl(kind: str) -> Callable[[GgufParts, Json], None]:
+    """The language model of a Qwen-VL. Positions of texts are the same on all three axes, so that alone it is one of
+    text."""
+
+    def finish(file: GgufParts, config: Json) -> None:
+        config["model_type"] = kind
+
+    return finish
+
+
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
 _ARCHITECTURES: dict[str, tuple[str, Callable[[GgufParts, Json], None]]] = {
     "llama": ("Llama", _llama),
     "qwen2": ("Qwen2", _plain),
     "qwen3": ("Qwen3", _plain),
+    "qwen2vl": ("Qwen2", _qwen_vl("qwen2")),
+    "qwen3vl": ("Qwen3", _qwen_vl("qwen3")),
     "qwen3moe": ("Qwen3Moe", _qwen3moe),
     "gemma2": ("Gemma2", _gemma),
     "gemma3": ("Gemma3", _gemma3),
     "phi3": ("Phi3", _phi3),
     "granite": ("Granite", _granite),
     "smollm3": ("SmolLM3", _smollm3),
+    "mistral3": ("Mistral", _mistral3),
 }

@@ -19,7 +19,7 @@ from inflight.errors import StartError
 from inflight.tensors import BLOCKS, Blocks, Weight
 
 _IN_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_TURNED = ("llama", "granite", "smollm3")
+_TURNED = ("llama", "granite", "smollm3", "mistral3")
 """Architectures whose rotation pairs neighbours in llama.cpp (LLAMA_ROPE_TYPE_NORM), halves in Hugging Face's."""
 _GEMMA = ("gemma2", "gemma3")
 _FUSED = ("phi3",)
@@ -27,7 +27,7 @@ _FUSED = ("phi3",)
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     """One weight: a tensor, one expert's share of a tensor of three dimensions, or some rows of either.
 
     Attributes:
@@ -58,7 +58,7 @@ class GgufWeights(Source):
         self._file = file
         self._tell = tell
         self._architecture = str(file.metadata.get("general.architecture"))
-        self._stored: dict[str, _Stored] = {}
+        self._stored: dict[str, Stored] = {}
         self._orders: dict[tuple[str, int], np.ndarray] = {}
         self._read: list[Placed] = []
         for name, placed in file.tensors.items():
@@ -149,22 +149,22 @@ class GgufWeights(Source):
         name, shape = self._named(own), placed.info.shape
         part = own.split(".")[-2] if "." in own else ""
         if "{}" not in name or len(shape) != 3:
-            self._stored[name] = _Stored(placed, part, rows=rows)
+            self._stored[name] = Stored(placed, part, rows=rows)
             return
         for expert in range(min(shape[0], 1 << 16)):
-            self._stored[name.format(expert)] = _Stored(placed, part, expert, rows)
+            self._stored[name.format(expert)] = Stored(placed, part, expert, rows)
 
     def _named(self, own: str) -> str:
         """Hugging Face's name of a weight. Args: own: llama.cpp's."""
         return hf_name(own, self._architecture)
 
-    def _find(self, name: str) -> _Stored:
+    def _find(self, name: str) -> Stored:
         stored = self._stored.get(name)
         if stored is None:
             raise StartError(f"tensor '{name}' is missing in '{self._file.path}'; is the file complete?")
         return stored
 
-    def _rows(self, stored: _Stored) -> Bytes:
+    def _rows(self, stored: Stored) -> Bytes:
         """A view of the bytes [rows, bytes of a row]."""
         info = stored.placed.info
         data = stored.placed.bytes()
@@ -177,7 +177,7 @@ class GgufWeights(Source):
         rows = stored.shape[0] if len(stored.shape) > 1 else 1
         return data.reshape(rows, -1)
 
-    def _ordered(self, stored: _Stored, rows: Bytes, part: Slice | None) -> Bytes:
+    def _ordered(self, stored: Stored, rows: Bytes, part: Slice | None) -> Bytes:
         order = self._order(stored)
         if order is None:
             return rows
@@ -191,7 +191,7 @@ class GgufWeights(Source):
         found = self._rows(stored)[order[part.first : part.end]]
         return found
 
-    def _order(self, stored: _Stored) -> np.ndarray | None:
+    def _order(self, stored: Stored) -> np.ndarray | None:
         """The order of the rows in the file: llama.cpp's rotation pairs neighbours in these queries and keys."""
         part, count = stored.part, stored.shape[0]
         key = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}.get(part)
@@ -202,13 +202,23 @@ class GgufWeights(Source):
             return known
         metadata, prefix = self._file.metadata, f"{self._architecture}."
         heads = whole_number(metadata, prefix + key, whole_number(metadata, prefix + "attention.head_count"))
-        if count % (2 * heads):
-            name = stored.placed.info.name
-            raise StartError(f"tensor '{name}' has {count} rows, which {heads} heads do not divide")
-        rows = np.arange(count).reshape(heads, -1, 2)
-        order: np.ndarray = rows.swapaxes(1, 2).reshape(-1)
+        order = turned(stored, heads)
         self._orders[part, count] = order
         return order
+
+
+def turned(stored: Stored, heads: int) -> np.ndarray:
+    """The places in the file of the rows of queries or keys, whose pairs llama.cpp's rotation wants side by side.
+
+    Raises:
+        StartError: the heads do not divide the rows.
+    """
+    count = stored.shape[0]
+    if count % (2 * heads):
+        name = stored.placed.info.name
+        raise StartError(f"tensor '{name}' has {count} rows, which {heads} heads do not divide")
+    order: np.ndarray = np.arange(count).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    return order
 
 
 def _split(placed: Placed, names: list[str], sizes: list[int], rows: int) -> list[tuple[str, tuple[int, int] | None]]:
