@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from inflight.contract import EncodedImage, Grid, Media
+from inflight.contract import EncodedImage, Grid, Media, SeenImage
 from inflight.errors import InvalidRequest, Unavailable
 
 
@@ -42,6 +42,8 @@ class FakeVision:
         encoding: images that wait for `go`.
         asked: images of all calls, with their tenants.
         failure: what the next calls raise.
+        forgets: it knows of all images and keeps the rows of none.
+        spared: images that were not encoded for that.
     """
 
     def __init__(self, input: FakeInput | None = None) -> None:
@@ -51,6 +53,8 @@ class FakeVision:
         self.go = asyncio.Event()
         self.go.set()
         self.failure: Exception | None = None
+        self.forgets = False
+        self.spared: list[SeenImage] = []
 
     async def encode(self, media: Sequence[Media], tenant: str = "") -> list[EncodedImage]:
         self.asked += [(each, tenant) for each in media]
@@ -62,6 +66,12 @@ class FakeVision:
         if self.failure is not None:
             raise self.failure
         return [self.encoded(each) for each in media]
+
+    async def seen(self, media: Sequence[Media], tenant: str = "") -> list[SeenImage] | None:
+        return [_seen(self.encoded(each)) for each in media] if self.forgets else None
+
+    def skipped(self, images: Sequence[SeenImage]) -> None:
+        self.spared += images
 
     def encoded(self, media: Media) -> EncodedImage:
         if media.pixels is None:
@@ -84,3 +94,7 @@ class FakeVision:
 def image(number: int, runs: int = 1, length: int = 6) -> Media:
     """An image of `runs` runs of `length` tokens."""
     return Media(pixels=np.full((runs, length, 3), number, np.uint8))
+
+
+def _seen(image: EncodedImage) -> SeenImage:
+    return SeenImage(image.digest, image.grid)

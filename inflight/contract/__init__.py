@@ -53,6 +53,7 @@ from inflight.contract.media import (
     ImageInput,
     Media,
     MediaRows,
+    SeenImage,
     Span,
     Vision,
 )
@@ -145,6 +146,7 @@ __all__ = [
     "Row",
     "Sampling",
     "SamplingDefaults",
+    "SeenImage",
     "ServableStatus",
     "ShardJob",
     "ShardOffer",

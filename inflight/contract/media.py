@@ -67,6 +67,13 @@ class EncodedImage:
     added: tuple[Array, ...] = ()
 
 
+class SeenImage(NamedTuple):
+    """An image that was encoded before, without its rows. Attributes: as in `EncodedImage`."""
+
+    digest: bytes
+    grid: Grid
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A run of tokens of a prompt whose embeddings come from an image. An image with tiles has several.
@@ -159,6 +166,13 @@ class Vision(Protocol):
             Overloaded: too many images wait.
             WorkerLost, DeadlineExceeded, Unavailable: as their names say.
         """
+
+    async def seen(self, media: Sequence[Media], tenant: str = "") -> list[SeenImage] | None:
+        """What is known of images, aligned with `media`, where the rows of some would have to be computed again. None:
+        one of them is new, or none would cost anything; then `encode` is to be asked."""
+
+    def skipped(self, images: Sequence[SeenImage]) -> None:
+        """Counts images of a prompt whose rows nobody needs, because their keys are cached."""
 
     async def start(self) -> None:
         """Starts the worker and returns when it has loaded.

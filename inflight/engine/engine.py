@@ -45,7 +45,7 @@ from inflight.errors import (
     Unavailable,
 )
 from inflight.metrics import Load, Metrics
-from inflight.sched import Capacity, Scheduler
+from inflight.sched import Capacity, Scheduler, Sequence
 from inflight.text import Tokenizer, shown
 
 log = logging.getLogger("inflight")
@@ -87,6 +87,7 @@ class Engine:
         self._wake = asyncio.Event()
         executor.on_lost = self._wake.set
         self._arriving = 0
+        self._looking: dict[int, asyncio.Task[None]] = {}  # requests whose images are encoded after all
         self._stopping = False
         self._steps: StepLoop | None = None  # from the first start on, when the shards have said what they can hold
         self._loop_task: asyncio.Task[None] | None = None
@@ -150,6 +151,7 @@ class Engine:
             if isinstance(error, InflightError):  # of a start that is cancelled the caller gives the shards up
                 await executor.give_up()
             raise
+        scheduler.on_unseen = self._unseen
         streams = Streams(scheduler, self._tokenizer, self.admission, self._wake.set)
         recovery = Recovery(
             config.name, executor, self._restart, scheduler, streams, offer.cache.num_blocks, self._learn
@@ -271,6 +273,8 @@ class Engine:
             if stream is not None:
                 assert self._steps is not None
                 self._steps.streams.close(stream)
+                if stream.sequence.id in self._looking:
+                    self._looking[stream.sequence.id].cancel()
             if caller is not None and stream is not None:
                 caller.spent(len(stream.sequence.tokens))
             self._count(time.perf_counter() - began, start, finish, failure)
@@ -314,7 +318,7 @@ class Engine:
         self._arriving += 1
         began = time.perf_counter()
         try:
-            prompt = await self._intake.prompt(request, self._info)
+            prompt = await self._intake.prompt(request, self._info, steps.scheduler)
             follower = await self._intake.follower(request, self._info)
             if self._stopping:
                 raise Unavailable("the server stops")
@@ -327,6 +331,24 @@ class Engine:
         if self._metrics is not None:
             self._metrics.generations.admitted(time.perf_counter() - began, sequence.stop_at - sequence.num_prompt)
         return steps.streams.open(request, sequence, follower)
+
+    def _unseen(self, sequence: Sequence) -> None:
+        """The keys of a request's images, which were not encoded for that, are gone."""
+        if sequence.id not in self._looking:
+            self._looking[sequence.id] = asyncio.ensure_future(self._look(sequence))
+
+    async def _look(self, sequence: Sequence) -> None:
+        assert self._steps is not None
+        streams, scheduler = self._steps.streams, self._steps.scheduler
+        stream = streams.get(sequence.id)
+        try:
+            if stream is not None:
+                scheduler.restore(sequence, await self._intake.images.encode(stream.request))
+                self._wake.set()
+        except InflightError as error:
+            streams.fail(sequence, error)
+        finally:
+            del self._looking[sequence.id]
 
     def _turned_away(self) -> None:
         if self._metrics is not None:

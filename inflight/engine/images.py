@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import NamedTuple
 
-from inflight.contract import EncodedImage, GenerationRequest, Grid, ImageInput, Span, Vision, text_only
+from inflight.contract import EncodedImage, GenerationRequest, Grid, ImageInput, SeenImage, Span, Vision, text_only
 from inflight.errors import DeadlineExceeded, InvalidRequest, ModelError
 
 
@@ -17,6 +17,7 @@ class Prompt(NamedTuple):
 
     Attributes:
         spans: of its images, by position.
+        images: empty, though there are spans: their keys are in the prefix cache.
     """
 
     tokens: list[int]
@@ -98,7 +99,19 @@ class Images:
             if not encoding.done():
                 encoding.cancel()
 
-    def written(self, request: GenerationRequest, images: Items[EncodedImage]) -> GenerationRequest:
+    async def seen(self, request: GenerationRequest) -> list[SeenImage] | None:
+        """The request's images without their rows, as `Vision.seen`."""
+        if not request.media or request.sampling.needs_whole_prompt:
+            return None
+        assert self._vision is not None
+        return await self._vision.seen(request.media, request.tenant)
+
+    def skipped(self, images: Items[SeenImage]) -> None:
+        """Counts images that were not encoded."""
+        assert self._vision is not None
+        self._vision.skipped(images)
+
+    def written(self, request: GenerationRequest, images: Items[EncodedImage | SeenImage]) -> GenerationRequest:
         """The request with the family's markers in the places of its images."""
         input = self.input
         assert input is not None
@@ -107,12 +120,12 @@ class Images:
         text = before + "".join(input.text(image.grid) + other for image, other in zip(images, others))
         return replace(request, prompt=text)
 
-    def length(self, images: Items[EncodedImage]) -> int:
+    def length(self, images: Items[EncodedImage | SeenImage]) -> int:
         """Tokens that the images become."""
         input = self.input
         return sum(sum(input.runs(image.grid)) for image in images) if input is not None else 0
 
-    def spans(self, tokens: list[int], images: Items[EncodedImage]) -> tuple[Span, ...]:
+    def spans(self, tokens: list[int], images: Items[EncodedImage | SeenImage]) -> tuple[Span, ...]:
         """Finds the images' tokens in a prompt that was encoded from `written`.
 
         Raises:
@@ -162,7 +175,7 @@ def truncated(tokens: list[int], spans: tuple[Span, ...], most: int) -> tuple[li
     return tokens[cut:], tuple(replace(span, start=span.start - cut) for span in spans)
 
 
-def _spans(input: ImageInput, index: int, image: EncodedImage) -> Iterator[Span]:
+def _spans(input: ImageInput, index: int, image: EncodedImage | SeenImage) -> Iterator[Span]:
     """The spans of one image, whose places in the prompt are not known yet.
 
     Raises:
@@ -170,7 +183,8 @@ def _spans(input: ImageInput, index: int, image: EncodedImage) -> Iterator[Span]
     """
     runs = input.runs(image.grid)
     shape = (sum(runs), input.hidden)
-    wrong = next((rows.shape for rows in (image.rows, *image.added) if rows.shape != shape), None)
+    given = (image.rows, *image.added) if isinstance(image, EncodedImage) else ()
+    wrong = next((rows.shape for rows in given if rows.shape != shape), None)
     if wrong is not None:
         raise ModelError(f"an image was encoded as {wrong}, its tokens need {shape}")
     offset = 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import replace
 
 from inflight.admission import Admission
 from inflight.checkpoint import read_sentence_model
 from inflight.config import GeneratorConfig
-from inflight.contract import EncodedImage, GenerationRequest, GeneratorInfo, Span, Vision
+from inflight.contract import EncodedImage, GenerationRequest, GeneratorInfo, SeenImage, Span, Vision
 from inflight.engine.async_tokenizer import LONG, AsyncTokenizer
 from inflight.engine.checks import token_ids
 from inflight.engine.embedding import Embedder
@@ -59,8 +60,8 @@ class Intake:
         """Stops the tokenizer's threads; requests that wait for them fail."""
         self._async_tokenizer.close()
 
-    async def prompt(self, request: GenerationRequest, info: GeneratorInfo) -> Prompt:
-        """Encodes, truncates and checks a prompt and its images.
+    async def prompt(self, request: GenerationRequest, info: GeneratorInfo, scheduler: Scheduler) -> Prompt:
+        """Encodes, truncates and checks a prompt and its images. Images whose keys are cached are not encoded.
 
         Raises:
             InvalidRequest: the prompt is empty or too long, or has tokens that the model does not know; an image cannot
@@ -72,16 +73,29 @@ class Intake:
         self.images.check(request)
         if request.media:
             self._check(request, info)  # before the images, which cost more
-        images: tuple[EncodedImage, ...] = ()
-        spans: tuple[Span, ...] = ()
         if isinstance(request.prompt, str):
             if request.embed:
                 request = replace(request, prompt=self._embedder.text(request))
             most = limits.max_input_tokens * LONGEST_TEXT * 8
             if not self._cuts(request) and len(request.prompt) > most:
                 raise _too_long(limits.max_input_tokens, f"{len(request.prompt)} characters")
-            if request.media:
-                images = await self.images.encode(request)
+        seen = await self.images.seen(request)
+        if seen is not None:
+            prompt = await self._placed(request, seen, info)
+            if scheduler.covers(self._trial(request, prompt, info)):
+                self.images.skipped(seen)
+                return prompt
+        images = await self.images.encode(request)
+        return (await self._placed(request, images, info))._replace(images=images)
+
+    async def _placed(
+        self, request: GenerationRequest, images: Items[EncodedImage | SeenImage], info: GeneratorInfo
+    ) -> Prompt:
+        """The tokens of a prompt with its images in their places. Raises as `prompt`."""
+        limits = info.limits
+        spans: tuple[Span, ...] = ()
+        if isinstance(request.prompt, str):
+            if images:
                 if self.images.length(images) > limits.max_input_tokens:
                     raise _too_long(limits.max_input_tokens, f"{self.images.length(images)} tokens of images")
                 request = self.images.written(request, images)
@@ -99,7 +113,14 @@ class Intake:
             raise _too_long(limits.max_input_tokens, str(len(tokens)))
         tokens = self.images.known(tokens, spans, info.vocab_size)
         self._tokenizer.check(tokens, info.vocab_size)
-        return Prompt(tokens, spans, images)
+        return Prompt(tokens, spans)
+
+    def _trial(self, request: GenerationRequest, prompt: Prompt, info: GeneratorInfo) -> Sequence:
+        """A sequence that shares blocks as the request's own will."""
+        adapter = _adapter(request.adapter, info.adapters)
+        return Sequence(
+            0, prompt.tokens, request.sampling, 1, tenant=request.tenant, adapter=adapter, spans=prompt.spans
+        )
 
     async def follower(self, request: GenerationRequest, info: GeneratorInfo) -> tuple[Follower, bytes] | None:
         """Compiles the request's grammar and the rule of its thought to what follows the generation, and the mask of

@@ -8,9 +8,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from inflight.metrics.histograms import Histograms
 
-OUTCOMES = ("encoded", "cached", "shared", "refused", "overloaded", "failed", "cancelled")
-"""What becomes of an image: the worker encoded it; it was in the cache; the same image was on its way already; it is
-wrong or over a limit; too many waited; nothing was wrong with it; its caller left."""
+OUTCOMES = ("encoded", "cached", "skipped", "shared", "refused", "overloaded", "failed", "cancelled")
+"""What becomes of an image: the worker encoded it; its rows were in the cache; its keys were in the prefix cache, so
+that nobody needs its rows; the same image was on its way already; it is wrong or over a limit; too many waited; nothing
+was wrong with it; its caller left."""
 
 
 class ImageMetrics:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from inflight.config import Policy
-from inflight.contract import AdmittedRow, ShardOffer, StepPlan, StepResult
+from inflight.contract import AdmittedRow, EncodedImage, ShardOffer, StepPlan, StepResult
 from inflight.errors import InvalidRequest
 from inflight.sched.blocks import BlockPool
 from inflight.sched.sequence import CRASHED, KILLED, PROOF, Sequence
@@ -100,6 +101,10 @@ class Scheduler:
     Plans are made ahead of their answers, so everything is decided by counts (see `Sequence`). Plans run in order on
     every rank, which makes two things safe: a block freed by a plan may be granted again by the same plan, and a block
     may be published for others as soon as a plan that fills it with known tokens was made.
+
+    Attributes:
+        on_unseen: called with a waiting sequence whose images are not there and no longer in the prefix cache. It waits
+            for `restore`, while others go on.
     """
 
     def __init__(self, capacity: Capacity) -> None:
@@ -117,6 +122,7 @@ class Scheduler:
         self._admitted = 0
         self._burst = 0  # prompt tokens that the rows of a burst, all of which have just begun, have waited for
         self.preemptions = 0
+        self.on_unseen: Callable[[Sequence], None] = lambda sequence: None
 
     # The owner's side
 
@@ -149,6 +155,18 @@ class Scheduler:
         self.requests[sequence.id] = sequence
         sequence.queued = True
         self._queue(sequence.priority).append(sequence)
+
+    def covers(self, sequence: Sequence) -> bool:
+        """Whether all keys of a sequence's images are in the prefix cache now. It may be one that is never added."""
+        return sequence.seen(len(self._shared(sequence)) * self.capacity.block_size)
+
+    def restore(self, sequence: Sequence, images: Items[EncodedImage]) -> None:
+        """Gives a sequence the images that it needs (`on_unseen`), and its place in the queue."""
+        if sequence.finished:
+            return
+        sequence.images = images
+        if not sequence.queued and not sequence.running:
+            self._put_back(sequence)
 
     def finish(self, id: int) -> None:
         """Ends a request, which leaves the batch in the next plan. Unknown ids were finished before."""
@@ -399,10 +417,12 @@ class Scheduler:
                 return
             if self._guarded() or (sequence.suspect and (self._running or self._in_flight)):
                 return
-            self._turn(sequence)
-            digests = [] if sequence.sampling.needs_whole_prompt else sequence.chain(self.capacity.block_size)
-            # At least one token is computed, for its logits.
-            shared = self.pool.find(digests[: (len(sequence.tokens) - 1) // self.capacity.block_size])
+            shared = self._shared(sequence)
+            if not sequence.seen(len(shared) * self.capacity.block_size):
+                self._queue(sequence.priority).popleft()
+                sequence.queued = False
+                self.on_unseen(sequence)
+                continue
             if not self._fits(sequence, shared):
                 return
             self._queue(sequence.priority).popleft()
@@ -425,6 +445,13 @@ class Scheduler:
             insort(self._running, sequence, key=lambda row: (-row.priority, row.order))
 
     # Helpers of these steps
+
+    def _shared(self, sequence: Sequence) -> list[int]:
+        """The blocks of the prefix cache with which a sequence would begin."""
+        self._turn(sequence)
+        digests = [] if sequence.sampling.needs_whole_prompt else sequence.chain(self.capacity.block_size)
+        # At least one token is computed, for its logits.
+        return self.pool.find(digests[: (len(sequence.tokens) - 1) // self.capacity.block_size])
 
     def _guarded(self) -> bool:
         """Whether a suspect runs or is in a plan in flight; no other request is admitted then."""

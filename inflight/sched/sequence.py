@@ -36,7 +36,8 @@ class Sequence:
         mask: the tokens that may come next, if `lockstep`; None while they are not known, empty where all may.
         adapter: number of its LoRA adapter; 0: none.
         spans: runs of prompt tokens whose embeddings come from images, by position.
-        images: of the spans. The scheduler drops them when the request is finished.
+        images: of the spans. The scheduler drops them when the request is finished. Empty, though there are spans:
+            their keys are believed to be in the prefix cache (`Scheduler.restore`).
         blocks: its block table.
         turned: the variant of rotary embedding that its keys were computed with (`Scheduler._turn`).
         cached: number of prompt tokens found in the prefix cache at its first admission.
@@ -133,6 +134,10 @@ class Sequence:
     def suspect(self) -> bool:
         """Whether it must run alone, until it has more tokens than at the last loss of the shards."""
         return self.blame >= SUSPECT and len(self.tokens) <= self.lost_at
+
+    def seen(self, computed: int) -> bool:
+        """Whether all rows of images are there that are needed once the first `computed` tokens are computed."""
+        return not self.spans or bool(self.images) or self.spans[-1].stop <= computed
 
     def chain(self, block_size: int) -> list[bytes]:
         """Digests of all whole blocks of known tokens; each is computed once."""

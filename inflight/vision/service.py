@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from inflight.config import VisionConfig
-from inflight.contract import EncodedImage, ImageInput, Media
+from inflight.contract import EncodedImage, Grid, ImageInput, Media, SeenImage
 from inflight.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -43,6 +43,8 @@ AHEAD = 2
 """Images that the encoder has at most: it decodes the second while it encodes the first."""
 LONGEST = 600.0
 """Seconds after which an image is given up that the encoder was given."""
+GONE = 1 << 14
+"""Images that are not kept any more whose grids are known."""
 STOPS = "the server stops"
 
 
@@ -113,6 +115,7 @@ class VisionService:
         self._name = name
         self._cache: OrderedDict[_Key, EncodedImage] = OrderedDict()
         self._kept = 0
+        self._gone: OrderedDict[_Key, Grid] = OrderedDict()  # not in the cache any more
         self._jobs: dict[_Key, _Job] = {}
         self._queue: deque[_Job] = deque()
         self._places = 0
@@ -155,6 +158,7 @@ class VisionService:
         await self._encoder.stop()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._cache.clear()
+        self._gone.clear()
         self._kept = 0
 
     async def encode(self, media: Sequence[Media], tenant: str = "") -> list[EncodedImage]:
@@ -164,9 +168,8 @@ class VisionService:
         try:
             self._check(media)
             files = await self._files(call, media)
-            alone = len(media) == 1 or not self._encoder.alone_matters
-            identity = self._encoder.identity
-            keys = [_Key(tenant, await digest(image, identity, self._config, alone)) for image in files]
+            alone = self._alone(media)
+            keys = await self._keys(files, tenant)
             if self._closed:
                 raise Unavailable(STOPS)
             found, outcomes = self._join(call, files, keys, alone)
@@ -181,6 +184,31 @@ class VisionService:
             self._leave(call)
         self._count(outcomes, sum(len(image.rows) for image in images))
         return images
+
+    async def seen(self, media: Sequence[Media], tenant: str = "") -> list[SeenImage] | None:
+        # What stands at an address may be another image by now.
+        if self._closed or not self._gone or any(image.data is None and image.pixels is None for image in media):
+            return None
+        keys = await self._keys(media, tenant)
+        if not any(key in self._gone for key in keys):
+            return None
+        found = []
+        for key in keys:
+            grid = self._cache[key].grid if key in self._cache else self._gone.get(key)
+            if grid is None:
+                return None
+            found.append(SeenImage(key.digest, grid))
+        return found
+
+    def skipped(self, images: Sequence[SeenImage]) -> None:
+        self._count(["skipped"] * len(images), sum(sum(self.input.runs(image.grid)) for image in images))
+
+    def _alone(self, media: Sequence[Media]) -> bool:
+        return len(media) == 1 or not self._encoder.alone_matters
+
+    async def _keys(self, media: Sequence[Media], tenant: str) -> list[_Key]:
+        identity, alone = self._encoder.identity, self._alone(media)
+        return [_Key(tenant, await digest(image, identity, self._config, alone)) for image in media]
 
     def _check(self, media: Sequence[Media]) -> None:
         """
@@ -336,13 +364,17 @@ class VisionService:
             job.done.exception()  # nobody may be there to hear it
             return
         job.done.set_result(result)
-        size = _size(result)
-        if size <= self._config.media_cache_memory and not self._closed:
-            self._cache[job.key] = result
-            self._kept += size
-            while self._kept > self._config.media_cache_memory:
-                _, oldest = self._cache.popitem(last=False)
-                self._kept -= _size(oldest)
+        if self._closed:
+            return
+        self._gone.pop(job.key, None)
+        self._cache[job.key] = result
+        self._kept += _size(result)
+        while self._kept > self._config.media_cache_memory:
+            key, oldest = self._cache.popitem(last=_size(result) > self._config.media_cache_memory)
+            self._kept -= _size(oldest)
+            self._gone[key] = oldest.grid
+            if len(self._gone) > GONE:
+                self._gone.popitem(last=False)
 
     def _count(self, outcomes: list[str], tokens: int = 0) -> None:
         if self._metrics is not None:

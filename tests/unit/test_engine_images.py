@@ -232,6 +232,54 @@ def test_a_loss_of_the_shards_replays_images() -> None:
     serve(test, max_batch_prefill_tokens=16)
 
 
+def test_images_whose_keys_are_cached_are_not_encoded() -> None:
+    async def test(engine: Engine, vision: FakeVision, executor: FakeExecutor) -> None:
+        assert engine._steps is not None
+        pool = engine._steps.scheduler.pool
+        one, two = image(1, length=20), image(2, length=9)
+        first = asked("w5 <image> w6 <image> w7 w8 w9 w10", one, two)
+        later = asked("w5 <image> w6 <image> w7 w8 w9 w10 w11 w12", one, two)
+        other = asked("w5 <image> w6 <image> w7 w8 w9 w10", one, image(3, length=9))
+        await whole(engine, first)
+        vision.forgets = True
+        right = wanted(vision, [5, one, 6, two, 7, 8, 9, 10, 11, 12])
+        assert ids(await whole(engine, later)) == right
+        assert (len(vision.asked), len(vision.spared)) == (2, 2)
+        await whole(engine, other)
+        assert (len(vision.asked), len(vision.spared)) == (4, 2), "one of its images is not in the blocks"
+
+        taking = asyncio.ensure_future(whole(engine, later))  # its blocks are taken by others before it has a row
+        open_ = engine._steps.streams.open
+
+        def opened(*given: Any) -> Any:
+            pool.release(pool.take(pool.free) or [])
+            return open_(*given)
+
+        engine._steps.streams.open = opened  # type: ignore[method-assign]
+        assert ids(await taking) == right
+        engine._steps.streams.open = open_  # type: ignore[method-assign]
+        assert (len(vision.asked), len(vision.spared)) == (6, 4)
+
+        vision.go.clear()
+        executor.pace = 0.001
+        lost = asyncio.ensure_future(whole(engine, replace(later, max_new_tokens=50)))
+        while not engine.running:
+            await asyncio.sleep(0.001)
+        executor.kill()
+        while not vision.encoding:
+            await asyncio.sleep(0.001)
+        assert engine.waiting == 1
+        gives_up = asyncio.ensure_future(whole(engine, replace(other, timeout=0.01, prompt="w1 " + str(other.prompt))))
+        with pytest.raises(DeadlineExceeded):
+            await gives_up
+        text = await whole(engine, asked("w5"))
+        assert ids(text) == expected([5], 4), "others go on"
+        vision.go.set()
+        assert ids(await lost) == wanted(vision, [5, one, 6, two, 7, 8, 9, 10, 11, 12], 50)
+
+    serve(test)
+
+
 def test_the_prompt_is_told_without_images() -> None:
     async def test(engine: Engine, vision: FakeVision, executor: FakeExecutor) -> None:
         events = engine.generate(asked("w5 <image> w6", image(1, length=3), prompt_tokens=True))

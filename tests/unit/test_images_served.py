@@ -26,7 +26,7 @@ T = TypeVar("T")
 def serve(tmp_path: Path, test: Callable[[Generator], Awaitable[T]]) -> T:
     async def main() -> T:
         models = LanguageModels(ServerConfig(log_dir=tmp_path), Metrics())
-        await models.start([GeneratorConfig.of(POCKET, "pocket", kv_cache_bytes=16 << 20)])
+        await models.start([GeneratorConfig.of(POCKET, "pocket", kv_cache_bytes=16 << 20, media_cache_memory=1)])
         try:
             return await asyncio.wait_for(test(models.served["pocket"]), 120)
         finally:
@@ -57,7 +57,7 @@ def workers() -> list[int]:
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            found += [child.pid] if any("vision" in part for part in child.cmdline()) else []
+            found += [child.pid] if "--vision" in child.cmdline() else []
     return found
 
 
@@ -70,6 +70,9 @@ def test_chats_and_a_worker_that_is_killed(tmp_path: Path) -> None:
         messages += [{"role": "assistant", "content": first.finish.text}, turn("And its colour? Which one is it?")]
         second = await say(model, messages, image)
         assert second.start.cached >= first.start.prompt_length // 16 * 16, "the first turn and its image"
+        assert isinstance(model, Engine)
+        assert model._metrics is not None
+        assert model._metrics.images._counts == {("pocket", "encoded"): 1, ("pocket", "skipped"): 1}
         fresh = await say(model, messages, image, tenant="fresh")
         assert fresh.start.cached == 0
         assert [token.info.id for token in fresh.tokens] == [token.info.id for token in second.tokens]
@@ -77,7 +80,6 @@ def test_chats_and_a_worker_that_is_killed(tmp_path: Path) -> None:
         (before,) = workers()
         os.kill(before, signal.SIGSTOP)  # so that it has the image, and is not done with it
         asked = asyncio.ensure_future(say(model, messages[:1], large))
-        assert isinstance(model, Engine)
         while not model.waiting:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.02)

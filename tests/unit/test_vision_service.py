@@ -162,6 +162,29 @@ def test_the_cache_is_bounded_and_forgets_what_was_asked_for_longest_ago() -> No
     served(body, media_cache_memory=90)
 
 
+def test_what_was_forgotten_is_known_by_its_grid() -> None:
+    async def body(service: VisionService, encoder: FakeEncoder) -> None:
+        assert await service.seen(files(b"one")) is None
+        (one,) = await service.encode(files(b"one"))
+        assert await service.seen(files(b"one")) is None, "it is kept"
+        await service.encode(files(b"two", b"thirty"))
+        assert service.kept <= 40
+        assert await service.seen(files(b"one", b"thirty")) == [
+            (one.digest, one.grid),
+            ((await service.encode(files(b"thirty")))[0].digest, Grid(1, 1)),
+        ]
+        assert encoder.seen == [b"one", b"two", b"thirty"]
+        assert await service.seen(files(b"one", b"new")) is None
+        assert await service.seen(files(b"one"), "other") is None
+        assert await service.seen([Media(url="http://a/b")]) is None
+        large = bytes(50)
+        await service.encode(files(large))
+        assert await service.seen(files(large)) is not None
+        assert await service.seen(files(b"thirty")) is None, "what is never kept drives nothing out"
+
+    served(body, media_cache_memory=40)
+
+
 def test_an_image_on_its_way_is_awaited_also_when_the_first_who_asked_leaves() -> None:
     async def body(service: VisionService, encoder: FakeEncoder) -> None:
         encoder.gate.clear()
