@@ -364,6 +364,8 @@ class VisionConfig(msgspec.Struct, frozen=True):
         media_path: folder below which `file:` is allowed; None: nowhere.
         media_cache_memory: bytes of encoded images that are kept.
         vision_queue: images that may wait for the worker.
+        vision_memory: bytes of encoded images that requests may hold which are not answered yet, those in the cache
+            apart; while they are more, images that would have to be encoded are refused.
         vision_threads: CPU threads of the worker; 0: half of the cores.
         default_image_prompt: the text of a request that has only images.
     """
@@ -390,6 +392,9 @@ class VisionConfig(msgspec.Struct, frozen=True):
         256 << 20
     )
     vision_queue: Annotated[int, Setting("Images that may wait to be encoded.", whole(1), "N")] = 64
+    vision_memory: Annotated[
+        int, Setting("Memory of encoded images that requests hold, the cache's apart.", memory, "SIZE", " 1g")
+    ] = 1 << 30
     vision_threads: Annotated[int, Setting("CPU threads that encode images.", whole(0), "N", ": half of the cores")] = 0
     default_image_prompt: Annotated[str, Setting("The text of a request that has images and no text.", str, "TEXT")] = (
         "Describe the image."

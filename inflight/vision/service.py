@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,8 @@ class VisionService:
         self._name = name
         self._cache: OrderedDict[_Key, EncodedImage] = OrderedDict()
         self._kept = 0
+        self._alive = 0  # bytes of encoded images that somebody holds, the cache included
+        self._largest = 0
         self._gone: OrderedDict[_Key, Grid] = OrderedDict()  # not in the cache any more
         self._jobs: dict[_Key, _Job] = {}
         self._queue: deque[_Job] = deque()
@@ -137,6 +140,11 @@ class VisionService:
     def kept(self) -> int:
         """Bytes in the cache."""
         return self._kept
+
+    @property
+    def held(self) -> int:
+        """Bytes of encoded images that requests hold, those in the cache apart."""
+        return self._alive - self._kept
 
     async def start(self) -> None:
         await self._encoder.start()
@@ -277,10 +285,14 @@ class VisionService:
     def _admit(self, count: int) -> None:
         """
         Raises:
-            Overloaded: no room for so many more. Where nothing waits, any number may.
+            Overloaded: no room for so many more, in the queue, or in memory, where each is taken to be as large as the
+                largest one so far. Where nothing waits, any number may.
         """
         if self.waiting and self.waiting + count > self._config.vision_queue:
             raise Overloaded("too many images wait to be encoded (--vision-queue); try again later")
+        coming = (len(self._jobs) + self._places + count) * self._largest
+        if (self.held or self._jobs) and self.held + coming > self._config.vision_memory:
+            raise Overloaded("the images of running requests fill their memory (--vision-memory); try again later")
 
     def _join(
         self, call: _Call, files: list[Media], keys: list[_Key], alone: bool
@@ -352,7 +364,19 @@ class VisionService:
             if self._metrics is not None:
                 self._metrics.encoded(self._name, now - max(began, self._ended))
             self._ended = now
-            self._settle(job, EncodedImage(job.key.digest, encoded.grid, encoded.rows, encoded.added))
+            image = EncodedImage(job.key.digest, encoded.grid, encoded.rows, encoded.added)
+            self._watch(image)
+            self._settle(job, image)
+
+    def _watch(self, image: EncodedImage) -> None:
+        """Counts an image's bytes as long as somebody holds it."""
+        size = _size(image)
+        self._alive += size
+        self._largest = max(self._largest, size)
+        weakref.finalize(image.rows, self._let_go, size).atexit = False
+
+    def _let_go(self, size: int) -> None:
+        self._alive -= size
 
     def _settle(self, job: _Job, result: EncodedImage | InflightError) -> None:
         """Tells all who wait, and keeps an image for those who come."""

@@ -162,6 +162,31 @@ def test_the_cache_is_bounded_and_forgets_what_was_asked_for_longest_ago() -> No
     served(body, media_cache_memory=90)
 
 
+def test_what_requests_hold_is_bounded() -> None:
+    async def body(service: VisionService, encoder: FakeEncoder) -> None:
+        one, two = await service.encode(files(b"1" * 10, b"2" * 10))  # 40 bytes each; one of them is kept
+        assert (service.kept, service.held) == (40, 40)
+        (three,) = await service.encode(files(b"3" * 10))
+        assert service.held == 80
+        with pytest.raises(Overloaded, match="--vision-memory"):
+            await service.encode(files(b"4"))
+        assert await service.encode(files(b"3" * 10)) == [three], "the cache answers"
+        del one
+        assert service.held == 40
+        encoder.gate.clear()
+        coming = asyncio.ensure_future(service.encode(files(b"4")))
+        await until(lambda: bool(service._encoding))
+        with pytest.raises(Overloaded, match="--vision-memory"):
+            await service.encode(files(b"5"))
+        encoder.gate.set()
+        await coming
+        del two, three, coming
+        assert service.held == 0
+        await service.encode(files(*(bytes([n]) * 99 for n in range(3))))  # nobody holds anything: any number may
+
+    served(body, media_cache_memory=40, vision_memory=100)
+
+
 def test_what_was_forgotten_is_known_by_its_grid() -> None:
     async def body(service: VisionService, encoder: FakeEncoder) -> None:
         assert await service.seen(files(b"one")) is None
