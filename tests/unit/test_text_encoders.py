@@ -15,8 +15,10 @@ from inflight.contract import Array
 from inflight.device import open_device
 from inflight.errors import StartError
 from inflight.kernels import instruction_sets, native_reason
+from inflight.llm import LLM
 from inflight.models import Text, TextEncoder, load_encoder
 from inflight.models.text_encoder import EngineEncoder, batches
+from tests import real
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
 
@@ -134,6 +136,22 @@ def test_a_family_that_runs_through_transformers(family: str, tmp_path: Path) ->
     assert np.allclose(encoder.encode([Text(tokens, wanted="scores")])[0], wanted, atol=1e-6)
     with pytest.raises(StartError, match=f"the family '{family.lower()}' is not in it"):
         _load(tmp_path, quantize="int8")
+
+
+def test_real_weights_give_the_vectors_of_sentence_transformers() -> None:
+    """Its steps by hand: the folder's tokenizer, the mean of the states, length 1."""
+    folder = real.need("minilm")
+    texts = ["What is prefill?", "The quick brown fox jumps over the lazy dog. " * 40, "a", "Ünïcödé, 東京 and more"]
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with LLM(folder, threads=2) as llm:
+        found = llm.embed(texts)
+        assert all((llm.embed([text])[0] == vector).all() for text, vector in zip(texts, found))
+    for text, vector in zip(texts, found):
+        given = tokenizer(text, return_tensors="pt", truncation=True, max_length=256)
+        with torch.inference_mode():
+            wanted = model(**given).last_hidden_state[0].mean(dim=0)
+        assert np.abs(vector - (wanted / wanted.norm()).numpy()).max() < 1e-5
 
 
 def test_batches_are_cut_by_tokens() -> None:
