@@ -39,7 +39,7 @@ VOCABULARY = 544
 CONTEXT = 2048
 ROWS = 24
 """Conversations of a step."""
-STEPS = 3000
+STEPS = 7400
 LOOKING, PICTURES = 1200, 32
 """The first steps teach the tower alone to look, with this many pictures each."""
 WARM = 100
@@ -174,7 +174,7 @@ def conversation(rng: random.Random) -> Row:
         return _turns(row, [pictures.Asked(EXPANDED * 2 + rng.choice(BOTH), answer)])
     turns: list[pictures.Asked] = []
     for scene in scenes:
-        asked = [pictures.ask(scene, rng) for _ in range(rng.choice((0, 0, 1, 1, 3)))]
+        asked = [pictures.ask(scene, rng) for _ in range(rng.choice((0, 1, 1, 2, 4)))]
         asked.insert(0 if rng.random() < 0.6 else rng.randint(0, len(asked)), pictures.describe(scene, rng))
         # The picture stands in front of its first question; with some behind it.
         first = EXPANDED + asked[0].question if rng.random() < 0.85 else asked[0].question + EXPANDED
