@@ -1,10 +1,12 @@
 """How fast the CPU engine computes vision towers, beside transformers on the same tower.
 
     python -m bench.vision_tower [--towers siglip-b-512,qwen3-vl] [--types float32,bfloat16,int8] [--rounds 5]
+        [--minutes 7.5]
 
 Random weights of a published model's sizes are saved once, and both read them. In each round every contestant computes
-one tile (or one image), one after the other; a figure is the median of the rounds. The share is that of the fastest
-product of large matrices on this machine, ours or torch's, in the contestant's type (8 bits: in bfloat16).
+one tile (or one image), one after the other; a figure is the median of the rounds, of which no further one begins once
+a tower has used its part of the minutes. The share is that of the fastest product of large matrices on this machine,
+ours or torch's, in the contestant's type (8 bits: in bfloat16).
 """
 
 from __future__ import annotations
@@ -164,17 +166,19 @@ def products(threads: int, types: list[str]) -> dict[str, Run]:
     return runs
 
 
-def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Seconds of each, in turn."""
+def medians(runs: dict[str, Run], rounds: int, until: float = float("inf")) -> tuple[dict[str, float], int]:
+    """Seconds of each, in turn, and the number of rounds: at least one, and none begins after `until`."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
+        if number > 1 and time.perf_counter() > until:
+            break
         for name, run in runs.items():
             begin = time.perf_counter()
             with torch.inference_mode():
                 run()
             if number:  # the first one reserves memory
                 seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+    return {name: statistics.median(each) for name, each in seconds.items()}, max(map(len, seconds.values()))
 
 
 def main() -> None:
@@ -183,18 +187,21 @@ def main() -> None:
     parser.add_argument("--types", default="float32,bfloat16,int8")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--minutes", type=float, default=7.5)
     arguments = parser.parse_args()
+    began, towers = time.perf_counter(), arguments.towers.split(",")
     torch.set_num_threads(arguments.threads)
     types = arguments.types.split(",")
-    seconds_of = medians(products(arguments.threads, types), 5)
+    seconds_of, _ = medians(products(arguments.threads, types), 5)
     speed = {name: 2 * 1024 * 4096**2 / each / 1e9 for name, each in seconds_of.items()}
     best = {name: max(speed[f"torch {name}"], speed[f"ours {name}"]) for name in TYPES if name in types}
     print("products: " + ", ".join(f"{name} {each:.0f} Gop/s" for name, each in speed.items()), flush=True)
-    for name in arguments.towers.split(","):
+    for index, name in enumerate(towers, 1):
         with tempfile.TemporaryDirectory() as folder:
             runs = contestants(CASES[name], Path(folder), arguments.threads, types)
-        found = medians(runs, arguments.rounds)
-        print(f"\n{name}, {CASES[name].operations / 1e12:.2f} Top")
+        until = began + 60 * arguments.minutes * index / len(towers)
+        found, rounds = medians(runs, arguments.rounds, until)
+        print(f"\n{name}, {CASES[name].operations / 1e12:.2f} Top, {rounds} rounds")
         for contestant, seconds in found.items():
             form = "float32" if "float32" in contestant else "bfloat16"
             rate, base = CASES[name].operations / seconds / 1e9, found[f"transformers {form}"]
