@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from inflight.contract import Chat, ToolFormat
 from inflight.errors import ToolError
+from inflight.frontends.openai.responses import ResponsesBody, chat_body
 from inflight.frontends.openai.tools import (
     PLAIN,
     CallArguments,
@@ -206,3 +207,11 @@ def test_wrong_tools(tools: list[Any], choice: Any, text: str) -> None:
 def test_the_template_says_how_calls_are_written(source: str, kind: str | None) -> None:
     found = ChatTemplate(source).tool_format
     assert (found and found.kind) == kind
+
+
+def test_responses_pass_over_tools_that_are_no_functions() -> None:
+    own = {"type": "function", "name": "now", "parameters": {"type": "object"}}
+    others = [{"type": "namespace", "name": "x"}, {"type": "web_search"}, {"type": "custom", "name": "y"}]
+    made = chat_body(ResponsesBody(input="Hi", tools=[*others, own]))
+    assert made.tools == [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
+    assert chat_body(ResponsesBody(input="Hi", tools=others)).tools is None

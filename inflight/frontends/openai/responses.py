@@ -74,7 +74,7 @@ def chat_body(body: ResponsesBody) -> ChatBody:
         top_p=body.top_p,
         seed=body.seed,
         response_format=form,
-        tools=[_tool(tool, index) for index, tool in enumerate(body.tools or [])] or None,
+        tools=[_tool(tool) for tool in body.tools or [] if tool.get("type") == "function"] or None,
         tool_choice=choice,
         parallel_tool_calls=body.parallel_tool_calls,
     )
@@ -123,9 +123,8 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     return {"type": "text", "text": part["text"]}
 
 
-def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
-    if tool.get("type") != "function":
-        raise InvalidRequest(f"`tools[{index}]` has the type {tool.get('type')!r}; this server knows `function` only")
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A function as a chat's. Tools of other types are passed over: agents offer OpenAI's own beside theirs."""
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
