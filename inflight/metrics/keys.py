@@ -28,6 +28,9 @@ class KeyMetrics:
         self._refused[name, reason] = self._refused.get((name, reason), 0) + 1
 
     def collect(self) -> Iterator[Metric]:
+        """The metric families; none where no key was ever asked for."""
+        if not (self._entered or self._refused):
+            return
         entered = CounterMetricFamily("inflight_key_requests", "Requests let in, by API key's name.", labels=["key"])
         for name, count in self._entered.items():
             entered.add_metric([name], count)

@@ -228,8 +228,10 @@ def test_the_table_of_metrics_is_complete(served: Served) -> None:
         return found
 
     table = re.findall(r"^\| `(inflight_\w+)` \| (.*?) \|", page_text("serving"), re.MULTILINE)
-    # Those of images exist where a model reads images: test_image_clients.py.
-    wanted = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in table if not name.startswith(IMAGES)}
+    # Those of images exist where a model reads images (test_image_clients.py), those of keys where there are keys
+    # (test_keys.py).
+    others = (IMAGES, "inflight_key_")
+    wanted = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in table if not name.startswith(others)}
     request(served.http, "POST", "/model/calc:scale", b'{"instances":{"x":"text","weight":"text"}}')
     eventually(lambda: scraped() == wanted, 5, f"{scraped()} is not {wanted}")
 
