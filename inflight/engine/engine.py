@@ -229,6 +229,7 @@ class Engine:
             vocab_size=offer.model.vocab_size,
             has_template=tokenizer.chat is not None,
             tool_format=sayable(tokenizer.tool_format(), offer.model.vocab_size),
+            answer=tokenizer.answer_form(offer.model.vocab_size),
             embedding_size=offer.embedding_size,
             unit_vectors=self._intake.unit_vectors,
             generates=offer.model.family != ENCODER,

@@ -1,6 +1,7 @@
 """Text to tokens and back: tokenizer, incremental detokenizer, stop texts, chat templates."""
 
 from inflight.startup import switch_off
+from inflight.text.answers import CALLS, THOUGHTS, find_form, open_reader, thought_of
 from inflight.text.chat import shown
 from inflight.text.defaults import sampling_defaults
 from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar
@@ -10,17 +11,22 @@ from inflight.text.thought import ThoughtMatcher, thought_matcher
 from inflight.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
+    "CALLS",
+    "THOUGHTS",
     "ChatTemplate",
     "GrammarCompiler",
     "Matcher",
     "TextTail",
     "ThoughtMatcher",
     "Tokenizer",
+    "find_form",
     "json_grammar",
     "load_tokenizer",
+    "open_reader",
     "sampling_defaults",
     "shown",
     "thought_matcher",
+    "thought_of",
 ]
 
 switch_off()

@@ -65,6 +65,11 @@ class ChatTemplate:
         return self._sources[self._first]
 
     @property
+    def tool_source(self) -> str:
+        """The source of the template that is taken where tools are given."""
+        return self._sources[self._pick(None, tools=True)]
+
+    @property
     def tool_format(self) -> ToolFormat | None:
         """The form of calls in the template of requests that name none."""
         return self.format_of(None)

@@ -12,9 +12,10 @@ from typing import Any
 import tokenizers
 
 from inflight.checkpoint import HfFolder, ModelFolder, open_model
-from inflight.contract import PieceOfText, SamplingDefaults, ToolFormat, unknown_token
+from inflight.contract import AnswerForm, PieceOfText, SamplingDefaults, ToolFormat, unknown_token
 from inflight.errors import InvalidRequest, StartError, TemplateError
 from inflight.startup import read_object
+from inflight.text.answers import find_form, sayable
 from inflight.text.defaults import sampling_defaults
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.encoder import Encoder, LibraryEncoder
@@ -64,6 +65,15 @@ class Tokenizer:
             return None
         id = self._encoder.id_of(form.begin) if form.begin else None
         return replace(form, begin_id=id if id in self._special else None)
+
+    def answer_form(self, vocab_size: int) -> AnswerForm:
+        """How the model, with `vocab_size` logits, writes thoughts and calls."""
+        source = self.chat.tool_source if self.chat is not None else None
+        return sayable(find_form(source, self._added), vocab_size)
+
+    def _added(self, text: str) -> int | None:
+        id = self._encoder.id_of(text)
+        return id if id is not None and (id in self._special or self.encode(text, False) == [id]) else None
 
     def grammars(self, vocab_size: int) -> GrammarCompiler:
         """A compiler of grammars over this tokenizer's tokens, for a model with `vocab_size` logits."""
