@@ -305,7 +305,10 @@ class Engine:
         template = self._tokenizer.chat
         if template is None:
             raise TemplateError("this model has no chat template; send a prompt to a route without chat instead")
-        return template.render(shown(chat, template.format_of(chat.template)), self._info.image_placeholder)
+        native: object = template.format_of(chat.template)
+        if chat.template is None:
+            native = native or self._info.answer.calls
+        return template.render(shown(chat, native), self._info.image_placeholder)
 
     async def _open(self, request: GenerationRequest) -> Stream:
         steps = self._steps

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from inflight.contract import Chat, ToolFormat
+from inflight.contract import Chat
 from inflight.errors import InvalidRequest
 
 TOOL_PROMPT = (
@@ -15,7 +15,7 @@ TOOL_PROMPT = (
 )
 
 
-def shown(chat: Chat, native: ToolFormat | None) -> Chat:
+def shown(chat: Chat, native: object) -> Chat:
     """The conversation in the form that the template gets. All chat doors use this.
 
     Args:
@@ -40,8 +40,10 @@ def _for_template(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "type": "function", "function": function}
 
 
-def _history(message: dict[str, Any], native: ToolFormat | None) -> dict[str, Any]:
+def _history(message: dict[str, Any], native: object) -> dict[str, Any]:
     """Earlier calls and results as the template can show them."""
+    if isinstance(message.get("reasoning"), str) and "reasoning_content" not in message:
+        message = {**message, "reasoning_content": message["reasoning"]}
     calls = message.get("tool_calls")
     if native is None:
         if message.get("role") == "tool":

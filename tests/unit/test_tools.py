@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from inflight.contract import Chat, ToolFormat
 from inflight.errors import ToolError
 from inflight.frontends.openai.responses import ResponsesBody, chat_body
 from inflight.frontends.openai.tools import (
-    PLAIN,
-    CallArguments,
-    CallBegin,
-    Content,
-    Piece,
-    ToolReader,
     offer,
 )
 from inflight.text import ChatTemplate, load_tokenizer, shown
@@ -29,9 +18,6 @@ from inflight.text import ChatTemplate, load_tokenizer, shown
 HERMES = ToolFormat("hermes", "<tool_call>")
 MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]")
 LLAMA3 = ToolFormat("llama3", "<|python_tag|>")
-CALL = '{"name": "add", "arguments": {"a": 1, "b": [2, "}\\"{"]}}'
-OTHER = '{"name": "now", "arguments": {}}'
-ARGUMENTS = {"a": 1, "b": [2, '}"{']}
 WEATHER = {
     "type": "function",
     "function": {
@@ -46,63 +32,6 @@ WEATHER = {
     },
 }
 NOW = {"type": "function", "function": {"name": "now"}}
-
-
-def read(format: ToolFormat, text: str, cuts: Sequence[int]) -> tuple[str, list[tuple[str, str]]]:
-    """The content, and name and arguments of every call."""
-    reader = ToolReader(format)
-    pieces: list[Piece] = []
-    places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    for first, end in pairwise(places):
-        pieces += reader.feed(text[first:end])
-    pieces += reader.finish()
-    content = "".join(piece.text for piece in pieces if isinstance(piece, Content))
-    calls = [
-        (
-            piece.name,
-            "".join(more.text for more in pieces if isinstance(more, CallArguments) and more.index == piece.index),
-        )
-        for piece in pieces
-        if isinstance(piece, CallBegin)
-    ]
-    assert reader.calls == len(calls)
-    return content, calls
-
-
-CASES = [
-    (HERMES, f"<tool_call>\n{CALL}\n</tool_call>", "", 1),
-    (HERMES, f"Let me see.<tool_call>{CALL}</tool_call>\n<tool_call>\n{OTHER}\n</tool_call>", "Let me see.", 2),
-    (HERMES, "No call <tool_ here {}", "No call <tool_ here {}", 0),
-    (HERMES, "a <tool_call>nothing", "a <tool_call>nothing", 0),
-    (MISTRAL, f"[TOOL_CALLS] [{CALL}, {OTHER}]", "", 2),
-    (MISTRAL, '[TOOL_CALLS][{"arguments": {"a": 1, "b": [2, "}\\"{"]}, "name": "add", "id": "x"}]', "", 1),
-    (MISTRAL, "plain [1] text", "plain [1] text", 0),
-    (LLAMA3, CALL.replace("arguments", "parameters"), "", 1),
-    (LLAMA3, f"<|python_tag|>{CALL}; {OTHER}", "", 2),
-    (LLAMA3, "Hello {you}", "Hello {you}", 0),
-    (PLAIN, f" {CALL}\n{OTHER}", "", 2),
-    (PLAIN, "{not json at all", "{not json at all", 0),
-    (PLAIN, '{"x": 1} is JSON but no call', '{"x": 1} is JSON but no call', 0),
-    (PLAIN, "  text", "  text", 0),
-]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(CASES), st.lists(st.integers(0, 200), max_size=40))
-def test_calls_are_read_the_same_in_any_pieces(case: tuple[ToolFormat, str, str, int], cuts: list[int]) -> None:
-    format, text, content, count = case
-    found, calls = read(format, text, cuts)
-    assert found == content
-    assert [name for name, _ in calls] == ["add", "now"][:count]
-    if calls:
-        assert json.loads(calls[0][1]) == ARGUMENTS
-    assert all(json.loads(arguments) == {} for _, arguments in calls[1:])
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from([HERMES, MISTRAL, LLAMA3, PLAIN]), st.text(alphabet='<tool_cal>{}[]"name: ,T\n', max_size=60))
-def test_no_text_breaks_it(format: ToolFormat, text: str) -> None:
-    read(format, text, range(0, 60, 3))
 
 
 def grammar(format: ToolFormat | None, choice: Any, parallel: bool = True, strict: bool = False) -> str | None:

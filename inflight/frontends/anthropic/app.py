@@ -51,7 +51,7 @@ class AnthropicRest(Door):
         body: MessagesBody = call.body()
         generator = pick(self._backend, body.model)
         request, prompt = await _prepared(generator, body)
-        reader = reader_of(prompt.tools)
+        reader = reader_of(prompt)
         hidden = (body.thinking or {}).get("display") == "omitted"
         reply = MessageReply(body.model or generator.info.model_id, reader, hidden=hidden)
         if body.stream:

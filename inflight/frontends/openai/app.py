@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
 from inflight.contract import (
+    AnswerForm,
     Event,
     Finish,
     FinishReason,
@@ -17,6 +19,7 @@ from inflight.contract import (
     Generator,
     Media,
     Start,
+    Thought,
     Token,
     Whole,
     from_messages,
@@ -77,9 +80,11 @@ class OpenAiRest(Door):
     async def _chat(self, call: Call) -> None:
         body: ChatBody = call.body()
         generator = pick(self._backend, body.model)
-        requests, tools = await _prepared(generator, body)
+        requests, prompt = await _prepared(generator, body)
         model = body.model or generator.info.model_id
-        reply = Reply("chat.completion", model, logprobs=bool(body.logprobs), tools=tools.format)
+        reader = partial(prompt.tools.reader, prompt.text)
+        shows = body.include_reasoning is not False
+        reply = Reply("chat.completion", model, logprobs=bool(body.logprobs), reader=reader, thoughts=shows)
         await self._answer(call, body, generator, requests, reply)
 
     async def _completions(self, call: Call) -> None:
@@ -129,8 +134,9 @@ class OpenAiRest(Door):
     async def _responses(self, call: Call) -> None:
         body: ResponsesBody = call.body()
         generator = pick(self._backend, body.model)
-        (request,), tools = await _prepared(generator, chat_body(body))
-        reply = ResponseReply(body, body.model or generator.info.model_id, tools.format)
+        (request,), prompt = await _prepared(generator, chat_body(body))
+        reader = prompt.tools.reader(prompt.text)
+        reply = ResponseReply(body, body.model or generator.info.model_id, reader)
         if body.stream:
             await call.run(_stream_response(generator, request, reply, call.send))
         else:
@@ -224,15 +230,33 @@ async def chat_prompt(generator: Generator, body: ChatBody) -> ChatPrompt:
         InvalidRequest: as on the chat route.
     """
     messages, media = from_messages(body.messages, generator.info, image_of)
-    tools = tools_of(msgspec.structs.replace(body, messages=messages), generator.info.tool_format)
+    tools = tools_of(msgspec.structs.replace(body, messages=messages), generator.info)
     return ChatPrompt(tools, await generator.render(tools.chat), media)
 
 
-async def _prepared(generator: Generator, body: ChatBody) -> tuple[list[GenerationRequest], Tools]:
-    """The requests of a chat, one for each choice, and its tools."""
-    tools, text, media = await chat_prompt(generator, body)
+async def _prepared(generator: Generator, body: ChatBody) -> tuple[list[GenerationRequest], ChatPrompt]:
+    """The requests of a chat, one for each choice, and its prompt."""
+    prompt = await chat_prompt(generator, body)
+    info, grammar = generator.info, prompt.tools.grammar
     # The template has already written the special tokens.
-    return requests_of(body, [text], generator.info, special=False, grammar=tools.grammar, media=media), tools
+    requests = requests_of(body, [prompt.text], info, special=False, grammar=grammar, media=prompt.media)
+    thought = thought_in(info.answer, prompt.text, body.thinking_token_budget)
+    return [replace(one, thought=thought) for one in requests] if thought is not None else requests, prompt
+
+
+def thought_in(form: AnswerForm, prompt: str, budget: int | None = None) -> Thought | None:
+    """What the engine is to know of the thought in answers to a prompt; None: there is none.
+
+    Raises:
+        InvalidRequest: the budget is no number of tokens.
+    """
+    if budget is not None and budget < 0:
+        raise InvalidRequest("`thinking_token_budget` must be at least 0")
+    if form.thoughts is None:
+        return None
+    from inflight.text import thought_of  # servers of classic models do without it
+
+    return thought_of(form, prompt, budget)
 
 
 def _prompts(prompt: str | list[Any], field: str) -> list[str | Sequence[int]]:

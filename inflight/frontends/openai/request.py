@@ -20,7 +20,6 @@ from inflight.contract import (
     Range,
     Sampling,
     SamplingDefaults,
-    ToolFormat,
     grammar_of,
     image_at,
     out_of_range,
@@ -97,6 +96,9 @@ class ChatBody(Common, kw_only=True):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     chat_template: str | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: str | None = None
+    thinking_token_budget: int | None = None
 
 
 class CompletionBody(Common, kw_only=True):
@@ -119,11 +121,11 @@ def answer_grammar(body: ChatBody | CompletionBody) -> Grammar | None:
     return grammar_of(body.response_format, "response_format") or structured(given)
 
 
-def tools_of(body: ChatBody, native: ToolFormat | None) -> Tools:
+def tools_of(body: ChatBody, info: GeneratorInfo) -> Tools:
     """The conversation for the template, with its tools, and the grammar of the answer.
 
     Args:
-        native: the form of tool calls in the model's template.
+        info: the model: how it writes its answers.
 
     Raises:
         InvalidRequest: a message without a role, or invalid tools.
@@ -138,16 +140,30 @@ def tools_of(body: ChatBody, native: ToolFormat | None) -> Tools:
             raise InvalidRequest(f"`messages[{index}].content` is missing")
         if content is not None and not isinstance(content, (str, list)):
             raise InvalidRequest(f"`messages[{index}].content` must be a string or a list of parts")
-    chat = Chat(body.messages, None, dict(body.chat_template_kwargs or {}), template=body.chat_template)
+    chat = Chat(body.messages, None, _template_kwargs(body), template=body.chat_template)
     tools = offer(
-        chat, body.tools, body.tool_choice, body.parallel_tool_calls is not False, native, body.tool_prompt or ""
+        chat,
+        body.tools,
+        body.tool_choice,
+        body.parallel_tool_calls is not False,
+        info.tool_format,
+        body.tool_prompt or "",
+        info.answer,
     )
     grammar = answer_grammar(body)
     if grammar is None:
         return tools
-    if tools.format is not None:
+    if tools.calls:
         raise ToolError("`response_format` and `tools` cannot be used together; leave one of them out")
     return replace(tools, grammar=grammar)
+
+
+def _template_kwargs(body: ChatBody) -> dict[str, object]:
+    """Variables of the template. The effort switches a thought on or off, as in vLLM, unless they say otherwise."""
+    given: dict[str, object] = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is None:
+        return given
+    return {"reasoning_effort": body.reasoning_effort, "enable_thinking": body.reasoning_effort != "none", **given}
 
 
 def image_of(part: Mapping[str, Any], where: str) -> Media | None:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from inflight import __version__
-from inflight.contract import Finish, FinishReason, Start, Token, TokenInfo, ToolFormat, Whole
+from inflight.contract import (
+    AnswerReader,
+    CallArguments,
+    CallBegin,
+    Content,
+    Finish,
+    FinishReason,
+    Part,
+    Reasoning,
+    Start,
+    Token,
+    TokenInfo,
+    Whole,
+)
 from inflight.errors import InflightError
 from inflight.frontends.llm import number
 from inflight.frontends.openai.answers import OpenAiError
-from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
 from inflight.frontends.routes import error_headers
 from inflight.wire import JSON, Refusal
 
@@ -56,7 +68,8 @@ class Reply:
         kind: `chat.completion` or `text_completion`.
         model: the name that the client used, else that of the served model.
         logprobs: report log-probabilities.
-        tools: the form of tool calls in the answer; None: it is not searched for calls.
+        reader: opens the reader of a chat's answer.
+        thoughts: show the thoughts too.
         echo: texts before the answers, one for each prompt.
     """
 
@@ -66,7 +79,8 @@ class Reply:
         model: str,
         *,
         logprobs: bool = False,
-        tools: ToolFormat | None = None,
+        reader: Callable[[], AnswerReader] | None = None,
+        thoughts: bool = True,
         echo: Sequence[str] | None = None,
     ) -> None:
         self.chat = kind == "chat.completion"
@@ -81,8 +95,9 @@ class Reply:
         }
         self._chunk = {**self._common, "object": "chat.completion.chunk" if self.chat else kind}
         self._logprobs = logprobs
-        self._tools = tools
-        self._readers: dict[int, ToolReader] = {}
+        self._open, self._thoughts = reader, thoughts
+        self._readers: dict[int, AnswerReader] = {}
+        self._reasoning = 0
 
     # A whole answer
 
@@ -101,19 +116,21 @@ class Reply:
             choice["logprobs"] = self._probabilities(one.tokens, one.start.prompt) if self._logprobs else None
             choice["finish_reason"] = reason
             listed.append(choice)
-        return {**self._common, "choices": listed, "usage": usage.json()}
+        return {**self._common, "choices": listed, "usage": self._usage(usage)}
 
     def _message(self, one: Whole) -> tuple[dict[str, Any], int]:
         """The assistant's message and the number of calls in it."""
-        if self._tools is None:
-            return {"role": "assistant", "content": one.finish.text}, 0
-        reader = ToolReader(self._tools)
-        pieces: list[Piece] = []
-        for token in one.tokens:
-            pieces += reader.feed(self._visible(token))
-        pieces += [*reader.feed(one.finish.delta), *reader.finish()]
-        content = "".join(piece.text for piece in pieces if isinstance(piece, Content))
-        message: dict[str, Any] = {"role": "assistant", "content": content if content or not reader.calls else None}
+        reader = self._reader(0)
+        parts = [part for token in one.tokens for part in reader.feed(token)]
+        parts += reader.finish(one.finish)
+        del self._readers[0]
+        self._reasoning += reader.reasoning_tokens
+        content = "".join(part.text for part in parts if isinstance(part, Content))
+        thought = "".join(part.text for part in parts if isinstance(part, Reasoning)) if self._thoughts else ""
+        bare = not reader.calls and not reader.reasoning_tokens
+        message: dict[str, Any] = {"role": "assistant", "content": content if content or bare else None}
+        if thought:
+            message |= {"reasoning_content": thought, "reasoning": thought}
         if reader.calls:
             message["tool_calls"] = [
                 {
@@ -122,16 +139,21 @@ class Reply:
                     "function": {
                         "name": call.name,
                         "arguments": "".join(
-                            piece.text
-                            for piece in pieces
-                            if isinstance(piece, CallArguments) and piece.index == call.index
+                            part.text for part in parts if isinstance(part, CallArguments) and part.index == call.index
                         ),
                     },
                 }
-                for call in pieces
+                for call in parts
                 if isinstance(call, CallBegin)
             ]
         return message, reader.calls
+
+    def _reader(self, index: int) -> AnswerReader:
+        reader = self._readers.get(index)
+        if reader is None:
+            assert self._open is not None
+            reader = self._readers[index] = self._open()
+        return reader
 
     # Chunks
 
@@ -149,42 +171,40 @@ class Reply:
         if not self.chat:
             # A token without visible text, such as half a character, gets a chunk only for its probability.
             return [self._text(index, token.delta, found, None)] if token.delta or found else []
-        if self._tools is None:
-            return [self._delta(index, {"content": token.delta}, found, None)] if token.delta or found else []
-        reader = self._readers.setdefault(index, ToolReader(self._tools))
-        return self._pieces(index, reader.feed(self._visible(token)), found)
+        return self._pieces(index, self._reader(index).feed(token), found)
 
     def finish(self, index: int, finish: Finish) -> list[bytes]:
         """The last chunks of a choice, with the text that was held back."""
         reason = REASONS[finish.reason]
         if not self.chat:
             return [self._text(index, finish.delta, None, reason)]
-        reader = self._readers.pop(index, None)
-        if reader is None:
-            return [self._delta(index, {"content": finish.delta} if finish.delta else {}, None, reason)]
-        pieces = [*reader.feed(finish.delta), *reader.finish()]
+        reader = self._reader(index)
+        pieces = self._pieces(index, reader.finish(finish), None)
+        self._reasoning += reader.reasoning_tokens
         return [
-            *self._pieces(index, pieces, None),
+            *pieces,
             self._delta(index, {}, None, _reason(reason, reader.calls)),
         ]
 
     def usage(self, usage: Usage) -> bytes:
-        return orjson.dumps({**self._chunk, "choices": [], "usage": usage.json()})
+        return orjson.dumps({**self._chunk, "choices": [], "usage": self._usage(usage)})
 
-    def _pieces(self, index: int, pieces: Sequence[Piece], logprobs: Any) -> list[bytes]:
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        told = usage.json()
+        if self.chat:
+            told["completion_tokens_details"] = {"reasoning_tokens": self._reasoning}
+        return told
+
+    def _pieces(self, index: int, pieces: Sequence[Part], logprobs: Any) -> list[bytes]:
         chunks = []
         for piece in pieces:
+            if isinstance(piece, Reasoning) and not self._thoughts:
+                continue
             chunks.append(self._delta(index, _piece_delta(piece), logprobs, None))
             logprobs = None
         if logprobs is not None:
             chunks.append(self._delta(index, {"content": ""}, logprobs, None))
         return chunks
-
-    def _visible(self, token: Token) -> str:
-        """The text of a token that is searched for calls: the mark that begins them may be a special token."""
-        if self._tools is not None and token.info.id == self._tools.begin_id:
-            return token.info.text + token.delta
-        return token.delta
 
     def _delta(self, index: int, delta: dict[str, Any], logprobs: Any, reason: str | None) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
@@ -217,7 +237,9 @@ def _reason(reason: str, calls: int) -> str:
     return "tool_calls" if calls and reason == "stop" else reason
 
 
-def _piece_delta(piece: Piece) -> dict[str, Any]:
+def _piece_delta(piece: Part) -> dict[str, Any]:
+    if isinstance(piece, Reasoning):
+        return {"reasoning_content": piece.text, "reasoning": piece.text}
     if isinstance(piece, Content):
         return {"content": piece.text}
     call: dict[str, Any] = {"index": piece.index}

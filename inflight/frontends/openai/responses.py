@@ -10,10 +10,21 @@ from typing import Any
 import msgspec
 import orjson
 
-from inflight.contract import Finish, FinishReason, Start, Token, ToolFormat, Whole
+from inflight.contract import (
+    AnswerReader,
+    CallArguments,
+    CallBegin,
+    Content,
+    Finish,
+    FinishReason,
+    Part,
+    Reasoning,
+    Start,
+    Token,
+    Whole,
+)
 from inflight.errors import InflightError, InvalidRequest, OpenAi
 from inflight.frontends.openai.request import IMAGE_URL, ChatBody
-from inflight.frontends.openai.tools import CallArguments, CallBegin, Content, Piece, ToolReader
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
 
@@ -132,14 +143,13 @@ class ResponseReply:
     """One response, whole or as events.
 
     Args:
-        tools: the form of tool calls in the answer; None: it is not searched for calls.
+        reader: of the answer.
     """
 
-    def __init__(self, body: ResponsesBody, model: str, tools: ToolFormat | None) -> None:
+    def __init__(self, body: ResponsesBody, model: str, reader: AnswerReader) -> None:
         self._body = body
         self._model = model
-        self._tools = tools
-        self._reader = ToolReader(tools) if tools is not None else None
+        self._reader = reader
         self._id = f"resp_{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._items: list[dict[str, Any]] = []
@@ -164,13 +174,10 @@ class ResponseReply:
         if isinstance(event, Start):
             self._start = event
         elif isinstance(event, Token):
-            text = event.delta
-            if self._tools is not None and event.info.id == self._tools.begin_id:
-                text = event.info.text + text
-            yield from self._pieces(text)
+            for piece in self._reader.feed(event):
+                yield from self._piece(piece)
         else:
-            yield from self._pieces(event.delta)
-            for piece in self._reader.finish() if self._reader is not None else ():
+            for piece in self._reader.finish(event):
                 yield from self._piece(piece)
             if not self._items:
                 yield from self._piece(Content(""))
@@ -182,13 +189,7 @@ class ResponseReply:
         """The last event of a generation that failed."""
         return self._event("error", code=error.openai.code, message=str(error), param=None)
 
-    def _pieces(self, text: str) -> Iterator[tuple[str, bytes]]:
-        if not text:
-            return
-        for piece in self._reader.feed(text) if self._reader is not None else (Content(text),):
-            yield from self._piece(piece)
-
-    def _piece(self, piece: Piece) -> Iterator[tuple[str, bytes]]:
+    def _piece(self, piece: Part) -> Iterator[tuple[str, bytes]]:
         last = self._items[-1] if self._items else None
         if isinstance(piece, CallBegin):
             yield from self._close()
@@ -198,11 +199,28 @@ class ResponseReply:
             assert last is not None
             last["arguments"] += piece.text
             yield self._event("response.function_call_arguments.delta", **self._place(), delta=piece.text)
+        elif isinstance(piece, Reasoning):
+            if last is None or last["type"] != "reasoning" or last["status"] != "in_progress":
+                yield from self._close()
+                yield from self._open(
+                    {
+                        "type": "reasoning",
+                        "id": f"rs_{uuid.uuid4().hex}",
+                        "summary": [],
+                        "content": [],
+                        "status": "in_progress",
+                    }
+                )
+                part: dict[str, Any] = {"type": "reasoning_text", "text": ""}
+                self._items[-1]["content"].append(part)
+                yield self._event("response.content_part.added", **self._place(), content_index=0, part=part)
+            self._items[-1]["content"][0]["text"] += piece.text
+            yield self._event("response.reasoning_text.delta", **self._place(), content_index=0, delta=piece.text)
         else:
             if last is None or last["type"] != "message" or last["status"] != "in_progress":
                 yield from self._close()
-                message = {"type": "message", "id": f"msg_{uuid.uuid4().hex}", "role": "assistant", "content": []}
-                yield from self._open({**message, "status": "in_progress"})
+                message: dict[str, Any] = {"type": "message", "id": f"msg_{uuid.uuid4().hex}", "role": "assistant"}
+                yield from self._open({**message, "content": [], "status": "in_progress"})
                 part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
                 self._items[-1]["content"].append(part)
                 yield self._event("response.content_part.added", **self._place(), content_index=0, part=part)
@@ -224,6 +242,11 @@ class ResponseReply:
             part = item["content"][0]
             where = {**self._place(), "content_index": 0}
             yield self._event("response.output_text.done", **where, text=part["text"], logprobs=[])
+            yield self._event("response.content_part.done", **where, part=part)
+        elif item["type"] == "reasoning":
+            part = item["content"][0]
+            where = {**self._place(), "content_index": 0}
+            yield self._event("response.reasoning_text.done", **where, text=part["text"])
             yield self._event("response.content_part.done", **where, part=part)
         else:
             yield self._event(
@@ -249,7 +272,7 @@ class ResponseReply:
                 "input_tokens": finish.prompt_length,
                 "input_tokens_details": {"cached_tokens": self._start.cached},
                 "output_tokens": finish.generated,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": self._reader.reasoning_tokens},
                 "total_tokens": finish.prompt_length + finish.generated,
             }
         return {

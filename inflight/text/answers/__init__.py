@@ -75,10 +75,9 @@ def _first_thought(reader: Reader, family: ThoughtFamily) -> Wait:
         while not reader.ended and not reader.buffer.lstrip():
             yield
         before = reader.buffer[: len(reader.buffer) - len(reader.buffer.lstrip())]
-        if (yield from reader.starts(*opens)) is None:
-            if not family.opened:
-                reader.buffer = before + reader.buffer
-                return
+        if (yield from reader.starts(*opens)) is None and not family.opened:
+            reader.buffer = before + reader.buffer
+            return
         reader.thought(True)
     yield from _thought(reader, family)
 

@@ -20,7 +20,7 @@ _DECODER = json.JSONDecoder()
 
 
 def json_call(reader: Reader) -> Generator[None, None, bool]:
-    """Reads an object with a function's name and its arguments; False, and nothing is read: another text stands there."""
+    """Reads an object with a function's name and its arguments; False, and nothing is read: it is another text."""
     while True:
         text = reader.buffer
         head = _HEAD.match(text)

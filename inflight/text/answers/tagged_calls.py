@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 from inflight.text.answers.json_calls import CallParser
@@ -230,5 +230,3 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
