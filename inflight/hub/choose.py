@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inflight.errors import StartError
 
@@ -13,8 +13,10 @@ _QUANTISATION = re.compile(
     re.IGNORECASE,
 )
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
-_ASIDE = re.compile(r"(^|/)(mmproj|imatrix|[^/]*vision)[-_.]", re.IGNORECASE)
+_ASIDE = re.compile(r"mmproj[^/]*$|(^|/)(imatrix|[^/]*vision)[-_.]", re.IGNORECASE)
 """GGUF files that are not the model: image encoders, statistics of its quantisation."""
+_MMPROJ = re.compile(r"mmproj[^/]*\.gguf$", re.IGNORECASE)
+_BITS = re.compile(r"[1-9]\d?")
 
 PREFERRED = (
     *("Q4_K_M", "Q4_K_XL", "Q4_K_L", "Q4_K_S", "Q4_K", "Q4_1", "Q4_0", "Q4", "IQ4_XS", "IQ4_NL", "MXFP4", "MXFP4_MOE"),
@@ -78,7 +80,7 @@ def choose(repo: str, names: Sequence[str], wanted: Wanted) -> Choice:
         return Choice(folder)
     files = [name for name in names if name.lower().endswith(".gguf") and not _ASIDE.search(name)]
     if files:
-        return _gguf(repo, files, wanted.file)
+        return _seeing(_gguf(repo, files, wanted.file), names)
     if folder:
         raise StartError(f"'{repo}' has no GGUF files, and so no '{wanted.file}'; write {repo} for its own weights")
     if "adapter_config.json" in names:
@@ -91,6 +93,44 @@ def choose(repo: str, names: Sequence[str], wanted: Wanted) -> Choice:
         )
     shown = ", ".join(sorted(names)[:_LISTED]) or "nothing"
     raise StartError(f"'{repo}' is no model that can be served: it has no safetensors and no GGUF file; it has {shown}")
+
+
+def vision_part(model: str, names: Sequence[str]) -> str | None:
+    """The file with the vision part (`mmproj`) of a GGUF model, as llama.cpp's `-hf` chooses it: in the model's folder
+    or the nearest above it, and of several precisions the one with a number of bits next to the model's.
+
+    Args:
+        model: the model's file, with its folder in the repository.
+        names: of the repository's files.
+    """
+    folder = model.rpartition("/")[0]
+    found = [name for name in names if _MMPROJ.search(name) and f"{folder}/".startswith(_place(name))]
+    deepest = max((len(_place(name)) for name in found), default=0)
+    bits = _bits(model)
+    return min(
+        (name for name in found if len(_place(name)) == deepest), key=lambda name: abs(_bits(name) - bits), default=None
+    )
+
+
+def without_quantisation(name: str) -> str:
+    """A file's name without the quantisation in it."""
+    return _QUANTISATION.sub("", name)
+
+
+def _place(name: str) -> str:
+    """A file's folder with its slash; empty at the top."""
+    return name[: name.rfind("/") + 1]
+
+
+def _bits(name: str) -> int:
+    """The number of bits in the name of a quantisation; 0 if a file's name has none."""
+    found = _BITS.search(_Model(name.removesuffix(".gguf"), (), 1).quantisation)
+    return int(found[0]) if found else 0
+
+
+def _seeing(choice: Choice, names: Sequence[str]) -> Choice:
+    vision = vision_part(choice.gguf, names)
+    return choice if vision is None else replace(choice, files=(*choice.files, vision))
 
 
 def _folder(names: Iterable[str], wanted: Wanted) -> tuple[str, ...]:

@@ -79,6 +79,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     repositories = {
         "toy/pocket": Repository(files, branches=branches),
         "toy/gguf": Repository(gguf, branches=branches),
+        "toy/sees": Repository({"m-Q8_0.gguf": b"GGUF", "mmproj-m-F16.gguf": b"16", "mmproj-m-Q8_0.gguf": b"8"}),
         "toy/red": Repository(files_of(save_adapter(POCKET, folder / "red", 1)), branches=branches),
         "toy/secret": Repository(files, token="right"),
         "toy/gated": Repository(files, gated=True),
@@ -141,6 +142,10 @@ def test_what_is_fetched(hub: HubServer, tmp_path: Path) -> None:
         assert fetch("toy/gguf")[0].endswith("pocket-Q4_0.gguf")  # of what there is the nearest to Q4_K_M
         assert fetch("toy/gguf:q8_0")[0].endswith("pocket-Q8_0.gguf")
         assert hub.fetched == ["pocket-Q4_0.gguf", "pocket-Q8_0.gguf"]
+        hub.sent.clear()
+        seeing = Path(fetch("toy/sees:Q8_0")[0])
+        assert hub.fetched == ["m-Q8_0.gguf", "mmproj-m-Q8_0.gguf"]
+        assert sorted(file.name for file in seeing.parent.iterdir()) == hub.fetched
 
         hub.sent.clear()
         hub.ranges.clear()

@@ -174,14 +174,36 @@ def files(*kinds: str) -> list[str]:
 )
 def test_the_quantisation_that_nobody_named(kinds: tuple[str, ...], taken: str) -> None:
     found = choose("o/n", [*files(*kinds), "README.md", "mmproj-model-F16.gguf", "imatrix_unsloth.gguf"], Wanted())
-    assert found.files == (f"model-{taken}.gguf",)
+    assert found.files == (f"model-{taken}.gguf", "mmproj-model-F16.gguf")
     assert found.gguf == found.files[0]
     assert found.said.startswith(f"o/n: taking {taken.upper()} of ")
     assert all(kind.upper() in found.said for kind in kinds if kind != "something")
 
 
 def test_the_only_file_is_taken_without_a_word() -> None:
-    assert choose("o/n", ["model.gguf", "mmproj-F16.gguf"], Wanted()) == Choice(("model.gguf",), "model.gguf")
+    assert choose("o/n", ["model.gguf", "imatrix.gguf"], Wanted()) == Choice(("model.gguf",), "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("model", "others", "taken"),
+    [
+        ("m-Q4_K_M.gguf", ["mmproj-BF16.gguf", "mmproj-F16.gguf", "mmproj-F32.gguf"], "mmproj-BF16.gguf"),
+        ("m-Q4_K_M.gguf", ["mmproj-m-Q8_0.gguf", "mmproj-m-f16.gguf"], "mmproj-m-Q8_0.gguf"),
+        ("m-F16.gguf", ["mmproj-m-Q8_0.gguf", "mmproj-m-f16.gguf"], "mmproj-m-f16.gguf"),
+        ("Q8_0/m-Q8_0.gguf", ["mmproj-F16.gguf"], "mmproj-F16.gguf"),
+        (
+            "Q8_0/m-Q8_0.gguf",
+            ["mmproj-Q8_0.gguf", "Q8_0/mmproj-F16.gguf", "F16/mmproj-Q8_0.gguf"],
+            "Q8_0/mmproj-F16.gguf",
+        ),
+        ("m-Q8_0.gguf", ["m.mmproj-F16.gguf"], "m.mmproj-F16.gguf"),
+        ("m-Q8_0.gguf", ["F16/mmproj-F16.gguf", "README.md"], None),
+    ],
+)
+def test_the_vision_part_beside_a_gguf_file(model: str, others: list[str], taken: str | None) -> None:
+    """That which llama.cpp takes."""
+    found = choose("o/n", [model, *others], Wanted())
+    assert found == Choice((model,) if taken is None else (model, taken), model)
 
 
 def test_a_quantisation_by_name() -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from inflight.checkpoint import open_model
+from inflight.checkpoint.gguf import companion_of
 from inflight.config import GeneratorConfig, ModelConfig
 from inflight.errors import InvalidRequest
 from inflight.llm import LLM
@@ -382,6 +383,22 @@ def test_one_of_several_is_asked_for(smolvlm: Path, tmp_path: Path, caplog: pyte
     for name in ("tiny.gguf", "mmproj-tiny.gguf"):
         shutil.copy(smolvlm / name, tmp_path)
     shutil.copy(smolvlm / "mmproj-tiny.gguf", tmp_path / "mmproj-other.gguf")
+    shutil.copy(smolvlm / "mmproj-tiny.gguf", tmp_path / "mmproj-tiny-F16.gguf")
     with caplog.at_level("WARNING", "inflight"):
         assert open_vision(GeneratorConfig.of(tmp_path)) is None
-    assert "(mmproj-other.gguf, mmproj-tiny.gguf); keep the one of 'tiny.gguf'" in caplog.text
+    assert "(mmproj-other.gguf, mmproj-tiny-F16.gguf, mmproj-tiny.gguf); keep the one of 'tiny.gguf'" in caplog.text
+
+
+def test_of_several_precisions_one_is_taken(smolvlm: Path, tmp_path: Path) -> None:
+    """Also of a repository's snapshot in the hub's cache, whose vision part may lie above the language model."""
+    snapshot = tmp_path / "hub" / "models--o--n" / "snapshots" / ("a" * 40)
+    (snapshot / "Q4_K_M").mkdir(parents=True)
+    model = snapshot / "Q4_K_M" / "tiny-Q4_K_M.gguf"
+    shutil.copy(smolvlm / "tiny.gguf", model)
+    assert companion_of(model) is None
+    for precision in ("BF16", "F16", "F32"):
+        shutil.copy(smolvlm / "mmproj-tiny.gguf", snapshot / f"mmproj-{precision}.gguf")
+    shutil.copy(smolvlm / "mmproj-tiny.gguf", tmp_path / "hub" / "mmproj-F16.gguf")
+    assert companion_of(model) == snapshot / "mmproj-BF16.gguf"
+    assert "vision_config" in open_model(model).config
+    assert companion_of(tmp_path / "elsewhere" / "tiny.gguf") is None

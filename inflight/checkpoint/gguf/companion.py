@@ -18,6 +18,7 @@ from inflight.checkpoint.gguf.projectors import PROJECTORS, SOFT_NORM, VISION, P
 from inflight.checkpoint.gguf.weights import GgufWeights, Stored, turned
 from inflight.checkpoint.source import Source
 from inflight.errors import StartError
+from inflight.hub import vision_part, without_quantisation
 from inflight.tensors import Blocks, Weight
 
 Json = dict[str, Any]
@@ -33,19 +34,33 @@ _SECOND_FRAME = "patch_embed.proj.weight.1"
 
 
 def companion_of(path: Path) -> Path | None:
-    """The file with the vision part of the model in a GGUF file: the one in its folder with `mmproj` in its name.
+    """The file with the vision part of the model in a GGUF file: the one in its folder with `mmproj` in its name; in a
+    snapshot of the hub's cache also in a folder above. Of several precisions of one the one is taken that the hub's
+    fetch takes.
 
     Raises:
         StartError: there are several.
     """
-    found = [each for each in companions_in(path.parent) if each != path]
-    if len(found) > 1:
+    found: list[Path] = []
+    for place in _places(path):
+        found = found or [each for each in companions_in(place) if each != path]
+    if len({without_quantisation(each.name) for each in found}) > 1:
         names = ", ".join(each.name for each in found)
         raise StartError(
-            f"'{path.parent}' holds several vision parts of GGUF models ({names}); keep the one of '{path.name}' there "
-            "and move the others to another folder"
+            f"'{found[0].parent}' holds several vision parts of GGUF models ({names}); keep the one of '{path.name}' "
+            "there and move the others to another folder"
         )
-    return found[0] if found else None
+    name = vision_part(path.name, [each.name for each in found])
+    return None if name is None else found[0].with_name(name)
+
+
+def _places(path: Path) -> list[Path]:
+    """The folders to look into, the nearest first."""
+    above = list(path.parents)
+    for depth, place in enumerate(above):
+        if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
+            return above[: depth + 1]
+    return above[:1]
 
 
 def companions_in(folder: Path) -> list[Path]:
