@@ -250,9 +250,17 @@ class LoraFolder(HfFolder):
 
 
 class GgufModel(ModelFolder):
-    """A GGUF file, or the first of several parts, with the file of its vision part (`mmproj`) if one is beside it."""
+    """A GGUF file, or the first of several parts, with the file of its vision part (`mmproj`) if one is beside it.
+
+    Args:
+        mmproj: the file of its vision part; None: one that is beside it.
+    """
 
     kind = "gguf"
+
+    def __init__(self, path: Path, mmproj: Path | None = None) -> None:
+        super().__init__(path)
+        self._mmproj = mmproj
 
     @property
     def name(self) -> str:
@@ -304,8 +312,10 @@ class GgufModel(ModelFolder):
 
     @cached_property
     def _companion(self) -> Companion | None:
-        """The vision part. One that cannot be used is no reason not to serve texts: folders hold files of several
-        models."""
+        """The vision part. One that nobody named and that cannot be used is no reason not to serve texts: folders hold
+        files of several models."""
+        if self._mmproj is not None:
+            return Companion(self._mmproj, self._parts, hf_config(self._parts))
         try:
             path = companion_of(self.path)
             return None if path is None else Companion(path, self._parts, hf_config(self._parts))
@@ -314,22 +324,27 @@ class GgufModel(ModelFolder):
             return None
 
 
-def open_model(path: Path | str) -> ModelFolder:
+def open_model(path: Path | str, mmproj: Path | None = None) -> ModelFolder:
     """Opens the model at a path: a folder in Hugging Face layout, one of sentence-transformers, an adapter, a GGUF
     file or one of its parts, or a folder with one GGUF model, its vision part if it has one, and no other weights.
 
+    Args:
+        mmproj: the file with the vision part of a GGUF model; None: one that is beside it.
+
     Raises:
-        StartError: the path holds none of these.
+        StartError: the path holds none of these, or no GGUF model and `mmproj` is given.
     """
     path = Path(path)
     if is_gguf(path):
-        return GgufModel(path)
+        return GgufModel(path, mmproj)
     if not path.is_dir():
         found = "is no folder" if not path.exists() else "is no GGUF file"
         raise StartError(f"'{path}' {found}; give a folder in Hugging Face layout, or a GGUF file")
     files = [] if _has_tensors(path) else [file for file in sorted(path.glob("*.gguf")) if is_gguf(file)]
     if files:
-        return _only_gguf(path, files)
+        return _only_gguf(path, files, mmproj)
+    if mmproj is not None:
+        raise StartError(f"mmproj is the vision part of a GGUF model, and '{path}' is none; leave the setting out")
     if (path / MODULES).is_file():
         return SentenceFolder(path)
     return LoraFolder(path) if (path / ADAPTER).is_file() and not (path / CONFIG).is_file() else HfFolder(path)
@@ -339,14 +354,14 @@ def _has_tensors(folder: Path) -> bool:
     return next(folder.glob("*.safetensors"), None) is not None or has_pickles(folder)
 
 
-def _only_gguf(folder: Path, files: list[Path]) -> GgufModel:
+def _only_gguf(folder: Path, files: list[Path], mmproj: Path | None) -> GgufModel:
     aside = companions_in(folder)
     models = {stem_of(file): file for file in reversed(files) if file not in aside}  # of several parts the first one
     models = models or {stem_of(file): file for file in files}
     if len(models) > 1:
         names = ", ".join(sorted(models))
         raise StartError(f"'{folder}' holds several GGUF models ({names}); give the path of one file")
-    return GgufModel(next(iter(models.values())))
+    return GgufModel(next(iter(models.values())), mmproj)
 
 
 def _optional(path: Path) -> Json:

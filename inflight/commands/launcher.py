@@ -126,6 +126,7 @@ FLAGS = (
     _setting("watermark-gamma"),
     _setting("watermark-delta"),
     _setting("max-image-fetch-size"),
+    _setting("mmproj"),
     Flag("ngrok", bool, None, "refused"),
     Flag("ngrok-authtoken", str, None, "unused"),
     Flag("ngrok-edge", str, None, "unused"),

@@ -172,7 +172,7 @@ def _serve(job: ShardJob, config: GeneratorConfig, uds_path: str, log: _Log) -> 
     device.set_threads(job.model.threads)
     ranks = connect_ranks(job.rank, job.world_size, job.rendezvous, device, CONNECT_TIMEOUT)
     runner = ModelRunner(job, ranks, device)
-    sees = "vision_config" in open_model(job.model.model_dir).config
+    sees = "vision_config" in open_model(job.model.model_dir, job.model.mmproj).config
     vision = open_vision(config) if sees else None
     images = ChunkReader(vision, tokenizer, runner.offer.model.vocab_size) if vision is not None else None
     names = [one.name for one in config.model.adapters]

@@ -125,6 +125,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
         quantize: none, int8, int4, int4-64 or int4-128: the format that the CPU engine packs float weights in.
         kv_cache_dtype: auto (that of the weights) or int8, on the CPU engine.
         packed_cache: folder where packed weights are kept from one start to the next; None: they are not kept.
+        mmproj: the file with the vision part of a GGUF model; None: the one beside it.
         adapters: LoRA adapters that requests may name; the first one is number 1.
         allow_pickle, trust_remote_code: read files that can run code.
         watermark_gamma, watermark_delta: of `Watermark`.
@@ -158,6 +159,12 @@ class ModelConfig(msgspec.Struct, frozen=True):
     packed_cache: Annotated[
         Path | None,
         Setting("Folder where packed weights are kept from one start to the next.", absolute, "DIR", ": nowhere"),
+    ] = None
+    mmproj: Annotated[
+        Path | None,
+        Setting(
+            "File with the vision part of a GGUF model.", absolute, "FILE", ": the one beside the model", tgi="mmproj"
+        ),
     ] = None
     adapters: Annotated[
         tuple[AdapterConfig, ...],

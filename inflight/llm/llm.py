@@ -87,6 +87,7 @@ class LLM:
         quantize: none, int8, int4, int4-64 or int4-128: what float weights are packed as, on CPUs.
         kv_cache_dtype: auto or int8, on CPUs.
         packed_cache: folder where packed weights are kept from one time to the next.
+        mmproj: the file with the vision part of a GGUF model; None: the one beside it.
         kv_cache_memory: bytes of the cache; None: measured.
         max_batch_size: prompts that are computed together.
         watermark_gamma, watermark_delta: share of the vocabulary that a watermark favours, and what it adds there.
@@ -113,6 +114,7 @@ class LLM:
         quantize: str = "none",
         kv_cache_dtype: str = "auto",
         packed_cache: str | Path | None = None,
+        mmproj: str | Path | None = None,
         kv_cache_memory: int | None = None,
         block_size: int = 16,
         max_batch_size: int = 64,
@@ -141,6 +143,7 @@ class LLM:
             where.name,
             settings,
             packed_cache=None if packed_cache is None else Path(packed_cache).absolute(),
+            mmproj=None if mmproj is None else Path(mmproj).absolute(),
             adapters=tuple(AdapterConfig.of(name, given) for name, given in (lora_adapters or {}).items()),
             device_type=device_type,
             device_ids=(device_id,),

@@ -101,7 +101,7 @@ def load_model(
     Raises:
         StartError: the folder, its config or its weights cannot be used; the text says what is wrong.
     """
-    model = model or open_model(settings.model_dir)
+    model = model or open_model(settings.model_dir, settings.mmproj)
     config = model.config
     described = decoder_config(config)
     if described is None:

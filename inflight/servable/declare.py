@@ -100,6 +100,7 @@ def declare_generator(
     threads: int = 0,
     quantize: str = "none",
     kv_cache_dtype: str = "auto",
+    mmproj: str | Path | None = None,
     max_batch_size: int = 128,
     max_concurrent_requests: int = 128,
     max_input_tokens: int | None = None,
@@ -133,6 +134,8 @@ def declare_generator(
         tensor_parallel: processes (devices) that share the model.
         kv_cache_memory: bytes of each process's cache; None: measured.
         threads: CPU threads of each process; 0: the cores, shared.
+        mmproj: the file with the vision part of a GGUF model, absolute or relative as `model_dir`; None: the one beside
+            it.
         lora_adapters: folders or hub ids of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
         revision: branch, tag or commit of a model of the hub.
         dtype, quantize, kv_cache_dtype, generation_config, max_batch_size, max_concurrent_requests, max_input_tokens,
@@ -161,6 +164,7 @@ def declare_generator(
         model_id=_public_name(where),
         max_batch_size=max_batch_size,
         adapters=adapters,
+        mmproj=None if mmproj is None else _vision_part(mmproj, registry.directory),
         media_domains=_domains(media_domains),
     )
     registry.models[key] = ModelSpec(key, files=(), format="generator", with_batch_dim=False, generator=generator)
@@ -172,6 +176,13 @@ GGUF = ".gguf"
 
 def _adapters(folders: Mapping[str, str | Path], directory: Path) -> tuple[AdapterConfig, ...]:
     return tuple(AdapterConfig.of(check_str("lora_adapters", name), path, directory) for name, path in folders.items())
+
+
+def _vision_part(file: str | Path, directory: Path) -> Path:
+    path = directory / file
+    if not path.is_file():
+        raise RegistrationError(f"mmproj: there is no file '{path}'")
+    return path.resolve()
 
 
 def _domains(names: object) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[
     Raises:
         StartError: a file is missing or broken, or the memory does not suffice.
     """
-    model = open_model(job.model.model_dir)
+    model = open_model(job.model.model_dir, job.model.mmproj)
     if is_encoder(model.config, model.sentences):
         return EncoderRunner(job, device, progress, model)
     return ModelRunner(job, ranks, device, progress, model)

@@ -48,7 +48,7 @@ class ModelRunner:
         Raises:
             StartError: a file is missing or broken, or the memory does not suffice.
         """
-        folder = folder or open_model(job.model.model_dir)
+        folder = folder or open_model(job.model.model_dir, job.model.mmproj)
         self._ranks = ranks
         self._device = device
         self._model = model = load_model(job.model, ranks, device, progress, folder)

@@ -46,7 +46,7 @@ def encoder_of(config: GeneratorConfig, server: ServerConfig) -> VisionProcess |
     Raises:
         StartError: as `open_vision`.
     """
-    folder = open_model(config.model.model_dir)
+    folder = open_model(config.model.model_dir, config.model.mmproj)
     family = open_family(folder, config.vision.image_max_tokens)
     if family is None:
         return None

@@ -163,7 +163,7 @@ def load(config: GeneratorConfig) -> tuple[Family, Tower]:
     """
     from inflight.vision.towers import load_tower
 
-    folder = open_model(config.model.model_dir)
+    folder = open_model(config.model.model_dir, config.model.mmproj)
     family = open_family(folder, config.vision.image_max_tokens)
     if family is None:
         raise StartError("the model reads text only")

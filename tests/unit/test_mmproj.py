@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from inflight.checkpoint import open_model
 from inflight.checkpoint.gguf import companion_of
 from inflight.config import GeneratorConfig, ModelConfig
-from inflight.errors import InvalidRequest
+from inflight.errors import InvalidRequest, StartError
 from inflight.llm import LLM
 from inflight.vision import open_vision
 from inflight.vision.families import open_family
@@ -402,3 +402,23 @@ def test_of_several_precisions_one_is_taken(smolvlm: Path, tmp_path: Path) -> No
     assert companion_of(model) == snapshot / "mmproj-BF16.gguf"
     assert "vision_config" in open_model(model).config
     assert companion_of(tmp_path / "elsewhere" / "tiny.gguf") is None
+
+
+def test_a_named_file_is_read(smolvlm: Path, tmp_path: Path) -> None:
+    """Beside others and from elsewhere; one that cannot be used is then an error."""
+    shutil.copy(smolvlm / "tiny.gguf", tmp_path)
+    for name in ("mmproj-a.gguf", "mmproj-b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    config = GeneratorConfig.of(tmp_path / "tiny.gguf", mmproj=smolvlm / "mmproj-tiny.gguf")
+    vision = open_vision(config)
+    assert vision is not None
+    assert vision.input.placeholder == "<image>"
+    prompt: Any = {"prompt": "<image>What is it", "images": [picture(40, 61)]}
+    with LLM(tmp_path, mmproj=smolvlm / "mmproj-tiny.gguf", kv_cache_memory=8 << 20, dtype="float32") as llm:
+        (found,) = llm.generate([prompt], max_new_tokens=2, ignore_eos=True)
+    assert found.prompt_length > 3 * 16
+    for wrong, told in ((tmp_path / "mmproj-a.gguf", "no whole GGUF file"), (tmp_path / "none", "none")):
+        with pytest.raises(StartError, match=told):
+            open_vision(GeneratorConfig.of(tmp_path / "tiny.gguf", mmproj=wrong))
+    with pytest.raises(StartError, match="mmproj is the vision part of a GGUF model"):
+        open_model(smolvlm / "original", tmp_path / "mmproj-a.gguf")

@@ -236,7 +236,7 @@ def test_a_signature_says_what_the_fields_say(written: Callable[..., Any]) -> No
     assert {"dtype", "kv_cache_memory", "threads", "quantize", "kv_cache_dtype", "max_total_tokens"} <= set(found)
     for name in found:
         parameter, field = given[name], settings[name]
-        if name in ("lora_adapters", "packed_cache"):  # a mapping of them; also a text
+        if name in ("lora_adapters", "packed_cache", "mmproj"):  # a mapping of them; also a text
             assert parameter.default is None
         else:
             assert (parameter.annotation, parameter.default) == (field.kind, field.value), name

@@ -48,7 +48,7 @@ def companion_of(path: Path) -> Path | None:
         names = ", ".join(each.name for each in found)
         raise StartError(
             f"'{found[0].parent}' holds several vision parts of GGUF models ({names}); keep the one of '{path.name}' "
-            "there and move the others to another folder"
+            "there and move the others to another folder, or name it with --mmproj"
         )
     name = vision_part(path.name, [each.name for each in found])
     return None if name is None else found[0].with_name(name)
