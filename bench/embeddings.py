@@ -109,7 +109,7 @@ def export(folder: Path, file: Path) -> None:
 
     model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
 
-    class Plain(torch.nn.Module):
+    class Plain(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = model.requires_grad_(False)

@@ -255,7 +255,7 @@ def test_images_whose_keys_are_cached_are_not_encoded() -> None:
             pool.release(pool.take(pool.free) or [])
             return open_(*given)
 
-        engine._steps.streams.open = opened  # type: ignore[method-assign]
+        engine._steps.streams.open = opened  # type: ignore[method-assign, assignment]
         assert ids(await taking) == right
         engine._steps.streams.open = open_  # type: ignore[method-assign]
         assert (len(vision.asked), len(vision.spared)) == (6, 4)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import json
 import platform
 import random
 import re
 import shutil
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -335,20 +337,20 @@ def test_large_packed_weights_are_kept_behind_the_start(
     [wanted] = (tmp_path / "at once").iterdir()
     writers: list[weight_cache.CacheWriter] = []
     monkeypatch.setattr(weight_cache, "WRITTEN_AT_ONCE", 0)
-    monkeypatch.setattr(weight_cache.atexit, "register", lambda stop: writers.append(stop.__self__))
+    monkeypatch.setattr(atexit, "register", lambda stop: writers.append(stop.__self__))
     logprobs(folders[NAMES[1]], some_prompts(6, 1), 1, packed_cache=tmp_path / "behind", **changes)
     writers[0].join()
     [file] = (tmp_path / "behind").iterdir()
     assert (file.name, file.read_bytes()) == (wanted.name, wanted.read_bytes())
 
-    open_file, ending = weight_cache.tempfile.mkstemp, threading.Event()
+    open_file, ending = tempfile.mkstemp, threading.Event()
 
     def late(**arguments: Any) -> tuple[int, str]:
         opened = open_file(**arguments)
         assert ending.wait(60)
         return opened
 
-    monkeypatch.setattr(weight_cache.tempfile, "mkstemp", late)
+    monkeypatch.setattr(tempfile, "mkstemp", late)
     logprobs(folders[NAMES[1]], some_prompts(6, 1), 1, packed_cache=tmp_path / "given up", **changes)
     stopped = threading.Thread(target=writers[1].stop)
     stopped.start()
