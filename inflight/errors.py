@@ -3,6 +3,7 @@
     InflightError (a RuntimeError)
     ├── InvalidRequest        the request is wrong; sending it again will not help
     │   ├── TooLarge          it is over a size limit
+    │   ├── TooLong           prompt and output do not fit the model's length
     │   ├── TemplateError     the chat template is missing or refused the messages
     │   └── ToolError         tools, or the choice among them, that cannot be
     ├── NotFound              no such servable, version or method
@@ -84,7 +85,7 @@ class InvalidRequest(InflightError):
     mindspore_code = 2
     cause = "invalid"
     tgi = Tgi(422, "validation", "Input validation error: {}")
-    openai = OpenAi(422, "invalid_request_error")
+    openai = OpenAi(400, "invalid_request_error")
     anthropic = Anthropic(400, "invalid_request_error")
     failure = "validation"
 
@@ -98,12 +99,29 @@ class TooLarge(InvalidRequest):
     anthropic = Anthropic(413, "request_too_large")
 
 
+class TooLong(InvalidRequest):
+    """The prompt, or prompt and output together, are longer than the model allows.
+
+    Args:
+        limit: tokens that the prompt, or prompt and output, may have.
+        given: what the prompt has: a number of tokens, or words such as `more than 9000`.
+        new: tokens that were to be generated; None: the prompt alone is too long.
+    """
+
+    openai = OpenAi(400, "invalid_request_error", "context_length_exceeded")
+
+    def __init__(self, text: str, limit: int | None = None, given: int | str = "", new: int | None = None) -> None:
+        super().__init__(text)
+        self.limit, self.given, self.new = limit, given, new
+
+
 class TemplateError(InvalidRequest):
     tgi = Tgi(422, "template_error", "Template error: {}")
     failure = "template_error"
 
 
 class ToolError(InvalidRequest):
+    tgi = Tgi(422, "tool_error", "Tool error: {}")
     failure = "tool_error"
 
 
@@ -246,6 +264,7 @@ WIRE_ERRORS: dict[str, type[InflightError]] = {
     for cls in (
         InvalidRequest,
         TooLarge,
+        TooLong,
         TemplateError,
         ToolError,
         NotFound,

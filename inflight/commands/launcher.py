@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from inflight import __version__
 from inflight.checkpoint import is_gguf, open_model
 from inflight.commands.checkpoints import model_source
@@ -182,7 +184,7 @@ def read(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> dic
     port = environment.get("AIP_HTTP_PORT")  # Google's platform sets the port
     if port:
         values["port"] = _value(next(flag for flag in FLAGS if flag.name == "port"), port)
-    values["rest"] = platform_routes(environment)
+    values["rest"] = msgspec.structs.replace(platform_routes(environment), tgi=True)
     values["compute_type"] = environment.get("COMPUTE_TYPE") or None
     values["visible"] = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("NVIDIA_VISIBLE_DEVICES") or ""
     return values

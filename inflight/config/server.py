@@ -106,6 +106,7 @@ class RestConfig(msgspec.Struct, frozen=True):
     Attributes:
         status_codes: MindSpore Serving's routes answer errors with the error's own status instead of HTTP 200.
         predict_routes, health_routes: further paths, named by a platform.
+        tgi: OpenAI's routes answer as TGI does where the two differ.
     """
 
     status_codes: Annotated[
@@ -113,6 +114,7 @@ class RestConfig(msgspec.Struct, frozen=True):
     ] = False
     predict_routes: tuple[str, ...] = ()
     health_routes: tuple[str, ...] = ()
+    tgi: bool = False
 
 
 class ServableConfig(msgspec.Struct, frozen=True):
@@ -315,7 +317,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
             rest: further settings of the REST routes.
             fields: by field name; they override `values`.
         """
-        routes = {name: getattr(rest, name) for name in ("predict_routes", "health_routes")}
+        routes = {name: getattr(rest, name) for name in ("predict_routes", "health_routes", "tgi")}
         return filled(cls, values, rest=filled(RestConfig, values, **routes), **fields)
 
     def with_rest(self, rest: RestConfig) -> ServerConfig:

@@ -14,7 +14,7 @@ from inflight.engine.checks import token_ids
 from inflight.engine.embedding import Embedder
 from inflight.engine.grammars import Follower, Grammars
 from inflight.engine.images import Images, Prompt, truncated
-from inflight.errors import OVERLOADED, InvalidRequest, Overloaded
+from inflight.errors import OVERLOADED, InvalidRequest, Overloaded, TooLong
 from inflight.sched import Scheduler, Sequence
 from inflight.text import Tokenizer
 
@@ -152,9 +152,12 @@ class Intake:
         if new is None or (request.fit and length + new > total):
             new = total - length
         if length + new > total:
-            raise InvalidRequest(
+            raise TooLong(
                 f"`inputs` tokens + `max_new_tokens` must be <= {total}. Given: {length} `inputs` tokens and "
-                f"{new} `max_new_tokens`"
+                f"{new} `max_new_tokens`",
+                total,
+                length,
+                new,
             )
         fault = request.sampling.fault(info.vocab_size)
         if fault is not None:
@@ -213,8 +216,8 @@ class Intake:
         return tokens
 
 
-def _too_long(most: int, given: str) -> InvalidRequest:
-    return InvalidRequest(f"`inputs` must have less than {most} tokens. Given: {given}")
+def _too_long(most: int, given: str) -> TooLong:
+    return TooLong(f"`inputs` must have less than {most} tokens. Given: {given}", most, given)
 
 
 def _adapter(name: str | None, names: tuple[str, ...]) -> int:

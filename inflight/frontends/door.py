@@ -62,6 +62,7 @@ class Door(ABC):
         error: type of a refusal's body, as msgspec describes it.
         always_200: errors may have the status 200.
         any_type: the body is read as JSON whatever its content type.
+        whole_floats: fields of a body that hold whole numbers may be written as `3.0`.
         size_option: the server's option that sets what `limit` returns.
         offered: `routes`, and those that only this server has.
         metrics: counts the calls.
@@ -73,6 +74,7 @@ class Door(ABC):
     error: ClassVar[Any] = Any
     always_200: ClassVar[bool] = False
     any_type: ClassVar[bool] = False
+    whole_floats: ClassVar[bool] = False
     size_option: ClassVar[str] = MESSAGE_OPTION
 
     def __init__(self, backend: Backend, more: Sequence[Route] = ()) -> None:
@@ -120,8 +122,12 @@ class Door(ABC):
                 if route.body is bytes:
                     call.replace(await read_body(scope, receive, limit, self.size_option))
                 else:
-                    option, any_type = self.size_option, self.any_type
-                    call.replace(await read_struct(scope, receive, route.body, limit, option, any_type=any_type))
+                    option, any_type, floats = self.size_option, self.any_type, self.whole_floats
+                    call.replace(
+                        await read_struct(
+                            scope, receive, route.body, limit, option, any_type=any_type, whole_floats=floats
+                        )
+                    )
             unread = False
             await route.handler(self, call)
         except Disconnected:

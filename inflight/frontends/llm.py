@@ -14,7 +14,7 @@ import msgspec
 from inflight.contract import Embedding, GenerationRequest, Generator, Start, Whole, together, whole
 from inflight.errors import Anthropic, InflightError, Loading, NotFound, OpenAi, Tgi
 from inflight.frontends.base import Backend
-from inflight.wire import MESSAGE_OPTION, Header, Receive, Scope, header, read_body
+from inflight.wire import MESSAGE_OPTION, Body, Header, Receive, Scope, header, read_body
 
 T = TypeVar("T")
 
@@ -45,18 +45,26 @@ class PlainError(InflightError):
         super().__init__(text)
         self.http_status = status
         self.tgi = Tgi(status, "validation")
-        self.openai = OpenAi(status, "invalid_request_error")
+        self.openai = OpenAi(400 if status == 422 else status, "invalid_request_error")
         self.anthropic = Anthropic(400, "invalid_request_error")
 
 
 async def read_struct(
-    scope: Scope, receive: Receive, form: type[T], limit: int, option: str = MESSAGE_OPTION, *, any_type: bool = False
+    scope: Scope,
+    receive: Receive,
+    form: type[T],
+    limit: int,
+    option: str = MESSAGE_OPTION,
+    *,
+    any_type: bool = False,
+    whole_floats: bool = False,
 ) -> T:
     """Reads the body as a struct.
 
     Args:
         limit, option: as for `read_body`.
         any_type: read JSON whatever the content type.
+        whole_floats: fields that hold whole numbers may be written as `3.0`.
 
     Raises:
         PlainError: 415 another content type, 400 broken JSON, 422 JSON of another form.
@@ -66,11 +74,28 @@ async def read_struct(
         raise PlainError(415, "Expected request with `Content-Type: application/json`")
     body = await read_body(scope, receive, limit, option)
     try:
-        return msgspec.json.decode(body, type=form)
+        return _decoded(body, form, whole_floats)
     except msgspec.ValidationError as error:
         raise PlainError(422, f"Failed to deserialize the JSON body into the target type: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PlainError(400, f"Failed to parse the request body as JSON: {error}") from error
+
+
+def _decoded(body: Body, form: type[T], whole_floats: bool) -> T:
+    try:
+        return msgspec.json.decode(body, type=form)
+    except msgspec.ValidationError:
+        given = msgspec.json.decode(body) if whole_floats else None
+        if not isinstance(given, dict):
+            raise
+        whole = [name for name, value in given.items() if _is_whole(value)]
+        if not whole:
+            raise
+        return msgspec.convert({**given, **{name: int(given[name]) for name in whole}}, form)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def _says_json(scope: Scope) -> bool:

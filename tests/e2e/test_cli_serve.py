@@ -131,8 +131,8 @@ def test_several_models_from_one_file(
         told[name] = ask_at(
             http, "POST", "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-    assert told["short"][0] == 422
-    assert b"must be <= 64" in told["short"][1]
+    assert told["short"][0] == 400
+    assert b"maximum context length is 64 tokens" in told["short"][1]
     assert told["long"][0] == 200, told["long"]
     called = inflight("client", f"http://{http}", "calc", "twice", "--input", "x=[1,2]")
     assert json.loads(called.stdout)["instances"] == [{"y": [2, 4]}], called.stderr

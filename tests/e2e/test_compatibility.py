@@ -362,7 +362,7 @@ def openai_completions(served: Served) -> None:
         assert answer.choices[0].text.startswith("Once")
         assert client.completions.create(model="pocket", prompt="Once", max_tokens=5, best_of=2, n=2).choices
         assert list(client.completions.create(model="pocket", prompt="Once", max_tokens=5, stream=True))
-        with pytest.raises(openai.UnprocessableEntityError):
+        with pytest.raises(openai.BadRequestError):
             client.completions.create(model="pocket", prompt="Once", suffix="x")
 
 
@@ -434,10 +434,10 @@ def openai_errors(served: Served) -> None:
     import openai
 
     with openai_client(served) as client:
-        with pytest.raises(openai.UnprocessableEntityError) as caught:
+        with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="pocket", messages=CHAT, temperature=-1)
         assert caught.value.type == "invalid_request_error"
-        with pytest.raises(openai.UnprocessableEntityError):
+        with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model="pocket", messages=[])
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("nobody")

@@ -184,12 +184,12 @@ def test_openai(served: Served, wanted: list[str], web: str) -> None:
             assert response.output_text == text
         cached = chat(DATA[0]).usage.prompt_tokens_details.cached_tokens
         assert cached > 0, "an equal image is not computed again"
-        with pytest.raises(openai.UnprocessableEntityError, match="reads text only"):
+        with pytest.raises(openai.BadRequestError, match="reads text only"):
             chat(DATA[0], "pocket")
-        with pytest.raises(openai.UnprocessableEntityError, match="invalid image: "):
+        with pytest.raises(openai.BadRequestError, match="invalid image: "):
             chat("data:image/png;base64,aGVsbG8=")
         many: Any = [{"role": "user", "content": parts(DATA[0])[:1] * 9}]
-        with pytest.raises(openai.UnprocessableEntityError, match="has 9 images; at most 8 are read"):
+        with pytest.raises(openai.BadRequestError, match="has 9 images; at most 8 are read"):
             client.chat.completions.create(model="pocket_vision", messages=many)
         file: Any = [{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}]
         with pytest.raises(openai.BadRequestError, match="stores none"):

@@ -240,12 +240,12 @@ def test_parts_of_a_chat(doors: Doors) -> None:
 )
 def test_parts_that_are_no_images(doors: Doors, given: Any, text: str) -> None:
     status, error = chat(doors, [given])
-    assert (status, error["message"][: len(text)]) == (422, text)
+    assert (status, error["message"][: len(text)]) == (400, text)
 
 
 def test_chats_with_a_model_that_reads_text_only(doors: Doors) -> None:
     status, error = chat(doors, [image(DATA), part("a")], model="plain")
-    assert (status, error["message"].startswith(TEXT_ONLY)) == (422, True)
+    assert (status, error["message"].startswith(TEXT_ONLY)) == (400, True)
     assert chat(doors, f"![]({URL})", model="plain")[0] == 200
 
 
@@ -266,8 +266,8 @@ def test_responses(doors: Doors) -> None:
     assert (status, text[-len(turn) :]) == (200, turn)
     assert answer([{"type": "input_image", "file_id": "file-1"}])[0] == 400
     assert "stores none" in answer([{"type": "input_image", "file_id": "file-1"}])[1]
-    assert answer([{"type": "input_image"}])[0] == 422
-    assert answer([{"type": "input_file"}]) == (422, "`input[0].content[0]` must be of type input_text or input_image")
+    assert answer([{"type": "input_image"}])[0] == 400
+    assert answer([{"type": "input_file"}]) == (400, "`input[0].content[0]` must be of type input_text or input_image")
 
 
 # Text Generation Inference

@@ -106,6 +106,7 @@ class ModelAnswer(_Model, total=False):
     """One model; an adapter names the model that it belongs to."""
 
     parent: str
+    max_model_len: int
 
 
 class ModelsAnswer(TypedDict):

@@ -25,7 +25,7 @@ from inflight.contract import (
     from_messages,
     whole,
 )
-from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.errors import InflightError, InvalidRequest, NotFound, ToolError
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
 from inflight.frontends.llm import all_of, embedding_of, loaded, payload_limit, pick, warning_headers
@@ -39,8 +39,9 @@ from inflight.frontends.openai.answers import (
     ResponsesAnswer,
 )
 from inflight.frontends.openai.embeddings import EmbeddingsBody, answer, check_format, texts_of
+from inflight.frontends.openai.errors import error_json, refusal
 from inflight.frontends.openai.request import ChatBody, CompletionBody, answer_grammar, image_of, requests_of, tools_of
-from inflight.frontends.openai.response import Reply, Usage, error_json, refusal
+from inflight.frontends.openai.response import Reply, Usage
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
 from inflight.frontends.routes import Call, Events, Route, generation
@@ -60,12 +61,16 @@ class OpenAiRest(Door):
     error = OpenAiError
     size_option = PAYLOAD_OPTION
 
-    def __init__(self, backend: Backend) -> None:
+    whole_floats = True
+
+    def __init__(self, backend: Backend, *, tgi: bool = False) -> None:
+        """Args: tgi: answers have TGI's form where it differs from OpenAI's."""
         super().__init__(backend)
-        self._gates, self._gates_of_several = Gates(refusal), Gates(None)
+        self._tgi = tgi
+        self._gates, self._gates_of_several = Gates(self.refusal), Gates(None)
 
     def refusal(self, error: InflightError) -> Refusal:
-        return refusal(error)
+        return refusal(error, self._tgi)
 
     def limit(self, call: Call) -> int:
         return payload_limit(self._backend)
@@ -80,11 +85,18 @@ class OpenAiRest(Door):
     async def _chat(self, call: Call) -> None:
         body: ChatBody = call.body()
         generator = pick(self._backend, body.model)
+        if self._tgi and body.tools is not None and body.response_format is not None:
+            raise ToolError("Grammar and tools are mutually exclusive")
         requests, prompt = await _prepared(generator, body)
-        model = body.model or generator.info.model_id
-        reader = partial(prompt.tools.reader, prompt.text)
-        shows = body.include_reasoning is not False
-        reply = Reply("chat.completion", model, logprobs=bool(body.logprobs), reader=reader, thoughts=shows)
+        reply = Reply(
+            "chat.completion",
+            self._named(generator, body.model),
+            logprobs=bool(body.logprobs),
+            reader=partial(prompt.tools.reader, prompt.text),
+            thoughts=body.include_reasoning is not False,
+            counted=_counted(body),
+            tgi=self._tgi,
+        )
         await self._answer(call, body, generator, requests, reply)
 
     async def _completions(self, call: Call) -> None:
@@ -97,8 +109,14 @@ class OpenAiRest(Door):
         grammar = answer_grammar(body)
         requests = requests_of(body, prompts, generator.info, special=True, grammar=grammar)
         echo = [await _shown(generator, prompt) for prompt in prompts] if body.echo else None
-        model = body.model or generator.info.model_id
-        reply = Reply("text_completion", model, logprobs=body.logprobs is not None, echo=echo)
+        reply = Reply(
+            "text_completion",
+            self._named(generator, body.model),
+            logprobs=body.logprobs is not None,
+            echo=echo,
+            counted=_counted(body),
+            tgi=self._tgi,
+        )
         await self._answer(call, body, generator, requests, reply)
 
     async def _answer(
@@ -111,7 +129,7 @@ class OpenAiRest(Door):
     ) -> None:
         choices = body.n or 1
         if body.stream:
-            usage = Usage() if body.stream_options is not None and body.stream_options.include_usage else None
+            usage = Usage() if _counted(body) else None
             work = _stream(generator, requests, choices, reply, usage, call.send)
             await call.run(work)
             return
@@ -136,7 +154,7 @@ class OpenAiRest(Door):
         generator = pick(self._backend, body.model)
         (request,), prompt = await _prepared(generator, chat_body(body))
         reader = prompt.tools.reader(prompt.text)
-        reply = ResponseReply(body, body.model or generator.info.model_id, reader)
+        reply = ResponseReply(body, self._named(generator, body.model), reader)
         if body.stream:
             await call.run(_stream_response(generator, request, reply, call.send))
         else:
@@ -158,36 +176,53 @@ class OpenAiRest(Door):
         results = await call.run(work)
         found = [embedding_of(one) for one in results]
         await respond_json(
-            call.send, answer(body, body.model or generator.info.model_id, found, generator.info.unit_vectors)
+            call.send, answer(body, self._named(generator, body.model), found, generator.info.unit_vectors)
         )
 
     async def _models(self, call: Call) -> None:
         """Lists the loaded models, or describes one. For a model that is not loaded yet, and for all requests while no
         model is, the answer is `Loading`."""
-        name = call.names.get("name", "").lstrip("/")
+        name = call.names.get("name", "")
         generators = self._backend.generators
         known = {id: generator for id, generator in generators.items() if generator.info.loaded}
         if not known:
             pick(self._backend)
-        found = [
-            {"id": id, "object": "model", "created": 0, "owned_by": generator.info.model_id}
-            for id, generator in known.items()
-        ]
+        found = [one for id, generator in known.items() for one in self._listed(id, generator)]
         found += [
-            {"id": name, "object": "model", "created": 0, "owned_by": generator.info.model_id, "parent": id}
+            _model(adapter, generator, parent=id)
             for id, generator in known.items()
-            for name in generator.info.adapters
+            for adapter in generator.info.adapters
         ]
         if not name:
             await respond_json(call.send, {"object": "list", "data": found})
             return
-        one = next((each for each in found if name in (each["id"], each["owned_by"])), None)
+        one = next((each for each in found if each["id"] == name), None)
         if one is None:
             for id, generator in generators.items():
                 if name in (id, generator.info.model_id, *generator.info.adapters):
                     loaded(generator)
+                    await respond_json(call.send, _model(name, generator))
+                    return
             raise NotFound(f"The model `{name}` does not exist")
         await respond_json(call.send, one)
+
+    def _listed(self, id: str, generator: Generator) -> list[dict[str, Any]]:
+        """A model under each of its ids."""
+        public = self._public(id, generator)
+        return [_model(name, generator) for name in dict.fromkeys((public, id))]
+
+    def _public(self, id: str, generator: Generator) -> str:
+        """The name that answers give a model: its id on the hub, or what the user chose, but no folder of the server.
+        TGI shows even that."""
+        known = generator.info.model_id
+        return known if self._tgi or not known.startswith("/") else id
+
+    def _named(self, generator: Generator, asked: str | None) -> str:
+        """The model's name in an answer: the one that was asked for, if the model has it."""
+        info = generator.info
+        if asked is not None and not self._tgi and asked in (info.name, info.model_id, *info.adapters):
+            return asked
+        return self._public(info.name, generator)
 
     routes: ClassVar[Sequence[Route]] = (
         generation(CHAT, "Chat", _chat, ChatBody, ChatAnswer, events=Events.ASKED),
@@ -199,6 +234,16 @@ class OpenAiRest(Door):
         Route("GET", "/v1/models", "What is served", _models, answer=ModelsAnswer, language=True),
         Route("GET", "/v1/models/{name*}", "One model", _models, answer=ModelAnswer, language=True),
     )
+
+
+def _model(id: str, generator: Generator, **more: str) -> dict[str, Any]:
+    length = generator.info.limits.max_total_tokens
+    return {"id": id, "object": "model", "created": 0, "owned_by": "inflight", "max_model_len": length, **more}
+
+
+def _counted(body: ChatBody | CompletionBody) -> bool:
+    """Whether a stream ends with the number of its tokens."""
+    return body.stream_options is not None and bool(body.stream_options.include_usage)
 
 
 async def chat_requests(generator: Generator, given: dict[str, Any]) -> list[GenerationRequest]:

@@ -48,7 +48,7 @@ _RANGES = {
 class StreamOptions(msgspec.Struct):
     """`stream_options`."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Common(msgspec.Struct, kw_only=True):

@@ -1,4 +1,4 @@
-"""Answers of the OpenAI routes: bodies, chunks, usage, errors."""
+"""Answers of the OpenAI routes: bodies, chunks, usage."""
 
 from __future__ import annotations
 
@@ -25,11 +25,7 @@ from inflight.contract import (
     TokenInfo,
     Whole,
 )
-from inflight.errors import InflightError
 from inflight.frontends.llm import number
-from inflight.frontends.openai.answers import OpenAiError
-from inflight.frontends.routes import error_headers
-from inflight.wire import JSON, Refusal
 
 FINGERPRINT = f"inflight-{__version__}"
 REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "stop", FinishReason.STOP: "stop"}
@@ -71,6 +67,9 @@ class Reply:
         reader: opens the reader of a chat's answer.
         thoughts: show the thoughts too.
         echo: texts before the answers, one for each prompt.
+        counted: every chunk has the field `usage`, null in all but the last one.
+        tgi: chunks as TGI writes them: every delta of a chat names the role, the last one has a content; the field
+            `finish_reason` of a completion is never null, and its last chunk counts the tokens.
     """
 
     def __init__(
@@ -82,7 +81,10 @@ class Reply:
         reader: Callable[[], AnswerReader] | None = None,
         thoughts: bool = True,
         echo: Sequence[str] | None = None,
+        counted: bool = False,
+        tgi: bool = False,
     ) -> None:
+        self._tgi = tgi
         self.chat = kind == "chat.completion"
         self.echo = echo
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
@@ -94,6 +96,8 @@ class Reply:
             "system_fingerprint": FINGERPRINT,
         }
         self._chunk = {**self._common, "object": "chat.completion.chunk" if self.chat else kind}
+        if counted:
+            self._chunk["usage"] = None
         self._logprobs = logprobs
         self._open, self._thoughts = reader, thoughts
         self._readers: dict[int, AnswerReader] = {}
@@ -160,7 +164,7 @@ class Reply:
     def start(self, index: int, choices: int) -> list[bytes]:
         """The first chunk of a choice: a chat's role, or the prompt if it is echoed."""
         if self.chat:
-            return [self._delta(index, {"role": "assistant", "content": ""}, None, None)]
+            return [] if self._tgi else [self._delta(index, {"role": "assistant", "content": ""}, None, None)]
         if self.echo is not None:
             return [self._text(index, self.echo[index // choices], None, None)]
         return []
@@ -174,17 +178,21 @@ class Reply:
         return self._pieces(index, self._reader(index).feed(token), found)
 
     def finish(self, index: int, finish: Finish) -> list[bytes]:
-        """The last chunks of a choice, with the text that was held back."""
+        """The last chunks of a choice: the text that was held back, then the reason without a text."""
         reason = REASONS[finish.reason]
         if not self.chat:
-            return [self._text(index, finish.delta, None, reason)]
+            held = [self._text(index, finish.delta, None, None)] if finish.delta else []
+            return [*held, self._text(index, "", None, reason, finish if self._tgi else None)]
         reader = self._reader(index)
         pieces = self._pieces(index, reader.finish(finish), None)
         self._reasoning += reader.reasoning_tokens
-        return [
-            *pieces,
-            self._delta(index, {}, None, _reason(reason, reader.calls)),
-        ]
+        return [*pieces, self._delta(index, self._last(reader.calls), None, _reason(reason, reader.calls))]
+
+    def _last(self, calls: int) -> dict[str, Any]:
+        """The delta beside the reason. TGI's clients read a content, or, behind calls, arguments there."""
+        if not self._tgi:
+            return {}
+        return _piece_delta(CallArguments(calls - 1, "")) if calls else {"content": ""}
 
     def usage(self, usage: Usage) -> bytes:
         return orjson.dumps({**self._chunk, "choices": [], "usage": self._usage(usage)})
@@ -207,12 +215,21 @@ class Reply:
         return chunks
 
     def _delta(self, index: int, delta: dict[str, Any], logprobs: Any, reason: str | None) -> bytes:
+        if self._tgi:
+            delta = {"role": "assistant", **delta}
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return orjson.dumps({**self._chunk, "choices": [choice]})
 
-    def _text(self, index: int, text: str, logprobs: Any, reason: str | None) -> bytes:
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return orjson.dumps({**self._chunk, "choices": [choice]})
+    def _text(self, index: int, text: str, logprobs: Any, reason: str | None, finish: Finish | None = None) -> bytes:
+        """A chunk of a completion. Args: finish: its tokens are counted in the chunk."""
+        shown = "" if reason is None and self._tgi else reason
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": shown}
+        chunk = {**self._chunk, "choices": [choice]}
+        if finish is not None:
+            counted = Usage()
+            counted.add(0, Start(0), finish)
+            chunk["usage"] = counted.json()
+        return orjson.dumps(chunk)
 
     def _probabilities(self, tokens: Sequence[Token], prompt: Sequence[TokenInfo] = ()) -> dict[str, Any]:
         if self.chat:
@@ -257,18 +274,3 @@ def _named(info: TokenInfo) -> dict[str, Any]:
         "logprob": -9999.0 if logprob is None else logprob,
         "bytes": list(info.text.encode()),
     }
-
-
-def error_json(error: InflightError) -> bytes:
-    """An error in OpenAI's shape."""
-    status, kind, code = error.openai
-    told: OpenAiError = {
-        "error": {"message": str(error), "type": kind, "param": None, "code": code, "http_status_code": status},
-        "error_type": error.failure,  # the field that TGI's clients read
-    }
-    return orjson.dumps(told)
-
-
-def refusal(error: InflightError) -> Refusal:
-    """An error as one response."""
-    return Refusal(error.openai.status, [JSON, *error_headers(error)], error_json(error))

@@ -1,0 +1,194 @@
+"""OpenAI's routes over a listener: chunks, errors and models, and their forms behind TGI's launcher."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from inflight.config import RestConfig
+from inflight.errors import TooLong
+from inflight.frontends.app import http_app
+from inflight.metrics import Metrics
+from tests.seeing import Seeing, SeeingBackend
+from tests.unit.http_fakes import serve
+
+CHAT = [{"role": "user", "content": "Hello"}]
+
+
+class Door(NamedTuple):
+    address: str
+
+    def ask(self, verb: str, path: str, body: Any = None) -> tuple[int, str]:
+        host, _, port = self.address.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        try:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            connection.request(verb, path, None if body is None else data, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        status, text = self.ask("POST", path, body)
+        return status, json.loads(text)
+
+    def chunks(self, path: str, body: Any) -> list[Any]:
+        status, text = self.ask("POST", path, {**body, "stream": True})
+        assert status == 200
+        *events, done = [line.removeprefix("data: ") for line in text.splitlines() if line]
+        assert done == "[DONE]"
+        return [json.loads(event) for event in events]
+
+
+def _serve(tgi: bool, *models: Seeing) -> Iterator[Door]:
+    app = http_app(SeeingBackend(*models), max_body_bytes=1 << 20, rest=RestConfig(tgi=tgi), metrics=Metrics())
+    with serve(app=app) as served:
+        yield Door(served.address)
+
+
+@pytest.fixture(scope="module")
+def openai() -> Iterator[Door]:
+    yield from _serve(False, Seeing("acme/pocket"), Seeing("other"))
+
+
+@pytest.fixture(scope="module")
+def tgi() -> Iterator[Door]:
+    yield from _serve(True, Seeing("acme/pocket"))
+
+
+# Chunks
+
+
+def test_chunks_of_a_chat(openai: Door) -> None:
+    body = {"model": "acme/pocket", "messages": CHAT, "stream_options": {"include_usage": True}}
+    first, *texts, last, usage = openai.chunks("/v1/chat/completions", body)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert texts
+    for chunk in texts:
+        assert list(chunk["choices"][0]["delta"]) == ["content"]
+        assert chunk["choices"][0]["delta"]["content"]
+    assert (last["choices"][0]["delta"], last["choices"][0]["finish_reason"]) == ({}, "length")
+    assert [chunk["usage"] for chunk in (first, *texts, last)] == [None] * (2 + len(texts))
+    assert (usage["choices"], usage["usage"]["total_tokens"] > 0) == ([], True)
+    assert "usage" not in openai.chunks("/v1/chat/completions", {**body, "stream_options": None})[0]
+
+
+def test_chunks_of_a_chat_behind_tgis_launcher(tgi: Door) -> None:
+    """As in the answers recorded by TGI's integration tests."""
+    *texts, last = tgi.chunks("/v1/chat/completions", {"messages": CHAT, "model": "tgi"})
+    assert texts
+    assert all(list(chunk["choices"][0]["delta"]) == ["role", "content"] for chunk in texts)
+    assert last["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert last["choices"][0]["finish_reason"] == "length"
+
+
+def test_chunks_of_a_completion(openai: Door, tgi: Door) -> None:
+    body = {"model": "acme/pocket", "prompt": "Once"}
+    *texts, last = openai.chunks("/v1/completions", body)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in texts] == [None] * len(texts)
+    assert (last["choices"][0]["text"], last["choices"][0]["finish_reason"], "usage" in last) == ("", "length", False)
+    *texts, last = tgi.chunks("/v1/completions", body)
+    assert {chunk["choices"][0]["finish_reason"] for chunk in texts} == {""}
+    assert (last["choices"][0]["finish_reason"], last["usage"]["total_tokens"] > 0) == ("length", True)
+
+
+# Errors
+
+WRONG: dict[str, tuple[Any, int, str | None, str | None]] = {
+    "broken JSON": (b"{", 400, None, None),
+    "no messages": ({}, 400, "messages", None),
+    "wrong type": ({"messages": CHAT, "seed": "x"}, 400, "seed", None),
+    "fraction": ({"messages": CHAT, "seed": 1.5}, 400, "seed", None),
+    "out of range": ({"messages": CHAT, "temperature": -1}, 400, "temperature", None),
+    "no tokens": ({"messages": CHAT, "max_tokens": 0}, 400, "max_tokens", None),
+    "message": ({"messages": [{"content": "a"}]}, 400, "messages[0].role", None),
+    "model": ({"messages": CHAT, "model": "nobody"}, 404, "model", "model_not_found"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_errors(openai: Door, case: str) -> None:
+    body, status, param, code = WRONG[case]
+    told, answer = openai.post("/v1/chat/completions", body)
+    error = answer["error"]
+    assert (told, error["type"], error["param"], error["code"]) == (status, "invalid_request_error", param, code)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "param"),
+    [
+        (TooLong("x", 64, 60, 10), "However, you requested 70 tokens (60 in the prompt, 10 in the", "max_tokens"),
+        (TooLong("x", 64, "more than 90"), "However, your prompt has more than 90. Please", "messages"),
+    ],
+)
+def test_what_is_too_long_is_told_with_its_numbers(error: TooLong, text: str, param: str) -> None:
+    from inflight.frontends.openai.errors import error_json
+
+    told = json.loads(error_json(error))["error"]
+    assert (told["code"], told["param"]) == ("context_length_exceeded", param)
+    assert told["message"].startswith(f"This model's maximum context length is 64 tokens. {text}")
+
+
+def test_errors_behind_tgis_launcher(tgi: Door) -> None:
+    grammar = {"type": "json_object", "value": {"properties": {}}}
+    told = tgi.post("/v1/chat/completions", {"messages": CHAT, "tools": [], "response_format": grammar})
+    assert told == (422, {"error": "Tool error: Grammar and tools are mutually exclusive", "error_type": "tool_error"})
+    status, answer = tgi.post("/v1/chat/completions", {"messages": []})
+    assert (status, answer["error_type"]) == (422, "validation")
+    assert tgi.ask("POST", "/v1/chat/completions", b"{")[0] == 400
+    assert tgi.ask("POST", "/v1/chat/completions", b"{}")[0] == 422
+
+
+# Models
+
+
+def test_every_listed_model_is_found(openai: Door) -> None:
+    status, text = openai.ask("GET", "/v1/models")
+    listed = json.loads(text)["data"]
+    assert (status, [one["id"] for one in listed]) == (200, ["acme/pocket", "other"])
+    for path in ("acme/pocket", "acme%2Fpocket", "other"):
+        status, text = openai.ask("GET", f"/v1/models/{path}")
+        assert (status, json.loads(text) in listed) == (200, True)
+    assert listed[0]["max_model_len"] == 2000
+    assert openai.ask("GET", "/v1/models/nobody")[0] == 404
+
+
+def test_an_answer_names_a_model_that_is_listed() -> None:
+    for one in _serve(False, Seeing("acme/pocket")):
+        for name in ("gpt-4o", None, "acme/pocket"):
+            assert one.post("/v1/chat/completions", {"messages": CHAT, "model": name})[1]["model"] == "acme/pocket"
+
+
+# Fields
+
+IGNORED: dict[str, Any] = {
+    "prompt_cache_key": "a",
+    "prediction": {"type": "content", "content": "a"},
+    "store": True,
+    "metadata": {"a": "b"},
+    "service_tier": "auto",
+    "user": "me",
+    "never_heard_of": {"a": [1]},
+}
+NULLS = [
+    *("model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "stream", "stream_options"),
+    *("seed", "frequency_penalty", "presence_penalty", "logit_bias", "response_format", "logprobs", "top_logprobs"),
+    *("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"),
+]
+
+
+def test_fields_that_are_taken() -> None:
+    for one in _serve(False, Seeing("pocket")):
+        cases: list[Any] = [
+            IGNORED,
+            dict.fromkeys(NULLS),
+            {"max_tokens": 3.0, "seed": 7.0, "n": 1.0, "stream_options": {"include_usage": None}},
+        ]
+        for fields in cases:
+            status, answer = one.post("/v1/chat/completions", {"messages": CHAT, **fields})
+            assert (status, answer.get("error")) == (200, None)
