@@ -63,6 +63,7 @@ class InflightError(RuntimeError):
         cause: label of this server's own metrics.
         tgi, openai, anthropic: status and words in those protocols.
         failure: label of TGI's metrics, and `error_type` in OpenAI's answers for TGI's clients.
+        counted: the metrics of language models have it already.
     """
 
     grpc_code: ClassVar[int] = 13  # INTERNAL
@@ -73,6 +74,7 @@ class InflightError(RuntimeError):
     openai: OpenAi = OpenAi(500, "server_error")
     anthropic: Anthropic = Anthropic(500, "api_error")
     failure: ClassVar[str] = "generation"
+    counted: bool = False
 
     @property
     def message(self) -> str:

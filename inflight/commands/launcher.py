@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from inflight import __version__
 from inflight.checkpoint import is_gguf, open_model
 from inflight.commands.checkpoints import model_source
@@ -31,6 +29,7 @@ from inflight.config import (
     GeneratorConfig,
     ListenConfig,
     Policy,
+    RestConfig,
     ServerConfig,
     adapters,
 )
@@ -184,7 +183,7 @@ def read(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> dic
     port = environment.get("AIP_HTTP_PORT")  # Google's platform sets the port
     if port:
         values["port"] = _value(next(flag for flag in FLAGS if flag.name == "port"), port)
-    values["rest"] = msgspec.structs.replace(platform_routes(environment), tgi=True)
+    values["rest"] = platform_routes(environment, RestConfig(tgi=True))
     values["compute_type"] = environment.get("COMPUTE_TYPE") or None
     values["visible"] = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("NVIDIA_VISIBLE_DEVICES") or ""
     return values
@@ -288,6 +287,11 @@ def _host(text: str, is_flag: bool) -> str:
         ) from None
 
 
+def told(error: BaseException) -> str:
+    """An error in one line, with the names that the options have here."""
+    return one_line(error).replace("--tensor-parallel", "--num-shard")
+
+
 class Log:
     """Prints log lines as TGI's launcher does, plain or as JSON."""
 
@@ -314,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values = read(arguments, os.environ)
         server_config, generator, listen = configs(values)
     except (InflightError, UsageError, OSError) as error:
-        print(f"{PROGRAM}: {one_line(error)}", file=sys.stderr)
+        print(f"{PROGRAM}: {told(error)}", file=sys.stderr)
         return 2 if isinstance(error, (ConfigError, UsageError)) else 1
     log = Log(bool(values["json_output"]))
     if values["env"]:
@@ -330,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         start_ahead(generator, server_config.log_dir)
     except StartError as error:
-        log(one_line(error), "ERROR")
+        log(told(error), "ERROR")
         return 1
     from inflight.server import Server  # imported while the rank started above gets ready to load, which takes as long
 
@@ -343,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server.stop()
         if server.signalled:
             return 0
-        log(one_line(error), "ERROR")
+        log(told(error), "ERROR")
         return 1
     except BaseException:
         server.stop()  # its thread would keep the process alive

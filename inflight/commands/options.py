@@ -364,7 +364,7 @@ def _as_text(value: Any) -> str:
 def platform_routes(env: Mapping[str, str], rest: RestConfig = RestConfig()) -> RestConfig:
     """The configuration of the routes, with the paths that Google's platform sets in the environment."""
     predict, health = env.get("AIP_PREDICT_ROUTE"), env.get("AIP_HEALTH_ROUTE")
-    return RestConfig(rest.status_codes, (predict,) if predict else (), (health,) if health else ())
+    return RestConfig(rest.status_codes, (predict,) if predict else (), (health,) if health else (), rest.tgi)
 
 
 def stop_cleanly() -> None:

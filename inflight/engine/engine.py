@@ -266,7 +266,7 @@ class Engine:
                     finish, failure = event, None
                 yield event
         except InflightError as error:
-            failure = error.failure
+            failure, error.counted = error.failure, True
             raise
         finally:
             if timer is not None:

@@ -124,10 +124,11 @@ class StepLoop:
         scheduler, depth = self.scheduler, self._policy.plans_in_flight
         while True:
             while scheduler.in_flight < depth and not self._executor.lost:
+                began = time.perf_counter()
                 plan = scheduler.plan()
                 if plan is None:
                     break
-                self._note(plan)
+                self._note(plan, began)
                 self._executor.submit(plan)
             if not scheduler.in_flight and not self._executor.lost:
                 self._wake.clear()  # set by a new request, or when the shards are lost
@@ -196,8 +197,8 @@ class StepLoop:
 
     # Plans and their results
 
-    def _note(self, plan: StepPlan) -> None:
-        """Records a plan as in flight and tells the streams of rows that begin."""
+    def _note(self, plan: StepPlan, began: float) -> None:
+        """Records a plan, on which work `began` then, as in flight, and tells the streams of rows that begin."""
         starts: dict[int, int] = {}
         for admission in plan.prefill:
             stream = self.streams.get(admission.id)
@@ -206,9 +207,11 @@ class StepLoop:
                 if stream.sequence.sampling.prompt_logprobs:
                     starts[admission.id] = stream.sequence.planned - admission.chunk
         joined = sum(admission.token_ids is not None for admission in plan.prefill)
-        self._flights.append(_Flight(starts, "prefill" if plan.prefill else "decode", time.perf_counter()))
-        if self._metrics is not None and joined:
-            self._metrics.generations.planned(joined, self.scheduler.running)
+        method, now = "prefill" if plan.prefill else "decode", time.perf_counter()
+        self._flights.append(_Flight(starts, method, now))
+        if self._metrics is not None and (joined or plan.filter):
+            left = len(plan.filter)
+            self._metrics.generations.planned(method, now - began, joined, left, self.scheduler.running)
 
     def _take(self, result: StepResult) -> None:
         """Applies a result: gives tokens, log-probabilities and errors to the streams."""

@@ -76,7 +76,7 @@ def http_app(
     for protocol in protocols:
         doors = (*doors, _distinct(protocol(backend), doors))
     for door in doors:
-        door.metrics = metrics.routes
+        door.metrics, door.generations = metrics.routes, metrics.generations
     operations.doors = sorted(doors, key=lambda door: DOORS.index(type(door)) if type(door) in DOORS else len(DOORS))
     return Edge(HttpApp(backend, doors, metrics.routes), keys, origins)
 

@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from inflight.errors import InflightError
+from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
 from inflight.frontends.llm import read_struct
 from inflight.frontends.routes import Access, Call, Match, MethodNotAllowed, NoSuchRoute, Route, Table
 from inflight.log import LOGGER
-from inflight.metrics import SECONDS, Calls, RouteMetrics
+from inflight.metrics import SECONDS, Calls, LlmMetrics, RouteMetrics
 from inflight.wire import (
     MESSAGE_OPTION,
     Answer,
@@ -66,6 +66,7 @@ class Door(ABC):
         size_option: the server's option that sets what `limit` returns.
         offered: `routes`, and those that only this server has.
         metrics: counts the calls.
+        generations: counts requests that are refused before a language model sees them; None: nobody counts them.
     """
 
     name: ClassVar[str]
@@ -83,6 +84,7 @@ class Door(ABC):
         self.offered = (*self.routes, *more)
         self.table = Table(self.offered)
         self.metrics = RouteMetrics(SECONDS)
+        self.generations: LlmMetrics | None = None
         self._calls: dict[int, Calls] = {}  # by the route's identity: to hash a route costs more than to answer it
 
     @abstractmethod
@@ -133,12 +135,20 @@ class Door(ABC):
         except Disconnected:
             return
         except Exception as error:  # the outermost handler: whatever fails above, the client gets an answer
+            self._count_refusal(route, error)
             # After a refusal a client with `expect` may or may not send the body, so the connection has to end.
             await refuse(send, self.told(error, scope), last=unread and header(scope, b"expect") is not None)
         finally:
             if FORWARDED not in scope:
                 calls = unknown_route(self.metrics, self.name, scope) if route is None else self.calls(route)
                 calls.done(send.status, time.perf_counter() - began)
+
+    def _count_refusal(self, route: Route | None, error: Exception) -> None:
+        """Counts a request of a language model that no model has seen. A body of another form is no request."""
+        if self.generations is None or route is None or route.access is not Access.PLACE:
+            return
+        if isinstance(error, InvalidRequest) and not error.counted:
+            self.generations.refused(error.failure)
 
     def calls(self, route: Route) -> Calls:
         """The counter of one route's calls."""

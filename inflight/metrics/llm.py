@@ -29,6 +29,10 @@ _STEP_SECONDS = {
     "tgi_batch_forward_duration": "Seconds of the step on the first rank.",
     "tgi_batch_decode_duration": "Seconds of turning a step's tokens into text and events.",
 }
+_PLAN_SECONDS = {
+    "tgi_batch_filter_duration": "Seconds of planning a step in which rows leave the batch.",
+    "tgi_batch_concat_duration": "Seconds of planning a step in which requests join running ones.",
+}
 
 
 Values = Mapping[tuple[str, ...], float]
@@ -59,10 +63,15 @@ class LlmMetrics:
         self._lengths = {name: Histogram(LENGTHS) for name in _REQUEST_LENGTHS}
         self._validation = Histogram(SECONDS)
         self._asked = Histogram(LENGTHS)
+        self._skipped = Histogram(LENGTHS)
         self._joined = Histogram(SIZES)
         self._failures: dict[str, int] = {}
         self._concats: dict[str, int] = {}
         self._steps = {name: Histograms(SECONDS) for name in _STEP_SECONDS}
+        self._plans = {name: Histograms(SECONDS) for name in _PLAN_SECONDS}
+        for method in ("prefill", "decode"):  # so that a dashboard has every series from the start
+            self._plans["tgi_batch_filter_duration"][method,]
+        self._plans["tgi_batch_concat_duration"]["decode",]
         self._lost: dict[str, int] = {}
 
     def watch(self, read: Callable[[], Load]) -> None:
@@ -86,13 +95,21 @@ class LlmMetrics:
             histogram.observe(value)
         for histogram, length in zip(self._lengths.values(), (prompt, generated)):
             histogram.observe(length)
+        self._skipped.observe(0, generated)  # nothing is guessed ahead, so every step makes one token of a row
 
-    def planned(self, joined: int, running: int) -> None:
-        """Counts a planned step in which `joined` requests join `running` rows."""
+    def refused(self, failure: str) -> None:
+        """Counts a request that was refused before it reached a model. `failure`: TGI's error type."""
+        self._failures[failure] = self._failures.get(failure, 0) + 1
+
+    def planned(self, method: str, seconds: float, joined: int, left: int, running: int) -> None:
+        """Counts a step, planned in `seconds`, in which `joined` requests join `running` rows and `left` rows leave."""
         if joined:
             self._joined.observe(joined)
             if running > joined:
                 self._concats["chunking"] = self._concats.get("chunking", 0) + 1
+                self._plans["tgi_batch_concat_duration"]["decode",].observe(seconds)  # TGI's label, always
+        if left:
+            self._plans["tgi_batch_filter_duration"][method,].observe(seconds)
 
     def step(self, method: str, inference: float, forward: float, host: float) -> None:
         """Counts an answered step; times in seconds. `method`: `prefill` where it computed prompts, else `decode`."""
@@ -118,11 +135,14 @@ class LlmMetrics:
                 yield histograms[name].family(name, text)
         yield self._validation.family("tgi_request_validation_duration", "Seconds of checking and encoding a request.")
         yield self._asked.family("tgi_request_max_new_tokens", "Tokens that requests may generate at most.")
+        yield self._skipped.family("tgi_request_skipped_tokens", "Tokens beyond the first that one step made of a row.")
         yield self._joined.family("tgi_batch_next_size", "Requests that join the batch in one step.")
         concats: Values = {(reason,): count for reason, count in self._concats.items()}
         yield _counter("tgi_batch_concat", "Steps in which requests joined running ones.", concats, "reason")
         for name, text in _STEP_SECONDS.items():
             yield self._steps[name].family(name, text, ["method"])
+        for name, text in _PLAN_SECONDS.items():
+            yield self._plans[name].family(name, text, ["method"])
         answered: Values = {
             names: sum(one.counts) for names, one in self._steps["tgi_batch_inference_duration"].items()
         }

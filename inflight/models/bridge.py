@@ -27,6 +27,7 @@ from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCa
 log = logging.getLogger("inflight")
 
 NAME = "inflight"
+_OWN_ATTENTION = "its code in transformers has attention of its own, which the paged cache cannot replace"
 CHECKED = 11
 """Tokens of the text that `_check` computes in both ways."""
 
@@ -165,6 +166,7 @@ def load_bridged(
     kind = config.get("model_type", "unknown")
     if ranks.size > 1:
         raise StartError(f"models of type '{kind}' run on one rank only; leave --tensor-parallel out")
+    _check_kind(kind, config)
     transformers.AttentionInterface.register(NAME, _attend)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -175,6 +177,18 @@ def load_bridged(
             use_safetensors=None if settings.allow_pickle else True,
             local_files_only=True,
         )
+    except ImportError as error:  # of a library that reads quantised weights
+        quantisation = config.get("quantization_config")
+        if not isinstance(quantisation, Mapping):
+            raise StartError(f"transformers cannot load the model of type '{kind}': {error}") from error
+        raise StartError(
+            f"weights quantised by {quantisation.get('quant_method')} are not read for models of type '{kind}'; use "
+            "the checkpoint that is not quantised"
+        ) from error
+    except KeyError as error:  # its table of kinds of attention
+        if error.args == (NAME,):
+            raise StartError(f"a model of type '{kind}' cannot be served: {_OWN_ATTENTION}") from error
+        raise StartError(f"transformers cannot load the model of type '{kind}': it misses {error}") from error
     except Exception as error:  # transformers raises anything
         raise StartError(f"transformers cannot load the model of type '{kind}': {error}") from error
     model = model.to(device).eval()
@@ -188,8 +202,17 @@ def load_bridged(
     except StartError as error:
         raise StartError(f"a model of type '{kind}' cannot be served: {error}") from error
     except Exception as error:  # an architecture that breaks our assumptions may raise anything
-        raise StartError(f"a model of type '{kind}' cannot be served: {type(error).__name__}: {error}") from error
+        log.debug("the model of type '%s' fails with paged attention", kind, exc_info=error)
+        raise StartError(f"a model of type '{kind}' cannot be served: {_OWN_ATTENTION}") from error
     return bridged
+
+
+def _check_kind(kind: str, config: Mapping[str, Any]) -> None:
+    """Raises StartError for a model with an encoder: what transformers says of it names neither model nor cause."""
+    if config.get("is_encoder_decoder"):
+        raise StartError(
+            f"models of type '{kind}' are an encoder and a decoder; only models of one decoder write texts here"
+        )
 
 
 def _check(bridged: Bridged, model: Any) -> None:

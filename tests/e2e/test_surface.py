@@ -416,7 +416,7 @@ def test_a_model_of_the_hubs_cache(tmp_path: Path) -> None:
     arguments = ("--model-id", "me/pocket", "--huggingface-hub-cache", str(tmp_path), "--max-total-tokens", "200")
     with Launched(*arguments, HF_HUB_OFFLINE="1") as one:
         assert get(one.http, "/info")["model_id"] == "me/pocket"
-        assert get(one.http, "/v1/models")["data"][0]["id"] == "me--pocket"
+        assert get(one.http, "/v1/models")["data"][0]["id"] == "me/pocket"
 
 
 def test_health_while_nothing_is_wrong(served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,33 @@ def test_parity(family: str, tmp_path: Path) -> None:
 def test_what_cannot_be_served_is_refused(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
     folder = save_tiny(family, tmp_path, **settings)
     with pytest.raises(StartError, match=f"type '{family.lower()}' cannot be served|cannot load the model"):
+        make_runner(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "text"),
+    [
+        ("Falcon", {"alibi": False, "num_kv_heads": 4}, "attention of its own"),
+        ("Mpt", {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}, "attention of its own"),
+    ],
+)
+def test_a_refusal_is_a_sentence(family: str, settings: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=f"type '{family.lower()}' cannot be served.*{text}"):
+        make_runner(save_tiny(family, tmp_path, **settings))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"is_encoder_decoder": True, "model_type": "t5"}, "type 't5' are an encoder and a decoder"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised by gptq are not read .* 'gpt2'"),
+    ],
+)
+def test_checkpoints_that_are_not_read(change: dict[str, Any], text: str, tmp_path: Path) -> None:
+    folder = save_tiny("GPT2", tmp_path, **GPT2)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(StartError, match=text):
         make_runner(folder)
 
 

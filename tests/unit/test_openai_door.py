@@ -140,6 +140,9 @@ def test_errors_behind_tgis_launcher(tgi: Door) -> None:
     assert told == (422, {"error": "Tool error: Grammar and tools are mutually exclusive", "error_type": "tool_error"})
     status, answer = tgi.post("/v1/chat/completions", {"messages": []})
     assert (status, answer["error_type"]) == (422, "validation")
+    status, text = tgi.ask("GET", "/metrics")
+    assert 'tgi_request_failure{err="tool_error"} 1.0' in text
+    assert 'tgi_request_failure{err="validation"} 1.0' in text
     assert tgi.ask("POST", "/v1/chat/completions", b"{")[0] == 400
     assert tgi.ask("POST", "/v1/chat/completions", b"{}")[0] == 422
 

@@ -209,7 +209,7 @@ class OpenAiRest(Door):
     def _listed(self, id: str, generator: Generator) -> list[dict[str, Any]]:
         """A model under each of its ids."""
         public = self._public(id, generator)
-        return [_model(name, generator) for name in dict.fromkeys((public, id))]
+        return [_model(name, generator) for name in ((public,) if self._tgi else dict.fromkeys((public, id)))]
 
     def _public(self, id: str, generator: Generator) -> str:
         """The name that answers give a model: its id on the hub, or what the user chose, but no folder of the server.
