@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from inflight.metrics import SECONDS, Metrics
+from inflight.metrics import SECONDS, Load, Metrics
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -103,3 +103,47 @@ def test_two_servers_do_not_share_and_both_show_the_process() -> None:
     assert value(scrape(second), "inflight_requests_total", servable="s", method="m") is None
     for metrics in (first, second):
         assert (value(scrape(metrics), "process_resident_memory_bytes") or 0) > 1e6
+
+
+DASHBOARD: dict[str, tuple[str, ...]] = {
+    "tgi_batch_concat": (),
+    "tgi_batch_concat_duration_bucket": ("decode",),
+    "tgi_batch_current_max_tokens": (),
+    "tgi_batch_current_size": (),
+    "tgi_batch_decode_duration_bucket": ("prefill", "decode"),
+    "tgi_batch_filter_duration_bucket": ("prefill", "decode"),
+    "tgi_batch_forward_duration_bucket": ("prefill", "decode"),
+    "tgi_batch_inference_duration_bucket": ("prefill", "decode"),
+    "tgi_queue_size": (),
+    "tgi_request_count": (),
+    "tgi_request_duration_bucket": (),
+    "tgi_request_failure": (),
+    "tgi_request_generated_tokens_bucket": (),
+    "tgi_request_generated_tokens_count": (),
+    "tgi_request_generated_tokens_sum": (),
+    "tgi_request_input_length_bucket": (),
+    "tgi_request_mean_time_per_token_duration_bucket": (),
+    "tgi_request_queue_duration_bucket": (),
+    "tgi_request_skipped_tokens_bucket": (),
+    "tgi_request_success": (),
+}
+"""Every series that the 57 expressions of TGI's Grafana dashboard (assets/tgi_grafana.json) read, with its methods."""
+
+
+def test_tgis_dashboard_finds_every_series() -> None:
+    metrics = Metrics()
+    generations = metrics.generations
+    generations.watch(Load)
+    generations.done(3, 2, 0.1, 0.2, 0.3)
+    generations.refused("validation")
+    for method in ("prefill", "decode"):
+        generations.planned(method, 0.001, joined=1, left=1, running=2)
+        generations.step(method, 0.1, 0.1, 0.1)
+    samples = scrape(metrics)
+    for name, methods in DASHBOARD.items():
+        for method in methods or (None,):
+            assert any(
+                found == name and (method is None or ("method", method) in labels) for found, labels in samples
+            ), (name, method)
+    assert value(samples, "tgi_request_count") == 2
+    assert value(samples, "tgi_batch_filter_duration_count", method="decode") == 1

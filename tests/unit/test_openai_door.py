@@ -12,7 +12,7 @@ import pytest
 from inflight.config import RestConfig
 from inflight.errors import TooLong
 from inflight.frontends.app import http_app
-from inflight.metrics import Metrics
+from inflight.metrics import Load, Metrics
 from tests.seeing import Seeing, SeeingBackend
 from tests.unit.http_fakes import serve
 
@@ -46,7 +46,9 @@ class Door(NamedTuple):
 
 
 def _serve(tgi: bool, *models: Seeing) -> Iterator[Door]:
-    app = http_app(SeeingBackend(*models), max_body_bytes=1 << 20, rest=RestConfig(tgi=tgi), metrics=Metrics())
+    metrics = Metrics()
+    metrics.generations.watch(Load)
+    app = http_app(SeeingBackend(*models), max_body_bytes=1 << 20, rest=RestConfig(tgi=tgi), metrics=metrics)
     with serve(app=app) as served:
         yield Door(served.address)
 
