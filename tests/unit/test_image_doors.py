@@ -436,7 +436,7 @@ def test_a_rank_refuses_images_of_a_model_that_reads_them() -> None:
     words: Any = type("Words", (), {"encode": lambda self, text, special: [len(text)]})()
     none: Any = None
     assert Service(none, words, 0, [])._asked(asked).tokens == [1], "TGI's text models drop them"
-    with pytest.raises(InvalidRequest, match="this shard reads .*text only"):
+    with pytest.raises(InvalidRequest, match=r"this shard reads .*text only"):
         Service(none, words, 0, [], sees=True)._asked(asked)
 
 
