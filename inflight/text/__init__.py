@@ -4,6 +4,7 @@ from inflight.startup import switch_off
 from inflight.text.answers import CALLS, THOUGHTS, find_form, open_reader, thought_of
 from inflight.text.chat import shown
 from inflight.text.defaults import sampling_defaults
+from inflight.text.forced import Function, call_grammar
 from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar
 from inflight.text.tail import TextTail
 from inflight.text.template import ChatTemplate
@@ -14,11 +15,13 @@ __all__ = [
     "CALLS",
     "THOUGHTS",
     "ChatTemplate",
+    "Function",
     "GrammarCompiler",
     "Matcher",
     "TextTail",
     "ThoughtMatcher",
     "Tokenizer",
+    "call_grammar",
     "find_form",
     "json_grammar",
     "load_tokenizer",

@@ -25,6 +25,8 @@ CACHED = 128
 """Number of compiled grammars that are cached; the least recently used is dropped first."""
 MAX_SOURCE = 1 << 20
 """Most characters of a grammar's source, the schemas in it included."""
+STRICT = "x-inflight-strict"
+"""In a schema of a `lark` grammar: this one is held exactly, or refused."""
 ANY_JSON = Grammar("json", "{}")
 
 
@@ -103,9 +105,14 @@ class GrammarCompiler:
         self._added = _added(tokenizer_json)
         self._eos_ids = [id for id in eos_ids if 0 <= id < vocab_size]
         self._sayable = vocab_size if known > vocab_size else None
-        self._tokenizer = llguidance.LLTokenizer(
-            tokenizer_json, n_vocab=max(vocab_size, known), eos_token=self._eos_ids or None
-        )
+        try:
+            self._tokenizer = llguidance.LLTokenizer(
+                _decodable(tokenizer_json), n_vocab=max(vocab_size, known), eos_token=self._eos_ids or None
+            )
+        except ValueError as error:
+            raise InvalidRequest(
+                f"this model's tokenizer takes no grammars: {_first_line(str(error))[:120]}; leave the grammar out"
+            ) from error
         self._compiled: OrderedDict[Grammar, Matcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -144,14 +151,14 @@ class GrammarCompiler:
         schemas = [read_schema(text) for text in given_schemas]
         said: list[str] = []
         usable = [self._usable(schema, grammar.strict, said) for schema in schemas]
-        source = _source(grammar, usable)
+        source = _source(grammar, usable, self._added)
         made = self._matcher(source)
         if made.is_error() and schemas and not grammar.strict:
             usable = [self._relaxed(schema, said) for schema in usable]
-            made = self._matcher(_source(grammar, usable))
+            made = self._matcher(_source(grammar, usable, self._added))
         if made.is_error():
             why = _first_line(made.get_error())
-            if grammar.strict and schemas:
+            if schemas and (grammar.strict or any(STRICT in text for text in grammar.schemas)):
                 raise InvalidRequest(f"the schema cannot be held strictly: {why}; change it or leave `strict` out")
             raise InvalidRequest(f"the {grammar.kind} grammar cannot be used: {why}")
         warned = [_as_warning(one) for one in made.get_grammar_warnings()] if schemas else []
@@ -164,6 +171,9 @@ class GrammarCompiler:
 
     def _usable(self, schema: Any, strict: bool, said: list[str]) -> Any:
         """A client's schema, completed and with llguidance's options in it."""
+        if isinstance(schema, dict) and STRICT in schema:
+            strict = True
+            schema = {key: value for key, value in schema.items() if key != STRICT}
         schema, left_out = tidied(schema)
         if strict and left_out:
             raise InvalidRequest(f"the schema cannot be held strictly: {left_out[0]}; change it or leave `strict` out")
@@ -188,10 +198,30 @@ class GrammarCompiler:
         return found
 
     def _refused(self, schema: Any) -> bool:
-        return bool(self._matcher(_source(ANY_JSON, [schema])).is_error())
+        return bool(self._matcher(_source(ANY_JSON, [schema], self._added)).is_error())
 
 
-def _source(grammar: Grammar, schemas: Sequence[Any]) -> str:
+def _spelled(lark: str, added: Mapping[str, int]) -> str:
+    """A Lark grammar in which two words of this server are replaced: `%text "..."` is a text, `%until "..."` is any
+    text up to and with this one; both also where they hold added tokens (`written`)."""
+    rules: list[str] = []
+
+    def spell(found: re.Match[str]) -> str:
+        text = json.loads(found[2])
+        if found[1] == "text":
+            return written(text, added)
+        begins = [place for mark in added if mark and (place := text.find(mark)) >= 0]
+        if begins:  # free text ends before every added token
+            before = "".join(f"\\x{{{ord(letter):x}}}" for letter in text[: min(begins)])
+            return f"/(?s:.*){before}/ {written(text[min(begins) :], added)}"
+        rules.append(f"until_{len(rules)}[lazy]: /(?s:.*)/ {written(text, added)}")
+        return f"until_{len(rules) - 1}"
+
+    spelled = re.sub(r'%(text|until) ("(?:[^"\\]|\\.)*")', spell, lark)
+    return "\n".join([spelled, *rules])
+
+
+def _source(grammar: Grammar, schemas: Sequence[Any], added: Mapping[str, int]) -> str:
     """The grammar in llguidance's own form.
 
     Args:
@@ -205,7 +235,7 @@ def _source(grammar: Grammar, schemas: Sequence[Any]) -> str:
             return str(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schemas[0])))
         if grammar.kind == "regex":
             return str(llguidance.LLMatcher.grammar_from_regex(grammar.value))
-        value = grammar.value if grammar.kind == "lark" else gbnf_to_lark(grammar.value)
+        value = _spelled(grammar.value, added) if grammar.kind == "lark" else gbnf_to_lark(grammar.value)
         for number, schema in enumerate(schemas):
             value = value.replace(f"@{number}@", json.dumps(schema))
         return str(llguidance.LLMatcher.grammar_from_lark(value))
@@ -247,6 +277,16 @@ def written(text: str, added: Mapping[str, int]) -> str:
     marks = [mark for mark in sorted(added, key=len, reverse=True) if mark and mark in text]
     pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text) if marks else [text]
     return " ".join(f"<[{added[piece]}]>" if piece in added else json.dumps(piece) for piece in pieces if piece)
+
+
+def _decodable(tokenizer_json: str) -> str:
+    """The tokenizer with a decoder that llguidance knows: it reads from it how tokens are written as bytes."""
+    given = json.loads(tokenizer_json)
+    if (given.get("decoder") or {}).get("type") != "Metaspace":
+        return tokenizer_json
+    space = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    given["decoder"] = {"type": "Sequence", "decoders": [space, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    return json.dumps(given)
 
 
 def _added(tokenizer_json: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -207,6 +208,8 @@ def _from_file(model: ModelFolder) -> tokenizers.Tokenizer:
         raise StartError(f"'{path}' cannot be read: {error}; download it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    if tokenizer.decoder is None and '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["pre_tokenizer"]):
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()  # what the file leaves out
     if model.path.is_dir() and model.sentences is not None and model.sentences.lowercase:
         _lowercase(tokenizer)
     return tokenizer

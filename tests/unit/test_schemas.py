@@ -25,6 +25,7 @@ from inflight.contract import (
 from inflight.errors import InvalidRequest
 from inflight.frontends.llm import warning_headers
 from inflight.llm import LLM
+from inflight.text import GrammarCompiler, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "agent_schemas.json").read_text())
@@ -192,3 +193,25 @@ def test_warnings_make_a_header(llm: LLM) -> None:
     assert b"is not held" in value
     assert warning_headers(Start(1)) == []
     assert warning_headers(Start(1, warnings=("ü\n" * 2000,)))[0][1].isascii()
+
+
+@pytest.mark.parametrize("decoder", [None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}])
+def test_tokenizers_without_a_decoder_that_llguidance_knows(tmp_path: Path, decoder: Any) -> None:
+    pocket = ROOT / "models" / "pocket"
+    given = json.loads((pocket / "tokenizer.json").read_text())
+    given["decoder"] = decoder
+    (tmp_path / "tokenizer.json").write_text(json.dumps(given))
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((pocket / name).read_bytes())
+    tokenizer = load_tokenizer(tmp_path)
+    matcher = tokenizer.grammars(2048).compile(Grammar("regex", "[0-9]+"))
+    assert matcher.accepts(tokenizer.encode("7", add_special_tokens=False)[0])
+    if decoder is None:
+        assert tokenizer.decode(tokenizer.encode("a b c")) == "a b c"
+
+
+def test_a_tokenizer_that_takes_no_grammars_is_told() -> None:
+    given = json.loads((ROOT / "models" / "pocket" / "tokenizer.json").read_text())
+    given["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    with pytest.raises(InvalidRequest, match="takes no grammars"):
+        GrammarCompiler(json.dumps(given), 2048, [2])

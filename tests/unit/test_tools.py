@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inflight.contract import Chat, ToolFormat
+from inflight.contract import Chat, Grammar, ToolFormat
 from inflight.errors import ToolError
 from inflight.frontends.openai.responses import ResponsesBody, chat_body
 from inflight.frontends.openai.tools import (
@@ -34,10 +34,9 @@ WEATHER = {
 NOW = {"type": "function", "function": {"name": "now"}}
 
 
-def grammar(format: ToolFormat | None, choice: Any, parallel: bool = True, strict: bool = False) -> str | None:
+def grammar(format: ToolFormat | None, choice: Any, parallel: bool = True, strict: bool = False) -> Grammar | None:
     tools = [{**WEATHER, "function": {**WEATHER["function"], "strict": strict}}, NOW]
-    made = offer(Chat([{"role": "user", "content": "Hi"}]), tools, choice, parallel, format, "").grammar
-    return None if made is None else made.value
+    return offer(Chat([{"role": "user", "content": "Hi"}]), tools, choice, parallel, format, "").grammar
 
 
 @pytest.mark.parametrize("format", [HERMES, MISTRAL, LLAMA3, None])
@@ -46,8 +45,6 @@ def test_grammars_take_what_they_should(format: ToolFormat | None, choice: str) 
     """The grammars are llguidance's to understand: texts are walked through them token by token."""
     tokenizer = load_tokenizer(Path(__file__).resolve().parents[2] / "models" / "pocket")
     compiler = tokenizer.grammars(tokenizer.vocab_size)
-    from inflight.contract import Grammar
-
     source = grammar(format, choice, strict=True)
     assert source is not None
     key = "parameters" if format is LLAMA3 else "arguments"
@@ -56,7 +53,7 @@ def test_grammars_take_what_they_should(format: ToolFormat | None, choice: str) 
     around = {HERMES: "<tool_call>\n%s\n</tool_call>", MISTRAL: "[TOOL_CALLS] [%s]"}.get(format, "%s")  # type: ignore[arg-type]
 
     def takes(text: str) -> bool:
-        matcher = compiler.compile(Grammar("lark", source))
+        matcher = compiler.compile(source)
         for token in tokenizer.encode(text, False):
             mask = matcher.mask()
             if not mask[token // 8] >> token % 8 & 1:

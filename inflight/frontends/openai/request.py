@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -25,7 +24,7 @@ from inflight.contract import (
     out_of_range,
     structured,
 )
-from inflight.errors import InvalidRequest, ToolError
+from inflight.errors import InvalidRequest
 from inflight.frontends.llm import MAX_SEED, draw_seed
 from inflight.frontends.openai.tools import Tools, offer
 
@@ -141,7 +140,7 @@ def tools_of(body: ChatBody, info: GeneratorInfo) -> Tools:
         if content is not None and not isinstance(content, (str, list)):
             raise InvalidRequest(f"`messages[{index}].content` must be a string or a list of parts")
     chat = Chat(body.messages, None, _template_kwargs(body), template=body.chat_template)
-    tools = offer(
+    return offer(
         chat,
         body.tools,
         body.tool_choice,
@@ -149,13 +148,8 @@ def tools_of(body: ChatBody, info: GeneratorInfo) -> Tools:
         info.tool_format,
         body.tool_prompt or "",
         info.answer,
+        answer_grammar(body),
     )
-    grammar = answer_grammar(body)
-    if grammar is None:
-        return tools
-    if tools.calls:
-        raise ToolError("`response_format` and `tools` cannot be used together; leave one of them out")
-    return replace(tools, grammar=grammar)
 
 
 def _template_kwargs(body: ChatBody) -> dict[str, object]:

@@ -75,7 +75,7 @@ def chat_body(body: ResponsesBody) -> ChatBody:
     if form.get("type") == "json_schema":
         form = {"type": "json_schema", "json_schema": form}
     choice = body.tool_choice
-    if isinstance(choice, dict):
+    if isinstance(choice, dict) and choice.get("type") != "allowed_tools":
         choice = {"type": "function", "function": {"name": choice.get("name")}}
     return ChatBody(
         messages=messages,

@@ -6,14 +6,16 @@ grammar allows either a text or calls, so that one generation is enough.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from inflight.contract import JSON_OPTIONS, AnswerForm, AnswerReader, Chat, Grammar, ToolFormat
+from inflight.contract import AnswerForm, AnswerReader, Chat, Grammar, ToolFormat
 from inflight.errors import ToolError
+
+if TYPE_CHECKING:
+    from inflight.text import Function  # servers of classic models do without it
 
 PLAIN = ToolFormat("plain", "")
 """For templates without tools: one JSON object a call, one call a line."""
@@ -25,15 +27,6 @@ _END = 256
 """Characters of a prompt's end that tell whether it opens the thought."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-
-
-@dataclass(frozen=True)
-class Tool:
-    """One function: its name and its arguments' JSON schema."""
-
-    name: str
-    parameters: dict[str, Any]
-    strict: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +62,7 @@ def offer(
     native: ToolFormat | None,
     prompt: str,
     answer: AnswerForm = AnswerForm(),
+    text: Grammar | None = None,
 ) -> Tools:
     """Applies a request's `tools` and `tool_choice`.
 
@@ -77,30 +71,69 @@ def offer(
         native: the form of calls in the model's chat template, where a grammar can hold the model to it.
         answer: how the model writes its answers; without a form of calls, tools are written into a message.
         prompt: text before the tools if they are written into a message; empty: a default sentence.
+        text: the grammar of an answer that calls nothing.
+
+    Tools of other types than functions are passed over.
 
     Raises:
         ToolError: a tool without a name, or a choice of a tool that does not exist.
     """
-    tools = [_tool(each, index) for index, each in enumerate(given or [])]
+    from inflight.text import call_grammar  # servers of classic models do without it
+
+    offered = [each for each in given or [] if each.get("type", "function") == "function"]
+    tools = [_tool(each, index) for index, each in enumerate(given or []) if each in offered]
+    names, choice = _allowed(choice)
+    if names is not None:
+        offered = [each for each, tool in zip(offered, tools) if tool.name in names]
+        tools = [tool for tool in tools if tool.name in names]
     wanted, named = _choice(choice, tools)
     if not tools or wanted == "none":
-        return Tools(chat, answer)
+        return Tools(chat, answer, grammar=text)
+    if text is not None and text.kind not in ("json", "regex") and wanted != "required":
+        raise ToolError(f"tools and a grammar of kind {text.kind} cannot be used together; leave one of them out")
     allowed = [tool for tool in tools if named in (None, tool.name)]
-    format = native or PLAIN
-    grammar: Grammar | None = None
-    if native is None and answer.calls is not None:
-        pass  # a form that is read, and that no grammar is made of
-    elif wanted == "required":
-        grammar = _lark(allowed, format, free=False, several=parallel and named is None)
-    elif native is None or any(tool.strict for tool in tools):
-        grammar = _lark(allowed, format, free=True, several=parallel)
+    untrained = native is None and answer.calls is None
     if answer.calls is None:
-        answer = replace(answer, calls=_READ[format.kind])
-    most = None if parallel and named is None else 1
-    return Tools(replace(chat, tools=given, tool_prompt=prompt), answer, True, most, grammar)
+        answer = replace(answer, calls=_READ[(native or PLAIN).kind])
+    form, several = _form(answer), parallel and named is None
+    grammar: Grammar | None = None
+    if wanted == "required":
+        grammar = call_grammar(form, allowed, free=False, several=several)
+    elif untrained or text is not None or any(tool.strict for tool in allowed):
+        grammar = call_grammar(form, allowed, free=True, several=several, answer=text)
+    return Tools(replace(chat, tools=offered, tool_prompt=prompt), answer, True, None if several else 1, grammar)
 
 
-def _tool(given: dict[str, Any], index: int) -> Tool:
+def _form(answer: AnswerForm) -> str:
+    """The name of the form in which calls are forced."""
+    calls = answer.calls or "json"
+    if calls == "mistral" and any(mark.text == "[ARGS]" and mark.id is not None for mark in answer.marks):
+        return "mistral_v11"
+    return calls
+
+
+def _allowed(choice: Any) -> tuple[list[str] | None, Any]:
+    """The names that `{"type": "allowed_tools", ...}` leaves, if it is one, and the choice among them.
+
+    OpenAI's chat nests `mode` and `tools`, its Responses do not; a tool is named in either form.
+    """
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return None, choice
+    inner = choice.get("allowed_tools", choice)
+    listed = inner.get("tools") if isinstance(inner, dict) else None
+    if not isinstance(listed, list):
+        raise ToolError("`tool_choice` of type allowed_tools must have `mode` and `tools`")
+    names = [
+        name
+        for tool in listed
+        if isinstance(tool, dict) and isinstance(name := (tool.get("function") or tool).get("name"), str)
+    ]
+    return names, inner.get("mode") or "auto"
+
+
+def _tool(given: dict[str, Any], index: int) -> Function:
+    from inflight.text import Function
+
     function = given.get("function") if given.get("type", "function") == "function" else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ToolError(f'`tools[{index}]` must be {{"type": "function", "function": {{"name": ...}}}}')
@@ -109,10 +142,10 @@ def _tool(given: dict[str, Any], index: int) -> Tool:
     parameters = function.get("parameters", function.get("arguments"))
     if parameters is not None and not isinstance(parameters, dict):
         raise ToolError(f"`tools[{index}].function.parameters` must be a JSON schema")
-    return Tool(function["name"], parameters or {"type": "object"}, function.get("strict") is True)
+    return Function(function["name"], parameters or {"type": "object"}, function.get("strict") is True)
 
 
-def _choice(choice: Any, tools: Sequence[Tool]) -> tuple[str, str | None]:
+def _choice(choice: Any, tools: Sequence[Function]) -> tuple[str, str | None]:
     """`auto`, `none` or `required`, and the name of the one function that must be called."""
     if isinstance(choice, dict):
         function = choice.get("function")
@@ -126,44 +159,3 @@ def _choice(choice: Any, tools: Sequence[Tool]) -> tuple[str, str | None]:
         known = ", ".join(tool.name for tool in tools) or "none"
         raise ToolError(f"`tool_choice` names {choice!r}, which is not among the tools: {known}")
     return "required", choice
-
-
-def _lark(tools: Sequence[Tool], format: ToolFormat, *, free: bool, several: bool) -> Grammar:
-    """The grammar of calls of these tools in the model's own form.
-
-    Args:
-        free: allow a text too; calls may follow it if the form has a mark that begins them.
-        several: allow more than one call.
-    """
-    key = "parameters" if format.kind == "llama3" else "arguments"
-    rules = [f"call: {' | '.join(f'call_{index}' for index in range(len(tools)))}"]
-    for index, tool in enumerate(tools):
-        head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{key}": ')
-        # Every function's schema is a document of its own, so that `$ref` finds its definitions.
-        schema = json.dumps({**tool.parameters, "x-guidance": JSON_OPTIONS})
-        rules.append(f'call_{index}: {head} %json {schema} "}}"')
-    mark = f"<[{format.begin_id}]>" if format.begin_id is not None else json.dumps(format.begin)
-    if format.kind == "hermes":
-        end = json.dumps("\n</tool_call>")
-        body = f'"\\n" call {end}'
-        if not free:
-            rules.append(f"tag: {mark} {body}")
-            start = 'tag ("\\n" tag)*' if several else "tag"
-        elif format.begin_id is not None:
-            rules.append(f"tag: TEXT {mark} {body}")
-            start = "tag* TEXT" if several else "tag? TEXT"
-        else:
-            rules += [f"begun[lazy]: TEXT {mark}", f"tag: begun {body}"]
-            start = "tag* TEXT" if several else "tag? TEXT"
-        rules.append("TEXT: /(.|\\n)*/" if free else "")
-    elif format.kind == "mistral":
-        calls = 'call (", " call)*' if several else "call"
-        rules.append(f'tag: {mark} " [" {calls} "]"')
-        start = "TEXT | tag" if free else "tag"
-        rules.append("TEXT: /([^\\[](.|\\n)*)?/" if free else "")
-    else:
-        between = json.dumps("; " if format.kind == "llama3" else "\n")
-        calls = f"call ({between} call)*" if several else "call"
-        start = f"TEXT | {calls}" if free else calls
-        rules.append("TEXT: /([^{](.|\\n)*)?/" if free else "")
-    return Grammar("lark", "\n".join([f"start: {start}", *(rule for rule in rules if rule)]) + "\n")

@@ -1,0 +1,151 @@
+"""Grammars of calls in the forms of families: they take what such a model writes, added tokens too, nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+
+from inflight.contract import Chat, Grammar, ToolFormat
+from inflight.errors import InvalidRequest, ToolError
+from inflight.frontends.openai.tools import offer
+from inflight.text import Function, GrammarCompiler, call_grammar
+
+POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
+CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}
+FUNCTIONS = [Function("weather", CITY), Function("now", {"type": "object", "properties": {}})]
+ADDED = """
+<tool_call> </tool_call> <arg_key> </arg_key> <arg_value> </arg_value> [TOOL_CALLS] [ARGS] <｜tool▁calls▁begin｜>
+<｜tool▁calls▁end｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁sep｜> <|/tool_call|>
+<|tool_calls_section_begin|>
+<|tool_calls_section_end|> <|tool_call_begin|> <|tool_call_argument_begin|> <|tool_call_end|> <|tool_call|> <|channel|>
+<|message|> <|constrain|> <|tool_call> <tool_call|> <|START_ACTION|> <|END_ACTION|>
+"""
+WEATHER = '{"city": "Bern", "days": 3}'
+TEXTS = {
+    "json": f'{{"name": "weather", "arguments": {WEATHER}}}\n{{"name": "now", "arguments": {{}}}}',
+    "llama3_json": f'{{"name": "weather", "parameters": {WEATHER}}}; {{"name": "now", "parameters": {{}}}}',
+    "hermes": f'<tool_call>\n{{"name": "weather", "arguments": {WEATHER}}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>',
+    "qwen3_coder": "<tool_call>\n<function=weather>\n<parameter=city>\nBern <3\n\n\n</parameter>\n<parameter=days>\n3\n"
+    "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+    "glm45": "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Bern</arg_value>\n<arg_key>days</arg_key>\n"
+    "<arg_value>3</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>",
+    "mistral": f'[TOOL_CALLS] [{{"name": "weather", "arguments": {WEATHER}}}, {{"name": "now", "arguments": {{}}}}]',
+    "mistral_v11": f"[TOOL_CALLS]weather[ARGS]{WEATHER}[TOOL_CALLS]now[ARGS]{{}}",
+    "deepseek_v3": f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{WEATHER}\n```"
+    "<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    "deepseek_v31": f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{WEATHER}<｜tool▁call▁end｜>"
+    "<｜tool▁calls▁end｜>",
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+    f"{WEATHER}<|tool_call_end|><|tool_calls_section_end|>",
+    "granite": f'<|tool_call|>[{{"name": "weather", "arguments": {WEATHER}}}]',
+    "phi4_mini_json": f'<|tool_call|>[{{"name": "weather", "arguments": {WEATHER}}}]<|/tool_call|>',
+    "nemotron": f'<TOOLCALL>[{{"name": "weather", "arguments": {WEATHER}}}]</TOOLCALL>',
+    "cohere_command_a": f'<|START_ACTION|>[{{"tool_name": "weather", "parameters": {WEATHER}}}]<|END_ACTION|>',
+    "seed_oss": "<seed:tool_call>\n<function=weather>\n<parameter=city>Bern</parameter>\n</function>\n"
+    "</seed:tool_call>",
+    "minimax_m2": '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Bern</parameter>\n</invoke>\n'
+    '<invoke name="now">\n</invoke>\n</minimax:tool_call>',
+    "gemma4": "<|tool_call>call:weather{city:Bern}<tool_call|>",
+    "openai": f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{WEATHER}",
+}
+
+
+class Family:
+    """A tokenizer and the compiler of its grammars."""
+
+    def __init__(self, added: list[str]) -> None:
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(POCKET / "tokenizer.json"))
+        self.tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in added])
+        self.compiler = GrammarCompiler(self.tokenizer.to_str(), self.tokenizer.get_vocab_size(), [2])
+
+    def takes(self, grammar: Grammar, text: str) -> bool:
+        matcher = self.compiler.compile(grammar)
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return all(matcher.accepts(id) for id in ids) and matcher.complete
+
+
+@pytest.fixture(scope="module", params=["added tokens", "plain text"])
+def family(request: pytest.FixtureRequest) -> Family:
+    return Family(ADDED.split() if request.param == "added tokens" else [])
+
+
+@pytest.mark.parametrize("form", TEXTS)
+def test_forms(family: Family, form: str) -> None:
+    text = TEXTS[form]
+    forced = call_grammar(form, FUNCTIONS, free=False, several=True)
+    assert family.takes(forced, text)
+    assert not family.takes(forced, "It is sunny.")
+    assert not family.takes(forced, text.replace("weather", "whether"))
+    if "[" not in form and '"days": 3' in text:
+        assert not family.takes(forced, text.replace('"days": 3', '"days": "x"'))
+    if text.count("now"):
+        assert not family.takes(call_grammar(form, FUNCTIONS, free=False, several=False), text)
+    free = call_grammar(form, FUNCTIONS, free=True, several=True)
+    assert family.takes(free, "It is sunny, <3.")
+    assert family.takes(free, text)
+    answer = Grammar("json", '{"properties": {"ok": {"type": "boolean"}}}')
+    both = call_grammar(form, FUNCTIONS, free=True, several=True, answer=answer)
+    assert family.takes(both, '{"ok": true}')
+    assert family.takes(both, text)
+    assert not family.takes(both, "It is sunny.")
+
+
+def tool(name: str, parameters: Any = None, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters or CITY, **more}}
+
+
+def test_choices() -> None:
+    chat, native = Chat([]), ToolFormat("hermes", "<tool_call>")
+    tools = [{"type": "custom", "name": "grep"}, tool("weather"), tool("now"), {"type": "web_search"}]
+    given = offer(chat, tools, None, True, native, "")
+    assert given.grammar is None  # a model that was trained on calls is free
+    assert given.chat.tools == [tools[1], tools[2]]
+    picked: dict[str, Any] = {"mode": "required", "tools": [{"type": "function", "function": {"name": "now"}}]}
+    nested = offer(chat, tools, {"type": "allowed_tools", "allowed_tools": picked}, True, native, "")
+    flat = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "now"}]}
+    assert nested == offer(chat, tools, flat, True, native, "")
+    assert nested.chat.tools == [tools[2]]
+    assert nested.grammar is not None
+    assert "weather" not in nested.grammar.value
+    strict = offer(chat, [tool("weather", strict=True)], None, True, native, "").grammar
+    assert strict is not None
+    assert "x-inflight-strict" in strict.schemas[0]
+    answer = Grammar("json", "{}")
+    assert offer(chat, [tools[0]], None, True, native, "", text=answer).grammar == answer
+    assert offer(chat, tools, "none", True, native, "", text=answer).grammar == answer
+    with pytest.raises(ToolError, match="not among the tools"):
+        offer(chat, tools, {"type": "function", "function": {"name": "grep"}}, True, native, "")
+
+
+def test_a_strict_tool_says_why_it_cannot_be_held() -> None:
+    family = Family([])
+    odd = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    loose = call_grammar("json", [Function("f", odd)], free=False, several=False)
+    assert family.compiler.compile(loose).warnings == ("`uniqueItems` is not held",)
+    with pytest.raises(InvalidRequest, match=r"strictly.*uniqueItems"):
+        family.compiler.compile(call_grammar("json", [Function("f", odd, strict=True)], free=False, several=False))
+
+
+def test_schemas_keep_their_definitions() -> None:
+    family = Family([])
+    parameters = {
+        "$defs": {"point": {"properties": {"x": {"type": "integer"}}, "required": ["x"]}},
+        "properties": {"at": {"$ref": "#/$defs/point"}},
+        "required": ["at"],
+    }
+    for form, text in (
+        ("json", '{"name": "go", "arguments": {"at": {"x": 1}}}'),
+        (
+            "qwen3_coder",
+            '<tool_call>\n<function=go>\n<parameter=at>\n{"x": 1}\n</parameter>\n</function>\n</tool_call>',
+        ),
+    ):
+        grammar = call_grammar(form, [Function("go", parameters)], free=False, several=False)
+        assert family.takes(grammar, text)
+        assert not family.takes(grammar, text.replace("1", '"y"'))
+        assert json.loads(grammar.schemas[0])
