@@ -175,7 +175,8 @@ def _say(choice: Choice, model: ModelFolder) -> None:
 def _say_unused(weights: Weights, described: DecoderConfig) -> None:
     left = [name for name in weights.unused() if not _expected_leftover(name, described.tied)]
     if described.images:  # the vision worker reads the others
-        left = [name for name in left if name.startswith(described.prefix)]
+        own = tuple(f"{described.prefix}{part}." for part in ("embed_tokens", "layers", "norm"))
+        left = [name for name in left if name.startswith(own)]
     if left:
         log.warning("%d tensors of the checkpoint are not used, for example '%s'", len(left), left[0])
 

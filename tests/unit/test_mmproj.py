@@ -404,8 +404,9 @@ def test_of_several_precisions_one_is_taken(smolvlm: Path, tmp_path: Path) -> No
     assert companion_of(tmp_path / "elsewhere" / "tiny.gguf") is None
 
 
-def test_a_named_file_is_read(smolvlm: Path, tmp_path: Path) -> None:
-    """Beside others and from elsewhere; one that cannot be used is then an error."""
+def test_a_named_file_is_read(smolvlm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Beside others and from elsewhere; one that cannot be used is then an error. Its tensors are the vision worker's,
+    so that nothing is said of them where the language model is loaded."""
     shutil.copy(smolvlm / "tiny.gguf", tmp_path)
     for name in ("mmproj-a.gguf", "mmproj-b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
@@ -417,6 +418,7 @@ def test_a_named_file_is_read(smolvlm: Path, tmp_path: Path) -> None:
     with LLM(tmp_path, mmproj=smolvlm / "mmproj-tiny.gguf", kv_cache_memory=8 << 20, dtype="float32") as llm:
         (found,) = llm.generate([prompt], max_new_tokens=2, ignore_eos=True)
     assert found.prompt_length > 3 * 16
+    assert "are not used" not in caplog.text
     for wrong, told in ((tmp_path / "mmproj-a.gguf", "no whole GGUF file"), (tmp_path / "none", "none")):
         with pytest.raises(StartError, match=told):
             open_vision(GeneratorConfig.of(tmp_path / "tiny.gguf", mmproj=wrong))
