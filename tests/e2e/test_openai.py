@@ -200,10 +200,25 @@ def test_wrong_tools(client: openai.OpenAI) -> None:
         )
     with pytest.raises(openai.BadRequestError, match="cannot be used together"):
         client.chat.completions.create(
-            model="plain", messages=CHAT, tools=TOOLS, response_format={"type": "json_object"}
+            model="plain", messages=CHAT, tools=TOOLS, extra_body={"guided_choice": ["yes", "no"]}
         )
     with pytest.raises(openai.NotFoundError, match="Served here: plain"):
         client.chat.completions.create(model="gpt-9", messages=CHAT)
+
+
+def test_tools_beside_a_form_of_the_answer(client: openai.OpenAI) -> None:
+    """What comes is a call of a tool, or a text of the form."""
+    answer = client.chat.completions.create(
+        model="plain",
+        messages=CHAT,
+        tools=TOOLS,
+        response_format={"type": "json_object"},
+        max_tokens=200,
+        temperature=1,
+        seed=1,
+    )
+    (choice,) = answer.choices
+    assert choice.message.tool_calls or (choice.message.content or "").lstrip().startswith("{")
 
 
 # Structured output
