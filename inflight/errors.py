@@ -4,6 +4,7 @@
     ├── InvalidRequest        the request is wrong; sending it again will not help
     │   ├── TooLarge          it is over a size limit
     │   ├── TooLong           prompt and output do not fit the model's length
+    │   ├── Unable            the model does not compute what is asked for
     │   ├── TemplateError     the chat template is missing or refused the messages
     │   └── ToolError         tools, or the choice among them, that cannot be
     ├── NotFound              no such servable, version or method
@@ -115,6 +116,10 @@ class TooLong(InvalidRequest):
     def __init__(self, text: str, limit: int | None = None, given: int | str = "", new: int | None = None) -> None:
         super().__init__(text)
         self.limit, self.given, self.new = limit, given, new
+
+
+class Unable(InvalidRequest):
+    tgi = Tgi(424, "validation", "{}")
 
 
 class TemplateError(InvalidRequest):

@@ -73,6 +73,19 @@ class AsyncTokenizer:
             self._task = asyncio.ensure_future(self._work())
         return Tokenized(await future)
 
+    async def pair(self, first: str, second: str, most: int | None, left: bool) -> tuple[list[int], int]:
+        """Encodes two texts as a pair: `Tokenizer.pair`."""
+        if self._closed:
+            raise Unavailable("the server stops")
+        loop = asyncio.get_running_loop()
+        long = len(first) + len(second) > LONG
+        self.long += long
+        try:
+            thread = self._long_thread if long else self._thread
+            return await loop.run_in_executor(thread, self._tokenizer.pair, first, second, most, left)
+        finally:
+            self.long -= long
+
     def close(self) -> None:
         self._closed = True
         for *_, future in self._waiting:

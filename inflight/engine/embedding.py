@@ -1,11 +1,34 @@
-"""Prepares texts for embedding: adds the model's prompts and truncates."""
+"""Prepares texts and pairs that a model reads whole: adds its prompts, truncates, says what it cannot compute."""
 
 from __future__ import annotations
 
 from inflight.checkpoint import SentenceModel
-from inflight.contract import GenerationRequest, Sampling
-from inflight.errors import InvalidRequest
+from inflight.contract import GenerationRequest, GeneratorInfo, Pooled, PoolingInfo, Sampling
+from inflight.errors import InvalidRequest, Unable
 from inflight.text import Tokenizer
+
+_WHAT: dict[Pooled, str] = {
+    "embed": "embeddings", "tokens": "vectors of tokens", "sparse": "sparse vectors", "scores": "scores",
+}  # fmt: skip
+
+
+def check_wanted(request: GenerationRequest, info: GeneratorInfo) -> None:
+    """Checks what is asked of a text.
+
+    Raises:
+        Unable: the model does not compute it.
+        InvalidRequest: a pair of which one is token ids.
+    """
+    tasks = info.pooling.tasks if info.pooling is not None and info.embedding_size else ()
+    if request.pooled not in tasks:
+        given = " and ".join(_WHAT[task] for task in tasks)
+        raise Unable(f"this model gives no {_WHAT[request.pooled]}" + (f"; it gives {given}" if given else ""))
+    if request.pair is None:
+        return
+    if request.pooled != "scores":
+        raise Unable(f"this model gives no {_WHAT[request.pooled]} of a pair; send its texts one by one")
+    if not isinstance(request.prompt, str):
+        raise InvalidRequest("a pair is two texts; its first one is given as token ids")
 
 
 class Embedder:
@@ -21,6 +44,25 @@ class Embedder:
         self._tokenizer = tokenizer
         self._pooling = pooling or ("mean" if model is not None and model.poolings == ("mean",) else "last")
         self._lengths: dict[str, int] = {}
+
+    @property
+    def cuts_left(self) -> bool:
+        """Whether a text that is too long keeps its end."""
+        return self._model is not None and self._model.cut_left
+
+    def info(self, whole_texts: bool, classifier: PoolingInfo | None) -> PoolingInfo:
+        """What the model computes of texts.
+
+        Args:
+            whole_texts: it is an encoder.
+            classifier: what its head is, if it has one.
+        """
+        if classifier is not None and classifier.tasks:
+            return classifier
+        if not whole_texts:
+            return PoolingInfo("embedding", "lasttoken" if self._pooling == "last" else self._pooling)
+        model = self._model or SentenceModel()
+        return PoolingInfo("embedding", "+".join(model.poolings), tasks=("embed", "tokens"))
 
     def text(self, request: GenerationRequest) -> str:
         """The text with its prompt before it.
@@ -49,22 +91,26 @@ class Embedder:
         limit = min(longest, request.truncate or longest, model.longest or longest)
         return self._tokenizer.shorten(tokens, limit, model.cut_left)
 
-    def sampling(self, request: GenerationRequest) -> Sampling:
+    def sampling(self, request: GenerationRequest, second: int = 0) -> Sampling:
         """The parameters of pooling, as the ranks take them.
+
+        Args:
+            second: index of the first token of a pair's second text.
 
         Raises:
             InvalidRequest: the request has token ids and names a prompt, which only goes before a text.
         """
+        pooling = self._pooling if request.pooled == "embed" else request.pooled
         if not isinstance(request.prompt, str):
             if request.prompt_name is not None:
                 raise InvalidRequest("`prompt_name` goes with texts; put the prompt's tokens before yours instead")
-            return Sampling(pooling=self._pooling)
+            return Sampling(pooling=pooling)
         prompt = self._prompt(request)
         if not prompt or self._model is None or self._model.include_prompt:
-            return Sampling(pooling=self._pooling)
+            return Sampling(pooling=pooling, second_from=second)
         if prompt not in self._lengths:
             self._lengths[prompt] = self._tokenizer.length_before(prompt)
-        return Sampling(pooling=self._pooling, pooled_from=self._lengths[prompt])
+        return Sampling(pooling=pooling, pooled_from=self._lengths[prompt])
 
     def _prompt(self, request: GenerationRequest) -> str:
         model = self._model

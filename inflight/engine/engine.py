@@ -232,6 +232,7 @@ class Engine:
             answer=tokenizer.answer_form(offer.model.vocab_size),
             embedding_size=offer.embedding_size,
             unit_vectors=self._intake.unit_vectors,
+            pooling=self._intake.pooling(offer.model.family == ENCODER) if offer.embedding_size else None,
             generates=offer.model.family != ENCODER,
             adapters=tuple(adapter.name for adapter in config.model.adapters),
             defaults=tokenizer.defaults if config.generation_config == "auto" else SamplingDefaults(),

@@ -18,11 +18,13 @@ class Prompt(NamedTuple):
     Attributes:
         spans: of its images, by position.
         images: empty, though there are spans: their keys are in the prefix cache.
+        second: index of the first token of a pair's second text whose type is 1; 0: there is none.
     """
 
     tokens: list[int]
     spans: tuple[Span, ...] = ()
     images: tuple[EncodedImage, ...] = ()
+    second: int = 0
 
 
 class Images:

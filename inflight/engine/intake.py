@@ -6,12 +6,12 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 
 from inflight.admission import Admission
-from inflight.checkpoint import read_sentence_model
+from inflight.checkpoint import open_model, read_sentence_model
 from inflight.config import GeneratorConfig
-from inflight.contract import EncodedImage, GenerationRequest, GeneratorInfo, SeenImage, Span, Vision
+from inflight.contract import EncodedImage, GenerationRequest, GeneratorInfo, PoolingInfo, SeenImage, Span, Vision
 from inflight.engine.async_tokenizer import LONG, AsyncTokenizer
 from inflight.engine.checks import token_ids
-from inflight.engine.embedding import Embedder
+from inflight.engine.embedding import Embedder, check_wanted
 from inflight.engine.grammars import Follower, Grammars
 from inflight.engine.images import Images, Prompt, truncated
 from inflight.errors import OVERLOADED, InvalidRequest, Overloaded, TooLong
@@ -51,10 +51,23 @@ class Intake:
         self._grammars = grammars
         self.images = Images(config.name, vision)
         self._async_tokenizer = AsyncTokenizer(tokenizer)
+        self._folder = config.model.model_dir
         sentences = read_sentence_model(config.model.model_dir)
         self._embedder = Embedder(sentences, tokenizer, config.pooling)
         self.unit_vectors = sentences is None or sentences.unit
         self._next_id = 0
+
+    def pooling(self, whole_texts: bool) -> PoolingInfo:
+        """What the model computes of texts. Args: whole_texts: it is an encoder."""
+        classifier: PoolingInfo | None = None
+        if whole_texts:
+            from inflight.models import classifier_info  # only encoders' servers need it
+
+            config = open_model(self._folder).config
+            names = config.get("architectures") or ()
+            if any(str(name).endswith("ForSequenceClassification") for name in names):
+                classifier = classifier_info(config)
+        return self._embedder.info(whole_texts, classifier)
 
     def close(self) -> None:
         """Stops the tokenizer's threads; requests that wait for them fail."""
@@ -73,6 +86,8 @@ class Intake:
         self.images.check(request)
         if request.media:
             self._check(request, info)  # before the images, which cost more
+        if request.embed and request.pair is not None:
+            return await self._pair(request, info)
         if isinstance(request.prompt, str):
             if request.embed:
                 request = replace(request, prompt=self._embedder.text(request))
@@ -87,6 +102,25 @@ class Intake:
                 return prompt
         images = await self.images.encode(request)
         return (await self._placed(request, images, info))._replace(images=images)
+
+    async def _pair(self, request: GenerationRequest, info: GeneratorInfo) -> Prompt:
+        """The tokens of two texts as one prompt. Raises as `prompt`."""
+        self._check(request, info)
+        assert isinstance(request.prompt, str)
+        assert request.pair is not None
+        cuts, most = self._cuts(request), info.limits.max_input_tokens
+        longest = min(most, request.truncate or most)
+        characters = len(request.prompt) + len(request.pair)
+        if not cuts and characters > most * LONGEST_TEXT * 8:
+            raise _too_long(most, f"{characters} characters")
+        if characters > LONG and self._async_tokenizer.long > self._admission.limit // 4:
+            raise Overloaded(OVERLOADED)
+        left = self._embedder.cuts_left
+        tokens, second = await self._async_tokenizer.pair(request.prompt, request.pair, longest if cuts else None, left)
+        if len(tokens) > most:
+            raise _too_long(most, str(len(tokens)))
+        self._tokenizer.check(tokens, info.vocab_size)
+        return Prompt(tokens, second=second)
 
     async def _placed(
         self, request: GenerationRequest, images: Items[EncodedImage | SeenImage], info: GeneratorInfo
@@ -166,7 +200,7 @@ class Intake:
         self._next_id += 1
         sampling = request.sampling
         if request.embed:
-            sampling = self._embedder.sampling(request)
+            sampling = self._embedder.sampling(request, prompt.second)
         return Sequence(
             self._next_id,
             prompt.tokens,
@@ -186,9 +220,9 @@ class Intake:
             InvalidRequest: the model cannot do it.
         """
         new = request.max_new_tokens
-        if request.embed and not info.embedding_size:
-            raise InvalidRequest("this model gives no embeddings")
-        if not request.embed and not info.generates:
+        if request.embed:
+            check_wanted(request, info)
+        elif not info.generates:
             raise InvalidRequest("this model embeds texts and writes none; use /v1/embeddings")
         if not request.embed and new is not None and (not isinstance(new, int) or new < 1):
             raise InvalidRequest(f"`max_new_tokens` must be a whole number of at least 1. Given: {new}")

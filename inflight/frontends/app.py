@@ -19,7 +19,9 @@ from inflight.frontends.mindspore import LlmMethods, LlmRoutes, MindSporeRest
 from inflight.frontends.oip import OpenInferenceRest
 from inflight.frontends.openai import OpenAiRest
 from inflight.frontends.operations import Operations
+from inflight.frontends.ranking import RankingRest
 from inflight.frontends.routes import Access, MethodNotAllowed, NoSuchRoute, error_headers, verb_of
+from inflight.frontends.tei import TeiRest
 from inflight.frontends.tgi import TgiRest
 from inflight.metrics import Metrics, RouteMetrics
 from inflight.wire import JSON, Answer, Gate, Receive, Refusal, Scope, Send, error_json
@@ -33,6 +35,8 @@ DOORS: tuple[type[Door], ...] = (
     CloudRest,
     OpenAiRest,
     AnthropicRest,
+    TeiRest,
+    RankingRest,
     Operations,
 )
 """Every protocol over HTTP; each lists its `routes`."""
@@ -71,6 +75,8 @@ def http_app(
         CloudRest(backend, tgi, openai, rest),
         openai,
         AnthropicRest(backend),
+        TeiRest(backend),
+        RankingRest(backend),
         operations,
     )
     for protocol in protocols:
@@ -114,8 +120,8 @@ class HttpApp:
     """Sends each request to the door that has its path.
 
     Args:
-        doors: several may share a path, each with verbs of its own; below a common prefix the first door that `serves`
-            the request gets it.
+        doors: several may share a path, each with verbs of its own; of two with the same path and verb the second gets
+            what it `serves`; below a common prefix the first door that `serves` the request gets it.
         metrics: counts requests that no door has a route for.
     """
 
@@ -127,10 +133,12 @@ class HttpApp:
             for start in door.below:
                 self._below.setdefault(start, []).append(door)
         self._exact: dict[str, dict[str, Door]] = {}
+        self._also: dict[str, dict[str, Door]] = {}  # second doors of a path and verb
         for door in doors:
             for path, verbs in door.table.exact.items():
                 for verb in verbs:
-                    self._exact.setdefault(path, {}).setdefault(verb, door)
+                    if self._exact.setdefault(path, {}).setdefault(verb, door) is not door:
+                        self._also.setdefault(path, {})[verb] = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one `http` scope."""
@@ -163,6 +171,9 @@ class HttpApp:
         found = verbs.get(verb_of(scope))
         if found is None:
             raise MethodNotAllowed(scope, verbs)
+        if path in self._also:
+            second = self._also[path].get(verb_of(scope))
+            return second if second is not None and second.serves(scope) else found
         return found
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:

@@ -100,7 +100,7 @@ class Door(ABC):
         """
 
     def serves(self, scope: Scope) -> bool:
-        """Whether this door answers a request below one of `below`, where several doors share the prefix."""
+        """Whether this door answers a request whose prefix in `below`, or whose path and verb, another door has too."""
         return True
 
     def find(self, scope: Scope) -> Match:

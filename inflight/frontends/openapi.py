@@ -48,7 +48,7 @@ def openapi_document(doors: Sequence[Door | type[Door]], *, generators: bool) ->
                 item["parameters"] = [
                     {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
                 ]
-            item[route.verb.lower()] = _operation(door, route, schemas)
+            item.setdefault(route.verb.lower(), _operation(door, route, schemas))  # the first door's, of two
     return orjson.dumps(
         {
             "openapi": "3.1.0",

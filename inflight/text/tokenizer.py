@@ -109,6 +109,32 @@ class Tokenizer:
         text = tokens[len(head) : len(tokens) - len(tail)]
         return head + (text[-room:] if left else text[:room]) + tail
 
+    def pair(self, first: str, second: str, most: int | None = None, left: bool = False) -> tuple[list[int], int]:
+        """Encodes two texts in the tokenizer's own form of a pair.
+
+        Args:
+            most: tokens that the pair is cut to, always at the longer text, special ones included; None: all stay.
+            left: keep the ends of the texts, not their beginnings.
+
+        Returns:
+            The tokens, and the index of the first one whose type is 1; 0: the form has only one type.
+
+        Raises:
+            InvalidRequest: only special tokens would be left.
+        """
+        library = self._encoder.library
+        texts = [library.encode(text, add_special_tokens=False) for text in (first, second)]
+        if most is not None:
+            room = most - library.num_special_tokens_to_add(True)
+            if room < 2:
+                raise InvalidRequest(f"{most} tokens are too few for a pair with its special tokens; truncate to more")
+            shorter, longer = sorted(texts, key=len)
+            short = min(len(shorter), room // 2)
+            shorter.truncate(short, direction="left" if left else "right")
+            longer.truncate(room - short, direction="left" if left else "right")
+        whole = library.post_process(texts[0], texts[1], True)
+        return whole.ids, next((index for index, kind in enumerate(whole.type_ids) if kind), 0)
+
     def length_before(self, prompt: str) -> int:
         """Number of tokens of a prompt that is continued: encoded alone, without a special token at its end."""
         ids = self.encode(prompt)

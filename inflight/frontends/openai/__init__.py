@@ -1,7 +1,9 @@
 """OpenAI's REST interface."""
 
+from inflight.frontends.openai.answers import OpenAiError
 from inflight.frontends.openai.app import CHAT, COMPLETIONS, ChatPrompt, OpenAiRest, chat_prompt, chat_requests
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of
+from inflight.frontends.openai.response import refusal as openai_refusal
 
 __all__ = [
     "CHAT",
@@ -9,8 +11,10 @@ __all__ = [
     "ChatBody",
     "ChatPrompt",
     "CompletionBody",
+    "OpenAiError",
     "OpenAiRest",
     "chat_prompt",
     "chat_requests",
+    "openai_refusal",
     "requests_of",
 ]

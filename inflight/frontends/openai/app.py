@@ -44,6 +44,7 @@ from inflight.frontends.openai.request import ChatBody, CompletionBody, answer_g
 from inflight.frontends.openai.response import Reply, Usage
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
+from inflight.frontends.pooled import in_turns
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.wire import DONE, PAYLOAD_OPTION, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
 
@@ -168,12 +169,8 @@ class OpenAiRest(Door):
         prompts = _prompts(body.input, "input")
         if "" in prompts:
             raise InvalidRequest("`input` cannot be an empty text")
-        limit = generator.info.policy.max_concurrent_requests
-        if len(prompts) > limit:
-            raise InvalidRequest(f"{len(prompts)} inputs are more than the {limit} that are answered at a time")
         adapter = body.model if body.model in generator.info.adapters else None
-        work = all_of(generator, texts_of(body, prompts, adapter))
-        results = await call.run(work)
+        results = await call.run(in_turns(generator, texts_of(body, prompts, adapter)))
         found = [embedding_of(one) for one in results]
         await respond_json(
             call.send, answer(body, self._named(generator, body.model), found, generator.info.unit_vectors)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from inflight.contract import Embedding, GenerationRequest, Generator
-from inflight.errors import InvalidRequest
+from inflight.errors import InvalidRequest, Unable
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
@@ -29,8 +29,9 @@ def check_format(body: EmbeddingsBody, generator: Generator) -> None:
     if body.encoding_format not in (None, "float", "base64"):
         raise InvalidRequest("`encoding_format` must be float or base64")
     size = generator.info.embedding_size
-    if not size:
-        raise InvalidRequest("this model gives no embeddings")
+    pooling = generator.info.pooling
+    if not size or (pooling is not None and "embed" not in pooling.tasks):
+        raise Unable("this model gives no embeddings")
     if body.dimensions is not None and not 0 < body.dimensions <= size:
         raise InvalidRequest(f"`dimensions` must be between 1 and {size}")
     most = generator.info.limits.max_input_tokens

@@ -1,0 +1,145 @@
+"""What the doors of embedders, classifiers and rerankers share: any number of texts, scores, likeness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inflight.contract import Array, GenerationRequest, Generator, Pooled, Whole
+from inflight.errors import InflightError, Unable
+from inflight.frontends.llm import all_of
+
+TURN = 64
+"""Texts of one request that are computed at the same time."""
+
+Text = str | Sequence[int]
+"""A text, or its token ids."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the texts of a body are read.
+
+    Attributes:
+        cut: longer texts are cut to the model's length; None: as its folder says.
+        prompt_name: of the model's prompts.
+        adapter: of the served ones.
+    """
+
+    cut: bool | None = None
+    prompt_name: str | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What was computed of a text. Attributes: values: float32, as `Pooled` says; tokens: of the text."""
+
+    values: Array
+    tokens: int
+
+
+async def in_turns(generator: Generator, requests: Sequence[GenerationRequest]) -> list[Whole]:
+    """Runs any number of requests in their order, as many at a time as the model takes; the first failure ends all.
+
+    Raises:
+        InflightError: the first failure.
+    """
+    most = max(1, min(TURN, generator.info.policy.max_concurrent_requests))
+    found: list[Whole] = []
+    for first in range(0, len(requests), most):
+        found += await all_of(generator, requests[first : first + most])
+    return found
+
+
+def offers(generator: Generator, wanted: Pooled) -> bool:
+    """Whether a model computes this of texts."""
+    pooling = generator.info.pooling
+    return pooling is not None and wanted in pooling.tasks
+
+
+async def pooled(
+    generator: Generator, texts: Sequence[Text | tuple[str, str]], wanted: Pooled, asked: Asked = Asked()
+) -> list[Pooling]:
+    """What the model computes of texts and pairs. float32 [size], or [T, size] for `tokens`.
+
+    Raises:
+        InflightError: as `Generator.generate`.
+    """
+    requests = [
+        GenerationRequest(
+            text[0] if isinstance(text, tuple) else text,
+            embed=True,
+            pooled=wanted,
+            pair=text[1] if isinstance(text, tuple) else None,
+            cut=asked.cut,
+            prompt_name=asked.prompt_name,
+            adapter=asked.adapter,
+        )
+        for text in texts
+    ]
+    found: list[Pooling] = []
+    for one in await in_turns(generator, requests):
+        data = one.finish.embedding
+        if data is None:
+            raise InflightError("the model gave nothing for a text")
+        values: Array = np.frombuffer(data, np.dtype("<f4"))
+        length = one.finish.prompt_length
+        found.append(Pooling(values.reshape(length, -1) if wanted == "tokens" else values, length))
+    return found
+
+
+def probabilities(logits: Array) -> Array:
+    """Scores between 0 and 1: of one label its sigmoid, of several the softmax."""
+    wide = logits.astype(np.float64)
+    if len(wide) == 1:
+        value = float(wide[0])
+        return np.array([1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))])
+    powers = np.exp(wide - wide.max())
+    shares: Array = powers / powers.sum()
+    return shares
+
+
+def unit(vector: Array) -> Array:
+    """The vector with length 1; one of zeros stays."""
+    wide = vector.astype(np.float64)
+    scaled: Array = wide / (float(np.sqrt((wide * wide).sum())) or 1.0)
+    return scaled
+
+
+def shortened(vector: Array, size: int | None, scale: bool) -> Array:
+    """The first `size` values, scaled to length 1 (Kusupati et al., 2022). Args: scale: also the whole vector."""
+    if size is not None and size < len(vector):
+        vector = vector[:size]
+    return unit(vector).astype(np.float32) if scale else vector
+
+
+async def relevance(
+    generator: Generator, pairs: Sequence[tuple[str, str]], asked: Asked = Asked(), raw: bool = False
+) -> tuple[list[float], int]:
+    """The relevance of each pair's second text to its first: a reranker's score between 0 and 1 (its logit if `raw`),
+    or the cosine of an embedder's vectors; and the number of tokens.
+
+    Raises:
+        Unable: the model is a classifier of several labels, or computes nothing of texts.
+    """
+    info = generator.info.pooling
+    if info is not None and info.kind == "reranker":
+        scored = await pooled(generator, pairs, "scores", asked)
+        scores = [float(one.values[0] if raw else probabilities(one.values)[0]) for one in scored]
+        return scores, sum(one.tokens for one in scored)
+    if info is None or "embed" not in info.tasks:
+        raise Unable("this model gives no relevance of a text; serve a reranker (one label), or a model of embeddings")
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    found = await pooled(generator, texts, "embed", asked)
+    vectors = {text: unit(one.values) for text, one in zip(texts, found)}
+    cosines = [float((vectors[first] * vectors[second]).sum()) for first, second in pairs]
+    return cosines, sum(one.tokens for one in found)
+
+
+def best_first(scores: Sequence[float]) -> list[int]:
+    """Indices by score, the highest first; equals in their order."""
+    return sorted(range(len(scores)), key=lambda index: -scores[index])
