@@ -2,8 +2,8 @@
 
 from inflight.frontends.openai.answers import OpenAiError
 from inflight.frontends.openai.app import CHAT, COMPLETIONS, ChatPrompt, OpenAiRest, chat_prompt, chat_requests
+from inflight.frontends.openai.errors import refusal as openai_refusal
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of
-from inflight.frontends.openai.response import refusal as openai_refusal
 
 __all__ = [
     "CHAT",
