@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from inflight.config import RestConfig
+from inflight.contract import Finish, FinishReason, Start, Token, TokenInfo, Whole
 from inflight.errors import TooLong
 from inflight.frontends.app import http_app
+from inflight.frontends.openai.response import Reply, Usage
 from inflight.metrics import Load, Metrics
 from tests.seeing import Seeing, SeeingBackend
 from tests.unit.http_fakes import serve
@@ -197,3 +199,14 @@ def test_fields_that_are_taken() -> None:
         for fields in cases:
             status, answer = one.post("/v1/chat/completions", {"messages": CHAT, **fields})
             assert (status, answer.get("error")) == (200, None)
+
+
+# Log-probabilities
+
+
+def test_as_many_likely_tokens_as_asked_for_and_none_collapses() -> None:
+    half = [TokenInfo(number, "\N{REPLACEMENT CHARACTER}", -1.0) for number in (7, 8, 9)]
+    result = Whole(Start(1), (Token(half[0], "", tuple(half)),), Finish(FinishReason.LENGTH, "", generated=1))
+    told = Reply("text_completion", "m", logprobs=True, most=2).whole([result], Usage(), 1)
+    tops = told["choices"][0]["logprobs"]["top_logprobs"]
+    assert tops == [{"\N{REPLACEMENT CHARACTER}": -1.0, "token_id:8": -1.0}]

@@ -67,6 +67,7 @@ class Reply:
         reader: opens the reader of a chat's answer.
         thoughts: show the thoughts too.
         echo: texts before the answers, one for each prompt.
+        most: number of most likely tokens to name; the model names more where several are equally likely.
         counted: every chunk has the field `usage`, null in all but the last one.
         tgi: chunks as TGI writes them: every delta of a chat names the role, the last one has a content; the field
             `finish_reason` of a completion is never null, and its last chunk counts the tokens.
@@ -81,10 +82,11 @@ class Reply:
         reader: Callable[[], AnswerReader] | None = None,
         thoughts: bool = True,
         echo: Sequence[str] | None = None,
+        most: int = 0,
         counted: bool = False,
         tgi: bool = False,
     ) -> None:
-        self._tgi = tgi
+        self._tgi, self._most = tgi, most
         self.chat = kind == "chat.completion"
         self.echo = echo
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
@@ -234,7 +236,10 @@ class Reply:
     def _probabilities(self, tokens: Sequence[Token], prompt: Sequence[TokenInfo] = ()) -> dict[str, Any]:
         if self.chat:
             return {
-                "content": [{**_named(one.info), "top_logprobs": [_named(info) for info in one.top]} for one in tokens]
+                "content": [
+                    {**_named(one.info), "top_logprobs": [_named(info) for info in one.top[: self._most]]}
+                    for one in tokens
+                ]
             }
         infos = [*prompt, *(one.info for one in tokens)]
         offsets, offset = [], 0
@@ -245,9 +250,18 @@ class Reply:
         return {
             "tokens": [info.text for info in infos],
             "token_logprobs": [number(info.logprob) for info in infos],
-            "top_logprobs": tops + [{info.text: number(info.logprob) for info in one.top} for one in tokens],
+            "top_logprobs": tops + [_by_text(one.top[: self._most]) for one in tokens],
             "text_offset": offsets,
         }
+
+
+def _by_text(infos: Sequence[TokenInfo]) -> dict[str, float | None]:
+    """Log-probabilities by text. Of tokens with one text, such as halves of characters, all but the first are named by
+    their number."""
+    found: dict[str, float | None] = {}
+    for info in infos:
+        found[f"token_id:{info.id}" if info.text in found else info.text] = number(info.logprob)
+    return found
 
 
 def _reason(reason: str, calls: int) -> str:
