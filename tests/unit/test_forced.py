@@ -9,10 +9,21 @@ from typing import Any
 import pytest
 import tokenizers
 
-from inflight.contract import Chat, Grammar, ToolFormat
+from inflight.contract import (
+    CallArguments,
+    CallBegin,
+    Chat,
+    Content,
+    Finish,
+    FinishReason,
+    Grammar,
+    Token,
+    TokenInfo,
+    ToolFormat,
+)
 from inflight.errors import InvalidRequest, ToolError
 from inflight.frontends.openai.tools import offer
-from inflight.text import Function, GrammarCompiler, call_grammar
+from inflight.text import Function, GrammarCompiler, call_grammar, find_form, open_reader
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}
@@ -149,3 +160,19 @@ def test_schemas_keep_their_definitions() -> None:
         assert family.takes(grammar, text)
         assert not family.takes(grammar, text.replace("1", '"y"'))
         assert json.loads(grammar.schemas[0])
+
+
+@pytest.mark.parametrize("form", [form for form in TEXTS if form not in ("gemma4", "openai")])
+def test_what_is_forced_is_read_as_calls(form: str) -> None:
+    name = {"mistral_v11": "mistral", "deepseek_v31": "deepseek_v3"}.get(form, form)
+    functions = [tool("weather"), tool("now")]
+    reader = open_reader(find_form(None, lambda text: None, calls=name), tools=functions)
+    parts = [part for letter in TEXTS[form] for part in reader.feed(Token(TokenInfo(9, letter), letter))] + list(
+        reader.finish(Finish(FinishReason.EOS, TEXTS[form]))
+    )
+    names = [part.name for part in parts if isinstance(part, CallBegin)]
+    assert names == ["weather", "now"][: len(names)]
+    assert names
+    first = "".join(part.text for part in parts if isinstance(part, CallArguments) and part.index == 0)
+    assert json.loads(first)["city"].startswith("Bern")
+    assert not [part for part in parts if isinstance(part, Content)]

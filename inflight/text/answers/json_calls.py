@@ -148,7 +148,7 @@ def hermes(reader: Reader) -> Generator[None, None, bool]:
 
 
 def listed(*ends: str) -> CallParser:
-    """`[{"name": ..., "arguments": {...}}, ...]`, or one such object, and one of the marks behind it."""
+    """`[{"name": ..., "arguments": {...}}, ...]`, or such objects, and one of the marks behind them."""
 
     def parse(reader: Reader) -> Generator[None, None, bool]:
         bracket = yield from reader.starts("[")
@@ -159,7 +159,9 @@ def listed(*ends: str) -> CallParser:
                 break
             found = True
             if (yield from reader.starts(",", ";")) is None:
-                break
+                yield from reader.white()
+                if bracket or not reader.buffer.startswith("{"):  # without a list, one object a line
+                    break
         if not found and bracket:
             reader.buffer = bracket + reader.buffer
         if found and bracket:
