@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +15,7 @@ from inflight.config import RestConfig
 from inflight.contract import Finish, FinishReason, Start, Token, TokenInfo, Whole
 from inflight.errors import TooLong
 from inflight.frontends.app import http_app
+from inflight.frontends.openai import ChatBody
 from inflight.frontends.openai.response import Reply, Usage
 from inflight.metrics import Load, Metrics
 from tests.seeing import Seeing, SeeingBackend
@@ -173,6 +176,7 @@ def test_an_answer_names_a_model_that_is_listed() -> None:
 
 # Fields
 
+GENERATION = Path(__file__).resolve().parents[2] / "docs" / "generation.md"
 IGNORED: dict[str, Any] = {
     "prompt_cache_key": "a",
     "prediction": {"type": "content", "content": "a"},
@@ -180,20 +184,20 @@ IGNORED: dict[str, Any] = {
     "metadata": {"a": "b"},
     "service_tier": "auto",
     "user": "me",
-    "never_heard_of": {"a": [1]},
 }
-NULLS = [
-    *("model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "stream", "stream_options"),
-    *("seed", "frequency_penalty", "presence_penalty", "logit_bias", "response_format", "logprobs", "top_logprobs"),
-    *("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"),
-]
 
 
 def test_fields_that_are_taken() -> None:
+    """As the table of fields in docs/generation.md says."""
+    table = GENERATION.read_text().partition("| field of a chat |")[2].partition("\n\n")[0]
+    told = {row.split("|")[2].strip(): re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.splitlines()[2:]}
+    assert told["ignored"] == list(IGNORED)
+    taken = [name for what, names in told.items() if what != "ignored" for name in names]
+    assert not [name for name in taken if name not in ChatBody.__struct_fields__]
     for one in _serve(False, Seeing("pocket")):
         cases: list[Any] = [
-            IGNORED,
-            dict.fromkeys(NULLS),
+            {**IGNORED, "never_heard_of": {"a": [1]}},
+            dict.fromkeys([name for name in taken if name != "messages"]),
             {"max_tokens": 3.0, "seed": 7.0, "n": 1.0, "stream_options": {"include_usage": None}},
         ]
         for fields in cases:
