@@ -5,7 +5,8 @@
 FOLDER is where xgrammar was put (`pip install --no-deps --target FOLDER xgrammar apache-tvm-ffi`: with its dependencies
 it would bring triton); without it llguidance is measured alone. The tokenizer is a byte-level BPE trained here on
 pseudo-words and JSON, since no other can be had without a network. Each schema is compiled and a text that fits it is
-walked token by token; `first` is compiling and the first mask together: what a request waits for.
+walked token by token; `first` is compiling and the first mask together: what a request waits for. The last two rows are
+of one generation: a thought, in which a step costs no mask, and the forced call behind it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import Any
 import tokenizers
 from tokenizers import Tokenizer
 
-from inflight.contract import Grammar
+from inflight.contract import Grammar, Mark, Thought
+from inflight.text import Function, call_grammar, thought_matcher
+from inflight.text import Tokenizer as Served
 from inflight.text.grammar import GrammarCompiler
 
 EOS = 0
@@ -147,6 +150,44 @@ def theirs(tokenizer: Tokenizer, size: int) -> Walk:
     return walk
 
 
+def thinking(tokenizer: Tokenizer, size: int) -> dict[str, tuple[float, list[float]]]:
+    """A thought of 256 tokens and a forced call behind it, in Hermes' form: the same figures for both parts.
+
+    What is measured in the thought runs on the event loop, in place of a mask; that of the call on the masks' thread.
+    """
+    thought = tokenizer.encode(" ".join(words(256))).ids[:256]
+    arguments = '{"name": "Berano", "age": 31, "tags": ["red", "blue"]}'
+    call = f'<tool_call>\n{{"name": "visit", "arguments": {arguments}}}\n</tool_call>'
+    added = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    added.add_tokens(["<think>", "</think>", "<tool_call>", "</tool_call>"])
+    known = Served(added, [EOS], {}, None)
+    compiler = known.grammars(size + 4)
+    grammar = call_grammar("hermes", [Function("visit", cases()["person"][0])], free=False, several=False)
+    close = Mark("</think>", added.token_to_id("</think>"))
+    found: dict[str, tuple[float, list[float]]] = {}
+    for part in ("thought", "call behind it"):
+        began = time.perf_counter()
+        follower = thought_matcher(Thought(None, close), known, size + 4, compiler.compile(grammar), compiler)
+        mask: bytes | None = follower.start()
+        found[part] = time.perf_counter() - began, []
+        for token in [*thought, close.id or 0, *added.encode(call).ids]:
+            assert not mask or mask[token // 8] >> token % 8 & 1, "the text does not fit"
+            began = time.perf_counter()
+            mask = follower.take(token)
+            free = mask is not None
+            if mask is None:
+                follower.advance(token)
+                mask = follower.mask()
+            if free is (part == "thought"):
+                found[part][1].append(time.perf_counter() - began)
+    return found
+
+
+def words(count: int) -> list[str]:
+    """Pseudo-words in sentences, that many at least."""
+    return " ".join(text for _, text in zip(range(count), corpus(2)) if text[0] != "{").split()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=int, default=32_000)
@@ -176,6 +217,12 @@ def main() -> None:
                 f"| {name} | {maker} | {statistics.median(firsts) * 1e3:.1f} | {statistics.median(times) * 1e6:.0f} "
                 f"| {times[int(len(times) * 0.99)] * 1e6:.0f} |"
             )
+    for name, (first, times) in thinking(tokenizer, size).items():
+        times.sort()
+        print(
+            f"| {name} | llguidance | {first * 1e3:.1f} | {statistics.median(times) * 1e6:.1f} "
+            f"| {times[int(len(times) * 0.99)] * 1e6:.0f} |"
+        )
     if "xgrammar" in makers:
         print(f"\nxgrammar has imported torch: {'torch' in sys.modules}")
 
