@@ -134,10 +134,10 @@ def test_tokens(doors: Doors) -> None:
 
 
 def test_more_inputs_than_places(doors: Doors) -> None:
-    client = openai.OpenAI(base_url=f"http://{doors.addresses['embedding']}/v1", api_key="-")
     texts = [f"fox {index}" for index in range(300)]
-    floats = client.embeddings.create(model="m", input=texts, encoding_format="float").data
-    packed = client.embeddings.create(model="m", input=texts).data  # base64
+    with openai.OpenAI(base_url=f"http://{doors.addresses['embedding']}/v1", api_key="-") as client:
+        floats = client.embeddings.create(model="m", input=texts, encoding_format="float").data
+        packed = client.embeddings.create(model="m", input=texts).data  # base64
     assert len(floats) == 300
     assert all(np.allclose(a.embedding, b.embedding, atol=1e-7) for a, b in zip(floats, packed))
     assert len(doors.good("embedding", "/embed", inputs=texts)) == 300
@@ -257,6 +257,9 @@ def test_huggingface_hub(doors: Doors) -> None:
     assert np.allclose(client.feature_extraction(QUERY), vectors[:1], atol=1e-6)
     near = client.sentence_similarity(QUERY, other_sentences=TEXTS)
     assert np.allclose(near, cosines(vectors), atol=1e-5)
+    best = doors.good("classifier", "/predict", inputs=QUERY)
+    labelled: Any = InferenceClient(f"http://{doors.addresses['classifier']}").text_classification(QUERY)
+    assert (labelled.label, labelled.score) == (best[0]["label"], best[0]["score"])
 
 
 def test_base64_of_pooling(doors: Doors) -> None:
