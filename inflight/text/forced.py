@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inflight.contract import Grammar
+from inflight.errors import InvalidRequest
 from inflight.text.grammar import STRICT
 from inflight.text.schema import part_of
 
@@ -75,6 +76,9 @@ def call_grammar(
         free: the answer may be a text instead, or one that calls follow.
         several: allow more than one call.
         answer: with `free`, the grammar of a text without calls: JSON or a regular expression.
+
+    Raises:
+        InvalidRequest: a strict function cannot be held in this form.
     """
     found, rules = FORMS.get(form, FORMS["json"]), _Rules()
     write = found.call
@@ -157,7 +161,8 @@ def _around(before: str, behind: str) -> Callable[[_Rules, Function], str]:
 
 
 def _tagged(head: str, before: str, behind: str, tail: str) -> Callable[[_Rules, Function], str]:
-    """Each argument between two texts, strings as they are, everything else as JSON. `@` stands for a name."""
+    """Each argument between two texts, strings as they are, everything else as JSON. `@` stands for a name, `$` for
+    whether the value is a string."""
 
     def call(rules: _Rules, function: Function) -> str:
         schema = function.parameters
@@ -166,7 +171,8 @@ def _tagged(head: str, before: str, behind: str, tail: str) -> Callable[[_Rules,
         parts = [_text(head.replace("@", function.name))]
         for name, one in (listed if isinstance(listed, dict) else {}).items():
             value = _value(rules, part_of(schema, one), function.strict, behind)
-            part = rules.rule(f"{_text(before.replace('@', name))} {value}")
+            head_of_one = before.replace("$", "false" if value.startswith("%json") else "true").replace("@", name)
+            part = rules.rule(f"{_text(head_of_one)} {value}")
             parts.append(part if name in required else f"{part}?")
         return " ".join([*parts, _text(tail)])
 
@@ -180,13 +186,28 @@ def _value(rules: _Rules, schema: Any, strict: bool, behind: str) -> str:
         if words:
             return f"({' | '.join(map(_text, words))}) {_text(behind)}"
     if kind == "string" or (isinstance(kind, list) and "string" in kind):
+        unheld = [key for key in ("pattern", "format", "minLength", "maxLength") if strict and key in schema]
+        if unheld:
+            raise InvalidRequest(
+                f"`{unheld[0]}` of a text cannot be held strictly in this model's form of calls; change it or leave "
+                "`strict` out"
+            )
         return _until(behind)
     return f"{rules.json(schema, strict)} {_text(behind)}"
 
 
 def _free_arguments(head: str, tail: str) -> Callable[[_Rules, Function], str]:
     """Arguments in a form of the family's own, which are not held to the schema; the name is."""
-    return lambda rules, function: f"{_text(head.replace('@', function.name))} {_until(tail)}"
+
+    def call(rules: _Rules, function: Function) -> str:
+        if function.strict:
+            raise InvalidRequest(
+                f"the arguments of `{function.name}` cannot be held strictly in this model's form of calls; leave "
+                "`strict` out"
+            )
+        return f"{_text(head.replace('@', function.name))} {_until(tail)}"
+
+    return call
 
 
 _PARAMETERS = ("<parameter=@>\n", "\n</parameter>\n", "</function>")
@@ -211,6 +232,15 @@ FORMS: Mapping[str, _Form] = {
     "minimax_m2": _Form(
         _tagged(*_INVOKED),
         *("<minimax:tool_call>\n", "", "</minimax:tool_call>", "<minimax:tool_call>"),
+    ),
+    "deepseek_v32": _Form(
+        _tagged(
+            '<｜DSML｜invoke name="@">\n',
+            '<｜DSML｜parameter name="@" string="$">',
+            "</｜DSML｜parameter>\n",
+            "</｜DSML｜invoke>\n",
+        ),
+        *("<｜DSML｜function_calls>\n", "", "</｜DSML｜function_calls>", "<｜DSML｜function_calls>"),
     ),
     "mistral": _Form(_object(), "[TOOL_CALLS] [", ", ", "]", "[TOOL_CALLS]"),
     "mistral_v11": _Form(_around("@[ARGS]", ""), "[TOOL_CALLS]", "", "", "[TOOL_CALLS]", True),

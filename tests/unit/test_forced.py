@@ -61,6 +61,10 @@ TEXTS = {
     "</seed:tool_call>",
     "minimax_m2": '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Bern</parameter>\n</invoke>\n'
     '<invoke name="now">\n</invoke>\n</minimax:tool_call>',
+    "deepseek_v32": '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n'
+    '<｜DSML｜parameter name="city" string="true">Bern</｜DSML｜parameter>\n'
+    '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
+    "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
     "gemma4": "<|tool_call>call:weather{city:Bern}<tool_call|>",
     "openai": f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{WEATHER}",
 }
@@ -140,6 +144,16 @@ def test_a_strict_tool_says_why_it_cannot_be_held() -> None:
     assert family.compiler.compile(loose).warnings == ("`uniqueItems` is not held",)
     with pytest.raises(InvalidRequest, match=r"strictly.*uniqueItems"):
         family.compiler.compile(call_grammar("json", [Function("f", odd, strict=True)], free=False, several=False))
+
+
+@pytest.mark.parametrize(
+    ("form", "schema"),
+    [("gemma4", CITY), ("qwen3_coder", {"properties": {"a": {"type": "string", "pattern": "^x"}}})],
+)
+def test_a_form_that_cannot_hold_a_strict_tool_says_so(form: str, schema: dict[str, Any]) -> None:
+    call_grammar(form, [Function("f", schema)], free=False, several=False)
+    with pytest.raises(InvalidRequest, match="cannot be held strictly in this model's form"):
+        call_grammar(form, [Function("f", schema, strict=True)], free=False, several=False)
 
 
 def test_schemas_keep_their_definitions() -> None:
