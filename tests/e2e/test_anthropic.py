@@ -24,17 +24,24 @@ TOOLS: Any = [
 ]
 KEY = "sk-ant-pocket"
 GREEDY = {"temperature": 0}
+THINKS = (
+    "{% for one in messages %}{{ one.content }}{% endfor %}<think>\n{% if not enable_thinking %}\n</think>\n{% endif %}"
+)
 SYSTEM = "You answer questions about servers, briefly and to the point. " * 4
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, light_python: str) -> Iterator[Served]:
-    """One server behind a key: the pocket model, the same with a template that knows tools, and one that sees."""
+    """One server behind a key: pocket models whose templates know tools or open a thought, and one that sees."""
     root = tmp_path_factory.mktemp("messages")
     shutil.copytree(POCKET, root / "hermes")
     (root / "hermes" / "chat_template.jinja").write_text(FAMILIES["hermes"])
+    shutil.copytree(POCKET, root / "thinks")
+    (root / "thinks" / "chat_template.jinja").write_text(THINKS)
     options = ["--kv-cache-memory", "16m", "--max-total-tokens", "900", "--api-key", KEY]
-    with serve(root, str(POCKET), str(root / "hermes"), str(SEES), *options, python=light_python) as one:
+    with serve(
+        root, str(POCKET), str(root / "hermes"), str(root / "thinks"), str(SEES), *options, python=light_python
+    ) as one:
         yield one
 
 
@@ -116,6 +123,21 @@ def test_tools_there_and_back(client: Any, model: str) -> None:
     assert answer.content[-1].type == "text"
     counted = client.messages.count_tokens(model=model, messages=back, tools=TOOLS, tool_choice={"type": "none"})
     assert counted.input_tokens == answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+
+
+def test_a_thought_within_its_budget(client: Any) -> None:
+    """The template opens the thought; behind the budget it is closed, and the answer follows, bound by its schema."""
+    form = {"type": "json_schema", "schema": {"enum": ["yes"]}}
+    thinking: Any = {"type": "enabled", "budget_tokens": 6}
+    asked: Any = {"model": "thinks", "max_tokens": 60, "messages": CHAT}
+    extra: Any = {**GREEDY, "output_config": {"format": form}}
+    whole = client.messages.create(**asked, thinking=thinking, extra_body=extra)
+    assert [block.type for block in whole.content] == ["thinking", "text"]
+    assert (whole.content[0].thinking != "", json.loads(whole.content[1].text)) == (True, "yes")
+    free = client.messages.create(**asked, thinking={"type": "disabled"}, extra_body=extra)
+    assert [(block.type, block.text) for block in free.content] == [("text", whole.content[1].text)]
+    with client.messages.stream(**asked, thinking=thinking, extra_body=extra) as stream:
+        assert [block.type for block in stream.get_final_message().content] == ["thinking", "text"]
 
 
 def test_structured_output(client: Any) -> None:

@@ -237,6 +237,9 @@ def test_tools_and_settings() -> None:
     assert made.response_format == {"type": "json_schema", "json_schema": {"name": "output", "schema": schema}}
     assert made.chat_template_kwargs == {"enable_thinking": True, "thinking": True, "reasoning_effort": "low"}
     assert chat(thinking={"type": "disabled"}).chat_template_kwargs == {"enable_thinking": False, "thinking": False}
+    assert made.thinking_token_budget is None
+    assert chat(thinking={"type": "enabled", "budget_tokens": 2000}).thinking_token_budget == 2000
+    assert chat(thinking={"type": "disabled", "budget_tokens": 2000}).thinking_token_budget is None
     named: Any = {"type": "function", "function": {"name": "now"}}
     assert chat(tools=tools, tool_choice={"type": "tool", "name": "now"}).tool_choice == named
     for kind in ("auto", "none"):

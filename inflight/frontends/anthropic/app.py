@@ -15,7 +15,7 @@ from inflight.frontends.anthropic.response import PING, MessageReply, error_json
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
 from inflight.frontends.llm import payload_limit, pick
-from inflight.frontends.openai import ChatPrompt, chat_prompt, requests_of
+from inflight.frontends.openai import ChatPrompt, chat_prompt, requests_of, thought_in
 from inflight.frontends.routes import Access, Call, Events, Route, generation
 from inflight.wire import PAYLOAD_OPTION, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
 
@@ -67,7 +67,8 @@ class AnthropicRest(Door):
         generator = pick(self._backend, body.model)
         request, _ = await _prepared(generator, body)
         if request.media:
-            measured = await call.run(whole(generator, replace(request, max_new_tokens=1, grammar=None)))
+            one = replace(request, max_new_tokens=1, grammar=None, thought=None)
+            measured = await call.run(whole(generator, one))
             length = measured.start.prompt_length
         else:
             assert isinstance(request.prompt, str)
@@ -97,7 +98,8 @@ async def _prepared(generator: Generator, body: CountBody) -> tuple[GenerationRe
     (request,) = requests_of(
         chat, [prompt.text], generator.info, special=False, grammar=prompt.tools.grammar, media=prompt.media
     )
-    return replace(request, fit=True), prompt
+    thought = thought_in(generator.info.answer, prompt.text, chat.thinking_token_budget)
+    return replace(request, fit=True, thought=thought), prompt
 
 
 async def _stream(generator: Generator, request: GenerationRequest, reply: MessageReply, send: Send) -> None:

@@ -52,7 +52,7 @@ def chat_body(body: CountBody) -> ChatBody:
     """
     config = body.output_config or {}
     form = config.get("format") or body.output_format
-    thinking, _budget = _thinking(body.thinking)
+    thinking, budget = _thinking(body.thinking)
     kwargs: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
     if config.get("effort") is not None:
         kwargs["reasoning_effort"] = config["effort"]
@@ -65,6 +65,7 @@ def chat_body(body: CountBody) -> ChatBody:
         parallel_tool_calls=parallel,
         response_format=_response_format(form),
         chat_template_kwargs=kwargs or None,
+        thinking_token_budget=budget,
     )
     if isinstance(body, MessagesBody):
         if body.max_tokens < 1:
@@ -256,4 +257,4 @@ def _thinking(given: Mapping[str, Any] | None) -> tuple[bool | None, int | None]
         raise InvalidRequest(f"`thinking.type` must be one of {', '.join(_THINKING)}")
     if budget is not None and (type(budget) is not int or budget < 1):
         raise InvalidRequest("`thinking.budget_tokens` must be a whole number of at least 1")
-    return kind != "disabled", budget
+    return kind != "disabled", budget if kind != "disabled" else None

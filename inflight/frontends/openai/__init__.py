@@ -1,7 +1,15 @@
 """OpenAI's REST interface."""
 
 from inflight.frontends.openai.answers import OpenAiError
-from inflight.frontends.openai.app import CHAT, COMPLETIONS, ChatPrompt, OpenAiRest, chat_prompt, chat_requests
+from inflight.frontends.openai.app import (
+    CHAT,
+    COMPLETIONS,
+    ChatPrompt,
+    OpenAiRest,
+    chat_prompt,
+    chat_requests,
+    thought_in,
+)
 from inflight.frontends.openai.errors import refusal as openai_refusal
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of
 
@@ -17,4 +25,5 @@ __all__ = [
     "chat_requests",
     "openai_refusal",
     "requests_of",
+    "thought_in",
 ]
