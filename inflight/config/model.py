@@ -244,8 +244,9 @@ class Limits(msgspec.Struct, frozen=True):
     max_stop_sequences: Annotated[int, Setting("Stop texts of a request.", whole(0), "N", tgi="max-stop-sequences")] = 4
     max_top_n_tokens: Annotated[int, Setting("Largest top_n_tokens.", whole(0), "N", tgi="max-top-n-tokens")] = 5
     max_client_batch_size: Annotated[
-        int, Setting("Prompts in one completions request.", whole(1), "N", tgi="max-client-batch-size")
-    ] = 4
+        int | None,
+        Setting("Prompts in one completions request.", whole(1), "N", ": any number", tgi="max-client-batch-size"),
+    ] = None
     max_input_tokens: Annotated[
         int | None, Setting("Longest prompt.", whole(1), "N", ": max-total-tokens less 1", tgi="max-input-tokens")
     ] = None

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 MAX_SEED = (1 << 64) - 1
 
+CLIENT_BATCH = 4
+"""TGI's limit of the prompts in one request: it binds behind TGI's launcher, and is told to TGI's clients."""
 
 WARNING = b"x-inflight-warning"
 """The header of an answer whose grammar does not hold all that the request's schemas say."""

@@ -42,13 +42,18 @@ class Pooling:
     tokens: int
 
 
+def turn_of(generator: Generator) -> int:
+    """The number of requests that run at the same time of those of one body."""
+    return max(1, min(TURN, generator.info.policy.max_concurrent_requests))
+
+
 async def in_turns(generator: Generator, requests: Sequence[GenerationRequest]) -> list[Whole]:
     """Runs any number of requests in their order, as many at a time as the model takes; the first failure ends all.
 
     Raises:
         InflightError: the first failure.
     """
-    most = max(1, min(TURN, generator.info.policy.max_concurrent_requests))
+    most = turn_of(generator)
     found: list[Whole] = []
     for first in range(0, len(requests), most):
         found += await all_of(generator, requests[first : first + most])

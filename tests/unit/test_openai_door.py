@@ -214,3 +214,21 @@ def test_as_many_likely_tokens_as_asked_for_and_none_collapses() -> None:
     told = Reply("text_completion", "m", logprobs=True, most=2).whole([result], Usage(), 1)
     tops = told["choices"][0]["logprobs"]["top_logprobs"]
     assert tops == [{"\N{REPLACEMENT CHARACTER}": -1.0, "token_id:8": -1.0}]
+
+
+def test_any_number_of_prompts_is_answered_in_turns(openai: Door, tgi: Door) -> None:
+    prompts = [f"p{index}" for index in range(150)]
+    body = {"model": "acme/pocket", "prompt": prompts}
+    status, told = openai.post("/v1/completions", body)
+    assert status == 200
+    assert [one["text"] for one in told["choices"]] == prompts
+    assert told["usage"]["completion_tokens"] == 150
+    texts: dict[int, str] = {}
+    for chunk in openai.chunks("/v1/completions", body):
+        for one in chunk["choices"]:
+            texts[one["index"]] = texts.get(one["index"], "") + one["text"]
+    assert [texts[index] for index in range(150)] == prompts
+    assert tgi.post("/v1/completions", {"prompt": prompts[:4]})[0] == 200
+    status, told = tgi.post("/v1/completions", {"prompt": prompts[:5]})
+    assert status == 422
+    assert "batch size 5 is more than the maximum of 4 prompts" in told["error"]

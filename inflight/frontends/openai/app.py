@@ -28,7 +28,7 @@ from inflight.contract import (
 from inflight.errors import InflightError, InvalidRequest, NotFound, ToolError
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.llm import all_of, embedding_of, loaded, payload_limit, pick, warning_headers
+from inflight.frontends.llm import CLIENT_BATCH, embedding_of, loaded, payload_limit, pick, warning_headers
 from inflight.frontends.openai.answers import (
     ChatAnswer,
     CompletionAnswer,
@@ -44,7 +44,7 @@ from inflight.frontends.openai.request import ChatBody, CompletionBody, answer_g
 from inflight.frontends.openai.response import Reply, Usage
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tools import Tools
-from inflight.frontends.pooled import in_turns
+from inflight.frontends.pooled import in_turns, turn_of
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.wire import DONE, PAYLOAD_OPTION, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
 
@@ -105,8 +105,8 @@ class OpenAiRest(Door):
         body: CompletionBody = call.body()
         generator = pick(self._backend, body.model)
         prompts = _prompts(body.prompt, "prompt")
-        limit = generator.info.limits.max_client_batch_size
-        if len(prompts) > limit:
+        limit = generator.info.limits.max_client_batch_size or (CLIENT_BATCH if self._tgi else None)
+        if limit is not None and len(prompts) > limit:
             raise InvalidRequest(f"batch size {len(prompts)} is more than the maximum of {limit} prompts")
         grammar = answer_grammar(body)
         requests = requests_of(body, prompts, generator.info, special=True, grammar=grammar)
@@ -136,7 +136,7 @@ class OpenAiRest(Door):
             work = _stream(generator, requests, choices, reply, usage, call.send)
             await call.run(work)
             return
-        results = await call.run(all_of(generator, requests))
+        results = await call.run(in_turns(generator, requests))
         counted = Usage()
         if isinstance(body, CompletionBody):
             if body.max_tokens == 0:
@@ -347,14 +347,14 @@ async def _stream(
     usage: Usage | None,
     send: Send,
 ) -> None:
-    opened = [Opened(generator.generate(request)) for request in requests]
+    turns = _Turns(generator, requests)
     try:
-        await asyncio.gather(*(one.open() for one in opened))
-        headers = [(b"x-accel-buffering", b"no"), *warning_headers(opened[0].first)]
+        first = await turns.open()
+        headers = [(b"x-accel-buffering", b"no"), *warning_headers(first)]
         async with EventStream(send, headers) as stream:
             starts: dict[int, Start] = {}
             try:
-                async for index, event in _merged(opened):
+                async for index, event in turns.events():
                     if isinstance(event, Token):
                         chunks = reply.token(index, event)
                     elif isinstance(event, Start):
@@ -372,7 +372,36 @@ async def _stream(
                 await stream.event(error_json(error))
             await stream.event(DONE)
     finally:
-        await asyncio.gather(*(one.close() for one in opened))
+        await turns.close()
+
+
+class _Turns:
+    """The events of any number of generations, of which as many run at a time as the model takes."""
+
+    def __init__(self, generator: Generator, requests: Sequence[GenerationRequest]) -> None:
+        self._generator, self._requests = generator, requests
+        self._size = turn_of(generator)
+        self._opened: list[Opened[Event]] = []
+
+    async def open(self, first: int = 0) -> Event | None:
+        """Begins the turn with request number `first`; returns that request's first event."""
+        requests = self._requests[first : first + self._size]
+        self._opened = [Opened(self._generator.generate(request)) for request in requests]
+        await asyncio.gather(*(one.open() for one in self._opened))
+        return self._opened[0].first
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """The events, each with its request's index, after `open`."""
+        async for index, event in _merged(self._opened):
+            yield index, event
+        for first in range(self._size, len(self._requests), self._size):
+            await self.close()
+            await self.open(first)
+            async for index, event in _merged(self._opened):
+                yield first + index, event
+
+    async def close(self) -> None:
+        await asyncio.gather(*(one.close() for one in self._opened))
 
 
 async def _stream_response(generator: Generator, request: GenerationRequest, reply: ResponseReply, send: Send) -> None:

@@ -13,7 +13,7 @@ from inflight.contract import Generator, Pooled
 from inflight.errors import InflightError, InvalidRequest, Overloaded, Unable, Unavailable
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
-from inflight.frontends.llm import PlainError, pick
+from inflight.frontends.llm import CLIENT_BATCH, PlainError, pick
 from inflight.frontends.pooled import Asked, best_first, pooled, probabilities, relevance, shortened, unit
 from inflight.frontends.ranking import RerankBody, RerankedAnswer, reranked
 from inflight.frontends.routes import Access, Call, Plain, Route, error_headers, generation
@@ -300,7 +300,7 @@ def _info(generator: Generator) -> dict[str, Any]:
         "max_input_length": limits.max_input_tokens,
         "max_batch_tokens": policy.max_batch_total_tokens or policy.max_batch_prefill_tokens or limits.max_total_tokens,
         "max_batch_requests": None,
-        "max_client_batch_size": limits.max_client_batch_size,
+        "max_client_batch_size": limits.max_client_batch_size or CLIENT_BATCH,
         "auto_truncate": False,
         "tokenization_workers": 1,
         "version": f"1.8.0+inflight.{__version__}",

@@ -11,7 +11,7 @@ import msgspec
 from inflight import __version__
 from inflight.contract import Finish, Generator, PieceOfText, Token
 from inflight.errors import InflightError
-from inflight.frontends.llm import all_of, draw_seed, pick, warning_headers, with_seed
+from inflight.frontends.llm import CLIENT_BATCH, all_of, draw_seed, pick, warning_headers, with_seed
 from inflight.frontends.openai import ChatBody, chat_prompt
 from inflight.frontends.routes import Access, Call, Events, Plain, Route, generation
 from inflight.frontends.tgi.answers import ChatTokenized, GenerateAnswer, Info, Piece, TgiError
@@ -161,7 +161,7 @@ def _info(generator: Generator) -> Info:
         "waiting_served_ratio": policy.waiting_served_ratio,
         "max_waiting_tokens": policy.max_waiting_tokens,
         "validation_workers": 1,
-        "max_client_batch_size": limits.max_client_batch_size,
+        "max_client_batch_size": limits.max_client_batch_size or CLIENT_BATCH,
         "router": "inflight",
         # Clients compare this with versions of TGI; the interface is that of 3.3.
         "version": f"3.3.6+inflight.{__version__}",
