@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -323,6 +324,20 @@ def test_names_of_other_servers_are_known() -> None:
     assert (form.calls, form.thoughts) == ("deepseek_v3", "qwen3")
     with pytest.raises(StartError, match="hermes"):
         find_form(None, lambda text: None, "nothing")
+
+
+def test_the_documented_families_are_those_that_are_read() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
+    section = text.partition("### Families of thoughts and calls\n")[2].partition("\n### ")[0].replace("\\|", "|")
+    calls, thoughts = section.split("| thoughts | between")
+    for table, marks in (
+        (calls, {name: family.begins for name, family in CALLS.items()}),
+        (thoughts, {name: (*family.open, *family.close) for name, family in THOUGHTS.items()}),
+    ):
+        rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+        assert sorted(rows) == sorted(marks)
+        for name, texts in marks.items():
+            assert all(f"`{text}`" in rows[name] for text in texts), name
 
 
 def test_the_engine_is_told_of_thoughts() -> None:
