@@ -56,7 +56,7 @@ def _history(message: dict[str, Any], native: object) -> dict[str, Any]:
     if calls:  # templates write `arguments | tojson`, but clients send arguments as JSON text
         return {
             **message,
-            "content": message.get("content") or "",
+            "content": message.get("content"),
             "tool_calls": [{**call, "type": "function", "function": _call(call)} for call in calls],
         }
     return message

@@ -31,8 +31,14 @@ DEFAULT, TOOL_USE = "default", "tool_use"
 _LONGEST_NAME = 60
 
 _WAYS_TO_TYPE = (".type", "['type']", '["type"]', "selectattr('type'", 'selectattr("type"')
-_PARTS_READ = re.compile(r"""\bfor\s+\w+\s+in\s+\w+(\.content\b|\[['"]content['"]\])""")
-"""A loop over the parts of a message's content."""
+_ASKS_FOR_NONE = re.compile(r"content\W{0,3}\s*(is\s+(not\s+)?none\b|[!=]=\s*none\b)", re.IGNORECASE)
+"""A template's question whether a content is null."""
+
+_RARE = ("quizzaciously", "zyzzogeton")
+"""Words that no template writes of its own accord: contents of trial messages."""
+
+_CALL_ID = 9
+"""Letters of a call's id in Mistral's templates, which refuse others."""
 
 
 class ChatTemplate:
@@ -52,6 +58,7 @@ class ChatTemplate:
         self._tokens = dict(tokens or {})
         environment = _environment()
         self._compiled: dict[str, jinja2.Template] = {}
+        self._forms: dict[str, tuple[bool, bool]] = {}
         for name, source in self._sources.items():
             try:
                 self._compiled[name] = environment.from_string(source)
@@ -103,16 +110,39 @@ class ChatTemplate:
             InvalidRequest: a part of a message is neither a text nor, for a model that reads images, an image.
         """
         name = self._pick(chat.template, bool(chat.tools))
-        source, messages = self._sources[name], list(chat.messages)
+        messages = [_adapted(message, self._sources[name]) for message in chat.messages]
         images = sum(_check_parts(message, placeholder) for message in messages)
-        only_parts = placeholder is not None and _wants_only_parts(source)
-        if _wants_parts(source):
+        reads_texts, reads_parts = self._contents(name)
+        only_parts = reads_parts and not reads_texts
+        if reads_parts:
             given = [_in_parts(message) for message in messages] if only_parts else messages
             prompt = self._prompt(name, chat, given)
             if placeholder is None or prompt.count(placeholder) >= images:
                 return prompt
         texts = [_in_one(message, placeholder or "") for message in messages]
         return self._prompt(name, chat, [_in_parts(message) for message in texts] if only_parts else texts)
+
+    def _contents(self, name: str) -> tuple[bool, bool]:
+        """Whether a template shows a content that is a text, and one that is a list of parts.
+
+        One trial of each tells it; the source decides about a template that shows neither.
+        """
+        if name not in self._forms:
+            text, parts = " ".join(_RARE), [{"type": "text", "text": word} for word in _RARE]
+            reads = self._shows(name, text), self._shows(name, parts)
+            self._forms[name] = reads if any(reads) else (True, _wants_parts(self._sources[name]))
+        return self._forms[name]
+
+    def _shows(self, name: str, content: object) -> bool:
+        try:
+            prompt = self._run(
+                name, Chat([{"role": "user", "content": content}]), [{"role": "user", "content": content}]
+            )
+        except TemplateError:
+            return False
+        # a list written as Python or JSON shows its words in quotes
+        quoted = isinstance(content, list) and any(mark + _RARE[1] in prompt for mark in "'\"")
+        return all(word in prompt for word in _RARE) and not quoted
 
     def _prompt(self, name: str, chat: Chat, messages: list[dict[str, object]]) -> str:
         marked = _marked(messages)
@@ -163,10 +193,26 @@ def _wants_parts(source: str) -> bool:
     return "content" in source and any(way in source for way in _WAYS_TO_TYPE)
 
 
-def _wants_only_parts(source: str) -> bool:
-    """Whether a template takes every content for a list of parts, as those of SmolVLM and LLaVA do. It would show
-    nothing of a text."""
-    return _wants_parts(source) and "is string" not in source and _PARTS_READ.search(source) is not None
+def _adapted(message: dict[str, Any], source: str) -> dict[str, Any]:
+    """A message in the words of a template: its names of roles, null contents beside calls, and ids of calls."""
+    if message.get("role") == "developer" and "developer" not in source:
+        message = {**message, "role": "system"}
+    if message.get("tool_calls") and message.get("content") is None and not _ASKS_FOR_NONE.search(source):
+        message = {**message, "content": ""}
+    if "[TOOL_CALLS]" in source:
+        if isinstance(message.get("tool_call_id"), str):
+            message = {**message, "tool_call_id": _short(message["tool_call_id"])}
+        if message.get("tool_calls"):
+            calls = [
+                {**call, "id": _short(str(call["id"]))} if call.get("id") else call for call in message["tool_calls"]
+            ]
+            message = {**message, "tool_calls": calls}
+    return message
+
+
+def _short(call_id: str) -> str:
+    """The last letters and digits of a call's id, which tell ids of one origin apart."""
+    return "".join(letter for letter in call_id if letter.isalnum())[-_CALL_ID:].rjust(_CALL_ID, "0")
 
 
 def _check_parts(message: dict[str, object], placeholder: str | None) -> int:
