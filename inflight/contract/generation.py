@@ -112,6 +112,7 @@ class Start:
         prompt: the prompt's tokens, with log-probabilities if `Sampling.prompt_logprobs`; empty unless requested.
         queued: seconds between the request's admission and its first step.
         warnings: what of the grammar's JSON schemas is not held, as sentences.
+        computing: seconds from the first step to the first token.
     """
 
     prompt_length: int
@@ -119,6 +120,7 @@ class Start:
     prompt: tuple[TokenInfo, ...] = ()
     queued: float = 0.0
     warnings: tuple[str, ...] = ()
+    computing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,8 @@ class Stream:
             prompt = without_images(prompt, sequence.spans)
         began = self._began or self._arrived
         warnings = self.follower.warnings if self.follower is not None else ()
-        return Start(sequence.num_prompt, sequence.cached or 0, prompt, began - self._arrived, warnings)
+        computing = time.perf_counter() - began
+        return Start(sequence.num_prompt, sequence.cached or 0, prompt, began - self._arrived, warnings, computing)
 
     def _finish(self, reason: FinishReason) -> None:
         tail = self._tail

@@ -232,3 +232,28 @@ def test_any_number_of_prompts_is_answered_in_turns(openai: Door, tgi: Door) -> 
     status, told = tgi.post("/v1/completions", {"prompt": prompts[:5]})
     assert status == 422
     assert "batch size 5 is more than the maximum of 4 prompts" in told["error"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_timings_are_those_of_llama_server(openai: Door, tgi: Door, path: str) -> None:
+    body = {"model": "acme/pocket", "messages": CHAT} if "chat" in path else {"model": "acme/pocket", "prompt": "Once"}
+    counted = openai.chunks(path, {**body, "stream_options": {"include_usage": True}})
+    streamed = openai.chunks(path, body)
+    assert all("timings" not in chunk for chunk in [*counted[:-1], *streamed[:-1]])
+    for told in (openai.post(path, body)[1], counted[-1], streamed[-1]):
+        assert told["timings"] == {
+            "cache_n": 0, "prompt_n": 7, "prompt_ms": 0, "prompt_per_second": 0,
+            "predicted_n": 1, "predicted_ms": 0, "predicted_per_second": 0,
+        }  # fmt: skip
+    assert "timings" not in tgi.post(path, body)[1]
+    assert all("timings" not in chunk for chunk in tgi.chunks(path, body))
+
+
+def test_timings_of_several_choices() -> None:
+    usage = Usage()
+    for _ in range(2):
+        usage.add(0, Start(30, cached=10, computing=0.5), Finish(FinishReason.EOS, "", "", 4, 30, inference=1.5))
+    assert usage.timings() == {
+        "cache_n": 10, "prompt_n": 20, "prompt_ms": 500, "prompt_per_second": 40,
+        "predicted_n": 8, "predicted_ms": 2000, "predicted_per_second": 4,
+    }  # fmt: skip

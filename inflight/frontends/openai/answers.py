@@ -13,6 +13,22 @@ class UsageAnswer(TypedDict):
     total_tokens: int
 
 
+class TimingsAnswer(TypedDict):
+    """Tokens that were read (from the cache: `cache_n`) and written, and the time of it, as llama-server tells it."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float
+
+
+class _Timed(TypedDict, total=False):
+    timings: TimingsAnswer
+
+
 class _Message(TypedDict):
     role: str
     content: str | None
@@ -32,7 +48,7 @@ class ChatChoice(TypedDict):
     message: Message
 
 
-class ChatAnswer(TypedDict):
+class ChatAnswer(_Timed):
     """`POST /v1/chat/completions`."""
 
     id: str
@@ -51,7 +67,7 @@ class CompletionChoice(TypedDict):
     text: str
 
 
-class CompletionAnswer(TypedDict):
+class CompletionAnswer(_Timed):
     """`POST /v1/completions`."""
 
     id: str

@@ -361,9 +361,10 @@ async def _stream(
                         starts[index] = event
                         chunks = reply.start(index, choices)
                     else:
-                        chunks = reply.finish(index, event)
+                        start = starts.get(index, Start(0))
+                        chunks = reply.finish(index, event, start)
                         if usage is not None:
-                            usage.add(index // choices, starts.get(index, Start(0)), event)
+                            usage.add(index // choices, start, event)
                     for chunk in chunks:
                         await stream.event(chunk)
                 if usage is not None:

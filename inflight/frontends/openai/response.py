@@ -33,20 +33,37 @@ REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "stop", FinishReason
 
 @dataclass
 class Usage:
-    """Counts the tokens of one request. Several choices of one prompt count its tokens once."""
+    """Counts the tokens of one request, and the seconds spent on them. Several choices of one prompt count it once."""
 
     prompt: int = 0
     cached: int = 0
     completion: int = 0
+    reading: float = 0.0
+    writing: float = 0.0
     _prompts: dict[int, None] = field(default_factory=dict)
 
     def add(self, prompt: int, start: Start, finish: Finish) -> None:
         """Adds a choice of prompt number `prompt` that has ended."""
         self.completion += finish.generated
+        self.writing += max(0.0, finish.inference - start.computing)
         if prompt not in self._prompts:
             self._prompts[prompt] = None
             self.prompt += finish.prompt_length
             self.cached += start.cached
+            self.reading += start.computing
+
+    def timings(self) -> dict[str, Any]:
+        """The fields of llama-server: milliseconds and tokens per second, summed over the choices."""
+        computed = self.prompt - self.cached
+        return {
+            "cache_n": self.cached,
+            "prompt_n": computed,
+            "prompt_ms": self.reading * 1000,
+            "prompt_per_second": _rate(computed, self.reading),
+            "predicted_n": self.completion,
+            "predicted_ms": self.writing * 1000,
+            "predicted_per_second": _rate(self.completion, self.writing),
+        }
 
     def json(self) -> dict[str, Any]:
         return {
@@ -86,7 +103,7 @@ class Reply:
         counted: bool = False,
         tgi: bool = False,
     ) -> None:
-        self._tgi, self._most = tgi, most
+        self._tgi, self._most, self._counted = tgi, most, counted
         self.chat = kind == "chat.completion"
         self.echo = echo
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
@@ -122,7 +139,7 @@ class Reply:
             choice["logprobs"] = self._probabilities(one.tokens, one.start.prompt) if self._logprobs else None
             choice["finish_reason"] = reason
             listed.append(choice)
-        return {**self._common, "choices": listed, "usage": self._usage(usage)}
+        return {**self._common, "choices": listed, "usage": self._usage(usage), **self._timed(usage)}
 
     def _message(self, one: Whole) -> tuple[dict[str, Any], int]:
         """The assistant's message and the number of calls in it."""
@@ -179,16 +196,20 @@ class Reply:
             return [self._text(index, token.delta, found, None)] if token.delta or found else []
         return self._pieces(index, self._reader(index).feed(token), found)
 
-    def finish(self, index: int, finish: Finish) -> list[bytes]:
+    def finish(self, index: int, finish: Finish, start: Start = Start(0)) -> list[bytes]:
         """The last chunks of a choice: the text that was held back, then the reason without a text."""
         reason = REASONS[finish.reason]
+        timed = None
+        if not self._counted:  # else in the chunk with the usage
+            timed = Usage()
+            timed.add(0, start, finish)
         if not self.chat:
             held = [self._text(index, finish.delta, None, None)] if finish.delta else []
-            return [*held, self._text(index, "", None, reason, finish if self._tgi else None)]
+            return [*held, self._text(index, "", None, reason, finish if self._tgi else None, timed)]
         reader = self._reader(index)
         pieces = self._pieces(index, reader.finish(finish), None)
         self._reasoning += reader.reasoning_tokens
-        return [*pieces, self._delta(index, self._last(reader.calls), None, _reason(reason, reader.calls))]
+        return [*pieces, self._delta(index, self._last(reader.calls), None, _reason(reason, reader.calls), timed)]
 
     def _last(self, calls: int) -> dict[str, Any]:
         """The delta beside the reason. TGI's clients read a content, or, behind calls, arguments there."""
@@ -197,7 +218,10 @@ class Reply:
         return _piece_delta(CallArguments(calls - 1, "")) if calls else {"content": ""}
 
     def usage(self, usage: Usage) -> bytes:
-        return orjson.dumps({**self._chunk, "choices": [], "usage": self._usage(usage)})
+        return orjson.dumps({**self._chunk, "choices": [], "usage": self._usage(usage), **self._timed(usage)})
+
+    def _timed(self, usage: Usage | None) -> dict[str, Any]:
+        return {"timings": usage.timings()} if usage is not None and not self._tgi else {}
 
     def _usage(self, usage: Usage) -> dict[str, Any]:
         told = usage.json()
@@ -216,17 +240,27 @@ class Reply:
             chunks.append(self._delta(index, {"content": ""}, logprobs, None))
         return chunks
 
-    def _delta(self, index: int, delta: dict[str, Any], logprobs: Any, reason: str | None) -> bytes:
+    def _delta(
+        self, index: int, delta: dict[str, Any], logprobs: Any, reason: str | None, timed: Usage | None = None
+    ) -> bytes:
         if self._tgi:
             delta = {"role": "assistant", **delta}
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return orjson.dumps({**self._chunk, "choices": [choice]})
+        return orjson.dumps({**self._chunk, "choices": [choice], **self._timed(timed)})
 
-    def _text(self, index: int, text: str, logprobs: Any, reason: str | None, finish: Finish | None = None) -> bytes:
-        """A chunk of a completion. Args: finish: its tokens are counted in the chunk."""
+    def _text(
+        self,
+        index: int,
+        text: str,
+        logprobs: Any,
+        reason: str | None,
+        finish: Finish | None = None,
+        timed: Usage | None = None,
+    ) -> bytes:
+        """A chunk of a completion. Args: finish: its tokens are counted in the chunk; timed: its timings are told."""
         shown = "" if reason is None and self._tgi else reason
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": shown}
-        chunk = {**self._chunk, "choices": [choice]}
+        chunk = {**self._chunk, "choices": [choice], **self._timed(timed)}
         if finish is not None:
             counted = Usage()
             counted.add(0, Start(0), finish)
@@ -253,6 +287,10 @@ class Reply:
             "top_logprobs": tops + [_by_text(one.top[: self._most]) for one in tokens],
             "text_offset": offsets,
         }
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    return tokens / seconds if seconds > 0 else 0.0
 
 
 def _by_text(infos: Sequence[TokenInfo]) -> dict[str, float | None]:
