@@ -93,13 +93,15 @@ class GenerationRequest:
 class TokenInfo:
     """One token. `logprob` is None unless it was requested, and for a prompt's first token.
 
-    `text` may be empty while a character is not complete; it then arrives with a later token.
+    `text` may be empty while a character is not complete; it then arrives with a later token. `raw` are the token's own
+    bytes, also of such a part; None unless log-probabilities were requested.
     """
 
     id: int
     text: str
     logprob: float | None = None
     special: bool = False
+    raw: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

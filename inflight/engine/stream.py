@@ -77,9 +77,17 @@ class Stream:
         last = len(sequence.tokens) >= sequence.stop_at
         text, shown, special, reason = self._tail.add(id, ends, last, stops)
         named = tuple(
-            TokenInfo(token, tokenizer.token_text(token), value, tokenizer.is_special(token)) for token, value in top
+            TokenInfo(
+                token,
+                tokenizer.token_text(token),
+                value,
+                tokenizer.is_special(token),
+                tokenizer.token_bytes(token),
+            )
+            for token, value in top
         )
-        self._events.append(Token(TokenInfo(id, text, logprob, special), shown, named, reason is not None))
+        own = tokenizer.token_bytes(id) if self.request.sampling.logprobs else None
+        self._events.append(Token(TokenInfo(id, text, logprob, special, own), shown, named, reason is not None))
         if reason is not None:
             self._finish(reason)
         self._wake()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import tokenizers
+from tokenizers import decoders
 
 
 class Encoder(Protocol):
@@ -16,6 +17,7 @@ class Encoder(Protocol):
         size: tokens, added ones included.
         around: ids that are put before and after a text.
         library: a tokenizer of the `tokenizers` library with the same ids.
+        decoder: makes a text of tokens; None: the library's own way.
     """
 
     @property
@@ -29,6 +31,9 @@ class Encoder(Protocol):
 
     @property
     def library(self) -> tokenizers.Tokenizer: ...
+
+    @property
+    def decoder(self) -> decoders.Decoder | None: ...
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """The ids of a text.
@@ -55,6 +60,11 @@ class LibraryEncoder:
         self.library = library
         self.special = {id: token.content for id, token in library.get_added_tokens_decoder().items() if token.special}
         self.size: int = library.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def decoder(self) -> decoders.Decoder | None:
+        decoder: decoders.Decoder | None = self.library.decoder
+        return decoder
 
     @property
     def around(self) -> tuple[list[int], list[int]]:

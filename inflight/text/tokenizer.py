@@ -22,7 +22,7 @@ from inflight.text.detokenizer import Detokenizer
 from inflight.text.encoder import Encoder, LibraryEncoder
 from inflight.text.grammar import GrammarCompiler
 from inflight.text.template import ChatTemplate, named_templates, pick_templates
-from inflight.text.vocabulary import NativeEncoder, build, can_encode, end_ids, read_vocabulary, token_names
+from inflight.text.vocabulary import NativeEncoder, build, bytes_of, can_encode, end_ids, read_vocabulary, token_names
 
 # The library's own threads and a fork elsewhere do not go together; batches are small, one thread is enough.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,6 +58,7 @@ class Tokenizer:
         self.chat = chat
         self.defaults = defaults
         self._text_of = lru_cache(1 << 16)(self._decode_one)
+        self._bytes_of = lru_cache(1 << 16)(self._bytes_of_one)
 
     def tool_format(self) -> ToolFormat | None:
         """The form of calls in the chat template; None for a template without tools."""
@@ -156,6 +157,10 @@ class Tokenizer:
         """The text of one token alone."""
         return self._text_of(id)
 
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one token adds to a text, also where they are a part of a character."""
+        return self._bytes_of(id)
+
     def check(self, tokens: Sequence[int], vocab_size: int) -> None:
         """Raises InvalidRequest for a token that a model's embedding of `vocab_size` rows does not have.
 
@@ -183,6 +188,16 @@ class Tokenizer:
     def _decode_one(self, id: int) -> str:
         special = self._special.get(id)
         return special if special is not None else self._decode_all([id])
+
+    def _bytes_of_one(self, id: int) -> bytes:
+        text, piece, decoder = self.token_text(id), self._encoder.text_of(id), self._encoder.decoder
+        if piece is None or decoder is None or id in self._special:
+            return text.encode()
+        if "\N{REPLACEMENT CHARACTER}" in text:
+            return bytes_of(piece)
+        # Decoders drop the space before a text's first token.
+        after: str = decoder.decode(["a", piece])
+        return after.removeprefix("a").encode()
 
 
 def load_tokenizer(model: ModelFolder | Path | str, tokenizer_config: Path | None = None) -> Tokenizer:

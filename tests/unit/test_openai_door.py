@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from inflight.config import RestConfig
-from inflight.contract import Finish, FinishReason, Start, Token, TokenInfo, Whole
+from inflight.contract import AnswerForm, Finish, FinishReason, Start, Token, TokenInfo, Whole
 from inflight.errors import TooLong
 from inflight.frontends.app import http_app
 from inflight.frontends.openai import ChatBody
 from inflight.frontends.openai.response import Reply, Usage
 from inflight.metrics import Load, Metrics
+from inflight.text import open_reader
 from tests.seeing import Seeing, SeeingBackend
 from tests.unit.http_fakes import serve
 
@@ -214,6 +215,15 @@ def test_as_many_likely_tokens_as_asked_for_and_none_collapses() -> None:
     told = Reply("text_completion", "m", logprobs=True, most=2).whole([result], Usage(), 1)
     tops = told["choices"][0]["logprobs"]["top_logprobs"]
     assert tops == [{"\N{REPLACEMENT CHARACTER}": -1.0, "token_id:8": -1.0}]
+
+
+def test_bytes_of_half_a_character() -> None:
+    half = TokenInfo(7, "", -1.0, raw=b"\xc3")
+    reply = Reply("chat.completion", "m", logprobs=True, most=1, reader=lambda: open_reader(AnswerForm()))
+    (chunk,) = reply.token(0, Token(half, "", (half,)))
+    (named,) = json.loads(chunk)["choices"][0]["logprobs"]["content"]
+    assert (named["token"], named["bytes"]) == ("", [0xC3])
+    assert named["top_logprobs"] == [{"token": "", "logprob": -1.0, "bytes": [0xC3]}]
 
 
 def test_any_number_of_prompts_is_answered_in_turns(openai: Door, tgi: Door) -> None:

@@ -121,6 +121,15 @@ def test_a_generation_after_a_prompt(kind: str, text: str) -> None:
         )
 
 
+@pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
+@pytest.mark.parametrize("text", [*CORPUS, "\N{SNOWMAN} ô \N{REPLACEMENT CHARACTER}", "a\x00b\x7f\xad"])
+def test_bytes_of_tokens_make_the_whole(kind: str, text: str) -> None:
+    tokenizer = wrap(kind)
+    own = b"".join(tokenizer.token_bytes(id) for id in tokenizer.encode(text, False))
+    assert own.removeprefix(b" ") == text.encode().removeprefix(b" ")
+    assert tokenizer.token_bytes(tokenizer.encode("</s>", False)[-1]) == b"</s>"
+
+
 def test_special_tokens_show_their_content() -> None:
     tokenizer = wrap("byte level")
     end = tokenizer._encoder.id_of("</s>")

@@ -324,5 +324,5 @@ def _named(info: TokenInfo) -> dict[str, Any]:
     return {
         "token": info.text,
         "logprob": -9999.0 if logprob is None else logprob,
-        "bytes": list(info.text.encode()),
+        "bytes": list(info.text.encode() if info.raw is None else info.raw),
     }

@@ -11,6 +11,7 @@ import tokenizers
 from inflight.text.vocabulary.base import CONTROL, END_TEXTS, Vocabulary, read_vocabulary
 from inflight.text.vocabulary.build import build
 from inflight.text.vocabulary.native import NativeEncoder, can_encode
+from inflight.text.vocabulary.pieces import bytes_of
 from inflight.text.vocabulary.splits import SPLITS
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "NativeEncoder",
     "Vocabulary",
     "build",
+    "bytes_of",
     "can_encode",
     "end_ids",
     "read_vocabulary",

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import tokenizers
+from tokenizers import decoders
 
 from inflight.text.vocabulary.base import (
     BYTE_LEVEL,
@@ -74,6 +75,10 @@ class NativeEncoder:
         """The library's tokenizer, built on first use."""
         with self._building:
             return self._library
+
+    @property
+    def decoder(self) -> decoders.Decoder:
+        return self._steps.decoder
 
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
