@@ -291,6 +291,7 @@ class Launched:
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **environment}
         )
         self.lines: list[str] = []
+        self._asked = False
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -306,8 +307,14 @@ class Launched:
         assert self._ready.wait(60), self.lines
         return self
 
+    def terminate(self) -> None:
+        """Asks it once to end: a second time would end it at once."""
+        if not self._asked:
+            self._asked = True
+            self.process.send_signal(signal.SIGTERM)
+
     def __exit__(self, *error: object) -> None:
-        self.process.send_signal(signal.SIGTERM)
+        self.terminate()
         assert self.process.wait(30) == 0, self.lines
         self._reader.join(10)
         assert self.process.stdout is not None
@@ -331,7 +338,7 @@ def test_the_launcher() -> None:
             connection.request("POST", "/generate_stream", body, JSON)
             response = connection.getresponse()
             response.readline()
-            one.process.send_signal(signal.SIGTERM)  # what runs is finished
+            one.terminate()  # what runs is finished
             assert b'"generated_text":"' in response.read()
 
 

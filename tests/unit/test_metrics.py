@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -41,6 +41,7 @@ def test_requests_and_failures_by_cause() -> None:
     assert value(samples, "inflight_request_seconds_bucket", servable="s", method="m", le="+Inf") == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1000), max_size=50))
 def test_a_histogram_counts_each_value_in_its_bucket(values: list[float]) -> None:
     metrics = Metrics()

@@ -172,8 +172,7 @@ async def _stream_infer(
 ) -> AsyncGenerator[Reply, None]:
     """Answers the requests of a stream one after the other."""
     async for request in requests:
-        parameters = request.message.parameters
-        if parameters["stream"].bool_param if "stream" in parameters else False:
+        if _says_stream(request):
             replies = _text_replies(backend, request, timeout)
         else:
             replies = _stream_reply(backend, request, timeout)
@@ -183,6 +182,11 @@ async def _stream_infer(
                 yield reply
         finally:
             await replies.aclose()
+
+
+def _says_stream(request: InferRequest) -> bool:
+    parameters = request.message.parameters
+    return "stream" in parameters and parameters["stream"].bool_param
 
 
 async def _stream_reply(
