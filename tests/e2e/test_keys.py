@@ -233,7 +233,7 @@ def test_grpc(served: Served) -> None:
 
     asked = PredictRequest(instances=[{}])
     asked.servable_spec.name, asked.servable_spec.method_name = "pocket", "generate"
-    asked.instances[0].items["inputs"].dtype = 12  # a text  # type: ignore[assignment]
+    asked.instances[0].items["inputs"].dtype = 12  # type: ignore[assignment]  # a text
     asked.instances[0].items["inputs"].bytes_val.append(b"Once")
     with grpc.insecure_channel(served.grpc) as channel:
         predict = channel.unary_unary(

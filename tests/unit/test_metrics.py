@@ -142,9 +142,9 @@ def test_tgis_dashboard_finds_every_series() -> None:
         generations.step(method, 0.1, 0.1, 0.1)
     samples = scrape(metrics)
     for name, methods in DASHBOARD.items():
-        for method in methods or (None,):
+        for wanted in methods or (None,):
             assert any(
-                found == name and (method is None or ("method", method) in labels) for found, labels in samples
-            ), (name, method)
+                found == name and (wanted is None or ("method", wanted) in labels) for found, labels in samples
+            ), (name, wanted)
     assert value(samples, "tgi_request_count") == 2
     assert value(samples, "tgi_batch_filter_duration_count", method="decode") == 1
