@@ -2,7 +2,6 @@
 
 from inflight.contract.answer import (
     AnswerForm,
-    AnswerReader,
     CallArguments,
     CallBegin,
     Content,
@@ -11,6 +10,7 @@ from inflight.contract.answer import (
     Reasoning,
     Thought,
 )
+from inflight.contract.answer_reader import AnswerReader
 from inflight.contract.data_uri import media_at, read_base64, read_data_uri
 from inflight.contract.generation import (
     GREEDY,
