@@ -78,8 +78,8 @@ def listens(port: int, process: subprocess.Popen[bytes], until: float) -> None:
     raise TimeoutError("the server does not listen")
 
 
-def measure(command: Sequence[str], port: int) -> Start:
-    """Measures one start."""
+def measure(command: Sequence[str], port: int, kept: str | None = None) -> Start:
+    """Measures one start. Args: kept: a folder; the server is stopped when its packed weights are written there."""
     began = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -88,7 +88,10 @@ def measure(command: Sequence[str], port: int) -> Start:
         listens(port, process, began + PATIENCE)
         ports = time.perf_counter() - began
         first_token(port, began + PATIENCE)
-        return Start(ports, time.perf_counter() - began)
+        start = Start(ports, time.perf_counter() - began)
+        while kept and not list(Path(kept).glob("*.packed")) and time.perf_counter() < began + PATIENCE:
+            time.sleep(PAUSE)
+        return start
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -118,7 +121,7 @@ def main() -> None:
     starts: dict[str, list[Start]] = {}
 
     def turn(name: str, command: Sequence[str], port: int) -> None:
-        found = measure(command, port)
+        found = measure(command, port, options.packed if name != "llama.cpp" else None)
         starts.setdefault(name, []).append(found)
         print(f"{name}: ports {found.ports:.2f} s, first token {found.first_token:.2f} s", flush=True)
 
