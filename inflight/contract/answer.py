@@ -26,13 +26,11 @@ class AnswerForm:
         calls: name of the form of tool calls; None: its chat template does not support tools.
         thoughts: name of the form of thoughts; None: it does not think aloud.
         marks: the marks of both forms.
-        template: the checkpoint's own `response_template` as JSON text, which takes precedence over both names.
     """
 
     calls: str | None = None
     thoughts: str | None = None
     marks: tuple[Mark, ...] = ()
-    template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,9 @@ class PoolingInfo:
             `splade`, ...), joined by `+` where there are several.
         labels: names of the scores, by their position.
         tasks: what requests may ask for.
-        chat: a reranker whose chat template puts query and document together (Qwen3-Reranker).
     """
 
     kind: Literal["embedding", "classifier", "reranker"] = "embedding"
     pooling: str = "mean"
     labels: tuple[str, ...] = ()
     tasks: tuple[Pooled, ...] = ("embed",)
-    chat: bool = False

@@ -10,16 +10,18 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
-from inflight.frontends.llm import read_struct
+from inflight.frontends.llm import payload_limit, read_struct
 from inflight.frontends.routes import Access, Call, Match, MethodNotAllowed, NoSuchRoute, Route, Table
 from inflight.log import LOGGER
 from inflight.metrics import SECONDS, Calls, LlmMetrics, RouteMetrics
 from inflight.wire import (
     MESSAGE_OPTION,
+    PAYLOAD_OPTION,
     Answer,
     Body,
     Disconnected,
     Gate,
+    Gates,
     Header,
     Message,
     Receive,
@@ -187,6 +189,26 @@ class Door(ABC):
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
         """See `InlineApp`."""
         return None
+
+
+class NamedModelDoor(Door):
+    """A door of language models whose requests name the model in their body."""
+
+    size_option = PAYLOAD_OPTION
+
+    def __init__(self, backend: Backend, more: Sequence[Route] = ()) -> None:
+        super().__init__(backend, more)
+        self._gates, self._gates_of_several = Gates(self.refusal), Gates(None)
+
+    def limit(self, call: Call) -> int:
+        return payload_limit(self._backend)
+
+    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
+        """The gate of the only model; of several, that of a full one, without refusals: only the body names a model."""
+        first, *more = self._backend.generators.values()
+        if not more:
+            return self._gates.of(first)
+        return self._gates_of_several.of(next((one for one in more if one.admission.full), first))
 
 
 class QuickDoor(Door):

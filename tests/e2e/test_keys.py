@@ -229,11 +229,11 @@ def test_every_http_door_refuses_in_its_own_form(served: Served, path: str) -> N
 
 
 def test_grpc(served: Served) -> None:
-    from inflight.proto.ms_service_pb2 import PredictReply, PredictRequest
+    from inflight.proto.ms_service_pb2 import MS_STRING, PredictReply, PredictRequest
 
     asked = PredictRequest(instances=[{}])
     asked.servable_spec.name, asked.servable_spec.method_name = "pocket", "generate"
-    asked.instances[0].items["inputs"].dtype = 12  # type: ignore[assignment]  # a text
+    asked.instances[0].items["inputs"].dtype = MS_STRING
     asked.instances[0].items["inputs"].bytes_val.append(b"Once")
     with grpc.insecure_channel(served.grpc) as channel:
         predict = channel.unary_unary(

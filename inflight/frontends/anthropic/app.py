@@ -2,63 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from inflight.contract import GenerationRequest, Generator, whole
 from inflight.errors import InflightError
 from inflight.frontends.anthropic.answers import Counted, MessageAnswer, MessagesError
-from inflight.frontends.anthropic.reader import reader_of
 from inflight.frontends.anthropic.request import CountBody, MessagesBody, chat_body
 from inflight.frontends.anthropic.response import PING, MessageReply, error_json, refusal, request_id
-from inflight.frontends.base import Backend
-from inflight.frontends.door import Door
-from inflight.frontends.llm import payload_limit, pick
+from inflight.frontends.door import NamedModelDoor
+from inflight.frontends.llm import pick, warning_headers
 from inflight.frontends.openai import ChatPrompt, chat_prompt, requests_of, thought_in
 from inflight.frontends.routes import Access, Call, Events, Route, generation
-from inflight.wire import PAYLOAD_OPTION, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
+from inflight.wire import EventStream, Opened, Refusal, Send, respond_json
 
 MESSAGES = "/v1/messages"
 
 
-class AnthropicRest(Door):
+class AnthropicRest(NamedModelDoor):
     """Answers Anthropic's clients with the language models served here."""
 
     name = "Anthropic"
     error = MessagesError
     any_type = True
-    size_option = PAYLOAD_OPTION
-
-    def __init__(self, backend: Backend) -> None:
-        super().__init__(backend)
-        self._gates, self._gates_of_several = Gates(refusal), Gates(None)
 
     def refusal(self, error: InflightError) -> Refusal:
         return refusal(error)
-
-    def limit(self, call: Call) -> int:
-        return payload_limit(self._backend)
-
-    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
-        """As of OpenAI's routes: the body names the model, where there are several."""
-        first, *more = self._backend.generators.values()
-        if not more:
-            return self._gates.of(first)
-        return self._gates_of_several.of(next((one for one in more if one.admission.full), first))
 
     async def _messages(self, call: Call) -> None:
         body: MessagesBody = call.body()
         generator = pick(self._backend, body.model)
         request, prompt = await _prepared(generator, body)
-        reader = reader_of(prompt)
+        reader = prompt.tools.reader(prompt.text)
         hidden = (body.thinking or {}).get("display") == "omitted"
         reply = MessageReply(body.model or generator.info.model_id, reader, hidden=hidden)
         if body.stream:
             await call.run(_stream(generator, request, reply, call.send))
         else:
-            answer = reply.whole(await call.run(whole(generator, request)))
-            await respond_json(call.send, answer, headers=[request_id()])
+            one = await call.run(whole(generator, request))
+            await respond_json(call.send, reply.whole(one), headers=[request_id(), *warning_headers(one.start)])
 
     async def _count(self, call: Call) -> None:
         """The length of the prompt. Only encoding an image tells how long it is, so with images the prompt is computed;
@@ -105,7 +88,7 @@ async def _prepared(generator: Generator, body: CountBody) -> tuple[GenerationRe
 async def _stream(generator: Generator, request: GenerationRequest, reply: MessageReply, send: Send) -> None:
     opened = await Opened(generator.generate(request)).open()
     try:
-        headers = [(b"x-accel-buffering", b"no"), request_id()]
+        headers = [(b"x-accel-buffering", b"no"), request_id(), *warning_headers(opened.first)]
         async with EventStream(send, headers, idle=_frame(*PING)) as stream:
             try:
                 async for event in opened:

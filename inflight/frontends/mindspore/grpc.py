@@ -32,7 +32,7 @@ from inflight.errors import OVERLOADED, InflightError, InvalidRequest, Loading, 
 from inflight.frontends.base import Backend
 from inflight.frontends.images import KEYS, image_of
 from inflight.frontends.mindspore.large import LargeRequest, encoded, first_tensor, parse_request, put
-from inflight.frontends.protobuf import is_large
+from inflight.frontends.protobuf import LARGE, is_large
 from inflight.proto.ms_service_pb2 import Instance, PredictReply, Tensor
 from inflight.wire import Go, Reply, Rpc, UnaryRpc, nothing_to_cancel
 
@@ -234,8 +234,9 @@ def _filled(reply: PredictReply, method: MethodInfo, outcomes: Sequence[Outcome]
             _add_error(reply, first)
             return reply
     names = [spec.name for spec in method.outputs]
-    if not errors and any(is_large(value) for row in outcomes for value in row):  # type: ignore[union-attr]
-        return encoded(reply, [dict(zip(names, row, strict=True)) for row in outcomes])  # type: ignore[arg-type]
+    if not errors and _has_large(outcomes):
+        rows = [row for row in outcomes if not isinstance(row, InflightError)]
+        return encoded(reply, [dict(zip(names, row, strict=True)) for row in rows])
     for outcome in outcomes:
         instance = reply.instances.add()
         if isinstance(outcome, InflightError):
@@ -247,6 +248,13 @@ def _filled(reply: PredictReply, method: MethodInfo, outcomes: Sequence[Outcome]
         for name, value in zip(names, outcome, strict=True):
             put(items[name], value)
     return reply
+
+
+def _has_large(outcomes: Sequence[Outcome]) -> bool:
+    """Whether an output is a large array. No row of a table is made for this."""
+    if type(outcomes) is Table:
+        return outcomes.reaches(LARGE)
+    return any(is_large(value) for row in outcomes if not isinstance(row, InflightError) for value in row)
 
 
 def _add_error(reply: PredictReply, error: InflightError) -> None:

@@ -84,17 +84,17 @@ def _instance(view: memoryview, found: dict[str, memoryview]) -> Parts:
             rest.append(view[field.begin : field.end])
             continue
         entry = view[field.value : field.end]
-        parts = {part.tag: entry[part.value : part.end] for part in fields(entry)}
-        if list(parts) != [_KEY, _VALUE] or len(list(fields(entry))) != 2:
+        parts = list(fields(entry))
+        if [part.tag for part in parts] != [_KEY, _VALUE]:
             raise Unusual
-        key = str(parts[_KEY], "utf-8")
+        name, tensor = (entry[part.value : part.end] for part in parts)
+        key = str(name, "utf-8")
         keys.append(key)
-        tensor = parts[_VALUE]
         if len(tensor) >= LARGE:
             tensor_rest, data = _tensor(tensor)
             if data is not None:
                 found[key] = data
-            rest += wrapped(_ITEMS, [*wrapped(_KEY, [parts[_KEY]]), *wrapped(_VALUE, tensor_rest)])
+            rest += wrapped(_ITEMS, [*wrapped(_KEY, [name]), *wrapped(_VALUE, tensor_rest)])
         else:
             rest.append(view[field.begin : field.end])
     if len(set(keys)) < len(keys):  # the last of them holds

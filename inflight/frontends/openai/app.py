@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -27,8 +27,8 @@ from inflight.contract import (
 )
 from inflight.errors import InflightError, InvalidRequest, NotFound, ToolError
 from inflight.frontends.base import Backend
-from inflight.frontends.door import Door
-from inflight.frontends.llm import CLIENT_BATCH, embedding_of, loaded, payload_limit, pick, warning_headers
+from inflight.frontends.door import NamedModelDoor
+from inflight.frontends.llm import CLIENT_BATCH, embedding_of, loaded, pick, warning_headers
 from inflight.frontends.openai.answers import (
     ChatAnswer,
     CompletionAnswer,
@@ -46,7 +46,7 @@ from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, ch
 from inflight.frontends.openai.tools import Tools
 from inflight.frontends.pooled import in_turns, turn_of
 from inflight.frontends.routes import Call, Events, Route, generation
-from inflight.wire import DONE, PAYLOAD_OPTION, EventStream, Gate, Gates, Opened, Refusal, Send, respond_json
+from inflight.wire import DONE, EventStream, Opened, Refusal, Send, respond_json
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -54,34 +54,21 @@ _QUEUE = 64
 """Events of several choices that are queued for a slow client; beyond it the readers of the generations pause."""
 
 
-class OpenAiRest(Door):
+class OpenAiRest(NamedModelDoor):
     """Answers every path under `/v1/` with the language models served here."""
 
     name = "OpenAI"
     below = ("/v1/",)
     error = OpenAiError
-    size_option = PAYLOAD_OPTION
-
     whole_floats = True
 
     def __init__(self, backend: Backend, *, tgi: bool = False) -> None:
         """Args: tgi: answers have TGI's form where it differs from OpenAI's."""
         super().__init__(backend)
         self._tgi = tgi
-        self._gates, self._gates_of_several = Gates(self.refusal), Gates(None)
 
     def refusal(self, error: InflightError) -> Refusal:
         return refusal(error, self._tgi)
-
-    def limit(self, call: Call) -> int:
-        return payload_limit(self._backend)
-
-    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
-        """The gate of the only model; of several, that of a full one, without refusals: only the body names a model."""
-        first, *more = self._backend.generators.values()
-        if not more:
-            return self._gates.of(first)
-        return self._gates_of_several.of(next((one for one in more if one.admission.full), first))
 
     async def _chat(self, call: Call) -> None:
         body: ChatBody = call.body()
@@ -145,7 +132,8 @@ class OpenAiRest(Door):
                 for index, one in enumerate(results):
                     counted.add(index // body.best_of, one.start, one.finish)
                 results = _best(results, body.best_of, choices)
-                await respond_json(call.send, reply.whole(results, counted, choices))
+                headers = warning_headers(results[0].start)
+                await respond_json(call.send, reply.whole(results, counted, choices), headers=headers)
                 return
         for index, one in enumerate(results):
             counted.add(index // choices, one.start, one.finish)

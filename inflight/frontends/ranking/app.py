@@ -13,14 +13,13 @@ import numpy as np
 
 from inflight.contract import Array, Generator, Pooled
 from inflight.errors import InflightError, InvalidRequest, Unable
-from inflight.frontends.base import Backend
-from inflight.frontends.door import Door
-from inflight.frontends.llm import payload_limit, pick
+from inflight.frontends.door import NamedModelDoor
+from inflight.frontends.llm import pick
 from inflight.frontends.openai import OpenAiError, openai_refusal
 from inflight.frontends.pooled import Asked, Text, offers, pooled, probabilities, relevance, shortened
 from inflight.frontends.ranking.rerank import RerankBody, RerankedAnswer, cut_of, reranked
 from inflight.frontends.routes import Call, Route, generation
-from inflight.wire import PAYLOAD_OPTION, Gate, Gates, Refusal, respond_json
+from inflight.wire import Refusal, respond_json
 
 
 class ScoreBody(msgspec.Struct, kw_only=True):
@@ -68,29 +67,14 @@ _TASKS: Mapping[str, Pooled] = {
 }  # fmt: skip
 
 
-class RankingRest(Door):
+class RankingRest(NamedModelDoor):
     """Answers clients of rerankers and classifiers with the models served here."""
 
     name = "Rerank and score"
     error = OpenAiError
-    size_option = PAYLOAD_OPTION
-
-    def __init__(self, backend: Backend) -> None:
-        super().__init__(backend)
-        self._gates, self._gates_of_several = Gates(openai_refusal), Gates(None)
 
     def refusal(self, error: InflightError) -> Refusal:
         return openai_refusal(error)
-
-    def limit(self, call: Call) -> int:
-        return payload_limit(self._backend)
-
-    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
-        """As of OpenAI's routes: the body names the model, where there are several."""
-        first, *more = self._backend.generators.values()
-        if not more:
-            return self._gates.of(first)
-        return self._gates_of_several.of(next((one for one in more if one.admission.full), first))
 
     async def _rerank(self, call: Call) -> None:
         body: RerankBody = call.body()

@@ -71,7 +71,6 @@ def _first_thought(reader: Reader, family: ThoughtFamily) -> Wait:
         reader.thought(True)
         yield from reader.starts(*opens)  # some write it once more
     else:
-        before = ""
         while not reader.ended and not reader.buffer.lstrip():
             yield
         before = reader.buffer[: len(reader.buffer) - len(reader.buffer.lstrip())]
@@ -113,7 +112,6 @@ def _answer(reader: Reader, family: CallFamily | None, thoughts: ThoughtFamily |
 
 def _bare(reader: Reader, family: CallFamily) -> Wait:
     """Calls that are the whole answer, with a mark in front of them at most."""
-    before = ""
     while not reader.ended and not reader.buffer.lstrip():
         yield
     before = reader.buffer[: len(reader.buffer) - len(reader.buffer.lstrip())]
