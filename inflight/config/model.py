@@ -425,6 +425,8 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         pooling: a decoder's embedding is the state of the `last` token, or the `mean` of all. None: the setting in its
             folder, else `last`.
         compute_type: the value of TGI's header x-compute-type; None: ranks and device.
+        tool_call_parser, reasoning_parser: names of the forms in which the model writes calls and thoughts; None: as
+            its chat template shows.
         tokenizer_config: another tokenizer_config.json than the model's, for its chat template.
         hub: the model of the hub to fetch before loading; None: the model is on this machine.
         commit: the commit of the hub's repository, for a model from the hub.
@@ -463,6 +465,14 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
     compute_type: Annotated[
         str | None,
         Setting("What TGI's header x-compute-type says.", str, "TEXT", ": ranks and device, like 1-cpu"),
+    ] = None
+    tool_call_parser: Annotated[
+        str | None,
+        Setting("Form of the model's tool calls, by vLLM's or SGLang's name.", str, "NAME", ": as its template shows"),
+    ] = None
+    reasoning_parser: Annotated[
+        str | None,
+        Setting("Form of the model's thoughts, by such a name.", str, "NAME", ": as its template shows"),
     ] = None
     tokenizer_config: Path | None = None
     hub: HubModel | None = None

@@ -40,9 +40,11 @@ class Thought:
     Attributes:
         open: the mark with which the model opens a thought, if it writes one; None: the prompt has opened it already.
         close: the mark that ends it.
-        forced: tokens that are written where the budget is used up: the closing mark and what leads to the answer.
+        forced: tokens that are written where the budget is used up: the closing mark and what leads to the answer;
+            empty: those of `close` and `lead`.
         budget: most tokens of the thought, the marks not counted; None: no limit.
         stops: stop texts also end the generation inside the thought.
+        lead: the text that leads from the closing mark to the answer, where the family writes one.
     """
 
     open: Mark | None
@@ -50,6 +52,7 @@ class Thought:
     forced: tuple[int, ...] = ()
     budget: int | None = None
     stops: bool = False
+    lead: str = ""
 
 
 @dataclass(frozen=True, slots=True)

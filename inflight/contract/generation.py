@@ -7,7 +7,7 @@ import enum
 import math
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -203,21 +203,6 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolFormat:
-    """How a model writes tool calls.
-
-    Attributes:
-        kind: `hermes` (tags around JSON), `mistral` (a JSON list after a mark), `llama3` (bare JSON), or `plain`.
-        begin: the mark that begins calls, empty if there is none.
-        begin_id: its token, if it is a special one.
-    """
-
-    kind: Literal["hermes", "mistral", "llama3", "plain"]
-    begin: str
-    begin_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class GeneratorInfo:
     """The description of a language model for clients.
 
@@ -232,7 +217,6 @@ class GeneratorInfo:
         adapters: names of the LoRA adapters that requests may ask for.
         unit_vectors: its vectors have length 1.
         generates: it generates text; False for encoders.
-        tool_format: how the model writes tool calls; None: its template does not support tools.
         answer: how the model writes thoughts and calls.
         pooling: what it computes of whole texts; None: it only generates.
         loaded: False until the model has been loaded; `limits` are not valid before, and requests are refused.
@@ -252,7 +236,6 @@ class GeneratorInfo:
     world_size: int = 1
     vocab_size: int = 0
     has_template: bool = False
-    tool_format: ToolFormat | None = None
     embedding_size: int = 0
     unit_vectors: bool = True
     generates: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,12 +36,14 @@ class Grammar:
         strict: JSON schemas are held exactly, and refused where they cannot be. Otherwise what cannot be held is left
             out, with a warning.
         schemas: of a `lark` grammar, the texts of JSON schemas that stand in it as `%json @0@`, `%json @1@`, ...
+        warnings: what of a client's schemas the grammar does not hold, as sentences.
     """
 
     kind: Literal["json", "regex", "lark", "ebnf"]
     value: str
     strict: bool = False
     schemas: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def grammar_of(given: Any, field: str) -> Grammar | None:
@@ -107,7 +110,7 @@ def _structured(name: str, kind: str, value: Any) -> Grammar:
     if kind == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
             raise InvalidRequest(f"`{name}` must be a list of texts")
-        return Grammar("lark", "start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in value) + "\n")
+        return Grammar("regex", "|".join(map(re.escape, value)))
     if not isinstance(value, str):
         raise InvalidRequest(f"`{name}` must be a text")
     if kind == "regex":

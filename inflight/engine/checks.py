@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import replace
 
-from inflight.contract import UNSOUND, StepResult, ToolFormat
+from inflight.contract import UNSOUND, StepResult
 from inflight.errors import InflightError, InvalidRequest, ModelError
 
 
@@ -27,10 +26,3 @@ def failures(result: StepResult) -> list[tuple[int, InflightError]]:
     errors: list[tuple[int, InflightError]] = [(id, InvalidRequest(text)) for id, text in result.failed.items()]
     errors += [(id, ModelError(UNSOUND)) for id in result.unsound]
     return errors
-
-
-def sayable(tools: ToolFormat | None, vocab_size: int) -> ToolFormat | None:
-    """The model's format of tool calls. A begin token beyond the logits is left out: the model can only spell it."""
-    if tools is None or tools.begin_id is None or tools.begin_id < vocab_size:
-        return tools
-    return replace(tools, begin_id=None)

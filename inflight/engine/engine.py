@@ -27,7 +27,7 @@ from inflight.contract import (
     together,
 )
 from inflight.engine.capacity import resolve
-from inflight.engine.checks import sayable, token_ids
+from inflight.engine.checks import token_ids
 from inflight.engine.executor import Executor
 from inflight.engine.grammars import Grammars
 from inflight.engine.intake import Intake
@@ -228,7 +228,6 @@ class Engine:
             world_size=config.tensor_parallel,
             vocab_size=offer.model.vocab_size,
             has_template=tokenizer.chat is not None,
-            tool_format=sayable(tokenizer.tool_format(), offer.model.vocab_size),
             answer=tokenizer.answer_form(offer.model.vocab_size),
             embedding_size=offer.embedding_size,
             unit_vectors=self._intake.unit_vectors,
@@ -306,9 +305,7 @@ class Engine:
         template = self._tokenizer.chat
         if template is None:
             raise TemplateError("this model has no chat template; send a prompt to a route without chat instead")
-        native: object = template.format_of(chat.template)
-        if chat.template is None:
-            native = native or self._info.answer.calls
+        native = template.reads_tools(chat.template, self._info.answer.calls)
         return template.render(shown(chat, native), self._info.image_placeholder)
 
     async def _open(self, request: GenerationRequest) -> Stream:

@@ -93,6 +93,8 @@ class LLM:
         watermark_gamma, watermark_delta: share of the vocabulary that a watermark favours, and what it adds there.
         lora_adapters: folders of LoRA adapters (PEFT's layout), or their ids on the hub, by name.
         max_batch_prefill_tokens, max_batch_mixed_tokens: of `GeneratorConfig`; None: by device.
+        tool_call_parser, reasoning_parser: the forms in which the model writes calls and thoughts, for doors over
+            `engine`; None: as its chat template shows.
         start_timeout: seconds that loading may take; a thread that hangs in a library stays. None: any time.
         images_per_request, image_max_pixels, image_max_tokens, media_domains, media_cache_memory, vision_threads,
             default_image_prompt: of models that read images, as in `VisionConfig`.
@@ -121,6 +123,8 @@ class LLM:
         max_batch_prefill_tokens: int | None = None,
         max_batch_mixed_tokens: int | None = None,
         max_total_tokens: int | None = None,
+        tool_call_parser: str | None = None,
+        reasoning_parser: str | None = None,
         plans_in_flight: int = 2,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
@@ -325,7 +329,9 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
     executor.begin()  # it loads while the tokenizer is read
     try:
         try:
-            tokenizer = await aside(partial(load_tokenizer, folder), "tokenizer")
+            tokenizer = await aside(
+                partial(load_tokenizer, folder, None, config.tool_call_parser, config.reasoning_parser), "tokenizer"
+            )
         except Exception as error:  # the tokenizer's library raises anything for a broken file
             await executor.give_up()
             raise failed_load("the tokenizer", error, folder) from error

@@ -227,7 +227,13 @@ class LanguageModels:
             shards.begin()
         try:
             try:
-                read = partial(load_tokenizer, folder, config.tokenizer_config)
+                read = partial(
+                    load_tokenizer,
+                    folder,
+                    config.tokenizer_config,
+                    config.tool_call_parser,
+                    config.reasoning_parser,
+                )
                 tokenizer = await aside(read, "tokenizer")
             except Exception as error:  # the tokenizer's library raises anything for a broken file
                 raise failed_load("the tokenizer", error, folder) from error

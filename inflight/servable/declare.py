@@ -108,6 +108,8 @@ def declare_generator(
     lora_adapters: Mapping[str, str | Path] | None = None,
     revision: str | None = None,
     generation_config: str = "auto",
+    tool_call_parser: str | None = None,
+    reasoning_parser: str | None = None,
     images_per_request: int = 8,
     image_max_bytes: int = 20 << 20,
     image_max_pixels: int = 50_000_000,
@@ -138,8 +140,8 @@ def declare_generator(
             it.
         lora_adapters: folders or hub ids of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
         revision: branch, tag or commit of a model of the hub.
-        dtype, quantize, kv_cache_dtype, generation_config, max_batch_size, max_concurrent_requests, max_input_tokens,
-            max_total_tokens: as for `inflight serve`.
+        dtype, quantize, kv_cache_dtype, generation_config, tool_call_parser, reasoning_parser, max_batch_size,
+            max_concurrent_requests, max_input_tokens, max_total_tokens: as for `inflight serve`.
         images_per_request, image_max_bytes, image_max_pixels, image_max_tokens, media_domains, media_cache_memory,
             vision_threads, default_image_prompt: of models that read images, as for `inflight serve`.
 

@@ -2,9 +2,9 @@
 
 from inflight.startup import switch_off
 from inflight.text.answers import CALLS, THOUGHTS, find_form, open_reader, thought_of
-from inflight.text.chat import shown
+from inflight.text.chat import prefill_of, shown
 from inflight.text.defaults import sampling_defaults
-from inflight.text.forced import Function, call_grammar
+from inflight.text.forced import Function, call_grammar, framed
 from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar
 from inflight.text.tail import TextTail
 from inflight.text.template import ChatTemplate
@@ -23,9 +23,11 @@ __all__ = [
     "Tokenizer",
     "call_grammar",
     "find_form",
+    "framed",
     "json_grammar",
     "load_tokenizer",
     "open_reader",
+    "prefill_of",
     "sampling_defaults",
     "shown",
     "thought_matcher",

@@ -15,19 +15,24 @@ TOOL_PROMPT = (
 )
 
 
-def shown(chat: Chat, native: object) -> Chat:
+def prefill_of(chat: Chat) -> str:
+    """The assistant's text that the answer continues; empty: it begins a message."""
+    last = chat.messages[-1] if chat.messages else {}
+    return _text(last.get("content")) if last.get("role") == "assistant" and not last.get("tool_calls") else ""
+
+
+def shown(chat: Chat, native: bool) -> Chat:
     """The conversation in the form that the template gets. All chat doors use this.
 
     Args:
-        native: the template's own form of calls. None for a template without tools: tools, earlier calls and results
-            become texts.
+        native: the template shows tools, calls and results; otherwise they become texts.
 
     Raises:
         InvalidRequest: a message's `tool_calls` have another form.
     """
     chat = replace(chat, messages=[_history(message, native) for message in chat.messages])
     tools = [_for_template(tool) for tool in chat.tools or []]
-    if native is not None or not tools:
+    if native or not tools:
         return replace(chat, tools=tools or None)
     return replace(chat, messages=_written_in(chat.messages, tools, chat.tool_prompt or TOOL_PROMPT), tools=None)
 
@@ -40,12 +45,12 @@ def _for_template(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "type": "function", "function": function}
 
 
-def _history(message: dict[str, Any], native: object) -> dict[str, Any]:
+def _history(message: dict[str, Any], native: bool) -> dict[str, Any]:
     """Earlier calls and results as the template can show them."""
     if isinstance(message.get("reasoning"), str) and "reasoning_content" not in message:
         message = {**message, "reasoning_content": message["reasoning"]}
     calls = message.get("tool_calls")
-    if native is None:
+    if not native:
         if message.get("role") == "tool":
             return {"role": "user", "content": _joined("Result of the function: ", message.get("content"))}
         if calls:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inflight.contract import Grammar
-from inflight.errors import InvalidRequest
-from inflight.text.grammar import STRICT
+from inflight.contract import AnswerForm, Grammar
+from inflight.text.answers import BEGUN, FINAL, HARMONY
 from inflight.text.schema import part_of
+from inflight.text.written import Loose, Rules, text_of, text_value, until
 
 
 @dataclass(frozen=True)
@@ -33,37 +33,17 @@ class _Form:
         lead: the beginning of `begin` that tells a call from a text; empty: a call begins with a brace.
         one_tag: each call has its own `begin` and `end`.
         key: of a call that is a JSON object, the name of its arguments.
+        first: letters with which a call may begin, where it has no `lead`.
     """
 
-    call: Callable[[_Rules, Function], str]
+    call: Callable[[Rules, Function], str]
     begin: str = ""
     between: str = ""
     end: str = ""
     lead: str = ""
     one_tag: bool = False
     key: str | None = None
-
-
-class _Rules:
-    """The rules of a grammar, and the schemas that they hold."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.schemas: list[str] = []
-
-    def json(self, schema: Any, strict: bool) -> str:
-        """A value of this schema. Every schema is a document of its own, so that `$ref` finds its definitions."""
-        if not isinstance(schema, dict):
-            schema = {"allOf": [schema]}
-        text = json.dumps({**schema, STRICT: True} if strict else schema)
-        if text not in self.schemas:
-            self.schemas.append(text)
-        return f"%json @{self.schemas.index(text)}@"
-
-    def rule(self, body: str) -> str:
-        name = f"rule_{len(self.lines)}"
-        self.lines.append(f"{name}: {body}")
-        return name
+    first: str = "{"
 
 
 def call_grammar(
@@ -80,37 +60,68 @@ def call_grammar(
     Raises:
         InvalidRequest: a strict function cannot be held in this form.
     """
-    found, rules = FORMS.get(form, FORMS["json"]), _Rules()
+    if form == HARMONY:
+        return _harmony(functions, free, answer)
+    found, rules = FORMS.get(form, FORMS["json"]), Rules()
     write = found.call
     if answer is not None and not found.begin and isinstance(found.key, str):
         write = _whole(found.key)  # both begin with a brace
     call = " | ".join(rules.rule(write(rules, function)) for function in functions)
     rules.lines.append(f"call: {call}")
-    begin, end = _text(found.begin), _text(found.end)
+    begin, end = text_of(found.begin), text_of(found.end)
     if found.one_tag:
         tag = f"{begin} call {end}"
-        calls = f"{tag} ({_text(found.between)} {tag})*" if several else tag
+        calls = f"{tag} ({text_of(found.between)} {tag})*" if several else tag
     else:
-        calls = f"{begin} call {f'({_text(found.between)} call)*' if several else ''} {end}"
+        calls = f"{begin} call {f'({text_of(found.between)} call)*' if several else ''} {end}"
     rules.lines.append(f"calls: {calls}")
     if not free:
         start = "calls"
     elif answer is not None:
         start = f"{_answer(rules, answer)} | calls"
     elif found.lead:
-        rest = _text(found.begin[len(found.lead) :])
-        more = f"({_text(found.between)} call)*" if several and not found.one_tag else ""
-        one = rules.rule(f"{_until(found.lead)} {rest} call {more} {end}")
+        rest = text_of(found.begin[len(found.lead) :])
+        more = f"({text_of(found.between)} call)*" if several and not found.one_tag else ""
+        one = rules.rule(f"{until(found.lead)} {rest} call {more} {end}")
         rules.lines.append("TEXT: /(?s:.*)/")
         start = f"{one}{'*' if several else '?'} TEXT"
     else:
-        rules.lines.append("TEXT: /([^{](?s:.*))?/")
+        rules.lines.append(f"TEXT: /([^{found.first}](?s:.*))?/")
         start = "TEXT | calls"
+    return _grammar(start, rules)
+
+
+def framed(form: AnswerForm, answer: Grammar) -> Grammar:
+    """The grammar of a whole answer whose text has the form that `answer` says."""
+    if HARMONY not in (form.calls, form.thoughts) or answer.kind not in ("json", "regex"):
+        return answer
+    return _harmony((), True, answer)
+
+
+def _harmony(functions: Sequence[Function], free: bool, answer: Grammar | None) -> Grammar:
+    """One message in harmony's channels: a call, or with `free` a text for the user. A call ends the answer."""
+    rules = Rules()
+    messages = []
+    for function in functions:
+        named, channel = f"to=functions.{function.name}", "<|channel|>commentary"
+        head = f"({text_of(f'{channel} {named}')} | {text_of(f' {named}{channel}')})"
+        kind = f"({text_of(' <|constrain|>json')} | {text_of(' json')})?"
+        arguments = rules.json(function.parameters, function.strict)
+        messages.append(rules.rule(f"{head} {kind} {text_of('<|message|>')} {arguments}"))
+    if free and answer is not None:
+        messages.append(f"{text_of(FINAL)} {_answer(rules, answer)}")
+    elif free:
+        rules.lines.append("TEXT: /(?s:.*)/")
+        messages.append(f"{text_of(FINAL)} TEXT")
+    return _grammar(f"({text_of(BEGUN)})? ({' | '.join(messages)})", rules)
+
+
+def _grammar(start: str, rules: Rules) -> Grammar:
     lark = "\n".join([f"start: {start}", *rules.lines]) + "\n"
-    return Grammar("lark", lark, schemas=tuple(rules.schemas))
+    return Grammar("lark", lark, schemas=tuple(rules.schemas), warnings=tuple(dict.fromkeys(rules.warnings)))
 
 
-def _answer(rules: _Rules, answer: Grammar) -> str:
+def _answer(rules: Rules, answer: Grammar) -> str:
     if answer.kind == "json":
         return rules.json(json.loads(answer.value), answer.strict)
     body = answer.value.replace("/", "\\/")
@@ -118,31 +129,23 @@ def _answer(rules: _Rules, answer: Grammar) -> str:
     return "ANSWER"
 
 
-def _text(text: str) -> str:
-    return f"%text {json.dumps(text, ensure_ascii=False)}" if text else ""
-
-
-def _until(text: str) -> str:
-    return f"%until {json.dumps(text, ensure_ascii=False)}"
-
-
 # Calls
 
 
-def _object(name_key: str = "name", key: str = "arguments") -> Callable[[_Rules, Function], str]:
+def _object(name_key: str = "name", key: str = "arguments") -> Callable[[Rules, Function], str]:
     """`{"name": "f", "arguments": {...}}`."""
 
-    def call(rules: _Rules, function: Function) -> str:
+    def call(rules: Rules, function: Function) -> str:
         head = f"{{{json.dumps(name_key)}: {json.dumps(function.name)}, {json.dumps(key)}: "
-        return f"{_text(head)} {rules.json(function.parameters, function.strict)} {_text('}')}"
+        return f"{text_of(head)} {rules.json(function.parameters, function.strict)} {text_of('}')}"
 
     return call
 
 
-def _whole(key: str) -> Callable[[_Rules, Function], str]:
+def _whole(key: str) -> Callable[[Rules, Function], str]:
     """The object of a call as one JSON value, for grammars in which another object may stand in its place."""
 
-    def call(rules: _Rules, function: Function) -> str:
+    def call(rules: Rules, function: Function) -> str:
         given = function.parameters
         schema = {"properties": {"name": {"const": function.name}, key: given}, "required": ["name", key]}
         return rules.json(part_of(given, {"type": "object", **schema}), function.strict)
@@ -150,64 +153,63 @@ def _whole(key: str) -> Callable[[_Rules, Function], str]:
     return call
 
 
-def _around(before: str, behind: str) -> Callable[[_Rules, Function], str]:
+def _around(before: str, behind: str) -> Callable[[Rules, Function], str]:
     """The arguments as JSON between two texts, the first of which holds the name as `@`."""
 
-    def call(rules: _Rules, function: Function) -> str:
+    def call(rules: Rules, function: Function) -> str:
         head = before.replace("@", function.name)
-        return f"{_text(head)} {rules.json(function.parameters, function.strict)} {_text(behind)}"
+        return f"{text_of(head)} {rules.json(function.parameters, function.strict)} {text_of(behind)}"
 
     return call
 
 
-def _tagged(head: str, before: str, behind: str, tail: str) -> Callable[[_Rules, Function], str]:
+def _tagged(head: str, before: str, behind: str, tail: str) -> Callable[[Rules, Function], str]:
     """Each argument between two texts, strings as they are, everything else as JSON. `@` stands for a name, `$` for
     whether the value is a string."""
 
-    def call(rules: _Rules, function: Function) -> str:
+    def call(rules: Rules, function: Function) -> str:
         schema = function.parameters
         listed = schema.get("properties")
         required = schema.get("required") or ()
-        parts = [_text(head.replace("@", function.name))]
+        parts = [text_of(head.replace("@", function.name))]
         for name, one in (listed if isinstance(listed, dict) else {}).items():
             value = _value(rules, part_of(schema, one), function.strict, behind)
             head_of_one = before.replace("$", "false" if value.startswith("%json") else "true").replace("@", name)
-            part = rules.rule(f"{_text(head_of_one)} {value}")
+            part = rules.rule(f"{text_of(head_of_one)} {value}")
             parts.append(part if name in required else f"{part}?")
-        return " ".join([*parts, _text(tail)])
+        return " ".join([*parts, text_of(tail)])
 
     return call
 
 
-def _value(rules: _Rules, schema: Any, strict: bool, behind: str) -> str:
+def _value(rules: Rules, schema: Any, strict: bool, behind: str) -> str:
     kind = schema.get("type") if isinstance(schema, dict) else None
-    if kind == "string" and isinstance(schema.get("enum"), list):
-        words = [word for word in schema["enum"] if isinstance(word, str) and word]
-        if words:
-            return f"({' | '.join(map(_text, words))}) {_text(behind)}"
     if kind == "string" or (isinstance(kind, list) and "string" in kind):
-        unheld = [key for key in ("pattern", "format", "minLength", "maxLength") if strict and key in schema]
-        if unheld:
-            raise InvalidRequest(
-                f"`{unheld[0]}` of a text cannot be held strictly in this model's form of calls; change it or leave "
-                "`strict` out"
-            )
-        return _until(behind)
-    return f"{rules.json(schema, strict)} {_text(behind)}"
+        return text_value(rules, schema, strict, behind)
+    return f"{rules.json(schema, strict)} {text_of(behind)}"
 
 
-def _free_arguments(head: str, tail: str) -> Callable[[_Rules, Function], str]:
-    """Arguments in a form of the family's own, which are not held to the schema; the name is."""
+def _loose(head: str, tail: str, quote: str) -> Callable[[Rules, Function], str]:
+    """The arguments in Gemma's notation between two texts, the first of which holds the name as `@`."""
 
-    def call(rules: _Rules, function: Function) -> str:
-        if function.strict:
-            raise InvalidRequest(
-                f"the arguments of `{function.name}` cannot be held strictly in this model's form of calls; leave "
-                "`strict` out"
-            )
-        return f"{_text(head.replace('@', function.name))} {_until(tail)}"
+    def call(rules: Rules, function: Function) -> str:
+        members = Loose(rules, function.parameters, quote, function.strict).object(function.parameters)
+        return f"{text_of(head.replace('@', function.name))} {members} {text_of(tail)}"
 
     return call
+
+
+def _python(rules: Rules, function: Function) -> str:
+    """`f(a="x", b=True)`; values within others are written as JSON."""
+    schema = function.parameters
+    listed, required = schema.get("properties"), schema.get("required") or ()
+    parts = []
+    for name, one in (listed if isinstance(listed, dict) else {}).items():
+        kind = one.get("type") if isinstance(one, dict) else None
+        boolean = f"({text_of('True')} | {text_of('False')})"
+        value = boolean if kind == "boolean" else rules.json(part_of(schema, one), function.strict)
+        parts.append((f"{text_of(f'{name}=')} {value}", name in required))
+    return f"{text_of(f'{function.name}(')} {rules.separated(parts, ', ')} {text_of(')')}"
 
 
 _PARAMETERS = ("<parameter=@>\n", "\n</parameter>\n", "</function>")
@@ -244,6 +246,9 @@ FORMS: Mapping[str, _Form] = {
     ),
     "mistral": _Form(_object(), "[TOOL_CALLS] [", ", ", "]", "[TOOL_CALLS]"),
     "mistral_v11": _Form(_around("@[ARGS]", ""), "[TOOL_CALLS]", "", "", "[TOOL_CALLS]", True),
+    "pythonic": _Form(_python, "[", ", ", "]", first=r"{\["),
+    "lfm2": _Form(_python, "<|tool_call_start|>[", ", ", "]<|tool_call_end|>", "<|tool_call_start|>"),
+    "olmo3": _Form(_python, "<function_calls>\n", "\n", "\n</function_calls>", "<function_calls>"),
     "deepseek_v3": _Form(
         _around(f"<｜tool▁call▁begin｜>function{_SEPARATOR}@\n```json\n", "\n```<｜tool▁call▁end｜>"), *_DEEPSEEK
     ),
@@ -258,10 +263,10 @@ FORMS: Mapping[str, _Form] = {
     "cohere_command_a": _Form(
         _object("tool_name", "parameters"), "<|START_ACTION|>[", ", ", "]<|END_ACTION|>", "<|START_ACTION|>"
     ),
-    "gemma4": _Form(_free_arguments("<|tool_call>call:@{", "}<tool_call|>")),
-    "functiongemma": _Form(_free_arguments("<start_function_call>call:@{", "}<end_function_call>")),
-    "openai": _Form(
-        _around("<|channel|>commentary to=functions.@ <|constrain|>json<|message|>", ""),
+    "gemma4": _Form(_loose("call:@{", "}", '<|"|>'), "<|tool_call>", "", "<tool_call|>", "<|tool_call>", True),
+    "functiongemma": _Form(
+        _loose("call:@{", "}", "<escape>"),
+        *("<start_function_call>", "", "<end_function_call>", "<start_function_call>", True),
     ),
 }
 """By the name of the form in `AnswerForm.calls`."""

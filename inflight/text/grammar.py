@@ -12,6 +12,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from inflight.contract import JSON_OPTIONS, Grammar
@@ -149,7 +150,9 @@ class GrammarCompiler:
             raise InvalidRequest(f"the grammar has {given} characters, at most {MAX_SOURCE} are taken")
         given_schemas = [grammar.value] if grammar.kind == "json" else list(grammar.schemas)
         schemas = [read_schema(text) for text in given_schemas]
-        said: list[str] = []
+        said: list[str] = list(grammar.warnings)
+        if grammar.kind == "lark":
+            grammar = replace(grammar, value=self._held(grammar.value, said))
         usable = [self._usable(schema, grammar.strict, said) for schema in schemas]
         source = _source(grammar, usable, self._added)
         made = self._matcher(source)
@@ -197,6 +200,34 @@ class GrammarCompiler:
         said += left_out
         return found
 
+    def _held(self, lark: str, said: list[str]) -> str:
+        """A grammar in which `%held "..."` is replaced: a text with a pattern and limits of its length, up to and with
+        the text behind it, as JSON. What cannot be held is left out."""
+        rules: list[str] = []
+
+        def hold(found: re.Match[str]) -> str:
+            wanted = json.loads(json.loads(found[1]))
+            behind, pattern = wanted["behind"], wanted.get("pattern")
+            least, most = wanted.get("minLength", 0), wanted.get("maxLength", "")
+            body, unheld = f"(?s:.{{{least},{most}}})", []
+            if pattern is not None:
+                unheld = [key for key in ("minLength", "maxLength") if key in wanted]
+                whole = _whole_pattern(pattern)
+                if whole is None or self._refused({"type": "string", "pattern": pattern}):
+                    unheld, whole = ["pattern", *unheld], "(?s:.*)"
+                body = whole
+            if unheld and wanted["strict"]:
+                raise InvalidRequest(
+                    f"`{unheld[0]}` of a text cannot be held strictly in this model's form of calls; change it or "
+                    "leave `strict` out"
+                )
+            said.extend(f"`{key}` is not held in this model's form of calls" for key in unheld)
+            rules.append(_up_to(f"held_{len(rules)}", body, behind, self._added))
+            return f"held_{len(rules) - 1}"
+
+        replaced = re.sub(r'%held ("(?:[^"\\]|\\.)*")', hold, lark)
+        return "\n".join([replaced, *rules])
+
     def _refused(self, schema: Any) -> bool:
         return bool(self._matcher(_source(ANY_JSON, [schema], self._added)).is_error())
 
@@ -210,15 +241,34 @@ def _spelled(lark: str, added: Mapping[str, int]) -> str:
         text = json.loads(found[2])
         if found[1] == "text":
             return written(text, added)
-        begins = [place for mark in added if mark and (place := text.find(mark)) >= 0]
-        if begins:  # free text ends before every added token
-            before = "".join(f"\\x{{{ord(letter):x}}}" for letter in text[: min(begins)])
-            return f"/(?s:.*){before}/ {written(text[min(begins) :], added)}"
-        rules.append(f"until_{len(rules)}[lazy]: /(?s:.*)/ {written(text, added)}")
+        rules.append(_up_to(f"until_{len(rules)}", "(?s:.*)", text, added))
         return f"until_{len(rules) - 1}"
 
     spelled = re.sub(r'%(text|until) ("(?:[^"\\]|\\.)*")', spell, lark)
     return "\n".join([spelled, *rules])
+
+
+def _up_to(name: str, body: str, text: str, added: Mapping[str, int]) -> str:
+    """The rule of a text that a regular expression describes and the text behind it."""
+    begins = [place for mark in added if mark and (place := text.find(mark)) >= 0]
+    if begins:  # free text ends before every added token
+        before = "".join(f"\\x{{{ord(letter):x}}}" for letter in text[: min(begins)])
+        return f"{name}: /{body}{before}/ {written(text[min(begins) :], added)}"
+    return f"{name}[lazy]: /{body}/ {written(text, added)}"
+
+
+def _whole_pattern(pattern: str) -> str | None:
+    """A JSON schema's pattern, which may stand anywhere in a text, as an expression of the whole text; None: it has
+    anchors within alternatives."""
+    bare = re.sub(r"\\.|\[(?:[^\]\\]|\\.)*\]", "", pattern)
+    if "|" in re.sub(r"\((?:[^()]|\([^()]*\))*\)", "", bare) and re.search(r"[$^]", bare):
+        return None
+    begin, end = pattern.startswith("^"), bare.endswith("$") and not pattern.endswith("\\$")
+    body = pattern[begin : len(pattern) - end]
+    if re.search(r"[$^]", bare[begin : len(bare) - end]):
+        return None
+    body = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", body)
+    return f"{'' if begin else '(?s:.*)'}(?:{body}){'' if end else '(?s:.*)'}"
 
 
 def _source(grammar: Grammar, schemas: Sequence[Any], added: Mapping[str, int]) -> str:

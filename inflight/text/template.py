@@ -14,8 +14,9 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from inflight.contract import Chat, ToolFormat
+from inflight.contract import Chat
 from inflight.errors import InvalidRequest, TemplateError
+from inflight.text.answers import find_form
 
 _MARK = "<|the-answer-goes-on-here|>"
 """Marks the end of a text that is to be continued. It is added before the template runs, because the prompt may contain
@@ -76,27 +77,20 @@ class ChatTemplate:
         """The source of the template that is taken where tools are given."""
         return self._sources[self._pick(None, tools=True)]
 
-    @property
-    def tool_format(self) -> ToolFormat | None:
-        """The form of calls in the template of requests that name none."""
-        return self.format_of(None)
+    def reads_tools(self, name: str | None, calls: str | None = None) -> bool:
+        """Whether a template shows tools and how they are called; otherwise both are written into messages.
 
-    def format_of(self, name: str | None) -> ToolFormat | None:
-        """The form of calls, recognised by the marks in the template; None for a template without tools.
+        Args:
+            name: of the template; None: the one that is taken where tools are given.
+            calls: the form of the model's calls, for that one.
 
         Raises:
             InvalidRequest: unknown template name.
         """
         source = self._sources[self._pick(name, tools=True)]
-        if "tools" not in source:
-            return None
-        if "[TOOL_CALLS]" in source:
-            return ToolFormat("mistral", "[TOOL_CALLS]")
-        if "<tool_call>" in source and "<function=" not in source:
-            return ToolFormat("hermes", "<tool_call>")
-        if "<|python_tag|>" in source or "ipython" in source:
-            return ToolFormat("llama3", "<|python_tag|>")
-        return None
+        if name is not None or calls is None:
+            calls = find_form(source, lambda text: None).calls
+        return "tools" in source and calls is not None
 
     def render(self, chat: Chat, placeholder: str | None = None) -> str:
         """The prompt. If the last message is the assistant's, the prompt ends with its text, to be continued.

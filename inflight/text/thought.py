@@ -69,6 +69,7 @@ class ThoughtMatcher:
         if grammar is not None and thought.open is not None:
             self._tried = grammar.copy()
         self._todo: list[int] = []  # tokens to give to the grammar
+        self._beside = False  # they were written within the token that ended the closing mark
         self.stops = self.bound = True
         self.warnings = grammar.warnings if grammar is not None else ()
 
@@ -124,9 +125,12 @@ class ThoughtMatcher:
             if lead and each == lead[0]:
                 self._lead = lead[1:]
                 answer.accepts(each)  # a lead is part of the grammar, or stands before it
+            elif self._beside:
+                if not answer.accepts(each):  # the mark's last token holds letters of an answer that may not come
+                    break
             else:
                 answer.advance(each)
-        self._todo = []
+        self._todo, self._beside = [], False
 
     def mask(self) -> bytes:
         """The tokens that may come next: one bit per token, lowest bit of the first byte first.
@@ -190,7 +194,7 @@ class ThoughtMatcher:
     def _behind(self, written: list[int]) -> bytes | None:
         """The thought has ended; these tokens of the answer are written already."""
         self._place = "behind"
-        self._lead, self._todo = self._leading, written
+        self._lead, self._todo, self._beside = self._leading, written, bool(written)
         if self._answer is None:
             return FREE
         return None if written else self._with_lead(self._first)
@@ -224,7 +228,10 @@ def thought_matcher(
     Raises:
         InvalidRequest: the model cannot write what ends the thought.
     """
-    forced = list(thought.forced) or _tokens_of(thought.close, tokenizer)
+    forced = list(thought.forced)
+    if not forced:
+        lead = tokenizer.encode(thought.lead, add_special_tokens=False) if thought.lead else []
+        forced = [*_tokens_of(thought.close, tokenizer), *lead]
     if any(not 0 <= id < vocab_size for id in forced):
         if thought.budget is not None:
             raise InvalidRequest("the model has no token that ends its thought; leave the budget out")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import tokenizers
 
 from inflight.checkpoint import HfFolder, ModelFolder, open_model
-from inflight.contract import AnswerForm, PieceOfText, SamplingDefaults, ToolFormat, unknown_token
+from inflight.contract import AnswerForm, PieceOfText, SamplingDefaults, unknown_token
 from inflight.errors import InvalidRequest, StartError, TemplateError
 from inflight.startup import read_object
-from inflight.text.answers import find_form, sayable
+from inflight.text.answers import CALLS, find_form, own_names, sayable
 from inflight.text.defaults import sampling_defaults
 from inflight.text.detokenizer import Detokenizer
 from inflight.text.encoder import Encoder, LibraryEncoder
@@ -48,6 +47,7 @@ class Tokenizer:
         names: Mapping[str, str],
         chat: ChatTemplate | None,
         defaults: SamplingDefaults = SamplingDefaults(),
+        parsers: tuple[str | None, str | None] = (None, None),
     ) -> None:
         self._encoder = LibraryEncoder(tokenizer) if isinstance(tokenizer, tokenizers.Tokenizer) else tokenizer
         self._special = self._encoder.special
@@ -57,21 +57,14 @@ class Tokenizer:
         self.vocab_size = self._encoder.size
         self.chat = chat
         self.defaults = defaults
+        self._parsers = parsers
         self._text_of = lru_cache(1 << 16)(self._decode_one)
         self._bytes_of = lru_cache(1 << 16)(self._bytes_of_one)
-
-    def tool_format(self) -> ToolFormat | None:
-        """The form of calls in the chat template; None for a template without tools."""
-        form = self.chat.tool_format if self.chat is not None else None
-        if form is None:
-            return None
-        id = self._encoder.id_of(form.begin) if form.begin else None
-        return replace(form, begin_id=id if id in self._special else None)
 
     def answer_form(self, vocab_size: int) -> AnswerForm:
         """How the model, with `vocab_size` logits, writes thoughts and calls."""
         source = self.chat.tool_source if self.chat is not None else None
-        return sayable(find_form(source, self._added), vocab_size)
+        return sayable(find_form(source, self._added, *self._parsers), vocab_size)
 
     def _added(self, text: str) -> int | None:
         id = self._encoder.id_of(text)
@@ -200,15 +193,22 @@ class Tokenizer:
         return after.removeprefix("a").encode()
 
 
-def load_tokenizer(model: ModelFolder | Path | str, tokenizer_config: Path | None = None) -> Tokenizer:
+def load_tokenizer(
+    model: ModelFolder | Path | str,
+    tokenizer_config: Path | None = None,
+    calls: str | None = None,
+    thoughts: str | None = None,
+) -> Tokenizer:
     """Reads tokenizer.json and the files beside it, or the vocabulary of a GGUF file that has none beside it.
 
     Args:
         tokenizer_config: read instead of the model's own; its chat template takes precedence over chat_template.jinja.
+        calls, thoughts: the names of `--tool-call-parser` and `--reasoning-parser`.
 
     Raises:
-        StartError: there is no tokenizer, or a file cannot be read.
+        StartError: there is no tokenizer, a file cannot be read, or a name is unknown.
     """
+    parsers = own_names(calls, thoughts)
     if not isinstance(model, ModelFolder):
         model = open_model(model)
     config = model.tokenizer_config
@@ -228,7 +228,16 @@ def load_tokenizer(model: ModelFolder | Path | str, tokenizer_config: Path | Non
     named = encoder.id_of(names["eos_token"]) if "eos_token" in names else None
     template = _template(model, config, names, tokenizer_config is not None)
     ends = ends + ([named] if named is not None else [])
-    return Tokenizer(encoder, ends, names, template, sampling_defaults(model.generation_config))
+    ends += _ends_of_calls(encoder, template, parsers[0])
+    return Tokenizer(encoder, ends, names, template, sampling_defaults(model.generation_config), parsers)
+
+
+def _ends_of_calls(encoder: Encoder, template: ChatTemplate | None, calls: str | None) -> list[int]:
+    """Special tokens with which the model ends an answer that is a call, where its configuration leaves them out."""
+    if calls is None and template is not None:
+        calls = find_form(template.tool_source, lambda text: None).calls
+    ids = [encoder.id_of(text) for text in (CALLS[calls].ends if calls is not None else ())]
+    return [id for id in ids if id is not None and id in encoder.special]
 
 
 def _from_file(model: ModelFolder) -> tokenizers.Tokenizer:

@@ -200,7 +200,7 @@ def test_wrong_tools(client: openai.OpenAI) -> None:
         )
     with pytest.raises(openai.BadRequestError, match="cannot be used together"):
         client.chat.completions.create(
-            model="plain", messages=CHAT, tools=TOOLS, extra_body={"guided_choice": ["yes", "no"]}
+            model="plain", messages=CHAT, tools=TOOLS, extra_body={"guided_grammar": 'start: "yes"'}
         )
     with pytest.raises(openai.NotFoundError, match="Served here: plain"):
         client.chat.completions.create(model="gpt-9", messages=CHAT)

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from inflight.config import GeneratorConfig
-from inflight.contract import AdmittedRow, Finish, GenerationRequest, Grammar, Sampling, StepPlan, ToolFormat
+from inflight.contract import AdmittedRow, Finish, GenerationRequest, Grammar, Sampling, StepPlan
 from inflight.engine import Engine
 from inflight.errors import InflightError, InvalidRequest, ModelError
 from inflight.llm import LLM
@@ -117,13 +117,6 @@ def test_without_any_such_end_a_grammar_is_refused(folder: Path) -> None:
     tokenizer.eos_ids = (2049,)
     with pytest.raises(InvalidRequest, match="no end-of-sequence token"):
         tokenizer.grammars(2048).compile(Grammar("regex", "a+"))
-
-
-def test_a_mark_of_tool_calls_beyond_the_embedding_is_written_as_text() -> None:
-    from inflight.engine.checks import sayable
-
-    assert sayable(ToolFormat("hermes", "<t>", 2048), 2048) == ToolFormat("hermes", "<t>")
-    assert sayable(ToolFormat("hermes", "<t>", 2047), 2048) == ToolFormat("hermes", "<t>", 2047)
 
 
 # What a rank finds wrong: admission would have refused it, so that it is let in by hand here

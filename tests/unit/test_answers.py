@@ -131,11 +131,47 @@ WRITTEN: list[tuple[str, str, str, list[str]]] = [
         "",
         ["add"],
     ),
+    ("openai", f"<|channel|>commentary to=functions.add <|constrain|>json<|message|>{JSON}<|call|>", "", ["add"]),
+    (
+        "openai",
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.now<|channel|>commentary json"
+        f"<|message|>{{}}<|end|><|start|>assistant<|channel|>commentary to=functions.add<|message|>{JSON}<|call|>",
+        "I look.",
+        ["now", "add"],
+    ),
+    (
+        "openai",
+        "<|channel|>commentary<|message|>So:<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+        "So:\n\nYes.",
+        [],
+    ),
+    ("openai", "No channel at all", "No channel at all", []),
+    ("pythonic", """ [add(a=1, t='3 "x" {\\n y}', l=[2, "}"], o=None), now()]""", "", ["add", "now"]),
+    (
+        "pythonic",
+        f"<|python_start|>[add(o=null, a=1, t={json.dumps(TEXT)}, l=[2, '}}'])]<|python_end|>",
+        "",
+        ["add"],
+    ),
+    ("pythonic", "[see (this)] and [1, 2]", "[see (this)] and [1, 2]", []),
+    (
+        "lfm2",
+        f"<|tool_call_start|>[add(a=1, t={json.dumps(TEXT)}, l=[2, '}}'], o=None)]<|tool_call_end|>Done",
+        "Done",
+        ["add"],
+    ),
+    (
+        "olmo3",
+        f"<function_calls>\nnow()\nadd(a=1, t={json.dumps(TEXT)}, l=[2, '}}'], o=None)\n</function_calls>",
+        "",
+        ["now", "add"],
+    ),
     ("json", f" {CALL}\n", "", ["add"]),
     ("json", "  text", "  text", []),
     ("json", '{"x": 1} is JSON but no call', '{"x": 1} is JSON but no call', []),
 ]
 
+ANALYSIS, THEN = "<|channel|>analysis<|message|>", "<|end|><|start|>assistant"
 # family of thoughts, end of the prompt, what the model writes, thought, text
 THOUGHT: list[tuple[str, str, str, str, str]] = [
     ("qwen3", "", "<think>\nI think.\n\n</think>\n\nYes.", "I think.", "Yes."),
@@ -149,6 +185,22 @@ THOUGHT: list[tuple[str, str, str, str, str]] = [
     ("granite", "", "Here is my thought process: a\n b Here is my response: c", "a\n b", "c"),
     ("granite33", "", "<think>I think.</think>\n<response>Yes.</response>", "I think.", "Yes."),
     ("seed_oss", "", "<seed:think>I think.</seed:think>Yes.", "I think.", "Yes."),
+    ("openai", "", f"{ANALYSIS}I think.{THEN}<|channel|>final<|message|>Yes.<|return|>", "I think.", "Yes."),
+    (
+        "openai",
+        "<|start|>assistant",
+        f"{ANALYSIS}I{THEN}{ANALYSIS}think.{THEN}<|channel|>final<|message|>Yes.",
+        "I\n\nthink.",
+        "Yes.",
+    ),
+    (
+        "openai",
+        f"<|start|>assistant{ANALYSIS}I",
+        f" think.{THEN}<|channel|>final<|message|>Yes.",
+        "think.",
+        "Yes.",
+    ),
+    ("openai", "<|start|>assistant<|channel|>final<|message|>I", " think.", "", " think."),
 ]
 
 
@@ -308,7 +360,12 @@ def test_no_text_breaks_it(calls: str, thoughts: str | None, written: list[int |
         ("{% if tools %}<tool_call>{% endif %}<think></think>", "hermes", "qwen3"),
         ("{% if tools %}<tool_call><function=a>{% endif %}", "qwen3_coder", None),
         ("{% if tools %}<tool_call><arg_key>{% endif %}", "glm45", None),
-        ("{% if tools %}[TOOL_CALLS][ARGS][THINK]{% endif %}", "mistral", "mistral"),
+        ("{% if tools %}[TOOL_CALLS][ARGS][THINK]{% endif %}", "mistral_v11", "mistral"),
+        ("{% if tools %}[TOOL_CALLS]{% endif %}", "mistral", None),
+        ("{% if tools %}<｜tool▁calls▁begin｜>{% endif %}</think>", "deepseek_v31", "qwen3"),
+        ("{% if tools %}<｜tool▁calls▁begin｜>```json{% endif %}", "deepseek_v3", None),
+        ("{% if tools %}<|channel|><|message|>{% endif %}", "openai", "openai"),
+        ("{% if tools %}<|tool_call><|channel>{% endif %}", "gemma4", "gemma4"),
         ("{% if tools %}<|python_tag|>{% endif %}", "llama3_json", None),
         ("{% if tools %}{{ tools }}{% endif %}", None, None),
     ],
@@ -320,8 +377,14 @@ def test_the_template_tells_the_form(source: str, calls: str | None, thoughts: s
 
 
 def test_names_of_other_servers_are_known() -> None:
-    form = find_form(None, lambda text: None, "deepseek_v31", "glm45")
-    assert (form.calls, form.thoughts) == ("deepseek_v3", "qwen3")
+    for calls, thoughts, own in (
+        ("deepseek-v31", "glm45", ("deepseek_v31", "qwen3")),
+        ("gpt-oss", "openai_gptoss", ("openai", "openai")),
+        ("qwen25", "deepseek-r1", ("hermes", "deepseek_r1")),
+        ("llama4_pythonic", "qwen3", ("pythonic", "qwen3")),
+    ):
+        form = find_form(None, lambda text: None, calls, thoughts)
+        assert (form.calls, form.thoughts) == own
     with pytest.raises(StartError, match="hermes"):
         find_form(None, lambda text: None, "nothing")
 
@@ -396,3 +459,23 @@ def test_responses_have_reasoning_items() -> None:
     deltas = [json.loads(data)["delta"] for kind, data in events if kind == "response.reasoning_text.delta"]
     assert "".join(deltas) == "I think."
     assert [kind for kind, _ in events].count("response.reasoning_text.done") == 1
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "prefill", "text", "thought", "content"),
+    [
+        ("qwen3", "<think>\nI", " think.</think>Yes.", "think.", "Yes."),
+        ("qwen3", "<think>\nI think.</think>\nYe", "s, <think>.", "", "s, <think>."),
+        ("qwen3", "Ye", "s.", "", "s."),
+        ("deepseek_r1", "Ye", "s.", "", "s."),
+        ("deepseek_r1", "<think>I", " think.</think>Yes.", "think.", "Yes."),
+        ("mistral", "[THINK]I", " think.[/THINK]Yes.", "think.", "Yes."),
+    ],
+)
+def test_an_answer_that_continues_a_text(thoughts: str, prefill: str, text: str, thought: str, content: str) -> None:
+    form = form_of(None, thoughts, False)
+    parts = read(form, pieces(text, form, range(100), False), f"<|assistant|>{prefill}", prefill=prefill)
+    assert (joined(parts, Reasoning), joined(parts, Content)) == (thought, content)
+    rule = thought_of(form, prefill, prefill=prefill)
+    assert (rule is not None) == bool(thought)
+    assert rule is None or rule.open is None

@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 
 from inflight.contract import (
+    AnswerForm,
     CallArguments,
     CallBegin,
     Chat,
@@ -19,7 +20,6 @@ from inflight.contract import (
     Grammar,
     Token,
     TokenInfo,
-    ToolFormat,
 )
 from inflight.errors import InvalidRequest, ToolError
 from inflight.frontends.openai.tools import offer
@@ -33,7 +33,7 @@ ADDED = """
 <｜tool▁calls▁end｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁sep｜> <|/tool_call|>
 <|tool_calls_section_begin|>
 <|tool_calls_section_end|> <|tool_call_begin|> <|tool_call_argument_begin|> <|tool_call_end|> <|tool_call|> <|channel|>
-<|message|> <|constrain|> <|tool_call> <tool_call|> <|START_ACTION|> <|END_ACTION|>
+<|message|> <|constrain|> <|start|> <|end|> <|tool_call> <tool_call|> <|"|> <escape> <|START_ACTION|> <|END_ACTION|>
 """
 WEATHER = '{"city": "Bern", "days": 3}'
 TEXTS = {
@@ -65,7 +65,11 @@ TEXTS = {
     '<｜DSML｜parameter name="city" string="true">Bern</｜DSML｜parameter>\n'
     '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
     "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
-    "gemma4": "<|tool_call>call:weather{city:Bern}<tool_call|>",
+    "gemma4": '<|tool_call>call:weather{city:<|"|>Bern<|"|>,days:3}<tool_call|><|tool_call>call:now{}<tool_call|>',
+    "functiongemma": "<start_function_call>call:weather{city:<escape>Bern<escape>}<end_function_call>",
+    "pythonic": '[weather(city="Bern", days=3), now()]',
+    "lfm2": '<|tool_call_start|>[weather(city="Bern")]<|tool_call_end|>',
+    "olmo3": '<function_calls>\nweather(city="Bern", days=3)\nnow()\n</function_calls>',
     "openai": f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{WEATHER}",
 }
 
@@ -101,11 +105,12 @@ def test_forms(family: Family, form: str) -> None:
     if text.count("now"):
         assert not family.takes(call_grammar(form, FUNCTIONS, free=False, several=False), text)
     free = call_grammar(form, FUNCTIONS, free=True, several=True)
-    assert family.takes(free, "It is sunny, <3.")
+    assert family.takes(free, ("<|channel|>final<|message|>" if form == "openai" else "") + "It is sunny, <3.")
     assert family.takes(free, text)
     answer = Grammar("json", '{"properties": {"ok": {"type": "boolean"}}}')
     both = call_grammar(form, FUNCTIONS, free=True, several=True, answer=answer)
-    assert family.takes(both, '{"ok": true}')
+    frame = "<|channel|>final<|message|>" if form == "openai" else ""
+    assert family.takes(both, frame + '{"ok": true}')
     assert family.takes(both, text)
     assert not family.takes(both, "It is sunny.")
 
@@ -115,26 +120,26 @@ def tool(name: str, parameters: Any = None, **more: Any) -> dict[str, Any]:
 
 
 def test_choices() -> None:
-    chat, native = Chat([]), ToolFormat("hermes", "<tool_call>")
+    chat, native = Chat([]), AnswerForm("hermes")
     tools = [{"type": "custom", "name": "grep"}, tool("weather"), tool("now"), {"type": "web_search"}]
-    given = offer(chat, tools, None, True, native, "")
+    given = offer(chat, tools, None, True, "", native)
     assert given.grammar is None  # a model that was trained on calls is free
     assert given.chat.tools == [tools[1], tools[2]]
     picked: dict[str, Any] = {"mode": "required", "tools": [{"type": "function", "function": {"name": "now"}}]}
-    nested = offer(chat, tools, {"type": "allowed_tools", "allowed_tools": picked}, True, native, "")
+    nested = offer(chat, tools, {"type": "allowed_tools", "allowed_tools": picked}, True, "", native)
     flat = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "now"}]}
-    assert nested == offer(chat, tools, flat, True, native, "")
+    assert nested == offer(chat, tools, flat, True, "", native)
     assert nested.chat.tools == [tools[2]]
     assert nested.grammar is not None
     assert "weather" not in nested.grammar.value
-    strict = offer(chat, [tool("weather", strict=True)], None, True, native, "").grammar
+    strict = offer(chat, [tool("weather", strict=True)], None, True, "", native).grammar
     assert strict is not None
     assert "x-inflight-strict" in strict.schemas[0]
     answer = Grammar("json", "{}")
-    assert offer(chat, [tools[0]], None, True, native, "", text=answer).grammar == answer
-    assert offer(chat, tools, "none", True, native, "", text=answer).grammar == answer
+    assert offer(chat, [tools[0]], None, True, "", native, text=answer).grammar == answer
+    assert offer(chat, tools, "none", True, "", native, text=answer).grammar == answer
     with pytest.raises(ToolError, match="not among the tools"):
-        offer(chat, tools, {"type": "function", "function": {"name": "grep"}}, True, native, "")
+        offer(chat, tools, {"type": "function", "function": {"name": "grep"}}, True, "", native)
 
 
 def test_a_strict_tool_says_why_it_cannot_be_held() -> None:
@@ -148,7 +153,10 @@ def test_a_strict_tool_says_why_it_cannot_be_held() -> None:
 
 @pytest.mark.parametrize(
     ("form", "schema"),
-    [("gemma4", CITY), ("qwen3_coder", {"properties": {"a": {"type": "string", "pattern": "^x"}}})],
+    [
+        ("gemma4", {"properties": {"a": {"type": "integer", "minimum": 3}}}),
+        ("qwen3_coder", {"properties": {"a": {"type": "string", "format": "date"}}}),
+    ],
 )
 def test_a_form_that_cannot_hold_a_strict_tool_says_so(form: str, schema: dict[str, Any]) -> None:
     call_grammar(form, [Function("f", schema)], free=False, several=False)
@@ -176,11 +184,10 @@ def test_schemas_keep_their_definitions() -> None:
         assert json.loads(grammar.schemas[0])
 
 
-@pytest.mark.parametrize("form", [form for form in TEXTS if form not in ("gemma4", "openai")])
+@pytest.mark.parametrize("form", TEXTS)
 def test_what_is_forced_is_read_as_calls(form: str) -> None:
-    name = {"mistral_v11": "mistral", "deepseek_v31": "deepseek_v3"}.get(form, form)
     functions = [tool("weather"), tool("now")]
-    reader = open_reader(find_form(None, lambda text: None, calls=name), tools=functions)
+    reader = open_reader(find_form(None, lambda text: None, calls=form), tools=functions)
     parts = [part for letter in TEXTS[form] for part in reader.feed(Token(TokenInfo(9, letter), letter))] + list(
         reader.finish(Finish(FinishReason.EOS, TEXTS[form]))
     )
@@ -190,3 +197,76 @@ def test_what_is_forced_is_read_as_calls(form: str) -> None:
     first = "".join(part.text for part in parts if isinstance(part, CallArguments) and part.index == 0)
     assert json.loads(first)["city"].startswith("Bern")
     assert not [part for part in parts if isinstance(part, Content)]
+
+
+NOTES = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["a", "b"]},
+        "when": {"$ref": "#/$defs/day"},
+        "n": {"type": ["integer", "null"]},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "more": {"type": "object"},
+        "on": {"type": "boolean"},
+    },
+    "required": ["when"],
+    "$defs": {"day": {"type": "object", "properties": {"d": {"type": "number"}, "of": {"$ref": "#/$defs/day"}}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fits"),
+    [
+        ("{when:{d:1.5}}", True),
+        ("{when:{d:1,of:{of:{}}},n:null,on:true}", True),
+        ('{kind:<|"|>b<|"|>,when:{},tags:[<|"|>x<|"|>,<|"|>y, z<|"|>],more:{k:[1,{l:null}]}}', True),
+        ("{}", False),
+        ('{kind:<|"|>c<|"|>,when:{}}', False),
+        ("{when:{d:true}}", False),
+        ("{when:{},n:1.5}", False),
+        ("{when:{},other:1}", False),
+    ],
+)
+def test_arguments_in_the_notation_of_gemma(family: Family, arguments: str, fits: bool) -> None:
+    grammar = call_grammar("gemma4", [Function("note", NOTES, strict=True)], free=False, several=False)
+    assert family.takes(grammar, f"<|tool_call>call:note{arguments}<tool_call|>") == fits
+
+
+@pytest.mark.parametrize("form", ["qwen3_coder", "glm45"])
+@pytest.mark.parametrize(
+    ("schema", "text", "fits"),
+    [
+        ({"pattern": "^[a-z]+/[0-9]+$"}, "ab/1", True),
+        ({"pattern": "^[a-z]+/[0-9]+$"}, "ab/1 ", False),
+        ({"pattern": "b+"}, "x < bb\ny", True),
+        ({"pattern": "b+"}, "x < y", False),
+        ({"pattern": "^(?:a|b)"}, "b c", True),
+        ({"pattern": "^(?:a|b)"}, "c b", False),
+        ({"minLength": 2, "maxLength": 4}, "abcd", True),
+        ({"minLength": 2, "maxLength": 4}, "abcde", False),
+        ({"enum": ["a", "b"]}, "b", True),
+        ({"enum": ["a", "b"]}, "ab", False),
+        ({"const": "a"}, "b", False),
+    ],
+)
+def test_texts_between_tags_are_held(family: Family, form: str, schema: dict[str, Any], text: str, fits: bool) -> None:
+    parameters = {"properties": {"a": {"type": "string", **schema}}, "required": ["a"]}
+    written = {
+        "qwen3_coder": f"<tool_call>\n<function=f>\n<parameter=a>\n{text}\n</parameter>\n</function>\n</tool_call>",
+        "glm45": f"<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>{text}</arg_value>\n</tool_call>",
+    }
+    grammar = call_grammar(form, [Function("f", parameters, strict=True)], free=False, several=False)
+    assert family.takes(grammar, written[form]) == fits
+
+
+def test_what_texts_between_tags_cannot_be_held_to_is_told() -> None:
+    family = Family([])
+    odd = {"a": {"type": "string", "pattern": "(?!x)y"}, "b": {"type": "string", "format": "date"}}
+    for form in ("qwen3_coder", "gemma4"):
+        grammar = call_grammar(form, [Function("f", {"properties": odd})], free=False, several=False)
+        warnings = family.compiler.compile(grammar).warnings
+        assert [warning for warning in warnings if "`pattern`" in warning], form
+        assert [warning for warning in warnings if "`format`" in warning], form
+    function = Function("f", {"properties": {"a": odd["a"]}}, strict=True)
+    with pytest.raises(InvalidRequest, match="`pattern` of a text cannot be held strictly"):
+        family.compiler.compile(call_grammar("qwen3_coder", [function], free=False, several=False))

@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
-from inflight.contract import Chat, Grammar, ToolFormat
+from inflight.contract import AnswerForm, Chat, Grammar
 from inflight.errors import ToolError
 from inflight.frontends.openai.responses import ResponsesBody, chat_body
 from inflight.frontends.openai.tools import (
     offer,
 )
-from inflight.text import ChatTemplate, load_tokenizer, shown
+from inflight.text import ChatTemplate, find_form, load_tokenizer, shown
 
-HERMES = ToolFormat("hermes", "<tool_call>")
-MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]")
-LLAMA3 = ToolFormat("llama3", "<|python_tag|>")
+HERMES = AnswerForm("hermes")
+MISTRAL = AnswerForm("mistral")
+LLAMA3 = AnswerForm("llama3_json")
+UNTRAINED = AnswerForm()
 WEATHER = {
     "type": "function",
     "function": {
@@ -34,14 +35,14 @@ WEATHER = {
 NOW = {"type": "function", "function": {"name": "now"}}
 
 
-def grammar(format: ToolFormat | None, choice: Any, parallel: bool = True, strict: bool = False) -> Grammar | None:
+def grammar(format: AnswerForm, choice: Any, parallel: bool = True, strict: bool = False) -> Grammar | None:
     tools = [{**WEATHER, "function": {**WEATHER["function"], "strict": strict}}, NOW]
-    return offer(Chat([{"role": "user", "content": "Hi"}]), tools, choice, parallel, format, "").grammar
+    return offer(Chat([{"role": "user", "content": "Hi"}]), tools, choice, parallel, "", format).grammar
 
 
-@pytest.mark.parametrize("format", [HERMES, MISTRAL, LLAMA3, None])
+@pytest.mark.parametrize("format", [HERMES, MISTRAL, LLAMA3, UNTRAINED])
 @pytest.mark.parametrize("choice", ["auto", "required", "weather"])
-def test_grammars_take_what_they_should(format: ToolFormat | None, choice: str) -> None:
+def test_grammars_take_what_they_should(format: AnswerForm, choice: str) -> None:
     """The grammars are llguidance's to understand: texts are walked through them token by token."""
     tokenizer = load_tokenizer(Path(__file__).resolve().parents[2] / "models" / "pocket")
     compiler = tokenizer.grammars(tokenizer.vocab_size)
@@ -72,16 +73,16 @@ def test_what_is_offered() -> None:
     assert grammar(HERMES, "auto") is None, "a model that knows tools is trusted until somebody asks for `strict`"
     assert grammar(None, "none") is None
     chat = Chat([{"role": "user", "content": [{"type": "text", "text": "Weather?"}]}])
-    plain = shown(offer(chat, [WEATHER], None, True, None, "").chat, None)
+    plain = shown(offer(chat, [WEATHER], None, True, "").chat, False)
     assert plain.tools is None
     assert '"name": "weather"' in str(plain.messages[-1]["content"])
-    own = shown(offer(chat, [WEATHER], None, True, None, "Use these:").chat, None)
+    own = shown(offer(chat, [WEATHER], None, True, "Use these:").chat, False)
     assert "Weather?\n---\nUse these:\n{" in str(own.messages[-1]["content"])
     tool = {"type": "function", "function": {"name": "f", "arguments": {"type": "object"}}}
-    native = shown(offer(chat, [tool], None, True, HERMES, "").chat, HERMES)
+    native = shown(offer(chat, [tool], None, True, "", HERMES).chat, True)
     assert native.tools == [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     assert native.messages == chat.messages
-    assert shown(offer(chat, [tool], "none", True, HERMES, "").chat, HERMES) == chat
+    assert shown(offer(chat, [tool], "none", True, "", HERMES).chat, True) == chat
 
 
 def test_tools_are_not_written_into_a_text_that_goes_on() -> None:
@@ -96,7 +97,7 @@ def test_tools_are_not_written_into_a_text_that_goes_on() -> None:
 def test_earlier_calls_reach_the_template() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     chat = Chat([{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "3"}])
-    native = shown(chat, HERMES).messages
+    native = shown(chat, True).messages
     assert native[0]["tool_calls"][0]["function"]["arguments"] == {"a": 1}  # type: ignore[index]
     assert native[0]["tool_calls"][0]["id"] == "1"  # type: ignore[index]
     plain = shown(chat, None).messages
@@ -117,7 +118,7 @@ def test_earlier_calls_reach_the_template() -> None:
 )
 def test_wrong_tools(tools: list[Any], choice: Any, text: str) -> None:
     with pytest.raises(ToolError, match=text):
-        offer(Chat([{"role": "user", "content": "x"}]), tools, choice, True, None, "")
+        offer(Chat([{"role": "user", "content": "x"}]), tools, choice, True, "")
 
 
 @pytest.mark.parametrize(
@@ -126,13 +127,14 @@ def test_wrong_tools(tools: list[Any], choice: Any, text: str) -> None:
         ("{{ messages }}", None),
         ("{% if tools %}<tool_call>{% endif %}", "hermes"),
         ("{% if tools %}[TOOL_CALLS]{% endif %}", "mistral"),
-        ("{% if tools %}<|python_tag|>{% endif %}", "llama3"),
+        ("{% if tools %}<|python_tag|>{% endif %}", "llama3_json"),
         ("{% if tools %}{{ tools }}{% endif %}", None),
     ],
 )
 def test_the_template_says_how_calls_are_written(source: str, kind: str | None) -> None:
-    found = ChatTemplate(source).tool_format
-    assert (found and found.kind) == kind
+    assert find_form(source, lambda text: None).calls == kind
+    assert ChatTemplate(source).reads_tools(None) == (kind is not None)
+    assert not ChatTemplate("{{ messages }}").reads_tools(None, kind)
 
 
 def test_responses_pass_over_tools_that_are_no_functions() -> None:

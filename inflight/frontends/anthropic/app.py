@@ -13,7 +13,7 @@ from inflight.frontends.anthropic.request import CountBody, MessagesBody, chat_b
 from inflight.frontends.anthropic.response import PING, MessageReply, error_json, refusal, request_id
 from inflight.frontends.door import NamedModelDoor
 from inflight.frontends.llm import pick, warning_headers
-from inflight.frontends.openai import ChatPrompt, chat_prompt, requests_of, thought_in
+from inflight.frontends.openai import ChatPrompt, chat_prompt, requests_of
 from inflight.frontends.routes import Access, Call, Events, Route, generation
 from inflight.wire import EventStream, Opened, Refusal, Send, respond_json
 
@@ -81,7 +81,7 @@ async def _prepared(generator: Generator, body: CountBody) -> tuple[GenerationRe
     (request,) = requests_of(
         chat, [prompt.text], generator.info, special=False, grammar=prompt.tools.grammar, media=prompt.media
     )
-    thought = thought_in(generator.info.answer, prompt.text, chat.thinking_token_budget)
+    thought = prompt.tools.thought(prompt.text, chat.thinking_token_budget)
     return replace(request, fit=True, thought=thought), prompt
 
 

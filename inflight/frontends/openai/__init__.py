@@ -8,7 +8,6 @@ from inflight.frontends.openai.app import (
     OpenAiRest,
     chat_prompt,
     chat_requests,
-    thought_in,
 )
 from inflight.frontends.openai.errors import refusal as openai_refusal
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of
@@ -25,5 +24,4 @@ __all__ = [
     "chat_requests",
     "openai_refusal",
     "requests_of",
-    "thought_in",
 ]

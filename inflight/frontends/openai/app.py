@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 import msgspec
 
 from inflight.contract import (
-    AnswerForm,
     Event,
     Finish,
     FinishReason,
@@ -19,7 +18,6 @@ from inflight.contract import (
     Generator,
     Media,
     Start,
-    Thought,
     Token,
     Whole,
     from_messages,
@@ -272,23 +270,8 @@ async def _prepared(generator: Generator, body: ChatBody) -> tuple[list[Generati
     info, grammar = generator.info, prompt.tools.grammar
     # The template has already written the special tokens.
     requests = requests_of(body, [prompt.text], info, special=False, grammar=grammar, media=prompt.media)
-    thought = thought_in(info.answer, prompt.text, body.thinking_token_budget)
+    thought = prompt.tools.thought(prompt.text, body.thinking_token_budget)
     return [replace(one, thought=thought) for one in requests] if thought is not None else requests, prompt
-
-
-def thought_in(form: AnswerForm, prompt: str, budget: int | None = None) -> Thought | None:
-    """What the engine is to know of the thought in answers to a prompt; None: there is none.
-
-    Raises:
-        InvalidRequest: the budget is no number of tokens.
-    """
-    if budget is not None and budget < 0:
-        raise InvalidRequest("`thinking_token_budget` must be at least 0")
-    if form.thoughts is None:
-        return None
-    from inflight.text import thought_of  # servers of classic models do without it
-
-    return thought_of(form, prompt, budget)
 
 
 def _prompts(prompt: str | list[Any], field: str) -> list[str | Sequence[int]]:

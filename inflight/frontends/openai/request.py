@@ -145,7 +145,6 @@ def tools_of(body: ChatBody, info: GeneratorInfo) -> Tools:
         body.tools,
         body.tool_choice,
         body.parallel_tool_calls is not False,
-        info.tool_format,
         body.tool_prompt or "",
         info.answer,
         answer_grammar(body),

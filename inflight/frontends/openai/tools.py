@@ -11,17 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from inflight.contract import AnswerForm, AnswerReader, Chat, Grammar, ToolFormat
-from inflight.errors import ToolError
+from inflight.contract import AnswerForm, AnswerReader, Chat, Grammar, Thought
+from inflight.errors import InvalidRequest, ToolError
 
 if TYPE_CHECKING:
     from inflight.text import Function  # servers of classic models do without it
 
-PLAIN = ToolFormat("plain", "")
-"""For templates without tools: one JSON object a call, one call a line."""
-
-_READ = {"hermes": "hermes", "mistral": "mistral", "llama3": "llama3_json", "plain": "json"}
-"""Names of the forms in `inflight.text`."""
+PLAIN = "json"
+"""The form for templates without tools: one JSON object a call, one call a line."""
 
 _END = 256
 """Characters of a prompt's end that tell whether it opens the thought."""
@@ -49,9 +46,32 @@ class Tools:
 
     def reader(self, prompt: str) -> AnswerReader:
         """A reader for one answer to this prompt."""
-        from inflight.text import open_reader  # servers of classic models do without it
+        from inflight.text import open_reader, prefill_of  # servers of classic models do without it
 
-        return open_reader(self.answer, prompt[-_END:], self.chat.tools or (), calls=self.calls, most=self.most)
+        prefill = prefill_of(self.chat)
+        return open_reader(
+            self.answer,
+            prompt[-_END - len(prefill) :],
+            self.chat.tools or (),
+            calls=self.calls,
+            most=self.most,
+            prefill=prefill,
+        )
+
+    def thought(self, prompt: str, budget: int | None = None) -> Thought | None:
+        """What the engine is to know of the thought in answers to this prompt; None: there is none.
+
+        Raises:
+            InvalidRequest: the budget is no number of tokens.
+        """
+        if budget is not None and budget < 0:
+            raise InvalidRequest("`thinking_token_budget` must be at least 0")
+        if self.answer.thoughts is None:
+            return None
+        from inflight.text import prefill_of, thought_of  # servers of classic models do without it
+
+        prefill, bound = prefill_of(self.chat), self.calls or self.grammar is not None
+        return thought_of(self.answer, prompt[-_END - len(prefill) :], budget, prefill=prefill, bound=bound)
 
 
 def offer(
@@ -59,7 +79,6 @@ def offer(
     given: list[dict[str, Any]] | None,
     choice: Any,
     parallel: bool,
-    native: ToolFormat | None,
     prompt: str,
     answer: AnswerForm = AnswerForm(),
     text: Grammar | None = None,
@@ -68,7 +87,6 @@ def offer(
 
     Args:
         chat: the conversation, without tools.
-        native: the form of calls in the model's chat template, where a grammar can hold the model to it.
         answer: how the model writes its answers; without a form of calls, tools are written into a message.
         prompt: text before the tools if they are written into a message; empty: a default sentence.
         text: the grammar of an answer that calls nothing.
@@ -78,7 +96,7 @@ def offer(
     Raises:
         ToolError: a tool without a name, or a choice of a tool that does not exist.
     """
-    from inflight.text import call_grammar  # servers of classic models do without it
+    from inflight.text import call_grammar, framed  # servers of classic models do without it
 
     offered = [each for each in given or [] if each.get("type", "function") == "function"]
     tools = [_tool(each, index) for index, each in enumerate(given or []) if each in offered]
@@ -88,28 +106,19 @@ def offer(
         tools = [tool for tool in tools if tool.name in names]
     wanted, named = _choice(choice, tools)
     if not tools or wanted == "none":
-        return Tools(chat, answer, grammar=text)
+        return Tools(chat, answer, grammar=framed(answer, text) if text is not None else None)
     if text is not None and text.kind not in ("json", "regex") and wanted != "required":
         raise ToolError(f"tools and a grammar of kind {text.kind} cannot be used together; leave one of them out")
     allowed = [tool for tool in tools if named in (None, tool.name)]
-    untrained = native is None and answer.calls is None
-    if answer.calls is None:
-        answer = replace(answer, calls=_READ[(native or PLAIN).kind])
-    form, several = _form(answer), parallel and named is None
+    untrained = answer.calls is None
+    form, several = answer.calls or PLAIN, parallel and named is None
+    answer = replace(answer, calls=form)
     grammar: Grammar | None = None
     if wanted == "required":
         grammar = call_grammar(form, allowed, free=False, several=several)
     elif untrained or text is not None or any(tool.strict for tool in allowed):
         grammar = call_grammar(form, allowed, free=True, several=several, answer=text)
     return Tools(replace(chat, tools=offered, tool_prompt=prompt), answer, True, None if several else 1, grammar)
-
-
-def _form(answer: AnswerForm) -> str:
-    """The name of the form in which calls are forced."""
-    calls = answer.calls or "json"
-    if calls == "mistral" and any(mark.text == "[ARGS]" and mark.id is not None for mark in answer.marks):
-        return "mistral_v11"
-    return calls
 
 
 def _allowed(choice: Any) -> tuple[list[str] | None, Any]:

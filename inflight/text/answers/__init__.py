@@ -7,10 +7,22 @@ from dataclasses import replace
 from typing import Any
 
 from inflight.contract import AnswerForm, AnswerReader, Mark, Thought
-from inflight.text.answers.families import CALLS, THOUGHTS, CallFamily, ThoughtFamily, find_form
+from inflight.text.answers.families import CALLS, THOUGHTS, CallFamily, ThoughtFamily, find_form, own_names
+from inflight.text.answers.harmony import BEGUN, FINAL, HARMONY, begun, harmony
 from inflight.text.answers.reader import PlainReader, Reader, Wait, short_id
 
-__all__ = ["CALLS", "THOUGHTS", "find_form", "open_reader", "sayable", "thought_of"]
+__all__ = [
+    "BEGUN",
+    "CALLS",
+    "FINAL",
+    "HARMONY",
+    "THOUGHTS",
+    "find_form",
+    "open_reader",
+    "own_names",
+    "sayable",
+    "thought_of",
+]
 
 
 def open_reader(
@@ -20,6 +32,7 @@ def open_reader(
     *,
     calls: bool = True,
     most: int | None = None,
+    prefill: str = "",
 ) -> AnswerReader:
     """A reader for one answer.
 
@@ -28,46 +41,83 @@ def open_reader(
         tools: the request's tools; their schemas give the types of arguments.
         calls: look for calls; without, they are text.
         most: calls that are reported; those behind them are left out.
+        prefill: the text of the assistant that the answer continues.
     """
     thoughts = THOUGHTS.get(form.thoughts or "")
     family = CALLS.get(form.calls or "") if calls else None
-    if family is None and thoughts is None:
+    whole = HARMONY in (form.thoughts, form.calls)
+    if family is None and thoughts is None and not whole:
         return PlainReader()
 
     def parse(reader: Reader) -> Wait:
+        if whole:
+            yield from harmony(reader)
+            return
         if thoughts is not None:
-            yield from _first_thought(reader, thoughts)
-        yield from _answer(reader, family, thoughts)
+            yield from _first_thought(reader, thoughts, prefill)
+        yield from _answer(reader, family, thoughts, bool(prefill))
 
     new_id = short_id if family is not None and family.short_ids else None
     return Reader(form, parse, prompt_end, tools, most, family is not None, new_id)
 
 
-def thought_of(form: AnswerForm, prompt_end: str, budget: int | None = None, stops: bool = False) -> Thought | None:
-    """What the engine is to know of an answer's thought; None: there is none in answers to this prompt."""
+def thought_of(
+    form: AnswerForm,
+    prompt_end: str,
+    budget: int | None = None,
+    stops: bool = False,
+    *,
+    prefill: str = "",
+    bound: bool = False,
+) -> Thought | None:
+    """What the engine is to know of an answer's thought; None: there is none in answers to this prompt.
+
+    Args:
+        prompt_end, prefill: as of `open_reader`.
+        bound: a call or a text that a grammar binds may follow.
+    """
     family = THOUGHTS.get(form.thoughts or "")
-    if family is None or _closed(family, prompt_end):
+    if family is None:
         return None
     marks = {mark.text: mark for mark in form.marks}
     open, close = (marks.get(text, Mark(text)) for text in (family.open[0], family.close[0]))
-    opened = family.opened or _opened(family, prompt_end)
+    if form.thoughts == HARMONY:
+        head = begun(prompt_end)
+        if head is not None and not head.strip().startswith("<|channel|>analysis"):
+            return None
+        lead = BEGUN if bound else BEGUN + FINAL
+        return Thought(open if head is None else None, close, budget=budget, stops=stops, lead=lead)
+    if _closed(family, prompt_end, prefill):
+        return None
+    opened = family.opened or _opened(family, prompt_end, prefill)
     return Thought(None if opened else open, close, budget=budget, stops=stops)
 
 
-def _opened(family: ThoughtFamily, prompt: str) -> bool:
+def _opened(family: ThoughtFamily, prompt: str, prefill: str) -> bool:
+    """Whether the answer begins within a thought: the prompt ends with its mark, or its text that is continued has one
+    that is not closed."""
+    if prefill.strip():
+        return _last(prefill, family.open) > _last(prefill, family.close)
     return prompt.rstrip().removesuffix(family.skip).endswith(family.open)
 
 
-def _closed(family: ThoughtFamily, prompt: str) -> bool:
+def _closed(family: ThoughtFamily, prompt: str, prefill: str) -> bool:
+    """Whether no thought is to come."""
+    if prefill.strip():
+        return not _opened(family, prompt, prefill)
     return prompt.rstrip().endswith((*family.close, *family.wraps[:1]))
 
 
-def _first_thought(reader: Reader, family: ThoughtFamily) -> Wait:
+def _last(text: str, marks: Sequence[str]) -> int:
+    return max(text.rfind(mark) for mark in marks)
+
+
+def _first_thought(reader: Reader, family: ThoughtFamily, prefill: str) -> Wait:
     """The thought at the beginning of an answer."""
-    if _closed(family, reader.prompt):
+    if _closed(family, reader.prompt, prefill):
         return
     opens = list(map(reader.mark, family.open))
-    if _opened(family, reader.prompt):
+    if _opened(family, reader.prompt, prefill):
         reader.thought(True)
         yield from reader.starts(*opens)  # some write it once more
     else:
@@ -89,12 +139,12 @@ def _thought(reader: Reader, family: ThoughtFamily) -> Wait:
     reader.thought(False)
 
 
-def _answer(reader: Reader, family: CallFamily | None, thoughts: ThoughtFamily | None) -> Wait:
+def _answer(reader: Reader, family: CallFamily | None, thoughts: ThoughtFamily | None, continued: bool) -> Wait:
     """Text and calls, and thoughts between them where the form has them."""
     begins = list(map(reader.mark, family.begins)) if family is not None else []
     opens = list(map(reader.mark, thoughts.open)) if thoughts is not None and thoughts.anywhere else []
     wraps = list(map(reader.mark, thoughts.wraps)) if thoughts is not None and reader.reasoning_tokens else []
-    if family is not None and not begins:
+    if family is not None and not begins and (not continued or reader.reasoning_tokens):
         yield from _bare(reader, family)
     while True:
         found = yield from reader.upto([*begins, *opens, *wraps], reader.show)
@@ -117,7 +167,7 @@ def _bare(reader: Reader, family: CallFamily) -> Wait:
     before = reader.buffer[: len(reader.buffer) - len(reader.buffer.lstrip())]
     mark = yield from reader.starts(*map(reader.mark, family.marks))
     yield from reader.white()
-    if not reader.buffer.startswith("{") or not (yield from family.parse(reader)):
+    if not reader.buffer.startswith(tuple(family.first)) or not (yield from family.parse(reader)):
         reader.buffer = before + (mark or "") + reader.buffer
 
 

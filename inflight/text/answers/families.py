@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from inflight.contract import AnswerForm, Mark
 from inflight.errors import StartError
-from inflight.text.answers import json_calls, tagged_calls
+from inflight.text.answers import json_calls, python_calls, tagged_calls
+from inflight.text.answers.harmony import HARMONY, MARKS, THOUGHT_BEGINS, THOUGHT_ENDS, harmony
 from inflight.text.answers.json_calls import CallParser
 
 
@@ -20,8 +21,11 @@ class CallFamily:
         parse: reads what follows the mark.
         marks: further marks.
         tells: texts one of which the chat template holds.
-        names: further names of `--tool-call-parser`.
+        lacks: a text that it does not hold.
+        names: further names of `--tool-call-parser`: vLLM's and SGLang's.
         short_ids: ids have nine letters or digits.
+        ends: special tokens with which a call ends the answer.
+        first: letters one of which a call begins with that is the whole answer.
     """
 
     begins: tuple[str, ...]
@@ -30,6 +34,12 @@ class CallFamily:
     tells: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     short_ids: bool = False
+    lacks: str | None = None
+    ends: tuple[str, ...] = ()
+    first: str = "{"
+
+    def is_of(self, template: str) -> bool:
+        return any(text in template for text in self.tells) and (self.lacks is None or self.lacks not in template)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,7 @@ class ThoughtFamily:
         anywhere: thoughts may also stand behind text.
         opened: the thought begins with the answer where neither the prompt nor the model opens it.
         tells: texts one of which the chat template holds.
-        names: further names of `--reasoning-parser`.
+        names: further names of `--reasoning-parser`: vLLM's and SGLang's.
     """
 
     open: tuple[str, ...]
@@ -58,27 +68,54 @@ class ThoughtFamily:
 
 _DEEPSEEK = ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "<｜tool▁calls▁end｜>")
 _DEEPSEEK_BEGIN = "<｜tool▁calls▁begin｜>"
+_THINKERS = (
+    *("qwen3_5", "glm45", "glm47", "deepseek_v3", "deepseek_v31", "deepseek_v32", "minimax_m2", "minimax", "kimi_k2"),
+    *("kimi", "olmo3", "ernie45", "hunyuan_a13b", "holo2", "nemotron_v3", "nano_v3", "smollm3"),
+)
 
 CALLS: Mapping[str, CallFamily] = {
+    HARMONY: CallFamily(
+        (),
+        harmony,
+        MARKS,
+        tells=("<|channel|>",),
+        names=("gpt_oss", "harmony"),
+        ends=("<|call|>", "<|return|>"),
+    ),
     "deepseek_v32": CallFamily(
         ("<｜DSML｜function_calls>",),
         tagged_calls.invocations("｜DSML｜", "</｜DSML｜function_calls>"),
         tells=("<｜DSML｜",),
+        names=("deepseekv32",),
+    ),
+    "deepseek_v31": CallFamily(
+        (_DEEPSEEK_BEGIN,),
+        json_calls.deepseek,
+        _DEEPSEEK,
+        tells=(_DEEPSEEK_BEGIN,),
+        lacks="```json",
+        names=("deepseekv31",),
     ),
     "deepseek_v3": CallFamily(
-        (_DEEPSEEK_BEGIN,), json_calls.deepseek, _DEEPSEEK, tells=(_DEEPSEEK_BEGIN,), names=("deepseek_v31",)
+        (_DEEPSEEK_BEGIN,),
+        json_calls.deepseek,
+        _DEEPSEEK,
+        tells=(_DEEPSEEK_BEGIN,),
+        names=("deepseekv3", "deepseek_r1"),
     ),
     "kimi_k2": CallFamily(
         ("<|tool_calls_section_begin|>",),
         json_calls.kimi,
         ("<|tool_call_begin|>", "<|tool_call_end|>", "<|tool_call_argument_begin|>", "<|tool_calls_section_end|>"),
         tells=("<|tool_calls_section_begin|>",),
+        names=("kimi",),
     ),
     "minimax_m2": CallFamily(
         ("<minimax:tool_call>",),
         tagged_calls.invocations("", "</minimax:tool_call>"),
         ("</minimax:tool_call>",),
         tells=("<minimax:tool_call>",),
+        names=("minimax",),
     ),
     "seed_oss": CallFamily(
         ("<seed:tool_call>",),
@@ -91,52 +128,104 @@ CALLS: Mapping[str, CallFamily] = {
         json_calls.listed("<|END_ACTION|>"),
         ("<|END_ACTION|>",),
         tells=("<|START_ACTION|>",),
+        names=("command_a", "cohere"),
     ),
     "gemma4": CallFamily(
         ("<|tool_call>",),
         tagged_calls.braces('<|"|>', "<tool_call|>"),
         ('<|"|>', "<tool_call|>"),
         tells=("<|tool_call>",),
+        ends=("<|tool_response>",),
     ),
     "functiongemma": CallFamily(
         ("<start_function_call>",),
         tagged_calls.braces("<escape>", "<end_function_call>"),
         ("<escape>", "<end_function_call>"),
         tells=("<start_function_call>",),
+        ends=("<start_function_response>",),
     ),
     "glm45": CallFamily(
         ("<tool_call>",),
         tagged_calls.glm,
         ("</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
         tells=("<arg_key>",),
-        names=("glm47",),
+        names=("glm47", "glm", "glm4_moe"),
+        ends=("<|observation|>",),
     ),
     "qwen3_coder": CallFamily(
         ("<tool_call>",),
         tagged_calls.functions(),
         ("</tool_call>",),
         tells=("<function=",),
-        names=("qwen3_xml", "qwen3_5"),
+        names=("qwen3_xml", "qwen3_5", "step3p5", "nemotron_3_nano"),
     ),
-    "hermes": CallFamily(("<tool_call>",), json_calls.hermes, ("</tool_call>",), tells=("<tool_call>",)),
+    "hermes": CallFamily(
+        ("<tool_call>",),
+        json_calls.hermes,
+        ("</tool_call>",),
+        tells=("<tool_call>",),
+        names=("qwen", "qwen25", "qwen3", "granite4", "smollm3"),
+    ),
+    "lfm2": CallFamily(
+        ("<|tool_call_start|>",),
+        python_calls.listed("<|tool_call_end|>"),
+        ("<|tool_call_end|>",),
+        tells=("<|tool_call_start|>",),
+    ),
+    "olmo3": CallFamily(("<function_calls>",), python_calls.lines, ("</function_calls>",), tells=("<function_calls>",)),
     "phi4_mini_json": CallFamily(
         ("<|tool_call|>",),
         json_calls.listed("<|/tool_call|>"),
         ("<|/tool_call|>",),
         tells=("<|/tool_call|>",),
+        names=("phi4", "phi4_mini"),
     ),
     "granite": CallFamily(("<|tool_call|>",), json_calls.listed(), tells=("<|tool_call|>",)),
     "nemotron": CallFamily(("<TOOLCALL>",), json_calls.listed("</TOOLCALL>"), ("</TOOLCALL>",), tells=("<TOOLCALL>",)),
-    "mistral": CallFamily(
-        ("[TOOL_CALLS]",), json_calls.mistral, ("[ARGS]", "[CALL_ID]"), tells=("[TOOL_CALLS]",), short_ids=True
+    "mistral_v11": CallFamily(
+        ("[TOOL_CALLS]",),
+        json_calls.mistral,
+        ("[ARGS]", "[CALL_ID]"),
+        tells=("[ARGS]",),
+        names=("mistral_v13", "magistral", "devstral"),
+        short_ids=True,
     ),
-    "llama3_json": CallFamily((), json_calls.listed(), ("<|python_tag|>",), tells=("<|python_tag|>", "ipython")),
+    "mistral": CallFamily(
+        ("[TOOL_CALLS]",),
+        json_calls.mistral,
+        ("[ARGS]", "[CALL_ID]"),
+        tells=("[TOOL_CALLS]",),
+        names=("mistral_v7",),
+        short_ids=True,
+    ),
+    "pythonic": CallFamily(
+        (),
+        python_calls.listed("<|python_end|>", sure=False),
+        ("<|python_start|>", "<|python_end|>"),
+        tells=("<|python_start|>", "[func_name1("),
+        names=("llama4_pythonic", "llama4"),
+        first="[{",
+    ),
+    "llama3_json": CallFamily(
+        (),
+        json_calls.listed(),
+        ("<|python_tag|>",),
+        tells=("<|python_tag|>", "ipython"),
+        names=("llama3", "llama31", "llama4_json"),
+        ends=("<|eom_id|>",),
+    ),
     "json": CallFamily((), json_calls.listed()),
 }
 """By the name of `--tool-call-parser`; the first whose text the template holds is the model's. `json` is for templates
 without tools: the calls are JSON objects, one a line, and nothing else."""
 
 THOUGHTS: Mapping[str, ThoughtFamily] = {
+    HARMONY: ThoughtFamily(
+        (THOUGHT_BEGINS,),
+        (THOUGHT_ENDS,),
+        tells=("<|channel|>",),
+        names=("gpt_oss", "openai_gptoss", "harmony"),
+    ),
     "mistral": ThoughtFamily(("[THINK]",), ("[/THINK]",), anywhere=True, tells=("[THINK]",)),
     "gemma4": ThoughtFamily(("<|channel>",), ("<channel|>",), skip="thought", anywhere=True, tells=("<|channel>",)),
     "seed_oss": ThoughtFamily(("<seed:think>",), ("</seed:think>",), tells=("<seed:think>",)),
@@ -152,10 +241,13 @@ THOUGHTS: Mapping[str, ThoughtFamily] = {
         tells=("Here is my thought process",),
     ),
     "granite33": ThoughtFamily(("<think>",), ("</think>",), ("<response>", "</response>"), tells=("<response>",)),
-    "qwen3": ThoughtFamily(
-        ("<think>",), ("</think>",), tells=("<think>", "</think>"), names=("glm45", "deepseek_v3", "minimax_m2")
+    "qwen3": ThoughtFamily(("<think>",), ("</think>",), tells=("<think>", "</think>"), names=_THINKERS),
+    "deepseek_r1": ThoughtFamily(
+        ("<think>",),
+        ("</think>",),
+        opened=True,
+        names=("qwen3_thinking", "step3", "minimax_m2_append_think", "minimax_append_think"),
     ),
-    "deepseek_r1": ThoughtFamily(("<think>",), ("</think>",), opened=True, names=("minimax_m2_append_think",)),
 }
 """By the name of `--reasoning-parser`, as in `CALLS`."""
 
@@ -177,13 +269,12 @@ def find_form(
         StartError: an unknown name.
     """
     source = template or ""
-    if calls is not None:
-        calls = _named(calls, CALLS, "--tool-call-parser")
-    elif "tools" in source:
-        calls = next((name for name, one in CALLS.items() if any(text in source for text in one.tells)), None)
-    if thoughts is not None:
-        thoughts = _named(thoughts, THOUGHTS, "--reasoning-parser")
-    else:
+    calls, thoughts = own_names(calls, thoughts)
+    if calls is None and "tools" in source:
+        calls = next((name for name, one in CALLS.items() if one.is_of(source)), None)
+    if calls == "mistral" and ("[ARGS]" in source or id_of("[ARGS]") is not None):
+        calls = "mistral_v11"
+    if thoughts is None:
         thoughts = next((name for name, one in THOUGHTS.items() if any(text in source for text in one.tells)), None)
     texts: list[str] = []
     if calls is not None:
@@ -191,12 +282,26 @@ def find_form(
     if thoughts is not None:
         family = THOUGHTS[thoughts]
         texts += [*family.open, *family.close, *family.wraps]
+    if HARMONY in (calls, thoughts):
+        texts = list(MARKS)
     return AnswerForm(calls, thoughts, tuple(Mark(text, id_of(text)) for text in dict.fromkeys(texts)))
 
 
+def own_names(calls: str | None, thoughts: str | None) -> tuple[str | None, str | None]:
+    """The names of `CALLS` and `THOUGHTS` for names as users give them.
+
+    Raises:
+        StartError: an unknown name.
+    """
+    return (
+        None if calls is None else _named(calls, CALLS, "--tool-call-parser"),
+        None if thoughts is None else _named(thoughts, THOUGHTS, "--reasoning-parser"),
+    )
+
+
 def _named(name: str, known: Mapping[str, CallFamily] | Mapping[str, ThoughtFamily], option: str) -> str:
+    wanted = name.lower().replace("-", "_")
     for own, family in known.items():
-        if name == own or name in family.names:
+        if wanted == own or wanted in family.names:
             return own
-    listed: Sequence[str] = [one for own, family in known.items() for one in (own, *family.names)]
-    raise StartError(f"{option} {name} is unknown; give one of {', '.join(listed)}")
+    raise StartError(f"{option} {name} is unknown; give one of {', '.join(known)}")

@@ -67,7 +67,8 @@ class Reader:
             if isinstance(function := tool.get("function", tool), dict) and isinstance(function.get("name"), str)
         }
         self._parts: list[Part] = []
-        self._gap, self._fresh, self._kept = "", False, True
+        self._gap, self._fresh = "", False
+        self._between, self._visible = "", False
         self._thought_gap, self._thought_begun = "", False
         # Marks that are tokens, and where they stand in a text that may be shown later than it came.
         self._chars = {mark.text: chr(_FIRST + n) for n, mark in enumerate(form.marks) if mark.id is not None}
@@ -215,12 +216,14 @@ class Reader:
         self._gap = ""
         if self._fresh:
             text = text.lstrip()
+            if text:
+                text, self._between = self._between + text, ""
         if self.looks_for_calls:
             body = text.rstrip()
             self._gap = text[len(body) :]
             text = body
         if text:
-            self._fresh = False
+            self._fresh, self._visible = False, True
             self._add(Content, text)
 
     def think(self, text: str) -> None:
@@ -262,6 +265,15 @@ class Reader:
             self._parts[-1] = CallArguments(index, last.text + text)
         else:
             self._parts.append(CallArguments(index, text))
+
+    def knows(self, name: str) -> bool:
+        """Whether a function of this name may be called; of a request whose functions are not known, any."""
+        return not self._tools or name in self._tools
+
+    def apart(self) -> None:
+        """What is shown next is a paragraph of its own."""
+        self._gap, self._fresh = "", True
+        self._between = "\n\n" if self._visible else ""
 
     def schema(self, name: str) -> dict[str, Any]:
         """The schemas of a function's parameters, by name."""
