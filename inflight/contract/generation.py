@@ -115,6 +115,8 @@ class Start:
         queued: seconds between the request's admission and its first step.
         warnings: what of the grammar's JSON schemas is not held, as sentences.
         computing: seconds from the first step to the first token.
+        prompt_top: the most likely tokens at each of `prompt`'s places, best first, if `Sampling.prompt_top`; none for
+            the first token and for images.
     """
 
     prompt_length: int
@@ -123,6 +125,7 @@ class Start:
     queued: float = 0.0
     warnings: tuple[str, ...] = ()
     computing: float = 0.0
+    prompt_top: tuple[tuple[TokenInfo, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

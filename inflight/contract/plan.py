@@ -61,6 +61,7 @@ RANGES: Mapping[str, Range] = {
     "min_p": Range(0.0, 1.0),
     "seed": Range(0, (1 << 64) - 1),
     "top_n_tokens": Range(0, LARGEST_COUNT),
+    "prompt_top": Range(0, LARGEST_COUNT),
     "pooled_from": Range(0),
     "second_from": Range(0),
 }
@@ -106,6 +107,8 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
         logprobs: report the log-probability of every chosen token.
         top_n_tokens: report that many most likely tokens at every position, ties with the last one included.
         prompt_logprobs: report the log-probability of every prompt token but the first.
+        prompt_top: with `prompt_logprobs`: report that many most likely tokens at every prompt token's place but the
+            first, ties with the last one included.
         watermark: add a bias to the logits of a part of the vocabulary that the preceding token selects.
         pooling: report what is computed of the whole text with the first token: `POOLINGS`; empty: nothing.
         pooled_from: index of the first token that the vector is pooled from.
@@ -131,6 +134,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     pooling: str = ""
     pooled_from: int = 0
     second_from: int = 0
+    prompt_top: int = 0
 
     @property
     def plain(self) -> bool:
@@ -270,6 +274,8 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
         top: id -> (token, logprob) pairs, best first, for rows that asked for them.
         prompt_logprobs: id -> log-probabilities of the prompt tokens that this step's chunk predicted: those at
             positions first + 1 to first + chunk of the chunk starting at `first`, as far as they are prompt.
+        prompt_top: id -> for each of these prompt tokens, (token, logprob) pairs of the most likely ones at its place,
+            best first, for rows that asked for them.
         seconds: duration of the step on rank 0.
         embeddings: id -> float32 values of the vector of length 1, for rows that asked for it.
         failed: id -> the error of a row that joined in this step with invalid values. The row is computed without
@@ -288,6 +294,7 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
     embeddings: dict[int, bytes] = {}
     failed: dict[int, str] = {}
     unsound: list[int] = []
+    prompt_top: dict[int, list[list[tuple[int, float]]]] = {}
 
 
 class ShardJob(msgspec.Struct, frozen=True):

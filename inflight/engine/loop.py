@@ -221,7 +221,7 @@ class StepLoop:
         for id, values in result.prompt_logprobs.items():
             stream = self.streams.get(id)
             if stream is not None and id in starts:
-                stream.prompt_logprobs(starts[id] + 1, values)
+                stream.prompt_logprobs(starts[id] + 1, values, result.prompt_top.get(id, ()))
         for id, error in failures(result):
             stream = self.streams.get(id)
             if stream is not None:

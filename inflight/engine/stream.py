@@ -51,6 +51,7 @@ class Stream:
         self._began: float | None = None
         self._told_start = False
         self._prompt_logprobs: dict[int, float] = {}
+        self._prompt_top: dict[int, Items[tuple[int, float]]] = {}
 
     # The engine's side
 
@@ -59,9 +60,11 @@ class Stream:
         if self._began is None:
             self._began = time.perf_counter()
 
-    def prompt_logprobs(self, first: int, values: Items[float]) -> None:
-        """Log-probabilities of the prompt's tokens from position `first` on."""
+    def prompt_logprobs(self, first: int, values: Items[float], tops: Items[Items[tuple[int, float]]]) -> None:
+        """Log-probabilities of the prompt's tokens from position `first` on, and of the most likely ones there, if they
+        were asked for."""
         self._prompt_logprobs.update(enumerate(values, first))
+        self._prompt_top.update(enumerate(tops, first))
 
     def push(self, id: int, logprob: float | None, top: Items[tuple[int, float]]) -> bool:
         """Takes the next token; True where it is the last one."""
@@ -76,16 +79,7 @@ class Stream:
             ends = follower.bound if self.request.grammar is not None else ends
         last = len(sequence.tokens) >= sequence.stop_at
         text, shown, special, reason = self._tail.add(id, ends, last, stops)
-        named = tuple(
-            TokenInfo(
-                token,
-                tokenizer.token_text(token),
-                value,
-                tokenizer.is_special(token),
-                tokenizer.token_bytes(token),
-            )
-            for token, value in top
-        )
+        named = self._named(top)
         own = tokenizer.token_bytes(id) if self.request.sampling.logprobs else None
         self._events.append(Token(TokenInfo(id, text, logprob, special, own), shown, named, reason is not None))
         if reason is not None:
@@ -137,16 +131,37 @@ class Stream:
     def _start(self) -> Start:
         sequence, tokenizer = self.sequence, self._tokenizer
         prompt: tuple[TokenInfo, ...] = ()
+        tops: tuple[tuple[TokenInfo, ...], ...] = ()
         if self.request.prompt_tokens:
             prompt = tuple(
                 TokenInfo(id, tokenizer.token_text(id), self._prompt_logprobs.get(index), tokenizer.is_special(id))
                 for index, id in enumerate(sequence.tokens[: sequence.num_prompt])
             )
             prompt = without_images(prompt, sequence.spans)
+            if self._prompt_top:
+                tops = tuple(
+                    self._named(self._prompt_top.get(index, ()) if info.logprob is not None else ())
+                    for index, info in enumerate(prompt)
+                )
         began = self._began or self._arrived
         warnings = self.follower.warnings if self.follower is not None else ()
         computing = time.perf_counter() - began
-        return Start(sequence.num_prompt, sequence.cached or 0, prompt, began - self._arrived, warnings, computing)
+        return Start(
+            sequence.num_prompt, sequence.cached or 0, prompt, began - self._arrived, warnings, computing, tops
+        )
+
+    def _named(self, top: Items[tuple[int, float]]) -> tuple[TokenInfo, ...]:
+        tokenizer = self._tokenizer
+        return tuple(
+            TokenInfo(
+                token,
+                tokenizer.token_text(token),
+                value,
+                tokenizer.is_special(token),
+                tokenizer.token_bytes(token),
+            )
+            for token, value in top
+        )
 
     def _finish(self, reason: FinishReason) -> None:
         tail = self._tail

@@ -53,6 +53,7 @@ class Generation:
         prompt: the prompt's tokens if `Sampling.prompt_logprobs`, else empty.
         prompt_length: number of tokens of the prompt.
         cached: number of prompt tokens that came from the prefix cache.
+        prompt_top: the most likely tokens at each of `prompt`'s places if `Sampling.prompt_top`, else empty.
     """
 
     text: str
@@ -61,6 +62,7 @@ class Generation:
     prompt: tuple[TokenInfo, ...]
     prompt_length: int
     cached: int
+    prompt_top: tuple[tuple[TokenInfo, ...], ...] = ()
 
     @property
     def token_ids(self) -> list[int]:
@@ -291,7 +293,8 @@ class LLM:
         events = await whole(self.engine, request)
         start, finish = events.start, events.finish
         infos = tuple(token.info for token in events.tokens)
-        return Generation(finish.text, infos, finish.reason, start.prompt, finish.prompt_length, start.cached)
+        length, cached = finish.prompt_length, start.cached
+        return Generation(finish.text, infos, finish.reason, start.prompt, length, cached, start.prompt_top)
 
     async def _vector(self, request: GenerationRequest) -> np.ndarray[Any, np.dtype[np.float32]]:
         data = (await whole(self.engine, request)).finish.embedding

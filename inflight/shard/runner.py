@@ -157,7 +157,7 @@ class ModelRunner:
     ) -> StepResult:
         """Samples the rows `sampled` from the last logits; the first logits are those of the `scored` chunks."""
         batch = self._batch
-        scores, embeddings = self._score(scored, logits), self._embed(sampled, scored)
+        (scores, tops), embeddings = self._score(scored, logits), self._embed(sampled, scored)
         last = logits if len(logits) == len(sampled) else logits[len(logits) - len(sampled) :]
         chosen = self._sample(sampled, last, dict(plan.masks))
         self._shared(chosen.tokens)
@@ -174,6 +174,7 @@ class ModelRunner:
             embeddings,
             failed,
             [ids[place] for place in chosen.unsound],
+            tops,
         )
 
     def _shared(self, tokens: Array) -> Array:
@@ -198,22 +199,27 @@ class ModelRunner:
             best = best[len(best) - len(sampled) :]
         return self._sampler.sample(logits, [batch.sampling[row] for row in sampled], state, places, best)
 
-    def _score(self, scored: list[Scored], logits: ModelArray) -> dict[int, list[float]]:
-        """Log-probabilities of the prompt tokens that follow each token of this step's chunks."""
+    def _score(
+        self, scored: list[Scored], logits: ModelArray
+    ) -> tuple[dict[int, list[float]], dict[int, list[list[tuple[int, float]]]]]:
+        """See `StepResult.prompt_logprobs` and `prompt_top`."""
         scores: dict[int, list[float]] = {}
+        tops: dict[int, list[list[tuple[int, float]]]] = {}
         start = 0
         for row, first, size in scored:
-            if not self._batch.sampling[row].prompt_logprobs:
+            sampling, id = self._batch.sampling[row], self._batch.ids[row]
+            if not sampling.prompt_logprobs:
                 start += size
                 continue
             last = min(first + size, int(self._batch.prompt[row]) - 1)
             count = max(0, last - first)
             following = self._batch.tokens[row, first + 1 : first + 1 + count]
-            scores[self._batch.ids[row]] = (
-                self._sampler.prompt_logprobs(logits[start : start + count], following) if count else []
-            )
+            part = logits[start : start + count]
+            scores[id] = self._sampler.prompt_logprobs(part, following) if count else []
+            if sampling.prompt_top and count:
+                tops[id] = self._sampler.prompt_top(part, sampling.prompt_top)
             start += size
-        return scores
+        return scores, tops
 
     def _embed(self, sampled: list[int], scored: list[Scored]) -> dict[int, bytes]:
         """Vectors of the rows that asked for one and have their prompt computed now."""

@@ -69,6 +69,12 @@ class Sampler(ABC):
     def prompt_logprobs(self, logits: ModelArray, following: Array) -> list[float]:
         """Log-probabilities of a prompt's own next tokens. Args: logits float32 [n, V], following [n]."""
 
+    def prompt_top(self, logits: ModelArray, count: int) -> list[list[tuple[int, float]]]:
+        """The `count` most likely tokens of each row with their log-probabilities, bit for bit those of
+        `prompt_logprobs`, best first, ties with the last one included."""
+        empty = RowState(np.empty(0, np.int32), 0)
+        return self.sample(logits, [Sampling(top_n_tokens=count)] * len(logits), lambda row: empty).top
+
     @abstractmethod
     def on_host(self, rows: ModelArray) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Copies rows to the host as float32, if they are not there."""

@@ -13,6 +13,7 @@ import jsonschema
 import openai
 import pydantic
 import pytest
+import tokenizers
 
 from tests.e2e.running import Served, request, serve
 
@@ -296,6 +297,54 @@ def test_echo_and_scores(client: openai.OpenAI) -> None:
     assert "".join(part.choices[0].text for part in stream) == echo.choices[0].text
     ids = client.completions.create(model="plain", prompt=[5, 9, 11], max_tokens=0, echo=True)
     assert ids.choices[0].text
+
+
+def test_what_an_evaluation_asks(served: Served) -> None:
+    """The request of lm-eval's `local-completions`, read as it reads answers: the sum over a continuation, and whether
+    each of its tokens is the most likely one."""
+
+    def ask(**body: Any) -> list[Any]:
+        data = json.dumps({"model": "plain", "temperature": 0, "logprobs": 1, "seed": 1234, **body}).encode()
+        headers = {"Content-Type": "application/json"}
+        status, answer = request(served.http, "POST", "/v1/completions", data, headers)
+        assert status == 200, answer
+        choices: list[Any] = json.loads(answer)["choices"]
+        return choices
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(POCKET / "tokenizer.json"))
+    texts = ("Once upon a time there was a", "The dog was")
+    contexts = [tokenizer.encode(text).ids for text in texts]
+    asked, wanted = [], []
+    for text, own in zip(texts, ask(prompt=contexts, max_tokens=3)):
+        ids = tokenizer.encode(text + own["text"]).ids
+        asked += [ids, [*ids[:-1], (ids[-1] + 7) % 2000]]
+        wanted.append(sum(own["logprobs"]["token_logprobs"]))
+    begins = [len(context) for context in contexts for _ in range(2)]
+    found = []
+    for choice, begin in zip(ask(prompt=asked, max_tokens=1, echo=True), begins):
+        told = choice["logprobs"]
+        assert told["top_logprobs"][0] is told["token_logprobs"][0] is None
+        tokens, tops = told["token_logprobs"][begin:-1], told["top_logprobs"][begin:-1]
+        found.append((sum(tokens), all(token == max(top.values()) for token, top in zip(tokens, tops))))
+    assert [greedy for _, greedy in found] == [True, False] * 2
+    assert [found[0][0], found[2][0]] == pytest.approx(wanted, abs=1e-3)
+    assert found[1][0] < found[0][0]
+
+
+def test_prompt_logprobs_as_vllm_names_them(client: openai.OpenAI) -> None:
+    more = {"prompt_logprobs": 2}
+    told = client.completions.create(model="plain", prompt="Once upon", max_tokens=1, logprobs=1, extra_body=more)
+    first, *others = told.choices[0].prompt_logprobs  # type: ignore[attr-defined]
+    assert first is None
+    assert len(told.choices[0].logprobs.tokens) == 1  # type: ignore[union-attr, arg-type]
+    for one in others:
+        best, second = (entry for entry in one.values() if entry["rank"] in (1, 2))
+        assert len(one) in (2, 3)
+        assert best["rank"] + second["rank"] == 3
+    chat = client.chat.completions.create(model="plain", messages=CHAT, max_tokens=1, extra_body=more)
+    assert len(chat.prompt_logprobs) == chat.usage.prompt_tokens  # type: ignore[attr-defined, union-attr]
+    with pytest.raises(openai.BadRequestError, match="prompt_logprobs"):
+        client.completions.create(model="plain", prompt="Once", stream=True, extra_body=more)
 
 
 def test_best_of_and_n(client: openai.OpenAI) -> None:

@@ -144,7 +144,7 @@ def test_logprobs_and_prompt_logprobs(llm: LLM) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32)
-    sampling = Sampling(logprobs=True, prompt_logprobs=True, top_n_tokens=3)
+    sampling = Sampling(logprobs=True, prompt_logprobs=True, top_n_tokens=3, prompt_top=3)
     (found,) = llm.generate(PROMPTS[0], sampling, max_new_tokens=12, ignore_eos=True)
     ids = [token.id for token in found.prompt] + found.token_ids
     with torch.inference_mode():
@@ -153,6 +153,13 @@ def test_logprobs_and_prompt_logprobs(llm: LLM) -> None:
     chances = [wanted[place - 1, token].item() for place, token in enumerate(ids) if place]
     reported = [token.logprob for token in (*found.prompt[1:], *found.tokens)]
     assert reported == pytest.approx(chances, abs=1e-4)
+    assert found.prompt_top[0] == ()
+    for place, (token, top) in enumerate(zip(found.prompt[1:], found.prompt_top[1:])):
+        best = wanted[place].topk(3)
+        assert [one.id for one in top] == best.indices.tolist()
+        assert [one.logprob for one in top] == pytest.approx(best.values.tolist(), abs=1e-4)
+        # Whoever asks whether a token is the most likely one compares the numbers.
+        assert token.logprob in [one.logprob for one in top if one.id == token.id] or token.id not in best.indices
 
 
 def test_seeds(llm: LLM) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inflight.contract import Sampling
-from inflight.shard.sampler import RowState
-from inflight.shard.torch_sampler import _process, _uniform, prompt_logprobs, sample
+from inflight.shard.native_sampler import NativeSampler
+from inflight.shard.sampler import RowState, Sampler
+from inflight.shard.torch_sampler import TorchSampler, _process, _uniform, prompt_logprobs, sample
 
 V = 40
 
@@ -155,6 +158,17 @@ def test_prompt_logprobs() -> None:
     following = np.array([4, 9, 1])
     wanted = torch.log_softmax(logits, -1)[torch.arange(3), torch.tensor(following)]
     assert prompt_logprobs(logits, following) == pytest.approx(wanted.tolist())
+
+
+@pytest.mark.parametrize("make", [TorchSampler, partial(NativeSampler, 2)])
+def test_likely_tokens_of_a_prompt_have_its_own_probabilities(make: Callable[[], Sampler]) -> None:
+    """Bit for bit, so that a token can be compared with the most likely one."""
+    sampler, drawn = make(), draw_logits(40, 3)
+    logits = drawn if isinstance(sampler, TorchSampler) else drawn.numpy()
+    tops = sampler.prompt_top(logits, 2)
+    for place in (0, 1):
+        following = np.array([top[place][0] for top in tops])
+        assert sampler.prompt_logprobs(logits, following) == [top[place][1] for top in tops]
 
 
 def test_defaults_change_nothing() -> None:

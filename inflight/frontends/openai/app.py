@@ -79,6 +79,7 @@ class OpenAiRest(NamedModelDoor):
             self._named(generator, body.model),
             logprobs=bool(body.logprobs),
             most=body.top_logprobs or 0,
+            scored=body.prompt_logprobs,
             reader=partial(prompt.tools.reader, prompt.text),
             thoughts=body.include_reasoning is not False,
             counted=_counted(body),
@@ -101,6 +102,7 @@ class OpenAiRest(NamedModelDoor):
             self._named(generator, body.model),
             logprobs=body.logprobs is not None,
             most=body.logprobs or 0,
+            scored=body.prompt_logprobs,
             echo=echo,
             counted=_counted(body),
             tgi=self._tgi,
@@ -330,7 +332,7 @@ async def _stream(
                         chunks = reply.token(index, event)
                     elif isinstance(event, Start):
                         starts[index] = event
-                        chunks = reply.start(index, choices)
+                        chunks = reply.start(index, choices, event)
                     else:
                         start = starts.get(index, Start(0))
                         chunks = reply.finish(index, event, start)

@@ -29,6 +29,8 @@ from inflight.frontends.llm import MAX_SEED, draw_seed
 from inflight.frontends.openai.tools import Tools, offer
 
 MAX_CHOICES = 128
+MAX_TOP = 20
+"""Most likely tokens that a request may ask for."""
 
 IMAGE_URL = "image_url"
 """The type of a content part with an image."""
@@ -78,6 +80,7 @@ class Common(msgspec.Struct, kw_only=True):
     guided_grammar: Any = None
     json_schema: Any = None
     grammar: Any = None
+    prompt_logprobs: int | None = None
     priority: int | None = None
     timeout: float | None = None
 
@@ -215,7 +218,7 @@ def requests_of(
             ignore_eos=bool(body.ignore_eos),
             add_special_tokens=special,
             truncate=body.truncate,
-            prompt_tokens=_echoes(body),
+            prompt_tokens=_echoes(body) or body.prompt_logprobs is not None,
             timeout=body.timeout,
             priority=body.priority or 0,
             grammar=grammar,
@@ -242,8 +245,9 @@ def _sampling(body: ChatBody | CompletionBody, defaults: SamplingDefaults) -> Sa
         presence_penalty=body.presence_penalty or 0.0,
         logit_bias=_bias(body.logit_bias),
         logprobs=wanted or _best_of(body) > 1,
-        prompt_logprobs=_echoes(body) and wanted,
+        prompt_logprobs=(_echoes(body) and wanted) or body.prompt_logprobs is not None,
         top_n_tokens=top,
+        prompt_top=max(top if _echoes(body) else 0, body.prompt_logprobs or 0),
     )
 
 
@@ -265,8 +269,8 @@ def _logprobs(body: ChatBody | CompletionBody) -> tuple[bool, int]:
             raise InvalidRequest("`top_logprobs` needs `logprobs` to be true")
     else:
         wanted, top = body.logprobs is not None, body.logprobs or 0
-    if not 0 <= top <= 20:
-        raise InvalidRequest("`top_logprobs` must be between 0 and 20")
+    if not 0 <= top <= MAX_TOP:
+        raise InvalidRequest(f"`top_logprobs` must be between 0 and {MAX_TOP}")
     return wanted, top
 
 
@@ -287,9 +291,12 @@ def _check(body: Common, most: int | None, stop: list[str], choices: int, limits
     # Only the prompt's own probabilities, as evaluations request them.
     wrong = out_of_range(body, _RANGES)
     scores = isinstance(body, CompletionBody) and bool(body.echo) and not body.stream
+    likely = body.prompt_logprobs
     rules = (
         (most is not None and most < (0 if scores else 1), "`max_tokens` must be at least 1"),
         (wrong is not None, wrong),
+        (likely is not None and not 0 <= likely <= MAX_TOP, f"`prompt_logprobs` must be between 0 and {MAX_TOP}"),
+        (likely is not None and bool(body.stream), "`prompt_logprobs` is not supported when streaming"),
         (not 1 <= choices <= MAX_CHOICES, f"`n` must be between 1 and {MAX_CHOICES}"),
         (
             len(stop) > limits.max_stop_sequences,

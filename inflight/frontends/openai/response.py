@@ -85,6 +85,8 @@ class Reply:
         thoughts: show the thoughts too.
         echo: texts before the answers, one for each prompt.
         most: number of most likely tokens to name; the model names more where several are equally likely.
+        scored: the number of most likely tokens that vLLM's field `prompt_logprobs` names at each of the prompt's
+            places; None: the answer does not have the field.
         counted: every chunk has the field `usage`, null in all but the last one.
         tgi: chunks as TGI writes them: every delta of a chat names the role, the last one has a content; the field
             `finish_reason` of a completion is never null, and its last chunk counts the tokens.
@@ -100,10 +102,11 @@ class Reply:
         thoughts: bool = True,
         echo: Sequence[str] | None = None,
         most: int = 0,
+        scored: int | None = None,
         counted: bool = False,
         tgi: bool = False,
     ) -> None:
-        self._tgi, self._most, self._counted = tgi, most, counted
+        self._tgi, self._most, self._scored, self._counted = tgi, most, scored, counted
         self.chat = kind == "chat.completion"
         self.echo = echo
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
@@ -136,10 +139,15 @@ class Reply:
             else:
                 before = self.echo[index // choices] if self.echo is not None else ""
                 choice["text"] = before + one.finish.text
-            choice["logprobs"] = self._probabilities(one.tokens, one.start.prompt) if self._logprobs else None
+            choice["logprobs"] = self._probabilities(one.tokens, one.start) if self._logprobs else None
             choice["finish_reason"] = reason
+            if self._scored is not None and not self.chat:
+                choice["prompt_logprobs"] = prompt_logprobs(one.start, self._scored)
             listed.append(choice)
-        return {**self._common, "choices": listed, "usage": self._usage(usage), **self._timed(usage)}
+        told = {**self._common, "choices": listed, "usage": self._usage(usage), **self._timed(usage)}
+        if self._scored is not None and self.chat:
+            told["prompt_logprobs"] = prompt_logprobs(results[0].start, self._scored)
+        return told
 
     def _message(self, one: Whole) -> tuple[dict[str, Any], int]:
         """The assistant's message and the number of calls in it."""
@@ -180,12 +188,13 @@ class Reply:
 
     # Chunks
 
-    def start(self, index: int, choices: int) -> list[bytes]:
+    def start(self, index: int, choices: int, start: Start = Start(0)) -> list[bytes]:
         """The first chunk of a choice: a chat's role, or the prompt if it is echoed."""
         if self.chat:
             return [] if self._tgi else [self._delta(index, {"role": "assistant", "content": ""}, None, None)]
         if self.echo is not None:
-            return [self._text(index, self.echo[index // choices], None, None)]
+            found = self._probabilities((), start) if self._logprobs else None
+            return [self._text(index, self.echo[index // choices], found, None)]
         return []
 
     def token(self, index: int, token: Token) -> list[bytes]:
@@ -267,7 +276,8 @@ class Reply:
             chunk["usage"] = counted.json()
         return orjson.dumps(chunk)
 
-    def _probabilities(self, tokens: Sequence[Token], prompt: Sequence[TokenInfo] = ()) -> dict[str, Any]:
+    def _probabilities(self, tokens: Sequence[Token], start: Start = Start(0)) -> dict[str, Any]:
+        """Log-probabilities of an answer's tokens; of a completion that echoes its prompt also those of the prompt."""
         if self.chat:
             return {
                 "content": [
@@ -275,18 +285,45 @@ class Reply:
                     for one in tokens
                 ]
             }
+        prompt = start.prompt if self.echo is not None else ()
         infos = [*prompt, *(one.info for one in tokens)]
         offsets, offset = [], 0
         for info in infos:
             offsets.append(offset)
             offset += len(info.text)
-        tops: list[Any] = [None] * len(prompt)
+        likely = (
+            [*(start.prompt_top or [()] * len(prompt)), *(one.top for one in tokens)]
+            if prompt
+            else [one.top for one in tokens]
+        )
         return {
             "tokens": [info.text for info in infos],
             "token_logprobs": [number(info.logprob) for info in infos],
-            "top_logprobs": tops + [_by_text(one.top[: self._most]) for one in tokens],
+            # A place without a probability, such as the first one, has no likely tokens either.
+            "top_logprobs": [
+                None if info.logprob is None else _by_text(top[: self._most]) for info, top in zip(infos, likely)
+            ],
             "text_offset": offsets,
         }
+
+
+def prompt_logprobs(start: Start, most: int) -> list[dict[str, Any] | None]:
+    """A prompt's log-probabilities as vLLM names them: for each token but the first the token itself and the most
+    likely ones, by their ids. `rank` is null for a token that is not among those."""
+    found: list[dict[str, Any] | None] = []
+    for info, top in zip(start.prompt, start.prompt_top or [()] * len(start.prompt)):
+        if info.logprob is None:
+            found.append(None)
+            continue
+        ranks = {one.id: rank for rank, one in enumerate(top, 1)}
+        shown = {one.id: one for one in (info, *top[:most])}
+        found.append(
+            {
+                str(one.id): {"logprob": number(one.logprob), "rank": ranks.get(one.id), "decoded_token": one.text}
+                for one in shown.values()
+            }
+        )
+    return found
 
 
 def _rate(tokens: int, seconds: float) -> float:
