@@ -160,7 +160,7 @@ class Inflight(Contestant):
 
     def weight_bytes(self) -> float:
         """Bytes that the engine holds: weights are quantized while they are loaded, so no file has that size."""
-        return float(self.llm.engine._executor._runner.offer.model.weight_bytes)  # type: ignore[attr-defined]  # it is the local one
+        return float(self.llm.engine._executors[0]._runner.offer.model.weight_bytes)  # type: ignore[attr-defined]  # it is the local one
 
     def memory_besides(self) -> dict[str, float]:
         """Weights and cache are the mappings for which it requests huge pages (`hg` in smaps)."""

@@ -75,8 +75,9 @@ def spawn(
     return Spawned(process, ours)
 
 
-def rank_label(model: str, rank: int) -> tuple[str, ...]:
-    return "--rank", f"--servable_name={model}", f"--device_id=rank{rank}"
+def rank_label(model: str, place: str) -> tuple[str, ...]:
+    """The label of a rank. Args: place: names it among the model's ranks, as `rank0`."""
+    return "--rank", f"--servable_name={model}", f"--device_id={place}"
 
 
 def spawn_rank(label: Sequence[str], environment: Mapping[str, str] = {}, output: int | None = None) -> Spawned:
@@ -100,7 +101,7 @@ def begin(written: Sequence[str], environment: Mapping[str, str]) -> None:
     name = plain_model(written, environment)
     if name is None or not hasattr(os, "memfd_create"):
         return
-    label = rank_label(name, 0)
+    label = rank_label(name, "rank0")
     try:
         _begun[label] = spawn_rank(label)
     except OSError:

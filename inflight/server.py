@@ -82,6 +82,7 @@ class Server:
         self._stopped = threading.Event()
         self._stop_lock = threading.Lock()
         self._stop_task: asyncio.Task[None] | None = None
+        self._reload: asyncio.Task[None] | None = None
         self._callbacks: list[Callable[[], None]] = []
         self._old_handlers: dict[int, Any] = {}
         self._signalled: float | None = None  # time of the first signal by `time.monotonic`
@@ -171,6 +172,24 @@ class Server:
             return list(self._running_router().servables())
 
         return self._call(read())
+
+    def restart_replicas(self, name: str | None = None) -> None:
+        """Starts the processes of a language model's replicas again, one replica after the other, and returns when all
+        are loaded: they take up what its files hold now, and no request is lost.
+
+        Args:
+            name: of the model; None: all models.
+
+        Raises:
+            NotFound: there is no such model.
+            Unavailable: it is being done already.
+            InflightError: a replica cannot be loaded; those behind it keep what they have.
+        """
+
+        async def restart() -> None:
+            await self._running_router().fleet.language_models.restart_replicas(name)
+
+        self._call(restart())
 
     def set_max_enqueued(self, limit: int) -> None:
         """Sets the number of requests in flight over the whole server from which on new ones are refused."""
@@ -320,15 +339,18 @@ class Server:
     # Signals
 
     def _take_signals(self) -> None:
-        """Makes SIGINT and SIGTERM stop the server. Python allows this in the main thread only."""
+        """Makes SIGINT and SIGTERM stop the server, and SIGHUP start the replicas of language models again. Python
+        allows this in the main thread only. Where there is a terminal SIGHUP keeps its meaning, that it was closed."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
+            if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL and not _has_terminal():
+                self._old_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
 
     def _give_back_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._old_handlers.items():
-                if signal.getsignal(number) == self._on_signal:
+                if signal.getsignal(number) in (self._on_signal, self._on_hangup):
                     signal.signal(number, handler)
             self._old_handlers.clear()
 
@@ -342,6 +364,22 @@ class Server:
         except RuntimeError:
             pass  # the loop has ended already
 
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
+        async def restart() -> None:
+            try:
+                await self._running_router().fleet.language_models.restart_replicas()
+                log.warning("the replicas of all language models were started again (SIGHUP)")
+            except InflightError as error:
+                log.error("the replicas of the language models were not all started again: %s", error)
+
+        def begin() -> None:
+            self._reload = self._loop.create_task(restart())
+
+        try:
+            self._loop.call_soon_threadsafe(begin)
+        except RuntimeError:
+            pass  # the loop has ended already
+
     def _abandon(self, number: int) -> None:
         """Ends the process at once, without waiting for requests. Workers end by themselves when their server has
         ended; they are killed because user code may delay them."""
@@ -350,6 +388,15 @@ class Server:
         for listener in self._listeners:
             listener.forget()
         os._exit(128 + number)
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _drain(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,7 +1,7 @@
 """`text-generation-launcher`: TGI's command line, so that what starts TGI starts Inflight.
 
-Every flag but --env is also an environment variable in upper case. Flags without a meaning here are taken and said to
-be unused; those that would change results are refused.
+Every flag but --env and --replicas is also an environment variable in upper case. Flags without a meaning here are
+taken and said to be unused; those that would change results are refused.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ FLAGS = (
     Flag("validation-workers", int, 2, "unused", "Texts are encoded by one thread, many at once."),
     Flag("sharded", str, help="true or false: use all devices, or one."),
     Flag("num-shard", int, help="Processes (devices) that share the model."),
+    replace(_setting("replicas"), from_environment=False),  # not TGI's, and a common name for other things
     Flag("quantize", str, help="int8, int4; awq, gptq and compressed-tensors are seen from the checkpoint."),
     Flag("speculate", int, 0, "unused", "Speculation changes no result."),
     Flag("dtype", str, help="float16, bfloat16 or float32."),
@@ -330,7 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log(f"taken, and without effect here: {', '.join(unused)}", "WARN")
     from inflight.place import end_ahead, start_ahead  # not imported for the help
 
-    log(f"Starting {generator.tensor_parallel} shard(s) of {generator.model_id}")
+    copies = f", {generator.replicas} replicas" if generator.replicas > 1 else ""
+    log(f"Starting {generator.tensor_parallel} shard(s) of {generator.model_id}{copies}")
     try:
         start_ahead(generator, server_config.log_dir)
     except StartError as error:

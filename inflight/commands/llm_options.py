@@ -66,12 +66,16 @@ def generator_config(where: Path | HubModel, written: str, values: Mapping[str, 
         hub, known = None, str(folder)
         name = open_model(folder).name if is_gguf(folder) else folder.name  # without the number of a part
     given: tuple[int, ...] = values["device_ids"]
+    size, replicas = values["tensor_parallel"], values["replicas"]
+    if replicas == 1 and given and len(given) % size == 0:
+        replicas = len(given) // size
     return GeneratorConfig.asked(
         hub or folder,
         values["name"] or name,
         values,
         model_id=values["model_id"] or known,
         device_type=values["device_type"],
-        device_ids=given if len(given) == values["tensor_parallel"] else (),
+        replicas=replicas,
+        device_ids=given if len(given) == size * replicas else (),
         max_batch_size=values["max_batch_size"] or Policy().max_batch_size,
     )

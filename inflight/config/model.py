@@ -27,6 +27,7 @@ GENERATION_CONFIGS = ("auto", "none")
 CPU_ENGINES = ("auto", "torch")
 POOLINGS = ("last", "mean")
 MAX_RANKS = 64
+MAX_REPLICAS = 64
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
         dtype: auto, float32, bfloat16 or float16.
         kv_cache_bytes: memory of each rank's cache; None: measured at start.
         block_size: tokens in one block of the cache.
-        threads: CPU threads of each rank; 0: the cores divided by the ranks.
+        threads: CPU threads of each rank, which replicas divide; 0: the cores divided by the ranks.
         quantize: none, int8, int4, int4-64 or int4-128: the format that the CPU engine packs float weights in.
         kv_cache_dtype: auto (that of the weights) or int8, on the CPU engine.
         packed_cache: folder where packed weights are kept from one start to the next; None: they are not kept.
@@ -145,7 +146,9 @@ class ModelConfig(msgspec.Struct, frozen=True):
         ),
     ] = None
     block_size: Annotated[int, Setting("Tokens in a block of the cache.", whole(1, 256), "N")] = 16
-    threads: Annotated[int, Setting("CPU threads of each rank.", whole(0), "N", ": the cores, shared")] = 0
+    threads: Annotated[
+        int, Setting("CPU threads of each rank; replicas divide them.", whole(0), "N", ": the cores, shared")
+    ] = 0
     quantize: Annotated[
         str,
         Setting(
@@ -419,7 +422,9 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         policy: how requests share it.
         vision: of its images.
         tensor_parallel: number of processes that share the model.
-        device_ids: one for each rank; empty: 0, 1, ...
+        replicas: copies of the model, each with ranks, a cache and a queue of its own.
+        replica: which of them this configuration is for (`of_replica`).
+        device_ids: one for each rank, of one replica after the other; empty: 0, 1, ...
         generation_config: the defaults of sampling on OpenAI's routes; auto: the model's generation_config.json, as in
             vLLM; none: OpenAI's defaults, as in TGI.
         pooling: a decoder's embedding is the state of the `last` token, or the `mean` of all. None: the setting in its
@@ -443,6 +448,17 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
     tensor_parallel: Annotated[
         int, Setting("Processes (devices) that share a language model.", whole(1, MAX_RANKS), "N", tgi="num-shard")
     ] = 1
+    replicas: Annotated[
+        int,
+        Setting(
+            "Copies of a language model; a request goes where its prefix is cached, and to another when one is lost.",
+            whole(1, MAX_REPLICAS),
+            "N",
+            " 1, or as many as --device-ids name devices for",
+            tgi="replicas",
+        ),
+    ] = 1
+    replica: int = 0
     device_ids: tuple[int, ...] = ()
     generation_config: Annotated[
         str,
@@ -507,6 +523,16 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         """
         told = {each.name: each.told(values[each.key]) for each in SETTINGS if each.key in values}
         return cls.of(where, name, **{**told, **fields})
+
+    def of_replica(self, number: int) -> GeneratorConfig:
+        """The configuration of one replica: its devices, and its share of the threads."""
+        if self.replicas == 1:
+            return self
+        size, threads = self.tensor_parallel, self.model.threads
+        ids = self.device_ids or tuple(range(size * self.replicas))
+        model = msgspec.structs.replace(self.model, threads=max(1, threads // self.replicas) if threads else 0)
+        mine = ids[number * size : (number + 1) * size]
+        return msgspec.structs.replace(self, model=model, replica=number, device_ids=mine)
 
     def completed(self, environment: Mapping[str, str]) -> GeneratorConfig:
         """See `ModelConfig.completed`."""

@@ -305,6 +305,8 @@ class ShardJob(msgspec.Struct, frozen=True):
         rank, world_size: this process among the shards of the model.
         rendezvous: `host:port` where rank 0 listens for torch.distributed; unused where world_size is 1.
         device_id: index of the device.
+        replicas: copies of the model on this machine, which share a CPU's memory.
+        processors: numbers of the processors that this rank works on, if its device is the CPU; empty: all.
         num_blocks: for a rank that is started again: the blocks that the cache had before. It gets as many, or as
             many as the free memory holds. None: the size is decided by this start.
         max_rows: rows of the batch.
@@ -321,6 +323,8 @@ class ShardJob(msgspec.Struct, frozen=True):
     max_rows: int = 128
     max_step_tokens: int = 2048
     max_model_len: int | None = None
+    replicas: int = 1
+    processors: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -340,16 +344,17 @@ class ShardJob(msgspec.Struct, frozen=True):
             max_rows=rows,
             max_step_tokens=config.policy.prefill_tokens(device_type) + rows,
             max_model_len=config.limits.max_total_tokens,
+            replicas=config.replicas,
         )
 
     def sized(self, num_blocks: int | None) -> ShardJob:
         """The job of a rank that is started again."""
         return msgspec.structs.replace(self, num_blocks=num_blocks)
 
-    def on(self, threads: int) -> ShardJob:
-        """The same job with a number of CPU threads, unless the user has set one."""
+    def on(self, threads: int, processors: tuple[int, ...] = ()) -> ShardJob:
+        """The same job with a number of CPU threads, unless the user has set one, on these processors."""
         model = msgspec.structs.replace(self.model, threads=self.model.threads or threads)
-        return msgspec.structs.replace(self, model=model)
+        return msgspec.structs.replace(self, model=model, processors=processors)
 
     def completed(self, environment: Mapping[str, str]) -> ShardJob:
         """See `ModelConfig.completed`."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Coroutine
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from inflight.admission import Admission, holder
@@ -26,13 +27,14 @@ from inflight.contract import (
     Vision,
     together,
 )
-from inflight.engine.capacity import resolve
+from inflight.engine.capacity import Room, resolve
 from inflight.engine.checks import token_ids
 from inflight.engine.executor import Executor
 from inflight.engine.grammars import Grammars
 from inflight.engine.intake import Intake
-from inflight.engine.loop import StepLoop
-from inflight.engine.recovery import Recovery, first_start
+from inflight.engine.lane import Lane
+from inflight.engine.lanes import RENEW_GRACE, Lanes
+from inflight.engine.recovery import first_start
 from inflight.engine.stream import Stream
 from inflight.engine.streams import Streams
 from inflight.errors import (
@@ -44,8 +46,8 @@ from inflight.errors import (
     TemplateError,
     Unavailable,
 )
-from inflight.metrics import Load, Metrics
-from inflight.sched import Capacity, Scheduler, Sequence
+from inflight.metrics import Load, Metrics, ReplicaLoad
+from inflight.sched import Capacity, Sequence
 from inflight.text import Tokenizer, shown
 
 log = logging.getLogger("inflight")
@@ -60,7 +62,7 @@ class Engine:
     Args:
         config: the model, limits, policies.
         tokenizer: of the model.
-        executor: the shards.
+        executors: the shards, one executor for each replica.
         restart: delays before lost shards are started again.
         metrics: where generations are counted.
         vision: encodes the images of prompts; started and stopped with the engine. None: the model reads text only.
@@ -70,27 +72,26 @@ class Engine:
         self,
         config: GeneratorConfig,
         tokenizer: Tokenizer,
-        executor: Executor,
+        executors: Executor | Items[Executor],
         restart: RestartPolicy = RestartPolicy(),
         metrics: Metrics | None = None,
         vision: Vision | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
-        self._executor = executor
+        self._executors = (executors,) if isinstance(executors, Executor) else tuple(executors)
         self._restart = restart
         self._metrics = metrics
         self.admission = Admission(config.policy.max_concurrent_requests, self._turned_away)
         self._grammars = Grammars(tokenizer)
         self._vision = vision
         self._intake = Intake(config, tokenizer, self.admission, self._grammars, vision)
-        self._wake = asyncio.Event()
-        executor.on_lost = self._wake.set
+        self._streams = Streams(tokenizer, self.admission)
+        self._lanes = Lanes(self._streams)  # filled at the first start, when the shards have said what they can hold
+        self._rooms: dict[int, Room] = {}  # of every replica
         self._arriving = 0
         self._looking: dict[int, asyncio.Task[None]] = {}  # requests whose images are encoded after all
         self._stopping = False
-        self._steps: StepLoop | None = None  # from the first start on, when the shards have said what they can hold
-        self._loop_task: asyncio.Task[None] | None = None
         self._info = GeneratorInfo(
             config.name,
             config.model_id or str(config.model.model_dir),
@@ -107,31 +108,39 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        return self._steps is not None and self._steps.up and not self._stopping
+        return self._lanes.up and not self._stopping
+
+    @property
+    def replicas(self) -> Items[bool]:
+        """Whether each replica is ready."""
+        return [lane.up and not self._stopping for lane in self._lanes.all] or [False] * len(self._executors)
+
+    @property
+    def replica_loads(self) -> Items[ReplicaLoad]:
+        """The loads of replicas; empty with one replica, whose load is the engine's."""
+        lanes = self._lanes.all
+        return [lane.shown(self._config.name) for lane in lanes] if len(lanes) > 1 else []
 
     @property
     def streams(self) -> int:
         """Requests that are not answered yet, those whose prompts are being encoded included."""
-        return self._arriving + (len(self._steps.streams) if self._steps is not None else 0)
+        return self._arriving + len(self._streams)
 
     @property
     def running(self) -> int:
         """Requests that have a row in the batch."""
-        return self._steps.scheduler.running if self._steps is not None else 0
+        return self._lanes.running
 
     @property
     def waiting(self) -> int:
         """Requests that wait for their images or for a row."""
-        return self._intake.images.waiting + (self._steps.scheduler.waiting if self._steps is not None else 0)
+        return self._intake.images.waiting + self._lanes.waiting
 
     @property
     def load(self) -> Load:
         """Requests and cache tokens in use now, for the metrics."""
-        if self._steps is None:
-            return Load()
-        scheduler = self._steps.scheduler
-        size, pool = scheduler.capacity.block_size, scheduler.pool
-        return Load(scheduler.running, self.waiting, (pool.count - pool.free) * size, pool.count * size)
+        loads = [lane.load for lane in self._lanes.all]
+        return Load(self.running, self.waiting, sum(load.tokens for load in loads), sum(load.room for load in loads))
 
     # Life
 
@@ -141,69 +150,78 @@ class Engine:
         Raises:
             StartError: with the shards' own text, or that of the worker of images.
         """
-        config, executor = self._config, self._executor
         try:
-            offer = await self._loaded()
-            scheduler = Scheduler(self._learn(offer))
+            offers = await self._loaded()
+            capacities = [self._learn(number, offer) for number, offer in enumerate(offers)]
         except BaseException as error:
             if self._vision is not None:
                 await self._vision.stop()
             if isinstance(error, InflightError):  # of a start that is cancelled the caller gives the shards up
-                await executor.give_up()
+                await self._give_up()
             raise
-        scheduler.on_unseen = self._unseen
-        streams = Streams(scheduler, self._tokenizer, self.admission, self._wake.set)
-        recovery = Recovery(
-            config.name, executor, self._restart, scheduler, streams, offer.cache.num_blocks, self._learn
-        )
-        self._steps = StepLoop(
-            config.name,
-            config.policy,
-            executor,
-            scheduler,
-            streams,
-            recovery,
+        self._lanes.all = [
+            self._lane(number, offer, capacity) for number, (offer, capacity) in enumerate(zip(offers, capacities))
+        ]
+        for lane in self._lanes.all:
+            lane.begin()
+
+    async def _loaded(self) -> list[ShardOffer]:
+        def stopping() -> bool:
+            return self._stopping
+
+        loaded: list[Coroutine[Any, Any, ShardOffer | None]] = [
+            first_start(executor, self._config.name, self._restart, stopping) for executor in self._executors
+        ]
+        if self._vision is not None:
+            loaded.append(self._vision.start())
+        return [offer for offer in await together(loaded) if offer is not None]
+
+    def _lane(self, number: int, offer: ShardOffer, capacity: Capacity) -> Lane:
+        lane = Lane(
+            self._config,
+            number,
+            self._executors[number],
+            offer,
+            capacity,
+            self._streams,
             self._grammars,
             self._metrics,
-            self._wake,
+            self._restart,
+            learn=partial(self._learn, number),
+            hand_over=self._lanes.hand_over,
+            on_up=self._lanes.came_up,
         )
-        self._loop_task = asyncio.ensure_future(self._steps.run())
+        lane.scheduler.on_unseen = self._unseen
+        return lane
 
-    async def _loaded(self) -> ShardOffer:
-        shards = first_start(self._executor, self._config.name, self._restart, lambda: self._stopping)
-        if self._vision is None:
-            return await shards
+    async def restart_replicas(self, grace: float = RENEW_GRACE) -> None:
+        """As `Lanes.renew`: new ranks for every replica, with the files that the model has now, and no request lost."""
+        await self._lanes.renew(grace)
 
-        loaded: list[Coroutine[Any, Any, ShardOffer | None]] = [shards, self._vision.start()]
-        offer, _ = await together(loaded)
-        assert offer is not None
-        return offer
+    async def _give_up(self) -> None:
+        await asyncio.gather(*(executor.give_up() for executor in self._executors))
 
     async def stop(self, grace: float = 0.0) -> None:
         """Refuses new requests, lets running ones finish within `grace` seconds, ends the shards."""
         self._stopping = True
-        steps = self._steps
-        if steps is not None and steps.streams and grace > 0:
+        streams = self._streams
+        if streams and grace > 0:
             try:
-                await asyncio.wait_for(steps.streams.idle.wait(), grace)
+                await asyncio.wait_for(streams.idle.wait(), grace)
             except asyncio.TimeoutError:
-                log.warning("%d generations did not finish before the server stopped", len(steps.streams))
-        while self._loop_task is not None and not self._loop_task.done():
-            self._loop_task.cancel()
-            # Before Python 3.12 `wait_for` drops a cancellation that comes together with its result, so cancel again.
-            await asyncio.wait([self._loop_task], timeout=0.2)
-        if steps is not None:
-            await steps.close()
-            for stream in steps.streams.all():
-                stream.fail(Unavailable("the server stops"))
+                log.warning("%d generations did not finish before the server stopped", len(streams))
+        await asyncio.gather(*(lane.end() for lane in self._lanes.all))
+        for stream in streams.all():
+            stream.fail(Unavailable("the server stops"))
         self._intake.close()
         self._grammars.close()
         if self._vision is not None:
             await self._vision.stop()
-        await self._executor.give_up()
+        await self._give_up()
 
-    def _learn(self, offer: ShardOffer) -> Capacity:
-        """Sets `info` to what the shards offer. After a restart they may hold fewer tokens than before.
+    def _learn(self, replica: int, offer: ShardOffer) -> Capacity:
+        """Sets `info` to what the shards of all replicas offer: the smallest cache limits a request, since any replica
+        may have to take it over. After a restart shards may hold fewer tokens than before.
 
         Returns:
             What the scheduler may plan with.
@@ -212,17 +230,19 @@ class Engine:
             StartError: at the first start, the configuration asks for more than they can hold.
         """
         config, tokenizer = self._config, self._tokenizer
-        room = resolve(config, offer, again=self._steps is not None, reads_images=self._vision is not None)
+        room = resolve(config, offer, again=bool(self._lanes.all), reads_images=self._vision is not None)
         span, step = self._intake.images.step, room.capacity.max_prefill_tokens
         if span > step:
             raise StartError(
                 f"max_batch_prefill_tokens {step} must be at least {span}: this model computes the {span} tokens of an "
                 "image in one step"
             )
+        self._rooms[replica] = room
+        least = min(self._rooms.values(), key=lambda room: room.capacity.total_tokens)
         self._info = replace(
             self._info,
-            limits=room.limits,
-            policy=room.policy,
+            limits=least.limits,
+            policy=least.policy,
             device_type=offer.device_type,
             dtype=offer.model.dtype,
             world_size=config.tensor_parallel,
@@ -272,8 +292,7 @@ class Engine:
             if timer is not None:
                 timer.cancel()
             if stream is not None:
-                assert self._steps is not None
-                self._steps.streams.close(stream)
+                self._streams.close(stream)
                 if stream.sequence.id in self._looking:
                     self._looking[stream.sequence.id].cancel()
             if caller is not None and stream is not None:
@@ -309,22 +328,23 @@ class Engine:
         return template.render(shown(chat, native), self._info.image_placeholder)
 
     async def _open(self, request: GenerationRequest) -> Stream:
-        steps = self._steps
+        lanes = self._lanes
         if self._stopping:
             raise Unavailable("the server stops")
-        if steps is None:
+        if not lanes.all:
             raise Unavailable("the model is still being loaded; try again later")
-        if steps.failing is not None:
-            raise Unavailable(f"the model cannot be loaded now: {steps.failing}")
+        failing = lanes.failing
+        if failing is not None:
+            raise Unavailable(f"the model cannot be loaded now: {failing}")
         self.admission.enter()
         self._arriving += 1
         began = time.perf_counter()
         try:
-            prompt = await self._intake.prompt(request, self._info, steps.scheduler)
+            prompt = await self._intake.prompt(request, self._info, lanes)
             follower = await self._intake.follower(request, self._info)
             if self._stopping:
                 raise Unavailable("the server stops")
-            sequence = self._intake.sequence(request, prompt, self._info, steps.scheduler)
+            sequence = self._intake.sequence(request, prompt, self._info, lanes)
         except BaseException:
             self.admission.leave()
             raise
@@ -332,7 +352,7 @@ class Engine:
             self._arriving -= 1
         if self._metrics is not None:
             self._metrics.generations.admitted(time.perf_counter() - began, sequence.stop_at - sequence.num_prompt)
-        return steps.streams.open(request, sequence, follower)
+        return self._streams.open(request, sequence, follower, lanes.place(sequence))
 
     def _unseen(self, sequence: Sequence) -> None:
         """The keys of a request's images, which were not encoded for that, are gone."""
@@ -340,15 +360,13 @@ class Engine:
             self._looking[sequence.id] = asyncio.ensure_future(self._look(sequence))
 
     async def _look(self, sequence: Sequence) -> None:
-        assert self._steps is not None
-        streams, scheduler = self._steps.streams, self._steps.scheduler
-        stream = streams.get(sequence.id)
+        stream = self._streams.get(sequence.id)
         try:
             if stream is not None:
-                scheduler.restore(sequence, await self._intake.images.encode(stream.request))
-                self._wake.set()
+                images = await self._intake.images.encode(stream.request)
+                stream.home.restore(sequence, images)  # which may be another one by now
         except InflightError as error:
-            streams.fail(sequence, error)
+            self._streams.fail(sequence, error)
         finally:
             del self._looking[sequence.id]
 

@@ -14,8 +14,9 @@ from inflight.engine.checks import token_ids
 from inflight.engine.embedding import Embedder, check_wanted
 from inflight.engine.grammars import Follower, Grammars
 from inflight.engine.images import Images, Prompt, truncated
+from inflight.engine.lanes import Lanes
 from inflight.errors import OVERLOADED, InvalidRequest, Overloaded, TooLong
-from inflight.sched import Scheduler, Sequence
+from inflight.sched import Sequence
 from inflight.text import Tokenizer
 
 LONGEST_TEXT = 16
@@ -73,7 +74,7 @@ class Intake:
         """Stops the tokenizer's threads; requests that wait for them fail."""
         self._async_tokenizer.close()
 
-    async def prompt(self, request: GenerationRequest, info: GeneratorInfo, scheduler: Scheduler) -> Prompt:
+    async def prompt(self, request: GenerationRequest, info: GeneratorInfo, lanes: Lanes) -> Prompt:
         """Encodes, truncates and checks a prompt and its images. Images whose keys are cached are not encoded.
 
         Raises:
@@ -97,7 +98,7 @@ class Intake:
         seen = await self.images.seen(request)
         if seen is not None:
             prompt = await self._placed(request, seen, info)
-            if scheduler.covers(self._trial(request, prompt, info)):
+            if lanes.covers(self._trial(request, prompt, info)):
                 self.images.skipped(seen)
                 return prompt
         images = await self.images.encode(request)
@@ -172,9 +173,7 @@ class Intake:
             raise InvalidRequest("this server was started without support of grammars; leave it out")
         return await self._grammars.open(request.grammar, info.vocab_size, thought)
 
-    def sequence(
-        self, request: GenerationRequest, prompt: Prompt, info: GeneratorInfo, scheduler: Scheduler
-    ) -> Sequence:
+    def sequence(self, request: GenerationRequest, prompt: Prompt, info: GeneratorInfo, lanes: Lanes) -> Sequence:
         """Makes the sequence of a request.
 
         Raises:
@@ -196,7 +195,7 @@ class Intake:
         fault = request.sampling.fault(info.vocab_size)
         if fault is not None:
             raise InvalidRequest(fault)
-        scheduler.check(length, new)
+        lanes.check(length, new)
         self._next_id += 1
         sampling = request.sampling
         if request.embed:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from inflight.config import Policy
@@ -25,6 +26,10 @@ log = logging.getLogger("inflight")
 PULSE, PULSE_TIMEOUT = 10.0, 30.0
 """Seconds of idleness after which the shards get a step without rows, and seconds in which they must answer it. A shard
 that hangs is so replaced before a request waits for it."""
+
+
+class _Renewal(Exception):
+    """The shards are to be started again, and no plan is in flight."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class StepLoop:
         grammars: computes the masks of rows with a grammar.
         metrics: counts steps.
         wake: set by others when there may be something to plan.
+        on_up: called when lost shards are loaded again.
 
     Attributes:
         scheduler, streams: the requests that are computed.
@@ -68,6 +74,7 @@ class StepLoop:
         grammars: Grammars,
         metrics: Metrics | None,
         wake: asyncio.Event,
+        on_up: Callable[[], None],
     ) -> None:
         self._name = name
         self._policy = policy
@@ -78,6 +85,8 @@ class StepLoop:
         self._grammars = grammars
         self._metrics = metrics
         self._wake = wake
+        self._on_up = on_up
+        self._renew_at: float | None = None  # the time of `monotonic` at which rows that still run are given up
         self._flights: deque[_Flight] = deque()
         self._waiting_since = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -99,7 +108,13 @@ class StepLoop:
             try:
                 if not self._recovery.up:
                     await self._recovery.replace()
+                    self._renew_at = None
+                    self._on_up()
                 await self._steps()
+            except _Renewal:
+                log.info("the shards of '%s' are started again, as was asked for", self._name)
+                await self._executor.abort()
+                await self._drop_flights()
             except WorkerLost as error:
                 log.warning("the shards of '%s' were lost: %s", self._name, error)
                 await self._drop_flights(isinstance(error, RanksKilled))
@@ -107,11 +122,32 @@ class StepLoop:
                 raise
             except Exception:
                 log.exception("the step loop of '%s' failed", self._name)
-                for stream in self.streams.all():
+                for stream in self.streams.of(list(self.scheduler.requests)):
                     stream.fail(ModelError("internal server error, the server's log has the details"))
                     self.streams.close(stream)
                 await self._executor.abort()
                 await self._drop_flights()
+
+    async def renew(self, grace: float) -> None:
+        """Ends the shards and starts them again; returns when they are loaded.
+
+        Args:
+            grace: seconds in which running rows may end. Others are computed again from their known tokens.
+
+        Raises:
+            InflightError: the first start failed. It is repeated all the same.
+        """
+        self._recovery.started = self._recovery.started or asyncio.get_running_loop().create_future()
+        started = self._recovery.started
+        if self._recovery.up:
+            self._renew_at = time.monotonic() + grace
+            self._wake.set()
+        await asyncio.shield(started)
+
+    def _renewing(self) -> bool:
+        """Whether no more steps are planned, since the shards are to end."""
+        at = self._renew_at
+        return at is not None and (not self.scheduler.running or time.monotonic() >= at)
 
     async def close(self) -> None:
         """Ends timers and tasks. To be called after `run` has ended."""
@@ -123,7 +159,10 @@ class StepLoop:
     async def _steps(self) -> None:
         scheduler, depth = self.scheduler, self._policy.plans_in_flight
         while True:
-            while scheduler.in_flight < depth and not self._executor.lost:
+            renewing = self._renew_at is not None and self._renewing()
+            if renewing and not scheduler.in_flight:
+                raise _Renewal
+            while scheduler.in_flight < depth and not self._executor.lost and not renewing:
                 began = time.perf_counter()
                 plan = scheduler.plan()
                 if plan is None:
@@ -256,6 +295,7 @@ class StepLoop:
                     self.streams.close(stream)
                 else:
                     stream.sequence.mask = mask
-            self._wake.set()
+            for stream, _, _ in masked:
+                stream.home.wake()
 
         self._grammars.advance([(follower, token) for _, follower, token in masked], done)

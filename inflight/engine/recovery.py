@@ -63,9 +63,11 @@ class Recovery:
         name: the model's name, for the log.
         num_blocks: size of the cache that the first start decided.
         learn: called with the offer of new shards; returns what the scheduler may plan with.
+        hand_over: gives requests that need not wait for these shards to other replicas of the model.
 
     Attributes:
         up: the shards are loaded.
+        started: who waits for the next start: it gets the error of one that fails with a reason.
         failing: the error that new requests get, while the shards cannot be loaded; else None.
     """
 
@@ -78,6 +80,7 @@ class Recovery:
         streams: Streams,
         num_blocks: int,
         learn: Callable[[ShardOffer], Capacity],
+        hand_over: Callable[[], None],
     ) -> None:
         self._name = name
         self._executor = executor
@@ -86,6 +89,8 @@ class Recovery:
         self._streams = streams
         self._num_blocks = num_blocks
         self._learn = learn
+        self._hand_over = hand_over
+        self.started: asyncio.Future[None] | None = None
         self._back_off = 0.0  # seconds before the next start; 0 once the shards have answered a step
         self.up = True
         self.failing: str | None = None
@@ -95,7 +100,8 @@ class Recovery:
         self._back_off = 0.0
 
     def lost(self, killed: bool) -> None:
-        """Takes back what the lost shards computed: sequences wait again, those that caused the loss fail.
+        """Takes back what the lost shards computed: sequences wait again, here or at another replica; those that caused
+        the loss fail.
 
         Args:
             killed: something outside this server ended the shards.
@@ -107,6 +113,7 @@ class Recovery:
                 sequence,
                 WorkerLost("the model's worker died whenever it computed this request; it is not tried again"),
             )
+        self._hand_over()
 
     async def replace(self) -> None:
         """Starts the shards again until they are loaded. Running requests then go on from their known tokens.
@@ -129,25 +136,43 @@ class Recovery:
                 except InflightError as error:
                     refusals += 1
                     log.error("the shards of '%s' cannot start: %s", self._name, error)
+                    self._tell(error)
                     if refusals >= FAILED_STARTS:
-                        self._refuse(str(error), self._streams.all())
+                        self.failing = str(error)
+                        self._hand_over()
+                        self._refuse(self._own())
                 else:
                     self.failing = None
                     self.up = True
+                    self._tell()
                     return
         finally:
             patience.cancel()
 
     def _give_up(self) -> None:
         """Fails the requests that have no deadline: the shards do not come back."""
-        waiting = [stream for stream in self._streams.all() if stream.request.timeout is None]
-        self._refuse(f"its worker has not come back within {PATIENCE:g} seconds", waiting)
+        self.failing = f"its worker has not come back within {PATIENCE:g} seconds"
+        self._hand_over()
+        self._refuse([stream for stream in self._own() if stream.request.timeout is None])
 
-    def _refuse(self, why: str, streams: Items[Stream]) -> None:
-        """Fails these streams now, and new requests until the shards are loaded again."""
-        self.failing = why
+    def _own(self) -> Items[Stream]:
+        """The streams that wait for these shards."""
+        return self._streams.of(list(self._scheduler.requests))
+
+    def _refuse(self, streams: Items[Stream]) -> None:
+        """Fails these streams now."""
         for stream in streams:
-            stream.fail(Unavailable(f"the model cannot be loaded now: {why}"))
+            stream.fail(Unavailable(f"the model cannot be loaded now: {self.failing}"))
+
+    def _tell(self, error: InflightError | None = None) -> None:
+        """Tells who waits for the start how it went."""
+        told, self.started = self.started, None
+        if told is None or told.done():
+            return
+        if error is None:
+            told.set_result(None)
+        else:
+            told.set_exception(error)
 
     def _take_over(self, offer: ShardOffer) -> None:
         """Resizes the scheduler's cache if the new shards have more or less memory for it than the last ones."""

@@ -7,12 +7,39 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from typing import Protocol
 
-from inflight.contract import Event, Finish, FinishReason, GenerationRequest, Span, Start, Token, TokenInfo
+from inflight.contract import (
+    EncodedImage,
+    Event,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    Span,
+    Start,
+    Token,
+    TokenInfo,
+)
 from inflight.engine.grammars import Follower
 from inflight.errors import Cancelled, InflightError
 from inflight.sched import Sequence
 from inflight.text import TextTail, Tokenizer
+
+
+class Home(Protocol):
+    """The replica that computes a request."""
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a request."""
+
+    def finish(self, id: int) -> None:
+        """Ends a request; an unknown id was ended before."""
+
+    def restore(self, sequence: Sequence, images: Items[EncodedImage]) -> None:
+        """As `Scheduler.restore`."""
+
+    def wake(self) -> None:
+        """Says that there may be something to plan."""
 
 
 class Stream:
@@ -21,9 +48,11 @@ class Stream:
     At most `max_new_tokens` events wait here.
 
     Args:
+        home: the replica that the request was given to.
         on_end: called once, when no more tokens are computed for the request. Events may still wait for the reader.
 
     Attributes:
+        home: the replica that computes the request now.
         finished: the last event was added; nothing more may be pushed.
         follower: the state of the request's grammar and thought; None where neither says anything about a token.
         embedding: float32 values of the prompt's vector, once they are computed.
@@ -34,10 +63,12 @@ class Stream:
         request: GenerationRequest,
         sequence: Sequence,
         tokenizer: Tokenizer,
+        home: Home,
         on_end: Callable[[Stream], None] = lambda stream: None,
     ) -> None:
         self.request = request
         self.sequence = sequence
+        self.home = home
         self.finished = False
         self.follower: Follower | None = None
         self.embedding: bytes | None = None

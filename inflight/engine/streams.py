@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
 from inflight.admission import Admission
 from inflight.contract import GenerationRequest
 from inflight.engine.grammars import Follower
-from inflight.engine.stream import Stream
+from inflight.engine.stream import Home, Stream
 from inflight.errors import InflightError
-from inflight.sched import Scheduler, Sequence
+from inflight.sched import Sequence
 from inflight.text import Tokenizer
 
 UNREAD = 1 << 17
@@ -19,22 +19,15 @@ UNREAD = 1 << 17
 
 
 class Streams:
-    """The open streams by sequence id. Opening one adds its sequence to the scheduler, closing it removes the sequence.
-
-    Args:
-        wake: called when the scheduler has something new to plan.
+    """The open streams by sequence id. Opening one gives its sequence to a replica, closing it takes the sequence away.
 
     Attributes:
         idle: set while there is no stream.
     """
 
-    def __init__(
-        self, scheduler: Scheduler, tokenizer: Tokenizer, admission: Admission, wake: Callable[[], None]
-    ) -> None:
-        self._scheduler = scheduler
+    def __init__(self, tokenizer: Tokenizer, admission: Admission) -> None:
         self._tokenizer = tokenizer
         self._admission = admission
-        self._wake = wake
         self._streams: dict[int, Stream] = {}
         # Ended streams with events that are not read yet, oldest first, with their numbers of tokens.
         self._unread: dict[int, tuple[Stream, int]] = {}
@@ -51,20 +44,25 @@ class Streams:
     def all(self) -> Items[Stream]:
         return list(self._streams.values())
 
-    def open(self, request: GenerationRequest, sequence: Sequence, follower: tuple[Follower, bytes] | None) -> Stream:
-        """Opens the stream of an admitted request and gives its sequence to the scheduler.
+    def of(self, ids: Iterable[int]) -> Items[Stream]:
+        """Those of these sequences that are open."""
+        return [self._streams[id] for id in ids if id in self._streams]
+
+    def open(
+        self, request: GenerationRequest, sequence: Sequence, follower: tuple[Follower, bytes] | None, home: Home
+    ) -> Stream:
+        """Opens the stream of an admitted request and gives its sequence to a replica.
 
         Args:
             follower: follows the request's grammar and thought; with the mask of the first token.
         """
-        stream = Stream(request, sequence, self._tokenizer, self._ended)
+        stream = Stream(request, sequence, self._tokenizer, home, self._ended)
         if follower is not None:
             stream.follower, sequence.mask = follower
             sequence.lockstep, sequence.lockstep_at = True, sequence.num_prompt + stream.follower.ahead
         self._streams[sequence.id] = stream
         self.idle.clear()
-        self._scheduler.add(sequence)
-        self._wake()
+        home.add(sequence)
         return stream
 
     def close(self, stream: Stream) -> None:
@@ -75,8 +73,7 @@ class Streams:
         stream.end()
         if id in self._unread:
             self._unread_tokens -= self._unread.pop(id)[1]
-        self._scheduler.finish(id)
-        self._wake()
+        stream.home.finish(id)
         if not self._streams:
             self.idle.set()
 

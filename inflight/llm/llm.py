@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from inflight.config import DEFAULT_START_TIMEOUT, AdapterConfig, GeneratorConfig
+from inflight.config import DEFAULT_START_TIMEOUT, AdapterConfig, GeneratorConfig, ServerConfig
 from inflight.contract import (
     GREEDY,
     Chat,
@@ -29,7 +29,7 @@ from inflight.contract import (
     whole,
     with_images,
 )
-from inflight.engine import Engine
+from inflight.engine import Engine, Executor, ShardGroup
 from inflight.errors import InvalidRequest, StartError
 from inflight.hub import HubModel, locate
 from inflight.llm.local import LocalExecutor
@@ -85,6 +85,8 @@ class LLM:
         revision: branch, tag or commit of a model of the hub.
         dtype: auto, float32, bfloat16 or float16.
         device_type: cpu, cuda, npu, or None for the best one here.
+        replicas: copies of the model, each in a process of its own on a device of its own, from `device_id` on, or on
+            its share of the processors. With 1 the model is in this process.
         threads: CPU threads; 0: all that this process may use.
         quantize: none, int8, int4, int4-64 or int4-128: what float weights are packed as, on CPUs.
         kv_cache_dtype: auto or int8, on CPUs.
@@ -114,6 +116,7 @@ class LLM:
         dtype: str = "auto",
         device_type: str | None = None,
         device_id: int = 0,
+        replicas: int = 1,
         threads: int = 0,
         quantize: str = "none",
         kv_cache_dtype: str = "auto",
@@ -152,7 +155,7 @@ class LLM:
             mmproj=None if mmproj is None else Path(mmproj).absolute(),
             adapters=tuple(AdapterConfig.of(name, given) for name, given in (lora_adapters or {}).items()),
             device_type=device_type,
-            device_ids=(device_id,),
+            device_ids=tuple(range(device_id, device_id + replicas)),
             max_batch_size=max_batch_size,
             max_concurrent_requests=1 << 30,
             plans_in_flight=plans_in_flight,
@@ -319,7 +322,7 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
         StartError: it cannot be fetched or loaded.
     """
     config = await config.fetched()
-    folder, job = config.model.model_dir, ShardJob.of(config)
+    folder = config.model.model_dir
     progress = ProgressBar(f"{config.name}, weights", weight_bytes(folder), lines=False)
     loaded = 0.0
 
@@ -328,20 +331,25 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
         loaded = done
         progress.share(done)
 
-    executor, whole = LocalExecutor(job, tell), False
-    executor.begin()  # it loads while the tokenizer is read
+    executors: list[Executor] = [LocalExecutor(ShardJob.of(config), tell)]
+    if config.replicas > 1:
+        server = ServerConfig(start_timeout=start_timeout)
+        executors = [ShardGroup(config.of_replica(number), server) for number in range(config.replicas)]
+    whole = False
+    for executor in executors:
+        executor.begin()  # it loads while the tokenizer is read
     try:
         try:
             tokenizer = await aside(
                 partial(load_tokenizer, folder, None, config.tool_call_parser, config.reasoning_parser), "tokenizer"
             )
         except Exception as error:  # the tokenizer's library raises anything for a broken file
-            await executor.give_up()
+            await _give_up(executors)
             raise failed_load("the tokenizer", error, folder) from error
         try:
-            engine = Engine(config, tokenizer, executor, vision=open_vision(config))
+            engine = Engine(config, tokenizer, executors, vision=open_vision(config))
         except BaseException:
-            await executor.give_up()
+            await _give_up(executors)
             raise
         starting = asyncio.wait_for(engine.start(), start_timeout)
         await waited_for(lambda: f"{loaded:.0%} of the weights of '{folder}' are loaded", starting)
@@ -352,9 +360,14 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
         raise failed_load("the model", error, folder) from error
     finally:
         progress.close(whole)
-        if not whole:
-            executor.shutdown()
+        for executor in executors:
+            if not whole and isinstance(executor, LocalExecutor):
+                executor.shutdown()
     return engine
+
+
+async def _give_up(executors: Sequence[Executor]) -> None:
+    await asyncio.gather(*(executor.give_up() for executor in executors))
 
 
 async def _end_tasks() -> None:

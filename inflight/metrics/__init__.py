@@ -2,7 +2,7 @@
 
 from inflight.metrics.images import ImageMetrics
 from inflight.metrics.keys import KeyMetrics
-from inflight.metrics.llm import LlmMetrics, Load
+from inflight.metrics.llm import LlmMetrics, Load, ReplicaLoad
 from inflight.metrics.routes import Calls, RouteMetrics
 from inflight.metrics.server import CONTENT_TYPE, SECONDS, Metrics
 
@@ -15,5 +15,6 @@ __all__ = [
     "LlmMetrics",
     "Load",
     "Metrics",
+    "ReplicaLoad",
     "RouteMetrics",
 ]

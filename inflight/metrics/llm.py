@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from inflight.metrics.histograms import Histogram, Histograms
 
@@ -54,11 +54,48 @@ class Load:
     room: int = 0
 
 
+@dataclass(frozen=True)
+class ReplicaLoad:
+    """The load and the history of one replica of a language model.
+
+    Attributes:
+        model: its name; replica: the number.
+        ready: whether it computes.
+        load: now.
+        placed, taken_over: requests that were given to it when they came, and that it took over from other replicas.
+        prompted, cached: prompt tokens of the former, and those of them that were in its prefix cache.
+    """
+
+    model: str
+    replica: int
+    ready: bool
+    load: Load
+    placed: int
+    taken_over: int
+    prompted: int
+    cached: int
+
+
+_REPLICA_GAUGES: dict[str, tuple[str, Callable[[ReplicaLoad], float]]] = {
+    "inflight_generator_replica_ready": ("1 for a replica that computes, else 0.", lambda one: float(one.ready)),
+    "inflight_generator_replica_running": ("Rows of a replica's batch.", lambda one: one.load.running),
+    "inflight_generator_replica_waiting": ("Generations without a row.", lambda one: one.load.waiting),
+    "inflight_generator_replica_cache_tokens": ("Tokens of the cache that rows use.", lambda one: one.load.tokens),
+}
+_REPLICA_COUNTERS: dict[str, tuple[str, Callable[[ReplicaLoad], float]]] = {
+    "inflight_generator_replica_requests": ("Generations given to a replica.", lambda one: one.placed),
+    "inflight_generator_replica_taken_over": ("Generations taken over from others.", lambda one: one.taken_over),
+    "inflight_generator_replica_prompt_tokens": ("Prompt tokens of the generations given.", lambda one: one.prompted),
+    "inflight_generator_replica_cached_tokens": ("Of them, those that were cached.", lambda one: one.cached),
+}
+
+
 class LlmMetrics:
     """Counters of all language models of a server."""
 
     def __init__(self) -> None:
         self._load: Callable[[], Load] | None = None
+        self._replicas: Callable[[], Sequence[ReplicaLoad]] = tuple
         self._seconds = {name: Histogram(SECONDS) for name in _REQUEST_SECONDS}
         self._lengths = {name: Histogram(LENGTHS) for name in _REQUEST_LENGTHS}
         self._validation = Histogram(SECONDS)
@@ -74,9 +111,9 @@ class LlmMetrics:
         self._plans["tgi_batch_concat_duration"]["decode",]
         self._lost: dict[str, int] = {}
 
-    def watch(self, read: Callable[[], Load]) -> None:
-        """Sets the function that reads the load; it is called at every scrape."""
-        self._load = read
+    def watch(self, read: Callable[[], Load], replicas: Callable[[], Sequence[ReplicaLoad]] = tuple) -> None:
+        """Sets the functions that read the load of all, and of replicas; they are called at every scrape."""
+        self._load, self._replicas = read, replicas
 
     def admitted(self, seconds: float, max_new_tokens: int) -> None:
         """Counts a request that was checked and tokenized in `seconds`."""
@@ -158,6 +195,18 @@ class LlmMetrics:
             ("tgi_batch_max_total_tokens", "Tokens of the cache.", load.room),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+        yield from _of_replicas(self._replicas())
+
+
+def _of_replicas(loads: Sequence[ReplicaLoad]) -> Iterator[Metric]:
+    """The metrics of replicas; empty where every model has one."""
+    labels = ["model", "replica"]
+    for kind, table in ((GaugeMetricFamily, _REPLICA_GAUGES), (CounterMetricFamily, _REPLICA_COUNTERS)):
+        for name, (text, read) in table.items() if loads else ():
+            family = kind(name, text, labels=labels)
+            for one in loads:
+                family.add_metric([one.model, str(one.replica)], read(one))
+            yield family
 
 
 def _counter(name: str, text: str, values: Values, label: str | None = None) -> Metric:

@@ -11,6 +11,7 @@ from inflight.config import GeneratorConfig, processors
 from inflight.contract import ShardJob
 from inflight.errors import StartError
 from inflight.link import LoadShard, Packer
+from inflight.place.cores import shares
 from inflight.place.local import Launch, WorkerProcess, open_log, start_worker
 
 
@@ -28,14 +29,19 @@ class _Ahead:
     job: ShardJob | None
 
 
-_ahead: dict[tuple[str, int], _Ahead] = {}
-"""By model and rank."""
+_ahead: dict[tuple[str, int, int], _Ahead] = {}
+"""By model, replica and rank."""
 
 
 def shard_job(config: GeneratorConfig, rank: int, rendezvous: str = "", num_blocks: int | None = None) -> ShardJob:
     """The job of one rank of a model; `rendezvous` and `num_blocks` as in `ShardJob`."""
     job = ShardJob.of(config, rank, rendezvous, num_blocks)
-    return job.on(max(1, processors() // config.tensor_parallel))
+    if config.replicas == 1:
+        return job.on(max(1, processors() // config.tensor_parallel))
+    cores = shares(config.replicas)
+    mine = cores[config.replica] if cores else ()
+    count = len(mine) or processors() // config.replicas
+    return job.on(max(1, count // config.tensor_parallel), mine)
 
 
 def rank_launch(config: GeneratorConfig, rank: int, log_dir: Path | None, file: int, append: bool) -> Launch:
@@ -44,19 +50,20 @@ def rank_launch(config: GeneratorConfig, rank: int, log_dir: Path | None, file: 
     Args:
         file: stands for both arena files, which ranks do not use.
     """
+    place = f"replica{config.replica}_rank{rank}" if config.replica else f"rank{rank}"
     return Launch(
-        label=early.rank_label(config.name, rank),
+        label=early.rank_label(config.name, place),
         inbox=file,
         outbox=file,
         environment={"OMP_NUM_THREADS": str(config.model.threads)} if config.model.threads else {},
-        log=None if log_dir is None else log_dir.absolute() / f"log_{config.name}_rank{rank}.log",
+        log=None if log_dir is None else log_dir.absolute() / f"log_{config.name}_{place}.log",
         append=append,
     )
 
 
 def start_ahead(config: GeneratorConfig, log_dir: Path | None, *, load: bool = True) -> None:
     """Starts the processes of a model's ranks while the server is still being imported. They begin their own imports.
-    If the model is on this machine and has one rank, this rank also begins to load it.
+    If the model is on this machine and a replica has one rank, this rank also begins to load it.
 
     The processes end with this process, or by `end_ahead`.
 
@@ -70,13 +77,14 @@ def start_ahead(config: GeneratorConfig, log_dir: Path | None, *, load: bool = T
     if not hasattr(os, "memfd_create"):
         return
     fetched = config.hub is None and all(adapter.hub is None for adapter in config.model.adapters)
-    for rank in range(config.tensor_parallel):
-        launch = rank_launch(config, rank, log_dir, -1, append=False)
-        process = _begun(launch)
-        job = shard_job(config, rank) if load and fetched and config.tensor_parallel == 1 else None
-        if job is not None:
-            process.socket.sendall(Packer().frame(LoadShard(job)))
-        _ahead[config.name, rank] = _Ahead(launch, process, job)
+    for one in map(config.of_replica, range(config.replicas)):
+        for rank in range(config.tensor_parallel):
+            launch = rank_launch(one, rank, log_dir, -1, append=False)
+            process = _begun(launch)
+            job = shard_job(one, rank) if load and fetched and config.tensor_parallel == 1 else None
+            if job is not None:
+                process.socket.sendall(Packer().frame(LoadShard(job)))
+            _ahead[config.name, one.replica, rank] = _Ahead(launch, process, job)
 
 
 def _begun(launch: Launch) -> WorkerProcess:
@@ -102,7 +110,7 @@ def start_rank(
     Raises:
         StartError: as `start_worker`.
     """
-    ahead = _ahead.pop((config.name, job.rank), None)
+    ahead = _ahead.pop((config.name, config.replica, job.rank), None)
     if ahead is not None:
         if ahead.launch == rank_launch(config, job.rank, log_dir, -1, append) and ahead.job in (None, job):
             return ahead.process, ahead.job is not None

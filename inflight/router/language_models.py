@@ -23,8 +23,8 @@ from inflight.contract import (
     Row,
     ServableStatus,
 )
-from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Loading, Overloaded
-from inflight.metrics import Load, Metrics
+from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Loading, NotFound, Overloaded
+from inflight.metrics import Load, Metrics, ReplicaLoad
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
 from inflight.startup import ProgressBar, aside, failed_load, weight_bytes
@@ -78,7 +78,7 @@ class LanguageModels:
         self._config = config
         self._metrics = metrics
         self._engines: dict[str, Engine] = {}
-        self._groups: dict[str, ShardGroup] = {}
+        self._groups: dict[str, list[ShardGroup]] = {}  # one for each replica
         self._served: dict[str, Generator] = {}  # an engine takes its announcement's place once it is loaded
 
     @property
@@ -102,18 +102,19 @@ class LanguageModels:
             self._served[config.name] = Announced(config)
 
     def statuses(self) -> list[ServableStatus]:
-        return [
-            ServableStatus(
-                name=name,
-                version=1,
-                methods=(_generate_method(generator.info),),
-                ready=generator.ready,
-                replicas=1,
-                ready_replicas=int(generator.ready),
-                loaded=generator.info.loaded,
-            )
-            for name, generator in self._served.items()
-        ]
+        return [self._status(name, generator) for name, generator in self._served.items()]
+
+    def _status(self, name: str, generator: Generator) -> ServableStatus:
+        replicas = self._engines[name].replicas if name in self._engines else [generator.ready]
+        return ServableStatus(
+            name=name,
+            version=1,
+            methods=(_generate_method(generator.info),),
+            ready=generator.ready,
+            replicas=len(replicas),
+            ready_replicas=sum(replicas),
+            loaded=generator.info.loaded,
+        )
 
     def method(self, name: str, version: int, method: str) -> MethodInfo | None:
         """The method `generate` of a model; None for other methods, other versions and unknown models.
@@ -185,7 +186,7 @@ class LanguageModels:
         """
         if not configs:
             return
-        self._metrics.generations.watch(self._load)
+        self._metrics.generations.watch(self._load, self._replicas)
         started: list[str] = []
         try:
             for config in configs:
@@ -221,9 +222,12 @@ class LanguageModels:
         from inflight.text import load_tokenizer
         from inflight.vision import open_vision
 
-        self._groups[config.name] = shards = ShardGroup(config, self._config, partial(_progress, config))
+        replicas = [config.of_replica(number) for number in range(config.replicas)]
+        self._groups[config.name] = groups = [
+            ShardGroup(one, self._config, partial(_progress, one)) for one in replicas
+        ]
         folder = config.model.model_dir
-        if ahead:
+        for shards in groups if ahead else ():
             shards.begin()
         try:
             try:
@@ -238,9 +242,9 @@ class LanguageModels:
             except Exception as error:  # the tokenizer's library raises anything for a broken file
                 raise failed_load("the tokenizer", error, folder) from error
             vision = open_vision(config, self._config, self._metrics)
-            return Engine(config, tokenizer, shards, self._config.restart, self._metrics, vision)
+            return Engine(config, tokenizer, groups, self._config.restart, self._metrics, vision)
         except BaseException:
-            await shards.give_up()
+            await asyncio.gather(*(shards.give_up() for shards in groups))
             self._groups.pop(config.name, None)
             raise
 
@@ -254,21 +258,39 @@ class LanguageModels:
             sum(load.room for load in loads),
         )
 
+    def _replicas(self) -> list[ReplicaLoad]:
+        return [load for engine in self._engines.values() for load in engine.replica_loads]
+
+    async def restart_replicas(self, name: str | None = None) -> None:
+        """Starts the ranks of a model, or of all one after the other, again, without losing a request; as
+        `Engine.restart_replicas`.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        if name is not None and name not in self._engines:
+            raise NotFound(f"no language model is named '{name}'; served here: {', '.join(self._engines) or 'none'}")
+        for engine in [self._engines[name]] if name is not None else list(self._engines.values()):
+            await engine.restart_replicas()
+
     async def stop(self) -> None:
-        begun = [group for name, group in self._groups.items() if name not in self._engines]  # tokenizer not read yet
+        # Those whose tokenizer is not read yet.
+        begun = [group for name, groups in self._groups.items() if name not in self._engines for group in groups]
         engines = self._engines.values()
         await asyncio.gather(
-            *(engine.stop(self._config.stop_timeout) for engine in engines), *(group.give_up() for group in begun)
+            *(engine.stop(self._config.stop_timeout) for engine in engines),
+            *(group.give_up() for group in begun),
         )
 
     def kill(self) -> None:
         """Kills every rank, at once."""
-        for group in self._groups.values():
-            group.kill()
+        for groups in self._groups.values():
+            for group in groups:
+                group.kill()
 
     def pids(self, name: str) -> list[int]:
         """Processes of one model's ranks."""
-        return self._groups[name].pids
+        return [pid for group in self._groups[name] for pid in group.pids]
 
 
 def _generate_method(info: GeneratorInfo) -> MethodInfo:
@@ -277,4 +299,5 @@ def _generate_method(info: GeneratorInfo) -> MethodInfo:
 
 def _progress(config: GeneratorConfig) -> ProgressBar:
     """The progress bar of a model's weights."""
-    return ProgressBar(f"{config.name}, weights", weight_bytes(config.model.model_dir))
+    replica = f" of replica {config.replica}" if config.replicas > 1 else ""
+    return ProgressBar(f"{config.name}, weights{replica}", weight_bytes(config.model.model_dir))

@@ -160,6 +160,43 @@ class Scheduler:
         """Whether all keys of a sequence's images are in the prefix cache now. It may be one that is never added."""
         return sequence.seen(len(self._shared(sequence)) * self.capacity.block_size)
 
+    def found(self, sequence: Sequence) -> int:
+        """Tokens of a sequence whose keys are in the prefix cache now. It may be one that is never added."""
+        return len(self._shared(sequence)) * self.capacity.block_size
+
+    @property
+    def ahead(self) -> int:
+        """Prompt tokens that the shards have to compute before those of a request that is added now."""
+        left = sum(len(row.tokens) - row.planned for row in self._running if not self._decodes(row))
+        waiting = sum(row.own for queue in self._waiting.values() for row in queue if not row.finished)
+        return left + waiting
+
+    def release(self) -> list[Sequence]:
+        """Takes out all requests that wait for a row, for another scheduler of the same model; in the order in which
+        they would run. Those whose last tokens are on the way stay."""
+        released: list[Sequence] = []
+        for negative in self._priorities:
+            queue = self._waiting[-negative]
+            staying = [row for row in queue if row.pending and not row.finished]
+            released += [row for row in queue if not row.pending and not row.finished]
+            queue.clear()
+            queue.extend(staying)
+        self._gone = 0
+        for row in released:
+            row.queued = False
+            del self.requests[row.id]
+        return released
+
+    def adopt(self, sequences: Items[Sequence]) -> None:
+        """Queues requests that another scheduler released: those that had begun before all others."""
+        begun = [row for row in sequences if row.cached is not None]
+        for row in reversed(begun):
+            self.requests[row.id] = row
+            self._put_back(row)
+        for row in sequences:
+            if row.cached is None:
+                self.add(row)
+
     def restore(self, sequence: Sequence, images: Items[EncodedImage]) -> None:
         """Gives a sequence the images that it needs (`on_unseen`), and its place in the queue."""
         if sequence.finished:

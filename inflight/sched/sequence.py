@@ -40,6 +40,7 @@ class Sequence:
             their keys are believed to be in the prefix cache (`Scheduler.restore`).
         blocks: its block table.
         turned: the variant of rotary embedding that its keys were computed with (`Scheduler._turn`).
+        own: tokens that were not in the prefix cache when it was given to this scheduler (`sched/routing.py`).
         cached: number of prompt tokens found in the prefix cache at its first admission.
         running: it has a row.
         queued: it waits for a row. Neither `running` nor `queued`: it left for its last token, or is finished.
@@ -63,6 +64,7 @@ class Sequence:
         "mask",
         "num_prompt",
         "order",
+        "own",
         "pending",
         "planned",
         "priority",
@@ -105,6 +107,7 @@ class Sequence:
         self.spans = spans
         self.images = images
         self.turned = 0
+        self.own = self.num_prompt
         self.planned = 0
         self.pending = 0
         self.blocks: list[int] = []

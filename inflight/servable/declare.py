@@ -95,6 +95,7 @@ def declare_generator(
     model_dir: str | Path,
     tensor_parallel: int = 1,
     *,
+    replicas: int = 1,
     dtype: str = "auto",
     kv_cache_memory: int | None = None,
     threads: int = 0,
@@ -134,8 +135,9 @@ def declare_generator(
         model_dir: a folder in Hugging Face layout, or a GGUF file; absolute, or relative to the servable's directory.
             Or a model of the hub: `org/name`, `org/name:Q4_K_M`, which the server fetches.
         tensor_parallel: processes (devices) that share the model.
+        replicas: copies of the model, each with such processes of its own.
         kv_cache_memory: bytes of each process's cache; None: measured.
-        threads: CPU threads of each process; 0: the cores, shared.
+        threads: CPU threads of each process, which replicas divide; 0: the cores, shared.
         mmproj: the file with the vision part of a GGUF model, absolute or relative as `model_dir`; None: the one beside
             it.
         lora_adapters: folders or hub ids of LoRA adapters by name; `"adapter_id"` in the parameters picks one.

@@ -84,7 +84,7 @@ class ModelRunner:
             CPU_SHARE if on_cpu else SHARE,
             longest * job.max_rows,
             job.num_blocks,
-            ranks_here=self._ranks.size if on_cpu else 1,
+            ranks_here=self._ranks.size * job.replicas if on_cpu else 1,
         )
         return CacheSize(blocks, block_size, self._model.make_cache(blocks, block_size))
 

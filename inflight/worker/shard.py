@@ -105,6 +105,8 @@ def _load(channel: WorkerChannel, job: ShardJob) -> Runner:
 
     job = job.completed(os.environ)
     device = open_device(job.model.device_type, job.device_id)
+    if job.processors and device.type == "cpu":
+        os.sched_setaffinity(0, job.processors)  # threads that are started from here on inherit it
     if job.model.threads:
         device.set_threads(job.model.threads)
     ranks = connect_ranks(job.rank, job.world_size, job.rendezvous, device, CONNECT_TIMEOUT)

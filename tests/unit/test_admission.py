@@ -72,7 +72,7 @@ def test_what_no_rank_could_compute_is_refused(llm: LLM, wrong: dict[str, Any], 
 
 def test_those_who_run_meanwhile_do_not_notice(llm: LLM) -> None:
     alone = llm.generate(PROMPT, max_new_tokens=40)[0].token_ids
-    starts = llm.engine._executor._runner  # type: ignore[attr-defined]
+    starts = llm.engine._executors[0]._runner  # type: ignore[attr-defined]
 
     async def go() -> tuple[list[int], list[BaseException]]:
         async def good() -> list[int]:
@@ -91,7 +91,7 @@ def test_those_who_run_meanwhile_do_not_notice(llm: LLM) -> None:
     assert tokens == alone
     assert len(errors) == 22
     assert all(isinstance(error, InvalidRequest) for error in errors)
-    assert llm.engine._executor._runner is starts  # type: ignore[attr-defined]
+    assert llm.engine._executors[0]._runner is starts  # type: ignore[attr-defined]
 
 
 def request(prompt: Any, **more: Any) -> GenerationRequest:

@@ -91,7 +91,7 @@ def test_a_step_that_fails_in_a_script(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("inflight.llm.local.open_device", lambda *_: device)
 
     def break_at(llm: LLM, step: int) -> None:
-        runner: Any = llm.engine._executor._runner  # type: ignore[attr-defined]
+        runner: Any = llm.engine._executors[0]._runner  # type: ignore[attr-defined]
         run = runner.run
 
         def broken(plan: StepPlan) -> StepResult | None:

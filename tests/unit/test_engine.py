@@ -54,8 +54,7 @@ def serve(test: Callable[[Engine, FakeExecutor], Awaitable[T]], eos: tuple[int, 
         try:
             result = await asyncio.wait_for(test(engine, executor), 60)
             for _ in range(500):
-                assert engine._steps is not None
-                scheduler = engine._steps.scheduler
+                scheduler = engine._lanes.all[0].scheduler
                 if not engine.streams and not scheduler.in_flight and not scheduler.requests:
                     break
                 await asyncio.sleep(0.01)
@@ -464,12 +463,13 @@ def test_stop_says_a_cancel_again_that_was_lost() -> None:
     async def main() -> None:
         engine = Engine(GeneratorConfig.of(Path("fake"), "fake"), word_tokenizer(), FakeExecutor(), QUICK)
         await engine.start()
-        assert engine._loop_task is not None
-        engine._loop_task.cancel()
-        engine._loop_task = asyncio.ensure_future(deaf())
+        (lane,) = engine._lanes.all
+        assert lane._task is not None
+        lane._task.cancel()
+        lane._task = asyncio.ensure_future(deaf())
         await asyncio.sleep(0)
         await asyncio.wait_for(engine.stop(), 5)
-        assert engine._loop_task.done()
+        assert lane._task.done()
 
     asyncio.run(main())
 

@@ -33,8 +33,7 @@ def serve(
         await engine.start()
         try:
             result = await asyncio.wait_for(test(engine, eyes, executor), 60)
-            assert engine._steps is not None
-            scheduler = engine._steps.scheduler
+            scheduler = engine._lanes.all[0].scheduler
             for _ in range(500):
                 if not engine.streams and not scheduler.in_flight and not scheduler.requests:
                     break
@@ -234,8 +233,7 @@ def test_a_loss_of_the_shards_replays_images() -> None:
 
 def test_images_whose_keys_are_cached_are_not_encoded() -> None:
     async def test(engine: Engine, vision: FakeVision, executor: FakeExecutor) -> None:
-        assert engine._steps is not None
-        pool = engine._steps.scheduler.pool
+        pool = engine._lanes.all[0].scheduler.pool
         one, two = image(1, length=20), image(2, length=9)
         first = asked("w5 <image> w6 <image> w7 w8 w9 w10", one, two)
         later = asked("w5 <image> w6 <image> w7 w8 w9 w10 w11 w12", one, two)
@@ -249,15 +247,15 @@ def test_images_whose_keys_are_cached_are_not_encoded() -> None:
         assert (len(vision.asked), len(vision.spared)) == (4, 2), "one of its images is not in the blocks"
 
         taking = asyncio.ensure_future(whole(engine, later))  # its blocks are taken by others before it has a row
-        open_ = engine._steps.streams.open
+        open_ = engine._streams.open
 
         def opened(*given: Any) -> Any:
             pool.release(pool.take(pool.free) or [])
             return open_(*given)
 
-        engine._steps.streams.open = opened  # type: ignore[method-assign, assignment]
+        engine._streams.open = opened  # type: ignore[method-assign, assignment]
         assert ids(await taking) == right
-        engine._steps.streams.open = open_  # type: ignore[method-assign]
+        engine._streams.open = open_  # type: ignore[method-assign]
         assert (len(vision.asked), len(vision.spared)) == (6, 4)
 
         vision.go.clear()

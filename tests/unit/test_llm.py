@@ -90,8 +90,7 @@ def test_the_same_tokens(settings: dict[str, Any], alone: list[list[int]], monke
         again = llm.generate(prompts, samplings, max_new_tokens=40, ignore_eos=True)
         assert [one.token_ids for one in again] == alone
         if "kv_cache_memory" in settings:
-            assert llm.engine._steps is not None
-            assert llm.engine._steps.scheduler.preemptions
+            assert llm.engine._lanes.all[0].scheduler.preemptions
         elif settings.get("block_size") != 1:
             assert any(one.cached for one in again)
 

@@ -49,8 +49,7 @@ def prompted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_idle_shards_answer_pulses(prompted: Path, decoder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inflight.engine.loop.PULSE", 0.005)
     with LLM(POCKET if decoder else prompted, device_type="cpu", threads=1, kv_cache_memory=8 << 20) as llm:
-        assert llm.engine._steps is not None
-        scheduler = llm.engine._steps.scheduler
+        scheduler = llm.engine._lanes.all[0].scheduler
         first = llm.embed(TEXTS[0])
         step, end = scheduler._step, time.monotonic() + 30
         while scheduler._step < step + 5:

@@ -43,7 +43,7 @@ def run(llm: LLM, requests: Sequence[GenerationRequest], losses: int = 0) -> lis
     async def lose() -> None:
         for _ in range(losses):
             await asyncio.sleep(0.05)
-            await llm.engine._executor.abort()
+            await llm.engine._executors[0].abort()
 
     async def both() -> list[Whole]:
         losing = asyncio.ensure_future(lose())

@@ -1,0 +1,140 @@
+"""The replicas of a language model: which one gets a request, and who takes over from one that is lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence as Items
+from itertools import count
+
+from inflight.engine.lane import Lane
+from inflight.engine.streams import Streams
+from inflight.errors import Unavailable
+from inflight.sched import Bid, Sequence, cheapest
+
+log = logging.getLogger("inflight")
+
+RENEW_GRACE = 30.0
+"""Seconds in which the running requests of a replica may end before its ranks are started again."""
+
+
+class Lanes:
+    """All replicas of one model. With one, nothing is decided and nothing is computed for a decision.
+
+    Args:
+        streams: of the model.
+
+    Attributes:
+        all: the replicas by number.
+    """
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._turns = count()
+        self._renewing = False
+        self.all: list[Lane] = []
+
+    @property
+    def up(self) -> bool:
+        """Whether one replica at least takes plans."""
+        return any(lane.up for lane in self.all)
+
+    @property
+    def failing(self) -> str | None:
+        """Why no replica can be loaded; None if one is, or may be soon."""
+        reasons = [lane.failing for lane in self.all]
+        return None if None in reasons else reasons[0]
+
+    @property
+    def running(self) -> int:
+        return sum(lane.scheduler.running for lane in self.all)
+
+    @property
+    def waiting(self) -> int:
+        return sum(lane.scheduler.waiting for lane in self.all)
+
+    def covers(self, sequence: Sequence) -> bool:
+        """As `Scheduler.covers`, of any replica that is up."""
+        return any(lane.scheduler.covers(sequence) for lane in self.all if lane.up or len(self.all) == 1)
+
+    def check(self, prompt: int, max_new_tokens: int) -> None:
+        """As `Scheduler.check`, of the replica with the smallest cache, because any one may have to take over."""
+        smallest = min(self.all, key=lambda lane: lane.scheduler.capacity.total_tokens)
+        smallest.scheduler.check(prompt, max_new_tokens)
+
+    def place(self, sequence: Sequence) -> Lane:
+        """The replica that a new request is given to."""
+        if len(self.all) == 1:
+            return self.all[0]
+        lanes = self._open() or [lane for lane in self.all if lane.failing is None] or self.all
+        if sequence.spans and not sequence.images:  # its images are not encoded, because their keys are cached
+            lanes = [lane for lane in lanes if lane.scheduler.covers(sequence)] or lanes
+        lane, bid = self._cheapest(lanes, sequence)
+        lane.give(sequence, bid)
+        return lane
+
+    def hand_over(self, lane: Lane) -> None:
+        """Gives the requests that wait at a replica to others, as far as there are any that can take them: those that
+        are up, or may be while this one cannot be loaded."""
+        others = self._open(besides=lane)
+        if not others and lane.failing is not None:
+            others = [other for other in self.all if other is not lane and other.failing is None]
+        if not others or not lane.scheduler.waiting:
+            return
+        moved = 0
+        # The last one first, since each that had begun goes to the head of its new queue.
+        released = lane.scheduler.release()
+        begun = [sequence for sequence in released if sequence.cached is not None]
+        for sequence in (*reversed(begun), *(sequence for sequence in released if sequence.cached is None)):
+            fitting = [other for other in others if other.fits(sequence)]
+            stream = self._streams.get(sequence.id)
+            if stream is None or not fitting:
+                lane.scheduler.adopt([sequence])
+                continue
+            home, bid = self._cheapest(fitting, sequence)
+            stream.home = home
+            home.take_over(sequence, bid)
+            moved += 1
+        if moved:
+            log.info("%d requests go from replica %d to others", moved, lane.number)
+
+    def came_up(self, lane: Lane) -> None:
+        """A replica is loaded again: it takes over what waits at replicas that are not."""
+        for other in self.all:
+            if other is not lane and not other.up:
+                self.hand_over(other)
+
+    async def renew(self, grace: float = RENEW_GRACE) -> None:
+        """Starts the ranks of all replicas again, one replica after the other, and so takes up changed files of the
+        model. Requests are computed by the other replicas meanwhile; none is lost.
+
+        Args:
+            grace: seconds in which those that run at a replica may end there. The others go on elsewhere, or at the
+                same replica where there is no other.
+
+        Raises:
+            Unavailable: it is being done already.
+            InflightError: the ranks of a replica cannot be loaded. The replicas behind it keep what they have.
+        """
+        if self._renewing:
+            raise Unavailable("the replicas are being started again already; try again later")
+        self._renewing = True
+        try:
+            for lane in self.all:
+                lane.leaving = True
+                try:
+                    self.hand_over(lane)
+                    await lane.renew(grace if len(self._open(besides=lane)) else 0.0)
+                finally:
+                    lane.leaving = False
+        finally:
+            self._renewing = False
+
+    def _open(self, besides: Lane | None = None) -> list[Lane]:
+        """The replicas that take requests now: those that are up, and not leaving if there are others."""
+        up = [lane for lane in self.all if lane.up and lane is not besides]
+        return [lane for lane in up if not lane.leaving] or up
+
+    def _cheapest(self, lanes: Items[Lane], sequence: Sequence) -> tuple[Lane, Bid]:
+        bids = [lane.bid(sequence) for lane in lanes]
+        index = cheapest(bids, next(self._turns) % len(lanes))
+        return lanes[index], bids[index]
