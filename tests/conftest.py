@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,14 @@ def loggers() -> Iterator[None]:
     yield
     LOGGER.handlers[:], LOGGER.propagate = state[:2]
     LOGGER.setLevel(state[2])
+
+
+@pytest.fixture(autouse=True)
+def one_thread_of_torch() -> None:
+    """Tests run beside each other: threads of torch's that wait for one that another test's took away spin."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

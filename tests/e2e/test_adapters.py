@@ -27,13 +27,21 @@ def generate(address: str, adapter: str | None, **more: Any) -> list[int]:
     return [token["id"] for token in answer["details"]["tokens"]]
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_adapters(size: int, tmp_path: Path) -> None:
-    folders = {name: save_adapter(POCKET, tmp_path / name, seed) for seed, name in enumerate(("red", "blue"), 1)}
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], list[list[int]]]:
+    """Two adapters' folders, and the tokens without and with each."""
+    parent = tmp_path_factory.mktemp("adapters")
+    folders = {name: save_adapter(POCKET, parent / name, seed) for seed, name in enumerate(("red", "blue"), 1)}
     with LLM(POCKET, kv_cache_memory=16 << 20, threads=2, lora_adapters=folders) as llm:
         found = llm.generate([PROMPT] * 3, max_new_tokens=24, ignore_eos=False, adapter=NAMES)
         wanted = [one.token_ids for one in found]
     assert wanted[0] != wanted[1] != wanted[2] != wanted[0]
+    return folders, wanted
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_adapters(size: int, adapted: tuple[dict[str, Path], list[list[int]]], tmp_path: Path) -> None:
+    folders, wanted = adapted
     listed = ",".join(f"{name}={folder}" for name, folder in folders.items())
     options = ["--kv-cache-memory", "16m", "--max-total-tokens", "256", "--lora-adapters", listed]
     with serve(tmp_path, str(POCKET), *options, "--tensor-parallel", str(size)) as server:

@@ -100,10 +100,10 @@ def test_tokens_are_those_of_transformers(llm: LLM) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(POCKET)
-    for prompt, found in zip(PROMPTS, llm.generate(PROMPTS, max_new_tokens=64, ignore_eos=True)):
+    for prompt, found in zip(PROMPTS, llm.generate(PROMPTS, max_new_tokens=40, ignore_eos=True)):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         wanted = model.generate(
-            ids, max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
+            ids, max_new_tokens=40, min_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0
         )
         assert found.token_ids == wanted[0, ids.shape[1] :].tolist()
 

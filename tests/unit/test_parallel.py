@@ -122,7 +122,7 @@ def test_two_and_four_ranks(family: str, tmp_path: Path) -> None:
     for prompt in asked(family):
         driver.add(count=COUNT, **prompt)
     wanted = list(driver.drain().values())
-    for size in (2,) if pictured else (2, 4):
+    for size in (2, 4) if family in ("Llama", "Qwen3Moe") else (2,):  # a process takes seconds to begin
         assert tokens_of(family, folder, size) == wanted
 
 

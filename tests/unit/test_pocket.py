@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -56,8 +57,9 @@ def test_answers(llm: LLM) -> None:
 def test_stories_are_of_clean_sentences(llm: LLM) -> None:
     samplings = [Sampling(do_sample=True, temperature=0.7, seed=seed) for seed in range(12)]
     asked = [{"role": "user", "content": "Tell me a story."}]
-    for sampling in samplings:
-        story = llm.chat(asked, sampling, max_new_tokens=400)
+    with ThreadPoolExecutor(len(samplings)) as callers:
+        stories = list(callers.map(lambda sampling: llm.chat(asked, sampling, max_new_tokens=400), samplings))
+    for story in stories:
         assert story.finish_reason is FinishReason.EOS
         sentences = re.findall(r"[A-Z][^.!?]*[.!?]", story.text)
         assert len(sentences) >= 3
