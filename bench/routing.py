@@ -1,6 +1,6 @@
 """Who gets a request: the router of replicas against other policies, by simulation.
 
-    python -m bench.routing [--replicas 4] [--requests 1000] [--load NAME] [--row 0,8,32] [--out docs/replicas.md]
+    python -m bench.routing [--replicas 4] [--seconds 200] [--load NAME] [--row 0,8,32]
 
 Each replica is the product's own scheduler, with its prefix cache, its chunks and its order of requests; the router's
 policy is the product's own function. Only the model is left out: a step takes as long as steps of this number of tokens
@@ -19,7 +19,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 
 from inflight.contract import Sampling, StepResult
 from inflight.sched import Bid, Capacity, Prospects, Scheduler, Sequence, cheapest, routing
@@ -34,8 +33,8 @@ CACHE = 24_576
 TARGET = 4.0
 """Seconds to the first token, 99th percentile."""
 BLOCK = 16
-WARM = 0.2
-"""Share of the requests, the first ones, that are not counted: caches are empty then."""
+WARM = 0.3
+"""Share of the time, from its beginning, that is not counted: caches and chats only begin then."""
 
 
 def step_seconds(tokens: int) -> float:
@@ -70,8 +69,8 @@ class Turn:
     more: Callable[[list[int], float], Turn | None] | None = None
 
 
-Load = Callable[[random.Random, float, int], Iterator[Turn]]
-"""The first turns, in the order of their times, for a rate (requests a second) and a number of requests."""
+Load = Callable[[random.Random, float], Iterator[Turn]]
+"""The first turns, in the order of their times, for a rate (requests a second)."""
 
 
 def words(draw: random.Random, length: int) -> list[int]:
@@ -94,13 +93,13 @@ def arrivals(draw: random.Random, rate: float) -> Iterator[float]:
         yield now
 
 
-def chats(draw: random.Random, rate: float, requests: int) -> Iterator[Turn]:
+def chats(draw: random.Random, rate: float) -> Iterator[Turn]:
     """Chats of some 5 turns with 8 assistants, each of which has a system prompt of its own; a person reads and writes
     for some 20 seconds between two turns."""
     systems = [words(draw, draw.randrange(300, 900)) for _ in range(8)]
     for at in arrivals(draw, rate / 5):
         rest = 1 + min(14, int(draw.expovariate(1 / 4.5)))
-        yield turn(draw, at, systems[zipf(draw, 8)], rest)
+        yield turn(random.Random(draw.random()), at, systems[zipf(draw, 8)], rest)
 
 
 def turn(draw: random.Random, at: float, before: list[int], rest: int) -> Turn:
@@ -112,7 +111,7 @@ def turn(draw: random.Random, at: float, before: list[int], rest: int) -> Turn:
     return Turn(at, prompt, tail(draw, 90, 0.6, 500), more=more if rest > 1 else None)
 
 
-def assistants(draw: random.Random, rate: float, requests: int) -> Iterator[Turn]:
+def assistants(draw: random.Random, rate: float) -> Iterator[Turn]:
     """Single questions to 40 assistants with system prompts of 1,000 to 2,000 tokens, few of them asked often."""
     systems = [words(draw, draw.randrange(1000, 2000)) for _ in range(40)]
     for at in arrivals(draw, rate):
@@ -120,7 +119,7 @@ def assistants(draw: random.Random, rate: float, requests: int) -> Iterator[Turn
         yield Turn(at, [*systems[zipf(draw, 40)], *question], tail(draw, 60, 0.7, 400))
 
 
-def one_prefix(draw: random.Random, rate: float, requests: int) -> Iterator[Turn]:
+def one_prefix(draw: random.Random, rate: float) -> Iterator[Turn]:
     """Nine of ten requests begin with the same 1,200 tokens; the others share nothing."""
     system = words(draw, 1200)
     for at in arrivals(draw, rate):
@@ -128,7 +127,7 @@ def one_prefix(draw: random.Random, rate: float, requests: int) -> Iterator[Turn
         yield Turn(at, [*system, *question] if draw.random() < 0.9 else question, tail(draw, 80, 0.7, 400))
 
 
-def heavy_tails(draw: random.Random, rate: float, requests: int) -> Iterator[Turn]:
+def heavy_tails(draw: random.Random, rate: float) -> Iterator[Turn]:
     """Nothing is shared; prompts and answers have heavy tails."""
     for at in arrivals(draw, rate):
         yield Turn(at, words(draw, tail(draw, 150, 1.2, 4000)), tail(draw, 80, 1.0, 1000))
@@ -187,8 +186,8 @@ def ours(replicas: list[Replica], sequence: Sequence, number: int) -> int:
 
 
 POLICIES: dict[str, Policy] = {
-    "round robin": round_robin,
     "least loaded": least_loaded,
+    "round robin": round_robin,
     "pure affinity": affinity,
     "Inflight": ours,
 }
@@ -204,19 +203,17 @@ class Outcome:
     Attributes:
         first: seconds to the first token of each request.
         between: mean seconds between the tokens of each.
-        seconds: from the first to the last arrival that counts.
         prompted, cached: tokens of their prompts, and those of them that were cached.
     """
 
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
-    seconds: float = 0.0
     prompted: int = 0
     cached: int = 0
 
     @property
     def p99(self) -> float:
-        return sorted(self.first)[int(len(self.first) * 0.99)]
+        return sorted(self.first)[int(len(self.first) * 0.99)] if self.first else math.inf
 
     @property
     def hits(self) -> float:
@@ -236,30 +233,30 @@ class Open:
 class Simulation:
     """One run of a load at a rate under a policy."""
 
-    def __init__(self, policy: Policy, load: Load, rate: float, replicas: int, requests: int, seed: int) -> None:
-        self._draw = random.Random(seed)
+    def __init__(self, policy: Policy, load: Load, rate: float, replicas: int, seconds: float, seed: int) -> None:
+        self._draw = random.Random(seed + 1000)
         self._policy = policy
-        self._turns = load(self._draw, rate, requests)
-        self._requests = requests
+        self._turns = load(random.Random(seed), rate)
+        self._seconds = seconds
+        self._late_for_sure = 0.02 * rate * seconds * (1 - WARM)
         self._replicas = [Replica() for _ in range(replicas)]
         self._events: list[tuple[float, int, Turn | int]] = []  # a turn that comes, or the replica whose step ends
         self._order = count()
         self._answers: dict[int, StepResult] = {}
         self._open: dict[int, Open] = {}
-        self._begun = 0
+        self._begun = self._late = 0
         self._outcome = Outcome()
-        self._times: list[float] = []
 
     def run(self) -> Outcome:
+        """Runs until everybody is answered, or it is sure that too many are late."""
         self._push(next(self._turns))
-        while self._events:
+        while self._events and self._late <= self._late_for_sure:
             now, _, what = heapq.heappop(self._events)
             if isinstance(what, Turn):
-                if self._begun < self._requests:
+                if now < self._seconds:
                     self._arrive(now, what)
             else:
                 self._answer(now, what)
-        self._outcome.seconds = self._times[-1] - self._times[0]
         return self._outcome
 
     def _push(self, turn: Turn) -> None:
@@ -272,10 +269,7 @@ class Simulation:
         index = self._policy(self._replicas, sequence, number)
         replica = self._replicas[index]
         replica.prospects.promise(sequence, replica.prospects.bid(sequence))
-        counts = number >= self._requests * WARM
-        if counts:
-            self._times.append(now)
-        self._open[number] = Open(turn, sequence, counts)
+        self._open[number] = Open(turn, sequence, now >= self._seconds * WARM)
         replica.scheduler.add(sequence)
         if turn.opens:
             self._push(next(self._turns))
@@ -300,6 +294,9 @@ class Simulation:
             opened = self._open[sequence.id]
             if sequence.generated == 1:
                 opened.first = now
+                if opened.counts:
+                    self._outcome.first.append(now - opened.turn.at)
+                    self._late += now - opened.turn.at > TARGET
             if sequence.finished:
                 self._end(now, self._open.pop(sequence.id))
         self._step(now, index)
@@ -308,7 +305,6 @@ class Simulation:
         turn, sequence = opened.turn, opened.sequence
         if opened.counts:
             outcome = self._outcome
-            outcome.first.append(opened.first - turn.at)
             outcome.between.append((now - opened.first) / max(1, sequence.generated - 1))
             outcome.prompted += sequence.num_prompt
             outcome.cached += sequence.cached or 0
@@ -319,27 +315,27 @@ class Simulation:
                 self._push(following)
 
 
-def outcome(policy: str, load: str, rate: float, replicas: int, requests: int, seeds: int) -> Outcome:
+def outcome(policy: str, load: str, rate: float, replicas: int, seconds: float, seeds: int) -> Outcome:
     """The runs with several seeds taken together."""
-    runs = [Simulation(POLICIES[policy], LOADS[load], rate, replicas, requests, seed).run() for seed in range(seeds)]
-    return Outcome(
-        [value for run in runs for value in run.first],
-        [value for run in runs for value in run.between],
-        sum(run.seconds for run in runs),
-        sum(run.prompted for run in runs),
-        sum(run.cached for run in runs),
-    )
+    whole = Outcome()
+    for seed in range(seeds):
+        run = Simulation(POLICIES[policy], LOADS[load], rate, replicas, seconds, seed).run()
+        whole.first += run.first
+        whole.between += run.between
+        whole.prompted += run.prompted
+        whole.cached += run.cached
+    return whole
 
 
-def goodput(policy: str, load: str, replicas: int, requests: int, seeds: int) -> tuple[float, Outcome]:
+def goodput(policy: str, load: str, replicas: int, seconds: float, seeds: int) -> tuple[float, Outcome]:
     """The highest rate, to 2 %, at which the 99th percentile is within `TARGET`; and its outcome."""
-    low, high = 0.05, 0.1
-    best = outcome(policy, load, low, replicas, requests, seeds)
-    while (found := outcome(policy, load, high, replicas, requests, seeds)).p99 <= TARGET:
+    low, high, best = 0.0, 1.0, Outcome()
+    while (found := outcome(policy, load, high, replicas, seconds, seeds)).p99 <= TARGET:
         low, high, best = high, high * 2, found
+    low = low or high / 64
     while high / low > 1.02:
         middle = math.sqrt(low * high)
-        found = outcome(policy, load, middle, replicas, requests, seeds)
+        found = outcome(policy, load, middle, replicas, seconds, seeds)
         if found.p99 <= TARGET:
             low, best = middle, found
         else:
@@ -347,45 +343,39 @@ def goodput(policy: str, load: str, replicas: int, requests: int, seeds: int) ->
     return low, best
 
 
-def report(replicas: int, requests: int, seeds: int, loads: list[str]) -> list[str]:
-    """The table, one line for each load and policy."""
-    lines = [
-        "| load | policy | requests/s | to least loaded | first token p50, s | p99, s | between tokens, mean, ms | "
-        "prompt tokens cached |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def report(replicas: int, seconds: float, seeds: int, loads: list[str]) -> None:
+    """Prints the table, one line for each load and policy."""
+    print("| load | policy | requests/s | to least loaded | first token, s: p50 | p99 | between tokens, ms | cached |")
+    print("|---|---|---|---|---|---|---|---|")
     for load in loads:
-        rates = {policy: goodput(policy, load, replicas, requests, seeds) for policy in POLICIES}
-        base = rates["least loaded"][0]
-        for policy, (rate, found) in rates.items():
-            lines.append(
+        base = 0.0
+        for policy in POLICIES:
+            rate, found = goodput(policy, load, replicas, seconds, seeds)
+            base = base or rate
+            print(
                 f"| {load} | {policy} | {rate:.2f} | {rate / base:.2f} | {statistics.median(found.first):.2f} | "
-                f"{found.p99:.2f} | {statistics.mean(found.between) * 1000:.0f} | {found.hits:.0%} |"
+                f"{found.p99:.2f} | {statistics.mean(found.between) * 1000:.0f} | {found.hits:.0%} |",
+                flush=True,
             )
-            print(lines[-1], flush=True)
-    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", type=int, default=4)
-    parser.add_argument("--requests", type=int, default=1000, help="of each run")
-    parser.add_argument("--seeds", type=int, default=2, help="runs for each rate")
+    parser.add_argument("--seconds", type=float, default=200.0, help="in which requests come")
+    parser.add_argument("--seeds", type=int, default=1, help="runs for each rate")
     parser.add_argument("--load", choices=LOADS, action="append", help="default: all")
     parser.add_argument("--row", help="values of routing.ROW to compare, for the policy of Inflight alone")
-    parser.add_argument("--out", type=Path, help="file for the table")
     given = parser.parse_args()
     loads = given.load or list(LOADS)
     if given.row:
         for row in map(int, given.row.split(",")):
             routing.ROW = row
             for load in loads:
-                rate, found = goodput("Inflight", load, given.replicas, given.requests, given.seeds)
+                rate, found = goodput("Inflight", load, given.replicas, given.seconds, given.seeds)
                 print(f"row {row}: {load}: {rate:.2f} requests/s, {found.hits:.0%} cached", flush=True)
         return
-    lines = report(given.replicas, given.requests, given.seeds, loads)
-    if given.out:
-        given.out.write_text("\n".join(lines) + "\n")
+    report(given.replicas, given.seconds, given.seeds, loads)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from inflight.commands import resolve
+from inflight.commands import serve as serve_command
 from inflight.config import GeneratorConfig
-from inflight.contract import GenerationRequest, Sampling, Start, Token
+from inflight.contract import GenerationRequest, Sampling, Start, Token, whole
 from inflight.engine import Engine
 from inflight.errors import StartError, Unavailable, WorkerLost
+from inflight.llm import LLM
 from inflight.metrics import Metrics
-from inflight.place import shares
+from inflight.place import shard_job, shares
 from inflight.sched import Bid, cheapest
 from tests.fake_shards import FakeExecutor, expected
+from tests.fake_vision import FakeVision, image
+from tests.lm import POCKET
 from tests.unit.test_engine import QUICK, collect, word_tokenizer
+from tests.unit.test_engine_images import asked, ids, wanted
 
 
 def serve(test: Callable[[Engine, list[FakeExecutor]], Awaitable[None]], count: int = 2, **limits: Any) -> None:
@@ -280,3 +287,68 @@ def test_processors_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert shares(9, tmp_path) == []
     monkeypatch.setattr("inflight.place.cores.processors", lambda: 2)  # a quota
     assert shares(2, tmp_path) == []
+
+
+def test_images_go_along() -> None:
+    """A request whose images were not encoded, because their keys were cached, has them encoded where it goes on."""
+
+    async def main() -> None:
+        vision, executors = FakeVision(), [FakeExecutor(), FakeExecutor()]
+        config = GeneratorConfig.of(Path("fake"), "fake", replicas=2)
+        engine = Engine(config, word_tokenizer(), executors, QUICK, vision=vision)
+        await engine.start()
+        one = image(1, length=20)
+        first = asked("w5 <image> w7 w8 w9 w10", one)
+        await whole(engine, first)
+        vision.forgets = True
+        for executor in executors:
+            executor.pace = 0.002
+        cached = asyncio.ensure_future(whole(engine, replace(first, max_new_tokens=60)))
+        fresh = asyncio.ensure_future(whole(engine, asked("w6 <image> w7", one, max_new_tokens=60)))
+        while engine.running < 2:
+            await asyncio.sleep(0.001)
+        assert placed(engine) == [2, 1]
+        assert len(vision.spared) == 1
+        for executor in executors:
+            executor.kill()
+            while not all(engine.replicas):
+                await asyncio.sleep(0.001)
+        assert ids(await cached) == wanted(vision, [5, one, 7, 8, 9, 10], 60)
+        assert ids(await fresh) == wanted(vision, [6, one, 7], 60)
+        assert sum(taken(engine)) >= 2
+        await engine.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.mark.parametrize(
+    ("given", "replicas", "devices"),
+    [
+        ({}, 1, ((0,),)),
+        ({"replicas": "3"}, 3, ((0,), (1,), (2,))),
+        ({"device_ids": "2,5"}, 2, ((2,), (5,))),
+        ({"device_ids": "4,5,6,7", "tensor_parallel": "2"}, 2, ((4, 5), (6, 7))),
+        ({"replicas": "2", "tensor_parallel": "2"}, 2, ((0, 1), (2, 3))),
+        ({"device_ids": "4,5", "tensor_parallel": "2"}, 1, ((4, 5),)),
+    ],
+)
+def test_what_options_make_replicas(given: dict[str, Any], replicas: int, devices: tuple[tuple[int, ...], ...]) -> None:
+    values = resolve(serve_command.COMMAND, {"paths": [str(POCKET)], "threads": "8", **given}, {})
+    (config,) = serve_command.build_plan(values).generators
+    assert config.replicas == replicas
+    ones = [config.of_replica(number) for number in range(replicas)]
+    jobs = [[shard_job(one, rank) for rank in range(one.tensor_parallel)] for one in ones]
+    assert tuple(tuple(job.device_id for job in group) for group in jobs) == devices
+    assert {job.model.threads for group in jobs for job in group} == {8 // replicas}
+    cores = [set(group[0].processors) for group in jobs if group[0].processors]
+    assert sum(map(len, cores)) == len(set().union(*cores))
+
+
+def test_replicas_of_a_script() -> None:
+    with LLM(POCKET, replicas=2) as llm, LLM(POCKET) as one:
+        prompts = [f"One day, {name} went" for name in ("Mia", "Tim", "Sue", "Ben")]
+        samplings = [Sampling(do_sample=True, seed=seed) for seed in range(4)]
+        found = llm.generate(prompts, samplings, max_new_tokens=30, ignore_eos=True)
+        assert [len(each.token_ids) for each in found] == [30] * 4
+        assert found == one.generate(prompts, samplings, max_new_tokens=30, ignore_eos=True)
+        assert placed(llm.engine) == [2, 2]
