@@ -78,30 +78,37 @@ class Lanes:
         others = self._open(besides=lane)
         if not others and lane.failing is not None:
             others = [other for other in self.all if other is not lane and other.failing is None]
-        if not others or not lane.scheduler.waiting:
-            return
-        moved = 0
-        # The last one first, since each that had begun goes to the head of its new queue.
-        released = lane.scheduler.release()
-        begun = [sequence for sequence in released if sequence.cached is not None]
-        for sequence in (*reversed(begun), *(sequence for sequence in released if sequence.cached is None)):
-            fitting = [other for other in others if other.fits(sequence)]
-            stream = self._streams.get(sequence.id)
-            if stream is None or not fitting:
-                lane.scheduler.adopt([sequence])
-                continue
-            home, bid = self._cheapest(fitting, sequence)
-            stream.home = home
-            home.take_over(sequence, bid)
-            moved += 1
+        moved = self._divide(lane, others)
         if moved:
             log.info("%d requests go from replica %d to others", moved, lane.number)
 
     def came_up(self, lane: Lane) -> None:
-        """A replica is loaded again: it takes over what waits at replicas that are not."""
+        """A replica is loaded again: it takes over what waits at replicas that are not, and its share of what waits at
+        those that are."""
         for other in self.all:
-            if other is not lane and not other.up:
-                self.hand_over(other)
+            if other is not lane:
+                self._divide(other, self._open())
+
+    def _divide(self, lane: Lane, takers: Items[Lane]) -> int:
+        """Places the requests that wait at a replica anew, among `takers`; returns how many go to another replica."""
+        if not takers or not lane.scheduler.waiting:
+            return 0
+        moved = 0
+        released = lane.scheduler.release()
+        # Those that had begun go to the head of their new queue, so the last one first.
+        begun = [sequence for sequence in released if sequence.cached is not None]
+        for sequence in (*reversed(begun), *(sequence for sequence in released if sequence.cached is None)):
+            fitting = [taker for taker in takers if taker.fits(sequence)]
+            stream = self._streams.get(sequence.id)
+            home, bid = self._cheapest(fitting, sequence) if stream is not None and fitting else (lane, None)
+            if stream is None or bid is None or home is lane:
+                lane.scheduler.adopt([sequence])
+                continue
+            stream.home = home
+            home.take_over(sequence, bid)
+            moved += 1
+        lane.wake()
+        return moved
 
     async def renew(self, grace: float = RENEW_GRACE) -> None:
         """Starts the ranks of all replicas again, one replica after the other, and so takes up changed files of the

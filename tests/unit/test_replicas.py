@@ -165,6 +165,25 @@ def test_whichever_comes_back_first_takes_all() -> None:
     serve(test)
 
 
+def test_a_replica_that_comes_back_takes_its_share() -> None:
+    async def test(engine: Engine, executors: list[FakeExecutor]) -> None:
+        executors[1].killed_starts = 10**9
+        executors[1].kill()
+        for executor in executors:
+            executor.pace = 0.005
+        tasks = [asyncio.ensure_future(answered(engine, [number] * 100, 40)) for number in range(24)]
+        while engine.running < 2:
+            await asyncio.sleep(0.001)
+        assert engine.waiting > 12
+        executors[1].killed_starts = 0
+        while engine.replicas != [True, True]:
+            await asyncio.sleep(0.001)
+        assert taken(engine)[1] >= 6
+        await asyncio.gather(*tasks)
+
+    serve(test, max_batch_size=4)
+
+
 def test_a_replica_that_cannot_load_fails_nobody() -> None:
     async def test(engine: Engine, executors: list[FakeExecutor]) -> None:
         executors[0].failing_starts = 10**9
