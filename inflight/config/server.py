@@ -117,6 +117,22 @@ class RestConfig(msgspec.Struct, frozen=True):
     tgi: bool = False
 
 
+class RanksConfig(msgspec.Struct, frozen=True):
+    """The agents of a distributed servable.
+
+    Attributes:
+        rank_table: the file that says which rank runs where; absolute.
+        address: `ip:port` where the agents come.
+        wait_seconds: how long to wait until all of them have come; 0: no limit.
+        replay: batches that a lost group had run again on the next one; else they fail.
+    """
+
+    rank_table: Path
+    address: str = "0.0.0.0:6200"
+    wait_seconds: float = 0.0
+    replay: bool = True
+
+
 class ServableConfig(msgspec.Struct, frozen=True):
     """One servable to start.
 
@@ -131,6 +147,7 @@ class ServableConfig(msgspec.Struct, frozen=True):
         model_file: a bare model file served without servable_config.py; `directory` is then its folder.
         max_batch_size: rows in one run of a bare model with a dynamic batch, or None for the default.
         execution_timeout: in seconds, for this servable; None: that of `ServerConfig`.
+        ranks: of a distributed servable: where its agents come. It has one worker, whatever `device_ids` says.
     """
 
     directory: Path
@@ -168,6 +185,7 @@ class ServableConfig(msgspec.Struct, frozen=True):
         ),
     ] = None
     execution_timeout: float | None = None
+    ranks: RanksConfig | None = None
 
 
 class RestartPolicy(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ web framework or gRPC before a server is started.
 
 from inflight.dropin.checks import check_bool, check_files, check_int, check_ints, check_ip_port, check_str, check_strs
 from inflight.dropin.devices import device_types_here
-from inflight.dropin.distributed import DistributedStartConfig, declare_servable, startup_agents
+from inflight.dropin.distributed import DistributedStartConfig, startup_agents
 from inflight.dropin.log import debug, error, get_level, get_log_config, info, warning
 from inflight.dropin.process import (
     SSLConfig,
@@ -36,7 +36,6 @@ __all__ = [
     "check_str",
     "check_strs",
     "debug",
-    "declare_servable",
     "device_types_here",
     "error",
     "get_abs_path",

@@ -1,22 +1,18 @@
-"""`mindspore_serving.server.distributed`: the arguments are checked, and then refused with a clear text.
-
-One model spread over several devices is not served yet.
-"""
+"""`mindspore_serving.server.distributed`: one model spread over the agents of several devices and machines."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
 
-from inflight.dropin.checks import check_bool, check_decryption, check_files, check_int, check_ints, check_str
+from inflight.config import RanksConfig, ServableConfig
+from inflight.dropin.checks import check_decryption, check_files, check_int, check_str
+from inflight.dropin.log import ensure_configured
 from inflight.dropin.start_config import get_abs_path
-from inflight.errors import ConfigError, RegistrationError, StartError
+from inflight.errors import ConfigError
+from inflight.servable import check_config_location
 
-NOT_AVAILABLE = (
-    "distributed servables (one model spread over several devices) are not available yet; declare the model with "
-    "register.declare_model and start it with server.start_servables, which gives every device a replica of its own"
-)
 _LAST_START_PORT = 65535 - 7
 
 
@@ -49,27 +45,25 @@ class DistributedStartConfig:
         self.distributed_address = distributed_address
         self.wait_agents_time_in_seconds = wait_agents_time_in_seconds
 
+    def to_servable_config(self) -> ServableConfig:
+        """The server's own configuration.
 
-def refuse(config: DistributedStartConfig) -> NoReturn:
-    """Raises StartError for a distributed servable."""
-    raise StartError(f"Fail to start workers: servable '{config.servable_name}': {NOT_AVAILABLE}")
-
-
-def declare_servable(
-    rank_size: int,
-    stage_size: int,
-    with_batch_dim: bool = True,
-    without_batch_dim_inputs: int | Sequence[int] | None = None,
-    enable_pipeline_infer: bool = False,
-) -> NoReturn:
-    """Raises ConfigError for wrong arguments, and RegistrationError otherwise."""
-    check_bool("with_batch_dim", with_batch_dim)
-    check_bool("enable_pipeline_infer", enable_pipeline_infer)
-    if without_batch_dim_inputs:
-        check_ints("without_batch_dim_inputs", without_batch_dim_inputs, 0)
-    check_int("rank_size", rank_size, 1)
-    check_int("stage_size", stage_size, 1)
-    raise RegistrationError(f"distributed.declare_servable: {NOT_AVAILABLE}")
+        Raises:
+            ConfigError: there is no such servable.
+        """
+        check_config_location(Path(self.servable_directory), self.servable_name)
+        return ServableConfig(
+            directory=Path(self.servable_directory),
+            name=self.servable_name,
+            device_ids=(),
+            version=self.version_number,
+            ranks=RanksConfig(
+                Path(self.rank_table_json_file),
+                self.distributed_address,
+                self.wait_agents_time_in_seconds,
+                replay=False,
+            ),
+        )
 
 
 def startup_agents(
@@ -81,8 +75,24 @@ def startup_agents(
     rank_start: int | None = None,
     dec_key: bytes | None = None,
     dec_mode: str = "AES-GCM",
-) -> NoReturn:
-    """Raises ConfigError for wrong arguments or files that cannot be read, and StartError otherwise."""
+) -> None:
+    """Starts the agents of this machine, one process for each local rank, and returns when all have registered. They,
+    and a thread of this process, live until one of them ends, the distributed servable ends, or SIGINT or SIGTERM.
+
+    Args:
+        distributed_address: of the distributed servable; its rank table says which ranks are this machine's.
+        model_files: one item for each local rank: a file, or a list of files, the sub-graphs. Relative to the script
+            that was started.
+        group_config_files: one file for each local rank, for MindSpore: its communication groups.
+        agent_start_port: agents are named by `<ip>:<agent_start_port + local index>`.
+        agent_ip, rank_start: both or none: the machine's address is `agent_ip`, and its ranks are those that have the
+            same address in the rank table as rank `rank_start`.
+        dec_key, dec_mode: key of encrypted model files.
+
+    Raises:
+        ConfigError, StartError: (RuntimeErrors) wrong arguments, files that do not fit the rank table or cannot be
+            read, no answer from the worker, or an agent's own error; no agent is left running.
+    """
     check_str("distributed_address", distributed_address)
     check_int("agent_start_port", agent_start_port, 1, _LAST_START_PORT)
     models = check_files("model_files", model_files)
@@ -96,13 +106,23 @@ def startup_agents(
     if agent_ip is not None:
         check_str("agent_ip", agent_ip)
         check_int("rank_start", rank_start, 0)
-    _check_readable("model file", models)
-    _check_readable("group config file", groups)
-    raise StartError(f"Failed to start agents: {NOT_AVAILABLE}")
+    ensure_configured()
+    # Workers import this module and never start agents.
+    from inflight.distributed import AgentsConfig, Launcher
+
+    config = AgentsConfig(
+        address=distributed_address,
+        model_files=_absolute(models),
+        group_files=_absolute(groups),
+        start_port=agent_start_port,
+        agent_ip=agent_ip,
+        rank_start=rank_start,
+        dec_key=dec_key,
+        dec_mode=dec_mode,
+        runtimes=os.environ.get("INFLIGHT_RUNTIMES"),
+    )
+    Launcher(config).start()
 
 
-def _check_readable(what: str, files: tuple[tuple[str, ...], ...]) -> None:
-    for file in (file for item in files for file in item):
-        path = get_abs_path(file)
-        if not os.access(path, os.R_OK):
-            raise ConfigError(f"Cannot access {what} '{path}'")
+def _absolute(files: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(get_abs_path(file) for file in item) for item in files)

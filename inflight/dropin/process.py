@@ -14,10 +14,10 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-from inflight.config import DEFAULT_MAX_ENQUEUED, ListenConfig, RestartPolicy, ServerConfig, TlsConfig
+from inflight.config import DEFAULT_MAX_ENQUEUED, ListenConfig, RestartPolicy, ServableConfig, ServerConfig, TlsConfig
 from inflight.dropin.checks import check_bool, check_int, check_str
 from inflight.dropin.devices import probe
-from inflight.dropin.distributed import DistributedStartConfig, refuse
+from inflight.dropin.distributed import DistributedStartConfig
 from inflight.dropin.log import ensure_configured, error, info
 from inflight.dropin.start_config import (
     ServableStartConfig,
@@ -168,25 +168,27 @@ def start_servables(servable_configs: Any, enable_lite: bool = False) -> None:
     if not configs:
         raise ConfigError("Parameter 'servable_configs' should not be empty, give at least one ServableStartConfig")
     check_bool("enable_lite", enable_lite)
-    servables: list[ServableStartConfig] = []
-    for config in merge_config(configs):
+    merged = merge_config(configs)
+    servables: list[ServableConfig] = []
+    for config in merged:
         if isinstance(config, DistributedStartConfig):
-            refuse(config)
-        check_device_type_here(config)
-        servables.append(config)
+            servables.append(config.to_servable_config())
+        else:
+            check_device_type_here(config)
+            servables.append(to_servable_config(config))
     running = _open_master(f"the workers of process {os.getpid()}")
-    for config in servables:
-        running.directories[config.servable_name] = config.servable_directory
+    for servable in servables:
+        running.directories[servable.name] = str(servable.directory)
         info(
             "servable directory: %s, servable name: %s, running version number: %d, device ids: %s, device type: %s",
-            config.servable_directory,
-            config.servable_name,
-            config.version_number,
-            config.device_ids,
-            config.device_type,
+            servable.directory,
+            servable.name,
+            servable.version,
+            servable.device_ids,
+            servable.device_type or "none",
         )
     try:
-        running.server.start_servables([to_servable_config(config) for config in servables])
+        running.server.start_servables(servables)
     except StartError as failure:
         error("Start servables failed: %s", failure)
         raise
@@ -201,8 +203,19 @@ def start_servable(
     distributed_address: str = "0.0.0.0:6200",
     wait_agents_time_in_seconds: int = 0,
 ) -> None:
-    """Raises ConfigError for wrong arguments, and StartError otherwise: distributed servables are not supported yet."""
-    refuse(
+    """Starts a distributed servable and returns when all of its agents have registered and it can answer.
+
+    Args:
+        servable_directory, servable_name: as for `ServableStartConfig`.
+        rank_table_json_file: says which rank runs on which device of which machine; relative to the script.
+        version_number: a label; 0 is 1.
+        distributed_address: `ip:port` where the agents come (`startup_agents`).
+        wait_agents_time_in_seconds: how long to wait for them; 0: no limit.
+
+    Raises:
+        ConfigError, StartError: (RuntimeErrors) wrong arguments, `Fail to start workers: ...`.
+    """
+    start_servables(
         DistributedStartConfig(
             servable_directory,
             servable_name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from inflight.config import GeneratorConfig
+from inflight.config import GeneratorConfig, RanksConfig
 from inflight.contract import TensorSpec
 
 
@@ -104,6 +104,7 @@ class WorkerJob(msgspec.Struct, frozen=True):
         runtimes: value of INFLIGHT_RUNTIMES.
         trial_seconds: how long a trial run of a model may take; None: models are not tried.
         whole: a bare model file takes one request a call; None: find out.
+        ranks: of a distributed servable: where its agents come.
     """
 
     directory: str
@@ -121,3 +122,4 @@ class WorkerJob(msgspec.Struct, frozen=True):
     runtimes: str | None
     trial_seconds: float | None = None
     whole: bool | None = None
+    ranks: RanksConfig | None = None

@@ -201,6 +201,8 @@ class BatchedModel:
 
     def _one_by_one(self, error: BaseException, rows: list[list[Array]], subgraph: int) -> Sequence[Outcome]:
         """After a run that failed: the error of its only row, or the outcome of each row in a run of its own."""
+        if isinstance(error, PredictFailed):  # the model itself says that the whole batch has failed
+            return [error] * len(rows)
         if len(rows) > 1:
             return [outcome for row in rows for outcome in self._run_isolated([row], subgraph)]
         failed = PredictFailed(f"Predict Failed, model '{self.spec.key}', error msg: {describe(error)}")

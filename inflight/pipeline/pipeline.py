@@ -13,6 +13,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from inflight.contract import Outcome, Row, Table, Value, chain
 from inflight.errors import InflightError, InvalidRequest
@@ -59,6 +60,7 @@ class LocalModel(ModelPort):
     def __init__(self, key: str, model: BatchedModel) -> None:
         self._key = key
         self._model = model
+        self.own_threads = model.model.own_threads
         self._queue = StageQueue()
         self._pipeline: Pipeline | None = None
         self.batch_size = model.batch_size
@@ -66,21 +68,31 @@ class LocalModel(ModelPort):
 
     def bind(self, pipeline: Pipeline, alone: bool) -> None:
         self._pipeline = pipeline
-        self._runner = pipeline.board.runner()
-        self._model.began = self._runner.again
         for method in pipeline.all_methods():
             for stage in method.stages:
                 if stage.kind == "model" and stage.key == self._key:
                     self._queue.add_lane(method.name, stage, self.batch_size, method.max_wait_ms / 1000)
-        if not alone:
-            threading.Thread(target=self._run, name=f"model-{self._key}", daemon=True).start()
+        first = self._lane(self._model)
+        self._alone = first
+        if alone:
+            return
+        # A model that takes several batches at once has for each thread its own way to it.
+        others = [self._lane(BatchedModel(self._model.spec, self._model.model)) for _ in range(1, self.own_threads)]
+        for lane in (first, *others):
+            threading.Thread(target=self._run, args=(lane,), name=f"model-{self._key}", daemon=True).start()
+
+    def _lane(self, model: BatchedModel) -> _Lane:
+        assert self._pipeline is not None
+        runner = self._pipeline.board.runner()
+        model.began = runner.again
+        return _Lane(model, runner)
 
     def run_waiting(self) -> tuple[bool, float | None]:
         """Runs one batch on this thread if one is due: whether it did, and else the seconds until one is."""
         batch, due = self._queue.poll()
         if batch is None or self._pipeline is None:
             return False, due
-        self._pipeline.run_batch(batch, self._outcomes, self._runner)
+        self._pipeline.run_batch(batch, self._alone.outcomes, self._alone.runner)
         return True, None
 
     def put(self, jobs: Sequence[Job]) -> None:
@@ -89,17 +101,25 @@ class LocalModel(ModelPort):
     def close(self) -> None:
         self._queue.close()
 
-    def _run(self) -> None:
+    def _run(self, lane: _Lane) -> None:
         pipeline = self._pipeline
         assert pipeline is not None
         while (batch := self._queue.take()) is not None:
-            pipeline.run_batch(batch, self._outcomes, self._runner)
+            pipeline.run_batch(batch, lane.outcomes, lane.runner)
         self._model.model.close()
 
-    def _outcomes(self, batch: Batch, jobs: list[Job]) -> tuple[Sequence[Outcome], Runs]:
-        outcomes = self._model.run(chain([job.inputs(batch.stage) for job in jobs]), jobs[0].method.subgraph)
-        runs: Runs = [(count, seconds, 1) for count, seconds in self._model.runs]
-        self._model.runs.clear()
+
+@dataclass(frozen=True)
+class _Lane:
+    """One thread's way to a model, and its part of the board."""
+
+    model: BatchedModel
+    runner: Runner
+
+    def outcomes(self, batch: Batch, jobs: list[Job]) -> tuple[Sequence[Outcome], Runs]:
+        outcomes = self.model.run(chain([job.inputs(batch.stage) for job in jobs]), jobs[0].method.subgraph)
+        runs: Runs = [(count, seconds, 1) for count, seconds in self.model.runs]
+        self.model.runs.clear()
         return outcomes, runs
 
 
@@ -155,7 +175,7 @@ class Pipeline:
         """The only runner of this servable, if that is a model."""
         functions = any(method.has_function_stage for method in self.spec.methods.values())
         ports = list(self.models.values())
-        if functions or len(ports) != 1 or not isinstance(ports[0], LocalModel):
+        if functions or len(ports) != 1 or not isinstance(ports[0], LocalModel) or ports[0].own_threads:
             return None
         return ports[0]
 

@@ -170,9 +170,9 @@ class Fleet:
             self._metrics.replica(group.name, group.version, replica.label, None)
 
     async def _start_replicas(self, group: Group, config: ServableConfig, threads: int) -> None:
+        ids = () if config.ranks is not None else config.device_ids
         devices = [
-            self._replica(group, config, f"device{device}", {"SERVING_DEVICE_ID": str(device)})
-            for device in config.device_ids
+            self._replica(group, config, f"device{device}", {"SERVING_DEVICE_ID": str(device)}) for device in ids
         ]
         base = WorkerJob(
             directory=str(config.directory),
@@ -190,7 +190,13 @@ class Fleet:
             models=[],
             runtimes=self._runtimes,
             trial_seconds=self._config.warm_up_timeout,
+            ranks=config.ranks,
         )
+        if config.ranks is not None:
+            # Its ranks are its devices; there are no extra workers, as in MindSpore Serving.
+            worker = self._replica(group, config, "distributed", {})
+            await self._start_one(group, worker, _with(base, device_id=0))
+            return
         jobs = [_with(base, device_id=device) for device in config.device_ids]
         offers = await self._start_alike(group, devices, jobs)
         if offers and offers[0].generators:
@@ -218,7 +224,7 @@ class Fleet:
     def _replica(self, group: Group, config: ServableConfig, label: str, environment: dict[str, str]) -> Replica:
         log_dir = self._config.log_dir
         version = group.version
-        name = f"log_{config.name}_{label}_version{version}.log"
+        name = f"log_{config.name}_{label}{'' if config.ranks is not None else f'_version{version}'}.log"
 
         def launch(outbox: int, again: bool) -> Launch:
             return Launch(

@@ -123,7 +123,8 @@ class Keeper:
         replica = self._replica
         return await waited_for(
             lambda: f"worker {replica.label} of servable '{self._group.name}' {replica.phase}",
-            replica.start(job, self._config.start_timeout),
+            # Agents are started by people, who may take their time; `RanksConfig.wait_seconds` is the limit.
+            replica.start(job, None if job.ranks is not None else self._config.start_timeout),
         )
 
     async def _keep(self) -> None:
@@ -135,7 +136,8 @@ class Keeper:
             log.warning("worker %s of servable '%s' was lost (pid %s)", replica.label, group.name, replica.pid)
             await replica.end(0)
             # MindSpore Serving's rule is about workers that end; one that hung was ended by this server.
-            if self._policy.only_proven and (replica.left or not replica.proven) and replica.late is None:
+            left = replica.left or not replica.proven or self._job.ranks is not None  # whose agents have ended
+            if self._policy.only_proven and left and replica.late is None:
                 self._gave_up()
                 return
             if replica.proven:

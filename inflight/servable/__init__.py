@@ -10,6 +10,7 @@ from inflight.servable.deprecated import (
     call_servable,
     declare_servable,
 )
+from inflight.servable.distributed import declare_distributed
 from inflight.servable.device import (
     AclOptions,
     AscendDeviceInfo,
@@ -27,6 +28,7 @@ from inflight.servable.spec import (
     FunctionSpec,
     MethodSpec,
     ModelSpec,
+    Ranks,
     Ref,
     ServableSpec,
     StageSpec,
@@ -50,6 +52,7 @@ __all__ = [
     "MethodSpec",
     "Model",
     "ModelSpec",
+    "Ranks",
     "Ref",
     "Registry",
     "ServableSpec",
@@ -66,6 +69,7 @@ __all__ = [
     "check_config_location",
     "check_model_counts",
     "current_registry",
+    "declare_distributed",
     "declare_generator",
     "declare_model",
     "declare_servable",

@@ -67,12 +67,13 @@ def declare_model(
     check_bool("with_batch_dim", with_batch_dim)
     registry = current_registry()
     names = () if callable(model_file) else check_strs("model_file", model_file)
-    unbatched = _check_unbatched(without_batch_dim_inputs)
+    unbatched = check_unbatched(without_batch_dim_inputs)
     fmt = _check_format(model_format)
     settings = _check_context(options, context)
     if config_file is not None:
         check_str("config_file", config_file)
     check_int("max_batch_size", max_batch_size, 1)
+    refuse_distributed(registry)
     key, files, target = _locate(registry, model_file, names, fmt)
     if key in registry.models:
         raise RegistrationError(f"model '{key}' has already been declared, give the callable another __name__")
@@ -156,6 +157,7 @@ def declare_generator(
     settings = check_settings(locals())
     check_int("max_batch_size", max_batch_size, 1)
     registry = current_registry()
+    refuse_distributed(registry)
     if any(model.generator is not None for model in registry.models.values()):
         raise RegistrationError("a servable has one language model; declare the other one in a servable of its own")
     where = _model_source(model_dir, registry.directory, revision)
@@ -254,7 +256,15 @@ def _check_context(options: object, context: object) -> Context:
     return options.context
 
 
-def _check_unbatched(indices: object) -> tuple[int, ...]:
+def refuse_distributed(registry: Registry) -> None:
+    """Raises RegistrationError where the servable has a distributed model: that is its only one."""
+    if any(model.ranks is not None for model in registry.models.values()):
+        raise RegistrationError(
+            "Declare model failed, servable has already been declared as distributed servable"
+        )
+
+
+def check_unbatched(indices: object) -> tuple[int, ...]:
     if indices == 0 and isinstance(indices, int) and not isinstance(indices, bool):
         # MindSpore Serving dropped a bare 0; a servable that works with it has a batch dimension there.
         logger.warning("without_batch_dim_inputs=0 is ignored, write without_batch_dim_inputs=(0,) for input 0")

@@ -33,6 +33,21 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """How a distributed model is divided.
+
+    Attributes:
+        size: processes that share the model.
+        stages: of its pipeline; the ranks are divided between them evenly, in order.
+        pipeline: as many batches as stages may run at once; else one.
+    """
+
+    size: int
+    stages: int
+    pipeline: bool = False
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One `declare_model`.
 
@@ -48,6 +63,7 @@ class ModelSpec:
         config_file: as written; absolute or relative to the servable's directory.
         target: the callable of a callable model.
         generator: the configuration of a language model, which runs in ranks of its own, not in the servable's workers.
+        ranks: of a distributed model, whose parts the agents have; it has no files here.
     """
 
     key: str
@@ -61,6 +77,7 @@ class ModelSpec:
     config_file: str | None = None
     target: Callable[..., Any] | None = None
     generator: GeneratorConfig | None = None
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from inflight.contract import TensorSpec
+from inflight.distributed import GroupModel, Loss, RankGroup
 from inflight.errors import InflightError, StartError, describe
 from inflight.link import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
 from inflight.pipeline import BatchedModel, Finding, LocalModel, ModelPort, Pipeline, examine
@@ -49,17 +50,32 @@ class Loaded:
 _Trial: TypeAlias = "Callable[[], AbstractContextManager[None]]"
 
 
-def load(job: WorkerJob, send_call: SendCall, trial: _Trial, phase: Callable[[str], None]) -> Loaded:
-    """Loads the servable or the model file of the job.
+@dataclass(frozen=True)
+class Hooks:
+    """What a load tells its worker, and asks it.
 
-    Args:
+    Attributes:
         send_call: sends rows of a model that runs on another worker (`RemoteModel`).
         trial: entered around runs of a model on made-up inputs, which may never end.
         phase: called with the step that begins.
+        ending: whether this process is to end.
+        lost: called when a distributed model has lost a rank, on a thread of its own.
+    """
+
+    send_call: SendCall
+    trial: _Trial
+    phase: Callable[[str], None]
+    ending: Callable[[], bool]
+    lost: Callable[[Loss], None]
+
+
+def load(job: WorkerJob, hooks: Hooks) -> Loaded:
+    """Loads the servable or the model file of the job.
 
     Raises:
         InflightError: with a text for the person who started the server.
     """
+    send_call, trial, phase = hooks.send_call, hooks.trial, hooks.phase
     configure(job.runtimes)
     allow_formats(available_formats())
     if job.model_file is not None:
@@ -79,6 +95,7 @@ def load(job: WorkerJob, send_call: SendCall, trial: _Trial, phase: Callable[[st
         ports: dict[str, ModelPort] = {offer.key: RemoteModel(offer, send_call) for offer in job.models}
         ports.update(generators)
         return Loaded(spec, number, ports, job.models, "remote")
+    _check_ranks(job, spec)
     if job.device_id is None:
         _check_cpu(job, spec)
     ports = dict(generators)
@@ -89,7 +106,10 @@ def load(job: WorkerJob, send_call: SendCall, trial: _Trial, phase: Callable[[st
             offers.append(_generator_offer(model.key))
             continue
         phase(f"loads model '{model.key}'")
-        batched = _load_model(job, spec.directory, model, folder, trial)
+        if model.ranks is not None:
+            batched = _open_ranks(job, spec.name, model, hooks)
+        else:
+            batched = _load_model(job, spec.directory, model, folder, trial)
         device = batched.model.device_type
         for graph in batched.model.graphs[:1]:
             check_model_counts(spec, model.key, len(graph.inputs), len(graph.outputs))
@@ -185,6 +205,35 @@ def _check_cpu(job: WorkerJob, spec: ServableSpec) -> None:
                 f"{text} MindSpore or Lite inference package not support CPU: {runtime.__name__} supports "
                 f"{', '.join(runtime.devices())}; give device_ids"
             )
+
+
+def _check_ranks(job: WorkerJob, spec: ServableSpec) -> None:
+    """Raises StartError where a servable is started as distributed and is not declared so, or the other way round."""
+    distributed = any(model.ranks is not None for model in spec.models.values())
+    if distributed and job.ranks is None:
+        raise StartError(
+            f"servable '{spec.name}' is declared as distributed: start it with distributed.start_servable, which "
+            "needs a rank table"
+        )
+    if job.ranks is not None and not distributed:
+        raise StartError(
+            f"servable '{spec.name}' is started as distributed, but its servable_config.py declares no distributed "
+            "model: use distributed.declare_servable there, or start it with start_servables"
+        )
+
+
+def _open_ranks(job: WorkerJob, servable: str, model: ModelSpec, hooks: Hooks) -> BatchedModel:
+    assert model.ranks is not None and job.ranks is not None
+    ranks = model.ranks
+    declared = GroupModel(
+        servable, ranks.size, ranks.stages, model.with_batch_dim, model.without_batch_dim_inputs, ranks.pipeline
+    )
+    group = RankGroup(declared, job.ranks, hooks.ending, hooks.phase, hooks.lost)
+    try:
+        return BatchedModel(model, group)
+    except BaseException:
+        group.close()
+        raise
 
 
 def _examine(job: WorkerJob, loaded: LoadedModel, size: int, trial: _Trial) -> Finding:

@@ -17,6 +17,7 @@ from types import FrameType
 
 from inflight import log
 from inflight.contract import Outcome, Row, Table, Value
+from inflight.distributed import Loss
 from inflight.errors import InflightError, InvalidRequest, error_from_wire
 from inflight.link import (
     BOARD_BYTES,
@@ -49,11 +50,14 @@ from inflight.place import DUMP
 from inflight.servable import install_model_caller
 from inflight.startup import failed_load, settle
 from inflight.worker.ends import ORPHANED, kill_group
-from inflight.worker.load import Loaded, load, offer
+from inflight.worker.load import Hooks, Loaded, load, offer
 from inflight.worker.remote import RemoteModel
 
 LINGER = 3.0
 """Seconds that running user code has to end once the server is gone; then the process group is killed."""
+
+ANSWER_SECONDS = 0.3
+"""Seconds between the loss of a distributed model's rank and this worker's end, for the batch that failed by it."""
 
 
 class Worker:
@@ -73,6 +77,7 @@ class Worker:
         self._submissions: dict[int, Submission] = {}  # by their first key
         self._pipeline: Pipeline | None = None
         self.orphaned = False
+        self._replays = False
         self._ending = False
         self._timed = log.LOGGER.isEnabledFor(logging.INFO)
         self._reader: threading.Thread | None = None
@@ -85,7 +90,9 @@ class Worker:
 
     def start(self, job: WorkerJob) -> None:
         """Loads the servable and tells the server that it is ready."""
-        loaded = load(job, self._send_call, self._trial, self._phase)
+        self._replays = job.ranks is not None and job.ranks.replay
+        hooks = Hooks(self._send_call, self._trial, self._phase, lambda: self._ending, self._ranks_lost)
+        loaded = load(job, hooks)
         pipeline = Pipeline(loaded.spec, loaded.ports, self._measure, self._flush, self._board)
         self._pipeline = pipeline
         install_model_caller(self._call_model, lambda key: _counts(loaded, key))
@@ -110,6 +117,15 @@ class Worker:
             yield
         finally:
             self._channel.send(Trial(False))
+
+    def _ranks_lost(self, loss: Loss) -> None:
+        """Ends this process, because its model has lost a rank."""
+        if self._replays:
+            # As the rank ended, so that the server blames the batch if nobody else is to blame.
+            log.LOGGER.error("this worker ends, its batches are run again by the next one")
+            os.kill(os.getpid(), signal.SIGKILL if loss.outside else signal.SIGABRT)
+        time.sleep(ANSWER_SECONDS)  # the batch that failed is answered first
+        self.leave()
 
     def serve(self) -> None:
         """Runs until the server stops this worker or is gone."""
@@ -334,6 +350,8 @@ def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
         worker.start(job)
     except BaseException as error:  # user code and back ends may raise anything; the server reports it
         text = _sendable(str(failed_load(f"servable '{job.name}' in '{job.directory}'", error)))
+        if job.ranks is not None:
+            text = f"{{distributed servable:{job.name}, Raise failed: {text}}}"
         sys.stdout.flush()  # once it knows of the failure, the server may end this process before `finish` flushes
         if own_log:
             print(f"Serving Error: {text}", file=sys.stderr, flush=True)

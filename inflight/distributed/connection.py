@@ -1,0 +1,147 @@
+"""A TCP connection that carries messages: read by one thread, written by any."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+
+from inflight.contract import Array
+from inflight.distributed.messages import (
+    MAX_BLOB,
+    MAX_HEADER,
+    PREFIX,
+    AnyMessage,
+    ProtocolError,
+    decode,
+    encode,
+)
+from inflight.errors import ConfigError
+
+SEND_SECONDS = 10.0
+"""Seconds in which the other side must take something of what is sent to it."""
+
+_FIRST_BYTES = 64 << 10
+"""The longest header of somebody who is not known yet."""
+
+
+class Connection:
+    """One end of a connection.
+
+    Args:
+        sock: connected; it is closed by `close` only.
+
+    Attributes:
+        peer: the other side's address.
+        heard: when something was received last, by `time.monotonic`.
+        known: the other side has shown that it belongs here, so it may send tensors.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+        self._closed = False
+        self.known = False
+        self.heard = time.monotonic()
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SEND_SECONDS), 0))
+        with contextlib.suppress(OSError):  # no TCP: a test's socket pair
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self.peer = ":".join(str(part) for part in sock.getpeername()[:2])
+        except OSError:
+            self.peer = "?"
+
+    def send(self, message: AnyMessage, arrays: Sequence[Array] = ()) -> bool:
+        """Sends a message; False when the other side is gone or takes nothing."""
+        parts = encode(message, arrays)
+        try:
+            with self._lock:
+                for part in parts:
+                    self._sock.sendall(part)
+        except OSError:  # BlockingIOError too: it did not read for `SEND_SECONDS`
+            self.close()
+            return False
+        return True
+
+    def receive(self, seconds: float | None = None) -> tuple[AnyMessage, bytearray] | None:
+        """The next message with its blob, or None when the other side is gone.
+
+        Args:
+            seconds: how long to wait in all; None: as long as it takes.
+
+        Raises:
+            TimeoutError: nothing whole came in time.
+            ProtocolError: it is no message.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        prefix = self._exactly(PREFIX.size, deadline)
+        if prefix is None:
+            return None
+        header_size, blob_size = PREFIX.unpack(prefix)
+        if header_size > (MAX_HEADER if self.known else _FIRST_BYTES) or blob_size > (MAX_BLOB if self.known else 0):
+            raise ProtocolError(f"{self.peer} does not speak this protocol")
+        header = self._exactly(header_size, deadline)
+        blob = self._exactly(blob_size, deadline) if header is not None else None
+        if header is None or blob is None:
+            return None
+        self.heard = time.monotonic()
+        return decode(header), blob
+
+    def _exactly(self, size: int, deadline: float | None) -> bytearray | None:
+        buffer = bytearray(size)
+        view = memoryview(buffer)
+        while view:
+            try:
+                if deadline is not None:
+                    left = max(0.0, deadline - time.monotonic())
+                    poll = select.poll()
+                    poll.register(self._sock, select.POLLIN)
+                    if not poll.poll(left * 1000):
+                        raise TimeoutError(f"{self.peer} did not answer in time")
+                count = self._sock.recv_into(view)
+            except TimeoutError:
+                raise
+            except (OSError, ValueError):  # ValueError: closed by another thread
+                return None
+            if not count:
+                return None
+            view = view[count:]
+            self.heard = time.monotonic()
+        return buffer
+
+    def close(self) -> None:
+        """Closes it, from any thread; `receive` then returns None."""
+        if not self._closed:
+            self._closed = True
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Gives the descriptor back; called by the thread that receives."""
+        self.close()
+        self._sock.close()
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port`.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise ConfigError(
+            f"The format of the distributed address '{address}' is illegal: write ip:port with a port from 1 to 65535, "
+            "as 127.0.0.1:6200"
+        )
+    return host.strip("[]"), int(port)
+
+
+def connect(address: str, seconds: float) -> Connection:
+    """Raises OSError where nobody answers in time, ConfigError for an address that is none."""
+    return Connection(socket.create_connection(split_address(address), timeout=seconds))

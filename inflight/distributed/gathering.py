@@ -1,0 +1,246 @@
+"""The worker's door for agents: hands out the configuration and lets ranks in, and nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from inflight.contract import GraphSpec
+from inflight.distributed.connection import Connection, split_address
+from inflight.distributed.messages import (
+    Acquire,
+    AgentsFailed,
+    GroupConfig,
+    Meet,
+    Met,
+    ProtocolError,
+    RankEnded,
+    Refused,
+    Register,
+    Registered,
+)
+from inflight.errors import StartError
+
+log = logging.getLogger("inflight")
+
+STRANGER_SECONDS = 5.0
+"""Seconds in which somebody who connected must send a first message."""
+
+LOAD_SECONDS = 3600.0
+"""Seconds that an agent may take between its messages while it loads."""
+
+MEET_SECONDS = 600.0
+"""Seconds that a rank waits for rank 0's address."""
+
+MAX_GUESTS = 64
+"""Connections of agents that are not registered, beside one for each rank."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A registered rank."""
+
+    number: int
+    address: str
+    device_type: str
+    graphs: tuple[GraphSpec, ...]
+    connection: Connection = field(compare=False)
+
+
+class Host(Protocol):
+    """What the gathering reports to, on threads of its own."""
+
+    def joined(self, rank: Rank) -> None:
+        """A rank has registered; called on the thread that then serves its connection and may block to do so."""
+        ...
+
+    def rank_ended(self, rank: int, status: int) -> None:
+        """A launcher says how an agent ended."""
+        ...
+
+
+class Gathering:
+    """Listens for agents and launchers.
+
+    Args:
+        address: `ip:port`; port 0 is not allowed, because agents must know it.
+
+    Attributes:
+        failure: a launcher said that agents could not be started.
+
+    Raises:
+        ConfigError: an address that is none.
+        StartError: it cannot be listened on.
+    """
+
+    def __init__(self, address: str, host: Host) -> None:
+        self.address = address
+        self._host = host
+        self._changed = threading.Condition()
+        self._config: GroupConfig | None = None
+        self._ranks: dict[int, Rank] = {}
+        self._guests: list[Connection] = []
+        self._meeting = ""
+        self._closed = False
+        self.failure: str | None = None
+        where = split_address(address)
+        try:
+            self._listener = socket.create_server(
+                where, family=socket.AF_INET6 if ":" in where[0] else socket.AF_INET, backlog=128
+            )
+        except OSError as error:
+            raise StartError(f"Distributed gRPC server start failed, create server failed, address {address}: {error}")
+
+    def open(self, config: GroupConfig) -> None:
+        """Lets agents in from now on. Before, connections wait, and launchers try again."""
+        self._config = config
+        threading.Thread(target=self._accept, name="agents", daemon=True).start()
+
+    @property
+    def count(self) -> int:
+        return len(self._ranks)
+
+    def wait(self, seconds: float | None, ending: Callable[[], bool], phase: Callable[[str], None]) -> list[Rank]:
+        """All ranks, once they have registered.
+
+        Args:
+            seconds: how long to wait; None: as long as it takes.
+            ending: whether this process is to end.
+            phase: told how many there are.
+
+        Raises:
+            StartError: they did not come in time, a launcher failed, an agent left again, or the process is to end.
+        """
+        assert self._config is not None
+        size = len(self._config.ranks)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        told = -1
+        with self._changed:
+            while len(self._ranks) < size:
+                if told != len(self._ranks):
+                    told = len(self._ranks)
+                    phase(f"waits for agents on {self.address}, {told} of {size} are there")
+                if self.failure is not None:
+                    raise StartError("Failed to starting all agents, maybe some error reported")
+                if ending():
+                    raise StartError("Worker or Agents has stopped")
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise StartError(
+                        f"Failed to wait for ready of all agents, current agents count: {told}, rank size: {size}"
+                    )
+                self._changed.wait(0.1)
+            return [self._ranks[rank] for rank in range(size)]
+
+    def forget(self, rank: Rank) -> None:
+        """Removes a rank whose agent left before all were there, so that another agent can take its place."""
+        with self._changed:
+            if self._ranks.get(rank.number) is rank:
+                del self._ranks[rank.number]
+
+    def close(self) -> None:
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._changed:
+            guests = list(self._guests)
+            self._changed.notify_all()
+        for guest in guests:
+            guest.close()
+
+    # Who comes
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                if self._closed:
+                    return
+                time.sleep(0.1)  # no descriptor left
+                continue
+            connection = Connection(sock)
+            assert self._config is not None
+            if len(self._guests) >= MAX_GUESTS + len(self._config.ranks):
+                connection.release()
+                continue
+            with self._changed:
+                self._guests.append(connection)
+            threading.Thread(target=self._receive_guest, args=(connection,), name="agent", daemon=True).start()
+
+    def _receive_guest(self, connection: Connection) -> None:
+        try:
+            self._talk(connection)
+        except (ProtocolError, TimeoutError) as error:
+            log.warning("a connection of %s was closed: %s", connection.peer, error)
+        finally:
+            with self._changed:
+                self._guests.remove(connection)
+            connection.release()
+
+    def _talk(self, connection: Connection) -> None:
+        seconds = STRANGER_SECONDS
+        while (received := connection.receive(seconds)) is not None:
+            message = received[0]
+            seconds = LOAD_SECONDS
+            if isinstance(message, Acquire):
+                assert self._config is not None
+                connection.send(self._config)
+                seconds = STRANGER_SECONDS
+            elif isinstance(message, AgentsFailed):
+                log.error("agents at %s could not be started: %s", connection.peer, message.text)
+                with self._changed:
+                    self.failure = message.text
+                    self._changed.notify_all()
+                return
+            elif isinstance(message, RankEnded):
+                self._host.rank_ended(message.rank, message.status)
+                return
+            elif isinstance(message, Meet):
+                self._meet(connection, message)
+            elif isinstance(message, Register):
+                self._register(connection, message)
+                return
+            else:
+                raise ProtocolError(f"an unexpected message, {type(message).__name__}")
+
+    def _meet(self, connection: Connection, message: Meet) -> None:
+        with self._changed:
+            if message.address:
+                self._meeting = message.address
+                self._changed.notify_all()
+            met = self._changed.wait_for(lambda: self._meeting or self._closed, MEET_SECONDS)
+        connection.send(Met(self._meeting) if met else Refused("rank 0 did not come"))
+
+    def _register(self, connection: Connection, message: Register) -> None:
+        assert self._config is not None
+        size = len(self._config.ranks)
+        graphs = tuple(GraphSpec(tuple(graph.inputs), tuple(graph.outputs)) for graph in message.graphs)
+        rank = Rank(message.rank, message.address, message.device_type, graphs, connection)
+        with self._changed:
+            if self._closed or len(self._ranks) == size:
+                refusal = "Distributed servable has ended up registration"
+            elif not 0 <= rank.number < size:
+                refusal = f"Invalid rank id {rank.number}, rank size: {size}"
+            elif rank.number in self._ranks:
+                refusal = f"rank {rank.number} has already been registered by {self._ranks[rank.number].address}"
+            else:
+                refusal = ""
+                self._ranks[rank.number] = rank
+        if refusal:
+            log.warning("agent %s: %s", message.address, refusal)
+            connection.send(Refused(refusal))
+            return
+        connection.known = True
+        if connection.send(Registered()):
+            with self._changed:
+                self._changed.notify_all()
+            self._host.joined(rank)
+        else:
+            self.forget(rank)
