@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from inflight.contract import GraphSpec
@@ -42,7 +42,7 @@ MAX_GUESTS = 64
 """Connections of agents that are not registered, beside one for each rank."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rank:
     """A registered rank."""
 
@@ -50,7 +50,7 @@ class Rank:
     address: str
     device_type: str
     graphs: tuple[GraphSpec, ...]
-    connection: Connection = field(compare=False)
+    connection: Connection
 
 
 class Host(Protocol):
@@ -95,7 +95,9 @@ class Gathering:
                 where, family=socket.AF_INET6 if ":" in where[0] else socket.AF_INET, backlog=128
             )
         except OSError as error:
-            raise StartError(f"Distributed gRPC server start failed, create server failed, address {address}: {error}")
+            raise StartError(
+                f"Distributed gRPC server start failed, create server failed, address {address}: {error}"
+            ) from error
 
     def open(self, config: GroupConfig) -> None:
         """Lets agents in from now on. Before, connections wait, and launchers try again."""
@@ -157,7 +159,7 @@ class Gathering:
     # Who comes
 
     def _accept(self) -> None:
-        while not self._closed:
+        while True:
             try:
                 sock, _ = self._listener.accept()
             except OSError:

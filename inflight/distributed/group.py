@@ -116,6 +116,7 @@ class RankGroup(LoadedModel):
         self._complete = False
         self._members: list[Rank] = []
         self._joined: list[Rank] = []
+        self._gone: list[Rank] = []
         self._gathering = Gathering(ranks.address, self)
         print(f"Serving: Distributed gRPC server start success, listening on {ranks.address}", flush=True)
         atexit.register(self.close)
@@ -151,7 +152,7 @@ class RankGroup(LoadedModel):
         with self._changed:
             self._members = members
             self._complete = True
-            gone = [rank for rank in members if rank not in self._joined]
+            gone = any(rank in self._gone for rank in members)
         if gone:
             raise StartError("Worker or Agents has stopped")
         log.info("all %d agents of distributed servable '%s' are registered", len(members), model.servable)
@@ -232,6 +233,7 @@ class RankGroup(LoadedModel):
             log.error("agent %s: %s", rank.address, error)
         with self._changed:
             self._joined.remove(rank)
+            self._gone.append(rank)
             complete = self._complete
         rank.connection.close()
         if self._closed:
@@ -296,7 +298,9 @@ class RankGroup(LoadedModel):
         return loss
 
     def _dismiss(self) -> None:
-        for rank in sorted(self._joined, key=lambda rank: rank.number):
+        with self._changed:
+            there = self._members or sorted(self._joined, key=lambda rank: rank.number)
+        for rank in there:
             rank.connection.send(Exit())
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ from inflight.servable.deprecated import (
     call_servable,
     declare_servable,
 )
-from inflight.servable.distributed import declare_distributed
 from inflight.servable.device import (
     AclOptions,
     AscendDeviceInfo,
@@ -19,6 +18,7 @@ from inflight.servable.device import (
     GPUDeviceInfo,
     GpuOptions,
 )
+from inflight.servable.distributed import declare_distributed
 from inflight.servable.loader import BARE_METHOD, bare_model, check_model_counts, load_servable
 from inflight.servable.method import add_stage, register_method
 from inflight.servable.model import Model, install_model_caller

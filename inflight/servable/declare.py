@@ -259,9 +259,7 @@ def _check_context(options: object, context: object) -> Context:
 def refuse_distributed(registry: Registry) -> None:
     """Raises RegistrationError where the servable has a distributed model: that is its only one."""
     if any(model.ranks is not None for model in registry.models.values()):
-        raise RegistrationError(
-            "Declare model failed, servable has already been declared as distributed servable"
-        )
+        raise RegistrationError("Declare model failed, servable has already been declared as distributed servable")
 
 
 def check_unbatched(indices: object) -> tuple[int, ...]:

@@ -65,8 +65,8 @@ class Hooks:
     send_call: SendCall
     trial: _Trial
     phase: Callable[[str], None]
-    ending: Callable[[], bool]
-    lost: Callable[[Loss], None]
+    ending: Callable[[], bool] = lambda: False
+    lost: Callable[[Loss], None] = lambda loss: None
 
 
 def load(job: WorkerJob, hooks: Hooks) -> Loaded:
@@ -223,7 +223,8 @@ def _check_ranks(job: WorkerJob, spec: ServableSpec) -> None:
 
 
 def _open_ranks(job: WorkerJob, servable: str, model: ModelSpec, hooks: Hooks) -> BatchedModel:
-    assert model.ranks is not None and job.ranks is not None
+    assert model.ranks is not None
+    assert job.ranks is not None
     ranks = model.ranks
     declared = GroupModel(
         servable, ranks.size, ranks.stages, model.with_batch_dim, model.without_batch_dim_inputs, ranks.pipeline

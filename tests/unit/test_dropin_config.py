@@ -12,6 +12,7 @@ import pytest
 
 from inflight.dropin import devices, start_config
 from inflight.errors import ConfigError, RegistrationError, StartError
+from inflight.servable import Ranks, declare_model, tracing
 from mindspore_serving import server
 from mindspore_serving.server import distributed
 from mindspore_serving.server._servable_local import ServableStartConfig, merge_config
@@ -222,30 +223,43 @@ def test_custom_ca_is_not_looked_at_without_verify_client() -> None:
     assert server.SSLConfig("cert", "key", 5).verify_client is False  # type: ignore[arg-type]
 
 
-def test_distributed_servables_are_refused_after_their_arguments_were_checked(tmp_path: Path) -> None:
+def test_arguments_of_distributed_servables(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="Parameter 'rank_size' should be >= 1"):
         distributed.declare_servable(0, 1)
-    with pytest.raises(RegistrationError, match="are not available yet"):
-        distributed.declare_servable(8, 1)
+    with pytest.raises(RuntimeError, match="Parameter 'with_batch_dim' should be bool"):
+        distributed.declare_servable(8, 1, 1)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="Parameter 'rank_table_json_file' should be str"):
         distributed.start_servable("/models", "add", None)  # type: ignore[arg-type]
-    with pytest.raises(StartError, match="are not available yet"):
+    with pytest.raises(ConfigError, match="Check servable config failed, directory '/models/add' not exist"):
         distributed.start_servable("/models", "add", "table.json")
 
 
-def test_agents_check_their_files_and_are_refused(tmp_path: Path) -> None:
+def test_arguments_of_agents(tmp_path: Path) -> None:
     model = tmp_path / "device0.mindir"
-    with pytest.raises(ConfigError, match=f"Cannot access model file '{model}'"):
-        distributed.startup_agents("127.0.0.1:6200", [str(model)])
-    model.touch()
-    with pytest.raises(ConfigError, match="Cannot access group config file '/no/such'"):
-        distributed.startup_agents("127.0.0.1:6200", [[str(model)]], ["/no/such"])
-    with pytest.raises(StartError, match="are not available yet"):
-        distributed.startup_agents("127.0.0.1:6200", [str(model)])
+    with pytest.raises(ConfigError, match="The format of the distributed address '6200' is illegal"):
+        distributed.startup_agents("6200", [str(model)])
     with pytest.raises(ConfigError, match=r"should be in range \[1,65528\]"):
         distributed.startup_agents("127.0.0.1:6200", [str(model)], agent_start_port=65529)
     with pytest.raises(ConfigError, match="must have values at the same time"):
         distributed.startup_agents("127.0.0.1:6200", [str(model)], agent_ip="127.0.0.1")
+    with pytest.raises(ConfigError, match="length 3 expected to be 16, 24 or 32"):
+        distributed.startup_agents("127.0.0.1:6200", [str(model)], dec_key=b"abc")
+
+
+def test_a_servable_has_one_distributed_model(tmp_path: Path) -> None:
+    with tracing("add", tmp_path) as registry:
+        model = distributed.declare_servable(8, 2, False, (1,), True)
+        assert model.model_key == "add"
+        spec = registry.models["add"]
+        assert (spec.ranks, spec.with_batch_dim, spec.without_batch_dim_inputs) == (Ranks(8, 2, True), False, (1,))
+        with pytest.raises(RegistrationError, match="repeatedly been declared as distributed servable"):
+            distributed.declare_servable(8, 1)
+        with pytest.raises(RegistrationError, match="servable has already been declared as distributed servable"):
+            declare_model("add.mindir", "MindIR")
+    with tracing("add", tmp_path):
+        declare_model("add.mindir", "MindIR")
+        with pytest.raises(RegistrationError, match="servable has already been declared as local servable"):
+            distributed.declare_servable(8, 1)
 
 
 def test_check_type_keeps_its_functions() -> None:

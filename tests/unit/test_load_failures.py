@@ -25,7 +25,7 @@ from inflight.llm import LLM
 from inflight.runtime import configure
 from inflight.runtime.onnx import OnnxRuntime
 from inflight.startup.loading import LONGEST_LINE, failed_load, one_line, read_object
-from inflight.worker.load import load
+from inflight.worker.load import Hooks, load
 from tests.broken_models import (
     LANGUAGE_MODELS,
     cut,
@@ -231,7 +231,7 @@ def job(path: Path, **changes: object) -> WorkerJob:
 
 
 def load_job(job: WorkerJob) -> None:
-    load(job, lambda *_: None, nullcontext, lambda _: None)
+    load(job, Hooks(lambda *_: None, nullcontext, lambda _: None))
 
 
 def open_file(path: Path, data: bytes | onnx.ModelProto | None) -> None:

@@ -263,6 +263,8 @@ READERS = {
     "commands/serve.py": "paths that a platform names",
     "commands/launcher.py": "TGI's variables",
     "commands/shard_server.py": "TGI's variables of a rank",
+    "distributed/__main__.py": "the log's variables, in an agent",
+    "dropin/distributed.py": "INFLIGHT_RUNTIMES, for a script",
     "dropin/log.py": "the log's variables, for a script",
     "server.py": "INFLIGHT_RUNTIMES, for a script",
     "llm/llm.py": "INFLIGHT_CPU_*, for a script",

@@ -10,6 +10,7 @@ import socket
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +50,7 @@ from inflight.link import (
 )
 from inflight.place import DUMP, shard_job
 from inflight.worker import process, shard
-from inflight.worker.load import load
+from inflight.worker.load import Hooks, load
 from inflight.worker.process import Worker
 from tests.conftest import binary_model, floats
 
@@ -428,7 +429,7 @@ def test_what_cannot_be_loaded_says_why(
 ) -> None:
     folder = servable("demo", config, {"1/other.onnx": b""})
     with pytest.raises(InflightError, match=text):
-        load(job(folder, **changes), lambda *call: None, lambda: None, lambda phase: None)  # type: ignore[arg-type,return-value]
+        load(job(folder, **changes), Hooks(lambda *call: None, nullcontext, lambda phase: None))
 
 
 # Ranks

@@ -1,0 +1,181 @@
+"""A distributed servable by scripts as MindSpore Serving has them: one for the server and one for its agents."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from mindspore_serving.client import Client
+from tests.e2e.running import alive, eventually, free_port
+
+MINDIR = Path(__file__).resolve().parents[1] / "data" / "mindir"
+
+CONFIG = """
+from mindspore_serving.server import distributed, register
+
+model = distributed.declare_servable(rank_size=2, stage_size=1, with_batch_dim=False)
+
+@register.register_method(output_names=["y"])
+def predict(x1, x2):
+    return register.add_stage(model, x1, x2, outputs_count=1)
+"""
+
+SERVER = """
+import os, sys
+from mindspore_serving import server
+from mindspore_serving.server import distributed
+
+def start():
+    servable_dir = os.path.dirname(os.path.realpath(sys.argv[0]))
+    distributed.start_servable(servable_dir, "add", rank_table_json_file="rank_table.json", version_number=1,
+                               distributed_address="127.0.0.1:{address}", wait_agents_time_in_seconds=0)
+    server.start_grpc_server("127.0.0.1:{grpc}")
+    server.start_restful_server("127.0.0.1:{rest}")
+
+if __name__ == "__main__":
+    start()
+"""
+
+AGENTS = """
+from mindspore_serving.server import distributed
+
+def start_agents():
+    model_files = [f"model/device{{i}}/add.mindir" for i in range(2)]
+    group_config_files = [f"model/device{{i}}/group_config.pb" for i in range(2)]
+    distributed.startup_agents(distributed_address="127.0.0.1:{address}", model_files=model_files,
+                               group_config_files=group_config_files, agent_start_port={agents}, agent_ip=None,
+                               rank_start=None)
+
+if __name__ == "__main__":
+    start_agents()
+"""
+
+
+@dataclass
+class Scripts:
+    """The two scripts, running."""
+
+    folder: Path
+    ports: dict[str, int]
+    server: subprocess.Popen[bytes] = field(init=False)
+    agents: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self, script: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{script}.log").open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, str(self.folder / f"{script}.py")],
+                cwd=self.folder,
+                env={**os.environ, "GLOG_v": "1"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def said(self, script: str) -> str:
+        return (self.folder / f"{script}.log").read_text()
+
+    def infer(self, instances: list[dict[str, Any]]) -> Any:
+        with Client(f"127.0.0.1:{self.ports['grpc']}", "add", "predict", timeout=30) as client:
+            return client.infer(instances)
+
+    def post(self, body: Any) -> Any:
+        url = f"http://127.0.0.1:{self.ports['rest']}/model/add:predict"
+        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=30) as reply:
+            return json.load(reply)
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Scripts]:
+    """Both scripts, once the server answers; what they leave running is killed."""
+    grpc, rest, address, agents = (free_port() for _ in range(4))
+    scripts = Scripts(folder, {"grpc": grpc, "rest": rest, "address": address, "agents": agents})
+    (folder / "add").mkdir()
+    (folder / "add" / "servable_config.py").write_text(CONFIG)
+    devices = [{"device_id": str(rank), "device_ip": "192.98.92.107", "rank_id": str(rank)} for rank in range(2)]
+    table = {"version": "1.0", "server_list": [{"server_id": "127.0.0.1", "device": devices}], "status": "completed"}
+    (folder / "rank_table.json").write_text(json.dumps(table))
+    for rank in range(2):
+        (folder / "model" / f"device{rank}").mkdir(parents=True)
+        shutil.copy(MINDIR / "add.mindir", folder / "model" / f"device{rank}")
+        (folder / "model" / f"device{rank}" / "group_config.pb").touch()
+    (folder / "server.py").write_text(SERVER.format(**scripts.ports))
+    (folder / "agents.py").write_text(AGENTS.format(**scripts.ports))
+    scripts.server = scripts.start("server")
+    scripts.agents = scripts.start("agents")
+    started = [scripts.server.pid, scripts.agents.pid]
+    try:
+        try:
+            eventually(lambda: "RESTful server start success" in scripts.said("server"), 60)
+        except AssertionError:
+            raise AssertionError(scripts.said("server") + scripts.said("agents")) from None
+        started += [child.pid for pid in started[:2] for child in psutil.Process(pid).children()]
+        yield scripts
+        eventually(lambda: not any(alive(pid) for pid in started), 15, "something lives on")
+    finally:
+        for pid in started:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+        for process in (scripts.server, scripts.agents):
+            process.wait(10)
+
+
+INSTANCES = [{"x1": np.full((2, 2), i, np.float32), "x2": np.ones((2, 2), np.float32)} for i in range(3)]
+
+
+def end(scripts: Scripts, whom: str, number: int) -> None:
+    children = {name: psutil.Process(getattr(scripts, name).pid).children() for name in ("server", "agents")}
+    pid = {
+        "server": scripts.server.pid,
+        "launcher": scripts.agents.pid,
+        "agent": children["agents"][0].pid,
+        "worker": children["server"][0].pid,
+    }[whom]
+    os.kill(pid, number)
+    for process in (scripts.server, scripts.agents):
+        process.wait(15)  # this process's child: it has to be collected to be gone
+
+
+@pytest.mark.parametrize(
+    ("whom", "number"),
+    [
+        ("agent", signal.SIGKILL),
+        pytest.param("server", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("launcher", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("launcher", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("worker", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("server", signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_scripts_answer_and_end_together(tmp_path: Path, whom: str, number: int) -> None:
+    with running(tmp_path) as scripts:
+        reply = scripts.infer(INSTANCES)
+        assert [item["y"].tolist() for item in reply] == [[[i + 1.0] * 2] * 2 for i in range(3)]
+        body = {"instances": {"x1": [[1.0, 2.0], [3.0, 4.0]], "x2": [[1.0, 1.0], [1.0, 1.0]]}}
+        assert scripts.post(body) == {"instances": [{"y": [[2.0, 3.0], [4.0, 5.0]]}]}
+        assert "Given model input 1 size 4 not match the size 16" in str(
+            scripts.infer([{**INSTANCES[0], "x2": np.ones(1, np.float32)}])
+        )
+        said = scripts.said("agents")
+        assert "Child 0: Receive success" in said
+        assert "Success to start agents, distributed worker_address: 127.0.0.1:" in said
+        assert said.count("Serving worker Agent: wait for Ctrl+C to exit ...") == 2
+        assert "Serving: Master server start success" in scripts.said("server")
+        log = (tmp_path / "serving_logs" / "log_add_distributed.log").read_text()
+        assert f"Distributed gRPC server start success, listening on 127.0.0.1:{scripts.ports['address']}" in log
+        tables = list((tmp_path / "temp_rank_table").iterdir())
+        assert [table.read_text() for table in tables] == [(tmp_path / "rank_table.json").read_text()]
+        end(scripts, whom, number)
+    assert "Traceback" not in scripts.said("server") + scripts.said("agents")
