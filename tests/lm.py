@@ -119,6 +119,8 @@ class Driver:
             64,
             switch=offer.model.switch,
             stretched=offer.model.stretched,
+            states=offer.states.slots,
+            align=offer.states.align,
         )
         self.scheduler = Scheduler(replace(capacity, **limits))
         self.runner = runner

@@ -223,6 +223,9 @@ class AdmittedRow(msgspec.Struct, array_like=True, frozen=True):
         sampling: how the row samples.
         adapter: number of its LoRA adapter, 0 is none.
         media: spans of images among `token_ids`, by position.
+        state: the slot of the row's recurrent state, where the model has recurrent layers.
+        restore: the slot whose state, that behind `num_cached` tokens, is copied to the row's before the step; None:
+            nothing is cached.
     """
 
     id: int
@@ -234,6 +237,12 @@ class AdmittedRow(msgspec.Struct, array_like=True, frozen=True):
     sampling: Sampling | None = None
     adapter: int = 0
     media: list[MediaRows] = []
+    state: int = 0
+    restore: int | None = None
+
+    def in_slot(self, state: int) -> AdmittedRow:
+        """The same row with this slot for its recurrent state."""
+        return msgspec.structs.replace(self, state=state)
 
 
 class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
@@ -250,6 +259,8 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
         hold: rows that do not advance in this step.
         masks: (id, bits) of rows that follow a grammar and sample in this step: bit i % 8 of byte i // 8 allows
             token i.
+        saves: (id, position, slot): the row's recurrent state behind the token before `position`, which this step
+            computes, is copied to the slot. A later plan may restore it. Of one row in the order of the positions.
     """
 
     step: int
@@ -258,6 +269,7 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
     grants: list[tuple[int, int]] = []
     hold: list[int] = []
     masks: list[tuple[int, bytes]] = []
+    saves: list[tuple[int, int, int]] = []
 
 
 UNSOUND = "the model's logits are not all numbers; are its weights whole, and of this dtype?"
@@ -390,6 +402,20 @@ class CacheSize(msgspec.Struct, frozen=True):
     bytes: int = 0
 
 
+class StateSize(msgspec.Struct, frozen=True):
+    """Memory for recurrent states: all that is known of them outside a rank.
+
+    Attributes:
+        slots: they are numbered from 0; rows and saved states take one each.
+        bytes: of one state on this rank.
+        align: saved states of a long prompt are this many tokens apart, a multiple of the cache's block size.
+    """
+
+    slots: int = 0
+    bytes: int = 0
+    align: int = 0
+
+
 class ShardOffer(msgspec.Struct, frozen=True):
     """The capacity of a loaded rank. The engine works with the smallest numbers of all ranks.
 
@@ -398,6 +424,7 @@ class ShardOffer(msgspec.Struct, frozen=True):
         max_model_len: longest sequence.
         device_type: where it runs.
         embedding_size: dimensions of a text's vector; 0: the model cannot embed.
+        states: no slots: the model has no recurrent layers.
     """
 
     model: ModelFacts
@@ -406,3 +433,4 @@ class ShardOffer(msgspec.Struct, frozen=True):
     max_model_len: int
     device_type: str
     embedding_size: int = 0
+    states: StateSize = StateSize()

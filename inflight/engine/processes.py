@@ -277,4 +277,5 @@ def _smallest(offers: list[ShardOffer]) -> ShardOffer:
         ),
         max_rows=min(offer.max_rows for offer in offers),
         max_model_len=min(offer.max_model_len for offer in offers),
+        states=min((offer.states for offer in offers), key=lambda states: states.slots),
     )

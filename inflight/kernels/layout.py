@@ -52,6 +52,41 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Delta:
+    """A recurrent layer: the gated delta rule behind a short causal convolution (Yang et al., 2024, "Gated Delta
+    Networks").
+
+    Attributes:
+        key_heads, value_heads: each key head serves value_heads / key_heads value heads.
+        key_dim, value_dim: of a head.
+        taps: inputs of the convolution, 2 to 8.
+        tiled: value head j belongs to key head j % key_heads; else the value heads of a key head follow each other.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    tiled: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Queries, keys and values of all heads."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    @property
+    def values(self) -> int:
+        """Values of all heads."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def width(self) -> int:
+        """Columns that the layer reads: `channels`, z of all value heads, then of each its β and its decay."""
+        return self.channels + self.values + 2 * self.value_heads
+
+
+@dataclass(frozen=True)
 class Norm:
     """A norm of an operation's input.
 
@@ -81,6 +116,19 @@ class StepImages:
 
 
 @dataclass(frozen=True)
+class Saves:
+    """Copies of rows' recurrent states.
+
+    Attributes:
+        at: int64 [S], tokens of the step, ascending; the state behind each is copied.
+        to: int64 [S], the slots.
+    """
+
+    at: Integers
+    to: Integers
+
+
+@dataclass(frozen=True)
 class StepArrays:
     """The tokens of one step.
 
@@ -93,6 +141,8 @@ class StepArrays:
         images: None: all embeddings are the table's.
         places: int64 [3, T], positions by axis, by which rotations with axes turn; None: `positions` on all axes.
         until: int64 [T], position of the last key that each token sees; None: its own.
+        states: int64 [R], the slot of each row's recurrent state; None: the program has no recurrent layers.
+        saves: states to be copied on the way; None: none.
     """
 
     tokens: Integers
@@ -105,6 +155,8 @@ class StepArrays:
     images: StepImages | None = None
     places: Integers | None = None
     until: Integers | None = None
+    states: Integers | None = None
+    saves: Saves | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +169,7 @@ class DecodeArrays:
         known: int64 [R].
         computed: int64 [R], positions of the tokens to compute now; one more after the step.
         shift: int64 [R], added to the positions by which rotations with axes turn; None: nothing.
+        states: int64 [R], the slot of each row's recurrent state; None: the program has no recurrent layers.
     """
 
     tokens: Integers
@@ -124,6 +177,7 @@ class DecodeArrays:
     known: Integers
     computed: Integers
     shift: Integers | None = None
+    states: Integers | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from inflight.kernels.layout import (
     Cost,
     DecodeArrays,
+    Delta,
     Layer,
     Norm,
     PackedBytes,
@@ -35,6 +36,7 @@ class NativeProgram(Store):
     def __init__(self, threads: int, isa: str | None = None) -> None:
         super().__init__("Program", threads, isa or "")
         self._layers: list[Layer] = []
+        self._recurrent: list[Delta] = []
         self._runner = StepRunner(self._program, self._widths)
 
     # Buffers, weights, rotations and layers, which operations name by number
@@ -92,6 +94,42 @@ class NativeProgram(Store):
                 layer.heads, layer.kv_heads, layer.dim, layer.scale, layer.window or 0, layer.softcap or 0.0
             )
         )
+
+    def recurrent(self, layer: Delta, eps: float, arrays: Sequence[int]) -> int:
+        """Adds a recurrent layer; `make_states` makes memory for the rows' states.
+
+        Args:
+            eps: of the norm of a head's result.
+            arrays: numbers of `weight`: the convolution [taps, channels] with the oldest input's factors first; by
+                value head -exp(A_log) and the bias of the decays' logits; the norm [value_dim].
+
+        Raises:
+            ValueError: they do not fit the layer.
+        """
+        sizes = layer.taps * layer.channels, layer.value_heads, layer.value_heads, layer.value_dim
+        for number, size in zip(arrays, sizes, strict=True):
+            self._norm_fits(number, size)
+        self._recurrent.append(layer)
+        heads = layer.key_heads, layer.value_heads, layer.key_dim, layer.value_dim
+        return int(self._program.add_recurrent(*heads, layer.taps, layer.tiled, eps, list(arrays)))
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one row's states of all recurrent layers."""
+        return int(self._program.state_bytes)
+
+    def make_states(self, slots: int) -> None:
+        """Makes memory for so many states, which is touched where it is used. A row's state is zero at its first token,
+        whatever its slot holds."""
+        self._program.make_states(slots)
+
+    def copy_state(self, from_: int, to: int) -> None:
+        """Copies the state in one slot to another.
+
+        Raises:
+            IndexError: there is no such slot.
+        """
+        self._program.copy_state(from_, to)
 
     def make_caches(self, blocks: int, block_size: int, kv: KvType) -> int:
         """Makes zeroed memory for all layers' keys and values; returns its bytes."""
@@ -154,12 +192,13 @@ class NativeProgram(Store):
         """Norms and rotates queries and keys in place, and stores keys and values in the cache.
 
         Args:
-            at: queries, keys and values side by side.
+            at: queries, keys and values side by side; further columns may follow.
             rope: None: no rotation.
             norms: of the heads of queries and of keys.
         """
         spec = self._layers[layer]
-        self._fits((spec.heads + 2 * spec.kv_heads) * spec.dim, at)
+        if self._widths[at] < (spec.heads + 2 * spec.kv_heads) * spec.dim:
+            raise ValueError(f"buffer {at} of {self._widths[at]} columns has no room for queries, keys and values")
         settings = self._normed(norms[0] if norms else None, spec.dim)
         self._normed(norms[1] if norms else None, spec.dim)
         second = norms[1].weight if norms else -1
@@ -171,6 +210,24 @@ class NativeProgram(Store):
         spec = self._layers[layer]
         self._fits(spec.heads * spec.dim, to)
         self._add(OpCode.ATTEND, from_=from_, to=to, layer=layer)
+
+    def delta(self, from_: int, to: int, layer: int) -> None:
+        """to = what the value heads of a recurrent layer give, normed and gated.
+
+        Args:
+            from_: see `Delta.width`. Its channels are overwritten.
+        """
+        spec = self._recurrent[layer]
+        self._fits(spec.width, from_)
+        self._fits(spec.values, to)
+        self._add(OpCode.DELTA, from_=from_, to=to, layer=layer)
+
+    def output_gate(self, from_: int, column: int, to: int) -> None:
+        """to *= σ of the columns of `from` from `column` on; where there is one only, all of a row by that."""
+        columns = self._widths[from_] - column
+        if columns not in (1, self._widths[to]):
+            raise ValueError(f"{columns} columns are no gate of {self._widths[to]}")
+        self._add(OpCode.OUTPUT_GATE, from_=from_, to=to, column=column)
 
     def norm(self, from_: int, to: int, norm: Norm, *, add: bool = False, scale: float = 1.0) -> None:
         """to = norm(from), or to += scale * norm(from)."""

@@ -37,6 +37,7 @@ class StepRunner:
         tables = np.ascontiguousarray(step.tables, np.int32)
         reach = None if step.reach is None else _int64(step.reach)
         images = _ImageArguments(step, self._widths[hidden])
+        states = _StateArguments(step)
         out, self._decoding = self._results(len(at), logits, hidden), None
         self._program.run(
             address(tokens),
@@ -54,6 +55,7 @@ class StepRunner:
             address(out.best),
             0 if reach is None else address(reach),
             **images.arguments,
+            **states.arguments,
         )
         return out
 
@@ -74,6 +76,7 @@ class StepRunner:
                 hidden,
                 address(out.best),
                 0 if step.shift is None else address(step.shift),
+                0 if step.states is None else address(step.states),
             )
         self._program.decode(append, *self._arguments)
         return self._output
@@ -92,6 +95,26 @@ class StepRunner:
         memory = self._memory
         self._output = StepOutput(memory.logits[:rows], memory.hidden[:rows], memory.best[:rows])
         return self._output
+
+
+class _StateArguments:
+    """The arguments of a step of a model with recurrent layers, over arrays that this object keeps.
+
+    Raises:
+        ValueError: arrays that do not fit each other.
+    """
+
+    def __init__(self, step: StepArrays) -> None:
+        self.arguments: dict[str, Any] = {}
+        if step.states is None:
+            return
+        saves = step.saves
+        self._kept = [_int64(step.states), *(() if saves is None else (_int64(saves.at), _int64(saves.to)))]
+        if len(self._kept[0]) != len(step.lengths) or (saves is not None and len(saves.at) != len(saves.to)):
+            raise ValueError(f"{len(step.states)} states do not fit {len(step.lengths)} rows")
+        names = ("states", "save_at", "save_to")
+        self.arguments = {name: address(array) for name, array in zip(names, self._kept)}
+        self.arguments["saves"] = 0 if saves is None else len(saves.at)
 
 
 class _ImageArguments:

@@ -53,6 +53,9 @@ class ForwardBatch:
         places: int64 [3, T], the positions by axis (time, rows, columns) of models that have them; None: `positions`
             on all axes.
         until: int64 [T], position of the last key that each token sees, in its row and in this step; None: its own.
+        states: int64 [R], the slot of each row's recurrent state; None: the model has no recurrent layers.
+        save_at, save_to: int64 [saves], indices into T, ascending, and slots: the state of the row behind the token is
+            copied to the slot; None: none is.
     """
 
     token_ids: Array
@@ -69,6 +72,9 @@ class ForwardBatch:
     images: ImageRows | None = None
     places: Array | None = None
     until: Array | None = None
+    states: Array | None = None
+    save_at: Array | None = None
+    save_to: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class DecodeRows:
         known, computed: int64 [>= N]; `computed` is one less than `known`, and `tokens` has room for the next.
         greedy: every row takes its most likely token and wants nothing else.
         shift: int64 [>= N], added to the positions by which a model with axes turns each row's tokens; None: nothing.
+        states: int64 [>= N], the slot of each row's recurrent state.
     """
 
     ids: list[int]
@@ -91,6 +98,7 @@ class DecodeRows:
     computed: Array
     greedy: bool
     shift: Array | None = None
+    states: Array | None = None
 
 
 def reaches(ropes: Sequence[Rope]) -> tuple[int, int]:
@@ -121,6 +129,7 @@ class CausalLM(ABC):
             another way then. 0: no such length.
         stretched: tokens of prompts longer than this are rotated by the prompt's length. 0: no such length.
         hidden: [S, H], the hidden states that the last step's logits were computed from; None: the model hides them.
+        state_bytes: memory of one row's recurrent states; 0: the model has no recurrent layers.
         best: int64 [S] on the host, the index of each row's largest logit (of equal ones the first; -1: a logit is not
             a number); None: the model does not compute it.
     """
@@ -135,6 +144,7 @@ class CausalLM(ABC):
     image_layers: int = 0
     switch: int = 0
     stretched: int = 0
+    state_bytes: int = 0
     hidden: ModelArray | None = None
     best: Array | None = None
 
@@ -150,6 +160,15 @@ class CausalLM(ABC):
     @abstractmethod
     def make_cache(self, blocks: int, block_size: int) -> int:
         """Makes the cache of all layers, before the first step; returns its bytes."""
+
+    def make_states(self, slots: int) -> int:
+        """Makes memory for so many recurrent states, before the first step; returns its bytes. A row's state is that of
+        zeros at its first token."""
+        raise NotImplementedError(f"'{self.family}' has no recurrent layers")
+
+    def copy_state(self, source: int, to: int) -> None:
+        """Copies a recurrent state from one slot to another."""
+        raise NotImplementedError(f"'{self.family}' has no recurrent layers")
 
     def decode(self, rows: DecodeRows, greedy: bool) -> ModelArray | None:
         """As `forward` for the newest token of every row, without a `ForwardBatch`.

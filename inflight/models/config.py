@@ -24,6 +24,7 @@ class Experts:
         normalise: the chosen experts' weights sum to 1.
         layers: which layers have them.
         router, names: checkpoint names below the layer: the router's, and gate, up, down with the expert's number.
+        shared: intermediate size of an expert that every token takes too, times σ of a product; 0: there is none.
     """
 
     count: int
@@ -33,6 +34,28 @@ class Experts:
     layers: tuple[bool, ...]
     router: str
     names: tuple[str, str, str]
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Layers with a gated delta rule in place of attention (Qwen3-Next, Qwen3.5).
+
+    Attributes:
+        layers: which layers these are.
+        key_heads, value_heads, key_dim, value_dim, taps, tiled: see `inflight.kernels.Delta`.
+        joined: the products of queries, keys, values and z are one tensor, key head by key head, and those of β and the
+            decays another (Qwen3-Next).
+    """
+
+    layers: tuple[bool, ...]
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    tiled: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +80,9 @@ class DecoderConfig:
         axes: the axis of an image (0 time, 1 rows, 2 columns) along which each pair of components is rotated (mrope);
             empty: tokens have one position.
         deepstack: leading layers behind which an image's features are added to the hidden states.
+        delta: layers with a recurrent state; None: all have attention.
+        output_gate: what attention gives is multiplied by σ of as many further outputs of the queries' product, which
+            stand behind each head's query.
     """
 
     family: str
@@ -95,6 +121,12 @@ class DecoderConfig:
     images: bool = False
     axes: tuple[int, ...] = ()
     deepstack: int = 0
+    delta: DeltaNet | None = None
+    output_gate: bool = False
+
+    def recurrent(self, layer: int) -> bool:
+        """Whether a layer has a recurrent state in place of attention."""
+        return self.delta is not None and self.delta.layers[layer]
 
 
 def decoder_config(config: Config) -> DecoderConfig | None:
@@ -226,6 +258,67 @@ def _qwen3_moe(config: Config) -> DecoderConfig:
     return replace(base, qkv_bias=bias, out_bias=bias, qk_norm=True, windows=_qwen_windows(config), experts=experts)
 
 
+def _qwen3_next(config: Config) -> DecoderConfig:
+    """Qwen3-Next and the text parts of Qwen3.5 and 3.6, dense or with experts."""
+    layers, family = int(config["num_hidden_layers"]), config["model_type"]
+    interval = config.get("full_attention_interval") or 4
+    types = config.get("layer_types") or [
+        "full_attention" if (layer + 1) % interval == 0 else "linear_attention" for layer in range(layers)
+    ]
+    unknown = next((kind for kind in types if kind not in ("linear_attention", "full_attention")), None)
+    if unknown is not None:
+        raise ValueError(f"'layer_types' has '{unknown}', known are linear_attention and full_attention")
+    rope, _ = plain_rope({"partial_rotary_factor": 0.25, **config})
+    delta = DeltaNet(
+        tuple(kind == "linear_attention" for kind in types[:layers]),
+        config.get("linear_num_key_heads", 16),
+        config.get("linear_num_value_heads", 32),
+        config.get("linear_key_head_dim", 128),
+        config.get("linear_value_head_dim", 128),
+        config.get("linear_conv_kernel_dim", 4),
+        bool(config.get("value_heads_tiled", False)),  # of a GGUF file
+        joined=family == "qwen3_next",
+    )
+    if delta.value_heads % delta.key_heads or not 2 <= delta.taps <= 8:
+        raise ValueError(f"{delta.value_heads} value heads, {delta.key_heads} key heads, {delta.taps} taps")
+    sparse = family in ("qwen3_next", "qwen3_5_moe_text")
+    described = _qwen3_moe(config) if sparse else _qwen3({**config, "head_dim": config.get("head_dim") or 256})
+    if sparse:
+        experts = described.experts
+        assert experts is not None
+        shared = int(config.get("shared_expert_intermediate_size") or 0)
+        described = replace(described, experts=replace(experts, normalise=True, shared=shared))
+    return replace(
+        described,
+        longest=described.max_positions,
+        centered_norm=True,
+        output_gate=True,
+        delta=delta,
+        ropes={"all": rope},
+        windows=(None,) * layers,
+    )
+
+
+def plain_rope(config: Config) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The rotation of a text, and the sections of one that turns by axes: in a text all axes have the same position."""
+    rope = _rope(config, 10_000_000.0)
+    sections = tuple(rope.pop("mrope_section", None) or ())
+    rope.pop("mrope_interleaved", None)
+    for key in ("rope_type", "type"):
+        if rope.get(key) == "mrope":
+            rope[key] = "default"
+    return rope, sections
+
+
+def _qwen3_5(config: Config) -> DecoderConfig:
+    """The language part of a Qwen3.5, whose files also hold an encoder of images."""
+    text = dict(config["text_config"])
+    text["model_type"] = f"{config['model_type']}_text"
+    described = _qwen3_next(text)
+    tied = bool(config.get("tie_word_embeddings") or described.tied)
+    return replace(described, family=config["model_type"], prefix="model.language_model.", tied=tied)
+
+
 def _mixtral(config: Config) -> DecoderConfig:
     experts = Experts(
         count=config["num_local_experts"],
@@ -351,6 +444,14 @@ _FAMILIES: dict[str, Callable[[Config], DecoderConfig]] = {
     "gemma3_text": _gemma3,
     "phi3": _phi3,
     "granite": _granite,
+    "qwen3_next": _qwen3_next,
+    "qwen3_5": _qwen3_5,
+    "qwen3_5_text": _qwen3_next,
+    "qwen3_5_moe": _qwen3_5,
+    "qwen3_5_moe_text": _qwen3_next,
     "smollm3": _smollm3,
 }
 _FAMILIES.update(dict.fromkeys(VISION_FAMILIES, _vision))
+
+FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
+"""The families whose config.json is read, by `model_type`."""

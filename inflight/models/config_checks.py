@@ -16,7 +16,9 @@ _MOST = {
 _SIZES = (
     "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
     "max_position_embeddings", "moe_intermediate_size", "sliding_window", "sliding_window_pattern",
-    "decoder_sparse_step", "no_rope_layer_interval", *_MOST,
+    "decoder_sparse_step", "no_rope_layer_interval", "full_attention_interval", "linear_num_key_heads",
+    "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim",
+    "shared_expert_intermediate_size", *_MOST,
 )  # fmt: skip
 _NUMBERS = (
     "rms_norm_eps", "rope_theta", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping",

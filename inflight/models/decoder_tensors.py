@@ -6,6 +6,11 @@ there are fewer of them than ranks.
 Products have names: embedding, head (unless tied); of layer n: n.qkv, n.out, n.gate_up, n.down, or n.router,
 n.gate_up.e, n.down.e of expert e. Norms: norm, and n.before_attention, n.before_mlp, n.after_attention, n.after_mlp,
 n.q_norm, n.k_norm if the family has them.
+
+Where attention has an output gate, its product is the last part of n.qkv. Layers with a gated delta rule have
+n.delta_in (queries, keys, values, z), n.delta_rates (β's and the decays' logits) and n.delta_out in place of n.qkv and
+n.out, and the arrays n.conv, n.decay, n.dt_bias, n.delta_norm, which stay float32. A shared expert has
+n.shared_gate_up, n.shared_down and n.shared_router.
 """
 
 from __future__ import annotations
@@ -89,6 +94,10 @@ class DecoderTensors:
             return self._of_expert(prefix, kind, int(expert[0]))
         if kind == "qkv":
             return self._qkv(prefix)
+        if kind.startswith("delta_"):
+            return self._delta(f"{prefix}linear_attn.", kind)
+        if kind.startswith("shared_"):
+            return self._shared_expert(f"{prefix}mlp.shared_expert", kind)
         if kind == "out":
             inputs = config.heads * config.head_dim
             return self._back(f"{prefix}self_attn.o_proj", inputs, config.out_bias)
@@ -118,6 +127,51 @@ class DecoderTensors:
         }[kind]
         return Piece(f"{prefix}{stored}.weight", (config.hidden,))
 
+    def array(self, name: str) -> Piece:
+        """A small array of a recurrent layer, by its name (see the module)."""
+        delta = self.config.delta
+        assert delta is not None
+        index, kind = name.split(".")
+        channels = 2 * delta.key_heads * delta.key_dim + delta.value_heads * delta.value_dim
+        stored, shape = {
+            "conv": ("conv1d.weight", (channels, 1, delta.taps)),
+            "decay": ("A_log", (delta.value_heads,)),
+            "dt_bias": ("dt_bias", (delta.value_heads,)),
+            "delta_norm": ("norm.weight", (delta.value_dim,)),
+        }[kind]
+        return Piece(f"{self.config.prefix}layers.{index}.linear_attn.{stored}", shape)
+
+    def _delta(self, prefix: str, kind: str) -> Product:
+        """A product of a layer with a gated delta rule; several ranks do not divide it."""
+        config, delta = self.config, self.config.delta
+        assert delta is not None
+        keys, values = delta.key_heads * delta.key_dim, delta.value_heads * delta.value_dim
+        if kind == "delta_out":
+            return Product((Piece(f"{prefix}out_proj.weight", (config.hidden, values)),))
+        rates = kind == "delta_rates"
+        if not delta.joined:
+            parts = (
+                (("in_proj_b", delta.value_heads), ("in_proj_a", delta.value_heads))
+                if rates
+                else (("in_proj_qkv", 2 * keys + values), ("in_proj_z", values))
+            )
+            return Product(tuple(Piece(f"{prefix}{name}.weight", (rows, config.hidden)) for name, rows in parts))
+        shared = delta.value_heads // delta.key_heads
+        own = shared * delta.value_dim
+        sizes = (shared, shared) if rates else (delta.key_dim, delta.key_dim, own, own)
+        name = f"{prefix}{'in_proj_ba' if rates else 'in_proj_qkvz'}.weight"
+        return Product(_by_head(name, config.hidden, delta.key_heads, sizes))
+
+    def _shared_expert(self, module: str, kind: str) -> Product:
+        """A product of the expert that every token takes."""
+        experts, hidden = self.config.experts, self.config.hidden
+        assert experts is not None
+        if kind == "shared_router":
+            return Product((Piece(f"{module}_gate.weight", (1, hidden)),))
+        if kind == "shared_down":
+            return Product((Piece(f"{module}.down_proj.weight", (hidden, experts.shared)),))
+        return Product(tuple(Piece(f"{module}.{key}_proj.weight", (experts.shared, hidden)) for key in ("gate", "up")))
+
     def _table(self, name: str) -> Product:
         """This rank's rows of a table over the vocabulary."""
         config = self.config
@@ -138,6 +192,8 @@ class DecoderTensors:
             "k": (config.kv_heads * dim, kv_first, kv_first + self.kv_heads * dim),
             "v": (config.kv_heads * dim, kv_first, kv_first + self.kv_heads * dim),
         }
+        if config.output_gate:
+            return self._gated_qkv(prefix)
         if config.fused:
             if self.size == 1:
                 return Product((Piece(f"{prefix}self_attn.qkv_proj.weight", (self._rows(shares), config.hidden)),))
@@ -156,6 +212,24 @@ class DecoderTensors:
             for key, (rows, first, end) in shares.items()
         )
         return Product(weights, biases if config.qkv_bias else ())
+
+    def _gated_qkv(self, prefix: str) -> Product:
+        """Queries, keys, values, then the gates, which stand behind each head's query in the checkpoint."""
+        config, dim = self.config, self.config.head_dim
+        queries = f"{prefix}self_attn.q_proj"
+        both = _by_head(f"{queries}.weight", config.hidden, config.heads, (dim, dim))
+        rows = config.kv_heads * dim
+        others = [f"{prefix}self_attn.{key}_proj" for key in ("k", "v")]
+        weights = (
+            *both[: config.heads],
+            *(Piece(f"{name}.weight", (rows, config.hidden)) for name in others),
+            *both[config.heads :],
+        )
+        if not config.qkv_bias:
+            return Product(weights)
+        biases = _by_head(f"{queries}.bias", None, config.heads, (dim, dim))
+        own = (Piece(f"{name}.bias", (rows,)) for name in others)
+        return Product(weights, (*biases[: config.heads], *own, *biases[config.heads :]))
 
     @staticmethod
     def _rows(shares: dict[str, tuple[int, int, int]]) -> int:
@@ -197,6 +271,23 @@ class DecoderTensors:
             return Product(tuple(self._piece(name, wide, first, end) for name in (gate, up)))
         part = None if self.size == 1 else Slice(1, first, end)
         return Product((Piece(down, (hidden, experts.size), part),))
+
+
+def _by_head(name: str, hidden: int | None, heads: int, sizes: Sequence[int]) -> tuple[Piece, ...]:
+    """The parts of a tensor whose rows are grouped by head: the first part of every head, then the second, ...
+
+    Args:
+        hidden: inputs; None: of a bias.
+        sizes: rows of each part of a head.
+    """
+    step = sum(sizes)
+    shape = (heads * step,) if hidden is None else (heads * step, hidden)
+    firsts = [sum(sizes[:part]) for part in range(len(sizes))]
+    return tuple(
+        Piece(name, shape, Slice(0, head * step + first, head * step + first + size))
+        for first, size in zip(firsts, sizes)
+        for head in range(heads)
+    )
 
 
 def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderConfig:

@@ -62,6 +62,8 @@ def choose(
         choice = Choice("bridge", f"the family '{family}' runs through transformers")
     else:
         reason = engine_reason(described, settings, size, device_type)
+        if reason is not None and described.delta is not None:
+            raise StartError(f"models of '{described.family}' run on the CPU engine only, which is not used: {reason}")
         choice = Choice("engine") if reason is None else Choice("decoder", reason)
     if choice.way != "engine":
         _check_wanted(choice.reason, settings)

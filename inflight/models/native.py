@@ -19,17 +19,20 @@ from inflight.kernels import (
     Activation,
     Cost,
     DecodeArrays,
+    Delta,
     Format,
     KvType,
     Layer,
     NativeProgram,
     Norm,
     Precision,
+    Saves,
     StepArrays,
     StepImages,
 )
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
-from inflight.models.config import DecoderConfig
+from inflight.models.config import DecoderConfig, DeltaNet
+from inflight.models.states import LayerState, Paged, Recurrent, block_bytes
 from inflight.models.weight_loader import WeightLoader
 from inflight.tensors import FLOAT_DTYPES, Floats
 
@@ -78,6 +81,7 @@ class NativeDecoder(CausalLM):
             Layer(config.heads, config.kv_heads, config.head_dim, config.scale, window, config.softcap)
             for window in config.windows
         ]
+        self._delta = _delta_of(config.delta) if config.delta is not None else None
         self.vocab_size = config.vocab_size
         self.max_positions = config.longest
         self.image_width = config.hidden if config.images else 0
@@ -87,6 +91,7 @@ class NativeDecoder(CausalLM):
         self._kv = _kv_type(settings.kv_cache_dtype, dtype)
         self.threads = settings.threads or processors()
         self._names: dict[int, str] = {}
+        self._shared = self._gate = -1  # buffers of a shared expert
         self._rows: DecodeRows | None = None
         self._arrays: DecodeArrays | None = None
         try:
@@ -96,6 +101,7 @@ class NativeDecoder(CausalLM):
         self._build(loader, quant_config(settings.quantize))
         loader.finish(self._program)
         self.weight_bytes = self._program.bytes
+        self.state_bytes = self._program.state_bytes
         log.info("CPU engine: %s, %d threads, weights %d MB", self.isa, self.threads, self.weight_bytes // 1_000_000)
 
     def _build(self, loader: WeightLoader, quant: QuantConfig) -> None:
@@ -108,7 +114,12 @@ class NativeDecoder(CausalLM):
             program.rope(rope.inverse.tolist(), rope.factor, far, rope.original, rope.theta, rope.stretch, config.axes)
         numbers = {name: number for number, name in enumerate(config.ropes)}
         x = program.buffer(config.hidden)
-        qkv = program.buffer((config.heads + 2 * config.kv_heads) * config.head_dim)
+        queries = config.heads * config.head_dim
+        columns = queries + 2 * config.kv_heads * config.head_dim
+        qkv = program.buffer(columns + queries * config.output_gate)
+        mixed, remembered = -1, -1
+        if self._delta is not None:
+            mixed, remembered = program.buffer(self._delta.width), program.buffer(self._delta.values)
         attended = program.buffer(config.heads * config.head_dim)
         [table] = self._take(loader, "embedding", quant.vocabulary)
         # The embedding's scale as the models were trained: rounded to the weights' dtype.
@@ -119,6 +130,10 @@ class NativeDecoder(CausalLM):
         routed = program.buffer(experts.count) if experts is not None else -1
         for index, spec in enumerate(self._layers):
             name = f"{index}."
+            if config.recurrent(index):
+                self._recurrent(loader, x, mixed, remembered, name, quant)
+                wide = self._behind(loader, x, (update, inner, wide, routed), index, quant)
+                continue
             layer = program.layer(spec)
             before = self._norm(loader, f"{name}before_attention")
             program.multiply(x, qkv, self._take(loader, f"{name}qkv", quant.layers), norm=before)
@@ -128,13 +143,10 @@ class NativeDecoder(CausalLM):
             rope_name = config.rope_of[index]
             program.rotate(qkv, layer, None if rope_name is None else numbers[rope_name], heads)
             program.attend(qkv, attended, layer)
+            if config.output_gate:
+                program.output_gate(qkv, columns, attended)
             self._join(loader, attended, x, update, f"{name}out", f"{name}after_attention", quant)
-            before = self._norm(loader, f"{name}before_mlp")
-            if experts is not None and experts.layers[index]:
-                self._mixture(loader, x, routed, name, before, quant)
-            else:
-                wide = self._mlp(loader, x, inner, wide, name, before, quant)
-                self._join(loader, inner, x, update, f"{name}down", f"{name}after_mlp", quant)
+            wide = self._behind(loader, x, (update, inner, wide, routed), index, quant)
             if index < config.deepstack:
                 program.add_rows(x, index)
         self._last, self._logits = program.buffer(config.hidden), program.buffer(config.vocab_size)
@@ -143,6 +155,42 @@ class NativeDecoder(CausalLM):
         program.multiply(self._last, self._logits, head)
         if config.logits_divider != 1.0 or config.final_softcap is not None:
             program.cap(self._logits, config.logits_divider, config.final_softcap)
+
+    def _recurrent(
+        self, loader: WeightLoader, x: int, mixed: int, remembered: int, name: str, quant: QuantConfig
+    ) -> None:
+        """x += what a layer with a gated delta rule gives. The products of its decays stay floats."""
+        program = self._program
+        assert self._delta is not None
+        before = self._norm(loader, f"{name}before_attention")
+        inputs = self._take(loader, f"{name}delta_in", quant.layers)
+        rates = self._take(loader, f"{name}delta_rates", None)
+        program.multiply(x, mixed, (*inputs, *rates), norm=before)
+        arrays = [loader.array(program, f"{name}{kind}") for kind in ("conv", "decay", "dt_bias", "delta_norm")]
+        program.delta(mixed, remembered, program.recurrent(self._delta, self._config.eps, arrays))
+        product = self._take(loader, f"{name}delta_out", quant.layers)
+        program.multiply(remembered, x, product, add=True, scale=self._config.residual_scale)
+
+    def _behind(
+        self, loader: WeightLoader, x: int, buffers: tuple[int, int, int, int], index: int, quant: QuantConfig
+    ) -> int:
+        """The layer's MLP or mixture.
+
+        Args:
+            buffers: for updates, the MLP's inner rows, gate and up in two formats (-1: none yet), the router's logits.
+
+        Returns:
+            The third of these buffers.
+        """
+        update, inner, wide, routed = buffers
+        name, experts = f"{index}.", self._config.experts
+        before = self._norm(loader, f"{name}before_mlp")
+        if experts is not None and experts.layers[index]:
+            self._mixture(loader, x, routed, name, before, quant)
+            return wide
+        wide = self._mlp(loader, x, inner, wide, name, before, quant)
+        self._join(loader, inner, x, update, f"{name}down", f"{name}after_mlp", quant)
+        return wide
 
     def _join(
         self, loader: WeightLoader, source: int, x: int, update: int, name: str, after: str, quant: QuantConfig
@@ -182,6 +230,7 @@ class NativeDecoder(CausalLM):
         experts = config.experts
         assert experts is not None
         program.multiply(x, routed, self._take(loader, f"{name}router", None), norm=norm)
+        shared = self._shared_expert(loader, x, name, norm, quant) if experts.shared else -1
         numbers = range(experts.count)
         program.mixture(
             x,
@@ -194,6 +243,27 @@ class NativeDecoder(CausalLM):
             act=Activation[ACTIVATIONS[config.activation]],
             scale=config.residual_scale,
         )
+        if shared >= 0:
+            product = self._take(loader, f"{name}shared_down", quant.layers)
+            program.multiply(shared, x, product, add=True, scale=config.residual_scale)
+
+    def _shared_expert(self, loader: WeightLoader, x: int, name: str, norm: Norm, quant: QuantConfig) -> int:
+        """The inner rows of the expert that every token takes, times its gate: a buffer, which the mixture leaves."""
+        program, experts = self._program, self._config.experts
+        assert experts is not None
+        if self._shared < 0:
+            self._shared, self._gate = program.buffer(experts.shared), program.buffer(1)
+        act = Activation[ACTIVATIONS[self._config.activation]]
+        program.multiply(x, self._gate, self._take(loader, f"{name}shared_router", None), norm=norm)
+        gate_up = self._take(loader, f"{name}shared_gate_up", quant.layers, gated=True)
+        if len(gate_up) == 1:
+            program.multiply(x, self._shared, gate_up, norm=norm, act=act)
+        else:
+            wide = program.buffer(2 * experts.shared)
+            program.multiply(x, wide, gate_up, norm=norm)
+            program.gate(wide, self._shared, act)
+        program.output_gate(self._gate, 0, self._shared)
+        return self._shared
 
     def _take(
         self, loader: WeightLoader, name: str, precision: Precision | None, *, gated: bool = False
@@ -224,7 +294,29 @@ class NativeDecoder(CausalLM):
         return named
 
     def block_bytes(self, block_size: int) -> int:
-        return sum(layer.block_bytes(block_size, self._kv) for layer in self._layers)
+        return block_bytes(self.layer_states(block_size))
+
+    def layer_states(self, block_size: int) -> list[LayerState]:
+        """What each layer keeps of a sequence."""
+        delta = self._delta
+        return [
+            Recurrent(
+                {
+                    "inputs": (delta.taps - 1, delta.channels),
+                    "memory": (delta.value_heads, delta.key_dim, delta.value_dim),
+                }
+            )
+            if delta is not None and self._config.recurrent(index)
+            else Paged(layer.block_bytes(block_size, self._kv))
+            for index, layer in enumerate(self._layers)
+        ]
+
+    def make_states(self, slots: int) -> int:
+        self._program.make_states(slots)
+        return slots * self.state_bytes
+
+    def copy_state(self, source: int, to: int) -> None:
+        self._program.copy_state(source, to)
 
     def make_cache(self, blocks: int, block_size: int) -> int:
         return self._program.make_caches(blocks, block_size, self._kv)
@@ -234,7 +326,12 @@ class NativeDecoder(CausalLM):
             count = len(rows.ids)
             self._rows = rows
             self._arrays = DecodeArrays(
-                rows.tokens[:count], rows.blocks[:count], rows.known[:count], rows.computed[:count], rows.shift
+                rows.tokens[:count],
+                rows.blocks[:count],
+                rows.known[:count],
+                rows.computed[:count],
+                rows.shift,
+                rows.states if self._delta is not None else None,
             )
         output = self._program.decode(self._arrays, greedy, self._logits, self._last)
         self.hidden, self.best = output.hidden, output.best
@@ -258,6 +355,8 @@ class NativeDecoder(CausalLM):
             images,
             batch.places,
             batch.until,
+            batch.states if self._delta is not None else None,
+            None if batch.save_at is None or batch.save_to is None else Saves(batch.save_at, batch.save_to),
         )
         output = self._program.run(step, self._logits, self._last)
         if order is None:
@@ -266,6 +365,10 @@ class NativeDecoder(CausalLM):
         back = np.argsort(order)
         self.hidden, self.best = output.hidden[back], output.best[back]
         return output.logits[back]
+
+
+def _delta_of(delta: DeltaNet) -> Delta:
+    return Delta(delta.key_heads, delta.value_heads, delta.key_dim, delta.value_dim, delta.taps, delta.tiled)
 
 
 def _kv_type(asked: str, dtype: str) -> KvType:

@@ -107,6 +107,9 @@ class CacheLoader:
     def norm(self, program: NativeProgram, name: str) -> int:
         return program.weight(self._floats(name, self._find(name).data))
 
+    def array(self, program: NativeProgram, name: str) -> int:
+        return self.norm(program, name)
+
     def finish(self, program: NativeProgram) -> None:
         """Does nothing: the program keeps the mapped memory."""
 

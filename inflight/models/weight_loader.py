@@ -13,7 +13,7 @@ from inflight.checkpoint import Weights, floats_into
 from inflight.kernels import BLOCK_TYPES, NativeProgram, Precision
 from inflight.models.decoder_tensors import DecoderTensors, Piece
 from inflight.models.weight_cache import CacheWriter, PackedProduct
-from inflight.tensors import Blocks, Floats, Quantised, Weight, stack
+from inflight.tensors import Blocks, Floats, Quantised, Weight, stack, widened
 
 
 class WeightLoader(Protocol):
@@ -30,6 +30,9 @@ class WeightLoader(Protocol):
 
     def norm(self, program: NativeProgram, name: str) -> int:
         """Adds a norm's weight; returns its number."""
+
+    def array(self, program: NativeProgram, name: str) -> int:
+        """Adds a small array of a recurrent layer as float32, as the program wants it; returns its number."""
 
     def finish(self, program: NativeProgram) -> None:
         """Is called once, after all weights were added."""
@@ -76,6 +79,19 @@ class CheckpointLoader:
 
     def norm(self, program: NativeProgram, name: str) -> int:
         self._norms[name] = self._floats((self._tensors.norm(name),))
+        self._weights.release()
+        return program.weight(self._norms[name])
+
+    def array(self, program: NativeProgram, name: str) -> int:
+        piece = self._tensors.array(name)
+        self._weights.check(piece.name, piece.shape)
+        stored = self._weights.read(piece.name, piece.shape)
+        values = np.array(widened(stored if isinstance(stored, np.ndarray) else stored.dequantise()), np.float32)
+        if name.endswith(".conv"):
+            values = np.ascontiguousarray(values.reshape(piece.shape[0], -1).T)
+        if name.endswith(".decay"):
+            values = -np.exp(values)
+        self._norms[name] = values.reshape(-1)
         self._weights.release()
         return program.weight(self._norms[name])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 HASH_BYTES = 16
@@ -28,12 +28,16 @@ class BlockPool:
 
     A published block keeps its content after its last user has left, until it is the least recently used free block and
     a block is needed. Free blocks are linked through themselves, so a hit takes one from the middle at once.
+
+    Attributes:
+        on_drop: called with the digest of a published block whose content goes.
     """
 
     def __init__(self, count: int) -> None:
         self._blocks: list[Block] = []
         self._published: dict[bytes, Block] = {}
         self._ends = Block(-1)  # both ends of the ring of free blocks
+        self.on_drop: Callable[[bytes], None] | None = None
         self.reset(count)
 
     def reset(self, count: int) -> None:
@@ -62,6 +66,8 @@ class BlockPool:
             self._remove(block)
             if block.digest is not None:
                 del self._published[block.digest]
+                if self.on_drop is not None:
+                    self.on_drop(block.digest)
                 block.digest = None
             block.users = 1
             taken.append(block.number)

@@ -13,6 +13,7 @@ from inflight.contract import AdmittedRow, EncodedImage, ShardOffer, StepPlan, S
 from inflight.errors import InvalidRequest
 from inflight.sched.blocks import BlockPool
 from inflight.sched.sequence import CRASHED, KILLED, PROOF, Sequence
+from inflight.sched.states import StatePool
 
 EXPECTED_OUTPUT = 512
 """Tokens that a row is expected to generate at most when admission estimates the peak use of the cache. Most requests
@@ -27,6 +28,10 @@ planned before the other requests of the burst arrived."""
 
 SHARE = 8
 """Prompt tokens in a step for each request that waits for its first token, when many wait."""
+
+TRAIL = 32
+"""Tokens after which the recurrent state of a row that decodes is saved anew, so that the next turn of a chat begins
+near the end of the last answer. A copy takes some 1 % of the time of so many steps."""
 
 PURGE = 1024
 """Finished requests in the queues above which they are removed."""
@@ -44,6 +49,8 @@ class Capacity:
         mixed_tokens: tokens up to which chunks fill a step in which rows decode (`max_batch_mixed_tokens`). None: the
             same limits as for other steps, and rows do not wait for the prompts of a burst.
         switch, stretched: of `ShardOffer`.
+        states: slots of recurrent states; 0: the model has none.
+        align: tokens between the states that are saved of a long prompt.
     """
 
     num_blocks: int
@@ -54,13 +61,27 @@ class Capacity:
     mixed_tokens: int | None = None
     switch: int = 0
     stretched: int = 0
+    states: int = 0
+    align: int = 0
 
     @classmethod
     def of(cls, offer: ShardOffer, policy: Policy, num_blocks: int) -> Capacity:
         """The limits of the shards' offer and a policy that is resolved for them."""
         rows, prefill = policy.max_batch_size, policy.prefill_tokens(offer.device_type)
         mixed, size = policy.max_batch_mixed_tokens, offer.cache.block_size
-        return cls(num_blocks, size, rows, prefill + rows, prefill, mixed, offer.model.switch, offer.model.stretched)
+        model, states = offer.model, offer.states
+        return cls(
+            num_blocks,
+            size,
+            rows,
+            prefill + rows,
+            prefill,
+            mixed,
+            model.switch,
+            model.stretched,
+            states.slots,
+            states.align,
+        )
 
     @property
     def total_tokens(self) -> int:
@@ -78,6 +99,7 @@ class _Draft:
     grants: list[tuple[int, int]] = field(default_factory=list)
     hold: list[int] = field(default_factory=list)
     masks: list[tuple[int, bytes]] = field(default_factory=list)
+    saves: list[tuple[int, int, int]] = field(default_factory=list)
     rows: int = 0
 
 
@@ -110,6 +132,10 @@ class Scheduler:
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
         self.pool = BlockPool(capacity.num_blocks)
+        self.states = StatePool(capacity.states)
+        self._saving: list[tuple[int, bytes]] = []  # slots of the last plan's saves, with the digests of their prefixes
+        if capacity.states:
+            self.pool.on_drop = self.states.forget
         self.requests: dict[int, Sequence] = {}
         self._running: list[Sequence] = []  # first by priority, then by admission: the last one is preempted first
         self._waiting: dict[int, deque[Sequence]] = {}  # by priority; finished ones stay until they are at the head
@@ -225,6 +251,9 @@ class Scheduler:
         only while no row streams yet (`_prompts_of_burst`).
         """
         draft = _Draft(self.capacity.max_step_tokens, self.capacity.max_prefill_tokens)
+        for slot, digest in self._saving:
+            self.states.publish(slot, digest)
+        self._saving.clear()
         self._let_go(draft)
         if not self._prompts_of_burst(draft):
             self._decode(draft)
@@ -233,7 +262,7 @@ class Scheduler:
         if not draft.rows:
             self._leaving = draft.filter  # sent with the next step that computes something
             return None
-        plan = StepPlan(self._step, draft.filter, draft.prefill, draft.grants, draft.hold, draft.masks)
+        plan = StepPlan(self._step, draft.filter, draft.prefill, draft.grants, draft.hold, draft.masks, draft.saves)
         self._in_flight.append(_Sent(self._step, self._running.copy(), draft.hold))
         self._step += 1
         return plan
@@ -303,7 +332,7 @@ class Scheduler:
         self._burst = 0
         self._in_flight.clear()
         self._step = 0
-        self.pool.reset(self.capacity.num_blocks)
+        self._reset()
         return guilty
 
     def _requeue(self) -> None:
@@ -328,11 +357,17 @@ class Scheduler:
         assert not self._running
         assert not self._in_flight
         self.capacity = capacity
-        self.pool.reset(capacity.num_blocks)
+        self._reset()
         too_long = [row for row in self.requests.values() if row.stop_at - 1 > capacity.total_tokens]
         for row in too_long:
             self.finish(row.id)
         return too_long
+
+    def _reset(self) -> None:
+        """Forgets what the shards held."""
+        self.pool.reset(self.capacity.num_blocks)
+        self.states.reset(self.capacity.states)
+        self._saving.clear()
 
     # Steps of a plan
 
@@ -373,6 +408,8 @@ class Scheduler:
                 row.blocks.append(block)
                 draft.grants.append((row.id, block))
             row.planned += 1
+            if row.state is not None and row.planned % self._stride == 0:
+                self._save_decoding(row, draft)
             self._sample(row, draft)
             draft.rows += 1
             draft.budget -= 1
@@ -460,7 +497,7 @@ class Scheduler:
                 sequence.queued = False
                 self.on_unseen(sequence)
                 continue
-            if not self._fits(sequence, shared):
+            if not self._fits(sequence, shared) or not self._give_state(sequence, shared):
                 return
             self._queue(sequence.priority).popleft()
             sequence.queued = False
@@ -472,6 +509,7 @@ class Scheduler:
                 sequence.cached = min(sequence.planned, sequence.num_prompt)
             if not self._chunk(sequence, draft, first=True):
                 self.pool.release(shared)
+                self._take_state(sequence)
                 sequence.forget_place()
                 self._put_back(sequence)
                 return
@@ -488,7 +526,73 @@ class Scheduler:
         self._turn(sequence)
         digests = [] if sequence.sampling.needs_whole_prompt else sequence.chain(self.capacity.block_size)
         # At least one token is computed, for its logits.
-        return self.pool.find(digests[: (len(sequence.tokens) - 1) // self.capacity.block_size])
+        blocks = self.pool.find(digests[: (len(sequence.tokens) - 1) // self.capacity.block_size])
+        if not self.capacity.states:
+            return blocks
+        # Layers with a state go on from a saved one only.
+        count = self.states.longest(digests[: len(blocks)])
+        sequence.junction = len(blocks) * self.capacity.block_size if len(blocks) > count else 0
+        return blocks[:count]
+
+    @property
+    def _stride(self) -> int:
+        """Tokens between the states that are saved of a row that decodes: whole blocks."""
+        size = self.capacity.block_size
+        return -(-TRAIL // size) * size
+
+    def _give_state(self, sequence: Sequence, shared: list[int]) -> bool:
+        """Gives a sequence the slot of its recurrent state, and the one that it begins with; False: none is free."""
+        if not self.capacity.states:
+            return True
+        sequence.restore = self.states.use(sequence.digests[len(shared) - 1]) if shared else None
+        sequence.state = self.states.take()
+        return sequence.state is not None
+
+    def _take_state(self, row: Sequence) -> None:
+        """Frees the slot of a row that leaves, and the one of a save that nobody can find."""
+        if row.state is not None:
+            self.states.release(row.state)
+        if row.trail is not None:
+            self.states.release(row.trail[1])
+        row.state = row.trail = None
+
+    def _save_prompt(self, row: Sequence, start: int, draft: _Draft) -> None:
+        """Plans copies of a row's state within a chunk from `start` on: at multiples of `align`, behind the last whole
+        block in front of the prompt's last token, and where a prefix ended whose state was missing."""
+        size, align, stop = self.capacity.block_size, self.capacity.align, row.planned
+        end = (len(row.tokens) - 1) // size * size
+        places = [*range((start // align + 1) * align, stop + 1, align), row.junction, end]
+        digests = row.chain(size)
+        for place in dict.fromkeys(sorted(places)):
+            if not start < place <= min(stop, end) or digests[place // size - 1] in self.states:
+                continue
+            slot = self.states.take()
+            if slot is None:
+                return
+            draft.saves.append((row.id, place, slot))
+            self._saving.append((slot, digests[place // size - 1]))
+
+    def _save_decoding(self, row: Sequence, draft: _Draft) -> None:
+        """Plans a copy of a decoding row's state. It is published when the tokens before it are known (`_publish`)."""
+        if row.trail is not None or row.sampling.needs_whole_prompt:
+            return
+        slot = self.states.take()
+        if slot is not None:
+            row.trail = row.planned, slot
+            draft.saves.append((row.id, row.planned, slot))
+
+    def _publish_trail(self, row: Sequence) -> None:
+        """Publishes the state that was saved while a row decoded, in place of the one before."""
+        size = self.capacity.block_size
+        assert row.trail is not None
+        position, slot = row.trail
+        if position > len(row.tokens):
+            return
+        digest, row.trail = row.chain(size)[position // size - 1], None
+        if row.trailed is not None and row.trailed != digest:
+            self.states.forget(row.trailed)
+        row.trailed = digest
+        self.states.publish(slot, digest)
 
     def _guarded(self) -> bool:
         """Whether a suspect runs or is in a plan in flight; no other request is admitted then."""
@@ -518,6 +622,8 @@ class Scheduler:
                 row.sampling if first else None,
                 row.adapter if first else 0,
                 row.media() if first and row.spans else [],
+                row.state or 0,
+                row.restore if first else None,
             )
         )
         row.blocks = row.blocks + blocks
@@ -529,6 +635,8 @@ class Scheduler:
         draft.rows += 1
         if not row.sampling.needs_whole_prompt:
             self._publish(row)
+            if row.state is not None:
+                self._save_prompt(row, start, draft)
         return True
 
     def _room(self, row: Sequence, draft: _Draft) -> tuple[int, int]:
@@ -581,6 +689,7 @@ class Scheduler:
     def _leave(self, row: Sequence, draft: _Draft) -> None:
         self._publish(row)
         self.pool.release(row.blocks)
+        self._take_state(row)
         row.forget_place()
         draft.filter.append(row.id)
 
@@ -593,6 +702,8 @@ class Scheduler:
             for index in range(row.published, whole):
                 self.pool.publish(row.blocks[index], digests[index])
             row.published = whole
+            if row.trail is not None:
+                self._publish_trail(row)
 
     def _fits(self, sequence: Sequence, shared: list[int]) -> bool:
         """Whether the batch with this request stays within the cache at its estimated peak.

@@ -42,6 +42,13 @@ class Sequence:
         turned: the variant of rotary embedding that its keys were computed with (`Scheduler._turn`).
         own: tokens that were not in the prefix cache when it was given to this scheduler (`sched/routing.py`).
         cached: number of prompt tokens found in the prefix cache at its first admission.
+        state: slot of its recurrent state; None: it has no row, or the model no such state.
+        restore: slot of the saved state that it begins with at its admission.
+        junction: number of leading tokens whose blocks were in the prefix cache at its admission, though no state was
+            saved behind them; 0: none. It will be saved there, for the next one with this prefix.
+        trail: a position of decoding and the slot to which the state behind it is copied; None: there is none that is
+            not published.
+        trailed: digest of the last state that was saved while it decoded.
         running: it has a row.
         queued: it waits for a row. Neither `running` nor `queued`: it left for its last token, or is finished.
         finished: its request has ended.
@@ -58,6 +65,7 @@ class Sequence:
         "finished",
         "id",
         "images",
+        "junction",
         "lockstep",
         "lockstep_at",
         "lost_at",
@@ -70,12 +78,16 @@ class Sequence:
         "priority",
         "published",
         "queued",
+        "restore",
         "running",
         "sampling",
         "spans",
+        "state",
         "stop_at",
         "tenant",
         "tokens",
+        "trail",
+        "trailed",
         "turned",
     )
 
@@ -114,6 +126,11 @@ class Sequence:
         self.digests: list[bytes] = []
         self.published = 0
         self.cached: int | None = None
+        self.state: int | None = None
+        self.restore: int | None = None
+        self.junction = 0
+        self.trail: tuple[int, int] | None = None
+        self.trailed: bytes | None = None
         self.running = False
         self.queued = False
         self.finished = False
@@ -185,6 +202,7 @@ class Sequence:
         """Resets it to nothing computed, without row and blocks. Its tokens stay."""
         self.planned = self.published = 0
         self.blocks = []
+        self.state = self.trail = None
         self.running = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inflight.contract import StateSize
 from inflight.errors import StartError
 
 SHARE = 0.9
@@ -53,3 +54,40 @@ def count_blocks(
             f"--kv-cache-memory asks for {asked >> 20} MiB and the device has {available >> 20} MiB left; lower it"
         )
     return count
+
+
+LEAST_ALIGN, MOST_ALIGN = 64, 4096
+"""Bounds of the distance in tokens between saved states of one prompt."""
+FEW_ROWS = 4
+"""Rows that have a state at least, as long as the memory lasts."""
+
+
+def count_states(
+    state_bytes: int, block_bytes: int, block_size: int, room: int, max_rows: int, longest: int
+) -> StateSize:
+    """The number of recurrent states: of rows, and saved ones of prefixes, each at most a quarter of the memory.
+
+    A saved state for each `align` tokens doubles the memory of a cached token at most.
+
+    Args:
+        state_bytes, block_bytes: memory of a row's state, of a block of the paged cache.
+        room: bytes of both.
+
+    Raises:
+        StartError: there is no memory for the states of `FEW_ROWS` rows.
+    """
+    by_token = max(1, block_bytes // block_size)
+    align = LEAST_ALIGN
+    while align < MOST_ALIGN and align * by_token < state_bytes:
+        align *= 2
+    align = -(-align // block_size) * block_size
+    quarter = room // 4 // state_bytes
+    rows = max(min(FEW_ROWS, max_rows), min(quarter, max_rows))
+    if rows * state_bytes + block_bytes > room:
+        raise StartError(
+            f"the cache has {room >> 20} MiB, and the recurrent state of one row needs {state_bytes >> 10} KiB; raise "
+            "--kv-cache-memory or free memory"
+        )
+    # As many as long rows have, and the ends of two prompts of each row.
+    saved = min(quarter, max_rows * (2 + -(-longest // align)))
+    return StateSize(max(rows + saved, 2), state_bytes, align)

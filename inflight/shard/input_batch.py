@@ -80,6 +80,7 @@ class InputBatch:
         self.prompt = np.zeros(max_rows, np.int64)
         self._images: list[RowImages | None] = []  # of each row; None: none that is not computed
         self._shift = np.zeros(max_rows, np.int64)  # of each row's tokens behind its images, see `DecodeRows`
+        self._states = np.zeros(max_rows, np.int64)  # slot of each row's recurrent state
         self._reach = np.zeros(max_rows, np.int64)  # the least `reach` of a row's tokens, see `ForwardBatch`
         self._all_sampled = False  # in the last step
         self._decode_rows: DecodeRows | None = None  # valid while rows, their order and the arrays stay
@@ -121,6 +122,7 @@ class InputBatch:
         self.prompt[row] = admission.num_prompt
         self._reach[row] = count if self._switch else admission.num_prompt
         self._num_blocks[row] = 0
+        self._states[row] = admission.state
         images = RowImages(admission.media) if admission.media else None
         self._shift[row] = 0 if images is None else images.shift
         self._images.append(None if images is None or images.computed(admission.num_cached) else images)
@@ -136,7 +138,7 @@ class InputBatch:
         last = len(self.ids) - 1
         if row != last:
             tables = self.tokens, self._blocks, self._num_blocks, self.known, self.computed, self.prompt, self._reach
-            for table in (*tables, self._shift):
+            for table in (*tables, self._shift, self._states):
                 table[row] = table[last]
             self._images[row] = self._images[last]
             self.ids[row] = self.ids[last]
@@ -167,16 +169,19 @@ class InputBatch:
             greedy = all(sampling.greedy for sampling in self.sampling)
             shift = self._shift if self._shift[: len(self.ids)].any() else None
             self._decode_rows = DecodeRows(
-                list(self.ids), self.tokens, self._blocks, self.known, self.computed, greedy, shift
+                list(self.ids), self.tokens, self._blocks, self.known, self.computed, greedy, shift, self._states
             )
         return self._decode_rows
 
-    def step(self, chunks: dict[int, int], hold: Sequence[int]) -> StepInput:
+    def step(
+        self, chunks: dict[int, int], hold: Sequence[int], saves: Sequence[tuple[int, int, int]] = ()
+    ) -> StepInput:
         """Takes the tokens of one step: one for every row that decodes, then the chunks. Counts them as computed.
 
         Args:
             chunks: tokens of each row that prefills, by row.
             hold: ids of rows that do not decode in this step.
+            saves: see `StepPlan`.
         """
         count = len(self.ids)
         known, computed = self.known[:count], self.computed[:count]
@@ -213,6 +218,7 @@ class InputBatch:
         reach = None
         if chunks and (self._switch or self._stretched):
             reach = np.maximum(places + 1, np.repeat(self._reach[index], lengths))
+        save_at, save_to = self._saves(rows, ends, saves) if saves else (None, None)
         batch = ForwardBatch(
             token_ids=np.concatenate(tokens).astype(np.int64),
             positions=places,
@@ -228,6 +234,9 @@ class InputBatch:
             images=media.images,
             places=media.places,
             until=media.until,
+            states=self._states[index],
+            save_at=save_at,
+            save_to=save_to,
         )
         scored_rows = [Scored(rows[place], first, size) for place, first, size in scored]
         return StepInput(batch, [rows[place] for place in sampled], scored_rows)
@@ -259,6 +268,16 @@ class InputBatch:
             np.concatenate(places, axis=1) if turned else None,
             np.concatenate(until) if sees else None,
         )
+
+    def _saves(self, rows: list[int], ends: Array, saves: Sequence[tuple[int, int, int]]) -> tuple[Array, Array]:
+        """`save_at` and `save_to` of a `ForwardBatch`."""
+        places = {row: place for place, row in enumerate(rows)}
+        found: list[tuple[int, int]] = []
+        for id, position, slot in saves:
+            row = self._index[id]
+            found.append((int(ends[places[row]]) - (int(self.computed[row]) - position), slot))
+        ordered = np.array(sorted(found), np.int64)
+        return ordered[:, 0], ordered[:, 1]
 
     def _adapter_tokens(self, rows: list[int], lengths: list[int]) -> list[tuple[int, Array]]:
         """Tokens of the step by adapter, in the order of the adapters' numbers."""

@@ -40,7 +40,7 @@ def checked_plan(plan: StepPlan, vocab_size: int, images: Images = TEXT_ONLY) ->
             admission = _repaired(admission, vocab_size, images)
         prefill.append(admission)
     if failed:
-        plan = StepPlan(plan.step, plan.filter, prefill, plan.grants, plan.hold, plan.masks)
+        plan = StepPlan(plan.step, plan.filter, prefill, plan.grants, plan.hold, plan.masks, plan.saves)
     return plan, failed
 
 
@@ -94,4 +94,6 @@ def _repaired(admission: AdmittedRow, vocab_size: int, images: Images) -> Admitt
         sampling,
         admission.adapter,
         [] if _media_fault(admission, images) is not None else admission.media,
+        admission.state,
+        admission.restore,
     )

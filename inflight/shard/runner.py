@@ -11,11 +11,11 @@ import numpy as np
 
 from inflight.checkpoint import ModelFolder, SentenceModel, open_model
 from inflight.config import ModelConfig, processors
-from inflight.contract import Array, CacheSize, ShardJob, ShardOffer, StepPlan, StepResult, Watermark
+from inflight.contract import Array, CacheSize, ShardJob, ShardOffer, StateSize, StepPlan, StepResult, Watermark
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
 from inflight.models import CausalLM, DecodeRows, ForwardBatch, ModelArray, VectorHead, load_model
-from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks
+from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks, count_states
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.plan_checks import Images, checked_plan
 from inflight.shard.pooling import MeanPool
@@ -56,7 +56,8 @@ class ModelRunner:
         self._sampler = _sampler_of(model, job.model, watermark)
         _trim()
         longest = min(job.max_model_len or model.max_positions, model.max_positions)
-        cache = self._make_cache(job, longest)
+        states = self._make_states(job, longest)
+        cache = self._make_cache(job, longest, states.slots * states.bytes)
         self._batch = InputBatch(job.max_rows, cache.block_size, model.switch, model.stretched)
         self._step = 0
         self._means = MeanPool()
@@ -65,10 +66,27 @@ class ModelRunner:
         sentences = folder.sentences or SentenceModel()
         width = model.hidden.shape[-1] if model.hidden is not None else 0
         self._head = VectorHead(sentences.layers if width else (), width, job.model.allow_pickle)
-        self.offer = ShardOffer(model.facts, cache, job.max_rows, longest, device.type, self._head.size)
+        self.offer = ShardOffer(model.facts, cache, job.max_rows, longest, device.type, self._head.size, states)
 
-    def _make_cache(self, job: ShardJob, longest: int) -> CacheSize:
+    def _make_states(self, job: ShardJob, longest: int) -> StateSize:
+        """Makes memory for recurrent states, where the model has recurrent layers.
+
+        Raises:
+            StartError: the memory does not suffice.
+        """
+        model, size = self._model, job.model.block_size
+        if not model.state_bytes:
+            return StateSize()
+        room = job.model.kv_cache_bytes or int(self._device.available_memory() * CPU_SHARE)
+        states = count_states(model.state_bytes, model.block_bytes(size), size, room, job.max_rows, longest)
+        model.make_states(states.slots)
+        return states
+
+    def _make_cache(self, job: ShardJob, longest: int, taken: int = 0) -> CacheSize:
         """Makes the cache as large as the job and the memory allow.
+
+        Args:
+            taken: bytes of the memory that recurrent states have.
 
         Raises:
             StartError: the memory does not suffice.
@@ -79,8 +97,8 @@ class ModelRunner:
         blocks = count_blocks(
             self._model.block_bytes(block_size),
             block_size,
-            job.model.kv_cache_bytes,
-            self._device.available_memory(),
+            None if job.model.kv_cache_bytes is None else job.model.kv_cache_bytes - taken,
+            self._device.available_memory() - taken,
             CPU_SHARE if on_cpu else SHARE,
             longest * job.max_rows,
             job.num_blocks,
@@ -97,10 +115,13 @@ class ModelRunner:
         if plan.prefill:
             model = self._model
             plan, failed = checked_plan(plan, model.vocab_size, Images(model.image_width, model.image_layers))
+        for admission in plan.prefill:
+            if admission.restore is not None:
+                self._model.copy_state(admission.restore, admission.state)
         chunks = self._batch.apply(plan)
         if not self._batch.ids:
             return None if self._ranks.rank else StepResult(plan.step, [], [], seconds=time.perf_counter() - began)
-        if self._batch.decoding and not chunks and not plan.hold and self._ranks.size == 1:
+        if self._batch.decoding and not (chunks or plan.hold or plan.saves) and self._ranks.size == 1:
             rows = self._batch.decode_rows
             greedy = rows.greedy and not plan.masks
             logits = self._model.decode(rows, greedy)
@@ -139,7 +160,7 @@ class ModelRunner:
     def _forward(
         self, plan: StepPlan, chunks: dict[int, int], failed: dict[int, str], began: float
     ) -> StepResult | None:
-        step = self._batch.step(chunks, plan.hold)
+        step = self._batch.step(chunks, plan.hold, plan.saves)
         logits = self._model.forward(step.batch)
         if self._ranks.rank:
             self._batch.append(step.sampled, self._shared(np.zeros(len(step.sampled), np.int64)))
@@ -279,6 +300,7 @@ def _dummy(lengths: list[int], block_size: int) -> ForwardBatch:
         block_size=block_size,
         num_decode=sum(length == 1 for length in lengths) if lengths[0] == 1 else 0,
         logits_at=np.cumsum(lengths) - 1,
+        states=np.arange(len(lengths)),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inflight.contract import UNSOUND, AdmittedRow, FinishReason, Grammar, MediaRows, Sampling, StepPlan, StepResult
 from inflight.errors import InvalidRequest, ModelError, NotFound
@@ -103,6 +103,8 @@ class Batches:
         self._batches: dict[int, list[Row]] = {}
         self._next_key = 0
         self._step = 0
+        self._free_states = list(range(runner.offer.states.slots))
+        self._states: dict[int, int] = {}  # slot of each row's recurrent state, where the model has them
         self._compiler: GrammarCompiler | None = None
 
     @property
@@ -126,13 +128,13 @@ class Batches:
         Raises:
             InvalidRequest: one of the requests cannot run; then none does.
         """
-        room = self._runner.offer.max_rows - self.rows
-        if len(asked) > room:
-            raise InvalidRequest(
-                f"{len(asked)} requests do not fit beside {self.rows} of {self._runner.offer.max_rows}"
-            )
+        most = min(self._runner.offer.max_rows, self._runner.offer.states.slots or self._runner.offer.max_rows)
+        if len(asked) > most - self.rows:
+            raise InvalidRequest(f"{len(asked)} requests do not fit beside {self.rows} of {most}")
         for one in asked:
             self._check(one)
+        if self._runner.offer.states.slots:  # keys alone do not bring back a recurrent state: all is computed
+            asked = [replace(one, cached=0) for one in asked]
         rows = [self._row(one) for one in asked]
         admissions = [
             AdmittedRow(
@@ -247,6 +249,8 @@ class Batches:
         joining = [each.id for each in admissions]
         # Whatever is in neither has finished, was filtered, or was part of a call that failed.
         leaving = [key for key in self._runner.ids if key in joining or (key not in own and key not in hold)]
+        if self._runner.offer.states.slots:
+            admissions = self._with_states(leaving, admissions)
         masks = [(row.key, row.mask) for row in rows if row.mask is not None]
         plan = StepPlan(self._step, leaving, admissions, hold=hold, masks=masks)
         self._step += 1
@@ -260,6 +264,12 @@ class Batches:
         if staying:
             self._batches[id] = staying
         return Outcome(generated, staying, seconds)
+
+    def _with_states(self, leaving: list[int], admissions: list[AdmittedRow]) -> list[AdmittedRow]:
+        """The admissions with slots for the rows' recurrent states; those of rows that leave are free again."""
+        self._free_states += [self._states.pop(key) for key in leaving if key in self._states]
+        self._states.update((each.id, self._free_states.pop()) for each in admissions)
+        return [each.in_slot(self._states[each.id]) for each in admissions]
 
     def _take(self, row: Row, token: int, result: StepResult | None) -> Generated:
         row.generated += 1

@@ -172,6 +172,7 @@ void bind_operation(nb::module_& m) {
         .def_rw("centered", &Operation::centered)
         .def_rw("scale", &Operation::scale)
         .def_rw("softcap", &Operation::softcap)
+        .def_rw("column", &Operation::column)
         .def_rw("chosen", &Operation::chosen)
         .def_rw("normalise", &Operation::normalise)
         .def_rw("gate_up", &Operation::gate_up)
@@ -184,7 +185,8 @@ void bind_operation(nb::module_& m) {
 void run(Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slots, const std::vector<int64_t>& lengths,
          uintptr_t tables, uintptr_t logits_at, int64_t count, int64_t table_width, int64_t wanted, uintptr_t logits,
          uintptr_t hidden, int hidden_buffer, uintptr_t best, uintptr_t reach, uintptr_t places, uintptr_t until,
-         uintptr_t image_at, int64_t images, uintptr_t image_rows, const std::vector<uintptr_t>& added) {
+         uintptr_t image_at, int64_t images, uintptr_t image_rows, const std::vector<uintptr_t>& added,
+         uintptr_t states, uintptr_t save_at, uintptr_t save_to, int64_t saves) {
     Step step{at<int64_t>(tokens),
               at<int64_t>(positions),
               at<int64_t>(slots),
@@ -206,15 +208,19 @@ void run(Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slot
     step.image_rows = at<float>(image_rows);
     step.added = layers.data();
     step.added_layers = static_cast<int64_t>(layers.size());
+    step.states = at<int64_t>(states);
+    step.save_at = at<int64_t>(save_at);
+    step.save_to = at<int64_t>(save_to);
+    step.saves = saves;
     nb::gil_scoped_release release;
     program.run(step, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
 }
 
 void decode(Program& program, bool append, uintptr_t tokens, int64_t width, uintptr_t blocks, int64_t table_width,
             uintptr_t known, uintptr_t computed, int64_t count, uintptr_t logits, uintptr_t hidden, int hidden_buffer,
-            uintptr_t best, uintptr_t shift) {
-    DecodeBatch batch{at<int32_t>(tokens),   width, at<int32_t>(blocks), table_width, at<int64_t>(known),
-                      at<int64_t>(computed), count, at<int64_t>(shift)};
+            uintptr_t best, uintptr_t shift, uintptr_t states) {
+    DecodeBatch batch{at<int32_t>(tokens),   width, at<int32_t>(blocks), table_width,        at<int64_t>(known),
+                      at<int64_t>(computed), count, at<int64_t>(shift),  at<int64_t>(states)};
     nb::gil_scoped_release release;
     program.decode(batch, append, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
 }
@@ -257,6 +263,16 @@ void bind_program(nb::module_& m) {
                  a.softcap = softcap;
                  return program.add_layer(a);
              })
+        .def("add_recurrent",
+             [](Program& program, int64_t key_heads, int64_t value_heads, int64_t key_dim, int64_t value_dim,
+                int64_t taps, bool tiled, float eps, const std::vector<int>& arrays) {
+                 return program.add_recurrent({key_heads, value_heads, key_dim, value_dim, taps, tiled, eps, nullptr,
+                                               nullptr, nullptr, nullptr, 0},
+                                              arrays);
+             })
+        .def_prop_ro("state_bytes", &Program::state_bytes)
+        .def("make_states", &Program::make_states)
+        .def("copy_state", &Program::copy_state, nb::call_guard<nb::gil_scoped_release>())
         .def("add_buffer", &Program::add_buffer)
         .def("add", &Program::add)
         .def("make_caches", &Program::make_caches)
@@ -265,7 +281,7 @@ void bind_program(nb::module_& m) {
         .def("run", &run, "tokens"_a, "positions"_a, "slots"_a, "lengths"_a, "tables"_a, "logits_at"_a, "count"_a,
              "table_width"_a, "wanted"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "reach"_a = 0,
              "places"_a = 0, "until"_a = 0, "image_at"_a = 0, "images"_a = 0, "image_rows"_a = 0,
-             "added"_a = std::vector<uintptr_t>())
+             "added"_a = std::vector<uintptr_t>(), "states"_a = 0, "save_at"_a = 0, "save_to"_a = 0, "saves"_a = 0)
         .def("decode", &decode);
 }
 

@@ -55,5 +55,7 @@ void bind_enums(nb::module_& m) {
         .value("CAP", OpCode::kCap)
         .value("MIXTURE", OpCode::kMixture)
         .value("GATE", OpCode::kGate)
-        .value("ADD_ROWS", OpCode::kAddRows);
+        .value("ADD_ROWS", OpCode::kAddRows)
+        .value("DELTA", OpCode::kDelta)
+        .value("OUTPUT_GATE", OpCode::kOutputGate);
 }

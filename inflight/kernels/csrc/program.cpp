@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "worker.h"
@@ -83,6 +84,48 @@ int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
     return extents * extent + scales;
 }
 
+int Program::add_recurrent(Delta layer, const std::vector<int>& arrays) {
+    auto array = [&](size_t i, int64_t size) {
+        const std::vector<float>& values = norms_.at(static_cast<size_t>(arrays.at(i)));
+        if (static_cast<int64_t>(values.size()) != size)
+            throw std::invalid_argument("an array of a recurrent layer has " + std::to_string(values.size()) +
+                                        " numbers, not " + std::to_string(size));
+        return values.data();
+    };
+    if (layer.key_heads < 1 || layer.value_heads % layer.key_heads || layer.taps < 2 || layer.taps > 8)
+        throw std::invalid_argument("a recurrent layer's heads or taps make no sense");
+    layer.conv = array(0, layer.taps * layer.channels());
+    layer.decay = array(1, layer.value_heads);
+    layer.dt_bias = array(2, layer.value_heads);
+    layer.norm = array(3, layer.value_dim);
+    layer.at = state_floats_;
+    state_floats_ += layer.key_heads * layer.head_floats();
+    recurrent_.push_back(layer);
+    return static_cast<int>(recurrent_.size()) - 1;
+}
+
+void Program::make_states(int64_t slots) {
+    if (slots < 1 || !state_floats_) throw std::invalid_argument("states need slots and recurrent layers");
+    state_memory_ = std::make_unique<Arena>();
+    states_ = reinterpret_cast<float*>(state_memory_->take(slots * state_bytes()));
+    slots_ = slots;
+}
+
+void Program::copy_state(int64_t from, int64_t to) {
+    for (int64_t slot : {from, to})
+        if (slot < 0 || slot >= slots_) throw std::out_of_range("there is no state " + std::to_string(slot));
+    if (from == to) return;
+    const int64_t pieces = 4 * pool_->size(), floats = state_floats_ / kLanes;
+    std::atomic<int64_t> next{0};
+    pool_->run([&](int) {
+        for (int64_t piece; (piece = next.fetch_add(1)) < pieces;) {
+            const int64_t first = floats * piece / pieces * kLanes, end = floats * (piece + 1) / pieces * kLanes;
+            std::memcpy(states_ + to * state_floats_ + first, states_ + from * state_floats_ + first,
+                        static_cast<size_t>(end - first) * 4);
+        }
+    });
+}
+
 void Program::measure(bool on) {
     measured_ = on;
     costs_.assign(operations_.size(), Cost());
@@ -129,6 +172,20 @@ void Program::check(const Step& step) const {
         if (step.logits_at[i] < 0 || step.logits_at[i] >= step.count)
             outside("logits of token", step.logits_at[i], step.count);
     if (step.until || step.images) check_images(step);
+    if (!recurrent_.empty()) check_states(step);
+}
+
+void Program::check_states(const Step& step) const {
+    auto checked = [&](int64_t slot) {
+        if (slot < 0 || slot >= slots_) throw std::out_of_range("there is no state " + std::to_string(slot));
+    };
+    if (!step.states) throw std::out_of_range("a model with recurrent layers needs the rows' states");
+    for (int64_t row = 0; row < step.rows; row++) checked(step.states[row]);
+    for (int64_t i = 0; i < step.saves; i++) {
+        checked(step.save_to[i]);
+        if (step.save_at[i] < (i ? step.save_at[i - 1] + 1 : 0) || step.save_at[i] >= step.count)
+            throw std::out_of_range("the tokens behind which states are saved must ascend and lie in the step");
+    }
 }
 
 void Program::check_images(const Step& step) const {
@@ -159,6 +216,12 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
     for (int64_t i = s.step.image_first; i < step.images && step.image_at[i] < last; i++)
         s.image_at.push_back(step.image_at[i] - first);
     s.step.image_at = s.image_at.data();
+    s.save_at.clear();
+    const int64_t saved = std::lower_bound(step.save_at, step.save_at + step.saves, first) - step.save_at;
+    for (int64_t i = saved; i < step.saves && step.save_at[i] < last; i++) s.save_at.push_back(step.save_at[i] - first);
+    s.step.save_at = s.save_at.data();
+    s.step.save_to = step.save_to + saved;
+    s.step.saves = static_cast<int64_t>(s.save_at.size());
     s.step.images = static_cast<int64_t>(s.image_at.size());
     s.begins.clear();
     s.lengths.clear();
@@ -238,6 +301,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     for (const Attention& a : layers_) scratch = std::max(scratch, attend_scratch(a));
     for (auto& worker : workers_) {
         worker->attention.reserve(scratch);
+        if (!recurrent_.empty()) worker->steps.reserve(2 * rows);
         alone.reserve(worker->input, worker->input_scales, worker->input_sums);
     }
 }
@@ -335,6 +399,7 @@ void Program::decode(const DecodeBatch& batch, bool append, Output output) {
     }
     Step step{tokens, positions, slots, lengths, batch.tables, numbers, count, count, batch.table_width, count};
     if (batch.shift) step.places = places, step.place_stride = count;
+    step.states = batch.states;
     run(step, output);
     for (int64_t row = 0; row < count; row++) {
         batch.computed[row]++;
@@ -370,6 +435,10 @@ double Program::bytes_of(const Operation& op) const {
                     total += static_cast<double>(weights(product).panels * weights(product).panel_bytes);
         return total;
     }
+    if (op.code == OpCode::kDelta)  // read and written
+        return 2.0 * static_cast<double>(s.begins.size()) *
+               static_cast<double>(recurrent_[static_cast<size_t>(op.layer)].key_heads *
+                                   recurrent_[static_cast<size_t>(op.layer)].head_floats() * 4);
     if (op.from < 0) return 0;
     return rows * static_cast<double>(width(op.from)) * 4;
 }
@@ -392,6 +461,10 @@ double Program::operations_of(const Operation& op) const {
         const Weights& gate = weights(op.gate_up[0]);
         const Weights& down = weights(op.down[0]);
         return 2.0 * rows * op.chosen * static_cast<double>(gate.n * gate.k + down.n * down.k);
+    }
+    if (op.code == OpCode::kDelta) {
+        const Delta& d = recurrent_[static_cast<size_t>(op.layer)];
+        return 7.0 * rows * static_cast<double>(d.value_heads * d.value_dim * d.key_dim);
     }
     if (op.code == OpCode::kAttend) {
         const Attention& a = layers_[static_cast<size_t>(op.layer)];

@@ -16,13 +16,26 @@
 namespace inflight {
 
 // A buffer has a row for each token; from kGather on, a row for each token whose logits are wanted.
-enum class OpCode : int { kEmbed, kProduct, kRotate, kAttend, kNorm, kGather, kCap, kMixture, kGate, kAddRows };
+enum class OpCode : int {
+    kEmbed,
+    kProduct,
+    kRotate,
+    kAttend,
+    kNorm,
+    kGather,
+    kCap,
+    kMixture,
+    kGate,
+    kAddRows,
+    kDelta,
+    kOutputGate
+};
 
 struct Operation {
     OpCode code;
     int from = -1, to = -1;      // buffers
     std::vector<int> products;   // kProduct: their outputs lie side by side; kEmbed: the table
-    int layer = -1;              // kRotate, kAttend; kAddRows: of `Step::added`
+    int layer = -1;              // kRotate, kAttend; kAddRows: of `Step::added`; kDelta: the recurrent layer
     int rope = -1;               // kRotate; -1: no rotation
     int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys
     float eps = 0.0f;
@@ -31,6 +44,7 @@ struct Operation {
     Activation act = Activation::kSilu;  // also of kGate: `to` = act(first half of `from`) * second half
     float scale = 1.0f;                  // of what is added; of an embedding; kCap: the divider
     float softcap = 0.0f;                // kCap
+    int64_t column = 0;                  // kOutputGate: of `from`, where the gate's logits begin
     // kMixture: `from` holds the layer's input and takes the result, `to` the router's logits
     int chosen = 0;
     bool normalise = false;
@@ -65,6 +79,11 @@ struct Step {
     const float* image_rows = nullptr;    // [images, hidden] the embeddings
     const float* const* added = nullptr;  // [added_layers] of [images, hidden], see kAddRows
     int64_t added_layers = 0;
+    // Of recurrent layers
+    const int64_t* states = nullptr;   // [R] each row's slot
+    const int64_t* save_at = nullptr;  // [saves] tokens behind which the row's state is copied, ascending
+    const int64_t* save_to = nullptr;  // [saves] the slots
+    int64_t saves = 0;
 };
 
 // The rows of a batch, all of which decode: pointers to the batch's own arrays, which the step changes.
@@ -76,7 +95,8 @@ struct DecodeBatch {
     int64_t* known;     // [R]
     int64_t* computed;  // [R], position of the token to compute
     int64_t count;
-    const int64_t* shift = nullptr;  // [R] added to the position by which a token is rotated; null: nothing
+    const int64_t* shift = nullptr;   // [R] added to the position by which a token is rotated; null: nothing
+    const int64_t* states = nullptr;  // [R] each row's slot, where there are recurrent layers
 };
 
 // The caller's memory for a step's results.
@@ -100,12 +120,21 @@ class Program : public Store {
     // Each returns the number by which operations name it.
     int add_rope(Rope rope);
     int add_layer(const Attention& layer);
+    // Its arrays are norms' numbers: the convolution, decays, their bias, the norm.
+    int add_recurrent(Delta layer, const std::vector<int>& arrays);
     int add_buffer(int64_t width);
     void add(Operation operation);
 
     // Makes zeroed keys and values of all layers in place of former ones; returns their bytes. A thread of its own maps
     // their first pages.
     int64_t make_caches(int64_t blocks, int64_t block_size, KvType type);
+
+    // Bytes of all recurrent layers' states of one row. A row's state is that of zeros at its first token.
+    int64_t state_bytes() const { return state_floats_ * 4; }
+    // Makes slots for the states of rows, in place of former ones.
+    void make_states(int64_t slots);
+    // Copies a slot to another.
+    void copy_state(int64_t from, int64_t to);
 
     // Runs the list. Throws std::out_of_range if the step does not fit the program.
     void run(const Step& step, Output output);
@@ -126,6 +155,7 @@ class Program : public Store {
 
     void check(const Step& step) const;
     void check_images(const Step& step) const;
+    void check_states(const Step& step) const;
     static int64_t slice_end(const Step& step, int64_t first);
     void slice_of(const Step& step, int64_t first, int64_t last);
     void reserve(int64_t rows, int64_t logit_rows);
@@ -137,6 +167,10 @@ class Program : public Store {
 
     std::unique_ptr<Arena> caches_;
     std::unique_ptr<Commit> commit_;  // of caches_
+    std::vector<Delta> recurrent_;
+    std::unique_ptr<Arena> state_memory_;
+    float* states_ = nullptr;  // [slots][state_floats_]
+    int64_t state_floats_ = 0, slots_ = 0;
     std::vector<Rope> ropes_;
     std::vector<Attention> layers_;
     std::vector<int64_t> widths_;

@@ -169,6 +169,42 @@ struct Queries {
     const int64_t* until = nullptr;  // position of the last key that each token sees; null: its own
 };
 
+// A recurrent layer: the gated delta rule behind a short causal convolution (Yang et al., 2024, "Gated Delta
+// Networks"). It reads rows of queries, keys and values of all heads (`channels`), then z of all value heads, β's and
+// the decays' logits. A row's state lies in a slot, by key head: the last inputs of the head's convolutions
+// [taps - 1][own channels], then the memory of each of its value heads, [columns / 16][key_dim][16].
+struct Delta {
+    int64_t key_heads, value_heads, key_dim, value_dim;
+    int64_t taps;        // of the convolution, 2 to 8
+    bool tiled;          // value head j belongs to key head j % key_heads; else to j / shared()
+    float eps;           // of the norm of a head's result
+    const float* conv;   // [taps][channels]
+    const float* decay;  // [value_heads], -exp(A_log)
+    const float* dt_bias;
+    const float* norm;  // [value_dim]
+    int64_t at;         // where the layer's part of a slot begins, in floats
+
+    int64_t shared() const { return value_heads / key_heads; }
+    int64_t value_head(int64_t key_head, int64_t i) const {
+        return tiled ? i * key_heads + key_head : key_head * shared() + i;
+    }
+    int64_t channels() const { return 2 * key_heads * key_dim + value_heads * value_dim; }
+    int64_t width() const { return channels() + value_heads * value_dim + 2 * value_heads; }
+    int64_t own_channels() const { return 2 * key_dim + shared() * value_dim; }
+    int64_t conv_floats() const { return ((taps - 1) * own_channels() + kLanes - 1) / kLanes * kLanes; }
+    int64_t memory_floats() const { return (value_dim + kLanes - 1) / kLanes * kLanes * key_dim; }
+    int64_t head_floats() const { return conv_floats() + shared() * memory_floats(); }
+};
+
+// Consecutive tokens of one row in a recurrent layer.
+struct DeltaRow {
+    int64_t tokens;
+    float* x;  // [tokens][stride]; the channels are overwritten
+    int64_t stride;
+    float* out;  // [tokens][out_stride], value heads side by side
+    int64_t out_stride;
+};
+
 // The functions that are compiled once for each instruction set.
 struct Kernels {
     const char* name;
@@ -204,6 +240,10 @@ struct Kernels {
     void (*activate)(Activation, const float* x, int64_t n, float* out);
     // out = (x - mean) / sqrt(variance + eps) * weight + bias.
     void (*layer_norm)(const float* x, int64_t n, const float* weight, const float* bias, float eps, float* out);
+    // One key head with its value heads, whose part of the row's state is `state`. `scratch`: 2 floats a token.
+    void (*delta)(const Delta&, const DeltaRow&, int64_t key_head, float* state, float* scratch);
+    // out *= σ(x); `broadcast`: all by σ(x[0]).
+    void (*output_gate)(const float* x, bool broadcast, int64_t n, float* out);
 
     // Over one row of logits, see scores.inc.h and sampling.cpp.
     bool (*scan)(float* x, int64_t n, float divider, float* highest);

@@ -70,6 +70,8 @@ void Program::Worker::run() {
                 break;
             case OpCode::kMixture: mixture(op); break;
             case OpCode::kAddRows: add_rows(op); break;
+            case OpCode::kDelta: delta(op); break;
+            case OpCode::kOutputGate: output_gate(op); break;
             case OpCode::kGate:
                 each(rows, [&](int64_t row) {
                     kernels().gate(op.act, buffer(op.from) + row * width(op.from), width(op.to),
@@ -312,6 +314,42 @@ void Program::Worker::attend(const Operation& op) {
             const float* first = partial + task.partial + g * (a.depth + 2);
             kernels().merge(a, &first, task.count * (a.depth + 2), task.chunk, out_of(task) + g * a.dim);
         }
+    });
+}
+
+// A recurrent layer. A unit is a row's key head with its value heads: what it needs of the state lies together, and no
+// other unit reads it.
+void Program::Worker::delta(const Operation& op) {
+    const Slice& s = slice();
+    const Delta& d = program.recurrent_[static_cast<size_t>(op.layer)];
+    const int64_t part = d.head_floats();
+    each(static_cast<int64_t>(s.begins.size()) * d.key_heads, [&](int64_t unit) {
+        const size_t row = static_cast<size_t>(unit / d.key_heads);
+        const int64_t head = unit % d.key_heads, first = s.begins[row], end = first + s.lengths[row];
+        auto state_of = [&](int64_t slot) {
+            return program.states_ + slot * program.state_floats_ + d.at + head * part;
+        };
+        float* state = state_of(s.step.states[s.tables[row]]);
+        if (!s.step.positions[first]) std::memset(state, 0, static_cast<size_t>(part) * 4);
+        int64_t save = std::lower_bound(s.step.save_at, s.step.save_at + s.step.saves, first) - s.step.save_at;
+        for (int64_t begin = first; begin < end;) {
+            const bool saves = save < s.step.saves && s.step.save_at[save] < end;
+            const int64_t stop = saves ? s.step.save_at[save] + 1 : end;
+            DeltaRow of{stop - begin, buffer(op.from) + begin * width(op.from), width(op.from),
+                        buffer(op.to) + begin * width(op.to), width(op.to)};
+            kernels().delta(d, of, head, state, steps.get());
+            if (saves) std::memcpy(state_of(s.step.save_to[save++]), state, static_cast<size_t>(part) * 4);
+            begin = stop;
+        }
+    });
+}
+
+// to *= σ of columns of `from`; by one column where it has no more.
+void Program::Worker::output_gate(const Operation& op) {
+    const int64_t columns = width(op.to), from_width = width(op.from);
+    each(slice().step.count, [&](int64_t row) {
+        kernels().output_gate(buffer(op.from) + row * from_width + op.column, from_width - op.column == 1, columns,
+                              buffer(op.to) + row * columns);
     });
 }
 

@@ -54,6 +54,7 @@ struct Program::Slice {
     std::vector<int64_t> begins, lengths, tables;  // of rows that have tokens here
     std::vector<std::vector<Task>> tasks, merges;  // by layer; empty: those of the first layer
     std::vector<int64_t> image_at;                 // tokens of this slice whose embeddings are given
+    std::vector<int64_t> save_at;                  // tokens of this slice behind which a state is saved
 };
 
 // The inputs of one product of every expert, one expert's rows after the other's.
@@ -89,6 +90,7 @@ struct Program::Worker : Share {
     int thread, threads;
     std::vector<std::unique_ptr<Worker>>& all;
     Aligned<float> attention;
+    Aligned<float> steps;  // of a recurrent layer, 2 floats a token
     Aligned<char> input;
     Aligned<float> input_scales;
     Aligned<int32_t> input_sums;
@@ -111,6 +113,8 @@ struct Program::Worker : Share {
     void rotate(const Operation&);
     Keys keys_of(const Attention&, const Task&) const;
     void attend(const Operation&);
+    void delta(const Operation&);
+    void output_gate(const Operation&);
     void norm(const Operation&, int64_t rows);
     void gather(const Operation&);
     void write_output();

@@ -1,0 +1,228 @@
+"""Families with recurrent layers: against transformers, bit for bit against themselves, and their states in the
+scheduler's hands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from inflight.config import ModelConfig
+from inflight.contract import Sampling
+from inflight.device import Alone, open_device
+from inflight.errors import StartError
+from inflight.kernels import instruction_sets, native_reason
+from inflight.models import load_model
+from inflight.models.native import NativeDecoder
+from inflight.sched import Capacity, Scheduler, Sequence
+from inflight.sched.states import StatePool
+from tests.lm import Driver, make_runner
+from tests.recurrent import EXPERTS, forward, save_recurrent
+
+pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
+
+ODD = {"linear_key_head_dim": 18, "linear_value_head_dim": 20, "linear_conv_kernel_dim": 3, "attention_bias": True}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_5": ("Qwen3_5", {}),
+    "odd sizes": ("Qwen3_5", {**ODD, "linear_num_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen3_next": ("Qwen3Next", EXPERTS),
+    "qwen3_5_moe": ("Qwen3_5Moe", EXPERTS),
+}
+LOGGED = Sampling(logprobs=True)
+BEST = instruction_sets()[:1]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """Folder and transformers' model of each family."""
+    base = tmp_path_factory.mktemp("recurrent")
+    return {
+        name: (base / name, save_recurrent(family, base / name, **settings))
+        for name, (family, settings) in FAMILIES.items()
+    }
+
+
+def load(folder: Path, **changes: Any) -> NativeDecoder:
+    settings = ModelConfig(folder, device_type="cpu", **{"threads": 2, **changes})
+    model = load_model(settings, Alone(), open_device("cpu", 0))
+    assert isinstance(model, NativeDecoder)
+    model.make_cache(32, 16)
+    model.make_states(4)
+    return model
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(3, 128, count)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_transformers_parity(models: dict[str, tuple[Path, Any]], name: str) -> None:
+    folder, reference = models[name]
+    prompt = tokens(250)
+    with torch.inference_mode():
+        wanted = reference(torch.tensor([prompt])).logits[0].numpy()
+    model = load(folder)
+    prefill = forward(model, prompt[:200], 0, 0)
+    decoded = [forward(model, [token], 200 + index, 0) for index, token in enumerate(prompt[200:])]
+    assert np.abs(np.concatenate([prefill, *decoded]) - wanted).max() < 1e-4 * max(1.0, np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "isa"), [*(("odd sizes", isa) for isa in instruction_sets()), *(("qwen3_5_moe", isa) for isa in BEST)]
+)
+def test_any_cut_gives_the_same_bits(models: dict[str, tuple[Path, Any]], name: str, isa: str) -> None:
+    prompt = tokens(90)
+    model = load(models[name][0], cpu_isa=isa, dtype="bfloat16")
+    whole = forward(model, prompt, 0, 0)
+    for cut in (1, 7, 50):
+        parts = [forward(model, prompt[at : at + cut], at, 1) for at in range(0, len(prompt), cut)]
+        assert np.array_equal(np.concatenate(parts), whole), cut
+    one = load(models[name][0], cpu_isa=isa, dtype="bfloat16", threads=1)
+    assert np.array_equal(forward(one, prompt, 0, 3, saves=[(32, 1), (48, 2)]), whole)
+    one.copy_state(1, 0)
+    assert np.array_equal(forward(one, prompt[32:], 32, 0), whole[32:])
+    assert np.array_equal(forward(one, prompt[48:], 48, 2), whole[48:])
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_quantised(models: dict[str, tuple[Path, Any]], quantize: str) -> None:
+    """The products lose digits, the recurrences do not: the same bits for any cut."""
+    prompt = tokens(60)
+    model = load(models["qwen3_5_moe"][0], quantize=quantize)
+    whole = forward(model, prompt, 0, 0)
+    parts = [forward(model, prompt[at : at + 9], at, 1) for at in range(0, 60, 9)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    floats = forward(load(models["qwen3_5_moe"][0]), prompt, 0, 0)
+    assert np.corrcoef(whole.ravel(), floats.ravel())[0, 1] > (0.95 if quantize == "int8" else 0.5)
+
+
+def test_a_long_text_stays_finite(models: dict[str, tuple[Path, Any]]) -> None:
+    """Decays near 0 and near 1: the state neither grows nor vanishes into what is not a number."""
+    folder, reference = models["qwen3_5"]
+    runner = make_runner(folder, kv_cache_bytes=64 << 20, max_step_tokens=600)
+    driver = Driver(runner, max_step_tokens=600, max_prefill_tokens=512)
+    prompt = tokens(2000)
+    driver.add(prompt, 2, LOGGED)
+    driver.drain()
+    with torch.inference_mode():
+        logits = torch.log_softmax(reference(torch.tensor([prompt])).logits[0, -1], -1)
+    assert abs(driver.logprobs[0][0] - float(logits.max())) < 1e-3
+
+
+# In the scheduler
+
+
+def alone(folder: Path, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+    driver = Driver(make_runner(folder))
+    driver.add(prompt, count, LOGGED)
+    driver.drain()
+    return driver.out[0], driver.logprobs[0]
+
+
+def check(driver: Driver, folder: Path, prompts: dict[int, tuple[list[int], int]]) -> None:
+    """Every request has the tokens and the log-probabilities that it has alone; no slot is lost."""
+    for id, (prompt, count) in prompts.items():
+        assert (driver.out[id], driver.logprobs[id]) == alone(folder, prompt, count), id
+    pool = driver.scheduler.states
+    driver.scheduler.plan()
+    assert pool.used == pool.saved
+
+
+def test_chat_goes_on_from_saved_states(models: dict[str, tuple[Path, Any]]) -> None:
+    folder = models["qwen3_5"][0]
+    driver = Driver(make_runner(folder))
+    history, asked = tokens(90), {}
+    for turn in range(3):
+        id = driver.add(history, 40, LOGGED)
+        asked[id] = (list(history), 40)
+        sequence = driver.scheduler.requests[id]
+        driver.drain()
+        # All but the last blocks: behind the prompt's end, and at most 32 tokens behind the answer's end.
+        assert turn == 0 or (sequence.cached or 0) > len(history) - 15 - 40, turn
+        history = [*history, *driver.out[id], *tokens(11, turn + 1)]
+    check(driver, folder, asked)
+
+
+def test_a_shared_beginning_is_found_at_the_third_use(models: dict[str, tuple[Path, Any]]) -> None:
+    folder = models["qwen3_5"][0]
+    driver = Driver(make_runner(folder))
+    system, cached, asked = tokens(50), [], {}
+    for turn in range(3):
+        prompt = [*system, *tokens(30, turn + 1)]
+        id = driver.add(prompt, 5, LOGGED)
+        asked[id] = (prompt, 5)
+        sequence = driver.scheduler.requests[id]
+        driver.drain()
+        cached.append(sequence.cached)
+    assert cached == [0, 0, 48]
+    id = driver.add([*system, *tokens(30, 3)], 5, LOGGED, tenant="another")
+    sequence = driver.scheduler.requests[id]
+    driver.drain()
+    assert sequence.cached == 0
+    check(driver, folder, asked)
+
+
+@pytest.mark.parametrize("states", [2, 5])
+def test_more_requests_than_states(
+    models: dict[str, tuple[Path, Any]], states: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for one; blocks are short too, so that rows are preempted and computed anew."""
+    monkeypatch.setattr("inflight.sched.scheduler.EXPECTED_OUTPUT", 1)
+    folder = models["qwen3_5"][0]
+    driver = Driver(make_runner(folder), states=states, num_blocks=34)
+    asked = {}
+    for number in range(9):
+        prompt = [*tokens(10 + number % 3 * 8), *tokens(9, number)]
+        asked[driver.add(prompt, 20 + number, LOGGED, tenant=str(number % 2))] = (prompt, 20 + number)
+    driver.drain()
+    assert driver.scheduler.preemptions or states == 2
+    check(driver, folder, asked)
+
+
+def test_replay_after_a_loss(models: dict[str, tuple[Path, Any]]) -> None:
+    folder = models["qwen3_5"][0]
+    driver = Driver(make_runner(folder))
+    asked = {driver.add(tokens(40, seed), 30, LOGGED): (tokens(40, seed), 30) for seed in range(3)}
+    for _ in range(12):
+        driver.step()
+    driver.scheduler.lost()
+    driver.plans.clear()
+    driver.runner, driver._first = make_runner(folder), 0
+    driver.drain()
+    check(driver, folder, asked)
+
+
+def test_cancelled_requests_free_their_states() -> None:
+    scheduler = Scheduler(Capacity(64, 4, 8, 80, 64, states=6, align=64))
+    for id in range(4):
+        scheduler.add(Sequence(id, list(range(9)), Sampling(), 20))
+    assert scheduler.plan() is not None
+    assert scheduler.states.used > 0
+    for id in range(4):
+        scheduler.finish(id)
+    scheduler.plan()
+    assert scheduler.states.used == scheduler.states.saved
+
+
+def test_state_pool() -> None:
+    pool = StatePool(2)
+    first, second = pool.take(), pool.take()
+    assert (first, second, pool.take()) == (0, 1, None)
+    pool.publish(0, b"a")
+    pool.publish(1, b"b")
+    assert pool.longest([b"a", b"x", b"b", b"y"]) == 3
+    assert pool.use(b"a") == 0
+    assert pool.take() == 1  # b was used longer ago
+    assert (b"b" in pool, b"a" in pool) == (False, True)
+    pool.publish(1, b"a")  # one is enough
+    assert pool.take() == 1
+    pool.forget(b"a")
+    assert pool.take() == 0
+
+
+def test_other_ways_say_why_not(models: dict[str, tuple[Path, Any]]) -> None:
+    with pytest.raises(StartError, match=r"'qwen3_5_text' run on the CPU engine only.*cpu_engine is torch"):
+        load(models["qwen3_5"][0], cpu_engine="torch")
