@@ -116,7 +116,7 @@ class NativeProgram(Store):
     @property
     def state_bytes(self) -> int:
         """Bytes of one row's states of all recurrent layers."""
-        return int(self._program.state_bytes)
+        return int(self._program.state_bytes) if self._recurrent else 0
 
     def make_states(self, slots: int) -> None:
         """Makes memory for so many states, which is touched where it is used. A row's state is zero at its first token,

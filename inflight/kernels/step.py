@@ -76,7 +76,7 @@ class StepRunner:
                 hidden,
                 address(out.best),
                 0 if step.shift is None else address(step.shift),
-                0 if step.states is None else address(step.states),
+                *(() if step.states is None else (address(step.states),)),
             )
         self._program.decode(append, *self._arguments)
         return self._output

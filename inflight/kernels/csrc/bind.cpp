@@ -282,7 +282,8 @@ void bind_program(nb::module_& m) {
              "table_width"_a, "wanted"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "reach"_a = 0,
              "places"_a = 0, "until"_a = 0, "image_at"_a = 0, "images"_a = 0, "image_rows"_a = 0,
              "added"_a = std::vector<uintptr_t>(), "states"_a = 0, "save_at"_a = 0, "save_to"_a = 0, "saves"_a = 0)
-        .def("decode", &decode);
+        .def("decode", &decode, "append"_a, "tokens"_a, "width"_a, "blocks"_a, "table_width"_a, "known"_a, "computed"_a,
+             "count"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "shift"_a, "states"_a = 0);
 }
 
 }  // namespace
