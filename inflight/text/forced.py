@@ -142,6 +142,15 @@ def _object(name_key: str = "name", key: str = "arguments") -> Callable[[Rules, 
     return call
 
 
+def _kimi(rules: Rules, function: Function) -> str:
+    """`functions.f:0`, with the number of the call, and its arguments."""
+    begin = text_of(f"<|tool_call_begin|>functions.{function.name}:")
+    arguments = rules.json(function.parameters, function.strict)
+    return (
+        f"{begin} /[0-9]{{1,3}}/ {text_of('<|tool_call_argument_begin|>')} {arguments} {text_of('<|tool_call_end|>')}"
+    )
+
+
 def _whole(key: str) -> Callable[[Rules, Function], str]:
     """The object of a call as one JSON value, for grammars in which another object may stand in its place."""
 
@@ -252,9 +261,12 @@ FORMS: Mapping[str, _Form] = {
     "deepseek_v3": _Form(
         _around(f"<｜tool▁call▁begin｜>function{_SEPARATOR}@\n```json\n", "\n```<｜tool▁call▁end｜>"), *_DEEPSEEK
     ),
-    "deepseek_v31": _Form(_around(f"<｜tool▁call▁begin｜>@{_SEPARATOR}", "<｜tool▁call▁end｜>"), *_DEEPSEEK),
+    "deepseek_v31": _Form(
+        _around(f"<｜tool▁call▁begin｜>@{_SEPARATOR}", "<｜tool▁call▁end｜>"),
+        *("<｜tool▁calls▁begin｜>", "", "<｜tool▁calls▁end｜>", "<｜tool▁calls▁begin｜>"),
+    ),
     "kimi_k2": _Form(
-        _around("<|tool_call_begin|>functions.@:0<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+        _kimi,
         *("<|tool_calls_section_begin|>", "", "<|tool_calls_section_end|>", "<|tool_calls_section_begin|>"),
     ),
     "granite": _Form(_object(), "<|tool_call|>[", ", ", "]", "<|tool_call|>"),

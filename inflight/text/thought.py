@@ -15,6 +15,8 @@ from inflight.text.tokenizer import Tokenizer
 FREE = b""
 """The mask that allows every token. It is neither computed nor sent."""
 NEVER = sys.maxsize
+BLANKS = 2
+"""Tokens of line ends that a model may write between its thought and an answer that a grammar binds."""
 
 
 class ThoughtMatcher:
@@ -22,8 +24,8 @@ class ThoughtMatcher:
 
     While the opening mark may still come, a token may begin the mark or the answer. In the thought every token may
     come, until the budget is used up: then the forced tokens are the only ones that may. Behind it, the tokens that
-    lead to the answer (the rest of the forced ones) may be written, and the grammar begins. Where there is a grammar,
-    a token that would end the generation inside the thought ends the thought, by force, instead.
+    lead to the answer (the rest of the forced ones, else line ends) may be written, and the grammar begins. Where there
+    is a grammar, a token that would end the generation inside the thought ends the thought, by force, instead.
 
     Each token is given to `take`, and where that returns None, to `advance`, which may take longer. One call at a time.
 
@@ -35,6 +37,7 @@ class ThoughtMatcher:
         ends: end-of-sequence tokens.
         grammar: at the start of the answer; None: the answer is free.
         opening: follows a text that begins with the opening mark; needed for a grammar where the mark is no token.
+        blanks: tokens of line ends.
 
     Attributes:
         stops: stop texts may end the generation with the last token.
@@ -52,6 +55,7 @@ class ThoughtMatcher:
         ends: Sequence[int],
         grammar: Matcher | None = None,
         opening: Matcher | None = None,
+        blanks: Sequence[int] = (),
     ) -> None:
         self._thought = thought
         self._forced, self._leading = list(forced), list(lead)
@@ -70,6 +74,7 @@ class ThoughtMatcher:
             self._tried = grammar.copy()
         self._todo: list[int] = []  # tokens to give to the grammar
         self._beside = False  # they were written within the token that ended the closing mark
+        self._blanks, self._blank_room = list(blanks), 0
         self.stops = self.bound = True
         self.warnings = grammar.warnings if grammar is not None else ()
 
@@ -128,7 +133,10 @@ class ThoughtMatcher:
             elif self._beside:
                 if not answer.accepts(each):  # the mark's last token holds letters of an answer that may not come
                     break
+            elif self._blank_room and each in self._blanks:
+                self._blank_room = 0 if answer.accepts(each) else self._blank_room - 1
             else:
+                self._blank_room = 0
                 answer.advance(each)
         self._todo, self._beside = [], False
 
@@ -195,6 +203,7 @@ class ThoughtMatcher:
         """The thought has ended; these tokens of the answer are written already."""
         self._place = "behind"
         self._lead, self._todo, self._beside = self._leading, written, bool(written)
+        self._blank_room = 0 if written or self._leading else BLANKS
         if self._answer is None:
             return FREE
         return None if written else self._with_lead(self._first)
@@ -209,7 +218,12 @@ class ThoughtMatcher:
         return rest if found else None
 
     def _with_lead(self, mask: bytes) -> bytes:
-        return _either(mask, one(self._lead[0])) if self._lead else mask
+        if self._lead:
+            return _either(mask, one(self._lead[0]))
+        if self._blank_room:
+            for blank in self._blanks:
+                mask = _either(mask, one(blank))
+        return mask
 
 
 def thought_matcher(
@@ -236,6 +250,7 @@ def thought_matcher(
         if thought.budget is not None:
             raise InvalidRequest("the model has no token that ends its thought; leave the budget out")
         forced = []
+    blanks = dict.fromkeys(id for text in ("\n", "\n\n") for id in tokenizer.encode(text, add_special_tokens=False))
     opening = None
     if compiler is not None and thought.open is not None and thought.open.id is None:
         opening = compiler.begins(thought.open.text)
@@ -248,6 +263,7 @@ def thought_matcher(
         tokenizer.eos_ids,
         grammar,
         opening,
+        [id for id in blanks if 0 <= id < vocab_size],
     )
 
 

@@ -27,6 +27,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 OBJECT = json_grammar(SCHEMA)
+BEHIND = Grammar("lark", "start: /\\n{0,2}/ %json @0@\n", schemas=(json.dumps(SCHEMA),))
+"""Line ends may stand between a thought and its answer."""
 CLOSE = Mark("<|pad|>", 0)
 """A token that the model never writes by itself."""
 
@@ -107,12 +109,12 @@ def test_a_thought_that_ends_by_itself_and_the_answer_that_is_bound(llm: LLM) ->
     text = tokenizer.decode(written)
     place = next(index for index in range(12, 40) if written[index] not in written[:index])
     token = Mark("it", written[place])
-    bound = free(llm, [*prompt, *written[: place + 1]], 5, 60, OBJECT)
+    bound = free(llm, [*prompt, *written[: place + 1]], 5, 60, BEHIND)
     spoken = text.strip()[:9]  # the text that the model begins with
     assert spoken
     ended = next(end for end in range(1, 40) if " ".join(text.split()[2:4]) in tokenizer.decode(written[:end]))
     word = Mark(" ".join(text.split()[2:4]))
-    behind = free(llm, [*prompt, *written[:ended]], 5, 60, OBJECT)
+    behind = free(llm, [*prompt, *written[:ended]], 5, 60, BEHIND)
     cases = [
         (Thought(None, token), [*written[: place + 1], *bound]),
         (Thought(Mark("it", written[0]), token, budget=40), [*written[: place + 1], *bound]),
