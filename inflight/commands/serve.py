@@ -69,8 +69,9 @@ OPTIONS = (
         "paths",
         str,
         "A servable (a directory with servable_config.py), a directory of servables, a model file "
-        "(.onnx, .mindir, .pt2, ...), or a language model: a directory with config.json and safetensors, a .gguf "
-        "file, or a model of the Hugging Face hub (org/name, org/name:Q4_K_M, org/name@revision).",
+        "(.onnx, .mindir, .pt2, ...) or a directory that holds one, or a language model: a directory with config.json "
+        "and safetensors, a .gguf file, or a model of the Hugging Face hub (org/name, org/name:Q4_K_M, "
+        "org/name@revision).",
         default=(),
         metavar="PATH",
         many=True,
@@ -213,11 +214,17 @@ def _find(given: str) -> list[tuple[Path, str, Path | None]]:
     if (path / CONFIG_FILE).is_file():
         return [(path.parent, path.name, None)]
     found = sorted(child.name for child in path.iterdir() if (child / CONFIG_FILE).is_file())
-    if not found:
-        raise UsageError(
-            f"neither '{path}' nor a directory in it holds a {CONFIG_FILE}; write one, or give a model file itself"
-        )
-    return [(path, name, None) for name in found]
+    if found:
+        return [(path, name, None) for name in found]
+    from inflight.runtime import SUFFIXES
+
+    files = sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
+    if len(files) == 1:  # as KServe's storage initializer leaves a model in /mnt/models
+        return [(path, path.name, files[0])]
+    several = f" (here are {', '.join(file.name for file in files)})" if files else ""
+    raise UsageError(
+        f"neither '{path}' nor a directory in it holds a {CONFIG_FILE}; write one, or give a model file itself{several}"
+    )
 
 
 def _requests(servables: Sequence[ServableConfig]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
 from inflight.runtime.registry import (
     ENTRY_POINT_GROUP,
     OVERRIDES_VARIABLE,
+    SUFFIXES,
     available_formats,
     configure,
     devices_for,
@@ -16,6 +17,7 @@ from inflight.startup import switch_off
 __all__ = [
     "ENTRY_POINT_GROUP",
     "OVERRIDES_VARIABLE",
+    "SUFFIXES",
     "GraphSpec",
     "LoadRequest",
     "LoadedModel",

@@ -39,7 +39,7 @@ BUILTINS: dict[str, str] = {
     "mindspore": _MINDSPORE,
     "callable": _CALLABLE,
 }
-SUFFIXES: dict[str, str] = {
+SUFFIXES: dict[str, str] = {  # of model files, with the format that each stands for
     ".onnx": "onnx",
     ".ort": "onnx",
     ".pt": "torch",

@@ -201,6 +201,11 @@ def test_a_model_file(tmp_path: Path) -> None:
     (config,) = plan(model, max_batch_size="8", version="3").servables
     assert config == ServableConfig(tmp_path, "net.v2", version=3, model_file=model, max_batch_size=8)
     assert plan(model, name="other").servables[0].name == "other"
+    (alone,) = plan(tmp_path).servables  # the only one of its directory
+    assert alone == ServableConfig(tmp_path, tmp_path.name, model_file=model)
+    (tmp_path / "second.mindir").touch()
+    with pytest.raises(UsageError, match=r"give a model file itself \(here are net.v2.onnx, second.mindir\)"):
+        plan(tmp_path)
 
 
 def test_a_servable_and_a_directory_of_servables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
