@@ -66,6 +66,10 @@ class Holder(Protocol):
     def priority(self) -> int:
         """Of its requests to language models; larger goes first."""
 
+    @property
+    def admin(self) -> bool:
+        """Whether it may load and unload models."""
+
     def allows(self, *names: str | None) -> bool:
         """Whether it may call the model or servable that has these names."""
 

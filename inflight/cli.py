@@ -1,4 +1,4 @@
-"""The command line: `inflight serve | client | bench`."""
+"""The command line: `inflight serve | client | bench | models`."""
 
 from __future__ import annotations
 

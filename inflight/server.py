@@ -19,7 +19,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -27,9 +27,9 @@ from typing import Any, TypeVar
 import uvloop
 
 from inflight.config import GeneratorConfig, ListenConfig, ServableConfig, ServerConfig, check
-from inflight.contract import ServableStatus
+from inflight.contract import KnownModel, ServableStatus
 from inflight.errors import InflightError, StartError
-from inflight.frontends import Keys, grpc_app, http_app, load_protocol
+from inflight.frontends import Control, Keys, grpc_app, http_app, load_protocol
 from inflight.metrics import Metrics
 from inflight.router import Router
 from inflight.startup import failed_load
@@ -66,15 +66,18 @@ class Server:
 
     Args:
         config: limits and policies.
+        values: the options of `inflight serve`, by key, of models that are loaded while it serves; what is missing has
+            its default.
 
     Raises:
         ConfigError: a value that the setting does not accept.
         StartError: the system refuses a resource that the server needs.
     """
 
-    def __init__(self, config: ServerConfig = ServerConfig()) -> None:
+    def __init__(self, config: ServerConfig = ServerConfig(), values: Mapping[str, Any] = {}) -> None:
         check(config)
         self._config = config
+        self._values = values
         self._metrics = Metrics()
         self._keys = _keys(config, self._metrics)
         self._listeners: list[Listener] = []
@@ -115,6 +118,7 @@ class Server:
 
         async def announce() -> None:
             self._running_router().fleet.announce(servables, generators)
+            self._running_router().models.know([*servables, *generators])
 
         self._call(announce())
 
@@ -129,6 +133,7 @@ class Server:
 
         async def start() -> None:
             await self._running_router().fleet.start(configs)
+            self._running_router().models.know(configs)
 
         self._call(start())
 
@@ -144,6 +149,7 @@ class Server:
 
         async def start() -> None:
             await self._running_router().fleet.language_models.start(configs)
+            self._running_router().models.know(configs)
 
         self._call(start())
 
@@ -164,6 +170,51 @@ class Server:
         """
         check(listen)
         return self._call(self._start_grpc(listen))
+
+    def load(self, model: str | ServableConfig | GeneratorConfig | Path, version: int = 0, **fields: Any) -> None:
+        """Loads a model while the server serves, or loads it again; returns when it answers. It takes the place of what
+        serves under its name, which answers the requests that it has.
+
+        Args:
+            model: a name in the server's folders of models or of a model that was served before, the path of a model
+                anywhere, or its configuration.
+            version: of a model with several; 0: the newest.
+            fields: fields of a path's configuration, as `name` or `max_batch_size`.
+
+        Raises:
+            NotFound, ConfigError, StartError: it cannot be loaded; what served under its name goes on.
+        """
+
+        async def load() -> None:
+            models = self._running_router().models
+            if isinstance(model, (ServableConfig, GeneratorConfig)):
+                await models.start([model])
+            elif isinstance(model, Path) or fields:
+                await models.start(models.at(Path(model), version, **fields))
+            else:
+                await models.load(model, {"version": version} if version else {})
+
+        self._call(load())
+
+    def unload(self, name: str) -> None:
+        """Takes a model out of service; returns when it has answered its last requests and its processes have ended.
+
+        Raises:
+            NotFound: no model of this name is known.
+        """
+
+        async def unload() -> None:
+            await (await self._running_router().models.end(name))
+
+        self._call(unload())
+
+    def models(self) -> list[KnownModel]:
+        """Every version of every model that the server knows, those in its folders that are not loaded included."""
+
+        async def read() -> list[KnownModel]:
+            return self._running_router().models.index()
+
+        return self._call(read())
 
     def servables(self) -> list[ServableStatus]:
         """The servables and language models, in the order of their start."""
@@ -239,7 +290,7 @@ class Server:
             self._finished = asyncio.Event()
             try:
                 self._router = Router(
-                    self._config, self._metrics, os.environ.get("INFLIGHT_RUNTIMES"), on_all_lost=self._all_lost
+                    self._config, self._metrics, os.environ.get("INFLIGHT_RUNTIMES"), self._all_lost, self._values
                 )
             except OSError as error:
                 self._failure = error
@@ -297,6 +348,7 @@ class Server:
             keys=self._keys,
             origins=self._config.cors_origins,
             protocols=[load_protocol(name) for name in self._config.protocols],
+            control=Control(router, router.models, self._config.admin),
         )
         return self._add(RESTFUL, listen, await listen_http(app, listen, allocate=router.fleet.inbox.allocate))
 
@@ -307,6 +359,7 @@ class Server:
             max_message_bytes=listen.max_message_mb << 20,
             keys=self._keys,
             metrics=self._metrics,
+            control=Control(router, router.models, self._config.admin),
         )
         allocate = router.fleet.inbox.allocate
         return self._add(

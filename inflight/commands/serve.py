@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight import log
-from inflight.commands.llm_options import LLM_OPTIONS, generator_config, is_language_model
+from inflight.commands.llm_options import LLM_OPTIONS
 from inflight.commands.options import (
     MODELS,
     PATH,
@@ -37,6 +37,7 @@ from inflight.config import (
 )
 from inflight.errors import ConfigError, InflightError
 from inflight.hub import HubModel, hint, locate
+from inflight.repository import generator_config, is_language_model, servable_config
 from inflight.startup import one_line, settle
 
 CONFIG_FILE = "servable_config.py"
@@ -138,7 +139,7 @@ def _tls(values: Mapping[str, Any]) -> TlsConfig | None:
 def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tuple[GeneratorConfig, ...]]:
     """The configurations of the paths, then those of a file's models, each with its own options."""
     sources = [*((path, values) for path in values["paths"]), *((own[PATH], own) for own in values[MODELS])]
-    if not sources:
+    if not sources and not values["repository"]:
         raise UsageError("PATH is missing; give a model file, a servable, a directory of servables or a language model")
     limits = dict(values["execution_timeout"])
     limits.pop("", None)
@@ -150,7 +151,7 @@ def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tup
         except ConfigError as error:
             raise UsageError(str(error)) from None
         if isinstance(where, HubModel) or is_language_model(where):
-            generators.append(generator_config(where, path, own))
+            generators.append(generator_config(where, path, own, name=own["name"] or ""))
             places = []
         else:
             places = _find(path)
@@ -185,15 +186,7 @@ def _servable(
     limit = limits.pop(name, None)
     if own["execution_timeout"] != values["execution_timeout"]:
         limit = dict(own["execution_timeout"]).get("", limit)
-    return filled(
-        ServableConfig,
-        own,
-        directory=directory,
-        name=name,
-        num_parallel_workers=own["workers"] or int(not own["device_ids"]),
-        model_file=file,
-        execution_timeout=limit,
-    )
+    return servable_config(directory, name, file, own, execution_timeout=limit)
 
 
 def _find(given: str) -> list[tuple[Path, str, Path | None]]:
@@ -246,7 +239,7 @@ def run(values: Mapping[str, Any]) -> int:
         start_ahead(generator, plan.server.log_dir, load=alone)
     from inflight.server import Server  # imported while the ranks started above get ready to load, which takes as long
 
-    server = Server(plan.server.with_rest(platform_routes(os.environ, plan.server.rest)))
+    server = Server(plan.server.with_rest(platform_routes(os.environ, plan.server.rest)), values)
     try:
         # The doors open first: a busy port fails before minutes of loading, and health checks see the start.
         server.announce(plan.servables, plan.generators)

@@ -26,6 +26,7 @@ class KeyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         requests_per_minute, tokens_per_minute: averages, of which a minute's worth may come at once; tokens of prompts
             and answers together.
         concurrent: requests at a time.
+        admin: it may load and unload models, where the server lets callers do so.
         enabled: False: the key is known and refused.
     """
 
@@ -37,6 +38,7 @@ class KeyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
     concurrent: Positive | None = None
+    admin: bool = False
     enabled: bool = True
 
     def __repr__(self) -> str:

@@ -435,6 +435,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         tokenizer_config: another tokenizer_config.json than the model's, for its chat template.
         hub: the model of the hub to fetch before loading; None: the model is on this machine.
         commit: the commit of the hub's repository, for a model from the hub.
+        version: its number for clients, that of its folder in a repository.
     """
 
     model: ModelConfig
@@ -493,6 +494,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
     tokenizer_config: Path | None = None
     hub: HubModel | None = None
     commit: str | None = None
+    version: int = 1
 
     @classmethod
     def of(cls, where: Path | HubModel, name: str = "", **values: Any) -> GeneratorConfig:

@@ -109,6 +109,13 @@ def existing_file(text: str) -> str:
     return text
 
 
+def folder(text: str) -> Path:
+    path = Path(text).absolute()
+    if not path.is_dir():
+        raise ValueError(f"the folder '{text}' does not exist; give the path of a folder")
+    return path
+
+
 def absolute(text: str) -> Path:
     return Path(text).absolute()
 

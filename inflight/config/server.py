@@ -16,6 +16,7 @@ from inflight.config.parse import (
     class_name,
     device_ids,
     existing_file,
+    folder,
     key_file,
     one_of,
     seconds,
@@ -222,6 +223,9 @@ class ServerConfig(msgspec.Struct, frozen=True):
         api_key: the key that calls of models must carry, over HTTP and gRPC; None: none.
         api_keys: a file of further keys (`KeyConfig`); None: there is none.
         cors_origins: web pages of these origins may call; `*` is any.
+        repositories: folders with the models that callers may load.
+        admin: callers may load and unload models.
+        drain_timeout: seconds that requests of a model may take after it was unloaded or replaced.
         protocols: the user's own HTTP protocols: `module:Class` of subclasses of `inflight.frontends.Door`.
     """
 
@@ -315,6 +319,31 @@ class ServerConfig(msgspec.Struct, frozen=True):
             many=True,
         ),
     ] = ("*",)
+    repositories: Annotated[
+        tuple[Path, ...],
+        Setting(
+            "Folder with models that can be loaded while the server runs; repeat for more. Each model is a servable, a "
+            "model file, a language model, or a folder with numbered versions of the last two.",
+            folder,
+            "DIR",
+            None,
+            flag="repository",
+            many=True,
+        ),
+    ] = ()
+    admin: Annotated[
+        bool,
+        Setting(
+            "Callers may load and unload models; where API keys are asked for, those whose key has admin: true.",
+            switch,
+        ),
+    ] = False
+    drain_timeout: Annotated[
+        float,
+        Setting(
+            "Seconds that requests of a model may take after it was unloaded or replaced.", seconds, "SECONDS", " 300"
+        ),
+    ] = 300.0
     protocols: Annotated[
         tuple[str, ...],
         Setting(

@@ -6,6 +6,7 @@ took its place: one failed instance never fails its neighbours.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -143,3 +144,28 @@ class ServableStatus:
     replicas: int
     ready_replicas: int
     loaded: bool = True
+
+
+class ModelState(enum.Enum):
+    """The states of a model in a repository's index; the values are the Open Inference Protocol's words."""
+
+    KNOWN = ""  # it was never loaded
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One version of a model in a repository's index.
+
+    Attributes:
+        version: 0 where none is known, as for a model that was never loaded.
+        reason: why it cannot answer, or why its last load failed; empty where there is nothing to say.
+    """
+
+    name: str
+    version: int
+    state: ModelState
+    reason: str = ""

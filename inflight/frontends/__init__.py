@@ -2,6 +2,7 @@
 
 from inflight.frontends.app import http_app, load_protocol
 from inflight.frontends.base import Backend, predict
+from inflight.frontends.control import Control
 from inflight.frontends.door import Door
 from inflight.frontends.grpc import grpc_app
 from inflight.frontends.keys import Keys
@@ -11,6 +12,7 @@ __all__ = [
     "Access",
     "Backend",
     "Call",
+    "Control",
     "Door",
     "Events",
     "Keys",

@@ -12,6 +12,7 @@ from inflight.errors import ConfigError, InflightError
 from inflight.frontends.anthropic import AnthropicRest
 from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
+from inflight.frontends.control import Control
 from inflight.frontends.door import UNKNOWN, Door, refuse, unknown_route
 from inflight.frontends.edge import Edge
 from inflight.frontends.keys import Keys
@@ -51,6 +52,7 @@ def http_app(
     keys: Keys | None = None,
     origins: Sequence[str] = (),
     protocols: Sequence[type[Door]] = (),
+    control: Control | None = None,
 ) -> Edge:
     """The ASGI application for `http` scopes.
 
@@ -61,6 +63,7 @@ def http_app(
         max_body_bytes: limit of a request body, before and after decompression.
         keys, origins: see `Edge`.
         protocols: further protocols; the constructor of each takes the backend alone.
+        control: loads and unloads models; None: nobody can.
 
     Raises:
         ConfigError: one of `protocols` has a path of another protocol.
@@ -70,7 +73,7 @@ def http_app(
         LlmMethods(backend, max_body_bytes=max_body_bytes, config=rest),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
         LlmRoutes(backend),
-        OpenInferenceRest(backend, max_body_bytes=max_body_bytes),
+        OpenInferenceRest(backend, max_body_bytes=max_body_bytes, control=control),
         tgi,
         CloudRest(backend, tgi, openai, rest),
         openai,

@@ -97,6 +97,10 @@ class Key:
         return self.config.priority
 
     @property
+    def admin(self) -> bool:
+        return self.config.admin
+
+    @property
     def limited(self) -> bool:
         """Whether a request has to be watched until its end."""
         config = self.config
@@ -164,7 +168,7 @@ class Keys:
         metrics: KeyMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._single = None if single is None else KeyConfig(name=SINGLE, key=single, tenant="")
+        self._single = None if single is None else KeyConfig(name=SINGLE, key=single, tenant="", admin=True)
         self._file, self._metrics, self._clock = file, metrics, clock
         self._secret = os.urandom(32)
         self._by_digest: dict[bytes, Key] = {}

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig, processors
-from inflight.contract import NEWEST
+from inflight.contract import NEWEST, MethodInfo
 from inflight.errors import ConfigError, InflightError, StartError, Unavailable
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
 from inflight.place import Launch
-from inflight.router.group import Group
+from inflight.router.drain import drained
+from inflight.router.group import Group, MethodQueue
 from inflight.router.keeper import Keeper
 from inflight.router.language_models import LanguageModels
 from inflight.router.replica import Replica, State
@@ -57,6 +58,8 @@ class Fleet:
         self._on_all_lost = on_all_lost
         self._keepers: dict[Replica, Keeper] = {}
         self._groups: dict[str, dict[int, Group]] = {}  # by servable and version, in the order of their start
+        self._aside: list[Group] = []  # those that load beside others, and those that answer their last requests
+        self._tasks: set[asyncio.Task[None]] = set()  # keeps them alive; their order does not matter
         self.inbox = Arena(create_file("inflight-inbox", physical_memory()))
         self.stopping = False
 
@@ -75,6 +78,14 @@ class Fleet:
     def versions(self, servable: str) -> Mapping[int, Group]:
         """The groups of a servable by version; empty if there is no such servable."""
         return self._groups.get(servable, {})
+
+    def former(self, method: MethodInfo) -> tuple[Group, MethodQueue] | None:
+        """The group and queue that a method belongs to, where the group was replaced or unloaded a moment ago."""
+        for group in self._aside:
+            queue = group.by_name.get(method.name)
+            if queue is not None and queue.info == method and group.alive:
+                return group, queue
+        return None
 
     # Life
 
@@ -104,21 +115,97 @@ class Fleet:
             for group, _ in groups:
                 self._remove_group(group)
             raise
-        devices = sum(len(config.device_ids) or max(1, config.num_parallel_workers) for config in configs)
-        threads = max(1, processors() // max(1, devices))
+        threads = _threads(configs)
         try:
             await _all(self._start_replicas(group, config, threads) for group, config in groups)
+            for group, _ in groups:
+                for generator in group.generators.values():
+                    self.language_models.install(generator)
         except BaseException as error:
             await asyncio.gather(*(self._end_group(group) for group, _ in groups))
             for group, _ in groups:
                 self._remove_group(group)
+                for generator in group.generators.values():
+                    await self.language_models.retire(generator, 0)
             if isinstance(error, InflightError):
                 raise StartError(f"Fail to start workers: {error}") from error
             raise
 
+    async def load(self, configs: Sequence[ServableConfig]) -> None:
+        """Starts versions of one servable beside what serves under its name, lets them take over when all are ready,
+        and ends the others when these have answered their last requests.
+
+        Args:
+            configs: at least one; all of one name, each of another version.
+
+        Raises:
+            ConfigError: a servable is not where it should be.
+            StartError: a worker failed, with its text; what served goes on.
+        """
+        if self.stopping:
+            raise StartError("the server stops")
+        name = configs[0].name
+        groups = [self._make_group(config) for config in configs]
+        self._aside += groups
+        try:
+            await _all(self._start_replicas(*each, _threads(configs)) for each in zip(groups, configs))
+            if self.stopping:
+                raise StartError("the server stops")
+        except BaseException:
+            await asyncio.gather(*(self._end_group(group) for group in groups))
+            for group in groups:
+                await self._forget(group)
+                for generator in group.generators.values():
+                    await self.language_models.retire(generator, 0)
+            raise
+        self._aside = [group for group in self._aside if group not in groups]
+        old = list(self.versions(name).values())
+        self._groups[name] = {group.version: group for group in groups}
+        for group in groups:
+            for generator in group.generators.values():
+                self.language_models.install(generator)
+        for group in old:
+            self._retire(group)
+
+    def unload(self, name: str) -> list[asyncio.Task[None]]:
+        """Takes a servable out of service. It answers the requests that it has; then its workers end.
+
+        Returns:
+            What ends when its workers have ended.
+        """
+        return [self._retire(group) for group in self._groups.pop(name, {}).values()]
+
+    def _retire(self, group: Group) -> asyncio.Task[None]:
+        self._aside.append(group)
+        for generator in group.generators.values():
+            self.language_models.withdraw(generator)
+
+        async def end() -> None:
+            if not await drained(lambda: group.busy, self._config.drain_timeout):
+                log.warning("requests of servable '%s' did not finish before it ended", group.name)
+            await self._end_group(group, f"servable '{group.name}': servable is not available, it was unloaded")
+            await self._forget(group)
+            for generator in group.generators.values():
+                await self.language_models.retire(generator)
+
+        task = asyncio.get_running_loop().create_task(end())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _forget(self, group: Group) -> None:
+        """Takes an ended group that was aside out of the lists and the metrics."""
+        if group in self._aside:
+            self._aside.remove(group)
+        successor = self.versions(group.name).get(group.version)
+        for replica in group.replicas:
+            self._metrics.replica(group.name, group.version, replica.label, None)
+        for replica in successor.replicas if successor is not None else ():
+            self._note(group, replica)  # it has the same labels
+
     def kill(self) -> None:
         """Kills every process of the server's, at once. May be called from any thread."""
-        for group in self.groups:
+        for group in [*self.groups, *self._aside]:
             for replica in group.replicas:
                 replica.kill()
         self.language_models.kill()
@@ -133,7 +220,9 @@ class Fleet:
         await asyncio.gather(self.language_models.stop(), drained)
         for keeper in self._keepers.values():
             keeper.stop()
-        await asyncio.gather(*(self._end_group(group) for group in self.groups))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*(self._end_group(group) for group in [*self.groups, *self._aside]))
         self._groups.clear()
         self.inbox.close()
 
@@ -143,23 +232,26 @@ class Fleet:
         return group if group is not None and group.announced and not group.replicas else None
 
     def _add_group(self, config: ServableConfig, announced: bool = False) -> Group:
+        version = _resolved(config)
+        if version in self.versions(config.name):
+            raise ConfigError(f"version {version} of servable '{config.name}' is already started")
+        group = self._make_group(config, announced)
+        self._groups.setdefault(config.name, {})[version] = group
+        return group
+
+    def _make_group(self, config: ServableConfig, announced: bool = False) -> Group:
         if config.model_file is None:
             check_config_location(config.directory, config.name)
         elif not config.model_file.is_file():
             raise ConfigError(f"model file '{config.model_file}' does not exist")
-        version = _resolved(config)
-        if version in self.versions(config.name):
-            raise ConfigError(f"version {version} of servable '{config.name}' is already started")
         limit = config.execution_timeout
-        group = Group(
+        return Group(
             config.name,
-            version,
+            _resolved(config),
             self._metrics,
             announced,
             self._config.execution_timeout if limit is None else limit,
         )
-        self._groups.setdefault(config.name, {})[version] = group
-        return group
 
     def _remove_group(self, group: Group) -> None:
         versions = self._groups.get(group.name, {})
@@ -215,10 +307,11 @@ class Fleet:
     async def _start_generators(self, group: Group, config: ServableConfig, offer: Offer) -> None:
         """Starts the language models that a servable declares, under the servable's name."""
         for declared in offer.generators:
+            if group.generators or (group not in self._aside and config.name in self.language_models.served):
+                raise ConfigError(f"two language models are named '{config.name}'; rename one")
             model = msgspec.structs.replace(declared.config.model, device_type=config.device_type)
             generator = msgspec.structs.replace(declared.config, model=model, name=config.name)
-            await self.language_models.start([generator])
-            group.generators[declared.key] = self.language_models.served[config.name]
+            group.generators[declared.key] = await self.language_models.prepare(generator)
         group.loaded = True
 
     def _replica(self, group: Group, config: ServableConfig, label: str, environment: dict[str, str]) -> Replica:
@@ -282,8 +375,9 @@ class Fleet:
         if not any(replica.state is not State.DEAD for replica in owners):
             self._on_all_lost()
 
-    async def _end_group(self, group: Group) -> None:
-        group.fail_waiting(Unavailable(f"servable '{group.name}': servable is not available, the server stops"))
+    async def _end_group(self, group: Group, why: str = "") -> None:
+        why = why or f"servable '{group.name}': servable is not available, the server stops"
+        group.fail_waiting(Unavailable(why))
         for replica in group.replicas:
             replica.state = State.DEAD
             keeper = self._keepers.pop(replica, None)
@@ -292,10 +386,16 @@ class Fleet:
         await asyncio.gather(*(replica.end() for replica in group.replicas))
         for replica in group.replicas:
             for instance in list(replica.outstanding.values()):
-                instance.settle(Unavailable(f"servable '{group.name}': the server stopped"))
+                instance.settle(Unavailable(why))
 
     def _note(self, group: Group, replica: Replica) -> None:
         self._metrics.replica(group.name, group.version, replica.label, replica.state.value)
+
+
+def _threads(configs: Sequence[ServableConfig]) -> int:
+    """Threads for each worker of these servables, which start together."""
+    devices = sum(len(config.device_ids) or max(1, config.num_parallel_workers) for config in configs)
+    return max(1, processors() // max(1, devices))
 
 
 def _resolved(config: ServableConfig) -> int:

@@ -192,6 +192,15 @@ class Group:
             )
 
     @property
+    def busy(self) -> bool:
+        """Whether an instance waits or is with a worker."""
+        return (
+            bool(self._suspects)
+            or any(replica.outstanding for replica in self.replicas)
+            or any(not instance.request.closed for queue in self.queues for instance in queue.waiting)
+        )
+
+    @property
     def alive(self) -> bool:
         """Whether a replica works or will be started again."""
         for replica in self.replicas:  # noqa: SIM110 - runs for every request, and a generator costs

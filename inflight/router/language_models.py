@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,14 +24,25 @@ from inflight.contract import (
     Row,
     ServableStatus,
 )
-from inflight.errors import ConfigError, DeadlineExceeded, InflightError, Loading, NotFound, Overloaded
+from inflight.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    InflightError,
+    Loading,
+    NotFound,
+    Overloaded,
+    StartError,
+)
 from inflight.metrics import Load, Metrics, ReplicaLoad
+from inflight.router.drain import drained
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
 from inflight.startup import ProgressBar, aside, failed_load, weight_bytes
 
 if TYPE_CHECKING:
     from inflight.engine import Engine, ShardGroup
+
+log = logging.getLogger("inflight")
 
 LONGEST = 24 * 3600.0
 """Seconds after which a request without a deadline of its own is given up."""
@@ -77,9 +89,13 @@ class LanguageModels:
     def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
         self._config = config
         self._metrics = metrics
-        self._engines: dict[str, Engine] = {}
-        self._groups: dict[str, list[ShardGroup]] = {}  # one for each replica
+        # One group of ranks for each replica of every engine: of those that load, serve, or answer their last requests.
+        self._shards: dict[Engine, list[ShardGroup]] = {}
+        self._begun: list[ShardGroup] = []  # those whose tokenizer is being read, so that there is no engine yet
         self._served: dict[str, Generator] = {}  # an engine takes its announcement's place once it is loaded
+        self._versions: dict[str, int] = {}
+        self._one_loads = asyncio.Lock()  # each model measures the memory that is left
+        self._stopping = False
 
     @property
     def served(self) -> Mapping[str, Generator]:
@@ -100,21 +116,27 @@ class LanguageModels:
             if config.name in self._served:
                 raise ConfigError(f"two language models are named '{config.name}'; rename one")
             self._served[config.name] = Announced(config)
+            self._versions[config.name] = config.version
 
     def statuses(self) -> list[ServableStatus]:
         return [self._status(name, generator) for name, generator in self._served.items()]
 
     def _status(self, name: str, generator: Generator) -> ServableStatus:
-        replicas = self._engines[name].replicas if name in self._engines else [generator.ready]
+        engine = self._engine(generator)
+        replicas = engine.replicas if engine is not None else [generator.ready]
         return ServableStatus(
             name=name,
-            version=1,
-            methods=(_generate_method(generator.info),),
+            version=self._versions[name],
+            methods=(self._method(generator.info),),
             ready=generator.ready,
             replicas=len(replicas),
             ready_replicas=sum(replicas),
             loaded=generator.info.loaded,
         )
+
+    def _engine(self, generator: Generator | None) -> Engine | None:
+        """The engine that a served model is; None for one that is only announced."""
+        return next((engine for engine in self._shards if engine is generator), None)
 
     def method(self, name: str, version: int, method: str) -> MethodInfo | None:
         """The method `generate` of a model; None for other methods, other versions and unknown models.
@@ -123,11 +145,18 @@ class LanguageModels:
             Loading: the model is not loaded yet.
         """
         generator = self._served.get(name)
-        if generator is None or method != GENERATE or version not in (NEWEST, 1):
+        if generator is None or method != GENERATE or not self.has(name, version):
             return None
         if isinstance(generator, Announced):
             raise generator.loading()
-        return _generate_method(generator.info)
+        return self._method(generator.info)
+
+    def has(self, name: str, version: int) -> bool:
+        """Whether a model is served in this version."""
+        return name in self._served and version in (NEWEST, self._versions[name])
+
+    def _method(self, info: GeneratorInfo) -> MethodInfo:
+        return generate_method(info.name, info.image_placeholder is not None, self._versions.get(info.name, 1))
 
     def submit(
         self,
@@ -142,7 +171,9 @@ class LanguageModels:
         Raises:
             Overloaded: more rows than the model takes at once.
         """
-        engine = self._engines[method.servable]
+        engine = self._served.get(method.servable)
+        if engine is None:
+            raise NotFound(f"servable '{method.servable}': servable is not available, it was unloaded")
         limit = engine.info.policy.max_concurrent_requests
         if engine.admission.room < len(rows):
             raise Overloaded(f"the model takes {limit} generations at once; try again later, or send fewer instances")
@@ -186,26 +217,82 @@ class LanguageModels:
         """
         if not configs:
             return
-        self._metrics.generations.watch(self._load, self._replicas)
-        started: list[str] = []
+        opened: list[Engine] = []
         try:
-            for config in configs:
-                if config.name in self._engines or config.name not in self._served:
-                    self.announce([config])
-                self._engines[config.name] = await self._opened(await config.fetched(), ahead=not started)
-                started.append(config.name)
-            # One after the other: each measures the memory that is left.
-            for name in started:
-                await self._engines[name].start()
-                self._served[name] = self._engines[name]
+            async with self._one_loads:
+                for config in configs:
+                    if not isinstance(self._served.get(config.name), Announced):
+                        self.announce([config])
+                    opened.append(await self._opened(await config.fetched(), ahead=not opened))
+                # One after the other: each measures the memory that is left.
+                for engine in opened:
+                    await engine.start()
+                    self._served[engine.info.name] = engine
         except BaseException:
             for config in configs:
-                if config.name in started or isinstance(self._served.get(config.name), Announced):
+                served = self._served.get(config.name)
+                if isinstance(served, Announced) or served in opened:
                     del self._served[config.name]
-            for name in started:
-                await self._engines.pop(name).stop()
-                del self._groups[name]
+            for engine in opened:
+                await self._end(engine, 0)
             raise
+
+    # Beside what serves
+
+    async def prepare(self, config: GeneratorConfig) -> Engine:
+        """Loads a model that nobody can call yet.
+
+        Raises:
+            StartError: it cannot be loaded; what this call started has been ended.
+        """
+        async with self._one_loads:
+            if self._stopping:
+                raise StartError("the server stops")
+            engine = await self._opened(await config.fetched(), ahead=True)
+            try:
+                await engine.start()
+                if self._stopping:
+                    raise StartError("the server stops")
+            except BaseException:
+                await self._end(engine, 0)
+                raise
+        return engine
+
+    def install(self, generator: Generator, version: int = 1) -> Generator | None:
+        """Lets a model serve under its name.
+
+        Returns:
+            The model that did so before.
+        """
+        name = generator.info.name
+        before = self._served.get(name)
+        self._served[name] = generator
+        self._versions[name] = version
+        return before
+
+    def withdraw(self, generator: Generator) -> None:
+        """Takes a model out of service, unless another one has taken its place."""
+        if self._served.get(generator.info.name) is generator:
+            del self._served[generator.info.name]
+
+    async def retire(self, generator: Generator, seconds: float | None = None) -> None:
+        """Ends a model that is out of service when it has answered its last requests.
+
+        Args:
+            seconds: the longest wait for these; None: the server's `drain_timeout`.
+        """
+        self.withdraw(generator)
+        engine = self._engine(generator)
+        if engine is None:
+            return  # it was never loaded
+        limit = self._config.drain_timeout if seconds is None else seconds
+        if limit and not await drained(lambda: _busy(engine), limit):
+            log.warning("%d generations of '%s' did not finish before it ended", engine.streams, engine.info.name)
+        await self._end(engine, 0)
+
+    async def _end(self, engine: Engine, grace: float) -> None:
+        await engine.stop(grace)
+        self._shards.pop(engine, None)
 
     async def _opened(self, config: GeneratorConfig, ahead: bool) -> Engine:
         """An engine that is still to be started.
@@ -222,14 +309,14 @@ class LanguageModels:
         from inflight.text import load_tokenizer
         from inflight.vision import open_vision
 
+        self._metrics.generations.watch(self._load, self._replicas)
         replicas = [config.of_replica(number) for number in range(config.replicas)]
-        self._groups[config.name] = groups = [
-            ShardGroup(one, self._config, partial(_progress, one)) for one in replicas
-        ]
+        groups = [ShardGroup(one, self._config, partial(_progress, one)) for one in replicas]
+        self._begun += groups
         folder = config.model.model_dir
-        for shards in groups if ahead else ():
-            shards.begin()
         try:
+            for shards in groups if ahead else ():
+                shards.begin()
             try:
                 read = partial(
                     load_tokenizer,
@@ -242,15 +329,18 @@ class LanguageModels:
             except Exception as error:  # the tokenizer's library raises anything for a broken file
                 raise failed_load("the tokenizer", error, folder) from error
             vision = open_vision(config, self._config, self._metrics)
-            return Engine(config, tokenizer, groups, self._config.restart, self._metrics, vision)
+            engine = Engine(config, tokenizer, groups, self._config.restart, self._metrics, vision)
+            self._shards[engine] = groups
+            return engine
         except BaseException:
             await asyncio.gather(*(shards.give_up() for shards in groups))
-            self._groups.pop(config.name, None)
             raise
+        finally:
+            self._begun = [shards for shards in self._begun if shards not in groups]
 
     def _load(self) -> Load:
         """The sum over all models."""
-        loads = [engine.load for engine in self._engines.values()]
+        loads = [engine.load for engine in self._shards]
         return Load(
             sum(load.running for load in loads),
             sum(load.waiting for load in loads),
@@ -259,7 +349,7 @@ class LanguageModels:
         )
 
     def _replicas(self) -> list[ReplicaLoad]:
-        return [load for engine in self._engines.values() for load in engine.replica_loads]
+        return [load for engine in self._shards for load in engine.replica_loads]
 
     async def restart_replicas(self, name: str | None = None) -> None:
         """Starts the ranks of a model, or of all one after the other, again, without losing a request; as
@@ -268,33 +358,35 @@ class LanguageModels:
         Raises:
             NotFound: there is no such model.
         """
-        if name is not None and name not in self._engines:
-            raise NotFound(f"no language model is named '{name}'; served here: {', '.join(self._engines) or 'none'}")
-        for engine in [self._engines[name]] if name is not None else list(self._engines.values()):
-            await engine.restart_replicas()
+        if name is not None and name not in self._served:
+            raise NotFound(f"no language model is named '{name}'; served here: {', '.join(self._served) or 'none'}")
+        for generator in [self._served[name]] if name is not None else list(self._served.values()):
+            engine = self._engine(generator)
+            if engine is not None:
+                await engine.restart_replicas()
 
     async def stop(self) -> None:
-        # Those whose tokenizer is not read yet.
-        begun = [group for name, groups in self._groups.items() if name not in self._engines for group in groups]
-        engines = self._engines.values()
+        self._stopping = True
         await asyncio.gather(
-            *(engine.stop(self._config.stop_timeout) for engine in engines),
-            *(group.give_up() for group in begun),
+            *(engine.stop(self._config.stop_timeout) for engine in list(self._shards)),
+            *(shards.give_up() for shards in list(self._begun)),
         )
 
     def kill(self) -> None:
         """Kills every rank, at once."""
-        for groups in self._groups.values():
-            for group in groups:
-                group.kill()
+        for shards in [*(each for groups in self._shards.values() for each in groups), *self._begun]:
+            shards.kill()
 
     def pids(self, name: str) -> list[int]:
-        """Processes of one model's ranks."""
-        return [pid for group in self._groups[name] for pid in group.pids]
+        """Processes of the ranks of one served model."""
+        engine = self._engine(self._served.get(name))
+        return [pid for shards in self._shards[engine] for pid in shards.pids] if engine is not None else []
 
 
-def _generate_method(info: GeneratorInfo) -> MethodInfo:
-    return generate_method(info.name, info.image_placeholder is not None)
+def _busy(engine: Engine) -> bool:
+    """Whether a request is on its way to a model, or is being answered."""
+    place = engine.admission
+    return bool(engine.streams or place.used or place.arriving or place.uploading)
 
 
 def _progress(config: GeneratorConfig) -> ProgressBar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from inflight.admission import holder
 from inflight.config import ServerConfig
@@ -20,7 +21,8 @@ from inflight.errors import (
 )
 from inflight.metrics import Metrics
 from inflight.router.fleet import Fleet
-from inflight.router.group import Group
+from inflight.router.group import Group, MethodQueue
+from inflight.router.models import Models
 from inflight.router.request import Request, Result, SayTo
 
 log = logging.getLogger("inflight")
@@ -34,8 +36,10 @@ class Router:
         metrics: counts requests.
         runtimes: value of INFLIGHT_RUNTIMES, handed to the workers.
         on_all_lost: called when no worker is left that could be started again.
+        values: the options that models are configured with which are loaded later, by key.
 
     Attributes:
+        models: loads and unloads models while the server serves.
         fleet: starts, holds and ends the servables and language models.
         max_enqueued: upper limit of requests to servables in flight.
     """
@@ -46,10 +50,12 @@ class Router:
         metrics: Metrics,
         runtimes: str | None = None,
         on_all_lost: Callable[[], None] = lambda: None,
+        values: Mapping[str, Any] = {},
     ) -> None:
         self._config = config
         self._metrics = metrics
         self.fleet = Fleet(config, metrics, runtimes, on_all_lost)
+        self.models = Models(self.fleet, config, values, self.servables)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -63,8 +69,10 @@ class Router:
     @property
     def ready(self) -> bool:
         fleet = self.fleet
-        if fleet.stopping or not fleet.names:
+        if fleet.stopping:
             return False
+        if not fleet.names:
+            return bool(self._config.repositories or self._config.admin)
         return all(group.answers for group in fleet.groups) and fleet.language_models.ready
 
     @property
@@ -118,13 +126,13 @@ class Router:
         if caller is not None and not caller.allows(method.servable):
             raise Forbidden(f"this API key may not call '{method.servable}'")
         models = self.fleet.language_models
-        if method.optional and models.method(method.servable, method.version, method.name) is not None:
+        # Whichever version: it may have been replaced since the method was looked up.
+        if method.optional and models.method(method.servable, NEWEST, method.name) is not None:
             return models.submit(method, rows, done, timeout, say)
-        group = self._group(method.servable, method.version)
+        group, queue = self._queue(method)
         if self._in_flight >= self.max_enqueued:
             self._metrics.request_done(method.servable, method.name, 0.0, Overloaded.cause)
             raise Overloaded(f"Serving Error: enqueued requests count exceeds the limit {self.max_enqueued}")
-        queue = group.by_name[method.name]
         seconds = queue.timeout if timeout is None or queue.timeout is None else min(timeout, queue.timeout)
         seconds = timeout if seconds is None else seconds
         timer: asyncio.TimerHandle | None = None
@@ -174,6 +182,27 @@ class Router:
             except asyncio.TimeoutError:
                 log.warning("%d requests did not finish before the server stopped", self._in_flight)
 
+    def _queue(self, method: MethodInfo) -> tuple[Group, MethodQueue]:
+        """The group and queue of a method that was looked up a moment ago; its group may have been replaced since.
+
+        Raises:
+            NotFound, Unavailable: nobody can answer.
+        """
+        group = self.fleet.versions(method.servable).get(method.version)
+        queue = group.by_name.get(method.name) if group is not None else None
+        if group is not None and queue is not None and (queue.info is method or queue.info == method):
+            if self.fleet.stopping:
+                self._group(method.servable, method.version)
+            return group, queue
+        former = self.fleet.former(method)
+        if former is not None and not self.fleet.stopping:
+            return former
+        self._group(method.servable, method.version)
+        raise Unavailable(
+            f"servable '{method.servable}': method '{method.name}' was replaced by another while the request came in; "
+            "send it again"
+        )
+
     def _group(self, servable: str, version: int) -> Group:
         versions = self.fleet.versions(servable)
         wanted = max(versions) if versions and version == NEWEST else version
@@ -181,7 +210,7 @@ class Router:
         if group is not None and self.fleet.stopping:
             raise Unavailable(f"servable '{servable}': servable is not available, the server stops")
         if group is None:
-            if servable in self.fleet.language_models.served and version in (NEWEST, 1):
+            if self.fleet.language_models.has(servable, version):
                 raise NotFound(
                     f"servable '{servable}', a language model: method is not available; it has: generate, and by HTTP "
                     "generated_stream"

@@ -47,13 +47,13 @@ Say = Callable[[str], None]
 """Called with each piece of text as it is generated."""
 
 
-def generate_method(name: str, reads_images: bool = False) -> MethodInfo:
+def generate_method(name: str, reads_images: bool = False, version: int = 1) -> MethodInfo:
     """The method `generate` of a language model. Its second input, a JSON object, is optional; and so are the image of
     a model that reads images and the text beside it."""
     if reads_images:
         optional = (("inputs", ""), ("parameters", "{}"), (IMAGE, b""))
-        return MethodInfo(name, 1, GENERATE, (*_INPUTS, TensorSpec(IMAGE)), _OUTPUTS, optional)
-    return MethodInfo(name, 1, GENERATE, _INPUTS, _OUTPUTS, (("parameters", "{}"),))
+        return MethodInfo(name, version, GENERATE, (*_INPUTS, TensorSpec(IMAGE)), _OUTPUTS, optional)
+    return MethodInfo(name, version, GENERATE, _INPUTS, _OUTPUTS, (("parameters", "{}"),))
 
 
 class StageParameters(msgspec.Struct, forbid_unknown_fields=True):

@@ -33,13 +33,14 @@ from inflight.servable.spec import (
     ServableSpec,
     StageSpec,
 )
-from inflight.servable.trace import Registry, current_registry, tracing
+from inflight.servable.trace import CONFIG_FILE, Registry, current_registry, tracing
 from inflight.servable.versions import Version, check_config_location, find_versions, resolve_version
 
 __all__ = [
     "BARE_METHOD",
     "BUILTIN_FORMATS",
     "BUILTIN_FUNCTIONS",
+    "CONFIG_FILE",
     "DEFAULT_MAX_BATCH_SIZE",
     "AclOptions",
     "AscendDeviceInfo",

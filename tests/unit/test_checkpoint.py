@@ -20,8 +20,8 @@ from inflight.checkpoint import LoraFolder, SentenceFolder, open_model
 from inflight.checkpoint.gguf.types import TYPES
 from inflight.checkpoint.pickled import convert
 from inflight.commands.launcher import _name
-from inflight.commands.llm_options import is_language_model
 from inflight.errors import StartError
+from inflight.repository import is_language_model
 from inflight.tensors import Quantised
 from tests.gguf_files import matrices, write_gguf
 from tests.lm import make_runner, run, save_tiny

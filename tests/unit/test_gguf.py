@@ -351,7 +351,7 @@ def test_a_model_from_a_script(tmp_path: Path) -> None:
 
 def test_the_command_line_knows_the_file(tmp_path: Path) -> None:
     from inflight.commands.checkpoints import find_model
-    from inflight.commands.llm_options import is_language_model
+    from inflight.repository import is_language_model
 
     original = save_tiny("Llama", tmp_path / "original")
     write_gguf(original, tmp_path / "tiny.gguf", "llama")

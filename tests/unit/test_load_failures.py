@@ -18,10 +18,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from inflight.commands.llm_options import is_language_model
 from inflight.errors import ConfigError, InflightError, StartError
 from inflight.link import WorkerJob
 from inflight.llm import LLM
+from inflight.repository import is_language_model
 from inflight.runtime import configure
 from inflight.runtime.onnx import OnnxRuntime
 from inflight.startup.loading import LONGEST_LINE, failed_load, one_line, read_object

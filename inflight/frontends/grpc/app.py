@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inflight.frontends.base import Backend
+from inflight.frontends.control import Control
 from inflight.frontends.grpc.counted import counted
 from inflight.frontends.grpc.health import health_rpcs
 from inflight.frontends.grpc.keyed import admission
@@ -20,7 +21,12 @@ PREDICT_SERVICE = "mindspore.serving.proto.MSService"
 
 
 def grpc_app(
-    backend: Backend, *, max_message_bytes: int, keys: Keys | None = None, metrics: Metrics | None = None
+    backend: Backend,
+    *,
+    max_message_bytes: int,
+    keys: Keys | None = None,
+    metrics: Metrics | None = None,
+    control: Control | None = None,
 ) -> GrpcApp:
     """The procedures of a gRPC port; `listen_grpc` serves them.
 
@@ -28,9 +34,10 @@ def grpc_app(
         max_message_bytes: limit of one message, received or sent.
         keys: calls of models carry one in their metadata, as `authorization: Bearer <key>`; None: they need none.
         metrics: counts the calls; None: they are not counted.
+        control: loads and unloads models; None: nobody can.
     """
     holding = HoldingBackend(backend)
-    models = {**predict_rpcs(holding), **oip_rpcs(holding)}
+    models = {**predict_rpcs(holding), **oip_rpcs(holding, control or Control(backend))}
     rpcs = {
         **models,
         **health_rpcs(backend, (PREDICT_SERVICE, OIP_SERVICE)),

@@ -59,15 +59,22 @@ class IndexBody(msgspec.Struct):
     ready: bool = False
 
 
+class ChangeBody(msgspec.Struct):
+    """How a model is to be loaded or unloaded."""
+
+    parameters: dict[str, Any] | None = None
+
+
 class _Entry(TypedDict):
     name: str
-    version: str
-    state: str
 
 
 class IndexEntry(_Entry, total=False):
-    """One model of the repository; why it cannot answer, where it cannot."""
+    """One model of the repository, with its name alone where it was never loaded; why it cannot answer, where it
+    cannot."""
 
+    version: str
+    state: str
     reason: str
 
 

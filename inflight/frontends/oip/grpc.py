@@ -13,6 +13,7 @@ from inflight import __version__
 from inflight.admission import Caller
 from inflight.contract import MethodInfo, Outcome, TextPart
 from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.frontends.control import Control
 from inflight.frontends.oip.large import InferRequest, encoded, first_tensor, parse_request
 from inflight.frontends.oip.mapping import (
     ModelMetadata,
@@ -25,6 +26,7 @@ from inflight.frontends.oip.mapping import (
     request_timeout,
     to_rows,
 )
+from inflight.frontends.oip.repository import repository_rpcs
 from inflight.frontends.oip.tensors import OipTensor, from_elements, from_raw
 from inflight.proto.open_inference_pb2 import (
     InferTensorContents,
@@ -69,7 +71,7 @@ _UNSUPPORTED = {
 }
 
 
-def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
+def oip_rpcs(backend: HoldingBackend, control: Control) -> dict[str, Rpc]:
     """The service's procedures by path."""
     models = ModelNames(backend)
 
@@ -120,6 +122,7 @@ def oip_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         path("ModelMetadata"): UnaryRpc(ModelMetadataRequest.FromString, model_metadata),
         path("ModelInfer"): UnaryRpc(parse_request, model_infer, begin_infer, hold, layout=first_tensor),
         path("ModelStreamInfer"): StreamRpc(parse_request, duplex=partial(_stream_infer, backend), layout=first_tensor),
+        **{path(name): rpc for name, rpc in repository_rpcs(control).items()},
     }
 
 

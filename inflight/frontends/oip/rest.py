@@ -11,12 +11,14 @@ from urllib.parse import unquote
 import orjson
 
 from inflight import __version__
-from inflight.contract import MethodInfo, Outcome
+from inflight.contract import KnownModel, MethodInfo, ModelState, Outcome
 from inflight.errors import InflightError, InvalidRequest, Loading
 from inflight.frontends.base import Backend
+from inflight.frontends.control import Control
 from inflight.frontends.door import Done, QuickDoor, Reply, respond_parts
 from inflight.frontends.oip.binary import InferRequest, encode_response, parse_request
 from inflight.frontends.oip.bodies import (
+    ChangeBody,
     Extension,
     GenerateExtension,
     IndexBody,
@@ -78,8 +80,9 @@ class OpenInferenceRest(QuickDoor):
     below = ("/v2/",)
     error = OipError
 
-    def __init__(self, backend: Backend, *, max_body_bytes: int) -> None:
+    def __init__(self, backend: Backend, *, max_body_bytes: int, control: Control | None = None) -> None:
         super().__init__(backend)
+        self._control = control or Control(backend)
         self._submit = backend.submit
         self._max_body_bytes = max_body_bytes
         self._models = ModelNames(backend)
@@ -97,7 +100,7 @@ class OpenInferenceRest(QuickDoor):
         return self.table.find(scope, path, ["v2", *self._parts(raw)])
 
     def limit(self, call: Call) -> int:
-        if "name" in call.names and call.route.verb == "POST":
+        if "name" in call.names and call.route.access is Access.PLACE:
             self._method(call.names)
         return self._max_body_bytes
 
@@ -186,20 +189,16 @@ class OpenInferenceRest(QuickDoor):
 
     async def _index(self, call: Call) -> None:
         """Lists every model of every version; without those that are not ready if the body asks for ready ones only."""
-        body = call.body()
-        try:
-            asked = orjson.loads(body) if body else {}
-        except orjson.JSONDecodeError as error:
-            raise InvalidRequest(f"the request is not valid JSON: {error}") from None
-        only_ready = isinstance(asked, dict) and asked.get("ready") is True
-        models = []
-        for status in self._backend.servables():
-            if only_ready and not status.ready:
-                continue
-            reason = "no replica is ready" if status.loaded else "it is still being loaded"
-            state = {"state": "READY"} if status.ready else {"state": "UNAVAILABLE", "reason": reason}
-            models.append({"name": status.name, "version": str(status.version), **state})
-        await respond_json(call.send, models)
+        asked = _json_body(call)
+        await respond_json(call.send, [_index_entry(each) for each in self._control.index(asked.get("ready") is True)])
+
+    async def _load(self, call: Call) -> None:
+        await call.run(self._control.load(call.names["name"], _parameters(call)))
+        await respond_json(call.send, {})
+
+    async def _unload(self, call: Call) -> None:
+        await self._control.unload(call.names["name"], _parameters(call))
+        await respond_json(call.send, {})
 
     routes: ClassVar[Sequence[Route]] = (
         Route("GET", "/v2", "The server and its extensions", _about, answer=Extension),
@@ -207,7 +206,35 @@ class OpenInferenceRest(QuickDoor):
         Route(
             "GET", "/v2/health/ready", "Whether everything can answer", _ready, answer=OipReady, also={503: OipReady}
         ),
-        Route("POST", "/v2/repository/index", "Every model", _index, bytes, shown=IndexBody, answer=list[IndexEntry]),
+        Route(
+            "POST",
+            "/v2/repository[/{repository}]/index",
+            "Every model",
+            _index,
+            bytes,
+            shown=IndexBody,
+            answer=list[IndexEntry],
+        ),
+        Route(
+            "POST",
+            "/v2/repository[/{repository}]/models/{name}/load",
+            "Load a model, or load it again",
+            _load,
+            bytes,
+            shown=ChangeBody,
+            answer=dict[str, Any],
+            access=Access.KEY,
+        ),
+        Route(
+            "POST",
+            "/v2/repository[/{repository}]/models/{name}/unload",
+            "Unload a model",
+            _unload,
+            bytes,
+            shown=ChangeBody,
+            answer=dict[str, Any],
+            access=Access.KEY,
+        ),
         Route("GET", "/v2/models/{name}[/versions/{version}]", "A model", _metadata, answer=ModelMetadata),
         Route(
             "GET",
@@ -248,6 +275,34 @@ class OpenInferenceRest(QuickDoor):
             access=Access.PLACE,
         ),
     )
+
+
+def _json_body(call: Call) -> dict[str, Any]:
+    """The object in a body; an empty body is an empty object."""
+    body = call.body()
+    try:
+        document = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the request is not valid JSON: {error}") from None
+    return document if isinstance(document, dict) else {}
+
+
+def _parameters(call: Call) -> dict[str, Any]:
+    parameters = _json_body(call).get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("'parameters' must be an object")
+    return parameters
+
+
+def _index_entry(model: KnownModel) -> IndexEntry:
+    entry: IndexEntry = {"name": model.name}
+    if model.version:
+        entry["version"] = str(model.version)
+    if model.state is not ModelState.KNOWN:
+        entry["state"] = model.state.value
+    if model.reason:
+        entry["reason"] = model.reason
+    return entry
 
 
 def _is_packed(scope: Scope) -> bool:

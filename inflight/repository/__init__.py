@@ -1,0 +1,25 @@
+"""Models on disk: which a folder holds, in which versions, and what each is started with."""
+
+from inflight.repository.scan import (
+    Found,
+    ModelConfiguration,
+    configurations,
+    generator_config,
+    inside,
+    is_language_model,
+    look,
+    scan,
+    servable_config,
+)
+
+__all__ = [
+    "Found",
+    "ModelConfiguration",
+    "configurations",
+    "generator_config",
+    "inside",
+    "is_language_model",
+    "look",
+    "scan",
+    "servable_config",
+]

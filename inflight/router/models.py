@@ -1,0 +1,308 @@
+"""The repository of a server: the models that it knows, their states, loading and unloading while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inflight.config import GeneratorConfig, ServableConfig, ServerConfig, check
+from inflight.contract import NEWEST, KnownModel, ModelState, ServableStatus
+from inflight.errors import ConfigError, InflightError, InvalidRequest, NotFound
+from inflight.repository import Found, ModelConfiguration, configurations, inside, look, scan
+from inflight.router.fleet import Fleet
+from inflight.startup import one_line
+
+log = logging.getLogger("inflight")
+
+UNLOADED = "unloaded"
+"""The reason in the index of a model that was unloaded, in Triton's word."""
+_PARAMETERS = ("version", "path", "unload_dependents")
+
+
+class _Model:
+    """One name in the repository.
+
+    Attributes:
+        configs: what it was last started with; empty: it never was, or it is found in a folder.
+        loading: versions that are being loaded.
+        unloading: versions that answer their last requests.
+        failure: why the last load failed.
+        was_loaded: it has served before.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.configs: list[ModelConfiguration] = []
+        self.loading: list[int] = []
+        self.unloading: list[int] = []
+        self.failure = ""
+        self.was_loaded = False
+        self.changes = asyncio.Lock()  # one load or unload at a time
+
+
+class Models:
+    """Loads and unloads models while the server serves. Lives on the server's event loop.
+
+    Args:
+        fleet: holds what runs.
+        config: the folders, and how long requests of an unloaded model may take.
+        values: the options that a loaded model is configured with, by key.
+        statuses: returns what is served.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        config: ServerConfig,
+        values: Mapping[str, Any],
+        statuses: Callable[[], Sequence[ServableStatus]],
+    ) -> None:
+        self._fleet = fleet
+        self._config = config
+        self._values = values
+        self._statuses = statuses
+        self._models: dict[str, _Model] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()  # keeps them alive; their order does not matter
+
+    def know(self, configs: Sequence[ModelConfiguration]) -> None:
+        """Notes models that the server starts with, so that they can be loaded again."""
+        for config in configs:
+            model = self._model(config.name)
+            model.configs = [
+                *(
+                    each
+                    for each in model.configs
+                    if each.version != config.version or isinstance(each, GeneratorConfig)
+                ),
+                config,
+            ]
+
+    # The index
+
+    def index(self) -> list[KnownModel]:
+        """Every version that is served, loads, or cannot be loaded, then the other models of the folders."""
+        served: dict[str, list[ServableStatus]] = {}
+        for status in self._statuses():
+            served.setdefault(status.name, []).append(status)
+        names = dict.fromkeys([*served, *self._models, *self._found()])
+        return [entry for name in names for entry in self._entries(name, served.get(name, []))]
+
+    def _entries(self, name: str, served: Sequence[ServableStatus]) -> list[KnownModel]:
+        model = self._models.get(name) or _Model(name)
+        failed = f"the last load failed: {model.failure}" if model.failure else ""
+        entries = [_entry(status, failed) for status in served]
+        numbers = [status.version for status in served]
+        entries += [
+            KnownModel(name, version, state)
+            for versions, state in ((model.loading, ModelState.LOADING), (model.unloading, ModelState.UNLOADING))
+            for version in versions
+            if version not in numbers
+        ]
+        if entries:
+            return entries
+        version = max((config.version for config in model.configs), default=NEWEST)
+        if failed:
+            return [KnownModel(name, version, ModelState.UNAVAILABLE, model.failure)]
+        if model.was_loaded:
+            return [KnownModel(name, version or 1, ModelState.UNAVAILABLE, UNLOADED)]
+        return [KnownModel(name, NEWEST, ModelState.KNOWN)]
+
+    def _found(self) -> dict[str, Found]:
+        found: dict[str, Found] = {}
+        for folder in self._config.repositories:
+            for name, model in scan(folder).items():
+                found.setdefault(name, model)
+        return found
+
+    def _model(self, name: str) -> _Model:
+        return self._models.setdefault(name, _Model(name))
+
+    # Changes
+
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Loads a model of the repository, or loads it again. Returns when it answers. What serves under the name goes
+        on until then, and for good where the load fails.
+
+        Args:
+            parameters: `version`: a number; `path`: of a model in one of the folders, which gets this name.
+
+        Raises:
+            NotFound: no model of this name is known.
+            InvalidRequest: a parameter that is not known, or a path outside the folders.
+            ConfigError, StartError: it cannot be loaded; the index says why, too.
+        """
+        _check_parameters(parameters)
+        await self.start(self._asked(name, parameters))
+
+    async def start(self, configs: Sequence[ModelConfiguration]) -> None:
+        """Loads versions of one model, wherever it lies; they take the place of what serves under its name.
+
+        Args:
+            configs: at least one, all of one name.
+
+        Raises:
+            ConfigError, StartError: it cannot be loaded; the index says why, too.
+        """
+        model = self._model(configs[0].name)
+        async with model.changes:
+            model.loading = [config.version or 1 for config in configs]
+            try:
+                await self._start(configs)
+            except InflightError as error:
+                model.failure = one_line(error)
+                log.error("model '%s' cannot be loaded: %s", model.name, error)
+                raise
+            finally:
+                model.loading = []
+            model.configs, model.failure, model.was_loaded = list(configs), "", True
+        log.info("model '%s' was loaded", model.name)
+
+    async def _start(self, configs: Sequence[ModelConfiguration]) -> None:
+        fleet, name = self._fleet, configs[0].name
+        for config in configs:
+            check(config)
+        servables = [config for config in configs if isinstance(config, ServableConfig)]
+        generators = [config for config in configs if isinstance(config, GeneratorConfig)]
+        if servables and generators:
+            raise ConfigError(f"'{name}' is a servable and a language model; rename one")
+        models = fleet.language_models
+        if servables:
+            before = models.served.get(name)
+            await fleet.load(servables)
+            if before is not None and models.served.get(name) in (None, before):  # a language model of its own
+                self._keep(models.retire(before))
+            return
+        if len(generators) > 1:
+            raise ConfigError(f"of '{name}', a language model, one version serves at a time; name one")
+        engine = await models.prepare(generators[0])
+        before = models.install(engine, generators[0].version)
+        fleet.unload(name)
+        if before is not None:
+            self._keep(models.retire(before))
+
+    def at(self, path: Path, version: int = NEWEST, **fields: Any) -> list[ModelConfiguration]:
+        """The configuration of a model at any path.
+
+        Raises:
+            ConfigError: there is none, or not in this version.
+        """
+        found = look(path.absolute())
+        if found is None:
+            raise ConfigError(f"'{path}' is no model; give a servable, a model file or a language model")
+        if version and version not in found.versions:
+            raise ConfigError(f"'{path}' has no version {version}; it has: {', '.join(map(str, found.versions))}")
+        return configurations(found, [version or max(found.versions)], self._values, **fields)
+
+    async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Takes a model out of service. New requests are refused; those that it has are answered; then its processes
+        end. That takes its time, and is not waited for.
+
+        Raises:
+            NotFound: no model of this name is known.
+            InvalidRequest: a parameter that is not known.
+        """
+        _check_parameters(parameters)
+        await self.end(name)
+
+    async def end(self, name: str) -> asyncio.Future[Any]:
+        """As `unload`. Returns what is done when its processes have ended."""
+        fleet, model = self._fleet, self._models.get(name)
+        served = [status for status in self._statuses() if status.name == name]
+        if model is None and not served and name not in self._found():
+            raise NotFound(f"there is no model '{name}' to unload; the index lists those that are known")
+        model = self._model(name)
+        async with model.changes:
+            served = [status for status in self._statuses() if status.name == name]
+            if any(not status.loaded for status in served):
+                raise InvalidRequest(f"the model '{name}' is being loaded with the server; unload it when it is ready")
+            generator = fleet.language_models.served.get(name)
+            work: list[Any] = list(fleet.unload(name))
+            if generator is not None and fleet.language_models.served.get(name) is generator:
+                fleet.language_models.withdraw(generator)
+                work.append(self._keep(fleet.language_models.retire(generator)))
+            if served:
+                model.failure, model.was_loaded = "", True
+                model.unloading = [status.version for status in served]
+        ended: asyncio.Future[Any] = asyncio.gather(*work)
+        ended.add_done_callback(lambda _: self._unloaded(model))
+        return ended
+
+    def _unloaded(self, model: _Model) -> None:
+        model.unloading = []
+        log.info("model '%s' was unloaded", model.name)
+
+    def _keep(self, work: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _asked(self, name: str, parameters: Mapping[str, Any]) -> list[ModelConfiguration]:
+        """The configurations of a model that a caller names."""
+        path = parameters.get("path")
+        if path is not None:
+            found = self._at(Path(str(path)))
+        else:
+            listed = self._found().get(name)
+            if listed is None:
+                return self._again(name, parameters)
+            found = listed
+        version = _version(parameters)
+        if version and version not in found.versions:
+            has = ", ".join(map(str, found.versions))
+            raise NotFound(f"the model '{name}' has no version {version}; it has: {has}")
+        return configurations(found, [version or max(found.versions)], self._values, name=name)
+
+    def _again(self, name: str, parameters: Mapping[str, Any]) -> list[ModelConfiguration]:
+        model = self._models.get(name)
+        version = _version(parameters)
+        configs = [config for config in model.configs if version in (NEWEST, config.version)] if model else []
+        if not configs:
+            folders = ", ".join(map(str, self._config.repositories)) or "none, start the server with --repository DIR"
+            of_version = f"version {version} of " if version else ""
+            raise NotFound(f"there is no {of_version}model '{name}' to load; the folders of models: {folders}")
+        return configs
+
+    def _at(self, path: Path) -> Found:
+        # Relative to the folders; the path itself where it is absolute.
+        places = [folder / path for folder in self._config.repositories]
+        held = [place for place in places if inside(place, self._config.repositories)]
+        if not held:
+            raise InvalidRequest(f"'{path}' lies in none of the folders of models; add its folder with --repository")
+        for place in held:
+            if (found := look(place)) is not None:
+                return found
+        raise NotFound(f"'{path}' is no model; give a servable, a model file or a language model")
+
+
+def _entry(status: ServableStatus, failed: str) -> KnownModel:
+    if status.ready:
+        return KnownModel(status.name, status.version, ModelState.READY, failed)
+    if not status.loaded:
+        return KnownModel(status.name, status.version, ModelState.LOADING, "it is still being loaded")
+    return KnownModel(status.name, status.version, ModelState.UNAVAILABLE, "no replica is ready")
+
+
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise InvalidRequest(
+                f"the parameter '{name}' is not supported: put the model's files and its settings into the folder of "
+                "models and load it by its name"
+            )
+        if name not in _PARAMETERS:
+            raise InvalidRequest(f"there is no parameter '{name}' of a load; there are: {', '.join(_PARAMETERS)}")
+
+
+def _version(parameters: Mapping[str, Any]) -> int:
+    """The version that is asked for; NEWEST: none."""
+    given = parameters.get("version")
+    if given in (None, ""):
+        return NEWEST
+    text = str(given)
+    if isinstance(given, bool) or not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise InvalidRequest("the parameter 'version' must be a number like 2")
+    return int(text)

@@ -1,0 +1,343 @@
+"""Models that come and go while the server serves: by each door, by the command, by Python, under load."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.grpc.aio as triton_aio
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from inflight.cli import main
+from inflight.config import GeneratorConfig, ListenConfig, ServerConfig
+from inflight.contract import ModelState
+from inflight.errors import ConfigError, InflightError, NotFound, StartError
+from inflight.server import Server
+from tests.conftest import binary_model
+from tests.e2e.running import FREE, Background, eventually, get, request, workers, write_servable
+
+POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
+SMALL = {"kv_cache_memory": 16 << 20, "max_total_tokens": 256}
+
+ECHO = """
+    from inflight.servable import add_stage, register_method
+    import time
+
+    def same(x):
+        time.sleep(0.002)
+        return x * {factor}
+
+    @register_method(output_names=["y"])
+    def predict(x):
+        return add_stage(same, x, outputs_count=1)
+"""
+
+
+@dataclass
+class Here:
+    server: Server
+    folder: Path
+    http: str
+    grpc: str
+
+    def states(self) -> dict[str, list[tuple[int, str, str]]]:
+        found: dict[str, list[tuple[int, str, str]]] = {}
+        for each in self.server.models():
+            found.setdefault(each.name, []).append((each.version, each.state.value, each.reason))
+        return found
+
+    def state(self, name: str) -> str:
+        return self.states()[name][0][1]
+
+    def echo(self, factor: float) -> None:
+        (self.folder / "echo" / "servable_config.py").write_text(textwrap.dedent(ECHO.format(factor=factor)))
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    folder = tmp_path_factory.mktemp("models")
+    write_servable(folder, "echo", ECHO.format(factor=1))
+    write_servable(folder, "broken", "import no_such_module")
+    (folder / "add.onnx").write_bytes(binary_model("Add"))
+    (folder / "pocket").symlink_to(POCKET)
+    for version in (1, 3):
+        (folder / "versions" / str(version)).mkdir(parents=True)
+        (folder / "versions" / str(version) / "model.onnx").write_bytes(binary_model("Add" if version == 1 else "Mul"))
+    (folder / "notes.txt").write_text("no model")
+    before = workers()
+    values = {**SMALL, "device_ids": (), "workers": 1}
+    server = Server(ServerConfig(repositories=(folder,), admin=True), values)
+    try:
+        yield Here(server, folder, server.start_http(ListenConfig(FREE)), server.start_grpc(ListenConfig(FREE)))
+    finally:
+        server.stop()
+    assert workers() == before
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(here: Here) -> Iterator[None]:
+    yield
+    for name, entries in here.states().items():
+        if entries[0][1] == "READY":
+            here.server.unload(name)
+
+
+class Load:
+    """Threads that call as fast as they can until the end of the block; what they were answered."""
+
+    def __init__(self, call: Callable[[], Any], threads: int = 3) -> None:
+        self._call, self._stop = call, threading.Event()
+        self.answers: list[Any] = []
+        self.errors: list[Exception] = []
+        self._threads = [Background(self._run) for _ in range(threads)]
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.answers.append(self._call())
+            except Exception as error:  # told at the end
+                self.errors.append(error)
+
+    def more(self, count: int = 30) -> None:
+        """Waits for further answers."""
+        goal = len(self.answers) + count
+        eventually(lambda: len(self.answers) >= goal or self.errors, 60)
+
+    def __enter__(self) -> Load:
+        self.more()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.result()
+
+
+def tensor(module: Any, name: str, data: np.ndarray[Any, Any]) -> Any:
+    given = module.InferInput(name, list(data.shape), {"float32": "FP32", "float64": "FP64"}[data.dtype.name])
+    given.set_data_from_numpy(data)
+    return given
+
+
+X = np.arange(3, dtype=np.float32).reshape(1, 3)
+
+
+def test_the_index_names_what_is_there(here: Here) -> None:
+    index = triton_http.InferenceServerClient(here.http).get_model_repository_index()
+    assert {each["name"] for each in index} == {"add", "broken", "echo", "pocket", "versions"}
+    assert get(here.http, "/health/ready") == {"ready": True, "not_ready": []}  # nothing is loaded, as was wanted
+
+
+@pytest.mark.parametrize("door", ["http", "grpc", "aio"])
+def test_triton_clients_load_and_unload(here: Here, door: str) -> None:
+    if door == "aio":
+        asyncio.run(by_aio(here))
+        return
+    module = triton_http if door == "http" else triton_grpc
+    client = module.InferenceServerClient(here.http if door == "http" else here.grpc)
+    with pytest.raises(InferenceServerException, match="add"):
+        client.infer("add", [tensor(module, "x1", X), tensor(module, "x2", X)])
+    client.load_model("add")
+    assert client.is_model_ready("add")
+    inputs = [tensor(module, name, np.ones((1, 2, 2), np.float32)) for name in ("x1", "x2")]
+    names = [each["name"] for each in client.get_model_metadata("add")["inputs"]] if door == "http" else ["x1", "x2"]
+    assert names == ["x1", "x2"]
+    assert client.infer("add", inputs).as_numpy("y").ravel()[0] == 2
+    client.unload_model("add")
+    eventually(lambda: here.state("add") == "UNAVAILABLE")
+    assert not client.is_model_ready("add")
+    assert here.states()["add"] == [(1, "UNAVAILABLE", "unloaded")]
+    client.unload_model("add")  # once more changes nothing
+    for name, wanted in (("nobody", "there is no model 'nobody'"), ("broken", "no_such_module")):
+        with pytest.raises(InferenceServerException, match=wanted):
+            client.load_model(name)
+    assert here.states()["broken"][0][1] == "UNAVAILABLE"
+    assert "no_such_module" in here.states()["broken"][0][2]
+
+
+async def by_aio(here: Here) -> None:
+    async with triton_aio.InferenceServerClient(here.grpc) as client:
+        await client.load_model("echo")
+        result = await client.infer("echo", [tensor(triton_grpc, "x", X)])
+        assert np.array_equal(result.as_numpy("y"), X)
+        index = await client.get_model_repository_index(as_json=True)
+        assert {"name": "echo", "version": "1", "state": "READY"} in index["models"]
+        await client.unload_model("echo")
+        with pytest.raises(InferenceServerException, match="echo"):
+            await client.infer("echo", [tensor(triton_grpc, "x", X)])
+
+
+def echoed(here: Here, x: float = 1.0) -> float:
+    body = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [x]}]}
+    status, answer = request(here.http, "POST", "/v2/models/echo/infer", json.dumps(body).encode())
+    assert status == 200, answer
+    return float(json.loads(answer)["outputs"][0]["data"][0])
+
+
+def test_a_servable_is_replaced_and_fails_to_be_under_load(here: Here) -> None:
+    here.echo(1)
+    here.server.load("echo")
+    with Load(lambda: echoed(here)) as load:
+        here.echo(2)
+        here.server.load("echo")
+        eventually(lambda: load.errors or load.answers[-1] == 2)
+        (here.folder / "echo" / "servable_config.py").write_text("import no_such_module")
+        with pytest.raises(StartError, match="no_such_module"):
+            here.server.load("echo")
+        state = here.states()["echo"]
+        assert state[0][:2] == (1, "READY")
+        assert "the last load failed" in state[0][2]
+        assert "no_such" in state[0][2]
+        load.more()
+    here.echo(1)
+    assert not load.errors
+    assert set(load.answers) == {1.0, 2.0}
+    assert load.answers[-1] == 2.0
+    assert sorted(load.answers, key=lambda each: each == 2.0) == sorted(load.answers)
+
+
+def test_a_servable_is_unloaded_under_load(here: Here) -> None:
+    here.server.load("echo")
+    with Load(lambda: echoed(here)) as load:
+        here.server.unload("echo")
+        eventually(lambda: load.errors)
+    assert all("404" in str(error) or "echo" in str(error) for error in load.errors)
+    assert not [error for error in load.errors if "available" not in str(error)]
+
+
+def test_versions_in_numbered_folders(here: Here) -> None:
+    x = {"name": "x1", "datatype": "FP32", "shape": [1, 2, 2], "data": [3.0] * 4}
+    body = json.dumps({"inputs": [x, {**x, "name": "x2"}]}).encode()
+
+    def first() -> float:
+        status, answer = request(here.http, "POST", "/v2/models/versions/infer", body)
+        assert status == 200, answer
+        return float(json.loads(answer)["outputs"][0]["data"][0])
+
+    here.server.load("versions", version=1)
+    assert first() == 6.0
+    with Load(first) as load:
+        here.server.load("versions")
+        eventually(lambda: load.errors or load.answers[-1] == 9.0)
+    assert not load.errors
+    assert here.states()["versions"] == [(3, "READY", "")]
+    with pytest.raises(NotFound, match="no version 2; it has: 1, 3"):
+        here.server.load("versions", version=2)
+
+
+def test_language_models_come_and_go_at_all_doors(here: Here) -> None:
+    with openai.OpenAI(base_url=f"http://{here.http}/v1", api_key="none") as client:
+        come_and_go(here, client)
+
+
+def come_and_go(here: Here, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.models.list()
+    answer = main(["models", "load", "pocket", "--address", here.http])
+    assert answer == 0
+    (model,) = client.models.list()
+    asked: dict[str, Any] = {"model": "pocket", "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+    text = client.completions.create(**asked).choices[0].text
+    status, body = request(here.http, "POST", "/generate", tgi(8), {"Content-Type": "application/json"})
+    assert status == 200
+    assert json.loads(body)["generated_text"] == text
+    assert get(here.http, "/info")["model_id"].endswith(model.id)
+    # A stream that runs while the model is unloaded comes to its end; who comes later is refused.
+    stream = client.completions.create(**{**asked, "max_tokens": 200}, stream=True, extra_body={"ignore_eos": True})
+    pieces = [next(stream).choices[0].text]
+    assert main(["models", "unload", "pocket", "--address", here.http]) == 0
+    pieces += [piece.choices[0].text for piece in stream if piece.choices]
+    assert len(pieces) >= 200
+    assert "".join(pieces).startswith(text)
+    with pytest.raises(openai.NotFoundError):
+        client.models.list()
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(**asked)
+    assert request(here.http, "POST", "/generate", tgi(8), {"Content-Type": "application/json"})[0] == 404
+
+
+def tgi(tokens: int) -> bytes:
+    return json.dumps({"inputs": "Once upon a time", "parameters": {"max_new_tokens": tokens}}).encode()
+
+
+def test_a_language_model_is_replaced_under_load(here: Here) -> None:
+    here.server.load("pocket")
+    old = here.server._running_router().generators["pocket"]
+
+    def generated() -> str:
+        status, body = request(here.http, "POST", "/generate", tgi(12), {"Content-Type": "application/json"})
+        assert status == 200, body
+        return str(json.loads(body)["generated_text"])
+
+    with Load(generated) as load:
+        here.server.load(GeneratorConfig.of(POCKET, "pocket", kv_cache_bytes=16 << 20))
+        load.more()
+        with pytest.raises(InflightError):
+            here.server.load(GeneratorConfig.of(here.folder / "echo", "pocket"))
+        load.more()
+        eventually(lambda: not old.ready)
+        load.more()
+    assert not load.errors
+    assert len(set(load.answers)) == 1
+    assert here.states()["pocket"][0][:2] == (1, "READY")
+
+
+def test_the_command_lists_loads_and_unloads(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "load", "echo", "--address", here.http]) == 0
+    assert main(["models", "list", "--address", f"http://{here.http}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "echo is loaded"
+    assert [line.split()[:3] for line in lines if line.startswith("echo ")][1] == ["echo", "1", "READY"]
+    assert any(line.split() == ["add", "-", "not", "loaded"] for line in lines) or here.state("add") == "UNAVAILABLE"
+    assert main(["models", "unload", "echo", "--address", here.http]) == 0
+    assert main(["models", "load", "nobody", "--address", here.http]) == 1
+    assert "there is no model 'nobody'" in capsys.readouterr().err
+    assert main(["models", "load"]) == 2
+
+
+REFUSED = [
+    ("add", {"version": 2}, 404, "no version 2; it has: 1"),
+    ("add", {"version": "two"}, 400, "must be a number"),
+    ("add", {"path": "/etc"}, 400, "none of the folders"),
+    ("add", {"path": "../../etc/passwd"}, 400, "none of the folders"),
+    ("add", {"path": "pocket"}, 400, "none of the folders"),  # a link that leads out of the folder
+    ("add", {"path": "notes.txt"}, 404, "is no model"),
+    ("add", {"config": "{}"}, 400, "not supported"),
+    ("add", {"file:1/model.onnx": "AAAA"}, 400, "not supported"),
+    ("add", {"colour": "red"}, 400, "no parameter 'colour'"),
+    ("", {}, 404, ""),
+    ("nobody", {}, 404, "there is no model 'nobody'"),
+    ("../echo", {}, 404, ""),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "status", "text"), REFUSED)
+def test_loads_that_are_refused(here: Here, name: str, parameters: dict[str, Any], status: int, text: str) -> None:
+    body = json.dumps({"parameters": parameters}).encode()
+    told, answer = request(here.http, "POST", f"/v2/repository/models/{name}/load", body)
+    assert told == status, answer
+    assert text in json.loads(answer)["error"]
+
+
+def test_python_loads_any_path(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.onnx").write_bytes(binary_model("Mul"))
+    here.server.load(tmp_path / "elsewhere.onnx", name="mul", max_batch_size=4)
+    assert here.state("mul") == "READY"
+    here.server.unload("mul")
+    here.server.load("mul")  # known by now
+    assert here.state("mul") == ModelState.READY.value
+    with pytest.raises(ConfigError, match="is no model"):
+        here.server.load(tmp_path)
+    with pytest.raises(NotFound, match="no model 'nobody'"):
+        here.server.unload("nobody")
