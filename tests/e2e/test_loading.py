@@ -203,7 +203,7 @@ def test_from_announced_to_loaded(door: Door) -> None:
             client.completions.create(model="pocket", prompt="Once")
     index = door.ask("POST", "/v2/repository/index", {})[1]
     assert [(one["name"], one["state"], one["reason"]) for one in index] == [
-        (name, "UNAVAILABLE", "it is still being loaded") for name in ("work", "talks", "pocket")
+        (name, "LOADING", "it is still being loaded") for name in ("work", "talks", "pocket")
     ]
 
     start = Background(door.server.start_servables, door.servables)
