@@ -118,9 +118,6 @@ class Fleet:
         threads = _threads(configs)
         try:
             await _all(self._start_replicas(group, config, threads) for group, config in groups)
-            for group, _ in groups:
-                for generator in group.generators.values():
-                    self.language_models.install(generator)
         except BaseException as error:
             await asyncio.gather(*(self._end_group(group) for group, _ in groups))
             for group, _ in groups:
@@ -307,11 +304,21 @@ class Fleet:
     async def _start_generators(self, group: Group, config: ServableConfig, offer: Offer) -> None:
         """Starts the language models that a servable declares, under the servable's name."""
         for declared in offer.generators:
-            if group.generators or (group not in self._aside and config.name in self.language_models.served):
+            if group.generators:
                 raise ConfigError(f"two language models are named '{config.name}'; rename one")
             model = msgspec.structs.replace(declared.config.model, device_type=config.device_type)
             generator = msgspec.structs.replace(declared.config, model=model, name=config.name)
-            group.generators[declared.key] = await self.language_models.prepare(generator)
+            announced = group not in self._aside
+            if announced:
+                self.language_models.announce([generator])
+            try:
+                group.generators[declared.key] = await self.language_models.prepare(generator)
+            except BaseException:
+                if announced:
+                    self.language_models.withdraw(self.language_models.served[config.name])
+                raise
+            if announced:
+                self.language_models.install(group.generators[declared.key])
         group.loaded = True
 
     def _replica(self, group: Group, config: ServableConfig, label: str, environment: dict[str, str]) -> Replica:
