@@ -26,11 +26,13 @@ class AnswerForm:
         calls: name of the form of tool calls; None: its chat template does not support tools.
         thoughts: name of the form of thoughts; None: it does not think aloud.
         marks: the marks of both forms.
+        declared: the checkpoint's own `response_template`, as JSON, where its form is none of the known ones.
     """
 
     calls: str | None = None
     thoughts: str | None = None
     marks: tuple[Mark, ...] = ()
+    declared: str = ""
 
 
 @dataclass(frozen=True, slots=True)

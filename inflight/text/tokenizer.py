@@ -48,6 +48,7 @@ class Tokenizer:
         chat: ChatTemplate | None,
         defaults: SamplingDefaults = SamplingDefaults(),
         parsers: tuple[str | None, str | None] = (None, None),
+        response: str = "",
     ) -> None:
         self._encoder = LibraryEncoder(tokenizer) if isinstance(tokenizer, tokenizers.Tokenizer) else tokenizer
         self._special = self._encoder.special
@@ -57,14 +58,14 @@ class Tokenizer:
         self.vocab_size = self._encoder.size
         self.chat = chat
         self.defaults = defaults
-        self._parsers = parsers
+        self._parsers, self._response = parsers, response
         self._text_of = lru_cache(1 << 16)(self._decode_one)
         self._bytes_of = lru_cache(1 << 16)(self._bytes_of_one)
 
     def answer_form(self, vocab_size: int) -> AnswerForm:
         """How the model, with `vocab_size` logits, writes thoughts and calls."""
         source = self.chat.tool_source if self.chat is not None else None
-        return sayable(find_form(source, self._added, *self._parsers), vocab_size)
+        return sayable(find_form(source, self._added, *self._parsers, self._response), vocab_size)
 
     def _added(self, text: str) -> int | None:
         id = self._encoder.id_of(text)
@@ -228,8 +229,9 @@ def load_tokenizer(
     named = encoder.id_of(names["eos_token"]) if "eos_token" in names else None
     template = _template(model, config, names, tokenizer_config is not None)
     ends = ends + ([named] if named is not None else [])
+    response = json.dumps(config["response_template"]) if isinstance(config.get("response_template"), dict) else ""
     ends += _ends_of_calls(encoder, template, parsers[0])
-    return Tokenizer(encoder, ends, names, template, sampling_defaults(model.generation_config), parsers)
+    return Tokenizer(encoder, ends, names, template, sampling_defaults(model.generation_config), parsers, response)
 
 
 def _ends_of_calls(encoder: Encoder, template: ChatTemplate | None, calls: str | None) -> list[int]:

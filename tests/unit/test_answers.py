@@ -479,3 +479,78 @@ def test_an_answer_that_continues_a_text(thoughts: str, prefill: str, text: str,
     rule = thought_of(form, prefill, prefill=prefill)
     assert (rule is not None) == bool(thought)
     assert rule is None or rule.open is None
+
+
+LINES = {
+    "start_anchor": "<|assistant|>",
+    "fields": {
+        "thinking": {"open": "<mull>", "close": "</mull>"},
+        "tool_calls": {
+            "open_pattern": r"\s*<do (?P<name>\w+)>\n",
+            "close": "</do>",
+            "repeats": True,
+            "content": "kv-lines",
+            "content_args": {"kv_sep": "="},
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        },
+        "content": {"close": "eos"},
+    },
+}
+LIST = {
+    "start_anchor": "<|assistant|>",
+    "fields": {
+        "tool_calls": {
+            "open": "<calls>",
+            "close_pattern": r"</calls>\s*",
+            "content": "json",
+            "content_args": {"unquoted_keys": True, "string_delims": [["<q>", "<q>"]]},
+            "transform": {"function": {"name": "{f}", "arguments": "{given}"}},
+            "transform_each": True,
+        },
+        "content": {},
+    },
+}
+DECLARED = [
+    (LINES, f"<mull>I think.</mull>Well.<do add>\na = 1\nt = {TEXT!r}\nl=[2]\n</do><do now>\n</do>"),
+    (LINES, "Well. <do nothing"),
+    (LIST, "Well.<calls>[{f: <q>add<q>,given: {a: 1,t: <q>x: {y}<q>}}, {f: <q>now<q>,given: {}}]</calls>"),
+    (LIST, "Well."),
+]
+
+
+@pytest.mark.parametrize("case", DECLARED)
+@pytest.mark.parametrize("ids", [True, False])
+@pytest.mark.parametrize("letters", [True, False])
+def test_a_declared_form_is_read_as_transformers_reads_it(
+    case: tuple[dict[str, Any], str], ids: bool, letters: bool
+) -> None:
+    parsing = pytest.importorskip("transformers.utils.chat_parsing", reason="needs transformers from 5.13 on")
+    template, text = case
+    numbers = {"<do ": 3, "<mull>": 5, "</mull>": 6, "</do>": 7, "<calls>": 8, "</calls>": 9, "<q>": 10}
+    form = find_form("{{ tools }}", numbers.get if ids else lambda text: None, response=json.dumps(template))
+    assert form.calls == "declared"
+    parts = read(form, pieces(text, form, range(1000) if letters else [], ids))
+    wanted = parsing.parse_response(text, template, prefix="<|assistant|>")
+    assert joined(parts, Reasoning) == wanted.get("thinking", "")
+    assert joined(parts, Content).strip() == (wanted.get("content") or "").strip() or "nothing" in text
+    theirs = [call["function"] for call in wanted.get("tool_calls") or []]
+    own = calls_of(parts)
+    assert [name for name, _ in own] == [call["name"] for call in theirs]
+    for (_, arguments), call in zip(own, theirs):
+        texts = [{key: str(value) for key, value in one.items()} for one in (arguments, call["arguments"])]
+        assert texts[0] == texts[1]
+        assert not isinstance(arguments.get("a"), str), "the tool's schema gives the type"
+
+
+def test_a_declared_form_of_a_known_family_is_read_by_it() -> None:
+    utils = pytest.importorskip("transformers.cli.serving.utils", reason="needs transformers from 5.13 on")
+    found = [
+        find_form("{{ tools }}", lambda text: None, response=json.dumps(template))
+        for template in utils._RESPONSE_TEMPLATE_FALLBACKS.values()
+    ]
+    assert [(form.calls, form.thoughts) for form in found] == [
+        ("hermes", "qwen3"),
+        ("qwen3_coder", "qwen3"),
+        ("gemma4", "gemma4"),
+    ]
+    assert find_form("{{ tools }}", lambda text: None, response='{"fields": 3}').calls is None

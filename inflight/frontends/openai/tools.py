@@ -17,6 +17,8 @@ from inflight.errors import InvalidRequest, ToolError
 if TYPE_CHECKING:
     from inflight.text import Function  # servers of classic models do without it
 
+DECLARED = "declared"
+"""The form that a checkpoint declares itself in its `response_template`."""
 PLAIN = "json"
 """The form for templates without tools: one JSON object a call, one call a line."""
 
@@ -114,7 +116,11 @@ def offer(
     form, several = answer.calls or PLAIN, parallel and named is None
     answer = replace(answer, calls=form)
     grammar: Grammar | None = None
-    if wanted == "required":
+    if form == DECLARED:  # no grammar is known for it; the model's own calls are read
+        if any(tool.strict for tool in allowed):
+            raise ToolError("this model's form of calls cannot be held strictly; leave `strict` out")
+        grammar = text
+    elif wanted == "required":
         grammar = call_grammar(form, allowed, free=False, several=several)
     elif untrained or text is not None or any(tool.strict for tool in allowed):
         grammar = call_grammar(form, allowed, free=True, several=several, answer=text)

@@ -7,7 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from inflight.contract import AnswerForm, AnswerReader, Mark, Thought
-from inflight.text.answers.families import CALLS, THOUGHTS, CallFamily, ThoughtFamily, find_form, own_names
+from inflight.text.answers.families import (
+    CALLS,
+    THOUGHTS,
+    CallFamily,
+    ThoughtFamily,
+    call_family,
+    find_form,
+    own_names,
+    thought_family,
+)
 from inflight.text.answers.harmony import BEGUN, FINAL, HARMONY, begun, harmony
 from inflight.text.answers.reader import PlainReader, Reader, Wait, short_id
 
@@ -43,8 +52,8 @@ def open_reader(
         most: calls that are reported; those behind them are left out.
         prefill: the text of the assistant that the answer continues.
     """
-    thoughts = THOUGHTS.get(form.thoughts or "")
-    family = CALLS.get(form.calls or "") if calls else None
+    thoughts = thought_family(form)
+    family = call_family(form) if calls else None
     whole = HARMONY in (form.thoughts, form.calls)
     if family is None and thoughts is None and not whole:
         return PlainReader()
@@ -76,7 +85,7 @@ def thought_of(
         prompt_end, prefill: as of `open_reader`.
         bound: a call or a text that a grammar binds may follow.
     """
-    family = THOUGHTS.get(form.thoughts or "")
+    family = thought_family(form)
     if family is None:
         return None
     marks = {mark.text: mark for mark in form.marks}

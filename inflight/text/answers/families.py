@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from inflight.contract import AnswerForm, Mark
 from inflight.errors import StartError
 from inflight.text.answers import json_calls, python_calls, tagged_calls
+from inflight.text.answers.declared import DECLARED, Declared, declared, region, source_of
 from inflight.text.answers.harmony import HARMONY, MARKS, THOUGHT_BEGINS, THOUGHT_ENDS, harmony
 from inflight.text.answers.json_calls import CallParser
 
@@ -257,6 +258,7 @@ def find_form(
     id_of: Callable[[str], int | None],
     calls: str | None = None,
     thoughts: str | None = None,
+    response: str = "",
 ) -> AnswerForm:
     """How a model writes its answers.
 
@@ -264,27 +266,52 @@ def find_form(
         template: its chat template, the one for tools where it has several; None: it has none.
         id_of: the id of an added token that the model can write; None: the text is not one token.
         calls, thoughts: names to take instead of what the template shows (vLLM's names).
+        response: the checkpoint's `response_template` as JSON; it goes before the chat template. Empty: it has none.
 
     Raises:
         StartError: an unknown name.
     """
     source = template or ""
     calls, thoughts = own_names(calls, thoughts)
+    own = declared(response) if response else Declared()
+    if own.begins and calls is None:
+        told = source_of(response, True)
+        calls = next((name for name, one in CALLS.items() if one.begins and one.is_of(told)), DECLARED)
+    if own.open and thoughts is None:
+        told = source_of(response, False)
+        thoughts = next((name for name, one in THOUGHTS.items() if any(text in told for text in one.tells)), DECLARED)
     if calls is None and "tools" in source:
         calls = next((name for name, one in CALLS.items() if one.is_of(source)), None)
     if calls == "mistral" and ("[ARGS]" in source or id_of("[ARGS]") is not None):
         calls = "mistral_v11"
     if thoughts is None:
         thoughts = next((name for name, one in THOUGHTS.items() if any(text in source for text in one.tells)), None)
-    texts: list[str] = []
-    if calls is not None:
+    texts: list[str] = list(own.marks) if DECLARED in (calls, thoughts) else []
+    if calls is not None and calls != DECLARED:
         texts += [*CALLS[calls].begins, *CALLS[calls].marks]
-    if thoughts is not None:
+    if thoughts is not None and thoughts != DECLARED:
         family = THOUGHTS[thoughts]
         texts += [*family.open, *family.close, *family.wraps]
     if HARMONY in (calls, thoughts):
         texts = list(MARKS)
-    return AnswerForm(calls, thoughts, tuple(Mark(text, id_of(text)) for text in dict.fromkeys(texts)))
+    marks = tuple(Mark(text, id_of(text)) for text in dict.fromkeys(texts))
+    return AnswerForm(calls, thoughts, marks, response if DECLARED in (calls, thoughts) else "")
+
+
+def call_family(form: AnswerForm) -> CallFamily | None:
+    """The family of a form's calls; None: it has none."""
+    if form.calls != DECLARED:
+        return CALLS.get(form.calls or "")
+    own = declared(form.declared)
+    return CallFamily(own.begins, region(own))
+
+
+def thought_family(form: AnswerForm) -> ThoughtFamily | None:
+    """The family of a form's thoughts; None: it has none."""
+    if form.thoughts != DECLARED:
+        return THOUGHTS.get(form.thoughts or "")
+    own = declared(form.declared)
+    return ThoughtFamily(own.open, own.close)
 
 
 def own_names(calls: str | None, thoughts: str | None) -> tuple[str | None, str | None]:

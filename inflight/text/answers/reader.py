@@ -72,6 +72,7 @@ class Reader:
         self._thought_gap, self._thought_begun = "", False
         # Marks that are tokens, and where they stand in a text that may be shown later than it came.
         self._chars = {mark.text: chr(_FIRST + n) for n, mark in enumerate(form.marks) if mark.id is not None}
+        self._spellings = {char: text for text, char in self._chars.items()}
         self._ids = {mark.id: mark.text for mark in form.marks if mark.id is not None}
         self._stray: dict[str, str] = {}
         self._places: deque[tuple[int, int, str]] = deque()
@@ -144,6 +145,10 @@ class Reader:
     def clean(self, text: str) -> str:
         """Text with the marks that mean nothing at their place, as decoding shows them."""
         return _MARKS.sub(lambda found: self._stray.get(found[0], ""), text) if self._stray else text
+
+    def spelled(self, text: str) -> str:
+        """Text with the marks written out."""
+        return _MARKS.sub(lambda found: self._spellings.get(found[0], ""), text)
 
     def mark(self, text: str) -> str:
         """How a mark stands in the buffer."""
