@@ -24,6 +24,7 @@ class Experts:
         normalise: the chosen experts' weights sum to 1.
         layers: which layers have them.
         router, names: checkpoint names below the layer: the router's, and gate, up, down with the expert's number.
+        stacked: the experts of a layer lie in two tensors, `gate_up_proj` and `down_proj` (`located`).
         shared: intermediate size of an expert that every token takes too, times σ of a product; 0: there is none.
     """
 
@@ -35,6 +36,7 @@ class Experts:
     router: str
     names: tuple[str, str, str]
     shared: int = 0
+    stacked: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,13 @@ class Piece:
     Attributes:
         shape: of the whole tensor, as the config wants it.
         part: None: the whole tensor.
+        expert: its number and that of all experts, where the tensor [experts, *shape] holds those of a layer.
     """
 
     name: str
     shape: tuple[int, ...]
     part: Slice | None = None
+    expert: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -266,6 +268,11 @@ class DecoderTensors:
         assert experts is not None
         first, end = self._share(experts.size)
         gate, up, down = (f"{prefix}{name.format(number)}" for name in experts.names)
+        if experts.stacked:
+            place, stacked = (number, experts.count), f"{prefix}mlp.experts."
+            if kind == "down":
+                return Product((Piece(f"{stacked}down_proj", (hidden, experts.size), None, place),))
+            return Product((Piece(f"{stacked}gate_up_proj", (2 * experts.size, hidden), None, place),))
         if kind == "gate_up":
             wide = (experts.size, hidden)
             return Product(tuple(self._piece(name, wide, first, end) for name in (gate, up)))
@@ -307,6 +314,10 @@ def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderCon
     if own_prefix is None:
         return _without_embedding(config, weights, list(prefixes))
     config = replace(config, prefix=own_prefix)
+    if config.experts is not None and any(
+        f"{own_prefix}layers.{layer}.mlp.experts.gate_up_proj" in weights for layer in range(config.layers)
+    ):
+        config = replace(config, experts=replace(config.experts, stacked=True))
     head = _head(config, weights)
     if head is None:
         if untied:

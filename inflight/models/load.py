@@ -14,7 +14,7 @@ from inflight.device import Device, Ranks
 from inflight.errors import StartError
 from inflight.kernels import ACTIVATIONS, native_reason
 from inflight.models.base import CausalLM
-from inflight.models.config import DecoderConfig, decoder_config
+from inflight.models.config import FAMILIES, DecoderConfig, decoder_config
 from inflight.models.decoder_tensors import DecoderTensors, located
 from inflight.models.native import NativeDecoder
 from inflight.models.weight_cache import CacheLoader, cache_path
@@ -116,7 +116,12 @@ def load_model(
         require(f"a model of type '{config.get('model_type')}'", "torch", "transformers")
         from inflight.models.bridge import load_bridged
 
-        return load_bridged(settings, ranks, device.torch, dtype, config, progress)
+        try:
+            return load_bridged(settings, ranks, device.torch, dtype, config, progress)
+        except StartError as error:
+            raise StartError(
+                f"{error}; the families that run without transformers are {', '.join(FAMILIES)}"
+            ) from error
     if choice.way == "engine":
         # bfloat16 in place of float16, because processors have dot products for it.
         return _load_engine(model, described, settings, "bfloat16" if dtype == "float16" else dtype, progress)
@@ -176,6 +181,7 @@ def _say(choice: Choice, model: ModelFolder) -> None:
 
 def _say_unused(weights: Weights, described: DecoderConfig) -> None:
     left = [name for name in weights.unused() if not _expected_leftover(name, described.tied)]
+    left = [name for name in left if not _of_another_part(name, described)]
     if described.images:  # the vision worker reads the others
         own = tuple(f"{described.prefix}{part}." for part in ("embed_tokens", "layers", "norm"))
         left = [name for name in left if name.startswith(own)]
@@ -218,6 +224,15 @@ def _check_wanted(reason: str, settings: ModelConfig) -> None:
 def _expected_leftover(name: str, tied: bool) -> bool:
     """Whether a tensor is unused for a known reason: a buffer of old exports, or the second copy of a tied head."""
     return name.endswith(("rotary_emb.inv_freq", "masked_bias", "attn.bias")) or (tied and "lm_head" in name)
+
+
+def _of_another_part(name: str, described: DecoderConfig) -> bool:
+    """Whether a tensor belongs to what is not served: blocks that predict further tokens, an encoder of images."""
+    if described.delta is None:
+        return False
+    block = name.removeprefix("blk.").removeprefix(f"{described.prefix}layers.").partition(".")[0]
+    behind = block.isdecimal() and int(block) >= described.layers
+    return behind or name.startswith(("mtp.", "model.visual.", "visual."))
 
 
 def _check_code(config: Mapping[str, Any], settings: ModelConfig) -> None:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from inflight.checkpoint import Weights, floats_into
+from inflight.checkpoint import Slice, Weights, floats_into
+from inflight.errors import StartError
 from inflight.kernels import BLOCK_TYPES, NativeProgram, Precision
 from inflight.models.decoder_tensors import DecoderTensors, Piece
 from inflight.models.weight_cache import CacheWriter, PackedProduct
@@ -62,7 +63,7 @@ class CheckpointLoader:
     ) -> tuple[int, ...]:
         product = self._tensors.product(name)
         for piece in product.weights:
-            self._weights.check(piece.name, piece.shape)  # a wrong config must not reserve memory
+            self._check(piece)  # a wrong config must not reserve memory
         weights = self._by_format(product.weights, several=name.count(".") < 2)
         bias = self._floats(product.biases) if product.biases else None
         products: list[PackedProduct] = []
@@ -101,11 +102,25 @@ class CheckpointLoader:
         Args:
             several: the result may have several formats; if not, tensors of several formats become floats.
         """
-        tensors = [self._weights.read(piece.name, piece.shape, piece.part) for piece in pieces]
+        tensors = [self._read(piece) for piece in pieces]
         runs = [list(run) for _, run in groupby(range(len(tensors)), key=lambda index: _format(tensors[index]))]
         if len(runs) > 1 and not several:
             return [self._stacked_floats(pieces, tensors)]
         return [self._stacked([pieces[index] for index in run], [tensors[index] for index in run]) for run in runs]
+
+    def _check(self, piece: Piece) -> None:
+        whole = piece.shape if piece.expert is None else (piece.expert[1], *piece.shape)
+        self._weights.check(piece.name, whole)
+
+    def _read(self, piece: Piece) -> Weight:
+        if piece.expert is None:
+            return self._weights.read(piece.name, piece.shape, piece.part)
+        number, count = piece.expert
+        read = self._weights.read(piece.name, (count, *piece.shape), Slice(0, number, number + 1))
+        if not isinstance(read, np.ndarray):
+            raise StartError(f"tensor '{piece.name}' holds quantised experts in one, which are not read")
+        own: Floats = read[0]
+        return own
 
     def _stacked(self, pieces: Sequence[Piece], tensors: Sequence[Weight]) -> Floats | Quantised | list[Blocks]:
         """Stacks tensors of one format."""

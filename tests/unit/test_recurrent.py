@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Type
 
 from inflight.config import ModelConfig
 from inflight.contract import Sampling
 from inflight.device import Alone, open_device
 from inflight.errors import StartError
 from inflight.kernels import instruction_sets, native_reason
-from inflight.models import load_model
+from inflight.models import config, load_model
 from inflight.models.native import NativeDecoder
 from inflight.sched import Capacity, Scheduler, Sequence
 from inflight.sched.states import StatePool
 from tests.lm import Driver, make_runner
-from tests.recurrent import EXPERTS, forward, save_recurrent
+from tests.recurrent import EXPERTS, forward, save_recurrent, save_stacked, write_qwen35
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
 
@@ -97,6 +98,36 @@ def test_quantised(models: dict[str, tuple[Path, Any]], quantize: str) -> None:
     assert np.array_equal(np.concatenate(parts), whole)
     floats = forward(load(models["qwen3_5_moe"][0]), prompt, 0, 0)
     assert np.corrcoef(whole.ravel(), floats.ravel())[0, 1] > (0.95 if quantize == "int8" else 0.5)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_gguf(models: dict[str, tuple[Path, Any]], name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Floats give the checkpoint's logits, blocks the same bits for any cut; the block behind the last one is left."""
+    prompt = tokens(60)
+    for kind in (Type.F32, Type.Q8_0):
+        write_qwen35(models[name][0], tmp_path / f"{kind.name}.gguf", kind)
+    wanted = forward(load(models[name][0]), prompt, 0, 0)
+    found = forward(load(tmp_path / "F32.gguf", dtype="float32"), prompt, 0, 0)
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+    model = load(tmp_path / "Q8_0.gguf")
+    whole = forward(model, prompt, 0, 0)
+    parts = [forward(model, prompt[at : at + 7], at, 1) for at in range(0, 60, 7)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert np.corrcoef(whole.ravel(), wanted.ravel())[0, 1] > 0.95
+    assert not caplog.records
+
+
+def test_published_layout_of_experts(
+    models: dict[str, tuple[Path, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, prompt = models["qwen3_5_moe"][0], tokens(30)
+    save_stacked(folder, tmp_path / "stacked")
+    model = load(tmp_path / "stacked", packed_cache=tmp_path / "packed")
+    wanted = forward(load(folder), prompt, 0, 0)
+    assert np.array_equal(forward(model, prompt, 0, 0), wanted)
+    assert not caplog.records
+    assert len(list((tmp_path / "packed").iterdir())) == 1
+    assert np.array_equal(forward(load(tmp_path / "stacked", packed_cache=tmp_path / "packed"), prompt, 0, 0), wanted)
 
 
 def test_a_long_text_stays_finite(models: dict[str, tuple[Path, Any]]) -> None:
@@ -221,6 +252,21 @@ def test_state_pool() -> None:
     assert pool.take() == 1
     pool.forget(b"a")
     assert pool.take() == 0
+
+
+def test_documentation_names_the_families() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "generation.md").read_text()
+    assert f"`{'`, `'.join(config.FAMILIES)}`" in " ".join(page.split())
+
+
+def test_unknown_architectures_are_told_which_are_known(tmp_path: Path) -> None:
+    import transformers
+
+    folder = tmp_path / "mamba"
+    tiny = transformers.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
+    transformers.MambaForCausalLM(tiny).save_pretrained(folder)
+    with pytest.raises(StartError, match=r"'mamba' cannot be served.*; the families that .* are llama, .*qwen3_5"):
+        load(folder)
 
 
 def test_other_ways_say_why_not(models: dict[str, tuple[Path, Any]]) -> None:

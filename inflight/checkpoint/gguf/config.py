@@ -16,6 +16,7 @@ Json = dict[str, Any]
 
 _GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0  # of Gemma 3's full-attention and sliding-window layers
 _SOFTCAPS = {"gemma2": (50.0, 30.0)}  # defaults of attention and of logits, for files without them
+_ONLY_EXPERTS = ("qwen35moe",)  # architectures whose files may leave out the size of a dense MLP
 _WIDEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, which scale scores differently, as in llama.cpp
 
 
@@ -83,7 +84,7 @@ def _base(file: GgufParts, architecture: str) -> Json:
         "model_type": architecture,
         "vocab_size": embedding.info.shape[0],
         "hidden_size": hidden,
-        "intermediate_size": size("feed_forward_length"),
+        "intermediate_size": size("feed_forward_length", 1 if architecture in _ONLY_EXPERTS else None),
         "num_hidden_layers": size("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": size("attention.head_count_kv", heads),
@@ -222,6 +223,31 @@ def _qwen3moe(file: GgufParts, config: Json) -> None:
     )
 
 
+def _qwen35(file: GgufParts, config: Json) -> None:
+    """Qwen3.5 and 3.6. Value heads lie tiled: those of the first of each key head, then those of the second, ..."""
+    metadata, name = file.metadata, config["model_type"]
+    heads = whole_number(metadata, f"{name}.ssm.time_step_rank")
+    experts = name == "qwen35moe"
+    config.update(
+        model_type="qwen3_5_moe_text" if experts else "qwen3_5_text",
+        num_hidden_layers=config["num_hidden_layers"] - int(_number(file, f"{name}.nextn_predict_layers", 0)),
+        full_attention_interval=whole_number(metadata, f"{name}.full_attention_interval", 4),
+        linear_num_value_heads=heads,
+        linear_num_key_heads=whole_number(metadata, f"{name}.ssm.group_count"),
+        linear_key_head_dim=whole_number(metadata, f"{name}.ssm.state_size"),
+        linear_value_head_dim=whole_number(metadata, f"{name}.ssm.inner_size") // max(1, heads),
+        linear_conv_kernel_dim=whole_number(metadata, f"{name}.ssm.conv_kernel"),
+        value_heads_tiled=True,
+    )
+    if experts:
+        config.update(
+            num_experts=whole_number(metadata, f"{name}.expert_count"),
+            num_experts_per_tok=whole_number(metadata, f"{name}.expert_used_count"),
+            moe_intermediate_size=whole_number(metadata, f"{name}.expert_feed_forward_length"),
+            shared_expert_intermediate_size=whole_number(metadata, f"{name}.expert_shared_feed_forward_length"),
+        )
+
+
 def _granite(file: GgufParts, config: Json) -> None:
     config.update(_biases(file))
     for name, key in (
@@ -307,6 +333,8 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[GgufParts, Json], None]]] = {
     "qwen2vl": ("Qwen2", _qwen_vl("qwen2")),
     "qwen3vl": ("Qwen3", _qwen_vl("qwen3")),
     "qwen3moe": ("Qwen3Moe", _qwen3moe),
+    "qwen35": ("Qwen3_5", _qwen35),
+    "qwen35moe": ("Qwen3_5Moe", _qwen35),
     "gemma2": ("Gemma2", _gemma),
     "gemma3": ("Gemma3", _gemma3),
     "phi3": ("Phi3", _phi3),

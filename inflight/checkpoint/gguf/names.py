@@ -30,17 +30,37 @@ _MIXTRAL = {
     "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
     "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
 }
+_DELTA = {
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+    "post_attention_norm": "post_attention_layernorm",
+}
+_QWEN_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
+}
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_ARRAYS = {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"}
 _OTHERS = {
     "gemma2": _GEMMA,
     "gemma3": _GEMMA,
     "phi3": {"ffn_up": "mlp.gate_up_proj"},
     "llama": _MIXTRAL,
-    "qwen3moe": {
-        "ffn_gate_inp": "mlp.gate",
-        "ffn_gate_exps": "mlp.experts.{}.gate_proj",
-        "ffn_up_exps": "mlp.experts.{}.up_proj",
-        "ffn_down_exps": "mlp.experts.{}.down_proj",
-    },
+    "qwen3moe": _QWEN_EXPERTS,
+    "qwen35": _DELTA,
+    "qwen35moe": {**_DELTA, **_QWEN_EXPERTS, **_SHARED_EXPERT},
 }
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)")
 
@@ -51,6 +71,9 @@ def hf_name(name: str, architecture: str) -> str:
     A tensor that holds all experts of a layer gets `{}` in place of an expert's number. In old files each expert has a
     tensor of its own.
     """
+    block, _, rest = name.removeprefix("blk.").partition(".")
+    if rest in _ARRAYS and block.isdecimal():
+        return f"model.layers.{int(block)}.{_ARRAYS[rest]}"
     match = _NAME.fullmatch(name)
     if match is None:
         return name

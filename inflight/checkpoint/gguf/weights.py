@@ -22,7 +22,9 @@ _IN_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_sho
 _TURNED = ("llama", "granite", "smollm3", "mistral3")
 """Architectures whose rotation pairs neighbours in llama.cpp (LLAMA_ROPE_TYPE_NORM), halves in Hugging Face's."""
 _GEMMA = ("gemma2", "gemma3")
-_FUSED = ("phi3",)
+_DELTA = ("qwen35", "qwen35moe")
+"""Architectures with gated delta rules."""
+_FUSED = ("phi3", *_DELTA)
 """Architectures whose queries, keys and values are one tensor in Hugging Face's checkpoints too."""
 
 
@@ -44,6 +46,10 @@ class Stored:
     def shape(self) -> list[int]:
         shape = self.placed.info.shape
         whole = list(shape if self.expert is None else shape[1:])
+        if self.part == "ssm_conv1d":
+            whole.insert(1, 1)  # as in Hugging Face's layout
+        if self.part == "ffn_gate_inp_shexp" and len(whole) == 1:
+            whole.insert(0, 1)
         return whole if self.rows is None else [self.rows[1] - self.rows[0], *whole[1:]]
 
 
@@ -112,6 +118,8 @@ class GgufWeights(Source):
         floats = floats[0] if len(shape) == 1 else floats
         if self._architecture in _GEMMA and name.endswith("norm.weight"):
             floats = floats - np.float32(1)  # llama.cpp stores the factor itself
+        if self._architecture in _DELTA:
+            floats = _of_delta(name, floats)
         return floats if rowwise else sliced(floats, part)
 
     def release(self) -> None:
@@ -205,6 +213,17 @@ class GgufWeights(Source):
         order = turned(stored, heads)
         self._orders[part, count] = order
         return order
+
+
+def _of_delta(name: str, floats: Tensor) -> Tensor:
+    """Norms as their distance from 1, but for those of heads behind a delta rule; decays as logarithms."""
+    if name.endswith("A_log"):
+        logarithms: Tensor = np.log(-np.asarray(floats, np.float32))
+        return logarithms
+    if name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+        distances: Tensor = floats - np.float32(1)
+        return distances
+    return floats
 
 
 def turned(stored: Stored, heads: int) -> np.ndarray:
