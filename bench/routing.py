@@ -175,6 +175,12 @@ def least_loaded(replicas: list[Replica], sequence: Sequence, number: int) -> in
     return min(range(size), key=lambda index: (replicas[index].outstanding, (index - number) % size))
 
 
+def least_tokens(replicas: list[Replica], sequence: Sequence, number: int) -> int:
+    """Ours without what is cached: fewest prompt tokens that are still to be computed."""
+    blind = [Bid(bid.ahead, 0, bid.rows) for bid in bids(replicas, sequence)]
+    return cheapest(blind, number % len(replicas))
+
+
 def affinity(replicas: list[Replica], sequence: Sequence, number: int) -> int:
     """The longest cached prefix, whatever waits there."""
     offered, size = bids(replicas, sequence), len(replicas)
@@ -188,6 +194,7 @@ def ours(replicas: list[Replica], sequence: Sequence, number: int) -> int:
 POLICIES: dict[str, Policy] = {
     "least loaded": least_loaded,
     "round robin": round_robin,
+    "least tokens": least_tokens,
     "pure affinity": affinity,
     "Inflight": ours,
 }

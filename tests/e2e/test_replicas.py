@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from inflight.contract import Grammar, Sampling
 from inflight.llm import LLM
-from tests.e2e.running import Background, Served, connect, eventually, get, metrics, request, serve
+from tests.e2e.running import Background, Served, connect, eventually, metrics, request, serve
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 JSON = {"Content-Type": "application/json"}
@@ -47,8 +50,13 @@ def alone() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("replicas"), str(POCKET), "--replicas", "2") as served:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(POCKET, tmp_path_factory.mktemp("models") / "pocket")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("replicas"), str(folder), "--replicas", "2") as served:
         yield served
         assert served.end() == 0
 
@@ -126,14 +134,30 @@ def test_a_chat_stays_where_it_is_cached(server: Served) -> None:
             chats[number] += text + " Then they met a friend."
 
 
-def test_all_replicas_are_renewed_while_streams_run(server: Served, alone: list[list[int]]) -> None:
-    eventually(lambda: of_replicas(server.http, "ready") == [1, 1], 60)
-    before = ranks(server.pid)
-    calls = [Background(stream, server.http, number) for number in range(8)]
+def renew(server: Served) -> None:
+    """Asks for new ranks, and waits until all are loaded."""
+    before, told = ranks(server.pid), server.stderr.read_text().count("were started again")
     os.kill(server.pid, signal.SIGHUP)
-    eventually(lambda: len(after := ranks(server.pid)) == 2 and not {*before} & {*after}, 60)
-    assert [call.result(120) for call in calls] == alone
+    eventually(lambda: server.stderr.read_text().count("were started again") > told, 60)
+    assert of_replicas(server.http, "ready") == [1, 1]
+    assert not {*before} & {*ranks(server.pid)}
+
+
+def test_all_replicas_are_renewed_while_streams_run(server: Served, folder: Path, alone: list[list[int]]) -> None:
     eventually(lambda: of_replicas(server.http, "ready") == [1, 1], 60)
-    eventually(lambda: "were started again" in server.stderr.read_text(), 30)
-    (model,) = (one for one in get(server.http, "/v1/models")["data"] if one["id"] == "pocket")
-    assert model
+    calls = [Background(stream, server.http, number) for number in range(8)]
+    renew(server)
+    assert [call.result(120) for call in calls] == alone
+
+    weights = load_file(folder / "model.safetensors")
+    name = next(each for each in weights if each.endswith("norm.weight") and "layers" not in each)
+    weights[name] = weights[name] * np.linspace(0.2, 1.8, weights[name].size).astype(weights[name].dtype)
+    save_file(weights, folder / "new")
+    os.replace(folder / "new", folder / "model.safetensors")
+    calls = [Background(stream, server.http, number) for number in range(4)]
+    renew(server)
+    assert all(call.result(120) for call in calls), "a stream that moves goes on, maybe with the new weights"
+    with LLM(folder) as llm:
+        (changed,) = llm.generate([prompt(0)], max_new_tokens=COUNT)
+    assert changed.token_ids != alone[0]
+    assert [stream(server.http, 0) for _ in range(2)] == [changed.token_ids] * 2
