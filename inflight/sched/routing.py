@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from inflight.sched.scheduler import Scheduler
 from inflight.sched.sequence import Sequence
 
+OWN = 1.5
+"""What a token counts that is computed anew, to one that others wait for: it also delays those behind the request, and
+takes the place of somebody else's prefix in the cache. Of 1, 1.5, 2 and 3 the best in `python -m bench.routing`."""
+
 ROW = 32
-"""Prompt tokens that a row in the batch counts as: it delays a request as much as these would. Of the values 0, 8, 32,
-128 and 512 the one with the most goodput over the loads of `python -m bench.routing`."""
+"""Tokens that a row in the batch counts as, since it shares the steps. From 0 to 128 the goodput hardly depends on it, 512
+is worse (`python -m bench.routing --row 0,32,128,512`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +36,17 @@ def cheapest(bids: Items[Bid], turn: int = 0) -> int:
     """The replica that begins to answer soonest, by its index.
 
     A request goes where its prefix is cached, unless the queue there is longer than computing the prefix elsewhere
-    takes: both are prompt tokens that stand before its first token, so they are added and compared. Rows that decode
-    share the steps and count a little.
+    takes: both are prompt tokens that stand before its first token, so they are added (`OWN`) and compared. Rows that
+    decode count a little.
 
     Args:
         turn: of replicas that are equal the first one from this index on is taken.
     """
     count = len(bids)
 
-    def cost(index: int) -> tuple[int, int]:
+    def cost(index: int) -> tuple[float, int]:
         bid = bids[index]
-        return bid.ahead + bid.own + ROW * bid.rows, (index - turn) % count
+        return bid.ahead + OWN * bid.own + ROW * bid.rows, (index - turn) % count
 
     return min(range(count), key=cost)
 

@@ -74,8 +74,8 @@ async def answered(engine: Engine, prompt: Sequence[int], count: int = 4, **aske
     ("bids", "index"),
     [
         ([Bid(0, 100, 0), Bid(0, 20, 0)], 1),  # the prefix is there
-        ([Bid(0, 100, 0), Bid(90, 20, 0)], 0),  # computing it takes less than waiting
-        ([Bid(0, 100, 0), Bid(70, 20, 0)], 1),
+        ([Bid(0, 100, 0), Bid(130, 20, 0)], 0),  # computing it takes less than waiting
+        ([Bid(0, 100, 0), Bid(110, 20, 0)], 1),
         ([Bid(0, 100, 3), Bid(0, 100, 2)], 1),  # else the one with fewer rows
         ([Bid(0, 100, 2), Bid(0, 100, 2)], 0),
     ],
