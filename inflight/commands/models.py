@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from inflight.commands.options import Command, Option, UsageError
-from inflight.config import existing_file, seconds, whole
+from inflight.config import existing_file, seconds, switch, whole
 from inflight.errors import InflightError
 
 EXAMPLES = """\
@@ -46,7 +46,7 @@ def run(values: Mapping[str, Any]) -> int:
         if action == "list":
             _show(server.index())
         elif action == "load":
-            given = {key: values[key] for key in ("version", "path") if values[key]}
+            given = {key: values[key] for key in ("version", "path", "rolling") if values[key]}
             server.ask(f"models/{quote(name, safe='')}/load", {"parameters": given} if given else {})
             print(f"{name} is loaded")
         else:
@@ -139,6 +139,12 @@ COMMAND = Command(
         Option("model", str, "Name of the model.", metavar="MODEL", positional=True),
         Option("version", whole(1), "Version to load. Default: the newest.", metavar="N"),
         Option("path", str, "Path on the server of a model in one of its folders, to load as MODEL.", metavar="PATH"),
+        Option(
+            "rolling",
+            switch,
+            "Load a language model's files again, one replica after the other, instead of a second copy beside it.",
+            default=False,
+        ),
         Option("address", str, f"HTTP address of the server. Default {_DEFAULT}.", default=_DEFAULT, metavar="ADDRESS"),
         Option("api-key", str, "API key to show, where the server asks for one.", metavar="KEY", secret=True),
         Option("timeout", seconds, "Seconds to wait. Default 1800.", default=1800.0, metavar="SECONDS"),

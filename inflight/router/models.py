@@ -19,7 +19,7 @@ log = logging.getLogger("inflight")
 
 UNLOADED = "unloaded"
 """The reason in the index of a model that was unloaded, in Triton's word."""
-_PARAMETERS = ("version", "path", "unload_dependents")
+_PARAMETERS = ("version", "path", "rolling", "unload_dependents")
 
 
 class _Model:
@@ -127,7 +127,8 @@ class Models:
         on until then, and for good where the load fails.
 
         Args:
-            parameters: `version`: a number; `path`: of a model in one of the folders, which gets this name.
+            parameters: `version`: a number; `path`: of a model in one of the folders, which gets this name; `rolling`:
+                true for a language model that serves, whose replicas are started again one after the other.
 
         Raises:
             NotFound: no model of this name is known.
@@ -135,7 +136,26 @@ class Models:
             ConfigError, StartError: it cannot be loaded; the index says why, too.
         """
         _check_parameters(parameters)
-        await self.start(self._asked(name, parameters))
+        if parameters.get("rolling") not in (None, False):
+            await self._renew(name, parameters)
+        else:
+            await self.start(self._asked(name, parameters))
+
+    async def _renew(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Starts the replicas of a language model again, with its files as they are now. Raises as `load`."""
+        if parameters["rolling"] is not True or parameters.get("path") or parameters.get("version"):
+            raise InvalidRequest(
+                "the parameter 'rolling' must be true, and stands alone: it loads the same files again"
+            )
+        if name not in self._fleet.language_models.served:
+            raise InvalidRequest(f"'{name}' is no language model that serves now; load it without 'rolling'")
+        model = self._model(name)
+        async with model.changes:
+            try:
+                await self._fleet.language_models.restart_replicas(name)
+            except InflightError as error:
+                log.error("a replica of '%s' cannot be loaded again: %s", name, error)
+                raise
 
     async def start(self, configs: Sequence[ModelConfiguration]) -> None:
         """Loads versions of one model, wherever it lies; they take the place of what serves under its name.

@@ -13,8 +13,8 @@ OWN = 1.5
 takes the place of somebody else's prefix in the cache. Of 1, 1.5, 2 and 3 the best in `python -m bench.routing`."""
 
 ROW = 32
-"""Tokens that a row in the batch counts as, since it shares the steps. From 0 to 128 the goodput hardly depends on it, 512
-is worse (`python -m bench.routing --row 0,32,128,512`)."""
+"""Tokens that a row in the batch counts as, since it shares the steps. From 0 to 128 the goodput hardly depends on it,
+512 is worse (`python -m bench.routing --row 0,32,128,512`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from inflight.cli import main
 from inflight.contract import Grammar, Sampling
 from inflight.llm import LLM
 from tests.e2e.running import Background, Served, connect, eventually, metrics, request, serve
@@ -56,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("replicas"), str(folder), "--replicas", "2") as served:
+    with serve(tmp_path_factory.mktemp("replicas"), str(folder), "--replicas", "2", "--admin") as served:
         yield served
         assert served.end() == 0
 
@@ -155,7 +156,8 @@ def test_all_replicas_are_renewed_while_streams_run(server: Served, folder: Path
     save_file(weights, folder / "new")
     os.replace(folder / "new", folder / "model.safetensors")
     calls = [Background(stream, server.http, number) for number in range(4)]
-    renew(server)
+    assert main(["models", "load", "pocket", "--rolling", "--address", f"http://{server.http}"]) == 0
+    assert of_replicas(server.http, "ready") == [1, 1]
     assert all(call.result(120) for call in calls), "a stream that moves goes on, maybe with the new weights"
     with LLM(folder) as llm:
         (changed,) = llm.generate([prompt(0)], max_new_tokens=COUNT)

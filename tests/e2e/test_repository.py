@@ -316,6 +316,8 @@ REFUSED = [
     ("add", {"path": "notes.txt"}, 404, "is no model"),
     ("add", {"config": "{}"}, 400, "not supported"),
     ("add", {"file:1/model.onnx": "AAAA"}, 400, "not supported"),
+    ("add", {"rolling": True}, 400, "no language model that serves now"),
+    ("add", {"rolling": "yes"}, 400, "must be true"),
     ("add", {"colour": "red"}, 400, "no parameter 'colour'"),
     ("", {}, 404, ""),
     ("nobody", {}, 404, "there is no model 'nobody'"),
