@@ -73,7 +73,7 @@ def http_app(
         LlmMethods(backend, max_body_bytes=max_body_bytes, config=rest),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
         LlmRoutes(backend),
-        OpenInferenceRest(backend, max_body_bytes=max_body_bytes, control=control),
+        OpenInferenceRest(backend, max_body_bytes=max_body_bytes, control=control, totals=metrics.totals),
         tgi,
         CloudRest(backend, tgi, openai, rest),
         openai,

@@ -5,6 +5,7 @@ from inflight.metrics.keys import KeyMetrics
 from inflight.metrics.llm import LlmMetrics, Load, ReplicaLoad
 from inflight.metrics.routes import Calls, RouteMetrics
 from inflight.metrics.server import CONTENT_TYPE, SECONDS, Metrics
+from inflight.metrics.totals import Runs, Totals
 
 __all__ = [
     "CONTENT_TYPE",
@@ -17,4 +18,6 @@ __all__ = [
     "Metrics",
     "ReplicaLoad",
     "RouteMetrics",
+    "Runs",
+    "Totals",
 ]

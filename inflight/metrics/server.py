@@ -7,6 +7,7 @@ nothing here locks. Each server has its own `Metrics`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -18,6 +19,7 @@ from inflight.metrics.images import ImageMetrics
 from inflight.metrics.keys import KeyMetrics
 from inflight.metrics.llm import LlmMetrics
 from inflight.metrics.routes import RouteMetrics
+from inflight.metrics.totals import Runs, Totals
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,9 +46,12 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self._requests = Histograms(SECONDS)
         self._failures: dict[tuple[str, str, str], int] = {}
+        self._failed_seconds: dict[tuple[str, str], float] = {}
         self._queue = Histograms(SECONDS)
         self._batches = Histograms(SIZES)
         self._stages = Histograms(SECONDS)
+        self._runs: dict[tuple[str, str, str], dict[int, Runs]] = {}  # by batch size
+        self._last: dict[tuple[str, str], float] = {}
         self._replicas: dict[tuple[str, str, str], str] = {}
         self._states: dict[str, None] = {}
         self._in_flight: Callable[[], int] = lambda: 0
@@ -64,6 +69,7 @@ class Metrics(Collector):
         if cause is not None:
             key = (servable, method, cause)
             self._failures[key] = self._failures.get(key, 0) + 1
+            self._failed_seconds[servable, method] = self._failed_seconds.get((servable, method), 0.0) + seconds
 
     def queued(self, servable: str, method: str, seconds: float) -> None:
         """One instance, or one request's instances, waited this long in the server before a replica took them."""
@@ -74,6 +80,35 @@ class Metrics(Collector):
         key = (servable, method, stage)
         self._batches[key].observe(size, count)
         self._stages[key].observe(seconds, count)
+        sizes = self._runs.setdefault(key, {})
+        before = sizes.get(size)
+        took = seconds * count
+        sizes[size] = Runs(size, count, took) if before is None else Runs(size, before[1] + count, before[2] + took)
+        self._last[servable, method] = time.time()
+
+    def totals(self, servable: str, method: str) -> Totals:
+        """What a method has done since the start."""
+        key = (servable, method)
+        requests, queue = self._requests.get(key), self._queue.get(key)
+        failed = sum(count for (*names, _), count in self._failures.items() if tuple(names) == key)
+        failed_seconds = self._failed_seconds.get(key, 0.0)
+        stages = [sizes for (*names, _), sizes in self._runs.items() if tuple(names) == key]
+        busy = 0.0
+        for sizes in stages:
+            # A request is in a run for as long as the run takes, however many share it.
+            rows = sum(runs.size * runs.count for runs in sizes.values())
+            busy += sum(runs.seconds * runs.size for runs in sizes.values()) / rows if rows else 0.0
+        return Totals(
+            answered=sum(requests.counts) - failed if requests is not None else 0,
+            answered_seconds=requests.sum - failed_seconds if requests is not None else 0.0,
+            failed=failed,
+            failed_seconds=failed_seconds,
+            queued=sum(queue.counts) if queue is not None else 0,
+            queued_seconds=queue.sum if queue is not None else 0.0,
+            runs=tuple(sizes[size] for sizes in stages[-1:] for size in sorted(sizes)),
+            busy_seconds=busy,
+            last=self._last.get(key, 0.0),
+        )
 
     def replica(self, servable: str, version: int, replica: str | int, state: str | None) -> None:
         """A replica is now in this state; None: it has ended and is no longer shown."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -344,3 +345,51 @@ def test_python_loads_any_path(here: Here, tmp_path: Path) -> None:
         here.server.load(tmp_path)
     with pytest.raises(NotFound, match="no model 'nobody'"):
         here.server.unload("nobody")
+
+
+def test_configuration_and_statistics_by_triton_clients(here: Here) -> None:
+    here.server.load("add")
+    http, rpc = triton_http.InferenceServerClient(here.http), triton_grpc.InferenceServerClient(here.grpc)
+    wanted = {"binary_tensor_data", "model_repository", "model_configuration", "statistics", "trace", "logging"}
+    assert wanted <= set(http.get_server_metadata()["extensions"])
+    assert set(http.get_server_metadata()["extensions"]) == set(rpc.get_server_metadata().extensions)
+
+    config = http.get_model_config("add")
+    assert (config["name"], config["max_batch_size"] > 1000, config["platform"]) == ("add", True, "inflight")
+    assert config["input"][0] == {"name": "x1", "data_type": "TYPE_FP32", "dims": [2, 2], "optional": False}
+    told = rpc.get_model_config("add").config
+    assert (told.name, told.max_batch_size) == ("add", config["max_batch_size"])
+    assert [(each.name, each.data_type, list(each.dims)) for each in told.output] == [("y", 11, [2, 2])]
+
+    before = http.get_inference_statistics("add")["model_stats"][0]
+    inputs = [tensor(triton_http, name, np.ones((3, 2, 2), np.float32)) for name in ("x1", "x2")]
+    for _ in range(4):
+        http.infer("add", inputs)
+    (after,) = http.get_inference_statistics("add")["model_stats"]
+    assert after["inference_count"] - before["inference_count"] == 12
+    assert 1 <= after["execution_count"] - before["execution_count"] <= 12
+    success, infer = after["inference_stats"]["success"], after["inference_stats"]["compute_infer"]
+    assert success["count"] - before["inference_stats"]["success"]["count"] == 4
+    assert 0 < infer["ns"] <= success["ns"]
+    assert abs(after["last_inference"] / 1000 - time.time()) < 600
+    (same,) = rpc.get_inference_statistics("add").model_stats
+    assert same.inference_count == after["inference_count"]
+    assert {each.batch_size for each in same.batch_stats} == {each["batch_size"] for each in after["batch_stats"]}
+    assert [each["name"] for each in http.get_inference_statistics()["model_stats"]] == ["add"]
+    for client in (http, rpc):
+        with pytest.raises(InferenceServerException, match="nobody"):
+            client.get_inference_statistics("nobody")
+        client.unregister_system_shared_memory()  # as Triton's examples begin
+        client.unregister_cuda_shared_memory()
+        with pytest.raises(InferenceServerException, match="shared memory"):
+            client.register_system_shared_memory("region", "/key", 64)
+        with pytest.raises(InferenceServerException, match="no traces"):
+            client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]})
+        with pytest.raises(InferenceServerException, match="--log-level"):
+            client.update_log_settings({"log_verbose_level": 1})
+    assert http.get_trace_settings("add")["trace_level"] == ["OFF"]
+    assert list(rpc.get_trace_settings("add").settings["trace_level"].value) == ["OFF"]
+    assert http.get_log_settings()["log_error"] is True
+    assert rpc.get_log_settings().settings["log_error"].bool_param
+    http.close()
+    rpc.close()

@@ -37,7 +37,7 @@ def grpc_app(
         control: loads and unloads models; None: nobody can.
     """
     holding = HoldingBackend(backend)
-    models = {**predict_rpcs(holding), **oip_rpcs(holding, control or Control(backend))}
+    models = {**predict_rpcs(holding), **oip_rpcs(holding, control or Control(backend), (metrics or Metrics()).totals)}
     rpcs = {
         **models,
         **health_rpcs(backend, (PREDICT_SERVICE, OIP_SERVICE)),

@@ -14,6 +14,7 @@ from inflight.admission import Caller
 from inflight.contract import MethodInfo, Outcome, TextPart
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.control import Control
+from inflight.frontends.oip.extensions import report_rpcs, repository_rpcs, setting_rpcs
 from inflight.frontends.oip.large import InferRequest, encoded, first_tensor, parse_request
 from inflight.frontends.oip.mapping import (
     ModelMetadata,
@@ -26,7 +27,7 @@ from inflight.frontends.oip.mapping import (
     request_timeout,
     to_rows,
 )
-from inflight.frontends.oip.repository import repository_rpcs
+from inflight.frontends.oip.reports import EXTENSIONS, TotalsOf
 from inflight.frontends.oip.tensors import OipTensor, from_elements, from_raw
 from inflight.proto.open_inference_pb2 import (
     InferTensorContents,
@@ -71,7 +72,7 @@ _UNSUPPORTED = {
 }
 
 
-def oip_rpcs(backend: HoldingBackend, control: Control) -> dict[str, Rpc]:
+def oip_rpcs(backend: HoldingBackend, control: Control, totals: TotalsOf) -> dict[str, Rpc]:
     """The service's procedures by path."""
     models = ModelNames(backend)
 
@@ -88,7 +89,7 @@ def oip_rpcs(backend: HoldingBackend, control: Control) -> dict[str, Rpc]:
             return ModelReadyResponse(ready=False)
 
     async def server_metadata(_request: ServerMetadataRequest, _timeout: float | None) -> ServerMetadataResponse:
-        return ServerMetadataResponse(name="inflight", version=__version__)
+        return ServerMetadataResponse(name="inflight", version=__version__, extensions=EXTENSIONS)
 
     async def model_metadata(request: ModelMetadataRequest, _timeout: float | None) -> ModelMetadataResponse:
         return _metadata_reply(metadata(backend, request.name, request.version))
@@ -111,6 +112,8 @@ def oip_rpcs(backend: HoldingBackend, control: Control) -> dict[str, Rpc]:
         answer = partial(_answer, method, wanted, _begun(method, request), done)
         return backend.submit(method, to_rows(method, tensors), answer, timeout=_seconds(request, timeout))
 
+    more = {**repository_rpcs(control), **report_rpcs(backend, totals), **setting_rpcs(backend)}
+
     def path(name: str) -> str:
         return f"/{SERVICE}/{name}"
 
@@ -122,7 +125,7 @@ def oip_rpcs(backend: HoldingBackend, control: Control) -> dict[str, Rpc]:
         path("ModelMetadata"): UnaryRpc(ModelMetadataRequest.FromString, model_metadata),
         path("ModelInfer"): UnaryRpc(parse_request, model_infer, begin_infer, hold, layout=first_tensor),
         path("ModelStreamInfer"): StreamRpc(parse_request, duplex=partial(_stream_infer, backend), layout=first_tensor),
-        **{path(name): rpc for name, rpc in repository_rpcs(control).items()},
+        **{path(name): rpc for name, rpc in more.items()},
     }
 
 

@@ -106,6 +106,18 @@ def find_model(backend: Backend, name: str, version: str) -> MethodInfo:
     return backend.method(servable, number, method)
 
 
+def model_names(backend: Backend) -> list[str]:
+    """The names of all models that are loaded, in the order of their start."""
+    names: dict[str, None] = {}
+    for status in backend.servables():
+        if not status.loaded:
+            continue
+        default = [one for one in status.methods if one.name == DEFAULT_METHOD or len(status.methods) == 1]
+        for method in status.methods:
+            names[status.name if method in default else f"{status.name}.{method.name}"] = None
+    return list(names)
+
+
 class ModelNames:
     """Remembers the results of `find_model`, which searches all servables."""
 

@@ -41,6 +41,17 @@ from inflight.frontends.oip.mapping import (
     model_ready,
     to_rows,
 )
+from inflight.frontends.oip.reports import (
+    EXTENSIONS,
+    LOG,
+    NO_LOG,
+    NO_MEMORY,
+    NO_TRACE,
+    TRACE,
+    TotalsOf,
+    model_config,
+    model_statistics,
+)
 from inflight.frontends.routes import (
     RETRY_AFTER,
     Access,
@@ -52,6 +63,7 @@ from inflight.frontends.routes import (
     Route,
     error_headers,
 )
+from inflight.metrics import Totals
 from inflight.wire import (
     JSON,
     MESSAGE_OPTION,
@@ -68,7 +80,6 @@ from inflight.wire import (
 )
 
 _HEADER_LENGTH = b"inference-header-content-length"
-_EXTENSIONS = ["binary_tensor_data", "model_repository", "generate"]
 _RAW = (b"content-type", b"application/octet-stream")
 _PACKED = (b"gzip", b"deflate")
 
@@ -80,8 +91,16 @@ class OpenInferenceRest(QuickDoor):
     below = ("/v2/",)
     error = OipError
 
-    def __init__(self, backend: Backend, *, max_body_bytes: int, control: Control | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        max_body_bytes: int,
+        control: Control | None = None,
+        totals: TotalsOf = lambda servable, method: Totals(),
+    ) -> None:
         super().__init__(backend)
+        self._totals = totals
         self._control = control or Control(backend)
         self._submit = backend.submit
         self._max_body_bytes = max_body_bytes
@@ -146,7 +165,7 @@ class OpenInferenceRest(QuickDoor):
         return self._models.find(names["name"], names.get("version", ""))
 
     async def _about(self, call: Call) -> None:
-        told: Extension = {"name": "inflight", "version": __version__, "extensions": _EXTENSIONS}
+        told: Extension = {"name": "inflight", "version": __version__, "extensions": list(EXTENSIONS)}
         await respond_json(call.send, told)
 
     async def _live(self, call: Call) -> None:
@@ -160,6 +179,37 @@ class OpenInferenceRest(QuickDoor):
     async def _metadata(self, call: Call) -> None:
         names = call.names
         await respond_json(call.send, asdict(metadata(self._backend, names["name"], names.get("version", ""))))
+
+    async def _config(self, call: Call) -> None:
+        await respond_json(call.send, model_config(self._backend, call.names["name"], call.names.get("version", "")))
+
+    async def _statistics(self, call: Call) -> None:
+        name, version = call.names.get("name", ""), call.names.get("version", "")
+        await respond_json(call.send, model_statistics(self._backend, self._totals, name, version))
+
+    async def _trace(self, call: Call) -> None:
+        """Tells the settings of traces; changing one is refused."""
+        if "name" in call.names:
+            find_model(self._backend, call.names["name"], "")
+        if call.route.verb == "POST" and _json_body(call):
+            raise InvalidRequest(NO_TRACE)
+        told = {name: values if name == "trace_level" else values[0] for name, values in TRACE.items()}
+        await respond_json(call.send, told)
+
+    async def _log(self, call: Call) -> None:
+        """Tells the settings of the log; changing one is refused."""
+        if call.route.verb == "POST" and _json_body(call):
+            raise InvalidRequest(NO_LOG)
+        await respond_json(call.send, LOG)
+
+    async def _regions(self, call: Call) -> None:
+        await respond_json(call.send, [])
+
+    async def _register(self, call: Call) -> None:
+        raise InvalidRequest(NO_MEMORY)
+
+    async def _unregister(self, call: Call) -> None:
+        await respond_json(call.send, {})
 
     async def _model_ready(self, call: Call) -> None:
         name = call.names["name"]
@@ -236,6 +286,21 @@ class OpenInferenceRest(QuickDoor):
             access=Access.KEY,
         ),
         Route("GET", "/v2/models/{name}[/versions/{version}]", "A model", _metadata, answer=ModelMetadata),
+        Route("GET", "/v2/models/{name}[/versions/{version}]/config", "How a model is run", _config),
+        Route("GET", "/v2/models/{name}[/versions/{version}]/stats", "What a model has done", _statistics),
+        Route("GET", "/v2/models/stats", "What all models have done", _statistics),
+        Route("GET", "/v2[/models/{name}]/trace/setting", "The settings of traces", _trace),
+        Route("POST", "/v2[/models/{name}]/trace/setting", "The same; changes are refused", _trace, bytes),
+        Route("GET", "/v2/logging", "The settings of the log", _log),
+        Route("POST", "/v2/logging", "The same; changes are refused", _log, bytes),
+        Route("GET", "/v2/systemsharedmemory[/region/{region}]/status", "Regions of shared memory: none", _regions),
+        Route("POST", "/v2/systemsharedmemory/region/{region}/register", "Shared memory is refused", _register, bytes),
+        Route(
+            "POST", "/v2/systemsharedmemory[/region/{region}]/unregister", "Nothing to unregister", _unregister, bytes
+        ),
+        Route("GET", "/v2/cudasharedmemory[/region/{region}]/status", "Regions of shared memory: none", _regions),
+        Route("POST", "/v2/cudasharedmemory/region/{region}/register", "Shared memory is refused", _register, bytes),
+        Route("POST", "/v2/cudasharedmemory[/region/{region}]/unregister", "Nothing to unregister", _unregister, bytes),
         Route(
             "GET",
             "/v2/models/{name}[/versions/{version}]/ready",
