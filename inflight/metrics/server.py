@@ -96,7 +96,7 @@ class Metrics(Collector):
         busy = 0.0
         for sizes in stages:
             # A request is in a run for as long as the run takes, however many share it.
-            rows = sum(runs.size * runs.count for runs in sizes.values())
+            rows = sum(runs.size * runs.times for runs in sizes.values())
             busy += sum(runs.seconds * runs.size for runs in sizes.values()) / rows if rows else 0.0
         return Totals(
             answered=sum(requests.counts) - failed if requests is not None else 0,

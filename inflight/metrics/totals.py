@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class Runs(NamedTuple):
-    """The runs of one batch size. Attributes: size: instances; seconds: of all of them together."""
+    """The runs of one batch size. Attributes: size: instances; times: number of runs; seconds: of all of them together."""
 
     size: int
-    count: int
+    times: int
     seconds: float
 
 

@@ -109,8 +109,8 @@ def _statistics(name: str, method: MethodInfo, totals_of: TotalsOf) -> dict[str,
         "name": name,
         "version": str(method.version),
         "last_inference": int(totals.last * 1000),
-        "inference_count": sum(runs.size * runs.count for runs in totals.runs),
-        "execution_count": sum(runs.count for runs in totals.runs),
+        "inference_count": sum(runs.size * runs.times for runs in totals.runs),
+        "execution_count": sum(runs.times for runs in totals.runs),
         "inference_stats": {
             "success": _duration(totals.answered, totals.answered_seconds),
             "fail": _duration(totals.failed, totals.failed_seconds),
@@ -124,9 +124,9 @@ def _statistics(name: str, method: MethodInfo, totals_of: TotalsOf) -> dict[str,
         "batch_stats": [
             {
                 "batch_size": runs.size,
-                "compute_input": _duration(runs.count, 0.0),
-                "compute_infer": _duration(runs.count, runs.seconds),
-                "compute_output": _duration(runs.count, 0.0),
+                "compute_input": _duration(runs.times, 0.0),
+                "compute_infer": _duration(runs.times, runs.seconds),
+                "compute_output": _duration(runs.times, 0.0),
             }
             for runs in totals.runs
         ],
