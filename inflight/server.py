@@ -338,6 +338,14 @@ class Server:
         assert self._router is not None
         return self._router
 
+    def watch(self) -> None:
+        """Begins to follow the folders of models, where the configuration says so (`ServerConfig.watch`)."""
+
+        async def watch() -> None:
+            self._running_router().models.watch()
+
+        self._call(watch())
+
     async def _start_http(self, listen: ListenConfig) -> str:
         router = self._running_router()
         app = http_app(

@@ -247,6 +247,7 @@ def run(values: Mapping[str, Any]) -> int:
         grpc = server.start_grpc(plan.grpc) if plan.grpc else None
         server.start_servables(plan.servables)
         server.start_generators(plan.generators)
+        server.watch()
         generators = [one.name for one in plan.generators]
         requests = _requests(plan.servables)
         print(describe(server.servables(), http, grpc, _tls(values), requests, generators), flush=True)

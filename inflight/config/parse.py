@@ -109,6 +109,14 @@ def existing_file(text: str) -> str:
     return text
 
 
+def versions(text: str) -> str:
+    """`all`, `latest`, `latest:2`, or numbers like `1,3`."""
+    given = text.strip().lower()
+    if not re.fullmatch(r"all|latest(:[1-9][0-9]{0,5})?|[1-9][0-9]{0,17}(,[1-9][0-9]{0,17})*", given):
+        raise ValueError(f"'{text}' names no versions; write all, latest:2 or numbers like 1,3")
+    return given
+
+
 def folder(text: str) -> Path:
     path = Path(text).absolute()
     if not path.is_dir():

@@ -22,6 +22,7 @@ from inflight.config.parse import (
     seconds,
     switch,
     time_limit,
+    versions,
     whole,
 )
 from inflight.config.setting import Setting, fields_of, filled
@@ -225,6 +226,8 @@ class ServerConfig(msgspec.Struct, frozen=True):
         cors_origins: web pages of these origins may call; `*` is any.
         repositories: folders with the models that callers may load.
         admin: callers may load and unload models.
+        version_policy: which versions of a model of the folders are served.
+        watch: seconds between two looks at the folders; 0: nobody looks.
         drain_timeout: seconds that requests of a model may take after it was unloaded or replaced.
         protocols: the user's own HTTP protocols: `module:Class` of subclasses of `inflight.frontends.Door`.
     """
@@ -338,6 +341,26 @@ class ServerConfig(msgspec.Struct, frozen=True):
             switch,
         ),
     ] = False
+    version_policy: Annotated[
+        str,
+        Setting(
+            "Versions of a model of the folders that are served: latest, latest:2 (the largest numbers), all, or "
+            "numbers like 1,3. Of a language model the largest of them.",
+            versions,
+            "VERSIONS",
+        ),
+    ] = "latest"
+    watch: Annotated[
+        float,
+        Setting(
+            "Seconds between two looks at the folders of models: what is new is loaded, what has changed is loaded "
+            "again, what is gone is unloaded. A change is taken up when nothing has moved between two looks. 0: nobody "
+            "looks.",
+            time_limit,
+            "SECONDS",
+            " 0",
+        ),
+    ] = 0.0
     drain_timeout: Annotated[
         float,
         Setting(

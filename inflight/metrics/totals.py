@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Runs(NamedTuple):
-    """The runs of one batch size. Attributes: size: instances; times: number of runs; seconds: of all of them together."""
+    """The runs of one batch size. Attributes: size: instances; times: number of runs; seconds: of all together."""
 
     size: int
     times: int

@@ -114,15 +114,17 @@ class Job:
             return Table([slots[ref.stage].columns[ref.output] for ref in refs])  # type: ignore[attr-defined]
         return [list(row) for row in zip(*(_values(slots[ref.stage], ref.output) for ref in refs))]
 
-    def editable_inputs(self, stage: StageSpec, kept: Sequence[bool]) -> list[list[Value]]:
-        """The inputs of a Python stage: bytes as a uint8 array, every array writable.
+    def editable_inputs(self, stage: StageSpec, kept: Sequence[bool], texts: Sequence[str | None]) -> list[list[Value]]:
+        """The inputs of a Python stage: bytes as the function declares them, else as a uint8 array; every array
+        writable.
 
         Args:
             kept: for each input, whether the value is read again (`kept_inputs`); then the stage gets a copy.
+            texts: for each input, what the function declares (`FunctionSpec.texts`).
         """
         columns = [
-            [_editable(value, keep) for value in _values(self.slots[ref.stage], ref.output)]
-            for ref, keep in zip(stage.inputs, kept)
+            [_editable(value, keep, kind) for value in _values(self.slots[ref.stage], ref.output)]
+            for ref, keep, kind in zip(stage.inputs, kept, texts)
         ]
         return [list(row) for row in zip(*columns)] if columns else [[] for _ in self.keys]
 
@@ -162,8 +164,10 @@ def _values(rows: Sequence[Row], at: int) -> list[Value]:
     return [row[at] for row in rows]
 
 
-def _editable(value: Value, keep: bool) -> Value:
+def _editable(value: Value, keep: bool, kind: str | None) -> Value:
     if isinstance(value, bytes):
+        if kind == "bytes":
+            return value
         return np.frombuffer(bytearray(value), np.uint8)
     if isinstance(value, np.ndarray) and (keep or not value.flags.writeable):
         copy: Array = value.copy()

@@ -150,6 +150,7 @@ class Pipeline:
         self._flush = flush
         self._functions = StageQueue()
         self._kept: dict[tuple[str, int], tuple[bool, ...]] = {}
+        self._texts = {key: function.texts for key, function in spec.functions.items()}
         self.hidden = {
             (key, subgraph): hidden_method(key, subgraph)
             for key, port in models.items()
@@ -275,7 +276,7 @@ class Pipeline:
         stage = batch.stage
         function = self.spec.functions[stage.key]
         method = jobs[0].method
-        kept = self._kept[method.name, stage.index]
+        kept, texts = self._kept[method.name, stage.index], self._texts[stage.key]
         count = sum(map(len, jobs))
 
         def inputs(first: int) -> list[list[Value]]:
@@ -286,7 +287,9 @@ class Pipeline:
                 if skipped == len(job):
                     continue
                 rest = job.part(skipped, len(job)) if skipped else job
-                rows += rest.shared_inputs(stage) if method.mindspore_values else rest.editable_inputs(stage, kept)
+                rows += (
+                    rest.shared_inputs(stage) if method.mindspore_values else rest.editable_inputs(stage, kept, texts)
+                )
             return rows
 
         start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Models on disk: which a folder holds, in which versions, and what each is started with."""
 
+from inflight.repository.policy import Snapshot, chosen, snapshot
 from inflight.repository.scan import (
     Found,
     ModelConfiguration,
@@ -15,6 +16,8 @@ from inflight.repository.scan import (
 __all__ = [
     "Found",
     "ModelConfiguration",
+    "Snapshot",
+    "chosen",
     "configurations",
     "generator_config",
     "inside",
@@ -22,4 +25,5 @@ __all__ = [
     "look",
     "scan",
     "servable_config",
+    "snapshot",
 ]

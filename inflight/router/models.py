@@ -11,8 +11,9 @@ from typing import Any
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig, check
 from inflight.contract import NEWEST, KnownModel, ModelState, ServableStatus
 from inflight.errors import ConfigError, InflightError, InvalidRequest, NotFound
-from inflight.repository import Found, ModelConfiguration, configurations, inside, look, scan
+from inflight.repository import Found, ModelConfiguration, chosen, configurations, inside, look, scan
 from inflight.router.fleet import Fleet
+from inflight.router.watcher import Watcher
 from inflight.startup import one_line
 
 log = logging.getLogger("inflight")
@@ -66,6 +67,7 @@ class Models:
         self._statuses = statuses
         self._models: dict[str, _Model] = {}
         self._tasks: set[asyncio.Task[Any]] = set()  # keeps them alive; their order does not matter
+        self._watching: asyncio.Task[None] | None = None
 
     def know(self, configs: Sequence[ModelConfiguration]) -> None:
         """Notes models that the server starts with, so that they can be loaded again."""
@@ -79,6 +81,18 @@ class Models:
                 ),
                 config,
             ]
+
+    def watch(self) -> None:
+        """Begins to follow the folders, where the configuration says so."""
+        seconds = self._config.watch
+        if seconds and self._config.repositories and self._watching is None:
+            watcher = Watcher(seconds, self._found, lambda name: self.load(name, {}), self.end)
+            self._watching = asyncio.get_running_loop().create_task(watcher.run())
+
+    def stop(self) -> None:
+        """Ends what `watch` began."""
+        if self._watching is not None:
+            self._watching.cancel()
 
     # The index
 
@@ -274,7 +288,13 @@ class Models:
         if version and version not in found.versions:
             has = ", ".join(map(str, found.versions))
             raise NotFound(f"the model '{name}' has no version {version}; it has: {has}")
-        return configurations(found, [version or max(found.versions)], self._values, name=name)
+        versions = [version] if version else chosen(self._config.version_policy, list(found.versions))
+        if not versions:
+            raise NotFound(
+                f"the model '{name}' has none of the versions {self._config.version_policy}; it has: "
+                f"{', '.join(map(str, found.versions))}"
+            )
+        return configurations(found, versions[-1:] if found.language else versions, self._values, name=name)
 
     def _again(self, name: str, parameters: Mapping[str, Any]) -> list[ModelConfiguration]:
         model = self._models.get(name)

@@ -173,6 +173,7 @@ class Router:
 
     async def stop(self) -> None:
         """Refuses new requests, lets running ones finish in time, ends every worker."""
+        self.models.stop()
         await self.fleet.stop(self._drained())
 
     async def _drained(self) -> None:

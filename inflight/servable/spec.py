@@ -6,6 +6,7 @@ the method's own inputs, stage n (from 1) the n-th `add_stage` of the method.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,20 @@ class FunctionSpec:
     inputs_count: int
     outputs_count: int
     batched: bool
+
+    @property
+    def texts(self) -> tuple[str | None, ...]:
+        """For each input, `str` or `bytes` where the function's annotation says so; else None."""
+        try:
+            annotations = [each.annotation for each in inspect.signature(self.function).parameters.values()]
+        except (TypeError, ValueError):  # a function of C without a signature
+            annotations = []
+        kinds = [_TEXTS.get(each) if isinstance(each, (str, type)) else None for each in annotations]
+        return tuple([*kinds, *[None] * self.inputs_count][: self.inputs_count])
+
+
+_TEXTS: dict[Any, str] = {str: "str", bytes: "bytes", "str": "str", "bytes": "bytes"}
+"""What annotations of texts are; as text where the file postpones their evaluation."""
 
 
 @dataclass(frozen=True)

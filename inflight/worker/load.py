@@ -122,7 +122,8 @@ def offer(loaded: Loaded, pipeline: Pipeline, own_models: bool) -> Offer:
     """The description of a loaded servable for the server."""
     models = {model.key: model for model in loaded.models}
     declared = [
-        _method_offer(method, models, pipeline.batch_size, loaded.whole) for method in loaded.spec.methods.values()
+        _method_offer(method, loaded.spec, models, pipeline.batch_size, loaded.whole)
+        for method in loaded.spec.methods.values()
     ]
     hidden = [
         MethodOffer(
@@ -311,11 +312,13 @@ def _model_offer(batched: BatchedModel) -> ModelOffer:
     )
 
 
-def _method_offer(method: MethodSpec, models: dict[str, ModelOffer], batch_size: int, whole: bool) -> MethodOffer:
+def _method_offer(
+    method: MethodSpec, spec: ServableSpec, models: dict[str, ModelOffer], batch_size: int, whole: bool
+) -> MethodOffer:
     return MethodOffer(
         name=method.name,
-        inputs=[_input_spec(method, index, name, models) for index, name in enumerate(method.inputs)],
-        outputs=[_output_spec(method, index, name, models) for index, name in enumerate(method.outputs)],
+        inputs=[_input_spec(method, spec, index, name, models) for index, name in enumerate(method.inputs)],
+        outputs=[_output_spec(method, spec, index, name, models) for index, name in enumerate(method.outputs)],
         queue_size=method.queue_size,
         priority=method.priority,
         timeout=method.timeout,
@@ -326,10 +329,17 @@ def _method_offer(method: MethodSpec, models: dict[str, ModelOffer], batch_size:
     )
 
 
-def _input_spec(method: MethodSpec, index: int, name: str, models: dict[str, ModelOffer]) -> TensorSpec:
-    """The known properties of a method's input: those of the input of the first model that reads it unchanged."""
+def _input_spec(
+    method: MethodSpec, spec: ServableSpec, index: int, name: str, models: dict[str, ModelOffer]
+) -> TensorSpec:
+    """The known properties of a method's input: those of the first model that reads it unchanged, or that it is a text
+    or bytes, as the first function that reads it is annotated."""
     for stage in method.stages:
         for position, ref in enumerate(stage.inputs):
+            if stage.kind == "function" and ref == (0, index) and not method.mindspore_values:
+                kind = spec.functions[stage.key].texts[position]
+                if kind is not None:
+                    return TensorSpec(name, kind, ())
             if stage.kind == "model" and ref == (0, index):
                 model = models[stage.key]
                 if position < len(model.graphs[0].inputs):
@@ -338,10 +348,12 @@ def _input_spec(method: MethodSpec, index: int, name: str, models: dict[str, Mod
     return TensorSpec(name)
 
 
-def _output_spec(method: MethodSpec, index: int, name: str, models: dict[str, ModelOffer]) -> TensorSpec:
+def _output_spec(
+    method: MethodSpec, spec: ServableSpec, index: int, name: str, models: dict[str, ModelOffer]
+) -> TensorSpec:
     ref = method.returns[index]
     if ref.stage == 0:
-        return _input_spec(method, ref.output, name, models)
+        return _input_spec(method, spec, ref.output, name, models)
     stage = method.stages[ref.stage - 1]
     if stage.kind == "model" and ref.output < len(models[stage.key].graphs[0].outputs):
         model = models[stage.key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import textwrap
 import threading
 import time
@@ -22,8 +23,10 @@ from tritonclient.utils import InferenceServerException
 
 from inflight.cli import main
 from inflight.config import GeneratorConfig, ListenConfig, ServerConfig
+from inflight.config.parse import versions
 from inflight.contract import ModelState
 from inflight.errors import ConfigError, InflightError, NotFound, StartError
+from inflight.repository import chosen
 from inflight.server import Server
 from tests.conftest import binary_model
 from tests.e2e.running import FREE, Background, eventually, get, request, workers, write_servable
@@ -393,3 +396,128 @@ def test_configuration_and_statistics_by_triton_clients(here: Here) -> None:
     assert rpc.get_log_settings().settings["log_error"].bool_param
     http.close()
     rpc.close()
+
+
+TEXTS = """
+    from inflight.servable import add_stage, register_method
+
+    def shout(text: str, raw: bytes, other):
+        assert type(text) is str and type(raw) is bytes, (type(text), type(raw))
+        return text.upper(), raw + b"!", type(other).__name__
+
+    @register_method(output_names=["loud", "more", "kind"])
+    def predict(text, raw, other):
+        return add_stage(shout, text, raw, other, outputs_count=3)
+"""
+
+
+def test_text_arrives_as_a_stage_declares_it(here: Here) -> None:
+    if not (here.folder / "texts").exists():
+        write_servable(here.folder, "texts", TEXTS)
+    here.server.load("texts")
+    data = {"text": ["größer".encode(), b"b"], "raw": [bytes([0xFF, 0]), b"text"], "other": [b"c", b"d"]}
+    with triton_http.InferenceServerClient(here.http) as http, triton_grpc.InferenceServerClient(here.grpc) as rpc:
+        for client, module in ((http, triton_http), (rpc, triton_grpc)):
+            inputs = []
+            for name, items in data.items():
+                inputs.append(module.InferInput(name, [2], "BYTES"))
+                inputs[-1].set_data_from_numpy(np.array(items, object))
+            result = client.infer("texts", inputs)
+            assert list(result.as_numpy("loud")) == ["GRÖSSER".encode(), b"B"]
+            assert list(result.as_numpy("more")) == [bytes([0xFF, 0]) + b"!", b"text!"]
+            assert list(result.as_numpy("kind")) == [b"ndarray", b"ndarray"]  # a function that says nothing
+        shown = http.get_model_metadata("texts")["inputs"]
+        assert [each["datatype"] for each in shown] == ["BYTES", "BYTES", "ANY"]
+    body = {"inputs": [{"name": "text", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
+    body["inputs"] += [{"name": name, "datatype": "BYTES", "shape": [1], "data": ["a"]} for name in ("raw", "other")]
+    status, answer = request(here.http, "POST", "/v2/models/texts/infer", json.dumps(body).encode())
+    assert status == 400
+    assert "the method takes BYTES" in json.loads(answer)["error"]
+    # The other doors see the same texts.
+    instance = {"text": "a", "raw": {"b64": "/wA="}, "other": 1}
+    status, answer = request(here.http, "POST", "/model/texts:predict", json.dumps({"instances": [instance]}).encode())
+    assert json.loads(answer)["instances"][0]["loud"] == "A", answer
+
+
+def test_who_may_load(tmp_path: Path) -> None:
+    keys = [
+        {"name": "ann", "key": "k-ann", "admin": True, "models": ["digits"]},
+        {"name": "bob", "key": "k-bob"},
+    ]
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": keys}))
+    server = Server(ServerConfig(repositories=(tmp_path,), admin=True, api_keys=str(tmp_path / "keys.json")))
+    try:
+        http, rpc = server.start_http(ListenConfig(FREE)), server.start_grpc(ListenConfig(FREE))
+        with triton_grpc.InferenceServerClient(rpc) as client:
+            for key, name, status, code in (
+                ("", "digits", 401, "UNAUTHENTICATED"),
+                ("wrong", "digits", 401, "UNAUTHENTICATED"),
+                ("k-bob", "digits", 403, "PERMISSION_DENIED"),
+                ("k-ann", "other", 403, "PERMISSION_DENIED"),
+                ("k-ann", "digits", 404, "NOT_FOUND"),  # she may; there is none
+            ):
+                headers = {"authorization": f"Bearer {key}"} if key else {}
+                for verb in ("load", "unload"):
+                    path = f"/v2/repository/models/{name}/{verb}"
+                    assert request(http, "POST", path, b"{}", headers)[0] == status, (key, verb)
+                    with pytest.raises(InferenceServerException) as raised:
+                        getattr(client, f"{verb}_model")(name, headers=headers)
+                    assert code in str(raised.value.status())
+    finally:
+        server.stop()
+
+
+def test_without_admin_callers_change_nothing(tmp_path: Path) -> None:
+    (tmp_path / "add.onnx").write_bytes(binary_model("Add"))
+    server = Server(ServerConfig(repositories=(tmp_path,)))
+    try:
+        http = server.start_http(ListenConfig(FREE))
+        for verb in ("load", "unload"):
+            status, answer = request(http, "POST", f"/v2/repository/models/add/{verb}", b"")
+            assert status == 403
+            assert "--admin" in json.loads(answer)["error"]
+        assert main(["models", "load", "add", "--address", http]) == 1
+        assert [each["name"] for each in json.loads(request(http, "POST", "/v2/repository/index", b"")[1])] == ["add"]
+    finally:
+        server.stop()
+
+
+def test_a_folder_is_followed(tmp_path: Path) -> None:
+    config = ServerConfig(repositories=(tmp_path,), watch=0.1, version_policy="latest:2")
+    server = Server(config, {"device_ids": (), "workers": 1})
+
+    def states() -> list[tuple[str, int, str]]:
+        return [(each.name, each.version, each.state.value) for each in server.models()]
+
+    def write(version: int, data: bytes) -> None:
+        (tmp_path / "m" / str(version)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "m" / str(version) / "model.onnx").write_bytes(data)
+
+    try:
+        server.watch()
+        write(1, binary_model("Add"))
+        eventually(lambda: states() == [("m", 1, "READY")], 60)
+        write(2, binary_model("Add"))
+        eventually(lambda: states() == [("m", 1, "READY"), ("m", 2, "READY")], 60)
+        write(2, b"no model")
+        eventually(lambda: any("last load failed" in each.reason for each in server.models()), 60)
+        assert states() == [("m", 1, "READY"), ("m", 2, "READY")]
+        shutil.rmtree(tmp_path / "m")
+        eventually(lambda: states() == [("m", 2, "UNAVAILABLE")], 60)
+    finally:
+        server.stop()
+
+
+def test_policies_of_versions() -> None:
+    for policy, wanted in {
+        "latest": [9],
+        "latest:2": [3, 9],
+        "latest:7": [1, 3, 9],
+        "all": [1, 3, 9],
+        "1,9": [1, 9],
+        "4": [],
+    }.items():
+        assert chosen(policy, [1, 3, 9]) == wanted, policy
+    for text in ("newest", "latest:0", "1,,2", "", "0"):
+        with pytest.raises(ValueError, match="names no versions"):
+            versions(text)
