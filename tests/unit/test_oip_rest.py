@@ -193,7 +193,7 @@ def test_wrong_tensors_are_told(served: Served, given: dict[str, Any], text: str
         ("GET", "/v2/models/echo/versions/x", 400),
         ("GET", "/v2/models/echo/infer", 405),
         ("POST", "/v2/models/echo", 405),
-        ("GET", "/v2/models/echo/config", 404),
+        ("GET", "/v2/models/echo/settings", 404),
         ("GET", "/v2/nothing", 404),
         ("POST", "/v2/models/my%20model/infer", 400),
         ("GET", "/v2/models/my%20model/versions/1", 200),
