@@ -193,6 +193,9 @@ def _adapted(message: dict[str, Any], source: str) -> dict[str, Any]:
         message = {**message, "role": "system"}
     if message.get("tool_calls") and message.get("content") is None and not _ASKS_FOR_NONE.search(source):
         message = {**message, "content": ""}
+    thought = message.get("reasoning_content")
+    if thought and message.get("tool_calls") and not message.get("content") and "message.thinking" in source:
+        message = {**message, "thinking": thought}  # gpt-oss's name; beside a content its template refuses it
     if "[TOOL_CALLS]" in source:
         if isinstance(message.get("tool_call_id"), str):
             message = {**message, "tool_call_id": _short(message["tool_call_id"])}

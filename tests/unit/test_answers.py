@@ -18,6 +18,7 @@ from inflight.contract import (
     AnswerForm,
     CallArguments,
     CallBegin,
+    Chat,
     Content,
     Finish,
     FinishReason,
@@ -31,7 +32,7 @@ from inflight.contract import (
 from inflight.errors import StartError
 from inflight.frontends.openai.response import Reply, Usage
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody
-from inflight.text import CALLS, THOUGHTS, find_form, open_reader, thought_of
+from inflight.text import CALLS, THOUGHTS, ChatTemplate, find_form, open_reader, thought_of
 
 TOOL = {
     "type": "function",
@@ -554,3 +555,14 @@ def test_a_declared_form_of_a_known_family_is_read_by_it() -> None:
         ("gemma4", "gemma4"),
     ]
     assert find_form("{{ tools }}", lambda text: None, response='{"fields": 3}').calls is None
+
+
+def test_earlier_thoughts_have_the_name_of_gpt_oss() -> None:
+    source = "{% for message in messages %}[{{ message.thinking }}]{{ message.content }}{% endfor %}"
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "I think."},
+        {"role": "assistant", "content": "Hi", "tool_calls": [call], "reasoning_content": "I think."},
+        {"role": "user", "content": "Yes"},
+    ]
+    assert ChatTemplate(source).render(Chat(messages)) == "[I think.][]Hi[]Yes"

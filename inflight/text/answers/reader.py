@@ -308,11 +308,24 @@ class PlainReader:
 
 def held(text: str, marks: Sequence[str]) -> int:
     """Length of the longest end of a text that one of the marks begins with."""
-    for size in range(min(len(text), max(map(len, marks), default=1) - 1), 0, -1):
-        end = text[-size:]
+    if not marks:
+        return 0
+    begins, most = _beginnings(tuple(marks))
+    tail = text[-most:] if most else ""
+    at = 0
+    while (found := begins.search(tail, at)) is not None:
+        end = tail[found.start() :]
         if any(mark.startswith(end) for mark in marks):
-            return size
+            return len(end)
+        at = found.end()
     return 0
+
+
+@lru_cache(1 << 10)
+def _beginnings(marks: tuple[str, ...]) -> tuple[re.Pattern[str], int]:
+    """What finds the letters that marks begin with, and the most letters of a mark that has not ended."""
+    letters = "".join(dict.fromkeys(mark[0] for mark in marks))
+    return re.compile(f"[{re.escape(letters)}]"), max(map(len, marks)) - 1
 
 
 @lru_cache(1 << 10)
