@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 BACK = (*range(1, 15), 17, 21)
-CODE, THETA = 64, 1e8
+CODE, THETA = 32, 1e8
 CONST, OWN, SOURCE, FLAG, FILL = 0, 1, 1 + CODE, 1 + 2 * CODE, 2 + 2 * CODE
 PAST = [3 + 2 * CODE + CODE * n for n in range(len(BACK))]
 SCRIPT = PAST[-1] + CODE
