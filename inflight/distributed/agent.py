@@ -23,8 +23,6 @@ from inflight.contract import Array
 from inflight.distributed.connection import Connection, connect
 from inflight.distributed.messages import (
     Exit,
-    Meet,
-    Met,
     Ping,
     Pong,
     Predict,
@@ -39,12 +37,11 @@ from inflight.distributed.messages import (
 )
 from inflight.errors import InflightError, StartError
 from inflight.errors import describe as text_of
-from inflight.runtime import LoadedModel, LoadRequest, configure, find_runtime
+from inflight.runtime import Exchanges, LoadedModel, LoadRequest, configure, find_runtime
 
 log = logging.getLogger("inflight")
 
 REGISTER_SECONDS = 10.0
-MEET_SECONDS = 610.0
 SILENT_SECONDS = 20.0
 """A worker that has not pinged for so long is gone."""
 
@@ -60,6 +57,7 @@ class AgentJob(msgspec.Struct, frozen=True):
         address: of the worker.
         listen: `ip:port` that names the agent, as the launcher counted it.
         files: the sub-graphs, absolute.
+        group_file: its groups of ranks, as MindSpore writes them.
         threads: for the CPU.
         runtimes: value of INFLIGHT_RUNTIMES.
     """
@@ -73,6 +71,7 @@ class AgentJob(msgspec.Struct, frozen=True):
     address: str
     listen: str
     files: list[str]
+    group_file: str | None
     threads: int
     dec_key: bytes | None
     dec_mode: str
@@ -144,8 +143,16 @@ class Agent:
                 threads=job.threads,
                 dec_key=job.dec_key,
                 dec_mode=job.dec_mode,
+                exchanges=lambda: self._join(connection, device),
             )
         )
+
+    def _join(self, connection: Connection, device: str) -> Exchanges:
+        from inflight.distributed.exchange import join_ranks  # for models whose ranks exchange tensors
+
+        job = self._job
+        host = job.listen.rpartition(":")[0]
+        return join_ranks(connection, job.rank, job.rank_size, host, (device, job.device_id), job.group_file)
 
     def _register(self, connection: Connection, model: LoadedModel) -> None:
         graphs = [WireGraph(list(graph.inputs), list(graph.outputs)) for graph in model.graphs]
@@ -266,22 +273,3 @@ def _line(control: socket.socket) -> bytes:
             os._exit(1)
         data += part
     return data
-
-
-def meeting(connection: Connection, rank: int, address: str) -> str:
-    """Where rank 0 listens for the others.
-
-    Args:
-        address: where this rank listens, if it is rank 0; else empty.
-
-    Raises:
-        StartError: rank 0 did not come in time.
-    """
-    connection.send(Meet(rank, address))
-    try:
-        received = connection.receive(MEET_SECONDS)
-    except TimeoutError:
-        received = None
-    if received is None or not isinstance(received[0], Met):
-        raise StartError("rank 0, where the ranks meet to exchange tensors, did not come in time")
-    return received[0].address

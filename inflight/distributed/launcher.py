@@ -191,6 +191,7 @@ class Launcher:
             address=config.address,
             listen=f"{config.agent_ip or place.ip}:{config.start_port + index}",
             files=list(config.model_files[index]),
+            group_file=config.group_files[index][0] if config.group_files else None,
             threads=max(1, processors() // count),
             dec_key=config.dec_key,
             dec_mode=config.dec_mode,

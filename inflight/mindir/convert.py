@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,42 +79,42 @@ def convert(model: MindIR) -> ConvertedGraph:
             no counterpart in ONNX.
         StartError: the graph refers to values that do not exist, or runs in a circle.
     """
-    order = _reachable(model)
-    _refuse_unknown(model, order)
+    order = reachable(model)
+    refuse_unknown(model, order)
     emitter = Emitter()
     inputs = tuple(
-        Tensor(name, _input_dtype(name, port.type), port.type.shape)
+        Tensor(name, input_dtype(name, port.type), port.type.shape)
         for name, port in zip(input_names([port.name for port in model.inputs]), model.inputs, strict=True)
     )
     values: dict[str, Value] = dict(model.values)
     values.update({port.name: tensor for port, tensor in zip(model.inputs, inputs, strict=True)})
     for name in order:
         node = model.nodes[name]
-        values[name] = _map(node, values, emitter)
+        values[name] = map_node(node, values, emitter)
     outputs: list[Tensor] = []
     taken = {tensor.name for tensor in inputs}
     for name, declared in model.outputs:
         # Of a tuple the exporter sometimes leaves the shapes out; those of its parts are known by now.
-        result = values[name] if isinstance(values[name], tuple) else _adopt(values[name], declared, emitter)
-        for value in _flat(result):
+        result = values[name] if isinstance(values[name], tuple) else adopt(values[name], declared, emitter)
+        for value in flat(result):
             outputs.append(_named_output(value, len(outputs), taken, emitter))
     return ConvertedGraph(emitter, inputs, tuple(outputs))
 
 
-def _data_inputs(node: Node) -> tuple[str, ...]:
+def data_inputs(node: Node) -> tuple[str, ...]:
     """The inputs that a node computes from."""
     if node.primitive in ALIASES:
         return node.inputs[:1]
     return () if node.primitive == _UPDATE else node.inputs
 
 
-def _reachable(model: MindIR) -> list[str]:
-    """Names of the nodes that the outputs are computed from, each after its inputs."""
+def reachable(model: MindIR, further: Iterable[str] = ()) -> list[str]:
+    """Names of the nodes that the outputs, and the nodes `further`, are computed from, each after its inputs."""
     constants_and_inputs = {*model.values, *(port.name for port in model.inputs)}
     order: list[str] = []
     done: set[str] = set()
     open_nodes: set[str] = set()
-    for output, _ in model.outputs:
+    for output in (*(name for name, _ in model.outputs), *further):
         stack = [(output, False)]
         while stack:
             name, finished = stack.pop()
@@ -132,12 +132,17 @@ def _reachable(model: MindIR) -> list[str]:
                 open_nodes.add(name)
                 stack.append((name, True))
                 # An open node among them closes a circle, which is noticed when it is popped.
-                stack.extend((item, False) for item in _data_inputs(model.nodes[name]) if item not in done)
+                stack.extend((item, False) for item in data_inputs(model.nodes[name]) if item not in done)
     return order
 
 
-def _refuse_unknown(model: MindIR, order: Iterable[str]) -> None:
-    collectives = collectives_in(model)
+def refuse_unknown(model: MindIR, order: Iterable[str], exchanges: Container[str] = ()) -> None:
+    """Raises ConversionRefused for what cannot be converted.
+
+    Args:
+        exchanges: primitives that talk to other processes and are carried out between the parts of the graph.
+    """
+    collectives = [name for name in collectives_in(model) if name not in exchanges]
     if collectives:
         raise ConversionRefused(f"it exchanges data with other processes ({', '.join(collectives)})")
     if model.functions:
@@ -148,20 +153,21 @@ def _refuse_unknown(model: MindIR, order: Iterable[str]) -> None:
     names = [model.nodes[name].primitive for name in order]
     # Nodes reached by side effects only: unless they are known to be harmless, they would change the results.
     names += [node.primitive for name, node in model.nodes.items() if name not in computed]
-    unknown = sorted({name for name in names if find_mapping(name) is None and name not in _HARMLESS})
+    known = {*_HARMLESS, *(name for name in names if name in exchanges)}
+    unknown = sorted({name for name in names if find_mapping(name) is None and name not in known})
     if unknown:
         raise ConversionRefused(f"it uses primitives that have no ONNX mapping: {', '.join(unknown)}")
 
 
-def _map(node: Node, values: dict[str, Value], emitter: Emitter) -> Value:
+def map_node(node: Node, values: dict[str, Value], emitter: Emitter) -> Value:
     if node.primitive in _HARMLESS:
         return MONAD
     mapping = find_mapping(node.primitive)
     assert mapping is not None
-    inputs = [values[name] for name in _data_inputs(node)]
+    inputs = [values[name] for name in data_inputs(node)]
     op = Op(node.primitive, [value for value in inputs if value is not MONAD], node.attributes, node.result, emitter)
     try:
-        return _adopt(mapping(op), node.result, emitter)
+        return adopt(mapping(op), node.result, emitter)
     except ConversionRefused:
         raise
     except (IndexError, KeyError, TypeError, ValueError, OverflowError) as failure:
@@ -169,10 +175,10 @@ def _map(node: Node, values: dict[str, Value], emitter: Emitter) -> Value:
         raise ConversionRefused(f"{node.primitive}: its arguments are not understood ({failure})") from failure
 
 
-def _adopt(value: Value, result: Any, emitter: Emitter) -> Value:
+def adopt(value: Value, result: Any, emitter: Emitter) -> Value:
     """The value with the dtype and shape that the exporter inferred, which are exact where they are known."""
     if isinstance(value, tuple) and isinstance(result, tuple) and len(value) == len(result):
-        return tuple(_adopt(item, kind, emitter) for item, kind in zip(value, result, strict=True))
+        return tuple(adopt(item, kind, emitter) for item, kind in zip(value, result, strict=True))
     if not isinstance(value, Tensor) or not isinstance(result, TensorType):
         return value
     if result.dtype is not None:
@@ -189,16 +195,16 @@ def _better_shape(computed: Shape, inferred: Shape) -> Shape:
     return tuple(size if size != -1 else other for size, other in zip(inferred, computed, strict=True))
 
 
-def _input_dtype(name: str, kind: TensorType) -> str:
+def input_dtype(name: str, kind: TensorType) -> str:
     if kind.dtype is None:
         raise ConversionRefused(f"its input '{name}' is no tensor of numbers")
     return kind.dtype
 
 
-def _flat(value: Value) -> Iterable[Value]:
+def flat(value: Value) -> Iterable[Value]:
     if isinstance(value, tuple):
         for item in value:
-            yield from _flat(item)
+            yield from flat(item)
     else:
         yield value
 

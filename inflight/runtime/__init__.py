@@ -1,7 +1,7 @@
 """Stateless model back ends, one file each. A back end's package is imported only when a model needs it."""
 
 from inflight.contract import GraphSpec, TensorSpec
-from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
+from inflight.runtime.base import Exchanges, LoadedModel, LoadRequest, Runtime
 from inflight.runtime.registry import (
     ENTRY_POINT_GROUP,
     OVERRIDES_VARIABLE,
@@ -18,6 +18,7 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "OVERRIDES_VARIABLE",
     "SUFFIXES",
+    "Exchanges",
     "GraphSpec",
     "LoadRequest",
     "LoadedModel",

@@ -11,9 +11,43 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from inflight.contract import Array, GraphSpec
+
+
+class Exchanges(Protocol):
+    """How the ranks of a distributed model exchange tensors while they run. All ranks of a group call the same methods
+    in the same order. Groups are named as in the model's graph; ranks and roots are numbers within their group.
+
+    Methods take and return C-contiguous arrays of numbers, and raise RuntimeError where an exchange fails.
+    """
+
+    def all_reduce(self, array: Array, reduction: str, group: str) -> Array:
+        """[...] -> [...]: `sum`, `max`, `min` or `prod` over the ranks, on every rank."""
+        ...
+
+    def all_gather(self, array: Array, group: str) -> Array:
+        """[n, ...] -> [ranks * n, ...]: all ranks' arrays, joined in rank order."""
+        ...
+
+    def reduce_scatter(self, array: Array, reduction: str, group: str) -> Array:
+        """[ranks * n, ...] -> [n, ...]: this rank's part of the reduction."""
+        ...
+
+    def broadcast(self, array: Array, root: int, group: str) -> Array:
+        """The root's array, on every rank."""
+        ...
+
+    def send(self, array: Array, peer: int, tag: int, group: str) -> None:
+        """Begins to send; `finish` waits for it."""
+        ...
+
+    def receive(self, dtype: str, shape: tuple[int, ...], peer: int, tag: int, group: str) -> Array: ...
+
+    def finish(self) -> None:
+        """Waits until all that was sent has left."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +65,8 @@ class LoadRequest:
         target: the callable itself, for the callable runtime.
         trial: entered around runs of the graph while it is loaded (warming up), which may never end; None: it is not
             run before the first request.
+        exchanges: joins the other ranks of a distributed model; called at most once, where a file exchanges tensors
+            with other processes. None: such files are refused.
     """
 
     files: tuple[Path, ...]
@@ -43,6 +79,7 @@ class LoadRequest:
     config_file: Path | None = None
     target: Callable[..., Any] | None = None
     trial: Callable[[], AbstractContextManager[None]] | None = nullcontext
+    exchanges: Callable[[], Exchanges] | None = None
 
 
 class LoadedModel(ABC):

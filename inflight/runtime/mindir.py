@@ -7,7 +7,7 @@ MindSpore itself where it is installed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
@@ -17,12 +17,16 @@ from inflight.mindir import (
     ConversionRefused,
     ConvertedGraph,
     MindIR,
+    Parts,
+    collectives_in,
     convert,
+    convert_parts,
     read_mindir,
 )
-from inflight.runtime.base import LoadedModel, LoadRequest, Runtime
+from inflight.runtime.base import Exchanges, LoadedModel, LoadRequest, Runtime
 from inflight.runtime.mindspore import MindSporeRuntime, is_installed, refuse_collectives
 from inflight.runtime.onnx import OnnxModel, OnnxRuntime
+from inflight.runtime.parts import PartsModel
 from inflight.runtime.support import require_files
 
 _log = logging.getLogger("inflight.runtime")
@@ -48,6 +52,8 @@ class MindIRRuntime(Runtime):
         if request.config_file is not None:
             _log.warning("The config_file '%s' is for MindSpore's own back ends, it is left out", request.config_file)
         models = [read_mindir(file, request.dec_key, request.dec_mode) for file in files]
+        if request.exchanges is not None and any(collectives_in(model) for model in models):
+            return _load_parts(files, models, request, request.exchanges)
         for file, model in zip(files, models, strict=True):
             refuse_collectives(file, model)
         device = request.device_type
@@ -83,6 +89,21 @@ def _load_converted(files: Sequence[Path], models: Sequence[MindIR], request: Lo
             # MemoryError and ValueError: sizes in the file that exceed any machine's memory.
             names = ", ".join(f"'{file.name}'" for file in files)
             raise ConversionRefused(f"{names} was converted, but does not run: {failure}") from failure
+
+
+def _load_parts(
+    files: Sequence[Path], models: Sequence[MindIR], request: LoadRequest, join: Callable[[], Exchanges]
+) -> LoadedModel:
+    """A rank's files, which exchange tensors with other ranks."""
+    graphs: list[Parts] = []
+    for file, model in zip(files, models, strict=True):
+        try:
+            graphs.append(convert_parts(model))
+        except ConversionRefused as refused:
+            # MindSpore itself would need a scheduler and ranks of its own.
+            raise StartError(f"Load model failed, '{file.name}' cannot be converted to ONNX: {refused}") from refused
+    with TemporaryDirectory(prefix="inflight-mindir-") as folder:
+        return PartsModel(graphs, request, join(), lambda graph, stem: _hand_over(graph, Path(folder), stem))
 
 
 def _hand_over(graph: ConvertedGraph, folder: Path, stem: str) -> bytes | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from mindspore_serving.client import Client
 from tests.e2e.running import alive, eventually, free_port
 
 MINDIR = Path(__file__).resolve().parents[1] / "data" / "mindir"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "matmul_distributed"
 
 CONFIG = """
 from mindspore_serving.server import distributed, register
@@ -74,10 +76,10 @@ class Scripts:
     server: subprocess.Popen[bytes] = field(init=False)
     agents: subprocess.Popen[bytes] = field(init=False)
 
-    def start(self, script: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{script}.log").open("wb") as output:
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("wb") as output:
             return subprocess.Popen(
-                [sys.executable, str(self.folder / f"{script}.py")],
+                [sys.executable, *command],
                 cwd=self.folder,
                 env={**os.environ, "GLOG_v": "1"},
                 stdout=output,
@@ -99,9 +101,8 @@ class Scripts:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Scripts]:
-    """Both scripts, once the server answers; what they leave running is killed."""
-    grpc, rest, address, agents = (free_port() for _ in range(4))
-    scripts = Scripts(folder, {"grpc": grpc, "rest": rest, "address": address, "agents": agents})
+    """Both scripts of a servable `add`."""
+    scripts = Scripts(folder, ports())
     (folder / "add").mkdir()
     (folder / "add" / "servable_config.py").write_text(CONFIG)
     devices = [{"device_id": str(rank), "device_ip": "192.98.92.107", "rank_id": str(rank)} for rank in range(2)]
@@ -113,8 +114,19 @@ def running(folder: Path) -> Iterator[Scripts]:
         (folder / "model" / f"device{rank}" / "group_config.pb").touch()
     (folder / "server.py").write_text(SERVER.format(**scripts.ports))
     (folder / "agents.py").write_text(AGENTS.format(**scripts.ports))
-    scripts.server = scripts.start("server")
-    scripts.agents = scripts.start("agents")
+    scripts.server = scripts.start("server", str(folder / "server.py"))
+    scripts.agents = scripts.start("agents", str(folder / "agents.py"))
+    with answering(scripts):
+        yield scripts
+
+
+def ports() -> dict[str, int]:
+    return {name: free_port() for name in ("grpc", "rest", "address", "agents")}
+
+
+@contextmanager
+def answering(scripts: Scripts) -> Iterator[None]:
+    """Waits until the server answers. At the end all must be gone; what is not is killed."""
     started = [scripts.server.pid, scripts.agents.pid]
     try:
         try:
@@ -122,7 +134,7 @@ def running(folder: Path) -> Iterator[Scripts]:
         except AssertionError:
             raise AssertionError(scripts.said("server") + scripts.said("agents")) from None
         started += [child.pid for pid in started[:2] for child in psutil.Process(pid).children()]
-        yield scripts
+        yield
         eventually(lambda: not any(alive(pid) for pid in started), 15, "something lives on")
     finally:
         for pid in started:
@@ -151,7 +163,7 @@ def end(scripts: Scripts, whom: str, number: int) -> None:
 @pytest.mark.parametrize(
     ("whom", "number"),
     [
-        ("agent", signal.SIGKILL),
+        pytest.param("agent", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("server", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("launcher", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("launcher", signal.SIGKILL, marks=pytest.mark.slow),
@@ -179,3 +191,28 @@ def test_scripts_answer_and_end_together(tmp_path: Path, whom: str, number: int)
         assert [table.read_text() for table in tables] == [(tmp_path / "rank_table.json").read_text()]
         end(scripts, whom, number)
     assert "Traceback" not in scripts.said("server") + scripts.said("agents")
+
+
+def test_the_example_with_ranks_that_add_up_their_products(tmp_path: Path) -> None:
+    """`examples/matmul_distributed`, until one of its agents is killed."""
+    pytest.importorskip("torch")
+    scripts = Scripts(tmp_path, ports())
+    grpc, rest, address = (f"127.0.0.1:{scripts.ports[name]}" for name in ("grpc", "rest", "address"))
+    scripts.server = scripts.start("server", str(EXAMPLE / "serving_server.py"), address, grpc, rest)
+    scripts.agents = scripts.start("agents", str(EXAMPLE / "serving_agent.py"), address, str(scripts.ports["agents"]))
+    with answering(scripts):
+        client = scripts.start("client", str(EXAMPLE / "serving_client.py"), grpc, rest)
+        assert client.wait(60) == 0, scripts.said("client")
+        assert scripts.said("client") == "gRPC: (128, 16) [-48.]\nREST: (128, 16) [-48.]\n"
+        end(scripts, "agent", signal.SIGKILL)
+
+
+def test_the_example_holds_what_its_script_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    export = importlib.import_module("export_model")
+    monkeypatch.setattr(export, "HERE", tmp_path)
+    for rank in range(2):
+        export.write_rank(rank)
+        file = f"model/device{rank}/matmul.mindir"
+        assert (tmp_path / file).read_bytes() == (EXAMPLE / file).read_bytes()
+    monkeypatch.delitem(sys.modules, "export_model")

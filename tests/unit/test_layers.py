@@ -86,7 +86,7 @@ ALLOWED = {
     "mindir": ("onnx", "cryptography", "google"),
     "runtime": ("onnx", "onnxruntime", "torch", "torch_npu", "mindspore", "google"),
     "pipeline": (),
-    "distributed": ("msgspec",),
+    "distributed": ("msgspec", "google"),
     "place": (),
     "repository": (),
     "client": ("grpc", "google"),
