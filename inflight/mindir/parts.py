@@ -134,7 +134,8 @@ class _Cutter:
             if part.outputs:
                 steps.append(ConvertedGraph(part.emitter, tuple(part.inputs.values()), tuple(part.outputs.values())))
             # What is sent does not wait, and others may wait for it.
-            steps += sorted(part.exchanges, key=lambda exchange: exchange.kind != "Send")
+            steps += [exchange for exchange in part.exchanges if exchange.kind == "Send"]
+            steps += [exchange for exchange in part.exchanges if exchange.kind != "Send"]
         return Parts(tuple(steps), self._inputs, tuple(outputs))
 
     def _local(self, name: str, level: int) -> Value:
