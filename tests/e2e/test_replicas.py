@@ -95,15 +95,14 @@ def of_replicas(address: str, name: str) -> list[float]:
 
 def test_the_same_tokens_as_alone_also_when_a_replica_is_killed(server: Served, alone: list[list[int]]) -> None:
     (first, second) = ranks(server.pid)
-    for killed in (first, None, second):
+    for killed in (first, second):
         eventually(lambda: of_replicas(server.http, "ready") == [1, 1], 60)
         calls = [Background(stream, server.http, number) for number in range(8)]
-        if killed is not None:
-            eventually(lambda: sum(of_replicas(server.http, "running")) >= 6, 30)
-            os.kill(killed, signal.SIGKILL)
+        eventually(lambda: sum(of_replicas(server.http, "running")) >= 6, 30)
+        os.kill(killed, signal.SIGKILL)
         assert [call.result(120) for call in calls] == alone
         assert request(server.http, "GET", "/health")[0] == 200
-    assert min(of_replicas(server.http, "requests_total")) >= 8, "requests are divided"
+    assert min(of_replicas(server.http, "requests_total")) >= 5, "requests are divided"
     assert sum(of_replicas(server.http, "taken_over_total")) >= 2
 
 

@@ -263,7 +263,7 @@ def test_a_request_that_fits_one_replica_only_waits_for_it() -> None:
         for executor in executors:
             executor.pace = 0.002
         assert engine.info.limits.max_total_tokens == 1024
-        long = asyncio.ensure_future(answered(engine, [5] * 600, 60))
+        long = asyncio.ensure_future(answered(engine, [5] * 240, 60))
         while not engine.running:
             await asyncio.sleep(0.001)
         (home,) = [number for number, lane in enumerate(engine._lanes.all) if lane.scheduler.running]
