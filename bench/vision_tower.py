@@ -6,7 +6,7 @@
 Random weights of a published model's sizes are saved once, and both read them. In each round every contestant computes
 one tile (or one image), one after the other; a figure is the median of the rounds, of which no further one begins once
 a tower has used its part of the minutes. The share is that of the fastest product of large matrices on this machine,
-ours or torch's, in the contestant's type (8 bits: in bfloat16).
+ours or torch's, in the contestant's type (8 bits: in bfloat16). For ours it also says which operations the time goes to.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -149,6 +150,19 @@ def contestants(case: Case, folder: Path, threads: int, types: list[str]) -> dic
     return runs
 
 
+def spent(run: Run) -> str:
+    """The share of each kind of operation in one run of a tower of ours."""
+    assert isinstance(run, partial)
+    program = run.func.__self__._program
+    program.measure()
+    run()
+    seconds: Counter[str] = Counter()
+    for code, each in program.seconds():
+        seconds[code.name.lower()] += each
+    total = sum(seconds.values())
+    return ", ".join(f"{name} {each / total:.0%}" for name, each in seconds.most_common() if each > total / 200)
+
+
 def products(threads: int, types: list[str]) -> dict[str, Run]:
     """Products of [1024, 4096] with [4096, 4096]; each is one run."""
     runs: dict[str, Run] = {}
@@ -207,6 +221,8 @@ def main() -> None:
             rate, base = CASES[name].operations / seconds / 1e9, found[f"transformers {form}"]
             share, times = rate / best[form], base / seconds
             print(f"  {contestant:22} {seconds:6.3f} s {rate:6.0f} Gop/s {share:5.0%} {times:5.2f}x", flush=True)
+        for contestant in (contestant for contestant in found if contestant.startswith("ours")):
+            print(f"  {contestant:22} {spent(runs[contestant])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ class TowerProgram(Store):
     def __init__(self, threads: int, *, half: bool, isa: str | None = None) -> None:
         super().__init__("Tower", threads, isa or "", half)
         self._groups: list[int] = []
+        self._codes: list[TowerCode] = []
         self._outputs: list[int] = []
         self._arrays: dict[int, tuple[int, int]] = {}  # number: group and width
         self._partitions: dict[int, int] = {}  # number: group
@@ -86,7 +87,7 @@ class TowerProgram(Store):
         add: bool = False,
         scale: float = 1.0,
     ) -> None:
-        """to = act(norm(from)) Wᵀ + b, or to += scale * that, or to = gate(its first half) * its second half.
+        """y = norm(from) Wᵀ + b; then to = y, or act(y), or to += scale * y, or to = gate(y's first half) * its second.
 
         Of several products, all of one format, the outputs lie side by side.
         """
@@ -99,7 +100,10 @@ class TowerProgram(Store):
             if shape.gated != (gate is not None):
                 raise ValueError("a gated product and a gate go together")
         if gate is not None and (act is not None or len(packed) > 1 or add):
-            raise ValueError("a gated product stands alone, without an activation of its input")
+            raise ValueError("a gated product stands alone, without another activation")
+        if act is not None and add:
+            raise ValueError("an activated product is not added")
+        mode = Mode.GATE if gate is not None else Mode.ACTIVATE if act is not None else Mode.ADD if add else Mode.STORE
         columns = sum(shape.n for shape in packed)
         self._fits(columns if gate is None else columns // 2, to)
         self._same_rows(from_, to)
@@ -108,9 +112,8 @@ class TowerProgram(Store):
             from_=from_,
             to=to,
             products=products,
-            mode=Mode.GATE if gate is not None else Mode.ADD if add else Mode.STORE,
+            mode=mode,
             scale=scale,
-            activated=act is not None,
             act=act or gate or Activation.SILU,
             **self._normed(norm, packed[0].k),
         )
@@ -191,7 +194,16 @@ class TowerProgram(Store):
     def _add(self, code: TowerCode, **settings: Any) -> None:
         operation = native.TowerOperation()
         operation.code = code
+        self._codes.append(code)
         self._append(operation, settings)
+
+    def measure(self) -> None:
+        """From now on runs take the time of each operation, for `seconds`."""
+        self._program.measure()
+
+    def seconds(self) -> list[tuple[TowerCode, float]]:
+        """The last run's operations, each with the processor seconds of the calling thread."""
+        return list(zip(self._codes, map(float, self._program.seconds())))
 
     def run(self, inputs: TowerArrays) -> list[Floats]:
         """Carries out the operations.

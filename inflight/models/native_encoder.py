@@ -152,10 +152,10 @@ class NativeEncoder:
             if not form.pre_norm:
                 program.norm(states, states, self._norm(f"{name}{form.attention_norm}"))
             norm = self._norm(f"{name}{second}") if second else None
-            gate = self._act if form.gated else None
-            program.multiply(states, inner, self._up(name), norm=norm, gate=gate)
+            act, gate = (None, self._act) if form.gated else (self._act, None)
+            program.multiply(states, inner, self._up(name), norm=norm, act=act, gate=gate)
             down = self._product(f"{name}{form.down}", [width, self._inner], form.down_bias)
-            program.multiply(inner, states, down, act=None if form.gated else self._act, add=True)
+            program.multiply(inner, states, down, add=True)
             if not form.pre_norm:
                 program.norm(states, states, self._norm(f"{name}{form.mlp_norm}"))
         if form.final_norm:

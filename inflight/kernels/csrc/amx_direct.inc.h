@@ -22,12 +22,12 @@ struct Finishing {
 };
 
 // 16 columns of a row as the next product reads them, see `prepare_direct`.
-INLINE void put_gated(F gated, const Finishing& f, int64_t columns, char* tiles) {
+INLINE void put_row(F values, const Finishing& f, int64_t column, int64_t columns, char* tiles) {
     int64_t start = f.row < f.border ? f.start : f.border, count = (f.row < f.border ? f.border : f.end) - start;
-    int64_t column = f.panel * kLanes, block = column / 32 * 32, width = columns - block < 32 ? columns - block : 32;
+    int64_t block = column / 32 * 32, width = columns - block < 32 ? columns - block : 32;
     char* at = tiles + (start * columns + block * count + (f.row - start) * width + column - block) * 2;
     alignas(64) uint16_t bits[kLanes];
-    to_bf16(gated, bits);
+    to_bf16(values, bits);
     if (columns - column >= kLanes)
         std::memcpy(at, bits, sizeof bits);
     else
@@ -56,12 +56,20 @@ void finish_rows(const Weights& w, const Input& in, Finishing& f, int64_t count,
         if (t.mode == Mode::kGate) {
             F gated = mul(activated(t.act, value(0)), value(1));
             if (t.tiles)
-                put_gated(gated, f, w.n / 2, t.tiles);
+                put_row(gated, f, f.panel * kLanes, w.n / 2, t.tiles);
             else
                 _mm512_mask_storeu_ps(out, first, gated);
             continue;
         }
         F y[2] = {value(0), value(1)};
+        if (t.mode == Mode::kActivate) {
+            for (F& each : y) each = activated(t.act, each);
+            if (t.tiles) {
+                put_row(y[0], f, f.panel * kPanel, w.n, t.tiles);
+                if (left > kLanes) put_row(y[1], f, f.panel * kPanel + kLanes, w.n, t.tiles);
+                continue;
+            }
+        }
         if (t.mode == Mode::kAdd) {
             y[0] = fma(y[0], splat(t.scale), _mm512_maskz_loadu_ps(first, out));
             y[1] = fma(y[1], splat(t.scale), _mm512_maskz_loadu_ps(second, out + kLanes));

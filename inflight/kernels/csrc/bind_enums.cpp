@@ -44,7 +44,8 @@ void bind_enums(nb::module_& m) {
     nb::enum_<Mode>(m, "Mode", nb::is_arithmetic())
         .value("STORE", Mode::kStore)
         .value("ADD", Mode::kAdd)
-        .value("GATE", Mode::kGate);
+        .value("GATE", Mode::kGate)
+        .value("ACTIVATE", Mode::kActivate);
     nb::enum_<OpCode>(m, "OpCode", nb::is_arithmetic())
         .value("EMBED", OpCode::kEmbed)
         .value("PRODUCT", OpCode::kProduct)

@@ -55,7 +55,6 @@ void bind_tower(nb::module_& m) {
         .def_prop_rw(
             "eps", [](const TowerOperation& op) { return op.norm.eps; },
             [](TowerOperation& op, float eps) { op.norm.eps = eps; })
-        .def_rw("activated", &TowerOperation::activated)
         .def_rw("act", &TowerOperation::act)
         .def_rw("heads", &TowerOperation::heads)
         .def_rw("window", &TowerOperation::window)
@@ -66,5 +65,7 @@ void bind_tower(nb::module_& m) {
         .def("add_buffer", &Tower::add_buffer)
         .def("add", &Tower::add)
         .def("add_output", &Tower::add_output)
+        .def("measure", &Tower::measure)
+        .def("seconds", &Tower::seconds)
         .def("run", &run);
 }

@@ -68,6 +68,20 @@ INLINE void finish(const Weights& w, const F (&sums)[M][2], int64_t panel, int64
             store_part(t.out + (row + m) * t.stride + column, gated[m], columns - column);
         return;
     }
+    if (t.mode == Mode::kActivate) {
+        for (int j = 0; j < 2; j++) {
+            const int64_t column = panel * kPanel + j * kLanes, left = w.n - column;
+            if (left <= 0) break;
+            F values[M];
+            EACH_ROW for (int m = 0; m < M; m++) values[m] = value(m, j);
+            for (int m = 0; m < M; m++) values[m] = activated(t.act, values[m]);
+            if (t.tiles)
+                put<M>(values, t.tiles + row * w.n * 2, column, w.n);
+            else
+                for (int m = 0; m < M; m++) store_part(t.out + (row + m) * t.stride + column, values[m], left);
+        }
+        return;
+    }
     EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) {
         int64_t column = panel * kPanel + j * kLanes, left = w.n - column;
         if (left <= 0) break;

@@ -184,10 +184,6 @@ void gate(Activation act, const float* wide, int64_t n, float* out) {
         store_part(out + i, mul(activated(act, load_part(wide + i, n - i)), load_part(wide + n + i, n - i)), n - i);
 }
 
-void activate(Activation act, const float* x, int64_t n, float* out) {
-    for (int64_t i = 0; i < n; i += kLanes) store_part(out + i, activated(act, load_part(x + i, n - i)), n - i);
-}
-
 // The mean first, then the squares of the distances from it: one pass for both loses digits where the mean is large.
 void layer_norm(const float* x, int64_t n, const float* weight, const float* bias, float eps, float* out) {
     F total = zero(), squares = zero();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <ctime>
 
 #include "share.h"
 
@@ -9,12 +10,19 @@ namespace inflight {
 
 namespace {
 
-constexpr int64_t kMostRows = 16;      // of a tile of a product's input, on any instruction set
-constexpr int64_t kUnitBytes = 65536;  // of weights, in one unit of work
-constexpr int64_t kUnitTiles = 8;      // of rows, in one unit of work
-constexpr int64_t kTaskQueries = 48;   // of attention, in one unit of work: whole tiles of 12 and of 16
+constexpr int64_t kMostRows = 16;        // of a tile of a product's input, on any instruction set
+constexpr int64_t kUnitBytes = 65536;    // of weights, in one unit of work
+constexpr int64_t kUnitTiles = 8;        // of rows, in one unit of work, at least
+constexpr int64_t kBandBytes = 1 << 20;  // of a product's input: half of a second-level cache
+constexpr int64_t kTaskQueries = 48;     // of attention, in one unit of work: whole tiles of 12 and of 16
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+double processor_seconds() {
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
 
 }  // namespace
 
@@ -32,7 +40,8 @@ struct Tower::Thread : Share {
     }
 
     void run();
-    void product(const TowerOperation&);
+    void carry_out(size_t number);
+    void product(size_t number);
     void rotate(const TowerOperation&);
     void attend(const TowerOperation&);
     void gather(const TowerOperation&);
@@ -104,15 +113,40 @@ void Tower::divide(const std::vector<int64_t>& lengths, int64_t heads, Parts& pa
                     {span.begin, span.place, head, first, std::min(kTaskQueries, span.count - first)});
 }
 
+// Whether a product writes its result in the tiles that the next one reads, instead of the buffer, which nobody else
+// reads then.
+bool Tower::tiled(size_t operation) const {
+    const TowerOperation& op = operations_[operation];
+    if (op.code != TowerCode::kProduct || (op.mode != Mode::kGate && op.mode != Mode::kActivate)) return false;
+    if (op.products.size() > 1 || operation + 1 >= operations_.size()) return false;
+    const TowerOperation& reader = operations_[operation + 1];
+    if (reader.code != TowerCode::kProduct || reader.from != op.to || reader.norm.weight >= 0) return false;
+    if (reader.products.size() > 1 || reader.to == op.to) return false;
+    const Weights &w = weights(op.products[0]), &next = weights(reader.products[0]);
+    if (next.format != Format::kBf16 || next.k != next.depth) return false;
+    if (is_block(w.format) || kernels_->tile_rows(w) != kernels_->tile_rows(next)) return false;
+    if (kernels_->lines && is_grouped(w.format)) return false;
+    if (std::find(outputs_.begin(), outputs_.end(), op.to) != outputs_.end()) return false;
+    for (size_t i = operation + 2; i < operations_.size(); i++) {  // nobody reads the buffer before it is written anew
+        const TowerOperation& other = operations_[i];
+        if (other.from == op.to) return false;
+        if (other.to == op.to) return other.mode != Mode::kAdd;
+    }
+    return true;
+}
+
 void Tower::reserve(const TowerRun& run) {
     for (Buffer& b : buffers_) b.data.reserve(run.rows[static_cast<size_t>(b.group)] * b.width + kLanes);
-    int64_t most_slots = 0, heads = 0, bytes = 0, scales = 0, sums = 0, widest = 0, scratch = 0;
-    for (const TowerOperation& op : operations_) {
+    int64_t most_slots = 0, heads = 0, bytes = 0, inner = 0, scales = 0, sums = 0, widest = 0, scratch = 0;
+    while (tiled_.size() < operations_.size()) tiled_.push_back(static_cast<char>(tiled(tiled_.size())));
+    for (size_t i = 0; i < operations_.size(); i++) {
+        const TowerOperation& op = operations_[i];
         if (op.code == TowerCode::kAttend) heads = std::max(heads, op.heads);
         if (op.code != TowerCode::kProduct) continue;
         const Weights& w = weights(op.products[0]);
         const int64_t rows = run.rows[static_cast<size_t>(buffers_[static_cast<size_t>(op.to)].group)];
-        bytes = std::max(bytes, rows * w.depth * input_bytes(w.format));
+        int64_t& room = i && tiled_[i - 1] ? inner : bytes;
+        room = std::max(room, rows * w.depth * input_bytes(w.format));
         scales = std::max(scales, rows * w.input_scales());
         sums = std::max(sums, rows * w.groups());
         widest = std::max(widest, w.k);
@@ -135,6 +169,7 @@ void Tower::reserve(const TowerRun& run) {
         scratch = std::max(scratch, attend_scratch(a));
     }
     input_.reserve(bytes);
+    inner_.reserve(inner);
     input_scales_.reserve(scales);
     input_sums_.reserve(sums);
     for (auto& each : crew_) {
@@ -158,26 +193,34 @@ void Tower::run(const TowerRun& run) {
 }
 
 void Tower::Thread::run() {
-    for (const TowerOperation& op : tower.operations_) {
-        const int64_t columns = width(op.to);
-        switch (op.code) {
-            case TowerCode::kInput:
-                each(rows_of(op.to), [&](int64_t row) {
-                    const float* from = tower.run_->arrays[static_cast<size_t>(op.number)] + row * columns;
-                    std::memcpy(buffer(op.to) + row * columns, from, static_cast<size_t>(columns) * 4);
-                });
-                break;
-            case TowerCode::kProduct: product(op); break;
-            case TowerCode::kNorm:
-                each(rows_of(op.to), [&](int64_t row) {
-                    normed(op.norm, buffer(op.from) + row * columns, columns, buffer(op.to) + row * columns);
-                });
-                break;
-            case TowerCode::kRotate: rotate(op); break;
-            case TowerCode::kAttend: attend(op); break;
-            case TowerCode::kGather:
-            case TowerCode::kAverage: gather(op); break;
-        }
+    const bool timed = thread == 0 && !tower.seconds_.empty();
+    for (size_t i = 0; i < tower.operations_.size(); i++) {
+        const double began = timed ? processor_seconds() : 0.0;
+        carry_out(i);
+        if (timed) tower.seconds_[i] = processor_seconds() - began;
+    }
+}
+
+void Tower::Thread::carry_out(size_t number) {
+    const TowerOperation& op = tower.operations_[number];
+    const int64_t columns = width(op.to);
+    switch (op.code) {
+        case TowerCode::kInput:
+            each(rows_of(op.to), [&](int64_t row) {
+                const float* from = tower.run_->arrays[static_cast<size_t>(op.number)] + row * columns;
+                std::memcpy(buffer(op.to) + row * columns, from, static_cast<size_t>(columns) * 4);
+            });
+            break;
+        case TowerCode::kProduct: product(number); break;
+        case TowerCode::kNorm:
+            each(rows_of(op.to), [&](int64_t row) {
+                normed(op.norm, buffer(op.from) + row * columns, columns, buffer(op.to) + row * columns);
+            });
+            break;
+        case TowerCode::kRotate: rotate(op); break;
+        case TowerCode::kAttend: attend(op); break;
+        case TowerCode::kGather:
+        case TowerCode::kAverage: gather(op); break;
     }
 }
 
@@ -188,7 +231,7 @@ void Tower::Thread::normed(const TowerNorm& norm, const float* x, int64_t n, flo
         kernels().norm(x, n, {norm_weight(norm.weight), norm.eps, false}, false, 1.0f, out);
 }
 
-// A tile's rows are normed and activated in memory of the thread, from where they are rounded.
+// A tile's rows are normed in memory of the thread, from where they are rounded.
 void Tower::Thread::prepare(const TowerOperation& op, const Weights& w, const Input& in, int64_t tile) {
     const float* x[kMostRows];
     const int64_t start = in.start(tile), end = in.start(tile + 1), stride = ceil_div(w.k, kLanes) * kLanes;
@@ -199,22 +242,24 @@ void Tower::Thread::prepare(const TowerOperation& op, const Weights& w, const In
             normed(op.norm, from, w.k, at);
             from = at;
         }
-        if (op.activated) {
-            kernels().activate(op.act, from, w.k, at);
-            from = at;
-        }
         x[row - start] = from;
     }
     kernels().prepare(w, x, Norm{nullptr, 0.0f, false}, in, tile);
 }
 
-void Tower::Thread::product(const TowerOperation& op) {
+void Tower::Thread::product(size_t number) {
+    const TowerOperation& op = tower.operations_[number];
+    const bool given = number && tower.tiled_[number - 1];  // the input lies there already
+    char* const tiles = tower.tiled_[number] ? tower.inner_.get() : nullptr;
     const Weights& first = tower.weights(op.products[0]);
     const int64_t all = rows_of(op.to);
-    const Input in{tower.input_.get(), tower.input_scales_.get(), tower.input_sums_.get(), all,
-                   ceil_div(all, kernels().tile_rows(first))};
-    each(in.tiles, [&](int64_t tile) { prepare(op, first, in, tile); });
-    const int64_t bands = ceil_div(in.tiles, kUnitTiles), band_tiles = ceil_div(in.tiles, bands);
+    const Input in{given ? tower.inner_.get() : tower.input_.get(), tower.input_scales_.get(), tower.input_sums_.get(),
+                   all, ceil_div(all, kernels().tile_rows(first))};
+    if (!given) each(in.tiles, [&](int64_t tile) { prepare(op, first, in, tile); });
+    // Neighbouring units are panels that pass by the same band of rows, which stays in the second-level cache.
+    const int64_t tile_bytes = ceil_div(all, in.tiles) * first.depth * input_bytes(first.format);
+    const int64_t most = std::max(kUnitTiles, kBandBytes / tile_bytes);
+    const int64_t bands = ceil_div(in.tiles, most), band_tiles = ceil_div(in.tiles, bands);
     int64_t units = 0;
     auto panels_of = [&](const Weights& w) {
         return std::max<int64_t>(1, std::min(kUnitBytes / w.panel_bytes, w.panels / (4 * threads)));
@@ -227,14 +272,14 @@ void Tower::Thread::product(const TowerOperation& op) {
         int64_t column = 0;
         for (int number : op.products) {
             const Weights& w = tower.weights(number);
-            const int64_t panels = panels_of(w), own = ceil_div(w.panels, panels) * bands;
+            const int64_t panels = panels_of(w), groups = ceil_div(w.panels, panels), own = groups * bands;
             if (unit >= own) {
                 unit -= own;
                 column += w.n;
                 continue;
             }
-            const int64_t panel = unit / bands * panels, tile = unit % bands * band_tiles;
-            const Target target{buffer(op.to) + column, width(op.to), op.mode, op.act, op.scale, nullptr};
+            const int64_t panel = unit % groups * panels, tile = unit / groups * band_tiles;
+            const Target target{buffer(op.to) + column, width(op.to), op.mode, op.act, op.scale, tiles};
             kernels().product(w, in, panel, std::min(w.panels, panel + panels), tile,
                               std::min(in.tiles, tile + band_tiles), target);
             return;

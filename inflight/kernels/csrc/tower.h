@@ -28,10 +28,9 @@ struct TowerOperation {
     int from = -1, to = -1;     // buffers
     std::vector<int> products;  // kProduct: of one format; their outputs lie side by side
     Mode mode = Mode::kStore;
-    float scale = 1.0f;  // of what is added
-    TowerNorm norm;      // of the input's rows
-    bool activated = false;
-    Activation act = Activation::kSilu;  // of the input's elements, or of a gated product
+    float scale = 1.0f;                  // of what is added
+    TowerNorm norm;                      // of the input's rows
+    Activation act = Activation::kSilu;  // kGate, kActivate
     int64_t heads = 0;                   // kRotate, kAttend: `from` has their queries, keys and values side by side
     int64_t window = 0;                  // kAttend: rows before and behind that a row sees; 0: its whole part
     int64_t parts = 0;                   // kGather, kAverage: columns of the table
@@ -61,6 +60,11 @@ class Tower : public Store {
     // Carries out the list. Python has checked the sizes.
     void run(const TowerRun& run);
 
+    // From now on runs take the time of each operation.
+    void measure() { seconds_.assign(operations_.size(), 0.0); }
+    // Processor seconds of the calling thread in each operation of the last run.
+    const std::vector<double>& seconds() const { return seconds_; }
+
   private:
     struct Thread;  // one thread within a run
     // Of attention: queries [first, first + count) of the part that begins at row `begin` and in slot `place`.
@@ -82,11 +86,14 @@ class Tower : public Store {
     void reserve(const TowerRun& run);
     void divide(const std::vector<int64_t>& lengths, int64_t heads, Parts& parts) const;
     Attention attention_of(const TowerOperation& op) const;
+    bool tiled(size_t operation) const;
 
     const bool half_;
     std::vector<Buffer> buffers_;
     std::vector<TowerOperation> operations_;
     std::vector<int> outputs_;
+    std::vector<char> tiled_;      // whether each operation writes `inner_` instead of its buffer
+    std::vector<double> seconds_;  // of each operation; empty: nobody asks
     std::vector<std::unique_ptr<Thread>> crew_;
 
     // Of one run
@@ -95,6 +102,7 @@ class Tower : public Store {
     std::vector<int32_t> blocks_;  // 0, 1, 2, …: a table of the cache's blocks
     Aligned<char> keys_, values_;  // of one layer at a time
     Aligned<char> input_;          // of a product
+    Aligned<char> inner_;          // of the next product, written by the one in front of it
     Aligned<float> input_scales_;
     Aligned<int32_t> input_sums_;
 };

@@ -100,17 +100,18 @@ struct Input {
 constexpr int64_t kScan = 64;   // logits of which `scan` keeps the largest
 constexpr int64_t kMass = 256;  // logits whose probabilities `masses` sums
 
-enum class Mode : int { kStore, kAdd, kGate };
+enum class Mode : int { kStore, kAdd, kGate, kActivate };
 enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu, kGeluQuick };
 
-// Where a product's result y goes: out = y, out += scale * y, or out = act(first half of y) * second half.
+// Where a product's result y goes: out = y, out += scale * y, out = act(first half of y) * second half, or out =
+// act(y).
 struct Target {
     float* out;
     int64_t stride;
     Mode mode;
     Activation act;
     float scale;
-    char* tiles;  // kGate, no block type: bfloat16, in the tiles that the next product reads; null: to `out`
+    char* tiles;  // kGate, kActivate, no block type: bfloat16, in the tiles the next product reads; null: to `out`
 };
 
 struct Norm {
@@ -236,8 +237,6 @@ struct Kernels {
     void (*axpy)(float* out, const float* x, float factor, int64_t n);
     // out[n] = act(wide[:n]) * wide[n:].
     void (*gate)(Activation, const float* wide, int64_t n, float* out);
-    // out = act(x).
-    void (*activate)(Activation, const float* x, int64_t n, float* out);
     // out = (x - mean) / sqrt(variance + eps) * weight + bias.
     void (*layer_norm)(const float* x, int64_t n, const float* weight, const float* bias, float eps, float* out);
     // One key head with its value heads, whose part of the row's state is `state`. `scratch`: 2 floats a token.

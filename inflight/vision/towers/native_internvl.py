@@ -71,9 +71,9 @@ class InternVLTower(TileTower):
         joined, inner, rows = program.buffer(width, 1), program.buffer(out, 1), program.buffer(out, 1)
         program.gather(states, joined, 0)
         first = parts.product(f"{prefix}linear_1", [out, width], layer=False)
-        program.multiply(joined, inner, first, norm=parts.norm(f"{prefix}layer_norm", width, JOIN_EPS))
         act = activation(str(field(config, "projector_hidden_act", "gelu")))
-        program.multiply(inner, rows, parts.product(f"{prefix}linear_2", [out, out], layer=False), act=act)
+        program.multiply(joined, inner, first, norm=parts.norm(f"{prefix}layer_norm", width, JOIN_EPS), act=act)
+        program.multiply(inner, rows, parts.product(f"{prefix}linear_2", [out, out], layer=False))
         program.output(rows)
         self._program, self._identity = program, parts.identity
 

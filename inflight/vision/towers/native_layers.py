@@ -79,23 +79,22 @@ class Layers:
         if angles is not None:
             program.rotate(self._qkv, sizes.heads, angles)
         program.attend(self._qkv, self._attended, sizes.heads, float(sizes.dim**-0.5), partition)
-        self._join(name, form.out, 0, self._attended, hidden, None)
+        self._join(name, form.out, 0, self._attended, hidden)
         norm = self._norm(f"{name}{form.norms[1]}")
         if len(form.up) == 1:
             up = parts.product(f"{name}{form.up[0]}", [inner, hidden], bias=form.bias)
-            program.multiply(self._states, self._inner, up, norm=norm)
-            self._join(name, form.down, 1, self._inner, inner, self._act)
-            return
-        up = parts.gated([f"{name}{key}" for key in form.up], [inner, hidden], bias=form.bias)
-        program.multiply(self._states, self._inner, up, norm=norm, gate=self._act)
-        self._join(name, form.down, 1, self._inner, inner, None)
+            program.multiply(self._states, self._inner, up, norm=norm, act=self._act)
+        else:
+            up = parts.gated([f"{name}{key}" for key in form.up], [inner, hidden], bias=form.bias)
+            program.multiply(self._states, self._inner, up, norm=norm, gate=self._act)
+        self._join(name, form.down, 1, self._inner, inner)
 
-    def _join(self, name: str, key: str, which: int, source: int, width: int, act: Activation | None) -> None:
-        """states += a product of act(source)."""
+    def _join(self, name: str, key: str, which: int, source: int, width: int) -> None:
+        """states += a product of source."""
         parts, form, hidden = self._parts, self._form, self._sizes.hidden
         factor = None if form.scales is None else parts.floats(f"{name}{form.scales[which]}", [hidden])
         product = parts.product(f"{name}{key}", [hidden, width], bias=form.bias, factor=factor)
-        parts.program.multiply(source, self._states, product, act=act, add=True)
+        parts.program.multiply(source, self._states, product, add=True)
 
     def _norm(self, name: str) -> TowerNorm:
         return self._parts.norm(name, self._sizes.hidden, self._sizes.eps, bias=not self._form.rms)

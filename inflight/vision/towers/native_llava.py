@@ -61,10 +61,11 @@ class LlavaTower(TileTower):
         out, bias = parts.outputs(f"{prefix}linear_1"), f"{prefix}linear_1.bias" in weights
         chosen, inner, rows = program.buffer(hidden, 1), program.buffer(out, 1), program.buffer(out, 1)
         program.gather(encoder.states, chosen, 0)
-        program.multiply(chosen, inner, parts.product(f"{prefix}linear_1", [out, hidden], bias=bias, layer=False))
         act = activation(str(field(config, "projector_hidden_act", "gelu")))
+        first = parts.product(f"{prefix}linear_1", [out, hidden], bias=bias, layer=False)
+        program.multiply(chosen, inner, first, act=act)
         second = parts.product(f"{prefix}linear_2", [out, out], bias=bias, layer=False)
-        program.multiply(inner, rows, second, act=act)
+        program.multiply(inner, rows, second)
         program.output(rows)
         self._program, self._identity = program, parts.identity
         self._join(config, parts, out)

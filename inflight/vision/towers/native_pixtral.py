@@ -95,10 +95,11 @@ class PixtralTower(Tower):
             program.norm(states, normed, parts.norm(f"{prefix}norm", hidden, eps, bias=False))
             program.gather(normed, wide, 0)
             program.multiply(wide, merged, self._merging(parts, f"{prefix}patch_merger.merging_layer.weight", hidden))
-        program.multiply(merged, inner, parts.product(f"{prefix}linear_1", [out, hidden], bias=bias, layer=False))
         act = activation(str(field(config, "projector_hidden_act", "gelu")))
+        first = parts.product(f"{prefix}linear_1", [out, hidden], bias=bias, layer=False)
+        program.multiply(merged, inner, first, act=act)
         second = parts.product(f"{prefix}linear_2", [out, out], bias=bias, layer=False)
-        program.multiply(inner, rows, second, act=act)
+        program.multiply(inner, rows, second)
         program.output(rows)
 
     def _merging(self, parts: Parts, name: str, hidden: int) -> int:

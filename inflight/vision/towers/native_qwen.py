@@ -102,9 +102,9 @@ class QwenTower(Tower):
         parts, (_, inner), width = self._parts, self._wide, self._shape.sizes.hidden * self._shape.merge**2
         out = parts.program.buffer(self._shape.out, 1)
         product = parts.product(f"{self._prefix}{first}", [width, width], layer=False)
-        parts.program.multiply(wide, inner, product, norm=norm)
+        parts.program.multiply(wide, inner, product, norm=norm, act=Activation.GELU)
         product = parts.product(f"{self._prefix}{second}", [self._shape.out, width], layer=False)
-        parts.program.multiply(inner, out, product, act=Activation.GELU)
+        parts.program.multiply(inner, out, product)
         parts.program.output(out)
 
     @property
