@@ -6,7 +6,8 @@
 Random weights of a published model's sizes are saved once, and both read them. In each round every contestant computes
 one tile (or one image), one after the other; a figure is the median of the rounds, of which no further one begins once
 a tower has used its part of the minutes. The share is that of the fastest product of large matrices on this machine,
-ours or torch's, in the contestant's type (8 bits: in bfloat16). For ours it also says which operations the time goes to.
+ours or torch's, in the contestant's type (8 bits: in bfloat16). For ours it also says where the time
+goes.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class FakeVision:
         encoding: images that wait for `go`.
         asked: images of all calls, with their tenants.
         failure: what the next calls raise.
-        forgets: it knows of all images and keeps the rows of none.
+        forgets: it keeps the rows of no image.
+        forgotten: digests of images that it encoded then.
         spared: images that were not encoded for that.
     """
 
@@ -54,9 +55,13 @@ class FakeVision:
         self.go.set()
         self.failure: Exception | None = None
         self.forgets = False
+        self.forgotten: dict[bytes, None] = {}
         self.spared: list[SeenImage] = []
 
-    async def encode(self, media: Sequence[Media], tenant: str = "") -> list[EncodedImage]:
+    async def fetched(self, media: Sequence[Media]) -> tuple[Media, ...]:
+        return tuple(each if each.url is None else image(*map(int, each.url.split(","))) for each in media)
+
+    async def encode(self, media: Sequence[Media], tenant: str = "", alone: bool | None = None) -> list[EncodedImage]:
         self.asked += [(each, tenant) for each in media]
         self.encoding += len(media)
         try:
@@ -65,10 +70,14 @@ class FakeVision:
             self.encoding -= len(media)
         if self.failure is not None:
             raise self.failure
-        return [self.encoded(each) for each in media]
+        found = [self.encoded(each) for each in media]
+        if self.forgets:
+            self.forgotten.update(dict.fromkeys(each.digest for each in found))
+        return found
 
-    async def seen(self, media: Sequence[Media], tenant: str = "") -> list[SeenImage] | None:
-        return [_seen(self.encoded(each)) for each in media] if self.forgets else None
+    async def seen(self, media: Sequence[Media], tenant: str = "") -> list[SeenImage | None]:
+        encoded = [self.encoded(each) for each in media]
+        return [SeenImage(each.digest, each.grid) if each.digest in self.forgotten else None for each in encoded]
 
     def skipped(self, images: Sequence[SeenImage]) -> None:
         self.spared += images
@@ -94,7 +103,3 @@ class FakeVision:
 def image(number: int, runs: int = 1, length: int = 6) -> Media:
     """An image of `runs` runs of `length` tokens."""
     return Media(pixels=np.full((runs, length, 3), number, np.uint8))
-
-
-def _seen(image: EncodedImage) -> SeenImage:
-    return SeenImage(image.digest, image.grid)

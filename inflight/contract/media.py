@@ -155,11 +155,20 @@ class Vision(Protocol):
     def input(self) -> ImageInput:
         """How images are written into prompts."""
 
-    async def encode(self, media: Sequence[Media], tenant: str = "") -> list[EncodedImage]:
+    async def fetched(self, media: Sequence[Media]) -> tuple[Media, ...]:
+        """The images with the bytes of their files: what stands at an address may be another image the next time.
+
+        Raises:
+            InvalidRequest: there are too many images, or one cannot be fetched, or exceeds a limit at first sight.
+            Overloaded: too many images wait.
+        """
+
+    async def encode(self, media: Sequence[Media], tenant: str = "", alone: bool | None = None) -> list[EncodedImage]:
         """Fetches, decodes and encodes images, aligned with `media`. Cancelling the call ends what it waits for.
 
         Args:
             tenant: results are only shared within a tenant.
+            alone: the image is the only one of its prompt; None: `media` are all of them.
 
         Raises:
             InvalidRequest: an image cannot be fetched or read, or exceeds a limit; the text says which and why.
@@ -167,9 +176,9 @@ class Vision(Protocol):
             WorkerLost, DeadlineExceeded, Unavailable: as their names say.
         """
 
-    async def seen(self, media: Sequence[Media], tenant: str = "") -> list[SeenImage] | None:
-        """What is known of images, aligned with `media`, where the rows of some would have to be computed again. None:
-        one of them is new, or none would cost anything; then `encode` is to be asked."""
+    async def seen(self, media: Sequence[Media], tenant: str = "") -> list[SeenImage | None]:
+        """What is known of a prompt's images, aligned with `media`, whose rows would have to be computed again. None
+        for those that are new, and for those that cost nothing: `encode` is to be asked for them."""
 
     def skipped(self, images: Sequence[SeenImage]) -> None:
         """Counts images of a prompt whose rows nobody needs, because their keys are cached."""

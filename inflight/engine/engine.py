@@ -341,6 +341,8 @@ class Engine:
         began = time.perf_counter()
         try:
             prompt = await self._intake.prompt(request, self._info, lanes)
+            if prompt.media:
+                request = replace(request, media=prompt.media)  # the files, should they be needed again
             follower = await self._intake.follower(request, self._info)
             if self._stopping:
                 raise Unavailable("the server stops")

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from inflight.contract import EncodedImage, GenerationRequest, Grid, ImageInput, SeenImage, Span, Vision, text_only
+from inflight.contract import (
+    EncodedImage,
+    GenerationRequest,
+    Grid,
+    ImageInput,
+    Media,
+    SeenImage,
+    Span,
+    Vision,
+    text_only,
+)
 from inflight.errors import DeadlineExceeded, InvalidRequest, ModelError
+
+T = TypeVar("T")
 
 
 class Prompt(NamedTuple):
@@ -17,13 +29,15 @@ class Prompt(NamedTuple):
 
     Attributes:
         spans: of its images, by position.
-        images: empty, though there are spans: their keys are in the prefix cache.
+        images: of the request; the keys of those without rows are in the prefix cache.
+        media: the images with the bytes of their files.
         second: index of the first token of a pair's second text whose type is 1; 0: there is none.
     """
 
     tokens: list[int]
     spans: tuple[Span, ...] = ()
-    images: tuple[EncodedImage, ...] = ()
+    images: tuple[EncodedImage | SeenImage, ...] = ()
+    media: tuple[Media, ...] = ()
     second: int = 0
 
 
@@ -77,6 +91,19 @@ class Images:
                 f"images; write `{input.placeholder}` once for each image and nowhere else"
             )
 
+    async def fetched(self, request: GenerationRequest) -> GenerationRequest:
+        """The request with the files of its images in place of their addresses.
+
+        Raises:
+            InvalidRequest: an image cannot be fetched.
+            Overloaded: too many images wait.
+            DeadlineExceeded: they took longer than the request's timeout.
+        """
+        if all(image.url is None for image in request.media):
+            return request
+        assert self._vision is not None
+        return replace(request, media=await self._waited(self._vision.fetched(request.media), request.timeout))
+
     async def encode(self, request: GenerationRequest) -> tuple[EncodedImage, ...]:
         """The request's images, encoded. Cancelling the call gives them up.
 
@@ -88,30 +115,42 @@ class Images:
         if not request.media:
             return ()
         assert self._vision is not None
-        encoding = asyncio.ensure_future(self._vision.encode(request.media, request.tenant))
+        return tuple(await self._waited(self._vision.encode(request.media, request.tenant), request.timeout))
+
+    async def wanted(self, request: GenerationRequest) -> tuple[EncodedImage | SeenImage, ...]:
+        """The request's images: encoded, but for those whose rows were known once and are not kept. Raises as `encode`.
+
+        A prompt whose tokens are all computed, because their log-probabilities are asked for, needs all rows.
+        """
+        if not request.media or request.sampling.needs_whole_prompt:
+            return await self.encode(request)
+        assert self._vision is not None
+        seen = await self._vision.seen(request.media, request.tenant)
+        new = [image for image, known in zip(request.media, seen) if known is None]
+        rows: list[EncodedImage] = []
+        if new:
+            rows = await self._waited(self._vision.encode(new, request.tenant, len(seen) == 1), request.timeout)
+        encoded = iter(rows)
+        return tuple(next(encoded) if known is None else known for known in seen)
+
+    async def _waited(self, work: Coroutine[Any, Any, T], timeout: float | None) -> T:
+        working = asyncio.ensure_future(work)
         self.waiting += 1
         try:
             # Not `wait_for`, which drops a cancellation that comes together with its result before Python 3.12.
-            await asyncio.wait([encoding], timeout=request.timeout)
-            if not encoding.done():
-                raise DeadlineExceeded(f"the generation took longer than its {request.timeout:g} seconds")
-            return tuple(encoding.result())
+            await asyncio.wait([working], timeout=timeout)
+            if not working.done():
+                raise DeadlineExceeded(f"the generation took longer than its {timeout:g} seconds")
+            return working.result()
         finally:
             self.waiting -= 1
-            if not encoding.done():
-                encoding.cancel()
+            if not working.done():
+                working.cancel()
 
-    async def seen(self, request: GenerationRequest) -> list[SeenImage] | None:
-        """The request's images without their rows, as `Vision.seen`."""
-        if not request.media or request.sampling.needs_whole_prompt:
-            return None
-        assert self._vision is not None
-        return await self._vision.seen(request.media, request.tenant)
-
-    def skipped(self, images: Items[SeenImage]) -> None:
+    def skipped(self, images: Items[EncodedImage | SeenImage]) -> None:
         """Counts images that were not encoded."""
         assert self._vision is not None
-        self._vision.skipped(images)
+        self._vision.skipped([image for image in images if isinstance(image, SeenImage)])
 
     def written(self, request: GenerationRequest, images: Items[EncodedImage | SeenImage]) -> GenerationRequest:
         """The request with the family's markers in the places of its images."""

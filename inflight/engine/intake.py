@@ -75,7 +75,8 @@ class Intake:
         self._async_tokenizer.close()
 
     async def prompt(self, request: GenerationRequest, info: GeneratorInfo, lanes: Lanes) -> Prompt:
-        """Encodes, truncates and checks a prompt and its images. Images whose keys are cached are not encoded.
+        """Encodes, truncates and checks a prompt and its images. Images in front whose keys are cached are not encoded
+        again.
 
         Raises:
             InvalidRequest: the prompt is empty or too long, or has tokens that the model does not know; an image cannot
@@ -95,14 +96,15 @@ class Intake:
             most = limits.max_input_tokens * LONGEST_TEXT * 8
             if not self._cuts(request) and len(request.prompt) > most:
                 raise _too_long(limits.max_input_tokens, f"{len(request.prompt)} characters")
-        seen = await self.images.seen(request)
-        if seen is not None:
-            prompt = await self._placed(request, seen, info)
-            if lanes.covers(self._trial(request, prompt, info)):
-                self.images.skipped(seen)
-                return prompt
-        images = await self.images.encode(request)
-        return (await self._placed(request, images, info))._replace(images=images)
+        request = await self.images.fetched(request)
+        images = await self.images.wanted(request)
+        prompt = (await self._placed(request, images, info))._replace(images=images, media=request.media)
+        if not any(isinstance(image, SeenImage) for image in images):
+            return prompt
+        if lanes.covers(self._trial(request, prompt, info)):
+            self.images.skipped(images)
+            return prompt
+        return prompt._replace(images=await self.images.encode(request))
 
     async def _pair(self, request: GenerationRequest, info: GeneratorInfo) -> Prompt:
         """The tokens of two texts as one prompt. Raises as `prompt`."""
@@ -154,7 +156,14 @@ class Intake:
         """A sequence that shares blocks as the request's own will."""
         adapter = _adapter(request.adapter, info.adapters)
         return Sequence(
-            0, prompt.tokens, request.sampling, 1, tenant=request.tenant, adapter=adapter, spans=prompt.spans
+            0,
+            prompt.tokens,
+            request.sampling,
+            1,
+            tenant=request.tenant,
+            adapter=adapter,
+            spans=prompt.spans,
+            images=prompt.images,
         )
 
     async def follower(self, request: GenerationRequest, info: GeneratorInfo) -> tuple[Follower, bytes] | None:

@@ -66,7 +66,7 @@ class Lanes:
         if len(self.all) == 1:
             return self.all[0]
         lanes = self._open() or [lane for lane in self.all if lane.failing is None] or self.all
-        if sequence.spans and not sequence.images:  # its images are not encoded, because their keys are cached
+        if not sequence.seen(0):  # images are not encoded, because their keys are cached
             lanes = [lane for lane in lanes if lane.scheduler.covers(sequence)] or lanes
         lane, bid = self._cheapest(lanes, sequence)
         lane.give(sequence, bid)

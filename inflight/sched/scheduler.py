@@ -183,7 +183,8 @@ class Scheduler:
         self._queue(sequence.priority).append(sequence)
 
     def covers(self, sequence: Sequence) -> bool:
-        """Whether all keys of a sequence's images are in the prefix cache now. It may be one that is never added."""
+        """Whether the keys of a sequence's images without rows are in the prefix cache now. It may be one that is never
+        added."""
         return sequence.seen(len(self._shared(sequence)) * self.capacity.block_size)
 
     def found(self, sequence: Sequence) -> int:

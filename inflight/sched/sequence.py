@@ -9,7 +9,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from inflight.contract import Array, EncodedImage, MediaRows, Sampling, Span
+from inflight.contract import Array, EncodedImage, MediaRows, Sampling, SeenImage, Span
 from inflight.sched.blocks import chain, root
 
 CRASHED, KILLED, SUSPECT, PROOF = 2, 1, 4, 6
@@ -36,8 +36,8 @@ class Sequence:
         mask: the tokens that may come next, if `lockstep`; None while they are not known, empty where all may.
         adapter: number of its LoRA adapter; 0: none.
         spans: runs of prompt tokens whose embeddings come from images, by position.
-        images: of the spans. The scheduler drops them when the request is finished. Empty, though there are spans:
-            their keys are believed to be in the prefix cache (`Scheduler.restore`).
+        images: of the spans. The scheduler drops them when the request is finished. The keys of those without rows are
+            believed to be in the prefix cache (`Scheduler.restore`).
         blocks: its block table.
         turned: the variant of rotary embedding that its keys were computed with (`Scheduler._turn`).
         own: tokens that were not in the prefix cache when it was given to this scheduler (`sched/routing.py`).
@@ -103,7 +103,7 @@ class Sequence:
         lockstep: bool = False,
         adapter: int = 0,
         spans: Tokens[Span] = (),
-        images: Tokens[EncodedImage] = (),
+        images: Tokens[EncodedImage | SeenImage] = (),
     ) -> None:
         self.id = id
         self.tokens = list(prompt)
@@ -157,7 +157,10 @@ class Sequence:
 
     def seen(self, computed: int) -> bool:
         """Whether all rows of images are there that are needed once the first `computed` tokens are computed."""
-        return not self.spans or bool(self.images) or self.spans[-1].stop <= computed
+        return all(span.stop <= computed or self._has(span) for span in self.spans)
+
+    def _has(self, span: Span) -> bool:
+        return span.image < len(self.images) and isinstance(self.images[span.image], EncodedImage)
 
     def chain(self, block_size: int) -> list[bytes]:
         """Digests of all whole blocks of known tokens; each is computed once."""
@@ -206,16 +209,17 @@ class Sequence:
         self.running = False
 
 
-def media_rows(spans: Tokens[Span], images: Tokens[EncodedImage], planned: int = 0) -> list[MediaRows]:
+def media_rows(spans: Tokens[Span], images: Tokens[EncodedImage | SeenImage], planned: int = 0) -> list[MediaRows]:
     """Spans as a rank gets them. Those among the first `planned` tokens have no rows: their keys are computed."""
     return [_rows(span, images, planned) for span in spans]
 
 
-def _rows(span: Span, images: Tokens[EncodedImage], planned: int) -> MediaRows:
+def _rows(span: Span, images: Tokens[EncodedImage | SeenImage], planned: int) -> MediaRows:
     grid = None if span.grid is None else (span.grid.rows, span.grid.columns)
     if span.stop <= planned:
         return MediaRows(span.start, span.count, grid=grid, whole=span.whole)
     image = images[span.image]
+    assert isinstance(image, EncodedImage)
     part = slice(span.offset, span.offset + span.count)
     added = [_bytes(rows[part]) for rows in image.added]
     return MediaRows(span.start, span.count, _bytes(image.rows[part]), added, grid, span.whole)

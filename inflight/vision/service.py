@@ -169,15 +169,28 @@ class VisionService:
         self._gone.clear()
         self._kept = 0
 
-    async def encode(self, media: Sequence[Media], tenant: str = "") -> list[EncodedImage]:
+    async def fetched(self, media: Sequence[Media]) -> tuple[Media, ...]:
+        if self._closed:
+            raise Unavailable(STOPS)
+        call = _Call()
+        try:
+            self._check(media)
+            return tuple(await self._files(call, media))
+        except (InflightError, asyncio.CancelledError) as error:
+            self._count([_outcome(error)] * len(media))
+            raise
+        finally:
+            self._leave(call)
+
+    async def encode(self, media: Sequence[Media], tenant: str = "", alone: bool | None = None) -> list[EncodedImage]:
         if self._closed:
             raise Unavailable(STOPS)
         call = _Call()
         try:
             self._check(media)
             files = await self._files(call, media)
-            alone = self._alone(media)
-            keys = await self._keys(files, tenant)
+            alone = self._alone(media) if alone is None else alone
+            keys = await self._keys(files, tenant, alone)
             if self._closed:
                 raise Unavailable(STOPS)
             found, outcomes = self._join(call, files, keys, alone)
@@ -193,20 +206,13 @@ class VisionService:
         self._count(outcomes, sum(len(image.rows) for image in images))
         return images
 
-    async def seen(self, media: Sequence[Media], tenant: str = "") -> list[SeenImage] | None:
+    async def seen(self, media: Sequence[Media], tenant: str = "") -> list[SeenImage | None]:
         # What stands at an address may be another image by now.
         if self._closed or not self._gone or any(image.data is None and image.pixels is None for image in media):
-            return None
-        keys = await self._keys(media, tenant)
-        if not any(key in self._gone for key in keys):
-            return None
-        found = []
-        for key in keys:
-            grid = self._cache[key].grid if key in self._cache else self._gone.get(key)
-            if grid is None:
-                return None
-            found.append(SeenImage(key.digest, grid))
-        return found
+            return [None] * len(media)
+        keys = await self._keys(media, tenant, self._alone(media))
+        grids = [None if key in self._cache else self._gone.get(key) for key in keys]
+        return [grid and SeenImage(key.digest, grid) for key, grid in zip(keys, grids)]
 
     def skipped(self, images: Sequence[SeenImage]) -> None:
         self._count(["skipped"] * len(images), sum(sum(self.input.runs(image.grid)) for image in images))
@@ -214,8 +220,9 @@ class VisionService:
     def _alone(self, media: Sequence[Media]) -> bool:
         return len(media) == 1 or not self._encoder.alone_matters
 
-    async def _keys(self, media: Sequence[Media], tenant: str) -> list[_Key]:
-        identity, alone = self._encoder.identity, self._alone(media)
+    async def _keys(self, media: Sequence[Media], tenant: str, alone: bool) -> list[_Key]:
+        identity = self._encoder.identity
+        alone = alone or not self._encoder.alone_matters
         return [_Key(tenant, await digest(image, identity, self._config, alone)) for image in media]
 
     def _check(self, media: Sequence[Media]) -> None:

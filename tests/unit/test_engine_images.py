@@ -238,13 +238,19 @@ def test_images_whose_keys_are_cached_are_not_encoded() -> None:
         first = asked("w5 <image> w6 <image> w7 w8 w9 w10", one, two)
         later = asked("w5 <image> w6 <image> w7 w8 w9 w10 w11 w12", one, two)
         other = asked("w5 <image> w6 <image> w7 w8 w9 w10", one, image(3, length=9))
-        await whole(engine, first)
         vision.forgets = True
+        await whole(engine, first)
         right = wanted(vision, [5, one, 6, two, 7, 8, 9, 10, 11, 12])
         assert ids(await whole(engine, later)) == right
         assert (len(vision.asked), len(vision.spared)) == (2, 2)
-        await whole(engine, other)
-        assert (len(vision.asked), len(vision.spared)) == (4, 2), "one of its images is not in the blocks"
+        assert ids(await whole(engine, other)) == wanted(vision, [5, one, 6, image(3, length=9), 7, 8, 9, 10])
+        assert (len(vision.asked), len(vision.spared)) == (3, 3), "one of its images is new: the other is skipped"
+        moved = replace(other, media=(image(4, length=9), one))
+        assert ids(await whole(engine, moved)) == wanted(vision, [5, image(4, length=9), 6, one, 7, 8, 9, 10])
+        assert (len(vision.asked), len(vision.spared)) == (6, 3), "keys behind a new image are new"
+        addressed = replace(later, media=(Media(url="1,1,20"), Media(url="2,1,9")))
+        assert ids(await whole(engine, addressed)) == right
+        assert (len(vision.asked), len(vision.spared)) == (6, 5), "fetched, not encoded"
 
         taking = asyncio.ensure_future(whole(engine, later))  # its blocks are taken by others before it has a row
         open_ = engine._streams.open
@@ -256,7 +262,7 @@ def test_images_whose_keys_are_cached_are_not_encoded() -> None:
         engine._streams.open = opened  # type: ignore[method-assign, assignment]
         assert ids(await taking) == right
         engine._streams.open = open_  # type: ignore[method-assign]
-        assert (len(vision.asked), len(vision.spared)) == (6, 4)
+        assert (len(vision.asked), len(vision.spared)) == (8, 7)
 
         vision.go.clear()
         executor.pace = 0.001

@@ -318,8 +318,8 @@ def test_images_go_along() -> None:
         await engine.start()
         one = image(1, length=20)
         first = asked("w5 <image> w7 w8 w9 w10", one)
-        await whole(engine, first)
         vision.forgets = True
+        await whole(engine, first)
         for executor in executors:
             executor.pace = 0.002
         cached = asyncio.ensure_future(whole(engine, replace(first, max_new_tokens=60)))

@@ -189,25 +189,31 @@ def test_what_requests_hold_is_bounded() -> None:
 
 def test_what_was_forgotten_is_known_by_its_grid() -> None:
     async def body(service: VisionService, encoder: FakeEncoder) -> None:
-        assert await service.seen(files(b"one")) is None
+        assert await service.seen(files(b"one")) == [None]
         (one,) = await service.encode(files(b"one"))
-        assert await service.seen(files(b"one")) is None, "it is kept"
+        assert await service.seen(files(b"one")) == [None], "it is kept"
         await service.encode(files(b"two", b"thirty"))
         assert service.kept <= 40
-        assert await service.seen(files(b"one", b"thirty")) == [
-            (one.digest, one.grid),
-            ((await service.encode(files(b"thirty")))[0].digest, Grid(1, 1)),
-        ]
+        assert await service.seen(files(b"one", b"thirty")) == [(one.digest, one.grid), None]
         assert encoder.seen == [b"one", b"two", b"thirty"]
-        assert await service.seen(files(b"one", b"new")) is None
-        assert await service.seen(files(b"one"), "other") is None
-        assert await service.seen([Media(url="http://a/b")]) is None
+        assert await service.seen(files(b"new", b"one")) == [None, (one.digest, one.grid)]
+        assert await service.seen(files(b"one"), "other") == [None]
+        assert await service.fetched(files(b"one")) == tuple(files(b"one"))
+        assert await service.fetched([Media(url="http://a/one")]) == tuple(files(b"one"))
+        with pytest.raises(InvalidRequest, match="404"):
+            await service.fetched([Media(url="http://a/none")])
+        assert not service.waiting
         large = bytes(50)
         await service.encode(files(large))
-        assert await service.seen(files(large)) is not None
-        assert await service.seen(files(b"thirty")) is None, "what is never kept drives nothing out"
+        assert None not in await service.seen(files(large))
+        assert await service.seen(files(b"thirty")) == [None], "what is never kept drives nothing out"
 
-    served(body, media_cache_memory=40)
+    async def fetch(url: str) -> bytes:
+        if url.endswith("none"):
+            raise InvalidRequest("404")
+        return url.rpartition("/")[2].encode()
+
+    served(body, fetch, media_cache_memory=40)
 
 
 def test_an_image_on_its_way_is_awaited_also_when_the_first_who_asked_leaves() -> None:
