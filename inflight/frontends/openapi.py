@@ -121,4 +121,5 @@ def _operation(door: Door | type[Door], route: Route, schemas: _Schemas) -> Sche
     if route.access is not Access.OPEN:
         operation["security"] = [{"ApiKey": []}, {}]
         responses["401"] = {"description": "The API key is missing or wrong."}
+        responses["403"] = {"description": "The API key does not allow it, or the server does not.", "content": refused}
     return operation
