@@ -283,6 +283,9 @@ class Chat:
         tool_prompt: text before the tool descriptions, where the template does not support tools and they are written
             into a message.
         template: name of the template, where the model has several; None: `tool_use` with tools, else `default`.
+        goes_on: the answer continues the last message, whoever wrote it; False: it never does; None: it does where the
+            last message is a text of the assistant's.
+        prompts: the template is asked for the beginning of an answer, where none is continued.
     """
 
     messages: list[dict[str, object]]
@@ -290,6 +293,8 @@ class Chat:
     kwargs: dict[str, object] = field(default_factory=dict)
     tool_prompt: str = ""
     template: str | None = None
+    goes_on: bool | None = None
+    prompts: bool = True
 
 
 class Generator(Protocol):

@@ -17,7 +17,7 @@ TOOL_PROMPT = (
 
 def prefill_of(chat: Chat) -> str:
     """The assistant's text that the answer continues; empty: it begins a message."""
-    last = chat.messages[-1] if chat.messages else {}
+    last = chat.messages[-1] if chat.messages and chat.goes_on is not False else {}
     return _text(last.get("content")) if last.get("role") == "assistant" and not last.get("tool_calls") else ""
 
 

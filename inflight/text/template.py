@@ -93,7 +93,8 @@ class ChatTemplate:
         return "tools" in source and calls is not None
 
     def render(self, chat: Chat, placeholder: str | None = None) -> str:
-        """The prompt. If the last message is the assistant's, the prompt ends with its text, to be continued.
+        """The prompt. If the last message is the assistant's, the prompt ends with its text, to be continued, unless
+        the chat says otherwise (`Chat.goes_on`).
 
         Args:
             placeholder: the text at an image's place; None: the model reads text only. A template that does not write
@@ -101,7 +102,8 @@ class ChatTemplate:
 
         Raises:
             TemplateError: the template refused the messages, with its own text.
-            InvalidRequest: a part of a message is neither a text nor, for a model that reads images, an image.
+            InvalidRequest: a part of a message is neither a text nor, for a model that reads images, an image; or the
+                last message is to be continued and cannot be.
         """
         name = self._pick(chat.template, bool(chat.tools))
         messages = [_adapted(message, self._sources[name]) for message in chat.messages]
@@ -139,11 +141,15 @@ class ChatTemplate:
         return all(word in prompt for word in _RARE) and not quoted
 
     def _prompt(self, name: str, chat: Chat, messages: list[dict[str, object]]) -> str:
-        marked = _marked(messages)
+        marked = _marked(messages, chat.goes_on)
         if marked is not None:
             prompt, found, _ = self._run(name, chat, marked).rpartition(_MARK)
             if found:
                 return prompt
+        if chat.goes_on:
+            raise InvalidRequest(
+                "`continue_final_message` needs a last message with a text that the chat template shows as it is"
+            )
         return self._run(name, chat, messages)  # also if the template changes that text
 
     def _pick(self, name: str | None, tools: bool) -> str:
@@ -164,7 +170,7 @@ class ChatTemplate:
             "messages": messages,
             "tools": chat.tools,
             "documents": None,
-            "add_generation_prompt": True,
+            "add_generation_prompt": chat.prompts,
             **chat.kwargs,
         }
         parts: list[str] = []
@@ -244,14 +250,14 @@ def _in_one(message: dict[str, object], placeholder: str) -> dict[str, object]:
     return {**message, "content": f"{places}\n{text}" if places else text}
 
 
-def _marked(messages: list[dict[str, object]]) -> list[dict[str, object]] | None:
-    """The messages with a mark where the assistant is to continue; None if the last text is not an assistant's.
+def _marked(messages: list[dict[str, object]], goes_on: bool | None) -> list[dict[str, object]] | None:
+    """The messages with a mark where the model is to continue; None if it does not.
 
     The prompt is cut at the mark, because a template closes the message after it. Blanks at the end of the text are
     dropped, as in TGI: tokens begin with them.
     """
     *before, last = messages or [{}]
-    if last.get("role") != "assistant" or last.get("tool_calls"):
+    if goes_on is False or last.get("tool_calls") or not (goes_on or last.get("role") == "assistant"):
         return None
     content = last.get("content")
     if isinstance(content, str) and content.strip():

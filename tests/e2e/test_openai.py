@@ -108,6 +108,54 @@ def test_chat_tokenize_gives_the_prompt_of_the_chat(served: Served, family: str,
         assert same["choices"][0]["text"].startswith(answer["choices"][0]["message"]["content"])
 
 
+@pytest.mark.parametrize("chat", [name for name in CHATS if name != "truncated"])
+def test_vllms_tokenize_gives_the_prompt_of_the_chat(served: Served, chat: str) -> None:
+    def post(path: str, body: Any) -> Any:
+        data = json.dumps(body).encode()
+        status, answer = request(served.http, "POST", path, data, {"Content-Type": "application/json"})
+        assert status == 200, answer
+        return json.loads(answer)
+
+    body = {"model": "hermes", **CHATS[chat], "max_tokens": 4, "return_token_strs": True}
+    found = post("/tokenize", body)
+    mine = post("/chat_tokenize", body)
+    assert found["tokens"] == [one["id"] for one in mine["tokenize_response"]]
+    assert (found["count"], found["max_model_len"], len(found["token_strs"])) == (len(found["tokens"]), 900) + (
+        len(found["tokens"]),
+    )
+    assert post("/detokenize", {"model": "hermes", "tokens": found["tokens"]})["prompt"] == mine["templated_text"]
+
+
+def test_vllms_fields_of_a_last_message(served: Served, client: openai.OpenAI) -> None:
+    begun: Any = [*CHAT, {"role": "assistant", "content": "Inflight is a"}]
+    lengths = []
+    for more in (
+        {},
+        {"continue_final_message": True, "add_generation_prompt": False},
+        {"add_generation_prompt": False},
+        {"continue_final_message": False},
+    ):
+        data = json.dumps({"model": "plain", "messages": begun, **more}).encode()
+        status, answer = request(served.http, "POST", "/tokenize", data, {"Content-Type": "application/json"})
+        told = client.chat.completions.create(model="plain", messages=begun, max_tokens=1, extra_body=more)
+        assert (status, json.loads(answer)["count"]) == (200, told.usage.prompt_tokens)  # type: ignore[union-attr]
+        lengths.append(json.loads(answer)["count"])
+    assert lengths[0] == lengths[1] < lengths[2] < lengths[3]
+    both = {"continue_final_message": True, "add_generation_prompt": True}
+    with pytest.raises(openai.BadRequestError, match="cannot both be true"):
+        client.chat.completions.create(model="plain", messages=begun, extra_body=both)
+
+
+def test_vllms_tokenize_of_a_text(served: Served) -> None:
+    for body, status in (({"prompt": "Once"}, 200), ({"inputs": "Once"}, 200), ({"text": "Once"}, 422)):
+        data = json.dumps(body).encode()
+        told, answer = request(served.http, "POST", "/tokenize", data, {"Content-Type": "application/json"})
+        assert told == status, answer
+    data = json.dumps({"tokens": [1, 1 << 40]}).encode()
+    told, answer = request(served.http, "POST", "/detokenize", data, {"Content-Type": "application/json"})
+    assert (told, b"the model has 2048 tokens" in answer) == (400, True)
+
+
 def test_chat_tokenize_refuses_what_the_chat_refuses(served: Served) -> None:
     for wrong in ({"messages": []}, {"messages": [{"content": "x"}]}, {"messages": CHAT, "tools": [{}]}):
         for path, refused in (("/chat_tokenize", 422), ("/v1/chat/completions", 400)):

@@ -255,6 +255,8 @@ def test_timings_are_those_of_llama_server(openai: Door, tgi: Door, path: str) -
             "cache_n": 0, "prompt_n": 7, "prompt_ms": 0, "prompt_per_second": 0,
             "predicted_n": 1, "predicted_ms": 0, "predicted_per_second": 0,
         }  # fmt: skip
+    response = openai.post("/v1/responses", {"model": "acme/pocket", "input": "Hello"})[1]
+    assert response["timings"] == told["timings"]
     assert "timings" not in tgi.post(path, body)[1]
     assert all("timings" not in chunk for chunk in tgi.chunks(path, body))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inflight.contract import Chat
+from inflight.errors import InvalidRequest
 from inflight.text import ChatTemplate
 
 EACH = "{% for m in messages %}<{{ m['role'] }}>"
@@ -34,6 +35,36 @@ def test_contents_take_the_form_that_the_template_reads(template: str, of_text: 
     chat = ChatTemplate(template)
     assert chat.render(Chat([{"role": "user", "content": "ab", "unknown": 1}])) == of_text
     assert chat.render(Chat([{"role": "user", "content": TWO}])) == of_parts
+
+
+CLOSED = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+BEGUN = CLOSED + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+ASKED = [{"role": "user", "content": "end"}]
+
+
+@pytest.mark.parametrize(
+    ("last", "goes_on", "prompts", "prompt"),
+    [
+        ("end", None, True, "<|assistant|>end"),
+        ("|>", None, True, "<|assistant|>|>"),
+        ("a ", True, False, "<|assistant|>a"),
+        ("end", False, True, "<|assistant|>end<|end|><|assistant|>"),
+        ("end", False, False, "<|assistant|>end<|end|>"),
+    ],
+)
+def test_the_last_message_goes_on_at_its_end(last: str, goes_on: bool | None, prompts: bool, prompt: str) -> None:
+    """Also where its text stands in the template's own words."""
+    chat = Chat([*ASKED, {"role": "assistant", "content": last}], goes_on=goes_on, prompts=prompts)
+    assert ChatTemplate(BEGUN).render(chat) == f"<|user|>end<|end|>{prompt}"
+
+
+def test_any_message_can_go_on_if_it_is_asked_for() -> None:
+    template = ChatTemplate(BEGUN)
+    assert template.render(Chat(ASKED, goes_on=True)) == "<|user|>end"
+    assert template.render(Chat(ASKED, prompts=False)) == "<|user|>end<|end|>"
+    for content in ("", [], None):
+        with pytest.raises(InvalidRequest, match="`continue_final_message` needs a last message with a text"):
+            template.render(Chat([{"role": "user", "content": content}], goes_on=True))
 
 
 def test_a_developer_is_the_system_where_the_template_knows_none() -> None:

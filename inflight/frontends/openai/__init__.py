@@ -11,6 +11,7 @@ from inflight.frontends.openai.app import (
 )
 from inflight.frontends.openai.errors import refusal as openai_refusal
 from inflight.frontends.openai.request import ChatBody, CompletionBody, requests_of
+from inflight.frontends.openai.tokens import Tokenized, TokenizeFields, tokenized
 
 __all__ = [
     "CHAT",
@@ -20,8 +21,11 @@ __all__ = [
     "CompletionBody",
     "OpenAiError",
     "OpenAiRest",
+    "TokenizeFields",
+    "Tokenized",
     "chat_prompt",
     "chat_requests",
     "openai_refusal",
     "requests_of",
+    "tokenized",
 ]

@@ -102,7 +102,7 @@ class EmbeddingsAnswer(TypedDict):
     usage: EmbeddingUsage
 
 
-class ResponsesAnswer(TypedDict):
+class ResponsesAnswer(_Timed):
     """`POST /v1/responses`."""
 
     id: str

@@ -41,9 +41,10 @@ from inflight.frontends.openai.errors import error_json, refusal
 from inflight.frontends.openai.request import ChatBody, CompletionBody, answer_grammar, image_of, requests_of, tools_of
 from inflight.frontends.openai.response import Reply, Usage
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
+from inflight.frontends.openai.tokens import DetokenizeBody, Detokenized
 from inflight.frontends.openai.tools import Tools
 from inflight.frontends.pooled import in_turns, turn_of
-from inflight.frontends.routes import Call, Events, Route, generation
+from inflight.frontends.routes import Access, Call, Events, Route, generation
 from inflight.wire import DONE, EventStream, Opened, Refusal, Send, respond_json
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -145,7 +146,7 @@ class OpenAiRest(NamedModelDoor):
         generator = pick(self._backend, body.model)
         (request,), prompt = await _prepared(generator, chat_body(body))
         reader = prompt.tools.reader(prompt.text)
-        reply = ResponseReply(body, self._named(generator, body.model), reader)
+        reply = ResponseReply(body, self._named(generator, body.model), reader, timed=not self._tgi)
         if body.stream:
             await call.run(_stream_response(generator, request, reply, call.send))
         else:
@@ -165,6 +166,15 @@ class OpenAiRest(NamedModelDoor):
         await respond_json(
             call.send, answer(body, self._named(generator, body.model), found, generator.info.unit_vectors)
         )
+
+    async def _detokenize(self, call: Call) -> None:
+        body: DetokenizeBody = call.body()
+        generator = pick(self._backend, body.model)
+        wrong = next((id for id in body.tokens if not 0 <= id < generator.info.vocab_size), None)
+        if wrong is not None:
+            raise InvalidRequest(f"`tokens` holds {wrong}; the model has {generator.info.vocab_size} tokens")
+        told: Detokenized = {"prompt": await generator.decode(body.tokens)}
+        await respond_json(call.send, told)
 
     async def _models(self, call: Call) -> None:
         """Lists the loaded models, or describes one. For a model that is not loaded yet, and for all requests while no
@@ -218,6 +228,16 @@ class OpenAiRest(NamedModelDoor):
             "/v1/responses", "Chat, in the newer form", _responses, ResponsesBody, ResponsesAnswer, events=Events.ASKED
         ),
         generation("/v1/embeddings", "Embed texts", _embeddings, EmbeddingsBody, EmbeddingsAnswer),
+        Route(
+            "POST",
+            "/detokenize",
+            "The text of tokens, as vLLM has it",
+            _detokenize,
+            DetokenizeBody,
+            answer=Detokenized,
+            access=Access.KEY,
+            language=True,
+        ),
         Route("GET", "/v1/models", "What is served", _models, answer=ModelsAnswer, language=True),
         Route("GET", "/v1/models/{name*}", "One model", _models, answer=ModelAnswer, language=True),
     )

@@ -98,6 +98,8 @@ class ChatBody(Common, kw_only=True):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     chat_template: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     include_reasoning: bool | None = None
     reasoning_effort: str | None = None
     thinking_token_budget: int | None = None
@@ -142,7 +144,8 @@ def tools_of(body: ChatBody, info: GeneratorInfo) -> Tools:
             raise InvalidRequest(f"`messages[{index}].content` is missing")
         if content is not None and not isinstance(content, (str, list)):
             raise InvalidRequest(f"`messages[{index}].content` must be a string or a list of parts")
-    chat = Chat(body.messages, None, _template_kwargs(body), template=body.chat_template)
+    goes_on, prompts = _continues(body)
+    chat = Chat(body.messages, None, _template_kwargs(body), "", body.chat_template, goes_on, prompts)
     return offer(
         chat,
         body.tools,
@@ -152,6 +155,20 @@ def tools_of(body: ChatBody, info: GeneratorInfo) -> Tools:
         info.answer,
         answer_grammar(body),
     )
+
+
+def _continues(body: ChatBody) -> tuple[bool | None, bool]:
+    """`Chat.goes_on` and `Chat.prompts`, from fields that have the names and the meaning of vLLM's and transformers'.
+
+    Raises:
+        InvalidRequest: they contradict each other.
+    """
+    begins, continues = body.add_generation_prompt, body.continue_final_message
+    if begins and continues:
+        raise InvalidRequest("`continue_final_message` and `add_generation_prompt` cannot both be true")
+    if begins is None and continues is None:
+        return None, True
+    return bool(continues), begins is not False
 
 
 def _template_kwargs(body: ChatBody) -> dict[str, object]:

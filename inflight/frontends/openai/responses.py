@@ -25,6 +25,7 @@ from inflight.contract import (
 )
 from inflight.errors import InflightError, InvalidRequest, OpenAi
 from inflight.frontends.openai.request import IMAGE_URL, ChatBody
+from inflight.frontends.openai.response import Usage
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
 
@@ -144,10 +145,11 @@ class ResponseReply:
 
     Args:
         reader: of the answer.
+        timed: tell llama-server's timings beside the usage.
     """
 
-    def __init__(self, body: ResponsesBody, model: str, reader: AnswerReader) -> None:
-        self._body = body
+    def __init__(self, body: ResponsesBody, model: str, reader: AnswerReader, timed: bool = True) -> None:
+        self._body, self._timed = body, timed
         self._model = model
         self._reader = reader
         self._id = f"resp_{uuid.uuid4().hex}"
@@ -267,7 +269,12 @@ class ResponseReply:
         body = self._body
         cut = finish is not None and finish.reason is FinishReason.LENGTH
         usage: dict[str, Any] | None = None
+        timings: dict[str, Any] = {}
         if finish is not None:
+            if self._timed:
+                counted = Usage()
+                counted.add(0, self._start, finish)
+                timings = {"timings": counted.timings()}
             usage = {
                 "input_tokens": finish.prompt_length,
                 "input_tokens_details": {"cached_tokens": self._start.cached},
@@ -297,4 +304,5 @@ class ResponseReply:
             "top_p": body.top_p,
             "truncation": "disabled",
             "usage": usage,
+            **timings,
         }

@@ -14,6 +14,7 @@ from inflight.errors import InflightError, InvalidRequest, Overloaded, Unable, U
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
 from inflight.frontends.llm import CLIENT_BATCH, PlainError, pick
+from inflight.frontends.openai import Tokenized, tokenized
 from inflight.frontends.pooled import Asked, best_first, pooled, probabilities, relevance, shortened, unit
 from inflight.frontends.ranking import RerankBody, RerankedAnswer, reranked
 from inflight.frontends.routes import Access, Call, Plain, Route, error_headers, generation
@@ -133,6 +134,10 @@ class TeiRest(Door):
 
     async def _tokenize(self, call: Call) -> None:
         body: TokenizeBody = call.body()
+        if body.prompt is not None:
+            pieces = await self._generator.tokenize(body.prompt, body.add_special_tokens)
+            await respond_json(call.send, tokenized(self._generator, pieces, bool(body.return_token_strs)))
+            return
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         if not texts or "" in texts:
             raise Empty("`inputs` cannot be empty")
@@ -187,7 +192,7 @@ class TeiRest(Door):
             "Tokens of texts",
             _tokenize,
             TokenizeBody,
-            answer=list[list[SimpleToken]],
+            answer=list[list[SimpleToken]] | Tokenized,
             access=Access.KEY,
             language=True,
         ),

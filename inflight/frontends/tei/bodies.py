@@ -82,11 +82,13 @@ class RootBody(Options, kw_only=True):
 
 
 class TokenizeBody(msgspec.Struct):
-    """`POST /tokenize`."""
+    """`POST /tokenize`; `prompt` is vLLM's form."""
 
-    inputs: str | list[str]
+    inputs: str | list[str] | None = None
     add_special_tokens: bool = True
     prompt_name: str | None = None
+    prompt: str | None = None
+    return_token_strs: bool | None = None
 
 
 class DecodeBody(msgspec.Struct):

@@ -6,13 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import msgspec
-
 from inflight import __version__
 from inflight.contract import Finish, Generator, PieceOfText, Token
 from inflight.errors import InflightError
-from inflight.frontends.llm import CLIENT_BATCH, all_of, draw_seed, pick, warning_headers, with_seed
-from inflight.frontends.openai import ChatBody, chat_prompt
+from inflight.frontends.llm import CLIENT_BATCH, PlainError, all_of, draw_seed, pick, warning_headers, with_seed
+from inflight.frontends.openai import ChatBody, Tokenized, TokenizeFields, chat_prompt, tokenized
 from inflight.frontends.routes import Access, Call, Events, Plain, Route, generation
 from inflight.frontends.tgi.answers import ChatTokenized, GenerateAnswer, Info, Piece, TgiError
 from inflight.frontends.tgi.door import TgiDoor
@@ -21,11 +19,10 @@ from inflight.frontends.tgi.response import compute_type, error_frame, frame, ge
 from inflight.wire import EventStream, Gate, Opened, Send, respond, respond_json
 
 
-class TokenizeBody(msgspec.Struct):
-    """`POST /tokenize`."""
+class TokenizeBody(TokenizeFields, kw_only=True):
+    """`POST /tokenize`: `inputs` is TGI's form, the other fields are vLLM's."""
 
-    inputs: str
-    add_special_tokens: bool = True
+    inputs: str | None = None
 
 
 class TgiRest(TgiDoor):
@@ -80,7 +77,22 @@ class TgiRest(TgiDoor):
 
     async def _tokenize(self, call: Call) -> None:
         body: TokenizeBody = call.body()
-        await respond_json(call.send, _listed(await self._generator.tokenize(body.inputs, body.add_special_tokens)))
+        special = body.add_special_tokens
+        if body.inputs is not None:
+            await respond_json(call.send, _listed(await self._generator.tokenize(body.inputs, special is not False)))
+            return
+        generator, chat = pick(self._backend, body.model), body.chat()
+        if chat is not None:
+            pieces = await generator.tokenize((await chat_prompt(generator, chat)).text, bool(special))
+        elif body.prompt is not None:
+            pieces = await generator.tokenize(body.prompt, special is not False)
+        else:
+            raise PlainError(
+                422,
+                "Failed to deserialize the JSON body into the target type: Object missing required field `inputs` "
+                "(or, in vLLM's form, `prompt` or `messages`)",
+            )
+        await respond_json(call.send, tokenized(generator, pieces, bool(body.return_token_strs)))
 
     async def _chat_tokenize(self, call: Call) -> None:
         """Answers with the prompt that `/v1/chat/completions` makes of the same body."""
@@ -119,7 +131,7 @@ class TgiRest(TgiDoor):
             "Tokens of a text",
             _tokenize,
             TokenizeBody,
-            answer=list[Piece],
+            answer=list[Piece] | Tokenized,
             access=Access.KEY,
             language=True,
         ),
