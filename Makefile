@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile 
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
-.PHONY: test quick unit-fast fmt tidy docs static coverage release-check test-native wheel wheel-test chaos demo lint types unit venv proto clean
+.PHONY: test quick unit-fast fmt tidy docs static coverage release-check test-native wheel wheel-test chaos clients demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
 # What serving the examples needs: no torch and no transformers.
@@ -126,6 +126,17 @@ wheel-test:
 KILLS ?= 200
 chaos: $(TESTED)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
+
+# Clients of other people, in environments of their own under build/clients (some 500 MB), and the tests that run them. Not
+# part of the checks: there they are skipped. It needs node and npm.
+CLIENTS := build/clients
+clients: $(TESTED)
+	test -x $(CLIENTS)/python/bin/python || $(PYTHON) -m venv $(CLIENTS)/python
+	$(CLIENTS)/python/bin/python -m pip install -q --disable-pip-version-check --no-compile -r tests/clients/requirements.txt
+	mkdir -p $(CLIENTS)/node
+	cp tests/clients/package.json $(CLIENTS)/node/
+	npm install --prefix $(CLIENTS)/node --silent --no-audit --no-fund
+	$(BIN)/python -m pytest -q tests/e2e/test_clients.py
 
 # Ctrl+C ends it. The lines that it prints after `try` can be pasted into another terminal.
 demo: $(SERVED)

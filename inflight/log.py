@@ -7,6 +7,7 @@ alone. This module does not read the environment: the entry of a process calls `
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -20,12 +21,16 @@ from pathlib import Path
 
 LOGGER = logging.getLogger("inflight")
 SCRIPT = logging.getLogger("inflight.script")
+PROGRESS = logging.getLogger("inflight.progress")
+"""Lines of `startup.ProgressBar`, where all lines are JSON; else it writes them itself."""
 
 LEVELS: dict[str, int] = {"0": logging.DEBUG, "1": logging.INFO, "2": logging.WARNING, "3": logging.ERROR}
 DEFAULT_LEVEL = "2"
 DEFAULT_MAX_BYTES = 52_428_800
 DEFAULT_BACKUP_COUNT = 30
 DEFAULT_FILE_MODE = 0o640
+
+JSON_OUTPUT = "JSON_OUTPUT"
 
 LEVEL_NAMES = {"debug": "0", "info": "1", "warning": "2", "error": "3"}
 
@@ -45,6 +50,7 @@ class LogSettings:
         max_bytes, backup_count: `logger_maxBytes` and `logger_backupCount`; when and how often a file is rotated.
         stderr_level: `GLOG_stderrthreshold`: lines from this level on go to stderr beside the file.
         file_mode: `GLOG_logfile_mode`: permissions of the files, octal.
+        as_json: `JSON_OUTPUT` (TGI's variable) is true: each line is an object.
     """
 
     level: str = DEFAULT_LEVEL
@@ -54,6 +60,7 @@ class LogSettings:
     backup_count: int = DEFAULT_BACKUP_COUNT
     stderr_level: str = DEFAULT_LEVEL
     file_mode: int = DEFAULT_FILE_MODE
+    as_json: bool = False
 
 
 _settings = LogSettings()
@@ -126,6 +133,7 @@ def read_settings(env: Mapping[str, str]) -> LogSettings:
         backup_count=_count(env, "logger_backupCount", DEFAULT_BACKUP_COUNT),
         stderr_level=_level(env, "GLOG_stderrthreshold"),
         file_mode=_file_mode(env),
+        as_json=env.get(JSON_OUTPUT, "").strip().lower() in ("true", "1"),
     )
 
 
@@ -151,6 +159,22 @@ class LineFormatter(logging.Formatter):
         seconds, micros = divmod(int(record.created * 1_000_000), 1_000_000)
         stamp = time.strftime(datefmt or "%Y-%m-%d-%H:%M:%S", time.localtime(seconds))
         return f"{stamp}.{micros // 1000:03d}.{micros % 1000:03d}"
+
+
+class JsonFormatter(LineFormatter):
+    """One object a line, in the form of TGI's lines, with the place and the process beside the text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)  # sets the place; its last part is the text, with a traceback where there is one
+        text = line[line.index(f"[{record.place}] ") + len(record.place) + 3 :]
+        return json_line(text, record.levelname, "inflight", record.created, place=record.place, process=record.process)
+
+
+def json_line(text: str, level: str, target: str, seconds: float, **more: object) -> str:
+    """A log line as TGI's programs write it with `--json-output`. Args: seconds: since the epoch."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1_000_000) % 1_000_000:06d}Z"
+    level = {"WARNING": "WARN"}.get(level, level)
+    return json.dumps({"timestamp": stamp, "level": level, "fields": {"message": text}, "target": target, **more})
 
 
 class _LogFile(RotatingFileHandler):
@@ -190,11 +214,12 @@ def configure(env: Mapping[str, str]) -> LogSettings:
         LOGGER.removeHandler(old)
         old.close()
     for handler in handlers:
-        handler.setFormatter(LineFormatter())
+        handler.setFormatter(JsonFormatter() if settings.as_json else LineFormatter())
         LOGGER.addHandler(handler)
     LOGGER.propagate = False  # the root logger's handlers would print every line twice
     LOGGER.setLevel(LEVELS[settings.server_level])
     SCRIPT.setLevel(LEVELS[settings.level])
+    PROGRESS.setLevel(logging.INFO if settings.as_json else logging.NOTSET)
     _settings = settings
     return settings
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import json
 import os
 import socket
 import sys
@@ -35,6 +34,7 @@ from inflight.config import (
 )
 from inflight.errors import ConfigError, InflightError, StartError
 from inflight.hub import HubModel
+from inflight.log import json_line
 from inflight.startup import one_line, settle
 
 PROGRAM = "text-generation-launcher"
@@ -120,7 +120,7 @@ FLAGS = (
     Flag("cuda-memory-fraction", float, 1.0, "unused", "Use inflight serve --kv-cache-memory."),
     Flag("rope-scaling", str, None, "refused", "Set rope_scaling in config.json."),
     Flag("rope-factor", float, None, "refused", "Set rope_scaling in config.json."),
-    Flag("json-output", bool, help="Log lines as JSON."),
+    Flag("json-output", bool, help="Log lines as JSON: those of the launcher, the server and its workers."),
     Flag("otlp-endpoint", str, None, "unused"),
     Flag("otlp-service-name", str, "text-generation-inference.router", "unused"),
     _setting("cors-allow-origin"),
@@ -300,28 +300,30 @@ class Log:
         self._json = as_json
 
     def __call__(self, text: str, level: str = "INFO") -> None:
+        target = "text_generation_launcher"
         now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() // 1000 % 1_000_000:06d}Z"
-        if self._json:
-            line = json.dumps(
-                {"timestamp": now, "level": level, "fields": {"message": text}, "target": "text_generation_launcher"}
-            )
-        else:
-            line = f"{now} {level:>5} text_generation_launcher: {text}"
-        print(line, flush=True)
+        plain = f"{now} {level:>5} {target}: {text}"
+        print(json_line(text, level, target, time.time()) if self._json else plain, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM. Returns 0 after a clean stop, 1 if the model cannot be served, 2 for wrong
     flags."""
     stop_cleanly()
+    log: Log | None = None
     try:
         configure_log(os.environ.get("LOG_LEVEL"))
         values = read(arguments, os.environ)
+        if values["json_output"]:
+            configure_log(os.environ.get("LOG_LEVEL"), as_json=True)
+        log = Log(bool(values["json_output"]))
         server_config, generator, listen = configs(values)
     except (InflightError, UsageError, OSError) as error:
-        print(f"{PROGRAM}: {told(error)}", file=sys.stderr)
+        if log is not None and values["json_output"]:
+            log(told(error), "ERROR")
+        else:
+            print(f"{PROGRAM}: {told(error)}", file=sys.stderr)
         return 2 if isinstance(error, (ConfigError, UsageError)) else 1
-    log = Log(bool(values["json_output"]))
     if values["env"]:
         log(f"Python {sys.version.split()[0]}, inflight {__version__}, {os.cpu_count()} cores")
     unused = [

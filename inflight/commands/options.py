@@ -374,8 +374,11 @@ def stop_cleanly() -> None:
             signal.signal(number, lambda *_: sys.exit(0))
 
 
-def configure_log(level: str | None) -> None:
+def configure_log(level: str | None, as_json: bool = False) -> None:
     """Configures the log from the environment, or at a level by TGI's name, which workers inherit.
+
+    Args:
+        as_json: every line is an object, those of workers too.
 
     Raises:
         UsageError: the environment has an invalid value.
@@ -384,6 +387,8 @@ def configure_log(level: str | None) -> None:
     name = names.get((level or "").lower())
     if name is not None:
         os.environ.update(log.variables(name))
+    if as_json:
+        os.environ[log.JSON_OUTPUT] = "true"
     try:
         log.configure(os.environ)
     except ValueError as error:

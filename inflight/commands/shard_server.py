@@ -34,6 +34,11 @@ MAX_PREFILL_TOKENS = 4096
 _SETTINGS = [each for each in SETTINGS if each.name in ("dtype", "kv_cache_bytes", "block_size", "trust_remote_code")]
 _VARIABLES = [each for each in SETTINGS if each.name.startswith("watermark_")]
 """Settings that TGI's shards read from the environment."""
+_NO_QUANTIZE = (
+    "checkpoints are not rewritten here; weights are quantised while they are loaded, with --quantize int8 or int4 of "
+    "text-generation-server serve, text-generation-launcher or inflight serve (kept with --packed-cache), and "
+    "checkpoints of GPTQ, AWQ and compressed-tensors made elsewhere are served as they are"
+)
 _UNUSED = ("speculate", "kv-cache-dtype", "otlp-endpoint", "otlp-service-name")
 
 
@@ -74,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--logger-level", help="DEBUG, INFO, WARNING or ERROR; DEBUG shows where a load failed")
     for name in _UNUSED:
         serve.add_argument(f"--{name}", help="taken, changes nothing")
+    quantize = commands.add_parser("quantize", help="not needed: weights are quantised while they are loaded")
+    quantize.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     download = commands.add_parser("download-weights", help="fetch a model, or see that it is there")
     download.add_argument("model_id")
     download.add_argument("--revision")
@@ -90,10 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM. Returns 0 after a clean stop, 1 if the model cannot be served, 2 for wrong
     flags."""
     given = parser().parse_args(arguments)
+    if given.command == "quantize":
+        print(f"{PROGRAM} quantize: {_NO_QUANTIZE}", file=sys.stderr)
+        return 2
     log = _Log(given.json_output)
     stop_cleanly()
     try:
-        configure_log(given.logger_level)
+        configure_log(given.logger_level, given.json_output)
         folder = find_model(given.model_id, given.revision, None)
         if given.command == "download-weights":
             log(f"{given.model_id} is in {folder}")

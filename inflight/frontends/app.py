@@ -68,7 +68,11 @@ def http_app(
     Raises:
         ConfigError: one of `protocols` has a path of another protocol.
     """
-    tgi, openai, operations = TgiRest(backend), OpenAiRest(backend, tgi=rest.tgi), Operations(backend, metrics)
+    tgi, openai, operations = (
+        TgiRest(backend),
+        OpenAiRest(backend, tgi=rest.tgi),
+        Operations(backend, metrics, tgi=rest.tgi),
+    )
     doors: tuple[Door, ...] = (
         LlmMethods(backend, max_body_bytes=max_body_bytes, config=rest),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),

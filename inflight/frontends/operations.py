@@ -42,9 +42,10 @@ class Operations(Door):
 
     name = "Operations"
 
-    def __init__(self, backend: Backend, metrics: Metrics) -> None:
+    def __init__(self, backend: Backend, metrics: Metrics, *, tgi: bool = False) -> None:
+        """Args: tgi: `GET /` tells by its status whether everything can answer, as TGI's."""
         super().__init__(backend)
-        self._metrics = metrics
+        self._metrics, self._tgi = metrics, tgi
         self.doors: Sequence[Door] = ()
         self._documents: dict[bool, bytes] = {}
 
@@ -95,10 +96,10 @@ class Operations(Door):
         language = bool(self._backend.generators)
         offered = [route.path for door in self.doors for route in door.offered if language or not route.language]
         answer: Overview = {"inflight": __version__, "servables": servables, "paths": list(dict.fromkeys(offered))}
-        await respond_json(call.send, answer)
+        await respond_json(call.send, answer, status=503 if self._tgi and not self._backend.ready else 200)
 
     routes: ClassVar[Sequence[Route]] = (
-        Route("GET", "/", "What is served, and by which paths", _overview, answer=Overview),
+        Route("GET", "/", "What is served, and by which paths", _overview, answer=Overview, also={503: Overview}),
         Route("GET", "/health/live", "Whether the server works", _live, answer=Live, also={503: Live}),
         Route("GET", "/health/ready", "Whether everything can answer", _ready, answer=Ready, also={503: Ready}),
         Route("GET", "/metrics", "What was counted, for Prometheus", _scrape, answer=Plain()),

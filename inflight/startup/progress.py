@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 import sys
 import threading
@@ -11,6 +12,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+_LOG = logging.getLogger("inflight.progress")
+"""Has a level of its own where lines are to be log lines (`inflight.log`)."""
 
 INTERVAL = 10.0
 """Seconds between two lines."""
@@ -125,7 +129,11 @@ class ProgressBar:
         self._print(f"{amount}{percent}{_rate(self._done if self._total else 0, now - self._start)}")
 
     def _print(self, text: str) -> None:
-        print(f"{self._what}: {text}", file=sys.stderr, flush=True)
+        line = f"{self._what}: {text}"
+        if _LOG.level == logging.INFO:
+            _LOG.info(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
 
 def _rate(count: float, seconds: float) -> str:

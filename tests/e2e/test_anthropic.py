@@ -95,6 +95,15 @@ def test_the_billing_header_of_coding_agents_leaves_the_prefix(client: Any) -> N
     assert second.input_tokens + second.cache_read_input_tokens == total
 
 
+def test_models(client: Any) -> None:
+    ids = [one.id for one in client.models.list()]
+    assert "pocket" in ids
+    for id in ids:
+        assert client.models.retrieve(id).max_input_tokens > 0
+    with pytest.raises(anthropic.NotFoundError):
+        client.models.retrieve("nobody")
+
+
 def test_stop_sequences(client: Any) -> None:
     asked: Any = {"model": "pocket", "max_tokens": 40, "messages": CHAT, "extra_body": GREEDY}
     text = client.messages.create(**asked).content[0].text

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from inflight.commands import launcher
+from inflight.commands import benchmark, launcher, shard_server
 from inflight.errors import ConfigError
+from inflight.log import configure
 
 READ_BY_TGI = {
     "MODEL_ID": "m",
@@ -14,6 +18,28 @@ READ_BY_TGI = {
     "TRUST_REMOTE_CODE": "true",
     "CORS_ALLOW_ORIGIN": "http://a,http://b",
 }
+
+
+def test_what_tgi_has_beside_and_what_to_use_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main() == 2
+    assert "inflight bench" in capsys.readouterr().err
+    assert shard_server.main(["quantize", "org/model", "out", "--bits", "4"]) == 2
+    assert "--quantize int8 or int4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", ["flag", "variable"])
+def test_refusals_of_the_launcher_as_json(
+    way: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launcher, "stop_cleanly", lambda: None)
+    monkeypatch.setenv("JSON_OUTPUT", "true" if way == "variable" else "")
+    given = ["--json-output"] if way == "flag" else []
+    try:
+        assert launcher.main([*given, "--model-id", str(tmp_path / "nowhere")]) == 2
+    finally:
+        configure({})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["level"] == "ERROR"
 
 
 def test_variables_that_tgi_reads() -> None:

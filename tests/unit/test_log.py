@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -19,6 +20,32 @@ LINE = re.compile(
     r"^\[(DEBUG|INFO|WARNING|ERROR)\] SERVING\(\d+:\d+,MainProcess\):"
     r"\d{4}-\d\d-\d\d-\d\d:\d\d:\d\d\.\d{3}\.\d{3} \[(.+):(\d+)\] (.*)$"
 )
+
+AS_JSON = """
+import os
+from inflight import log
+from inflight.startup import ProgressBar
+log.configure(os.environ)
+log.error("no %s", "model")
+try:
+    raise ValueError("a")
+except ValueError:
+    log.LOGGER.exception("broken")
+bar = ProgressBar("loading", 100)
+bar._print("100 %")
+"""
+
+
+def test_every_line_as_json(tmp_path: Path) -> None:
+    """Also those of a task's progress, and tracebacks."""
+    lines = run({"JSON_OUTPUT": "true"}, tmp_path, AS_JSON).stderr.splitlines()
+    told = [json.loads(line) for line in lines]
+    assert [each["level"] for each in told] == ["ERROR", "ERROR", "INFO"]
+    assert told[0]["fields"] == {"message": "no model"}
+    assert "ValueError: a" in told[1]["fields"]["message"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", told[0]["timestamp"])
+    assert run({}, tmp_path, AS_JSON).stderr.splitlines()[-1] == "loading: 100 %"
+
 
 SCRIPT = """
 import logging, os

@@ -28,12 +28,16 @@ CHAT = [{"role": "user", "content": "Hello"}]
 class Door(NamedTuple):
     address: str
 
-    def ask(self, verb: str, path: str, body: Any = None) -> tuple[int, str]:
+    def ask(self, verb: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
         host, _, port = self.address.rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=30)
         try:
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request(verb, path, None if body is None else data, {"Content-Type": "application/json"})
+            told = {
+                "Content-Type": "application/json",
+                **{name.replace("_", "-"): value for name, value in headers.items()},
+            }
+            connection.request(verb, path, None if body is None else data, told)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         finally:
@@ -167,6 +171,36 @@ def test_every_listed_model_is_found(openai: Door) -> None:
         assert (status, json.loads(text) in listed) == (200, True)
     assert listed[0]["max_model_len"] == 2000
     assert openai.ask("GET", "/v1/models/nobody")[0] == 404
+
+
+def test_clients_of_anthropic_get_their_own_form_of_models(openai: Door) -> None:
+    def get(path: str) -> tuple[int, Any]:
+        status, text = openai.ask("GET", path, anthropic_version="2023-06-01")
+        return status, json.loads(text)
+
+    status, told = get("/v1/models?limit=1000")
+    assert (status, told["has_more"], told["first_id"], told["last_id"]) == (200, False, "acme/pocket", "other")
+    assert get("/v1/models/acme%2Fpocket") == (200, told["data"][0])
+    assert told["data"][0]["type"] == "model"
+    status, told = get("/v1/models/nobody")
+    assert (status, told["type"], told["error"]["type"]) == (404, "error", "not_found_error")
+    assert get("/v1/other")[0] == 404
+
+
+def test_the_overview_is_tgis_health_behind_its_launcher() -> None:
+    for tgi in (False, True):
+        app = http_app(
+            SeeingBackend(Seeing("pocket")), max_body_bytes=1 << 20, rest=RestConfig(tgi=tgi), metrics=Metrics()
+        )
+        with serve(app=app) as served:
+            door = Door(served.address)
+            assert door.ask("GET", "/")[0] == 200
+            SeeingBackend.ready = False
+            try:
+                assert door.ask("GET", "/")[0] == (503 if tgi else 200)
+                assert door.ask("GET", "/health")[0] == 503
+            finally:
+                SeeingBackend.ready = True
 
 
 def test_an_answer_names_a_model_that_is_listed() -> None:

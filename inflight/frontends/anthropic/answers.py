@@ -34,6 +34,27 @@ class Counted(TypedDict):
     input_tokens: int
 
 
+class ModelAnswer(TypedDict):
+    """A model, to clients that say which version of Anthropic's interface they speak."""
+
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    max_input_tokens: int
+    max_tokens: int
+
+
+class ModelsAnswer(TypedDict):
+    """`GET /v1/models`, to the same clients: all of them on one page."""
+
+    data: list[ModelAnswer]
+    has_more: Literal[False]
+    first_id: str
+    last_id: str
+
+
 class ErrorObject(TypedDict):
     """What went wrong."""
 

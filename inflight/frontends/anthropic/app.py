@@ -8,14 +8,15 @@ from typing import ClassVar
 
 from inflight.contract import GenerationRequest, Generator, whole
 from inflight.errors import InflightError
-from inflight.frontends.anthropic.answers import Counted, MessageAnswer, MessagesError
+from inflight.frontends.anthropic.answers import Counted, MessageAnswer, MessagesError, ModelAnswer, ModelsAnswer
 from inflight.frontends.anthropic.request import CountBody, MessagesBody, chat_body
 from inflight.frontends.anthropic.response import PING, MessageReply, error_json, refusal, request_id
 from inflight.frontends.door import NamedModelDoor
 from inflight.frontends.llm import pick, warning_headers
 from inflight.frontends.openai import ChatPrompt, chat_prompt, requests_of
 from inflight.frontends.routes import Access, Call, Events, Route, generation
-from inflight.wire import EventStream, Opened, Refusal, Send, respond_json
+from inflight.frontends.served_models import MODELS, Served, asks_for_anthropics, served_model, served_models
+from inflight.wire import EventStream, Opened, Refusal, Scope, Send, respond_json
 
 MESSAGES = "/v1/messages"
 
@@ -24,11 +25,31 @@ class AnthropicRest(NamedModelDoor):
     """Answers Anthropic's clients with the language models served here."""
 
     name = "Anthropic"
+    below = ("/v1/",)
     error = MessagesError
     any_type = True
 
     def refusal(self, error: InflightError) -> Refusal:
         return refusal(error)
+
+    def serves(self, scope: Scope) -> bool:
+        """Of the paths that OpenAI has too: what a client of Anthropic's asks for."""
+        return asks_for_anthropics(scope)
+
+    async def _models(self, call: Call) -> None:
+        """Lists the loaded models on one page, or describes one."""
+        name = call.names.get("name", "")
+        if name:
+            await respond_json(call.send, _model(served_model(self._backend, name)), headers=[request_id()])
+            return
+        found = [_model(one) for one in served_models(self._backend)]
+        answer: ModelsAnswer = {
+            "data": found,
+            "has_more": False,
+            "first_id": found[0]["id"],
+            "last_id": found[-1]["id"],
+        }
+        await respond_json(call.send, answer, headers=[request_id()])
 
     async def _messages(self, call: Call) -> None:
         body: MessagesBody = call.body()
@@ -71,7 +92,29 @@ class AnthropicRest(NamedModelDoor):
             access=Access.KEY,
             language=True,
         ),
+        Route("GET", MODELS, "What is served, for Anthropic's clients", _models, answer=ModelsAnswer, language=True),
+        Route(
+            "GET",
+            f"{MODELS}/{{name*}}",
+            "One model, for Anthropic's clients",
+            _models,
+            answer=ModelAnswer,
+            language=True,
+        ),
     )
+
+
+def _model(one: Served) -> ModelAnswer:
+    limits = one.generator.info.limits
+    return {
+        "type": "model",
+        "id": one.id,
+        "display_name": one.id,
+        "created_at": "1970-01-01T00:00:00Z",  # the epoch, where a date is not known
+        "lifecycle": "active",
+        "max_input_tokens": limits.max_input_tokens,
+        "max_tokens": limits.max_total_tokens,
+    }
 
 
 async def _prepared(generator: Generator, body: CountBody) -> tuple[GenerationRequest, ChatPrompt]:

@@ -23,10 +23,10 @@ from inflight.contract import (
     from_messages,
     whole,
 )
-from inflight.errors import InflightError, InvalidRequest, NotFound, ToolError
+from inflight.errors import InflightError, InvalidRequest, ToolError
 from inflight.frontends.base import Backend
 from inflight.frontends.door import NamedModelDoor
-from inflight.frontends.llm import CLIENT_BATCH, embedding_of, loaded, pick, warning_headers
+from inflight.frontends.llm import CLIENT_BATCH, embedding_of, pick, warning_headers
 from inflight.frontends.openai.answers import (
     ChatAnswer,
     CompletionAnswer,
@@ -45,7 +45,15 @@ from inflight.frontends.openai.tokens import DetokenizeBody, Detokenized
 from inflight.frontends.openai.tools import Tools
 from inflight.frontends.pooled import in_turns, turn_of
 from inflight.frontends.routes import Access, Call, Events, Route, generation
-from inflight.wire import DONE, EventStream, Opened, Refusal, Send, respond_json
+from inflight.frontends.served_models import (
+    MODELS,
+    Served,
+    asks_for_anthropics,
+    public_id,
+    served_model,
+    served_models,
+)
+from inflight.wire import DONE, EventStream, Opened, Refusal, Scope, Send, respond_json
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -180,46 +188,22 @@ class OpenAiRest(NamedModelDoor):
         """Lists the loaded models, or describes one. For a model that is not loaded yet, and for all requests while no
         model is, the answer is `Loading`."""
         name = call.names.get("name", "")
-        generators = self._backend.generators
-        known = {id: generator for id, generator in generators.items() if generator.info.loaded}
-        if not known:
-            pick(self._backend)
-        found = [one for id, generator in known.items() for one in self._listed(id, generator)]
-        found += [
-            _model(adapter, generator, parent=id)
-            for id, generator in known.items()
-            for adapter in generator.info.adapters
-        ]
-        if not name:
-            await respond_json(call.send, {"object": "list", "data": found})
+        if name:
+            await respond_json(call.send, _model(served_model(self._backend, name, self._tgi)))
             return
-        one = next((each for each in found if each["id"] == name), None)
-        if one is None:
-            for id, generator in generators.items():
-                if name in (id, generator.info.model_id, *generator.info.adapters):
-                    loaded(generator)
-                    await respond_json(call.send, _model(name, generator))
-                    return
-            raise NotFound(f"The model `{name}` does not exist")
-        await respond_json(call.send, one)
+        found = [_model(one) for one in served_models(self._backend, self._tgi)]
+        await respond_json(call.send, {"object": "list", "data": found})
 
-    def _listed(self, id: str, generator: Generator) -> list[dict[str, Any]]:
-        """A model under each of its ids."""
-        public = self._public(id, generator)
-        return [_model(name, generator) for name in ((public,) if self._tgi else dict.fromkeys((public, id)))]
-
-    def _public(self, id: str, generator: Generator) -> str:
-        """The name that answers give a model: its id on the hub, or what the user chose, but no folder of the server.
-        TGI shows even that."""
-        known = generator.info.model_id
-        return known if self._tgi or not known.startswith("/") else id
+    def serves(self, scope: Scope) -> bool:
+        """Not what Anthropic's clients ask for by the same paths."""
+        return not asks_for_anthropics(scope)
 
     def _named(self, generator: Generator, asked: str | None) -> str:
         """The model's name in an answer: the one that was asked for, if the model has it."""
         info = generator.info
         if asked is not None and not self._tgi and asked in (info.name, info.model_id, *info.adapters):
             return asked
-        return self._public(info.name, generator)
+        return public_id(info.name, generator, self._tgi)
 
     routes: ClassVar[Sequence[Route]] = (
         generation(CHAT, "Chat", _chat, ChatBody, ChatAnswer, events=Events.ASKED),
@@ -238,14 +222,15 @@ class OpenAiRest(NamedModelDoor):
             access=Access.KEY,
             language=True,
         ),
-        Route("GET", "/v1/models", "What is served", _models, answer=ModelsAnswer, language=True),
-        Route("GET", "/v1/models/{name*}", "One model", _models, answer=ModelAnswer, language=True),
+        Route("GET", MODELS, "What is served", _models, answer=ModelsAnswer, language=True),
+        Route("GET", f"{MODELS}/{{name*}}", "One model", _models, answer=ModelAnswer, language=True),
     )
 
 
-def _model(id: str, generator: Generator, **more: str) -> dict[str, Any]:
-    length = generator.info.limits.max_total_tokens
-    return {"id": id, "object": "model", "created": 0, "owned_by": "inflight", "max_model_len": length, **more}
+def _model(one: Served) -> dict[str, Any]:
+    length = one.generator.info.limits.max_total_tokens
+    told = {"id": one.id, "object": "model", "created": 0, "owned_by": "inflight", "max_model_len": length}
+    return told if one.parent is None else {**told, "parent": one.parent}
 
 
 def _counted(body: ChatBody | CompletionBody) -> bool:

@@ -1,0 +1,1 @@
+"""Scripts that `tests/e2e/test_clients.py` runs in the environments that `make clients` makes."""
