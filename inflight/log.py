@@ -149,11 +149,15 @@ class LineFormatter(logging.Formatter):
         super().__init__(LINE)
 
     def format(self, record: logging.LogRecord) -> str:
+        record.place = self.place(record)
+        return super().format(record)
+
+    def place(self, record: logging.LogRecord) -> str:
+        """`file:line`, the file from the package's folder on."""
         path = Path(record.pathname)
         if path.is_relative_to(_OURS):
             path = path.relative_to(_OURS)
-        record.place = f"{path}:{record.lineno}"
-        return super().format(record)
+        return f"{path}:{record.lineno}"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         seconds, micros = divmod(int(record.created * 1_000_000), 1_000_000)
@@ -165,9 +169,10 @@ class JsonFormatter(LineFormatter):
     """One object a line, in the form of TGI's lines, with the place and the process beside the text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)  # sets the place; its last part is the text, with a traceback where there is one
-        text = line[line.index(f"[{record.place}] ") + len(record.place) + 3 :]
-        return json_line(text, record.levelname, "inflight", record.created, place=record.place, process=record.process)
+        place = self.place(record)
+        line = super().format(record)  # ends with the text, and with a traceback where there is one
+        text = line[line.index(f"[{place}] ") + len(place) + 3 :]
+        return json_line(text, record.levelname, "inflight", record.created, place=place, process=record.process)
 
 
 def json_line(text: str, level: str, target: str, seconds: float, **more: object) -> str:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from inflight.admission import holder
 from inflight.contract import Generator, MethodInfo, Row
 from inflight.errors import (
     Cancelled,
@@ -24,7 +25,7 @@ from inflight.link import Call, CallDone, CallOutcome, Done, MethodOffer, Offer,
 from inflight.metrics import Metrics
 from inflight.router.replica import Replica, State
 from inflight.router.request import Instance, Late, Request, Result, spans
-from inflight.router.stage import run_stage
+from inflight.router.stage import StageCaller, run_stage
 
 log = logging.getLogger("inflight")
 
@@ -382,7 +383,12 @@ class Group:
             return
         else:
             say, seed = instance.next_generation()
-            task = self._loop.create_task(run_stage(generator, row, done, say, seed))
+            caller = instance.request.caller
+            token = holder.set(None if caller is None else StageCaller(caller))
+            try:
+                task = self._loop.create_task(run_stage(generator, row, done, say, seed))
+            finally:
+                holder.reset(token)
             instance.request.on_close(task.cancel)
             instance.calls.append(task)
         self._tasks.add(task)

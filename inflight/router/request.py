@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from inflight.admission import Holder as KeyHolder
 from inflight.contract import Outcome, Row, chain
 from inflight.errors import Cancelled, InflightError
 
@@ -47,12 +48,14 @@ class Request:
         method: index of the method in the worker's offer.
         rows: the inputs of its instances. When they are sent first, large values move to memory that workers can read.
         deadline: loop time at which the request fails, or None.
+        caller: who has shown an API key with it.
         closed: the request was answered, or its caller left; outcomes that still arrive are ignored.
     """
 
     __slots__ = (
         "_done",
         "_on_close",
+        "caller",
         "closed",
         "deadline",
         "instances",
@@ -76,6 +79,7 @@ class Request:
         """`done` is called once, on the loop, with the outcomes or the error of the whole request; `say` is called with
         every piece of text that a language model writes for an instance."""
         self.say = say
+        self.caller: KeyHolder | None = None
         self.seed: int | None = None
         self._on_close: list[Callable[[], object]] = []
         self.method = method

@@ -153,6 +153,7 @@ class Router:
             loop = asyncio.get_running_loop()
             request = Request(queue.index, rows, loop.time() + seconds, finished, say)
             timer = loop.call_later(seconds, _expire, request, seconds)
+        request.caller = caller
         self._in_flight += 1
         self._idle.clear()
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from inflight.admission import Holder
 from inflight.contract import (
     IMAGE,
     RANGES,
@@ -87,6 +88,31 @@ _RANGES = {
     **{name: range for name, range in RANGES.items() if name in StageParameters.__struct_fields__ and name != "seed"},
     "temperature": Range(0.0),  # 0 is greedy
 }
+
+
+class StageCaller:
+    """The holder of an API key in the calls of a servable's own stages: who may call a servable may use its models."""
+
+    def __init__(self, caller: Holder) -> None:
+        self._caller = caller
+
+    @property
+    def tenant(self) -> str:
+        return self._caller.tenant
+
+    @property
+    def priority(self) -> int:
+        return self._caller.priority
+
+    @property
+    def admin(self) -> bool:
+        return False
+
+    def allows(self, *names: str | None) -> bool:
+        return True
+
+    def spent(self, tokens: int) -> None:
+        self._caller.spent(tokens)
 
 
 async def run_stage(

@@ -16,7 +16,7 @@ from inflight.config import KeyConfig, read_keys
 from inflight.errors import ConfigError, Forbidden, RateLimited, Unauthorized
 from inflight.frontends.keys import Keys
 from inflight.metrics import KeyMetrics
-from tests.e2e.running import Served, eventually, request, serve
+from tests.e2e.running import Served, eventually, request, serve, write_servable
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 
@@ -196,6 +196,31 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield one
 
 
+STORY = f"""
+from inflight.servable import add_stage, declare_generator, register_method
+
+pocket = declare_generator({str(POCKET)!r}, kv_cache_memory=16 << 20, max_total_tokens=512)
+
+def ask(name):
+    return f"Once upon a time there was {{name}}. " * 6, '{{"max_new_tokens": 4}}'
+
+@register_method(output_names=["story"])
+def tell(name):
+    prompt, more = add_stage(ask, name, outputs_count=2)
+    return add_stage(pocket, prompt, more, outputs_count=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def telling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A servable with a language model of its own, and grpcio at the gRPC door."""
+    folder = tmp_path_factory.mktemp("story")
+    file = written(folder, *HOLDERS, {"name": "teller", "key": "sk-teller", "models": ["story"], "tenant": "tellers"})
+    options = ["--grpc-engine", "grpcio", "--api-keys", str(file)]
+    with serve(folder, str(write_servable(folder, "story", STORY) / "story"), *options) as one:
+        yield one
+
+
 def post(served: Served, path: str, body: Any, key: str | None) -> tuple[int, Any, Any]:
     import http.client
 
@@ -228,13 +253,19 @@ def test_every_http_door_refuses_in_its_own_form(served: Served, path: str) -> N
     assert "may not call" in json.dumps(answer)
 
 
-def test_grpc(served: Served) -> None:
+@pytest.mark.parametrize(
+    ("server", "called", "field"),
+    [("served", ("pocket", "generate"), "inputs"), ("telling", ("story", "tell"), "name")],
+    ids=["nghttp2", "grpcio"],
+)
+def test_grpc(server: str, called: tuple[str, str], field: str, request: pytest.FixtureRequest) -> None:
     from inflight.proto.ms_service_pb2 import MS_STRING, PredictReply, PredictRequest
 
     asked = PredictRequest(instances=[{}])
-    asked.servable_spec.name, asked.servable_spec.method_name = "pocket", "generate"
-    asked.instances[0].items["inputs"].dtype = MS_STRING
-    asked.instances[0].items["inputs"].bytes_val.append(b"Once")
+    served: Served = request.getfixturevalue(server)
+    asked.servable_spec.name, asked.servable_spec.method_name = called
+    asked.instances[0].items[field].dtype = MS_STRING
+    asked.instances[0].items[field].bytes_val.append(b"Once")
     with grpc.insecure_channel(served.grpc) as channel:
         predict = channel.unary_unary(
             "/mindspore.serving.proto.MSService/Predict", PredictRequest.SerializeToString, PredictReply.FromString
@@ -254,6 +285,22 @@ def test_grpc(served: Served) -> None:
             assert limited.value.code() == codes.RESOURCE_EXHAUSTED
             trailers = {each.key: each.value for each in limited.value.trailing_metadata()}
             assert 0 < int(trailers["retry-after"]) <= 60
+
+
+def test_calls_of_a_servables_own_stages_are_its_callers(telling: Served) -> None:
+    """Their tokens are counted, and they share prompts with their tenant only; the key need not name the model."""
+    body = {"instances": {"name": "Mia"}}
+
+    def spent(key: str) -> float:
+        text = request(telling.http, "GET", "/metrics")[1].decode()
+        lines = [line for line in text.splitlines() if line.startswith(f'inflight_key_tokens_total{{key="{key}"}}')]
+        return float(lines[0].split()[-1]) if lines else 0.0
+
+    assert post(telling, "/model/story:tell", body, "sk-teller")[0] == 200
+    first = spent("teller")
+    assert first > 20
+    assert post(telling, "/model/story:tell", body, "sk-free")[0] == 200
+    assert (spent("teller"), spent("free")) == (first, first)
 
 
 def test_each_tenant_has_its_own_prefix_cache(served: Served) -> None:

@@ -235,7 +235,8 @@ class Call:
     def refuse(self, status: GrpcError) -> None:
         """Ends the call with a status, unless its end has been sent already."""
         if not self._ended:
-            self._end((), status.code, short_message(str(status)).encode())
+            more = tuple((name.decode(), value.decode()) for name, value in status.headers)
+            self._end((), status.code, short_message(str(status)).encode(), trailers=more or None)
 
     def stop(self) -> None:
         """Cancels its handler, or its wait for a turn."""
@@ -401,12 +402,20 @@ class Call:
         self._call.start_server_batch((operation,), done)
         return await future
 
-    def _end(self, before: tuple[Any, ...], code: int, text: bytes, size: int = 0, peer: bytes | None = None) -> None:
+    def _end(
+        self,
+        before: tuple[Any, ...],
+        code: int,
+        text: bytes,
+        size: int = 0,
+        peer: bytes | None = None,
+        trailers: tuple[tuple[str, str], ...] | None = None,
+    ) -> None:
         """Sends the operations `before` and the call's status as one batch."""
         self._ended = True
         self._wait(WRITE_TIMEOUT + size / MIN_RATE)
         head = () if self._started else (cygrpc.SendInitialMetadataOperation(None, 0),)
-        batch = (*head, *before, cygrpc.SendStatusFromServerOperation(None, code, text, 0))
+        batch = (*head, *before, cygrpc.SendStatusFromServerOperation(trailers, code, text, 0))
         if peer is None:
             self._call.start_server_batch(batch, self._sent)
             return
