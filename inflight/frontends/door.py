@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
+from inflight.contract import Generator
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
-from inflight.frontends.llm import payload_limit, read_struct
+from inflight.frontends.llm import payload_limit, pick, read_struct
 from inflight.frontends.routes import Access, Call, Match, MethodNotAllowed, NoSuchRoute, Route, Table
 from inflight.log import LOGGER
 from inflight.metrics import SECONDS, Calls, LlmMetrics, RouteMetrics
@@ -209,6 +210,26 @@ class NamedModelDoor(Door):
         if not more:
             return self._gates.of(first)
         return self._gates_of_several.of(next((one for one in more if one.admission.full), first))
+
+
+class FirstModelDoor(Door):
+    """A door whose requests name no model: they go to the first one that is served."""
+
+    size_option = PAYLOAD_OPTION
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self._gates = Gates(self.refusal)
+
+    def limit(self, call: Call) -> int:
+        return self._generator.info.limits.payload_limit
+
+    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
+        return self._gates.of(next(iter(self._backend.generators.values())))
+
+    @property
+    def _generator(self) -> Generator:
+        return pick(self._backend)
 
 
 class QuickDoor(Door):

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from inflight import log
 from inflight.hub.address import HubModel
 from inflight.hub.choose import Wanted
 from inflight.hub.download import download
@@ -22,6 +23,8 @@ def main(asked: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _leave())
     threading.Thread(target=_watch, name="parent", daemon=True).start()
+    with contextlib.suppress(ValueError):  # the server that started this process has said so
+        log.configure(os.environ)
     request = json.loads(asked)
     answer = sys.stdout
     token = os.environ.get("HF_TOKEN") or os.environ.get("HF_API_TOKEN") or None

@@ -17,7 +17,7 @@ from typing import Any
 from inflight.errors import InflightError, StartError
 from inflight.hub.address import HubModel
 from inflight.hub.choose import Choice, Wanted, choose
-from inflight.startup import ProgressBar, size_text, switch_off
+from inflight.startup import ProgressBar, size_text, switch_off, tell
 
 _POLL = 0.5
 """Seconds between two reports of progress."""
@@ -81,7 +81,7 @@ def _download(library: Any, model: HubModel, wanted: Wanted, token: str | None) 
     sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
     choice = choose(model.repo, list(sizes), wanted)
     if choice.said:
-        _say(choice.said)
+        tell(choice.said)
     snapshot = home / "snapshots" / info.sha
     missing = {name: sizes[name] for name in choice.files if not (snapshot / name).exists()}
     if not missing and model.revision in (info.sha, None) and _ref(home, "main") == info.sha:
@@ -135,9 +135,9 @@ def _cached(library: Any, model: HubModel, wanted: Wanted, home: Path, why: Exce
     )
     _check_shards(model, choice)
     if not library.constants.HF_HUB_OFFLINE:
-        _say(f"{reason}: taking {model} from the cache, commit {commit[:12]}")
+        tell(f"{reason}: taking {model} from the cache, commit {commit[:12]}")
     if choice.said:
-        _say(choice.said)
+        tell(choice.said)
     return _fetched(snapshot, choice)
 
 
@@ -185,10 +185,6 @@ class _Watched:
             return done + sum(file.stat().st_size for file in self._blobs.glob("*.incomplete"))
         except OSError:  # a file was just completed and renamed
             return done
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 # Errors

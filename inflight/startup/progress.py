@@ -129,11 +129,15 @@ class ProgressBar:
         self._print(f"{amount}{percent}{_rate(self._done if self._total else 0, now - self._start)}")
 
     def _print(self, text: str) -> None:
-        line = f"{self._what}: {text}"
-        if _LOG.level == logging.INFO:
-            _LOG.info(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        tell(f"{self._what}: {text}")
+
+
+def tell(line: str) -> None:
+    """Writes a line to stderr, as JSON where all lines of the log are."""
+    if _LOG.level == logging.INFO:
+        _LOG.info(line)
+    else:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _rate(count: float, seconds: float) -> str:

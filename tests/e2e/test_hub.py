@@ -245,6 +245,8 @@ def test_launcher(hub: HubServer, tmp_path: Path) -> None:
         "HUGGINGFACE_HUB_CACHE": str(tmp_path / "cache"),
         "PORT": port,
         "HOSTNAME": "127.0.0.1",
+        "LORA_ADAPTERS": "toy/red@v1",
+        "JSON_OUTPUT": "true",
     }
     with process(tmp_path, "-m", "inflight.commands.launcher", environment=environment) as launcher:
         eventually(lambda: "Connected" in launcher.stdout.read_text() or launcher.process.poll() is not None, 60)
@@ -252,7 +254,16 @@ def test_launcher(hub: HubServer, tmp_path: Path) -> None:
         info = get(f"127.0.0.1:{port}", "/info")
         assert (info["model_id"], info["model_sha"]) == ("toy/pocket", V1)
         assert (tmp_path / "cache" / "models--toy--pocket" / "snapshots" / V1).is_dir()
+        parameters = {"max_new_tokens": 8, "do_sample": False}
+        plain = generated(f"127.0.0.1:{port}", inputs=PROMPT, parameters=parameters)
+        assert (
+            generated(f"127.0.0.1:{port}", inputs=PROMPT, parameters={**parameters, "adapter_id": "toy/red"}) != plain
+        )
         assert launcher.end() == 0
+        lines = [*launcher.stdout.read_text().splitlines(), *launcher.stderr.read_text().splitlines()]
+        told = [json.loads(line)["fields"]["message"] for line in lines]
+        assert "Connected" in told
+        assert [line for line in told if line.startswith("fetching toy/pocket: ")]
 
 
 def test_llm(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -11,8 +11,7 @@ import orjson
 from inflight import __version__
 from inflight.contract import Generator, Pooled
 from inflight.errors import InflightError, InvalidRequest, Overloaded, Unable, Unavailable
-from inflight.frontends.base import Backend
-from inflight.frontends.door import Door
+from inflight.frontends.door import FirstModelDoor
 from inflight.frontends.llm import CLIENT_BATCH, PlainError, pick
 from inflight.frontends.openai import Tokenized, tokenized
 from inflight.frontends.pooled import Asked, best_first, pooled, probabilities, relevance, shortened, unit
@@ -38,7 +37,7 @@ from inflight.frontends.tei.bodies import (
     texts_of,
 )
 from inflight.frontends.tgi import refusal as plain_refusal
-from inflight.wire import JSON, PAYLOAD_OPTION, Gate, Gates, Refusal, Scope, respond, respond_json
+from inflight.wire import JSON, Refusal, Scope, respond, respond_json
 
 
 def refusal(error: InflightError) -> Refusal:
@@ -60,34 +59,19 @@ def refusal(error: InflightError) -> Refusal:
     return Refusal(status, [JSON, *error_headers(error)], orjson.dumps(told))
 
 
-class TeiRest(Door):
+class TeiRest(FirstModelDoor):
     """Answers TEI's clients with the first language model served here."""
 
     name = "Text Embeddings Inference"
     error = TeiError
-    size_option = PAYLOAD_OPTION
-
-    def __init__(self, backend: Backend) -> None:
-        super().__init__(backend)
-        self._gates = Gates(refusal)
 
     def refusal(self, error: InflightError) -> Refusal:
         return refusal(error)
-
-    def limit(self, call: Call) -> int:
-        return self._generator.info.limits.payload_limit
 
     def serves(self, scope: Scope) -> bool:
         """Of the paths that TGI has too: where the model writes nothing."""
         first = next(iter(self._backend.generators.values()), None)
         return first is not None and not first.info.generates
-
-    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
-        return self._gates.of(next(iter(self._backend.generators.values())))
-
-    @property
-    def _generator(self) -> Generator:
-        return pick(self._backend)
 
     async def _embed(self, call: Call) -> None:
         await respond_json(call.send, await call.run(_vectors(self._generator, call.body())))

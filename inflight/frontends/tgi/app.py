@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from inflight import __version__
 from inflight.contract import Finish, Generator, PieceOfText, Token
 from inflight.errors import InflightError
+from inflight.frontends.door import FirstModelDoor
 from inflight.frontends.llm import CLIENT_BATCH, PlainError, all_of, draw_seed, pick, warning_headers, with_seed
 from inflight.frontends.openai import ChatBody, Tokenized, TokenizeFields, chat_prompt, tokenized
 from inflight.frontends.routes import Access, Call, Events, Plain, Route, generation
 from inflight.frontends.tgi.answers import ChatTokenized, GenerateAnswer, Info, Piece, TgiError
-from inflight.frontends.tgi.door import TgiDoor
 from inflight.frontends.tgi.request import Asked, GenerateBody, check
-from inflight.frontends.tgi.response import compute_type, error_frame, frame, generation_json, timing_headers
-from inflight.wire import EventStream, Gate, Opened, Send, respond, respond_json
+from inflight.frontends.tgi.response import compute_type, error_frame, frame, generation_json, refusal, timing_headers
+from inflight.wire import EventStream, Opened, Refusal, Send, respond, respond_json
 
 
 class TokenizeBody(TokenizeFields, kw_only=True):
@@ -25,20 +25,14 @@ class TokenizeBody(TokenizeFields, kw_only=True):
     inputs: str | None = None
 
 
-class TgiRest(TgiDoor):
+class TgiRest(FirstModelDoor):
     """Answers TGI's own routes with the first language model served here."""
 
     name = "Text Generation Inference"
+    error = TgiError
 
-    def limit(self, call: Call) -> int:
-        return self._generator.info.limits.payload_limit
-
-    def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
-        return self._gates.of(next(iter(self._backend.generators.values())))
-
-    @property
-    def _generator(self) -> Generator:
-        return pick(self._backend)
+    def refusal(self, error: InflightError) -> Refusal:
+        return refusal(error)
 
     async def _compatible(self, call: Call) -> None:
         """Answers the route of TGI's first API: with a list of one, or with a stream if the body asks for it."""
