@@ -60,6 +60,8 @@ def open_model(folder: str | Path, threads: int, quantize: str = "none", kv_cach
     if not isinstance(model, NativeDecoder):
         raise StartError("the model does not run on the CPU engine")
     model.make_cache(40_000 // BLOCK, BLOCK)
+    if model.state_bytes:
+        model.make_states(max(load.rows for load in LOADS))
     return model
 
 
@@ -80,6 +82,7 @@ def step_of(load: Load, vocab_size: int) -> ForwardBatch:
         block_size=BLOCK,
         num_decode=load.rows if load.tokens == 1 else 0,
         logits_at=np.arange(1, load.rows + 1) * load.tokens - 1,
+        states=np.arange(load.rows),
     )
 
 
@@ -138,5 +141,5 @@ def report(folder: str | Path, threads: int = 2, quantize: str = "none", kv_cach
     return "\n".join(lines)
 
 
-ROWWISE = ("embed", "rotate", "norm", "gather", "cap")
+ROWWISE = ("embed", "rotate", "norm", "gather", "cap", "output_gate")
 """Operators that read hardly any weights or cache."""
