@@ -193,7 +193,8 @@ class Gathering:
             seconds = LOAD_SECONDS
             if isinstance(message, Acquire):
                 assert self._config is not None
-                connection.send(self._config)
+                full = len(self._ranks) == len(self._config.ranks)
+                connection.send(Refused("all agents are registered") if full else self._config)
                 seconds = STRANGER_SECONDS
             elif isinstance(message, AgentsFailed):
                 log.error("agents at %s could not be started: %s", connection.peer, message.text)

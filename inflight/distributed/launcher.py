@@ -22,7 +22,15 @@ import msgspec
 from inflight.config import processors
 from inflight.distributed.agent import TOLD, AgentJob, AgentReport
 from inflight.distributed.connection import connect, split_address
-from inflight.distributed.messages import Acquire, AgentsFailed, GroupConfig, Message, ProtocolError, RankEnded
+from inflight.distributed.messages import (
+    Acquire,
+    AgentsFailed,
+    GroupConfig,
+    Message,
+    ProtocolError,
+    RankEnded,
+    Refused,
+)
 from inflight.errors import ConfigError, StartError
 
 log = logging.getLogger("inflight")
@@ -53,6 +61,7 @@ class AgentsConfig:
             address is one of this machine's.
         device_type: None: the back end's choice.
         runtimes: value of INFLIGHT_RUNTIMES.
+        restart: when an agent ends, all are started again, for the next group; else the launcher ends with them.
     """
 
     address: str
@@ -65,6 +74,7 @@ class AgentsConfig:
     dec_mode: str = "AES-GCM"
     device_type: str | None = None
     runtimes: str | None = None
+    restart: bool = False
 
 
 @dataclass
@@ -96,6 +106,11 @@ class Launcher:
     def stop(self) -> None:
         """Ends the agents, from any thread or signal handler. `ended` is set when that is done."""
         self._stopping.set()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the agents' processes, in the order of their ranks."""
+        return [agent.process.pid for agent in self._agents]
 
     def start(self, tries: int = CONFIG_TRIES) -> None:
         """Starts the agents and returns when all of them have registered. A thread that keeps this process alive then
@@ -157,6 +172,8 @@ class Launcher:
                     if received is not None and isinstance(received[0], GroupConfig):
                         return received[0]
                     reason = "it does not say its configuration"
+                    if received is not None and isinstance(received[0], Refused):
+                        reason = received[0].text
                 except (TimeoutError, ProtocolError) as error:
                     reason = str(error)
                 finally:
@@ -262,10 +279,23 @@ class Launcher:
                     if status != 0:
                         log.warning("agent of rank %d ended with status %d", agent.rank, status)
                         self._tell(RankEnded(agent.rank, status))
-                    self._stopping.set()
+                    self._end_all()
+                    if not (self._config.restart and self._start_again()):
+                        self._stopping.set()
                     break
         self._end_all()
         self.ended.set()
+
+    def _start_again(self) -> bool:
+        """Starts the agents of the next group, as often as it takes; False: this process is to end."""
+        while not self._stopping.wait(CONFIG_SECONDS):
+            try:
+                self._start(CONFIG_TRIES)
+            except (ConfigError, StartError) as error:
+                log.warning("the agents are started again, because: %s", error)
+            else:
+                return True
+        return False
 
     def _end_all(self) -> None:
         """Ends the agents: their control sockets, then SIGKILL."""

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ import numpy as np
 import psutil
 import pytest
 
+from inflight.config import ListenConfig, RanksConfig, ServableConfig
+from inflight.distributed import AgentsConfig, Launcher
+from inflight.server import Server
 from mindspore_serving.client import Client
 from tests.e2e.running import alive, eventually, free_port
 
@@ -99,10 +103,8 @@ class Scripts:
             return json.load(reply)
 
 
-@contextmanager
-def running(folder: Path) -> Iterator[Scripts]:
-    """Both scripts of a servable `add`."""
-    scripts = Scripts(folder, ports())
+def write_servable(folder: Path) -> None:
+    """The servable `add` of two ranks, its rank table and the ranks' files."""
     (folder / "add").mkdir()
     (folder / "add" / "servable_config.py").write_text(CONFIG)
     devices = [{"device_id": str(rank), "device_ip": "192.98.92.107", "rank_id": str(rank)} for rank in range(2)]
@@ -112,6 +114,13 @@ def running(folder: Path) -> Iterator[Scripts]:
         (folder / "model" / f"device{rank}").mkdir(parents=True)
         shutil.copy(MINDIR / "add.mindir", folder / "model" / f"device{rank}")
         (folder / "model" / f"device{rank}" / "group_config.pb").touch()
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Scripts]:
+    """Both scripts of a servable `add`."""
+    scripts = Scripts(folder, ports())
+    write_servable(folder)
     (folder / "server.py").write_text(SERVER.format(**scripts.ports))
     (folder / "agents.py").write_text(AGENTS.format(**scripts.ports))
     scripts.server = scripts.start("server", str(folder / "server.py"))
@@ -216,3 +225,47 @@ def test_the_example_holds_what_its_script_writes(tmp_path: Path, monkeypatch: p
         file = f"model/device{rank}/matmul.mindir"
         assert (tmp_path / file).read_bytes() == (EXAMPLE / file).read_bytes()
     monkeypatch.delitem(sys.modules, "export_model")
+
+
+@pytest.mark.slow
+def test_a_group_comes_back_and_no_request_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of MindSpore Serving's scripts: agents that are started again, a server that replays."""
+    monkeypatch.chdir(tmp_path)
+    write_servable(tmp_path)
+    address = f"127.0.0.1:{free_port()}"
+    files = tuple((str(tmp_path / "model" / f"device{rank}" / "add.mindir"),) for rank in range(2))
+    launcher = Launcher(AgentsConfig(address, files, start_port=free_port(), restart=True))
+    starting = threading.Thread(target=launcher.start)
+    starting.start()
+    server = Server()
+    try:
+        ranks = RanksConfig(tmp_path / "rank_table.json", address)
+        server.start_servables([ServableConfig(tmp_path, "add", ranks=ranks)])
+        grpc = server.start_grpc(ListenConfig("127.0.0.1:0"))
+        starting.join(30)
+        answers: list[Any] = []
+        stopping = threading.Event()
+
+        def ask() -> None:
+            with Client(grpc, "add", "predict", timeout=120) as client:
+                while not stopping.is_set():
+                    answers.append(client.infer(INSTANCES))
+
+        asking = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        for _ in range(2):
+            before = len(answers)
+            eventually(lambda before=before: len(answers) > before + 4, 60)  # type: ignore[misc]
+            os.kill(launcher.pids[0], signal.SIGKILL)
+        before = len(answers)
+        eventually(lambda: len(answers) > before + 4, 60)
+        stopping.set()
+        for thread in asking:
+            thread.join(120)
+        for reply in answers:
+            assert [item["y"].tolist() for item in reply] == [[[i + 1.0] * 2] * 2 for i in range(3)]
+    finally:
+        launcher.stop()
+        server.stop()
+        assert launcher.ended.wait(30)
