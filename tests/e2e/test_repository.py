@@ -521,3 +521,14 @@ def test_policies_of_versions() -> None:
     for text in ("newest", "latest:0", "1,,2", "", "0"):
         with pytest.raises(ValueError, match="names no versions"):
             versions(text)
+
+
+def test_bfloat16_is_read_exactly(here: Here) -> None:
+    here.server.load("add")
+    values = np.array([1.5, -0.0, 2.0**127, 2.0**-130], np.float32).reshape(1, 2, 2)  # each is a bfloat16
+    with triton_http.InferenceServerClient(here.http) as http, triton_grpc.InferenceServerClient(here.grpc) as rpc:
+        for client, module in ((http, triton_http), (rpc, triton_grpc)):
+            wide, zero = module.InferInput("x1", [1, 2, 2], "BF16"), module.InferInput("x2", [1, 2, 2], "FP32")
+            wide.set_data_from_numpy(values)
+            zero.set_data_from_numpy(np.full_like(values, -0.0))
+            assert client.infer("add", [wide, zero]).as_numpy("y").tobytes() == values.tobytes()

@@ -200,5 +200,6 @@ def test_elements() -> None:
     for datatype, elements in (("UINT8", [300, 0]), ("UINT8", [-1, 0]), ("INT32", [1]), ("BF16", [1.0, 1.0])):
         with pytest.raises(InvalidRequest):
             from_elements("x", datatype, [2], elements)
-    with pytest.raises(InvalidRequest, match="send FP32 or FP16 instead"):
-        from_raw("x", "BF16", [1], b"ab")
+    with pytest.raises(InvalidRequest, match="must be sent as raw bytes"):
+        from_elements("x", "BF16", [1], [1.0])
+    assert from_raw("x", "BF16", [1], b"\xc0\x3f").data[0] == 1.5

@@ -285,7 +285,7 @@ CONTENTS = own.InferTensorContents(fp32_contents=[1, 2])
         (with_input(shape=[-1]), "INVALID_ARGUMENT", "invalid shape"),
         (with_input(shape=[1] * 40), "INVALID_ARGUMENT", "invalid shape"),
         (with_input(shape=[0, 2**60, 2**60]), "INVALID_ARGUMENT", "invalid shape"),
-        (with_input(datatype="BF16"), "INVALID_ARGUMENT", "send FP32 or FP16 instead"),
+        (with_input(datatype="BF16"), "INVALID_ARGUMENT", "takes 4 bytes, but 8 came"),
         (with_input(datatype="BYTES", shape=[3]), "INVALID_ARGUMENT", "datatype BYTES takes 6 elements"),
         (with_input(name="z"), "INVALID_ARGUMENT", "Cannot find input x"),
     ],

@@ -166,7 +166,7 @@ def test_json_keeps_values_of_every_type(served: Served, datatype: str, values: 
         (tensor([1], [1], "BOOL"), "not BOOL"),
         (tensor([[1, 2], [3]], [2, 2]), "does not fit its shape"),
         (tensor([1, 2, 3], [2, 2]), "does not fit its shape"),
-        (tensor([1], [1], "BF16"), "unsupported datatype 'BF16'"),
+        (tensor([1], [1], "BF16"), "must be sent as raw bytes"),
         (tensor([1], [1], "BYTES"), "takes strings"),
         (tensor([1], [-1]), "invalid shape"),
         (tensor([1], [True]), "array of integers"),

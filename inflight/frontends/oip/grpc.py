@@ -28,7 +28,7 @@ from inflight.frontends.oip.mapping import (
     to_rows,
 )
 from inflight.frontends.oip.reports import EXTENSIONS, TotalsOf
-from inflight.frontends.oip.tensors import OipTensor, from_elements, from_raw
+from inflight.frontends.oip.tensors import BF16, OipTensor, from_elements, from_raw
 from inflight.proto.open_inference_pb2 import (
     InferTensorContents,
     ModelInferRequest,
@@ -65,7 +65,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""The field of `contents` for each datatype; FP16 has none and is sent raw only."""
+"""The field of `contents` for each datatype; FP16 and BF16 have none and are sent raw only."""
 _UNSUPPORTED = {
     "shared_memory_region": "shared memory is not supported, send the tensor's bytes in the request",
     "classification": "the classification extension is not supported, ask for the plain output",
@@ -273,8 +273,8 @@ def _inputs(request: InferRequest) -> list[OipTensor]:
 
 def _typed(tensor: ModelInferRequest.InferInputTensor) -> OipTensor:
     """An input whose elements are in `contents`."""
-    if tensor.datatype == "FP16":
-        raise InvalidRequest(f"input '{tensor.name}' of datatype FP16 must be sent in raw_input_contents")
+    if tensor.datatype in ("FP16", BF16):
+        raise InvalidRequest(f"input '{tensor.name}' of datatype {tensor.datatype} must be sent in raw_input_contents")
     field = _CONTENTS.get(tensor.datatype)
     contents: InferTensorContents = tensor.contents
     elements = getattr(contents, field) if field else []

@@ -33,7 +33,7 @@ from inflight.contract import (
 from inflight.errors import InflightError, InvalidRequest, Loading, NotFound
 from inflight.frontends.base import Backend
 from inflight.frontends.images import KEYS, image_of
-from inflight.frontends.oip.tensors import DATATYPES, NUMPY_DATATYPES, OipTensor
+from inflight.frontends.oip.tensors import BF16, DATATYPES, NUMPY_DATATYPES, OipTensor
 
 DEFAULT_METHOD = "predict"
 UNKNOWN_DATATYPE = "ANY"
@@ -386,7 +386,8 @@ def _whole(spec: TensorSpec, tensor: OipTensor) -> Array:
 
 def _check_datatype(spec: TensorSpec, tensor: OipTensor) -> None:
     expected = None if spec.dtype is None else _SPEC_DATATYPES.get(spec.dtype)
-    if expected is not None and expected != tensor.datatype:
+    given = "FP32" if tensor.datatype == BF16 else tensor.datatype  # it was widened
+    if expected is not None and expected != given:
         raise InvalidRequest(f"input '{tensor.name}' has datatype {tensor.datatype}, the method takes {expected}")
 
 

@@ -31,8 +31,13 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
 }
-"""Numeric datatypes of the protocol. BYTES has no array type; BF16 is refused (numpy has none)."""
+"""Numeric datatypes of the protocol. BYTES has no array type; BF16, which numpy has not, is sent raw only and
+widened to float32."""
 NUMPY_DATATYPES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in DATATYPES.items()}
+
+BF16 = "BF16"
+_HALVES = np.dtype("<u2")
+"""The upper halves of float32, which bfloat16 is."""
 
 MAX_RANK = 32
 MAX_ELEMENTS = 2**32 - 1
@@ -43,7 +48,7 @@ class OipTensor(msgspec.Struct, frozen=True):
     """A named tensor. (A msgspec struct, because making a frozen dataclass takes five times as long.)
 
     Attributes:
-        datatype: a key of `DATATYPES`, or BYTES.
+        datatype: a key of `DATATYPES`, BYTES, or BF16, whose `data` is float32.
         shape: dimensions; they match `data`.
         data: an array of this shape (read-only if it views received bytes), or for BYTES the elements in row-major
             order.
@@ -77,13 +82,15 @@ def numpy_dtype(name: str, datatype: str) -> np.dtype[Any]:
     """
     dtype = DATATYPES.get(datatype)
     if dtype is None:
-        hint = ", send FP32 or FP16 instead" if datatype == "BF16" else f", use one of {', '.join(DATATYPES)}, BYTES"
-        raise InvalidRequest(f"tensor '{name}' has the unsupported datatype '{datatype}'{hint}")
+        if datatype == BF16:
+            raise InvalidRequest(f"tensor '{name}' of datatype BF16 must be sent as raw bytes, or as FP32")
+        known = ", ".join(DATATYPES)
+        raise InvalidRequest(f"tensor '{name}' has the unsupported datatype '{datatype}', use one of {known}, BYTES")
     return dtype
 
 
 def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> OipTensor:
-    """A tensor from its raw form; the array views `raw`.
+    """A tensor from its raw form; the array views `raw`. That of BF16 is float32, with the same values.
 
     Raises:
         InvalidRequest: unknown datatype, or the size of `raw` does not match the shape.
@@ -92,12 +99,15 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memory
     count = math.prod(dims)
     if datatype == "BYTES":
         return OipTensor(name, datatype, dims, _split_bytes(name, raw, count))
-    dtype = numpy_dtype(name, datatype)
+    dtype = _HALVES if datatype == BF16 else numpy_dtype(name, datatype)
     if len(raw) != count * dtype.itemsize:
         raise InvalidRequest(
             f"tensor '{name}' of datatype {datatype} and shape {list(dims)} takes {count * dtype.itemsize} bytes, "
             f"but {len(raw)} came"
         )
+    if datatype == BF16:
+        wide = np.frombuffer(raw, _HALVES).astype(np.uint32) << 16
+        return OipTensor(name, datatype, dims, wide.view(np.float32).reshape(dims))
     return OipTensor(name, datatype, dims, np.frombuffer(raw, dtype).reshape(dims))
 
 
