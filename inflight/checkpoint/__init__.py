@@ -12,7 +12,15 @@ from inflight.checkpoint.folder import (
 )
 from inflight.checkpoint.gguf import Metadata, TextArray, is_gguf
 from inflight.checkpoint.rope import Rope, make_rope, rope_length, rope_type
-from inflight.checkpoint.sentences import Dense, Layer, LayerNorm, Normalize, SentenceModel, read_sentence_model
+from inflight.checkpoint.sentences import (
+    Dense,
+    Layer,
+    LayerNorm,
+    LogitScore,
+    Normalize,
+    SentenceModel,
+    read_sentence_model,
+)
 from inflight.checkpoint.source import Weights, floats_into
 
 __all__ = [
@@ -21,6 +29,7 @@ __all__ = [
     "HfFolder",
     "Layer",
     "LayerNorm",
+    "LogitScore",
     "LoraFolder",
     "Metadata",
     "ModelFolder",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from inflight.errors import StartError
 from inflight.startup import read_items, read_object
@@ -60,6 +60,18 @@ class Normalize:
     """Divides a vector by its length."""
 
 
+@dataclass(frozen=True)
+class LogitScore:
+    """The score of a pair that a language model reads: its logit of one token, minus that of another.
+
+    Attributes:
+        true, false: the tokens; false None: the logit of the first is the score.
+    """
+
+    true: int
+    false: int | None = None
+
+
 Layer = Dense | LayerNorm | Normalize
 
 
@@ -77,6 +89,7 @@ class SentenceModel:
         lowercase: texts are lowercased, whatever the tokenizer does.
         prompts: prefixes of texts, by name.
         default_prompt: the name of the prompt for requests that name none.
+        score: the model reads pairs and scores them in this way; it has no vectors.
     """
 
     poolings: tuple[str, ...] = ("mean",)
@@ -88,6 +101,7 @@ class SentenceModel:
     lowercase: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    score: LogitScore | None = None
 
     @property
     def of_states(self) -> bool:
@@ -113,9 +127,10 @@ def read_sentence_model(folder: Path) -> SentenceModel | None:
     if not kinds or kinds[0][0] != "Transformer" or kinds[0][1]:
         found = ", ".join(f"{kind} in '{path}'" if path else kind for kind, path in kinds) or "none"
         raise StartError(f"'{file}' must begin with a Transformer whose path is empty; its modules are: {found}")
-    poolings: tuple[str, ...] | None = None
+    score = _scored(folder, kinds[1:])
+    poolings: tuple[str, ...] | None = ("lasttoken",) if score is not None or _classifies(folder, kinds) else None
     include, layers = True, list[Layer]()
-    for kind, path in kinds[1:]:
+    for kind, path in kinds[1:] if poolings is None else ():
         place = folder / path
         if kind == "Pooling" and poolings is None and not layers:
             poolings, include = _pooling(place / "config.json")
@@ -134,7 +149,34 @@ def read_sentence_model(folder: Path) -> SentenceModel | None:
     settings = _object(folder / "tokenizer_config.json")
     prompts, default = _prompts(folder / "config_sentence_transformers.json")
     left = settings.get("truncation_side") == "left"
-    return SentenceModel(poolings, include, tuple(layers), True, longest, left, lowercase, prompts, default)
+    return SentenceModel(poolings, include, tuple(layers), True, longest, left, lowercase, prompts, default, score)
+
+
+def _scored(folder: Path, modules: list[tuple[str, str]]) -> LogitScore | None:
+    """The module behind the transformer of a language model that scores pairs, if it has one.
+
+    Raises:
+        StartError: its tokens are missing.
+    """
+    if not modules or modules[0][0] != "LogitScore":
+        return None
+    file = folder / modules[0][1] / "config.json"
+    found = read_object(file)
+    true, false = found.get("true_token_id"), found.get("false_token_id")
+    if len(modules) == 1 and _is_id(true) and (false is None or _is_id(false)):
+        return LogitScore(int(true), None if false is None else int(false))
+    raise StartError(f"'{file}' must have a token's number in true_token_id, and nothing may follow the module")
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _classifies(folder: Path, kinds: list[tuple[str, str]]) -> bool:
+    """Whether it is a cross-encoder's folder: a lone transformer with a head of its own."""
+    names = _object(folder / "config.json").get("architectures")
+    names = names if isinstance(names, list) else []
+    return len(kinds) == 1 and any(str(name).endswith("ForSequenceClassification") for name in names)
 
 
 def _bare_pooling(folder: Path) -> SentenceModel | None:

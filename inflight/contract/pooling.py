@@ -25,9 +25,11 @@ class PoolingInfo:
             `splade`, ...), joined by `+` where there are several.
         labels: names of the scores, by their position.
         tasks: what requests may ask for.
+        meant: it is a model of that kind; False: it writes texts, and its states are pooled where that is asked for.
     """
 
     kind: Literal["embedding", "classifier", "reranker"] = "embedding"
     pooling: str = "mean"
     labels: tuple[str, ...] = ()
     tasks: tuple[Pooled, ...] = ("embed",)
+    meant: bool = True

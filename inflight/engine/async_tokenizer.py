@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from inflight.contract import PieceOfText
 from inflight.errors import Unavailable
 from inflight.text import Tokenizer
 
@@ -85,6 +86,13 @@ class AsyncTokenizer:
             return await loop.run_in_executor(thread, self._tokenizer.pair, first, second, most, left)
         finally:
             self.long -= long
+
+    async def pieces(self, text: str) -> list[PieceOfText]:
+        """A text's tokens with their places, without special ones."""
+        if self._closed:
+            raise Unavailable("the server stops")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._long_thread, self._tokenizer.pieces, text, False)
 
     def close(self) -> None:
         self._closed = True

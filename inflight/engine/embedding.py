@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from inflight.checkpoint import SentenceModel
-from inflight.contract import GenerationRequest, GeneratorInfo, Pooled, PoolingInfo, Sampling
-from inflight.errors import InvalidRequest, Unable
+from inflight.contract import Chat, GenerationRequest, GeneratorInfo, Pooled, PoolingInfo, Sampling
+from inflight.errors import InvalidRequest, TemplateError, Unable
 from inflight.text import Tokenizer
 
 _WHAT: dict[Pooled, str] = {
@@ -42,6 +44,7 @@ class Embedder:
     def __init__(self, model: SentenceModel | None, tokenizer: Tokenizer, pooling: str | None) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._asked = pooling is not None
         self._pooling = pooling or ("mean" if model is not None and model.poolings == ("mean",) else "last")
         self._lengths: dict[str, int] = {}
 
@@ -59,8 +62,11 @@ class Embedder:
         """
         if classifier is not None and classifier.tasks:
             return classifier
+        if self._model is not None and self._model.score is not None:
+            return PoolingInfo("reranker", "lasttoken", ("LABEL_0",), ("scores",))
         if not whole_texts:
-            return PoolingInfo("embedding", "lasttoken" if self._pooling == "last" else self._pooling)
+            meant = self._model is not None or self._asked
+            return PoolingInfo("embedding", "lasttoken" if self._pooling == "last" else self._pooling, meant=meant)
         model = self._model or SentenceModel()
         return PoolingInfo("embedding", "+".join(model.poolings), tasks=("embed", "tokens"))
 
@@ -72,6 +78,33 @@ class Embedder:
         """
         assert isinstance(request.prompt, str)
         return self._prompt(request) + request.prompt
+
+    @cached_property
+    def writes_pairs(self) -> bool:
+        """Whether the chat template writes messages of the roles `query` and `document`, as those of rerankers do."""
+        marks = {"query": "aqueryx", "document": "adocumentx"}
+        try:
+            written = self._written(marks["query"], marks["document"], "")
+        except (TemplateError, InvalidRequest):
+            return False
+        return all(mark in written for mark in marks.values())
+
+    def pair(self, request: GenerationRequest, document: str) -> str:
+        """A pair in the chat template's words; the model's prompt is the system's message.
+
+        Raises:
+            InvalidRequest: there is no prompt of that name, or the template refuses the pair.
+        """
+        assert isinstance(request.prompt, str)
+        return self._written(request.prompt, document, self._prompt(request))
+
+    def _written(self, query: str, document: str, prompt: str) -> str:
+        template = self._tokenizer.chat
+        if template is None:
+            raise TemplateError("the model has no chat template")
+        said: list[dict[str, object]] = [{"role": "system", "content": prompt}] if prompt else []
+        said += [{"role": "query", "content": query}, {"role": "document", "content": document}]
+        return template.render(Chat(said))
 
     def cuts(self, request: GenerationRequest) -> bool:
         """Whether a text that is too long is cut instead of refused."""

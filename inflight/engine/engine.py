@@ -239,6 +239,8 @@ class Engine:
             )
         self._rooms[replica] = room
         least = min(self._rooms.values(), key=lambda room: room.capacity.total_tokens)
+        encodes = offer.model.family == ENCODER
+        pooling = self._intake.pooling(encodes) if offer.embedding_size else None
         self._info = replace(
             self._info,
             limits=least.limits,
@@ -251,8 +253,8 @@ class Engine:
             answer=tokenizer.answer_form(offer.model.vocab_size),
             embedding_size=offer.embedding_size,
             unit_vectors=self._intake.unit_vectors,
-            pooling=self._intake.pooling(offer.model.family == ENCODER) if offer.embedding_size else None,
-            generates=offer.model.family != ENCODER,
+            pooling=pooling,
+            generates=not encodes and (pooling is None or pooling.kind == "embedding"),
             adapters=tuple(adapter.name for adapter in config.model.adapters),
             defaults=tokenizer.defaults if config.generation_config == "auto" else SamplingDefaults(),
         )

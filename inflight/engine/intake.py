@@ -61,13 +61,12 @@ class Intake:
     def pooling(self, whole_texts: bool) -> PoolingInfo:
         """What the model computes of texts. Args: whole_texts: it is an encoder."""
         classifier: PoolingInfo | None = None
-        if whole_texts:
-            from inflight.models import classifier_info  # only encoders' servers need it
+        config = open_model(self._folder).config
+        names = config.get("architectures") or ()
+        if any(str(name).endswith("ForSequenceClassification") for name in names):
+            from inflight.models import classifier_info  # only classifiers' servers need it
 
-            config = open_model(self._folder).config
-            names = config.get("architectures") or ()
-            if any(str(name).endswith("ForSequenceClassification") for name in names):
-                classifier = classifier_info(config)
+            classifier = classifier_info(config)
         return self._embedder.info(whole_texts, classifier)
 
     def close(self) -> None:
@@ -119,11 +118,41 @@ class Intake:
         if characters > LONG and self._async_tokenizer.long > self._admission.limit // 4:
             raise Overloaded(OVERLOADED)
         left = self._embedder.cuts_left
+        if self._embedder.writes_pairs:
+            return Prompt(await self._in_words(request, longest if cuts else None, most, info))
         tokens, second = await self._async_tokenizer.pair(request.prompt, request.pair, longest if cuts else None, left)
         if len(tokens) > most:
             raise _too_long(most, str(len(tokens)))
         self._tokenizer.check(tokens, info.vocab_size)
         return Prompt(tokens, second=second)
+
+    async def _in_words(
+        self, request: GenerationRequest, longest: int | None, most: int, info: GeneratorInfo
+    ) -> list[int]:
+        """The tokens of a pair in the words of the chat template.
+
+        Args:
+            longest: the document is cut until the whole has at most so many tokens; None: it is not cut.
+            most: of a pair.
+        """
+        assert request.pair is not None
+        tokens = await self._of_template(self._embedder.pair(request, request.pair))
+        if longest is not None and len(tokens) > longest:
+            pieces = await self._async_tokenizer.pieces(request.pair)
+            around, room = len(await self._of_template(self._embedder.pair(request, ""))), len(pieces)
+            while len(tokens) > longest:
+                room = min(room - (len(tokens) - longest), longest - around)
+                if room < 1:
+                    raise InvalidRequest(f"{longest} tokens are too few for this query; truncate to more")
+                short = request.pair[: pieces[room - 1].stop]
+                tokens = await self._of_template(self._embedder.pair(request, short))
+        if len(tokens) > most:
+            raise _too_long(most, str(len(tokens)))
+        self._tokenizer.check(tokens, info.vocab_size)
+        return tokens
+
+    async def _of_template(self, text: str) -> list[int]:
+        return (await self._async_tokenizer.encode(text, False, None)).tokens
 
     async def _placed(
         self, request: GenerationRequest, images: Items[EncodedImage | SeenImage], info: GeneratorInfo
@@ -231,7 +260,10 @@ class Intake:
         if request.embed:
             check_wanted(request, info)
         elif not info.generates:
-            raise InvalidRequest("this model embeds texts and writes none; use /v1/embeddings")
+            told = "embeds texts and writes none; use /v1/embeddings"
+            if info.pooling is not None and info.pooling.kind != "embedding":
+                told = "scores texts and writes none; use /rerank, /score or /classify"
+            raise InvalidRequest(f"this model {told}")
         if not request.embed and new is not None and (not isinstance(new, int) or new < 1):
             raise InvalidRequest(f"`max_new_tokens` must be a whole number of at least 1. Given: {new}")
         if request.media:

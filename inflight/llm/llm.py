@@ -17,6 +17,7 @@ import numpy as np
 from inflight.config import DEFAULT_START_TIMEOUT, AdapterConfig, GeneratorConfig, ServerConfig
 from inflight.contract import (
     GREEDY,
+    Asked,
     Chat,
     FinishReason,
     GenerationRequest,
@@ -25,6 +26,7 @@ from inflight.contract import (
     ShardJob,
     TokenInfo,
     from_messages,
+    relevance,
     together,
     whole,
     with_images,
@@ -32,6 +34,7 @@ from inflight.contract import (
 from inflight.engine import Engine, Executor, ShardGroup
 from inflight.errors import InvalidRequest, StartError
 from inflight.hub import HubModel, locate
+from inflight.llm.judged import Classified, Ranked, classified, paired, ranked
 from inflight.llm.local import LocalExecutor
 from inflight.llm.prompts import Prompt, Rendered, image_of_part, images_of
 from inflight.startup import ProgressBar, aside, failed_load, waited_for, weight_bytes
@@ -256,6 +259,38 @@ class LLM:
         ]
         vectors = self._call(together(self._vector(request) for request in requests))
         return np.array(vectors, np.float32).reshape(len(vectors), self.engine.info.embedding_size)
+
+    def score(
+        self, first: str | Sequence[str], second: str | Sequence[str], *, truncate: bool | None = None
+    ) -> list[float]:
+        """The relevance of each pair's second text to its first: a reranker's score between 0 and 1, or the cosine of
+        the vectors of a model of embeddings.
+
+        Args:
+            first, second: a text and texts, or as many texts.
+            truncate: cut longer pairs to the model's limit; None: as the model's folder says.
+
+        Raises:
+            InflightError: the error of the first pair that fails; `Unable`: the model is of another kind.
+        """
+        return self._call(relevance(self.engine, paired(first, second), Asked(cut=truncate)))[0]
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, truncate: bool | None = None
+    ) -> list[Ranked]:
+        """The documents that are most relevant to a query, the first most; all of them without `top_n`. As `score`."""
+        return self._call(ranked(self.engine, query, documents, Asked(cut=truncate)))[:top_n]
+
+    def classify(
+        self, texts: str | Sequence[str | tuple[str, str]], *, truncate: bool | None = None
+    ) -> list[Classified]:
+        """The label of each text or pair of texts, by a model of sequence classification. `truncate` as in `score`.
+
+        Raises:
+            InflightError: the error of the first text that fails; `Unable`: the model has no labels.
+        """
+        given = [texts] if isinstance(texts, str) else list(texts)
+        return self._call(classified(self.engine, given, Asked(cut=truncate)))
 
     def chat(self, messages: list[dict[str, object]], sampling: Sampling = GREEDY, **options: Any) -> Generation:
         """One answer to a conversation; `options` as in `generate`.

@@ -3,7 +3,7 @@
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, ImageRows, ModelArray
 from inflight.models.load import load_model
 from inflight.models.text_encoder import Text, TextEncoder, is_encoder, load_encoder
-from inflight.models.text_head import classifier_info
+from inflight.models.text_head import classifier_info, decoder_scores
 from inflight.models.vectors import VectorHead
 from inflight.startup import switch_off
 
@@ -17,6 +17,7 @@ __all__ = [
     "TextEncoder",
     "VectorHead",
     "classifier_info",
+    "decoder_scores",
     "is_encoder",
     "load_encoder",
     "load_model",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from inflight.models.base import CausalLM
 from inflight.models.config import FAMILIES, DecoderConfig, decoder_config
 from inflight.models.decoder_tensors import DecoderTensors, located
 from inflight.models.native import NativeDecoder
+from inflight.models.text_head import is_classifier
 from inflight.models.weight_cache import CacheLoader, cache_path
 from inflight.models.weight_loader import CheckpointLoader
 from inflight.startup import require
@@ -131,7 +132,7 @@ def load_model(
 
     adapters = [Adapter(adapter.name, adapter.folder) for adapter in settings.adapters]
     with model.weights(progress, settings.allow_pickle) as weights:
-        described = located(described, weights, _untied(config))
+        described = located(_with_head(described, config), weights, _untied(config))
         decoder = load_decoder(described, weights, ranks, device.torch, dtype, adapters)
         _say_unused(weights, described)
     return decoder
@@ -145,7 +146,7 @@ def _load_engine(
     progress: Callable[[float], None] | None,
 ) -> CausalLM:
     with model.weights(progress, settings.allow_pickle) as weights:
-        described = located(described, weights, _untied(model.config))
+        described = located(_with_head(described, model.config), weights, _untied(model.config))
         cache: Path | None = None
         if settings.packed_cache:
             cache = cache_path(settings.packed_cache, model, (settings.quantize, dtype))
@@ -189,8 +190,15 @@ def _say_unused(weights: Weights, described: DecoderConfig) -> None:
         log.warning("%d tensors of the checkpoint are not used, for example '%s'", len(left), left[0])
 
 
+def _with_head(described: DecoderConfig, config: Mapping[str, Any]) -> DecoderConfig:
+    """The description; a classifier's has the embedding for a head, since its own one is of labels."""
+    return replace(described, tied=True) if is_classifier(config) else described
+
+
 def _untied(config: Mapping[str, Any]) -> bool:
     """Whether a config says that the head is not the embedding, and nowhere that it is."""
+    if is_classifier(config):
+        return False
     nested = config.get("text_config")
     inner = nested if isinstance(nested, Mapping) else {}
     said = [each["tie_word_embeddings"] for each in (config, inner) if each.get("tie_word_embeddings") is not None]
@@ -222,8 +230,11 @@ def _check_wanted(reason: str, settings: ModelConfig) -> None:
 
 
 def _expected_leftover(name: str, tied: bool) -> bool:
-    """Whether a tensor is unused for a known reason: a buffer of old exports, or the second copy of a tied head."""
-    return name.endswith(("rotary_emb.inv_freq", "masked_bias", "attn.bias")) or (tied and "lm_head" in name)
+    """Whether a tensor is unused for a known reason: a buffer of old exports, the second copy of a tied head, or a
+    classifier's head, which is read apart."""
+    if tied and ("lm_head" in name or name == "score.weight"):
+        return True
+    return name.endswith(("rotary_emb.inv_freq", "masked_bias", "attn.bias"))
 
 
 def _of_another_part(name: str, described: DecoderConfig) -> bool:

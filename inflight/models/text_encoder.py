@@ -17,7 +17,7 @@ from inflight.device import Device
 from inflight.errors import StartError
 from inflight.kernels import native_reason
 from inflight.models.native_encoder import ROWS, NativeEncoder, NotNative
-from inflight.models.text_head import ClassifierHead, is_classifier, labels_of
+from inflight.models.text_head import ClassifierHead, is_classifier, labels_of, reads_forward
 from inflight.models.vectors import Vector, VectorHead, pool
 from inflight.startup import require
 
@@ -240,6 +240,8 @@ def is_encoder(config: Mapping[str, Any], sentences: SentenceModel | None = None
     names = [str(name) for name in names] if isinstance(names, list) else []
     if sentences is not None and config.get("model_type") in _TWO_PARTS:
         return True
+    if reads_forward(config) or (sentences is not None and sentences.score is not None):
+        return False
     if config.get("use_bidirectional_attention") is True or is_classifier(config):
         return True
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):

@@ -1,4 +1,4 @@
-"""The heads of sequence classification: a text's states become a score of each label, on the host."""
+"""The heads of sequence classification and of rerankers: a text's states become a score of each label, on the host."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from inflight.checkpoint import Weights
+from inflight.checkpoint import LogitScore, ModelFolder, Weights
 from inflight.contract import PoolingInfo
 from inflight.errors import StartError
+from inflight.models.config import decoder_config
 from inflight.models.vectors import ACTIVATE, Vector
 from inflight.tensors import widened
 
@@ -21,6 +22,12 @@ def is_classifier(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of sequence classification: a classifier, or a reranker with one label."""
     names = config.get("architectures")
     return isinstance(names, list) and any(str(name).endswith("ForSequenceClassification") for name in names)
+
+
+def reads_forward(config: Mapping[str, Any]) -> bool:
+    """Whether a model of sequence classification is a decoder of this package: its last token is scored."""
+    forward = is_classifier(config) and not config.get("use_bidirectional_attention")
+    return forward and decoder_config(config) is not None
 
 
 def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -69,6 +76,43 @@ _HEADS: Mapping[str, _Form] = {
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
 }
+
+
+class DecoderScores:
+    """The scores of a text that a decoder reads, of its last token: two tokens' logits, or a head on the state.
+
+    Attributes:
+        size: how many there are.
+    """
+
+    def __init__(self, score: LogitScore | None, weight: Vector | None) -> None:
+        self._score, self._weight = score, weight
+        self.size = 1 if weight is None else len(weight)
+
+    def __call__(self, state: Vector, logits: Vector) -> Vector:
+        """float32 [size]. Args: state: [width]; logits: [vocabulary]."""
+        if self._weight is not None:
+            return np.asarray(self._weight @ np.asarray(state, np.float32), np.float32)
+        assert self._score is not None
+        true, false = self._score.true, self._score.false
+        return np.array([logits[true] - (0 if false is None else logits[false])], np.float32)
+
+
+def decoder_scores(folder: ModelFolder, width: int, vocab_size: int, allow_pickle: bool) -> DecoderScores | None:
+    """How a decoder's folder says that texts are scored; None: it scores none.
+
+    Raises:
+        StartError: the head is missing or of another shape, or a token is unknown.
+    """
+    if is_classifier(folder.config):
+        with folder.weights(allow_pickle=allow_pickle) as weights:
+            return DecoderScores(None, _floats(weights, "score.weight", [len(labels_of(folder.config)), width]))
+    score = folder.sentences.score if folder.sentences is not None else None
+    if score is None:
+        return None
+    if max(score.true, score.false or 0) >= vocab_size:
+        raise StartError(f"the score is of the tokens {score.true} and {score.false}; the model has {vocab_size}")
+    return DecoderScores(score, None)
 
 
 class ClassifierHead:

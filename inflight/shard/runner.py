@@ -14,7 +14,7 @@ from inflight.config import ModelConfig, processors
 from inflight.contract import Array, CacheSize, ShardJob, ShardOffer, StateSize, StepPlan, StepResult, Watermark
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
-from inflight.models import CausalLM, DecodeRows, ForwardBatch, ModelArray, VectorHead, load_model
+from inflight.models import CausalLM, DecodeRows, ForwardBatch, ModelArray, VectorHead, decoder_scores, load_model
 from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks, count_states
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.plan_checks import Images, checked_plan
@@ -66,7 +66,9 @@ class ModelRunner:
         sentences = folder.sentences or SentenceModel()
         width = model.hidden.shape[-1] if model.hidden is not None else 0
         self._head = VectorHead(sentences.layers if width else (), width, job.model.allow_pickle)
-        self.offer = ShardOffer(model.facts, cache, job.max_rows, longest, device.type, self._head.size, states)
+        self._scores = decoder_scores(folder, width, model.vocab_size, job.model.allow_pickle) if width else None
+        size = self._scores.size if self._scores is not None else self._head.size
+        self.offer = ShardOffer(model.facts, cache, job.max_rows, longest, device.type, size, states)
 
     def _make_states(self, job: ShardJob, longest: int) -> StateSize:
         """Makes memory for recurrent states, where the model has recurrent layers.
@@ -178,7 +180,7 @@ class ModelRunner:
     ) -> StepResult:
         """Samples the rows `sampled` from the last logits; the first logits are those of the `scored` chunks."""
         batch = self._batch
-        (scores, tops), embeddings = self._score(scored, logits), self._embed(sampled, scored)
+        (scores, tops), embeddings = self._score(scored, logits), self._embed(sampled, scored, logits)
         last = logits if len(logits) == len(sampled) else logits[len(logits) - len(sampled) :]
         chosen = self._sample(sampled, last, dict(plan.masks))
         self._shared(chosen.tokens)
@@ -242,8 +244,8 @@ class ModelRunner:
             start += size
         return scores, tops
 
-    def _embed(self, sampled: list[int], scored: list[Scored]) -> dict[int, bytes]:
-        """Vectors of the rows that asked for one and have their prompt computed now."""
+    def _embed(self, sampled: list[int], scored: list[Scored], logits: ModelArray) -> dict[int, bytes]:
+        """Vectors or scores of the rows that asked for them and have their prompt computed now."""
         batch, hidden = self._batch, self._model.hidden
         wanted = [row for row in sampled if batch.sampling[row].pooling]
         if hidden is None or not (wanted or scored):
@@ -260,6 +262,10 @@ class ModelRunner:
             if batch.known[row] != batch.prompt[row] or not batch.sampling[row].pooling:
                 continue
             id = batch.ids[row]
+            if self._scores is not None:
+                found = logits[place - hidden.shape[0]]
+                vectors[id] = self._scores(*map(self._sampler.on_host, (hidden[place], found))).tobytes()
+                continue
             mean = batch.sampling[row].pooling == "mean"
             vector = self._means.take(id) if mean else self._sampler.on_host(hidden[place])
             vectors[id] = self._head(vector).tobytes()

@@ -218,6 +218,8 @@ WRONG: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("classifier", "/predict", {"inputs": [["a", "b", "c"]]}, 413, "Validation"),
     ("writer", "/embed_all", {"inputs": QUERY}, 424, "Backend"),
     ("writer", "/predict", {"inputs": QUERY}, 424, "Backend"),
+    ("writer", "/rerank", {"query": QUERY, "texts": TEXTS}, 424, "Backend"),
+    ("writer", "/rerank", {"query": QUERY, "documents": TEXTS}, 424, "Backend"),
 ]
 
 
@@ -235,6 +237,9 @@ def test_what_cannot_be(doors: Doors, kind: str, path: str, body: Any, status: i
         ("embedding", "/classify", {"input": QUERY}),
         ("reranker", "/score", {"text_1": [QUERY, QUERY], "text_2": TEXTS}),
         ("reranker", "/pooling", {"input": QUERY, "task": "embed"}),
+        ("reranker", "/v1/completions", {"model": "m", "prompt": QUERY}),
+        ("writer", "/v1/rerank", {"query": QUERY, "documents": TEXTS}),
+        ("writer", "/score", {"text_1": QUERY, "text_2": TEXTS}),
     ],
 )
 def test_what_cannot_be_in_openais_form(doors: Doors, kind: str, path: str, body: Any) -> None:

@@ -21,6 +21,8 @@ from inflight.contract import (
     Token,
     Whole,
     from_messages,
+    in_turns,
+    turn_of,
     whole,
 )
 from inflight.errors import InflightError, InvalidRequest, ToolError
@@ -43,7 +45,6 @@ from inflight.frontends.openai.response import Reply, Usage
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tokens import DetokenizeBody, Detokenized
 from inflight.frontends.openai.tools import Tools
-from inflight.frontends.pooled import in_turns, turn_of
 from inflight.frontends.routes import Access, Call, Events, Route, generation
 from inflight.frontends.served_models import (
     MODELS,

@@ -11,12 +11,22 @@ from typing import Any, ClassVar, TypedDict
 import msgspec
 import numpy as np
 
-from inflight.contract import Array, Generator, Pooled
+from inflight.contract import (
+    Array,
+    Asked,
+    Generator,
+    Pooled,
+    PooledText,
+    offers,
+    pooled,
+    probabilities,
+    relevance,
+    shortened,
+)
 from inflight.errors import InflightError, InvalidRequest, Unable
 from inflight.frontends.door import NamedModelDoor
 from inflight.frontends.llm import pick
 from inflight.frontends.openai import OpenAiError, openai_refusal
-from inflight.frontends.pooled import Asked, Text, offers, pooled, probabilities, relevance, shortened
 from inflight.frontends.ranking.rerank import RerankBody, RerankedAnswer, cut_of, reranked
 from inflight.frontends.routes import Call, Route, generation
 from inflight.wire import Refusal, respond_json
@@ -149,7 +159,7 @@ def _pairs(first: str | list[str] | None, second: str | list[str] | None) -> lis
     return list(zip(firsts, seconds))
 
 
-def _texts(given: str | list[Any]) -> list[Text]:
+def _texts(given: str | list[Any]) -> list[PooledText]:
     if isinstance(given, str):
         return [given]
     if given and all(type(one) is int for one in given):

@@ -7,9 +7,8 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from inflight.contract import Generator
+from inflight.contract import Asked, Generator, best_first, relevance
 from inflight.errors import InvalidRequest
-from inflight.frontends.pooled import Asked, best_first, relevance
 
 
 class RerankBody(msgspec.Struct, kw_only=True):

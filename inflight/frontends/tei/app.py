@@ -9,12 +9,11 @@ import msgspec
 import orjson
 
 from inflight import __version__
-from inflight.contract import Generator, Pooled
+from inflight.contract import Asked, Generator, Pooled, best_first, pooled, probabilities, relevance, shortened, unit
 from inflight.errors import InflightError, InvalidRequest, Overloaded, Unable, Unavailable
 from inflight.frontends.door import FirstModelDoor
 from inflight.frontends.llm import CLIENT_BATCH, PlainError, pick
 from inflight.frontends.openai import Tokenized, tokenized
-from inflight.frontends.pooled import Asked, best_first, pooled, probabilities, relevance, shortened, unit
 from inflight.frontends.ranking import RerankBody, RerankedAnswer, reranked
 from inflight.frontends.routes import Access, Call, Plain, Route, error_headers, generation
 from inflight.frontends.tei.bodies import (

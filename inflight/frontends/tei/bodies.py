@@ -6,8 +6,8 @@ from typing import Any, TypedDict
 
 import msgspec
 
+from inflight.contract import PooledText
 from inflight.errors import InvalidRequest
-from inflight.frontends.pooled import Text
 
 
 class Options(msgspec.Struct, kw_only=True):
@@ -137,7 +137,7 @@ class Empty(InvalidRequest):
     """There is no input."""
 
 
-def texts_of(inputs: str | list[Any]) -> list[Text]:
+def texts_of(inputs: str | list[Any]) -> list[PooledText]:
     """Texts, or lists of token ids; a list of numbers is one text.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the doors of embedders, classifiers and rerankers share: any number of texts, scores, likeness."""
+"""What doors and scripts share that ask embedders, classifiers and rerankers: any number of texts, scores, likeness."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inflight.contract import Array, GenerationRequest, Generator, Pooled, Whole
+from inflight.contract.generation import GenerationRequest, Generator, Whole, together, whole
+from inflight.contract.pooling import Pooled
+from inflight.contract.values import Array
 from inflight.errors import InflightError, Unable
-from inflight.frontends.llm import all_of
 
 TURN = 64
 """Texts of one request that are computed at the same time."""
 
-Text = str | Sequence[int]
+PooledText = str | Sequence[int]
 """A text, or its token ids."""
 
 
@@ -56,7 +57,7 @@ async def in_turns(generator: Generator, requests: Sequence[GenerationRequest]) 
     most = turn_of(generator)
     found: list[Whole] = []
     for first in range(0, len(requests), most):
-        found += await all_of(generator, requests[first : first + most])
+        found += await together(whole(generator, request) for request in requests[first : first + most])
     return found
 
 
@@ -67,7 +68,7 @@ def offers(generator: Generator, wanted: Pooled) -> bool:
 
 
 async def pooled(
-    generator: Generator, texts: Sequence[Text | tuple[str, str]], wanted: Pooled, asked: Asked = Asked()
+    generator: Generator, texts: Sequence[PooledText | tuple[str, str]], wanted: Pooled, asked: Asked = Asked()
 ) -> list[Pooling]:
     """What the model computes of texts and pairs. float32 [size], or [T, size] for `tokens`.
 
@@ -136,6 +137,11 @@ async def relevance(
         scored = await pooled(generator, pairs, "scores", asked)
         scores = [float(one.values[0] if raw else probabilities(one.values)[0]) for one in scored]
         return scores, sum(one.tokens for one in scored)
+    if info is not None and not info.meant:
+        raise Unable(
+            "this model writes texts, and its states tell no relevance; serve a reranker (one label), or a model of "
+            "embeddings"
+        )
     if info is None or "embed" not in info.tasks:
         raise Unable("this model gives no relevance of a text; serve a reranker (one label), or a model of embeddings")
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
