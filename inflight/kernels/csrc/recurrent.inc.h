@@ -75,7 +75,8 @@ void delta_columns(const DeltaRow& row, const float* q, const float* k, const fl
         };
         for (int64_t i = 0; i < whole; i += 4)
             for (int j = 0; j < 4; j++) read(i + j, j);
-        for (int64_t i = whole; i < dim; i++) read(i, static_cast<int>(i - whole));
+        for (int j = 0; j < 3; j++)  // no index of a sum may be unknown when this is compiled: they are registers
+            if (whole + j < dim) read(whole + j, j);
         for (int l = 0; l < Lines; l++) {
             const F held = add(add(sums[l][0], sums[l][1]), add(sums[l][2], sums[l][3]));
             u[l] = mul(sub(load_part(v + l * kLanes, columns - l * kLanes), mul(decay, held)), share);
@@ -92,7 +93,8 @@ void delta_columns(const DeltaRow& row, const float* q, const float* k, const fl
         };
         for (int64_t i = 0; i < whole; i += 4)
             for (int j = 0; j < 4; j++) write(i + j, j);
-        for (int64_t i = whole; i < dim; i++) write(i, static_cast<int>(i - whole));
+        for (int j = 0; j < 3; j++)
+            if (whole + j < dim) write(whole + j, j);
         for (int l = 0; l < Lines; l++)
             store_part(out + l * kLanes, add(add(sums[l][0], sums[l][1]), add(sums[l][2], sums[l][3])),
                        columns - l * kLanes);
