@@ -13,7 +13,7 @@ from inflight.contract import AdmittedRow, EncodedImage, ShardOffer, StepPlan, S
 from inflight.errors import InvalidRequest
 from inflight.sched.blocks import BlockPool
 from inflight.sched.sequence import CRASHED, KILLED, PROOF, Sequence
-from inflight.sched.states import StatePool
+from inflight.sched.states import States
 
 EXPECTED_OUTPUT = 512
 """Tokens that a row is expected to generate at most when admission estimates the peak use of the cache. Most requests
@@ -28,10 +28,6 @@ planned before the other requests of the burst arrived."""
 
 SHARE = 8
 """Prompt tokens in a step for each request that waits for its first token, when many wait."""
-
-TRAIL = 32
-"""Tokens after which the recurrent state of a row that decodes is saved anew, so that the next turn of a chat begins
-near the end of the last answer. A copy takes some 1 % of the time of so many steps."""
 
 PURGE = 1024
 """Finished requests in the queues above which they are removed."""
@@ -132,10 +128,9 @@ class Scheduler:
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
         self.pool = BlockPool(capacity.num_blocks)
-        self.states = StatePool(capacity.states)
-        self._saving: list[tuple[int, bytes]] = []  # slots of the last plan's saves, with the digests of their prefixes
+        self.states = States(capacity.states, capacity.align, capacity.block_size)
         if capacity.states:
-            self.pool.on_drop = self.states.forget
+            self.pool.on_drop = self.states.pool.forget
         self.requests: dict[int, Sequence] = {}
         self._running: list[Sequence] = []  # first by priority, then by admission: the last one is preempted first
         self._waiting: dict[int, deque[Sequence]] = {}  # by priority; finished ones stay until they are at the head
@@ -252,9 +247,7 @@ class Scheduler:
         only while no row streams yet (`_prompts_of_burst`).
         """
         draft = _Draft(self.capacity.max_step_tokens, self.capacity.max_prefill_tokens)
-        for slot, digest in self._saving:
-            self.states.publish(slot, digest)
-        self._saving.clear()
+        self.states.publish()
         self._let_go(draft)
         if not self._prompts_of_burst(draft):
             self._decode(draft)
@@ -368,7 +361,6 @@ class Scheduler:
         """Forgets what the shards held."""
         self.pool.reset(self.capacity.num_blocks)
         self.states.reset(self.capacity.states)
-        self._saving.clear()
 
     # Steps of a plan
 
@@ -409,8 +401,8 @@ class Scheduler:
                 row.blocks.append(block)
                 draft.grants.append((row.id, block))
             row.planned += 1
-            if row.state is not None and row.planned % self._stride == 0:
-                self._save_decoding(row, draft)
+            if row.state is not None:
+                self.states.save_decoding(row, draft.saves)
             self._sample(row, draft)
             draft.rows += 1
             draft.budget -= 1
@@ -498,7 +490,7 @@ class Scheduler:
                 sequence.queued = False
                 self.on_unseen(sequence)
                 continue
-            if not self._fits(sequence, shared) or not self._give_state(sequence, shared):
+            if not self._fits(sequence, shared) or not self.states.give(sequence, len(shared)):
                 return
             self._queue(sequence.priority).popleft()
             sequence.queued = False
@@ -510,7 +502,7 @@ class Scheduler:
                 sequence.cached = min(sequence.planned, sequence.num_prompt)
             if not self._chunk(sequence, draft, first=True):
                 self.pool.release(shared)
-                self._take_state(sequence)
+                self.states.take_back(sequence)
                 sequence.forget_place()
                 self._put_back(sequence)
                 return
@@ -531,69 +523,7 @@ class Scheduler:
         if not self.capacity.states:
             return blocks
         # Layers with a state go on from a saved one only.
-        count = self.states.longest(digests[: len(blocks)])
-        sequence.junction = len(blocks) * self.capacity.block_size if len(blocks) > count else 0
-        return blocks[:count]
-
-    @property
-    def _stride(self) -> int:
-        """Tokens between the states that are saved of a row that decodes: whole blocks."""
-        size = self.capacity.block_size
-        return -(-TRAIL // size) * size
-
-    def _give_state(self, sequence: Sequence, shared: list[int]) -> bool:
-        """Gives a sequence the slot of its recurrent state, and the one that it begins with; False: none is free."""
-        if not self.capacity.states:
-            return True
-        sequence.restore = self.states.use(sequence.digests[len(shared) - 1]) if shared else None
-        sequence.state = self.states.take()
-        return sequence.state is not None
-
-    def _take_state(self, row: Sequence) -> None:
-        """Frees the slot of a row that leaves, and the one of a save that nobody can find."""
-        if row.state is not None:
-            self.states.release(row.state)
-        if row.trail is not None:
-            self.states.release(row.trail[1])
-        row.state = row.trail = None
-
-    def _save_prompt(self, row: Sequence, start: int, draft: _Draft) -> None:
-        """Plans copies of a row's state within a chunk from `start` on: at multiples of `align`, behind the last whole
-        block in front of the prompt's last token, and where a prefix ended whose state was missing."""
-        size, align, stop = self.capacity.block_size, self.capacity.align, row.planned
-        end = (len(row.tokens) - 1) // size * size
-        places = [*range((start // align + 1) * align, stop + 1, align), row.junction, end]
-        digests = row.chain(size)
-        for place in dict.fromkeys(sorted(places)):
-            if not start < place <= min(stop, end) or digests[place // size - 1] in self.states:
-                continue
-            slot = self.states.take()
-            if slot is None:
-                return
-            draft.saves.append((row.id, place, slot))
-            self._saving.append((slot, digests[place // size - 1]))
-
-    def _save_decoding(self, row: Sequence, draft: _Draft) -> None:
-        """Plans a copy of a decoding row's state. It is published when the tokens before it are known (`_publish`)."""
-        if row.trail is not None or row.sampling.needs_whole_prompt:
-            return
-        slot = self.states.take()
-        if slot is not None:
-            row.trail = row.planned, slot
-            draft.saves.append((row.id, row.planned, slot))
-
-    def _publish_trail(self, row: Sequence) -> None:
-        """Publishes the state that was saved while a row decoded, in place of the one before."""
-        size = self.capacity.block_size
-        assert row.trail is not None
-        position, slot = row.trail
-        if position > len(row.tokens):
-            return
-        digest, row.trail = row.chain(size)[position // size - 1], None
-        if row.trailed is not None and row.trailed != digest:
-            self.states.forget(row.trailed)
-        row.trailed = digest
-        self.states.publish(slot, digest)
+        return blocks[: self.states.usable(sequence, digests[: len(blocks)])]
 
     def _guarded(self) -> bool:
         """Whether a suspect runs or is in a plan in flight; no other request is admitted then."""
@@ -637,7 +567,7 @@ class Scheduler:
         if not row.sampling.needs_whole_prompt:
             self._publish(row)
             if row.state is not None:
-                self._save_prompt(row, start, draft)
+                self.states.save_prompt(row, start, draft.saves)
         return True
 
     def _room(self, row: Sequence, draft: _Draft) -> tuple[int, int]:
@@ -690,7 +620,7 @@ class Scheduler:
     def _leave(self, row: Sequence, draft: _Draft) -> None:
         self._publish(row)
         self.pool.release(row.blocks)
-        self._take_state(row)
+        self.states.take_back(row)
         row.forget_place()
         draft.filter.append(row.id)
 
@@ -704,7 +634,7 @@ class Scheduler:
                 self.pool.publish(row.blocks[index], digests[index])
             row.published = whole
             if row.trail is not None:
-                self._publish_trail(row)
+                self.states.publish_trail(row)
 
     def _fits(self, sequence: Sequence, shared: list[int]) -> bool:
         """Whether the batch with this request stays within the cache at its estimated peak.

@@ -157,7 +157,7 @@ def check(driver: Driver, folder: Path, prompts: dict[int, tuple[list[int], int]
     """Every request has the tokens and the log-probabilities that it has alone; no slot is lost."""
     for id, (prompt, count) in prompts.items():
         assert (driver.out[id], driver.logprobs[id]) == alone(folder, prompt, count), id
-    pool = driver.scheduler.states
+    pool = driver.scheduler.states.pool
     driver.scheduler.plan()
     assert pool.used == pool.saved
 
@@ -231,11 +231,11 @@ def test_cancelled_requests_free_their_states() -> None:
     for id in range(4):
         scheduler.add(Sequence(id, list(range(9)), Sampling(), 20))
     assert scheduler.plan() is not None
-    assert scheduler.states.used > 0
+    assert scheduler.states.pool.used > 0
     for id in range(4):
         scheduler.finish(id)
     scheduler.plan()
-    assert scheduler.states.used == scheduler.states.saved
+    assert scheduler.states.pool.used == scheduler.states.pool.saved
 
 
 def test_state_pool() -> None:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <ctime>
+#include <thread>
 
 #include "share.h"
 
@@ -13,8 +14,12 @@ namespace {
 constexpr int64_t kMostRows = 16;        // of a tile of a product's input, on any instruction set
 constexpr int64_t kUnitBytes = 65536;    // of weights, in one unit of work
 constexpr int64_t kUnitTiles = 8;        // of rows, in one unit of work, at least
+constexpr int64_t kPartTiles = 16;       // the same where each unit cuts its weights into parts
 constexpr int64_t kBandBytes = 1 << 20;  // of a product's input: half of a second-level cache
 constexpr int64_t kTaskQueries = 48;     // of attention, in one unit of work: whole tiles of 12 and of 16
+
+constexpr size_t kStages = 2;  // most of an operation
+constexpr int kSpins = 4000;   // of a wait, before the processor is given to others; as in Pool
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -24,19 +29,54 @@ double processor_seconds() {
     return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
 }  // namespace
 
-struct Tower::Thread : Share {
+struct Tower::Thread {
     Tower& tower;
     const int thread, threads;
+    size_t stage = 0;          // of the run
     Aligned<float> rows;       // of a product's input, on their way
     Aligned<float> attention;  // scratch
 
     Thread(Tower& t, int number) : tower(t), thread(number), threads(t.pool_->size()) {}
 
+    // Calls work(unit) for each unit of [0, units), on some thread; returns when all are done. Units are divided
+    // evenly; a thread whose share is done takes units of the others'. A thread does not wait for those that came to
+    // none of the stage's units: where other processes take a processor away, the others go on without the thread that
+    // had it, and it finds the stages done.
     template <class Work>
     void each(int64_t units, Work work) {
-        share_out(units, thread, tower.crew_, *tower.pool_, work);
+        if (threads == 1) {
+            for (int64_t unit = 0; unit < units; unit++) work(unit);
+            return;
+        }
+        Counter* const taken = tower.counters_.get() + stage++ * static_cast<size_t>(threads + 1);
+        std::atomic<int64_t>& done = taken[threads].value;
+        int64_t own = 0;
+        for (int i = 0; i < threads; i++) {
+            const int owner = (thread + i) % threads;
+            const int64_t begin = units * owner / threads, last = units * (owner + 1) / threads;
+            while (true) {
+                const int64_t unit = begin + taken[owner].value.fetch_add(1, std::memory_order_relaxed);
+                if (unit >= last) break;
+                work(unit);
+                own++;
+            }
+        }
+        if (own) done.fetch_add(own, std::memory_order_acq_rel);
+        for (int spins = 0; done.load(std::memory_order_acquire) != units; spins++)
+            if (spins >= kSpins)
+                std::this_thread::yield();
+            else
+                pause();
     }
 
     void run();
@@ -57,7 +97,7 @@ struct Tower::Thread : Share {
     const Kernels& kernels() const { return *tower.kernels_; }
 };
 
-Tower::Tower(int threads, const std::string& isa, bool half) : Store(threads, isa), half_(half) {
+Tower::Tower(int threads, const std::string& isa, bool half) : Store(threads, isa, true), half_(half) {
     for (int thread = 0; thread < pool_->size(); thread++) crew_.push_back(std::make_unique<Thread>(*this, thread));
 }
 
@@ -146,7 +186,7 @@ void Tower::reserve(const TowerRun& run) {
         const Weights& w = weights(op.products[0]);
         const int64_t rows = run.rows[static_cast<size_t>(buffers_[static_cast<size_t>(op.to)].group)];
         int64_t& room = i && tiled_[i - 1] ? inner : bytes;
-        room = std::max(room, rows * w.depth * input_bytes(w.format));
+        room = std::max(room, rows * w.input_row());
         scales = std::max(scales, rows * w.input_scales());
         sums = std::max(sums, rows * w.groups());
         widest = std::max(widest, w.k);
@@ -168,6 +208,12 @@ void Tower::reserve(const TowerRun& run) {
         values_.reserve(extents * a.extent);
         scratch = std::max(scratch, attend_scratch(a));
     }
+    const size_t counters = kStages * operations_.size() * (crew_.size() + 1);
+    if (counters > counters_size_) {
+        counters_.reset(new Counter[counters]);
+        counters_size_ = counters;
+    }
+    for (size_t i = 0; i < counters; i++) counters_[i].value.store(0, std::memory_order_relaxed);
     input_.reserve(bytes);
     inner_.reserve(inner);
     input_scales_.reserve(scales);
@@ -176,7 +222,6 @@ void Tower::reserve(const TowerRun& run) {
         each->rows.reserve(kMostRows * (widest + kLanes));
         each->attention.reserve(scratch);
         each->stage = 0;
-        each->next[0] = each->next[1] = 0;
     }
 }
 
@@ -257,8 +302,8 @@ void Tower::Thread::product(size_t number) {
                    all, ceil_div(all, kernels().tile_rows(first))};
     if (!given) each(in.tiles, [&](int64_t tile) { prepare(op, first, in, tile); });
     // Neighbouring units are panels that pass by the same band of rows, which stays in the second-level cache.
-    const int64_t tile_bytes = ceil_div(all, in.tiles) * first.depth * input_bytes(first.format);
-    const int64_t most = std::max(kUnitTiles, kBandBytes / tile_bytes);
+    const int64_t tile_bytes = ceil_div(all, in.tiles) * first.input_row();
+    const int64_t most = std::max(first.parts ? kPartTiles : kUnitTiles, kBandBytes / tile_bytes);
     const int64_t bands = ceil_div(in.tiles, most), band_tiles = ceil_div(in.tiles, bands);
     int64_t units = 0;
     auto panels_of = [&](const Weights& w) {

@@ -76,6 +76,10 @@ class Tower : public Store {
         int group;
         Aligned<float> data;
     };
+    // Of one stage of a run: units taken of each thread's share, and behind those counters the units that are done.
+    struct alignas(64) Counter {
+        std::atomic<int64_t> value{0};
+    };
     // A partition of the rows: where their keys lie, and what of attention is one unit of work.
     struct Parts {
         // [rows] place in the cache; position in the row's part, and the last one of that part
@@ -99,6 +103,8 @@ class Tower : public Store {
     // Of one run
     const TowerRun* run_ = nullptr;
     std::vector<Parts> parts_;
+    std::unique_ptr<Counter[]> counters_;  // [stages][threads + 1]
+    size_t counters_size_ = 0;
     std::vector<int32_t> blocks_;  // 0, 1, 2, …: a table of the cache's blocks
     Aligned<char> keys_, values_;  // of one layer at a time
     Aligned<char> input_;          // of a product
