@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile 
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
-.PHONY: test quick unit-fast fmt tidy docs static coverage release-check test-native wheel wheel-test chaos clients demo lint types unit venv proto clean
+.PHONY: test slow quick unit-fast fmt tidy docs static coverage release-check test-native wheel wheel-test chaos clients demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
 # What serving the examples needs: no torch and no transformers.
@@ -56,8 +56,12 @@ types: $(TESTED)
 # together, because they share servers; then comes what nothing may run beside.
 JOBS ?= 3
 unit: $(TESTED)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone'
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone and not slow'
 	$(BIN)/python -m pytest -q -m alone
+
+# Further cases of what `make test` tries in a short form: more ranks, more ways to kill a process. Some minutes.
+slow: $(TESTED)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m slow
 
 # Before every commit, in less than a minute: what loads no model with torch, starts no server and fights no hostile client.
 HEAVY := native models real_models bridge grpc_calls quantised llm checkpoint grammar grpc_hostile grpc_engines \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ from onnx import TensorProto, helper
 
 from inflight.log import LOGGER
 from tests.grpc_server import ENGINES
+
+# What tests start must not ignore SIGHUP because whoever started the tests did so (nohup).
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module", params=ENGINES)

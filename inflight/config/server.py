@@ -356,7 +356,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
             "Seconds between two looks at the folders of models: what is new is loaded, what has changed is loaded "
             "again, what is gone is unloaded. A change is taken up when nothing has moved between two looks. 0: nobody "
             "looks.",
-            time_limit,
+            seconds,
             "SECONDS",
             " 0",
         ),

@@ -8,12 +8,14 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from inflight.config import RestConfig
+from inflight.contract.plan import StateSize
 from inflight.frontends.app import http_app
 from inflight.metrics import Metrics
 from tests.seeing import Seeing, SeeingBackend
@@ -434,10 +436,10 @@ def test_a_rank_refuses_images_of_a_model_that_reads_them() -> None:
     asked.input_chunks.chunks.add(text="a")
     asked.input_chunks.chunks.add().image.data = PNG
     words: Any = type("Words", (), {"encode": lambda self, text, special: [len(text)]})()
-    none: Any = None
-    assert Service(none, words, 0, [])._asked(asked).tokens == [1], "TGI's text models drop them"
+    runner: Any = SimpleNamespace(offer=SimpleNamespace(states=StateSize()))
+    assert Service(runner, words, 0, [])._asked(asked).tokens == [1], "TGI's text models drop them"
     with pytest.raises(InvalidRequest, match=r"this shard reads .*text only"):
-        Service(none, words, 0, [], sees=True)._asked(asked)
+        Service(runner, words, 0, [], sees=True)._asked(asked)
 
 
 def test_what_a_server_tells_of_its_models(doors: Doors) -> None:
