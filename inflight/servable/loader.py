@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import cache_from_source, find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from inflight.errors import RegistrationError, StartError, describe
@@ -111,6 +111,7 @@ def check_model_counts(spec: ServableSpec, key: str, inputs_count: int, outputs_
 
 def _package_for(config: Path, name: str) -> str:
     """Name of the package that `servable_config` is imported from, with nothing of an earlier load left."""
+    _drop_stale(config.parent)
     if _is_plain(config, name):
         _forget(name)
         return name
@@ -131,6 +132,18 @@ def _package_for(config: Path, name: str) -> str:
     if spec.loader is not None:
         spec.loader.exec_module(module)
     return package
+
+
+def _drop_stale(folder: Path) -> None:
+    """Deletes byte code that is older than its file. Python compares sizes and whole seconds, so it would run the old
+    code of a file that was changed within a second."""
+    for source in folder.glob("*.py"):
+        compiled = Path(cache_from_source(str(source)))
+        try:
+            if compiled.stat().st_mtime_ns <= source.stat().st_mtime_ns:
+                compiled.unlink()
+        except OSError:  # there is none, or it is not ours
+            continue
 
 
 def _is_plain(config: Path, name: str) -> bool:

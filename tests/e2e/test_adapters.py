@@ -39,7 +39,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], 
     return folders, wanted
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_adapters(size: int, adapted: tuple[dict[str, Path], list[list[int]]], tmp_path: Path) -> None:
     folders, wanted = adapted
     listed = ",".join(f"{name}={folder}" for name, folder in folders.items())

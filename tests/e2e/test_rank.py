@@ -256,7 +256,7 @@ def refused(call: Callable[[], Any], code: grpc.StatusCode, text: str) -> None:
     assert text in caught.value.details()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_foreign_router(size: int, tmp_path: Path, alone: dict[int, list[int]]) -> None:
     with started(tmp_path, size) as (ranks, path, _):
         urls = ranks.call("ServiceDiscovery", pb.ServiceDiscoveryRequest(), pb.ServiceDiscoveryResponse)

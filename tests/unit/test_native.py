@@ -259,8 +259,13 @@ def test_bit_for_bit_in_a_batch_of_64(form: str, folders: dict[str, Path]) -> No
     assert [driver.out[id] for id in ids] == [[token for token, _ in row] for row in crowd]
 
 
-@pytest.mark.parametrize("kv", ["auto", "int8"])
-@pytest.mark.parametrize("window", [None, 600])
+@pytest.mark.parametrize(
+    ("window", "kv"),
+    [
+        (600, "int8"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((None, "auto"), (None, "int8"), (600, "auto"))),
+    ],
+)
 def test_bit_for_bit_over_long_contexts(kv: str, window: int | None, tmp_path: Path) -> None:
     """Across the borders at which attention is divided among threads: decoded, prefilled whole, and in chunks."""
     settings = {"max_position_embeddings": 4096, "sliding_window": window}

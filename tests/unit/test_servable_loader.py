@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,20 @@ def test_loading_again_runs_the_files_again(tmp_path: Path, name: str) -> None:
     second = load_servable(tmp_path, name)
     assert first.functions[f"{name}.prepare"].function(None) == "old"
     assert second.functions[f"{name}.prepare"].function(None) == "a newer text"
+
+
+def test_a_file_that_changes_within_a_second_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python compares byte code with the size of its file and with whole seconds."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    folder = write(tmp_path, "quick", WITH_HELPER, helper="old")
+    assert load_servable(tmp_path, "quick").functions["quick.prepare"].function(None) == "old"
+    written = (folder / "helper.py").stat().st_mtime_ns
+    (compiled,) = folder.glob("__pycache__/helper.*")
+    os.utime(compiled, ns=(written, written))
+    (folder / "helper.py").write_text(HELPER.format(origin="new"))
+    last = written // 10**9 * 10**9 + 10**9 - 1
+    os.utime(folder / "helper.py", ns=(last, last))
+    assert load_servable(tmp_path, "quick").functions["quick.prepare"].function(None) == "new"
 
 
 @pytest.mark.parametrize("name", ["packed", "packed-too"])
