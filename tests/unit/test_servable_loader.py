@@ -128,13 +128,13 @@ def test_a_file_that_changes_within_a_second_is_read_again(tmp_path: Path, monke
     """Python compares byte code with the size of its file and with whole seconds."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     folder = write(tmp_path, "quick", WITH_HELPER, helper="old")
+    helper, second = folder / "helper.py", 1_700_000_000 * 10**9
+    os.utime(helper, ns=(second, second))
     assert load_servable(tmp_path, "quick").functions["quick.prepare"].function(None) == "old"
-    written = (folder / "helper.py").stat().st_mtime_ns
     (compiled,) = folder.glob("__pycache__/helper.*")
-    os.utime(compiled, ns=(written, written))
-    (folder / "helper.py").write_text(HELPER.format(origin="new"))
-    last = written // 10**9 * 10**9 + 10**9 - 1
-    os.utime(folder / "helper.py", ns=(last, last))
+    os.utime(compiled, ns=(second + 10**8, second + 10**8))
+    helper.write_text(HELPER.format(origin="new"))
+    os.utime(helper, ns=(second + 5 * 10**8, second + 5 * 10**8))
     assert load_servable(tmp_path, "quick").functions["quick.prepare"].function(None) == "new"
 
 
