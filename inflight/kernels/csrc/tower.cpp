@@ -97,7 +97,7 @@ struct Tower::Thread {
     const Kernels& kernels() const { return *tower.kernels_; }
 };
 
-Tower::Tower(int threads, const std::string& isa, bool half) : Store(threads, isa, true), half_(half) {
+Tower::Tower(int threads, const std::string& isa, bool half) : Store(threads, isa), half_(half) {
     for (int thread = 0; thread < pool_->size(); thread++) crew_.push_back(std::make_unique<Thread>(*this, thread));
 }
 
