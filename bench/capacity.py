@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +72,11 @@ def loads() -> list[Load]:
     short = post("/generate", json.dumps({"inputs": "Once", "parameters": {"max_new_tokens": 1}}).encode())
     row, many = (post(ADD, bodies.mindspore_json(*cases.add_arrays(rows)).data) for rows in (1, 1000))
     return [
-        *(Load(f"a token of TGI's stream, {count} streams", "token", count, stream, _events) for count in (1, 16, 64)),
-        *(Load(f"a token of a chat, {count} streams", "token", count, chatted, _events) for count in (1, 16, 64)),
+        *(
+            Load(f"a token of TGI's stream, {count} at a time", "token", count, stream, _events)
+            for count in (1, 16, 64)
+        ),
+        *(Load(f"a token of a chat, {count} at a time", "token", count, chatted, _events) for count in (1, 16, 64)),
         Load("a generation of one token, 64 connections", "request", 64, short, _one),
         Load("a classic request of one row over REST, 64 connections", "request", 64, row, _one),
         Load(
@@ -161,13 +164,12 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, list[float]] = {}
     with served() as server:
-        run: Callable[[Awaitable[float]], float] = asyncio.run  # type: ignore[assignment]
         for load in loads():
-            run(measure(server, load, 1))  # warm
+            asyncio.run(measure(server, load, 1))  # warm
         for _ in range(options.rounds):
             for load in loads():
-                found.setdefault(load.name, []).append(run(measure(server, load, options.seconds)))
-        kept = run(idle(server, options.connections))
+                found.setdefault(load.name, []).append(asyncio.run(measure(server, load, options.seconds)))
+        kept = asyncio.run(idle(server, options.connections))
     print("| | µs of the server's process, median | smallest to largest | a core carries at most, a second |")
     print("|---|---|---|---|")
     for name, figures in found.items():

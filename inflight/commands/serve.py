@@ -37,10 +37,10 @@ from inflight.config import (
 )
 from inflight.errors import ConfigError, InflightError
 from inflight.hub import HubModel, hint, locate
-from inflight.repository import generator_config, is_language_model, servable_config
+from inflight.repository import generator_config, is_language_model, model_files, servable_config
+from inflight.servable import CONFIG_FILE
 from inflight.startup import one_line, settle
 
-CONFIG_FILE = "servable_config.py"
 REQUEST_FILE = "request.json"
 
 EXAMPLES = """\
@@ -209,10 +209,8 @@ def _find(given: str) -> list[tuple[Path, str, Path | None]]:
     found = sorted(child.name for child in path.iterdir() if (child / CONFIG_FILE).is_file())
     if found:
         return [(path, name, None) for name in found]
-    from inflight.runtime import SUFFIXES
-
-    files = sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
-    if len(files) == 1:  # as KServe's storage initializer leaves a model in /mnt/models
+    files = model_files(path)
+    if len(files) == 1:
         return [(path, path.name, files[0])]
     several = f" (here are {', '.join(file.name for file in files)})" if files else ""
     raise UsageError(

@@ -9,6 +9,7 @@ from inflight.repository.scan import (
     inside,
     is_language_model,
     look,
+    model_files,
     scan,
     servable_config,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "inside",
     "is_language_model",
     "look",
+    "model_files",
     "scan",
     "servable_config",
     "snapshot",

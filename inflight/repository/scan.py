@@ -72,8 +72,8 @@ def is_language_model(path: Path) -> bool:
 
 
 def look(path: Path) -> Found | None:
-    """The model at a path: a servable, a model file, a language model, or a folder with numbered versions of the last
-    two. None: it is none of these.
+    """The model at a path: a servable, a model file, a language model, a folder with numbered versions of the last two,
+    or a folder with one model file. None: it is none of these.
 
     Args:
         path: absolute.
@@ -90,9 +90,15 @@ def look(path: Path) -> Found | None:
         return None
     versions = {int(child.name): child for child in path.iterdir() if _VERSION.fullmatch(child.name)}
     held = {number: content for number in sorted(versions) if (content := _content(versions[number])) is not None}
-    if not held:
-        return None
-    return Found(path.name, path, held, language=is_language_model(held[max(held)]))
+    if held:
+        return Found(path.name, path, held, language=is_language_model(held[max(held)]))
+    files = model_files(path)
+    return Found(path.name, path, {1: files[0]}) if len(files) == 1 else None
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of classic models in a folder. One alone is a model with the name of the folder, as KServe has them."""
+    return sorted(child for child in folder.iterdir() if child.suffix.lower() in SUFFIXES)
 
 
 def _content(folder: Path) -> Path | None:

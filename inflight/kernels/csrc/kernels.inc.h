@@ -51,9 +51,9 @@ int64_t rows_of_tile(const Weights& w) {
 }
 
 constexpr Kernels kTable = {
-    INFLIGHT_NAME, rows_of_tile, kQueryRows, false,       false, prepare, product, unpack,
-    norm_row,      rotate,       store_kv,   attend,      merge, cap,     argmax,  axpy,
-    gate,          layer_norm,   delta,      output_gate, scan,  weigh,   masses,  gather,
+    INFLIGHT_NAME, rows_of_tile, kQueryRows,  false, prepare, product, unpack, norm_row,
+    rotate,        store_kv,     attend,      merge, cap,     argmax,  axpy,   gate,
+    layer_norm,    delta,        output_gate, scan,  weigh,   masses,  gather,
 };
 
 }  // namespace

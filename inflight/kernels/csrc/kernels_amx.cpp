@@ -20,7 +20,6 @@
 #include "blocks.inc.h"
 #include "amx_direct.inc.h"
 #include "amx_grouped.inc.h"
-#include "amx_parts.inc.h"
 #include "cache.inc.h"
 #include "amx_attention.inc.h"
 // clang-format on
@@ -32,7 +31,6 @@ const Kernels& others() { return *kernels_avx512_bf16(); }
 
 void prepare(const Weights& w, const float* const* rows, Norm norm, const Input& in, int64_t tile) {
     if (is_block(w.format)) return prepare_blocks(w, rows, norm, in, tile);
-    if (w.parts) return prepare_parts(w, rows, norm, in, tile);
     if (w.format == Format::kBf16) return prepare_direct<Format::kBf16>(w, rows, norm, in, tile);
     if (w.format == Format::kInt8) return prepare_direct<Format::kInt8>(w, rows, norm, in, tile);
     if (tiled_groups(w) && in.start(tile + 1) - in.start(tile) > kFewAmxRows)
@@ -58,7 +56,6 @@ void product_groups(const Weights& w, const Input& in, int64_t first, int64_t la
 void product(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
              Target target) {
     if (is_block(w.format)) return product_blocks(w, in, first, last, first_tile, last_tile, target);
-    if (w.parts) return product_parts(w, in, first, last, first_tile, last_tile, target);
     if (w.format == Format::kBf16)
         return product_direct<Format::kBf16>(w, in, first, last, first_tile, last_tile, target);
     if (w.format == Format::kInt8)
@@ -74,7 +71,7 @@ void unpack(const Weights& w, int64_t row, float scale, float* out) {
 
 int64_t rows_of_tile(const Weights& w) {
     if (is_block(w.format)) return most_rows(block_form(w.format));
-    bool tiles = w.format == Format::kBf16 || w.format == Format::kInt8 || w.parts || tiled_groups(w);
+    bool tiles = w.format == Format::kBf16 || w.format == Format::kInt8 || tiled_groups(w);
     return tiles ? kBlockRows : others().tile_rows(w);
 }
 
@@ -89,7 +86,6 @@ Kernels table() {
     out.tile_rows = rows_of_tile;
     out.query_rows = 16;
     out.lines = true;
-    out.parts = true;
     out.prepare = prepare;
     out.product = product;
     out.unpack = unpack;

@@ -4,11 +4,9 @@
 
 namespace inflight {
 
-Store::Store(int threads, const std::string& isa, bool parts)
-    : pool_(Pool::shared(std::max(1, threads))), kernels_(choose(isa)), parts_(parts && kernels_->parts) {}
+Store::Store(int threads, const std::string& isa) : pool_(Pool::shared(std::max(1, threads))), kernels_(choose(isa)) {}
 
 int Store::add_weights(Weights w, const float* bias) {
-    w.parts = parts_ && w.format == Format::kFloat;
     bytes_ += w.panels * w.panel_bytes + (w.scales ? w.panels * kPanel * 4 : 0);
     if (bias) {
         float* lanes = reinterpret_cast<float*>(arena_.take(w.panels * kPanel * 4));

@@ -14,8 +14,7 @@ namespace inflight {
 class Store {
   public:
     // Throws std::invalid_argument: an instruction set that this machine does not have.
-    // `parts`: float32 is summed as parts where that is quicker (`Kernels::parts`).
-    Store(int threads, const std::string& isa, bool parts = false);
+    Store(int threads, const std::string& isa);
 
     // The number by which operations name the weight. `bias` [n] or null.
     int add_weights(Weights w, const float* bias);
@@ -33,7 +32,6 @@ class Store {
   protected:
     std::shared_ptr<Pool> pool_;
     const Kernels* kernels_;
-    const bool parts_;
     Arena arena_;
     std::vector<Weights> weights_;
     std::vector<std::vector<float>> norms_;

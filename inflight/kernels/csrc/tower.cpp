@@ -14,7 +14,6 @@ namespace {
 constexpr int64_t kMostRows = 16;        // of a tile of a product's input, on any instruction set
 constexpr int64_t kUnitBytes = 65536;    // of weights, in one unit of work
 constexpr int64_t kUnitTiles = 8;        // of rows, in one unit of work, at least
-constexpr int64_t kPartTiles = 16;       // the same where each unit cuts its weights into parts
 constexpr int64_t kBandBytes = 1 << 20;  // of a product's input: half of a second-level cache
 constexpr int64_t kTaskQueries = 48;     // of attention, in one unit of work: whole tiles of 12 and of 16
 
@@ -303,7 +302,7 @@ void Tower::Thread::product(size_t number) {
     if (!given) each(in.tiles, [&](int64_t tile) { prepare(op, first, in, tile); });
     // Neighbouring units are panels that pass by the same band of rows, which stays in the second-level cache.
     const int64_t tile_bytes = ceil_div(all, in.tiles) * first.input_row();
-    const int64_t most = std::max(first.parts ? kPartTiles : kUnitTiles, kBandBytes / tile_bytes);
+    const int64_t most = std::max(kUnitTiles, kBandBytes / tile_bytes);
     const int64_t bands = ceil_div(in.tiles, most), band_tiles = ceil_div(in.tiles, bands);
     int64_t units = 0;
     auto panels_of = [&](const Weights& w) {

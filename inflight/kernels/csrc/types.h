@@ -50,7 +50,6 @@ struct Weights {
     Format format;
     bool offsets;   // grouped and block types: there is an offset beside each scale
     bool gated;     // a panel is 16 outputs of the first half beside the same 16 of the second half
-    bool parts;     // kFloat: summed by tiles, as parts of 8 bits, see amx_parts.inc.h
     int zero;       // integers: the code that stands for 0; unused with offsets
     int64_t n, k;   // outputs and inputs
     int64_t group;  // inputs that share a scale; `depth` if all of them do
@@ -62,10 +61,8 @@ struct Weights {
     const float* bias;    // [panels * 32] or null
 
     int64_t groups() const { return depth / group; }
-    // With `parts`: blocks of 32 inputs.
-    int64_t part_blocks() const { return (depth + 31) / 32; }
     // Bytes of one row of activations as the products read it.
-    int64_t input_row() const { return parts ? part_blocks() * 3 * 64 : depth * input_bytes(format); }
+    int64_t input_row() const { return depth * input_bytes(format); }
     // Scales of one row of activations.
     int64_t input_scales() const { return is_block(format) ? depth / kInputBlock : 1; }
     // The output in lane `lane` of panel `panel`; a number >= n means that the lane is padding.
@@ -217,7 +214,6 @@ struct Kernels {
     int64_t (*tile_rows)(const Weights&);  // most rows of a tile of its products' input
     int64_t query_rows;                    // queries that attention computes together
     bool lines;                            // kBf16, kInt8: an Input has 64 bytes of a row side by side
-    bool parts;                            // products with `Weights::parts` are quicker than those without
 
     // Writes a tile of a product's input: the norms of its rows, rounded to the weight's format.
     void (*prepare)(const Weights&, const float* const* rows, Norm, const Input&, int64_t tile);
