@@ -344,8 +344,9 @@ def test_python_loads_any_path(here: Here, tmp_path: Path) -> None:
     here.server.unload("mul")
     here.server.load("mul")  # known by now
     assert here.state("mul") == ModelState.READY.value
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="is no model"):
-        here.server.load(tmp_path)
+        here.server.load(tmp_path / "empty")
     with pytest.raises(NotFound, match="no model 'nobody'"):
         here.server.unload("nobody")
 
