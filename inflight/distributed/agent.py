@@ -37,7 +37,7 @@ from inflight.distributed.messages import (
 )
 from inflight.errors import InflightError, StartError
 from inflight.errors import describe as text_of
-from inflight.runtime import Exchanges, LoadedModel, LoadRequest, configure, find_runtime
+from inflight.runtime import SUFFIXES, Exchanges, LoadedModel, LoadRequest, configure, find_runtime
 
 log = logging.getLogger("inflight")
 
@@ -67,7 +67,6 @@ class AgentJob(msgspec.Struct, frozen=True):
     rank_size: int
     device_id: int
     device_type: str | None
-    servable: str
     address: str
     listen: str
     files: list[str]
@@ -108,8 +107,8 @@ class Agent:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         try:
-            connection = self._connection = connect(self._job.address, REGISTER_SECONDS)
-            model = self._load(connection)
+            model = self._load()
+            connection = self._connected()
             self._register(connection, model)
         except BaseException as error:  # a back end may raise anything
             text = text_of(error) if isinstance(error, InflightError) else f"{type(error).__name__}: {text_of(error)}"
@@ -124,12 +123,18 @@ class Agent:
 
     # Start
 
-    def _load(self, connection: Connection) -> LoadedModel:
+    def _connected(self) -> Connection:
+        """Opened when there is something to say: the worker turns away whoever is silent, and loading may take long."""
+        if self._connection is None:
+            self._connection = connect(self._job.address, REGISTER_SECONDS)
+        return self._connection
+
+    def _load(self) -> LoadedModel:
         job = self._job
         configure(job.runtimes)
         files = tuple(Path(file) for file in job.files)
         # MindSpore Serving takes files of any name for MindIR.
-        known = files[0].suffix.lower() in (".onnx", ".ort", ".pt", ".pth", ".ts", ".jit", ".torchscript", ".pt2")
+        known = files[0].suffix.lower() in SUFFIXES
         runtime = find_runtime(None if known else "mindir", files[0])
         usable = runtime.devices()
         device = job.device_type or usable[0]
@@ -143,16 +148,16 @@ class Agent:
                 threads=job.threads,
                 dec_key=job.dec_key,
                 dec_mode=job.dec_mode,
-                exchanges=lambda: self._join(connection, device),
+                exchanges=lambda: self._join(device),
             )
         )
 
-    def _join(self, connection: Connection, device: str) -> Exchanges:
+    def _join(self, device: str) -> Exchanges:
         from inflight.distributed.exchange import join_ranks  # for models whose ranks exchange tensors
 
         job = self._job
         host = job.listen.rpartition(":")[0]
-        return join_ranks(connection, job.rank, job.rank_size, host, (device, job.device_id), job.group_file)
+        return join_ranks(self._connected(), job.rank, job.rank_size, host, (device, job.device_id), job.group_file)
 
     def _register(self, connection: Connection, model: LoadedModel) -> None:
         graphs = [WireGraph(list(graph.inputs), list(graph.outputs)) for graph in model.graphs]
@@ -209,15 +214,15 @@ class Agent:
             if not 0 <= message.subgraph < len(model.graphs):
                 raise ValueError(f"there is no sub-graph {message.subgraph}")
             outputs = model.run(inputs, message.subgraph)
-            described = describe(outputs)
+            described = describe(outputs) if message.return_result else []
         except Exception as error:  # a back end may raise anything; the worker tells whoever asked
             failed = f"Predict Failed, {text_of(error)}"
         if failed:
             log.error("rank %d: %s", self._job.rank, failed)
-        if failed or not message.return_result:
+        if failed:
             connection.send(Predicted(message.number, [], failed))
         else:
-            connection.send(Predicted(message.number, described), outputs)
+            connection.send(Predicted(message.number, described), outputs if message.return_result else ())
 
     # The launcher, and the end
 

@@ -44,7 +44,7 @@ def join_ranks(
 
 
 def _meeting(connection: Connection, rank: int, address: str) -> str:
-    connection.send(Meet(rank, address))
+    connection.send(Meet(address))
     try:
         received = connection.receive(MEET_SECONDS)
     except TimeoutError:

@@ -86,7 +86,8 @@ class Gathering:
         self._config: GroupConfig | None = None
         self._ranks: dict[int, Rank] = {}
         self._guests: list[Connection] = []
-        self._meeting = ""
+        self._meeting = ""  # where rank 0 listens, which has told so on this connection:
+        self._meeting_of: Connection | None = None
         self._closed = False
         self.failure: str | None = None
         where = split_address(address)
@@ -103,10 +104,6 @@ class Gathering:
         """Lets agents in from now on. Before, connections wait, and launchers try again."""
         self._config = config
         threading.Thread(target=self._accept, name="agents", daemon=True).start()
-
-    @property
-    def count(self) -> int:
-        return len(self._ranks)
 
     def wait(self, seconds: float | None, ending: Callable[[], bool], phase: Callable[[str], None]) -> list[Rank]:
         """All ranks, once they have registered.
@@ -184,6 +181,8 @@ class Gathering:
         finally:
             with self._changed:
                 self._guests.remove(connection)
+                if self._meeting_of is connection:  # rank 0 has left, nobody listens there
+                    self._meeting, self._meeting_of = "", None
             connection.release()
 
     def _talk(self, connection: Connection) -> None:
@@ -216,7 +215,7 @@ class Gathering:
     def _meet(self, connection: Connection, message: Meet) -> None:
         with self._changed:
             if message.address:
-                self._meeting = message.address
+                self._meeting, self._meeting_of = message.address, connection
                 self._changed.notify_all()
             met = self._changed.wait_for(lambda: self._meeting or self._closed, MEET_SECONDS)
         connection.send(Met(self._meeting) if met else Refused("rank 0 did not come"))

@@ -69,8 +69,6 @@ class GroupModel:
     servable: str
     rank_size: int
     stage_size: int
-    with_batch_dim: bool
-    unbatched_inputs: tuple[int, ...]
     pipeline: bool
 
 
@@ -120,6 +118,7 @@ class RankGroup(LoadedModel):
         self._gathering = Gathering(ranks.address, self)
         print(f"Serving: Distributed gRPC server start success, listening on {ranks.address}", flush=True)
         atexit.register(self.close)
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         try:
             self._gather(ranks, ending, phase)
         except BaseException:
@@ -127,22 +126,12 @@ class RankGroup(LoadedModel):
             raise
         self.device_type = self._members[-1].device_type
         self.own_threads = model.stage_size if model.pipeline else 1
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def _gather(self, ranks: RanksConfig, ending: Callable[[], bool], phase: Callable[[str], None]) -> None:
         model = self._model
         table = read_rank_table(ranks.rank_table)
         check_ranks(table, model.rank_size, model.stage_size)
-        self._gathering.open(
-            GroupConfig(
-                model.servable,
-                table.text,
-                list(table.ranks),
-                model.stage_size,
-                model.with_batch_dim,
-                list(model.unbatched_inputs),
-            )
-        )
+        self._gathering.open(GroupConfig(model.servable, table.text, list(table.ranks)))
         wait = ranks.wait_seconds or None
         members = self._gathering.wait(wait, ending, phase)
         self.graphs = group_signature([rank.graphs for rank in members], model.stage_size)
@@ -160,13 +149,12 @@ class RankGroup(LoadedModel):
     # A batch
 
     def run(self, inputs: Sequence[Array], subgraph: int = 0) -> list[Array]:
-        batch = _Batch()
+        batch, described = _Batch(), describe(inputs)
         with self._order:
             self._check_alive()
             self._number += 1
             number = self._number
             self._batches[number] = batch
-            described = describe(inputs)
             for rank, fed in zip(self._members, self._fed, strict=True):
                 result = rank.number == len(self._members) - 1
                 message = Predict(number, subgraph, result, described if fed else [])
@@ -275,14 +263,18 @@ class RankGroup(LoadedModel):
             raise ProtocolError(f"an unexpected message, {type(message).__name__}")
 
     def _beat(self) -> None:
-        """Pings every rank; one that says nothing is lost."""
+        """Pings every rank, those too that wait for the others; one that says nothing is lost."""
         while not self._closed and self._loss is None:
-            for rank in self._members:
+            with self._changed:
+                there, complete = self._members or list(self._joined), self._complete
+            for rank in there:
                 rank.connection.send(Ping())
                 if time.monotonic() - rank.connection.heard > SILENT_SECONDS:
                     log.error("Recv Pong Time Out from %s, host address is %s", rank.address, self._gathering.address)
-                    self._lose(Loss(f"Error happened on get result of rank {rank.number}: it does not answer"))
-                    return
+                    if complete:
+                        self._lose(Loss(f"Error happened on get result of rank {rank.number}: it does not answer"))
+                        return
+                    rank.connection.close()  # another agent may take its place
             time.sleep(PING_SECONDS)
 
     def _lose(self, loss: Loss) -> Loss:

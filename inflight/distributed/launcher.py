@@ -204,7 +204,6 @@ class Launcher:
             rank_size=len(group.ranks),
             device_id=place.device_id,
             device_type=config.device_type,
-            servable=group.servable,
             address=config.address,
             listen=f"{config.agent_ip or place.ip}:{config.start_port + index}",
             files=list(config.model_files[index]),
@@ -237,7 +236,8 @@ class Launcher:
             raise StartError(f"cannot start the agent of rank {rank}: {error}") from error
         finally:
             theirs.close()
-        ours.sendall(msgspec.json.encode(job) + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # it is dead, which is noticed next
+            ours.sendall(msgspec.json.encode(job) + b"\n")
         return _Process(rank, process, ours)
 
     def _wait_ready(self) -> None:
@@ -260,7 +260,10 @@ class Launcher:
 
     def _read_report(self, agent: _Process, settled: Callable[[_Process], object]) -> None:
         """Raises StartError for an agent that says that it cannot start."""
-        data = agent.control.recv(1 << 16)
+        try:
+            data = agent.control.recv(1 << 16)
+        except ConnectionResetError:  # it died before it had read its job
+            data = b""
         agent.buffer += data
         if agent.buffer.endswith(b"\n"):
             report = msgspec.json.decode(agent.buffer, type=AgentReport)

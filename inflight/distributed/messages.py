@@ -52,15 +52,11 @@ class GroupConfig(Message, tag=1, frozen=True):
         servable: its name.
         rank_table: the text of the rank table's file, as it is.
         ranks: by rank.
-        unbatched_inputs: indices of inputs without a batch dimension.
     """
 
     servable: str
     rank_table: str
     ranks: list[RankPlace]
-    stage_size: int
-    with_batch_dim: bool
-    unbatched_inputs: list[int]
 
 
 class AgentsFailed(Message, tag=2, frozen=True):
@@ -76,7 +72,6 @@ class Meet(Message, tag=3, frozen=True):
         address: of rank 0: `host:port` where it listens; else empty.
     """
 
-    rank: int
     address: str
 
 
@@ -195,8 +190,10 @@ def describe(arrays: Sequence[Array]) -> list[WireTensor]:
     """The descriptions of arrays that are sent with a message.
 
     Raises:
-        ValueError: a data type that no protocol carries.
+        ValueError: a data type that no protocol carries, or more than a message holds.
     """
+    if sum(array.nbytes + -array.nbytes % ALIGN for array in arrays) > MAX_BLOB:
+        raise ValueError(f"the arrays of one batch take more than {MAX_BLOB >> 20} MiB; use a smaller max_batch_size")
     for array in arrays:
         if array.dtype not in CODES:
             raise ValueError(f"data type {array.dtype} cannot be sent; use one of bool, int8 to float64")

@@ -92,7 +92,7 @@ class LoadedModel(ABC):
     graphs: tuple[GraphSpec, ...]
     device_type: str
     own_threads: int = 0
-    """Threads that call `run`, each for a batch of its own; 0: one, which may be one that has other work too."""
+    """How many threads call `run` at once. 0: one, and it may be a thread that does other work too."""
 
     @abstractmethod
     def run(self, inputs: Sequence[Array], subgraph: int = 0) -> list[Array]:

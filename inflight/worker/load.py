@@ -7,10 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from inflight.contract import TensorSpec
-from inflight.distributed import GroupModel, Loss, RankGroup
 from inflight.errors import InflightError, StartError, describe
 from inflight.link import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
 from inflight.pipeline import BatchedModel, Finding, LocalModel, ModelPort, Pipeline, examine
@@ -27,6 +26,9 @@ from inflight.servable import (
     resolve_version,
 )
 from inflight.worker.remote import RemoteModel, SendCall
+
+if TYPE_CHECKING:
+    from inflight.distributed import Loss
 
 _log = logging.getLogger("inflight")
 
@@ -224,12 +226,12 @@ def _check_ranks(job: WorkerJob, spec: ServableSpec) -> None:
 
 
 def _open_ranks(job: WorkerJob, servable: str, model: ModelSpec, hooks: Hooks) -> BatchedModel:
+    from inflight.distributed import GroupModel, RankGroup  # other servables do without
+
     assert model.ranks is not None
     assert job.ranks is not None
     ranks = model.ranks
-    declared = GroupModel(
-        servable, ranks.size, ranks.stages, model.with_batch_dim, model.without_batch_dim_inputs, ranks.pipeline
-    )
+    declared = GroupModel(servable, ranks.size, ranks.stages, ranks.pipeline)
     group = RankGroup(declared, job.ranks, hooks.ending, hooks.phase, hooks.lost)
     try:
         return BatchedModel(model, group)

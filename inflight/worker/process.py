@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from inflight import log
 from inflight.contract import Outcome, Row, Table, Value
-from inflight.distributed import Loss
 from inflight.errors import InflightError, InvalidRequest, error_from_wire
 from inflight.link import (
     BOARD_BYTES,
@@ -52,6 +52,9 @@ from inflight.startup import failed_load, settle
 from inflight.worker.ends import ORPHANED, kill_group
 from inflight.worker.load import Hooks, Loaded, load, offer
 from inflight.worker.remote import RemoteModel
+
+if TYPE_CHECKING:
+    from inflight.distributed import Loss
 
 LINGER = 3.0
 """Seconds that running user code has to end once the server is gone; then the process group is killed."""

@@ -224,7 +224,7 @@ def test_the_example_holds_what_its_script_writes(tmp_path: Path, monkeypatch: p
         export.write_rank(rank)
         file = f"model/device{rank}/matmul.mindir"
         assert (tmp_path / file).read_bytes() == (EXAMPLE / file).read_bytes()
-    monkeypatch.delitem(sys.modules, "export_model")
+    sys.modules.pop("export_model")
 
 
 @pytest.mark.slow

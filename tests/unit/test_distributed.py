@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ import pytest
 from inflight.config import RanksConfig
 from inflight.contract import GraphSpec, TensorSpec
 from inflight.distributed import AgentsConfig, GroupModel, Launcher, Loss, RankGroup, check_ranks, read_rank_table
+from inflight.distributed import agent as agent_module
 from inflight.distributed import gathering as gathering_module
 from inflight.distributed import group as group_module
+from inflight.distributed import messages as messages_module
+from inflight.distributed.agent import Agent, AgentJob
 from inflight.distributed.connection import Connection, connect
 from inflight.distributed.messages import (
     PREFIX,
@@ -45,6 +49,7 @@ from inflight.distributed.messages import (
 )
 from inflight.distributed.signature import group_signature
 from inflight.errors import ConfigError, PredictFailed, StartError
+from inflight.runtime import LoadRequest
 from tests.e2e.running import eventually, free_port
 
 X = TensorSpec("x", "float32", (2, 2))
@@ -211,6 +216,7 @@ class FakeRank:
         answer: Callable[[Predict, list[Any]], str | None] = lambda message, inputs: "",
     ) -> None:
         self.batches: list[tuple[int, bool, int]] = []
+        self.pings = 0
         self.left = threading.Event()
         self._answer = answer
         self.connection = connect(address, 10)
@@ -242,6 +248,7 @@ class FakeRank:
                 outputs = outputs if message.return_result and not error else []
                 self.connection.send(Predicted(message.number, describe(outputs), error), outputs)
             elif isinstance(message, Ping):
+                self.pings += 1
                 self.connection.send(Pong())
             elif isinstance(message, Exit):
                 break
@@ -259,7 +266,7 @@ class Opened:
         self.ending = False
         self.result: RankGroup | Exception | None = None
         table = write(tmp_path, servers({"127.0.0.1": list(range(size))}))
-        self._model = GroupModel("add", size, stages, False, (), False)
+        self._model = GroupModel("add", size, stages, False)
         self._config = RanksConfig(table, self.address, wait, replay)
         self._thread = threading.Thread(target=self._open, daemon=True)
         self._thread.start()
@@ -330,7 +337,7 @@ def test_a_batch_goes_to_every_rank_once_and_the_last_one_answers(opened: Open) 
     assert making.losses == []
 
 
-def test_later_stages_without_inputs_get_an_empty_request(opened: Open, tmp_path: Path) -> None:
+def test_later_stages_without_inputs_get_an_empty_request(opened: Open) -> None:
     making = opened(8, 2)
     ranks = [FakeRank(making.address, rank, ADD if rank < 4 else LATER) for rank in range(8)]
     assert all(isinstance(rank.welcome(), Registered) for rank in ranks)
@@ -396,6 +403,51 @@ def test_a_silent_agent_loses_the_group(opened: Open, monkeypatch: pytest.Monkey
 # Who is let in
 
 
+def test_a_rank_that_waits_for_the_others_is_not_left_alone(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents end themselves when they hear nothing; the others may load for long."""
+    monkeypatch.setattr(group_module, "PING_SECONDS", 0.05)
+    making = opened(2)
+    (first,) = making.ranks(1)
+    eventually(lambda: first.pings > 2)
+    assert isinstance(FakeRank(making.address, 1).welcome(), Registered)
+    assert making.group().run(ONES)[0].tolist() == [[12.0, 12.0], [12.0, 12.0]]
+
+
+def test_an_agent_that_loads_for_long_is_let_in(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than a stranger may be silent."""
+    monkeypatch.setattr(gathering_module, "STRANGER_SECONDS", 0.2)
+    model = SimpleNamespace(graphs=(ADD,), device_type="cpu")
+
+    class Slow:
+        def devices(self) -> list[str]:
+            return ["cpu"]
+
+        def load(self, request: LoadRequest) -> Any:
+            time.sleep(0.5)
+            return model
+
+    monkeypatch.setattr(agent_module, "find_runtime", lambda *_: Slow())
+    making = opened(1)
+    job = AgentJob(0, 0, 1, 0, None, making.address, "127.0.0.1:7000", ["add.mindir"], None, 1, None, "AES-GCM", None)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        agent = Agent(ours, job)
+        loaded = agent._load()
+        agent._register(agent._connected(), loaded)
+        assert making.group().graphs == (ADD,)
+        agent._connected().release()
+
+
+def test_a_batch_that_no_message_holds_is_refused_alone(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    making = opened(1)
+    making.ranks(1)
+    group = making.group()
+    monkeypatch.setattr(messages_module, "MAX_BLOB", 64)
+    with pytest.raises(ValueError, match="use a smaller max_batch_size"):
+        group.run([np.ones((5, 5), np.float32)] * 2)
+    assert group.run(ONES[:1])[0].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
 def test_strangers_are_turned_away_and_ranks_come_all_the_same(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering_module, "STRANGER_SECONDS", 0.3)
     making = opened(2)
@@ -439,7 +491,7 @@ def test_ranks_that_do_not_belong_are_refused(opened: Open) -> None:
     assert "Distributed servable has ended up registration" in refusal.text
 
 
-def test_starts_that_fail(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_that_fail(opened: Open) -> None:
     waiting = opened(2, wait=1)
     assert waiting.failure() == "Failed to wait for ready of all agents, current agents count: 0, rank size: 2"
     failing = opened(2)
