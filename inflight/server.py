@@ -212,7 +212,7 @@ class Server:
         """Every version of every model that the server knows, those in its folders that are not loaded included."""
 
         async def read() -> list[KnownModel]:
-            return self._running_router().models.index()
+            return await self._running_router().models.index()
 
         return self._call(read())
 

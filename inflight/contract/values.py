@@ -169,3 +169,12 @@ class KnownModel:
     version: int
     state: ModelState
     reason: str = ""
+
+    @classmethod
+    def of(cls, status: ServableStatus, reason: str = "") -> KnownModel:
+        """That of a version that is served, or loads with the server. Args: reason: why its last load failed."""
+        if status.ready:
+            return cls(status.name, status.version, ModelState.READY, reason)
+        if not status.loaded:
+            return cls(status.name, status.version, ModelState.LOADING, "it is still being loaded")
+        return cls(status.name, status.version, ModelState.UNAVAILABLE, "no replica is ready")

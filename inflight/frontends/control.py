@@ -14,7 +14,7 @@ from inflight.frontends.base import Backend
 class ModelControl(Protocol):
     """The repository of a server as the doors see it. All methods run on the server's event loop."""
 
-    def index(self) -> Sequence[KnownModel]:
+    async def index(self) -> Sequence[KnownModel]:
         """Every version of every model that is known."""
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
@@ -45,11 +45,12 @@ class Control:
         self._models = models
         self._allowed = allowed
 
-    def index(self, only_ready: bool = False) -> list[KnownModel]:
+    async def index(self, only_ready: bool = False) -> list[KnownModel]:
         """Every version of every model that is known, or only those that answer."""
-        entries = (
-            self._models.index() if self._models is not None else [_of(each) for each in self._backend.servables()]
-        )
+        if self._models is not None:
+            entries = await self._models.index()
+        else:
+            entries = [KnownModel.of(each) for each in self._backend.servables()]
         return [entry for entry in entries if not only_ready or entry.state is ModelState.READY]
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
@@ -75,11 +76,3 @@ class Control:
         if caller is not None and not (caller.admin and caller.allows(name)):
             raise Forbidden(f"this API key may not load or unload the model '{name}'")
         return self._models
-
-
-def _of(status: Any) -> KnownModel:
-    if status.ready:
-        return KnownModel(status.name, status.version, ModelState.READY)
-    if status.loaded:
-        return KnownModel(status.name, status.version, ModelState.UNAVAILABLE, "no replica is ready")
-    return KnownModel(status.name, status.version, ModelState.LOADING, "it is still being loaded")

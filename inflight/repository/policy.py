@@ -35,7 +35,8 @@ def chosen(policy: str, versions: Sequence[int]) -> list[int]:
 
 def snapshot(found: Found) -> Snapshot:
     """The state of a model's files, links followed. A file that is gone while it is looked at has size -1."""
-    files = [found.place] if found.place.is_file() else sorted(found.place.rglob("*"))
+    places = {found.place: None, **dict.fromkeys(found.versions.values())}  # `rglob` enters no version that is a link
+    files = sorted({file for place in places for file in ([place] if place.is_file() else place.rglob("*"))})
     states: list[tuple[str, int, int]] = []
     for file in files:
         if "__pycache__" in file.parts:  # written by a load itself

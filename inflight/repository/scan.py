@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from inflight.checkpoint import is_gguf, open_model
 from inflight.config import GeneratorConfig, Policy, ServableConfig, filled
-from inflight.errors import StartError
+from inflight.errors import ConfigError, StartError
 from inflight.hub import HubModel
 from inflight.runtime import SUFFIXES
 from inflight.servable import CONFIG_FILE, find_versions
@@ -164,6 +164,8 @@ def _configuration(found: Found, version: int, values: Mapping[str, Any], **fiel
     if found.language:
         return generator_config(place, str(place), values, name=name, version=version, **fields)
     if found.servable:
+        if name != found.name:  # another name would be the path of another folder
+            raise ConfigError(f"a servable has the name of its folder; load '{found.name}' by that name")
         return servable_config(place.parent, name, None, values, version=version, **fields)
     return servable_config(place.parent, name, place, values, version=version, **fields)
 

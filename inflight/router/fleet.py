@@ -378,8 +378,9 @@ class Fleet:
         self._note(group, replica)
         if not group.alive:
             group.went_down("its last worker ended")
-        owners = [replica for group in self.groups for replica in group.replicas if replica.has_device]
-        if not any(replica.state is not State.DEAD for replica in owners):
+        replicas = [replica for group in self.groups for replica in group.replicas]
+        owners = [replica for replica in replicas if replica.has_device] or replicas
+        if owners and all(replica.state is State.DEAD for replica in owners):
             self._on_all_lost()
 
     async def _end_group(self, group: Group, why: str = "") -> None:

@@ -32,6 +32,7 @@ class _Model:
         unloading: versions that answer their last requests.
         failure: why the last load failed.
         was_loaded: it has served before.
+        ended: of the last unload, done when its processes have ended.
     """
 
     def __init__(self, name: str) -> None:
@@ -41,6 +42,7 @@ class _Model:
         self.unloading: list[int] = []
         self.failure = ""
         self.was_loaded = False
+        self.ended: asyncio.Future[Any] | None = None
         self.changes = asyncio.Lock()  # one load or unload at a time
 
 
@@ -77,7 +79,7 @@ class Models:
                 *(
                     each
                     for each in model.configs
-                    if each.version != config.version or isinstance(each, GeneratorConfig)
+                    if each.version != config.version and not isinstance(each, GeneratorConfig)
                 ),
                 config,
             ]
@@ -96,18 +98,19 @@ class Models:
 
     # The index
 
-    def index(self) -> list[KnownModel]:
+    async def index(self) -> list[KnownModel]:
         """Every version that is served, loads, or cannot be loaded, then the other models of the folders."""
+        found = await asyncio.to_thread(self._found)  # folders may be slow
         served: dict[str, list[ServableStatus]] = {}
         for status in self._statuses():
             served.setdefault(status.name, []).append(status)
-        names = dict.fromkeys([*served, *self._models, *self._found()])
+        names = dict.fromkeys([*served, *self._models, *found])
         return [entry for name in names for entry in self._entries(name, served.get(name, []))]
 
     def _entries(self, name: str, served: Sequence[ServableStatus]) -> list[KnownModel]:
         model = self._models.get(name) or _Model(name)
         failed = f"the last load failed: {model.failure}" if model.failure else ""
-        entries = [_entry(status, failed) for status in served]
+        entries = [KnownModel.of(status, failed) for status in served]
         numbers = [status.version for status in served]
         entries += [
             KnownModel(name, version, state)
@@ -141,8 +144,9 @@ class Models:
         on until then, and for good where the load fails.
 
         Args:
-            parameters: `version`: a number; `path`: of a model in one of the folders, which gets this name; `rolling`:
-                true for a language model that serves, whose replicas are started again one after the other.
+            parameters: `version`: a number; `path`: of a model in one of the folders, which gets this name (a servable
+                keeps that of its folder); `rolling`: true for a language model that serves, whose replicas are started
+                again one after the other.
 
         Raises:
             NotFound: no model of this name is known.
@@ -153,7 +157,7 @@ class Models:
         if parameters.get("rolling") not in (None, False):
             await self._renew(name, parameters)
         else:
-            await self.start(self._asked(name, parameters))
+            await self.start(await asyncio.to_thread(self._asked, name, parameters))
 
     async def _renew(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Starts the replicas of a language model again, with its files as they are now. Raises as `load`."""
@@ -182,6 +186,7 @@ class Models:
         """
         model = self._model(configs[0].name)
         async with model.changes:
+            self._check_settled(model.name)
             model.loading = [config.version or 1 for config in configs]
             try:
                 await self._start(configs)
@@ -202,18 +207,17 @@ class Models:
         generators = [config for config in configs if isinstance(config, GeneratorConfig)]
         if servables and generators:
             raise ConfigError(f"'{name}' is a servable and a language model; rename one")
-        models = fleet.language_models
-        if servables:
-            before = models.served.get(name)
-            await fleet.load(servables)
-            if before is not None and models.served.get(name) in (None, before):  # a language model of its own
-                self._keep(models.retire(before))
-            return
         if len(generators) > 1:
             raise ConfigError(f"of '{name}', a language model, one version serves at a time; name one")
-        engine = await models.prepare(generators[0])
-        before = models.install(engine, generators[0].version)
-        fleet.unload(name)
+        models = fleet.language_models
+        before = models.served.get(name)
+        if any(before is own for group in fleet.versions(name).values() for own in group.generators.values()):
+            before = None  # it ends with its servable
+        if servables:
+            await fleet.load(servables)
+        else:
+            models.install(await models.prepare(generators[0]), generators[0].version)
+            fleet.unload(name)
         if before is not None:
             self._keep(models.retire(before))
 
@@ -245,13 +249,12 @@ class Models:
         """As `unload`. Returns what is done when its processes have ended."""
         fleet, model = self._fleet, self._models.get(name)
         served = [status for status in self._statuses() if status.name == name]
-        if model is None and not served and name not in self._found():
+        if model is None and not served and name not in await asyncio.to_thread(self._found):
             raise NotFound(f"there is no model '{name}' to unload; the index lists those that are known")
         model = self._model(name)
         async with model.changes:
+            self._check_settled(name)
             served = [status for status in self._statuses() if status.name == name]
-            if any(not status.loaded for status in served):
-                raise InvalidRequest(f"the model '{name}' is being loaded with the server; unload it when it is ready")
             generator = fleet.language_models.served.get(name)
             work: list[Any] = list(fleet.unload(name))
             if generator is not None and fleet.language_models.served.get(name) is generator:
@@ -260,13 +263,26 @@ class Models:
             if served:
                 model.failure, model.was_loaded = "", True
                 model.unloading = [status.version for status in served]
+        if not work and model.ended is not None:
+            return model.ended
         ended: asyncio.Future[Any] = asyncio.gather(*work)
-        ended.add_done_callback(lambda _: self._unloaded(model))
+        model.ended = ended
+        ended.add_done_callback(lambda _: self._unloaded(model, ended))
         return ended
 
-    def _unloaded(self, model: _Model) -> None:
-        model.unloading = []
-        log.info("model '%s' was unloaded", model.name)
+    def _check_settled(self, name: str) -> None:
+        """Raises InvalidRequest: the model is being loaded with the server."""
+        if any(not status.loaded for status in self._statuses() if status.name == name):
+            raise InvalidRequest(f"the model '{name}' is being loaded with the server; try again when it is ready")
+
+    def _unloaded(self, model: _Model, ended: asyncio.Future[Any]) -> None:
+        error = None if ended.cancelled() else ended.exception()
+        if model.ended is ended:
+            model.unloading, model.ended = [], None
+        if error is None:
+            log.info("model '%s' was unloaded", model.name)
+        elif not isinstance(error, asyncio.CancelledError):
+            log.error("model '%s' did not end as it should: %s", model.name, error)
 
     def _keep(self, work: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
@@ -316,14 +332,6 @@ class Models:
             if (found := look(place)) is not None:
                 return found
         raise NotFound(f"'{path}' is no model; give a servable, a model file or a language model")
-
-
-def _entry(status: ServableStatus, failed: str) -> KnownModel:
-    if status.ready:
-        return KnownModel(status.name, status.version, ModelState.READY, failed)
-    if not status.loaded:
-        return KnownModel(status.name, status.version, ModelState.LOADING, "it is still being loaded")
-    return KnownModel(status.name, status.version, ModelState.UNAVAILABLE, "no replica is ready")
 
 
 def _check_parameters(parameters: Mapping[str, Any]) -> None:

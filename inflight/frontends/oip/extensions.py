@@ -56,7 +56,7 @@ def repository_rpcs(control: Control) -> dict[str, Rpc]:
 
     async def index(request: RepositoryIndexRequest, _timeout: float | None) -> RepositoryIndexResponse:
         reply = RepositoryIndexResponse()
-        for model in control.index(request.ready):
+        for model in await control.index(request.ready):
             version = str(model.version) if model.version else ""
             reply.models.add(name=model.name, version=version, state=model.state.value, reason=model.reason)
         return reply

@@ -240,7 +240,9 @@ class OpenInferenceRest(QuickDoor):
     async def _index(self, call: Call) -> None:
         """Lists every model of every version; without those that are not ready if the body asks for ready ones only."""
         asked = _json_body(call)
-        await respond_json(call.send, [_index_entry(each) for each in self._control.index(asked.get("ready") is True)])
+        await respond_json(
+            call.send, [_index_entry(each) for each in await self._control.index(asked.get("ready") is True)]
+        )
 
     async def _load(self, call: Call) -> None:
         await call.run(self._control.load(call.names["name"], _parameters(call)))
