@@ -213,7 +213,7 @@ class NamedModelDoor(Door):
 
 
 class FirstModelDoor(Door):
-    """A door whose requests name no model: they go to the first one that is served."""
+    """A door of the first model that is served: of its gate and its limits. Some routes may name another model."""
 
     size_option = PAYLOAD_OPTION
 

@@ -366,10 +366,12 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
         loaded = done
         progress.share(done)
 
-    executors: list[Executor] = [LocalExecutor(ShardJob.of(config), tell)]
+    executors: list[Executor]
     if config.replicas > 1:
         server = ServerConfig(start_timeout=start_timeout)
         executors = [ShardGroup(config.of_replica(number), server) for number in range(config.replicas)]
+    else:
+        executors = [LocalExecutor(ShardJob.of(config), tell)]
     whole = False
     for executor in executors:
         executor.begin()  # it loads while the tokenizer is read
@@ -387,7 +389,9 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
             await _give_up(executors)
             raise
         starting = asyncio.wait_for(engine.start(), start_timeout)
-        await waited_for(lambda: f"{loaded:.0%} of the weights of '{folder}' are loaded", starting)
+        if config.replicas == 1:  # the processes of several tell of themselves
+            starting = waited_for(lambda: f"{loaded:.0%} of the weights of '{folder}' are loaded", starting)
+        await starting
         whole = True
     except asyncio.TimeoutError:
         raise StartError(f"the model was not loaded within {start_timeout:g} seconds (start_timeout)") from None

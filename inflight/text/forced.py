@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from inflight.contract import AnswerForm, Grammar
+from inflight.errors import InvalidRequest
 from inflight.text.answers import BEGUN, FINAL, HARMONY
+from inflight.text.grammar import slashed
 from inflight.text.schema import part_of
 from inflight.text.written import Loose, Rules, text_of, text_value, until
 
@@ -66,7 +68,10 @@ def call_grammar(
     write = found.call
     if answer is not None and not found.begin and isinstance(found.key, str):
         write = _whole(found.key)  # both begin with a brace
-    call = " | ".join(rules.rule(write(rules, function)) for function in functions)
+    try:
+        call = " | ".join(rules.rule(write(rules, function)) for function in functions)
+    except RecursionError:
+        raise InvalidRequest("the tools' schemas are too deep or have too many properties; make them simpler") from None
     rules.lines.append(f"call: {call}")
     begin, end = text_of(found.begin), text_of(found.end)
     if found.one_tag:
@@ -124,8 +129,7 @@ def _grammar(start: str, rules: Rules) -> Grammar:
 def _answer(rules: Rules, answer: Grammar) -> str:
     if answer.kind == "json":
         return rules.json(json.loads(answer.value), answer.strict)
-    body = answer.value.replace("/", "\\/")
-    rules.lines.append(f"ANSWER: /{body}/")
+    rules.lines.append(f"ANSWER: /{slashed(answer.value)}/")
     return "ANSWER"
 
 

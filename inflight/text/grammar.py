@@ -11,7 +11,8 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,10 @@ CACHED = 128
 """Number of compiled grammars that are cached; the least recently used is dropped first."""
 MAX_SOURCE = 1 << 20
 """Most characters of a grammar's source, the schemas in it included."""
+STACK = 512 << 20
+"""Bytes of address space for the stack of a thread that compiles: llguidance recurses along a grammar's references, and
+a stack that overflows ends the process. Enough for `MAX_SOURCE` characters."""
+_STACKS = threading.Lock()
 STRICT = "x-inflight-strict"
 """In a schema of a `lark` grammar: this one is held exactly, or refused."""
 ANY_JSON = Grammar("json", "{}")
@@ -135,7 +140,7 @@ class GrammarCompiler:
                 self._compiled.move_to_end(grammar)
                 return found.copy()
         try:
-            made = self._made(grammar)
+            made = _deep(lambda: self._made(grammar))
         except RecursionError:
             raise InvalidRequest(f"the {grammar.kind} grammar is nested too deeply; make it simpler") from None
         with self._lock:
@@ -257,6 +262,31 @@ def _up_to(name: str, body: str, text: str, added: Mapping[str, int]) -> str:
     return f"{name}[lazy]: /{body}/ {written(text, added)}"
 
 
+def _deep(call: Callable[[], Matcher]) -> Matcher:
+    """The result of a call on a thread with a large stack."""
+    future: Future[Matcher] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # raised to the caller
+            future.set_exception(error)
+
+    with _STACKS:  # the size is the process's, for threads that are started from here on
+        before = threading.stack_size(STACK)
+        try:
+            threading.Thread(target=run, name="grammar", daemon=True).start()
+        finally:
+            threading.stack_size(before)
+    return future.result()
+
+
+def slashed(pattern: str) -> str:
+    """A regular expression as it stands between slashes in Lark."""
+    ways = {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}
+    return re.sub(r"(?s)\\.|[/\n]", lambda found: ways.get(found[0], found[0]), pattern)
+
+
 def _whole_pattern(pattern: str) -> str | None:
     """A JSON schema's pattern, which may stand anywhere in a text, as an expression of the whole text; None: it has
     anchors within alternatives."""
@@ -267,7 +297,7 @@ def _whole_pattern(pattern: str) -> str | None:
     body = pattern[begin : len(pattern) - end]
     if re.search(r"[$^]", bare[begin : len(bare) - end]):
         return None
-    body = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", body)
+    body = slashed(body)
     return f"{'' if begin else '(?s:.*)'}(?:{body}){'' if end else '(?s:.*)'}"
 
 

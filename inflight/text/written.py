@@ -11,7 +11,7 @@ from inflight.text.grammar import STRICT
 
 _LIMITS = (
     *("pattern", "format", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-    *("multipleOf", "minItems", "maxItems", "uniqueItems", "patternProperties", "not", "if"),
+    *("multipleOf", "minItems", "maxItems", "uniqueItems", "patternProperties", "not", "if", "allOf"),
 )
 _TERMINALS = {
     "integer": "INTEGER: /-?(0|[1-9][0-9]*)/",
@@ -172,7 +172,7 @@ class Loose:
     def _referred(self, reference: str) -> str:
         if reference not in self._named:
             found: Any = self._root
-            for step in reference.removeprefix("#").strip("/").split("/"):
+            for step in filter(None, reference.removeprefix("#").split("/")):
                 found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
             self._named[reference] = self._rules.rule("")
             place = len(self._rules.lines) - 1

@@ -191,6 +191,10 @@ def test_earlier_calls_are_shown(served: Served, name: str) -> None:
     ]
     answer = served.chat(name, "thought", tools=TOOLS, before=before)
     assert replace(answer, usage=None) == expected(FAMILIES[name], "thought")
+    asked = {"model": name, "messages": [{"role": "user", "content": "The weather?"}, *before], "tools": TOOLS}
+    shown = served.post("/chat_tokenize", asked)[0]["templated_text"].partition("The weather?")[2]
+    assert "weather" in shown or "call_1" in shown  # Kimi writes the call's id in its place
+    assert "sun" in shown
 
 
 def test_one_call_where_several_are_not_wanted(served: Served) -> None:

@@ -75,6 +75,17 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield made
 
 
+def test_long_chains_do_not_overflow_a_stack(llm: LLM) -> None:
+    """llguidance recurses along them; an overflow would end the process, not only the request."""
+    count = 3000
+    chain = {f"d{n}": {"type": "object", "properties": {"x": {"$ref": f"#/$defs/d{n + 1}"}}} for n in range(count)}
+    schema = {"$ref": "#/$defs/d0", "$defs": {**chain, f"d{count}": {"type": "integer"}}}
+    rules = "\n".join(f'r{n}: "a" r{n + 1} | "b"' for n in range(count))
+    compiler = llm.engine._tokenizer.grammars(2048)
+    for grammar in (Grammar("json", json.dumps(schema)), Grammar("lark", f'start: r0\n{rules}\nr{count}: "c"\n')):
+        assert compiler.compile(grammar) is not None
+
+
 def test_two_hundred_schemas(llm: LLM) -> None:
     """Every answer parses and validates; what was cut at its limit is the beginning of one that would."""
     rng = random.Random(11)

@@ -129,7 +129,7 @@ class Reply:
 
     def whole(self, results: Sequence[Whole], usage: Usage, choices: int) -> dict[str, Any]:
         """The whole answer. Args: results: `choices` of the first prompt, then of the second, and so on."""
-        listed = []
+        listed: list[dict[str, Any]] = []
         for index, one in enumerate(results):
             choice: dict[str, Any] = {"index": index}
             reason = REASONS[one.finish.reason]
@@ -142,7 +142,9 @@ class Reply:
             choice["logprobs"] = self._probabilities(one.tokens, one.start) if self._logprobs else None
             choice["finish_reason"] = reason
             if self._scored is not None and not self.chat:
-                choice["prompt_logprobs"] = prompt_logprobs(one.start, self._scored)
+                first = index % choices == 0  # the choices of a prompt share it
+                told_of = prompt_logprobs(one.start, self._scored) if first else listed[-1]["prompt_logprobs"]
+                choice["prompt_logprobs"] = told_of
             listed.append(choice)
         told = {**self._common, "choices": listed, "usage": self._usage(usage), **self._timed(usage)}
         if self._scored is not None and self.chat:

@@ -118,8 +118,9 @@ class TeiRest(FirstModelDoor):
     async def _tokenize(self, call: Call) -> None:
         body: TokenizeBody = call.body()
         if body.prompt is not None:
-            pieces = await self._generator.tokenize(body.prompt, body.add_special_tokens)
-            await respond_json(call.send, tokenized(self._generator, pieces, bool(body.return_token_strs)))
+            generator = pick(self._backend, body.model)
+            pieces = await generator.tokenize(body.prompt, body.add_special_tokens)
+            await respond_json(call.send, tokenized(generator, pieces, bool(body.return_token_strs)))
             return
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         if not texts or "" in texts:

@@ -87,6 +87,7 @@ class TokenizeBody(msgspec.Struct):
     inputs: str | list[str] | None = None
     add_special_tokens: bool = True
     prompt_name: str | None = None
+    model: str | None = None
     prompt: str | None = None
     return_token_strs: bool | None = None
 

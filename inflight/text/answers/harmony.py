@@ -52,6 +52,7 @@ def harmony(reader: Reader) -> Generator[None, None, bool]:
             if not reader.ended:
                 yield from reader.upto([start], reader.show)
                 reader.buffer = start + reader.buffer
+                continue
             break
         yield from _message(reader, first + read[0])
     return True
