@@ -361,7 +361,8 @@ class Engine:
     def _unseen(self, sequence: Sequence) -> None:
         """The keys of a request's images, which were not encoded for that, are gone."""
         if sequence.id not in self._looking:
-            self._looking[sequence.id] = asyncio.ensure_future(self._look(sequence))
+            task = self._looking[sequence.id] = asyncio.ensure_future(self._look(sequence))
+            task.add_done_callback(lambda _: self._looking.pop(sequence.id, None))
 
     async def _look(self, sequence: Sequence) -> None:
         stream = self._streams.get(sequence.id)
@@ -371,8 +372,6 @@ class Engine:
                 stream.home.restore(sequence, images)  # which may be another one by now
         except InflightError as error:
             self._streams.fail(sequence, error)
-        finally:
-            del self._looking[sequence.id]
 
     def _turned_away(self) -> None:
         if self._metrics is not None:

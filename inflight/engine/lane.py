@@ -155,5 +155,5 @@ class Lane:
         """Takes a request from another replica."""
         self.prospects.promise(sequence, bid)
         self.taken_over += 1
-        self.scheduler.adopt([sequence])
+        self.scheduler.adopt(sequence)
         self._wake.set()

@@ -85,6 +85,7 @@ class Lanes:
     def came_up(self, lane: Lane) -> None:
         """A replica is loaded again: it takes over what waits at replicas that are not, and its share of what waits at
         those that are."""
+        lane.leaving = False  # `renew` hears of it a little later
         for other in self.all:
             if other is not lane:
                 self._divide(other, self._open())
@@ -102,7 +103,7 @@ class Lanes:
             stream = self._streams.get(sequence.id)
             home, bid = self._cheapest(fitting, sequence) if stream is not None and fitting else (lane, None)
             if stream is None or bid is None or home is lane:
-                lane.scheduler.adopt([sequence])
+                lane.scheduler.adopt(sequence)
                 continue
             stream.home = home
             home.take_over(sequence, bid)

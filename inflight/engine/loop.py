@@ -17,7 +17,7 @@ from inflight.engine.grammars import Follower, Grammars
 from inflight.engine.recovery import Recovery
 from inflight.engine.stream import Stream
 from inflight.engine.streams import Streams
-from inflight.errors import InflightError, ModelError, WorkerLost
+from inflight.errors import InflightError, ModelError, Unavailable, WorkerLost
 from inflight.metrics import Metrics
 from inflight.sched import Scheduler
 
@@ -155,6 +155,7 @@ class StepLoop:
             self._watch.cancel()
         if self._aborting is not None:
             await self._aborting
+        self._recovery.tell(Unavailable("the model is being ended"))
 
     async def _steps(self) -> None:
         scheduler, depth = self.scheduler, self._policy.plans_in_flight

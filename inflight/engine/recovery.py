@@ -136,7 +136,7 @@ class Recovery:
                 except InflightError as error:
                     refusals += 1
                     log.error("the shards of '%s' cannot start: %s", self._name, error)
-                    self._tell(error)
+                    self.tell(error)
                     if refusals >= FAILED_STARTS:
                         self.failing = str(error)
                         self._hand_over()
@@ -144,7 +144,7 @@ class Recovery:
                 else:
                     self.failing = None
                     self.up = True
-                    self._tell()
+                    self.tell()
                     return
         finally:
             patience.cancel()
@@ -164,7 +164,7 @@ class Recovery:
         for stream in streams:
             stream.fail(Unavailable(f"the model cannot be loaded now: {self.failing}"))
 
-    def _tell(self, error: InflightError | None = None) -> None:
+    def tell(self, error: InflightError | None = None) -> None:
         """Tells who waits for the start how it went."""
         told, self.started = self.started, None
         if told is None or told.done():

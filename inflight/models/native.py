@@ -91,7 +91,7 @@ class NativeDecoder(CausalLM):
         self._kv = _kv_type(settings.kv_cache_dtype, dtype)
         self.threads = settings.threads or processors()
         self._names: dict[int, str] = {}
-        self._shared = self._gate = -1  # buffers of a shared expert
+        self._shared = self._gate = self._shared_wide = -1  # buffers of a shared expert
         self._rows: DecodeRows | None = None
         self._arrays: DecodeArrays | None = None
         try:
@@ -259,9 +259,10 @@ class NativeDecoder(CausalLM):
         if len(gate_up) == 1:
             program.multiply(x, self._shared, gate_up, norm=norm, act=act)
         else:
-            wide = program.buffer(2 * experts.shared)
-            program.multiply(x, wide, gate_up, norm=norm)
-            program.gate(wide, self._shared, act)
+            if self._shared_wide < 0:
+                self._shared_wide = program.buffer(2 * experts.shared)
+            program.multiply(x, self._shared_wide, gate_up, norm=norm)
+            program.gate(self._shared_wide, self._shared, act)
         program.output_gate(self._gate, 0, self._shared)
         return self._shared
 

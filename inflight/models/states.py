@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,6 @@ class Recurrent:
 
     arrays: Mapping[str, tuple[int, ...]]
 
-    @property
-    def floats(self) -> int:
-        return sum(prod(shape) for shape in self.arrays.values())
-
 
 LayerState = Paged | Shared | Recurrent
 
@@ -42,8 +37,3 @@ LayerState = Paged | Shared | Recurrent
 def block_bytes(states: Sequence[LayerState]) -> int:
     """Bytes of one block of the paged cache over all layers."""
     return sum(state.block_bytes for state in states if isinstance(state, Paged))
-
-
-def recurrent_floats(states: Sequence[LayerState]) -> int:
-    """Numbers that all recurrent layers keep of one row; a model may need some more between them."""
-    return sum(state.floats for state in states if isinstance(state, Recurrent))

@@ -209,15 +209,13 @@ class Scheduler:
             del self.requests[row.id]
         return released
 
-    def adopt(self, sequences: Items[Sequence]) -> None:
-        """Queues requests that another scheduler released: those that had begun before all others."""
-        begun = [row for row in sequences if row.cached is not None]
-        for row in reversed(begun):
-            self.requests[row.id] = row
-            self._put_back(row)
-        for row in sequences:
-            if row.cached is None:
-                self.add(row)
+    def adopt(self, sequence: Sequence) -> None:
+        """Queues a request that another scheduler released: one that had begun before all others."""
+        if sequence.cached is None:
+            self.add(sequence)
+        else:
+            self.requests[sequence.id] = sequence
+            self._put_back(sequence)
 
     def restore(self, sequence: Sequence, images: Items[EncodedImage]) -> None:
         """Gives a sequence the images that it needs (`on_unseen`), and its place in the queue."""

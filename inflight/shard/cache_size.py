@@ -23,6 +23,7 @@ def count_blocks(
     most_tokens: int,
     before: int | None = None,
     ranks_here: int = 1,
+    taken: int = 0,
 ) -> int:
     """The number of blocks of the cache.
 
@@ -34,15 +35,16 @@ def count_blocks(
         before: blocks before the ranks were started again. The cache gets as many again, or fewer if the memory has
             shrunk. Given in blocks, because a new measurement would give another number of bytes.
         ranks_here: ranks that share the available memory evenly.
+        taken: bytes of this rank's share, or of what is asked for, that recurrent states have.
 
     Raises:
         StartError: not one block fits, or more memory is asked for than is available.
     """
     if before is not None:
-        room = int(available * AGAIN) // ranks_here
+        room = int(available * AGAIN) // ranks_here - taken
         count = min(room // block_bytes, before)
     else:
-        room = asked if asked is not None else int(available * share) // ranks_here
+        room = (asked if asked is not None else int(available * share) // ranks_here) - taken
         count = min(room // block_bytes, -(-most_tokens // block_size))
     if count < 1:
         raise StartError(
@@ -89,5 +91,5 @@ def count_states(
             "--kv-cache-memory or free memory"
         )
     # As many as long rows have, and the ends of two prompts of each row.
-    saved = min(quarter, max_rows * (2 + -(-longest // align)))
+    saved = min(quarter, max_rows * (2 + -(-longest // align)), (room - block_bytes) // state_bytes - rows)
     return StateSize(max(rows + saved, 2), state_bytes, align)

@@ -79,7 +79,7 @@ class ModelRunner:
         model, size = self._model, job.model.block_size
         if not model.state_bytes:
             return StateSize()
-        room = job.model.kv_cache_bytes or int(self._device.available_memory() * CPU_SHARE)
+        room = job.model.kv_cache_bytes or int(self._device.available_memory() * CPU_SHARE) // job.replicas
         states = count_states(model.state_bytes, model.block_bytes(size), size, room, job.max_rows, longest)
         model.make_states(states.slots)
         return states
@@ -99,12 +99,13 @@ class ModelRunner:
         blocks = count_blocks(
             self._model.block_bytes(block_size),
             block_size,
-            None if job.model.kv_cache_bytes is None else job.model.kv_cache_bytes - taken,
-            self._device.available_memory() - taken,
+            job.model.kv_cache_bytes,
+            self._device.available_memory(),
             CPU_SHARE if on_cpu else SHARE,
             longest * job.max_rows,
             job.num_blocks,
             ranks_here=self._ranks.size * job.replicas if on_cpu else 1,
+            taken=taken,
         )
         return CacheSize(blocks, block_size, self._model.make_cache(blocks, block_size))
 

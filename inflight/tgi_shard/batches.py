@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from inflight.contract import UNSOUND, AdmittedRow, FinishReason, Grammar, MediaRows, Sampling, StepPlan, StepResult
 from inflight.errors import InvalidRequest, ModelError, NotFound
@@ -133,8 +133,6 @@ class Batches:
             raise InvalidRequest(f"{len(asked)} requests do not fit beside {self.rows} of {most}")
         for one in asked:
             self._check(one)
-        if self._runner.offer.states.slots:  # keys alone do not bring back a recurrent state: all is computed
-            asked = [replace(one, cached=0) for one in asked]
         rows = [self._row(one) for one in asked]
         admissions = [
             AdmittedRow(
@@ -206,6 +204,8 @@ class Batches:
             raise InvalidRequest("at least one input token must be computed: `cache_len` is too large")
         if asked.cached and asked.media:
             raise InvalidRequest("the keys of prompts with images are not shared here: `cache_len` must be 0")
+        if asked.cached and offer.states.slots:
+            raise InvalidRequest("keys alone do not bring back a recurrent state: `cache_len` must be 0")
         if asked.cached and (offer.model.switch or offer.model.stretched):
             raise InvalidRequest(
                 "this model's keys depend on the length of a sequence and cannot be shared: `cache_len` must be 0"

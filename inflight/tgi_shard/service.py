@@ -119,8 +119,10 @@ class Service:
             speculate=0,
             support_chunking=False,
             # Keys that depend on the length of a sequence cannot be shared by sequences with the same beginning. And
-            # the router's own cache knows tokens only, which are the same for all images.
-            use_prefix_caching=not (offer.model.switch or offer.model.stretched or self._images is not None),
+            # the router's own cache knows tokens only, which are the same for all images, and no recurrent states.
+            use_prefix_caching=not (
+                offer.model.switch or offer.model.stretched or offer.states.slots or self._images is not None
+            ),
             attention_impl="inflight",
             block_size=offer.cache.block_size,
         )

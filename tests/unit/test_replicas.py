@@ -115,7 +115,7 @@ def test_a_burst_of_one_prefix_is_divided() -> None:
 
 
 def test_a_lost_replica_hands_its_streams_over_at_once() -> None:
-    """The tokens are those of a run that nothing disturbs: greedy, drawn, constrained, and of an adapter's row."""
+    """The tokens are those of a run that nothing disturbs, greedy and drawn."""
 
     async def test(engine: Engine, executors: list[FakeExecutor]) -> None:
         for executor in executors:
