@@ -102,7 +102,7 @@ def test_what_needs_torch_says_so(light_python: str, tmp_path: Path) -> None:
 def test_a_torchscript_file_says_so(light_python: str, tmp_path: Path) -> None:
     """`.pt` files are torch's too."""
     (tmp_path / "model.pt").write_bytes(b"")
-    command = ["-m", "inflight.cli", "serve", str(tmp_path / "model.pt"), "--http", "127.0.0.1:0"]
+    command = ["-m", "inflight.cli", "serve", str(tmp_path / "model.pt"), "--http", "127.0.0.1:0", "--grpc", "off"]
     done = run(light_python, *command, cwd=tmp_path)
     assert done.returncode == 1
     assert "pip install 'inflight-serving[torch]'" in done.stderr
