@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Protocol
@@ -183,6 +184,7 @@ class Admission:
         used: generations that were let in and have not ended.
         uploading: bytes of large bodies that come in now.
         arriving: places reserved for requests that a door has let in.
+        entered: time of the last generation's begin by `time.perf_counter`.
         waiting: callers in the line, which are not read meanwhile.
     """
 
@@ -196,6 +198,7 @@ class Admission:
         self.limit = limit
         self.used = 0
         self.arriving = 0
+        self.entered = 0.0
         self.uploading = 0
         self.waiting = 0
         self._on_refused = on_refused
@@ -221,6 +224,7 @@ class Admission:
         if self.used >= self.limit:
             raise Overloaded(OVERLOADED)
         self.used += 1
+        self.entered = time.perf_counter()
         if (mine := arrival.get()) is not None:
             mine.settle(self)
         elif self._offered:

@@ -26,11 +26,12 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from inflight.config import GeneratorConfig, ListenConfig, ServableConfig, ServerConfig, check
+from inflight.config import Alias, GeneratorConfig, ListenConfig, ServableConfig, ServerConfig, check
 from inflight.contract import KnownModel, ServableStatus
 from inflight.errors import InflightError, StartError
 from inflight.frontends import Control, Keys, grpc_app, http_app, load_protocol
 from inflight.metrics import Metrics
+from inflight.repository import Names
 from inflight.router import Router
 from inflight.startup import failed_load
 from inflight.wire import GRPC, RESTFUL, Kind, Listener, listen_grpc, listen_http, success_line
@@ -76,6 +77,7 @@ class Server:
 
     def __init__(self, config: ServerConfig = ServerConfig(), values: Mapping[str, Any] = {}) -> None:
         check(config)
+        Names([Alias.of(text) for text in config.room.aliases])
         self._config = config
         self._values = values
         self._metrics = Metrics()
@@ -357,6 +359,7 @@ class Server:
             origins=self._config.cors_origins,
             protocols=[load_protocol(name) for name in self._config.protocols],
             control=Control(router, router.models, self._config.admin),
+            directory=router.demand if router.demand.active else None,
         )
         return self._add(RESTFUL, listen, await listen_http(app, listen, allocate=router.fleet.inbox.allocate))
 
@@ -368,6 +371,7 @@ class Server:
             keys=self._keys,
             metrics=self._metrics,
             control=Control(router, router.models, self._config.admin),
+            directory=router.demand if router.demand.active else None,
         )
         allocate = router.fleet.inbox.allocate
         return self._add(

@@ -19,6 +19,7 @@ from inflight.config.model import (
     adapters,
 )
 from inflight.config.parse import device_ids, domains, existing_file, memory, one_of, seconds, switch, whole
+from inflight.config.room import Alias, RoomConfig, Target
 from inflight.config.server import (
     CPU_QUOTA,
     DEFAULT_EXECUTION_TIMEOUT,
@@ -66,6 +67,7 @@ __all__ = [
     "SETTINGS",
     "AdapterConfig",
     "Addresses",
+    "Alias",
     "Field",
     "GeneratorConfig",
     "KeyConfig",
@@ -76,9 +78,11 @@ __all__ = [
     "RanksConfig",
     "RestConfig",
     "RestartPolicy",
+    "RoomConfig",
     "ServableConfig",
     "ServerConfig",
     "Setting",
+    "Target",
     "TlsConfig",
     "VisionConfig",
     "adapters",

@@ -25,6 +25,7 @@ from inflight.config.parse import (
     versions,
     whole,
 )
+from inflight.config.room import RoomConfig
 from inflight.config.setting import Setting, fields_of, filled
 
 DEFAULT_HTTP = "127.0.0.1:8080"
@@ -229,6 +230,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         version_policy: which versions of a model of the folders are served.
         watch: seconds between two looks at the folders; 0: nobody looks.
         drain_timeout: seconds that requests of a model may take after it was unloaded or replaced.
+        room: which models of the folders are loaded when.
         protocols: the user's own HTTP protocols: `module:Class` of subclasses of `inflight.frontends.Door`.
     """
 
@@ -345,7 +347,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         str,
         Setting(
             "Versions of a model of the folders that are served: latest, latest:2 (the largest numbers), all, or "
-            "numbers like 1,3. Of a language model the largest of them.",
+            "numbers like 1,3.",
             versions,
             "VERSIONS",
         ),
@@ -367,6 +369,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
             "Seconds that requests of a model may take after it was unloaded or replaced.", seconds, "SECONDS", " 300"
         ),
     ] = 300.0
+    room: RoomConfig = RoomConfig()
     protocols: Annotated[
         tuple[str, ...],
         Setting(
@@ -388,7 +391,8 @@ class ServerConfig(msgspec.Struct, frozen=True):
             fields: by field name; they override `values`.
         """
         routes = {name: getattr(rest, name) for name in ("predict_routes", "health_routes", "tgi")}
-        return filled(cls, values, rest=filled(RestConfig, values, **routes), **fields)
+        told: dict[str, Any] = {"rest": filled(RestConfig, values, **routes), "room": filled(RoomConfig, values)}
+        return filled(cls, values, **{**told, **fields})
 
     def with_rest(self, rest: RestConfig) -> ServerConfig:
         """The same, with another configuration of the REST routes."""
@@ -396,7 +400,9 @@ class ServerConfig(msgspec.Struct, frozen=True):
 
 
 SERVER_SETTINGS = tuple(
-    field for record in (Addresses, ServerConfig, ListenConfig, TlsConfig, RestConfig) for field in fields_of(record)
+    field
+    for record in (Addresses, ServerConfig, RoomConfig, ListenConfig, TlsConfig, RestConfig)
+    for field in fields_of(record)
 )
 """All settings of a server for a command line, a file or a script."""
 

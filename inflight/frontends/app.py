@@ -13,6 +13,7 @@ from inflight.frontends.anthropic import AnthropicRest
 from inflight.frontends.base import Backend
 from inflight.frontends.cloud import CloudRest
 from inflight.frontends.control import Control
+from inflight.frontends.directory import Directory, named_in, redirect
 from inflight.frontends.door import UNKNOWN, Door, refuse, unknown_route
 from inflight.frontends.edge import Edge
 from inflight.frontends.keys import Keys
@@ -25,7 +26,7 @@ from inflight.frontends.routes import Access, MethodNotAllowed, NoSuchRoute, err
 from inflight.frontends.tei import TeiRest
 from inflight.frontends.tgi import TgiRest
 from inflight.metrics import Metrics, RouteMetrics
-from inflight.wire import JSON, Answer, Gate, Receive, Refusal, Scope, Send, error_json
+from inflight.wire import JSON, Answer, Gate, Receive, Refusal, Scope, Send, error_json, header
 
 DOORS: tuple[type[Door], ...] = (
     MindSporeRest,
@@ -53,6 +54,7 @@ def http_app(
     origins: Sequence[str] = (),
     protocols: Sequence[type[Door]] = (),
     control: Control | None = None,
+    directory: Directory | None = None,
 ) -> Edge:
     """The ASGI application for `http` scopes.
 
@@ -64,6 +66,7 @@ def http_app(
         keys, origins: see `Edge`.
         protocols: further protocols; the constructor of each takes the backend alone.
         control: loads and unloads models; None: nobody can.
+        directory: names that mean more than the models that are served; None: there are none.
 
     Raises:
         ConfigError: one of `protocols` has a path of another protocol.
@@ -89,9 +92,9 @@ def http_app(
     for protocol in protocols:
         doors = (*doors, _distinct(protocol(backend), doors))
     for door in doors:
-        door.metrics, door.generations = metrics.routes, metrics.generations
+        door.metrics, door.generations, door.directory = metrics.routes, metrics.generations, directory
     operations.doors = sorted(doors, key=lambda door: DOORS.index(type(door)) if type(door) in DOORS else len(DOORS))
-    return Edge(HttpApp(backend, doors, metrics.routes), keys, origins)
+    return Edge(HttpApp(backend, doors, metrics.routes, directory), keys, origins)
 
 
 def load_protocol(name: str) -> type[Door]:
@@ -130,10 +133,14 @@ class HttpApp:
         doors: several may share a path, each with verbs of its own; of two with the same path and verb the second gets
             what it `serves`; below a common prefix the first door that `serves` the request gets it.
         metrics: counts requests that no door has a route for.
+        directory: see `http_app`.
     """
 
-    def __init__(self, backend: Backend, doors: Sequence[Door], metrics: RouteMetrics) -> None:
+    def __init__(
+        self, backend: Backend, doors: Sequence[Door], metrics: RouteMetrics, directory: Directory | None = None
+    ) -> None:
         self._metrics = metrics
+        self._directory = directory
         self._backend = backend
         self._below: dict[str, list[Door]] = {}
         for door in doors:
@@ -150,6 +157,8 @@ class HttpApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one `http` scope."""
         try:
+            if self._directory is not None:
+                await self._direct(scope, self._directory)
             door = self._door(scope)
         except MethodNotAllowed as error:
             unknown_route(self._metrics, UNKNOWN, scope).done(error.http_status, 0.0)
@@ -159,8 +168,22 @@ class HttpApp:
             # Scripts written for MindSpore Serving search the text for its words, whatever the status.
             words = f"please check url, the keyword:[model] must contain. {error}"
             await refuse(send, Refusal(error.http_status, [JSON], error_json(str(error), words)))
+        except InflightError as error:  # the model that the path names cannot be loaded
+            unknown_route(self._metrics, UNKNOWN, scope).done(error.http_status, 0.0)
+            await refuse(send, self.refusal(scope, error), last=header(scope, b"expect") is not None)
         else:
             await door(scope, receive, send)
+
+    async def _direct(self, scope: Scope, directory: Directory) -> None:
+        """Writes the model behind an alias into the path, and waits until the model that the path names is loaded.
+
+        Raises:
+            InflightError: it is not, or not in time.
+        """
+        redirect(scope, directory)
+        found = named_in(scope)
+        if found is not None and found.wakes:
+            await directory.present(found.name)
 
     def _door(self, scope: Scope) -> Door:
         """The door that answers a request.
@@ -184,7 +207,12 @@ class HttpApp:
         return found
 
     def inline(self, scope: Scope, body: bytes, answer: Answer) -> Callable[[], None] | None:
-        """See `InlineApp`."""
+        """See `InlineApp`. A request whose model may have to be loaded first is left to `__call__`."""
+        if self._directory is not None:
+            redirect(scope, self._directory)
+            found = named_in(scope)
+            if found is not None and self._directory.missing(found.name):
+                return None
         try:
             door = self._door(scope)
         except (MethodNotAllowed, NoSuchRoute):
@@ -195,6 +223,8 @@ class HttpApp:
         """See `GatedApp`."""
         if scope["method"] != "POST" or not self._backend.generators:
             return None
+        if self._directory is not None:
+            redirect(scope, self._directory)
         try:
             return self._door(scope).gate_for(scope)
         except (MethodNotAllowed, NoSuchRoute):
@@ -215,6 +245,17 @@ class HttpApp:
             return replace(told, status=error.http_status) if told.status == 200 else told
         except (MethodNotAllowed, NoSuchRoute):
             return Refusal(error.http_status, [JSON, *error_headers(error)], error_json(str(error)))
+
+    def changes(self, scope: Scope) -> bool:
+        """See `EdgeApp`. A preflight asks for the request that it announces."""
+        wanted = header(scope, b"access-control-request-method") if scope["method"] == "OPTIONS" else None
+        verb = scope["method"] if wanted is None else wanted.decode("latin-1")
+        try:
+            asked: Scope = {**scope, "method": verb}
+            route, _ = self._door(asked).find(asked)
+        except InflightError:
+            return False
+        return route.access is Access.ADMIN
 
     def open(self, scope: Scope) -> bool:
         """Whether a request needs no API key. A POST to an unknown path needs it: without it the answer is 401, not

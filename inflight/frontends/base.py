@@ -63,6 +63,11 @@ class Backend(Protocol):
         """Whether every servable has at least one warm replica."""
 
 
+def generator_of(generators: Mapping[str, Generator], method: MethodInfo) -> Generator | None:
+    """The language model that a method belongs to, in its version where several are served; None: it was unloaded."""
+    return generators.get(f"{method.servable}:{method.version}") or generators.get(method.servable)
+
+
 async def predict(
     backend: Backend, method: MethodInfo, rows: Sequence[Row], *, timeout: float | None = None
 ) -> Sequence[Outcome]:

@@ -14,7 +14,7 @@ from inflight.contract import GenerationRequest
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
 from inflight.frontends.door import FORWARDED, Door
-from inflight.frontends.llm import all_of, payload_limit, pick
+from inflight.frontends.llm import all_of, pick
 from inflight.frontends.openai import CHAT, COMPLETIONS, ChatBody, CompletionBody, OpenAiRest, chat_requests
 from inflight.frontends.routes import Call, Events, Route, generation
 from inflight.frontends.tgi import GenerateBody, Predictions, TgiError, TgiRest, check_body, refusal
@@ -49,7 +49,7 @@ class CloudRest(Door):
         return refusal(error)
 
     def limit(self, call: Call) -> int:
-        return payload_limit(self._backend)
+        return self._payload_limit()
 
     def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
         """The gate of a route. That of `/invocations` has no form of refusal, because this form depends on the body."""

@@ -8,9 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
+from inflight.config import PAYLOAD_LIMIT
 from inflight.contract import Generator
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
+from inflight.frontends.directory import Directory, sticky, user_of
 from inflight.frontends.llm import payload_limit, pick, read_struct
 from inflight.frontends.routes import Access, Call, Match, MethodNotAllowed, NoSuchRoute, Route, Table
 from inflight.log import LOGGER
@@ -70,6 +72,7 @@ class Door(ABC):
         offered: `routes`, and those that only this server has.
         metrics: counts the calls.
         generations: counts requests that are refused before a language model sees them; None: nobody counts them.
+        directory: names in bodies that mean more than the models that are served; None: there are none.
     """
 
     name: ClassVar[str]
@@ -88,6 +91,7 @@ class Door(ABC):
         self.table = Table(self.offered)
         self.metrics = RouteMetrics(SECONDS)
         self.generations: LlmMetrics | None = None
+        self.directory: Directory | None = None
         self._calls: dict[int, Calls] = {}  # by the route's identity: to hash a route costs more than to answer it
 
     @abstractmethod
@@ -134,6 +138,8 @@ class Door(ABC):
                         )
                     )
             unread = False
+            if self.directory is not None:
+                await self._direct(call, self.directory)
             await route.handler(self, call)
         except Disconnected:
             return
@@ -145,6 +151,33 @@ class Door(ABC):
             if FORWARDED not in scope:
                 calls = unknown_route(self.metrics, self.name, scope) if route is None else self.calls(route)
                 calls.done(send.status, time.perf_counter() - began)
+
+    async def _direct(self, call: Call, directory: Directory) -> None:
+        """Writes the model behind an alias into the body that names one, and waits until the language model of the
+        request is loaded: the default one where it names none. A path's model was waited for before.
+
+        Raises:
+            InflightError: it is not loaded, or not in time.
+        """
+        if "name" in call.names or not call.route.language or call.route.body is None:
+            return
+        body = call.body()
+        call.replace(body)
+        name = getattr(body, "model", None)
+        if isinstance(name, str) and name:
+            chosen = directory.chosen_name(name, sticky(call.scope) or user_of(body))
+            if chosen is not None:
+                name = body.model = chosen
+            if directory.missing(name):
+                await call.run(directory.present(name))
+        if not self._backend.generators and directory.default is not None:
+            await call.run(directory.present(directory.default))
+
+    def _payload_limit(self) -> int:
+        """The largest body in bytes where no language model is loaded yet that the request may load."""
+        if self.directory is not None and not self._backend.generators:
+            return PAYLOAD_LIMIT
+        return payload_limit(self._backend)
 
     def _count_refusal(self, route: Route | None, error: Exception) -> None:
         """Counts a request of a language model that no model has seen. A body of another form is no request."""
@@ -202,7 +235,7 @@ class NamedModelDoor(Door):
         self._gates, self._gates_of_several = Gates(self.refusal), Gates(None)
 
     def limit(self, call: Call) -> int:
-        return payload_limit(self._backend)
+        return self._payload_limit()
 
     def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:
         """The gate of the only model; of several, that of a full one, without refusals: only the body names a model."""
@@ -222,6 +255,8 @@ class FirstModelDoor(Door):
         self._gates = Gates(self.refusal)
 
     def limit(self, call: Call) -> int:
+        if not self._backend.generators:
+            return self._payload_limit()
         return self._generator.info.limits.payload_limit
 
     def gate_of(self, route: Route, names: Mapping[str, str]) -> Gate | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from inflight.admission import Admission, holder
-from inflight.errors import InflightError
+from inflight.errors import Forbidden, InflightError
 from inflight.frontends.door import refuse
 from inflight.frontends.keys import Key, Keys
 from inflight.wire import (
@@ -35,6 +35,9 @@ class EdgeApp(InlineApp, GatedApp, Protocol):
     def open(self, scope: Scope) -> bool:
         """Whether a request needs no API key."""
 
+    def changes(self, scope: Scope) -> bool:
+        """Whether a request is one of those that change what is served."""
+
     def refusal(self, scope: Scope, error: InflightError) -> Refusal:
         """An error in the form of the request's protocol."""
 
@@ -42,9 +45,12 @@ class EdgeApp(InlineApp, GatedApp, Protocol):
 class Edge:
     """An application behind a key and a list of origins.
 
+    Whoever runs a browser beside a server runs pages of strangers beside it, and a page may send a POST anywhere; but
+    the browser tells its origin. So a request with an origin changes nothing here unless that is listed by name.
+
     Args:
         keys: those that routes require unless they are open; None: all are open.
-        origins: web pages of these origins may call; `*` is any; empty: none.
+        origins: web pages of these origins may call; `*` is any, except for what changes the server; empty: none.
     """
 
     def __init__(self, app: EdgeApp, keys: Keys | None, origins: Sequence[str]) -> None:
@@ -56,6 +62,12 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one `http` scope."""
         origin = header(scope, b"origin")
+        if origin is not None and origin not in self._origins and self._app.changes(scope):
+            error = Forbidden(
+                "web pages may not load or unload models here; list the page's origin with --cors-allow-origin"
+            )
+            await refuse(send, self._app.refusal(scope, error))
+            return
         if origin is not None and self._origins:
             allowed = self._allowed(origin)
             if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
@@ -127,7 +139,7 @@ class Edge:
         return self._keys.find(bearer(header(scope, b"authorization"), header(scope, b"x-api-key")))
 
     def _allowed(self, origin: bytes) -> list[Header]:
-        if self._any:
+        if self._any and origin not in self._origins:
             return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", _EXPOSED)]
         if origin in self._origins:
             return [

@@ -43,7 +43,8 @@ class Access(Enum):
 
     OPEN = "open"  # none
     KEY = "key"  # the server's API key, if it has one
-    PLACE = "place"  # the same, and a place for the request in the language model (`wire.Gate`)
+    ADMIN = "admin"  # the same; web pages may call it only if their origin is listed by name
+    PLACE = "place"  # the key, and a place for the request in the language model (`wire.Gate`)
 
 
 class Events(Enum):

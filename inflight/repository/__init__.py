@@ -1,6 +1,8 @@
 """Models on disk: which a folder holds, in which versions, and what each is started with."""
 
+from inflight.repository.names import Names
 from inflight.repository.policy import Snapshot, chosen, snapshot
+from inflight.repository.room import Loaded, leaving
 from inflight.repository.scan import (
     Found,
     ModelConfiguration,
@@ -16,13 +18,16 @@ from inflight.repository.scan import (
 
 __all__ = [
     "Found",
+    "Loaded",
     "ModelConfiguration",
+    "Names",
     "Snapshot",
     "chosen",
     "configurations",
     "generator_config",
     "inside",
     "is_language_model",
+    "leaving",
     "look",
     "model_files",
     "scan",

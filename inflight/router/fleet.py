@@ -75,6 +75,24 @@ class Fleet:
         """Names of all servables and language models."""
         return [*self._groups, *self.language_models.served]
 
+    @property
+    def bases(self) -> list[str]:
+        """Names of all servables and language models, without versions."""
+        return list(dict.fromkeys([*self._groups, *self.language_models.bases]))
+
+    def pids(self, name: str) -> list[int]:
+        """Processes of a servable or a language model."""
+        workers = [replica.pid for group in self.versions(name).values() for replica in group.replicas]
+        return [*(pid for pid in workers if pid is not None), *self.language_models.pids(name)]
+
+    def used(self, name: str) -> float:
+        """Time of the last request of a servable or a language model by `time.perf_counter`; 0: there was none."""
+        return max(self.language_models.used(name), *(group.used for group in self.versions(name).values()), 0.0)
+
+    def busy(self, name: str) -> bool:
+        """Whether a servable or a language model has requests that are not answered."""
+        return any(group.busy for group in self.versions(name).values()) or self.language_models.busy(name)
+
     def versions(self, servable: str) -> Mapping[int, Group]:
         """The groups of a servable by version; empty if there is no such servable."""
         return self._groups.get(servable, {})

@@ -98,6 +98,7 @@ class Group:
         announced: it was registered before its start, so that early requests fail with `Loading`.
         loaded: its first worker and the language models that it declares have been ready.
         generators: the language models that it declares, by the keys that workers use.
+        used: time of its last request by `time.perf_counter`.
         failing: why its workers cannot start; requests are refused with it. Else None.
     """
 
@@ -114,6 +115,7 @@ class Group:
         self.announced = announced
         self._execution_timeout = execution_timeout
         self.loaded = False
+        self.used = 0.0
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self.replicas: list[Replica] = []
@@ -226,6 +228,7 @@ class Group:
                     f"the queue of method '{queue.info.name}' is full: {len(queue.waiting)} of {queue.limit} "
                     "instances wait; try again later"
                 )
+        self.used = request.started
         queue.add(request.instances)
         if len(queue.waiting) >= EAGER and self._somebody_idle(queue):
             self._dispatch()

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from inflight.admission import Admission
 from inflight.config import GeneratorConfig, ServerConfig
 from inflight.contract import (
@@ -46,6 +48,11 @@ log = logging.getLogger("inflight")
 
 LONGEST = 24 * 3600.0
 """Seconds after which a request without a deadline of its own is given up."""
+
+
+def beside(name: str, version: int) -> str:
+    """The name of a version of a language model that is served beside a newer one."""
+    return f"{name}:{version}"
 
 
 class Announced:
@@ -94,6 +101,7 @@ class LanguageModels:
         self._begun: list[ShardGroup] = []  # those whose tokenizer is being read, so that there is no engine yet
         self._served: dict[str, Generator] = {}  # an engine takes its announcement's place once it is loaded
         self._versions: dict[str, int] = {}
+        self._bases: dict[str, str] = {}  # of a version beside the newest, `<name>:<version>`, the model's name
         self._one_loads = asyncio.Lock()  # each model measures the memory that is left
         self._stopping = False
 
@@ -125,9 +133,9 @@ class LanguageModels:
         engine = self._engine(generator)
         replicas = engine.replicas if engine is not None else [generator.ready]
         return ServableStatus(
-            name=name,
+            name=self._bases.get(name, name),
             version=self._versions[name],
-            methods=(self._method(generator.info),),
+            methods=(self._method(name, generator.info),),
             ready=generator.ready,
             replicas=len(replicas),
             ready_replicas=sum(replicas),
@@ -144,19 +152,45 @@ class LanguageModels:
         Raises:
             Loading: the model is not loaded yet.
         """
-        generator = self._served.get(name)
-        if generator is None or method != GENERATE or not self.has(name, version):
+        own = self.named(name, version)
+        if own is None or method != GENERATE:
             return None
+        generator = self._served[own]
         if isinstance(generator, Announced):
             raise generator.loading()
-        return self._method(generator.info)
+        return self._method(own, generator.info)
 
     def has(self, name: str, version: int) -> bool:
         """Whether a model is served in this version."""
-        return name in self._served and version in (NEWEST, self._versions[name])
+        return self.named(name, version) is not None
 
-    def _method(self, info: GeneratorInfo) -> MethodInfo:
-        return generate_method(info.name, info.image_placeholder is not None, self._versions.get(info.name, 1))
+    def named(self, name: str, version: int) -> str | None:
+        """The name under which this version of a model is served; None: it is not."""
+        if name in self._served and version in (NEWEST, self._versions[name]):
+            return name
+        other = beside(name, version)
+        return other if other in self._served else None
+
+    def all_of(self, name: str) -> list[Generator]:
+        """All versions of a model that are served."""
+        return [each for own, each in self._served.items() if self._bases.get(own, own) == name]
+
+    @property
+    def bases(self) -> list[str]:
+        """The names of all models, without versions."""
+        return list(dict.fromkeys(self._bases.get(own, own) for own in self._served))
+
+    def used(self, name: str) -> float:
+        """Time of a model's last request by `time.perf_counter`; 0: there was none."""
+        return max((each.admission.entered for each in self.all_of(name)), default=0.0)
+
+    def busy(self, name: str) -> bool:
+        """Whether a model answers requests, or some are on their way to it."""
+        return any(_busy(engine) for each in self.all_of(name) if (engine := self._engine(each)) is not None)
+
+    def _method(self, own: str, info: GeneratorInfo) -> MethodInfo:
+        reads_images = info.image_placeholder is not None
+        return generate_method(self._bases.get(own, own), reads_images, self._versions.get(own, 1))
 
     def submit(
         self,
@@ -171,7 +205,8 @@ class LanguageModels:
         Raises:
             Overloaded: more rows than the model takes at once.
         """
-        engine = self._served.get(method.servable)
+        own = self.named(method.servable, method.version)
+        engine = self._served.get(own or method.servable)  # whichever version: it may have been replaced
         if engine is None:
             raise NotFound(f"servable '{method.servable}': servable is not available, it was unloaded")
         limit = engine.info.policy.max_concurrent_requests
@@ -227,7 +262,7 @@ class LanguageModels:
                 # One after the other: each measures the memory that is left.
                 for engine in opened:
                     await engine.start()
-                    self._served[engine.info.name] = engine
+                    self.install(engine, self._versions[engine.info.name])
         except BaseException:
             for config in configs:
                 served = self._served.get(config.name)
@@ -258,22 +293,46 @@ class LanguageModels:
                 raise
         return engine
 
-    def install(self, generator: Generator, version: int = 1) -> Generator | None:
-        """Lets a model serve under its name.
+    async def take_over(self, name: str, configs: Sequence[GeneratorConfig]) -> None:
+        """Loads versions of a model and lets them serve under its name when all can answer: the newest under the name
+        itself, the others beside it (`beside`). What served before is out of service then.
 
-        Returns:
-            The model that did so before.
+        Raises:
+            StartError: one cannot be loaded; what this call started has been ended.
         """
+        newest = max(config.version for config in configs)
+        ready: list[tuple[GeneratorConfig, Engine]] = []
+        try:
+            for config in configs:
+                own = name if config.version == newest else beside(name, config.version)
+                told = msgspec.structs.replace(config, name=own)
+                ready.append((told, await self.prepare(told)))
+        except BaseException:
+            for _, engine in ready:
+                await self._end(engine, 0)
+            raise
+        for before in self.all_of(name):
+            if all(before.info.name != config.name for config, _ in ready):
+                self.withdraw(before)
+        for config, engine in ready:
+            self.install(engine, config.version)
+            if config.name != name:
+                self._bases[config.name] = name
+
+    def install(self, generator: Generator, version: int = 1) -> None:
+        """Lets a model serve under its name, in place of what did so before."""
         name = generator.info.name
-        before = self._served.get(name)
         self._served[name] = generator
         self._versions[name] = version
-        return before
+        default = self._config.room.default_model
+        if default is not None and default in self._served:  # requests that name no model go to the first one
+            self._served = {default: self._served[default], **self._served}
 
     def withdraw(self, generator: Generator) -> None:
         """Takes a model out of service, unless another one has taken its place."""
         if self._served.get(generator.info.name) is generator:
             del self._served[generator.info.name]
+            self._bases.pop(generator.info.name, None)
 
     async def retire(self, generator: Generator, seconds: float | None = None) -> None:
         """Ends a model that is out of service when it has answered its last requests.
@@ -378,9 +437,9 @@ class LanguageModels:
             shards.kill()
 
     def pids(self, name: str) -> list[int]:
-        """Processes of the ranks of one served model."""
-        engine = self._engine(self._served.get(name))
-        return [pid for shards in self._shards[engine] for pid in shards.pids] if engine is not None else []
+        """Processes of the ranks of one served model, in all its versions."""
+        engines = [engine for each in self.all_of(name) if (engine := self._engine(each)) is not None]
+        return [pid for engine in engines for shards in self._shards[engine] for pid in shards.pids]
 
 
 def _busy(engine: Engine) -> bool:

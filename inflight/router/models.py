@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from inflight.contract import NEWEST, KnownModel, ModelState, ServableStatus
 from inflight.errors import ConfigError, InflightError, InvalidRequest, NotFound
 from inflight.repository import Found, ModelConfiguration, chosen, configurations, inside, look, scan
 from inflight.router.fleet import Fleet
+from inflight.router.room import MADE_ROOM, Present, Room
 from inflight.router.watcher import Watcher
-from inflight.startup import one_line
+from inflight.startup import one_line, weight_bytes
 
 log = logging.getLogger("inflight")
 
 UNLOADED = "unloaded"
 """The reason in the index of a model that was unloaded, in Triton's word."""
+SCANNED = 1.0
+"""Seconds for which requests that name unknown models share one look at the folders."""
 _PARAMETERS = ("version", "path", "rolling", "unload_dependents")
 
 
@@ -32,6 +36,8 @@ class _Model:
         unloading: versions that answer their last requests.
         failure: why the last load failed.
         was_loaded: it has served before.
+        gone: why it was unloaded: `UNLOADED`, because somebody asked for it, or `MADE_ROOM`.
+        files: bytes of its files.
         ended: of the last unload, done when its processes have ended.
     """
 
@@ -42,6 +48,8 @@ class _Model:
         self.unloading: list[int] = []
         self.failure = ""
         self.was_loaded = False
+        self.gone = UNLOADED
+        self.files = 0
         self.ended: asyncio.Future[Any] | None = None
         self.changes = asyncio.Lock()  # one load or unload at a time
 
@@ -70,9 +78,12 @@ class Models:
         self._models: dict[str, _Model] = {}
         self._tasks: set[asyncio.Task[Any]] = set()  # keeps them alive; their order does not matter
         self._watching: asyncio.Task[None] | None = None
+        self.room = Room(config.room, self._present, lambda name: self.end(name, MADE_ROOM))
+        self._looked: tuple[float, dict[str, Found]] = (-SCANNED, {})
 
     def know(self, configs: Sequence[ModelConfiguration]) -> None:
         """Notes models that the server starts with, so that they can be loaded again."""
+        self.room.begin()
         for config in configs:
             model = self._model(config.name)
             model.configs = [
@@ -83,6 +94,7 @@ class Models:
                 ),
                 config,
             ]
+            model.files = _files(model.configs)
 
     def watch(self) -> None:
         """Begins to follow the folders, where the configuration says so."""
@@ -92,7 +104,8 @@ class Models:
             self._watching = asyncio.get_running_loop().create_task(watcher.run())
 
     def stop(self) -> None:
-        """Ends what `watch` began."""
+        """Ends what `watch` began, and what looks for idle models."""
+        self.room.stop()
         if self._watching is not None:
             self._watching.cancel()
 
@@ -124,8 +137,60 @@ class Models:
         if failed:
             return [KnownModel(name, version, ModelState.UNAVAILABLE, model.failure)]
         if model.was_loaded:
-            return [KnownModel(name, version or 1, ModelState.UNAVAILABLE, UNLOADED)]
+            return [KnownModel(name, version or 1, ModelState.UNAVAILABLE, model.gone)]
         return [KnownModel(name, NEWEST, ModelState.KNOWN)]
+
+    async def wanted(self, names: Sequence[str], on_demand: bool) -> str | None:
+        """The first of these names whose model a request may load: of one that was unloaded to make room, and of one in
+        the folders. What somebody has unloaded stays so.
+
+        Args:
+            on_demand: models that were never loaded, too.
+        """
+        for name in names:
+            model = self._models.get(name)
+            if model is not None and (model.was_loaded or model.configs):
+                return name if model.gone == MADE_ROOM or not model.was_loaded or model.loading else None
+            if on_demand and name in await self._seen():
+                return name
+        return None
+
+    async def language_models(self, on_demand: bool) -> list[str]:
+        """The language models that a request may load, as in `wanted`."""
+        names = [name for name, model in self._models.items() if any(_is_language(each) for each in model.configs)]
+        if on_demand:
+            names += [name for name, found in (await self._seen()).items() if found.language]
+        return [name for name in dict.fromkeys(names) if await self.wanted([name], on_demand) is not None]
+
+    @property
+    def served_language_models(self) -> list[str]:
+        """The language models that are served, each version under its name."""
+        return list(self._fleet.language_models.served)
+
+    async def _seen(self) -> Mapping[str, Found]:
+        """The models of the folders as they were a moment ago."""
+        now = time.monotonic()
+        if now - self._looked[0] >= SCANNED:
+            self._looked = (now, self._looked[1])  # others do not look meanwhile
+            self._looked = (now, await asyncio.to_thread(self._found))
+        return self._looked[1]
+
+    def _present(self) -> list[Present]:
+        """The models that are loaded."""
+        fleet, found = self._fleet, []
+        for name in fleet.bases:
+            model = self._model(name)
+            found.append(
+                Present(
+                    name,
+                    fleet.pids(name),
+                    model.files,
+                    fleet.used(name),
+                    fleet.busy(name),
+                    model.changes.locked() or any(not each.loaded for each in self._statuses() if each.name == name),
+                )
+            )
+        return found
 
     def _found(self) -> dict[str, Found]:
         found: dict[str, Found] = {}
@@ -138,6 +203,13 @@ class Models:
         return self._models.setdefault(name, _Model(name))
 
     # Changes
+
+    async def ensure(self, name: str) -> None:
+        """Loads a model unless it is loaded, or being loaded. Raises as `load`."""
+        async with self._model(name).changes:  # whoever loads or unloads it now comes first
+            pass
+        if name not in self._fleet.bases:
+            await self.load(name, {})
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Loads a model of the repository, or loads it again. Returns when it answers. What serves under the name goes
@@ -189,14 +261,18 @@ class Models:
             self._check_settled(model.name)
             model.loading = [config.version or 1 for config in configs]
             try:
+                files = await asyncio.to_thread(_files, configs)
+                await self.room.make(model.name, files)
                 await self._start(configs)
+                await self.room.loaded(model.name)
             except InflightError as error:
                 model.failure = one_line(error)
                 log.error("model '%s' cannot be loaded: %s", model.name, error)
                 raise
             finally:
                 model.loading = []
-            model.configs, model.failure, model.was_loaded = list(configs), "", True
+                self.room.gave_up(model.name)
+            model.configs, model.failure, model.was_loaded, model.files = list(configs), "", True, files
         log.info("model '%s' was loaded", model.name)
 
     async def _start(self, configs: Sequence[ModelConfiguration]) -> None:
@@ -207,19 +283,16 @@ class Models:
         generators = [config for config in configs if isinstance(config, GeneratorConfig)]
         if servables and generators:
             raise ConfigError(f"'{name}' is a servable and a language model; rename one")
-        if len(generators) > 1:
-            raise ConfigError(f"of '{name}', a language model, one version serves at a time; name one")
         models = fleet.language_models
-        before = models.served.get(name)
-        if any(before is own for group in fleet.versions(name).values() for own in group.generators.values()):
-            before = None  # it ends with its servable
+        declared = [own for group in fleet.versions(name).values() for own in group.generators.values()]
+        before = [each for each in models.all_of(name) if each not in declared]  # those end with their servable
         if servables:
             await fleet.load(servables)
         else:
-            models.install(await models.prepare(generators[0]), generators[0].version)
+            await models.take_over(name, generators)
             fleet.unload(name)
-        if before is not None:
-            self._keep(models.retire(before))
+        for each in before:
+            self._keep(models.retire(each))
 
     def at(self, path: Path, version: int = NEWEST, **fields: Any) -> list[ModelConfiguration]:
         """The configuration of a model at any path.
@@ -245,8 +318,8 @@ class Models:
         _check_parameters(parameters)
         await self.end(name)
 
-    async def end(self, name: str) -> asyncio.Future[Any]:
-        """As `unload`. Returns what is done when its processes have ended."""
+    async def end(self, name: str, why: str = UNLOADED) -> asyncio.Future[Any]:
+        """As `unload`. Returns what is done when its processes have ended. Args: why: it is in the index."""
         fleet, model = self._fleet, self._models.get(name)
         served = [status for status in self._statuses() if status.name == name]
         if model is None and not served and name not in await asyncio.to_thread(self._found):
@@ -255,11 +328,12 @@ class Models:
         async with model.changes:
             self._check_settled(name)
             served = [status for status in self._statuses() if status.name == name]
-            generator = fleet.language_models.served.get(name)
             work: list[Any] = list(fleet.unload(name))
-            if generator is not None and fleet.language_models.served.get(name) is generator:
+            for generator in fleet.language_models.all_of(name):
                 fleet.language_models.withdraw(generator)
                 work.append(self._keep(fleet.language_models.retire(generator)))
+            if served or why == UNLOADED:
+                model.gone = why
             if served:
                 model.failure, model.was_loaded = "", True
                 model.unloading = [status.version for status in served]
@@ -310,7 +384,7 @@ class Models:
                 f"the model '{name}' has none of the versions {self._config.version_policy}; it has: "
                 f"{', '.join(map(str, found.versions))}"
             )
-        return configurations(found, versions[-1:] if found.language else versions, self._values, name=name)
+        return configurations(found, versions, self._values, name=name)
 
     def _again(self, name: str, parameters: Mapping[str, Any]) -> list[ModelConfiguration]:
         model = self._models.get(name)
@@ -354,3 +428,23 @@ def _version(parameters: Mapping[str, Any]) -> int:
     if isinstance(given, bool) or not (text.isascii() and text.isdigit() and len(text) < 19):
         raise InvalidRequest("the parameter 'version' must be a number like 2")
     return int(text)
+
+
+def _is_language(config: ModelConfiguration) -> bool:
+    return isinstance(config, GeneratorConfig)
+
+
+def _files(configs: Sequence[ModelConfiguration]) -> int:
+    """Bytes of the files of a model; of a servable those in its folder."""
+    return sum(map(_size, configs))
+
+
+def _size(config: ModelConfiguration) -> int:
+    try:
+        if isinstance(config, GeneratorConfig):
+            return weight_bytes(config.model.model_dir)
+        if config.model_file is not None:
+            return config.model_file.stat().st_size
+        return sum(file.stat().st_size for file in (config.directory / config.name).rglob("*") if file.is_file())
+    except OSError:
+        return 0

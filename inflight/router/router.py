@@ -20,6 +20,7 @@ from inflight.errors import (
     Unavailable,
 )
 from inflight.metrics import Metrics
+from inflight.router.demand import Demand
 from inflight.router.fleet import Fleet
 from inflight.router.group import Group, MethodQueue
 from inflight.router.models import Models
@@ -40,6 +41,7 @@ class Router:
 
     Attributes:
         models: loads and unloads models while the server serves.
+        demand: loads models when requests name them, and knows the aliases.
         fleet: starts, holds and ends the servables and language models.
         max_enqueued: upper limit of requests to servables in flight.
     """
@@ -56,6 +58,7 @@ class Router:
         self._metrics = metrics
         self.fleet = Fleet(config, metrics, runtimes, on_all_lost)
         self.models = Models(self.fleet, config, values, self.servables)
+        self.demand = Demand(config.room, self.models, self._known, self.fleet.language_models.named)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -163,6 +166,16 @@ class Router:
             request.fail(error)
             raise
         return request.abandon
+
+    def _known(self, name: str) -> bool:
+        """Whether a name is that of a model that is served or announced, or of one of its methods."""
+        models = self.fleet.language_models.served
+        end = len(name)
+        while end > 0:
+            if self.fleet.versions(name[:end]) or name[:end] in models:
+                return True
+            end = name.rfind(".", 0, end)
+        return any(name in (each.info.model_id, *each.info.adapters) for each in models.values())
 
     def _declares(self, servable: str, method: str) -> bool:
         """Whether a servable of this name declares a method of this name."""

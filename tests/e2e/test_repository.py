@@ -337,6 +337,20 @@ def test_loads_that_are_refused(here: Here, name: str, parameters: dict[str, Any
     assert text in json.loads(answer)["error"]
 
 
+def test_web_pages_change_nothing(here: Here) -> None:
+    """A page of anybody's, in a browser beside the server, may send a POST without asking first."""
+    path = "/v2/repository/models/add/load"
+    for origin in ("https://evil.example", "null", f"http://{here.http}"):
+        for kind in ("text/plain", "application/json"):
+            status, answer = request(here.http, "POST", path, b"", {"Origin": origin, "Content-Type": kind})
+            assert (status, "--cors-allow-origin" in json.loads(answer)["error"]) == (403, True)
+    assert here.state("add") != "READY"
+    ask = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    assert request(here.http, "OPTIONS", path, b"", ask)[0] == 403
+    assert request(here.http, "OPTIONS", "/v2/models/add/infer", b"", ask)[0] == 200  # calls are for all pages
+    assert request(here.http, "POST", path, b"")[0] == 200
+
+
 def test_a_name_is_no_path(here: Here) -> None:
     """A servable's folder is found by its name, so a name that is given beside a path must be its own."""
     write_servable(here.folder.parent, "outside", "raise RuntimeError('it was run')")

@@ -30,6 +30,7 @@ class CountBody(msgspec.Struct, kw_only=True):
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None
+    metadata: Any = None  # its `user_id` keeps a caller's requests with one target of an alias
 
 
 class MessagesBody(CountBody, kw_only=True):

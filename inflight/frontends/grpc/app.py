@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inflight.frontends.base import Backend
 from inflight.frontends.control import Control
+from inflight.frontends.directory import Directory
 from inflight.frontends.grpc.counted import counted
 from inflight.frontends.grpc.health import health_rpcs
 from inflight.frontends.grpc.keyed import admission
@@ -27,6 +28,7 @@ def grpc_app(
     keys: Keys | None = None,
     metrics: Metrics | None = None,
     control: Control | None = None,
+    directory: Directory | None = None,
 ) -> GrpcApp:
     """The procedures of a gRPC port; `listen_grpc` serves them.
 
@@ -35,8 +37,9 @@ def grpc_app(
         keys: calls of models carry one in their metadata, as `authorization: Bearer <key>`; None: they need none.
         metrics: counts the calls; None: they are not counted.
         control: loads and unloads models; None: nobody can.
+        directory: names that mean more than the models that are served; None: there are none.
     """
-    holding = HoldingBackend(backend)
+    holding = HoldingBackend(backend, directory)
     models = {**predict_rpcs(holding), **oip_rpcs(holding, control or Control(backend), (metrics or Metrics()).totals)}
     rpcs = {
         **models,

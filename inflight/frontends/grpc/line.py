@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from inflight.admission import COST_OF_CALL, FORGOTTEN, Admission, Arrival, Caller, arrival
 from inflight.contract import Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
 from inflight.errors import OVERLOADED, InflightError, Overloaded
-from inflight.frontends.base import Backend, predict, stream
+from inflight.frontends.base import Backend, generator_of, predict, stream
+from inflight.frontends.directory import Directory
 from inflight.wire import Go, peer
 
 _PEERS = 4096
@@ -25,10 +26,15 @@ _NAMES = 256
 
 
 class HoldingBackend:
-    """A `Backend` whose language models hold calls."""
+    """A `Backend` whose language models hold calls.
 
-    def __init__(self, backend: Backend) -> None:
+    Args:
+        directory: names that mean more than the models that are served; None: there are none.
+    """
+
+    def __init__(self, backend: Backend, directory: Directory | None = None) -> None:
         self._backend = backend
+        self._directory = directory
         self._names: dict[tuple[object, ...], str] = {}  # language models by method key; "" if the method has none
         self._refused: dict[object, tuple[float, float]] = {}  # by connection: first and last refusal in a row
 
@@ -61,6 +67,35 @@ class HoldingBackend:
     ) -> Callable[[], None]:
         """As `Backend.submit`, for a method whose calls are never held (see `waits`)."""
         return self._backend.submit(method, rows, done, timeout=timeout, say=say)
+
+    def target(self, name: str, version: int, key: str | None = None) -> tuple[str, int]:
+        """The model and version that a call names, with the one behind an alias where it names no version.
+
+        Args:
+            key: calls with the same one go to the same target of an alias.
+        """
+        chosen = self._directory.chosen(name, key) if self._directory is not None and not version else None
+        return (name, version) if chosen is None else chosen
+
+    def missing(self, name: str) -> bool:
+        """Whether a call may have to wait until the model of this name is loaded."""
+        return self._directory is not None and self._directory.missing(name)
+
+    async def present(self, name: str, timeout: float | None) -> float | None:
+        """Waits until a model is loaded, where it is known and is not.
+
+        Returns:
+            The rest of the time-out in seconds.
+
+        Raises:
+            InflightError: it is not loaded, or not in time.
+        """
+        if self._directory is None or not self._directory.missing(name):
+            return timeout
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self._directory.present(name, timeout)
+        return None if timeout is None else max(timeout - (loop.time() - began), 0.0)
 
     def waits(self, method: MethodInfo) -> bool:
         """Whether calls of a method may be held; such a method needs `predict` or `stream`."""
@@ -130,7 +165,7 @@ class HoldingBackend:
         """The admission of the language model that a method belongs to; None for other methods."""
         if not method.optional:
             return None
-        generator = self._backend.generators.get(method.servable)
+        generator = generator_of(self._backend.generators, method)
         return generator.admission if generator is not None else None
 
     async def _enter(self, admission: Admission, timeout: float | None) -> tuple[Arrival, float | None]:

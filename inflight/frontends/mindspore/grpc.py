@@ -51,6 +51,9 @@ def predict_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
     def begin(
         request: LargeRequest, timeout: float | None, done: Callable[[Reply | Exception], None]
     ) -> Callable[[], None] | None:
+        _direct(backend, request)
+        if backend.missing(request.message.servable_spec.name):
+            return None
         reply = _begun(request)
         try:
             method = _method(backend, request)
@@ -66,8 +69,10 @@ def predict_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         return nothing_to_cancel
 
     async def predict(request: LargeRequest, timeout: float | None) -> Reply:
+        _direct(backend, request)
         reply = _begun(request)
         try:
+            timeout = await backend.present(request.message.servable_spec.name, timeout)
             method = _method(backend, request)
             work = backend.predict(method, _rows(method, request), timeout=timeout)
             del request  # the work does not need it, and may take long
@@ -91,6 +96,14 @@ def predict_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         return reply
 
     return {PATH: UnaryRpc(parse_request, predict, begin, hold, refusal, first_tensor)}
+
+
+def _direct(backend: HoldingBackend, request: LargeRequest) -> None:
+    """Writes the servable behind an alias into a request."""
+    spec = request.message.servable_spec
+    target = backend.target(spec.name, spec.version_number)
+    if target != (spec.name, spec.version_number):
+        spec.name, spec.version_number = target
 
 
 def _begun(request: LargeRequest) -> PredictReply:

@@ -129,9 +129,23 @@ class LlmMethods(Door):
                 name, version, method = read(url)
             except InvalidRequest:
                 continue
-            if name in generators and version in (NEWEST, 1) and method in (GENERATE, STREAM):
-                return name, method
+            if method in (GENERATE, STREAM) and (own := self._served(name, version)) is not None:
+                return own, method
         return None
+
+    def _served(self, name: str, version: int) -> str | None:
+        """The name under which a version of a language model is served; None: it is not."""
+        generators = self._backend.generators
+        if name not in generators:
+            return None
+        if version == NEWEST:
+            return name
+        try:
+            known = self._backend.method(name, version, GENERATE)
+        except InflightError:
+            return None
+        own = f"{name}:{version}"
+        return (own if own in generators else name) if known.optional else None
 
     routes: ClassVar[Sequence[Route]] = (
         generation(f"/model/{{name}}:{GENERATE}", "Generate", _generate, bytes, dict[str, Any], shown=InstancesBody),

@@ -24,6 +24,7 @@ from inflight.frontends.oip.mapping import (
     from_outcomes,
     metadata,
     model_ready,
+    parse_version,
     request_timeout,
     to_rows,
 )
@@ -92,7 +93,9 @@ def oip_rpcs(backend: HoldingBackend, control: Control, totals: TotalsOf) -> dic
         return ServerMetadataResponse(name="inflight", version=__version__, extensions=EXTENSIONS)
 
     async def model_metadata(request: ModelMetadataRequest, _timeout: float | None) -> ModelMetadataResponse:
-        return _metadata_reply(metadata(backend, request.name, request.version))
+        name, version = _target(backend, request.name, request.version)
+        await backend.present(name, _timeout)
+        return _metadata_reply(metadata(backend, name, version))
 
     def model_infer(request: InferRequest, timeout: float | None) -> Awaitable[Reply]:
         return _infer(backend, request, timeout)
@@ -104,6 +107,9 @@ def oip_rpcs(backend: HoldingBackend, control: Control, totals: TotalsOf) -> dic
     def begin_infer(
         request: InferRequest, timeout: float | None, done: Callable[[Reply | Exception], None]
     ) -> Callable[[], None] | None:
+        _direct(backend, request)
+        if backend.missing(request.message.model_name):
+            return None
         method = models.find(request.message.model_name, request.message.model_version)
         if backend.waits(method):
             return None
@@ -133,6 +139,8 @@ async def _infer(
     backend: HoldingBackend, request: InferRequest, timeout: float | None, streamed: bool = False
 ) -> Reply:
     """Answers one inference. The request is freed before the model is called, because that may take long."""
+    _direct(backend, request)
+    timeout = await backend.present(request.message.model_name, timeout)
     method = find_model(backend, request.message.model_name, request.message.model_version)
     tensors, wanted = _inputs(request), _wanted(request)
     reply = _begun(method, request)
@@ -158,6 +166,24 @@ def _answer(
         done(error)
     else:
         done(answer)
+
+
+def _target(backend: HoldingBackend, name: str, version: str, key: str | None = None) -> tuple[str, str]:
+    """The model and version that a call names, with the one behind an alias."""
+    if parse_version(version):
+        return name, version
+    name, number = backend.target(name, 0, key)
+    return name, str(number) if number else ""
+
+
+def _direct(backend: HoldingBackend, request: InferRequest) -> None:
+    """Writes the model behind an alias into a request. The parameter `user` keeps a caller's requests with one."""
+    message = request.message
+    parameters = message.parameters
+    key = (parameters["user"].string_param if "user" in parameters else "") or None
+    name, version = _target(backend, message.model_name, message.model_version, key)
+    if (name, version) != (message.model_name, message.model_version):
+        message.model_name, message.model_version = name, version
 
 
 def _wanted(request: InferRequest) -> list[str]:
@@ -217,6 +243,8 @@ async def _text_replies(
     text, then one with the method's outputs and, as in Triton, `triton_final_response`."""
     failed = ModelInferResponse(model_name=request.message.model_name, id=request.message.id)
     try:
+        _direct(backend, request)
+        timeout = await backend.present(request.message.model_name, timeout)
         method = find_model(backend, request.message.model_name, request.message.model_version)
         rows = to_rows(method, _inputs(request))
         parts = backend.stream(method, rows, timeout=_seconds(request, timeout))

@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 
 from inflight.contract import GeneratorInfo, MethodInfo, Row, TextPart, Value
-from inflight.errors import InflightError, InvalidRequest
-from inflight.frontends.base import Backend, predict, stream
+from inflight.errors import InflightError, InvalidRequest, NotFound
+from inflight.frontends.base import Backend, generator_of, predict, stream
 from inflight.frontends.events import Part, send_events
 from inflight.frontends.images import split_images, value_of_image
 from inflight.frontends.json_outputs import json_outputs
@@ -48,7 +48,7 @@ def read_generate(
     if isinstance(document.get("id"), str):
         common["id"] = document["id"]
     if method.optional:
-        return _generation(document, parameters, backend.generators[method.servable].info), common
+        return _generation(document, parameters, _info(backend, method)), common
     named: dict[str, Value] = {}
     declared = method.dtypes
     for spec in method.inputs:
@@ -60,6 +60,13 @@ def read_generate(
         (name,) = (spec.name for spec in method.inputs)
         named.setdefault(name, value_of(document["text_input"], declared.get(name)))
     return method.row(named), common
+
+
+def _info(backend: Backend, method: MethodInfo) -> GeneratorInfo:
+    generator = generator_of(backend.generators, method)
+    if generator is None:
+        raise NotFound(f"the model '{method.servable}' was unloaded")
+    return generator.info
 
 
 def _generation(document: dict[str, Any], parameters: dict[str, Any], info: GeneratorInfo) -> Row:

@@ -275,7 +275,7 @@ class OpenInferenceRest(QuickDoor):
             bytes,
             shown=ChangeBody,
             answer=dict[str, Any],
-            access=Access.KEY,
+            access=Access.ADMIN,
         ),
         Route(
             "POST",
@@ -285,7 +285,7 @@ class OpenInferenceRest(QuickDoor):
             bytes,
             shown=ChangeBody,
             answer=dict[str, Any],
-            access=Access.KEY,
+            access=Access.ADMIN,
         ),
         Route("GET", "/v2/models/{name}[/versions/{version}]", "A model", _metadata, answer=ModelMetadata),
         Route("GET", "/v2/models/{name}[/versions/{version}]/config", "How a model is run", _config),

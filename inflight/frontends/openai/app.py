@@ -183,13 +183,17 @@ class OpenAiRest(NamedModelDoor):
         await respond_json(call.send, told)
 
     async def _models(self, call: Call) -> None:
-        """Lists the loaded models, or describes one. For a model that is not loaded yet, and for all requests while no
-        model is, the answer is `Loading`."""
+        """Lists the loaded models and those that a request loads, or describes one. For a model that is not loaded yet,
+        and for all requests while no model is, the answer is `Loading`."""
         name = call.names.get("name", "")
         if name:
             await respond_json(call.send, _model(served_model(self._backend, name, self._tgi)))
             return
-        found = [_model(one) for one in served_models(self._backend, self._tgi)]
+        more = await self.directory.language_models() if self.directory is not None and not self._tgi else ()
+        served = bool(self._backend.generators) or not more
+        found = [_model(one) for one in served_models(self._backend, self._tgi)] if served else []
+        listed = {one["id"] for one in found}
+        found += [{**_PLAIN, "id": name} for name in more if name not in listed]
         await respond_json(call.send, {"object": "list", "data": found})
 
     def serves(self, scope: Scope) -> bool:
@@ -225,9 +229,11 @@ class OpenAiRest(NamedModelDoor):
     )
 
 
+_PLAIN = {"id": "", "object": "model", "created": 0, "owned_by": "inflight"}
+
+
 def _model(one: Served) -> dict[str, Any]:
-    length = one.generator.info.limits.max_total_tokens
-    told = {"id": one.id, "object": "model", "created": 0, "owned_by": "inflight", "max_model_len": length}
+    told: dict[str, Any] = {**_PLAIN, "id": one.id, "max_model_len": one.generator.info.limits.max_total_tokens}
     return told if one.parent is None else {**told, "parent": one.parent}
 
 

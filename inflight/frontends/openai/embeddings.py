@@ -22,6 +22,7 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     dimensions: int | None = None
     truncate: int | bool | None = None  # tokens; true: to the model's longest text; false: refuse longer ones
     prompt_name: str | None = None
+    user: Any = None  # keeps a caller's requests with one target of an alias
 
 
 def check_format(body: EmbeddingsBody, generator: Generator) -> None:

@@ -83,6 +83,7 @@ class Common(msgspec.Struct, kw_only=True):
     prompt_logprobs: int | None = None
     priority: int | None = None
     timeout: float | None = None
+    user: Any = None  # keeps a caller's requests with one target of an alias
 
 
 class ChatBody(Common, kw_only=True):

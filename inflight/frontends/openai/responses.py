@@ -52,6 +52,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
     metadata: dict[str, Any] | None = None
     seed: int | None = None
     background: bool | None = None
+    user: Any = None  # keeps a caller's requests with one target of an alias
 
 
 def chat_body(body: ResponsesBody) -> ChatBody:
