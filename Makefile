@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile 
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
-.PHONY: test slow quick unit-fast fmt tidy docs static coverage release-check test-native wheel wheel-test chaos clients demo lint types unit venv proto clean
+.PHONY: test slow quick unit-fast fmt tidy docs static coverage release-check test-native test-neon wheel wheel-test chaos clients demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
 # What serving the examples needs: no torch and no transformers.
@@ -47,6 +47,7 @@ lint: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(CXX) -std=c++17 -fsyntax-only -Iinflight/kernels/csrc tests/native/*.cpp
 
 types: $(TESTED)
 	$(BIN)/mypy
@@ -117,6 +118,14 @@ test-native: $(TESTED)
 	TSAN_OPTIONS=halt_on_error=1 build/sanitized/threads/kernels_test $(SEED) pages pools refusals programs samplers towers
 	BUILD=build/sanitized/modules PYTHON=$(BIN)/python scripts/sanitize_modules.sh
 	PYTHON=$(BIN)/python scripts/try_operation.sh
+
+# NEON's kernels on another processor: compiled for aarch64 and run in an emulator, some two minutes (Debian:
+# g++-aarch64-linux-gnu, qemu-user-static).
+test-neon:
+	cmake -S . -B build/neon -DINFLIGHT_TESTS=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	cmake --build build/neon -j2
+	qemu-aarch64-static -L /usr/aarch64-linux-gnu build/neon/kernels_test $(SEED)
 
 # A wheel for this Python that runs on other machines too, in dist/; and the same, tried where there is no compiler. Not
 # part of the checks: each compiles every instruction set, for minutes.

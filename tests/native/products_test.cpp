@@ -176,10 +176,11 @@ Sum finished(const Weights& w, const Table& table, const ReadRow& row, int64_t c
         double added = static_cast<double>(target.scale) * y.value;
         return {before + added, std::fabs(target.scale) * y.error + 1.3e-7 * (std::fabs(before) + std::fabs(added))};
     }
-    Sum up = expected(w, table, row, w.n / 2 + column);
     double gate = activated(target.act, y.value);
     double error =
         1.2 * y.error + 2e-6 * std::fabs(gate) + 3e-7 * std::min(1.0, std::fabs(y.value)) + 1e-7 * std::fabs(y.value);
+    if (target.mode == Mode::kActivate) return {gate, error + 1e-37};
+    Sum up = expected(w, table, row, w.n / 2 + column);
     return {gate * up.value, error * (std::fabs(up.value) + up.error) + std::fabs(gate) * up.error * 1.01 + 1e-37};
 }
 
@@ -234,7 +235,7 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
     // As the next product reads it: rounded, in the same tiles.
     Weights next = w;
     next.format = Format::kBf16;
-    if (target.mode == Mode::kGate && columns % 2 == 0 && !is_block(w.format) &&
+    if ((target.mode == Mode::kGate || target.mode == Mode::kActivate) && columns % 2 == 0 && !is_block(w.format) &&
         !(kernels.lines && is_grouped(w.format)) && kernels.tile_rows(w) == kernels.tile_rows(next)) {
         Exact<char> read(count * columns * 2);
         target.tiles = read.get();
@@ -291,8 +292,9 @@ void one_product(const Kernels& kernels, Random& random, Format format, bool off
     std::vector<float> norm_weight = random.values(shape.k);
     Norm norm{random.maybe() ? norm_weight.data() : nullptr, 1e-5f, random.maybe()};
     Target target{};
-    target.mode = gated ? Mode::kGate : random.pick({Mode::kStore, Mode::kAdd});
-    target.act = random.pick({Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu});
+    target.mode = gated ? Mode::kGate : random.pick({Mode::kStore, Mode::kAdd, Mode::kActivate});
+    target.act = random.pick(
+        {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu, Activation::kGeluQuick});
     target.scale = random.value();
     try {
         check_product(kernels, random, p, rows, norm, target);
