@@ -126,6 +126,8 @@ class ModelConfig(msgspec.Struct, frozen=True):
         quantize: none, int8, int4, int4-64 or int4-128: the format that the CPU engine packs float weights in.
         kv_cache_dtype: auto (that of the weights) or int8, on the CPU engine.
         packed_cache: folder where packed weights are kept from one start to the next; None: they are not kept.
+        prompt_cache: folder where computed prompts are kept, to be found again after a start; None: they are not kept.
+        prompt_cache_size: bytes of that folder.
         mmproj: the file with the vision part of a GGUF model; None: the one beside it.
         adapters: LoRA adapters that requests may name; the first one is number 1.
         allow_pickle, trust_remote_code: read files that can run code.
@@ -163,6 +165,19 @@ class ModelConfig(msgspec.Struct, frozen=True):
         Path | None,
         Setting("Folder where packed weights are kept from one start to the next.", absolute, "DIR", ": nowhere"),
     ] = None
+    prompt_cache: Annotated[
+        Path | None,
+        Setting(
+            "Folder where computed prompts are kept, to be found again after a start and by other replicas, on CPUs.",
+            absolute,
+            "DIR",
+            ": nowhere",
+        ),
+    ] = None
+    prompt_cache_size: Annotated[
+        int,
+        Setting("Largest size of that folder, like 16g; what was not used for longest goes.", memory, "SIZE", " 16g"),
+    ] = 16 << 30
     mmproj: Annotated[
         Path | None,
         Setting(

@@ -56,6 +56,7 @@ from inflight.contract.media import (
     Span,
     Vision,
 )
+from inflight.contract.pages import Page, Transfer, Transferred
 from inflight.contract.plan import (
     POSITIVE,
     RANGES,
@@ -156,6 +157,7 @@ __all__ = [
     "ModelFacts",
     "ModelState",
     "Outcome",
+    "Page",
     "Part",
     "PieceOfText",
     "Pooled",
@@ -182,6 +184,8 @@ __all__ = [
     "Thought",
     "Token",
     "TokenInfo",
+    "Transfer",
+    "Transferred",
     "Value",
     "Vision",
     "Watermark",

@@ -425,6 +425,7 @@ class ShardOffer(msgspec.Struct, frozen=True):
         device_type: where it runs.
         embedding_size: dimensions of a text's vector; 0: the model cannot embed.
         states: no slots: the model has no recurrent layers.
+        prompt_cache: name of this rank's folder within `ModelConfig.prompt_cache`; empty: no cache is kept in files.
     """
 
     model: ModelFacts
@@ -434,3 +435,4 @@ class ShardOffer(msgspec.Struct, frozen=True):
     device_type: str
     embedding_size: int = 0
     states: StateSize = StateSize()
+    prompt_cache: str = ""

@@ -46,7 +46,7 @@ from inflight.errors import (
     TemplateError,
     Unavailable,
 )
-from inflight.metrics import Load, Metrics, ReplicaLoad
+from inflight.metrics import Load, Metrics, PromptsShown, ReplicaLoad
 from inflight.sched import Capacity, Sequence
 from inflight.text import Tokenizer, shown
 
@@ -120,6 +120,11 @@ class Engine:
         """The loads of replicas; empty with one replica, whose load is the engine's."""
         lanes = self._lanes.all
         return [lane.shown(self._config.name) for lane in lanes] if len(lanes) > 1 else []
+
+    @property
+    def prompts(self) -> Items[PromptsShown]:
+        """The prompt caches and the recurrent states of replicas."""
+        return [lane.prompts(self._config.name) for lane in self._lanes.all]
 
     @property
     def streams(self) -> int:

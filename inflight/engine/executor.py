@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from inflight.contract import ShardOffer, StepPlan, StepResult
+from inflight.contract import ShardOffer, StepPlan, StepResult, Transfer, Transferred
 from inflight.errors import WorkerLost
 
 
@@ -23,9 +23,11 @@ class Executor(ABC):
 
     Attributes:
         on_lost: called on the loop when `lost` becomes true.
+        on_transferred: called on the loop with the answer of an order, once all ranks have done it.
     """
 
     on_lost: Callable[[], None] = staticmethod(lambda: None)
+    on_transferred: Callable[[Transferred], None] = staticmethod(lambda answer: None)
     _begun: asyncio.Task[ShardOffer] | None = None
 
     def begin(self) -> None:
@@ -72,6 +74,11 @@ class Executor(ABC):
     @abstractmethod
     def submit(self, plan: StepPlan) -> None:
         """Sends a plan to every rank; never blocks. After a loss it does nothing, and `result` raises."""
+
+    def transfer(self, order: Transfer) -> None:
+        """Sends an order to every rank, which does it behind the plans that were submitted before; never blocks. Only
+        where the offer names a folder. After a loss it does nothing, and there is no answer."""
+        raise NotImplementedError("these ranks keep no files")
 
     @abstractmethod
     async def result(self) -> StepResult:

@@ -11,9 +11,10 @@ from inflight.contract import EncodedImage, ShardOffer
 from inflight.engine.executor import Executor
 from inflight.engine.grammars import Grammars
 from inflight.engine.loop import StepLoop
+from inflight.engine.prompt_cache import PromptCache
 from inflight.engine.recovery import Recovery
 from inflight.engine.streams import Streams
-from inflight.metrics import Load, Metrics, ReplicaLoad
+from inflight.metrics import Load, Metrics, PromptCacheCounts, PromptsShown, ReplicaLoad, StateSlots
 from inflight.sched import Bid, Capacity, Prospects, Scheduler, Sequence
 
 
@@ -59,9 +60,18 @@ class Lane:
         self.prospects = Prospects(scheduler)
         self._wake = asyncio.Event()
         executor.on_lost = self.wake
+        self._keeps = bool(offer.prompt_cache)
+        self._counts = PromptCacheCounts()
+        self._files = PromptCache(config.model.prompt_cache, scheduler, executor, self._counts, self.wake)
+        self._files.opened(offer)
+
+        def learned(offer: ShardOffer) -> Capacity:
+            self._files.opened(offer)
+            return learn(offer)
+
         blocks = offer.cache.num_blocks
         recovery = Recovery(
-            name, executor, restart, scheduler, streams, blocks, learn, hand_over=lambda: hand_over(self)
+            name, executor, restart, scheduler, streams, blocks, learned, hand_over=lambda: hand_over(self)
         )
         self._steps = StepLoop(
             name,
@@ -72,6 +82,7 @@ class Lane:
             recovery,
             grammars,
             metrics,
+            self._files,
             self._wake,
             on_up=lambda: on_up(self),
         )
@@ -94,7 +105,21 @@ class Lane:
         """Requests and cache tokens in use now."""
         scheduler = self.scheduler
         size, pool = scheduler.capacity.block_size, scheduler.pool
-        return Load(scheduler.running, scheduler.waiting, (pool.count - pool.free) * size, pool.count * size)
+        return Load(scheduler.running, self.waiting, (pool.count - pool.free) * size, pool.count * size)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a row, or for what files have of their prompts."""
+        return self.scheduler.waiting + self._files.waiting
+
+    def prompts(self, model: str) -> PromptsShown:
+        """Its prompt cache and its recurrent states, for the metrics. Args: model: its name."""
+        scheduler = self.scheduler
+        pool, slots = scheduler.states.pool, None
+        if pool.count:
+            waiting = scheduler.waiting if scheduler.short_of_states else 0
+            slots = StateSlots(pool.used - pool.saved, pool.saved, pool.count - pool.used, waiting)
+        return PromptsShown(model, self.number, self._counts if self._keeps else None, slots)
 
     def shown(self, model: str) -> ReplicaLoad:
         """Its load and history, for the metrics. Args: model: its name."""
@@ -112,6 +137,7 @@ class Lane:
             self._task.cancel()
             # Before Python 3.12 `wait_for` drops a cancellation that comes together with its result, so cancel again.
             await asyncio.wait([self._task], timeout=0.2)
+        await self._files.close()
         await self._steps.close()
 
     async def renew(self, grace: float) -> None:
@@ -121,10 +147,11 @@ class Lane:
     # The home of streams
 
     def add(self, sequence: Sequence) -> None:
-        self.scheduler.add(sequence)
+        self._files.add(sequence)
         self._wake.set()
 
     def finish(self, id: int) -> None:
+        self._files.finish(id)
         self.scheduler.finish(id)
         self._wake.set()
 

@@ -50,7 +50,7 @@ class Lanes:
 
     @property
     def waiting(self) -> int:
-        return sum(lane.scheduler.waiting for lane in self.all)
+        return sum(lane.waiting for lane in self.all)
 
     def covers(self, sequence: Sequence) -> bool:
         """As `Scheduler.covers`, of any replica that is up."""

@@ -14,6 +14,7 @@ from inflight.contract import StepPlan, StepResult
 from inflight.engine.checks import failures
 from inflight.engine.executor import Executor, RanksKilled
 from inflight.engine.grammars import Follower, Grammars
+from inflight.engine.prompt_cache import PromptCache
 from inflight.engine.recovery import Recovery
 from inflight.engine.stream import Stream
 from inflight.engine.streams import Streams
@@ -40,11 +41,13 @@ class _Flight:
         starts: position of the first token of each chunk whose log-probabilities are asked for, by sequence id.
         method: `prefill` if the plan computes prompts, `pulse` if it has no rows, else `decode`.
         submitted: time of `perf_counter` when it was sent.
+        tokens: of prompts that it computes.
     """
 
     starts: dict[int, int]
     method: str
     submitted: float
+    tokens: int = 0
 
 
 class StepLoop:
@@ -56,6 +59,7 @@ class StepLoop:
         recovery: replaces lost shards.
         grammars: computes the masks of rows with a grammar.
         metrics: counts steps.
+        files: has what lies in files of prompts.
         wake: set by others when there may be something to plan.
         on_up: called when lost shards are loaded again.
 
@@ -73,6 +77,7 @@ class StepLoop:
         recovery: Recovery,
         grammars: Grammars,
         metrics: Metrics | None,
+        files: PromptCache,
         wake: asyncio.Event,
         on_up: Callable[[], None],
     ) -> None:
@@ -84,6 +89,7 @@ class StepLoop:
         self._recovery = recovery
         self._grammars = grammars
         self._metrics = metrics
+        self._files = files
         self._wake = wake
         self._on_up = on_up
         self._renew_at: float | None = None  # the time of `monotonic` at which rows that still run are given up
@@ -166,10 +172,12 @@ class StepLoop:
             while scheduler.in_flight < depth and not self._executor.lost and not renewing:
                 began = time.perf_counter()
                 plan = scheduler.plan()
+                if plan is not None:
+                    self._note(plan, began)
+                    self._executor.submit(plan)
+                self._files.planned()
                 if plan is None:
                     break
-                self._note(plan, began)
-                self._executor.submit(plan)
             if not scheduler.in_flight and not self._executor.lost:
                 self._wake.clear()  # set by a new request, or when the shards are lost
                 pulse = asyncio.get_running_loop().call_later(PULSE, self._pulse)
@@ -197,6 +205,7 @@ class StepLoop:
             if self._metrics is not None and flight.method != "pulse":
                 self._metrics.generations.step_lost(flight.method)
         self._flights.clear()
+        self._files.lost()
         self._recovery.lost(killed)
 
     # Shards that hang
@@ -248,7 +257,8 @@ class StepLoop:
                     starts[admission.id] = stream.sequence.planned - admission.chunk
         joined = sum(admission.token_ids is not None for admission in plan.prefill)
         method, now = "prefill" if plan.prefill else "decode", time.perf_counter()
-        self._flights.append(_Flight(starts, method, now))
+        tokens = sum(admission.chunk for admission in plan.prefill)
+        self._flights.append(_Flight(starts, method, now, tokens))
         if self._metrics is not None and (joined or plan.filter):
             left = len(plan.filter)
             self._metrics.generations.planned(method, now - began, joined, left, self.scheduler.running)
@@ -257,6 +267,8 @@ class StepLoop:
         """Applies a result: gives tokens, log-probabilities and errors to the streams."""
         flight, began = self._flights.popleft(), time.perf_counter()
         self._recovery.answered()
+        if flight.tokens:
+            self._files.computed(flight.tokens, result.seconds)
         starts = flight.starts
         for id, values in result.prompt_logprobs.items():
             stream = self.streams.get(id)

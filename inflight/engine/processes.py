@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from inflight.config import GeneratorConfig, ServerConfig
-from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult, Transfer, Transferred
 from inflight.engine.executor import Executor, RanksKilled
 from inflight.errors import InflightError, StartError, WorkerLost
 from inflight.link import (
@@ -63,6 +63,8 @@ class _Rank:
     def _received(self, message: AnyMessage, values: Unpacker) -> None:
         if isinstance(message, StepResult):
             self._group.answered(message)
+        elif isinstance(message, Transferred):
+            self._group.transferred(self, message)
         elif isinstance(message, Progress):
             self.loaded = message.done
             self._group.progressed()
@@ -102,6 +104,7 @@ class ShardGroup(Executor):
         self._ranks: list[_Rank] = []
         self._workers: list[WorkerHandle] = []  # not ended yet: a cancelled `_end` leaves them to the next
         self._results: deque[StepResult] = deque()
+        self._orders: dict[int, list[Transferred]] = {}
         self._waiter: asyncio.Future[None] | None = None
         self._error: WorkerLost | None = None
         self._starts = 0
@@ -120,6 +123,7 @@ class ShardGroup(Executor):
         await self._end(0)
         self._error = None
         self._results.clear()
+        self._orders.clear()
         size = self._config.tensor_parallel
         rendezvous = f"127.0.0.1:{_free_port()}" if size > 1 else ""
         self._ranks = [_Rank(number, self) for number in range(size)]
@@ -165,6 +169,15 @@ class ShardGroup(Executor):
             if rank.worker is not None:
                 rank.worker.send(plan, frame)
 
+    def transfer(self, order: Transfer) -> None:
+        if self._error is not None:
+            return
+        self._orders[order.number] = []
+        frame = Packer()
+        for rank in self._ranks:
+            if rank.worker is not None:
+                rank.worker.send(order, frame)
+
     async def result(self) -> StepResult:
         while not self._results:
             if self._error is not None:
@@ -202,6 +215,17 @@ class ShardGroup(Executor):
     def answered(self, result: StepResult) -> None:
         self._results.append(result)
         self._wake()
+
+    def transferred(self, rank: _Rank, answer: Transferred) -> None:
+        """A rank has done an order; the engine hears of it when all have."""
+        answers = self._orders.get(answer.number)
+        if rank not in self._ranks or answers is None:
+            return  # of an earlier start
+        answers.append(answer)
+        if len(answers) == len(self._ranks):
+            del self._orders[answer.number]
+            done, seconds = min(each.done for each in answers), max(each.seconds for each in answers)
+            self.on_transferred(Transferred(answer.number, done, sum(each.bytes for each in answers), seconds))
 
     def progressed(self) -> None:
         # A rank may report progress after the start was given up.
@@ -278,4 +302,5 @@ def _smallest(offers: list[ShardOffer]) -> ShardOffer:
         max_rows=min(offer.max_rows for offer in offers),
         max_model_len=min(offer.max_model_len for offer in offers),
         states=min((offer.states for offer in offers), key=lambda states: states.slots),
+        prompt_cache=first.prompt_cache if all(offer.prompt_cache for offer in offers) else "",
     )

@@ -15,7 +15,17 @@ from inflight.kernels.layout import (
     StepArrays,
     StepImages,
 )
-from inflight.kernels.library import ACTIVATIONS, Activation, Format, KvType, instruction_sets, native_reason, top_k
+from inflight.kernels.library import (
+    ACTIVATIONS,
+    Activation,
+    Format,
+    KvType,
+    checksum,
+    instruction_sets,
+    native_file,
+    native_reason,
+    top_k,
+)
 from inflight.kernels.program import NativeProgram
 from inflight.kernels.sampling import Sampled, SamplerRow, log_softmax_at, sample
 from inflight.kernels.tower import TowerArrays, TowerNorm, TowerProgram
@@ -44,8 +54,10 @@ __all__ = [
     "TowerArrays",
     "TowerNorm",
     "TowerProgram",
+    "checksum",
     "instruction_sets",
     "log_softmax_at",
+    "native_file",
     "native_reason",
     "sample",
     "top_k",

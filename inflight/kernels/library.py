@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,8 +18,10 @@ __all__ = [
     "OpCode",
     "Source",
     "TowerCode",
+    "checksum",
     "instruction_sets",
     "native",
+    "native_file",
     "native_reason",
     "top_k",
 ]
@@ -52,6 +56,11 @@ ACTIVATIONS = {
 """Names in `Activation` by their names in a config."""
 
 
+def native_file() -> Path | None:
+    """The file of the native library; None if it was not built."""
+    return None if native is None else Path(native.__file__)
+
+
 def native_reason() -> str | None:
     """The reason why the native engine cannot run here; None if it can."""
     if native is None:
@@ -62,6 +71,14 @@ def native_reason() -> str | None:
 def instruction_sets() -> list[str]:
     """The instruction sets that this machine supports, fastest first; empty without the native library."""
     return list(native.available()) if native is not None else []
+
+
+def checksum(data: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
+    """64 bits that tell whether the bytes of a file are those that were written: they find damage, not forgery."""
+    if native is None:
+        return int.from_bytes(blake2b(data.data, digest_size=8).digest(), "little")
+    assert data.flags.c_contiguous
+    return int(native.checksum(data.ctypes.data, data.nbytes))
 
 
 class Top(NamedTuple):

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from inflight.kernels.arrays import address
 from inflight.kernels.layout import (
+    Bytes,
     Cost,
     DecodeArrays,
     Delta,
@@ -134,6 +136,46 @@ class NativeProgram(Store):
     def make_caches(self, blocks: int, block_size: int, kv: KvType) -> int:
         """Makes zeroed memory for all layers' keys and values; returns its bytes."""
         return int(self._program.make_caches(blocks, block_size, kv))
+
+    # Copies of the cache's blocks and of states, for files. Another thread may make them beside a step that does not
+    # touch these blocks and slots.
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of a block's copy."""
+        return int(self._program.block_bytes)
+
+    def read_block(self, block: int, to: Bytes) -> None:
+        """Copies a block of the cache, all layers' keys and values, to `kept_bytes` bytes.
+
+        Raises:
+            IndexError: there is no such block.
+        """
+        self._sized(to, self.kept_bytes)
+        self._program.read_block(block, address(to))
+
+    def write_block(self, block: int, from_: Bytes) -> None:
+        """Puts such a copy into a block, which may be another one of another cache. Raises as `read_block`."""
+        self._sized(from_, self.kept_bytes)
+        self._program.write_block(block, address(from_))
+
+    def read_state(self, slot: int, to: Bytes) -> None:
+        """Copies a slot's state to `state_bytes` bytes.
+
+        Raises:
+            IndexError: there is no such slot.
+        """
+        self._sized(to, self.state_bytes)
+        self._program.read_state(slot, address(to))
+
+    def write_state(self, slot: int, from_: Bytes) -> None:
+        """Puts such a copy into a slot. Raises as `read_state`."""
+        self._sized(from_, self.state_bytes)
+        self._program.write_state(slot, address(from_))
+
+    def _sized(self, memory: Bytes, size: int) -> None:
+        if memory.nbytes != size or not memory.flags.c_contiguous:
+            raise ValueError(f"{memory.nbytes} bytes are no copy of {size}")
 
     # Operations, in the order in which they run
 

@@ -26,6 +26,8 @@ from inflight.contract import (
     StepPlan,
     StepResult,
     Table,
+    Transfer,
+    Transferred,
     Value,
     join,
 )
@@ -176,7 +178,7 @@ class Trial(Message, tag=20, frozen=True):
 
 AnyMessage: TypeAlias = (
     "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving | "
-    "StepPlan | StepResult | LoadShard | ShardReady | Progress | Trial | Phase | "
+    "StepPlan | StepResult | Transfer | Transferred | LoadShard | ShardReady | Progress | Trial | Phase | "
     "LoadVision | VisionReady | EncodeImage | ImageEncoded | ImageFailed"
 )
 
@@ -200,6 +202,8 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(
     | Leaving
     | StepPlan
     | StepResult
+    | Transfer
+    | Transferred
     | LoadShard
     | ShardReady
     | Progress

@@ -94,6 +94,8 @@ class LLM:
         quantize: none, int8, int4, int4-64 or int4-128: what float weights are packed as, on CPUs.
         kv_cache_dtype: auto or int8, on CPUs.
         packed_cache: folder where packed weights are kept from one time to the next.
+        prompt_cache: folder where computed prompts are kept from one time to the next.
+        prompt_cache_size: its bytes at most.
         mmproj: the file with the vision part of a GGUF model; None: the one beside it.
         kv_cache_memory: bytes of the cache; None: measured.
         max_batch_size: prompts that are computed together.
@@ -124,6 +126,8 @@ class LLM:
         quantize: str = "none",
         kv_cache_dtype: str = "auto",
         packed_cache: str | Path | None = None,
+        prompt_cache: str | Path | None = None,
+        prompt_cache_size: int = 16 << 30,
         mmproj: str | Path | None = None,
         kv_cache_memory: int | None = None,
         block_size: int = 16,
@@ -155,6 +159,7 @@ class LLM:
             where.name,
             settings,
             packed_cache=None if packed_cache is None else Path(packed_cache).absolute(),
+            prompt_cache=None if prompt_cache is None else Path(prompt_cache).absolute(),
             mmproj=None if mmproj is None else Path(mmproj).absolute(),
             adapters=tuple(AdapterConfig.of(name, given) for name, given in (lora_adapters or {}).items()),
             device_type=device_type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult, Transfer, Transferred
 from inflight.device import connect_ranks, open_device
 from inflight.engine import Executor
 from inflight.errors import StartError, WorkerLost
@@ -83,6 +84,7 @@ class LocalExecutor(Executor):
         self._thread = _Thread("model")
         self._courier = _Thread("answers")
         self._runner: Runner | None = None  # gone after a loss: plans behind it do nothing
+        self._ended: Runner | None = None  # the same, until its threads are ended
         self._answers: deque[StepResult | WorkerLost] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._given_up = False
@@ -95,11 +97,14 @@ class LocalExecutor(Executor):
         await self.abort()
         self._answers.clear()
         job = self._job.sized(num_blocks)
-        self._runner = await self._thread.call(self._load, job)
+        self._runner = self._ended = await self._thread.call(self._load, job)
         return self._runner.offer
 
     def submit(self, plan: StepPlan) -> None:
         self._thread.submit(self._step, plan, asyncio.get_running_loop())
+
+    def transfer(self, order: Transfer) -> None:
+        self._thread.submit(self._transfer, order, asyncio.get_running_loop())
 
     async def result(self) -> StepResult:
         while not self._answers:
@@ -117,6 +122,9 @@ class LocalExecutor(Executor):
     async def abort(self) -> None:
         """Waits for the step that is computed, because a thread cannot be killed, and drops its result."""
         self._runner = None
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            await self._thread.call(ended.close, FAREWELL)
         self._answered(WorkerLost("it was given up"))
         for thread in (self._thread, self._courier):  # in this order: no answer is on its way then
             await thread.call(lambda: None)
@@ -157,6 +165,20 @@ class LocalExecutor(Executor):
             self._runner = None
             answer = WorkerLost(f"{type(error).__name__}: {error}")
         self._courier.submit(loop.call_soon_threadsafe, self._answered, answer)
+
+    def _transfer(self, order: Transfer, loop: asyncio.AbstractEventLoop) -> None:
+        runner = self._runner
+
+        def answer(done: Transferred) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._transferred, runner, done)
+
+        if runner is not None:
+            runner.transfer(order, answer)
+
+    def _transferred(self, runner: Runner | None, answer: Transferred) -> None:
+        if runner is self._runner:
+            self.on_transferred(answer)
 
     def _load(self, job: ShardJob) -> Runner:
         device = open_device(job.model.device_type, job.device_id)

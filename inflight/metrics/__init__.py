@@ -3,6 +3,7 @@
 from inflight.metrics.images import ImageMetrics
 from inflight.metrics.keys import KeyMetrics
 from inflight.metrics.llm import LlmMetrics, Load, ReplicaLoad
+from inflight.metrics.prompts import PromptCacheCounts, PromptsShown, StateSlots
 from inflight.metrics.routes import Calls, RouteMetrics
 from inflight.metrics.server import CONTENT_TYPE, SECONDS, Metrics
 from inflight.metrics.totals import Runs, Totals
@@ -16,8 +17,11 @@ __all__ = [
     "LlmMetrics",
     "Load",
     "Metrics",
+    "PromptCacheCounts",
+    "PromptsShown",
     "ReplicaLoad",
     "RouteMetrics",
     "Runs",
+    "StateSlots",
     "Totals",
 ]

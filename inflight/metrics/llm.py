@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from inflight.metrics.histograms import Histogram, Histograms
+from inflight.metrics.prompts import PromptsShown, prompt_metrics
 
 SECONDS = tuple(0.00015 * 1.5**power for power in range(35))
 """The buckets of TGI's durations."""
@@ -96,6 +97,7 @@ class LlmMetrics:
     def __init__(self) -> None:
         self._load: Callable[[], Load] | None = None
         self._replicas: Callable[[], Sequence[ReplicaLoad]] = tuple
+        self._prompts: Callable[[], Sequence[PromptsShown]] = tuple
         self._seconds = {name: Histogram(SECONDS) for name in _REQUEST_SECONDS}
         self._lengths = {name: Histogram(LENGTHS) for name in _REQUEST_LENGTHS}
         self._validation = Histogram(SECONDS)
@@ -111,9 +113,15 @@ class LlmMetrics:
         self._plans["tgi_batch_concat_duration"]["decode",]
         self._lost: dict[str, int] = {}
 
-    def watch(self, read: Callable[[], Load], replicas: Callable[[], Sequence[ReplicaLoad]] = tuple) -> None:
-        """Sets the functions that read the load of all, and of replicas; they are called at every scrape."""
-        self._load, self._replicas = read, replicas
+    def watch(
+        self,
+        read: Callable[[], Load],
+        replicas: Callable[[], Sequence[ReplicaLoad]] = tuple,
+        prompts: Callable[[], Sequence[PromptsShown]] = tuple,
+    ) -> None:
+        """Sets the functions that read the load of all, and of replicas, and what their prompt caches and recurrent
+        states are at; they are called at every scrape."""
+        self._load, self._replicas, self._prompts = read, replicas, prompts
 
     def admitted(self, seconds: float, max_new_tokens: int) -> None:
         """Counts a request that was checked and tokenized in `seconds`."""
@@ -196,6 +204,7 @@ class LlmMetrics:
         ):
             yield GaugeMetricFamily(name, text, value=value)
         yield from _of_replicas(self._replicas())
+        yield from prompt_metrics(self._prompts())
 
 
 def _of_replicas(loads: Sequence[ReplicaLoad]) -> Iterator[Metric]:

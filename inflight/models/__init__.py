@@ -1,6 +1,6 @@
 """Language models: one decoder for the popular families, a bridge to transformers for the others."""
 
-from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, ImageRows, ModelArray
+from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, ImageRows, KeptForms, ModelArray
 from inflight.models.load import load_model
 from inflight.models.text_encoder import Text, TextEncoder, is_encoder, load_encoder
 from inflight.models.text_head import classifier_info, decoder_scores
@@ -12,6 +12,7 @@ __all__ = [
     "DecodeRows",
     "ForwardBatch",
     "ImageRows",
+    "KeptForms",
     "ModelArray",
     "Text",
     "TextEncoder",

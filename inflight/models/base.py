@@ -113,6 +113,36 @@ def reaches(ropes: Sequence[Rope]) -> tuple[int, int]:
     return kinds[0] if kinds else (0, 0)
 
 
+class KeptForms(ABC):
+    """Copies of the cache's blocks and of recurrent states that do not depend on where they lie. A thread may make
+    them beside a step that does not touch these blocks and slots.
+
+    Attributes:
+        block_bytes, state_bytes: of a copy.
+        bits: words for all that the copies depend on beside the weights and the settings: what computed them.
+    """
+
+    block_bytes: int
+    state_bytes: int = 0
+    bits: tuple[str, ...]
+
+    @abstractmethod
+    def read_block(self, block: int, to: Array) -> None:
+        """Copies a block to uint8 [block_bytes]."""
+
+    @abstractmethod
+    def write_block(self, block: int, from_: Array) -> None:
+        """Puts a copy into a block."""
+
+    def read_state(self, slot: int, to: Array) -> None:
+        """Copies a state to uint8 [state_bytes]."""
+        raise NotImplementedError("the model has no recurrent layers")
+
+    def write_state(self, slot: int, from_: Array) -> None:
+        """Puts a copy into a slot."""
+        raise NotImplementedError("the model has no recurrent layers")
+
+
 class CausalLM(ABC):
     """A loaded model, or this rank's share of one.
 
@@ -169,6 +199,10 @@ class CausalLM(ABC):
     def copy_state(self, source: int, to: int) -> None:
         """Copies a recurrent state from one slot to another."""
         raise NotImplementedError(f"'{self.family}' has no recurrent layers")
+
+    def kept(self) -> KeptForms | None:
+        """How blocks and states are copied to files and back; None: the model has no such copies."""
+        return None
 
     def decode(self, rows: DecodeRows, greedy: bool) -> ModelArray | None:
         """As `forward` for the newest token of every row, without a `ForwardBatch`.

@@ -30,8 +30,9 @@ from inflight.kernels import (
     StepArrays,
     StepImages,
 )
-from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, reaches
+from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, KeptForms, reaches
 from inflight.models.config import DecoderConfig, DeltaNet
+from inflight.models.native_kept import NativeKept
 from inflight.models.states import LayerState, Paged, Recurrent, block_bytes
 from inflight.models.weight_loader import WeightLoader
 from inflight.tensors import FLOAT_DTYPES, Floats
@@ -318,6 +319,9 @@ class NativeDecoder(CausalLM):
 
     def copy_state(self, source: int, to: int) -> None:
         self._program.copy_state(source, to)
+
+    def kept(self) -> KeptForms:
+        return NativeKept(self._program)
 
     def make_cache(self, blocks: int, block_size: int) -> int:
         return self._program.make_caches(blocks, block_size, self._kv)

@@ -35,7 +35,7 @@ from inflight.errors import (
     Overloaded,
     StartError,
 )
-from inflight.metrics import Load, Metrics, ReplicaLoad
+from inflight.metrics import Load, Metrics, PromptsShown, ReplicaLoad
 from inflight.router.drain import drained
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
@@ -368,7 +368,7 @@ class LanguageModels:
         from inflight.text import load_tokenizer
         from inflight.vision import open_vision
 
-        self._metrics.generations.watch(self._load, self._replicas)
+        self._metrics.generations.watch(self._load, self._replicas, self._prompts)
         replicas = [config.of_replica(number) for number in range(config.replicas)]
         groups = [ShardGroup(one, self._config, partial(_progress, one)) for one in replicas]
         self._begun += groups
@@ -409,6 +409,9 @@ class LanguageModels:
 
     def _replicas(self) -> list[ReplicaLoad]:
         return [load for engine in self._shards for load in engine.replica_loads]
+
+    def _prompts(self) -> list[PromptsShown]:
+        return [one for engine in self._shards for one in engine.prompts]
 
     async def restart_replicas(self, name: str | None = None) -> None:
         """Starts the ranks of a model, or of all one after the other, again, without losing a request; as

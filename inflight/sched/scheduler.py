@@ -121,8 +121,11 @@ class Scheduler:
     may be published for others as soon as a plan that fills it with known tokens was made.
 
     Attributes:
+        short_of_states: the last plan could not admit a request, because rows have all slots of recurrent states.
         on_unseen: called with a waiting sequence whose images are not there and no longer in the prefix cache. It waits
             for `restore`, while others go on.
+        on_computed: called with a row whose whole prompt is computed by the plan in the making, and with one that
+            leaves.
     """
 
     def __init__(self, capacity: Capacity) -> None:
@@ -143,7 +146,9 @@ class Scheduler:
         self._admitted = 0
         self._burst = 0  # prompt tokens that the rows of a burst, all of which have just begun, have waited for
         self.preemptions = 0
+        self.short_of_states = False
         self.on_unseen: Callable[[Sequence], None] = lambda sequence: None
+        self.on_computed: Callable[[Sequence], None] | None = None
 
     # The owner's side
 
@@ -475,6 +480,7 @@ class Scheduler:
 
     def _admit(self, draft: _Draft) -> None:
         """Admits waiting requests in order. Stops at the first that does not fit, so that none is overtaken."""
+        self.short_of_states = False
         while draft.budget > 0 and draft.prefill_budget > 0 and len(self._running) < self.capacity.max_rows:
             sequence = self._next_waiting()
             # A request that was preempted with a pending token waits until the token is known.
@@ -488,7 +494,10 @@ class Scheduler:
                 sequence.queued = False
                 self.on_unseen(sequence)
                 continue
-            if not self._fits(sequence, shared) or not self.states.give(sequence, len(shared)):
+            if not self._fits(sequence, shared):
+                return
+            if not self.states.give(sequence, len(shared)):
+                self.short_of_states = True
                 return
             self._queue(sequence.priority).popleft()
             sequence.queued = False
@@ -566,6 +575,8 @@ class Scheduler:
             self._publish(row)
             if row.state is not None:
                 self.states.save_prompt(row, start, draft.saves)
+            if self.on_computed is not None and row.planned == len(row.tokens):
+                self.on_computed(row)
         return True
 
     def _room(self, row: Sequence, draft: _Draft) -> tuple[int, int]:
@@ -617,6 +628,8 @@ class Scheduler:
 
     def _leave(self, row: Sequence, draft: _Draft) -> None:
         self._publish(row)
+        if self.on_computed is not None:
+            self.on_computed(row)
         self.pool.release(row.blocks)
         self.states.take_back(row)
         row.forget_place()

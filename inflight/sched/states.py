@@ -26,12 +26,14 @@ class StatePool:
     def __init__(self, count: int) -> None:
         self._free: list[int] = []
         self._saved: dict[bytes, int] = {}  # least recently used first
+        self._held: dict[int, bool] = {}  # slots that are being copied; True: their states are forgotten
         self.reset(count)
 
     def reset(self, count: int) -> None:
         """Makes all slots free, after a start of the shards."""
         self.count = count
         self._saved.clear()
+        self._held.clear()
         self._free = list(reversed(range(count)))
 
     @property
@@ -48,9 +50,11 @@ class StatePool:
         """A slot whose content is forgotten; None if rows have all of them."""
         if self._free:
             return self._free.pop()
-        if not self._saved:
-            return None
-        return self._saved.pop(next(iter(self._saved)))
+        if self._held:
+            digest = next((digest for digest, slot in self._saved.items() if slot not in self._held), None)
+        else:
+            digest = next(iter(self._saved), None)
+        return None if digest is None else self._saved.pop(digest)
 
     def release(self, slot: int) -> None:
         """Makes a slot free."""
@@ -84,7 +88,23 @@ class StatePool:
     def forget(self, digest: bytes) -> None:
         """Frees the saved state of a prefix, if there is one."""
         slot = self._saved.pop(digest, None)
-        if slot is not None:
+        if slot in self._held:
+            self._held[slot] = True
+        elif slot is not None:
+            self.release(slot)
+
+    def hold(self, digest: bytes) -> int | None:
+        """The slot of a saved state, which keeps its content until `let_go`; None: there is none, or it is held
+        already."""
+        slot = self._saved.get(digest)
+        if slot is None or slot in self._held:
+            return None
+        self._held[slot] = False
+        return slot
+
+    def let_go(self, slot: int) -> None:
+        """Ends a `hold`."""
+        if self._held.pop(slot):
             self.release(slot)
 
 

@@ -102,6 +102,8 @@ def declare_generator(
     threads: int = 0,
     quantize: str = "none",
     kv_cache_dtype: str = "auto",
+    prompt_cache: str | Path | None = None,
+    prompt_cache_size: int = 16 << 30,
     mmproj: str | Path | None = None,
     max_batch_size: int = 128,
     max_concurrent_requests: int = 128,
@@ -139,6 +141,9 @@ def declare_generator(
         replicas: copies of the model, each with such processes of its own.
         kv_cache_memory: bytes of each process's cache; None: measured.
         threads: CPU threads of each process, which replicas divide; 0: the cores, shared.
+        prompt_cache: folder where computed prompts are kept from one start to the next, absolute or relative as
+            `model_dir`; None: nowhere.
+        prompt_cache_size: its bytes at most.
         mmproj: the file with the vision part of a GGUF model, absolute or relative as `model_dir`; None: the one beside
             it.
         lora_adapters: folders or hub ids of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
@@ -170,6 +175,7 @@ def declare_generator(
         model_id=_public_name(where),
         max_batch_size=max_batch_size,
         adapters=adapters,
+        prompt_cache=None if prompt_cache is None else registry.directory / prompt_cache,
         mmproj=None if mmproj is None else _vision_part(mmproj, registry.directory),
         media_domains=_domains(media_domains),
     )

@@ -13,7 +13,17 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from inflight.checkpoint import ModelFolder
-from inflight.contract import CacheSize, ModelFacts, Pooled, ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.contract import (
+    CacheSize,
+    ModelFacts,
+    Pooled,
+    ShardJob,
+    ShardOffer,
+    StepPlan,
+    StepResult,
+    Transfer,
+    Transferred,
+)
 from inflight.device import Device
 from inflight.errors import StartError
 from inflight.models import Text, load_encoder
@@ -90,3 +100,10 @@ class EncoderRunner:
         batch.append(step.sampled, zeros)
         seconds = time.perf_counter() - began
         return StepResult(plan.step, ids, zeros.tolist(), seconds=seconds, embeddings=vectors, failed=failed)
+
+    def transfer(self, order: Transfer, answer: Callable[[Transferred], None]) -> None:
+        """Does nothing: there is no cache."""
+        answer(Transferred(order.number, 0))
+
+    def close(self, seconds: float) -> None:
+        """Does nothing."""

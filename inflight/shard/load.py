@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from inflight.checkpoint import open_model
-from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult
+from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult, Transfer, Transferred
 from inflight.device import Device, Ranks
 from inflight.models import is_encoder
 from inflight.shard.encoder_runner import EncoderRunner
@@ -22,6 +22,13 @@ class Runner(Protocol):
 
     def run(self, plan: StepPlan) -> StepResult | None:
         """Runs one step; returns the result on rank 0, None on the others."""
+
+    def transfer(self, order: Transfer, answer: Callable[[Transferred], None]) -> None:
+        """Begins to copy between the cache and files, where the offer names a folder. Args: answer: called on another
+        thread when it is done."""
+
+    def close(self, seconds: float) -> None:
+        """Ends threads, after `seconds` at most."""
 
 
 def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[[float], None] | None = None) -> Runner:

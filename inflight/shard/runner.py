@@ -11,12 +11,24 @@ import numpy as np
 
 from inflight.checkpoint import ModelFolder, SentenceModel, open_model
 from inflight.config import ModelConfig, processors
-from inflight.contract import Array, CacheSize, ShardJob, ShardOffer, StateSize, StepPlan, StepResult, Watermark
+from inflight.contract import (
+    Array,
+    CacheSize,
+    ShardJob,
+    ShardOffer,
+    StateSize,
+    StepPlan,
+    StepResult,
+    Transfer,
+    Transferred,
+    Watermark,
+)
 from inflight.device import Device, Ranks
 from inflight.kernels import Sampled
 from inflight.models import CausalLM, DecodeRows, ForwardBatch, ModelArray, VectorHead, decoder_scores, load_model
 from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks, count_states
 from inflight.shard.input_batch import InputBatch, Scored
+from inflight.shard.page_desk import Opening
 from inflight.shard.plan_checks import Images, checked_plan
 from inflight.shard.pooling import MeanPool
 from inflight.shard.sampler import RowState, Sampler
@@ -51,6 +63,7 @@ class ModelRunner:
         folder = folder or open_model(job.model.model_dir, job.model.mmproj)
         self._ranks = ranks
         self._device = device
+        opening = Opening(job, folder)
         self._model = model = load_model(job.model, ranks, device, progress, folder)
         watermark = Watermark(job.model.watermark_gamma, job.model.watermark_delta)
         self._sampler = _sampler_of(model, job.model, watermark)
@@ -68,7 +81,8 @@ class ModelRunner:
         self._head = VectorHead(sentences.layers if width else (), width, job.model.allow_pickle)
         self._scores = decoder_scores(folder, width, model.vocab_size, job.model.allow_pickle) if width else None
         size = self._scores.size if self._scores is not None else self._head.size
-        self.offer = ShardOffer(model.facts, cache, job.max_rows, longest, device.type, size, states)
+        self._desk, pages = opening.desk(model.kept())
+        self.offer = ShardOffer(model.facts, cache, job.max_rows, longest, device.type, size, states, pages)
 
     def _make_states(self, job: ShardJob, longest: int) -> StateSize:
         """Makes memory for recurrent states, where the model has recurrent layers.
@@ -131,6 +145,16 @@ class ModelRunner:
             if logits is not None:
                 return self._decoded(plan, rows, logits, greedy, began)
         return self._forward(plan, chunks, failed, began)
+
+    def transfer(self, order: Transfer, answer: Callable[[Transferred], None]) -> None:
+        """Begins to copy between the cache and files. Args: answer: called on another thread when it is done."""
+        assert self._desk is not None, "an order came for files that were not offered"
+        self._desk.take(order, answer)
+
+    def close(self, seconds: float) -> None:
+        """Ends what still writes files, after `seconds` at most."""
+        if self._desk is not None:
+            self._desk.close(seconds)
 
     @property
     def ids(self) -> list[int]:

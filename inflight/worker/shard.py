@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from inflight import log
-from inflight.contract import ShardJob, StepPlan
+from inflight.contract import ShardJob, StepPlan, Transfer, Transferred
 from inflight.early import DUMP
 from inflight.link import Failed, Leaving, LoadShard, Progress, ShardReady, Stop, WorkerChannel
 from inflight.startup import failed_load
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 600.0
 """Seconds that ranks wait for each other: the slowest may still read its weights from a cold disk."""
+
+
+WRITING_GRACE = 0.8
+"""Seconds in which the prompt cache may write what it was told to, when the server stops this rank."""
 
 
 def run_rank(fd: int) -> int:
@@ -60,7 +64,7 @@ def run_rank(fd: int) -> int:
 def _run_shard(channel: WorkerChannel, message: LoadShard) -> int:
     """Loads the model and runs plans until the server stops this rank. Returns the exit status."""
     job = message.job
-    plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
+    plans: queue.SimpleQueue[StepPlan | Transfer | None] = queue.SimpleQueue()
     _read(channel, plans)
     try:
         runner = _load(channel, job)
@@ -68,7 +72,14 @@ def _run_shard(channel: WorkerChannel, message: LoadShard) -> int:
         text = str(failed_load("the model", error, job.model.model_dir))
         return 1 if channel.send(Failed(_one_line(text))) else ORPHANED
     channel.send(ShardReady(runner.offer))
+
+    def transferred(answer: Transferred) -> None:
+        channel.send(answer)
+
     while (plan := plans.get()) is not None:
+        if isinstance(plan, Transfer):
+            runner.transfer(plan, transferred)
+            continue
         try:
             result = runner.run(plan)
         except Exception as error:
@@ -77,10 +88,11 @@ def _run_shard(channel: WorkerChannel, message: LoadShard) -> int:
             return 1
         if result is not None and not channel.send(result):
             return ORPHANED
+    runner.close(WRITING_GRACE)
     return 0
 
 
-def _read(channel: WorkerChannel, plans: queue.SimpleQueue[StepPlan | None]) -> None:
+def _read(channel: WorkerChannel, plans: queue.SimpleQueue[StepPlan | Transfer | None]) -> None:
     """Reads the channel in a thread of its own. The end of the server ends the process, in the middle of a step too."""
 
     def read() -> None:
@@ -89,7 +101,7 @@ def _read(channel: WorkerChannel, plans: queue.SimpleQueue[StepPlan | None]) -> 
             if received is None:
                 os._exit(1)
             message, _ = received
-            if isinstance(message, StepPlan):
+            if isinstance(message, (StepPlan, Transfer)):
                 plans.put(message)
             elif isinstance(message, Stop):
                 plans.put(None)

@@ -68,7 +68,8 @@ def strange(folder: Path = Path("/models/one")) -> GeneratorConfig:
     for each in SETTINGS:
         kind = each.kind
         fields[each.name] = not each.value if kind is bool else OTHER.get(kind)
-    fields.update(packed_cache=Path("/cache"), adapters=(AdapterConfig("a", Path("/a"), HubModel("org/a", "", "v1")),))
+    fields.update(packed_cache=Path("/cache"), prompt_cache=Path("/prompts"))
+    fields.update(adapters=(AdapterConfig("a", Path("/a"), HubModel("org/a", "", "v1")),))
     fields.update(device_type="gpu", device_ids=(3, 4), tensor_parallel=2, max_batch_size=9, plans_in_flight=3)
     fields.update(media_domains=("images.example",), media_path=Path("/pictures"))
     fields.update(max_batch_prefill_tokens=100, tokenizer_config=Path("/t.json"), commit="abc", model_id="m")
@@ -236,7 +237,7 @@ def test_a_signature_says_what_the_fields_say(written: Callable[..., Any]) -> No
     assert {"dtype", "kv_cache_memory", "threads", "quantize", "kv_cache_dtype", "max_total_tokens"} <= set(found)
     for name in found:
         parameter, field = given[name], settings[name]
-        if name in ("lora_adapters", "packed_cache", "mmproj"):  # a mapping of them; also a text
+        if name in ("lora_adapters", "packed_cache", "prompt_cache", "mmproj"):  # a mapping of them; also a text
             assert parameter.default is None
         else:
             assert (parameter.annotation, parameter.default) == (field.kind, field.value), name

@@ -156,6 +156,9 @@ void bind_functions(nb::module_& m) {
         return packed_bytes(describe(format, offsets, gated, n, k, group));
     });
     m.def("kv_bytes", &kv_bytes);
+    m.def(
+        "checksum", [](uintptr_t data, int64_t bytes) { return checksum(at<char>(data), bytes); },
+        nb::call_guard<nb::gil_scoped_release>());
 }
 
 void bind_operation(nb::module_& m) {
@@ -273,6 +276,23 @@ void bind_program(nb::module_& m) {
         .def_prop_ro("state_bytes", &Program::state_bytes)
         .def("make_states", &Program::make_states)
         .def("copy_state", &Program::copy_state, nb::call_guard<nb::gil_scoped_release>())
+        .def_prop_ro("block_bytes", &Program::block_bytes)
+        .def(
+            "read_block",
+            [](const Program& program, int64_t block, uintptr_t to) { program.read_block(block, at<char>(to)); },
+            nb::call_guard<nb::gil_scoped_release>())
+        .def(
+            "write_block",
+            [](Program& program, int64_t block, uintptr_t from) { program.write_block(block, at<char>(from)); },
+            nb::call_guard<nb::gil_scoped_release>())
+        .def(
+            "read_state",
+            [](const Program& program, int64_t slot, uintptr_t to) { program.read_state(slot, at<char>(to)); },
+            nb::call_guard<nb::gil_scoped_release>())
+        .def(
+            "write_state",
+            [](Program& program, int64_t slot, uintptr_t from) { program.write_state(slot, at<char>(from)); },
+            nb::call_guard<nb::gil_scoped_release>())
         .def("add_buffer", &Program::add_buffer)
         .def("add", &Program::add)
         .def("make_caches", &Program::make_caches)

@@ -136,6 +136,13 @@ class Program : public Store {
     // Copies a slot to another.
     void copy_state(int64_t from, int64_t to);
 
+    // Copies for files, see pages.cpp. A thread may make them beside a run that does not touch the block or the slot.
+    int64_t block_bytes() const;
+    void read_block(int64_t block, char* to) const;
+    void write_block(int64_t block, const char* from);
+    void read_state(int64_t slot, char* to) const;
+    void write_state(int64_t slot, const char* from);
+
     // Runs the list. Throws std::out_of_range if the step does not fit the program.
     void run(const Step& step, Output output);
     // Runs the list for the newest token of each row, and counts it as computed; `append`: the most likely next tokens
@@ -156,6 +163,7 @@ class Program : public Store {
     void check(const Step& step) const;
     void check_images(const Step& step) const;
     void check_states(const Step& step) const;
+    void check_block(int64_t block) const;
     static int64_t slice_end(const Step& step, int64_t first);
     void slice_of(const Step& step, int64_t first, int64_t last);
     void reserve(int64_t rows, int64_t logit_rows);
@@ -193,5 +201,8 @@ class Program : public Store {
     Aligned<int32_t> input_sums_;
     Aligned<float> partial_;  // attention's chunks
 };
+
+// Of bytes in a file: a word that tells whether they are those that were written.
+uint64_t checksum(const char* data, int64_t bytes);
 
 }  // namespace inflight

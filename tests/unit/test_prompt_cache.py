@@ -1,0 +1,342 @@
+"""Prompts that are kept in files: the same tokens and log-probabilities as without, and no answer from a file that is
+not whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inflight.contract import GenerationRequest, Sampling, whole
+from inflight.kernels import NativeProgram, checksum, native_reason
+from inflight.llm import LLM, Generation
+from inflight.metrics import PromptCacheCounts
+from inflight.pages import HEADER, PageFiles, look, tail, whole_pages
+from tests.e2e.running import eventually
+from tests.lm import POCKET, save_tiny
+from tests.recurrent import save_recurrent
+
+pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
+
+LOGGED = Sampling(logprobs=True)
+MARK = "ab" * 16
+SIZE = {"vocab_size": 2048, "max_position_embeddings": 2048}
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(3, 90, count)]
+
+
+@contextmanager
+def opened(folder: Path, cache: Path | None, **settings: Any) -> Iterator[LLM]:
+    told = {"threads": 1, "kv_cache_memory": 32 << 20, "prompt_cache": cache, "max_batch_size": 4, **settings}
+    with LLM(folder, **told) as llm:
+        yield llm
+
+
+def counts(llm: LLM) -> PromptCacheCounts:
+    found = llm.engine.prompts[0].counts
+    assert found is not None
+    return found
+
+
+def answer(llm: LLM, prompt: list[int], count: int = 12) -> Generation:
+    return llm.generate([prompt], LOGGED, max_new_tokens=count, ignore_eos=True)[0]
+
+
+def same(one: Generation, other: Generation) -> bool:
+    return [(each.id, each.logprob) for each in one.tokens] == [(each.id, each.logprob) for each in other.tokens]
+
+
+def files_of(cache: Path) -> list[Path]:
+    return sorted(path for path in cache.glob("*/*") if not path.name.startswith("."))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("kept")
+    save_recurrent("Qwen3_5", base / "recurrent", **SIZE)
+    save_tiny("Llama", base / "plain", **SIZE)
+    save_tiny("Gemma2", base / "window", sliding_window=64, head_dim=18, **SIZE)
+    return {name: with_tokenizer(base / name) for name in ("recurrent", "plain", "window")}
+
+
+def with_tokenizer(folder: Path) -> Path:
+    shutil.copy(POCKET / "tokenizer.json", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("plain", {}),
+        ("plain", {"kv_cache_dtype": "int8", "dtype": "bfloat16", "quantize": "int8"}),
+        ("window", {"block_size": 6}),
+        ("recurrent", {}),
+        ("recurrent", {"kv_cache_dtype": "int8", "dtype": "bfloat16"}),
+    ],
+)
+def test_the_same_bits_after_a_start(
+    checkpoints: dict[str, Path], tmp_path: Path, name: str, settings: dict[str, Any]
+) -> None:
+    """A chat of two turns, the second one after a start; what an answer added is found too."""
+    folder, first = checkpoints[name], tokens(600)
+    with opened(folder, None, **settings) as llm:
+        wanted = [answer(llm, first, 300)]
+        second = [*first, *wanted[0].token_ids, *tokens(20, 1)]
+        wanted.append(answer(llm, second))
+    with opened(folder, tmp_path / "kept", **settings) as llm:
+        assert same(answer(llm, first, 300), wanted[0])
+        eventually(lambda: bool(counts(llm).written))
+    with opened(folder, tmp_path / "kept", **settings) as llm:
+        again = answer(llm, second)
+        assert same(again, wanted[1])
+        assert again.cached >= 768 - 15, again.cached
+        assert same(answer(llm, first, 300), wanted[0])
+        assert counts(llm).hits >= 1
+
+
+def test_nobody_elses_files_are_found(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Other tenants, weights, precisions and block sizes begin anew."""
+    folder, prompt = checkpoints["plain"], tokens(600)
+
+    def cached(llm: LLM, tenant: str = "") -> int:
+        request = GenerationRequest(prompt, LOGGED, 3, ignore_eos=True, tenant=tenant)
+        return llm._call(whole(llm.engine, request)).start.cached
+
+    with opened(folder, tmp_path / "kept") as llm:
+        assert cached(llm, "one") == 0
+        eventually(lambda: counts(llm).written > 0)
+    with opened(folder, tmp_path / "kept") as llm:
+        assert [cached(llm, tenant) for tenant in ("two", "", "one")] == [0, 0, 592]
+    other = with_tokenizer(save_tiny("Llama", tmp_path / "other", seed=1, **SIZE))
+    for path, settings in ((folder, {"dtype": "bfloat16"}), (folder, {"block_size": 32}), (other, {})):
+        with opened(path, tmp_path / "kept", **settings) as llm:
+            assert cached(llm, "one") == 0, (path, settings)
+
+
+def damaged(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "longer":
+        file.write_bytes(data + b"x")
+    else:
+        data[{"first": HEADER, "last": -1, "middle": len(data) // 2, "header": 20, "checksum": 60}[how]] ^= 16
+        file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["plain", "recurrent"])
+def test_damage_is_a_miss(checkpoints: dict[str, Path], tmp_path: Path, name: str) -> None:
+    folder, prompt, cache = checkpoints[name], tokens(600), tmp_path / "kept"
+    with opened(folder, cache) as llm:
+        wanted = answer(llm, prompt)
+        eventually(lambda: counts(llm).written > 0)
+    for file in files_of(cache):
+        os.utime(file, (0, 0))
+    with opened(folder, cache) as llm:
+        assert same(answer(llm, prompt), wanted)
+    written = {file: file.read_bytes() for file in files_of(cache) if file.stat().st_mtime}  # those that were read
+    assert len(written) == 3 + (name == "recurrent")
+    for number, how in enumerate(("cut", "empty", "longer", "first", "last", "middle", "header", "checksum")):
+        file = list(written)[number % len(written)]
+        damaged(file, how)
+        with opened(folder, cache) as llm:
+            again = answer(llm, prompt)
+            assert same(again, wanted), how
+            assert again.cached < 592, how
+            eventually(lambda: counts(llm).written > 0)
+        assert file.read_bytes() == written[file], how  # a whole one is in its place
+    # A file under another's name
+    first, second = [file for file in files_of(cache) if file.suffix == ".kv"][:2]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with opened(folder, cache) as llm:
+        assert same(answer(llm, prompt), wanted)
+
+
+def test_requests_of_one_prompt_read_it_once(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Also where the cache in memory is so small that it holds little more."""
+    folder, system = checkpoints["plain"], tokens(800)
+    prompts = [[*system, *tokens(30, seed)] for seed in range(1, 7)]
+    with opened(folder, None) as llm:
+        wanted = llm.generate(prompts, LOGGED, max_new_tokens=8, ignore_eos=True)
+    with opened(folder, tmp_path, kv_cache_memory=1 << 20) as llm:
+        found = llm.generate(prompts, LOGGED, max_new_tokens=8, ignore_eos=True)
+        assert all(map(same, found, wanted))
+        eventually(lambda: counts(llm).written > 0)
+    with opened(folder, tmp_path, kv_cache_memory=1 << 20) as llm:
+        found = llm.generate(prompts, LOGGED, max_new_tokens=8, ignore_eos=True)
+        assert all(map(same, found, wanted))
+        assert [one.cached >= 768 for one in found] == [True] * 6
+        read = counts(llm).tokens
+        assert 768 <= read < 2 * 832
+
+
+def test_a_folder_that_cannot_be_written(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk is one line in the log; requests go on."""
+
+    def full(*given: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    folder, prompt = checkpoints["plain"], tokens(600)
+    with opened(folder, tmp_path / "kept") as llm:
+        monkeypatch.setattr("inflight.pages.files.os.write", full)
+        first = answer(llm, prompt)
+        eventually(lambda: counts(llm).unwritten > 0)
+        assert same(answer(llm, [*prompt[:599], 7, *tokens(300, 3)]), answer(llm, [*prompt[:599], 7, *tokens(300, 3)]))
+        assert same(answer(llm, prompt), first)
+    assert files_of(tmp_path / "kept") == []
+    assert len([line for line in caplog.records if "No space left" in line.getMessage()]) == 1
+
+
+# Files
+
+
+def content(seed: int, size: int = 5000) -> Any:
+    memory = np.random.default_rng(seed).integers(0, 256, HEADER + size, np.uint8)
+    memory[:HEADER] = 0
+    return memory
+
+
+def pages(base: Path, mark: str = MARK, limit: int = 1 << 20) -> PageFiles:
+    files = PageFiles(base, mark, limit, checksum)
+    files.open()
+    return files
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(16, "little")
+
+
+def test_files_are_this_users_alone(tmp_path: Path) -> None:
+    files = pages(tmp_path / "new")
+    files.write(key(1), content(1), state=False)
+    kept = [tmp_path / "new", tmp_path / "new" / MARK, *files_of(tmp_path / "new")]
+    assert [path.stat().st_mode & 0o777 for path in kept] == [0o700, 0o700, 0o600]
+    (tmp_path / "new" / MARK).chmod(0o750)
+    with pytest.raises(PermissionError, match="only this user"):
+        pages(tmp_path / "new")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / MARK).symlink_to(tmp_path / "new")
+    with pytest.raises(PermissionError, match="only this user"):
+        pages(tmp_path / "link")
+
+
+def test_the_least_recently_used_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all fingerprints; what is not ours stays; a prefix loses its end first."""
+    now = [1e9]
+    monkeypatch.setattr("inflight.pages.files.time.time", lambda: now[0])
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / f"{'cd' * 16}.kv").write_bytes(bytes(1 << 20))
+    other, files = pages(tmp_path, "cd" * 16), pages(tmp_path)
+    (tmp_path / MARK / "mine.txt").write_text("kept")
+    old = tmp_path / MARK / ".1-1.part"
+    old.write_bytes(b"x")
+    os.utime(old, (now[0] - 9999,) * 2)
+    for number in range(4):
+        other.write(key(number), content(number, 100_000), state=False, place=number)
+    memory = content(0, 100_000)
+    for number in range(10, 24):
+        now[0] += 1
+        assert files.write(key(number), content(number, 100_000), state=bool(number % 2)) == HEADER + 100_000
+        assert other.read(key(0), memory, state=False)
+        assert sum(file.stat().st_size for file in tmp_path.glob("*/*.[ks]*") if file.parent.name != "notes") < 1 << 20
+    assert np.array_equal(memory[HEADER:], content(0, 100_000)[HEADER:])
+    assert [other.exists(key(number), state=False) for number in range(4)] == [True, False, False, False]
+    assert files.exists(key(23), state=True)
+    assert not files.exists(key(10), state=False)
+    assert (tmp_path / MARK / "mine.txt").exists()
+    assert not old.exists()
+    assert len(list((tmp_path / "notes").iterdir())) == 1
+    with pytest.raises(OSError, match="too large"):
+        files.write(key(99), content(1, 1 << 19), state=False)
+
+
+def test_many_writers_and_readers(tmp_path: Path) -> None:
+    """Whoever reads finds nothing or what was written, while files come and go."""
+    wrong: list[int] = []
+    read = [0]
+
+    def work(seed: int) -> None:
+        draw, memory = np.random.default_rng(seed), content(0)
+        files = pages(tmp_path, limit=200_000)  # as another process has it
+        for _ in range(150):
+            number = int(draw.integers(30))
+            if draw.integers(2):
+                files.write(key(number), content(number), state=False)
+            elif files.read(key(number), memory, state=False):
+                read[0] += 1
+                if not np.array_equal(memory[HEADER:], content(number)[HEADER:]):
+                    wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert read[0] > 20
+
+
+def test_foreign_files_are_no_hits(tmp_path: Path) -> None:
+    files, memory = pages(tmp_path), content(0)
+    other = pages(tmp_path, "cd" * 16)
+    other.write(key(1), content(1), state=False)
+    (tmp_path / ("cd" * 16) / f"{key(1).hex()}.kv").rename(tmp_path / MARK / f"{key(1).hex()}.kv")
+    assert files.exists(key(1), state=False)
+    assert not files.read(key(1), memory, state=False)
+    assert not files.exists(key(1), state=False)  # it is gone
+    files.write(key(1), content(1), state=False)
+    (tmp_path / MARK / f"{key(1).hex()}.kv").rename(tmp_path / MARK / f"{key(1).hex()}.state")
+    assert not files.read(key(1), memory, state=True)
+
+
+def test_look(tmp_path: Path) -> None:
+    """Whole pages, then the longest tail; with recurrent layers only as far as a state lies."""
+    files, digests = pages(tmp_path), [key(number) for number in range(1, 24)]
+    names: dict[str, Callable[[int], Any]] = {
+        "page": lambda stop: files.write(digests[stop - 1], content(stop), state=False),
+        "state": lambda stop: files.write(digests[stop - 1], content(stop), state=True),
+    }
+    assert look(files, digests, 4, False) == ([], 0, False)
+    for stop in (4, 8, 16, 11, 10):
+        names["page"](stop)
+    assert look(files, digests, 4, False) == ([*whole_pages(digests[:8], 4), tail(digests, 11, 4)], 11, False)
+    assert look(files, digests[:10], 4, False).blocks == 10
+    assert look(files, digests, 4, True) == ([], 0, False)
+    for stop in (3, 10, 12):
+        names["state"](stop)
+    assert look(files, digests, 4, True) == ([*whole_pages(digests[:8], 4), tail(digests, 11, 4)], 10, True)
+    assert look(files, digests[:9], 4, True) == (whole_pages(digests[:4], 4), 3, True)
+
+
+def test_checksum() -> None:
+    data = np.random.default_rng(0).integers(0, 256, 1000, np.uint8)
+    found = {checksum(data[:size].copy()) for size in range(300)}
+    assert len(found) == 300
+    for place in (0, 7, 127, 128, 500, 999):
+        for bit in (1, 128):
+            changed = data.copy()
+            changed[place] ^= bit
+            assert checksum(changed) != checksum(data)
+    swapped = np.concatenate([data[128:256], data[:128], data[256:]])
+    assert checksum(swapped) != checksum(data)
+
+
+def test_blocks_are_checked() -> None:
+    program = NativeProgram(1)
+    with pytest.raises(IndexError, match="no cache"):
+        program.read_block(0, np.zeros(1, np.uint8))
