@@ -1,5 +1,6 @@
 """Reads a model's folder or file: its config, tokenizer files, templates, and a stream of its weights."""
 
+from inflight.checkpoint.classifier import is_classifier, is_masked
 from inflight.checkpoint.files import Slice
 from inflight.checkpoint.folder import (
     GgufModel,
@@ -19,6 +20,8 @@ from inflight.checkpoint.sentences import (
     LogitScore,
     Normalize,
     SentenceModel,
+    Splade,
+    pooled_as,
     read_sentence_model,
 )
 from inflight.checkpoint.source import Weights, floats_into
@@ -38,13 +41,17 @@ __all__ = [
     "SentenceFolder",
     "SentenceModel",
     "Slice",
+    "Splade",
     "Templates",
     "TextArray",
     "Weights",
     "floats_into",
+    "is_classifier",
     "is_gguf",
+    "is_masked",
     "make_rope",
     "open_model",
+    "pooled_as",
     "read_sentence_model",
     "rope_length",
     "rope_type",

@@ -9,10 +9,11 @@ before it has changed with nearly every version.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from inflight.checkpoint.classifier import is_classifier
 from inflight.errors import StartError
 from inflight.startup import read_items, read_object
 
@@ -72,6 +73,19 @@ class LogitScore:
     false: int | None = None
 
 
+@dataclass(frozen=True)
+class Splade:
+    """How the logits of a head that fills masks become a sparse vector of a text (SPLADE): log(1 + relu(logit)) of each
+    token, over all tokens of the text the largest, or the sum.
+
+    Attributes:
+        sums: the sum. twice: log(1 + x) is applied twice.
+    """
+
+    sums: bool = False
+    twice: bool = False
+
+
 Layer = Dense | LayerNorm | Normalize
 
 
@@ -90,6 +104,7 @@ class SentenceModel:
         prompts: prefixes of texts, by name.
         default_prompt: the name of the prompt for requests that name none.
         score: the model reads pairs and scores them in this way; it has no vectors.
+        splade: its vectors are sparse and made in this way; `poolings` is `splade`.
     """
 
     poolings: tuple[str, ...] = ("mean",)
@@ -102,6 +117,7 @@ class SentenceModel:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     score: LogitScore | None = None
+    splade: Splade | None = None
 
     @property
     def of_states(self) -> bool:
@@ -114,6 +130,22 @@ class SentenceModel:
         return bool(self.layers) and isinstance(self.layers[-1], Normalize)
 
 
+def pooled_as(found: SentenceModel | None, pooling: str | None) -> SentenceModel:
+    """How an encoder's vectors are made.
+
+    Args:
+        found: what its folder says.
+        pooling: `cls`, `mean`, `last` or `splade` in place of the folder's own; None: as the folder says.
+    """
+    model = found or SentenceModel()
+    if pooling is None:
+        return model
+    if pooling == "splade":
+        return replace(model, poolings=("splade",), layers=(), splade=model.splade or Splade())
+    layers = model.layers if model.splade is None else (Normalize(),)
+    return replace(model, poolings=("lasttoken" if pooling == "last" else pooling,), layers=layers, splade=None)
+
+
 def read_sentence_model(folder: Path) -> SentenceModel | None:
     """The folder's description; None: it is not a sentence-transformers folder.
 
@@ -124,11 +156,13 @@ def read_sentence_model(folder: Path) -> SentenceModel | None:
     if not file.is_file():
         return _bare_pooling(folder)
     kinds = [_module(file, entry) for entry in read_items(file)]
-    if not kinds or kinds[0][0] != "Transformer" or kinds[0][1]:
+    if not kinds or kinds[0][0] not in ("Transformer", "MLMTransformer") or kinds[0][1]:
         found = ", ".join(f"{kind} in '{path}'" if path else kind for kind, path in kinds) or "none"
         raise StartError(f"'{file}' must begin with a Transformer whose path is empty; its modules are: {found}")
     score = _scored(folder, kinds[1:])
     poolings: tuple[str, ...] | None = ("lasttoken",) if score is not None or _classifies(folder, kinds) else None
+    splade = _splade(folder, kinds[1:])
+    poolings = ("splade",) if splade is not None else poolings
     include, layers = True, list[Layer]()
     for kind, path in kinds[1:] if poolings is None else ():
         place = folder / path
@@ -149,7 +183,9 @@ def read_sentence_model(folder: Path) -> SentenceModel | None:
     settings = _object(folder / "tokenizer_config.json")
     prompts, default = _prompts(folder / "config_sentence_transformers.json")
     left = settings.get("truncation_side") == "left"
-    return SentenceModel(poolings, include, tuple(layers), True, longest, left, lowercase, prompts, default, score)
+    return SentenceModel(
+        poolings, include, tuple(layers), True, longest, left, lowercase, prompts, default, score, splade
+    )
 
 
 def _scored(folder: Path, modules: list[tuple[str, str]]) -> LogitScore | None:
@@ -168,15 +204,32 @@ def _scored(folder: Path, modules: list[tuple[str, str]]) -> LogitScore | None:
     raise StartError(f"'{file}' must have a token's number in true_token_id, and nothing may follow the module")
 
 
+def _splade(folder: Path, modules: list[tuple[str, str]]) -> Splade | None:
+    """How the model's vectors are sparse, if they are.
+
+    Raises:
+        StartError: in a way that is not computed here.
+    """
+    if not modules or modules[0][0] != "SpladePooling":
+        return None
+    file = folder / modules[0][1] / "config.json"
+    found = read_object(file)
+    strategy, activation = found.get("pooling_strategy", "max"), found.get("activation_function", "relu")
+    if len(modules) > 1 or strategy not in ("max", "sum") or activation not in ("relu", "log1p_relu"):
+        raise StartError(
+            f"'{file}' has the strategy {strategy!r} and the activation {activation!r}; known are max and sum, relu "
+            "and log1p_relu, and nothing may follow the module"
+        )
+    return Splade(strategy == "sum", activation == "log1p_relu")
+
+
 def _is_id(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _classifies(folder: Path, kinds: list[tuple[str, str]]) -> bool:
     """Whether it is a cross-encoder's folder: a lone transformer with a head of its own."""
-    names = _object(folder / "config.json").get("architectures")
-    names = names if isinstance(names, list) else []
-    return len(kinds) == 1 and any(str(name).endswith("ForSequenceClassification") for name in names)
+    return len(kinds) == 1 and is_classifier(_object(folder / "config.json"))
 
 
 def _bare_pooling(folder: Path) -> SentenceModel | None:

@@ -25,7 +25,7 @@ KV_CACHE_DTYPES = ("auto", "int8")
 GENERATION_CONFIGS = ("auto", "none")
 """Whether OpenAI's routes take the parameters that a request leaves out from the model's generation_config.json."""
 CPU_ENGINES = ("auto", "torch")
-POOLINGS = ("last", "mean")
+POOLINGS = ("last", "mean", "cls", "splade")
 MAX_RANKS = 64
 MAX_REPLICAS = 64
 
@@ -132,6 +132,8 @@ class ModelConfig(msgspec.Struct, frozen=True):
         adapters: LoRA adapters that requests may name; the first one is number 1.
         allow_pickle, trust_remote_code: read files that can run code.
         watermark_gamma, watermark_delta: of `Watermark`.
+        pooling: how a text's vector is made of its tokens: of `POOLINGS`. None: as its folder says, else of a decoder
+            `last` and of an encoder `mean`.
         cpu_engine: auto, or torch, which does not use the native CPU engine; None: not set.
         cpu_isa: the engine's instruction set, for tests; None: the best available one.
     """
@@ -210,6 +212,16 @@ class ModelConfig(msgspec.Struct, frozen=True):
         float,
         Setting("What a watermark adds to its logits.", ratio, "NUMBER", tgi="watermark-delta"),
     ] = 2.0
+    pooling: Annotated[
+        str | None,
+        Setting(
+            "How a text's vector is made of its tokens; cls (the first) and splade (sparse, by a head that fills "
+            "masks) are for encoders.",
+            one_of(*POOLINGS),
+            "KIND",
+            ": as a sentence-transformers folder says, else last, of encoders mean",
+        ),
+    ] = None
     cpu_engine: Annotated[
         str | None,
         Setting(
@@ -442,8 +454,6 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         device_ids: one for each rank, of one replica after the other; empty: 0, 1, ...
         generation_config: the defaults of sampling on OpenAI's routes; auto: the model's generation_config.json, as in
             vLLM; none: OpenAI's defaults, as in TGI.
-        pooling: a decoder's embedding is the state of the `last` token, or the `mean` of all. None: the setting in its
-            folder, else `last`.
         compute_type: the value of TGI's header x-compute-type; None: ranks and device.
         tool_call_parser, reasoning_parser: names of the forms in which the model writes calls and thoughts; None: as
             its chat template shows.
@@ -485,15 +495,6 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
             "FROM",
         ),
     ] = "auto"
-    pooling: Annotated[
-        str | None,
-        Setting(
-            "What embeddings of a decoder are.",
-            one_of(*POOLINGS),
-            "KIND",
-            ": as a sentence-transformers folder says, else last",
-        ),
-    ] = None
     compute_type: Annotated[
         str | None,
         Setting("What TGI's header x-compute-type says.", str, "TEXT", ": ranks and device, like 1-cpu"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from inflight.checkpoint import SentenceModel
+from inflight.checkpoint import SentenceModel, pooled_as
 from inflight.contract import Chat, GenerationRequest, GeneratorInfo, Pooled, PoolingInfo, Sampling
 from inflight.errors import InvalidRequest, TemplateError, Unable
 from inflight.text import Tokenizer
@@ -38,13 +38,13 @@ class Embedder:
 
     Args:
         model: the folder's settings of embeddings; None if it has none.
-        pooling: `last` or `mean`, for decoders whose folder has no settings.
+        pooling: in place of the folder's, or where it says nothing.
     """
 
     def __init__(self, model: SentenceModel | None, tokenizer: Tokenizer, pooling: str | None) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._asked = pooling is not None
+        self._asked = pooling
         self._pooling = pooling or ("mean" if model is not None and model.poolings == ("mean",) else "last")
         self._lengths: dict[str, int] = {}
 
@@ -65,10 +65,11 @@ class Embedder:
         if self._model is not None and self._model.score is not None:
             return PoolingInfo("reranker", "lasttoken", ("LABEL_0",), ("scores",))
         if not whole_texts:
-            meant = self._model is not None or self._asked
+            meant = self._model is not None or self._asked is not None
             return PoolingInfo("embedding", "lasttoken" if self._pooling == "last" else self._pooling, meant=meant)
-        model = self._model or SentenceModel()
-        return PoolingInfo("embedding", "+".join(model.poolings), tasks=("embed", "tokens"))
+        model = pooled_as(self._model, self._asked)
+        tasks: tuple[Pooled, ...] = ("embed", "tokens") if model.splade is None else ("sparse",)
+        return PoolingInfo("embedding", "+".join(model.poolings), tasks=tasks)
 
     def text(self, request: GenerationRequest) -> str:
         """The text with its prompt before it.

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 
 from inflight.admission import Admission
-from inflight.checkpoint import open_model, read_sentence_model
+from inflight.checkpoint import is_classifier, open_model, read_sentence_model
 from inflight.config import GeneratorConfig
 from inflight.contract import EncodedImage, GenerationRequest, GeneratorInfo, PoolingInfo, SeenImage, Span, Vision
 from inflight.engine.async_tokenizer import LONG, AsyncTokenizer
@@ -54,7 +54,7 @@ class Intake:
         self._async_tokenizer = AsyncTokenizer(tokenizer)
         self._folder = config.model.model_dir
         sentences = read_sentence_model(config.model.model_dir)
-        self._embedder = Embedder(sentences, tokenizer, config.pooling)
+        self._embedder = Embedder(sentences, tokenizer, config.model.pooling)
         self.unit_vectors = sentences is None or sentences.unit
         self._next_id = 0
 
@@ -62,8 +62,7 @@ class Intake:
         """What the model computes of texts. Args: whole_texts: it is an encoder."""
         classifier: PoolingInfo | None = None
         config = open_model(self._folder).config
-        names = config.get("architectures") or ()
-        if any(str(name).endswith("ForSequenceClassification") for name in names):
+        if is_classifier(config):
             from inflight.models import classifier_info  # only classifiers' servers need it
 
             classifier = classifier_info(config)

@@ -28,12 +28,14 @@ from inflight.kernels.library import (
 )
 from inflight.kernels.program import NativeProgram
 from inflight.kernels.sampling import Sampled, SamplerRow, log_softmax_at, sample
-from inflight.kernels.tower import TowerArrays, TowerNorm, TowerProgram
+from inflight.kernels.tower import ByContent, ByDistance, TowerArrays, TowerNorm, TowerProgram
 
 __all__ = [
     "ACTIVATIONS",
     "BLOCK_TYPES",
     "Activation",
+    "ByContent",
+    "ByDistance",
     "Bytes",
     "Cost",
     "DecodeArrays",

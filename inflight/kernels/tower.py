@@ -45,6 +45,41 @@ class TowerArrays:
     tables: Sequence[Integers] = ()
 
 
+@dataclass(frozen=True)
+class ByDistance:
+    """What attention adds to scaled scores by the distance of query and key alone (Raffel et al., 2020).
+
+    Attributes:
+        values: float32 [heads, 2 * reach - 1], by key - query + reach - 1.
+    """
+
+    values: Floats
+
+    @property
+    def reach(self) -> int:
+        """One more than the largest distance."""
+        return int(self.values.shape[1] + 1) // 2
+
+
+@dataclass(frozen=True)
+class ByContent:
+    """What attention adds to scores, before their scale, by what query and key say of their distance (He et al., 2021).
+
+    Attributes:
+        by_query, by_key: buffers [rows, heads * places].
+        places: int [2 * reach - 1]: the column of a head that is read, by query - key + reach - 1.
+    """
+
+    by_query: int
+    by_key: int
+    places: Integers
+
+    @property
+    def reach(self) -> int:
+        """One more than the largest distance."""
+        return (len(self.places) + 1) // 2
+
+
 class TowerProgram(Store):
     """One encoder.
 
@@ -61,6 +96,7 @@ class TowerProgram(Store):
         self._outputs: list[int] = []
         self._arrays: dict[int, tuple[int, int]] = {}  # number: group and width
         self._partitions: dict[int, int] = {}  # number: group
+        self._reach: dict[int, int] = {}  # number of a partition: rows of its longest part
         self._tables: dict[int, tuple[int, int, int]] = {}  # number: group of rows, parts, group that is read
 
     def buffer(self, width: int, group: int = 0) -> int:
@@ -86,15 +122,26 @@ class TowerProgram(Store):
         gate: Activation | None = None,
         add: bool = False,
         scale: float = 1.0,
+        column: int | None = None,
     ) -> None:
         """y = norm(from) Wᵀ + b; then to = y, or act(y), or to += scale * y, or to = gate(y's first half) * its second.
 
         Of several products, all of one format, the outputs lie side by side.
+
+        Args:
+            column: each product reads columns of its own, as many as it has inputs; those of the first begin here.
         """
         products = [product] if isinstance(product, int) else list(product)
         packed = [self._packer.shapes[number] for number in products]
+        if column is not None and column + sum(shape.k for shape in packed) > self._widths[from_]:
+            raise ValueError(f"the products read more columns than buffer {from_} has")
+        if column is not None and norm is not None:
+            raise ValueError("columns of a buffer are not normed")
         for shape in packed:
-            self._fits(shape.k, from_)
+            if column is None:
+                self._fits(shape.k, from_)
+            elif shape.k != packed[0].k:
+                raise ValueError("products of their own columns read equally many")
             if (shape.format, shape.offsets, shape.group) != (packed[0].format, packed[0].offsets, packed[0].group):
                 raise ValueError("the products of one operation have one format")
             if shape.gated != (gate is not None):
@@ -115,38 +162,96 @@ class TowerProgram(Store):
             mode=mode,
             scale=scale,
             act=act or gate or Activation.SILU,
+            sliced=column is not None,
+            column=column or 0,
             **self._normed(norm, packed[0].k),
         )
 
-    def norm(self, from_: int, to: int, norm: TowerNorm) -> None:
-        """to = norm(from)."""
+    def norm(self, from_: int, to: int, norm: TowerNorm, *, add: bool = False) -> None:
+        """to = norm(from), or to += norm(from)."""
+        if add and norm.bias is not None:
+            raise ValueError("only an RMSNorm is added")
         self._fits(self._widths[from_], to)
         self._same_rows(from_, to)
-        self._add(TowerCode.NORM, from_=from_, to=to, **self._normed(norm, self._widths[to]))
+        mode = Mode.ADD if add else Mode.STORE
+        self._add(TowerCode.NORM, from_=from_, to=to, mode=mode, **self._normed(norm, self._widths[to]))
 
-    def rotate(self, at: int, heads: int, array: int) -> None:
+    def rotate(
+        self, at: int, heads: int, array: int, kv_heads: int = 0, norms: tuple[TowerNorm, TowerNorm] | None = None
+    ) -> None:
         """Rotates the heads of queries and keys in place by the angles of one of the run's arrays.
 
         Component i of a head's first half and component i of its second half are a pair.
 
         Args:
             at: queries, keys and values side by side.
+            kv_heads: of keys and of values; 0: as many as of queries.
+            norms: RMSNorms of each head of queries and of keys, in front of the rotation.
         """
-        dim = self._dim(at, heads)
-        self._add(TowerCode.ROTATE, from_=at, to=at, heads=heads, number=self._array(array, at, dim))
+        dim = self._dim(at, heads, kv_heads)
+        settings: dict[str, Any] = {}
+        if norms is not None:
+            queries, keys = norms
+            if queries.bias is not None or keys.bias is not None or queries.eps != keys.eps:
+                raise ValueError("heads have RMSNorms of one epsilon")
+            self._norm_fits(keys.weight, dim)
+            settings = {**self._normed(queries, dim), "key_norm": keys.weight}
+        number = self._array(array, at, dim)
+        self._add(TowerCode.ROTATE, from_=at, to=at, heads=heads, kv_heads=kv_heads, number=number, **settings)
 
-    def attend(self, from_: int, to: int, heads: int, scale: float, partition: int = 0, window: int = 0) -> None:
+    def attend(
+        self,
+        from_: int,
+        to: int,
+        heads: int,
+        scale: float,
+        partition: int = 0,
+        window: int = 0,
+        kv_heads: int = 0,
+        relative: ByDistance | ByContent | None = None,
+    ) -> None:
         """to = attention among the rows of each part of one of the run's partitions.
 
         Args:
             from_: queries, keys and values side by side.
             window: rows before and behind that a row sees; 0: its whole part.
+            kv_heads: as in `rotate`.
+            relative: what is added to the scores; parts have at most as many rows as it reaches.
         """
-        self._fits(self._dim(from_, heads) * heads, to)
+        self._fits(self._dim(from_, heads, kv_heads) * heads, to)
         self._same_rows(from_, to)
         self._partitions[partition] = self._groups[from_]
-        local = {"window": window} if window else {}
-        self._add(TowerCode.ATTEND, from_=from_, to=to, heads=heads, scale=scale, number=partition, **local)
+        settings: dict[str, Any] = {"window": window} if window else {}
+        if relative is not None:
+            self._reach[partition] = min(relative.reach, self._reach.get(partition, relative.reach))
+            settings |= self._relative(relative, from_, heads, scale)
+        self._add(
+            TowerCode.ATTEND,
+            from_=from_,
+            to=to,
+            heads=heads,
+            kv_heads=kv_heads,
+            scale=scale,
+            number=partition,
+            **settings,
+        )
+
+    def _relative(self, relative: ByDistance | ByContent, from_: int, heads: int, scale: float) -> dict[str, Any]:
+        if isinstance(relative, ByDistance):
+            if relative.values.shape != (heads, 2 * relative.reach - 1):
+                raise ValueError(f"{relative.values.shape} values by distance are not those of {heads} heads")
+            padded = np.zeros((heads, 2 * relative.reach + 16), np.float32)
+            padded[:, : 2 * relative.reach - 1] = relative.values / np.float32(scale)
+            return {"reach": relative.reach, "relative": self.weight(padded)}
+        columns = self._widths[relative.by_query] // heads
+        for buffer in (relative.by_query, relative.by_key):
+            self._fits(columns * heads, buffer)
+            self._same_rows(from_, buffer)
+        if relative.places.min() < 0 or relative.places.max() >= columns:
+            raise ValueError(f"a place is not below {columns}")
+        places = [int(place) for place in relative.places]
+        buffers = {"by_query": relative.by_query, "by_key": relative.by_key}
+        return {"reach": relative.reach, "places": places, **buffers}
 
     def gather(self, from_: int, to: int, table: int) -> None:
         """to = rows of `from` side by side, by one of the run's tables."""
@@ -172,9 +277,12 @@ class TowerProgram(Store):
         self._arrays[number] = (self._groups[buffer], width)
         return number
 
-    def _dim(self, buffer: int, heads: int) -> int:
-        dim = self._widths[buffer] // (3 * heads)
-        self._fits(3 * heads * dim, buffer)
+    def _dim(self, buffer: int, heads: int, kv_heads: int = 0) -> int:
+        all_heads = heads + 2 * (kv_heads or heads)
+        dim = self._widths[buffer] // all_heads
+        self._fits(all_heads * dim, buffer)
+        if kv_heads and heads % kv_heads:
+            raise ValueError(f"{kv_heads} heads of keys do not divide {heads} of queries")
         if not 0 < dim <= 1024:
             raise ValueError(f"heads of {dim} values; up to 1024 are supported")
         return dim
@@ -225,6 +333,8 @@ class TowerProgram(Store):
         for number, group in self._partitions.items():
             if sum(inputs.partitions[number]) != rows[group] or min(inputs.partitions[number]) < 1:
                 raise ValueError(f"partition {number} does not divide {rows[group]} rows")
+            if max(inputs.partitions[number]) > self._reach.get(number, rows[group]):
+                raise ValueError(f"partition {number} has a part of more than {self._reach[number]} rows")
         for number, (group, parts, source) in self._tables.items():
             table = tables[number]
             if table.shape != (rows[group], parts) or table.min() < 0 or table.max() >= rows[source]:

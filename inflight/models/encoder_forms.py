@@ -13,16 +13,21 @@ class EncoderForm:
 
     Attributes:
         word, position, token_type: tables of embeddings; None: the family has none.
-        embedding_norm: of their sum.
+        embedding_norm: of their sum; None: there is none.
+        scaled: embeddings of words are multiplied with the root of the width.
         layers: in front of a layer's number.
         qkv: queries, keys and values; one name if they are stored as one.
         attention_norm: behind attention, or in front of it where `pre_norm`.
         up: of the MLP: one name; or those of a gate and of what it multiplies; or one in which they are stacked.
         gated: the MLP has a gate. gate_last: of a stack, the gate is the second half.
         mlp_norm: as `attention_norm`.
-        pre_norm: norms stand in front of attention and MLP, and there is one behind all layers; the first layer has
-            none in front of attention.
-        final_norm: that one.
+        pre_norm: norms stand in front of attention and MLP, and there is one behind all layers.
+        first_norm: the first layer has one in front of attention too.
+        result_norms: of what attention and the MLP give, before it is added; empty: there are none.
+        head_norms: of each head of queries and of keys; empty: there are none.
+        final_norm: the one behind all layers.
+        rms: its norms are RMSNorms, and their weights the distance from 1.
+        relative: what is added to scores by distance: `bias` (MPNet) or `content` (DeBERTa); empty: nothing.
         qkv_bias, out_bias, up_bias, down_bias: whether the products have one.
         offset: positions are counted from the padding token's number + 1, and padding tokens are not counted.
         fields: where a size has another name in config.json than BERT's.
@@ -33,7 +38,8 @@ class EncoderForm:
     word: str = "embeddings.word_embeddings"
     position: str | None = "embeddings.position_embeddings"
     token_type: str | None = "embeddings.token_type_embeddings"
-    embedding_norm: str = "embeddings.LayerNorm"
+    embedding_norm: str | None = "embeddings.LayerNorm"
+    scaled: bool = False
     layers: str = "encoder.layer."
     qkv: tuple[str, ...] = ("attention.self.query", "attention.self.key", "attention.self.value")
     out: str = "attention.output.dense"
@@ -44,7 +50,12 @@ class EncoderForm:
     down: str = "output.dense"
     mlp_norm: str = "output.LayerNorm"
     pre_norm: bool = False
+    first_norm: bool = False
+    result_norms: tuple[str, ...] = ()
+    head_norms: tuple[str, ...] = ()
     final_norm: str = ""
+    rms: bool = False
+    relative: str = ""
     qkv_bias: bool = True
     out_bias: bool = True
     up_bias: bool = True
@@ -141,13 +152,60 @@ _GTE = EncoderForm(
     defaults={**_BERT_SIZES, "max_position_embeddings": 8192, "type_vocab_size": 1},
     theta=160000.0,
 )
+_MPNET = EncoderForm(
+    token_type=None,
+    qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+    out="attention.attn.o",
+    attention_norm="attention.LayerNorm",
+    offset=True,
+    relative="bias",
+    defaults={**_BERT_SIZES, "vocab_size": 30527, "pad_token_id": 1},
+)
+_DEBERTA = EncoderForm(
+    qkv=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+    relative="content",
+    defaults={**_BERT_SIZES, "vocab_size": 128100, "type_vocab_size": 0, "layer_norm_eps": 1e-7},
+)
+_GEMMA3 = EncoderForm(
+    word="embed_tokens",
+    position=None,
+    token_type=None,
+    embedding_norm=None,
+    scaled=True,
+    layers="layers.",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    out="self_attn.o_proj",
+    attention_norm="input_layernorm",
+    up=("mlp.gate_proj", "mlp.up_proj"),
+    gated=True,
+    down="mlp.down_proj",
+    mlp_norm="pre_feedforward_layernorm",
+    pre_norm=True,
+    first_norm=True,
+    result_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+    final_norm="norm",
+    rms=True,
+    qkv_bias=False,
+    out_bias=False,
+    up_bias=False,
+    down_bias=False,
+    fields={"hidden_act": "hidden_activation", "layer_norm_eps": "rms_norm_eps"},
+    defaults={
+        **_BERT_SIZES, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "max_position_embeddings": 131072,
+    },
+    theta=1e6,
+)  # fmt: skip
 
 ENCODER_FORMS: Mapping[str, EncoderForm] = {
     "bert": _BERT,
     "camembert": _ROBERTA,
+    "deberta-v2": _DEBERTA,
     "distilbert": _DISTILBERT,
+    "gemma3_text": _GEMMA3,
     "gte": _GTE,
     "modernbert": _MODERNBERT,
+    "mpnet": _MPNET,
     "new": _GTE,
     "nomic_bert": _NOMIC,
     "roberta": _ROBERTA,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inflight.checkpoint import ModelFolder, Weights, open_model
+from inflight.checkpoint import ModelFolder, Weights, is_classifier, open_model
 from inflight.config import KV_CACHE_DTYPES, QUANTIZE, ModelConfig
 from inflight.device import Device, Ranks
 from inflight.errors import StartError
@@ -17,7 +17,6 @@ from inflight.models.base import CausalLM
 from inflight.models.config import FAMILIES, DecoderConfig, decoder_config
 from inflight.models.decoder_tensors import DecoderTensors, located
 from inflight.models.native import NativeDecoder
-from inflight.models.text_head import is_classifier
 from inflight.models.weight_cache import CacheLoader, cache_path
 from inflight.models.weight_loader import CheckpointLoader
 from inflight.startup import require

@@ -10,14 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from inflight.checkpoint import ModelFolder, SentenceModel, open_model
+from inflight.checkpoint import (
+    ModelFolder,
+    SentenceModel,
+    Splade,
+    is_classifier,
+    is_masked,
+    open_model,
+    pooled_as,
+)
 from inflight.config import ModelConfig
 from inflight.contract import Array, Pooled
 from inflight.device import Device
 from inflight.errors import StartError
 from inflight.kernels import native_reason
 from inflight.models.native_encoder import ROWS, NativeEncoder, NotNative
-from inflight.models.text_head import ClassifierHead, is_classifier, labels_of, reads_forward
+from inflight.models.sparse_head import MASKED_HEADS, MaskedHead, Pool
+from inflight.models.text_head import ClassifierHead, has_head, labels_of, reads_forward
 from inflight.models.vectors import Vector, VectorHead, pool
 from inflight.startup import require
 
@@ -64,7 +73,8 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[Text]) -> list[Vector]:
-        """Of each text what it wants: float32 [size], or [T, width] of `tokens`. A text's bits are its own."""
+        """Of each text what it wants, in the form that `Pooled` says; sparse vectors as one array of float32. A text's
+        bits are its own."""
 
 
 def load_encoder(settings: ModelConfig, device: Device, folder: ModelFolder | None = None) -> TextEncoder:
@@ -114,11 +124,16 @@ class EngineEncoder(TextEncoder):
     """
 
     def __init__(self, settings: ModelConfig, folder: ModelFolder) -> None:
-        sentences, config = folder.sentences or SentenceModel(), folder.config
+        sentences, config = pooled_as(folder.sentences, settings.pooling), folder.config
         stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
         wanted = settings.dtype if settings.dtype != "auto" else stored
         self.dtype = "float32" if wanted == "float32" else "bfloat16"
         int8 = settings.quantize == "int8"
+        if is_classifier(config) and not has_head(config):
+            raise NotNative(f"the head of labels of '{config.get('model_type')}' is not in it")
+        self._splade = sparse_of(sentences, config)
+        if self._splade is not None and config.get("model_type") not in MASKED_HEADS:
+            raise NotNative(f"the head that fills masks of '{config.get('model_type')}' is not in it")
         with folder.weights(allow_pickle=settings.allow_pickle) as weights:
             self._encoder = encoder = NativeEncoder(
                 config, weights, self.dtype, int8, settings.threads, settings.cpu_isa
@@ -126,11 +141,20 @@ class EngineEncoder(TextEncoder):
             self._classify: ClassifierHead | None = None
             if is_classifier(config):
                 self._classify = ClassifierHead(config, weights, encoder.prefix, encoder.width)
+            if self._splade is not None:
+                self._masked = MaskedHead(
+                    config, weights, encoder.words, (encoder.vocab_size, encoder.width), encoder.eps, self.dtype, int8,
+                    settings.threads, settings.cpu_isa,
+                )  # fmt: skip
         self._poolings = sentences.poolings
         self.longest = min(encoder.positions, sentences.longest or encoder.positions)
         self.vocab_size, self.weight_bytes = encoder.vocab_size, encoder.weight_bytes
         if self._classify is not None:
             self.size, self.tasks = len(self._classify.labels), ("scores",)
+            return
+        if self._splade is not None:
+            self.weight_bytes += self._masked.weight_bytes
+            self.size, self.tasks = encoder.vocab_size, ("sparse",)
             return
         self._head = VectorHead(sentences.layers, encoder.width * len(self._poolings), settings.allow_pickle)
         self.size, self.tasks = self._head.size, ("embed", "tokens")
@@ -139,7 +163,10 @@ class EngineEncoder(TextEncoder):
         found: list[Vector] = []
         for some in batches(texts):
             states = self._encoder.states([each.tokens for each in some], [each.second for each in some])
-            found.extend(self._of(text, rows) for text, rows in zip(some, states))
+            if self._splade is not None:
+                found.extend(self._masked(states, self._splade))
+            else:
+                found.extend(self._of(text, rows) for text, rows in zip(some, states))
         return found
 
     def _of(self, text: Text, states: Vector) -> Vector:
@@ -170,9 +197,10 @@ class BridgedEncoder(TextEncoder):
     """
 
     def __init__(self, settings: ModelConfig, device: Device, folder: ModelFolder) -> None:
-        sentences = folder.sentences or SentenceModel()
-        self._classifier = is_classifier(folder.config)
-        self._model = model = _load(settings, self._classifier).eval().to(device.torch)
+        sentences = pooled_as(folder.sentences, settings.pooling)
+        self._classifier, self._splade = is_classifier(folder.config), sparse_of(sentences, folder.config)
+        head = "SequenceClassification" if self._classifier else "MaskedLM" if self._splade is not None else ""
+        self._model = model = _load(settings, head).eval().to(device.torch)
         self._device = device.torch
         self._poolings = sentences.poolings
         positions = _longest(model.config)
@@ -184,6 +212,9 @@ class BridgedEncoder(TextEncoder):
         self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
         if self._classifier:
             self.size, self.tasks = len(labels_of(folder.config)), ("scores",)
+            return
+        if self._splade is not None:
+            self.size, self.tasks = self.vocab_size, ("sparse",)
             return
         self._head = VectorHead(sentences.layers, width * len(self._poolings), settings.allow_pickle)
         self.size, self.tasks = self._head.size, ("embed", "tokens")
@@ -200,14 +231,32 @@ class BridgedEncoder(TextEncoder):
             if self._typed and text.second:
                 given["token_type_ids"] = (torch.arange(ids.shape[1], device=self._device) >= text.second).long()[None]
             found = self._model(**given)
-            states = (found.logits if self._classifier else found.last_hidden_state)[0].float().cpu().numpy()
+            headed = self._classifier or self._splade is not None
+            states = (found.logits if headed else found.last_hidden_state)[0].float().cpu().numpy()
+        if self._splade is not None:
+            pooled = Pool(self._splade)
+            pooled.add(states)
+            return pooled.packed()
         if self._classifier or text.wanted == "tokens":
             return np.asarray(states, np.float32)
         return self._head(pool(states, self._poolings, text.first))
 
 
-def _load(settings: ModelConfig, classifier: bool) -> Any:
-    """Loads transformers' model."""
+def sparse_of(sentences: SentenceModel, config: Mapping[str, Any]) -> Splade | None:
+    """How the model's vectors are sparse; None: they are not.
+
+    Raises:
+        StartError: it has no head for them.
+    """
+    if sentences.splade is None or is_classifier(config):
+        return None
+    if not is_masked(config):
+        raise StartError("sparse vectors (SPLADE) need a model with a head that fills masks, a *ForMaskedLM")
+    return sentences.splade
+
+
+def _load(settings: ModelConfig, head: str) -> Any:
+    """Loads transformers' model with a head, or without one."""
     require("an encoder", "torch", "transformers")
     import torch
 
@@ -223,7 +272,7 @@ def _load(settings: ModelConfig, classifier: bool) -> Any:
         config = transformers.AutoConfig.from_pretrained(
             settings.model_dir, trust_remote_code=settings.trust_remote_code, local_files_only=True
         )
-        name = "AutoModelForSequenceClassification" if classifier else _TWO_PARTS.get(config.model_type, "AutoModel")
+        name = f"AutoModelFor{head}" if head else _TWO_PARTS.get(config.model_type, "AutoModel")
         kind: Any = getattr(transformers, name)
         return kind.from_pretrained(settings.model_dir, **arguments)
     except Exception as error:  # transformers raises anything

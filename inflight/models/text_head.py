@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from inflight.checkpoint import LogitScore, ModelFolder, Weights
+from inflight.checkpoint import LogitScore, ModelFolder, Weights, is_classifier
 from inflight.contract import PoolingInfo
 from inflight.errors import StartError
 from inflight.models.config import decoder_config
@@ -16,12 +16,6 @@ from inflight.models.vectors import ACTIVATE, Vector
 from inflight.tensors import widened
 
 Step = Callable[[Vector], Vector]
-
-
-def is_classifier(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of sequence classification: a classifier, or a reranker with one label."""
-    names = config.get("architectures")
-    return isinstance(names, list) and any(str(name).endswith("ForSequenceClassification") for name in names)
 
 
 def reads_forward(config: Mapping[str, Any]) -> bool:
@@ -53,7 +47,7 @@ class _Form:
 
     Attributes:
         inside: the first layer's name is inside the encoder's prefix (BERT's pooler).
-        act: behind the first layer; None: config.json says it. norm: behind the activation.
+        act: behind the first layer; None: config.json says it in `field`. norm: behind the activation.
     """
 
     first: str
@@ -61,6 +55,7 @@ class _Form:
     act: str | None = "Tanh"
     inside: bool = False
     norm: str = ""
+    field: str = "classifier_activation"
 
 
 _BERT = _Form("pooler.dense", "classifier", inside=True)
@@ -68,14 +63,21 @@ _ROBERTA = _Form("classifier.dense", "classifier.out_proj")
 _HEADS: Mapping[str, _Form] = {
     "bert": _BERT,
     "camembert": _ROBERTA,
+    "deberta-v2": _Form("pooler.dense", "classifier", None, field="pooler_hidden_act"),
     "distilbert": _Form("pre_classifier", "classifier", "ReLU"),
     "gte": _BERT,
     "modernbert": _Form("head.dense", "classifier", None, norm="head.norm"),
+    "mpnet": _ROBERTA,
     "new": _BERT,
     "nomic_bert": _BERT,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
 }
+
+
+def has_head(config: Mapping[str, Any]) -> bool:
+    """Whether the family's head of labels is known here."""
+    return config.get("model_type") in _HEADS
 
 
 class DecoderScores:
@@ -130,9 +132,9 @@ class ClassifierHead:
         form, self.labels = _HEADS[str(config.get("model_type"))], labels_of(config)
         self._mean = config.get("model_type") == "modernbert" and config.get("classifier_pooling") == "mean"
         names = {"gelu": "GELU", "relu": "ReLU", "silu": "SiLU", "tanh": "Tanh"}
-        act = form.act or names.get(str(config.get("classifier_activation", "gelu")))
+        act = form.act or names.get(str(config.get(form.field, "gelu")))
         if act is None:
-            raise StartError(f"config.json: the activation '{config['classifier_activation']}' of a head is not known")
+            raise StartError(f"config.json: the activation '{config[form.field]}' of a head is not known")
         self._steps: list[Step] = [
             _linear(weights, f"{prefix if form.inside else ''}{form.first}", [width, width]), ACTIVATE[act]
         ]  # fmt: skip

@@ -114,6 +114,7 @@ def declare_generator(
     generation_config: str = "auto",
     tool_call_parser: str | None = None,
     reasoning_parser: str | None = None,
+    pooling: str | None = None,
     images_per_request: int = 8,
     image_max_bytes: int = 20 << 20,
     image_max_pixels: int = 50_000_000,
@@ -130,6 +131,10 @@ def declare_generator(
     pixels [height, width, 3], [height, width] or [n, height, width, 3], bytes of a file, or an address. Arrays of
     another stage go in as they are. Their places are the placeholders in the prompt (`<image>`, ...); without any they
     come before it, in one turn of a chat if the model has a chat template.
+
+    A model that only reads texts gives other things as a stage: an embedder the text's vector, a classifier the scores
+    of its labels, a reranker the score of two texts (a query and a document). Behind them may stand a JSON text too:
+    `{"normalize": true, "dimensions": 64, "truncate": true, "prompt_name": "query", "raw_scores": true}`.
 
     It also answers by itself under the servable's name: `POST /model/<servable>:generate` and `:generated_stream`, and
     the routes of TGI and OpenAI.
@@ -148,7 +153,7 @@ def declare_generator(
             it.
         lora_adapters: folders or hub ids of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
         revision: branch, tag or commit of a model of the hub.
-        dtype, quantize, kv_cache_dtype, generation_config, tool_call_parser, reasoning_parser, max_batch_size,
+        dtype, quantize, kv_cache_dtype, generation_config, tool_call_parser, reasoning_parser, pooling, max_batch_size,
             max_concurrent_requests, max_input_tokens, max_total_tokens: as for `inflight serve`.
         images_per_request, image_max_bytes, image_max_pixels, image_max_tokens, media_domains, media_cache_memory,
             vision_threads, default_image_prompt: of models that read images, as for `inflight serve`.

@@ -24,6 +24,7 @@ from inflight.contract import (
     Watermark,
 )
 from inflight.device import Device, Ranks
+from inflight.errors import StartError
 from inflight.kernels import Sampled
 from inflight.models import CausalLM, DecodeRows, ForwardBatch, ModelArray, VectorHead, decoder_scores, load_model
 from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks, count_states
@@ -61,6 +62,8 @@ class ModelRunner:
             StartError: a file is missing or broken, or the memory does not suffice.
         """
         folder = folder or open_model(job.model.model_dir, job.model.mmproj)
+        if job.model.pooling not in (None, "last", "mean"):
+            raise StartError(f"--pooling {job.model.pooling} is for encoders; of a decoder's it is last or mean")
         self._ranks = ranks
         self._device = device
         opening = Opening(job, folder)

@@ -17,6 +17,7 @@ from inflight.errors import StartError
 from inflight.kernels import instruction_sets, native_reason
 from inflight.llm import LLM
 from inflight.models import Text, TextEncoder, load_encoder
+from inflight.models.encoder_positions import deberta_places, mpnet_bias
 from inflight.models.text_encoder import EngineEncoder, batches
 from tests import real
 
@@ -34,7 +35,19 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "ModernBert": {"local_attention": 32, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
     "NomicBert": {"type_vocab_size": 2},
     "Gte": {"type_vocab_size": 2},
-}
+    "MPNet": {"pad_token_id": 1},
+    "DebertaV2": {
+        "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True, "position_biased_input": False, "type_vocab_size": 0, "pooler_hidden_size": 48,
+    },
+    "Gemma3Text": {
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 24,
+        "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "use_bidirectional_attention": True, "query_pre_attn_scalar": 20, "initializer_range": 0.1,
+    },
+}  # fmt: skip
+_HEADED = [family for family in _FAMILIES if family != "Gemma3Text"]
 _TYPED = ("Bert", "NomicBert", "Gte")
 
 
@@ -81,7 +94,7 @@ def test_states_are_transformers(family: str, tmp_path: Path) -> None:
     assert all((a == b).all() for a, b in zip(alone.encode(asked), together))
 
 
-@pytest.mark.parametrize("family", _FAMILIES)
+@pytest.mark.parametrize("family", _HEADED)
 @pytest.mark.parametrize("labels", [1, 3])
 def test_scores_are_transformers(family: str, labels: int, tmp_path: Path) -> None:
     more: dict[str, Any] = {"num_labels": labels}
@@ -110,8 +123,9 @@ def test_a_padding_token_in_a_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"quantize": "int8"}])
-def test_other_precisions_are_near_and_exact(settings: dict[str, str], tmp_path: Path) -> None:
-    _save(tmp_path, "Bert", "Model", initializer_range=0.1)
+@pytest.mark.parametrize("family", ["Bert", "MPNet", "DebertaV2", "Gemma3Text"])
+def test_other_precisions_are_near_and_exact(family: str, settings: dict[str, str], tmp_path: Path) -> None:
+    _save(tmp_path, family, "Model", initializer_range=0.1)
     texts = [Text(text) for text in _texts()]
     full = _load(tmp_path).encode(texts)
     for isa in [None, *instruction_sets()]:
@@ -121,10 +135,38 @@ def test_other_precisions_are_near_and_exact(settings: dict[str, str], tmp_path:
         assert all((encoder.encode([text])[0] == vector).all() for text, vector in zip(texts, found))
 
 
-@pytest.mark.parametrize("family", ["MPNet", "Qwen3"])
+def test_every_instruction_set_adds_distances(tmp_path: Path) -> None:
+    """Long texts, so that distances share buckets; queries and keys of distances of DeBERTa's own, as v2 has them."""
+    texts = [Text(text, wanted="tokens") for text in _texts()]
+    for family, more in (("MPNet", {}), ("DebertaV2", {"share_att_key": False, "position_buckets": -1})):
+        model = _save(tmp_path / family, family, "Model", **more)
+        with torch.inference_mode():
+            wanted = [model(torch.tensor(text.tokens)[None]).last_hidden_state[0].numpy() for text in texts]
+        for isa in instruction_sets():
+            found = _load(tmp_path / family, cpu_isa=isa).encode(texts)
+            assert max(float(np.abs(a - b).max()) for a, b in zip(found, wanted)) < 2e-4
+
+
+def test_places_of_distances_are_transformers() -> None:
+    from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+    rows = torch.zeros(512, 1)
+    for buckets, longest in ((256, 512), (16, 300), (-1, 512)):
+        places = build_relative_position(rows, rows, buckets, longest)[0].numpy()
+        span = buckets if buckets > 0 else longest
+        ours = deberta_places(512, buckets, longest)
+        assert (ours[::-1][:512] == np.clip(places + span, 0, 2 * span - 1)[::-1][0]).all()
+        assert (ours[:512] == np.clip(places + span, 0, 2 * span - 1)[0][::-1]).all()
+    table = np.arange(32, dtype=np.float32)[:, None]
+    wanted = MPNetEncoder.relative_position_bucket(torch.arange(-511, 512)).numpy()
+    assert (mpnet_bias(table, 512)[0] == wanted).all()
+
+
+@pytest.mark.parametrize("family", ["Electra", "Qwen3"])
 def test_a_family_that_runs_through_transformers(family: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    more = {"num_key_value_heads": 1, "head_dim": 16} if family == "Qwen3" else {}
+    more = {"num_key_value_heads": 1, "head_dim": 16} if family == "Qwen3" else {"embedding_size": 48}
     config = getattr(transformers, f"{family}Config")(**{**_SIZE, "pad_token_id": 1, "num_labels": 1, **more})
     model = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
     model.save_pretrained(tmp_path)

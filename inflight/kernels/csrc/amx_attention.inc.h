@@ -101,15 +101,16 @@ INLINE void score_tiles(const Attention& a, const Subs& subs, const Prefetch* ne
 
 // Updates each row's largest scores, lane by lane, with the scores of the block at `first`. Keys that a row does not
 // see become minus infinity.
-INLINE void update_maxima(const Attention& a, const Seen& seen, int64_t first, int64_t count, const Scratch& s,
-                          bool late, int64_t rows, char* scores, float* most) {
-    const bool plain = late && seen.by_all(first, first + count * kSub);
+INLINE void update_maxima(const Attention& a, const Queries& q, const Seen& seen, int64_t first, int64_t count,
+                          const Scratch& s, bool late, int64_t rows, char* scores, float* most) {
+    const bool plain = late && !q.bias && seen.by_all(first, first + count * kSub);
     for (int64_t m = 0; m < rows; m++) {
         F highest = load(most + m * kLanes);
         for (int64_t i = 0; i < count; i++) {
             float* at = reinterpret_cast<float*>(scores + (i * rows + m) * 64);
             F x = load(at);
             if (!plain) {
+                if (q.bias) x = add(x, load(q.bias + (q.first + m) * q.bias_stride + first + i * kSub));
                 if (!late) x = scaled_and_capped(a, s, i, x);
                 x = keep_lanes(x, seen.from[m] - first - i * kSub, seen.to[m] - first - i * kSub, splat(-INFINITY));
                 store(at, x);
@@ -174,7 +175,7 @@ void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, Ti
             const Subs subs = find_subs(a, q, block, high, of);
             const Prefetch next = few ? prefetch_of(a, q, block + kBlock, seen.end, subs) : Prefetch{};
             score_tiles(a, subs, few ? &next : nullptr, s.queries, rows, s.scores + all * sub_bytes);
-            update_maxima(a, seen, block, subs.count, of, late, rows, s.scores + all * sub_bytes, most[0]);
+            update_maxima(a, q, seen, block, subs.count, of, late, rows, s.scores + all * sub_bytes, most[0]);
             for (int64_t i = 0; i < subs.count; i++) values[all++] = subs.values[i];
         }
         F highest[16];

@@ -43,6 +43,16 @@ INLINE void score(const Attention& a, const Subs& subs, const Prefetch& next, co
     }
 }
 
+template <int M>
+INLINE void add_bias(const Queries& q, int64_t block, int64_t count, const Scratch& s) {
+    const float* bias = q.bias + q.first * q.bias_stride + block;
+    for (int m = 0; m < M; m++, bias += q.bias_stride)
+        for (int64_t i = 0; i < count; i++) {
+            float* at = s.scores + m * kBlock + i * kSub;
+            store(at, add(load(at), load(bias + i * kSub)));
+        }
+}
+
 // One round of the online softmax: turns a block's scores into probabilities (before they are divided by their sum),
 // and gives each row's new maximum and the factor by which its former sums shrink. `Late`: the scale is applied after
 // the maximum, which it does not move. `All`: every row sees the whole block.
@@ -144,6 +154,7 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
             Subs subs = find_subs(a, q, block, high, s);
             Prefetch next = prefetch_of(a, q, block + kBlock, seen.end, subs);
             score<M, Wide>(a, subs, next, s);
+            if (q.bias) add_bias<M>(q, block, subs.count, s);
             bool all = seen.by_all(block, block + kBlock);
             if (!late)
                 softmax<M, Wide, false, false>(a, seen, block, s, chunk_peaks, chunk_totals, factors);

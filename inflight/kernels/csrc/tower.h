@@ -32,9 +32,20 @@ struct TowerOperation {
     TowerNorm norm;                      // of the input's rows
     Activation act = Activation::kSilu;  // kGate, kActivate
     int64_t heads = 0;                   // kRotate, kAttend: `from` has their queries, keys and values side by side
+    int64_t kv_heads = 0;                // kRotate, kAttend: of keys and values; 0: `heads`
+    int key_norm = -1;                   // kRotate: an RMSNorm of each head of keys; `norm` is that of queries
+    bool sliced = false;                 // kProduct: each product reads columns of its own, as many as it has inputs,
+    int64_t column = 0;                  // from here on
     int64_t window = 0;                  // kAttend: rows before and behind that a row sees; 0: its whole part
-    int64_t parts = 0;                   // kGather, kAverage: columns of the table
+    // kAttend: what is added to scores by the distance of query and key, of which `reach` - 1 is the largest.
+    int64_t reach = 0;
+    int relative = -1;               // a weight [heads][2 * reach + 16]: by key - query + reach - 1, divided by `scale`
+    int by_query = -1, by_key = -1;  // or buffers [rows, heads * places]: of the query's row and of the key's,
+    std::vector<int32_t> places;     // in the column that this has at query - key + reach - 1; [2 * reach - 1]
+    int64_t parts = 0;               // kGather, kAverage: columns of the table
     int number = -1;  // of the run's arrays (kInput, kRotate), partitions (kAttend) or tables (kGather, kAverage)
+
+    int64_t key_heads() const { return kv_heads ? kv_heads : heads; }
 };
 
 // What a run reads.

@@ -170,6 +170,10 @@ struct Queries {
     int64_t out_stride;
     Keys next;                       // keys that this thread probably reads afterwards, to be prefetched
     const int64_t* until = nullptr;  // position of the last key that each token sees; null: its own
+    // Added to the scores before their scale, by token and position; readable to the end of a sub-block. Each head of
+    // queries has keys of its own then.
+    const float* bias = nullptr;
+    int64_t bias_stride = 0;  // floats from token to token
 };
 
 // A recurrent layer: the gated delta rule behind a short causal convolution (Yang et al., 2024, "Gated Delta
