@@ -47,6 +47,8 @@ class Thought:
         budget: most tokens of the thought, the marks not counted; None: no limit.
         stops: stop texts also end the generation inside the thought.
         lead: the text that leads from the closing mark to the answer, where the family writes one.
+        again: the mark of further thoughts in front of the answer, where the family writes several; the budget is that
+            of all of them.
     """
 
     open: Mark | None
@@ -55,6 +57,7 @@ class Thought:
     budget: int | None = None
     stops: bool = False
     lead: str = ""
+    again: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)

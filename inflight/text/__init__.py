@@ -5,6 +5,7 @@ from inflight.text.answers import CALLS, THOUGHTS, find_form, open_reader, thoug
 from inflight.text.chat import prefill_of, shown
 from inflight.text.defaults import sampling_defaults
 from inflight.text.forced import Function, call_grammar, framed
+from inflight.text.forced_declared import declared_calls
 from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar
 from inflight.text.tail import TextTail
 from inflight.text.template import ChatTemplate
@@ -22,6 +23,7 @@ __all__ = [
     "ThoughtMatcher",
     "Tokenizer",
     "call_grammar",
+    "declared_calls",
     "find_form",
     "framed",
     "json_grammar",

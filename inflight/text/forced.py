@@ -9,7 +9,8 @@ from typing import Any
 
 from inflight.contract import AnswerForm, Grammar
 from inflight.errors import InvalidRequest
-from inflight.text.answers import BEGUN, FINAL, HARMONY
+from inflight.text.answers import BEGUN, DECLARED, FINAL, HARMONY
+from inflight.text.forced_declared import declared_calls
 from inflight.text.grammar import slashed
 from inflight.text.schema import part_of
 from inflight.text.written import Loose, Rules, text_of, text_value, until
@@ -49,7 +50,13 @@ class _Form:
 
 
 def call_grammar(
-    form: str, functions: Sequence[Function], *, free: bool, several: bool, answer: Grammar | None = None
+    form: str,
+    functions: Sequence[Function],
+    *,
+    free: bool,
+    several: bool,
+    answer: Grammar | None = None,
+    declared: str = "",
 ) -> Grammar:
     """The grammar of an answer with calls of these functions.
 
@@ -58,6 +65,7 @@ def call_grammar(
         free: the answer may be a text instead, or one that calls follow.
         several: allow more than one call.
         answer: with `free`, the grammar of a text without calls: JSON or a regular expression.
+        declared: the `response_template` of the form that a checkpoint declares.
 
     Raises:
         InvalidRequest: a strict function cannot be held in this form.
@@ -65,6 +73,9 @@ def call_grammar(
     if form == HARMONY:
         return _harmony(functions, free, answer)
     found, rules = FORMS.get(form, FORMS["json"]), Rules()
+    own = declared_calls(declared) if form == DECLARED else None
+    if own is not None:
+        found = _Form(own.call, own.begin, own.between or "", own.end, own.begin, own.between is None)
     write = found.call
     if answer is not None and not found.begin and isinstance(found.key, str):
         write = _whole(found.key)  # both begin with a brace

@@ -84,11 +84,12 @@ class ThoughtMatcher:
         if self._answer is not None:
             return 0
         budget = self._budget
-        if budget is None or self._place == "behind":
+        if budget is None or (self._place == "behind" and self._thought.again is None):
             return NEVER
         if self._left:
             return 0
-        return self._known + 1 + budget if self._place == "before" else self._known + budget - self._count
+        left = max(0, budget - self._count)
+        return self._known + left + (self._place != "inside")
 
     @property
     def _budget(self) -> int | None:
@@ -112,8 +113,10 @@ class ThoughtMatcher:
             return self._before(token)
         if place == "inside":
             return self._inside(token)
+        if self._answer is None:
+            return self._again(token)
         self._todo = [token]
-        return FREE if self._answer is None else None
+        return None
 
     def advance(self, token: int) -> None:
         """Continues with a token that `take` could not answer."""
@@ -176,6 +179,18 @@ class ThoughtMatcher:
                 self._answer = self._tried or self._answer
         return FREE if self._answer is None else None
 
+    def _again(self, token: int) -> bytes | None:
+        """A token of a free answer, or of what leads to it: a further thought may begin."""
+        mark = self._thought.again
+        if mark is None or self._budget is None:
+            return FREE
+        text = self._text + self._detokenizer.add(token)
+        if token != mark.id and mark.text not in text:
+            self._text = text[-len(mark.text) + 1 :]
+            return FREE
+        self._place, self._text, self.bound, self.stops = "inside", "", False, self._thought.stops
+        return self._inside_mask()
+
     def _inside(self, token: int) -> bytes | None:
         if self._left:
             self._left = self._left[1:]
@@ -201,7 +216,7 @@ class ThoughtMatcher:
 
     def _behind(self, written: list[int]) -> bytes | None:
         """The thought has ended; these tokens of the answer are written already."""
-        self._place = "behind"
+        self._place, self._text = "behind", ""
         self._lead, self._todo, self._beside = self._leading, written, bool(written)
         self._blank_room = 0 if written or self._leading else BLANKS
         if self._answer is None:

@@ -39,9 +39,14 @@ def models() -> dict[str, tuple[Scripted, dict[str, str]]]:
     for name, behind in (("qwen", "</think>"), ("gpt-oss", "<|end|><|start|>assistant<|channel|>final<|message|>")):
         scripted = found[name][0]
         ends = f"{SHORT}{FAMILIES[name].end if name == 'qwen' else '<|return|>'}"
-        more = {"continued": "s the weather.</think>Yes.<|im_end|>"} if name == "qwen" else {}
+        more = {"continued": "s the weather.</think>Yes.<|im_end|>"}
+        if name == "gpt-oss":
+            more = {
+                "twice": f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant{OSS.says(TEXT, thought=THOUGHT)}"
+            }
+        after = {script: {behind: f"\n\n{ends}"} for script in ("thought", *(["twice"] if name == "gpt-oss" else []))}
         found[name] = (
-            replace(scripted, scripts={**scripted.scripts, **more}, after={"thought": {behind: f"\n\n{ends}"}}),
+            replace(scripted, scripts={**scripted.scripts, **more}, after=after),
             {},
         )
     plain = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
@@ -212,6 +217,19 @@ def test_a_budget_ends_a_thought(served: Served, name: str) -> None:
         assert answer.thought
         assert THOUGHT.startswith(answer.thought)
         assert len(answer.thought) < len(THOUGHT)
+
+
+def test_a_budget_is_that_of_all_thoughts(served: Served) -> None:
+    whole = served.chat("gpt-oss", "twice")
+    assert whole.thought.startswith("Hm.")
+    assert whole.thought.endswith(THOUGHT)
+    assert whole.text == TEXT
+    few = whole.usage.completion_tokens_details.reasoning_tokens - 3
+    answer = served.chat("gpt-oss", "twice", extra_body={"thinking_token_budget": few})
+    assert answer.text == SHORT
+    assert answer.usage.completion_tokens_details.reasoning_tokens <= few
+    assert whole.thought.startswith(answer.thought)
+    assert len("Hm.") < len(answer.thought) < len(whole.thought)
 
 
 def test_an_answer_that_continues_a_thought(served: Served) -> None:

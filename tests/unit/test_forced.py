@@ -115,6 +115,68 @@ def test_forms(family: Family, form: str) -> None:
     assert not family.takes(both, "It is sunny.")
 
 
+def _declared(name: str = "{name}", arguments: str = "{content}", **field: Any) -> str:
+    """A response_template with this field of calls."""
+    transform = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return json.dumps({"fields": {"tool_calls": {"transform": transform, "repeats": True, **field}, "content": {}}})
+
+
+NAMED = r"\s*<do (?P<name>\w+)>\n"
+LISTED = {"open": "<calls>", "close_pattern": r"</calls>\s*", "content": "json", "transform_each": True}
+LINES = {"open_pattern": NAMED, "close": "</do>", "content": "kv-lines", "content_args": {"kv_sep": "="}}
+INLINE = {"tag_pattern": r'<arg n="(?P<key>\w+)">(?P<value>.*?)</arg>'}
+TELLS = [
+    (_declared(**LINES), "<do weather>\ncity=Bern\ndays=3\n</do><do now>\n</do>"),
+    (_declared(open_pattern=NAMED, close="</do>", content="json"), f"<do weather>\n{WEATHER}</do><do now>\n{{}}</do>"),
+    (
+        _declared(open_pattern=NAMED, close="</do>", content="xml-inline", content_args=INLINE),
+        '<do weather>\n<arg n="city">Bern</arg><arg n="days">3</arg></do><do now>\n</do>',
+    ),
+    (
+        _declared("{f}", "{given}", **LISTED),
+        f'<calls>[{{"f": "weather", "given": {WEATHER}}}, {{"f": "now", "given": {{}}}}]</calls>',
+    ),
+    (
+        _declared("{content.f}", "{content.given}", open="<do>", close="</do>", content="json"),
+        f'<do>{{"f": "weather", "given": {WEATHER}}}</do><do>{{"f": "now", "given": {{}}}}</do>',
+    ),
+]
+
+
+@pytest.mark.parametrize(("template", "text"), TELLS)
+def test_forms_that_a_checkpoint_declares(family: Family, template: str, text: str) -> None:
+    """What is forced is what is read."""
+    form = find_form("{{ tools }}", lambda text: None, response=template)
+    assert form.calls == "declared"
+    forced = call_grammar("declared", FUNCTIONS, free=False, several=True, declared=template)
+    assert family.takes(forced, text)
+    assert not family.takes(forced, "It is sunny.")
+    assert not family.takes(forced, text.replace("weather", "whether"))
+    assert not family.takes(call_grammar("declared", FUNCTIONS, free=False, several=False, declared=template), text)
+    free = call_grammar("declared", FUNCTIONS, free=True, several=True, declared=template)
+    assert family.takes(free, "It is sunny, <3.")
+    assert family.takes(free, text)
+    reader = open_reader(form, "", [tool(one.name, one.parameters) for one in FUNCTIONS])
+    parts = [*reader.feed(Token(TokenInfo(1, text), text)), *reader.finish(Finish(FinishReason.EOS, ""))]
+    assert [part.name for part in parts if isinstance(part, CallBegin)] == ["weather", "now"]
+    told = "".join(part.text for part in parts if isinstance(part, CallArguments))
+    assert json.loads(told.partition("}")[0] + "}") == json.loads(WEATHER)
+
+
+def test_a_declared_form_that_does_not_tell_how_calls_are_written() -> None:
+    for field in (
+        {"open_pattern": r"<do (a|b)>", "close": "</do>", "content": "json"},
+        {"open": "<do>", "close": "</do>", "content": "text"},
+        {"open": "<do>", "content": "json"},
+    ):
+        template = _declared(**field)
+        native = AnswerForm("declared", declared=template)
+        given = offer(Chat([]), [tool("now")], "required", True, "", native)
+        assert given.grammar is None
+        with pytest.raises(ToolError, match="cannot be held strictly"):
+            offer(Chat([]), [tool("now", strict=True)], "required", True, "", native)
+
+
 def tool(name: str, parameters: Any = None, **more: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters or CITY, **more}}
 

@@ -98,7 +98,7 @@ def offer(
     Raises:
         ToolError: a tool without a name, or a choice of a tool that does not exist.
     """
-    from inflight.text import call_grammar, framed  # servers of classic models do without it
+    from inflight.text import call_grammar, declared_calls, framed  # servers of classic models do without it
 
     offered = [each for each in given or [] if each.get("type", "function") == "function"]
     tools = [_tool(each, index) for index, each in enumerate(given or []) if each in offered]
@@ -116,14 +116,14 @@ def offer(
     form, several = answer.calls or PLAIN, parallel and named is None
     answer = replace(answer, calls=form)
     grammar: Grammar | None = None
-    if form == DECLARED:  # no grammar is known for it; the model's own calls are read
+    if form == DECLARED and declared_calls(answer.declared) is None:  # the model's own calls are read
         if any(tool.strict for tool in allowed):
             raise ToolError("this model's form of calls cannot be held strictly; leave `strict` out")
         grammar = text
     elif wanted == "required":
-        grammar = call_grammar(form, allowed, free=False, several=several)
+        grammar = call_grammar(form, allowed, free=False, several=several, declared=answer.declared)
     elif untrained or text is not None or any(tool.strict for tool in allowed):
-        grammar = call_grammar(form, allowed, free=True, several=several, answer=text)
+        grammar = call_grammar(form, allowed, free=True, several=several, answer=text, declared=answer.declared)
     return Tools(replace(chat, tools=offered, tool_prompt=prompt), answer, True, None if several else 1, grammar)
 
 

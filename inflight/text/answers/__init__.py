@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from inflight.contract import AnswerForm, AnswerReader, Mark, Thought
+from inflight.text.answers.declared import DECLARED
 from inflight.text.answers.families import (
     CALLS,
     THOUGHTS,
@@ -23,6 +24,7 @@ from inflight.text.answers.reader import PlainReader, Reader, Wait, short_id
 __all__ = [
     "BEGUN",
     "CALLS",
+    "DECLARED",
     "FINAL",
     "HARMONY",
     "THOUGHTS",
@@ -95,7 +97,8 @@ def thought_of(
         if head is not None and not head.strip().startswith("<|channel|>analysis"):
             return None
         lead = BEGUN if bound else BEGUN + FINAL
-        return Thought(open if head is None else None, close, budget=budget, stops=stops, lead=lead)
+        first = open if head is None else None
+        return Thought(first, close, budget=budget, stops=stops, lead=lead, again=open)
     if _closed(family, prompt_end, prefill):
         return None
     opened = family.opened or _opened(family, prompt_end, prefill)
