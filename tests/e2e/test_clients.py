@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests import sentence_folders
+from tests.clients import of_texts
 from tests.clients.from_python import CLIENTS
 from tests.e2e.running import Served, serve
+from tests.e2e.running import request as http
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / "build" / "clients" / "python" / "bin" / "python"
@@ -50,6 +54,48 @@ def told(command: list[str], folder: Path | None = None) -> Any:
 def test_clients_of_pypi(request: pytest.FixtureRequest, client: str) -> None:
     served = request.getfixturevalue("served")
     check(told([str(PYTHON), str(SCRIPTS / "from_python.py"), client, served.http]))
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Served]]:
+    """An embedder and a reranker."""
+    transformers = pytest.importorskip("transformers")
+    root = tmp_path_factory.mktemp("texts")
+    sentence_folders.make(root / "embedder", "old")
+    sentence_folders.make(root / "reranker", "old")
+    (root / "reranker" / "modules.json").unlink()
+    config = transformers.BertConfig.from_pretrained(root / "reranker", num_labels=1, initializer_range=0.4)
+    transformers.BertForSequenceClassification(config).save_pretrained(root / "reranker")
+    with serve(root, str(root / "embedder")) as embedder, serve(root, str(root / "reranker")) as reranker:
+        yield embedder, reranker
+
+
+@pytest.mark.skipif(not PYTHON.exists(), reason="`make clients` installs PyPI's clients")
+@pytest.mark.parametrize("client", of_texts.CLIENTS)
+def test_clients_of_texts(request: pytest.FixtureRequest, client: str) -> None:
+    embedder, reranker = request.getfixturevalue("reading")
+    found = told([str(PYTHON), str(SCRIPTS / "of_texts.py"), client, embedder.http, reranker.http])
+    texts, query = of_texts.TEXTS, of_texts.QUERY
+    wanted = ask(embedder, "/embed", {"inputs": [*texts, query]})
+    ranks = ask(reranker, "/rerank", {"query": query, "texts": texts})
+    assert found["version"]
+    assert {"vectors", "ranked"} & found.keys()
+    assert np.allclose(found.get("vectors", wanted[:-1]), wanted[:-1], atol=1e-6)
+    assert np.allclose(found.get("one", wanted[0]), wanted[0], atol=1e-6)
+    assert np.allclose(
+        found.get("cosines", np.dot(wanted[:-1], wanted[-1])), np.dot(wanted[:-1], wanted[-1]), atol=1e-5
+    )
+    best = [rank["index"] for rank in ranks[:2]]
+    assert found.get("ranked", best) == best
+    assert np.allclose(
+        found.get("scores", [rank["score"] for rank in ranks[:2]]), [rank["score"] for rank in ranks[:2]]
+    )
+
+
+def ask(served: Served, path: str, body: Any) -> Any:
+    status, data = http(served.http, "POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    assert status == 200, data
+    return json.loads(data)
 
 
 @pytest.mark.skipif(not (NODE / "node_modules").exists(), reason="`make clients` installs npm's clients")
