@@ -117,6 +117,7 @@ class Start:
         computing: seconds from the first step to the first token.
         prompt_top: the most likely tokens at each of `prompt`'s places, best first, if `Sampling.prompt_top`; none for
             the first token and for images.
+        encoding: seconds until a text to embed was checked and encoded.
     """
 
     prompt_length: int
@@ -126,6 +127,7 @@ class Start:
     warnings: tuple[str, ...] = ()
     computing: float = 0.0
     prompt_top: tuple[tuple[TokenInfo, ...], ...] = ()
+    encoding: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from inflight.contract.generation import GenerationRequest, Generator, Whole, together, whole
 from inflight.contract.pooling import Pooled
 from inflight.contract.values import Array
-from inflight.errors import InflightError, Unable
+from inflight.errors import InflightError, InvalidRequest, Unable
 
 TURN = 64
 """Texts of one request that are computed at the same time."""
@@ -28,19 +28,28 @@ class Asked:
         cut: longer texts are cut to the model's length; None: as its folder says.
         prompt_name: of the model's prompts.
         adapter: of the served ones.
+        times: gets the seconds of each text: until it was encoded, until its first step, from there on.
     """
 
     cut: bool | None = None
     prompt_name: str | None = None
     adapter: str | None = None
+    times: list[tuple[float, float, float]] | None = None
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """What was computed of a text. Attributes: values: float32, as `Pooled` says; tokens: of the text."""
+    """What was computed of a text.
+
+    Attributes:
+        values: float32, as `Pooled` says; of a sparse vector its weights.
+        tokens: of the text.
+        ids: int32, of a sparse vector the tokens that have a weight, in their order; else empty.
+    """
 
     values: Array
     tokens: int
+    ids: Array = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 def turn_of(generator: Generator) -> int:
@@ -70,7 +79,7 @@ def offers(generator: Generator, wanted: Pooled) -> bool:
 async def pooled(
     generator: Generator, texts: Sequence[PooledText | tuple[str, str]], wanted: Pooled, asked: Asked = Asked()
 ) -> list[Pooling]:
-    """What the model computes of texts and pairs. float32 [size], or [T, size] for `tokens`.
+    """What the model computes of texts and pairs. float32 [size], or [T, size] for `tokens`; sparse vectors by `ids`.
 
     Raises:
         InflightError: as `Generator.generate`.
@@ -94,6 +103,12 @@ async def pooled(
             raise InflightError("the model gave nothing for a text")
         values: Array = np.frombuffer(data, np.dtype("<f4"))
         length = one.finish.prompt_length
+        if asked.times is not None:
+            asked.times.append((one.start.encoding, one.start.queued, one.finish.inference))
+        if wanted == "sparse":
+            count = len(values) // 2
+            found.append(Pooling(values[count:], length, np.frombuffer(data, np.dtype("<i4"))[:count]))
+            continue
         found.append(Pooling(values.reshape(length, -1) if wanted == "tokens" else values, length))
     return found
 
@@ -121,6 +136,22 @@ def shortened(vector: Array, size: int | None, scale: bool) -> Array:
     if size is not None and size < len(vector):
         vector = vector[:size]
     return unit(vector).astype(np.float32) if scale else vector
+
+
+def paired(first: str | Sequence[str], second: str | Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of one text and several, or of as many.
+
+    Raises:
+        InvalidRequest: a side is empty, or they are of two lengths.
+    """
+    firsts, seconds = ([one] if isinstance(one, str) else list(one) for one in (first, second))
+    if not firsts or not seconds:
+        raise InvalidRequest("neither side of the pairs can be empty")
+    if len(firsts) == 1:
+        firsts *= len(seconds)
+    if len(firsts) != len(seconds):
+        raise InvalidRequest(f"{len(firsts)} and {len(seconds)} texts make no pairs; give 1 and n, or n and n")
+    return list(zip(firsts, seconds))
 
 
 async def relevance(

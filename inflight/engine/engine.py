@@ -46,7 +46,7 @@ from inflight.errors import (
     TemplateError,
     Unavailable,
 )
-from inflight.metrics import Load, Metrics, PromptsShown, ReplicaLoad
+from inflight.metrics import Load, Metrics, PromptsShown, ReplicaLoad, TextKind, TextTimes, text_failure
 from inflight.sched import Capacity, Sequence
 from inflight.text import Tokenizer, shown
 
@@ -246,6 +246,8 @@ class Engine:
         least = min(self._rooms.values(), key=lambda room: room.capacity.total_tokens)
         encodes = offer.model.family == ENCODER
         pooling = self._intake.pooling(encodes) if offer.embedding_size else None
+        if pooling is not None and (encodes or pooling.kind != "embedding") and self._metrics is not None:
+            self._metrics.generations.texts.serve()
         self._info = replace(
             self._info,
             limits=least.limits,
@@ -280,7 +282,10 @@ class Engine:
                 raise Forbidden(f"this API key may not call the model '{self.info.name}'")
             request = replace(request, tenant=caller.tenant, priority=caller.priority)
         try:
+            if request.embed and self._metrics is not None:
+                self._metrics.generations.texts.began(_kind(request))
             stream = await self._open(request)
+            encoding = time.perf_counter() - began
             if request.timeout is not None:
                 late = DeadlineExceeded(f"the generation took longer than its {request.timeout:g} seconds")
                 left = max(0.0, request.timeout - (time.perf_counter() - began))
@@ -288,12 +293,14 @@ class Engine:
             while finish is None:
                 event = await stream.next()
                 if type(event) is Start:
-                    start = event
+                    event = start = replace(event, encoding=encoding) if request.embed else event
                 elif type(event) is Finish:
                     finish, failure = event, None
                 yield event
         except InflightError as error:
             failure, error.counted = error.failure, True
+            if request.embed and self._metrics is not None:
+                self._metrics.generations.texts.refused(text_failure(error, "tokenization"))
             raise
         finally:
             if timer is not None:
@@ -304,9 +311,16 @@ class Engine:
                     self._looking[stream.sequence.id].cancel()
             if caller is not None and stream is not None:
                 caller.spent(len(stream.sequence.tokens))
-            self._count(time.perf_counter() - began, start, finish, failure)
+            self._count(time.perf_counter() - began, start, finish, failure, request)
 
-    def _count(self, seconds: float, start: Start | None, finish: Finish | None, failure: str | None) -> None:
+    def _count(
+        self,
+        seconds: float,
+        start: Start | None,
+        finish: Finish | None,
+        failure: str | None,
+        request: GenerationRequest,
+    ) -> None:
         """Counts an ended request in the metrics.
 
         Args:
@@ -317,6 +331,9 @@ class Engine:
         length, generated = (finish.prompt_length, finish.generated) if finish is not None else (0, 0)
         queued, inference = (start.queued if start else 0.0), (finish.inference if finish else 0.0)
         self._metrics.generations.done(length, generated, queued, inference, seconds, failure)
+        if request.embed and start is not None and failure is None:
+            times = TextTimes(seconds, start.encoding, queued, inference)
+            self._metrics.generations.texts.done(_kind(request), length, times)
 
     async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
         loop = asyncio.get_running_loop()
@@ -381,3 +398,7 @@ class Engine:
     def _turned_away(self) -> None:
         if self._metrics is not None:
             self._metrics.generations.done(0, 0, 0.0, 0.0, 0.0, Overloaded.failure)
+
+
+def _kind(request: GenerationRequest) -> TextKind:
+    return "predict" if request.pooled == "scores" else "embed"

@@ -262,6 +262,9 @@ class StepLoop:
         if self._metrics is not None and (joined or plan.filter):
             left = len(plan.filter)
             self._metrics.generations.planned(method, now - began, joined, left, self.scheduler.running)
+            if joined:
+                tokens = sum(len(one.token_ids) for one in plan.prefill if one.token_ids is not None)
+                self._metrics.generations.texts.batch(joined, tokens)
 
     def _take(self, result: StepResult) -> None:
         """Applies a result: gives tokens, log-probabilities and errors to the streams."""

@@ -162,8 +162,7 @@ class TowerProgram(Store):
             mode=mode,
             scale=scale,
             act=act or gate or Activation.SILU,
-            sliced=column is not None,
-            column=column or 0,
+            **({} if column is None else {"sliced": True, "column": column}),
             **self._normed(norm, packed[0].k),
         )
 
@@ -189,15 +188,15 @@ class TowerProgram(Store):
             norms: RMSNorms of each head of queries and of keys, in front of the rotation.
         """
         dim = self._dim(at, heads, kv_heads)
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {"kv_heads": kv_heads} if kv_heads else {}
         if norms is not None:
             queries, keys = norms
             if queries.bias is not None or keys.bias is not None or queries.eps != keys.eps:
                 raise ValueError("heads have RMSNorms of one epsilon")
             self._norm_fits(keys.weight, dim)
-            settings = {**self._normed(queries, dim), "key_norm": keys.weight}
+            settings |= {**self._normed(queries, dim), "key_norm": keys.weight}
         number = self._array(array, at, dim)
-        self._add(TowerCode.ROTATE, from_=at, to=at, heads=heads, kv_heads=kv_heads, number=number, **settings)
+        self._add(TowerCode.ROTATE, from_=at, to=at, heads=heads, number=number, **settings)
 
     def attend(
         self,
@@ -221,7 +220,8 @@ class TowerProgram(Store):
         self._fits(self._dim(from_, heads, kv_heads) * heads, to)
         self._same_rows(from_, to)
         self._partitions[partition] = self._groups[from_]
-        settings: dict[str, Any] = {"window": window} if window else {}
+        given = {"window": window, "kv_heads": kv_heads}
+        settings: dict[str, Any] = {name: value for name, value in given.items() if value}
         if relative is not None:
             self._reach[partition] = min(relative.reach, self._reach.get(partition, relative.reach))
             settings |= self._relative(relative, from_, heads, scale)
@@ -230,7 +230,6 @@ class TowerProgram(Store):
             from_=from_,
             to=to,
             heads=heads,
-            kv_heads=kv_heads,
             scale=scale,
             number=partition,
             **settings,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inflight.contract import Asked, Generator, best_first, pooled, probabilities, relevance
-from inflight.errors import InvalidRequest, Unable
+from inflight.errors import Unable
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,6 @@ class Classified:
 
     label: str
     probabilities: dict[str, float]
-
-
-def paired(first: str | Sequence[str], second: str | Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of one text and several, or of as many.
-
-    Raises:
-        InvalidRequest: the sides are of two lengths.
-    """
-    firsts, seconds = ([one] if isinstance(one, str) else list(one) for one in (first, second))
-    if len(firsts) == 1:
-        firsts *= len(seconds)
-    if len(firsts) != len(seconds):
-        raise InvalidRequest(f"{len(firsts)} and {len(seconds)} texts make no pairs; give 1 and n, or n and n")
-    return list(zip(firsts, seconds))
 
 
 async def ranked(generator: Generator, query: str, documents: Sequence[str], asked: Asked) -> list[Ranked]:

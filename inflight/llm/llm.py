@@ -26,6 +26,7 @@ from inflight.contract import (
     ShardJob,
     TokenInfo,
     from_messages,
+    paired,
     relevance,
     together,
     whole,
@@ -34,7 +35,7 @@ from inflight.contract import (
 from inflight.engine import Engine, Executor, ShardGroup
 from inflight.errors import InvalidRequest, StartError
 from inflight.hub import HubModel, locate
-from inflight.llm.judged import Classified, Ranked, classified, paired, ranked
+from inflight.llm.judged import Classified, Ranked, classified, ranked
 from inflight.llm.local import LocalExecutor
 from inflight.llm.prompts import Prompt, Rendered, image_of_part, images_of
 from inflight.startup import ProgressBar, aside, failed_load, waited_for, weight_bytes

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from inflight.metrics.histograms import Histogram, Histograms
 from inflight.metrics.prompts import PromptsShown, prompt_metrics
+from inflight.metrics.texts import TextMetrics
 
 SECONDS = tuple(0.00015 * 1.5**power for power in range(35))
 """The buckets of TGI's durations."""
@@ -92,9 +93,14 @@ _REPLICA_COUNTERS: dict[str, tuple[str, Callable[[ReplicaLoad], float]]] = {
 
 
 class LlmMetrics:
-    """Counters of all language models of a server."""
+    """Counters of all language models of a server.
+
+    Attributes:
+        texts: of those that only read texts.
+    """
 
     def __init__(self) -> None:
+        self.texts = TextMetrics()
         self._load: Callable[[], Load] | None = None
         self._replicas: Callable[[], Sequence[ReplicaLoad]] = tuple
         self._prompts: Callable[[], Sequence[PromptsShown]] = tuple
@@ -203,6 +209,7 @@ class LlmMetrics:
             ("tgi_batch_max_total_tokens", "Tokens of the cache.", load.room),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+        yield from self.texts.collect(load.waiting)
         yield from _of_replicas(self._replicas())
         yield from prompt_metrics(self._prompts())
 

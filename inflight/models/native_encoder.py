@@ -176,7 +176,7 @@ class NativeEncoder:
         program.read(states, 0)
         if form.embedding_norm is not None:
             program.norm(states, states, self._norm(form.embedding_norm))
-        relative = self._relative(qkv)
+        relative = self._relative()
         for index in range(self._size("num_hidden_layers")):
             name = f"{form.layers}{index}."
             first, second = (form.attention_norm, form.mlp_norm) if form.pre_norm else (None, None)
@@ -212,13 +212,13 @@ class NativeEncoder:
 
     def _attend(self, index: int, name: str, qkv: int, attended: int, relative: _Relative) -> None:
         program, form, config = self._program, self._form, self._config
-        local = is_local(config, index)
+        local, kv_heads = is_local(config, index), self._kv_heads if self._kv_heads != self._heads else 0
         if self._turns:
             norms = None
             if form.head_norms:
                 queries, keys = (self._norm(f"{name}{key}", self._dim) for key in form.head_norms)
                 norms = (queries, keys)
-            program.rotate(qkv, self._heads, 2 if local else 1, self._kv_heads, norms)
+            program.rotate(qkv, self._heads, 2 if local else 1, kv_heads, norms)
         if isinstance(relative, ByContent):
             self._positions_of(name, qkv, relative)
         scale = float(config.get("query_pre_attn_scalar") or self._dim) ** -0.5
@@ -230,11 +230,11 @@ class NativeEncoder:
             self._heads,
             scale,
             window=window(config) if local else 0,
-            kv_heads=self._kv_heads,
+            kv_heads=kv_heads,
             relative=relative,
         )
 
-    def _relative(self, qkv: int) -> _Relative:
+    def _relative(self) -> _Relative:
         """What all layers add to scores by distance; of DeBERTa the buffers, and the table that layers project."""
         form, config = self._form, self._config
         if form.relative == "bias":

@@ -39,6 +39,7 @@ from inflight.metrics import Load, Metrics, PromptsShown, ReplicaLoad
 from inflight.router.drain import drained
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
+from inflight.router.texts import CLASSIFY, EMBED, SCORE, SPARSE, main_method, text_method
 from inflight.startup import ProgressBar, aside, failed_load, weight_bytes
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("inflight")
 
+_METHODS = (GENERATE, EMBED, SPARSE, CLASSIFY, SCORE)
 LONGEST = 24 * 3600.0
 """Seconds after which a request without a deadline of its own is given up."""
 
@@ -135,7 +137,7 @@ class LanguageModels:
         return ServableStatus(
             name=self._bases.get(name, name),
             version=self._versions[name],
-            methods=(self._method(name, generator.info),),
+            methods=(self._main(name, generator.info),),
             ready=generator.ready,
             replicas=len(replicas),
             ready_replicas=sum(replicas),
@@ -147,18 +149,18 @@ class LanguageModels:
         return next((engine for engine in self._shards if engine is generator), None)
 
     def method(self, name: str, version: int, method: str) -> MethodInfo | None:
-        """The method `generate` of a model; None for other methods, other versions and unknown models.
+        """A method of a model: `generate`, or one of `text_method`; None for others, other versions, unknown models.
 
         Raises:
             Loading: the model is not loaded yet.
         """
         own = self.named(name, version)
-        if own is None or method != GENERATE:
+        if own is None or method not in _METHODS:
             return None
         generator = self._served[own]
         if isinstance(generator, Announced):
             raise generator.loading()
-        return self._method(own, generator.info)
+        return self._method(own, generator.info, method)
 
     def has(self, name: str, version: int) -> bool:
         """Whether a model is served in this version."""
@@ -188,9 +190,17 @@ class LanguageModels:
         """Whether a model answers requests, or some are on their way to it."""
         return any(_busy(engine) for each in self.all_of(name) if (engine := self._engine(each)) is not None)
 
-    def _method(self, own: str, info: GeneratorInfo) -> MethodInfo:
-        reads_images = info.image_placeholder is not None
-        return generate_method(self._bases.get(own, own), reads_images, self._versions.get(own, 1))
+    def _main(self, own: str, info: GeneratorInfo) -> MethodInfo:
+        """The method that stands for the model."""
+        found = self._method(own, info, main_method(info) or GENERATE)
+        assert found is not None, "a model has what is its main method"
+        return found
+
+    def _method(self, own: str, info: GeneratorInfo, name: str) -> MethodInfo | None:
+        servable, version = self._bases.get(own, own), self._versions.get(own, 1)
+        if name != GENERATE:
+            return text_method(info, servable, name, version)
+        return generate_method(servable, info.image_placeholder is not None, version)
 
     def submit(
         self,
@@ -225,7 +235,7 @@ class LanguageModels:
 
         tasks = [
             asyncio.ensure_future(
-                run_stage(engine, row, partial(settle, index), partial(say, index) if say else None, reported=True)
+                run_stage(engine, row, partial(settle, index), partial(say, index) if say else None, reported=method)
             )
             for index, row in enumerate(rows)
         ]

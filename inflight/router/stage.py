@@ -1,4 +1,5 @@
-"""Runs a language model as a stage of a method: a prompt with its images in, the generated text out."""
+"""Runs a language model as a stage of a method: a prompt with its images in, the generated text out; of one that only
+reads texts what it says of them (texts.py)."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ from inflight.contract import (
     with_images,
 )
 from inflight.errors import InflightError, InvalidRequest
+from inflight.router.texts import main_method, run_text, run_text_stage
 
 log = logging.getLogger("inflight")
 
@@ -121,7 +123,7 @@ async def run_stage(
     done: Callable[[Sequence[Outcome] | InflightError], None],
     say: Say | None = None,
     seed: int | None = None,
-    reported: bool = False,
+    reported: MethodInfo | None = None,
 ) -> None:
     """Generates for one row and calls `done` once, with one outcome or the error.
 
@@ -129,19 +131,27 @@ async def run_stage(
         row: a prompt, its images (as `images_in` reads them), and parameters as JSON; only the prompt is needed.
         say: called with each piece of text.
         seed: used if the parameters have none; None: a random one.
-        reported: the outcome has all outputs of `generate_method`, else the text alone.
+        reported: the outcome has all outputs of this method, else the text alone, or what `run_text_stage` gives.
     """
     try:
-        request = await _request(generator, row, random.getrandbits(64) if seed is None else seed)
-        finish = (await whole(generator, request, say)).finish
+        outcome = await _outcome(generator, row, say, random.getrandbits(64) if seed is None else seed, reported)
     except InflightError as error:
         done(error)
     except Exception as error:  # the row must get an outcome, whatever failed
         log.exception("a generation stage failed")
         done(InflightError(f"internal error, {type(error).__name__}: {error}"))
     else:
-        more = [finish.reason.value, np.array(finish.generated, np.int64)] if reported else []
-        done([[finish.text, *more]])
+        done([outcome])
+
+
+async def _outcome(generator: Generator, row: Row, say: Say | None, seed: int, reported: MethodInfo | None) -> Row:
+    if reported is not None and reported.name != GENERATE:
+        return await run_text(generator, reported.name, row)
+    if reported is None and main_method(generator.info) is not None:
+        return [await run_text_stage(generator, row)]
+    finish = (await whole(generator, await _request(generator, row, seed), say)).finish
+    more = [finish.reason.value, np.array(finish.generated, np.int64)] if reported is not None else []
+    return [finish.text, *more]
 
 
 async def _request(generator: Generator, row: Row, seed: int) -> GenerationRequest:

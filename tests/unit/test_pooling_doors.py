@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import openai
 import pytest
@@ -21,7 +22,7 @@ from inflight.contract import ShardJob
 from inflight.engine import Engine
 from inflight.frontends.app import http_app
 from inflight.llm.local import LocalExecutor
-from inflight.metrics import Metrics
+from inflight.metrics import Load, Metrics
 from inflight.text import load_tokenizer
 from tests import sentence_folders
 from tests.seeing import SeeingBackend
@@ -36,8 +37,9 @@ POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 class Doors:
     """The HTTP ports of an embedder, a classifier, a reranker and a model that writes."""
 
-    def __init__(self, root: Path, addresses: dict[str, str]) -> None:
+    def __init__(self, root: Path, addresses: dict[str, str], metrics: Metrics) -> None:
         self.root = root
+        self.metrics = metrics
         self.addresses = addresses
 
     def post(self, kind: str, path: str, body: Any) -> tuple[int, Any]:
@@ -70,20 +72,28 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
         config = transformers.BertConfig.from_pretrained(root / kind, id2label=labels, initializer_range=0.4)
         torch.manual_seed(3)
         transformers.BertForSequenceClassification(config).save_pretrained(root / kind)
+    sentence_folders.make(root / "sparse", "old")
+    (root / "sparse" / "modules.json").unlink()
+    config = transformers.BertConfig.from_pretrained(root / "sparse", initializer_range=0.4)
+    transformers.BertForMaskedLM(config).save_pretrained(root / "sparse")
+    metrics = Metrics()
+    metrics.generations.watch(Load)
     with ExitStack() as stack:
         addresses: dict[str, str] = {}
-        for kind in ("embedding", *LABELS, "writer"):
+        for kind in ("embedding", *LABELS, "sparse", "writer"):
             folder = POCKET if kind == "writer" else root / kind
-            job = ShardJob(ModelConfig(folder, "cpu", "float32", kv_cache_bytes=8 << 20), max_step_tokens=2048)
-            engine = Engine(GeneratorConfig.of(folder, kind), load_tokenizer(folder), LocalExecutor(job))
+            model = ModelConfig(folder, "cpu", "float32", kv_cache_bytes=8 << 20)
+            model = msgspec.structs.replace(model, pooling="splade" if kind == "sparse" else None)
+            tokenizer, executor = load_tokenizer(folder), LocalExecutor(ShardJob(model, max_step_tokens=2048))
+            engine = Engine(GeneratorConfig(model, kind), tokenizer, executor, metrics=metrics)
             backend = SeeingBackend()
             backend.generators = {kind: engine}  # type: ignore[dict-item]
-            app = http_app(backend, max_body_bytes=8 << 20, rest=RestConfig(), metrics=Metrics())
+            app = http_app(backend, max_body_bytes=8 << 20, rest=RestConfig(), metrics=metrics)
             served = stack.enter_context(serve(app=app))
             served.loop.call(engine.start())
             stack.callback(served.loop.call, engine.stop())
             addresses[kind] = served.address
-        yield Doors(root, addresses)
+        yield Doors(root, addresses, metrics)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -120,6 +130,56 @@ def test_vectors(doors: Doors) -> None:
     assert np.allclose(doors.good("embedding", "/similarity", inputs=given), cosines(raw), atol=1e-5)
     assert np.allclose(doors.good("embedding", "/", inputs=given), cosines(raw), atol=1e-5)
     assert doors.good("embedding", "/", inputs=QUERY) == one
+
+
+def test_sparse_vectors(doors: Doors) -> None:
+    """SPLADE's: of log(1 + relu(logit)) the largest over all tokens."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(doors.root / "sparse")
+    model = transformers.BertForMaskedLM.from_pretrained(doors.root / "sparse").eval()
+    texts = [QUERY, "fox " * 20, *TEXTS]
+    found = doors.good("sparse", "/embed_sparse", inputs=texts)
+    for text, sparse in zip(texts, found, strict=True):
+        with torch.inference_mode():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+        wanted = torch.log1p(torch.relu(logits)).amax(0).numpy()
+        assert [each["index"] for each in sparse] == np.flatnonzero(wanted).tolist()
+        assert np.allclose([each["value"] for each in sparse], wanted[wanted > 0], atol=1e-5)
+    assert doors.good("sparse", "/embed_sparse", inputs=QUERY) == found[:1]
+    assert doors.good("sparse", "/", inputs=QUERY) == found[:1]
+    assert doors.good_info("sparse")["model_type"] == {"embedding": {"pooling": "splade"}}
+
+
+def test_what_dashboards_of_tei_read(doors: Doors) -> None:
+    """Names and labels of text-embeddings-inference's metrics."""
+
+    def read() -> dict[tuple[str, str], float]:
+        lines = [line for line in doors.metrics.render().decode().splitlines() if line.startswith("te_")]
+        split = [line.rpartition(" ") for line in lines]
+        return {(name.partition("{")[0], name.partition("{")[2].rstrip("}")): float(value) for name, _, value in split}
+
+    before = read()
+    doors.good("embedding", "/embed", inputs=[QUERY, *TEXTS])
+    doors.good("embedding", "/embed", inputs=QUERY)
+    doors.good("reranker", "/rerank", query=QUERY, texts=TEXTS)
+    doors.post("embedding", "/embed", {"inputs": []})
+    doors.post("embedding", "/embed", {"inputs": "fox " * 90})
+    doors.post("embedding", "/predict", {"inputs": QUERY})
+    grown = {key: value - before.get(key, 0.0) for key, value in read().items()}
+    for key, count in {
+        ("te_request_count", 'method="single"'): 3, ("te_request_success", 'method="single"'): 1,
+        ("te_request_count", 'method="batch"'): 3, ("te_request_success", 'method="batch"'): 2,
+        ("te_request_failure", 'err="validation"'): 1, ("te_request_failure", 'err="tokenization"'): 1,
+        ("te_request_failure", 'err="model_type"'): 1, ("te_request_duration_count", ""): 3,
+        ("te_request_tokenization_duration_count", ""): 3, ("te_request_queue_duration_count", ""): 3,
+        ("te_request_inference_duration_count", ""): 3, ("te_request_input_length_count", ""): 8,
+        ("te_embed_count", ""): 6, ("te_embed_success", ""): 5, ("te_embed_inference_duration_count", ""): 5,
+        ("te_predict_count", ""): 3, ("te_predict_success", ""): 3, ("te_predict_queue_duration_count", ""): 3,
+        ("te_queue_size", ""): 0,
+    }.items():  # fmt: skip
+        assert grown[key] == count, key
+    assert grown["te_request_inference_duration_sum", ""] > 0
+    assert grown["te_batch_next_size_sum", ""] == 8
+    assert grown["te_batch_next_tokens_sum", ""] == grown["te_request_input_length_sum", ""]
 
 
 def test_tokens(doors: Doors) -> None:
@@ -210,6 +270,8 @@ WRONG: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("embedding", "/embed", {"inputs": QUERY, "prompt_name": "nobody"}, 413, "Validation"),
     ("embedding", "/embed", {"inputs": "fox " * 90}, 413, "Validation"),
     ("embedding", "/embed_sparse", {"inputs": QUERY}, 424, "Backend"),
+    ("sparse", "/embed", {"inputs": QUERY}, 424, "Backend"),
+    ("sparse", "/similarity", {"inputs": {"source_sentence": QUERY, "sentences": TEXTS}}, 424, "Backend"),
     ("embedding", "/predict", {"inputs": QUERY}, 424, "Backend"),
     ("embedding", "/rerank", {"query": QUERY, "texts": TEXTS}, 424, "Backend"),
     ("classifier", "/embed", {"inputs": QUERY}, 424, "Backend"),

@@ -157,15 +157,15 @@ def _row(method: MethodInfo, names: list[str], instance: Instance, data: Mapping
 
 
 def _generation_row(method: MethodInfo, instance: Instance, data: Mapping[str, memoryview]) -> Row:
-    """The row of a language model: a text, its images, its parameters."""
+    """The row of a language model: a text, its images or a second text, its parameters."""
     items = instance.items
     images = [image for name in KEYS if name in items for image in _images(name, items[name], data)]
     if images and not reads_images(method):
         raise text_only(method.servable)
     names = [spec.name for spec in method.inputs if spec.name != IMAGE]
     named = {name: _value(name, items[name], data.get(name)) for name in names if name in items}
-    text, parameters, *_ = method.row(named)
-    return [text, *images, parameters]
+    text, *more = method.row(named)[: len(names)]
+    return [text, *images, *more]
 
 
 def _images(name: str, tensor: Tensor, data: Mapping[str, memoryview]) -> list[Value]:

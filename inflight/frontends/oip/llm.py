@@ -47,7 +47,7 @@ def read_generate(
     common = {"model_name": method.servable, "model_version": str(method.version)}
     if isinstance(document.get("id"), str):
         common["id"] = document["id"]
-    if method.optional:
+    if _writes(method):
         return _generation(document, parameters, _info(backend, method)), common
     named: dict[str, Value] = {}
     declared = method.dtypes
@@ -56,9 +56,9 @@ def read_generate(
             named[spec.name] = value_of(document[spec.name], declared.get(spec.name))
         elif spec.name in parameters:
             named[spec.name] = value_of(parameters[spec.name], declared.get(spec.name))
-    if "text_input" in document and len(method.inputs) == 1:
-        (name,) = (spec.name for spec in method.inputs)
-        named.setdefault(name, value_of(document["text_input"], declared.get(name)))
+    needed = [spec.name for spec in method.inputs if spec.name not in dict(method.optional)]
+    if "text_input" in document and len(needed) == 1:
+        named.setdefault(needed[0], value_of(document["text_input"], declared.get(needed[0])))
     return method.row(named), common
 
 
@@ -120,8 +120,13 @@ async def stream_generate(
     await run_until_disconnect(work, receive)
 
 
+def _writes(method: MethodInfo) -> bool:
+    """Whether it is the method `generate` of a language model."""
+    return bool(method.optional) and method.outputs[0].name == "generated_text"
+
+
 def _outputs(method: MethodInfo, outcome: Row, common: dict[str, Any], streamed: bool) -> bytes:
-    if not method.optional:
+    if not _writes(method):
         return json_outputs(method, outcome, common)
     text, reason, count = outcome
     details = {"finish_reason": reason, "generated_tokens": int(count)}

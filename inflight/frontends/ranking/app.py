@@ -18,6 +18,7 @@ from inflight.contract import (
     Pooled,
     PooledText,
     offers,
+    paired,
     pooled,
     probabilities,
     relevance,
@@ -149,14 +150,7 @@ class RankingRest(NamedModelDoor):
 def _pairs(first: str | list[str] | None, second: str | list[str] | None) -> list[tuple[str, str]]:
     if first is None or second is None:
         raise InvalidRequest("send two sides: `text_1` and `text_2`, or `queries` and `documents`")
-    firsts, seconds = ([one] if isinstance(one, str) else one for one in (first, second))
-    if not firsts or not seconds:
-        raise InvalidRequest("neither side of the pairs can be empty")
-    if len(firsts) == 1:
-        firsts = firsts * len(seconds)
-    if len(firsts) != len(seconds):
-        raise InvalidRequest(f"{len(firsts)} and {len(seconds)} texts make no pairs; send 1 and n, or n and n")
-    return list(zip(firsts, seconds))
+    return paired(first, second)
 
 
 def _texts(given: str | list[Any]) -> list[PooledText]:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar
 
 import msgspec
 import orjson
 
 from inflight import __version__
-from inflight.contract import Asked, Generator, Pooled, best_first, pooled, probabilities, relevance, shortened, unit
+from inflight.contract import (
+    Asked,
+    Generator,
+    Pooled,
+    Pooling,
+    best_first,
+    pooled,
+    probabilities,
+    relevance,
+    shortened,
+    unit,
+)
 from inflight.errors import InflightError, InvalidRequest, Overloaded, Unable, Unavailable
 from inflight.frontends.door import FirstModelDoor
 from inflight.frontends.llm import CLIENT_BATCH, PlainError, pick
@@ -30,13 +42,18 @@ from inflight.frontends.tei.bodies import (
     SimilarityBody,
     SimilarityOptions,
     SimpleToken,
+    SparseValue,
     TeiError,
     TokenizeBody,
     predicted_of,
     texts_of,
 )
 from inflight.frontends.tgi import refusal as plain_refusal
+from inflight.metrics import TextMetrics, TextTimes, text_failure
 from inflight.wire import JSON, Refusal, Scope, respond, respond_json
+
+Times = list[tuple[float, float, float]]
+"""Of the texts of a request: `Asked.times`."""
 
 
 def refusal(error: InflightError) -> Refusal:
@@ -73,19 +90,20 @@ class TeiRest(FirstModelDoor):
         return first is not None and not first.info.generates
 
     async def _embed(self, call: Call) -> None:
-        await respond_json(call.send, await call.run(_vectors(self._generator, call.body())))
+        body: EmbedBody = call.body()
+        await self._answer(call, body.inputs, lambda times: _vectors(self._generator, body, times))
 
     async def _embed_all(self, call: Call) -> None:
         body: EmbedBody = call.body()
-        found = await call.run(_pooled(self._generator, body, "tokens"))
-        await respond_json(call.send, [one.tolist() for one in found])
+        await self._answer(call, body.inputs, lambda times: _of_tokens(self._generator, body, times))
 
     async def _embed_sparse(self, call: Call) -> None:
-        await call.run(_pooled(self._generator, call.body(), "sparse"))
-        raise Unable("this model gives no sparse vectors")  # no model here offers the task
+        body: EmbedBody = call.body()
+        await self._answer(call, body.inputs, lambda times: _sparse(self._generator, body, times))
 
     async def _predict(self, call: Call) -> None:
-        await respond_json(call.send, await call.run(_predictions(self._generator, call.body())))
+        body: PredictBody = call.body()
+        await self._answer(call, body.inputs, lambda times: _predictions(self._generator, body, times))
 
     async def _rerank(self, call: Call) -> None:
         body: RankBody = call.body()
@@ -94,26 +112,46 @@ class TeiRest(FirstModelDoor):
             fields = {name: getattr(body, name) for name in RerankBody.__struct_fields__}
             await respond_json(call.send, await call.run(reranked(generator, RerankBody(**fields))))
         else:
-            await respond_json(call.send, await call.run(_ranks(generator, body)))
+            await self._answer(call, [body.texts], lambda times: _ranks(generator, body, times))
 
     async def _similarity(self, call: Call) -> None:
-        await respond_json(call.send, await call.run(_similarities(self._generator, call.body())))
+        body: SimilarityBody = call.body()
+        await self._answer(call, [body], lambda times: _similarities(self._generator, body, times))
 
     async def _root(self, call: Call) -> None:
         """The main route of the model's kind; `inputs` with a `source_sentence` are those of `/similarity`."""
         body: RootBody = call.body()
         generator = self._generator
-        kind = generator.info.pooling.kind if generator.info.pooling is not None else "embedding"
-        answer: Any
+        info = generator.info.pooling
+        kind, tasks = ("embedding", ()) if info is None else (info.kind, info.tasks)
+        form: Any
+        work: Callable[[Generator, Any, Times], Coroutine[Any, Any, Any]]
         if kind == "reranker" and body.texts is not None:
-            answer = await call.run(_ranks(generator, _convert(body, RankBody)))
+            form, work = RankBody, _ranks
         elif kind != "embedding":
-            answer = await call.run(_predictions(generator, _convert(body, PredictBody)))
+            form, work = PredictBody, _predictions
         elif isinstance(body.inputs, dict):
-            answer = await call.run(_similarities(generator, _convert(body, SimilarityBody)))
+            form, work = SimilarityBody, _similarities
         else:
-            answer = await call.run(_vectors(generator, _convert(body, EmbedBody)))
-        await respond_json(call.send, answer)
+            form, work = EmbedBody, _sparse if "sparse" in tasks else _vectors
+        given = _convert(body, form)
+        await self._answer(call, body.inputs, lambda times: work(generator, given, times))
+
+    async def _answer(self, call: Call, inputs: Any, work: Callable[[Times], Coroutine[Any, Any, Any]]) -> None:
+        """Answers a call, and counts it as TEI does. Args: inputs: a text, or several things."""
+        metrics, times = self.generations.texts if self.generations is not None else TextMetrics(), Times()
+        ids = isinstance(inputs, list) and bool(inputs) and all(type(each) is int for each in inputs)
+        one = ids or isinstance(inputs, str)
+        method, began = metrics.asked(None if one else 2), time.perf_counter()
+        try:
+            found = await call.run(work(times))
+        except InflightError as error:
+            if not error.counted:
+                metrics.refused(text_failure(error, "validation"))
+            raise
+        means = [sum(part) / len(times) for part in zip(*times)] if times else []
+        metrics.answered(method, TextTimes(time.perf_counter() - began, *means))
+        await respond_json(call.send, found)
 
     async def _tokenize(self, call: Call) -> None:
         body: TokenizeBody = call.body()
@@ -166,7 +204,7 @@ class TeiRest(FirstModelDoor):
         generation("/", "The main route of a model that only reads texts", _root, RootBody),
         generation("/embed", "Vectors of texts", _embed, EmbedBody, list[list[float]]),
         generation("/embed_all", "Vectors of tokens", _embed_all, EmbedBody, list[list[list[float]]]),
-        generation("/embed_sparse", "Sparse vectors of texts", _embed_sparse, EmbedBody),
+        generation("/embed_sparse", "Sparse vectors of texts", _embed_sparse, EmbedBody, list[list[SparseValue]]),
         generation("/predict", "Labels of texts or pairs", _predict, PredictBody),
         generation("/rerank", "Texts by their relevance to a query", _rerank, RankBody, list[Rank] | RerankedAnswer),
         generation("/similarity", "Cosines of sentences", _similarity, SimilarityBody, list[float]),
@@ -208,40 +246,53 @@ def _convert(body: RootBody, form: Any) -> Any:
         raise PlainError(422, f"Failed to deserialize the JSON body into the target type: {error}") from error
 
 
-def _asked(body: Options, prompt_name: str | None = None) -> Asked:
+def _asked(body: Options, times: Times, prompt_name: str | None = None) -> Asked:
     """As TEI, a text that is too long is cut only if the request says so."""
     if body.truncation_direction not in (None, "Right", "right"):
         raise InvalidRequest("`truncation_direction` must be Right; texts are cut at the side the tokenizer names")
-    return Asked(cut=bool(body.truncate), prompt_name=prompt_name)
+    return Asked(cut=bool(body.truncate), prompt_name=prompt_name, times=times)
 
 
-async def _pooled(generator: Generator, body: EmbedBody, wanted: Pooled) -> list[Any]:
-    found = await pooled(generator, texts_of(body.inputs), wanted, _asked(body, body.prompt_name))
-    return [one.values for one in found]
+async def _pooled(generator: Generator, body: EmbedBody, wanted: Pooled, times: Times) -> list[Pooling]:
+    return await pooled(generator, texts_of(body.inputs), wanted, _asked(body, times, body.prompt_name))
 
 
-async def _vectors(generator: Generator, body: EmbedBody) -> list[list[float]]:
+async def _vectors(generator: Generator, body: EmbedBody, times: Times) -> list[list[float]]:
     size = generator.info.embedding_size
     if body.dimensions is not None and not 0 < body.dimensions <= size:
         raise InvalidRequest(f"`dimensions` must be between 1 and {size}")
-    found = await _pooled(generator, body, "embed")
+    found = await _pooled(generator, body, "embed", times)
     scale = body.normalize and (body.dimensions not in (None, size) or not generator.info.unit_vectors)
-    return [shortened(one, body.dimensions, scale).tolist() for one in found]
+    return [shortened(one.values, body.dimensions, scale).tolist() for one in found]
 
 
-async def _predictions(generator: Generator, body: PredictBody) -> list[Prediction] | list[list[Prediction]]:
+async def _of_tokens(generator: Generator, body: EmbedBody, times: Times) -> list[list[list[float]]]:
+    return [one.values.tolist() for one in await _pooled(generator, body, "tokens", times)]
+
+
+async def _sparse(generator: Generator, body: EmbedBody, times: Times) -> list[list[SparseValue]]:
+    found = await _pooled(generator, body, "sparse", times)
+    return [
+        [{"index": index, "value": value} for index, value in zip(one.ids.tolist(), one.values.tolist())]
+        for one in found
+    ]
+
+
+async def _predictions(
+    generator: Generator, body: PredictBody, times: Times
+) -> list[Prediction] | list[list[Prediction]]:
     texts, batch = predicted_of(body.inputs)
     info = generator.info.pooling
     if info is None or not info.labels:
         raise Unable("this model is not a classifier; use /embed")
     found: list[list[Prediction]] = []
-    for one in await pooled(generator, texts, "scores", _asked(body)):
+    for one in await pooled(generator, texts, "scores", _asked(body, times)):
         scores = [float(value) for value in (one.values if body.raw_scores else probabilities(one.values))]
         found.append([{"score": scores[index], "label": info.labels[index]} for index in best_first(scores)])
     return found if batch else found[0]
 
 
-async def _ranks(generator: Generator, body: RankBody) -> list[Rank]:
+async def _ranks(generator: Generator, body: RankBody, times: Times) -> list[Rank]:
     if not isinstance(body.query, str):
         raise InvalidRequest("`query` must be a text")
     texts = body.texts or []
@@ -250,7 +301,8 @@ async def _ranks(generator: Generator, body: RankBody) -> list[Rank]:
     info = generator.info.pooling
     if info is None or info.kind != "reranker":
         raise Unable("this model is not a reranker, which gives one score of a pair of texts")
-    scores, _ = await relevance(generator, [(body.query, text) for text in texts], _asked(body), body.raw_scores)
+    asked = _asked(body, times)
+    scores, _ = await relevance(generator, [(body.query, text) for text in texts], asked, body.raw_scores)
     ranks: list[Rank] = []
     for index in best_first(scores):
         rank: Rank = {"index": index, "score": scores[index]}
@@ -260,13 +312,13 @@ async def _ranks(generator: Generator, body: RankBody) -> list[Rank]:
     return ranks
 
 
-async def _similarities(generator: Generator, body: SimilarityBody) -> list[float]:
+async def _similarities(generator: Generator, body: SimilarityBody, times: Times) -> list[float]:
     given: Sentences = body.inputs
     if not given.sentences or not given.source_sentence or "" in given.sentences:
         raise Empty("`inputs` cannot be empty")
     options = body.parameters or SimilarityOptions()
     texts = [given.source_sentence, *given.sentences]
-    found = await pooled(generator, texts, "embed", _asked(options, options.prompt_name))
+    found = await pooled(generator, texts, "embed", _asked(options, times, options.prompt_name))
     source, *others = (unit(one.values) for one in found)
     return [float((source * other).sum()) for other in others]
 

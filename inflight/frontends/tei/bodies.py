@@ -113,6 +113,13 @@ class Prediction(TypedDict):
     label: str
 
 
+class SparseValue(TypedDict):
+    """A token's weight in a sparse vector."""
+
+    index: int
+    value: float
+
+
 class _Rank(TypedDict):
     index: int
     score: float
