@@ -133,6 +133,18 @@ class TensorFiles(Tensors):
         self._read.append((file, entry.start, entry.size))
         return file.array(name)
 
+    def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Tensor:
+        """As the base's; of a slice of the first dimension nothing else is read ahead, counted or released."""
+        self.check(name, shape)
+        file, entry = self._entry(name)
+        start, size = entry.start, entry.size
+        if part is not None and part.dim == 0 and shape[0]:
+            start, size = start + part.first * (size // shape[0]), (part.end - part.first) * (size // shape[0])
+        file.file.expect(start, size)
+        self._tell(size)
+        self._read.append((file, start, size))
+        return sliced(file.array(name), part)
+
     def dtype(self, name: str) -> str:
         """A tensor's dtype by the file's name for it: BF16, F8_E4M3, ..."""
         return self._entry(name)[1].dtype

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from inflight.checkpoint.experts import StackedExperts
 from inflight.checkpoint.files import INDEX, SINGLE, TensorFiles, Tensors
 from inflight.checkpoint.gguf import (
     Companion,
@@ -192,7 +193,8 @@ class HfFolder(ModelFolder):
         tell = Progress(progress)
         files = self._files(tell, allow_pickle)
         tell.total = files.size
-        return Weights(QuantisedFiles(files, scheme))
+        source = QuantisedFiles(files, scheme)
+        return Weights(StackedExperts(files, source) if config.get("model_type") == "gpt_oss" else source)
 
     def weight_files(self) -> list[Path]:
         kept = (".safetensors", ".json", ".bin")

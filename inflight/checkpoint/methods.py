@@ -27,6 +27,8 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
     if not isinstance(quantisation, Mapping):
         raise StartError("quantization_config in config.json is no object; download the checkpoint again")
     method = quantisation.get("quant_method")
+    if method == "mxfp4" and config.get("model_type") == "gpt_oss":
+        return None  # only its experts are packed, see inflight/checkpoint/experts.py
     if method is None:  # older releases of the two wrote no method
         bits = quantisation.get("load_in_4bit") or quantisation.get("load_in_8bit")
         method = "compressed-tensors" if "config_groups" in quantisation else "bitsandbytes" if bits else None

@@ -14,6 +14,7 @@ from inflight.kernels.layout import (
     Saves,
     StepArrays,
     StepImages,
+    Table,
 )
 from inflight.kernels.library import (
     ACTIVATIONS,
@@ -53,6 +54,7 @@ __all__ = [
     "Saves",
     "StepArrays",
     "StepImages",
+    "Table",
     "TowerArrays",
     "TowerNorm",
     "TowerProgram",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from inflight.kernels.library import Format, KvType, native
-from inflight.tensors import Floats
+from inflight.tensors import BLOCKS, Floats
 
 BLOCK_TYPES: tuple[str, ...] = tuple(form.name for form in Format if form >= Format.Q8_0) if native is not None else ()
 """ggml's types that are computed at their own number of bits, by their names in `Blocks`."""
@@ -36,7 +36,11 @@ class Precision:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's attention; the fields are as in `inflight.nn.AttentionSpec`."""
+    """One layer's attention; the fields are as in `inflight.nn.AttentionSpec`.
+
+    Attributes:
+        source: the number of the layer whose keys and values this one reads; None: it has its own.
+    """
 
     heads: int
     kv_heads: int
@@ -44,9 +48,12 @@ class Layer:
     scale: float
     window: int | None = None
     softcap: float | None = None
+    source: int | None = None
 
     def block_bytes(self, block_size: int, kv: KvType) -> int:
-        """Bytes of the cache's keys and values for one block; heads are padded to a multiple of 16 values."""
+        """Bytes of the cache's own keys and values for one block; heads are padded to a multiple of 16 values."""
+        if self.source is not None:
+            return 0
         entry: int = -(-self.dim // 16) * 16 * native.kv_bytes(kv) + (4 if kv is KvType.INT8 else 0)
         return 2 * block_size * self.kv_heads * entry
 
@@ -84,6 +91,30 @@ class Delta:
     def width(self) -> int:
         """Columns that the layer reads: `channels`, z of all value heads, then of each its β and its decay."""
         return self.channels + self.values + 2 * self.value_heads
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table [n, k] whose rows tokens read, as it lies in a file.
+
+    Attributes:
+        type: F32, BF16 or F16, or one of `BLOCK_TYPES`.
+        data: uint8, all rows; may be a view of a mapped file.
+
+    Raises:
+        ValueError: the bytes do not fit type and shape.
+    """
+
+    type: str
+    n: int
+    k: int
+    data: Bytes
+
+    def __post_init__(self) -> None:
+        form = BLOCKS.get(self.type)
+        size = self.k * (4 if self.type == "F32" else 2) if form is None else self.k // form.values * form.bytes
+        if self.data.nbytes != self.n * size or not self.data.flags.c_contiguous:
+            raise ValueError(f"{self.data.nbytes} bytes are no table of {self.n} rows of {size}")
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "GELU_TANH",
     "gelu_fast": "GELU_TANH",
     "relu": "RELU",
+    "swiglu_clamped": "SWIGLU_CLAMPED",
 }
 """Names in `Activation` by their names in a config."""
 

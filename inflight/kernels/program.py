@@ -11,6 +11,7 @@ from typing import Any
 
 from inflight.kernels.arrays import address
 from inflight.kernels.layout import (
+    BLOCK_TYPES,
     Bytes,
     Cost,
     DecodeArrays,
@@ -20,8 +21,9 @@ from inflight.kernels.layout import (
     PackedBytes,
     StepArrays,
     StepOutput,
+    Table,
 )
-from inflight.kernels.library import Activation, KvType, Mode, OpCode, native
+from inflight.kernels.library import Activation, Format, KvType, Mode, OpCode, Source, native
 from inflight.kernels.step import StepRunner
 from inflight.kernels.store import Store
 from inflight.tensors import Floats
@@ -39,6 +41,7 @@ class NativeProgram(Store):
         super().__init__("Program", threads, isa or "")
         self._layers: list[Layer] = []
         self._recurrent: list[Delta] = []
+        self._tables: list[Table] = []  # the program reads their memory
         self._runner = StepRunner(self._program, self._widths)
 
     # Buffers, weights, rotations and layers, which operations name by number
@@ -84,8 +87,19 @@ class NativeProgram(Store):
         rope = list(inverse), list(far or ()), factor, original, theta, stretch, list(axes)
         return int(self._program.add_rope(*rope))
 
-    def layer(self, layer: Layer) -> int:
-        """Adds a layer's attention; `make_caches` makes its cache."""
+    def table(self, table: Table) -> int:
+        """Adds a table. Its memory is not copied: the program keeps the array."""
+        form = Format[table.type] if table.type in BLOCK_TYPES else Format.FLOAT
+        source = Source[{"BF16": "BF16", "F16": "HALF"}.get(table.type, "FLOAT")]
+        self._tables.append(table)
+        return int(self._program.add_table(address(table.data), form, source, table.n, table.k))
+
+    def layer(self, layer: Layer, sinks: int | None = None) -> int:
+        """Adds a layer's attention; `make_caches` makes its cache.
+
+        Args:
+            sinks: number of `weight`: for each head, the logit of a key without a value that every query sees.
+        """
         if layer.heads % layer.kv_heads:
             raise ValueError(f"{layer.heads} heads do not divide into {layer.kv_heads} key heads")
         if not 0 < layer.dim <= 1024:
@@ -93,7 +107,14 @@ class NativeProgram(Store):
         self._layers.append(layer)
         return int(
             self._program.add_layer(
-                layer.heads, layer.kv_heads, layer.dim, layer.scale, layer.window or 0, layer.softcap or 0.0
+                layer.heads,
+                layer.kv_heads,
+                layer.dim,
+                layer.scale,
+                layer.window or 0,
+                layer.softcap or 0.0,
+                -1 if sinks is None else sinks,
+                -1 if layer.source is None else layer.source,
             )
         )
 
@@ -230,22 +251,32 @@ class NativeProgram(Store):
         self._fits(2 * self._widths[to], wide)
         self._add(OpCode.GATE, from_=wide, to=to, act=act)
 
-    def rotate(self, at: int, layer: int, rope: int | None, norms: tuple[Norm, Norm] | None = None) -> None:
+    def rotate(
+        self,
+        at: int,
+        layer: int,
+        rope: int | None,
+        norms: tuple[Norm, Norm] | None = None,
+        values: Norm | None = None,
+    ) -> None:
         """Norms and rotates queries and keys in place, and stores keys and values in the cache.
 
         Args:
-            at: queries, keys and values side by side; further columns may follow.
+            at: queries, keys and values side by side; further columns may follow. Of a layer that reads another's keys
+                and values, queries only.
             rope: None: no rotation.
             norms: of the heads of queries and of keys.
+            values: the norm of the heads of values, with the same eps.
         """
         spec = self._layers[layer]
-        if self._widths[at] < (spec.heads + 2 * spec.kv_heads) * spec.dim:
+        if self._widths[at] < (spec.heads + (2 * spec.kv_heads if spec.source is None else 0)) * spec.dim:
             raise ValueError(f"buffer {at} of {self._widths[at]} columns has no room for queries, keys and values")
         settings = self._normed(norms[0] if norms else None, spec.dim)
         self._normed(norms[1] if norms else None, spec.dim)
-        second = norms[1].weight if norms else -1
+        self._normed(values, spec.dim)
+        second, third = (-1 if each is None else each.weight for each in (norms[1] if norms else None, values))
         rotation = -1 if rope is None else rope
-        self._add(OpCode.ROTATE, from_=at, to=at, layer=layer, rope=rotation, second=second, **settings)
+        self._add(OpCode.ROTATE, from_=at, to=at, layer=layer, rope=rotation, second=second, third=third, **settings)
 
     def attend(self, from_: int, to: int, layer: int) -> None:
         """to = attention of the queries, which are the first columns of `from`."""
@@ -271,6 +302,30 @@ class NativeProgram(Store):
             raise ValueError(f"{columns} columns are no gate of {self._widths[to]}")
         self._add(OpCode.OUTPUT_GATE, from_=from_, to=to, column=column)
 
+    def end_unwanted(self) -> None:
+        """A chunk of a prompt whose logits nobody wants ends here: no later operation stores keys and values."""
+        self._add(OpCode.END_UNWANTED)
+
+    def gate_by(self, from_: int, column: int, to: int, act: Activation) -> None:
+        """to = act(to) * columns of `from`, from `column` on."""
+        if not 0 <= column <= self._widths[from_] - self._widths[to]:
+            raise ValueError(f"there are no {self._widths[to]} columns behind {column} of {self._widths[from_]}")
+        self._add(OpCode.GATE_BY, from_=from_, to=to, column=column, act=act)
+
+    def scale(self, at: int, factor: int) -> None:
+        """at *= the one number of the `weight` `factor`."""
+        self._norm_fits(factor, 1)
+        self._add(OpCode.SCALE, from_=at, to=at, norm=factor)
+
+    def add_table(self, at: int, table: int, norm: Norm, *, scale: float, factor: float) -> None:
+        """at = factor * (norm of each part of `at` + scale * the token's row of the table); the norm's width is a
+        part's."""
+        self._fits(self._tables[table].k, at)
+        if self._widths[at] % self._norms[norm.weight]:
+            raise ValueError(f"{self._widths[at]} columns do not divide into parts of {self._norms[norm.weight]}")
+        settings = self._normed(norm, self._norms[norm.weight])
+        self._add(OpCode.ADD_TABLE, from_=at, to=at, layer=table, scale=scale, factor=factor, **settings)
+
     def norm(self, from_: int, to: int, norm: Norm, *, add: bool = False, scale: float = 1.0) -> None:
         """to = norm(from), or to += scale * norm(from)."""
         self._fits(self._widths[from_], to)
@@ -295,8 +350,19 @@ class NativeProgram(Store):
         normalise: bool,
         act: Activation,
         scale: float = 1.0,
+        into: int | None = None,
+        factors: int | None = None,
     ) -> None:
-        """at += scale * the chosen experts' MLPs of norm(at), weighted by the softmax of the router's `logits`."""
+        """at += scale * the chosen experts' MLPs of norm(at), weighted by the softmax of the router's `logits`.
+
+        Args:
+            into: another buffer, which then holds what would be added to `at`.
+            factors: number of `weight`: by expert, what its weight is multiplied with.
+        """
+        if into is not None:
+            self._fits(self._widths[at], into)
+        if factors is not None:
+            self._norm_fits(factors, len(gate_up))
         for product in (*gate_up, *down):
             first = gate_up[0] if product in gate_up else down[0]
             if self._packer.shapes[product] != self._packer.shapes[first]:
@@ -318,6 +384,8 @@ class NativeProgram(Store):
             normalise=normalise,
             act=act,
             scale=scale,
+            into=-1 if into is None else into,
+            third=-1 if factors is None else factors,
             **settings,
         )
 

@@ -3,132 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from inflight.checkpoint import rope_length, rope_type
 from inflight.errors import StartError
+from inflight.models.config_base import base as _base
+from inflight.models.config_base import rope_settings as _rope
+from inflight.models.config_base import sliding_layers as _types
+from inflight.models.config_base import windows_of as _windows
 from inflight.models.config_checks import check_config
+from inflight.models.config_gemma import gemma2, gemma3, gemma4
 from inflight.models.config_vision import VISION_FAMILIES, text_part
+from inflight.models.description import Config, DecoderConfig, DeltaNet, Experts
 
-Config = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Experts:
-    """A mixture of experts in place of the MLP.
-
-    Attributes:
-        count, chosen: experts, and how many of them a token takes.
-        size: their intermediate size.
-        normalise: the chosen experts' weights sum to 1.
-        layers: which layers have them.
-        router, names: checkpoint names below the layer: the router's, and gate, up, down with the expert's number.
-        stacked: the experts of a layer lie in two tensors, `gate_up_proj` and `down_proj` (`located`).
-        shared: intermediate size of an expert that every token takes too, times σ of a product; 0: there is none.
-    """
-
-    count: int
-    chosen: int
-    size: int
-    normalise: bool
-    layers: tuple[bool, ...]
-    router: str
-    names: tuple[str, str, str]
-    shared: int = 0
-    stacked: bool = False
-
-
-@dataclass(frozen=True)
-class DeltaNet:
-    """Layers with a gated delta rule in place of attention (Qwen3-Next, Qwen3.5).
-
-    Attributes:
-        layers: which layers these are.
-        key_heads, value_heads, key_dim, value_dim, taps, tiled: see `inflight.kernels.Delta`.
-        joined: the products of queries, keys, values and z are one tensor, key head by key head, and those of β and the
-            decays another (Qwen3-Next).
-    """
-
-    layers: tuple[bool, ...]
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    taps: int
-    tiled: bool = False
-    joined: bool = False
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """One decoder-only transformer.
-
-    Attributes:
-        family: the model type.
-        prefix: of the checkpoint's names.
-        head_name, embedding_name: of the checkpoint's tensors; an empty one is `embed_tokens.weight` behind the prefix.
-        qkv_bias, out_bias, mlp_bias: which linear layers have one.
-        fused: qkv_proj and gate_up_proj in one tensor each.
-        qk_norm: norms of queries and keys by head.
-        centered_norm: weights of norms are stored as their distance from 1.
-        sandwich: norms after attention and MLP too.
-        windows: sliding window of each layer; None: full attention.
-        max_positions: `max_position_embeddings`, from which rotations are computed.
-        longest: tokens of the longest sequence, after the rotation's scaling.
-        ropes: settings by name; `rope_of`: the one that each layer uses; None: no positions.
-        embedding_scale, residual_scale, logits_divider: multipliers; 1.0 changes nothing.
-        images: the model also reads images; this is its language part.
-        axes: the axis of an image (0 time, 1 rows, 2 columns) along which each pair of components is rotated (mrope);
-            empty: tokens have one position.
-        deepstack: leading layers behind which an image's features are added to the hidden states.
-        delta: layers with a recurrent state; None: all have attention.
-        output_gate: what attention gives is multiplied by σ of as many further outputs of the queries' product, which
-            stand behind each head's query.
-    """
-
-    family: str
-    vocab_size: int
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    eps: float
-    activation: str
-    max_positions: int
-    longest: int
-    tied: bool
-    scale: float
-    windows: tuple[int | None, ...]
-    ropes: Mapping[str, Mapping[str, Any]]
-    rope_of: tuple[str | None, ...]
-    prefix: str = "model."
-    head_name: str = "lm_head.weight"
-    embedding_name: str = ""
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    fused: bool = False
-    qk_norm: bool = False
-    centered_norm: bool = False
-    sandwich: bool = False
-    softcap: float | None = None
-    final_softcap: float | None = None
-    embedding_scale: float = 1.0
-    residual_scale: float = 1.0
-    logits_divider: float = 1.0
-    experts: Experts | None = None
-    images: bool = False
-    axes: tuple[int, ...] = ()
-    deepstack: int = 0
-    delta: DeltaNet | None = None
-    output_gate: bool = False
-
-    def recurrent(self, layer: int) -> bool:
-        """Whether a layer has a recurrent state in place of attention."""
-        return self.delta is not None and self.delta.layers[layer]
+__all__ = ["FAMILIES", "Config", "DecoderConfig", "DeltaNet", "Experts", "decoder_config", "plain_rope"]
 
 
 def decoder_config(config: Config) -> DecoderConfig | None:
@@ -150,57 +39,6 @@ def decoder_config(config: Config) -> DecoderConfig | None:
         raise StartError(f"config.json of type '{family}' has no {missing}") from None
     except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         raise StartError(f"config.json of type '{family}' makes no sense: {error}; download it again") from error
-
-
-def _base(config: Config) -> DecoderConfig:
-    """The settings that all families share, by Llama's names."""
-    layers = config["num_hidden_layers"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    rope, max_positions = _rope(config, 10_000.0), config.get("max_position_embeddings", 2048)
-    return DecoderConfig(
-        family=config["model_type"],
-        vocab_size=config["vocab_size"],
-        hidden=config["hidden_size"],
-        layers=layers,
-        heads=config["num_attention_heads"],
-        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        head_dim=head_dim,
-        intermediate=config["intermediate_size"],
-        eps=config.get("rms_norm_eps", 1e-6),
-        activation=config.get("hidden_act") or "silu",
-        max_positions=max_positions,
-        longest=rope_length(rope, max_positions),
-        tied=config.get("tie_word_embeddings", False),
-        scale=head_dim**-0.5,
-        windows=(None,) * layers,
-        ropes={"all": rope},
-        rope_of=("all",) * layers,
-    )
-
-
-def _rope(config: Config, theta: float) -> dict[str, Any]:
-    """Settings of the rotation, in the form of transformers 5 (`rope_parameters`) or 4 (`rope_theta`,
-    `rope_scaling`, which takes precedence)."""
-    settings = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
-    if settings.get("rope_theta") is None:
-        settings["rope_theta"] = config.get("rope_theta") or theta
-    if config.get("partial_rotary_factor") is not None:
-        settings.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
-    if config.get("original_max_position_embeddings") is not None:
-        settings.setdefault("original_max_position_embeddings", config["original_max_position_embeddings"])
-    return settings
-
-
-def _types(config: Config, pattern: Callable[[int], bool]) -> list[bool]:
-    """The layers with a sliding window: `layer_types`, else the family's pattern."""
-    types = config.get("layer_types")
-    count = config["num_hidden_layers"]
-    return [types[i] == "sliding_attention" for i in range(count)] if types else [pattern(i) for i in range(count)]
-
-
-def _windows(config: Config, sliding: list[bool]) -> tuple[int | None, ...]:
-    window = config.get("sliding_window")
-    return tuple(window if slides else None for slides in sliding)
 
 
 def _llama(config: Config) -> DecoderConfig:
@@ -339,48 +177,39 @@ def _mixtral(config: Config) -> DecoderConfig:
     return replace(_mistral(config), experts=experts, ropes=ropes)
 
 
-def _gemma(config: Config) -> DecoderConfig:
-    """The settings that Gemma 2 and 3 share."""
-    bias = bool(config.get("attention_bias", False))
+def _gpt_oss(config: Config) -> DecoderConfig:
+    alpha, limit = config.get("swiglu_alpha", 1.702), config.get("swiglu_limit", 7.0)
+    if (alpha, limit) != (1.702, 7.0):
+        raise ValueError(f"swiglu_alpha {alpha} and swiglu_limit {limit}, where 1.702 and 7.0 are known")
+    yarn = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
+    given = config.get("rope_parameters") or config.get("rope_scaling")
+    longest = config.get("max_position_embeddings") or 131_072
+    base = _base({"head_dim": 64, "rms_norm_eps": 1e-5, **config, "max_position_embeddings": longest})
+    bias = bool(config.get("attention_bias", True))
+    sliding = _types(config, lambda layer: layer % 2 == 0)
     return replace(
-        _base(config),
-        activation=config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh",
-        tied=config.get("tie_word_embeddings", True),
-        scale=config["query_pre_attn_scalar"] ** -0.5,
+        base,
+        activation="swiglu_clamped",
+        longest=longest,  # includes the scaling
         qkv_bias=bias,
         out_bias=bias,
-        centered_norm=True,
-        sandwich=True,
-        softcap=config.get("attn_logit_softcapping"),
-        final_softcap=config.get("final_logit_softcapping"),
-        embedding_scale=config["hidden_size"] ** 0.5,
-    )
-
-
-def _gemma2(config: Config) -> DecoderConfig:
-    return replace(_gemma(config), windows=_windows(config, _types(config, lambda layer: layer % 2 == 0)))
-
-
-def _gemma3(config: Config) -> DecoderConfig:
-    pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
-    sliding = _types(config, lambda layer: (layer + 1) % pattern != 0)
-    given = config.get("rope_parameters") or {}
-    if "full_attention" in given or "sliding_attention" in given:
-        ropes = {
-            "full": {**(given.get("full_attention") or {}), **(config.get("rope_scaling") or {})},
-            "sliding": dict(given.get("sliding_attention") or {}),
-        }
-    else:
-        ropes = {"full": _rope(config, 1_000_000.0), "sliding": {}}
-    for name, key, theta in (("full", "rope_theta", 1_000_000.0), ("sliding", "rope_local_base_freq", 10_000.0)):
-        ropes[name].setdefault("rope_theta", config.get(key) or theta)
-    return replace(
-        _gemma(config),
-        qk_norm=True,
-        windows=_windows(config, sliding),
-        longest=config.get("max_position_embeddings", 2048),  # includes the scaling
-        ropes=ropes,
-        rope_of=tuple("sliding" if slides else "full" for slides in sliding),
+        sinks=True,
+        windows=_windows({"sliding_window": 128, **config}, sliding),
+        ropes={"all": _rope({**config, "rope_parameters": given or yarn}, 150_000.0)},
+        experts=Experts(
+            count=config["num_local_experts"],
+            chosen=config.get("num_experts_per_tok") or 4,
+            size=config["intermediate_size"],
+            normalise=True,  # the softmax of the chosen ones alone
+            layers=(True,) * base.layers,
+            router="mlp.router.weight",
+            names=(
+                "mlp.experts.{}.gate_proj.weight",
+                "mlp.experts.{}.up_proj.weight",
+                "mlp.experts.{}.down_proj.weight",
+            ),
+            biased=True,
+        ),
     )
 
 
@@ -442,9 +271,12 @@ _FAMILIES: dict[str, Callable[[Config], DecoderConfig]] = {
     "qwen3": _qwen3,
     "qwen3_moe": _qwen3_moe,
     "mixtral": _mixtral,
-    "gemma2": _gemma2,
-    "gemma3_text": _gemma3,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3,
+    "gemma4": gemma4,
+    "gemma4_text": gemma4,
     "phi3": _phi3,
+    "gpt_oss": _gpt_oss,
     "granite": _granite,
     "qwen3_next": _qwen3_next,
     "qwen3_5": _qwen3_5,

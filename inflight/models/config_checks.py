@@ -12,13 +12,15 @@ _MOST = {
     "num_experts": 100_000,
     "num_local_experts": 100_000,
     "num_experts_per_tok": 100_000,
+    "top_k_experts": 100_000,
 }
 _SIZES = (
     "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
     "max_position_embeddings", "moe_intermediate_size", "sliding_window", "sliding_window_pattern",
     "decoder_sparse_step", "no_rope_layer_interval", "full_attention_interval", "linear_num_key_heads",
     "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim",
-    "shared_expert_intermediate_size", *_MOST,
+    "shared_expert_intermediate_size", "global_head_dim", "num_global_key_value_heads",
+    "vocab_size_per_layer_input", *_MOST,
 )  # fmt: skip
 _NUMBERS = (
     "rms_norm_eps", "rope_theta", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping",
@@ -28,7 +30,11 @@ _NUMBERS = (
 _OTHERS = (
     (list, "a list", ("layer_types", "no_rope_layers", "mlp_only_layers")),
     (str, "a text", ("hidden_act", "hidden_activation")),
-    (bool, "true or false", ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")),
+    (
+        bool,
+        "true or false",
+        ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "attention_k_eq_v"),
+    ),
 )
 _LARGEST = 1 << 31
 
@@ -51,8 +57,18 @@ def check_config(config: Mapping[str, Any]) -> None:
     types, layers = config.get("layer_types"), config.get("num_hidden_layers")
     if types and len(types) < (layers or 0):
         raise StartError(f"'layer_types' in config.json has {len(types)} entries for {layers} layers")
+    _check_layers(config.get("per_layer_config"))
     for key in ("rope_parameters", "rope_scaling"):
         _check_rope(key, config.get(key))
+
+
+def _check_layers(settings: Any) -> None:
+    """Checks the sizes that single layers have (`per_layer_config`)."""
+    layers = settings.values() if isinstance(settings, Mapping) else [] if settings is None else [settings]
+    for layer in layers:
+        sizes = layer.values() if isinstance(layer, Mapping) else [layer]
+        if not all(isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= _LARGEST for size in sizes):
+            raise StartError(f"'per_layer_config' in config.json has {_short(layer)}; it must be whole numbers by name")
 
 
 def _check_rope(key: str, settings: Any, depth: int = 0) -> None:

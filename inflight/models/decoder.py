@@ -6,7 +6,7 @@ over the ranks. Key heads are replicated where there are fewer of them than rank
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +19,11 @@ from inflight.models.config import DecoderConfig, Experts
 from inflight.models.lora import AdapterTokens, LowRank
 from inflight.models.on_torch import TensorBatch, TorchLM, dtype_name
 from inflight.nn import (
-    Activation,
     AttentionBackend,
     AttentionBatch,
     AttentionSpec,
     CosSin,
+    Gate,
     RmsNorm,
     Rotation,
 )
@@ -82,12 +82,12 @@ class Mlp:
 
     gate_up: Linear
     down: Linear
-    act: Activation
+    act: Gate
     ranks: Ranks
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.ranks.all_reduce(self.down(self.act(gate) * up))
+        return self.ranks.all_reduce(self.down(self.act(gate, up)))
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ class Mixture:
     """A mixture of experts. Each token goes to its most likely experts; every rank has a slice of every expert."""
 
     config: Experts
-    router: torch.Tensor
+    router: Linear
     gate_up: list[Linear]
     down: list[Linear]
-    act: Activation
+    act: Gate
     ranks: Ranks
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        chances = torch.softmax(F.linear(x, self.router).float(), dim=-1)
+        chances = torch.softmax(self.router(x).float(), dim=-1)
         weights, chosen = torch.topk(chances, self.config.chosen, dim=-1)
         if self.config.normalise:
             weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -111,7 +111,7 @@ class Mixture:
         for expert in torch.unique(chosen).tolist():
             tokens, place = torch.nonzero(chosen == expert, as_tuple=True)
             gate, up = self.gate_up[expert](x[tokens]).chunk(2, dim=-1)
-            out.index_add_(0, tokens, self.down[expert](self.act(gate) * up) * weights[tokens, place].unsqueeze(1))
+            out.index_add_(0, tokens, self.down[expert](self.act(gate, up)) * weights[tokens, place].unsqueeze(1))
         return self.ranks.all_reduce(out)
 
 
@@ -159,7 +159,8 @@ class Decoder(TorchLM):
         self._first_token = first_token
         self._ranks = ranks
         ropes = {
-            name: make_rope(settings, config.head_dim, config.max_positions) for name, settings in config.ropes.items()
+            name: make_rope(settings, config.rope_dim(name), config.max_positions)
+            for name, settings in config.ropes.items()
         }
         self.switch, self.stretched = reaches(list(ropes.values()))
         self.image_width = config.hidden if config.images else 0
@@ -171,10 +172,7 @@ class Decoder(TorchLM):
         self._attention = attention
 
     def compute(self, batch: TensorBatch) -> torch.Tensor:
-        attention = self._attention
-        assert attention is not None
         self._adapter_tokens.current = batch.adapters
-        scale = self._config.residual_scale
         reach = None if batch.reach is None else batch.reach.to(batch.positions.device)
         cos_sin = {
             name: rope.cos_sin(batch.positions, self.torch_dtype, reach, batch.places)
@@ -184,6 +182,21 @@ class Decoder(TorchLM):
         given = [rows.to(x.dtype) for rows in batch.image_rows]
         if batch.image_at is not None:
             x = x.index_copy(0, batch.image_at, given[0])
+        x = self.run_layers(x, cos_sin, batch, given)
+        self.hidden = self._norm(x[batch.logits_at])
+        return self._logits(self.hidden)
+
+    def run_layers(
+        self, x: torch.Tensor, cos_sin: dict[str, CosSin], batch: TensorBatch, given: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Hidden states [T, hidden] behind the last layer.
+
+        Args:
+            x: the tokens' embeddings.
+            given: rows of images, and what they add behind the first layers.
+        """
+        attention, scale = self._attention, self._config.residual_scale
+        assert attention is not None
         for index, layer in enumerate(self._layers):
             y = layer.attention(layer.before_attention(x), self._ropes, cos_sin, attention, batch.attention)
             if layer.after_attention is not None:
@@ -195,8 +208,7 @@ class Decoder(TorchLM):
             x = x + (y if scale == 1.0 else y * scale)
             if batch.image_at is not None and index + 1 < len(given):
                 x = x.index_add(0, batch.image_at, given[index + 1])
-        self.hidden = self._norm(x[batch.logits_at])
-        return self._logits(self.hidden)
+        return x
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         if self._ranks.size == 1:

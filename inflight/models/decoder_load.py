@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -10,9 +11,19 @@ from inflight.checkpoint import Weights, floats_into
 from inflight.device import Ranks
 from inflight.models.config import DecoderConfig
 from inflight.models.decoder import Attention, Decoder, DecoderLayer, Linear, Mixture, Mlp
-from inflight.models.decoder_tensors import DecoderTensors, Piece, Product
+from inflight.models.decoder_tensors import DecoderTensors
+from inflight.models.gemma4_shapes import LayerShape
+from inflight.models.gemma4_torch import (
+    Gemma4Attention,
+    Gemma4Decoder,
+    Gemma4Experts,
+    Gemma4Layer,
+    OwnInput,
+    OwnTable,
+)
 from inflight.models.lora import Adapter, AdapterTokens, LowRank, ModuleSlice
-from inflight.nn import AttentionSpec, RmsNorm, activation, to_array
+from inflight.models.pieces import Piece, Product
+from inflight.nn import AttentionSpec, RmsNorm, gating, to_array
 
 
 def load_decoder(
@@ -31,14 +42,21 @@ def load_decoder(
     tensors = DecoderTensors(config, ranks.rank, ranks.size)
     source = _Source(tensors, weights, ranks, device, getattr(torch, dtype), adapters)
     embedding = source.vocabulary("embedding")
-    layers = [source.layer(index) for index in range(config.layers)]
+    numbers = range(config.layers)
+    layers = [source.layer(index) for index in numbers] if config.gemma4 is None else []
+    parts = source.gemma4_layers() if config.gemma4 is not None else []
+    own = source.own_table() if config.gemma4 is not None and config.gemma4.own_size else None
     norm = source.norm("norm")
     head = embedding if config.tied else source.vocabulary("head")
     for adapter in adapters:
         adapter.finish()
-    return Decoder(
+    make = Decoder if config.gemma4 is None else Gemma4Decoder
+    decoder = make(
         config, layers, embedding, head, norm, tensors.first_token, ranks, source.bytes, source.adapter_tokens
     )
+    if isinstance(decoder, Gemma4Decoder):
+        decoder.give(parts, own)
+    return decoder
 
 
 def attention_spec(config: DecoderConfig, index: int, heads: int, kv_heads: int) -> AttentionSpec:
@@ -101,8 +119,9 @@ class _Source:
 
     def _attention(self, index: int) -> Attention:
         config, tensors = self._config, self._tensors
+        sinks = self._stack((tensors.array(f"{index}.sinks"),)) if config.sinks else None
         return Attention(
-            spec=attention_spec(config, index, tensors.heads, tensors.kv_heads),
+            spec=replace(attention_spec(config, index, tensors.heads, tensors.kv_heads), sinks=sinks),
             qkv=self._linear(f"{index}.qkv"),
             out=self._linear(f"{index}.out"),
             rope=config.rope_of[index],
@@ -111,8 +130,83 @@ class _Source:
             ranks=self._ranks,
         )
 
+    def gemma4_layers(self) -> list[Gemma4Layer]:
+        config, own = self._config, self._config.gemma4
+        assert own is not None
+        caches = {
+            layer: number for number, layer in enumerate(n for n in range(config.layers) if not own.reads_another(n))
+        }
+        return [self._gemma4_layer(index, shape, caches) for index, shape in enumerate(own.shapes)]
+
+    def _gemma4_layer(self, index: int, shape: LayerShape, caches: Mapping[int, int]) -> Gemma4Layer:
+        config, name = self._config, f"{index}."
+        own_size = 0 if config.gemma4 is None else config.gemma4.own_size
+        own = None
+        if own_size:
+            gate, out = (self._linear(f"{name}own_{part}", adapted=False) for part in ("gate", "out"))
+            own = OwnInput(gate, out, self.norm(f"{name}after_own"))
+        return Gemma4Layer(
+            attention=self._gemma4_attention(index, shape, caches),
+            mlp=self._mlp(index),
+            experts=None if config.experts is None else self._gemma4_experts(name),
+            own=own,
+            before_attention=self.norm(f"{name}before_attention"),
+            before_mlp=self.norm(f"{name}before_mlp"),
+            after_attention=self.norm(f"{name}after_attention"),
+            after_mlp=self.norm(f"{name}after_mlp"),
+            scalar=self._stack((self._tensors.array(f"{name}scalar"),)),
+        )
+
+    def _gemma4_attention(self, index: int, shape: LayerShape, caches: Mapping[int, int]) -> Gemma4Attention:
+        config, tensors, name, size = self._config, self._tensors, f"{index}.", self._ranks.size
+        spec = attention_spec(config, index, tensors.heads, max(1, shape.kv_heads // size))
+        cache = caches[index if shape.source is None else shape.source]
+        ones = torch.ones(shape.dim, dtype=self._dtype, device=self._device)
+        rope = config.rope_of[index]
+        assert rope is not None
+        return Gemma4Attention(
+            index=index,
+            source=shape.source,
+            spec=replace(spec, layer=cache, head_dim=shape.dim, value_dim=shape.dim),
+            qkv=self._linear(f"{name}qkv"),
+            out=self._linear(f"{name}out"),
+            rope=rope,
+            q_norm=self.norm(f"{name}q_norm"),
+            k_norm=self.norm(f"{name}k_norm") if shape.source is None else None,
+            v_norm=RmsNorm(ones, config.eps),
+            ranks=self._ranks,
+        )
+
+    def _gemma4_experts(self, name: str) -> Gemma4Experts:
+        config, experts = self._config, self._config.experts
+        assert experts is not None
+        scale = self._stack((self._tensors.array(f"{name}router_scale"),)) * config.hidden**-0.5
+        return Gemma4Experts(
+            chosen=experts.chosen,
+            router=self._linear(f"{name}router", adapted=False),
+            scale=RmsNorm(scale, config.eps),
+            factors=self._stack((self._tensors.array(f"{name}expert_factors"),)).float(),
+            gate_up=[self._linear(f"{name}gate_up.{n}", adapted=False) for n in range(experts.count)],
+            down=[self._linear(f"{name}down.{n}", adapted=False) for n in range(experts.count)],
+            act=gating(config.activation),
+            after_dense=self.norm(f"{name}after_dense"),
+            before=self.norm(f"{name}before_experts"),
+            after=self.norm(f"{name}after_experts"),
+            ranks=self._ranks,
+        )
+
+    def own_table(self) -> OwnTable:
+        """The layers' own embeddings; the table stays in the file."""
+        config, own = self._config, self._config.gemma4
+        assert own is not None
+        [piece] = self._tensors.product("own_table").weights
+        piece.check(self._weights)
+        norm = replace(self.norm("own_norm"), eps=config.eps * config.hidden)  # of a product that is not scaled
+        product = self._linear("own_in", adapted=False)
+        return OwnTable(piece.read(self._weights), own.own_size**0.5, product, norm, config.layers)
+
     def _mlp(self, index: int) -> Mlp:
-        act = activation(self._config.activation)
+        act = gating(self._config.activation)
         return Mlp(self._linear(f"{index}.gate_up"), self._linear(f"{index}.down"), act, self._ranks)
 
     def _mixture(self, index: int) -> Mixture:
@@ -121,10 +215,10 @@ class _Source:
         numbers = range(experts.count)
         return Mixture(
             config=experts,
-            router=self._stack(self._tensors.product(f"{index}.router").weights),
+            router=self._linear(f"{index}.router", adapted=False),
             gate_up=[self._linear(f"{index}.gate_up.{n}", adapted=False) for n in numbers],
             down=[self._linear(f"{index}.down.{n}", adapted=False) for n in numbers],
-            act=activation(self._config.activation),
+            act=gating(self._config.activation),
             ranks=self._ranks,
         )
 
@@ -143,12 +237,12 @@ class _Source:
     def _stack(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """Reads tensors, or slices of them, and stacks them."""
         for piece in pieces:
-            self._weights.check(piece.name, piece.shape)  # a wrong config must not reserve memory
+            piece.check(self._weights)  # a wrong config must not reserve memory
         sizes = [piece.size for piece in pieces]
         whole = torch.empty((sum(size[0] for size in sizes), *sizes[0][1:]), dtype=self._dtype)
         target, begin = to_array(whole), 0
         for piece, size in zip(pieces, sizes):
-            tensor = self._weights.read(piece.name, piece.shape, piece.part)
+            tensor = piece.read(self._weights)
             floats_into(tensor, target[begin : begin + size[0]])
             begin += size[0]
             self._weights.release()

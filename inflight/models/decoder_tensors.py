@@ -9,7 +9,7 @@ n.q_norm, n.k_norm if the family has them.
 
 Where attention has an output gate, its product is the last part of n.qkv. Layers with a gated delta rule have
 n.delta_in (queries, keys, values, z), n.delta_rates (β's and the decays' logits) and n.delta_out in place of n.qkv and
-n.out, and the arrays n.conv, n.decay, n.dt_bias, n.delta_norm, which stay float32. A shared expert has
+n.out, and the arrays n.conv, n.decay, n.dt_bias, n.delta_norm, which stay float32, as n.sinks do. A shared expert has
 n.shared_gate_up, n.shared_down and n.shared_router.
 """
 
@@ -17,50 +17,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from inflight.checkpoint import Slice, Weights
 from inflight.errors import StartError
 from inflight.models.config import DecoderConfig
+from inflight.models.gemma4_tensors import gemma4_array, gemma4_norm, gemma4_product
+from inflight.models.pieces import Piece, Product
 
 log = logging.getLogger("inflight")
 
 _EMBEDDING = "embed_tokens.weight"
 _PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "model.text_model.")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A tensor of the checkpoint, or a slice of it.
-
-    Attributes:
-        shape: of the whole tensor, as the config wants it.
-        part: None: the whole tensor.
-        expert: its number and that of all experts, where the tensor [experts, *shape] holds those of a layer.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    part: Slice | None = None
-    expert: tuple[int, int] | None = None
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """The slice's shape."""
-        if self.part is None:
-            return self.shape
-        dim, first, end = self.part
-        return (*self.shape[:dim], end - first, *self.shape[dim + 1 :])
-
-
-@dataclass(frozen=True)
-class Product:
-    """y = x Wᵀ + b: the tensors that are stacked in W and in b; b is empty without biases."""
-
-    weights: tuple[Piece, ...]
-    biases: tuple[Piece, ...] = ()
 
 
 class DecoderTensors:
@@ -86,6 +56,9 @@ class DecoderTensors:
     def product(self, name: str) -> Product:
         """The tensors of a product or norm, by its name (see the module)."""
         config = self.config
+        found = None if config.gemma4 is None else gemma4_product(config, name, self.rank, self.size)
+        if found is not None:
+            return found
         if name == "embedding":
             return self._table(config.embedding_name or f"{config.prefix}{_EMBEDDING}")
         if name == "head":
@@ -110,11 +83,16 @@ class DecoderTensors:
         experts = config.experts
         assert kind == "router"
         assert experts is not None
-        return Product((Piece(f"{prefix}{experts.router}", (experts.count, config.hidden)),))
+        router = f"{prefix}{experts.router}"
+        biases = (Piece(_bias(router), (experts.count,)),) if experts.biased else ()
+        return Product((Piece(router, (experts.count, config.hidden)),), biases)
 
     def norm(self, name: str) -> Piece:
         """The tensors of a product or norm, by its name (see the module)."""
         config = self.config
+        found = None if config.gemma4 is None else gemma4_norm(config, name)
+        if found is not None:
+            return found
         if name == "norm":
             return Piece(f"{config.prefix}norm.weight", (config.hidden,))
         index, kind = name.split(".")
@@ -130,10 +108,17 @@ class DecoderTensors:
         return Piece(f"{prefix}{stored}.weight", (config.hidden,))
 
     def array(self, name: str) -> Piece:
-        """A small array of a recurrent layer, by its name (see the module)."""
+        """A small array, by its name (see the module)."""
         delta = self.config.delta
-        assert delta is not None
+        found = None if self.config.gemma4 is None else gemma4_array(self.config, name)
+        if found is not None:
+            return found
         index, kind = name.split(".")
+        if kind == "sinks":
+            first = self.rank * self.heads
+            stored = f"{self.config.prefix}layers.{index}.self_attn.sinks"
+            return self._piece(stored, (self.config.heads,), first, first + self.heads)
+        assert delta is not None
         channels = 2 * delta.key_heads * delta.key_dim + delta.value_heads * delta.value_dim
         stored, shape = {
             "conv": ("conv1d.weight", (channels, 1, delta.taps)),
@@ -269,15 +254,29 @@ class DecoderTensors:
         first, end = self._share(experts.size)
         gate, up, down = (f"{prefix}{name.format(number)}" for name in experts.names)
         if experts.stacked:
-            place, stacked = (number, experts.count), f"{prefix}mlp.experts."
+            place, stacked = (number, experts.count), f"{prefix}{experts.stem}."
             if kind == "down":
-                return Product((Piece(f"{stacked}down_proj", (hidden, experts.size), None, place),))
-            return Product((Piece(f"{stacked}gate_up_proj", (2 * experts.size, hidden), None, place),))
+                part = None if self.size == 1 else Slice(1, first, end)
+                return Product((Piece(f"{stacked}down_proj", (hidden, experts.size), part, place),))
+            both = f"{stacked}gate_up_proj", (2 * experts.size, hidden)
+            if self.size == 1:
+                return Product((Piece(*both, None, place),))
+            halves = [Slice(0, begin + first, begin + end) for begin in (0, experts.size)]
+            return Product(tuple(Piece(*both, part, place) for part in halves))
+        biases: tuple[Piece, ...] = ()
         if kind == "gate_up":
             wide = (experts.size, hidden)
-            return Product(tuple(self._piece(name, wide, first, end) for name in (gate, up)))
+            if experts.biased:
+                biases = tuple(self._piece(_bias(name), (experts.size,), first, end) for name in (gate, up))
+            return Product(tuple(self._piece(name, wide, first, end) for name in (gate, up)), biases)
         part = None if self.size == 1 else Slice(1, first, end)
-        return Product((Piece(down, (hidden, experts.size), part),))
+        if experts.biased and self.rank == 0:
+            biases = (Piece(_bias(down), (hidden,)),)
+        return Product((Piece(down, (hidden, experts.size), part),), biases)
+
+
+def _bias(weight: str) -> str:
+    return f"{weight.removesuffix('weight')}bias"
 
 
 def _by_head(name: str, hidden: int | None, heads: int, sizes: Sequence[int]) -> tuple[Piece, ...]:
@@ -315,7 +314,7 @@ def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderCon
         return _without_embedding(config, weights, list(prefixes))
     config = replace(config, prefix=own_prefix)
     if config.experts is not None and any(
-        f"{own_prefix}layers.{layer}.mlp.experts.gate_up_proj" in weights for layer in range(config.layers)
+        f"{own_prefix}layers.{layer}.{config.experts.stem}.gate_up_proj" in weights for layer in range(config.layers)
     ):
         config = replace(config, experts=replace(config.experts, stacked=True))
     head = _head(config, weights)
@@ -367,8 +366,8 @@ def _check_ranks(config: DecoderConfig, size: int) -> None:
         for what, count in (("attention heads", config.heads), ("intermediate columns", config.intermediate))
         if count % size
     ]
-    if max(config.kv_heads, size) % min(config.kv_heads, size):
-        uneven.append(f"{config.kv_heads} key heads")
+    kv_heads = [config.kv_heads] if config.gemma4 is None else [shape.kv_heads for shape in config.gemma4.shapes]
+    uneven += [f"{count} key heads" for count in dict.fromkeys(kv_heads) if max(count, size) % min(count, size)]
     if config.experts is not None and config.experts.size % size:
         uneven.append(f"{config.experts.size} columns of an expert")
     if uneven:

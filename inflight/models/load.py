@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from inflight.startup import require
 from inflight.tensors import FLOAT_DTYPES
 
 log = logging.getLogger("inflight")
+
+_SHARED = re.compile(r"(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)\..+")
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,14 @@ def _expected_leftover(name: str, tied: bool) -> bool:
 
 
 def _of_another_part(name: str, described: DecoderConfig) -> bool:
-    """Whether a tensor belongs to what is not served: blocks that predict further tokens, an encoder of images."""
+    """Whether a tensor belongs to what is not served: blocks that predict further tokens, encoders of images and of
+    sounds, keys and values of layers that read another's."""
+    if described.gemma4 is not None:
+        towers = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "multi_modal_projector.")
+        shared = _SHARED.fullmatch(name.removeprefix(f"{described.prefix}layers."))
+        return name.removeprefix("model.").startswith(towers) or (
+            shared is not None and described.gemma4.reads_another(int(shared[1]))
+        )
     if described.delta is None:
         return False
     block = name.removeprefix("blk.").removeprefix(f"{described.prefix}layers.").partition(".")[0]

@@ -7,7 +7,9 @@ row alone: they are bit for bit the same in any batch, in any chunks, on any num
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -32,8 +34,9 @@ from inflight.kernels import (
 )
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, KeptForms, reaches
 from inflight.models.config import DecoderConfig, DeltaNet
+from inflight.models.native_gemma4 import Gemma4Layers
 from inflight.models.native_kept import NativeKept
-from inflight.models.states import LayerState, Paged, Recurrent, block_bytes
+from inflight.models.states import LayerState, Paged, Recurrent, Shared, block_bytes
 from inflight.models.weight_loader import WeightLoader
 from inflight.tensors import FLOAT_DTYPES, Floats
 
@@ -82,6 +85,11 @@ class NativeDecoder(CausalLM):
             Layer(config.heads, config.kv_heads, config.head_dim, config.scale, window, config.softcap)
             for window in config.windows
         ]
+        if config.gemma4 is not None:
+            self._layers = [
+                replace(layer, kv_heads=shape.kv_heads, dim=shape.dim, source=shape.source)
+                for layer, shape in zip(self._layers, config.gemma4.shapes, strict=True)
+            ]
         self._delta = _delta_of(config.delta) if config.delta is not None else None
         self.vocab_size = config.vocab_size
         self.max_positions = config.longest
@@ -108,13 +116,35 @@ class NativeDecoder(CausalLM):
     def _build(self, loader: WeightLoader, quant: QuantConfig) -> None:
         """Adds the program's operations in the order in which a step runs them."""
         config, program = self._config, self._program
-        ropes = [make_rope(rope, config.head_dim, config.max_positions) for rope in config.ropes.values()]
+        ropes = [make_rope(rope, config.rope_dim(name), config.max_positions) for name, rope in config.ropes.items()]
         self.switch, self.stretched = reaches(ropes)
         for rope in ropes:
             far = None if rope.long_inverse is None else rope.long_inverse.tolist()
             program.rope(rope.inverse.tolist(), rope.factor, far, rope.original, rope.theta, rope.stretch, config.axes)
         numbers = {name: number for number, name in enumerate(config.ropes)}
         x = program.buffer(config.hidden)
+        [table] = self._take(loader, "embedding", quant.vocabulary)
+        # The embedding's scale as the models were trained: rounded to the weights' dtype.
+        program.embed(table, x, self._rounded(config.embedding_scale))
+        if config.gemma4 is not None:
+            take = partial(self._take, loader)
+            parts = Gemma4Layers(config, program, loader, take, quant.layers, numbers, x)
+            parts.add(self._layers, self._rounded(config.gemma4.own_size**0.5))
+        else:
+            self._add_layers(loader, x, numbers, quant)
+        self._last, self._logits = program.buffer(config.hidden), program.buffer(config.vocab_size)
+        program.gather(x, self._last, self._norm(loader, "norm"))
+        head = (table,) if config.tied else self._take(loader, "head", quant.vocabulary)
+        program.multiply(self._last, self._logits, head)
+        if config.logits_divider != 1.0 or config.final_softcap is not None:
+            program.cap(self._logits, config.logits_divider, config.final_softcap)
+
+    def _rounded(self, scale: float) -> float:
+        return float(np.array(scale, FLOAT_DTYPES[self.dtype]))
+
+    def _add_layers(self, loader: WeightLoader, x: int, numbers: Mapping[str, int], quant: QuantConfig) -> None:
+        """Adds the operations of all layers. Args: numbers: of the rotations, by name."""
+        config, program = self._config, self._program
         queries = config.heads * config.head_dim
         columns = queries + 2 * config.kv_heads * config.head_dim
         qkv = program.buffer(columns + queries * config.output_gate)
@@ -122,9 +152,6 @@ class NativeDecoder(CausalLM):
         if self._delta is not None:
             mixed, remembered = program.buffer(self._delta.width), program.buffer(self._delta.values)
         attended = program.buffer(config.heads * config.head_dim)
-        [table] = self._take(loader, "embedding", quant.vocabulary)
-        # The embedding's scale as the models were trained: rounded to the weights' dtype.
-        program.embed(table, x, float(np.array(config.embedding_scale, FLOAT_DTYPES[self.dtype])))
         update = program.buffer(config.hidden)
         inner, wide = program.buffer(config.intermediate), -1
         experts = config.experts
@@ -135,7 +162,7 @@ class NativeDecoder(CausalLM):
                 self._recurrent(loader, x, mixed, remembered, name, quant)
                 wide = self._behind(loader, x, (update, inner, wide, routed), index, quant)
                 continue
-            layer = program.layer(spec)
+            layer = program.layer(spec, loader.array(program, f"{name}sinks") if config.sinks else None)
             before = self._norm(loader, f"{name}before_attention")
             program.multiply(x, qkv, self._take(loader, f"{name}qkv", quant.layers), norm=before)
             heads = None
@@ -150,12 +177,6 @@ class NativeDecoder(CausalLM):
             wide = self._behind(loader, x, (update, inner, wide, routed), index, quant)
             if index < config.deepstack:
                 program.add_rows(x, index)
-        self._last, self._logits = program.buffer(config.hidden), program.buffer(config.vocab_size)
-        program.gather(x, self._last, self._norm(loader, "norm"))
-        head = (table,) if config.tied else self._take(loader, "head", quant.vocabulary)
-        program.multiply(self._last, self._logits, head)
-        if config.logits_divider != 1.0 or config.final_softcap is not None:
-            program.cap(self._logits, config.logits_divider, config.final_softcap)
 
     def _recurrent(
         self, loader: WeightLoader, x: int, mixed: int, remembered: int, name: str, quant: QuantConfig
@@ -309,6 +330,8 @@ class NativeDecoder(CausalLM):
                 }
             )
             if delta is not None and self._config.recurrent(index)
+            else Shared(layer.source)
+            if layer.source is not None
             else Paged(layer.block_bytes(block_size, self._kv))
             for index, layer in enumerate(self._layers)
         ]

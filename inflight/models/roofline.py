@@ -141,5 +141,5 @@ def report(folder: str | Path, threads: int = 2, quantize: str = "none", kv_cach
     return "\n".join(lines)
 
 
-ROWWISE = ("embed", "rotate", "norm", "gather", "cap", "output_gate")
+ROWWISE = ("embed", "rotate", "norm", "gather", "cap", "output_gate", "scale", "gate_by")
 """Operators that read hardly any weights or cache."""

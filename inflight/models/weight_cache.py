@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inflight.checkpoint import ModelFolder
-from inflight.kernels import Bytes, Format, NativeProgram, Packed, PackedBytes, Precision
+from inflight.kernels import Bytes, Format, NativeProgram, Packed, PackedBytes, Precision, Table
 from inflight.tensors import Floats, widened
 
 log = logging.getLogger("inflight")
 
-VERSION = 2
+VERSION = 3
 """Version of the layout of packed weights and of this file. Another version has another file name."""
 MAGIC = b"inflpack"
 ALIGN = 64
@@ -52,12 +52,14 @@ class PackedProduct(NamedTuple):
 
 @dataclass(frozen=True)
 class _Entry:
-    """One weight in the header of a file. Each place is (offset, bytes); offsets count from the end of the header."""
+    """One weight in the header of a file. Each place is (offset, bytes); offsets count from the end of the header.
+    `table`: type and shape of a table."""
 
     packed: Packed | None
     data: tuple[int, int]
     scales: tuple[int, int]
     bias: tuple[int, int]
+    table: tuple[str, int, int] | None = None
 
 
 class CacheLoader:
@@ -110,6 +112,12 @@ class CacheLoader:
     def array(self, program: NativeProgram, name: str) -> int:
         return self.norm(program, name)
 
+    def table(self, program: NativeProgram, name: str) -> int:
+        entry = self._find(name)
+        if entry.table is None:
+            raise ValueError(f"'{name}' is no table")
+        return program.table(Table(*entry.table, self._piece(name, entry.data)))
+
     def finish(self, program: NativeProgram) -> None:
         """Does nothing: the program keeps the mapped memory."""
 
@@ -146,6 +154,7 @@ class CacheWriter:
     Args:
         products: by name; several if a name's tensors have several formats.
         norms: their weights, by name.
+        tables: by name.
 
     Attributes:
         stopping: the file is given up.
@@ -157,10 +166,11 @@ class CacheWriter:
         program: NativeProgram,
         products: Mapping[str, Sequence[PackedProduct]],
         norms: Mapping[str, Floats],
+        tables: Mapping[str, Table],
     ) -> None:
         self._path = path
         self._program = program  # owns the memory
-        self._header, self._pieces = _listed(program, products, norms)
+        self._header, self._pieces = _listed(program, products, norms, tables)
         self.stopping = False
         self._thread = threading.Thread(target=self._keep, args=(NICE,), name="packed-cache", daemon=True)
         if program.bytes <= WRITTEN_AT_ONCE:
@@ -216,7 +226,10 @@ class CacheWriter:
 
 
 def _listed(
-    program: NativeProgram, products: Mapping[str, Sequence[PackedProduct]], norms: Mapping[str, Floats]
+    program: NativeProgram,
+    products: Mapping[str, Sequence[PackedProduct]],
+    norms: Mapping[str, Floats],
+    tables: Mapping[str, Table],
 ) -> tuple[bytes, list[Bytes]]:
     """The header of a file, and the pieces that it lists. Those of products are the program's own memory."""
     pieces: list[Bytes] = []
@@ -240,6 +253,9 @@ def _listed(
             entries[_key(name, index)] = asdict(entry)
     for name, weight in norms.items():
         entries[name] = asdict(_Entry(None, put(floats(weight)), (0, 0), (0, 0)))
+    for name, table in tables.items():
+        shape = (table.type, table.n, table.k)
+        entries[name] = asdict(_Entry(None, put(table.data), (0, 0), (0, 0), shape))
     return json.dumps(entries).encode(), pieces
 
 
@@ -259,4 +275,6 @@ def _entry(stored: dict[str, Any]) -> _Entry:
 
     packed = stored["packed"]
     shape = None if packed is None else Packed(**{**packed, "format": Format(packed["format"])})
-    return _Entry(shape, pair(stored["data"]), pair(stored["scales"]), pair(stored["bias"]))
+    table = stored["table"]
+    of = None if table is None else (str(table[0]), int(table[1]), int(table[2]))
+    return _Entry(shape, pair(stored["data"]), pair(stored["scales"]), pair(stored["bias"]), of)

@@ -9,12 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from inflight.checkpoint import Slice, Weights, floats_into
-from inflight.errors import StartError
-from inflight.kernels import BLOCK_TYPES, NativeProgram, Precision
-from inflight.models.decoder_tensors import DecoderTensors, Piece
+from inflight.checkpoint import Weights, floats_into
+from inflight.kernels import BLOCK_TYPES, NativeProgram, Precision, Table
+from inflight.models.decoder_tensors import DecoderTensors
+from inflight.models.pieces import Piece
 from inflight.models.weight_cache import CacheWriter, PackedProduct
-from inflight.tensors import Blocks, Floats, Quantised, Weight, stack, widened
+from inflight.tensors import BFLOAT16, Blocks, Floats, Quantised, Weight, stack, widened
+
+TABLE_TYPES = {np.dtype(np.float32): "F32", BFLOAT16: "BF16", np.dtype(np.float16): "F16"}
+"""Types of `Table` by the dtypes of floats."""
 
 
 class WeightLoader(Protocol):
@@ -33,7 +36,10 @@ class WeightLoader(Protocol):
         """Adds a norm's weight; returns its number."""
 
     def array(self, program: NativeProgram, name: str) -> int:
-        """Adds a small array of a recurrent layer as float32, as the program wants it; returns its number."""
+        """Adds a small array as float32, as the program wants it; returns its number."""
+
+    def table(self, program: NativeProgram, name: str) -> int:
+        """Adds a table whose rows tokens read, where it lies in the file; returns its number."""
 
     def finish(self, program: NativeProgram) -> None:
         """Is called once, after all weights were added."""
@@ -57,13 +63,14 @@ class CheckpointLoader:
         self._cache = cache
         self._products: dict[str, list[PackedProduct]] = {}
         self._norms: dict[str, Floats] = {}
+        self._tables: dict[str, Table] = {}
 
     def product(
         self, program: NativeProgram, name: str, precision: Precision | None, *, gated: bool = False
     ) -> tuple[int, ...]:
         product = self._tensors.product(name)
         for piece in product.weights:
-            self._check(piece)  # a wrong config must not reserve memory
+            piece.check(self._weights)  # a wrong config must not reserve memory
         weights = self._by_format(product.weights, several=name.count(".") < 2)
         bias = self._floats(product.biases) if product.biases else None
         products: list[PackedProduct] = []
@@ -92,9 +99,26 @@ class CheckpointLoader:
             values = np.ascontiguousarray(values.reshape(piece.shape[0], -1).T)
         if name.endswith(".decay"):
             values = -np.exp(values)
+        if name.endswith(".router_scale"):
+            values = values * np.float32(values.size**-0.5)
         self._norms[name] = values.reshape(-1)
         self._weights.release()
         return program.weight(self._norms[name])
+
+    def table(self, program: NativeProgram, name: str) -> int:
+        [piece] = self._tensors.product(name).weights
+        piece.check(self._weights)
+        stored = piece.read(self._weights)
+        if isinstance(stored, Blocks) and stored.type in BLOCK_TYPES:
+            type, data = stored.type, stored.data
+        else:
+            if not isinstance(stored, np.ndarray):  # no kernel has its format: floats, in memory
+                stored = self._stacked_floats([piece], [stored])
+            type, data = TABLE_TYPES[stored.dtype], stored.view(np.uint8)
+        rows, columns = piece.shape
+        self._tables[name] = Table(type, rows, columns, np.ascontiguousarray(data).reshape(-1))
+        self._weights.release()
+        return program.table(self._tables[name])
 
     def _by_format(self, pieces: Sequence[Piece], several: bool) -> list[Floats | Quantised | list[Blocks]]:
         """Reads tensors and stacks neighbours of one format.
@@ -102,25 +126,11 @@ class CheckpointLoader:
         Args:
             several: the result may have several formats; if not, tensors of several formats become floats.
         """
-        tensors = [self._read(piece) for piece in pieces]
+        tensors = [piece.read(self._weights) for piece in pieces]
         runs = [list(run) for _, run in groupby(range(len(tensors)), key=lambda index: _format(tensors[index]))]
         if len(runs) > 1 and not several:
             return [self._stacked_floats(pieces, tensors)]
         return [self._stacked([pieces[index] for index in run], [tensors[index] for index in run]) for run in runs]
-
-    def _check(self, piece: Piece) -> None:
-        whole = piece.shape if piece.expert is None else (piece.expert[1], *piece.shape)
-        self._weights.check(piece.name, whole)
-
-    def _read(self, piece: Piece) -> Weight:
-        if piece.expert is None:
-            return self._weights.read(piece.name, piece.shape, piece.part)
-        number, count = piece.expert
-        read = self._weights.read(piece.name, (count, *piece.shape), Slice(0, number, number + 1))
-        if not isinstance(read, np.ndarray):
-            raise StartError(f"tensor '{piece.name}' holds quantised experts in one, which are not read")
-        own: Floats = read[0]
-        return own
 
     def _stacked(self, pieces: Sequence[Piece], tensors: Sequence[Weight]) -> Floats | Quantised | list[Blocks]:
         """Stacks tensors of one format."""
@@ -153,7 +163,7 @@ class CheckpointLoader:
 
     def finish(self, program: NativeProgram) -> None:
         if self._cache is not None:
-            CacheWriter(self._cache, program, self._products, self._norms)
+            CacheWriter(self._cache, program, self._products, self._norms, self._tables)
 
 
 def _format(weight: Weight) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from inflight.nn.attention import (
     make_attention,
 )
 from inflight.nn.border import to_array, to_tensor
-from inflight.nn.layers import Activation, RmsNorm, activation
+from inflight.nn.layers import Activation, Gate, RmsNorm, activation, gating
 from inflight.nn.rope import CosSin, Rotation
 
 __all__ = [
@@ -18,11 +18,13 @@ __all__ = [
     "AttentionBatch",
     "AttentionSpec",
     "CosSin",
+    "Gate",
     "LayerCache",
     "ReferenceAttention",
     "RmsNorm",
     "Rotation",
     "activation",
+    "gating",
     "make_attention",
     "to_array",
     "to_tensor",

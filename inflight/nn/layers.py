@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from inflight.errors import StartError
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
+Gate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""What an MLP makes of its gate and its up, both [..., n]."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,24 @@ def activation(name: str) -> Activation:
         return _ACTIVATIONS[name]
     except KeyError:
         raise StartError(f"activation '{name}' is unknown; known are {', '.join(_ACTIVATIONS)}") from None
+
+
+def gating(name: str) -> Gate:
+    """act(gate) * up for the activation of that name, and gpt-oss's `swiglu_clamped`.
+
+    Raises:
+        StartError: an unknown name.
+    """
+    if name == "swiglu_clamped":
+        return _swiglu_clamped
+    act = activation(name)
+    return lambda gate, up: act(gate) * up
+
+
+def _swiglu_clamped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Source: GptOssExperts of huggingface/transformers."""
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return (up + 1) * (gate * torch.sigmoid(1.702 * gate))
 
 
 def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,7 @@ struct Case {
     Exact<float> queries;  // [tokens][heads, dim], a stride apart
     std::vector<int64_t> positions;
     std::vector<int64_t> until;  // empty: every token sees the keys up to its own
+    std::vector<float> sinks;    // [heads]; empty: none
 
     int64_t last(int64_t token) const { return (until.empty() ? positions : until)[static_cast<size_t>(token)]; }
     const int64_t* limits(int64_t token) const { return until.empty() ? nullptr : until.data() + token; }
@@ -125,6 +126,8 @@ void check_output(const Case& c, const Cache& cache, const Exact<float>& out, in
                 scores.push_back(a.softcap != 0.0f ? a.softcap * std::tanh(score / a.softcap) : score);
             }
             double peak = *std::max_element(scores.begin(), scores.end()), total = 0.0;
+            if (a.sinks) peak = std::max(peak, static_cast<double>(a.sinks[head]));
+            if (a.sinks) total = std::exp(a.sinks[head] - peak);
             for (double& score : scores) total += score = std::exp(score - peak);
             for (int64_t d = 0; d < a.dim; d++) {
                 double want = 0.0, size = 0.0;
@@ -202,7 +205,8 @@ void decode(const Kernels& kernels, const Case& c, const Cache& cache, bool spli
             }
             for (int64_t g = 0; g < c.group(); g++) {
                 const float* first = partial.get() + g * (c.a.depth + 2);
-                kernels.merge(cache.a, &first, each, chunks, out + token * stride + offset + g * c.a.dim);
+                kernels.merge(cache.a, head * c.group() + g, &first, each, chunks,
+                              out + token * stride + offset + g * c.a.dim);
             }
         }
     }
@@ -229,6 +233,10 @@ Case random_case(Random& random) {
     for (int64_t token = 0; token < c.tokens; token++) {
         for (int64_t i = 0; i < c.width(); i++) c.queries[token * c.stride + i] = random.value(1.5f);
         c.positions.push_back(c.context - c.tokens + token);
+    }
+    if (random.maybe()) {
+        c.sinks = random.values(a.heads, random.pick({1.0f, 8.0f}));
+        a.sinks = c.sinks.data();
     }
     if (random.maybe()) {  // some tokens see each other, as those of an image
         c.until = c.positions;

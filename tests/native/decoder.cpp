@@ -87,7 +87,10 @@ void turn(double* x, const Rope& rope, int64_t position, int64_t reach) {
 
 Vector mlp(const Matrix& gate_up, const Matrix& down, Activation act, const Vector& x) {
     Vector both = multiply(gate_up, x), inner(both.size() / 2);
-    for (size_t i = 0; i < inner.size(); i++) inner[i] = activated(act, both[i]) * both[inner.size() + i];
+    for (size_t i = 0; i < inner.size(); i++) {
+        const auto [gate, up] = gated(act, both[i], both[inner.size() + i]);
+        inner[i] = gate * up;
+    }
     return multiply(down, inner);
 }
 
@@ -191,7 +194,8 @@ Decoder random_decoder(Random& random, Format format, int64_t hidden) {
         layer.rope = random.between(0, 4) ? static_cast<int>(number) : -1;
         layer.head_norms = random.maybe();
         layer.post_norm = random.maybe();
-        layer.act = random.pick({Activation::kSilu, Activation::kGeluTanh, Activation::kGelu, Activation::kRelu});
+        layer.act = random.pick({Activation::kSilu, Activation::kGeluTanh, Activation::kGelu, Activation::kRelu,
+                                 Activation::kSwigluClamped});
         layer.qkv = random_matrix(random, (a.heads + 2 * a.kv_heads) * a.dim, d.hidden, random.maybe());
         layer.out = random_matrix(random, d.hidden, a.heads * a.dim, random.maybe());
         int64_t experts = number ? random.between(2, 6) : 1;

@@ -91,11 +91,12 @@ void embeddings(const Kernels& kernels, Random& random) {
 void gates(const Kernels& kernels, Random& random) {
     int64_t n = random.pick<int64_t>({1, 15, 16, 17, 33, random.between(1, 200)});
     std::vector<float> wide = random.values(2 * n, random.pick({1.0f, 10.0f})), out(static_cast<size_t>(n) + 1, kUnset);
-    Activation act = random.pick(
-        {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu, Activation::kGeluQuick});
-    kernels.gate(act, wide.data(), n, out.data());
+    Activation act = random.pick({Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu,
+                                  Activation::kGeluQuick, Activation::kSwigluClamped});
+    kernels.gate(act, wide.data(), wide.data() + n, n, out.data());
     for (size_t i = 0; i < static_cast<size_t>(n); i++) {
-        double gate = activated(act, wide[i]), up = wide[static_cast<size_t>(n) + i];
+        const auto parts = gated(act, wide[i], wide[static_cast<size_t>(n) + i]);
+        const double gate = parts.first, up = parts.second;
         double error = 2e-6 * std::fabs(gate) + 3e-7 * std::min(1.0, std::fabs(static_cast<double>(wide[i])));
         CHECK_NEAR(out[i], gate * up, error * std::fabs(up) + 1e-37, "gate ", i, " of ", n);
     }

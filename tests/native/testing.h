@@ -11,6 +11,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "types.h"
@@ -153,9 +154,16 @@ inline double activated(Activation act, double x) {
         case Activation::kGeluTanh:
             return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
         case Activation::kRelu: return x > 0.0 ? x : 0.0;
-        case Activation::kGeluQuick: return x / (1.0 + std::exp(-1.702 * x));
+        case Activation::kGeluQuick:
+        case Activation::kSwigluClamped: return x / (1.0 + std::exp(-1.702 * x));
     }
     fail("no such activation");
+}
+
+// What a gate and an up give: the factor of the gate, and that of the other, which is clamped too where the gate is.
+inline std::pair<double, double> gated(Activation act, double gate, double up) {
+    if (act != Activation::kSwigluClamped) return {activated(act, gate), up};
+    return {activated(act, std::min(gate, 7.0)), std::max(std::min(up, 7.0), -7.0) + 1.0};
 }
 
 inline std::vector<double> normed(const float* x, int64_t n, const Norm& norm) {

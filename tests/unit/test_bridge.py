@@ -24,13 +24,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Olmo2": {},
     "Cohere": {"logit_scale": 1.0},
     "Phi": {},
-    "GptOss": {
-        "head_dim": 16,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "sliding_window": 9,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
 }
 
 

@@ -57,6 +57,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3Text",
         {"head_dim": 16, "sliding_window": 10, "query_pre_attn_scalar": 16, "num_hidden_layers": 7},
     ),
+    "gpt-oss": (
+        "GptOss",
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9},
+    ),
     "phi 3": ("Phi3", {}),
     "phi 3, longrope": ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256}),
     "granite": (

@@ -21,6 +21,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Phi3": {},
     "Gemma3Text": {"head_dim": 16, "sliding_window": 10, "num_hidden_layers": 3},
     "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "Gemma4Text": {
+        "head_dim": 16,
+        "global_head_dim": 24,
+        "sliding_window": 10,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 96,
+    },
+    "GptOss": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9},
 }
 IMAGES = ["gemma3", "qwen3_vl"]
 """Families whose prompts have images, too."""
@@ -118,7 +129,10 @@ class _Pipes(list[Any]):
     [
         "Qwen3Moe",
         "qwen3_vl",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("Llama", "Phi3", "Gemma3Text", "gemma3")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("Llama", "Phi3", "Gemma3Text", "Gemma4Text", "GptOss", "gemma3")
+        ),
     ],
 )
 def test_two_and_four_ranks(family: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from inflight.checkpoint.gguf.file import whole_number
+from inflight.checkpoint.gguf.gemma4 import gemma4
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
 from inflight.errors import StartError
 
@@ -16,6 +17,7 @@ Json = dict[str, Any]
 
 _GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0  # of Gemma 3's full-attention and sliding-window layers
 _SOFTCAPS = {"gemma2": (50.0, 30.0)}  # defaults of attention and of logits, for files without them
+_BY_LAYER = ("gemma4",)  # architectures whose files may have sizes by layer
 _ONLY_EXPERTS = ("qwen35moe",)  # architectures whose files may leave out the size of a dense MLP
 _WIDEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, which scale scores differently, as in llama.cpp
 
@@ -73,6 +75,9 @@ def _base(file: GgufParts, architecture: str) -> Json:
     """The settings that all architectures have."""
 
     def size(key: str, default: int | None = None) -> int:
+        value = file.metadata.get(f"{architecture}.{key}")
+        if isinstance(value, list) and architecture in _BY_LAYER:
+            return whole_number({key: value[0] if value else 0}, key)
         return whole_number(file.metadata, f"{architecture}.{key}", default)
 
     embedding = file.tensors.get("token_embd.weight")
@@ -248,6 +253,22 @@ def _qwen35(file: GgufParts, config: Json) -> None:
         )
 
 
+def _gpt_oss(file: GgufParts, config: Json) -> None:
+    """The borders of the interpolated frequencies are not rounded, as in the model that was converted."""
+    metadata = file.metadata
+    config["rope_parameters"] = {**config["rope_parameters"], "truncate": False}
+    config.update(
+        model_type="gpt_oss",
+        intermediate_size=whole_number(
+            metadata, "gpt-oss.expert_feed_forward_length", config["intermediate_size"] or None
+        ),
+        num_local_experts=whole_number(metadata, "gpt-oss.expert_count"),
+        num_experts_per_tok=whole_number(metadata, "gpt-oss.expert_used_count"),
+        sliding_window=whole_number(metadata, "gpt-oss.attention.sliding_window", 128),
+    )
+    _pattern(file, config, "gpt-oss.attention.sliding_window_pattern")
+
+
 def _granite(file: GgufParts, config: Json) -> None:
     config.update(_biases(file))
     for name, key in (
@@ -333,10 +354,12 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[GgufParts, Json], None]]] = {
     "qwen2vl": ("Qwen2", _qwen_vl("qwen2")),
     "qwen3vl": ("Qwen3", _qwen_vl("qwen3")),
     "qwen3moe": ("Qwen3Moe", _qwen3moe),
+    "gpt-oss": ("GptOss", _gpt_oss),
     "qwen35": ("Qwen3_5", _qwen35),
     "qwen35moe": ("Qwen3_5Moe", _qwen35),
     "gemma2": ("Gemma2", _gemma),
     "gemma3": ("Gemma3", _gemma3),
+    "gemma4": ("Gemma4", gemma4),
     "phi3": ("Phi3", _phi3),
     "granite": ("Granite", _granite),
     "smollm3": ("SmolLM3", _smollm3),

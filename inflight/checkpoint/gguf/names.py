@@ -52,13 +52,45 @@ _SHARED_EXPERT = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
-_ARRAYS = {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"}
+_GPT_OSS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.router",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
+}
+_GEMMA4 = {
+    **_GEMMA,
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+    "ffn_gate_inp": "router.proj",
+    "ffn_gate_exps": "experts.{}.gate_proj",
+    "ffn_up_exps": "experts.{}.up_proj",
+    "ffn_down_exps": "experts.{}.down_proj",
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+}
+_ARRAYS = {
+    "layer_output_scale.weight": "layer_scalar",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+    "ssm_a": "linear_attn.A_log",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "attn_sinks.weight": "self_attn.sinks",
+}
 _OTHERS = {
     "gemma2": _GEMMA,
     "gemma3": _GEMMA,
+    "gemma4": _GEMMA4,
     "phi3": {"ffn_up": "mlp.gate_up_proj"},
     "llama": _MIXTRAL,
     "qwen3moe": _QWEN_EXPERTS,
+    "gpt-oss": _GPT_OSS,
     "qwen35": _DELTA,
     "qwen35moe": {**_DELTA, **_QWEN_EXPERTS, **_SHARED_EXPERT},
 }
@@ -79,7 +111,9 @@ def hf_name(name: str, architecture: str) -> str:
         return name
     layer, part, expert, kind = match.groups()
     if layer is None:
-        return f"{_ENDS[part]}.{kind}" if part in _ENDS and expert is None else name
+        end = {**_ENDS, **_OTHERS.get(architecture, {})}.get(part, "")
+        own = part in _ENDS or end.startswith("model.")
+        return f"{end}.{kind}" if own and expert is None else name
     known = {**_IN_LAYER, **_OTHERS.get(architecture, {})}
     found = known.get(part if expert is None else f"{part}_exps")
     if found is None:

@@ -156,7 +156,7 @@ class GgufWeights(Source):
         """Adds a weight. Args: own: llama.cpp's name."""
         name, shape = self._named(own), placed.info.shape
         part = own.split(".")[-2] if "." in own else ""
-        if "{}" not in name or len(shape) != 3:
+        if "{}" not in name or len(shape) != (2 if own.endswith(".bias") else 3):
             self._stored[name] = Stored(placed, part, rows=rows)
             return
         for expert in range(min(shape[0], 1 << 16)):

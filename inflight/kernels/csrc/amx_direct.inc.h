@@ -54,11 +54,11 @@ void finish_rows(const Weights& w, const Input& in, Finishing& f, int64_t count,
     float* out = t.out + f.row * t.stride + f.panel * width;
     for (; f.row < end; f.row++, f.sums += kSumBytes, out += t.stride) {
         if (t.mode == Mode::kGate) {
-            F gated = mul(activated(t.act, value(0)), value(1));
+            F result = gated(t.act, value(0), value(1));
             if (t.tiles)
-                put_row(gated, f, f.panel * kLanes, w.n / 2, t.tiles);
+                put_row(result, f, f.panel * kLanes, w.n / 2, t.tiles);
             else
-                _mm512_mask_storeu_ps(out, first, gated);
+                _mm512_mask_storeu_ps(out, first, result);
             continue;
         }
         F y[2] = {value(0), value(1)};

@@ -198,14 +198,14 @@ void attend(const Attention& a, const Queries& all, float* scratch) {
 }
 
 // Merges partial results in the order of their chunks: the same sums as if one thread had computed all chunks.
-void merge(const Attention& a, const float* const* partial, int64_t stride, int64_t count, float* out) {
+void merge(const Attention& a, int64_t head, const float* const* partial, int64_t stride, int64_t count, float* out) {
     alignas(64) float whole[kMostDepth] = {};
     float peak = kNever, total = 0.0f;
     for (int64_t i = 0; i < count; i++) {
         const float* next = *partial + i * stride;
         merge_into(a.depth, peak, total, whole, next[0], next[1], next + 2);
     }
-    F inverse = splat(reciprocal(total));
+    F inverse = splat(share_of(a, head, peak, total));
     for (int64_t d = 0; d < a.dim; d += kLanes) store_part(out + d, mul(load(whole + d), inverse), a.dim - d);
 }
 

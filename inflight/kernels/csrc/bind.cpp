@@ -171,6 +171,9 @@ void bind_operation(nb::module_& m) {
         .def_rw("rope", &Operation::rope)
         .def_rw("norm", &Operation::norm)
         .def_rw("second", &Operation::second)
+        .def_rw("third", &Operation::third)
+        .def_rw("factor", &Operation::factor)
+        .def_rw("into", &Operation::into)
         .def_rw("eps", &Operation::eps)
         .def_rw("centered", &Operation::centered)
         .def_rw("scale", &Operation::scale)
@@ -241,6 +244,16 @@ void bind_store(nb::module_& m) {
              [](Store& program, uintptr_t values, int64_t n) { return program.add_norm(at<float>(values), n); });
 }
 
+// `format`: of blocks; kFloat: the rows hold floats of type `source`.
+int add_table(Program& program, uintptr_t data, Format format, Source source, int64_t n, int64_t k) {
+    Table table{at<char>(data), n, 0, source, describe(format, false, false, 1, k, 0)};
+    const BlockForm form = block_form(format);
+    if (is_block(format) && k % form.file_inputs) throw std::invalid_argument("rows of blocks hold whole blocks");
+    table.row_bytes =
+        is_block(format) ? k / form.file_inputs * form.file_bytes : k * (source == Source::kFloat ? 4 : 2);
+    return program.add_table(table);
+}
+
 void bind_program(nb::module_& m) {
     nb::class_<Program, Store>(m, "Program")
         .def(nb::init<int, const std::string&>())
@@ -255,7 +268,7 @@ void bind_program(nb::module_& m) {
             "axes"_a = std::vector<int>())
         .def("add_layer",
              [](Program& program, int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window,
-                float softcap) {
+                float softcap, int sinks, int source) {
                  Attention a{};
                  a.heads = heads;
                  a.kv_heads = kv_heads;
@@ -264,7 +277,8 @@ void bind_program(nb::module_& m) {
                  a.scale = scale;
                  a.window = window;
                  a.softcap = softcap;
-                 return program.add_layer(a);
+                 a.source = source;
+                 return program.add_layer(a, sinks);
              })
         .def("add_recurrent",
              [](Program& program, int64_t key_heads, int64_t value_heads, int64_t key_dim, int64_t value_dim,
@@ -294,6 +308,7 @@ void bind_program(nb::module_& m) {
             [](Program& program, int64_t slot, uintptr_t from) { program.write_state(slot, at<char>(from)); },
             nb::call_guard<nb::gil_scoped_release>())
         .def("add_buffer", &Program::add_buffer)
+        .def("add_table", &add_table)
         .def("add", &Program::add)
         .def("make_caches", &Program::make_caches)
         .def("measure", &Program::measure)

@@ -36,7 +36,8 @@ void bind_enums(nb::module_& m) {
         .value("GELU", Activation::kGelu)
         .value("GELU_TANH", Activation::kGeluTanh)
         .value("RELU", Activation::kRelu)
-        .value("GELU_QUICK", Activation::kGeluQuick);
+        .value("GELU_QUICK", Activation::kGeluQuick)
+        .value("SWIGLU_CLAMPED", Activation::kSwigluClamped);
     nb::enum_<Source>(m, "Source", nb::is_arithmetic())
         .value("FLOAT", Source::kFloat)
         .value("BF16", Source::kBf16)
@@ -58,5 +59,9 @@ void bind_enums(nb::module_& m) {
         .value("GATE", OpCode::kGate)
         .value("ADD_ROWS", OpCode::kAddRows)
         .value("DELTA", OpCode::kDelta)
-        .value("OUTPUT_GATE", OpCode::kOutputGate);
+        .value("OUTPUT_GATE", OpCode::kOutputGate)
+        .value("SCALE", OpCode::kScale)
+        .value("ADD_TABLE", OpCode::kAddTable)
+        .value("GATE_BY", OpCode::kGateBy)
+        .value("END_UNWANTED", OpCode::kEndUnwanted);
 }

@@ -205,6 +205,15 @@ INLINE void merge_into(int64_t depth, float& peak, float& total, float* whole, f
 // 1 / total, and 0 for a query that saw no key.
 INLINE float reciprocal(float total) { return total > 0.0f ? 1.0f / total : 0.0f; }
 
+// What a query's sums are multiplied with: 1 / total, where a sink adds its own weight to the total.
+INLINE float share_of(const Attention& a, int64_t head, float peak, float total) {
+    if (!a.sinks) return reciprocal(total);
+    const float sink = a.sinks[head] * kLog2e, most = peak > sink ? peak : sink;
+    alignas(64) float factors[16] = {peak - most, sink - most};
+    store(factors, exp2(load(factors)));
+    return factors[0] / (total * factors[0] + factors[1]);
+}
+
 // As merge_into, and the first chunk becomes the result so far.
 INLINE void add_chunk(int64_t depth, bool first, float& peak, float& total, float* whole, float next_peak,
                       float next_total, const float* next) {
@@ -239,7 +248,8 @@ INLINE void write_row(const Attention& a, const Queries& q, int64_t m, float pea
         return;
     }
     float* out = result_of(a, q, m);
-    F inverse = splat(reciprocal(total));
+    const int64_t group = a.heads / a.kv_heads, head = q.kv_head * group + (q.first + m) % group;
+    F inverse = splat(share_of(a, head, peak, total));
     for (int64_t d = 0; d < a.dim; d += kLanes) store_part(out + d, mul(load(whole + d), inverse), a.dim - d);
 }
 

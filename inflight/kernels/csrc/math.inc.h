@@ -112,9 +112,22 @@ INLINE F activated(Activation act, F x) {
         case Activation::kGelu: return activated<Activation::kGelu>(x);
         case Activation::kGeluTanh: return activated<Activation::kGeluTanh>(x);
         case Activation::kRelu: return activated<Activation::kRelu>(x);
-        case Activation::kGeluQuick: return activated<Activation::kGeluQuick>(x);
+        case Activation::kGeluQuick:
+        case Activation::kSwigluClamped: return activated<Activation::kGeluQuick>(x);
     }
     return x;
+}
+
+constexpr float kClamp = 7.0f;  // of kSwigluClamped
+
+INLINE F at_most(F x, F limit) { return sub(zero(), max(sub(zero(), x), sub(zero(), limit))); }
+
+// act(gate) * up. kSwigluClamped is gpt-oss's: the gate is at most 7, `up` within ±7, and the result
+// (up + 1) * gate * σ(1.702 gate).
+INLINE F gated(Activation act, F gate, F up) {
+    if (act != Activation::kSwigluClamped) return mul(activated(act, gate), up);
+    const F limit = splat(kClamp), within = max(at_most(up, limit), splat(-kClamp));
+    return mul(activated<Activation::kGeluQuick>(at_most(gate, limit)), add(within, splat(1.0f)));
 }
 
 }  // namespace

@@ -49,18 +49,6 @@ uint16_t to_bf16(float x) {
     return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
-void read_floats(const void* from, Source source, int64_t row, int64_t k, float* out) {
-    if (source == Source::kFloat) {
-        std::memcpy(out, static_cast<const float*>(from) + row * k, static_cast<size_t>(k) * 4);
-        return;
-    }
-    const uint16_t* bits = static_cast<const uint16_t*>(from) + row * k;
-    if (source == Source::kBf16)
-        for (int64_t i = 0; i < k; i++) out[i] = wide(bits[i]);
-    else
-        for (int64_t i = 0; i < k; i++) out[i] = from_half(bits[i]);
-}
-
 bool of_four_bits(Format format) {
     return format == Format::kGroup4 || format == Format::kQ4_0 || format == Format::kQ4_1;
 }
@@ -120,6 +108,18 @@ void quantise(const Weights& w, const float* x, uint8_t* codes, float* scales) {
 }
 
 }  // namespace
+
+void read_floats(const void* from, Source source, int64_t row, int64_t k, float* out) {
+    if (source == Source::kFloat) {
+        std::memcpy(out, static_cast<const float*>(from) + row * k, static_cast<size_t>(k) * 4);
+        return;
+    }
+    const uint16_t* bits = static_cast<const uint16_t*>(from) + row * k;
+    if (source == Source::kBf16)
+        for (int64_t i = 0; i < k; i++) out[i] = wide(bits[i]);
+    else
+        for (int64_t i = 0; i < k; i++) out[i] = from_half(bits[i]);
+}
 
 Weights describe(Format format, bool offsets, bool gated, int64_t n, int64_t k, int64_t group) {
     constexpr int64_t kMostBytes = int64_t(1) << 48;  // more than any machine has

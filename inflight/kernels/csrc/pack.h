@@ -11,6 +11,9 @@ enum class Source : int { kFloat, kBf16, kHalf };
 Weights describe(Format format, bool offsets, bool gated, int64_t n, int64_t k, int64_t group);
 inline int64_t packed_bytes(const Weights& w) { return w.panels * w.panel_bytes; }
 
+// A row of floats [n, k] of type `source`, as float32.
+void read_floats(const void* from, Source source, int64_t row, int64_t k, float* out);
+
 // Packs one panel from floats [n, k] of type `source`. The formats of floats keep them; the others round to the nearest
 // code, symmetric. Writes `scales` for the format that has one for each output.
 void pack_panel(const Weights& w, int64_t panel, const void* from, Source source, char* to, float* scales);

@@ -61,11 +61,11 @@ INLINE void finish(const Weights& w, const F (&sums)[M][2], int64_t panel, int64
     auto value = [&](int m, int j) { return biased(sums[m][j], j); };
     if (t.mode == Mode::kGate) {
         int64_t columns = w.n / 2, column = panel * kLanes;
-        F gated[M];
-        EACH_ROW for (int m = 0; m < M; m++) gated[m] = mul(activated(t.act, value(m, 0)), value(m, 1));
-        if (t.tiles) return put<M>(gated, t.tiles + row * columns * 2, column, columns);
+        F results[M];
+        EACH_ROW for (int m = 0; m < M; m++) results[m] = gated(t.act, value(m, 0), value(m, 1));
+        if (t.tiles) return put<M>(results, t.tiles + row * columns * 2, column, columns);
         EACH_ROW for (int m = 0; m < M; m++)
-            store_part(t.out + (row + m) * t.stride + column, gated[m], columns - column);
+            store_part(t.out + (row + m) * t.stride + column, results[m], columns - column);
         return;
     }
     if (t.mode == Mode::kActivate) {

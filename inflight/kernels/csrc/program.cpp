@@ -37,9 +37,24 @@ int Program::add_rope(Rope rope) {
     return static_cast<int>(ropes_.size()) - 1;
 }
 
-int Program::add_layer(const Attention& layer) {
+int Program::add_layer(Attention layer, int sinks) {
+    if (layer.source >= 0) {
+        const Attention& of = layers_.at(static_cast<size_t>(layer.source));
+        if (of.source >= 0 || of.kv_heads != layer.kv_heads || of.dim != layer.dim)
+            throw std::invalid_argument("a layer reads keys and values of heads like its own, which are in the cache");
+    }
+    if (sinks >= 0) {
+        const std::vector<float>& values = norms_.at(static_cast<size_t>(sinks));
+        if (static_cast<int64_t>(values.size()) != layer.heads) throw std::invalid_argument("every head has one sink");
+        layer.sinks = values.data();
+    }
     layers_.push_back(layer);
     return static_cast<int>(layers_.size()) - 1;
+}
+
+int Program::add_table(const Table& table) {
+    tables_.push_back(table);
+    return static_cast<int>(tables_.size()) - 1;
 }
 
 int Program::add_buffer(int64_t width) {
@@ -61,6 +76,7 @@ int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
     caches_ = std::make_unique<Arena>();
     int64_t positions = blocks * block_size, extents = ceil_div(positions, kExtent), extent = 0, scales = 0;
     for (const Attention& a : layers_) {
+        if (a.source >= 0) continue;
         extent += 2 * kExtent * a.kv_heads * a.depth * kv_bytes(type);
         if (type == KvType::kInt8) scales += 2 * positions * a.kv_heads * 4;
     }
@@ -72,6 +88,12 @@ int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
         a.block_size = block_size;
         a.type = type;
         a.extent = extent;
+        if (a.source >= 0) {
+            const Attention& of = layers_[static_cast<size_t>(a.source)];
+            a.keys = of.keys, a.values = of.values;
+            a.key_scales = of.key_scales, a.value_scales = of.value_scales;
+            continue;
+        }
         for (char** array : {&a.keys, &a.values}) {
             *array = entries;
             entries += kExtent * a.kv_heads * a.depth * kv_bytes(type);
@@ -143,6 +165,7 @@ void Program::check(const Step& step) const {
     int64_t vocabulary = 0, total = 0, slots = a.blocks * a.block_size;
     for (const Operation& op : operations_)
         if (op.code == OpCode::kEmbed) vocabulary = weights(op.products[0]).n;
+    for (const Table& table : tables_) vocabulary = std::min(vocabulary, table.n);
     for (int64_t i = 0; i < step.count; i++) {
         if (step.tokens[i] < 0 || step.tokens[i] >= vocabulary) outside("token", step.tokens[i], vocabulary);
         if (step.slots[i] < 0 || step.slots[i] >= slots) outside("slot", step.slots[i], slots);
@@ -272,7 +295,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     std::vector<int64_t> needed(widths_.size(), 0);
     for (const Operation& op : operations_) {
         gathered |= op.code == OpCode::kGather;
-        for (int buffer : {op.from, op.to})
+        for (int buffer : {op.from, op.to, op.into})
             if (buffer >= 0)
                 needed[static_cast<size_t>(buffer)] =
                     std::max(needed[static_cast<size_t>(buffer)], gathered && buffer == op.to ? logit_rows : rows);
@@ -302,6 +325,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     for (auto& worker : workers_) {
         worker->attention.reserve(scratch);
         if (!recurrent_.empty()) worker->steps.reserve(2 * rows);
+        for (const Table& table : tables_) worker->opened.reserve(table.row.panel_bytes + table.row.k * 4);
         alone.reserve(worker->input, worker->input_scales, worker->input_sums);
     }
 }
@@ -439,6 +463,8 @@ double Program::bytes_of(const Operation& op) const {
         return 2.0 * static_cast<double>(s.begins.size()) *
                static_cast<double>(recurrent_[static_cast<size_t>(op.layer)].key_heads *
                                    recurrent_[static_cast<size_t>(op.layer)].head_floats() * 4);
+    if (op.code == OpCode::kAddTable)
+        return rows * static_cast<double>(tables_[static_cast<size_t>(op.layer)].row_bytes);
     if (op.from < 0) return 0;
     return rows * static_cast<double>(width(op.from)) * 4;
 }

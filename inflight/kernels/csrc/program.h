@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "pack.h"
 #include "store.h"
 #include "types.h"
 
@@ -28,24 +29,33 @@ enum class OpCode : int {
     kGate,
     kAddRows,
     kDelta,
-    kOutputGate
+    kOutputGate,
+    kScale,
+    kAddTable,
+    kGateBy,
+    kEndUnwanted  // what follows writes no cache: tokens without wanted logits end here
 };
 
 struct Operation {
     OpCode code;
-    int from = -1, to = -1;      // buffers
-    std::vector<int> products;   // kProduct: their outputs lie side by side; kEmbed: the table
-    int layer = -1;              // kRotate, kAttend; kAddRows: of `Step::added`; kDelta: the recurrent layer
-    int rope = -1;               // kRotate; -1: no rotation
-    int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys
+    int from = -1, to = -1;     // buffers
+    std::vector<int> products;  // kProduct: their outputs lie side by side; kEmbed: the table
+    int layer = -1;             // kRotate, kAttend; kAddRows: of `Step::added`; kDelta: the recurrent layer; kAddTable:
+                                // the table
+    int rope = -1;              // kRotate; -1: no rotation
+    int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys; kScale: the one factor
+    int third = -1;              // kRotate: of values; kMixture: factors of the experts' weights; -1: none
     float eps = 0.0f;
     bool centered = false;
     Mode mode = Mode::kStore;            // kProduct (kGate: of one only), kNorm (kStore, kAdd)
     Activation act = Activation::kSilu;  // also of kGate: `to` = act(first half of `from`) * second half
     float scale = 1.0f;                  // of what is added; of an embedding; kCap: the divider
     float softcap = 0.0f;                // kCap
-    int64_t column = 0;                  // kOutputGate: of `from`, where the gate's logits begin
-    // kMixture: `from` holds the layer's input and takes the result, `to` the router's logits
+    float factor = 1.0f;                 // kAddTable: of the sum
+    int64_t column = 0;                  // kOutputGate, kGateBy: of `from`, where what gates begins
+    // kMixture: `from` holds the layer's input, `to` the router's logits; the result is added to `into`, or where that
+    // is -1 to `from`; another buffer is zeroed first
+    int into = -1;
     int chosen = 0;
     bool normalise = false;
     std::vector<int> gate_up, down;
@@ -112,6 +122,14 @@ struct Cost {
     double seconds = 0, bytes = 0, operations = 0;
 };
 
+// A table whose rows tokens read, in memory that outlives the program: rows as a file has them, of floats or of blocks.
+struct Table {
+    const char* data;
+    int64_t n, row_bytes;
+    Source source;  // of floats
+    Weights row;    // of one row; its format is kFloat where the table has floats
+};
+
 class Program : public Store {
   public:
     Program(int threads, const std::string& isa);
@@ -119,10 +137,12 @@ class Program : public Store {
 
     // Each returns the number by which operations name it.
     int add_rope(Rope rope);
-    int add_layer(const Attention& layer);
+    // `sinks`: the number of a norm that holds them; -1: none.
+    int add_layer(Attention layer, int sinks = -1);
     // Its arrays are norms' numbers: the convolution, decays, their bias, the norm.
     int add_recurrent(Delta layer, const std::vector<int>& arrays);
     int add_buffer(int64_t width);
+    int add_table(const Table& table);
     void add(Operation operation);
 
     // Makes zeroed keys and values of all layers in place of former ones; returns their bytes. A thread of its own maps
@@ -176,6 +196,7 @@ class Program : public Store {
     std::unique_ptr<Arena> caches_;
     std::unique_ptr<Commit> commit_;  // of caches_
     std::vector<Delta> recurrent_;
+    std::vector<Table> tables_;
     std::unique_ptr<Arena> state_memory_;
     float* states_ = nullptr;  // [slots][state_floats_]
     int64_t state_floats_ = 0, slots_ = 0;

@@ -103,7 +103,8 @@ constexpr int64_t kScan = 64;   // logits of which `scan` keeps the largest
 constexpr int64_t kMass = 256;  // logits whose probabilities `masses` sums
 
 enum class Mode : int { kStore, kAdd, kGate, kActivate };
-enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu, kGeluQuick };
+// kSwigluClamped: of gated products only, see `gated`.
+enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu, kGeluQuick, kSwigluClamped };
 
 // Where a product's result y goes: out = y, out += scale * y, out = act(first half of y) * second half, or out =
 // act(y).
@@ -147,6 +148,8 @@ struct Attention {
     char* values;
     float* key_scales;  // [kv_heads][positions]
     float* value_scales;
+    const float* sinks = nullptr;  // [heads] logits of a key without a value that every query sees; null: none
+    int source = -1;               // the layer whose keys and values this one reads in place of its own; -1: its own
 
     bool tiled() const { return block_size % kSub == 0; }
 };
@@ -234,15 +237,16 @@ struct Kernels {
     void (*store_kv)(const Attention&, const float* key, const float* value, int64_t kv_head, int64_t slot);
     // `scratch` belongs to the calling thread, see attend_scratch.
     void (*attend)(const Attention&, const Queries&, float* scratch);
-    // Merges one query's partial results of all chunks into its output [dim].
-    void (*merge)(const Attention&, const float* const* partial, int64_t stride, int64_t count, float* out);
+    // Merges one query's partial results of all chunks into its output [dim]; `head`: the query's.
+    void (*merge)(const Attention&, int64_t head, const float* const* partial, int64_t stride, int64_t count,
+                  float* out);
     // logits = softcap(x / divider), in place; softcap 0: off.
     void (*cap)(float* x, int64_t n, float divider, float softcap);
     int64_t (*argmax)(const float* x, int64_t n);
     // out += factor * x.
     void (*axpy)(float* out, const float* x, float factor, int64_t n);
-    // out[n] = act(wide[:n]) * wide[n:].
-    void (*gate)(Activation, const float* wide, int64_t n, float* out);
+    // out = act(gate) * up, see `gated`.
+    void (*gate)(Activation, const float* gate, const float* up, int64_t n, float* out);
     // out = (x - mean) / sqrt(variance + eps) * weight + bias.
     void (*layer_norm)(const float* x, int64_t n, const float* weight, const float* bias, float eps, float* out);
     // One key head with its value heads, whose part of the row's state is `state`. `scratch`: 2 floats a token.

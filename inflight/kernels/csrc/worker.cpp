@@ -72,10 +72,17 @@ void Program::Worker::run() {
             case OpCode::kAddRows: add_rows(op); break;
             case OpCode::kDelta: delta(op); break;
             case OpCode::kOutputGate: output_gate(op); break;
+            case OpCode::kScale: scale(op); break;
+            case OpCode::kAddTable: add_table(op); break;
+            case OpCode::kGateBy: gate_by(op); break;
+            case OpCode::kEndUnwanted:
+                if (!slice().step.wanted) return;
+                break;
             case OpCode::kGate:
                 each(rows, [&](int64_t row) {
-                    kernels().gate(op.act, buffer(op.from) + row * width(op.from), width(op.to),
-                                   buffer(op.to) + row * width(op.to));
+                    const int64_t columns = width(op.to);
+                    const float* wide = buffer(op.from) + row * width(op.from);
+                    kernels().gate(op.act, wide, wide + columns, columns, buffer(op.to) + row * columns);
                 });
                 break;
         }
@@ -243,7 +250,7 @@ void Program::Worker::product(size_t number, int64_t rows) {
 void Program::Worker::rotate(const Operation& op) {
     const Attention& a = program.layers_[static_cast<size_t>(op.layer)];
     const Step& step = slice().step;
-    const Norm queries = norm_of(op.norm, op), keys = norm_of(op.second, op);
+    const Norm queries = norm_of(op.norm, op), keys = norm_of(op.second, op), values = norm_of(op.third, op);
     const size_t rope = static_cast<size_t>(op.rope);
     const int64_t group = a.heads / a.kv_heads;
     const int64_t half = op.rope < 0 ? 0 : static_cast<int64_t>(program.ropes_[rope].inverse.size());
@@ -254,9 +261,11 @@ void Program::Worker::rotate(const Operation& op) {
         const float* cos = half ? program.cos_sin_[rope].get() + i * 2 * half : nullptr;
         for (int64_t g = 0; g < group; g++)
             kernels().rotate(all + (head * group + g) * a.dim, a.dim, queries, cos, cos + half, 2 * half);
-        float* key = all + (a.heads + head) * a.dim;
+        if (a.source >= 0) return;
+        float *key = all + (a.heads + head) * a.dim, *value = key + a.kv_heads * a.dim;
         kernels().rotate(key, a.dim, keys, cos, cos + half, 2 * half);
-        kernels().store_kv(a, key, all + (a.heads + a.kv_heads + head) * a.dim, head, step.slots[i]);
+        if (values.weight) kernels().norm(value, a.dim, values, false, 1.0f, value);
+        kernels().store_kv(a, key, value, head, step.slots[i]);
     });
 }
 
@@ -312,7 +321,8 @@ void Program::Worker::attend(const Operation& op) {
         const Task& task = merges[static_cast<size_t>(unit)];
         for (int64_t g = 0; g < group; g++) {
             const float* first = partial + task.partial + g * (a.depth + 2);
-            kernels().merge(a, &first, task.count * (a.depth + 2), task.chunk, out_of(task) + g * a.dim);
+            kernels().merge(a, task.kv_head * group + g, &first, task.count * (a.depth + 2), task.chunk,
+                            out_of(task) + g * a.dim);
         }
     });
 }
@@ -385,7 +395,7 @@ void Program::Worker::mixture(const Operation& op) {
     each(rows, [&](int64_t row) { choose_experts(op, row); });
     if (thread == 0) group_by_expert(op);
     program.pool_->barrier();
-    float* x = buffer(op.from);
+    float *x = buffer(op.from), *sum = op.into < 0 ? x : buffer(op.into);
     prepare_experts(gate, plan.inputs, norm_of(op.norm, op),
                     [&](int64_t place) { return x + plan.tokens[static_cast<size_t>(place)] * hidden; });
     multiply_experts(op, op.gate_up, plan.inputs, plan.inner.get(), down.k, Mode::kGate);
@@ -393,9 +403,11 @@ void Program::Worker::mixture(const Operation& op) {
                     [&](int64_t place) { return plan.inner.get() + place * down.k; });
     multiply_experts(op, op.down, plan.inner_inputs, plan.out.get(), hidden, Mode::kStore);
     each(rows, [&](int64_t row) {
+        if (op.into >= 0) std::memset(sum + row * hidden, 0, static_cast<size_t>(hidden) * 4);
         for (size_t c = 0; c < chosen; c++) {
             const size_t i = static_cast<size_t>(row) * chosen + c;
-            kernels().axpy(x + row * hidden, plan.out.get() + plan.place[i] * hidden, plan.probs[i] * op.scale, hidden);
+            kernels().axpy(sum + row * hidden, plan.out.get() + plan.place[i] * hidden, plan.probs[i] * op.scale,
+                           hidden);
         }
     });
 }
@@ -421,6 +433,9 @@ void Program::Worker::choose_experts(const Operation& op, int64_t row) {
     }
     if (op.normalise)
         for (size_t c = 0; c < chosen; c++) probs[c] /= sum;
+    if (op.third >= 0)
+        for (size_t c = 0; c < chosen; c++)
+            probs[c] *= program.norms_[static_cast<size_t>(op.third)][static_cast<size_t>(best[c])];
 }
 
 // Where each chosen (row, expert) lies in the experts' buffers, one expert's rows after the other's, and these buffers.

@@ -91,6 +91,7 @@ struct Program::Worker : Share {
     std::vector<std::unique_ptr<Worker>>& all;
     Aligned<float> attention;
     Aligned<float> steps;  // of a recurrent layer, 2 floats a token
+    Aligned<char> opened;  // of a row of a table: a packed panel, then floats
     Aligned<char> input;
     Aligned<float> input_scales;
     Aligned<int32_t> input_sums;
@@ -107,6 +108,10 @@ struct Program::Worker : Share {
     void cos_sin();
     void embed(const Operation&);
     void add_rows(const Operation&);
+    void add_table(const Operation&);
+    void read_row(const Table&, int64_t row, float scale, float* out);
+    void scale(const Operation&);
+    void gate_by(const Operation&);
     struct ProductPlan;
     ProductPlan plan_products(size_t number, int64_t rows);
     void product(size_t number, int64_t rows);

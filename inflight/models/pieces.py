@@ -1,0 +1,66 @@
+"""Tensors of a checkpoint, or slices of them, and the weights that are stacked from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from inflight.checkpoint import Slice, Weights
+from inflight.errors import StartError
+from inflight.tensors import Weight
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of the checkpoint, or a slice of it.
+
+    Attributes:
+        shape: of the whole tensor, as the config wants it.
+        part: None: the whole tensor.
+        expert: its number and that of all experts, where the tensor [experts, *shape] holds those of a layer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    part: Slice | None = None
+    expert: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The slice's shape."""
+        if self.part is None:
+            return self.shape
+        dim, first, end = self.part
+        return (*self.shape[:dim], end - first, *self.shape[dim + 1 :])
+
+    def check(self, weights: Weights) -> None:
+        """Raises StartError if the tensor is missing or has another shape."""
+        weights.check(self.name, self.shape if self.expert is None else (self.expert[1], *self.shape))
+
+    def read(self, weights: Weights) -> Weight:
+        """The slice, as it is stored.
+
+        Raises:
+            StartError: it is missing, broken, of another shape or in a form that is not read.
+        """
+        if self.expert is None:
+            return weights.read(self.name, self.shape, self.part)
+        number, count = self.expert
+        read = weights.read(self.name, (count, *self.shape), Slice(0, number, number + 1))
+        if not isinstance(read, np.ndarray):
+            raise StartError(f"tensor '{self.name}' holds quantised experts in one, which are not read")
+        own: np.ndarray = read[0]
+        if self.part is None:
+            return own
+        index = [slice(None)] * own.ndim
+        index[self.part.dim] = slice(self.part.first, self.part.end)
+        return own[tuple(index)]
+
+
+@dataclass(frozen=True)
+class Product:
+    """y = x Wᵀ + b: the tensors that are stacked in W and in b; b is empty without biases."""
+
+    weights: tuple[Piece, ...]
+    biases: tuple[Piece, ...] = ()
