@@ -2,7 +2,8 @@
 
 A cache slot holds the digest of all tokens up to its position, so that a row which reads a block with another prefix,
 or one that somebody overwrote, is caught at once. The "model" is a hash of the whole prefix: a wrong token anywhere
-changes every later one.
+changes every later one. A row with a `top_k` writes a text of so many different tokens that repeats itself, with a
+surprise now and then.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import msgspec
+import numpy as np
 
 from inflight.contract import CacheSize, MediaRows, ModelFacts, Sampling, ShardOffer, StepPlan, StepResult
 from inflight.engine import Executor, RanksKilled
 from inflight.errors import StartError, WorkerLost
+from inflight.sched import guess
 
 VOCAB = 997
 
@@ -25,8 +28,12 @@ def prefix_digest(parent: bytes, token: int, row: bytes = b"") -> bytes:
     return blake2b(parent + (row or token.to_bytes(4, "little")), digest_size=8).digest()
 
 
-def next_token(digest: bytes, sampling: Sampling) -> int:
+def next_token(digest: bytes, sampling: Sampling, tokens: Sequence[int] = ()) -> int:
+    """Args: tokens: known ones, of which the last two count where the text repeats itself."""
     salt = sampling.seed.to_bytes(8, "little") if sampling.do_sample else b""
+    if sampling.top_k:
+        last = bytes(token % 251 for token in tokens[-2:]) if digest[0] % 16 else digest
+        return int.from_bytes(blake2b(last + salt, digest_size=8).digest(), "little") % sampling.top_k
     return int.from_bytes(blake2b(digest + salt, digest_size=8).digest(), "little") % VOCAB
 
 
@@ -43,7 +50,7 @@ def expected(
         digest = prefix_digest(digest, token, rows.get(position, b""))
     out = []
     for _ in range(count):
-        out.append(next_token(digest, sampling))
+        out.append(next_token(digest, sampling, [*prompt, *out]))
         digest = prefix_digest(digest, out[-1])
     return out
 
@@ -86,6 +93,7 @@ class FakeShards:
 
     Attributes:
         poison: by row, the position at which computing it kills the shards.
+        right, wrong: guessed tokens that were.
     """
 
     def __init__(self, num_blocks: int, block_size: int, max_rows: int, max_step_tokens: int = 10**9) -> None:
@@ -98,6 +106,7 @@ class FakeShards:
         self.step = 0
         self.computed_tokens = 0
         self.poison: dict[int, int] = {}
+        self.right = self.wrong = 0
 
     def run(self, plan: StepPlan) -> StepResult:
         assert plan.step == self.step
@@ -122,6 +131,7 @@ class FakeShards:
             chunks[admission.id] = admission.chunk
         assert len(self.rows) <= self.max_rows
         ids, tokens, total = [], [], 0
+        drafts, drafted = {draft.id: draft for draft in plan.drafts}, {}
         for id, row in self.rows.items():
             chunk = chunks.get(id)
             if chunk is None:
@@ -129,6 +139,15 @@ class FakeShards:
                 if id in plan.hold or not decodes:
                     continue
                 chunk = 1
+            known, draft = len(row.tokens), drafts.pop(id, None)
+            if draft is not None:
+                assert id not in chunks
+                assert 1 <= draft.most >= len(draft.tokens)
+                assert row.computed + 1 + draft.most <= len(row.blocks) * self.block_size
+                row.tokens += draft.tokens or guess(np.array(row.tokens, np.int32), draft.most).tolist()
+                chunk += len(row.tokens) - known
+                if chunk > 1:
+                    drafted[id] = chunk - 1
             total += chunk
             row.check_cut(row.computed + chunk)
             for _ in range(chunk):
@@ -137,16 +156,29 @@ class FakeShards:
                 self._compute(row)
             assert row.computed <= len(row.tokens)
             if row.computed == len(row.tokens):
-                last = self.slots[self._slot(row, row.computed - 1)]
-                assert last is not None
-                token = next_token(last, row.sampling)
-                row.tokens.append(token)
-                ids.append(id)
-                tokens.append(token)
+                own = self._sampled(row, known)
+                ids += [id] * len(own)
+                tokens += own
+        assert not drafts, "a row guesses that does not decode"
         assert 0 < total <= self.max_step_tokens
         self._blocks_that_are_not_full_have_one_owner()
         self.computed_tokens += total
-        return StepResult(plan.step, ids, tokens)
+        return StepResult(plan.step, ids, tokens, seconds=1e-3, drafted=drafted)
+
+    def _sampled(self, row: Row, known: int) -> list[int]:
+        """Samples behind the last of the known tokens, and behind the guessed ones as long as they are right."""
+        guessed, row.tokens = row.tokens[known:], row.tokens[:known]
+        own: list[int] = []
+        for place in range(len(guessed) + 1):
+            last = self.slots[self._slot(row, known - 1 + place)]
+            assert last is not None
+            own.append(next_token(last, row.sampling, row.tokens))
+            row.tokens.append(own[-1])
+            if place < len(guessed) and own[-1] != guessed[place]:
+                break
+        self.right, self.wrong = self.right + len(own) - 1, self.wrong + len(guessed) - len(own) + 1
+        row.computed = len(row.tokens) - 1
+        return own
 
     def _slot(self, row: Row, position: int) -> int:
         return row.blocks[position // self.block_size] * self.block_size + position % self.block_size
@@ -191,7 +223,9 @@ class FakeExecutor(Executor):
     def __init__(self, num_blocks: int = 256, block_size: int = 4, max_rows: int = 32, vocab: int = VOCAB) -> None:
         self._sizes = block_size, max_rows
         cache = CacheSize(num_blocks, block_size)
-        self.offer = ShardOffer(ModelFacts("fake", "float32", vocab), cache, max_rows, num_blocks * block_size, "cpu")
+        self.offer = ShardOffer(
+            ModelFacts("fake", "float32", vocab, drafts=True), cache, max_rows, num_blocks * block_size, "cpu"
+        )
         self.shards: FakeShards | None = None
         self.starts = 0
         self.failing_starts = 0

@@ -91,7 +91,7 @@ FLAGS = (
     Flag("num-shard", int, help="Processes (devices) that share the model."),
     replace(_setting("replicas"), from_environment=False),  # not TGI's, and a common name for other things
     Flag("quantize", str, help="int8, int4; awq, gptq and compressed-tensors are seen from the checkpoint."),
-    Flag("speculate", int, 0, "unused", "Speculation changes no result."),
+    _setting("speculate"),
     Flag("dtype", str, help="float16, bfloat16 or float32."),
     Flag("kv-cache-dtype", str, None, "refused", "Use inflight serve --kv-cache-dtype int8."),
     _setting("trust-remote-code"),

@@ -318,6 +318,7 @@ class Policy(msgspec.Struct, frozen=True):
         waiting_served_ratio, max_waiting_tokens: reported only; with chunked prefill requests do not wait for a pause.
         step_timeout: seconds after which a step counts as hung and the shards are replaced.
         plans_in_flight: number of steps that the shards may hold at once.
+        speculate: next tokens that a row guesses at most (`inflight.sched.speculation`); None: none.
     """
 
     max_concurrent_requests: Annotated[
@@ -371,6 +372,21 @@ class Policy(msgspec.Struct, frozen=True):
         ),
     ] = 300.0
     plans_in_flight: int = 2
+    speculate: Annotated[
+        int | None,
+        Setting(
+            "Next tokens guessed from the text itself and checked in one step; results stay the same. 0: none.",
+            whole(0),
+            "N",
+            " 0",
+            tgi="speculate",
+        ),
+    ] = None
+
+    @property
+    def guesses(self) -> int:
+        """The resolved `speculate`."""
+        return self.speculate or 0
 
     def prefill_tokens(self, device_type: str | None) -> int:
         """The resolved `max_batch_prefill_tokens`. It is small on a CPU, because a chunk delays the next requests."""

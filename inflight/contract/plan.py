@@ -245,6 +245,21 @@ class AdmittedRow(msgspec.Struct, array_like=True, frozen=True):
         return msgspec.structs.replace(self, state=state)
 
 
+class Draft(NamedTuple):
+    """What a row that decodes may guess of its next tokens. They are computed in the same step behind its newest token,
+    and it samples at all of these places: as long as what is sampled was guessed, the next place is right too.
+
+    Attributes:
+        id: of the row.
+        most: number of tokens that it guesses at most.
+        tokens: the guess; empty: the row's own text is searched for one (`inflight.sched.guess`).
+    """
+
+    id: int
+    most: int
+    tokens: list[int] = []
+
+
 class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
     """One step of every rank. In steady state all lists are empty: every row decodes.
 
@@ -258,9 +273,10 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
         grants: (id, block) pairs appended to the tables of decoding rows, in order.
         hold: rows that do not advance in this step.
         masks: (id, bits) of rows that follow a grammar and sample in this step: bit i % 8 of byte i // 8 allows
-            token i.
+            token i. A row with a draft has one for each place at which it samples, in order.
         saves: (id, position, slot): the row's recurrent state behind the token before `position`, which this step
             computes, is copied to the slot. A later plan may restore it. Of one row in the order of the positions.
+        drafts: of rows that decode in this step. Their blocks hold all tokens that may be computed.
     """
 
     step: int
@@ -270,6 +286,7 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
     hold: list[int] = []
     masks: list[tuple[int, bytes]] = []
     saves: list[tuple[int, int, int]] = []
+    drafts: list[Draft] = []
 
 
 UNSOUND = "the model's logits are not all numbers; are its weights whole, and of this dtype?"
@@ -280,10 +297,11 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
 
     Attributes:
         step: the plan's number; results come in the order of the plans, one for each.
-        ids: rows that sampled, in any order.
+        ids: rows that sampled, in any order. A row whose guesses were right is named once for each of its tokens, one
+            behind the other.
         tokens: aligned with `ids`.
         logprobs: aligned with `ids`, where any row asked; values of the others are valid too. After all processors.
-        top: id -> (token, logprob) pairs, best first, for rows that asked for them.
+        top: place in `ids` -> (token, logprob) pairs, best first, for rows that asked for them.
         prompt_logprobs: id -> log-probabilities of the prompt tokens that this step's chunk predicted: those at
             positions first + 1 to first + chunk of the chunk starting at `first`, as far as they are prompt.
         prompt_top: id -> for each of these prompt tokens, (token, logprob) pairs of the most likely ones at its place,
@@ -294,6 +312,7 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
             them, so that its blocks are filled as the plan says; its tokens must not be used.
         unsound: ids of rows whose logits hold NaN, which is the model's fault (`UNSOUND`); their tokens must not be
             used.
+        drafted: id -> number of tokens that were guessed and computed, of rows that had a guess.
     """
 
     step: int
@@ -307,6 +326,7 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
     failed: dict[int, str] = {}
     unsound: list[int] = []
     prompt_top: dict[int, list[list[tuple[int, float]]]] = {}
+    drafted: dict[int, int] = {}
 
 
 class ShardJob(msgspec.Struct, frozen=True):
@@ -384,6 +404,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
         switch: the length beyond which all tokens of a sequence have other rotary frequencies (LongRoPE). A row that
             reaches it leaves the batch and joins again with nothing computed. 0: there is no such length.
         stretched: keys of a prompt longer than this depend on its length (dynamic NTK). 0: they never do.
+        drafts: the logits of a token are bit for bit the same in any step, so that guessed tokens can be computed
+            together (`StepPlan.drafts`).
     """
 
     family: str
@@ -392,6 +414,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     weight_bytes: int = 0
     switch: int = 0
     stretched: int = 0
+    drafts: bool = False
 
 
 class CacheSize(msgspec.Struct, frozen=True):

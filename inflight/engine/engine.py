@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from functools import partial
@@ -51,6 +51,8 @@ from inflight.sched import Capacity, Sequence
 from inflight.text import Tokenizer, shown
 
 log = logging.getLogger("inflight")
+
+NO_DRAFTS = "guesses are checked exactly for models without recurrent states on the CPU engine only"
 
 ENCODER = "encoder"
 """Family of models that only embed."""
@@ -243,6 +245,8 @@ class Engine:
                 "image in one step"
             )
         self._rooms[replica] = room
+        if config.policy.speculate and not offer.model.drafts and not self._lanes.all:
+            log.warning("'%s' makes one token a step in spite of --speculate: %s", config.name, NO_DRAFTS)
         least = min(self._rooms.values(), key=lambda room: room.capacity.total_tokens)
         encodes = offer.model.family == ENCODER
         pooling = self._intake.pooling(encodes) if offer.embedding_size else None
@@ -311,7 +315,8 @@ class Engine:
                     self._looking[stream.sequence.id].cancel()
             if caller is not None and stream is not None:
                 caller.spent(len(stream.sequence.tokens))
-            self._count(time.perf_counter() - began, start, finish, failure, request)
+            skipped = stream.sequence.skipped if stream is not None else {}
+            self._count(time.perf_counter() - began, start, finish, failure, request, skipped)
 
     def _count(
         self,
@@ -320,17 +325,19 @@ class Engine:
         finish: Finish | None,
         failure: str | None,
         request: GenerationRequest,
+        skipped: Mapping[int, int],
     ) -> None:
         """Counts an ended request in the metrics.
 
         Args:
             failure: the kind of error it ended with; None: it was answered.
+            skipped: as in `LlmMetrics.done`.
         """
         if self._metrics is None:
             return
         length, generated = (finish.prompt_length, finish.generated) if finish is not None else (0, 0)
         queued, inference = (start.queued if start else 0.0), (finish.inference if finish else 0.0)
-        self._metrics.generations.done(length, generated, queued, inference, seconds, failure)
+        self._metrics.generations.done(length, generated, queued, inference, seconds, failure, skipped)
         if request.embed and start is not None and failure is None:
             times = TextTimes(seconds, start.encoding, queued, inference)
             self._metrics.generations.texts.done(_kind(request), length, times)

@@ -6,9 +6,14 @@ import asyncio
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from inflight.contract import Grammar, Thought
 from inflight.errors import InflightError, InvalidRequest, ModelError
+from inflight.sched import guess
 from inflight.text import GrammarCompiler, Matcher, ThoughtMatcher, Tokenizer, thought_matcher
 
 COMPILE_TIMEOUT = 10.0
@@ -18,7 +23,34 @@ COMPILERS = 2
 
 Follower = Matcher | ThoughtMatcher
 """Follows one generation and says which tokens may come next."""
-Masked = Callable[[list[bytes | InflightError]], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one generation's follower is asked for.
+
+    Attributes:
+        tokens: those that came since the last time.
+        known: all tokens, prompt first.
+        forced: tokens of a draft that the grammar forces, at most; guesses: that are guessed, at most.
+    """
+
+    follower: Follower
+    tokens: Items[int]
+    known: Items[int] = ()
+    forced: int = 0
+    guesses: int = 0
+
+
+class Next(NamedTuple):
+    """What may follow: `Sequence.mask`, `Sequence.draft` and `Sequence.forced`."""
+
+    mask: bytes
+    draft: Items[tuple[int, bytes]] = ()
+    forced: int = 0
+
+
+Advanced = Callable[[list[Next | InflightError]], None]
 
 
 class Grammars:
@@ -67,9 +99,9 @@ class Grammars:
                 f"the grammar was not compiled within {COMPILE_TIMEOUT:g} seconds; make it simpler"
             ) from None
 
-    def advance(self, steps: Items[tuple[Follower, int]], done: Masked) -> None:
-        """Advances each matcher by its token and calls `done` on the loop with the masks that follow, in order."""
-        future = asyncio.get_running_loop().run_in_executor(self._mask_thread, _masks, steps)
+    def advance(self, steps: Items[Step], done: Advanced) -> None:
+        """Advances each matcher by its tokens and calls `done` on the loop with what follows, in order."""
+        future = asyncio.get_running_loop().run_in_executor(self._mask_thread, _advanced, steps)
         future.add_done_callback(lambda work: None if work.cancelled() else done(work.result()))
 
     def close(self) -> None:
@@ -77,14 +109,25 @@ class Grammars:
         self._mask_thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _masks(steps: Items[tuple[Follower, int]]) -> list[bytes | InflightError]:
-    masks: list[bytes | InflightError] = []
-    for matcher, token in steps:
+def _advanced(steps: Items[Step]) -> list[Next | InflightError]:
+    found: list[Next | InflightError] = []
+    for step in steps:
         try:
-            matcher.advance(token)
-            masks.append(matcher.mask())
+            for token in step.tokens:
+                step.follower.advance(token)
+            found.append(_next(step))
         except InflightError as error:
-            masks.append(error)
+            found.append(error)
         except Exception as error:  # fails this generation only
-            masks.append(ModelError(f"the grammar failed: {error}"))
-    return masks
+            found.append(ModelError(f"the grammar failed: {error}"))
+    return found
+
+
+def _next(step: Step) -> Next:
+    """The draft is what the grammar forces, then what the text itself says of the tokens behind."""
+    mask, likely = step.follower.mask(), step.follower.forced()[: step.forced] if step.forced else []
+    forced = len(likely)
+    if step.guesses and forced < step.forced:
+        likely += guess(np.array([*step.known, *likely], np.int32), step.guesses).tolist()
+    draft = step.follower.along(likely) if likely else ()
+    return Next(mask, draft, min(forced, len(draft)))

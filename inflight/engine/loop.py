@@ -13,7 +13,7 @@ from inflight.config import Policy
 from inflight.contract import StepPlan, StepResult
 from inflight.engine.checks import failures
 from inflight.engine.executor import Executor, RanksKilled
-from inflight.engine.grammars import Follower, Grammars
+from inflight.engine.grammars import Follower, Grammars, Next, Step
 from inflight.engine.prompt_cache import PromptCache
 from inflight.engine.recovery import Recovery
 from inflight.engine.stream import Stream
@@ -283,7 +283,7 @@ class StepLoop:
                 stream.fail(error)
                 self.streams.close(stream)
         logprobs, tops = result.logprobs, result.top
-        masked: list[tuple[Stream, Follower, int]] = []
+        masked: dict[int, tuple[Stream, Step]] = {}
         for sequence, token, index in self.scheduler.apply(result):
             stream = self.streams.get(sequence.id)
             if stream is None or stream.finished:
@@ -291,27 +291,38 @@ class StepLoop:
                 continue
             logprob = logprobs[index] if logprobs is not None and sequence.sampling.logprobs else None
             stream.embedding = result.embeddings.get(sequence.id, stream.embedding)
-            if stream.push(token, logprob, tops.get(sequence.id, ())):
+            if stream.push(token, logprob, tops.get(index, ())):
                 self.scheduler.finish(sequence.id)
             elif stream.follower is not None and sequence.mask is None:
-                masked.append((stream, stream.follower, token))
+                self._follow(stream, stream.follower, token, masked)
         if masked:
-            self._mask(masked)
+            self._mask(list(masked.values()))
         if self._metrics is not None and flight.method != "pulse":
             host = time.perf_counter() - began
             self._metrics.generations.step(flight.method, began - flight.submitted, result.seconds, host)
 
-    def _mask(self, masked: list[tuple[Stream, Follower, int]]) -> None:
+    def _follow(self, stream: Stream, follower: Follower, token: int, masked: dict[int, tuple[Stream, Step]]) -> None:
+        """Adds a token to what a row's follower is to be asked for."""
+        sequence = stream.sequence
+        if sequence.id in masked:
+            tokens = [*masked[sequence.id][1].tokens, token]
+        else:
+            tokens = [token]
+        forced, guesses = self.scheduler.hopes(sequence)
+        masked[sequence.id] = stream, Step(follower, tokens, sequence.tokens, forced, guesses)
+
+    def _mask(self, masked: list[tuple[Stream, Step]]) -> None:
         """Computes the masks of the next tokens of these rows, off the event loop; until then the rows are on hold."""
 
-        def done(masks: list[bytes | InflightError]) -> None:
-            for (stream, _, _), mask in zip(masked, masks):
-                if isinstance(mask, InflightError):
-                    stream.fail(mask)
+        def done(found: list[Next | InflightError]) -> None:
+            for (stream, _), next in zip(masked, found):
+                if isinstance(next, InflightError):
+                    stream.fail(next)
                     self.streams.close(stream)
                 else:
-                    stream.sequence.mask = mask
-            for stream, _, _ in masked:
+                    sequence = stream.sequence
+                    sequence.mask, sequence.draft, sequence.forced = next
+            for stream, _ in masked:
                 stream.home.wake()
 
-        self._grammars.advance([(follower, token) for _, follower, token in masked], done)
+        self._grammars.advance([step for _, step in masked], done)

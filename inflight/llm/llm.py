@@ -103,6 +103,7 @@ class LLM:
         watermark_gamma, watermark_delta: share of the vocabulary that a watermark favours, and what it adds there.
         lora_adapters: folders of LoRA adapters (PEFT's layout), or their ids on the hub, by name.
         max_batch_prefill_tokens, max_batch_mixed_tokens: of `GeneratorConfig`; None: by device.
+        speculate: next tokens that are guessed at most and checked in one step; None: none.
         tool_call_parser, reasoning_parser: the forms in which the model writes calls and thoughts, for doors over
             `engine`; None: as its chat template shows.
         start_timeout: seconds that loading may take; a thread that hangs in a library stays. None: any time.
@@ -138,6 +139,7 @@ class LLM:
         max_total_tokens: int | None = None,
         tool_call_parser: str | None = None,
         reasoning_parser: str | None = None,
+        speculate: int | None = None,
         plans_in_flight: int = 2,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
@@ -167,6 +169,7 @@ class LLM:
             device_ids=tuple(range(device_id, device_id + replicas)),
             max_batch_size=max_batch_size,
             max_concurrent_requests=1 << 30,
+            speculate=speculate,
             plans_in_flight=plans_in_flight,
         ).completed(os.environ)
         self._closed = False

@@ -135,9 +135,20 @@ class LlmMetrics:
         self._asked.observe(max_new_tokens)
 
     def done(
-        self, prompt: int, generated: int, queued: float, inference: float, seconds: float, failure: str | None = None
+        self,
+        prompt: int,
+        generated: int,
+        queued: float,
+        inference: float,
+        seconds: float,
+        failure: str | None = None,
+        skipped: Mapping[int, int] = {},
     ) -> None:
-        """Counts a generation that ended: tokens of prompt and output; seconds; `failure`: TGI's error type."""
+        """Counts a generation that ended: tokens of prompt and output; seconds; `failure`: TGI's error type.
+
+        Args:
+            skipped: number of steps by the number of tokens that they made beyond the first.
+        """
         if failure is not None:
             self._failures[failure] = self._failures.get(failure, 0) + 1
             return
@@ -146,7 +157,11 @@ class LlmMetrics:
             histogram.observe(value)
         for histogram, length in zip(self._lengths.values(), (prompt, generated)):
             histogram.observe(length)
-        self._skipped.observe(0, generated)  # nothing is guessed ahead, so every step makes one token of a row
+        several = 0
+        for tokens, steps in skipped.items():
+            self._skipped.observe(tokens, steps)
+            several += (tokens + 1) * steps
+        self._skipped.observe(0, max(0, generated - several))
 
     def refused(self, failure: str) -> None:
         """Counts a request that was refused before it reached a model. `failure`: TGI's error type."""

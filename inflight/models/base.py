@@ -160,6 +160,7 @@ class CausalLM(ABC):
         stretched: tokens of prompts longer than this are rotated by the prompt's length. 0: no such length.
         hidden: [S, H], the hidden states that the last step's logits were computed from; None: the model hides them.
         state_bytes: memory of one row's recurrent states; 0: the model has no recurrent layers.
+        drafts: see `ModelFacts`.
         best: int64 [S] on the host, the index of each row's largest logit (of equal ones the first; -1: a logit is not
             a number); None: the model does not compute it.
     """
@@ -175,13 +176,16 @@ class CausalLM(ABC):
     switch: int = 0
     stretched: int = 0
     state_bytes: int = 0
+    drafts: bool = False
     hidden: ModelArray | None = None
     best: Array | None = None
 
     @property
     def facts(self) -> ModelFacts:
         """The attributes that the engine has to know."""
-        return ModelFacts(self.family, self.dtype, self.vocab_size, self.weight_bytes, self.switch, self.stretched)
+        return ModelFacts(
+            self.family, self.dtype, self.vocab_size, self.weight_bytes, self.switch, self.stretched, self.drafts
+        )
 
     @abstractmethod
     def block_bytes(self, block_size: int) -> int:

@@ -2,8 +2,20 @@
 
 from inflight.sched.blocks import BlockPool
 from inflight.sched.keeping import Keeper
+from inflight.sched.lookup import guess
 from inflight.sched.routing import Bid, Prospects, cheapest
 from inflight.sched.scheduler import Capacity, Scheduler
 from inflight.sched.sequence import Sequence, media_rows
 
-__all__ = ["Bid", "BlockPool", "Capacity", "Keeper", "Prospects", "Scheduler", "Sequence", "cheapest", "media_rows"]
+__all__ = [
+    "Bid",
+    "BlockPool",
+    "Capacity",
+    "Keeper",
+    "Prospects",
+    "Scheduler",
+    "Sequence",
+    "cheapest",
+    "guess",
+    "media_rows",
+]

@@ -9,10 +9,11 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from inflight.config import Policy
-from inflight.contract import AdmittedRow, EncodedImage, ShardOffer, StepPlan, StepResult
+from inflight.contract import AdmittedRow, Draft, EncodedImage, ShardOffer, StepPlan, StepResult
 from inflight.errors import InvalidRequest
 from inflight.sched.blocks import BlockPool
 from inflight.sched.sequence import CRASHED, KILLED, PROOF, Sequence
+from inflight.sched.speculation import Speculation
 from inflight.sched.states import States
 
 EXPECTED_OUTPUT = 512
@@ -47,6 +48,7 @@ class Capacity:
         switch, stretched: of `ShardOffer`.
         states: slots of recurrent states; 0: the model has none.
         align: tokens between the states that are saved of a long prompt.
+        guesses: of its next tokens that a row guesses at most; 0: none.
     """
 
     num_blocks: int
@@ -59,6 +61,7 @@ class Capacity:
     stretched: int = 0
     states: int = 0
     align: int = 0
+    guesses: int = 0
 
     @classmethod
     def of(cls, offer: ShardOffer, policy: Policy, num_blocks: int) -> Capacity:
@@ -77,6 +80,7 @@ class Capacity:
             model.stretched,
             states.slots,
             states.align,
+            policy.guesses if model.drafts else 0,
         )
 
     @property
@@ -85,7 +89,7 @@ class Capacity:
 
 
 @dataclass(slots=True)
-class _Draft:
+class _Making:
     """A plan in the making."""
 
     budget: int
@@ -96,6 +100,7 @@ class _Draft:
     hold: list[int] = field(default_factory=list)
     masks: list[tuple[int, bytes]] = field(default_factory=list)
     saves: list[tuple[int, int, int]] = field(default_factory=list)
+    drafts: list[Draft] = field(default_factory=list)
     rows: int = 0
 
 
@@ -106,11 +111,15 @@ class _Sent:
     Attributes:
         rows: the batch of the plan; a loss of the shards while it runs may be caused by any of these.
         hold: ids of rows that it does not compute.
+        drafts: of rows.
+        decodes: it computes no prompts.
     """
 
     step: int
     rows: list[Sequence]
     hold: list[int]
+    drafts: list[Draft]
+    decodes: bool
 
 
 class Scheduler:
@@ -132,6 +141,7 @@ class Scheduler:
         self.capacity = capacity
         self.pool = BlockPool(capacity.num_blocks)
         self.states = States(capacity.states, capacity.align, capacity.block_size)
+        self.speculation = Speculation(capacity.guesses, capacity.mixed_tokens)
         if capacity.states:
             self.pool.on_drop = self.states.pool.forget
         self.requests: dict[int, Sequence] = {}
@@ -249,7 +259,7 @@ class Scheduler:
         rows and blocks last. Prompts delay each token of rows that stream by one small chunk (`_spare`); they go first
         only while no row streams yet (`_prompts_of_burst`).
         """
-        draft = _Draft(self.capacity.max_step_tokens, self.capacity.max_prefill_tokens)
+        draft = _Making(self.capacity.max_step_tokens, self.capacity.max_prefill_tokens)
         self.states.publish()
         self._let_go(draft)
         if not self._prompts_of_burst(draft):
@@ -259,8 +269,19 @@ class Scheduler:
         if not draft.rows:
             self._leaving = draft.filter  # sent with the next step that computes something
             return None
-        plan = StepPlan(self._step, draft.filter, draft.prefill, draft.grants, draft.hold, draft.masks, draft.saves)
-        self._in_flight.append(_Sent(self._step, self._running.copy(), draft.hold))
+        plan = StepPlan(
+            self._step,
+            draft.filter,
+            draft.prefill,
+            draft.grants,
+            draft.hold,
+            draft.masks,
+            draft.saves,
+            draft.drafts,
+        )
+        self._in_flight.append(
+            _Sent(self._step, self._running.copy(), draft.hold, draft.drafts, decodes=not draft.prefill)
+        )
         self._step += 1
         return plan
 
@@ -270,27 +291,33 @@ class Scheduler:
             return None
         plan = StepPlan(self._step, self._leaving)
         self._leaving = []
-        self._in_flight.append(_Sent(self._step, [], []))
+        self._in_flight.append(_Sent(self._step, [], [], [], decodes=False))
         self._step += 1
         return plan
 
     def apply(self, result: StepResult) -> Iterable[tuple[Sequence, int, int]]:
-        """Applies a result: pending tokens become known.
+        """Applies a result: pending tokens, and right guesses, become known.
 
         Yields (sequence, token, index in the result) for every token of a request that is not finished. A sequence that
         has all its tokens is removed here.
         """
-        expected = self._in_flight.popleft().step
-        assert result.step == expected, f"step {result.step} answered, {expected} was next"
+        sent = self._in_flight.popleft()
+        assert result.step == sent.step, f"step {result.step} answered, {sent.step} was next"
+        if self.speculation.most:
+            self._learn(sent, result)
         block_size = self.capacity.block_size
         requests = self.requests
+        before: Sequence | None = None
         for index, (id, token) in enumerate(zip(result.ids, result.tokens)):
             sequence = requests.get(id)
             if sequence is None:
                 continue  # it was finished while this step ran
-            sequence.pending -= 1
+            if sequence is not before:
+                sequence.pending -= 1
+                sequence.mask, sequence.draft, before = None, (), sequence
+            elif sequence.running:
+                sequence.planned += 1  # the plan has computed the guess before
             sequence.tokens.append(token)
-            sequence.mask = None
             known = len(sequence.tokens)
             if sequence.blame and known > sequence.lost_at:
                 sequence.blame = 0
@@ -337,7 +364,7 @@ class Scheduler:
         away = [row for row in self.requests.values() if not row.queued and not row.running]  # for their last tokens
         back = [row for row in (*away, *self._running) if not row.finished]
         for row in self.requests.values():
-            row.pending = 0
+            row.pending = row.spread = 0
         for row in self._running:
             row.forget_place()
         for suspect in (False, True):
@@ -367,7 +394,7 @@ class Scheduler:
 
     # Steps of a plan
 
-    def _let_go(self, draft: _Draft) -> None:
+    def _let_go(self, draft: _Making) -> None:
         """Removes rows that are finished or whose last token is pending."""
         draft.filter, self._leaving = self._leaving, []
         if any(row.finished or len(row.tokens) + row.pending >= row.stop_at for row in self._running):
@@ -379,9 +406,10 @@ class Scheduler:
                     staying.append(row)
             self._running = staying
 
-    def _decode(self, draft: _Draft) -> None:
+    def _decode(self, draft: _Making) -> None:
         """Advances every row whose known tokens are all computed; rows with a full last block get another one."""
         block_size, switch = self.capacity.block_size, self.capacity.switch or -1
+        bar = self._bar()
         index = 0
         while index < len(self._running):
             row = self._running[index]
@@ -397,20 +425,80 @@ class Scheduler:
             if row.waits:
                 draft.hold.append(row.id)
                 continue
-            if row.planned == len(row.blocks) * block_size:
+            if row.planned + row.spread >= len(row.blocks) * block_size:
                 block = self._take_or_preempt(row, draft)
                 if block is None:
                     continue  # the row itself was preempted
                 row.blocks.append(block)
                 draft.grants.append((row.id, block))
+            guesses = 0 if bar is None and not row.draft else self._guess(row, draft, bar)
             row.planned += 1
             if row.state is not None:
                 self.states.save_decoding(row, draft.saves)
-            self._sample(row, draft)
+            self._sample(row, draft, guesses)
             draft.rows += 1
             draft.budget -= 1
 
-    def _prompts_of_burst(self, draft: _Draft) -> bool:
+    def _bar(self) -> float | None:
+        """How likely a guessed token must be right in the next step; None: no row guesses. Prompts use the idle
+        arithmetic better."""
+        if not self.capacity.guesses or self.waiting or not all(map(self._decodes, self._running)):
+            return None
+        return self.speculation.bar(len(self._running))
+
+    def _guess(self, row: Sequence, draft: _Making, bar: float | None) -> int:
+        """Plans the guess of a row that decodes, as far as its blocks and free ones go; returns the most tokens that it
+        may have."""
+        if 0 < self.capacity.switch < row.stop_at and not row.turned:
+            return 0  # at that length all keys are computed anew, which is planned by counts
+        speculation, size = self.speculation, self.capacity.block_size
+        most = len(row.draft)
+        if not most and bar is not None:
+            most = speculation.length(row.experience, len(row.tokens), bar)
+        place = row.planned + row.spread + 1
+        left = len(self._running) - draft.rows  # rows whose newest tokens are still to come, this one included
+        used = draft.rows + sum(each.most for each in draft.drafts) + left
+        most = min(row.guesses(most), speculation.room - used, draft.budget - left)
+        most = min(most, (len(row.blocks) + self.pool.free) * size - place)
+        if most <= 0:
+            return 0
+        for block in self.pool.take(max(0, -(-(place + most) // size) - len(row.blocks))) or ():
+            row.blocks.append(block)
+            draft.grants.append((row.id, block))
+        draft.drafts.append(Draft(row.id, most, [token for token, _ in row.draft[:most]]))
+        draft.budget -= most
+        row.spread += most
+        return most
+
+    def hopes(self, row: Sequence) -> tuple[int, int]:
+        """Of the next `draft` of a row in `lockstep`, tokens that its grammar forces, and that are guessed, at most."""
+        bar = self._bar()
+        guesses = 0 if bar is None else self.speculation.length(row.experience, len(row.tokens), bar)
+        return self.speculation.forced, guesses
+
+    def _learn(self, sent: _Sent, result: StepResult) -> None:
+        """Notes what guesses have brought and what they have cost."""
+        right: dict[int, int] = {}
+        for id in result.ids:
+            right[id] = right.get(id, -1) + 1
+        for draft in sent.drafts:
+            row = self.requests.get(draft.id)
+            if row is None:
+                continue
+            row.spread -= draft.most
+            found = right.get(draft.id, 0)
+            if found:
+                row.skipped[found] = row.skipped.get(found, 0) + 1
+            guessed = result.drafted.get(draft.id, 0)
+            forced = min(row.forced, guessed) if draft.tokens else 0
+            if forced:
+                self.speculation.tried_forced(forced, min(found, forced))
+            if guessed > forced and found >= forced:
+                self.speculation.tried(row.experience, guessed - forced, found - forced)
+        if sent.decodes and right:
+            self.speculation.took(len(right), sum(result.drafted.values()), result.seconds)
+
+    def _prompts_of_burst(self, draft: _Making) -> bool:
         """Plans only prompts while all rows have just begun; returns False if this is not such a step.
 
         So requests that came together get their first tokens at the full rate of prefill and then stream in one batch,
@@ -452,7 +540,7 @@ class Scheduler:
                 left += 0 if sequence.finished else len(sequence.tokens)
         return left
 
-    def _spare(self, draft: _Draft) -> None:
+    def _spare(self, draft: _Making) -> None:
         """Limits the prompt tokens of a step in which rows decode.
 
         A step of a few rows takes as long as reading the weights. Up to `mixed_tokens` tokens, prompts use the
@@ -469,16 +557,16 @@ class Scheduler:
         share = max(capacity.mixed_tokens - draft.rows, draft.rows + SHARE * behind)
         draft.prefill_budget = min(draft.prefill_budget, share)
 
-    def _prompts(self, draft: _Draft) -> None:
+    def _prompts(self, draft: _Making) -> None:
         self._continue_prompts(draft)
         self._admit(draft)
 
-    def _continue_prompts(self, draft: _Draft) -> None:
+    def _continue_prompts(self, draft: _Making) -> None:
         for row in self._running:
             if row.planned < len(row.tokens) and not row.pending and not row.waits and not self._decodes(row):
                 self._chunk(row, draft, first=False)
 
-    def _admit(self, draft: _Draft) -> None:
+    def _admit(self, draft: _Making) -> None:
         """Admits waiting requests in order. Stops at the first that does not fit, so that none is overtaken."""
         self.short_of_states = False
         while draft.budget > 0 and draft.prefill_budget > 0 and len(self._running) < self.capacity.max_rows:
@@ -542,7 +630,7 @@ class Scheduler:
     def _decodes(self, row: Sequence) -> bool:
         return row.planned == len(row.tokens) + row.pending - 1 and row.planned >= row.num_prompt
 
-    def _chunk(self, row: Sequence, draft: _Draft, first: bool) -> bool:
+    def _chunk(self, row: Sequence, draft: _Making, first: bool) -> bool:
         """Plans the next chunk of a row's known tokens; returns False if there is no room for it."""
         chunk, missing = self._room(row, draft)
         if chunk <= 0:
@@ -579,7 +667,7 @@ class Scheduler:
                 self.on_computed(row)
         return True
 
-    def _room(self, row: Sequence, draft: _Draft) -> tuple[int, int]:
+    def _room(self, row: Sequence, draft: _Making) -> tuple[int, int]:
         """Tokens of a row's next chunk, 0 if there is no room, and the blocks that it needs.
 
         A span whose tokens see each other may exceed the prompt's share of a step in which rows decode, but not what a
@@ -597,11 +685,13 @@ class Scheduler:
             return 0, 0
         return stop - start, -(-stop // size) - len(row.blocks)
 
-    def _sample(self, row: Sequence, draft: _Draft) -> None:
-        """Makes the plan sample the row's next token."""
+    def _sample(self, row: Sequence, draft: _Making, guesses: int = 0) -> None:
+        """Makes the plan sample the row's next token, and those behind its guesses."""
         row.pending += 1
         if row.mask:
             draft.masks.append((row.id, row.mask))  # the row keeps it until its token is known, for a plan after a loss
+            if guesses:
+                draft.masks += [(row.id, mask) for _, mask in row.draft[:guesses]]
 
     def _turn(self, sequence: Sequence) -> None:
         """Sets `turned`: keys that depend on a sequence's length are shared only by sequences of the same variant."""
@@ -613,7 +703,7 @@ class Scheduler:
             sequence.turned = turned
             sequence.digests.clear()
 
-    def _take_or_preempt(self, row: Sequence, draft: _Draft) -> int | None:
+    def _take_or_preempt(self, row: Sequence, draft: _Making) -> int | None:
         """Takes a block for a running row. If none is free, preempts the last rows; None if it preempted the row."""
         while not self.pool.free:
             last = self._running.pop()
@@ -626,7 +716,7 @@ class Scheduler:
         assert taken is not None
         return taken[0]
 
-    def _leave(self, row: Sequence, draft: _Draft) -> None:
+    def _leave(self, row: Sequence, draft: _Making) -> None:
         self._publish(row)
         if self.on_computed is not None:
             self.on_computed(row)

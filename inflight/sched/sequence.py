@@ -11,6 +11,7 @@ import numpy as np
 
 from inflight.contract import Array, EncodedImage, MediaRows, Sampling, SeenImage, Span
 from inflight.sched.blocks import chain, root
+from inflight.sched.speculation import Experience
 
 CRASHED, KILLED, SUSPECT, PROOF = 2, 1, 4, 6
 """Blame of a row. A loss of the shards adds `CRASHED` or `KILLED` to each row that they computed; the row's next token
@@ -25,7 +26,8 @@ class Sequence:
     """A request that has a row in the batch or waits for one.
 
     Its progress is three counts: `len(tokens)` tokens are *known*; the keys and values of the first `planned` tokens
-    are computed by plans that were sent; `pending` further tokens are sampled by plans that are not answered yet.
+    are computed by plans that were sent; `pending` further tokens are sampled by plans that are not answered yet. In
+    these it may guess up to `spread` more, which become known, and count as planned, if they are right.
 
     Attributes:
         tokens: prompt and answered tokens.
@@ -34,6 +36,8 @@ class Sequence:
         lockstep: it follows a grammar, so a step needs its last token on the host, and then `mask`.
         lockstep_at: with `lockstep`, only from this number of known tokens on.
         mask: the tokens that may come next, if `lockstep`; None while they are not known, empty where all may.
+        draft: likely next tokens, with the mask behind each, if `lockstep`. Other rows guess for themselves.
+        forced: number of the first of them that its grammar forces.
         adapter: number of its LoRA adapter; 0: none.
         spans: runs of prompt tokens whose embeddings come from images, by position.
         images: of the spans. The scheduler drops them when the request is finished. The keys of those without rows are
@@ -54,6 +58,8 @@ class Sequence:
         finished: its request has ended.
         blame: sum of its blame for losses of the shards since its last token.
         lost_at: number of known tokens at the last of these losses.
+        experience: with its guesses.
+        skipped: number of steps by the number of guessed tokens that were right, without those where it is 0.
     """
 
     __slots__ = (
@@ -62,7 +68,10 @@ class Sequence:
         "blocks",
         "cached",
         "digests",
+        "draft",
+        "experience",
         "finished",
+        "forced",
         "id",
         "images",
         "junction",
@@ -81,7 +90,9 @@ class Sequence:
         "restore",
         "running",
         "sampling",
+        "skipped",
         "spans",
+        "spread",
         "state",
         "stop_at",
         "tenant",
@@ -115,6 +126,8 @@ class Sequence:
         self.lockstep = lockstep
         self.lockstep_at = 0
         self.mask: bytes | None = None
+        self.draft: Tokens[tuple[int, bytes]] = ()
+        self.forced = 0
         self.adapter = adapter
         self.spans = spans
         self.images = images
@@ -122,6 +135,9 @@ class Sequence:
         self.own = self.num_prompt
         self.planned = 0
         self.pending = 0
+        self.spread = 0
+        self.experience = Experience()
+        self.skipped: dict[int, int] = {}
         self.blocks: list[int] = []
         self.digests: list[bytes] = []
         self.published = 0
@@ -144,11 +160,28 @@ class Sequence:
         return len(self.tokens) - self.num_prompt
 
     @property
+    def reach(self) -> int:
+        """Number of tokens that it has at most when all plans are answered."""
+        return len(self.tokens) + self.pending + self.spread
+
+    @property
     def waits(self) -> bool:
-        """Whether it cannot sample yet, because its last token or the mask of the next one is not known."""
-        if not self.lockstep or len(self.tokens) + self.pending < self.lockstep_at:
+        """Whether it cannot sample yet, because its last token or the mask of the next one is not known, or because it
+        may have all its tokens."""
+        if self.spread and self.reach >= self.stop_at:
+            return True
+        if not self.lockstep or self.reach < self.lockstep_at:
             return False
         return self.pending > 0 or self.mask is None
+
+    def guesses(self, most: int) -> int:
+        """How many of these tokens it may guess in its next step: it gets no more than it may, and before each of them
+        it is known what may come."""
+        if self.lockstep and self.reach >= self.lockstep_at:
+            most = min(most, len(self.draft))
+        elif self.lockstep:
+            most = min(most, self.lockstep_at - 1 - self.reach)
+        return max(0, min(most, self.stop_at - 1 - self.reach))
 
     @property
     def suspect(self) -> bool:

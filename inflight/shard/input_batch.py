@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from inflight.contract import AdmittedRow, Array, Sampling, StepPlan
+from inflight.contract import AdmittedRow, Array, Draft, Sampling, StepPlan
 from inflight.models import DecodeRows, ForwardBatch, ImageRows
+from inflight.sched import guess
 from inflight.shard.row_images import RowImages, joined
 
 WIDTH = 64
@@ -30,12 +31,14 @@ class StepInput:
 
     Attributes:
         batch: for the model; rows that decode come first.
-        sampled: rows whose last known token is computed now, in the order of the last `len(sampled)` logits.
+        sampled: rows whose last known token is computed now, in the order of the last logits.
+        places: of each of them the number of places at which it samples: one, and one for each guessed token.
         scored: chunks in the order of the first logits.
     """
 
     batch: ForwardBatch
     sampled: list[int]
+    places: list[int]
     scored: list[Scored]
 
 
@@ -157,6 +160,43 @@ class InputBatch:
         self.tokens[index, self.known[index]] = tokens
         self.known[index] += 1
 
+    def guessed(self, drafts: Sequence[Draft]) -> dict[int, int]:
+        """Writes the guesses of rows behind their known tokens; returns the number of each row's, by row."""
+        found: dict[int, int] = {}
+        for id, most, given in drafts:
+            row = self._index[id]
+            known = int(self.known[row])
+            most = min(most, int(self._num_blocks[row]) * self.block_size - known)
+            tokens = given[:most] if given else guess(self.tokens[row, :known], most)
+            if len(tokens):
+                self.tokens[row, known : known + len(tokens)] = tokens
+                found[row] = len(tokens)
+        return found
+
+    def accept(self, rows: Sequence[int], places: Sequence[int], tokens: Array) -> list[int]:
+        """Appends the sampled tokens of rows: of one with guesses as many as follow right guesses.
+
+        Args:
+            places: of each row, see `StepInput`.
+            tokens: int64, sampled at all places of all rows.
+
+        Returns:
+            Indices of the appended ones among `tokens`.
+        """
+        self._all_sampled = len(rows) == len(self.ids)
+        kept: list[int] = []
+        first = 0
+        for row, count in zip(rows, places):
+            known, own = int(self.known[row]), tokens[first : first + count]
+            wrong = np.flatnonzero(self.tokens[row, known : known + count - 1] != own[:-1])
+            right = int(wrong[0]) + 1 if len(wrong) else count
+            self.tokens[row, known : known + right] = own[:right]
+            self.known[row] = known + right
+            self.computed[row] = known + right - 1  # what was computed behind a wrong guess is computed again
+            kept += range(first, first + right)
+            first += count
+        return kept
+
     @property
     def decoding(self) -> bool:
         """Whether every row decodes in a step that holds no rows and computes no chunks."""
@@ -174,18 +214,25 @@ class InputBatch:
         return self._decode_rows
 
     def step(
-        self, chunks: dict[int, int], hold: Sequence[int], saves: Sequence[tuple[int, int, int]] = ()
+        self,
+        chunks: dict[int, int],
+        hold: Sequence[int],
+        saves: Sequence[tuple[int, int, int]] = (),
+        guesses: Mapping[int, int] = {},
     ) -> StepInput:
-        """Takes the tokens of one step: one for every row that decodes, then the chunks. Counts them as computed.
+        """Takes the tokens of one step: one for every row that decodes, then the chunks, then rows with guesses. Counts
+        them as computed.
 
         Args:
             chunks: tokens of each row that prefills, by row.
             hold: ids of rows that do not decode in this step.
             saves: see `StepPlan`.
+            guesses: of rows that decode, see `guessed`.
         """
         count = len(self.ids)
         known, computed = self.known[:count], self.computed[:count]
         decodes = (computed == known - 1) & (computed >= self.prompt[:count])
+        chunks = {**chunks, **{row: 1 + guesses[row] for row in guesses}}
         if chunks:
             decodes[list(chunks)] = False
         for id in hold:
@@ -207,12 +254,12 @@ class InputBatch:
         contexts = self.computed[index]
         widest = -(-int(contexts.max(initial=0)) // self.block_size)
         ends = np.cumsum(lengths) - 1
-        sampled = [place for place, row in enumerate(rows) if self.computed[row] == self.known[row]]
+        sampled = [place for place, row in enumerate(rows) if self.computed[row] >= self.known[row]]
         scored = self._scored(rows, lengths, len(decoding))
         media = self._media(rows, lengths) if any(self._images) or self._shift[:count].any() else _Media()
         logits_at = [
             *(np.arange(ends[place] - lengths[place] + 1, ends[place] + 1) for place, *_ in scored),
-            ends[sampled],
+            *_sampled_at(ends, rows, sampled, guesses),
         ]
         places = np.concatenate(positions)
         reach = None
@@ -239,7 +286,8 @@ class InputBatch:
             save_to=save_to,
         )
         scored_rows = [Scored(rows[place], first, size) for place, first, size in scored]
-        return StepInput(batch, [rows[place] for place in sampled], scored_rows)
+        sampled = [rows[place] for place in sampled]
+        return StepInput(batch, sampled, [1 + guesses.get(row, 0) for row in sampled], scored_rows)
 
     def _media(self, rows: list[int], lengths: list[int]) -> _Media:
         """What images give to the tokens of a step. Drops what the step has computed."""
@@ -311,6 +359,13 @@ class InputBatch:
             self.tokens, self._decode_rows = _widened(self.tokens, end * self.block_size + 1), None
         self._blocks[row, begin:end] = blocks
         self._num_blocks[row] = end
+
+
+def _sampled_at(ends: Array, rows: list[int], sampled: list[int], guesses: Mapping[int, int]) -> list[Array]:
+    """Indices of the tokens behind which is sampled, of rows at these places in the step."""
+    if not guesses:
+        return [ends[sampled]]
+    return [np.arange(ends[place] - guesses.get(rows[place], 0), ends[place] + 1) for place in sampled]
 
 
 def _widened(table: np.ndarray[Any, Any], least: int) -> Array:

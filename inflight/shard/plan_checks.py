@@ -40,7 +40,7 @@ def checked_plan(plan: StepPlan, vocab_size: int, images: Images = TEXT_ONLY) ->
             admission = _repaired(admission, vocab_size, images)
         prefill.append(admission)
     if failed:
-        plan = StepPlan(plan.step, plan.filter, prefill, plan.grants, plan.hold, plan.masks, plan.saves)
+        plan = StepPlan(plan.step, plan.filter, prefill, plan.grants, plan.hold, plan.masks, plan.saves, plan.drafts)
     return plan, failed
 
 

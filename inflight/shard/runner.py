@@ -139,15 +139,16 @@ class ModelRunner:
             if admission.restore is not None:
                 self._model.copy_state(admission.restore, admission.state)
         chunks = self._batch.apply(plan)
+        guesses = self._batch.guessed(plan.drafts) if plan.drafts else {}
         if not self._batch.ids:
             return None if self._ranks.rank else StepResult(plan.step, [], [], seconds=time.perf_counter() - began)
-        if self._batch.decoding and not (chunks or plan.hold or plan.saves) and self._ranks.size == 1:
+        if self._batch.decoding and not (chunks or guesses or plan.hold or plan.saves) and self._ranks.size == 1:
             rows = self._batch.decode_rows
             greedy = rows.greedy and not plan.masks
             logits = self._model.decode(rows, greedy)
             if logits is not None:
                 return self._decoded(plan, rows, logits, greedy, began)
-        return self._forward(plan, chunks, failed, began)
+        return self._forward(plan, chunks, guesses, failed, began)
 
     def transfer(self, order: Transfer, answer: Callable[[Transferred], None]) -> None:
         """Begins to copy between the cache and files. Args: answer: called on another thread when it is done."""
@@ -170,10 +171,11 @@ class ModelRunner:
         tokens: list[int] = self._batch.tokens[row, : self._batch.known[row]].tolist()
         return tokens
 
-    def last_tokens(self, ids: Sequence[int]) -> list[int]:
-        """The newest known token of rows; after `run` the one that it sampled, on every rank."""
-        batch = self._batch
-        return [int(batch.tokens[row, batch.known[row] - 1]) for row in map(batch.row, ids)]
+    def known_from(self, id: int, first: int) -> list[int]:
+        """The known tokens of a row from this position on; after `run` with those that it sampled, on every rank."""
+        row = self._batch.row(id)
+        tokens: list[int] = self._batch.tokens[row, first : self._batch.known[row]].tolist()
+        return tokens
 
     def _decoded(self, plan: StepPlan, rows: DecodeRows, logits: ModelArray, greedy: bool, began: float) -> StepResult:
         """The result of a step in which every row decoded in the batch's own arrays. Most steps are of this kind."""
@@ -185,48 +187,65 @@ class ModelRunner:
                 unsound = [id for id, token in zip(rows.ids, tokens) if token < 0]
                 tokens = [max(0, token) for token in tokens]
             return StepResult(plan.step, rows.ids, tokens, seconds=time.perf_counter() - began, unsound=unsound)
-        return self._answer(plan, logits, list(range(len(rows.ids))), [], {}, began)
+        sampled = list(range(len(rows.ids)))
+        return self._answer(plan, logits, sampled, [1] * len(sampled), [], {}, began)
 
     def _forward(
-        self, plan: StepPlan, chunks: dict[int, int], failed: dict[int, str], began: float
+        self,
+        plan: StepPlan,
+        chunks: dict[int, int],
+        guesses: dict[int, int],
+        failed: dict[int, str],
+        began: float,
     ) -> StepResult | None:
-        step = self._batch.step(chunks, plan.hold, plan.saves)
+        step = self._batch.step(chunks, plan.hold, plan.saves, guesses)
         logits = self._model.forward(step.batch)
         if self._ranks.rank:
-            self._batch.append(step.sampled, self._shared(np.zeros(len(step.sampled), np.int64)))
+            self._append(step.sampled, step.places, self._shared(np.zeros(sum(step.places), np.int64)))
             return None
-        return self._answer(plan, logits, step.sampled, step.scored, failed, began)
+        return self._answer(plan, logits, step.sampled, step.places, step.scored, failed, began)
 
     def _answer(
         self,
         plan: StepPlan,
         logits: ModelArray,
         sampled: list[int],
+        places: list[int],
         scored: list[Scored],
         failed: dict[int, str],
         began: float,
     ) -> StepResult:
-        """Samples the rows `sampled` from the last logits; the first logits are those of the `scored` chunks."""
-        batch = self._batch
-        (scores, tops), embeddings = self._score(scored, logits), self._embed(sampled, scored, logits)
-        last = logits if len(logits) == len(sampled) else logits[len(logits) - len(sampled) :]
-        chosen = self._sample(sampled, last, dict(plan.masks))
+        """Samples the rows `sampled` from the last logits, each at its number of `places`; the first logits are those
+        of the `scored` chunks."""
+        batch, count = self._batch, sum(places)
+        (scores, tops), embeddings = self._score(scored, logits), self._embed(sampled, places, scored, logits)
+        last = logits if len(logits) == count else logits[len(logits) - count :]
+        rows = sampled if count == len(sampled) else np.repeat(sampled, places).tolist()
+        chosen = self._sample(rows, last, plan.masks)
         self._shared(chosen.tokens)
-        batch.append(sampled, chosen.tokens)
-        ids = [batch.ids[row] for row in sampled]
+        kept = self._append(sampled, places, chosen.tokens)
+        ids = [batch.ids[rows[place]] for place in kept]
         return StepResult(
             plan.step,
             ids,
-            chosen.tokens.tolist(),
-            None if chosen.logprobs is None else chosen.logprobs.tolist(),
-            {id: top for id, top in zip(ids, chosen.top) if top},
+            chosen.tokens[kept].tolist() if len(kept) < count else chosen.tokens.tolist(),
+            None if chosen.logprobs is None else chosen.logprobs[kept].tolist(),
+            {index: chosen.top[place] for index, place in enumerate(kept) if chosen.top[place]},
             scores,
             time.perf_counter() - began,
             embeddings,
             failed,
-            [ids[place] for place in chosen.unsound],
+            [ids[index] for index, place in enumerate(kept) if place in chosen.unsound] if chosen.unsound else [],
             tops,
+            {batch.ids[row]: number - 1 for row, number in zip(sampled, places) if number > 1} if plan.drafts else {},
         )
+
+    def _append(self, sampled: list[int], places: list[int], tokens: Array) -> Sequence[int]:
+        """Appends what was sampled at all places to the rows; returns the places whose tokens were."""
+        if len(tokens) > len(sampled):
+            return self._batch.accept(sampled, places, tokens)
+        self._batch.append(sampled, tokens)
+        return range(len(tokens))
 
     def _shared(self, tokens: Array) -> Array:
         """Rank 0's tokens, broadcast to every rank."""
@@ -237,18 +256,28 @@ class ModelRunner:
         shared: Array = self._ranks.broadcast(torch.from_numpy(tokens).to(self._device.torch)).cpu().numpy()
         return shared
 
-    def _sample(self, sampled: list[int], logits: ModelArray, masks: dict[int, bytes]) -> Sampled:
+    def _sample(self, rows: list[int], logits: ModelArray, masks: Sequence[tuple[int, bytes]]) -> Sampled:
+        """Samples once for each of `rows`, which names a row for each of its places, one behind the other."""
         batch = self._batch
 
         def state(place: int) -> RowState:
-            row = sampled[place]
-            return RowState(batch.tokens[row, : batch.known[row]], int(batch.prompt[row]))
+            row, first = rows[place], place
+            while first and rows[first - 1] == row:
+                first -= 1
+            # Behind the known tokens lie the guessed ones.
+            return RowState(batch.tokens[row, : batch.known[row] + place - first], int(batch.prompt[row]))
 
-        places = {place: masks[batch.ids[row]] for place, row in enumerate(sampled) if batch.ids[row] in masks}
+        places: dict[int, bytes] = {}
+        if masks:
+            first = {batch.ids[row]: place for place, row in reversed(list(enumerate(rows)))}
+            for id, mask in masks:
+                if id in first and batch.ids[rows[first[id]]] == id:
+                    places[first[id]] = mask
+                    first[id] += 1
         best = self._model.best
         if best is not None:
-            best = best[len(best) - len(sampled) :]
-        return self._sampler.sample(logits, [batch.sampling[row] for row in sampled], state, places, best)
+            best = best[len(best) - len(rows) :]
+        return self._sampler.sample(logits, [batch.sampling[row] for row in rows], state, places, best)
 
     def _score(
         self, scored: list[Scored], logits: ModelArray
@@ -272,7 +301,9 @@ class ModelRunner:
             start += size
         return scores, tops
 
-    def _embed(self, sampled: list[int], scored: list[Scored], logits: ModelArray) -> dict[int, bytes]:
+    def _embed(
+        self, sampled: list[int], counts: list[int], scored: list[Scored], logits: ModelArray
+    ) -> dict[int, bytes]:
         """Vectors or scores of the rows that asked for them and have their prompt computed now."""
         batch, hidden = self._batch, self._model.hidden
         wanted = [row for row in sampled if batch.sampling[row].pooling]
@@ -286,7 +317,9 @@ class ModelRunner:
                 self._means.add(batch.ids[row], self._sampler.on_host(hidden[start : start + size]))
             start += size
         vectors: dict[int, bytes] = {}
-        for place, row in enumerate(sampled, hidden.shape[0] - len(sampled)):
+        place = hidden.shape[0] - sum(counts) - 1
+        for row, count in zip(sampled, counts):
+            place += count
             if batch.known[row] != batch.prompt[row] or not batch.sampling[row].pooling:
                 continue
             id = batch.ids[row]

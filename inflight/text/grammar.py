@@ -85,6 +85,27 @@ class Matcher:
         """Continues the generation with this token."""
         self._matcher.consume_token(token)
 
+    def forced(self) -> list[int]:
+        """The tokens with which the text can only go on, as the tokenizer would write it; empty where it has a choice.
+        A model may write the same text in other tokens."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return tokens
+
+    def along(self, tokens: Sequence[int]) -> list[tuple[int, bytes]]:
+        """Of tokens that may come next, each with the mask behind it, as far as the grammar allows them and does not
+        end. Nothing is changed."""
+        walker, found = self._matcher.deep_copy(), []
+        for token in tokens:
+            if self._sayable is not None and token >= self._sayable:
+                break
+            if walker.try_consume_tokens([token]) != 1 or walker.is_stopped():
+                break
+            mask: bytes = walker.compute_bitmask()
+            if walker.is_error() or (self._sayable is not None and not _any(mask, self._sayable)):
+                break
+            found.append((token, mask))
+        return found
+
     def accepts(self, token: int) -> bool:
         """Continues with this token if it may come next; returns False, and changes nothing, if it may not."""
         return bool(self._matcher.try_consume_tokens([token]) == 1)

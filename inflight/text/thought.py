@@ -115,7 +115,7 @@ class ThoughtMatcher:
             return self._inside(token)
         if self._answer is None:
             return self._again(token)
-        self._todo = [token]
+        self._todo.append(token)  # several, where a step made several
         return None
 
     def advance(self, token: int) -> None:
@@ -160,6 +160,20 @@ class ThoughtMatcher:
         if mark.id is not None:
             return _either(found, one(mark.id))
         return _either(found, self._opening.mask()) if self._opening is not None else found
+
+    @property
+    def _plain(self) -> Matcher | None:
+        """The grammar, where nothing else says what may come next."""
+        behind = self._place == "behind" and not (self._lead or self._blank_room or self._todo)
+        return self._answer if behind else None
+
+    def forced(self) -> list[int]:
+        """As `Matcher.forced`."""
+        return self._plain.forced() if self._plain is not None else []
+
+    def along(self, tokens: Sequence[int]) -> list[tuple[int, bytes]]:
+        """As `Matcher.along`."""
+        return self._plain.along(tokens) if self._plain is not None else []
 
     # The places: each takes a token and returns the next mask, or None
 

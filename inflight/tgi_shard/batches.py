@@ -258,7 +258,8 @@ class Batches:
         seconds = time.perf_counter() - began
         if result is not None and result.unsound:
             raise ModelError(UNSOUND)  # of one row: the protocol has an error for a whole call only
-        tokens = self._runner.last_tokens([row.key for row in rows])
+        known = [len(row.asked.tokens) + row.generated for row in rows]
+        tokens = [self._runner.known_from(row.key, first)[0] for row, first in zip(rows, known)]
         generated = [self._take(row, token, result) for row, token in zip(rows, tokens)]
         staying = [one.row for one in generated if one.reason is None]
         if staying:
@@ -286,6 +287,6 @@ class Batches:
             return Generated(row, token, text, special, None, (), None, reason, whole)
         place = result.ids.index(row.key)
         logprob = result.logprobs[place] if result.logprobs is not None else None
-        top = result.top.get(row.key, ())
+        top = result.top.get(place, ())
         scores = result.prompt_logprobs.get(row.key) if row.generated == 1 else None
         return Generated(row, token, text, special, logprob, top, scores, reason, whole)

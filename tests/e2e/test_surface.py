@@ -372,11 +372,12 @@ def test_the_launchers_environment(tmp_path: Path) -> None:
     template.write_text(json.dumps({"chat_template": "{{ messages[0]['content'] }}!", "eos_token": "<|end|>"}))
     environment = {
         "MODEL_ID": str(POCKET), "MAX_TOTAL_TOKENS": "300", "MAX_BEST_OF": "7", "API_KEY": KEY, "JSON_OUTPUT": "true",
-        "NUM_SHARD": "2", "HOSTNAME": "some-container", "SPECULATE": "2", "TOKENIZER_CONFIG_PATH": str(template),
+        "NUM_SHARD": "2", "HOSTNAME": "some-container", "VALIDATION_WORKERS": "3",
+        "TOKENIZER_CONFIG_PATH": str(template),
     }  # fmt: skip
     with Launched(**environment) as one:
         assert all(json.loads(line)["level"] for line in one.lines)
-        assert any("--speculate" in line for line in one.lines)
+        assert any("--validation-workers" in line for line in one.lines)
         info = get(one.http, "/info")
         assert (info["max_total_tokens"], info["max_best_of"]) == (300, 7)
         assert post(one.http, "/generate", {"inputs": "Once"})[0] == 401
