@@ -82,6 +82,10 @@ holder: ContextVar[Holder | None] = ContextVar("holder", default=None)
 """Set by the doors while they serve a request of this holder; None: the server asks for no key."""
 
 
+priority: ContextVar[int] = ContextVar("priority", default=0)
+"""Set by a door around a request to a servable that names a level: 1 is the highest; 0: it names none."""
+
+
 class Arrival:
     """A request that a door has let in. A place is reserved for it until it takes one or is answered."""
 

@@ -1,5 +1,6 @@
 """The start-up configuration as frozen records: read once at the start, then passed down."""
 
+from inflight.config.described import DescribedConfig, SequenceConfig, SignalConfig, StateConfig, TensorConfig
 from inflight.config.keys import KeyConfig, read_keys
 from inflight.config.model import (
     DTYPES,
@@ -68,6 +69,7 @@ __all__ = [
     "AdapterConfig",
     "Addresses",
     "Alias",
+    "DescribedConfig",
     "Field",
     "GeneratorConfig",
     "KeyConfig",
@@ -79,10 +81,14 @@ __all__ = [
     "RestConfig",
     "RestartPolicy",
     "RoomConfig",
+    "SequenceConfig",
     "ServableConfig",
     "ServerConfig",
     "Setting",
+    "SignalConfig",
+    "StateConfig",
     "Target",
+    "TensorConfig",
     "TlsConfig",
     "VisionConfig",
     "adapters",

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from inflight.config.described import DescribedConfig
 from inflight.config.parse import (
     class_name,
     device_ids,
@@ -151,6 +152,7 @@ class ServableConfig(msgspec.Struct, frozen=True):
         max_batch_size: rows in one run of a bare model with a dynamic batch, or None for the default.
         execution_timeout: in seconds, for this servable; None: that of `ServerConfig`.
         ranks: of a distributed servable: where its agents come. It has one worker, whatever `device_ids` says.
+        described: what the folder of a model file says of it.
     """
 
     directory: Path
@@ -189,6 +191,7 @@ class ServableConfig(msgspec.Struct, frozen=True):
     ] = None
     execution_timeout: float | None = None
     ranks: RanksConfig | None = None
+    described: DescribedConfig | None = None
 
 
 class RestartPolicy(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from inflight.config import DescribedConfig
 from inflight.errors import InflightError, InvalidRequest
 
 T = TypeVar("T")
@@ -81,6 +82,7 @@ class MethodInfo:
         optional: inputs that a client may leave out, with their default values.
         whole: an instance is one call of a bare model file without a batch dimension. Its tensors have exactly the
             model's dimensions, also in protocols whose tensors otherwise begin with the number of instances.
+        stateful: some inputs are what the last request of the same sequence left (`SequenceConfig`).
         dtypes: numpy's dtypes of the inputs with a known numeric type, by name.
     """
 
@@ -91,6 +93,7 @@ class MethodInfo:
     outputs: tuple[TensorSpec, ...]
     optional: tuple[tuple[str, Value], ...] = ()
     whole: bool = False
+    stateful: bool = False
     dtypes: Mapping[str, np.dtype[Any]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -135,6 +138,7 @@ class ServableStatus:
     Attributes:
         methods: empty until it is loaded.
         loaded: it has been ready before; false during its first start.
+        described: what its folder says of it (`DescribedConfig`); None: nothing.
     """
 
     name: str
@@ -144,6 +148,7 @@ class ServableStatus:
     replicas: int
     ready_replicas: int
     loaded: bool = True
+    described: DescribedConfig | None = None
 
 
 class ModelState(enum.Enum):

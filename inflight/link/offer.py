@@ -105,6 +105,7 @@ class WorkerJob(msgspec.Struct, frozen=True):
         trial_seconds: how long a trial run of a model may take; None: models are not tried.
         whole: a bare model file takes one request a call; None: find out.
         ranks: of a distributed servable: where its agents come.
+        max_wait_ms: of a bare model file: how long requests wait for a fuller run.
     """
 
     directory: str
@@ -123,3 +124,4 @@ class WorkerJob(msgspec.Struct, frozen=True):
     trial_seconds: float | None = None
     whole: bool | None = None
     ranks: RanksConfig | None = None
+    max_wait_ms: float = 0.0

@@ -1,5 +1,6 @@
 """Models on disk: which a folder holds, in which versions, and what each is started with."""
 
+from inflight.repository.described import described
 from inflight.repository.names import Names
 from inflight.repository.policy import Snapshot, chosen, snapshot
 from inflight.repository.room import Loaded, leaving
@@ -24,6 +25,7 @@ __all__ = [
     "Snapshot",
     "chosen",
     "configurations",
+    "described",
     "generator_config",
     "inside",
     "is_language_model",

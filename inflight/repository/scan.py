@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from inflight.checkpoint import is_gguf, open_model
-from inflight.config import GeneratorConfig, Policy, ServableConfig, filled
+from inflight.config import DescribedConfig, GeneratorConfig, Policy, ServableConfig, filled
 from inflight.errors import ConfigError, StartError
 from inflight.hub import HubModel
+from inflight.repository.described import described
 from inflight.runtime import SUFFIXES
 from inflight.servable import CONFIG_FILE, find_versions
 from inflight.startup import read_object
@@ -41,6 +42,7 @@ class Found:
             version 1, in its own folder.
         language: it is a language model.
         servable: it is a folder with servable_config.py.
+        folder: where a description of the model may lie (config.pbtxt); None: nowhere.
     """
 
     name: str
@@ -48,6 +50,16 @@ class Found:
     versions: Mapping[int, Path]
     language: bool = False
     servable: bool = False
+    folder: Path | None = None
+
+    @property
+    def described(self) -> DescribedConfig | None:
+        """What its folder says of it; None: nothing.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return described(self.folder) if self.folder is not None else None
 
 
 def is_language_model(path: Path) -> bool:
@@ -89,11 +101,14 @@ def look(path: Path) -> Found | None:
     if not path.is_dir():
         return None
     versions = {int(child.name): child for child in path.iterdir() if _VERSION.fullmatch(child.name)}
-    held = {number: content for number in sorted(versions) if (content := _content(versions[number])) is not None}
+    named = _named_file(path)
+    held = {
+        number: content for number in sorted(versions) if (content := _content(versions[number], named)) is not None
+    }
     if held:
-        return Found(path.name, path, held, language=is_language_model(held[max(held)]))
+        return Found(path.name, path, held, language=is_language_model(held[max(held)]), folder=path)
     files = model_files(path)
-    return Found(path.name, path, {1: files[0]}) if len(files) == 1 else None
+    return Found(path.name, path, {1: files[0]}, folder=path) if len(files) == 1 else None
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -101,10 +116,21 @@ def model_files(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.suffix.lower() in SUFFIXES)
 
 
-def _content(folder: Path) -> Path | None:
+def _named_file(folder: Path) -> str:
+    """The file of each version that a description names; empty: none. A broken description is told by a load."""
+    try:
+        says = described(folder)
+    except ConfigError:
+        return ""
+    return says.file if says is not None else ""
+
+
+def _content(folder: Path, named: str = "") -> Path | None:
     """What a version's folder holds: itself where it is a language model, else its model file."""
     if not folder.is_dir():
         return None
+    if named and Path(named).name == named and (folder / named).is_file():
+        return folder / named
     if is_language_model(folder) and not any(is_gguf(file) for file in folder.iterdir()):
         return folder
     files = sorted(
@@ -112,8 +138,8 @@ def _content(folder: Path) -> Path | None:
         for child in folder.iterdir()
         if (child.suffix.lower() in SUFFIXES or is_gguf(child)) and not _LATER_PART.search(child.name)
     )
-    named = [file for file in files if file.stem == _FILE]
-    return next(iter(named or files), None)
+    first = [file for file in files if file.stem == _FILE]
+    return next(iter(first or files), None)
 
 
 def scan(folder: Path) -> dict[str, Found]:
@@ -167,7 +193,19 @@ def _configuration(found: Found, version: int, values: Mapping[str, Any], **fiel
         if name != found.name:  # another name would be the path of another folder
             raise ConfigError(f"a servable has the name of its folder; load '{found.name}' by that name")
         return servable_config(place.parent, name, None, values, version=version, **fields)
-    return servable_config(place.parent, name, place, values, version=version, **fields)
+    return servable_config(place.parent, name, place, values, version=version, **_by(found.described, values), **fields)
+
+
+def _by(says: DescribedConfig | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration that a description sets."""
+    if says is None:
+        return {}
+    told: dict[str, Any] = {"described": says}
+    if says.max_batch_size:
+        told["max_batch_size"] = says.max_batch_size
+    if says.instances > 1:
+        told["device_ids"] = tuple(range(says.instances))
+    return told
 
 
 def servable_config(

@@ -266,6 +266,7 @@ class Fleet:
             self._metrics,
             announced,
             self._config.execution_timeout if limit is None else limit,
+            config.described,
         )
 
     def _remove_group(self, group: Group) -> None:
@@ -298,6 +299,8 @@ class Fleet:
             runtimes=self._runtimes,
             trial_seconds=self._config.warm_up_timeout,
             ranks=config.ranks,
+            whole=None if config.described is None else not config.described.max_batch_size,
+            max_wait_ms=0.0 if config.described is None else config.described.queue_delay * 1000,
         )
         if config.ranks is not None:
             # Its ranks are its devices; there are no extra workers, as in MindSpore Serving.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from inflight.admission import holder
+from inflight.config import DescribedConfig
 from inflight.contract import Generator, MethodInfo, Row
 from inflight.errors import (
     Cancelled,
@@ -17,6 +18,7 @@ from inflight.errors import (
     InflightError,
     Loading,
     Overloaded,
+    StartError,
     Unavailable,
     WorkerLost,
     error_from_wire,
@@ -51,12 +53,15 @@ hangs, and the others fail without another try."""
 FAILED_STARTS = 3
 """Starts in a row that must fail on every replica, by its own doing, before requests are refused instead of waiting."""
 
+LOWEST = 1 << 32
+"""The level of requests that name none, where the model names none either."""
+
 PURGE = 1024
 """Waiting instances of one method above which those whose callers have left are removed."""
 
 
 class MethodQueue:
-    """The waiting instances of one method, and its limits."""
+    """The waiting instances of one method, and its limits. Attributes: level: of requests that name none."""
 
     def __init__(self, index: int, info: MethodInfo, method: MethodOffer) -> None:
         self.index = index
@@ -68,13 +73,32 @@ class MethodQueue:
         self.needs_device = not method.has_function_stage
         self.hidden = method.hidden
         self.waiting: deque[Instance] = deque()
+        self.level = 0
+        self._levels = False  # a request has named one
         self._crowded = PURGE
 
-    def add(self, instances: Sequence[Instance]) -> None:
+    def add(self, request: Request) -> None:
+        """Takes a request's instances: behind those of its level and higher ones."""
         if len(self.waiting) > self._crowded:
             self.forget_closed()
             self._crowded = max(PURGE, 2 * len(self.waiting))
-        self.waiting.extend(instances)
+        if request.level or self._levels:
+            self._insert(request)
+        else:
+            self.waiting.extend(request.instances)
+
+    def _insert(self, request: Request) -> None:
+        """As `add`, where requests have levels: one that names none has the default's, or comes last."""
+        self._levels = True
+        level = self._level(request)
+        behind: list[Instance] = []
+        while self.waiting and self._level(self.waiting[-1].request) > level:
+            behind.append(self.waiting.pop())
+        self.waiting.extend(request.instances)
+        self.waiting.extend(reversed(behind))
+
+    def _level(self, request: Request) -> int:
+        return request.level or self.level or LOWEST
 
     def take(self, count: int) -> list[Instance]:
         """Removes and returns up to `count` instances, oldest first; those of closed requests are dropped."""
@@ -98,6 +122,7 @@ class Group:
         announced: it was registered before its start, so that early requests fail with `Loading`.
         loaded: its first worker and the language models that it declares have been ready.
         generators: the language models that it declares, by the keys that workers use.
+        described: what the folder of a model file says of it.
         used: time of its last request by `time.perf_counter`.
         failing: why its workers cannot start; requests are refused with it. Else None.
     """
@@ -109,11 +134,13 @@ class Group:
         metrics: Metrics,
         announced: bool = False,
         execution_timeout: float = 0,
+        described: DescribedConfig | None = None,
     ) -> None:
         self.name = name
         self.version = version
         self.announced = announced
         self._execution_timeout = execution_timeout
+        self.described = described
         self.loaded = False
         self.used = 0.0
         self._metrics = metrics
@@ -135,9 +162,15 @@ class Group:
     # What the router asks
 
     def learn(self, offer: Offer) -> None:
-        """Makes a queue for each method that the first ready worker offers."""
+        """Makes a queue for each method that the first ready worker offers.
+
+        Raises:
+            StartError: the description of the model names other tensors than it has.
+        """
         if self.queues:
             return
+        if self.described is not None:
+            _check_described(self.name, self.described, offer.methods[0])
         for index, method in enumerate(offer.methods):
             info = MethodInfo(
                 self.name,
@@ -146,8 +179,13 @@ class Group:
                 tuple(method.inputs),
                 tuple(method.outputs),
                 whole=method.whole,
+                stateful=self.described is not None and self.described.sequence is not None,
             )
             queue = MethodQueue(index, info, method)
+            if self.described is not None:
+                queue.limit = self.described.queue_size or queue.limit
+                queue.timeout = self.described.timeout or queue.timeout
+                queue.level = self.described.priority
             self.queues.append(queue)
             if method.model is None:
                 self.by_name[method.name] = queue
@@ -229,7 +267,7 @@ class Group:
                     "instances wait; try again later"
                 )
         self.used = request.started
-        queue.add(request.instances)
+        queue.add(request)
         if len(queue.waiting) >= EAGER and self._somebody_idle(queue):
             self._dispatch()
         else:
@@ -465,6 +503,39 @@ class Group:
     def _unavailable(self) -> str:
         reason = f", {self.failing}" if self.failing else ""
         return f"servable '{self.name}' version {self.version}: servable is not available{reason}"
+
+
+def _check_described(name: str, says: DescribedConfig, method: MethodOffer) -> None:
+    """Raises StartError where a description does not fit the model's file."""
+    sequence = says.sequence
+    states = [(state.input, state.output) for state in sequence.states] if sequence is not None else []
+    given = [signal.input for signal in sequence.signals] if sequence is not None else []
+    for kind, specs, wanted in (
+        ("input", method.inputs, [*(each.name for each in says.inputs), *(one for one, _ in states), *given]),
+        ("output", method.outputs, [*(each.name for each in says.outputs), *(one for _, one in states)]),
+    ):
+        known = [spec.name for spec in specs]
+        missing = next((each for each in wanted if each not in known), None)
+        if missing is not None:
+            raise StartError(
+                f"config.pbtxt of '{name}' has an {kind} '{missing}', the model's file has: {', '.join(known)}"
+            )
+        types = {spec.name: spec.dtype for spec in specs}
+        for tensor in says.inputs if kind == "input" else says.outputs:
+            dtype = types[tensor.name]
+            have = None if dtype is None else DATATYPES.get(dtype)
+            if have is not None and tensor.datatype not in (have, "BF16"):
+                raise StartError(
+                    f"config.pbtxt of '{name}' says TYPE_{tensor.datatype} of '{tensor.name}', the model's file {have}"
+                )
+
+
+DATATYPES = {
+    **{f"{kind}{bits}": f"{kind.upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"FP{bits}" for bits in (16, 32, 64)},
+    "bool": "BOOL",
+}
+"""The Open Inference Protocol's datatypes by numpy's names."""
 
 
 def _share(waiting: int, batch_size: int, replicas: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig, check
 from inflight.contract import NEWEST, KnownModel, ModelState, ServableStatus
-from inflight.errors import ConfigError, InflightError, InvalidRequest, NotFound
+from inflight.errors import ConfigError, InflightError, InvalidRequest, NotFound, StartError
 from inflight.repository import Found, ModelConfiguration, chosen, configurations, inside, look, scan
 from inflight.router.fleet import Fleet
 from inflight.router.room import MADE_ROOM, Present, Room
@@ -229,7 +229,12 @@ class Models:
         if parameters.get("rolling") not in (None, False):
             await self._renew(name, parameters)
         else:
-            await self.start(await asyncio.to_thread(self._asked, name, parameters))
+            try:
+                configs = await asyncio.to_thread(self._asked, name, parameters)
+            except (ConfigError, StartError) as error:  # what lies in its folder is broken
+                self._model(name).failure = one_line(error)
+                raise
+            await self.start(configs)
 
     async def _renew(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Starts the replicas of a language model again, with its files as they are now. Raises as `load`."""
@@ -378,11 +383,12 @@ class Models:
         if version and version not in found.versions:
             has = ", ".join(map(str, found.versions))
             raise NotFound(f"the model '{name}' has no version {version}; it has: {has}")
-        versions = [version] if version else chosen(self._config.version_policy, list(found.versions))
+        says = found.described
+        policy = (says.versions if says is not None else "") or self._config.version_policy
+        versions = [version] if version else chosen(policy, list(found.versions))
         if not versions:
             raise NotFound(
-                f"the model '{name}' has none of the versions {self._config.version_policy}; it has: "
-                f"{', '.join(map(str, found.versions))}"
+                f"the model '{name}' has none of the versions {policy}; it has: {', '.join(map(str, found.versions))}"
             )
         return configurations(found, versions, self._values, name=name)
 

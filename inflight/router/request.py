@@ -49,6 +49,7 @@ class Request:
         rows: the inputs of its instances. When they are sent first, large values move to memory that workers can read.
         deadline: loop time at which the request fails, or None.
         caller: who has shown an API key with it.
+        level: its priority: 1 is the highest; 0: it names none.
         closed: the request was answered, or its caller left; outcomes that still arrive are ignored.
     """
 
@@ -59,6 +60,7 @@ class Request:
         "closed",
         "deadline",
         "instances",
+        "level",
         "method",
         "outcomes",
         "remaining",
@@ -81,6 +83,7 @@ class Request:
         self.say = say
         self.caller: KeyHolder | None = None
         self.seed: int | None = None
+        self.level = 0
         self._on_close: list[Callable[[], object]] = []
         self.method = method
         self._done = done

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from inflight.admission import holder
+from inflight.admission import holder, priority
 from inflight.config import ServerConfig
 from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, Table
 from inflight.errors import (
@@ -93,6 +93,7 @@ class Router:
                 replicas=len(group.replicas),
                 ready_replicas=group.ready,
                 loaded=group.loaded,
+                described=group.described,
             )
             for group in self.fleet.groups
         ]
@@ -157,6 +158,7 @@ class Router:
             request = Request(queue.index, rows, loop.time() + seconds, finished, say)
             timer = loop.call_later(seconds, _expire, request, seconds)
         request.caller = caller
+        request.level = priority.get()
         self._in_flight += 1
         self._idle.clear()
         try:

@@ -64,6 +64,7 @@ def bare_model(
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
     *,
     with_batch_dim: bool = True,
+    max_wait_ms: float = 0.0,
 ) -> ServableSpec:
     """A servable for a model file alone: one method, `predict`, that runs the model.
 
@@ -73,6 +74,7 @@ def bare_model(
         fmt: the model's format, or None to let the file's ending decide.
         max_batch_size: rows in one run where the model's batch dimension is dynamic.
         with_batch_dim: the first dimension of every input and output is the batch.
+        max_wait_ms: as in `MethodSpec`.
 
     Raises:
         RegistrationError: no names, or names that are empty or repeated.
@@ -85,7 +87,7 @@ def bare_model(
     refs = tuple(Ref(0, index) for index in range(len(input_names)))
     stage = StageSpec(1, "model", key, refs, len(output_names), None, f"Model '{key}'")
     returns = tuple(Ref(1, index) for index in range(len(output_names)))
-    method = MethodSpec(BARE_METHOD, input_names, output_names, (stage,), returns)
+    method = MethodSpec(BARE_METHOD, input_names, output_names, (stage,), returns, max_wait_ms)
     return ServableSpec(name, path.absolute().parent, {key: model}, {}, {BARE_METHOD: method})
 
 

@@ -179,7 +179,9 @@ def _load_bare(job: WorkerJob, path: Path, trial: _Trial) -> Loaded:
                 finding.reason,
             )
     names = [tensor.name for tensor in graph.inputs], [tensor.name for tensor in graph.outputs]
-    spec = bare_model(path, job.name, *names, max_batch_size=size, with_batch_dim=not whole)
+    spec = bare_model(
+        path, job.name, *names, max_batch_size=size, with_batch_dim=not whole, max_wait_ms=job.max_wait_ms
+    )
     batched = BatchedModel(spec.models[path.name], loaded)
     ports: dict[str, ModelPort] = {path.name: LocalModel(path.name, batched)}
     return Loaded(spec, max(1, job.version), ports, [_model_offer(batched)], loaded.device_type, whole)

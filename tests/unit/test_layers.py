@@ -90,7 +90,7 @@ ALLOWED = {
     "pipeline": (),
     "distributed": ("msgspec", "google"),
     "place": (),
-    "repository": (),
+    "repository": ("google",),
     "client": ("grpc", "google"),
     "worker": (),
     "tgi_shard": ("grpc", "google"),

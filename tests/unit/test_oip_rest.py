@@ -275,6 +275,11 @@ def test_what_json_has_no_number_for(served: Served, datatype: str, dtype: Any) 
     np.testing.assert_array_equal(back, np.array([2.2, np.inf, -np.inf, np.nan, 1], dtype))
     for wrong in ("infinity", "1.5", "", None):
         assert "that is not" in infer(served, tensor([1.5, wrong], [1, 2], datatype)).json()["error"]
+    for bare in ("NaN", "-Infinity"):  # as Triton's client writes them
+        body = b'{"inputs": [{"name": "x", "datatype": "%s", "shape": [1, 1], "data": [%s]}]}'
+        answer = post(served, "/v2/models/echo/infer", body % (datatype.encode(), bare.encode()))
+        assert answer.status_code == 400
+        assert "binary_data_size" in answer.json()["error"]
 
 
 def test_some_outputs_in_the_order_asked(served: Served) -> None:

@@ -8,6 +8,7 @@ the body and outputs are sent as views: neither is copied here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,17 @@ import orjson
 from inflight.contract import Array
 from inflight.errors import InvalidRequest
 from inflight.frontends.json_outputs import words
-from inflight.frontends.oip.mapping import request_timeout
+from inflight.frontends.oip.classes import check_classes
+from inflight.frontends.oip.mapping import request_priority, request_timeout
 from inflight.frontends.oip.plain import parse_plain
+from inflight.frontends.oip.sequences import NO_PART, Part
 from inflight.frontends.oip.tensors import OipTensor, check_shape, from_elements, from_raw, numpy_dtype, to_raw
 from inflight.wire import Body
 
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
 """For the kind of each numeric datatype, the kinds of JSON numbers it takes: a fraction is no integer."""
+_BARE = re.compile(rb"[\[,:]\s*-?(?:NaN|Infinity)\b")
+"""The words of numbers that JSON does not have, as some clients write them."""
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -37,6 +42,9 @@ class InferRequest(msgspec.Struct, frozen=True):
         binary: whether each of `outputs` is requested in raw form.
         binary_default: the same for outputs that are not named.
         timeout: seconds, or None.
+        classes: for each output that is wanted as a classification, the number of classes.
+        part: its place in a sequence.
+        priority: 1 is the highest; 0: none is named.
     """
 
     id: str | None
@@ -45,6 +53,9 @@ class InferRequest(msgspec.Struct, frozen=True):
     binary: dict[str, bool]
     binary_default: bool
     timeout: float | None
+    classes: dict[str, int] = {}
+    part: Part = NO_PART
+    priority: int = 0
 
 
 def parse_request(body: Body, json_length: int | None) -> InferRequest:
@@ -70,12 +81,17 @@ def parse_request(body: Body, json_length: int | None) -> InferRequest:
         document = orjson.loads(view[:split])
     except orjson.JSONDecodeError as error:
         hint = "" if json_length is not None else "; for raw tensors set Inference-Header-Content-Length"
+        if _BARE.search(view[:split]):
+            hint = (
+                '; JSON has no NaN and no Infinity: write them as strings ("NaN", "-Infinity"), or send the tensor as raw '
+                "bytes (binary_data_size)"
+            )
         raise InvalidRequest(f"the request is not valid JSON: {error}{hint}") from None
     if not isinstance(document, dict):
         raise InvalidRequest('the request must be a JSON object like {"inputs": [...]}')
     request_id = _field(document, "id", (str,), None, "the request")
     parameters = _field(document, "parameters", (dict,), {}, "the request")
-    outputs, binary = _wanted(document, _flag(parameters, "binary_data_output", False))
+    outputs, binary, classes = _wanted(document, _flag(parameters, "binary_data_output", False))
     return InferRequest(
         id=request_id,
         inputs=_inputs(document, view[split:]),
@@ -83,6 +99,9 @@ def parse_request(body: Body, json_length: int | None) -> InferRequest:
         binary=binary,
         binary_default=_flag(parameters, "binary_data_output", False),
         timeout=request_timeout(parameters.get("timeout")),
+        classes=classes,
+        part=Part.of(parameters) if parameters else NO_PART,
+        priority=request_priority(parameters.get("priority")),
     )
 
 
@@ -150,17 +169,18 @@ def _entries(document: dict[str, Any], name: str) -> list[tuple[str, dict[str, A
     return found
 
 
-def _wanted(document: dict[str, Any], default: bool) -> tuple[list[str], dict[str, bool]]:
+def _wanted(document: dict[str, Any], default: bool) -> tuple[list[str], dict[str, bool], dict[str, int]]:
     names: list[str] = []
     binary: dict[str, bool] = {}
+    classes: dict[str, int] = {}
     for name, _, parameters in _entries(document, "outputs"):
-        if _field(parameters, "classification", (int,), 0, f"output '{name}'"):
-            raise InvalidRequest(f"output '{name}' is wanted as a classification, which this server does not offer")
+        if count := _field(parameters, "classification", (int,), 0, f"output '{name}'"):
+            classes[name] = check_classes(name, count)
         names.append(name)
         binary[name] = _flag(parameters, "binary_data", default)
     if len(binary) != len(names):
         raise InvalidRequest("an output is wanted twice, name each one once")
-    return names, binary
+    return names, binary, classes
 
 
 def _inputs(document: dict[str, Any], raw: memoryview) -> list[OipTensor]:

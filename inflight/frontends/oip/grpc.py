@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from inflight import __version__
-from inflight.admission import Caller
+from inflight.admission import Caller, priority
 from inflight.contract import MethodInfo, Outcome, TextPart
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.control import Control
+from inflight.frontends.oip.classes import check_classes, classified
 from inflight.frontends.oip.extensions import report_rpcs, repository_rpcs, setting_rpcs
 from inflight.frontends.oip.large import InferRequest, encoded, first_tensor, parse_request
 from inflight.frontends.oip.mapping import (
@@ -25,12 +26,15 @@ from inflight.frontends.oip.mapping import (
     metadata,
     model_ready,
     parse_version,
+    request_priority,
     request_timeout,
     to_rows,
 )
 from inflight.frontends.oip.reports import EXTENSIONS, TotalsOf
+from inflight.frontends.oip.sequences import NO_PART, Part, Sequences, describing
 from inflight.frontends.oip.tensors import BF16, OipTensor, from_elements, from_raw
 from inflight.proto.open_inference_pb2 import (
+    InferParameter,
     InferTensorContents,
     ModelInferRequest,
     ModelInferResponse,
@@ -69,13 +73,14 @@ _CONTENTS = {
 """The field of `contents` for each datatype; FP16 and BF16 have none and are sent raw only."""
 _UNSUPPORTED = {
     "shared_memory_region": "shared memory is not supported, send the tensor's bytes in the request",
-    "classification": "the classification extension is not supported, ask for the plain output",
 }
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 
 
 def oip_rpcs(backend: HoldingBackend, control: Control, totals: TotalsOf) -> dict[str, Rpc]:
     """The service's procedures by path."""
     models = ModelNames(backend)
+    sequences = Sequences(backend)
 
     async def server_live(_request: ServerLiveRequest, _timeout: float | None) -> ServerLiveResponse:
         return ServerLiveResponse(live=backend.live)
@@ -98,7 +103,7 @@ def oip_rpcs(backend: HoldingBackend, control: Control, totals: TotalsOf) -> dic
         return _metadata_reply(metadata(backend, name, version))
 
     def model_infer(request: InferRequest, timeout: float | None) -> Awaitable[Reply]:
-        return _infer(backend, request, timeout)
+        return _infer(backend, sequences, request, timeout)
 
     def hold(request: InferRequest, name_of: Callable[[], object], go: Go) -> Caller | None:
         named = request.message.model_name, request.message.model_version
@@ -111,12 +116,16 @@ def oip_rpcs(backend: HoldingBackend, control: Control, totals: TotalsOf) -> dic
         if backend.missing(request.message.model_name):
             return None
         method = models.find(request.message.model_name, request.message.model_version)
-        if backend.waits(method):
+        if backend.waits(method) or method.stateful:
             return None
         tensors, wanted = _inputs(request), _wanted(request)
         check_wanted(method, wanted)
-        answer = partial(_answer, method, wanted, _begun(method, request), done)
-        return backend.submit(method, to_rows(method, tensors), answer, timeout=_seconds(request, timeout))
+        answer = partial(_answer, method, wanted, _classes(backend, method, request), _begun(method, request), done)
+        token = priority.set(_priority(request))
+        try:
+            return backend.submit(method, to_rows(method, tensors), answer, timeout=_seconds(request, timeout))
+        finally:
+            priority.reset(token)
 
     more = {**repository_rpcs(control), **report_rpcs(backend, totals), **setting_rpcs(backend)}
 
@@ -130,13 +139,19 @@ def oip_rpcs(backend: HoldingBackend, control: Control, totals: TotalsOf) -> dic
         path("ServerMetadata"): UnaryRpc(ServerMetadataRequest.FromString, server_metadata),
         path("ModelMetadata"): UnaryRpc(ModelMetadataRequest.FromString, model_metadata),
         path("ModelInfer"): UnaryRpc(parse_request, model_infer, begin_infer, hold, layout=first_tensor),
-        path("ModelStreamInfer"): StreamRpc(parse_request, duplex=partial(_stream_infer, backend), layout=first_tensor),
+        path("ModelStreamInfer"): StreamRpc(
+            parse_request, duplex=partial(_stream_infer, backend, sequences), layout=first_tensor
+        ),
         **{path(name): rpc for name, rpc in more.items()},
     }
 
 
 async def _infer(
-    backend: HoldingBackend, request: InferRequest, timeout: float | None, streamed: bool = False
+    backend: HoldingBackend,
+    sequences: Sequences,
+    request: InferRequest,
+    timeout: float | None,
+    streamed: bool = False,
 ) -> Reply:
     """Answers one inference. The request is freed before the model is called, because that may take long."""
     _direct(backend, request)
@@ -145,15 +160,25 @@ async def _infer(
     tensors, wanted = _inputs(request), _wanted(request)
     reply = _begun(method, request)
     timeout = _seconds(request, timeout)
+    classes, part, level = _classes(backend, method, request), _part(request), _priority(request)
     del request
     check_wanted(method, wanted)
-    outcomes = await backend.predict(method, to_rows(method, tensors), timeout=timeout)
-    return encoded(reply, from_outcomes(method, outcomes, wanted), streamed=streamed)
+    if method.stateful:
+        outputs = await sequences.run(method, part, tensors, timeout, wanted)
+    else:
+        token = priority.set(level)
+        try:
+            outcomes = await backend.predict(method, to_rows(method, tensors), timeout=timeout)
+        finally:
+            priority.reset(token)
+        outputs = from_outcomes(method, outcomes, wanted)
+    return encoded(reply, _as_classes(outputs, classes, method.whole), streamed=streamed)
 
 
 def _answer(
     method: MethodInfo,
     wanted: list[str],
+    classes: Classes,
     reply: ModelInferResponse,
     done: Callable[[Reply | Exception], None],
     result: Sequence[Outcome] | InflightError,
@@ -161,7 +186,7 @@ def _answer(
     try:
         if isinstance(result, InflightError):
             raise result
-        answer = encoded(reply, from_outcomes(method, result, wanted))
+        answer = encoded(reply, _as_classes(from_outcomes(method, result, wanted), classes, method.whole))
     except Exception as error:  # the gRPC engine answers it, like any handler's error
         done(error)
     else:
@@ -200,14 +225,14 @@ def _begun(method: MethodInfo, request: InferRequest) -> ModelInferResponse:
 
 
 async def _stream_infer(
-    backend: HoldingBackend, requests: AsyncIterator[InferRequest], timeout: float | None
+    backend: HoldingBackend, sequences: Sequences, requests: AsyncIterator[InferRequest], timeout: float | None
 ) -> AsyncGenerator[Reply, None]:
     """Answers the requests of a stream one after the other."""
     async for request in requests:
         if _says_stream(request):
             replies = _text_replies(backend, request, timeout)
         else:
-            replies = _stream_reply(backend, request, timeout)
+            replies = _stream_reply(backend, sequences, request, timeout)
         del request  # a generation takes long
         try:
             async for reply in replies:
@@ -222,11 +247,11 @@ def _says_stream(request: InferRequest) -> bool:
 
 
 async def _stream_reply(
-    backend: HoldingBackend, request: InferRequest, timeout: float | None
+    backend: HoldingBackend, sequences: Sequences, request: InferRequest, timeout: float | None
 ) -> AsyncGenerator[Reply, None]:
     """Answers one request of a stream; after an error the stream continues."""
     failed = ModelInferResponse(model_name=request.message.model_name, id=request.message.id)
-    work = _infer(backend, request, timeout, streamed=True)
+    work = _infer(backend, sequences, request, timeout, streamed=True)
     del request
     reply: Reply
     try:
@@ -269,14 +294,52 @@ async def _text_replies(
         yield ModelStreamInferResponse(error_message=error.message or type(error).__name__, infer_response=failed)
 
 
+Classes: TypeAlias = "dict[str, tuple[int, Sequence[str]]]"
+"""By output that is wanted as a classification: the number of classes, and their labels."""
+
+
+def _classes(backend: HoldingBackend, method: MethodInfo, request: InferRequest) -> Classes:
+    found: Classes = {}
+    for output in request.message.outputs:
+        if output.parameters and "classification" in output.parameters:
+            says = describing(backend, method)
+            count = check_classes(output.name, output.parameters["classification"].int64_param)
+            found[output.name] = (count, says.labels(output.name) if says is not None else ())
+    return found
+
+
+def _as_classes(outputs: list[OipTensor], classes: Classes, whole: bool) -> list[OipTensor]:
+    if not classes:
+        return outputs
+    return [
+        classified(output, *classes[output.name], whole) if output.name in classes else output for output in outputs
+    ]
+
+
+def _part(request: InferRequest) -> Part:
+    parameters = request.message.parameters
+    if not parameters:
+        return NO_PART
+    given = {name: _value(parameters[name]) for name in _SEQUENCE if name in parameters}
+    return Part.of(given)
+
+
+def _priority(request: InferRequest) -> int:
+    parameters = request.message.parameters
+    return request_priority(_value(parameters["priority"])) if parameters and "priority" in parameters else 0
+
+
+def _value(parameter: InferParameter) -> object:
+    kind = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, kind) if kind is not None else None
+
+
 def _seconds(request: InferRequest, deadline: float | None) -> float | None:
     """The call's deadline, or the request's parameter `timeout` if that is sooner; in seconds."""
     parameters = request.message.parameters
     if "timeout" not in parameters:
         return deadline
-    parameter = parameters["timeout"]
-    kind = parameter.WhichOneof("parameter_choice")
-    limit = request_timeout(getattr(parameter, kind)) if kind is not None else None
+    limit = request_timeout(_value(parameters["timeout"]))
     return min((each for each in (limit, deadline) if each is not None), default=None)
 
 

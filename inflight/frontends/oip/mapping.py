@@ -165,6 +165,19 @@ def request_timeout(micros: object) -> float | None:
     return micros / 1e6 or None
 
 
+def request_priority(level: object) -> int:
+    """The parameter `priority`: 1 is the highest, 0 none in particular.
+
+    Raises:
+        InvalidRequest: it is no such number.
+    """
+    if level is None:
+        return 0
+    if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < 2**32:
+        raise InvalidRequest("'priority' of the parameters must be a whole number, 1 for the highest, 0 for none")
+    return level
+
+
 def model_ready(backend: Backend, name: str, version: str) -> bool:
     """Whether this model can answer now.
 
@@ -186,14 +199,21 @@ def metadata(backend: Backend, name: str, version: str) -> ModelMetadata:
         NotFound, Loading, InvalidRequest: as `find_model`.
     """
     method = find_model(backend, name, version)
+    hidden = _hidden(backend, method)
     versions = sorted(status.version for status in backend.servables() if status.name == method.servable)
     return ModelMetadata(
         name=name,
         versions=tuple(str(number) for number in versions),
         platform=f"inflight, {ONE_REQUEST_A_CALL}" if method.whole else "inflight",
-        inputs=tuple(_describe(spec, method.whole) for spec in method.inputs),
-        outputs=tuple(_describe(spec, method.whole) for spec in method.outputs),
+        inputs=tuple(_describe(spec, method.whole) for spec in method.inputs if spec.name not in hidden),
+        outputs=tuple(_describe(spec, method.whole) for spec in method.outputs if spec.name not in hidden),
     )
+
+
+def _hidden(backend: Backend, method: MethodInfo) -> Sequence[str]:
+    """Tensors of a stateful method that the server gives and takes."""
+    status = _status(backend.servables(), method.servable, method.version) if method.stateful else None
+    return status.described.hidden if status is not None and status.described is not None else ()
 
 
 def check_wanted(method: MethodInfo, wanted: Sequence[str] | None) -> None:

@@ -18,6 +18,9 @@ TotalsOf: TypeAlias = "Callable[[str, str], Totals]"
 
 EXTENSIONS = (
     "binary_tensor_data",
+    "classification",
+    "sequence",
+    "schedule_policy",
     "model_repository",
     "model_configuration",
     "statistics",
@@ -80,6 +83,10 @@ def model_config(backend: Backend, name: str, version: str) -> dict[str, Any]:
         "instance_group": [{"name": name, "kind": "KIND_AUTO", "count": max(1, status.replicas)}],
         "model_transaction_policy": {"decoupled": False},
     }
+    if status.described is not None:
+        told = status.described.told
+        known = {key: value for key, value in told.items() if key not in ("name", "platform", "backend")}
+        return {**config, "max_batch_size": 0, **known}
     if not method.whole:
         config["dynamic_batching"] = {"preferred_batch_size": [], "max_queue_delay_microseconds": 0}
     return config

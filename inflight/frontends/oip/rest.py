@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -11,6 +12,7 @@ from urllib.parse import unquote
 import orjson
 
 from inflight import __version__
+from inflight.admission import priority
 from inflight.contract import KnownModel, MethodInfo, ModelState, Outcome
 from inflight.errors import InflightError, InvalidRequest, Loading
 from inflight.frontends.base import Backend
@@ -30,6 +32,7 @@ from inflight.frontends.oip.bodies import (
     OipLive,
     OipReady,
 )
+from inflight.frontends.oip.classes import classified
 from inflight.frontends.oip.llm import answer_generate, read_generate, stream_generate
 from inflight.frontends.oip.mapping import (
     ModelMetadata,
@@ -52,6 +55,8 @@ from inflight.frontends.oip.reports import (
     model_config,
     model_statistics,
 )
+from inflight.frontends.oip.sequences import Sequences, describing
+from inflight.frontends.oip.tensors import OipTensor
 from inflight.frontends.routes import (
     RETRY_AFTER,
     Access,
@@ -105,6 +110,7 @@ class OpenInferenceRest(QuickDoor):
         self._submit = backend.submit
         self._max_body_bytes = max_body_bytes
         self._models = ModelNames(backend)
+        self._sequences = Sequences(backend)
         self._gates = Gates(self.refusal, lambda model: max_body_bytes, MESSAGE_OPTION)
 
     def refusal(self, error: InflightError) -> Refusal:
@@ -139,11 +145,51 @@ class OpenInferenceRest(QuickDoor):
     def begin(self, scope: Scope, names: Mapping[str, str], body: Body, done: Done) -> Callable[[], None]:
         method = self._method(names)
         request = parse_request(body, _json_length(scope))
+        if method.stateful:
+            return self._begin_stateful(scope, names, method, request, done)
         rows = to_rows(method, request.inputs)
         check_wanted(method, request.outputs)
         request.inputs.clear()  # only the rows hold them: a cancelled request then frees them at once
-        finish = partial(self.finish, done, scope, _reply, names["name"], method, request)
-        return self._submit(method, rows, finish, timeout=request.timeout)
+        labels = self._labels(method, request)
+        finish = partial(self.finish, done, scope, _reply, names["name"], method, request, labels)
+        if not request.priority:
+            return self._submit(method, rows, finish, timeout=request.timeout)
+        token = priority.set(request.priority)
+        try:
+            return self._submit(method, rows, finish, timeout=request.timeout)
+        finally:
+            priority.reset(token)
+
+    def _labels(self, method: MethodInfo, request: InferRequest) -> Mapping[str, Sequence[str]]:
+        """The labels of the outputs that are wanted as classifications."""
+        if not request.classes:
+            return {}
+        says = describing(self._backend, method)
+        return {name: says.labels(name) if says is not None else () for name in request.classes}
+
+    def _begin_stateful(
+        self, scope: Scope, names: Mapping[str, str], method: MethodInfo, request: InferRequest, done: Done
+    ) -> Callable[[], None]:
+        """As `begin`, for a request of a sequence, which waits for the one before it."""
+        check_wanted(method, request.outputs)
+        labels = self._labels(method, request)
+
+        async def run() -> None:
+            try:
+                tensors = await self._sequences.run(
+                    method, request.part, request.inputs, request.timeout, request.outputs
+                )
+            except Exception as error:  # as in __call__
+                self.finish(done, scope, _raise, error)
+            else:
+                self.finish(done, scope, _encoded, names["name"], method, request, labels, tensors)
+
+        task = asyncio.ensure_future(run())
+
+        def cancel() -> None:
+            task.cancel()
+
+        return cancel
 
     def _parts(self, raw: bytes) -> list[str]:
         """The path's parts below `/v2`, percent-decoded; a model's name is not decoded if a model has the undecoded
@@ -380,10 +426,37 @@ def _is_packed(scope: Scope) -> bool:
     return False
 
 
-def _reply(name: str, method: MethodInfo, request: InferRequest, result: Sequence[Outcome] | InflightError) -> Reply:
+def _reply(
+    name: str,
+    method: MethodInfo,
+    request: InferRequest,
+    labels: Mapping[str, Sequence[str]],
+    result: Sequence[Outcome] | InflightError,
+) -> Reply:
     if isinstance(result, InflightError):
         raise result
-    parts, raw = encode_response(name, method.version, request, from_outcomes(method, result, request.outputs))
+    return _encoded(name, method, request, labels, from_outcomes(method, result, request.outputs))
+
+
+def _raise(error: Exception) -> Reply:
+    raise error
+
+
+def _encoded(
+    name: str,
+    method: MethodInfo,
+    request: InferRequest,
+    labels: Mapping[str, Sequence[str]],
+    tensors: Sequence[OipTensor],
+) -> Reply:
+    if request.classes:
+        tensors = [
+            classified(tensor, request.classes[tensor.name], labels[tensor.name], method.whole)
+            if tensor.name in request.classes
+            else tensor
+            for tensor in tensors
+        ]
+    parts, raw = encode_response(name, method.version, request, tensors)
     return 200, [_RAW, (_HEADER_LENGTH, b"%d" % len(parts[0]))] if raw else [JSON], parts
 
 
