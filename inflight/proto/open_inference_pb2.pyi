@@ -484,10 +484,10 @@ class ModelSequenceBatching(_message.Message):
         data_type: DataType
         dims: _containers.RepeatedScalarFieldContainer[int]
         def __init__(self, input_name: _Optional[str] = ..., output_name: _Optional[str] = ..., data_type: _Optional[_Union[DataType, str]] = ..., dims: _Optional[_Iterable[int]] = ...) -> None: ...
-    class Direct(_message.Message):
+    class StrategyDirect(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
-    class Oldest(_message.Message):
+    class StrategyOldest(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
     MAX_SEQUENCE_IDLE_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -497,10 +497,10 @@ class ModelSequenceBatching(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     max_sequence_idle_microseconds: int
     control_input: _containers.RepeatedCompositeFieldContainer[ModelSequenceBatching.ControlInput]
-    direct: ModelSequenceBatching.Direct
-    oldest: ModelSequenceBatching.Oldest
+    direct: ModelSequenceBatching.StrategyDirect
+    oldest: ModelSequenceBatching.StrategyOldest
     state: _containers.RepeatedCompositeFieldContainer[ModelSequenceBatching.State]
-    def __init__(self, max_sequence_idle_microseconds: _Optional[int] = ..., control_input: _Optional[_Iterable[_Union[ModelSequenceBatching.ControlInput, _Mapping]]] = ..., direct: _Optional[_Union[ModelSequenceBatching.Direct, _Mapping]] = ..., oldest: _Optional[_Union[ModelSequenceBatching.Oldest, _Mapping]] = ..., state: _Optional[_Iterable[_Union[ModelSequenceBatching.State, _Mapping]]] = ...) -> None: ...
+    def __init__(self, max_sequence_idle_microseconds: _Optional[int] = ..., control_input: _Optional[_Iterable[_Union[ModelSequenceBatching.ControlInput, _Mapping]]] = ..., direct: _Optional[_Union[ModelSequenceBatching.StrategyDirect, _Mapping]] = ..., oldest: _Optional[_Union[ModelSequenceBatching.StrategyOldest, _Mapping]] = ..., state: _Optional[_Iterable[_Union[ModelSequenceBatching.State, _Mapping]]] = ...) -> None: ...
 
 class ModelParameter(_message.Message):
     __slots__ = ("string_value",)

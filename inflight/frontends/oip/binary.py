@@ -83,8 +83,8 @@ def parse_request(body: Body, json_length: int | None) -> InferRequest:
         hint = "" if json_length is not None else "; for raw tensors set Inference-Header-Content-Length"
         if _BARE.search(view[:split]):
             hint = (
-                '; JSON has no NaN and no Infinity: write them as strings ("NaN", "-Infinity"), or send the tensor as raw '
-                "bytes (binary_data_size)"
+                '; JSON has no NaN and no Infinity: write them as strings ("NaN", "-Infinity"), or send the tensor raw '
+                "(binary_data_size)"
             )
         raise InvalidRequest(f"the request is not valid JSON: {error}{hint}") from None
     if not isinstance(document, dict):
