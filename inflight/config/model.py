@@ -477,6 +477,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         hub: the model of the hub to fetch before loading; None: the model is on this machine.
         commit: the commit of the hub's repository, for a model from the hub.
         version: its number for clients, that of its folder in a repository.
+        base: the model's name, where this is a version that is served beside a newer one under another name.
     """
 
     model: ModelConfig
@@ -527,6 +528,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
     hub: HubModel | None = None
     commit: str | None = None
     version: int = 1
+    base: str = ""
 
     @classmethod
     def of(cls, where: Path | HubModel, name: str = "", **values: Any) -> GeneratorConfig:

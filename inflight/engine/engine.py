@@ -84,6 +84,7 @@ class Engine:
         self._executors = (executors,) if isinstance(executors, Executor) else tuple(executors)
         self._restart = restart
         self._metrics = metrics
+        self._base = config.base
         self.admission = Admission(config.policy.max_concurrent_requests, self._turned_away)
         self._grammars = Grammars(tokenizer)
         self._vision = vision
@@ -282,7 +283,7 @@ class Engine:
         timer: asyncio.TimerHandle | None = None
         caller = holder.get()
         if caller is not None:
-            if not caller.allows(self.info.name, self.info.model_id, request.adapter):
+            if not caller.allows(self.info.name, self.info.model_id, request.adapter, self._base or None):
                 raise Forbidden(f"this API key may not call the model '{self.info.name}'")
             request = replace(request, tenant=caller.tenant, priority=caller.priority)
         try:
@@ -341,6 +342,7 @@ class Engine:
         if request.embed and start is not None and failure is None:
             times = TextTimes(seconds, start.encoding, queued, inference)
             self._metrics.generations.texts.done(_kind(request), length, times)
+        self._metrics.generated(self._base or self.info.name, seconds, queued, inference, failure is not None)
 
     async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[PieceOfText]:
         loop = asyncio.get_running_loop()

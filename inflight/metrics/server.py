@@ -31,6 +31,10 @@ SECONDS = (
 SIZES = tuple(float(1 << power) for power in range(11))
 
 
+GENERATE = "generate"
+"""The method of language models."""
+
+
 class Metrics(Collector):
     """The counters and histograms of one server.
 
@@ -52,6 +56,7 @@ class Metrics(Collector):
         self._stages = Histograms(SECONDS)
         self._runs: dict[tuple[str, str, str], dict[int, Runs]] = {}  # by batch size
         self._last: dict[tuple[str, str], float] = {}
+        self._generated: dict[str, Totals] = {}  # of language models
         self._replicas: dict[tuple[str, str, str], str] = {}
         self._states: dict[str, None] = {}
         self._in_flight: Callable[[], int] = lambda: 0
@@ -86,9 +91,35 @@ class Metrics(Collector):
         sizes[size] = Runs(size, count, took) if before is None else Runs(size, before[1] + count, before[2] + took)
         self._last[servable, method] = time.time()
 
+    def generated(self, model: str, seconds: float, queued: float, inference: float, failed: bool) -> None:
+        """A generation of a language model ended after `seconds`, of which it waited for `queued` and was computed for
+        `inference`."""
+        before = self._generated.get(model, Totals())
+        if failed:
+            self._generated[model] = before._replace(
+                failed=before.failed + 1, failed_seconds=before.failed_seconds + seconds
+            )
+            return
+        answered = before.answered + 1
+        busy = before.busy_seconds + (inference - before.busy_seconds) / answered
+        self._generated[model] = Totals(
+            answered,
+            before.answered_seconds + seconds,
+            before.failed,
+            before.failed_seconds,
+            answered,
+            before.queued_seconds + queued,
+            (Runs(1, answered, busy * answered),),
+            busy,
+            time.time(),
+        )
+
     def totals(self, servable: str, method: str) -> Totals:
         """What a method has done since the start."""
         key = (servable, method)
+        generated = self._generated.get(servable) if method == GENERATE else None
+        if generated is not None and key not in self._requests:
+            return generated
         requests, queue = self._requests.get(key), self._queue.get(key)
         failed = sum(count for (*names, _), count in self._failures.items() if tuple(names) == key)
         failed_seconds = self._failed_seconds.get(key, 0.0)

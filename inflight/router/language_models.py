@@ -315,7 +315,7 @@ class LanguageModels:
         try:
             for config in configs:
                 own = name if config.version == newest else beside(name, config.version)
-                told = msgspec.structs.replace(config, name=own)
+                told = msgspec.structs.replace(config, name=own, base=name if own != name else "")
                 ready.append((told, await self.prepare(told)))
         except BaseException:
             for _, engine in ready:
