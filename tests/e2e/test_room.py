@@ -163,6 +163,10 @@ def test_a_request_loads_its_language_model(here: Here) -> None:
         status, answer = here.ask(path, {"text_input": "Once upon a time", "parameters": {"max_tokens": 8}})
         assert (status, answer["model_name"]) == (200, "lm")
         assert answer["text_output"] == first.choices[0].text
+    (told,) = triton_http.InferenceServerClient(here.http).get_inference_statistics("lm")["model_stats"]
+    success, infer = (told["inference_stats"][name] for name in ("success", "compute_infer"))
+    assert told["inference_count"] == success["count"] >= 14
+    assert 0 < infer["ns"] <= success["ns"]
     # It makes room for others, and is loaded again by a request that names no model.
 
     def others() -> bool:  # the one that was just loaded does not leave
