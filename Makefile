@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile 
 SERVED := $(VENV)/.serves
 TESTED := $(VENV)/.tests
 
-.PHONY: test slow quick unit-fast fmt tidy docs static coverage release-check test-native test-neon wheel wheel-test chaos clients demo lint types unit venv proto clean
+.PHONY: ray test slow quick unit-fast fmt tidy docs static coverage release-check test-native test-neon wheel wheel-test chaos clients demo lint types unit venv proto clean
 .DEFAULT_GOAL := test
 
 # What serving the examples needs: no torch and no transformers.
@@ -150,6 +150,12 @@ clients: $(TESTED)
 	cp tests/clients/package.json $(CLIENTS)/node/
 	npm install --prefix $(CLIENTS)/node --silent --no-audit --no-fund
 	$(BIN)/python -m pytest -q tests/e2e/test_clients.py
+
+# Replicas on Ray's own test cluster, with Ray in a folder under build (some 210 MB). Not part of the checks: there these
+# tests are skipped.
+ray: $(TESTED)
+	test -d build/ray || $(PIP) --target build/ray ray==2.60.0
+	PYTHONPATH=build/ray:. RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -q tests/e2e/test_ray.py
 
 # Ctrl+C ends it. The lines that it prints after `try` can be pasted into another terminal.
 demo: $(SERVED)

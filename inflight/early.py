@@ -22,7 +22,17 @@ DUMP = signal.SIGQUIT
 STDERR = 2
 """The file descriptor that workers write to; `sys.stderr` may have been replaced by an object that has none."""
 
-_DECISIVE = ("config", "help", "log-dir", "log-level", "print-config", "tensor-parallel", "threads", "version")
+_DECISIVE = (
+    "cluster",
+    "config",
+    "help",
+    "log-dir",
+    "log-level",
+    "print-config",
+    "tensor-parallel",
+    "threads",
+    "version",
+)
 """Flags of `inflight serve` that change how a rank is started, or whether one is."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 

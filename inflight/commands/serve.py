@@ -232,7 +232,7 @@ def run(values: Mapping[str, Any]) -> int:
     plan = build_plan(values)
     from inflight.place import end_ahead, start_ahead  # not imported for the help
 
-    for generator in plan.generators:
+    for generator in plan.generators if plan.server.cluster.cluster is None else ():
         alone = len(plan.generators) == 1 and not plan.servables
         start_ahead(generator, plan.server.log_dir, load=alone)
     from inflight.server import Server  # imported while the ranks started above get ready to load, which takes as long

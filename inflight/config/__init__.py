@@ -1,5 +1,6 @@
 """The start-up configuration as frozen records: read once at the start, then passed down."""
 
+from inflight.config.cluster import ClusterConfig, Scaling
 from inflight.config.described import DescribedConfig, SequenceConfig, SignalConfig, StateConfig, TensorConfig
 from inflight.config.keys import KeyConfig, read_keys
 from inflight.config.model import (
@@ -69,6 +70,7 @@ __all__ = [
     "AdapterConfig",
     "Addresses",
     "Alias",
+    "ClusterConfig",
     "DescribedConfig",
     "Field",
     "GeneratorConfig",
@@ -81,6 +83,7 @@ __all__ = [
     "RestConfig",
     "RestartPolicy",
     "RoomConfig",
+    "Scaling",
     "SequenceConfig",
     "ServableConfig",
     "ServerConfig",

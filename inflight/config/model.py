@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from inflight.config.cluster import MAX_REPLICAS, Scaling
 from inflight.config.parse import absolute, domains, memory, one_of, ratio, seconds, share, switch, whole
 from inflight.config.setting import Setting, fields_of
 from inflight.errors import ConfigError
@@ -27,7 +28,6 @@ GENERATION_CONFIGS = ("auto", "none")
 CPU_ENGINES = ("auto", "torch")
 POOLINGS = ("last", "mean", "cls", "splade")
 MAX_RANKS = 64
-MAX_REPLICAS = 64
 
 
 @dataclass(frozen=True)
@@ -465,7 +465,8 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         policy: how requests share it.
         vision: of its images.
         tensor_parallel: number of processes that share the model.
-        replicas: copies of the model, each with ranks, a cache and a queue of its own.
+        replicas: copies of the model, each with ranks, a cache and a queue of its own; the most that there may be.
+        scaling: how many of them there are.
         replica: which of them this configuration is for (`of_replica`).
         device_ids: one for each rank, of one replica after the other; empty: 0, 1, ...
         generation_config: the defaults of sampling on OpenAI's routes; auto: the model's generation_config.json, as in
@@ -502,6 +503,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         ),
     ] = 1
     replica: int = 0
+    scaling: Scaling = Scaling()
     device_ids: tuple[int, ...] = ()
     generation_config: Annotated[
         str,
@@ -540,14 +542,17 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
 
         Raises:
             TypeError: a name that is not a field.
+            ConfigError: fewer replicas at most than at least.
         """
         folder, hub = (Path(where.repo), where) if isinstance(where, HubModel) else (where, None)
         parts = [
             {field: values.pop(field) for field in record.__struct_fields__ if field in values}
-            for record in (ModelConfig, Limits, Policy, VisionConfig)
+            for record in (ModelConfig, Limits, Policy, VisionConfig, Scaling)
         ]
-        model, limits, policy, vision = parts
+        model, limits, policy, vision, scales = parts
+        scaling = Scaling(**scales)
         values.update(limits=Limits(**limits), policy=Policy(**policy), vision=VisionConfig(**vision), hub=hub)
+        values.update(scaling=scaling, replicas=scaling.most(values.get("replicas", 1)))
         return cls(ModelConfig(folder, **model), name or where.name, **values)
 
     @classmethod
@@ -559,6 +564,11 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         """
         told = {each.name: each.told(values[each.key]) for each in SETTINGS if each.key in values}
         return cls.of(where, name, **{**told, **fields})
+
+    @property
+    def least(self) -> int:
+        """The replicas that there are always."""
+        return self.scaling.least(self.replicas)
 
     def of_replica(self, number: int) -> GeneratorConfig:
         """The configuration of one replica: its devices, and its share of the threads."""
@@ -590,6 +600,8 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
 
 
 SETTINGS = tuple(
-    field for record in (GeneratorConfig, ModelConfig, Policy, Limits, VisionConfig) for field in fields_of(record)
+    field
+    for record in (GeneratorConfig, ModelConfig, Policy, Limits, VisionConfig, Scaling)
+    for field in fields_of(record)
 )
 """All settings of a language model for a command line, a file or a script."""

@@ -145,6 +145,45 @@ def class_name(text: str) -> str:
     return text
 
 
+def address(text: str) -> str:
+    """`ip:port`."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"'{text}' is no address; write ip:port, as 10.0.0.5:7000")
+    return text
+
+
+def cluster(text: str) -> str:
+    """`ray`, `ray:auto` or `ray:10.0.0.5:6379`; the first two are the same."""
+    kind, _, where = text.strip().partition(":")
+    if kind.lower() == "auto" and not where:
+        kind, where = "ray", "auto"
+    if kind.lower() != "ray":
+        raise ValueError(f"'{text}' is no cluster; write ray, or ray:HOST:6379 with the address of Ray's head")
+    return "ray:auto" if where in ("", "auto") else f"ray:{address(where)}"
+
+
+_RAYS = {"cpu": "CPU", "gpu": "GPU"}
+
+
+def resources(text: str) -> tuple[tuple[str, float], ...]:
+    """`cpu=8,gpu=1,memory=16g,TPU=4` as pairs with Ray's names."""
+    found: dict[str, float] = {}
+    for item in (each.strip() for each in text.split(",")):
+        if not item:
+            continue
+        name, _, given = item.partition("=")
+        name = _RAYS.get(name.strip().lower(), name.strip())
+        try:
+            value = float(memory(given)) if name == "memory" else ratio(given)
+        except ValueError:
+            name = ""
+        if not name or name in found:
+            raise ValueError(f"'{item}' is no resource; write pairs like cpu=8,gpu=1,memory=16g, each name once")
+        found[name] = value
+    return tuple(found.items())
+
+
 def key_file(text: str) -> bytes:
     """The key in a file: 16, 24 or 32 bytes; a line end may follow it."""
     content = Path(existing_file(text)).read_bytes()

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from inflight.config.cluster import ClusterConfig
 from inflight.config.described import DescribedConfig
 from inflight.config.parse import (
     class_name,
@@ -234,6 +235,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         watch: seconds between two looks at the folders; 0: nobody looks.
         drain_timeout: seconds that requests of a model may take after it was unloaded or replaced.
         room: which models of the folders are loaded when.
+        cluster: the machines that language models run on.
         protocols: the user's own HTTP protocols: `module:Class` of subclasses of `inflight.frontends.Door`.
     """
 
@@ -373,6 +375,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         ),
     ] = 300.0
     room: RoomConfig = RoomConfig()
+    cluster: ClusterConfig = ClusterConfig()
     protocols: Annotated[
         tuple[str, ...],
         Setting(
@@ -394,7 +397,11 @@ class ServerConfig(msgspec.Struct, frozen=True):
             fields: by field name; they override `values`.
         """
         routes = {name: getattr(rest, name) for name in ("predict_routes", "health_routes", "tgi")}
-        told: dict[str, Any] = {"rest": filled(RestConfig, values, **routes), "room": filled(RoomConfig, values)}
+        told: dict[str, Any] = {
+            "rest": filled(RestConfig, values, **routes),
+            "room": filled(RoomConfig, values),
+            "cluster": filled(ClusterConfig, values),
+        }
         return filled(cls, values, **{**told, **fields})
 
     def with_rest(self, rest: RestConfig) -> ServerConfig:
@@ -404,7 +411,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
 
 SERVER_SETTINGS = tuple(
     field
-    for record in (Addresses, ServerConfig, RoomConfig, ListenConfig, TlsConfig, RestConfig)
+    for record in (Addresses, ServerConfig, RoomConfig, ListenConfig, TlsConfig, RestConfig, ClusterConfig)
     for field in fields_of(record)
 )
 """All settings of a server for a command line, a file or a script."""

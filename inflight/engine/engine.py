@@ -34,7 +34,7 @@ from inflight.engine.grammars import Grammars
 from inflight.engine.intake import Intake
 from inflight.engine.lane import Lane
 from inflight.engine.lanes import RENEW_GRACE, Lanes
-from inflight.engine.recovery import first_start
+from inflight.engine.replicas import Replicas
 from inflight.engine.stream import Stream
 from inflight.engine.streams import Streams
 from inflight.errors import (
@@ -92,6 +92,16 @@ class Engine:
         self._streams = Streams(tokenizer, self.admission)
         self._lanes = Lanes(self._streams)  # filled at the first start, when the shards have said what they can hold
         self._rooms: dict[int, Room] = {}  # of every replica
+        self._replicas = Replicas(
+            config,
+            self._executors,
+            self._lanes,
+            self._streams,
+            restart,
+            self._lane,
+            self._forget,
+            lambda: self._stopping,
+        )
         self._arriving = 0
         self._looking: dict[int, asyncio.Task[None]] = {}  # requests whose images are encoded after all
         self._stopping = False
@@ -116,13 +126,14 @@ class Engine:
     @property
     def replicas(self) -> Items[bool]:
         """Whether each replica is ready."""
-        return [lane.up and not self._stopping for lane in self._lanes.all] or [False] * len(self._executors)
+        ready = [lane.up and not self._stopping for lane in self._lanes.all]
+        return [*ready, *[False] * self._replicas.coming] or [False] * self._config.least
 
     @property
     def replica_loads(self) -> Items[ReplicaLoad]:
         """The loads of replicas; empty with one replica, whose load is the engine's."""
         lanes = self._lanes.all
-        return [lane.shown(self._config.name) for lane in lanes] if len(lanes) > 1 else []
+        return [lane.shown(self._config.name) for lane in lanes] if len(self._executors) > 1 else []
 
     @property
     def prompts(self) -> Items[PromptsShown]:
@@ -160,31 +171,30 @@ class Engine:
         """
         try:
             offers = await self._loaded()
-            capacities = [self._learn(number, offer) for number, offer in enumerate(offers)]
+            # Before there is a lane: a configuration that asks for more than there is, is refused at the first start.
+            lanes = [self._lane(number, offer) for number, offer in offers.items()]
         except BaseException as error:
+            await self._replicas.stop()
             if self._vision is not None:
                 await self._vision.stop()
             if isinstance(error, InflightError):  # of a start that is cancelled the caller gives the shards up
                 await self._give_up()
             raise
-        self._lanes.all = [
-            self._lane(number, offer, capacity) for number, (offer, capacity) in enumerate(zip(offers, capacities))
-        ]
-        for lane in self._lanes.all:
+        self._lanes.all = lanes
+        for lane in lanes:
             lane.begin()
+        self._replicas.begin()
 
-    async def _loaded(self) -> list[ShardOffer]:
-        def stopping() -> bool:
-            return self._stopping
-
-        loaded: list[Coroutine[Any, Any, ShardOffer | None]] = [
-            first_start(executor, self._config.name, self._restart, stopping) for executor in self._executors
-        ]
+    async def _loaded(self) -> dict[int, ShardOffer]:
+        """The offers of the replicas that are loaded, by number."""
+        loaded: list[Coroutine[Any, Any, dict[int, ShardOffer] | None]] = [self._replicas.load()]
         if self._vision is not None:
             loaded.append(self._vision.start())
-        return [offer for offer in await together(loaded) if offer is not None]
+        return (await together(loaded))[0] or {}
 
-    def _lane(self, number: int, offer: ShardOffer, capacity: Capacity) -> Lane:
+    def _lane(self, number: int, offer: ShardOffer) -> Lane:
+        """A replica whose ranks are loaded. Raises StartError as `_learn`."""
+        capacity = self._learn(number, offer)
         lane = Lane(
             self._config,
             number,
@@ -218,6 +228,7 @@ class Engine:
                 await asyncio.wait_for(streams.idle.wait(), grace)
             except asyncio.TimeoutError:
                 log.warning("%d generations did not finish before the server stopped", len(streams))
+        await self._replicas.stop()
         await asyncio.gather(*(lane.end() for lane in self._lanes.all))
         for stream in streams.all():
             stream.fail(Unavailable("the server stops"))
@@ -226,6 +237,10 @@ class Engine:
         if self._vision is not None:
             await self._vision.stop()
         await self._give_up()
+
+    def _forget(self, replica: int) -> None:
+        """A replica has ended: what it could hold limits requests no more."""
+        del self._rooms[replica]
 
     def _learn(self, replica: int, offer: ShardOffer) -> Capacity:
         """Sets `info` to what the shards of all replicas offer: the smallest cache limits a request, since any replica

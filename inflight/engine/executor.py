@@ -24,8 +24,10 @@ class Executor(ABC):
     Attributes:
         on_lost: called on the loop when `lost` becomes true.
         on_transferred: called on the loop with the answer of an order, once all ranks have done it.
+        elastic: a start may wait for a machine with room for as long as it takes.
     """
 
+    elastic = False
     on_lost: Callable[[], None] = staticmethod(lambda: None)
     on_transferred: Callable[[Transferred], None] = staticmethod(lambda answer: None)
     _begun: asyncio.Task[ShardOffer] | None = None

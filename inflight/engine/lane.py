@@ -17,6 +17,9 @@ from inflight.engine.streams import Streams
 from inflight.metrics import Load, Metrics, PromptCacheCounts, PromptsShown, ReplicaLoad, StateSlots
 from inflight.sched import Bid, Capacity, Prospects, Scheduler, Sequence
 
+LOOK = 0.05
+"""Seconds between two looks whether a replica's last requests have ended."""
+
 
 class Lane:
     """One replica: a queue, a cache and the ranks behind them. The home of the streams that it computes.
@@ -139,6 +142,17 @@ class Lane:
             await asyncio.wait([self._task], timeout=0.2)
         await self._files.close()
         await self._steps.close()
+
+    async def leave(self, grace: float) -> None:
+        """Ends the ranks once the running requests have ended, or `grace` seconds have passed; what is left goes to the
+        other replicas. `begin` would start the ranks again."""
+        until = asyncio.get_running_loop().time() + grace
+        while self.up and self.scheduler.running and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(LOOK)
+        self._files.lost()  # those that wait for files are requests of the scheduler now
+        await self.end()
+        await self.executor.close()
+        await self._steps.give_back()
 
     async def renew(self, grace: float) -> None:
         """As `StepLoop.renew`."""

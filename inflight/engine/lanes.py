@@ -90,6 +90,36 @@ class Lanes:
             if other is not lane:
                 self._divide(other, self._open())
 
+    def add(self, lane: Lane) -> None:
+        """Lets a new replica compute; it takes over its share of what waits."""
+        self.all.append(lane)
+        self.all.sort(key=lambda each: each.number)
+        lane.begin()
+        self.came_up(lane)
+
+    async def retire(self, lane: Lane, grace: float = RENEW_GRACE) -> bool:
+        """Ends a replica whose requests others can take.
+
+        Args:
+            grace: seconds in which those that run there may end; then they go on elsewhere.
+
+        Returns:
+            Whether it has ended. It has not where a request is left that nobody else can take.
+        """
+        lane.leaving = True
+        ended = False
+        try:
+            self.hand_over(lane)
+            await lane.leave(grace)
+            ended = not lane.scheduler.requests
+        finally:
+            lane.leaving = False
+            if ended:
+                self.all.remove(lane)
+        if not ended:
+            lane.begin()
+        return ended
+
     def _divide(self, lane: Lane, takers: Items[Lane]) -> int:
         """Places the requests that wait at a replica anew, among `takers`; returns how many go to another replica."""
         if not takers or not lane.scheduler.waiting:
@@ -127,7 +157,9 @@ class Lanes:
             raise Unavailable("the replicas are being started again already; try again later")
         self._renewing = True
         try:
-            for lane in self.all:
+            for lane in list(self.all):
+                if lane not in self.all:
+                    continue  # it was retired meanwhile
                 lane.leaving = True
                 try:
                     self.hand_over(lane)

@@ -159,9 +159,14 @@ class StepLoop:
         """Ends timers and tasks. To be called after `run` has ended."""
         if self._watch is not None:
             self._watch.cancel()
+            self._watch = None
         if self._aborting is not None:
             await self._aborting
         self._recovery.tell(Unavailable("the model is being ended"))
+
+    async def give_back(self) -> None:
+        """Takes back what the shards computed, which are ended; to be called after `close`. `run` would start them."""
+        await self._drop_flights(killed=True)
 
     async def _steps(self) -> None:
         scheduler, depth = self.scheduler, self._policy.plans_in_flight

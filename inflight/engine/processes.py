@@ -1,17 +1,15 @@
-"""The ranks of one language model as worker processes: the engine's executor on this machine."""
+"""The ranks of one replica as worker processes, on this machine or on those of a cluster: the engine's executor."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections import deque
 from collections.abc import Callable
 
 import msgspec
 
 from inflight.config import GeneratorConfig, ServerConfig
-from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult, Transfer, Transferred
+from inflight.contract import ShardOffer, StepPlan, StepResult, Transfer, Transferred
 from inflight.engine.executor import Executor, RanksKilled
 from inflight.errors import InflightError, StartError, WorkerLost
 from inflight.link import (
@@ -23,9 +21,8 @@ from inflight.link import (
     Progress,
     ShardReady,
     Unpacker,
-    create_file,
 )
-from inflight.place import STOP_GRACE, WorkerHandle, WorkerProcess, shard_job, start_rank
+from inflight.place import STOP_GRACE, Here, PlacedRank, Placement, WorkerHandle
 from inflight.startup import ProgressBar, waited_for
 
 FAREWELL = 0.2
@@ -52,13 +49,17 @@ class _Rank:
         self.killed: RanksKilled | None = None
         self.loaded = 0.0
 
-    async def start(self, process: WorkerProcess, told: bool, job: ShardJob) -> None:
-        """Connects to the process and sends it the job, unless it was `told` the job already."""
-        self.worker = WorkerHandle(f"rank {self.number}", process, self._received, self._ended)
+    def take(self, placed: PlacedRank) -> None:
+        """Takes charge of the process: from now on it is ended with the group."""
+        self.worker = WorkerHandle(f"rank {self.number}", placed.process, self._received, self._ended)
         self._group.started(self.worker)
+
+    async def connect(self, placed: PlacedRank) -> None:
+        """Connects to the process and sends it the job, unless it was told the job already."""
+        assert self.worker is not None
         await self.worker.connect()
-        if not told:
-            self.worker.send(LoadShard(job))
+        if not placed.told:
+            self.worker.send(LoadShard(placed.job))
 
     def _received(self, message: AnyMessage, values: Unpacker) -> None:
         if isinstance(message, StepResult):
@@ -92,12 +93,20 @@ class ShardGroup(Executor):
         config: the model.
         server: has the start timeout and the directory of logs.
         progress: makes the progress bar of one start; None: no progress is shown.
+        placement: where the processes run; None: on this machine.
     """
 
     def __init__(
-        self, config: GeneratorConfig, server: ServerConfig, progress: Callable[[], ProgressBar] | None = None
+        self,
+        config: GeneratorConfig,
+        server: ServerConfig,
+        progress: Callable[[], ProgressBar] | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self._config = config
+        self._placement = placement or Here(server.log_dir)
+        self.elastic = self._placement.elastic
+        self._placing: asyncio.Task[None] | None = None
         self._server = server
         self._make_progress = progress
         self._progress: ProgressBar | None = None
@@ -108,7 +117,6 @@ class ShardGroup(Executor):
         self._waiter: asyncio.Future[None] | None = None
         self._error: WorkerLost | None = None
         self._starts = 0
-        self._file: int | None = None
 
     @property
     def pids(self) -> list[int]:
@@ -124,15 +132,11 @@ class ShardGroup(Executor):
         self._error = None
         self._results.clear()
         self._orders.clear()
-        size = self._config.tensor_parallel
-        rendezvous = f"127.0.0.1:{_free_port()}" if size > 1 else ""
-        self._ranks = [_Rank(number, self) for number in range(size)]
+        self._ranks = [_Rank(number, self) for number in range(self._config.tensor_parallel)]
         self._progress = self._make_progress() if self._make_progress is not None else None
         loaded = False
         try:
-            for rank in self._ranks:
-                job = shard_job(self._config, rank.number, rendezvous, num_blocks)
-                await rank.start(*self._process(job), job)
+            await self._place(num_blocks)
             waiting = asyncio.gather(*(rank.offer for rank in self._ranks))
             # A start that is cancelled does not take the result, which asyncio would print as an error.
             waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
@@ -156,6 +160,29 @@ class ShardGroup(Executor):
                 self._progress.close(whole=loaded)
         self._starts += 1
         return _smallest(offers)
+
+    async def _place(self, num_blocks: int | None) -> None:
+        """Starts the processes and connects to them. Waits for a machine with room, where there may be one later."""
+        ranks = self._ranks
+
+        async def place() -> None:
+            placed = await self._placement.start(self._config, num_blocks, self._starts > 0)
+            for rank, one in zip(ranks, placed):
+                rank.take(one)
+            for rank, one in zip(ranks, placed):
+                await rank.connect(one)
+
+        self._placing = placing = asyncio.ensure_future(place())
+        try:
+            await placing
+        except asyncio.CancelledError:
+            if self._placing is not None:  # this task itself is cancelled
+                raise
+            raise StartError("the model was given up before there was room for it") from None
+        except WorkerLost as error:  # a machine was lost meanwhile, which says nothing about the model
+            raise RanksKilled(str(error)) from error
+        finally:
+            self._placing = None
 
     def _phase(self) -> str:
         """Names the first rank that is not ready, and its progress, for the log."""
@@ -203,9 +230,7 @@ class ShardGroup(Executor):
 
     async def close(self) -> None:
         await self._end(STOP_GRACE)
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._placement.close()
 
     # Called by ranks
 
@@ -262,30 +287,21 @@ class ShardGroup(Executor):
 
     async def _end(self, grace: float) -> None:
         ranks, self._ranks = self._ranks, []
+        placing, self._placing = self._placing, None
+        if placing is not None and placing is not asyncio.current_task():
+            placing.cancel()
+            await asyncio.wait([placing])
         for rank in ranks:  # ends a start that waits for them
             if not rank.offer.done():
                 rank.offer.set_exception(StartError("the model was given up while it was being loaded"))
                 rank.offer.exception()
         await asyncio.gather(*(self._end_worker(worker, grace) for worker in self._workers))
+        await self._placement.release()
 
     async def _end_worker(self, worker: WorkerHandle, grace: float) -> None:
         await worker.end(grace)
         if worker in self._workers:
             self._workers.remove(worker)
-
-    def _process(self, job: ShardJob) -> tuple[WorkerProcess, bool]:
-        """As `start_rank`."""
-        if self._file is None:
-            self._file = create_file("inflight-unused", 4096)
-        return start_rank(self._config, job, self._server.log_dir, self._file, append=self._starts > 0)
-
-
-def _free_port() -> int:
-    """A port that is free now. If another process takes it before rank 0 does, the start fails and is repeated."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _smallest(offers: list[ShardOffer]) -> ShardOffer:

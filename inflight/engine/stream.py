@@ -91,6 +91,11 @@ class Stream:
         if self._began is None:
             self._began = time.perf_counter()
 
+    @property
+    def waited(self) -> float:
+        """Seconds for which the request has waited for its first step until now; 0 for one that has begun."""
+        return time.perf_counter() - self._arrived if self._began is None else 0.0
+
     def prompt_logprobs(self, first: int, values: Items[float], tops: Items[Items[tuple[int, float]]]) -> None:
         """Log-probabilities of the prompt's tokens from position `first` on, and of the most likely ones there, if they
         were asked for."""

@@ -2,7 +2,7 @@
 
 from inflight.link.arena import LARGE, Arena, ArenaReader, create_file, physical_memory
 from inflight.link.board import BOARD_BYTES, Board, BoardReader, Run, Runner
-from inflight.link.channel import ServerChannel, WorkerChannel
+from inflight.link.channel import Handler, ServerChannel, WorkerChannel
 from inflight.link.codec import (
     AnyMessage,
     Blob,
@@ -26,6 +26,8 @@ from inflight.link.codec import (
     Work,
 )
 from inflight.link.offer import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
+from inflight.link.remote import Gate, Guest, Invitation, join, split
+from inflight.link.secure import Identity, SecureSocket, make_identity
 from inflight.link.step import LoadShard, Progress, ShardReady
 from inflight.link.vision import EncodeImage, ImageEncoded, ImageFailed, LoadVision, VisionReady
 
@@ -46,10 +48,15 @@ __all__ = [
     "Drop",
     "EncodeImage",
     "Failed",
+    "Gate",
     "GeneratorOffer",
     "GraphOffer",
+    "Guest",
+    "Handler",
+    "Identity",
     "ImageEncoded",
     "ImageFailed",
+    "Invitation",
     "Leaving",
     "Load",
     "LoadShard",
@@ -63,6 +70,7 @@ __all__ = [
     "Ready",
     "Run",
     "Runner",
+    "SecureSocket",
     "ServerChannel",
     "ShardReady",
     "StageRuns",
@@ -75,5 +83,8 @@ __all__ = [
     "WorkerChannel",
     "WorkerJob",
     "create_file",
+    "join",
+    "make_identity",
     "physical_memory",
+    "split",
 ]

@@ -1,4 +1,4 @@
-"""The two ends of the connection between the server and one worker, over an inherited socket pair.
+"""The two ends of the connection between the server and one worker, over an inherited socket pair or TCP (`remote`).
 
 Frames over a stream socket instead of a gRPC stream: measured in `bench/link.py`, see docs/architecture.md.
 The server's end lives on its event loop, the worker's end is read by one thread and written by any.
@@ -16,6 +16,7 @@ from typing import cast
 
 from inflight.link.arena import ArenaReader
 from inflight.link.codec import MAX_FRAME, PREFIX, AnyMessage, Packer, Unpacker, decode
+from inflight.link.secure import SecureSocket
 
 Handler = Callable[[AnyMessage, Unpacker], None]
 
@@ -97,7 +98,7 @@ class ServerChannel(asyncio.Protocol):
 class WorkerChannel:
     """The worker's end: blocking, `receive` from one thread, `send` from any."""
 
-    def __init__(self, sock: socket.socket, reader: ArenaReader | None = None) -> None:
+    def __init__(self, sock: socket.socket | SecureSocket, reader: ArenaReader | None = None) -> None:
         self._sock = sock
         self._buffer = bytearray()
         self._poll = select.poll()
@@ -110,7 +111,7 @@ class WorkerChannel:
 
     def ready(self, seconds: float | None = 0) -> bool:
         """Whether `receive` has something to read, waiting up to `seconds` (None: as long as it takes)."""
-        if len(self._buffer) >= PREFIX.size:
+        if len(self._buffer) >= PREFIX.size or (isinstance(self._sock, SecureSocket) and self._sock.pending()):
             return True
         return bool(self._poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
 

@@ -1,15 +1,25 @@
-"""Starts, watches and ends worker processes on this machine."""
+"""Starts, watches and ends worker processes on this machine, and on those of a cluster."""
 
 from inflight.early import DUMP
+from inflight.place.cluster import Cluster, OnCluster
 from inflight.place.cores import shares
-from inflight.place.handle import STOP_GRACE, WorkerHandle
+from inflight.place.handle import STOP_GRACE, Process, WorkerHandle
 from inflight.place.local import Launch, WorkerProcess, start_worker
+from inflight.place.placement import Here, PlacedRank, Placement
 from inflight.place.ranks import end_ahead, shard_job, start_ahead, start_rank
+from inflight.place.remote import RemoteProcess
 
 __all__ = [
     "DUMP",
     "STOP_GRACE",
+    "Cluster",
+    "Here",
     "Launch",
+    "OnCluster",
+    "PlacedRank",
+    "Placement",
+    "Process",
+    "RemoteProcess",
     "WorkerHandle",
     "WorkerProcess",
     "end_ahead",

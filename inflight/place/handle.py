@@ -6,9 +6,9 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
+from typing import Protocol
 
-from inflight.link import AnyMessage, ArenaReader, Packer, ServerChannel, Stop, Unpacker
-from inflight.place.local import WorkerProcess
+from inflight.link import AnyMessage, ArenaReader, Handler, Packer, ServerChannel, Stop, Unpacker
 
 log = logging.getLogger("inflight")
 
@@ -24,6 +24,39 @@ has left behind holds it open."""
 
 OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that a process gets from others. Crashes of its own are SIGSEGV, SIGABRT and the like."""
+
+
+class Process(Protocol):
+    """A started worker process, on this machine (`WorkerProcess`) or on another one (`RemoteProcess`)."""
+
+    pid: int
+    status: int | None
+
+    @property
+    def running(self) -> bool: ...
+
+    async def open(
+        self, on_message: Handler, on_closed: Callable[[], None], reader: ArenaReader | None
+    ) -> ServerChannel:
+        """Opens the channel to it.
+
+        Raises:
+            OSError: it cannot be opened.
+            StartError: a process of another machine did not come.
+        """
+        ...
+
+    def watch(self, on_exit: Callable[[int], None]) -> None:
+        """Calls `on_exit` once, on the loop, with `status` when the process has ended."""
+        ...
+
+    async def ended(self, timeout: float) -> bool:
+        """Waits for the end; returns False if the process still runs after `timeout` seconds."""
+        ...
+
+    def dump(self) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 class WorkerHandle:
@@ -42,7 +75,7 @@ class WorkerHandle:
     def __init__(
         self,
         name: str,
-        process: WorkerProcess,
+        process: Process,
         on_message: Callable[[AnyMessage, Unpacker], None],
         on_end: Callable[[WorkerHandle], None],
         outbox: ArenaReader | None = None,
@@ -61,10 +94,10 @@ class WorkerHandle:
         """Opens the channel. To be called once, before anything else.
 
         Raises:
-            OSError: the channel cannot be opened. The process runs until `end`.
+            OSError, StartError: the channel cannot be opened. The process runs until `end`.
         """
         try:
-            self._channel = await ServerChannel.open(self._process.socket, self._on_message, self._closed, self._outbox)
+            self._channel = await self._process.open(self._on_message, self._closed, self._outbox)
         finally:
             self._process.watch(self._exited)
 

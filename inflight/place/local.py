@@ -20,6 +20,8 @@ from pathlib import Path
 
 from inflight.early import DUMP, spawn
 from inflight.errors import StartError
+from inflight.link import ArenaReader, ServerChannel
+from inflight.link import Handler as OnMessage
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class WorkerProcess:
         self.socket = sock
         self.status: int | None = None
         self._exited = asyncio.Event()
+
+    async def open(
+        self, on_message: OnMessage, on_closed: Callable[[], None], reader: ArenaReader | None
+    ) -> ServerChannel:
+        """Opens the channel; arguments and errors as for `ServerChannel.open`."""
+        return await ServerChannel.open(self.socket, on_message, on_closed, reader)
 
     def watch(self, on_exit: Callable[[int], None]) -> None:
         """Waits for the end without polling. `on_exit` is called once, on the loop, with `status`."""

@@ -77,7 +77,7 @@ def start_ahead(config: GeneratorConfig, log_dir: Path | None, *, load: bool = T
     if not hasattr(os, "memfd_create"):
         return
     fetched = config.hub is None and all(adapter.hub is None for adapter in config.model.adapters)
-    for one in map(config.of_replica, range(config.replicas)):
+    for one in map(config.of_replica, range(config.least)):
         for rank in range(config.tensor_parallel):
             launch = rank_launch(one, rank, log_dir, -1, append=False)
             process = _begun(launch)

@@ -243,7 +243,7 @@ def generator_config(
         hub, known = None, str(folder)
         own = open_model(folder).name if is_gguf(folder) else folder.name  # without the number of a part
     given: tuple[int, ...] = values.get("device_ids", ())
-    size, replicas = values.get("tensor_parallel", 1), values.get("replicas", 1)
+    size, replicas = values.get("tensor_parallel", 1), values.get("max_replicas") or values.get("replicas", 1)
     if replicas == 1 and given and len(given) % size == 0:
         replicas = len(given) // size
     told = {

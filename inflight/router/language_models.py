@@ -44,6 +44,7 @@ from inflight.startup import ProgressBar, aside, failed_load, weight_bytes
 
 if TYPE_CHECKING:
     from inflight.engine import Engine, ShardGroup
+    from inflight.place import Cluster, Placement
 
 log = logging.getLogger("inflight")
 
@@ -105,6 +106,7 @@ class LanguageModels:
         self._versions: dict[str, int] = {}
         self._bases: dict[str, str] = {}  # of a version beside the newest, `<name>:<version>`, the model's name
         self._one_loads = asyncio.Lock()  # each model measures the memory that is left
+        self._cluster: Cluster | None = None  # where models run, if not on this machine; made when the first one loads
         self._stopping = False
 
     @property
@@ -380,11 +382,14 @@ class LanguageModels:
 
         self._metrics.generations.watch(self._load, self._replicas, self._prompts)
         replicas = [config.of_replica(number) for number in range(config.replicas)]
-        groups = [ShardGroup(one, self._config, partial(_progress, one)) for one in replicas]
+        places = await self._places(len(replicas))
+        if any(place is not None for place in places):  # processors of other machines are not shared
+            replicas = [msgspec.structs.replace(one, model=config.model) for one in replicas]
+        groups = [ShardGroup(one, self._config, partial(_progress, one), at) for one, at in zip(replicas, places)]
         self._begun += groups
         folder = config.model.model_dir
         try:
-            for shards in groups if ahead else ():
+            for shards in groups[: config.least] if ahead else ():
                 shards.begin()
             try:
                 read = partial(
@@ -406,6 +411,24 @@ class LanguageModels:
             raise
         finally:
             self._begun = [shards for shards in self._begun if shards not in groups]
+
+    async def _places(self, count: int) -> list[Placement | None]:
+        """Where that many replicas run; None: on this machine.
+
+        Raises:
+            StartError: the cluster does not answer.
+        """
+        where = self._config.cluster
+        if where.cluster is None:
+            return [None] * count
+        from inflight.place import Cluster, OnCluster
+
+        if self._cluster is None:
+            address = where.cluster.removeprefix("ray:")
+            self._cluster = Cluster(address, where.cluster_listen, where.cluster_tls)
+        cluster = self._cluster
+        await cluster.open()
+        return [OnCluster(cluster) for _ in range(count)]
 
     def _load(self) -> Load:
         """The sum over all models."""
@@ -443,6 +466,8 @@ class LanguageModels:
             *(engine.stop(self._config.stop_timeout) for engine in list(self._shards)),
             *(shards.give_up() for shards in list(self._begun)),
         )
+        if self._cluster is not None:
+            await self._cluster.stop()
 
     def kill(self) -> None:
         """Kills every rank, at once."""

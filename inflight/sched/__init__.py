@@ -4,6 +4,7 @@ from inflight.sched.blocks import BlockPool
 from inflight.sched.keeping import Keeper
 from inflight.sched.lookup import guess
 from inflight.sched.routing import Bid, Prospects, cheapest
+from inflight.sched.scaling import Pressure, Scaler
 from inflight.sched.scheduler import Capacity, Scheduler
 from inflight.sched.sequence import Sequence, media_rows
 
@@ -12,7 +13,9 @@ __all__ = [
     "BlockPool",
     "Capacity",
     "Keeper",
+    "Pressure",
     "Prospects",
+    "Scaler",
     "Scheduler",
     "Sequence",
     "cheapest",

@@ -208,6 +208,11 @@ class Scheduler:
         waiting = sum(row.own for queue in self._waiting.values() for row in queue if not row.finished)
         return left + waiting
 
+    def heads(self) -> list[Sequence]:
+        """The requests at the heads of the queues, which wait for a row: one for each priority."""
+        found = (next((each for each in queue if not each.finished), None) for queue in self._waiting.values())
+        return [sequence for sequence in found if sequence is not None]
+
     def release(self) -> list[Sequence]:
         """Takes out all requests that wait for a row, for another scheduler of the same model; in the order in which
         they would run. Those whose last tokens are on the way stay."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 
 from inflight.worker.ends import finish
 
@@ -10,7 +11,8 @@ from inflight.worker.ends import finish
 def main() -> None:
     parser = argparse.ArgumentParser(prog="inflight worker", description="Started by the server; not for people.")
     for name in ("fd", "inbox", "outbox"):
-        parser.add_argument(f"--{name}", type=int, required=True)
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--join", action="store_true", help="come to the server that the invitation on stdin names")
     parser.add_argument("--own-log", action="store_true")
     parser.add_argument("--rank", action="store_true")
     parser.add_argument("--vision", action="store_true")
@@ -21,7 +23,11 @@ def main() -> None:
     if options.rank:  # which imports neither stages nor back ends
         from inflight.worker.shard import run_rank
 
-        finish(run_rank(options.fd))
+        if options.join:
+            from inflight.worker.invited import come
+
+            finish(come(run_rank))
+        finish(run_rank(socket.socket(fileno=options.fd)))
     if options.vision:
         from inflight.vision import run_vision
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from inflight import log
 from inflight.contract import ShardJob, StepPlan, Transfer, Transferred
 from inflight.early import DUMP
-from inflight.link import Failed, Leaving, LoadShard, Progress, ShardReady, Stop, WorkerChannel
+from inflight.link import Failed, Leaving, LoadShard, Progress, SecureSocket, ShardReady, Stop, WorkerChannel
 from inflight.startup import failed_load
 from inflight.worker.ends import ORPHANED, kill_group
 
@@ -31,15 +31,15 @@ WRITING_GRACE = 0.8
 """Seconds in which the prompt cache may write what it was told to, when the server stops this rank."""
 
 
-def run_rank(fd: int) -> int:
+def run_rank(sock: socket.socket | SecureSocket) -> int:
     """A rank's life. Returns the exit status.
 
     Args:
-        fd: this end of the socket pair to the server.
+        sock: this end of the connection to the server.
     """
     with contextlib.suppress(ValueError):  # the server has reported it already; a rank goes on with the defaults
         log.configure(os.environ)
-    channel = WorkerChannel(socket.socket(fileno=fd))
+    channel = WorkerChannel(sock)
 
     def leave() -> None:
         channel.send(Leaving())

@@ -71,9 +71,9 @@ def ranks(pid: int) -> list[int]:
     return [number for _, number in sorted(found)]
 
 
-def stream(address: str, number: int) -> list[int]:
+def stream(address: str, number: int, kind: dict[str, Any] | None = None) -> list[int]:
     """The tokens of one stream, in which no event is an error."""
-    kind = KINDS[number % len(KINDS)]
+    kind = KINDS[number % len(KINDS)] if kind is None else kind
     body = json.dumps({"inputs": prompt(number), "parameters": {"max_new_tokens": COUNT, **kind}})
     found: list[int] = []
     with contextlib.closing(connect(address, 120)) as connection:

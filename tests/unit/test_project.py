@@ -40,7 +40,7 @@ IMPORTED_AS = {
 # What an import is allowed to need beside the base: the back ends, each with its extra or of the user's own.
 OPTIONAL = {
     *("torch", "torch_npu", "mindspore", "acl"),
-    *("transformers", "matplotlib", "gguf"),
+    *("transformers", "matplotlib", "gguf", "ray"),
 }
 
 

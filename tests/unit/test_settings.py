@@ -71,6 +71,7 @@ def strange(folder: Path = Path("/models/one")) -> GeneratorConfig:
     fields.update(packed_cache=Path("/cache"), prompt_cache=Path("/prompts"))
     fields.update(adapters=(AdapterConfig("a", Path("/a"), HubModel("org/a", "", "v1")),))
     fields.update(device_type="gpu", device_ids=(3, 4), tensor_parallel=2, max_batch_size=9, plans_in_flight=3)
+    fields.update(resources=(("CPU", 2.0),), min_replicas=2, max_replicas=7)
     fields.update(media_domains=("images.example",), media_path=Path("/pictures"))
     fields.update(max_batch_prefill_tokens=100, tokenizer_config=Path("/t.json"), commit="abc", model_id="m")
     return GeneratorConfig.of(folder, "one", **fields)
