@@ -53,7 +53,8 @@ def _pool(states: Vector, pooling: str, first: int) -> Vector:
     weights = np.ones(count)
     if pooling == "weightedmean":
         weights = np.arange(first + 1, first + count + 1, dtype=np.float64)
-    total: np.ndarray[Any, Any] = weights @ states
+    # Without BLAS, whose threads would spin beside the engine's.
+    total = np.add.reduce(states if pooling != "weightedmean" else states * weights[:, None], axis=0, dtype=np.float64)
     divisor = math.sqrt(count) if pooling == "mean_sqrt_len_tokens" else float(weights.sum())
     return np.asarray(total / divisor, np.float32)
 

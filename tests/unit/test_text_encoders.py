@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ def _texts(count: int = 5) -> list[Array]:
 def _save(folder: Path, family: str, head: str, **more: Any) -> Any:
     """A random model of the family, with every bias and norm random too."""
     torch.manual_seed(1)
-    config = getattr(transformers, f"{family}Config")(**{**_SIZE, **_FAMILIES[family], **more})
+    config = getattr(transformers, f"{family}Config")(**{**_SIZE, **_FAMILIES.get(family, {}), **more})
     model = getattr(transformers, f"{family}{head}")(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -145,6 +147,58 @@ def test_every_instruction_set_adds_distances(tmp_path: Path) -> None:
         for isa in instruction_sets():
             found = _load(tmp_path / family, cpu_isa=isa).encode(texts)
             assert max(float(np.abs(a - b).max()) for a, b in zip(found, wanted)) < 2e-4
+
+
+@pytest.mark.parametrize("family", ["Roberta", "DistilBert", "ModernBert", "MPNet", "Electra"])
+def test_sparse_vectors_of_each_head(family: str, tmp_path: Path) -> None:
+    """On the CPU engine, and of a family that it does not have."""
+    more = {"embedding_size": 48} if family == "Electra" else {}
+    model = _save(tmp_path, family, "ForMaskedLM", **more)
+    encoder = _load(tmp_path, pooling="splade")
+    assert isinstance(encoder, EngineEncoder) == (family != "Electra")
+    assert (encoder.tasks, encoder.size) == (("sparse",), 200)
+    texts = _texts()
+    _check_sparse(encoder, model, texts, lambda weights: weights.amax(0))
+    alone = [encoder.encode([Text(text, wanted="sparse")])[0] for text in texts]
+    assert all((a == b).all() for a, b in zip(alone, encoder.encode([Text(text, wanted="sparse") for text in texts])))
+
+
+def test_a_folder_says_how_vectors_are_sparse(tmp_path: Path) -> None:
+    """sentence-transformers' SpladePooling: sums, and log1p twice. `--pooling` overrides a folder."""
+    model = _save(tmp_path, "Bert", "ForMaskedLM")
+    kinds = ["MLMTransformer", "SpladePooling"]
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.sparse_encoder.models.{kind}"}
+        for index, (kind, path) in enumerate(zip(kinds, ["", "1_SpladePooling"]))
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_SpladePooling").mkdir()
+    settings = {"pooling_strategy": "sum", "activation_function": "log1p_relu", "word_embedding_dimension": 200}
+    (tmp_path / "1_SpladePooling" / "config.json").write_text(json.dumps(settings))
+    _check_sparse(_load(tmp_path), model, _texts(), lambda weights: torch.log1p(weights).sum(0))
+    dense = _load(tmp_path, pooling="cls")
+    states = dense.encode([Text(_texts()[0], wanted="tokens")])[0]
+    vector = dense.encode([Text(_texts()[0])])[0]
+    assert np.allclose(vector, states[0] / np.linalg.norm(states[0]), atol=1e-6)
+    (tmp_path / "1_SpladePooling" / "config.json").write_text('{"pooling_strategy": "mean"}')
+    with pytest.raises(StartError, match="known are max and sum"):
+        _load(tmp_path)
+
+
+def test_sparse_vectors_need_a_head(tmp_path: Path) -> None:
+    _save(tmp_path, "Bert", "Model")
+    with pytest.raises(StartError, match="need a model with a head that fills masks"):
+        _load(tmp_path, pooling="splade")
+
+
+def _check_sparse(encoder: TextEncoder, model: Any, texts: list[Array], pool: Callable[[Any], Any]) -> None:
+    for text, found in zip(texts, encoder.encode([Text(text, wanted="sparse") for text in texts])):
+        with torch.inference_mode():
+            wanted = pool(torch.log1p(torch.relu(model(torch.tensor(text)[None]).logits[0]))).numpy()
+        count = len(found) // 2
+        dense = np.zeros(200, np.float32)
+        dense[found[:count].view(np.int32)] = found[count:]
+        assert np.abs(dense - wanted).max() < 2e-4
 
 
 def test_places_of_distances_are_transformers() -> None:
