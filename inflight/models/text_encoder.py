@@ -24,6 +24,7 @@ from inflight.contract import Array, Pooled
 from inflight.device import Device
 from inflight.errors import StartError
 from inflight.kernels import native_reason
+from inflight.models.encoder_forms import ENCODER_FORMS
 from inflight.models.native_encoder import ROWS, NativeEncoder, NotNative
 from inflight.models.sparse_head import MASKED_HEADS, MaskedHead, Pool
 from inflight.models.text_head import ClassifierHead, has_head, labels_of, reads_forward
@@ -129,11 +130,11 @@ class EngineEncoder(TextEncoder):
         wanted = settings.dtype if settings.dtype != "auto" else stored
         self.dtype = "float32" if wanted == "float32" else "bfloat16"
         int8 = settings.quantize == "int8"
-        if is_classifier(config) and not has_head(config):
-            raise NotNative(f"the head of labels of '{config.get('model_type')}' is not in it")
-        self._splade = sparse_of(sentences, config)
-        if self._splade is not None and config.get("model_type") not in MASKED_HEADS:
-            raise NotNative(f"the head that fills masks of '{config.get('model_type')}' is not in it")
+        kind, self._splade = str(config.get("model_type")), sparse_of(sentences, config)
+        if kind in ENCODER_FORMS and is_classifier(config) and not has_head(config):
+            raise NotNative(f"the head of labels of '{kind}' is not in it")
+        if kind in ENCODER_FORMS and self._splade is not None and kind not in MASKED_HEADS:
+            raise NotNative(f"the head that fills masks of '{kind}' is not in it")
         with folder.weights(allow_pickle=settings.allow_pickle) as weights:
             self._encoder = encoder = NativeEncoder(
                 config, weights, self.dtype, int8, settings.threads, settings.cpu_isa
