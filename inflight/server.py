@@ -210,6 +210,36 @@ class Server:
 
         self._call(unload())
 
+    def load_adapter(self, name: str, path: str | Path, model: str | None = None, *, again: bool = False) -> None:
+        """Loads a LoRA adapter for a language model that serves; returns when requests may name it.
+
+        Args:
+            path: of the adapter, anywhere.
+            model: the language model; None: the only one.
+            again: it may take the place of an adapter of this name.
+
+        Raises:
+            NotFound, InvalidRequest, StartError: it cannot be loaded; nothing has changed.
+        """
+
+        async def load() -> None:
+            adapters = self._running_router().models.adapters
+            await adapters.load(name, str(path), model, again=again, anywhere=True)
+
+        self._call(load())
+
+    def unload_adapter(self, name: str, model: str | None = None) -> None:
+        """Takes a LoRA adapter out of service. Requests that began with it end with it.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+
+        async def unload() -> None:
+            await self._running_router().models.adapters.unload(name, model)
+
+        self._call(unload())
+
     def models(self) -> list[KnownModel]:
         """Every version of every model that the server knows, those in its folders that are not loaded included."""
 

@@ -1,5 +1,6 @@
 """Reads a model's folder or file: its config, tokenizer files, templates, and a stream of its weights."""
 
+from inflight.checkpoint.adapter import AdapterFiles, is_adapter, open_adapter
 from inflight.checkpoint.classifier import is_classifier, is_masked
 from inflight.checkpoint.files import Slice
 from inflight.checkpoint.folder import (
@@ -27,6 +28,7 @@ from inflight.checkpoint.sentences import (
 from inflight.checkpoint.source import Weights, floats_into
 
 __all__ = [
+    "AdapterFiles",
     "Dense",
     "GgufModel",
     "HfFolder",
@@ -46,10 +48,12 @@ __all__ = [
     "TextArray",
     "Weights",
     "floats_into",
+    "is_adapter",
     "is_classifier",
     "is_gguf",
     "is_masked",
     "make_rope",
+    "open_adapter",
     "open_model",
     "pooled_as",
     "read_sentence_model",

@@ -21,6 +21,7 @@ examples:
   inflight models list                           what the server on 127.0.0.1:8080 knows, and in which state it is
   inflight models load digits                    load a model of its folders (serve --repository DIR --admin)
   inflight models load digits --version 2
+  inflight models load pirate --adapter-of tales --path adapters/pirate
   inflight models unload digits --address https://models.example:443 --tls-ca ca.pem
 """
 
@@ -46,7 +47,7 @@ def run(values: Mapping[str, Any]) -> int:
         if action == "list":
             _show(server.index())
         elif action == "load":
-            given = {key: values[key] for key in ("version", "path", "rolling") if values[key]}
+            given = {key: values[key] for key in ("version", "path", "rolling", "adapter_of") if values[key]}
             server.ask(f"models/{quote(name, safe='')}/load", {"parameters": given} if given else {})
             print(f"{name} is loaded")
         else:
@@ -139,6 +140,12 @@ COMMAND = Command(
         Option("model", str, "Name of the model.", metavar="MODEL", positional=True),
         Option("version", whole(1), "Version to load. Default: the newest.", metavar="N"),
         Option("path", str, "Path on the server of a model in one of its folders, to load as MODEL.", metavar="PATH"),
+        Option(
+            "adapter-of",
+            str,
+            "Load a LoRA adapter as MODEL, for the language model NAME that serves.",
+            metavar="NAME",
+        ),
         Option(
             "rolling",
             switch,

@@ -36,13 +36,16 @@ class AdapterConfig:
 
     Attributes:
         name: for clients.
-        folder: in PEFT's layout; absolute. For an adapter of the hub it is valid after the fetch.
+        folder: in PEFT's layout, or a GGUF file; absolute. For an adapter of the hub it is valid after the fetch.
         hub: the adapter of the hub to fetch; None: the folder is on this machine.
+        number: by which plans name it, of an adapter that was loaded while the model served; 0: its place among the
+            model's first ones, from 1.
     """
 
     name: str
     folder: Path
     hub: HubModel | None = None
+    number: int = 0
 
     @classmethod
     def of(cls, name: str, given: str | Path, base: Path | None = None, *, cache: str | None = None) -> AdapterConfig:
@@ -85,7 +88,8 @@ def adapters(text: str, cache: str | None = None) -> tuple[AdapterConfig, ...]:
             continue
         name, _, given = part.rpartition("=")
         adapter = AdapterConfig.of(name, given, cache=cache)
-        if adapter.hub is None and not (adapter.folder / "adapter_config.json").is_file():
+        file = adapter.folder.suffix == ".gguf" and adapter.folder.is_file()
+        if adapter.hub is None and not (file or (adapter.folder / "adapter_config.json").is_file()):
             known = adapter.folder.is_dir()
             raise ConfigError(
                 f"'{given}' is no adapter: it holds no adapter_config.json"
@@ -102,7 +106,9 @@ def adapters(text: str, cache: str | None = None) -> tuple[AdapterConfig, ...]:
 
 def _called(adapter: AdapterConfig) -> str:
     """The name of an adapter that the user gave none: its folder's, or, as TGI's clients expect, its id on the hub."""
-    return adapter.folder.name if adapter.hub is None else adapter.hub.repo
+    if adapter.hub is not None:
+        return adapter.hub.repo
+    return adapter.folder.stem if adapter.folder.suffix == ".gguf" else adapter.folder.name
 
 
 def _adapters(text: str) -> tuple[AdapterConfig, ...]:

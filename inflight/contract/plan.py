@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from inflight.config import GeneratorConfig, ModelConfig
+from inflight.config import AdapterConfig, GeneratorConfig, ModelConfig
 from inflight.contract.media import MediaRows
 
 _DEVICE_TYPES = {"gpu": "cuda", "ascend": "npu"}
@@ -379,6 +379,11 @@ class ShardJob(msgspec.Struct, frozen=True):
             replicas=config.replicas,
         )
 
+    def wearing(self, adapters: tuple[AdapterConfig, ...]) -> ShardJob:
+        """The job of a rank with further adapters."""
+        model = msgspec.structs.replace(self.model, adapters=(*self.model.adapters, *adapters))
+        return msgspec.structs.replace(self, model=model)
+
     def sized(self, num_blocks: int | None) -> ShardJob:
         """The job of a rank that is started again."""
         return msgspec.structs.replace(self, num_blocks=num_blocks)
@@ -449,6 +454,7 @@ class ShardOffer(msgspec.Struct, frozen=True):
         embedding_size: dimensions of a text's vector; 0: the model cannot embed.
         states: no slots: the model has no recurrent layers.
         prompt_cache: name of this rank's folder within `ModelConfig.prompt_cache`; empty: no cache is kept in files.
+        adapters: numbers of the adapters that are loaded.
     """
 
     model: ModelFacts
@@ -459,3 +465,4 @@ class ShardOffer(msgspec.Struct, frozen=True):
     embedding_size: int = 0
     states: StateSize = StateSize()
     prompt_cache: str = ""
+    adapters: tuple[int, ...] = ()

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Coroutine, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from inflight.admission import Admission, holder
@@ -27,6 +28,7 @@ from inflight.contract import (
     Vision,
     together,
 )
+from inflight.engine.adapters import Adapters
 from inflight.engine.capacity import Room, resolve
 from inflight.engine.checks import token_ids
 from inflight.engine.executor import Executor
@@ -88,8 +90,11 @@ class Engine:
         self.admission = Admission(config.policy.max_concurrent_requests, self._turned_away)
         self._grammars = Grammars(tokenizer)
         self._vision = vision
-        self._intake = Intake(config, tokenizer, self.admission, self._grammars, vision)
         self._streams = Streams(tokenizer, self.admission)
+        self._adapters = Adapters(
+            config.model.adapters, (config.name, config.model_id or str(config.model.model_dir)), self._streams
+        )
+        self._intake = Intake(config, tokenizer, self.admission, self._grammars, vision, self._adapters)
         self._lanes = Lanes(self._streams)  # filled at the first start, when the shards have said what they can hold
         self._rooms: dict[int, Room] = {}  # of every replica
         self._replicas = Replicas(
@@ -216,6 +221,22 @@ class Engine:
         """As `Lanes.renew`: new ranks for every replica, with the files that the model has now, and no request lost."""
         await self._lanes.renew(grace)
 
+    async def load_adapter(self, name: str, folder: Path, *, again: bool = False) -> None:
+        """Loads a LoRA adapter while the model serves. As `Adapters.load`."""
+        if not self._lanes.all or self._stopping:
+            raise Unavailable("the model is not loaded")
+        try:
+            await self._adapters.load(name, folder, self._executors, again=again)
+        finally:
+            self._info = replace(self._info, adapters=self._adapters.names)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Takes a LoRA adapter out of service. As `Adapters.unload`."""
+        try:
+            await self._adapters.unload(name, self._executors)
+        finally:
+            self._info = replace(self._info, adapters=self._adapters.names)
+
     async def _give_up(self) -> None:
         await asyncio.gather(*(executor.give_up() for executor in self._executors))
 
@@ -253,6 +274,8 @@ class Engine:
             StartError: at the first start, the configuration asks for more than they can hold.
         """
         config, tokenizer = self._config, self._tokenizer
+        if self._lanes.all:
+            self._adapters.check(offer.adapters, self._executors)
         room = resolve(config, offer, again=bool(self._lanes.all), reads_images=self._vision is not None)
         span, step = self._intake.images.step, room.capacity.max_prefill_tokens
         if span > step:
@@ -282,7 +305,7 @@ class Engine:
             unit_vectors=self._intake.unit_vectors,
             pooling=pooling,
             generates=not encodes and (pooling is None or pooling.kind == "embedding"),
-            adapters=tuple(adapter.name for adapter in config.model.adapters),
+            adapters=self._adapters.names,
             defaults=tokenizer.defaults if config.generation_config == "auto" else SamplingDefaults(),
         )
         return room.capacity
@@ -327,6 +350,7 @@ class Engine:
                 timer.cancel()
             if stream is not None:
                 self._streams.close(stream)
+                self._adapters.settle(self._executors)
                 if stream.sequence.id in self._looking:
                     self._looking[stream.sequence.id].cancel()
             if caller is not None and stream is not None:

@@ -6,8 +6,9 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from inflight.config import AdapterConfig
 from inflight.contract import ShardOffer, StepPlan, StepResult, Transfer, Transferred
-from inflight.errors import WorkerLost
+from inflight.errors import StartError, WorkerLost
 
 
 class RanksKilled(WorkerLost):
@@ -90,6 +91,19 @@ class Executor(ABC):
             WorkerLost: a rank died or failed; plans in flight will never be answered.
             RanksKilled: as WorkerLost, for a rank that was killed from outside.
         """
+
+    async def load_adapter(self, adapter: AdapterConfig) -> None:
+        """Makes an adapter known to every rank by its number; plans behind this may name it. Later starts load it too.
+
+        Raises:
+            StartError: a rank said why it cannot load it.
+            WorkerLost: the ranks are not up; their next start loads it.
+        """
+        raise StartError(f"adapter '{adapter.name}': these ranks take no adapters while they serve")
+
+    def drop_adapter(self, number: int) -> None:
+        """Lets every rank forget an adapter, which no plan from now on gives to a row; later starts do without it."""
+        return
 
     @abstractmethod
     async def abort(self) -> None:

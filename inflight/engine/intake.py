@@ -9,6 +9,7 @@ from inflight.admission import Admission
 from inflight.checkpoint import is_classifier, open_model, read_sentence_model
 from inflight.config import GeneratorConfig
 from inflight.contract import EncodedImage, GenerationRequest, GeneratorInfo, PoolingInfo, SeenImage, Span, Vision
+from inflight.engine.adapters import Adapters
 from inflight.engine.async_tokenizer import LONG, AsyncTokenizer
 from inflight.engine.checks import token_ids
 from inflight.engine.embedding import Embedder, check_wanted
@@ -44,8 +45,10 @@ class Intake:
         tokenizer: Tokenizer,
         admission: Admission,
         grammars: Grammars,
-        vision: Vision | None = None,
+        vision: Vision | None,
+        adapters: Adapters,
     ) -> None:
+        self._adapters = adapters
         self._allows_grammars = config.limits.grammars
         self._tokenizer = tokenizer
         self._admission = admission
@@ -182,7 +185,7 @@ class Intake:
 
     def _trial(self, request: GenerationRequest, prompt: Prompt, info: GeneratorInfo) -> Sequence:
         """A sequence that shares blocks as the request's own will."""
-        adapter = _adapter(request.adapter, info.adapters)
+        adapter = self._adapters.number(request.adapter)
         return Sequence(
             0,
             prompt.tokens,
@@ -244,7 +247,7 @@ class Intake:
             new,
             priority=request.priority,
             tenant=request.tenant,
-            adapter=_adapter(request.adapter, info.adapters),
+            adapter=self._adapters.number(request.adapter),
             spans=prompt.spans,
             images=prompt.images,
         )
@@ -266,7 +269,7 @@ class Intake:
         if not request.embed and new is not None and (not isinstance(new, int) or new < 1):
             raise InvalidRequest(f"`max_new_tokens` must be a whole number of at least 1. Given: {new}")
         if request.media:
-            _adapter(request.adapter, info.adapters)
+            self._adapters.number(request.adapter)
             fault = request.sampling.fault(info.vocab_size)
             if fault is not None:
                 raise InvalidRequest(fault)
@@ -291,13 +294,3 @@ class Intake:
 
 def _too_long(most: int, given: str) -> TooLong:
     return TooLong(f"`inputs` must have less than {most} tokens. Given: {given}", most, given)
-
-
-def _adapter(name: str | None, names: tuple[str, ...]) -> int:
-    """The number of an adapter in plans, from 1; 0 stands for the base model."""
-    if name is None:
-        return 0
-    if name not in names:
-        known = ", ".join(names) or "none"
-        raise InvalidRequest(f"the adapter '{name}' is not served; served here: {known}")
-    return names.index(name) + 1

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 
-from inflight.config import GeneratorConfig, ServerConfig
+from inflight.config import AdapterConfig, GeneratorConfig, ServerConfig
 from inflight.contract import ShardOffer, StepPlan, StepResult, Transfer, Transferred
 from inflight.engine.executor import Executor, RanksKilled
 from inflight.errors import InflightError, StartError, WorkerLost
 from inflight.link import (
+    AdapterReady,
     AnyMessage,
+    DropAdapter,
     Failed,
     Leaving,
+    LoadAdapter,
     LoadShard,
     Packer,
     Progress,
@@ -24,6 +29,8 @@ from inflight.link import (
 )
 from inflight.place import STOP_GRACE, Here, PlacedRank, Placement, WorkerHandle
 from inflight.startup import ProgressBar, waited_for
+
+log = logging.getLogger("inflight")
 
 FAREWELL = 0.2
 """Seconds to wait for the end of a killed rank when another rank reports an error that it may have caused."""
@@ -38,6 +45,7 @@ class _Rank:
         failure: the error text that it sent.
         killed: set if it was ended from outside without sending an error.
         loaded: the share of its weights that is loaded.
+        adapters: those that it was told to load and has not answered yet, by number.
     """
 
     def __init__(self, number: int, group: ShardGroup) -> None:
@@ -48,6 +56,7 @@ class _Rank:
         self.failure: str | None = None
         self.killed: RanksKilled | None = None
         self.loaded = 0.0
+        self.adapters: dict[int, asyncio.Future[None]] = {}
 
     def take(self, placed: PlacedRank) -> None:
         """Takes charge of the process: from now on it is ended with the group."""
@@ -72,12 +81,37 @@ class _Rank:
         elif isinstance(message, ShardReady):
             if not self.offer.done():
                 self.offer.set_result(message.offer)
+        elif isinstance(message, AdapterReady):
+            told = self.adapters.pop(message.number, None)
+            if told is not None and not told.done():
+                if message.text:
+                    told.set_exception(StartError(message.text))
+                else:
+                    told.set_result(None)
         elif isinstance(message, Failed):
             self.failure = message.text
             self._group.rank_lost(self, StartError(message.text))
         elif isinstance(message, Leaving):
             self.killed = RanksKilled(f"rank {self.number}: it was asked to end")
             self._group.rank_lost(self, self.killed)
+
+    def load_adapter(self, adapter: AdapterConfig) -> asyncio.Future[None]:
+        """Tells the rank of an adapter; done when it has it. Raises as `ShardGroup.load_adapter`."""
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.worker is None:
+            told.set_exception(WorkerLost("the rank has not begun"))
+        else:
+            self.adapters[adapter.number] = told
+            self.worker.send(LoadAdapter(adapter))
+        return told
+
+    def lose_adapters(self) -> None:
+        """Ends the waits for adapters."""
+        for told in self.adapters.values():
+            if not told.done():
+                told.set_exception(WorkerLost("the rank was lost while it loaded an adapter"))
+                told.exception()
+        self.adapters.clear()
 
     def _ended(self, worker: WorkerHandle) -> None:
         text = f"rank {self.number}: it ended with status {worker.status}"
@@ -117,6 +151,7 @@ class ShardGroup(Executor):
         self._waiter: asyncio.Future[None] | None = None
         self._error: WorkerLost | None = None
         self._starts = 0
+        self._up = False  # the ranks are loaded, as far as is known
 
     @property
     def pids(self) -> list[int]:
@@ -134,14 +169,15 @@ class ShardGroup(Executor):
         self._orders.clear()
         self._ranks = [_Rank(number, self) for number in range(self._config.tensor_parallel)]
         self._progress = self._make_progress() if self._make_progress is not None else None
-        loaded = False
+        loaded, told = False, self._config.model.adapters
         try:
             await self._place(num_blocks)
             waiting = asyncio.gather(*(rank.offer for rank in self._ranks))
             # A start that is cancelled does not take the result, which asyncio would print as an error.
             waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             offers = await waited_for(self._phase, asyncio.wait_for(waiting, self._server.start_timeout))
-            loaded = True
+            loaded = self._up = True
+            offers = await self._catch_up(told, offers)
         except asyncio.TimeoutError:
             await self._end(0)
             raise StartError(
@@ -189,6 +225,54 @@ class ShardGroup(Executor):
         number, done = next(((rank.number, rank.loaded) for rank in self._ranks if not rank.offer.done()), (0, 0.0))
         what = f"has loaded {done:.0%} of the weights" if done else "starts and opens the model"
         return f"rank {number} of language model '{self._config.name}' {what}"
+
+    async def _catch_up(self, told: Sequence[AdapterConfig], offers: list[ShardOffer]) -> list[ShardOffer]:
+        """Loads the adapters that came while the ranks loaded."""
+        late = [adapter for adapter in self._config.model.adapters if adapter not in told]
+        for adapter in late:
+            try:
+                await self._told(adapter)
+            except StartError as error:
+                log.error("%s", error)
+                continue
+            offers = [msgspec.structs.replace(each, adapters=(*each.adapters, adapter.number)) for each in offers]
+        return offers
+
+    async def load_adapter(self, adapter: AdapterConfig) -> None:
+        self._keep(adapter.number, adapter)
+        if self.lost or not self._up:
+            raise WorkerLost("the ranks are being started again")
+        try:
+            await self._told(adapter)
+        except StartError:
+            self.drop_adapter(adapter.number)
+            raise
+
+    async def _told(self, adapter: AdapterConfig) -> None:
+        waiting = [rank.load_adapter(adapter) for rank in self._ranks]
+        try:
+            await asyncio.wait_for(asyncio.gather(*waiting), self._server.start_timeout)
+        except asyncio.TimeoutError:
+            raise StartError(
+                f"the adapter '{adapter.name}' was not loaded within {self._server.start_timeout:g} seconds "
+                "(--start-timeout)"
+            ) from None
+
+    def drop_adapter(self, number: int) -> None:
+        self._keep(number)
+        if not self.lost:
+            for rank in self._ranks:
+                if rank.worker is not None and self._up:
+                    rank.worker.send(DropAdapter(number))
+
+    def _keep(self, number: int, *adapter: AdapterConfig) -> None:
+        """Notes what the next start loads."""
+        model = self._config.model
+        # The first ones have their places for numbers, which stay theirs when one before them goes.
+        numbered = [replace(each, number=each.number or place) for place, each in enumerate(model.adapters, 1)]
+        others = (each for each in numbered if each.number != number)
+        model = msgspec.structs.replace(model, adapters=(*others, *adapter))
+        self._config = msgspec.structs.replace(self._config, model=model)
 
     def submit(self, plan: StepPlan) -> None:
         frame = Packer()
@@ -269,6 +353,9 @@ class ShardGroup(Executor):
 
     def _lose(self, error: WorkerLost) -> None:
         self._results.clear()
+        self._up = False
+        for rank in self._ranks:
+            rank.lose_adapters()
         if self._error is None:
             self._error = error
             self.on_lost()
@@ -286,12 +373,13 @@ class ShardGroup(Executor):
             self._waiter.set_result(None)
 
     async def _end(self, grace: float) -> None:
-        ranks, self._ranks = self._ranks, []
+        ranks, self._ranks, self._up = self._ranks, [], False
         placing, self._placing = self._placing, None
         if placing is not None and placing is not asyncio.current_task():
             placing.cancel()
             await asyncio.wait([placing])
         for rank in ranks:  # ends a start that waits for them
+            rank.lose_adapters()
             if not rank.offer.done():
                 rank.offer.set_exception(StartError("the model was given up while it was being loaded"))
                 rank.offer.exception()
@@ -319,4 +407,5 @@ def _smallest(offers: list[ShardOffer]) -> ShardOffer:
         max_model_len=min(offer.max_model_len for offer in offers),
         states=min((offer.states for offer in offers), key=lambda states: states.slots),
         prompt_cache=first.prompt_cache if all(offer.prompt_cache for offer in offers) else "",
+        adapters=tuple(each for each in first.adapters if all(each in offer.adapters for offer in offers)),
     )

@@ -73,7 +73,7 @@ def http_app(
     """
     tgi, openai, operations = (
         TgiRest(backend),
-        OpenAiRest(backend, tgi=rest.tgi),
+        OpenAiRest(backend, tgi=rest.tgi, control=control),
         Operations(backend, metrics, tgi=rest.tgi),
     )
     doors: tuple[Door, ...] = (

@@ -11,6 +11,24 @@ from inflight.errors import Forbidden
 from inflight.frontends.base import Backend
 
 
+class AdapterControl(Protocol):
+    """The LoRA adapters of language models. All methods run on the server's event loop."""
+
+    async def load(self, name: str, path: str | None, model: str | None = None, *, again: bool = False) -> None:
+        """Loads an adapter; returns when requests may name it.
+
+        Raises:
+            InflightError: it cannot be loaded; nothing has changed.
+        """
+
+    async def unload(self, name: str, model: str | None = None) -> None:
+        """Takes an adapter out of service; requests that began with it end with it.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+
+
 class ModelControl(Protocol):
     """The repository of a server as the doors see it. All methods run on the server's event loop."""
 
@@ -30,6 +48,10 @@ class ModelControl(Protocol):
         Raises:
             NotFound: no model of this name is known.
         """
+
+    @property
+    def adapters(self) -> AdapterControl:
+        """The LoRA adapters of language models."""
 
 
 class Control:
@@ -59,7 +81,8 @@ class Control:
         Raises:
             Forbidden: the caller may not.
         """
-        await self._changeable(name).load(name, parameters)
+        owner = parameters.get("adapter_of")
+        await self._changeable(owner if isinstance(owner, str) else name).load(name, parameters)
 
     async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
         """See `ModelControl`.
@@ -68,6 +91,27 @@ class Control:
             Forbidden: the caller may not.
         """
         await self._changeable(name).unload(name, parameters)
+
+    async def load_adapter(self, name: str, path: str, model: str | None, again: bool) -> None:
+        """See `ModelControl`.
+
+        Raises:
+            Forbidden: the caller may not.
+        """
+        await self._changeable(model or self._only()).adapters.load(name, path, model, again=again)
+
+    async def unload_adapter(self, name: str, model: str | None) -> None:
+        """See `ModelControl`.
+
+        Raises:
+            Forbidden: the caller may not.
+        """
+        owners = (each for each, one in self._backend.generators.items() if name in one.info.adapters)
+        await self._changeable(model or next(owners, name)).adapters.unload(name, model)
+
+    def _only(self) -> str:
+        """The language model that an adapter is for where a caller names none: there is one only, or none."""
+        return next(iter(self._backend.generators), "")
 
     def _changeable(self, name: str) -> ModelControl:
         if self._models is None or not self._allowed:

@@ -27,6 +27,7 @@ from inflight.kernels.library import (
     native_reason,
     top_k,
 )
+from inflight.kernels.lora import LowRankModule, LowRankPart, PackedAdapter
 from inflight.kernels.program import NativeProgram
 from inflight.kernels.sampling import Sampled, SamplerRow, log_softmax_at, sample
 from inflight.kernels.tower import ByContent, ByDistance, TowerArrays, TowerNorm, TowerProgram
@@ -44,9 +45,12 @@ __all__ = [
     "Format",
     "KvType",
     "Layer",
+    "LowRankModule",
+    "LowRankPart",
     "NativeProgram",
     "Norm",
     "Packed",
+    "PackedAdapter",
     "PackedBytes",
     "Precision",
     "Sampled",

@@ -174,6 +174,7 @@ class StepArrays:
         until: int64 [T], position of the last key that each token sees; None: its own.
         states: int64 [R], the slot of each row's recurrent state; None: the program has no recurrent layers.
         saves: states to be copied on the way; None: none.
+        adapters: int64 [R], the number of each row's adapter, 0 for none; None: no row has one.
     """
 
     tokens: Integers
@@ -188,6 +189,7 @@ class StepArrays:
     until: Integers | None = None
     states: Integers | None = None
     saves: Saves | None = None
+    adapters: Integers | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,7 @@ class DecodeArrays:
         computed: int64 [R], positions of the tokens to compute now; one more after the step.
         shift: int64 [R], added to the positions by which rotations with axes turn; None: nothing.
         states: int64 [R], the slot of each row's recurrent state; None: the program has no recurrent layers.
+        adapters: as in `StepArrays`.
     """
 
     tokens: Integers
@@ -209,6 +212,7 @@ class DecodeArrays:
     computed: Integers
     shift: Integers | None = None
     states: Integers | None = None
+    adapters: Integers | None = None
 
 
 @dataclass(frozen=True)

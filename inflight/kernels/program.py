@@ -6,8 +6,10 @@ The native side works on bare addresses, so every method here checks that shapes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from inflight.kernels.arrays import address
 from inflight.kernels.layout import (
@@ -24,6 +26,7 @@ from inflight.kernels.layout import (
     Table,
 )
 from inflight.kernels.library import Activation, Format, KvType, Mode, OpCode, Source, native
+from inflight.kernels.lora import LowRankModule, PackedAdapter
 from inflight.kernels.step import StepRunner
 from inflight.kernels.store import Store
 from inflight.tensors import Floats
@@ -35,6 +38,9 @@ class NativeProgram(Store):
     Args:
         threads: that work on it.
         isa: one of `instruction_sets`; None: the best.
+
+    Attributes:
+        multiplied: of each call of `multiply`, the number of its operation and those of its products.
     """
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
@@ -42,6 +48,9 @@ class NativeProgram(Store):
         self._layers: list[Layer] = []
         self._recurrent: list[Delta] = []
         self._tables: list[Table] = []  # the program reads their memory
+        self.multiplied: list[tuple[int, tuple[int, ...]]] = []
+        self._count = 0  # of operations
+        self._adapters: dict[int, PackedAdapter] = {}
         self._runner = StepRunner(self._program, self._widths)
 
     # Buffers, weights, rotations and layers, which operations name by number
@@ -234,6 +243,7 @@ class NativeProgram(Store):
             raise ValueError("a gated product stands alone; several go into a wide buffer, and `gate` follows")
         columns = sum(shape.n for shape in packed)
         self._fits(columns if act is None else columns // 2, to)
+        self.multiplied.append((self._count, tuple(products)))
         mode = Mode.GATE if act is not None else Mode.ADD if add else Mode.STORE
         self._add(
             OpCode.PRODUCT,
@@ -408,6 +418,39 @@ class NativeProgram(Store):
         operation = native.Operation()
         operation.code = code
         self._append(operation, settings)
+        self._count += 1
+
+    # Adapters
+
+    def pack_adapter(self, modules: Mapping[int, Sequence[LowRankModule]], dtype: np.dtype[Any]) -> PackedAdapter:
+        """Lays an adapter's factors out, after all operations were added. May be called during a step.
+
+        Args:
+            modules: what it adds to the products in `multiplied`, by the number of the operation.
+            dtype: of its factors, bfloat16 or float32.
+
+        Raises:
+            ValueError: another dtype.
+        """
+        half: dict[int, int] = {}
+        for operation, products in self.multiplied:
+            shape = self._packer.shapes[products[0]]
+            if operation in modules and shape.gated:
+                half[operation] = shape.n // 2
+        return PackedAdapter(modules, half, dtype)
+
+    def add_adapter(self, number: int, adapter: PackedAdapter) -> None:
+        """Makes an adapter known by a number, by which rows name it; not 0.
+
+        Raises:
+            ValueError: it does not fit the operations.
+        """
+        native.add_adapter(self._program, number, adapter.floats, *adapter.arguments)
+        self._adapters[number] = adapter
+
+    def drop_adapter(self, number: int) -> None:
+        native.drop_adapter(self._program, number)
+        self._adapters.pop(number, None)
 
     # Steps
 

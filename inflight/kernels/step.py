@@ -38,6 +38,9 @@ class StepRunner:
         reach = None if step.reach is None else _int64(step.reach)
         images = _ImageArguments(step, self._widths[hidden])
         states = _StateArguments(step)
+        adapters = None if step.adapters is None else _int64(step.adapters)
+        if adapters is not None and len(adapters) != len(step.lengths):
+            raise ValueError(f"{len(adapters)} adapters do not fit {len(step.lengths)} rows")
         out, self._decoding = self._results(len(at), logits, hidden), None
         self._program.run(
             address(tokens),
@@ -56,6 +59,7 @@ class StepRunner:
             0 if reach is None else address(reach),
             **images.arguments,
             **states.arguments,
+            adapters=0 if adapters is None else address(adapters),
         )
         return out
 
@@ -76,7 +80,8 @@ class StepRunner:
                 hidden,
                 address(out.best),
                 0 if step.shift is None else address(step.shift),
-                *(() if step.states is None else (address(step.states),)),
+                0 if step.states is None else address(step.states),
+                0 if step.adapters is None else address(step.adapters),
             )
         self._program.decode(append, *self._arguments)
         return self._output

@@ -28,12 +28,13 @@ from inflight.link.codec import (
 from inflight.link.offer import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
 from inflight.link.remote import Gate, Guest, Invitation, join, split
 from inflight.link.secure import Identity, SecureSocket, make_identity
-from inflight.link.step import LoadShard, Progress, ShardReady
+from inflight.link.step import AdapterReady, DropAdapter, LoadAdapter, LoadShard, Progress, ShardReady
 from inflight.link.vision import EncodeImage, ImageEncoded, ImageFailed, LoadVision, VisionReady
 
 __all__ = [
     "BOARD_BYTES",
     "LARGE",
+    "AdapterReady",
     "AnyMessage",
     "Arena",
     "ArenaReader",
@@ -46,6 +47,7 @@ __all__ = [
     "CallOutcome",
     "Done",
     "Drop",
+    "DropAdapter",
     "EncodeImage",
     "Failed",
     "Gate",
@@ -59,6 +61,7 @@ __all__ = [
     "Invitation",
     "Leaving",
     "Load",
+    "LoadAdapter",
     "LoadShard",
     "LoadVision",
     "MethodOffer",

@@ -34,7 +34,7 @@ from inflight.contract import (
 from inflight.errors import InvalidRequest
 from inflight.link.arena import LARGE, Arena, ArenaReader
 from inflight.link.offer import Offer, WorkerJob
-from inflight.link.step import LoadShard, Progress, ShardReady
+from inflight.link.step import AdapterReady, DropAdapter, LoadAdapter, LoadShard, Progress, ShardReady
 from inflight.link.values import WireArray, WireRows, WireValue
 from inflight.link.vision import EncodeImage, ImageEncoded, ImageFailed, LoadVision, VisionReady
 
@@ -179,7 +179,7 @@ class Trial(Message, tag=20, frozen=True):
 AnyMessage: TypeAlias = (
     "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving | "
     "StepPlan | StepResult | Transfer | Transferred | LoadShard | ShardReady | Progress | Trial | Phase | "
-    "LoadVision | VisionReady | EncodeImage | ImageEncoded | ImageFailed"
+    "LoadVision | VisionReady | EncodeImage | ImageEncoded | ImageFailed | LoadAdapter | AdapterReady | DropAdapter"
 )
 
 
@@ -213,7 +213,10 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(
     | VisionReady
     | EncodeImage
     | ImageEncoded
-    | ImageFailed,
+    | ImageFailed
+    | LoadAdapter
+    | AdapterReady
+    | DropAdapter,
     dec_hook=_from_wire,
 )
 

@@ -312,6 +312,26 @@ class LLM:
         text = self._call(self.engine.render(Chat(shown)))
         return self.generate(Rendered(text, media), sampling, **options)[0]
 
+    def load_adapter(self, name: str, folder: str | Path, *, again: bool = False) -> None:
+        """Loads a LoRA adapter, which `generate` and `embed` then know by its name.
+
+        Args:
+            again: it may take the place of an adapter of this name.
+
+        Raises:
+            InvalidRequest: the name is taken.
+            StartError: it cannot be loaded; nothing has changed.
+        """
+        self._call(self.engine.load_adapter(name, Path(folder).absolute(), again=again))
+
+    def unload_adapter(self, name: str) -> None:
+        """Forgets a LoRA adapter.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        self._call(self.engine.unload_adapter(name))
+
     def close(self) -> None:
         """Frees the model. Idempotent."""
         if not self._closed:

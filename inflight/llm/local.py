@@ -12,11 +12,13 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from inflight.config import AdapterConfig
 from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult, Transfer, Transferred
 from inflight.device import connect_ranks, open_device
 from inflight.engine import Executor
 from inflight.errors import StartError, WorkerLost
 from inflight.shard import Runner, load_runner
+from inflight.startup import aside
 
 T = TypeVar("T")
 
@@ -88,6 +90,7 @@ class LocalExecutor(Executor):
         self._answers: deque[StepResult | WorkerLost] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._given_up = False
+        self._late: dict[int, AdapterConfig] = {}  # adapters that were loaded after the first start
 
     @property
     def lost(self) -> bool:
@@ -96,9 +99,22 @@ class LocalExecutor(Executor):
     async def start(self, num_blocks: int | None = None) -> ShardOffer:
         await self.abort()
         self._answers.clear()
-        job = self._job.sized(num_blocks)
+        job = self._job.sized(num_blocks).wearing(tuple(self._late.values()))
         self._runner = self._ended = await self._thread.call(self._load, job)
         return self._runner.offer
+
+    async def load_adapter(self, adapter: AdapterConfig) -> None:
+        runner = self._runner
+        if runner is None:
+            raise WorkerLost("the model is not loaded")
+        factors = await aside(lambda: runner.read_adapter(adapter), "adapter")
+        await self._thread.call(runner.add_adapter, adapter.number, factors)
+        self._late[adapter.number] = adapter
+
+    def drop_adapter(self, number: int) -> None:
+        self._late.pop(number, None)
+        if self._runner is not None:
+            self._thread.submit(self._runner.drop_adapter, number)
 
     def submit(self, plan: StepPlan) -> None:
         self._thread.submit(self._step, plan, asyncio.get_running_loop())

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from inflight.checkpoint import Rope
 from inflight.contract import Array, ModelFacts
 from inflight.errors import StartError
+from inflight.models.adapter import Adapter
 
 ModelArray: TypeAlias = Any
 """float32 [S, width], a NumPy array, or a torch tensor on the model's device (`CausalLM.on_torch`)."""
@@ -47,7 +48,7 @@ class ForwardBatch:
         block_size: tokens in a block.
         num_decode: leading rows with exactly one token.
         logits_at: int64 [S], indices into T whose logits are wanted.
-        adapters: tokens of rows with an adapter: its number and int64 indices into T.
+        adapters: int64 [R], the number of each row's adapter, 0 for none; None: no row has one.
         reach: int64 [T], see `inflight.checkpoint.rope`; None: up to each token itself.
         images: None: the step has no tokens of images.
         places: int64 [3, T], the positions by axis (time, rows, columns) of models that have them; None: `positions`
@@ -67,7 +68,7 @@ class ForwardBatch:
     block_size: int
     num_decode: int
     logits_at: Array
-    adapters: list[tuple[int, Array]] = field(default_factory=list)
+    adapters: Array | None = None
     reach: Array | None = None
     images: ImageRows | None = None
     places: Array | None = None
@@ -89,6 +90,7 @@ class DecodeRows:
         greedy: every row takes its most likely token and wants nothing else.
         shift: int64 [>= N], added to the positions by which a model with axes turns each row's tokens; None: nothing.
         states: int64 [>= N], the slot of each row's recurrent state.
+        adapters: int64 [>= N], as in `ForwardBatch`.
     """
 
     ids: list[int]
@@ -99,6 +101,7 @@ class DecodeRows:
     greedy: bool
     shift: Array | None = None
     states: Array | None = None
+    adapters: Array | None = None
 
 
 def reaches(ropes: Sequence[Rope]) -> tuple[int, int]:
@@ -161,6 +164,7 @@ class CausalLM(ABC):
         hidden: [S, H], the hidden states that the last step's logits were computed from; None: the model hides them.
         state_bytes: memory of one row's recurrent states; 0: the model has no recurrent layers.
         drafts: see `ModelFacts`.
+        adapters: numbers of the adapters that are known.
         best: int64 [S] on the host, the index of each row's largest logit (of equal ones the first; -1: a logit is not
             a number); None: the model does not compute it.
     """
@@ -178,6 +182,7 @@ class CausalLM(ABC):
     state_bytes: int = 0
     drafts: bool = False
     hidden: ModelArray | None = None
+    adapters: tuple[int, ...] = ()
     best: Array | None = None
 
     @property
@@ -207,6 +212,22 @@ class CausalLM(ABC):
     def kept(self) -> KeptForms | None:
         """How blocks and states are copied to files and back; None: the model has no such copies."""
         return None
+
+    def read_adapter(self, adapter: Adapter) -> Any:
+        """What `add_adapter` takes. May be called on any thread, also during a step.
+
+        Raises:
+            StartError: it does not fit the model.
+        """
+        raise adapter.error(f"models of '{self.family}' take no adapters")
+
+    def add_adapter(self, number: int, factors: Any) -> None:
+        """Makes an adapter known by a number, by which rows of later steps may name it. Args: factors: as read."""
+        self.adapters = (*(each for each in self.adapters if each != number), number)
+
+    def drop_adapter(self, number: int) -> None:
+        """Forgets an adapter, which no row may name any more. Of an unknown number nothing is done."""
+        self.adapters = tuple(each for each in self.adapters if each != number)
 
     def decode(self, rows: DecodeRows, greedy: bool) -> ModelArray | None:
         """As `forward` for the newest token of every row, without a `ForwardBatch`.

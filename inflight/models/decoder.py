@@ -14,9 +14,10 @@ import torch.nn.functional as F
 
 from inflight.checkpoint import make_rope
 from inflight.device import Ranks
+from inflight.models.adapter import Adapter
 from inflight.models.base import reaches
 from inflight.models.config import DecoderConfig, Experts
-from inflight.models.lora import AdapterTokens, LowRank
+from inflight.models.lora import AdapterTokens, LowFactors, LowRank
 from inflight.models.on_torch import TensorBatch, TorchLM, dtype_name
 from inflight.nn import (
     AttentionBackend,
@@ -141,8 +142,10 @@ class Decoder(TorchLM):
         ranks: Ranks,
         weight_bytes: int,
         adapter_tokens: AdapterTokens,
+        low_ranks: list[LowRank],
     ) -> None:
         self._adapter_tokens = adapter_tokens
+        self._low_ranks = low_ranks
         self.family = config.family
         self.layers = [layer.attention.spec for layer in layers]
         self.vocab_size = config.vocab_size
@@ -170,6 +173,21 @@ class Decoder(TorchLM):
 
     def bind(self, attention: AttentionBackend) -> None:
         self._attention = attention
+
+    def read_adapter(self, adapter: Adapter) -> list[list[LowFactors]]:
+        factors = [low.read(adapter, self._config.head_dim) for low in self._low_ranks]
+        adapter.finish()
+        return factors
+
+    def add_adapter(self, number: int, factors: list[list[LowFactors]]) -> None:
+        for low, own in zip(self._low_ranks, factors):
+            low.set(number, own)
+        super().add_adapter(number, factors)
+
+    def drop_adapter(self, number: int) -> None:
+        for low in self._low_ranks:
+            low.set(number, [])
+        super().drop_adapter(number)
 
     def compute(self, batch: TensorBatch) -> torch.Tensor:
         self._adapter_tokens.current = batch.adapters

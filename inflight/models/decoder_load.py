@@ -9,6 +9,7 @@ import torch
 
 from inflight.checkpoint import Weights, floats_into
 from inflight.device import Ranks
+from inflight.models.adapter import module_slices
 from inflight.models.config import DecoderConfig
 from inflight.models.decoder import Attention, Decoder, DecoderLayer, Linear, Mixture, Mlp
 from inflight.models.decoder_tensors import DecoderTensors
@@ -21,8 +22,8 @@ from inflight.models.gemma4_torch import (
     OwnInput,
     OwnTable,
 )
-from inflight.models.lora import Adapter, AdapterTokens, LowRank, ModuleSlice
-from inflight.models.pieces import Piece, Product
+from inflight.models.lora import AdapterTokens, LowRank
+from inflight.models.pieces import Piece
 from inflight.nn import AttentionSpec, RmsNorm, gating, to_array
 
 
@@ -32,15 +33,14 @@ def load_decoder(
     ranks: Ranks,
     device: torch.device,
     dtype: str,
-    adapters: Sequence[Adapter] = (),
 ) -> Decoder:
-    """Reads this rank's share of the weights, and of the adapters, which get the numbers 1, 2, ...
+    """Reads this rank's share of the weights.
 
     Raises:
         StartError: heads that cannot be divided, or a tensor that is missing or broken.
     """
     tensors = DecoderTensors(config, ranks.rank, ranks.size)
-    source = _Source(tensors, weights, ranks, device, getattr(torch, dtype), adapters)
+    source = _Source(tensors, weights, ranks, device, getattr(torch, dtype))
     embedding = source.vocabulary("embedding")
     numbers = range(config.layers)
     layers = [source.layer(index) for index in numbers] if config.gemma4 is None else []
@@ -48,12 +48,9 @@ def load_decoder(
     own = source.own_table() if config.gemma4 is not None and config.gemma4.own_size else None
     norm = source.norm("norm")
     head = embedding if config.tied else source.vocabulary("head")
-    for adapter in adapters:
-        adapter.finish()
     make = Decoder if config.gemma4 is None else Gemma4Decoder
-    decoder = make(
-        config, layers, embedding, head, norm, tensors.first_token, ranks, source.bytes, source.adapter_tokens
-    )
+    low = source.adapter_tokens, source.low_ranks
+    decoder = make(config, layers, embedding, head, norm, tensors.first_token, ranks, source.bytes, *low)
     if isinstance(decoder, Gemma4Decoder):
         decoder.give(parts, own)
     return decoder
@@ -83,9 +80,9 @@ class _Source:
         ranks: Ranks,
         device: torch.device,
         dtype: torch.dtype,
-        adapters: Sequence[Adapter],
     ) -> None:
         self.adapter_tokens = AdapterTokens()
+        self.low_ranks: list[LowRank] = []
         self.bytes = 0
         self._tensors = tensors
         self._config = tensors.config
@@ -93,7 +90,6 @@ class _Source:
         self._ranks = ranks
         self._device = device
         self._dtype = dtype
-        self._adapters = adapters
 
     def norm(self, name: str) -> RmsNorm:
         weight = self._stack((self._tensors.norm(name),))
@@ -223,16 +219,14 @@ class _Source:
         )
 
     def _linear(self, name: str, *, adapted: bool = True) -> Linear:
-        """A product, with the adapters' updates to the modules in it."""
+        """A product, which adapters may change."""
         product = self._tensors.product(name)
         weight = self._stack(product.weights)
         bias = self._stack(product.biases) if product.biases else None
-        if not self._adapters or not adapted:
+        if not adapted:
             return Linear(weight, bias)
-        lora = LowRank(self.adapter_tokens, _module_slices(product))
-        for number, adapter in enumerate(self._adapters, 1):
-            lora.load(number, adapter, weight)
-        return Linear(weight, bias, lora)
+        self.low_ranks.append(LowRank(self.adapter_tokens, module_slices(product), weight))
+        return Linear(weight, bias, self.low_ranks[-1])
 
     def _stack(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """Reads tensors, or slices of them, and stacks them."""
@@ -248,15 +242,3 @@ class _Source:
             self._weights.release()
         self.bytes += whole.nbytes
         return whole.to(self._device)
-
-
-def _module_slices(product: Product) -> list[ModuleSlice]:
-    """The modules of the checkpoint in a product."""
-    slices, offset = [], 0
-    for piece in product.weights:
-        dim, first, end = piece.part or (0, 0, piece.shape[0])
-        rows = (first, end) if dim == 0 else (0, piece.shape[0])
-        columns = (first, end) if dim == 1 else None
-        slices.append(ModuleSlice(piece.name.removesuffix(".weight"), rows, offset, columns))
-        offset += piece.size[0]
-    return slices

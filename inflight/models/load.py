@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from inflight.config import KV_CACHE_DTYPES, QUANTIZE, ModelConfig
 from inflight.device import Device, Ranks
 from inflight.errors import StartError
 from inflight.kernels import ACTIVATIONS, native_reason
+from inflight.models.adapter import Adapter
 from inflight.models.base import CausalLM
 from inflight.models.config import FAMILIES, DecoderConfig, decoder_config
 from inflight.models.decoder_tensors import DecoderTensors, located
@@ -81,8 +82,6 @@ def engine_reason(config: DecoderConfig, settings: ModelConfig, size: int, devic
         return "the setting cpu_engine is torch"
     if size != 1:
         return "several ranks run on torch's operators"
-    if settings.adapters:
-        return "LoRA adapters run on torch's operators"
     if settings.dtype == "float16":
         return "float16 runs on torch's operators; leave --dtype out, or use bfloat16 or float32"
     if config.activation not in ACTIVATIONS:
@@ -115,6 +114,7 @@ def load_model(
     dtype = _dtype(settings.dtype, config)
     choice = choose(model, described, settings, ranks.size, device.type)
     _say(choice, model)
+    adapters = _first_adapters(settings)
     if described is None:
         require(f"a model of type '{config.get('model_type')}'", "torch", "transformers")
         from inflight.models.bridge import load_bridged
@@ -127,17 +127,40 @@ def load_model(
             ) from error
     if choice.way == "engine":
         # bfloat16 in place of float16, because processors have dot products for it.
-        return _load_engine(model, described, settings, "bfloat16" if dtype == "float16" else dtype, progress)
+        dtype = "bfloat16" if dtype == "float16" else dtype
+        return _with_adapters(_load_engine(model, described, settings, dtype, progress), adapters)
     require(f"the CPU engine is not used ({choice.reason}), and what computes the model then", "torch")
     from inflight.models.decoder_load import load_decoder
-    from inflight.models.lora import Adapter
 
-    adapters = [Adapter(adapter.name, adapter.folder) for adapter in settings.adapters]
     with model.weights(progress, settings.allow_pickle) as weights:
         described = located(_with_head(described, config), weights, _untied(config))
-        decoder = load_decoder(described, weights, ranks, device.torch, dtype, adapters)
+        decoder = load_decoder(described, weights, ranks, device.torch, dtype)
         _say_unused(weights, described)
-    return decoder
+    return _with_adapters(decoder, adapters)
+
+
+def _first_adapters(settings: ModelConfig) -> list[tuple[int, Adapter]]:
+    """The adapters with which a model begins, by number. One that was loaded while the model served is left out where
+    it cannot be read any more.
+
+    Raises:
+        StartError: another one cannot be read.
+    """
+    found = []
+    for place, each in enumerate(settings.adapters, 1):
+        try:
+            found.append((each.number or place, Adapter(each.name, each.folder)))
+        except StartError as error:
+            if not each.number:
+                raise
+            log.warning("%s; the model goes on without it", error)
+    return found
+
+
+def _with_adapters(model: CausalLM, adapters: Sequence[tuple[int, Adapter]]) -> CausalLM:
+    for number, adapter in adapters:
+        model.add_adapter(number, model.read_adapter(adapter))
+    return model
 
 
 def _load_engine(

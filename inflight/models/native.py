@@ -27,18 +27,22 @@ from inflight.kernels import (
     Layer,
     NativeProgram,
     Norm,
+    PackedAdapter,
     Precision,
     Saves,
     StepArrays,
     StepImages,
 )
+from inflight.models.adapter import Adapter
+from inflight.models.adapter_products import adapted_products
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, KeptForms, reaches
 from inflight.models.config import DecoderConfig, DeltaNet
+from inflight.models.decoder_tensors import DecoderTensors
 from inflight.models.native_gemma4 import Gemma4Layers
 from inflight.models.native_kept import NativeKept
 from inflight.models.states import LayerState, Paged, Recurrent, Shared, block_bytes
 from inflight.models.weight_loader import WeightLoader
-from inflight.tensors import FLOAT_DTYPES, Floats
+from inflight.tensors import BFLOAT16, FLOAT_DTYPES, Floats
 
 log = logging.getLogger("inflight")
 
@@ -294,7 +298,7 @@ class NativeDecoder(CausalLM):
     ) -> tuple[int, ...]:
         """A product's numbers: several if its tensors have several formats."""
         numbers = loader.product(self._program, name, precision, gated=gated)
-        self._names.update(dict.fromkeys(numbers, name.lstrip("0123456789.")))
+        self._names.update(dict.fromkeys(numbers, name))
         return numbers
 
     def _norm(self, loader: WeightLoader, name: str) -> Norm:
@@ -312,10 +316,26 @@ class NativeDecoder(CausalLM):
     def costs(self) -> list[Cost]:
         """The cost of each operation, in order; products have the name of their weight."""
         costs = self._program.costs()
-        named = [replace(c, name=self._names[c.product]) if c.name == "product" else c for c in costs]
+        names = {number: name.lstrip("0123456789.") for number, name in self._names.items()}
+        named = [replace(c, name=names[c.product]) if c.name == "product" else c for c in costs]
         if named[-1].name == "embedding" or named[-2].name == "embedding":  # a tied head
             named = [replace(c, name="head") if c.name == "embedding" else c for c in named]
         return named
+
+    def read_adapter(self, adapter: Adapter) -> PackedAdapter:
+        modules = adapted_products(adapter, DecoderTensors(self._config), self._program.multiplied, self._names)
+        dtype = np.dtype(np.float32) if self.dtype == "float32" else BFLOAT16
+        packed = self._program.pack_adapter(modules, dtype)
+        log.info("adapter '%s': %d products, %.1f MB", adapter.name, len(modules), packed.bytes / 1e6)
+        return packed
+
+    def add_adapter(self, number: int, factors: PackedAdapter) -> None:
+        self._program.add_adapter(number, factors)
+        super().add_adapter(number, factors)
+
+    def drop_adapter(self, number: int) -> None:
+        self._program.drop_adapter(number)
+        super().drop_adapter(number)
 
     def block_bytes(self, block_size: int) -> int:
         return block_bytes(self.layer_states(block_size))
@@ -361,6 +381,7 @@ class NativeDecoder(CausalLM):
                 rows.computed[:count],
                 rows.shift,
                 rows.states if self._delta is not None else None,
+                rows.adapters,
             )
         output = self._program.decode(self._arrays, greedy, self._logits, self._last)
         self.hidden, self.best = output.hidden, output.best
@@ -386,6 +407,7 @@ class NativeDecoder(CausalLM):
             batch.until,
             batch.states if self._delta is not None else None,
             None if batch.save_at is None or batch.save_to is None else Saves(batch.save_at, batch.save_to),
+            batch.adapters,
         )
         output = self._program.run(step, self._logits, self._last)
         if order is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,12 +59,21 @@ def on_device(batch: ForwardBatch, device: torch.device) -> TensorBatch:
         move(batch.positions),
         attention,
         move(batch.logits_at),
-        [(number, move(tokens)) for number, tokens in batch.adapters],
+        _by_adapter(batch, move),
         None if batch.reach is None else to_tensor(batch.reach),
         None if images is None else move(images.at),
         [] if images is None else [move(rows) for rows in (images.rows, *images.added)],
         None if batch.places is None else move(batch.places),
     )
+
+
+def _by_adapter(batch: ForwardBatch, move: Callable[[np.ndarray], torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
+    """The tokens of each adapter, in the order of the adapters' numbers."""
+    if batch.adapters is None:
+        return []
+    by_token = np.repeat(batch.adapters, batch.query_lens)
+    numbers = [int(number) for number in np.unique(batch.adapters) if number]
+    return [(number, move(np.flatnonzero(by_token == number))) for number in numbers]
 
 
 class TorchLM(CausalLM):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from inflight.checkpoint import is_gguf, open_model
+from inflight.checkpoint import is_adapter, is_gguf, open_model
 from inflight.config import DescribedConfig, GeneratorConfig, Policy, ServableConfig, filled
 from inflight.errors import ConfigError, StartError
 from inflight.hub import HubModel
@@ -69,8 +69,8 @@ def is_language_model(path: Path) -> bool:
     config.json: the error is reported when the model is loaded.
     """
     if is_gguf(path):
-        return True
-    if not path.is_dir() or (path / CONFIG_FILE).is_file():
+        return not is_adapter(path)
+    if not path.is_dir() or (path / CONFIG_FILE).is_file() or is_adapter(path):
         return False
     if any(file.name in _OWN_FILES or file.suffix in _WEIGHTS for file in path.iterdir()):
         return True
@@ -83,6 +83,19 @@ def is_language_model(path: Path) -> bool:
         return next(path.glob(f"*/{CONFIG_FILE}"), None) is None
 
 
+def find_adapter(name: str, folders: Sequence[Path]) -> Path | None:
+    """The adapter of this name in the first of these folders that holds one; None: there is none."""
+    for folder in folders:
+        try:
+            children = sorted(folder.iterdir())
+        except OSError:
+            continue
+        for child in children:  # a name is compared and never part of a path
+            if name in (child.name, child.name.removesuffix(".gguf")) and is_adapter(child):
+                return child
+    return None
+
+
 def look(path: Path) -> Found | None:
     """The model at a path: a servable, a model file, a language model, a folder with numbered versions of the last two,
     or a folder with one model file. None: it is none of these.
@@ -90,6 +103,8 @@ def look(path: Path) -> Found | None:
     Args:
         path: absolute.
     """
+    if is_adapter(path):
+        return None
     if path.is_file() and not is_gguf(path):
         return Found(path.stem, path, {1: path}) if path.suffix.lower() in SUFFIXES else None
     if (path / CONFIG_FILE).is_file():

@@ -150,6 +150,21 @@ class LanguageModels:
         """The engine that a served model is; None for one that is only announced."""
         return next((engine for engine in self._shards if engine is generator), None)
 
+    def engine(self, name: str) -> Engine:
+        """The loaded model of a name.
+
+        Raises:
+            NotFound: there is none.
+            Loading: it is not loaded yet.
+        """
+        found = self._served.get(name)
+        if found is None:
+            raise NotFound(f"no language model is named '{name}'; served here: {', '.join(self._served) or 'none'}")
+        engine = self._engine(found)
+        if engine is None:
+            raise Loading(f"the model '{name}' is still being loaded; try again later")
+        return engine
+
     def method(self, name: str, version: int, method: str) -> MethodInfo | None:
         """A method of a model: `generate`, or one of `text_method`; None for others, other versions, unknown models.
 

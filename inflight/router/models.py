@@ -13,6 +13,7 @@ from inflight.config import GeneratorConfig, ServableConfig, ServerConfig, check
 from inflight.contract import NEWEST, KnownModel, ModelState, ServableStatus
 from inflight.errors import ConfigError, InflightError, InvalidRequest, NotFound, StartError
 from inflight.repository import Found, ModelConfiguration, chosen, configurations, inside, look, scan
+from inflight.router.adapters import ModelAdapters
 from inflight.router.fleet import Fleet
 from inflight.router.room import MADE_ROOM, Present, Room
 from inflight.router.watcher import Watcher
@@ -24,7 +25,7 @@ UNLOADED = "unloaded"
 """The reason in the index of a model that was unloaded, in Triton's word."""
 SCANNED = 1.0
 """Seconds for which requests that name unknown models share one look at the folders."""
-_PARAMETERS = ("version", "path", "rolling", "unload_dependents")
+_PARAMETERS = ("version", "path", "rolling", "adapter_of", "unload_dependents")
 
 
 class _Model:
@@ -72,6 +73,7 @@ class Models:
         statuses: Callable[[], Sequence[ServableStatus]],
     ) -> None:
         self._fleet = fleet
+        self.adapters = ModelAdapters(fleet.language_models, config.repositories, statuses)
         self._config = config
         self._values = values
         self._statuses = statuses
@@ -118,7 +120,8 @@ class Models:
         for status in self._statuses():
             served.setdefault(status.name, []).append(status)
         names = dict.fromkeys([*served, *self._models, *found])
-        return [entry for name in names for entry in self._entries(name, served.get(name, []))]
+        entries = [entry for name in names for entry in self._entries(name, served.get(name, []))]
+        return [*entries, *self.adapters.known()]
 
     def _entries(self, name: str, served: Sequence[ServableStatus]) -> list[KnownModel]:
         model = self._models.get(name) or _Model(name)
@@ -218,7 +221,8 @@ class Models:
         Args:
             parameters: `version`: a number; `path`: of a model in one of the folders, which gets this name (a servable
                 keeps that of its folder); `rolling`: true for a language model that serves, whose replicas are started
-                again one after the other.
+                again one after the other; `adapter_of`: the language model that `name` is a LoRA adapter for, which
+                lies at `path`, or by its name in one of the folders.
 
         Raises:
             NotFound: no model of this name is known.
@@ -226,7 +230,9 @@ class Models:
             ConfigError, StartError: it cannot be loaded; the index says why, too.
         """
         _check_parameters(parameters)
-        if parameters.get("rolling") not in (None, False):
+        if parameters.get("adapter_of"):
+            await self.adapters.asked(name, parameters)
+        elif parameters.get("rolling") not in (None, False):
             await self._renew(name, parameters)
         else:
             try:
@@ -321,6 +327,9 @@ class Models:
             InvalidRequest: a parameter that is not known.
         """
         _check_parameters(parameters)
+        if name not in self._models and self.adapters.has(name):
+            await self.adapters.unload(name)
+            return
         await self.end(name)
 
     async def end(self, name: str, why: str = UNLOADED) -> asyncio.Future[Any]:

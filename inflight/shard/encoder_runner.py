@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from inflight.checkpoint import ModelFolder
+from inflight.config import AdapterConfig
 from inflight.contract import (
     CacheSize,
     ModelFacts,
@@ -72,6 +74,15 @@ class EncoderRunner:
         facts = ModelFacts("encoder", model.dtype, model.vocab_size, model.weight_bytes)
         cache = CacheSize(blocks, job.model.block_size)
         self.offer = ShardOffer(facts, cache, job.max_rows, longest + 1, device.type, model.size)
+
+    def read_adapter(self, adapter: AdapterConfig) -> Any:
+        raise StartError(f"adapter '{adapter.name}': encoders take no adapters")
+
+    def add_adapter(self, number: int, factors: Any) -> None:
+        raise AssertionError("an encoder reads no adapters")
+
+    def drop_adapter(self, number: int) -> None:
+        return None
 
     def run(self, plan: StepPlan) -> StepResult:
         """Runs one step."""

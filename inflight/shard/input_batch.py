@@ -62,7 +62,7 @@ class InputBatch:
     Attributes:
         ids: id of each row.
         sampling: how each row samples.
-        adapters: number of each row's adapter, 0 for none.
+        adapters: int64 [rows], number of each row's adapter, 0 for none.
         tokens: int32 [rows, width], known tokens of each row.
         known, computed, prompt: int64 [rows]; tokens that are known, that have keys in the cache, of the prompt.
     """
@@ -73,7 +73,6 @@ class InputBatch:
         self.block_size = block_size
         self.ids: list[int] = []
         self.sampling: list[Sampling] = []
-        self.adapters: list[int] = []
         self._index: dict[int, int] = {}
         self.tokens = np.zeros((max_rows, WIDTH), np.int32)
         self._blocks = np.zeros((max_rows, WIDTH), np.int32)
@@ -84,6 +83,7 @@ class InputBatch:
         self._images: list[RowImages | None] = []  # of each row; None: none that is not computed
         self._shift = np.zeros(max_rows, np.int64)  # of each row's tokens behind its images, see `DecodeRows`
         self._states = np.zeros(max_rows, np.int64)  # slot of each row's recurrent state
+        self.adapters = np.zeros(max_rows, np.int64)
         self._reach = np.zeros(max_rows, np.int64)  # the least `reach` of a row's tokens, see `ForwardBatch`
         self._all_sampled = False  # in the last step
         self._decode_rows: DecodeRows | None = None  # valid while rows, their order and the arrays stay
@@ -131,7 +131,7 @@ class InputBatch:
         self._images.append(None if images is None or images.computed(admission.num_cached) else images)
         self.ids.append(admission.id)
         self.sampling.append(admission.sampling)
-        self.adapters.append(admission.adapter)
+        self.adapters[row] = admission.adapter
         self._index[admission.id] = row
 
     def filter(self, id: int) -> None:
@@ -141,16 +141,14 @@ class InputBatch:
         last = len(self.ids) - 1
         if row != last:
             tables = self.tokens, self._blocks, self._num_blocks, self.known, self.computed, self.prompt, self._reach
-            for table in (*tables, self._shift, self._states):
+            for table in (*tables, self._shift, self._states, self.adapters):
                 table[row] = table[last]
             self._images[row] = self._images[last]
             self.ids[row] = self.ids[last]
             self.sampling[row] = self.sampling[last]
-            self.adapters[row] = self.adapters[last]
             self._index[self.ids[row]] = row
         self.ids.pop()
         self.sampling.pop()
-        self.adapters.pop()
         self._images.pop()
 
     def append(self, rows: Sequence[int], tokens: Array) -> None:
@@ -208,9 +206,9 @@ class InputBatch:
         if self._decode_rows is None:
             greedy = all(sampling.greedy for sampling in self.sampling)
             shift = self._shift if self._shift[: len(self.ids)].any() else None
-            self._decode_rows = DecodeRows(
-                list(self.ids), self.tokens, self._blocks, self.known, self.computed, greedy, shift, self._states
-            )
+            adapters = self.adapters if self.adapters[: len(self.ids)].any() else None
+            arrays = self.tokens, self._blocks, self.known, self.computed
+            self._decode_rows = DecodeRows(list(self.ids), *arrays, greedy, shift, self._states, adapters)
         return self._decode_rows
 
     def step(
@@ -276,7 +274,7 @@ class InputBatch:
             block_size=self.block_size,
             num_decode=len(decoding),
             logits_at=np.concatenate(logits_at).astype(np.int64),
-            adapters=self._adapter_tokens(rows, lengths),
+            adapters=self.adapters[index] if self.adapters[index].any() else None,
             reach=reach,
             images=media.images,
             places=media.places,
@@ -326,14 +324,6 @@ class InputBatch:
             found.append((int(ends[places[row]]) - (int(self.computed[row]) - position), slot))
         ordered = np.array(sorted(found), np.int64)
         return ordered[:, 0], ordered[:, 1]
-
-    def _adapter_tokens(self, rows: list[int], lengths: list[int]) -> list[tuple[int, Array]]:
-        """Tokens of the step by adapter, in the order of the adapters' numbers."""
-        numbers = [self.adapters[row] for row in rows]
-        if not any(numbers):
-            return []
-        by_token = np.repeat(numbers, lengths)
-        return [(number, np.flatnonzero(by_token == number)) for number in sorted(set(numbers)) if number]
 
     def _scored(self, rows: list[int], lengths: list[int], decoding: int) -> list[tuple[int, int, int]]:
         """Index, first position and length of the chunks of rows that want all logits of their prompt."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from inflight.checkpoint import open_model
+from inflight.config import AdapterConfig
 from inflight.contract import ShardJob, ShardOffer, StepPlan, StepResult, Transfer, Transferred
 from inflight.device import Device, Ranks
 from inflight.models import is_encoder
@@ -29,6 +30,19 @@ class Runner(Protocol):
 
     def close(self, seconds: float) -> None:
         """Ends threads, after `seconds` at most."""
+
+    def read_adapter(self, adapter: AdapterConfig) -> Any:
+        """What `add_adapter` takes. May be called on any thread, also during `run`.
+
+        Raises:
+            StartError: it cannot be read, or is not for this model.
+        """
+
+    def add_adapter(self, number: int, factors: Any) -> None:
+        """Makes an adapter known to the plans that follow."""
+
+    def drop_adapter(self, number: int) -> None:
+        """Forgets an adapter, once the rows that wear it have left."""
 
 
 def load_runner(job: ShardJob, ranks: Ranks, device: Device, progress: Callable[[float], None] | None = None) -> Runner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from inflight.contract import AdmittedRow, Sampling, StepPlan, unknown_token
@@ -20,7 +21,9 @@ class Images(NamedTuple):
 TEXT_ONLY = Images(0, 0)
 
 
-def checked_plan(plan: StepPlan, vocab_size: int, images: Images = TEXT_ONLY) -> tuple[StepPlan, dict[int, str]]:
+def checked_plan(
+    plan: StepPlan, vocab_size: int, images: Images = TEXT_ONLY, adapters: Sequence[int] = ()
+) -> tuple[StepPlan, dict[int, str]]:
     """Replaces unknown tokens and wrong parameters of a plan; returns the new plan and the errors of rows, by id.
 
     A wrong row is still computed, with token 0 in place of tokens that the model does not know and without images whose
@@ -30,26 +33,29 @@ def checked_plan(plan: StepPlan, vocab_size: int, images: Images = TEXT_ONLY) ->
     Args:
         vocab_size: rows of the embedding and columns of the logits.
         images: how the model reads them.
+        adapters: numbers of those that are loaded.
     """
     failed: dict[int, str] = {}
     prefill: list[AdmittedRow] = []
     for admission in plan.prefill:
-        text = None if admission.token_ids is None else _fault(admission, vocab_size, images)
+        text = None if admission.token_ids is None else _fault(admission, vocab_size, images, adapters)
         if text is not None:
             failed[admission.id] = text
-            admission = _repaired(admission, vocab_size, images)
+            admission = _repaired(admission, vocab_size, images, adapters)
         prefill.append(admission)
     if failed:
         plan = StepPlan(plan.step, plan.filter, prefill, plan.grants, plan.hold, plan.masks, plan.saves, plan.drafts)
     return plan, failed
 
 
-def _fault(admission: AdmittedRow, vocab_size: int, images: Images) -> str | None:
+def _fault(admission: AdmittedRow, vocab_size: int, images: Images, adapters: Sequence[int]) -> str | None:
     assert admission.token_ids is not None
     assert admission.sampling is not None
     token = unknown_token(admission.token_ids, vocab_size)
     if token is not None:
         return f"token {token} does not exist, the model's tokens are 0 to {vocab_size - 1}"
+    if admission.adapter and admission.adapter not in adapters:
+        return "its adapter is not loaded any more"
     return admission.sampling.fault(vocab_size) or _media_fault(admission, images)
 
 
@@ -79,7 +85,7 @@ def _media_fault(admission: AdmittedRow, images: Images) -> str | None:
     return None
 
 
-def _repaired(admission: AdmittedRow, vocab_size: int, images: Images) -> AdmittedRow:
+def _repaired(admission: AdmittedRow, vocab_size: int, images: Images, adapters: Sequence[int]) -> AdmittedRow:
     known = [token if 0 <= token < vocab_size else 0 for token in admission.token_ids or ()]
     sampling = admission.sampling
     if sampling is None or sampling.fault(vocab_size) is not None:
@@ -92,7 +98,7 @@ def _repaired(admission: AdmittedRow, vocab_size: int, images: Images) -> Admitt
         admission.num_prompt,
         admission.num_cached,
         sampling,
-        admission.adapter,
+        admission.adapter if admission.adapter in adapters else 0,
         [] if _media_fault(admission, images) is not None else admission.media,
         admission.state,
         admission.restore,

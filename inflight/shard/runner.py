@@ -6,11 +6,12 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from inflight.checkpoint import ModelFolder, SentenceModel, open_model
-from inflight.config import ModelConfig, processors
+from inflight.config import AdapterConfig, ModelConfig, processors
 from inflight.contract import (
     Array,
     CacheSize,
@@ -26,7 +27,16 @@ from inflight.contract import (
 from inflight.device import Device, Ranks
 from inflight.errors import StartError
 from inflight.kernels import Sampled
-from inflight.models import CausalLM, DecodeRows, ForwardBatch, ModelArray, VectorHead, decoder_scores, load_model
+from inflight.models import (
+    Adapter,
+    CausalLM,
+    DecodeRows,
+    ForwardBatch,
+    ModelArray,
+    VectorHead,
+    decoder_scores,
+    load_model,
+)
 from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks, count_states
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.page_desk import Opening
@@ -76,6 +86,7 @@ class ModelRunner:
         cache = self._make_cache(job, longest, states.slots * states.bytes)
         self._batch = InputBatch(job.max_rows, cache.block_size, model.switch, model.stretched)
         self._step = 0
+        self._leaving: list[int] = []  # adapters that go when no row wears them
         self._means = MeanPool()
         warm = min(WARM_TOKENS, longest - 1) if device.type == "cpu" else min(job.max_step_tokens, longest)
         self._warm_up(warm, cache.block_size)
@@ -85,7 +96,8 @@ class ModelRunner:
         self._scores = decoder_scores(folder, width, model.vocab_size, job.model.allow_pickle) if width else None
         size = self._scores.size if self._scores is not None else self._head.size
         self._desk, pages = opening.desk(model.kept())
-        self.offer = ShardOffer(model.facts, cache, job.max_rows, longest, device.type, size, states, pages)
+        limits = job.max_rows, longest, device.type
+        self.offer = ShardOffer(model.facts, cache, *limits, size, states, pages, model.adapters)
 
     def _make_states(self, job: ShardJob, longest: int) -> StateSize:
         """Makes memory for recurrent states, where the model has recurrent layers.
@@ -134,11 +146,14 @@ class ModelRunner:
         failed: dict[int, str] = {}
         if plan.prefill:
             model = self._model
-            plan, failed = checked_plan(plan, model.vocab_size, Images(model.image_width, model.image_layers))
+            images = Images(model.image_width, model.image_layers)
+            plan, failed = checked_plan(plan, model.vocab_size, images, model.adapters)
         for admission in plan.prefill:
             if admission.restore is not None:
                 self._model.copy_state(admission.restore, admission.state)
         chunks = self._batch.apply(plan)
+        if self._leaving:
+            self._let_go()
         guesses = self._batch.guessed(plan.drafts) if plan.drafts else {}
         if not self._batch.ids:
             return None if self._ranks.rank else StepResult(plan.step, [], [], seconds=time.perf_counter() - began)
@@ -159,6 +174,31 @@ class ModelRunner:
         """Ends what still writes files, after `seconds` at most."""
         if self._desk is not None:
             self._desk.close(seconds)
+
+    def read_adapter(self, adapter: AdapterConfig) -> Any:
+        """What `add_adapter` takes. May be called on any thread, also during `run`.
+
+        Raises:
+            StartError: it cannot be read, or is another model's.
+        """
+        return self._model.read_adapter(Adapter(adapter.name, adapter.folder))
+
+    def add_adapter(self, number: int, factors: Any) -> None:
+        """Makes an adapter known to the plans that follow."""
+        self._leaving = [each for each in self._leaving if each != number]
+        self._model.add_adapter(number, factors)
+
+    def drop_adapter(self, number: int) -> None:
+        """Forgets an adapter, once the rows that wear it have left."""
+        self._leaving.append(number)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        worn = self._batch.adapters[: len(self._batch)].tolist()
+        for number in self._leaving:
+            if number not in worn:
+                self._model.drop_adapter(number)
+        self._leaving = [number for number in self._leaving if number in worn]
 
     @property
     def ids(self) -> list[int]:

@@ -11,12 +11,25 @@ import socket
 import sys
 import threading
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from inflight import log
+from inflight.config import AdapterConfig
 from inflight.contract import ShardJob, StepPlan, Transfer, Transferred
 from inflight.early import DUMP
-from inflight.link import Failed, Leaving, LoadShard, Progress, SecureSocket, ShardReady, Stop, WorkerChannel
+from inflight.link import (
+    AdapterReady,
+    DropAdapter,
+    Failed,
+    Leaving,
+    LoadAdapter,
+    LoadShard,
+    Progress,
+    SecureSocket,
+    ShardReady,
+    Stop,
+    WorkerChannel,
+)
 from inflight.startup import failed_load
 from inflight.worker.ends import ORPHANED, kill_group
 
@@ -64,7 +77,7 @@ def run_rank(sock: socket.socket | SecureSocket) -> int:
 def _run_shard(channel: WorkerChannel, message: LoadShard) -> int:
     """Loads the model and runs plans until the server stops this rank. Returns the exit status."""
     job = message.job
-    plans: queue.SimpleQueue[StepPlan | Transfer | None] = queue.SimpleQueue()
+    plans: queue.SimpleQueue[_Work] = queue.SimpleQueue()
     _read(channel, plans)
     try:
         runner = _load(channel, job)
@@ -76,9 +89,13 @@ def _run_shard(channel: WorkerChannel, message: LoadShard) -> int:
     def transferred(answer: Transferred) -> None:
         channel.send(answer)
 
+    adapters = _Adapters(channel, runner, plans)
     while (plan := plans.get()) is not None:
         if isinstance(plan, Transfer):
             runner.transfer(plan, transferred)
+            continue
+        if not isinstance(plan, StepPlan):
+            adapters.take(plan)
             continue
         try:
             result = runner.run(plan)
@@ -92,7 +109,7 @@ def _run_shard(channel: WorkerChannel, message: LoadShard) -> int:
     return 0
 
 
-def _read(channel: WorkerChannel, plans: queue.SimpleQueue[StepPlan | Transfer | None]) -> None:
+def _read(channel: WorkerChannel, plans: queue.SimpleQueue[_Work]) -> None:
     """Reads the channel in a thread of its own. The end of the server ends the process, in the middle of a step too."""
 
     def read() -> None:
@@ -101,13 +118,51 @@ def _read(channel: WorkerChannel, plans: queue.SimpleQueue[StepPlan | Transfer |
             if received is None:
                 os._exit(1)
             message, _ = received
-            if isinstance(message, (StepPlan, Transfer)):
+            if isinstance(message, (StepPlan, Transfer, LoadAdapter, DropAdapter)):
                 plans.put(message)
             elif isinstance(message, Stop):
                 plans.put(None)
                 return
 
     threading.Thread(target=read, name="channel", daemon=True).start()
+
+
+class _Factors(NamedTuple):
+    """What was read of an adapter."""
+
+    number: int
+    factors: Any
+
+
+_Work: TypeAlias = "StepPlan | Transfer | LoadAdapter | DropAdapter | _Factors | None"
+
+
+class _Adapters:
+    """The adapters that come and go while a rank runs plans. Each is read on a thread of its own, beside the plans."""
+
+    def __init__(self, channel: WorkerChannel, runner: Runner, work: queue.SimpleQueue[_Work]) -> None:
+        self._channel = channel
+        self._runner = runner
+        self._work = work
+
+    def take(self, work: LoadAdapter | DropAdapter | _Factors) -> None:
+        """Does what stood between two plans."""
+        if isinstance(work, LoadAdapter):
+            threading.Thread(target=self._read, args=(work.adapter,), name="adapter", daemon=True).start()
+        elif isinstance(work, DropAdapter):
+            self._runner.drop_adapter(work.number)
+        else:
+            self._runner.add_adapter(work.number, work.factors)
+            self._channel.send(AdapterReady(work.number))
+
+    def _read(self, adapter: AdapterConfig) -> None:
+        try:
+            factors = self._runner.read_adapter(adapter)
+        except Exception as error:  # files may hold anything; the server reports it
+            text = str(failed_load(f"the adapter '{adapter.name}'", error, adapter.folder))
+            self._channel.send(AdapterReady(adapter.number, _one_line(text)))
+        else:
+            self._work.put(_Factors(adapter.number, factors))
 
 
 def _load(channel: WorkerChannel, job: ShardJob) -> Runner:

@@ -36,6 +36,7 @@ int main(int count, char** words) {
         of_set("programs", programs);
         of_set("samplers", samplers);
         of_set("towers", towers);
+        of_set("adapters", adapters);
     }
     int failed = 0;
     for (const Test& test : tests) {

@@ -12,6 +12,7 @@ void attention(const Kernels& kernels, Random& random);
 void programs(const Kernels& kernels, Random& random);
 void samplers(const Kernels& kernels, Random& random);
 void towers(const Kernels& kernels, Random& random);
+void adapters(const Kernels& kernels, Random& random);
 
 // Of no instruction set.
 void sizes(Random& random);

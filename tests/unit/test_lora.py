@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def save_adapter(base: Path, folder: Path, seed: int, rank: int = 4, only: str =
     return folder
 
 
-def merged(base: Path, adapter: Path, folder: Path, scale: float = 2.0) -> Path:
-    """The checkpoint with the adapter in its weights."""
+def merged(base: Path, adapter: Path, folder: Path, scale: float | Callable[[str], float] = 2.0) -> Path:
+    """The checkpoint with the adapter in its weights. Args: scale: of all modules, or by their names."""
     folder.mkdir()
     for file in base.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
@@ -46,13 +47,16 @@ def merged(base: Path, adapter: Path, folder: Path, scale: float = 2.0) -> Path:
     for name, first in factors.items():
         if "lora_A" in name:
             weight = name.removeprefix("base_model.model.").replace(".lora_A", "")
-            tensors[weight] = tensors[weight] + scale * factors[name.replace("lora_A", "lora_B")] @ first
+            own = scale(weight.removesuffix(".weight")) if callable(scale) else scale
+            tensors[weight] = tensors[weight] + own * factors[name.replace("lora_A", "lora_B")] @ first
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Phi3", "Qwen3"])
-def test_tokens_are_those_of_the_merged_model(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "engine"), [("Llama", "auto"), ("Qwen2", "torch"), ("Phi3", "torch"), ("Qwen3", "auto")]
+)
+def test_tokens_are_those_of_the_merged_model(family: str, engine: str, tmp_path: Path) -> None:
     """Rows of two adapters and of none in one batch, in chunks."""
     base = save_tiny(family, tmp_path / "base")
     one = save_adapter(base, tmp_path / "one", 1)
@@ -61,7 +65,8 @@ def test_tokens_are_those_of_the_merged_model(family: str, tmp_path: Path) -> No
     models.append(reference(merged(base, two, tmp_path / "m2", 16 / 8**0.5)))
     wanted = {(n, a): reference_tokens(models[a], prompt, 24) for n, prompt in enumerate(PROMPTS) for a in range(3)}
     assert all(any(wanted[n, 0] != wanted[n, a] for n in range(len(PROMPTS))) for a in (1, 2))
-    runner = make_runner(base, adapters=(AdapterConfig("one", one), AdapterConfig("two", two)), kv_cache_bytes=16 << 20)
+    adapters = AdapterConfig("one", one), AdapterConfig("two", two)
+    runner = make_runner(base, adapters=adapters, kv_cache_bytes=16 << 20, cpu_engine=engine)
     driver = Driver(runner, max_prefill_tokens=7)
     ids = {(n, a): driver.add(prompt, 24, adapter=a) for n, prompt in enumerate(PROMPTS) for a in range(3)}
     driver.drain()
@@ -80,6 +85,7 @@ def test_prefixes_are_not_shared_between_adapters() -> None:
     [
         ({"config": {"peft_type": "IA3"}}, "peft_type LORA"),
         ({"config": {"use_dora": True}}, "use_dora is not supported"),
+        ({"config": {"init_lora_weights": "pissa_niter_16"}}, "changes the model's own weights"),
         ({"config": {"bias": "all"}}, "biases"),
         ({"tensor": "base_model.model.lm_head.weight"}, "no LoRA factor"),
         ({"tensor": "base_model.model.model.layers.9.mlp.up_proj.lora_A.weight"}, "one factor only"),

@@ -75,6 +75,16 @@ class GgufWeights(Source):
         self.names = list(self._stored)
         self.size = sum(placed.info.size for name, placed in file.tensors.items() if name not in _IN_CONFIG)
 
+    @property
+    def turned(self) -> bool:
+        """Whether rows of queries and keys stand in the order of llama.cpp's rotation."""
+        return self._architecture in _TURNED
+
+    @property
+    def reordered(self) -> bool:
+        """Whether heads of other tensors have another order, too."""
+        return self._architecture in _DELTA
+
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
@@ -154,7 +164,7 @@ class GgufWeights(Source):
 
     def _add(self, own: str, placed: Placed, rows: tuple[int, int] | None) -> None:
         """Adds a weight. Args: own: llama.cpp's name."""
-        name, shape = self._named(own), placed.info.shape
+        name, shape = self.named(own), placed.info.shape
         part = own.split(".")[-2] if "." in own else ""
         if "{}" not in name or len(shape) != (2 if own.endswith(".bias") else 3):
             self._stored[name] = Stored(placed, part, rows=rows)
@@ -162,7 +172,7 @@ class GgufWeights(Source):
         for expert in range(min(shape[0], 1 << 16)):
             self._stored[name.format(expert)] = Stored(placed, part, expert, rows)
 
-    def _named(self, own: str) -> str:
+    def named(self, own: str) -> str:
         """Hugging Face's name of a weight. Args: own: llama.cpp's."""
         return hf_name(own, self._architecture)
 

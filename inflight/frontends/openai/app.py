@@ -27,8 +27,16 @@ from inflight.contract import (
 )
 from inflight.errors import InflightError, InvalidRequest, ToolError
 from inflight.frontends.base import Backend
+from inflight.frontends.control import Control
 from inflight.frontends.door import NamedModelDoor
 from inflight.frontends.llm import CLIENT_BATCH, embedding_of, pick, warning_headers
+from inflight.frontends.openai.adapters import (
+    LoadAdapterBody,
+    UnloadAdapterBody,
+    load_adapter,
+    respond_plain,
+    unload_adapter,
+)
 from inflight.frontends.openai.answers import (
     ChatAnswer,
     CompletionAnswer,
@@ -45,7 +53,7 @@ from inflight.frontends.openai.response import Reply, Usage
 from inflight.frontends.openai.responses import ResponseReply, ResponsesBody, chat_body
 from inflight.frontends.openai.tokens import DetokenizeBody, Detokenized
 from inflight.frontends.openai.tools import Tools
-from inflight.frontends.routes import Access, Call, Events, Route, generation
+from inflight.frontends.routes import Access, Call, Events, Plain, Route, generation
 from inflight.frontends.served_models import (
     MODELS,
     Served,
@@ -70,10 +78,15 @@ class OpenAiRest(NamedModelDoor):
     error = OpenAiError
     whole_floats = True
 
-    def __init__(self, backend: Backend, *, tgi: bool = False) -> None:
-        """Args: tgi: answers have TGI's form where it differs from OpenAI's."""
+    def __init__(self, backend: Backend, *, tgi: bool = False, control: Control | None = None) -> None:
+        """
+        Args:
+            tgi: answers have TGI's form where it differs from OpenAI's.
+            control: loads and unloads adapters; None: nobody can.
+        """
         super().__init__(backend)
         self._tgi = tgi
+        self._control = control or Control(backend)
 
     def refusal(self, error: InflightError) -> Refusal:
         return refusal(error, self._tgi)
@@ -196,6 +209,16 @@ class OpenAiRest(NamedModelDoor):
         found += [{**_PLAIN, "id": name} for name in more if name not in listed]
         await respond_json(call.send, {"object": "list", "data": found})
 
+    async def _load_adapter(self, call: Call) -> None:
+        body: LoadAdapterBody = call.body()
+        await call.run(load_adapter(self._control, body))
+        await respond_plain(call.send, f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def _unload_adapter(self, call: Call) -> None:
+        body: UnloadAdapterBody = call.body()
+        await unload_adapter(self._control, body)
+        await respond_plain(call.send, f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
     def serves(self, scope: Scope) -> bool:
         """Not what Anthropic's clients ask for by the same paths."""
         return not asks_for_anthropics(scope)
@@ -221,6 +244,26 @@ class OpenAiRest(NamedModelDoor):
             _detokenize,
             DetokenizeBody,
             answer=Detokenized,
+            access=Access.KEY,
+            language=True,
+        ),
+        Route(
+            "POST",
+            "/v1/load_lora_adapter",
+            "Load a LoRA adapter, as vLLM has it",
+            _load_adapter,
+            LoadAdapterBody,
+            answer=Plain(),
+            access=Access.KEY,
+            language=True,
+        ),
+        Route(
+            "POST",
+            "/v1/unload_lora_adapter",
+            "Unload a LoRA adapter, as vLLM has it",
+            _unload_adapter,
+            UnloadAdapterBody,
+            answer=Plain(),
             access=Access.KEY,
             language=True,
         ),

@@ -192,7 +192,7 @@ void run(Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slot
          uintptr_t tables, uintptr_t logits_at, int64_t count, int64_t table_width, int64_t wanted, uintptr_t logits,
          uintptr_t hidden, int hidden_buffer, uintptr_t best, uintptr_t reach, uintptr_t places, uintptr_t until,
          uintptr_t image_at, int64_t images, uintptr_t image_rows, const std::vector<uintptr_t>& added,
-         uintptr_t states, uintptr_t save_at, uintptr_t save_to, int64_t saves) {
+         uintptr_t states, uintptr_t save_at, uintptr_t save_to, int64_t saves, uintptr_t adapters) {
     Step step{at<int64_t>(tokens),
               at<int64_t>(positions),
               at<int64_t>(slots),
@@ -218,15 +218,16 @@ void run(Program& program, uintptr_t tokens, uintptr_t positions, uintptr_t slot
     step.save_at = at<int64_t>(save_at);
     step.save_to = at<int64_t>(save_to);
     step.saves = saves;
+    step.adapters = at<int64_t>(adapters);
     nb::gil_scoped_release release;
     program.run(step, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
 }
 
 void decode(Program& program, bool append, uintptr_t tokens, int64_t width, uintptr_t blocks, int64_t table_width,
             uintptr_t known, uintptr_t computed, int64_t count, uintptr_t logits, uintptr_t hidden, int hidden_buffer,
-            uintptr_t best, uintptr_t shift, uintptr_t states) {
-    DecodeBatch batch{at<int32_t>(tokens),   width, at<int32_t>(blocks), table_width,        at<int64_t>(known),
-                      at<int64_t>(computed), count, at<int64_t>(shift),  at<int64_t>(states)};
+            uintptr_t best, uintptr_t shift, uintptr_t states, uintptr_t adapters) {
+    DecodeBatch batch{at<int32_t>(tokens),   width, at<int32_t>(blocks), table_width,         at<int64_t>(known),
+                      at<int64_t>(computed), count, at<int64_t>(shift),  at<int64_t>(states), at<int64_t>(adapters)};
     nb::gil_scoped_release release;
     program.decode(batch, append, {at<float>(logits), at<float>(hidden), hidden_buffer, at<int64_t>(best)});
 }
@@ -316,9 +317,11 @@ void bind_program(nb::module_& m) {
         .def("run", &run, "tokens"_a, "positions"_a, "slots"_a, "lengths"_a, "tables"_a, "logits_at"_a, "count"_a,
              "table_width"_a, "wanted"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "reach"_a = 0,
              "places"_a = 0, "until"_a = 0, "image_at"_a = 0, "images"_a = 0, "image_rows"_a = 0,
-             "added"_a = std::vector<uintptr_t>(), "states"_a = 0, "save_at"_a = 0, "save_to"_a = 0, "saves"_a = 0)
+             "added"_a = std::vector<uintptr_t>(), "states"_a = 0, "save_at"_a = 0, "save_to"_a = 0, "saves"_a = 0,
+             "adapters"_a = 0)
         .def("decode", &decode, "append"_a, "tokens"_a, "width"_a, "blocks"_a, "table_width"_a, "known"_a, "computed"_a,
-             "count"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "shift"_a, "states"_a = 0);
+             "count"_a, "logits"_a, "hidden"_a, "hidden_buffer"_a, "best"_a, "shift"_a, "states"_a = 0,
+             "adapters"_a = 0);
 }
 
 }  // namespace
@@ -326,6 +329,7 @@ void bind_program(nb::module_& m) {
 void bind_enums(nb::module_& m);
 void bind_sampling(nb::module_& m);
 void bind_tower(nb::module_& m);
+void bind_lora(nb::module_& m);
 
 NB_MODULE(_native, m) {
     bind_enums(m);
@@ -334,5 +338,6 @@ NB_MODULE(_native, m) {
     bind_store(m);
     bind_program(m);
     bind_tower(m);
+    bind_lora(m);
     bind_sampling(m);
 }

@@ -196,6 +196,7 @@ void Program::check(const Step& step) const {
             outside("logits of token", step.logits_at[i], step.count);
     if (step.until || step.images) check_images(step);
     if (!recurrent_.empty()) check_states(step);
+    if (step.adapters) check_adapters(step);
 }
 
 void Program::check_states(const Step& step) const {
@@ -288,6 +289,7 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
         }
     }
     partial_.reserve(room);
+    wear(step);
 }
 
 void Program::reserve(int64_t rows, int64_t logit_rows) {
@@ -424,6 +426,7 @@ void Program::decode(const DecodeBatch& batch, bool append, Output output) {
     Step step{tokens, positions, slots, lengths, batch.tables, numbers, count, count, batch.table_width, count};
     if (batch.shift) step.places = places, step.place_stride = count;
     step.states = batch.states;
+    step.adapters = batch.adapters;
     run(step, output);
     for (int64_t row = 0; row < count; row++) {
         batch.computed[row]++;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "memory.h"
@@ -94,6 +95,7 @@ struct Step {
     const int64_t* save_at = nullptr;  // [saves] tokens behind which the row's state is copied, ascending
     const int64_t* save_to = nullptr;  // [saves] the slots
     int64_t saves = 0;
+    const int64_t* adapters = nullptr;  // [R] number of each row's adapter, 0: none; null: no row wears one
 };
 
 // The rows of a batch, all of which decode: pointers to the batch's own arrays, which the step changes.
@@ -105,8 +107,21 @@ struct DecodeBatch {
     int64_t* known;     // [R]
     int64_t* computed;  // [R], position of the token to compute
     int64_t count;
-    const int64_t* shift = nullptr;   // [R] added to the position by which a token is rotated; null: nothing
-    const int64_t* states = nullptr;  // [R] each row's slot, where there are recurrent layers
+    const int64_t* shift = nullptr;     // [R] added to the position by which a token is rotated; null: nothing
+    const int64_t* states = nullptr;    // [R] each row's slot, where there are recurrent layers
+    const int64_t* adapters = nullptr;  // see Step
+};
+
+// What an adapter adds to one operation; without rows nothing.
+struct LowRank {
+    LowFirst first;
+    std::vector<LowSecond> parts;
+    int64_t panels = 0;  // of all parts
+};
+
+// An adapter whose factors' memory the caller keeps.
+struct Adapter {
+    std::vector<LowRank> of;  // by operation
 };
 
 // The caller's memory for a step's results.
@@ -163,6 +178,11 @@ class Program : public Store {
     void read_state(int64_t slot, char* to) const;
     void write_state(int64_t slot, const char* from);
 
+    // Adds an adapter, after the last operation, in place of one with the same number. Throws std::invalid_argument if
+    // it does not fit. `drop_adapter` tells whether there was one. Neither may be called during a run.
+    void add_adapter(int64_t number, std::unique_ptr<Adapter> adapter);
+    bool drop_adapter(int64_t number);
+
     // Runs the list. Throws std::out_of_range if the step does not fit the program.
     void run(const Step& step, Output output);
     // Runs the list for the newest token of each row, and counts it as computed; `append`: the most likely next tokens
@@ -184,6 +204,8 @@ class Program : public Store {
     void check_images(const Step& step) const;
     void check_states(const Step& step) const;
     void check_block(int64_t block) const;
+    void check_adapters(const Step& step) const;
+    void wear(const Step& step);
     static int64_t slice_end(const Step& step, int64_t first);
     void slice_of(const Step& step, int64_t first, int64_t last);
     void reserve(int64_t rows, int64_t logit_rows);
@@ -209,6 +231,8 @@ class Program : public Store {
     std::vector<Cost> costs_;
     bool measured_ = false;
 
+    std::unordered_map<int64_t, std::unique_ptr<Adapter>> adapters_;
+
     std::vector<int64_t> decoding_;  // tokens, positions, slots, lengths, numbers and places of rows that decode
 
     // Of one run
@@ -220,7 +244,10 @@ class Program : public Store {
     Aligned<char> inner_;  // of a product whose input the product before has written in tiles
     Aligned<float> input_scales_;
     Aligned<int32_t> input_sums_;
-    Aligned<float> partial_;  // attention's chunks
+    Aligned<float> partial_;     // attention's chunks
+    Aligned<float> low_hidden_;  // [rows][low_stride_] of tokens that wear an adapter
+    Aligned<float> low_wide_;    // panels of a gated product whose outputs an adapter changes
+    int64_t low_stride_ = 0;
 };
 
 // Of bytes in a file: a word that tells whether they are those that were written.

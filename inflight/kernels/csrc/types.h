@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lora.h"
+
 namespace inflight {
 
 constexpr int64_t kLanes = 16;          // outputs in one line of 64 bytes
@@ -253,6 +255,15 @@ struct Kernels {
     void (*delta)(const Delta&, const DeltaRow&, int64_t key_head, float* state, float* scratch);
     // out *= σ(x); `broadcast`: all by σ(x[0]).
     void (*output_gate)(const float* x, bool broadcast, int64_t n, float* out);
+
+    // Rows [first, last) of first factors with the inputs of tokens, which are readable up to the factors' depth.
+    void (*shrink)(const LowFirst&, const float* const* x, int64_t tokens, int64_t first, int64_t last,
+                   float* const* out);
+    // Adds panels [first, last) of a second factor's outputs to those of tokens.
+    void (*expand)(const LowSecond&, const float* const* hidden, int64_t tokens, int64_t first, int64_t last,
+                   float* const* out);
+    // out[n] = act(a) * b of a gated product's panels as they are: 16 outputs of a beside 16 of b.
+    void (*gate_panels)(Activation, const float* wide, int64_t n, float* out);
 
     // Over one row of logits, see scores.inc.h and sampling.cpp.
     bool (*scan)(float* x, int64_t n, float divider, float* highest);

@@ -183,7 +183,7 @@ Program::Worker::ProductPlan Program::Worker::plan_products(size_t number, int64
     plan.count = op.products.size();
     int64_t widest = 0, column = 0;
     for (int product : op.products) widest = std::max(widest, program.weights(product).depth);
-    plan.tiled = number && program.tiled_[number - 1];
+    plan.tiled = number && tiles(number - 1);
     plan.alone = !plan.tiled && (rows * widest <= kAloneSize || (rows == 1 && threads <= 4));
     InputSize taken;
     for (size_t i = 0; i < plan.count; i++) {
@@ -235,16 +235,27 @@ void Program::Worker::product(size_t number, int64_t rows) {
         for (int64_t unit = 0; unit < plan.inputs; unit++) prepare(unit);
     else if (!plan.tiled)
         each(plan.inputs, prepare);
-    char* tiles = program.tiled_[number] ? program.inner_.get() : nullptr;
-    each(plan.units, [&](int64_t unit) {
+    char* inner = tiles(number) ? program.inner_.get() : nullptr;
+    const bool low = lowered(number), apart = low && op.mode == Mode::kGate;
+    each(plan.units + (low ? shrink_units(number) : 0), [&](int64_t unit) {
+        if (unit >= plan.units) return shrink(number, unit - plan.units);
         const ProductPlan::Share* share = plan.shares;
         for (; unit >= share->units; share++) unit -= share->units;
         const Weights& w = *share->w;
         const int64_t panel = unit / share->bands * share->panels, tile = unit % share->bands * share->band_tiles;
-        Target target{buffer(op.to) + share->column, width(op.to), op.mode, op.act, op.scale, tiles};
-        kernels().product(w, share->in, panel, std::min(w.panels, panel + share->panels), tile,
-                          std::min(share->in.tiles, tile + share->band_tiles), target);
+        const int64_t last = std::min(w.panels, panel + share->panels),
+                      last_tile = std::min(share->in.tiles, tile + share->band_tiles);
+        if (apart) {  // the activation waits for the adapters
+            Weights whole = w;
+            whole.gated = false;
+            whole.n = w.panels * kPanel;
+            return kernels().product(whole, share->in, panel, last, tile, last_tile,
+                                     {program.low_wide_.get(), whole.n, Mode::kStore, op.act, 1.0f, nullptr});
+        }
+        Target target{buffer(op.to) + share->column, width(op.to), op.mode, op.act, op.scale, inner};
+        kernels().product(w, share->in, panel, last, tile, last_tile, target);
     });
+    if (low) expand(number, rows);
 }
 
 void Program::Worker::rotate(const Operation& op) {

@@ -47,6 +47,13 @@ struct Task {
     int64_t partial;  // where a chunk's result goes, in floats
 };
 
+// Tokens of one adapter.
+struct LowTile {
+    const Adapter* adapter;
+    int64_t count;
+    int64_t tokens[kLowTokens];
+};
+
 // The tokens that go through the operations together, and how their attention is divided.
 struct Program::Slice {
     Step step;  // of these tokens only
@@ -55,6 +62,8 @@ struct Program::Slice {
     std::vector<std::vector<Task>> tasks, merges;  // by layer; empty: those of the first layer
     std::vector<int64_t> image_at;                 // tokens of this slice whose embeddings are given
     std::vector<int64_t> save_at;                  // tokens of this slice behind which a state is saved
+    std::vector<LowTile> low;                      // tokens that wear an adapter
+    std::vector<int64_t> low_panels;  // by operation: most panels that an adapter's second factors have; 0: none
 };
 
 // The inputs of one product of every expert, one expert's rows after the other's.
@@ -90,8 +99,9 @@ struct Program::Worker : Share {
     int thread, threads;
     std::vector<std::unique_ptr<Worker>>& all;
     Aligned<float> attention;
-    Aligned<float> steps;  // of a recurrent layer, 2 floats a token
-    Aligned<char> opened;  // of a row of a table: a packed panel, then floats
+    Aligned<float> steps;      // of a recurrent layer, 2 floats a token
+    Aligned<char> opened;      // of a row of a table: a packed panel, then floats
+    Aligned<float> low_input;  // [kLowTokens][inputs] of a tile of tokens that wear an adapter
     Aligned<char> input;
     Aligned<float> input_scales;
     Aligned<int32_t> input_sums;
@@ -115,6 +125,9 @@ struct Program::Worker : Share {
     struct ProductPlan;
     ProductPlan plan_products(size_t number, int64_t rows);
     void product(size_t number, int64_t rows);
+    int64_t shrink_units(size_t number) const;
+    void shrink(size_t number, int64_t unit);
+    void expand(size_t number, int64_t rows);
     void rotate(const Operation&);
     Keys keys_of(const Attention&, const Task&) const;
     void attend(const Operation&);
@@ -132,6 +145,12 @@ struct Program::Worker : Share {
                           int64_t stride, Mode);
 
     const Slice& slice() const { return *program.slice_; }
+    // Whether adapters of this slice change the operation.
+    bool lowered(size_t number) const { return !slice().low.empty() && slice().low_panels[number]; }
+    // Whether the operation writes its result in tiles. What an adapter may read or change lies in the buffer.
+    bool tiles(size_t number) const { return program.tiled_[number] && slice().low.empty(); }
+    // Columns of a gated product's panels.
+    int64_t low_width(const Operation& op) const { return program.weights(op.products[0]).panels * kPanel; }
     float* buffer(int number) const { return program.buffers_[static_cast<size_t>(number)].get(); }
     int64_t width(int number) const { return program.widths_[static_cast<size_t>(number)]; }
     Norm norm_of(int weight, const Operation& op) const {
