@@ -57,7 +57,7 @@ class Load:
         """The load of this name with so many rows, which differ."""
         marks = [f"# file {number}\n" for number in range(rows)]
         if name == "copies":
-            return cls(name, [f"{mark}{TEXT}\n{mark}{TEXT[:90]}" for mark in marks], [Sampling()] * rows)
+            return cls(name, [f"{mark}{TEXT}\n{mark}{TEXT}\n{mark}{TEXT[:90]}" for mark in marks], [Sampling()] * rows)
         drawn = [Sampling(do_sample=True, seed=number) for number in range(rows)]
         return cls(name, [f"{mark}{STORY}" for mark in marks], drawn)
 

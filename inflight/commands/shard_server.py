@@ -31,7 +31,11 @@ CONNECT_TIMEOUT = 600.0
 STOP_GRACE = 5.0
 MAX_PREFILL_TOKENS = 4096
 """Prompt tokens of a step, the default of TGI's router."""
-_SETTINGS = [each for each in SETTINGS if each.name in ("dtype", "kv_cache_bytes", "block_size", "trust_remote_code")]
+_SETTINGS = [
+    each
+    for each in SETTINGS
+    if each.name in ("dtype", "kv_cache_bytes", "block_size", "trust_remote_code", "speculate")
+]
 _VARIABLES = [each for each in SETTINGS if each.name.startswith("watermark_")]
 """Settings that TGI's shards read from the environment."""
 _NO_QUANTIZE = (
@@ -39,7 +43,7 @@ _NO_QUANTIZE = (
     "text-generation-server serve, text-generation-launcher or inflight serve (kept with --packed-cache), and "
     "checkpoints of GPTQ, AWQ and compressed-tensors made elsewhere are served as they are"
 )
-_UNUSED = ("speculate", "kv-cache-dtype", "otlp-endpoint", "otlp-service-name")
+_UNUSED = ("kv-cache-dtype", "otlp-endpoint", "otlp-service-name")
 
 
 def _parser(field: Field) -> Callable[[str], Any]:
@@ -186,7 +190,9 @@ def _serve(job: ShardJob, config: GeneratorConfig, uds_path: str, log: _Log) -> 
     vision = open_vision(config) if sees else None
     images = ChunkReader(vision, tokenizer, runner.offer.model.vocab_size) if vision is not None else None
     names = [one.name for one in config.model.adapters]
-    server = serve_rank(runner, tokenizer, job.rank, job.world_size, uds_path, names, images, sees)
+    server = serve_rank(
+        runner, tokenizer, job.rank, job.world_size, uds_path, names, images, sees, config.policy.guesses
+    )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -7,17 +7,20 @@ from inflight.sched.routing import Bid, Prospects, cheapest
 from inflight.sched.scaling import Pressure, Scaler
 from inflight.sched.scheduler import Capacity, Scheduler
 from inflight.sched.sequence import Sequence, media_rows
+from inflight.sched.speculation import Experience, Speculation
 
 __all__ = [
     "Bid",
     "BlockPool",
     "Capacity",
+    "Experience",
     "Keeper",
     "Pressure",
     "Prospects",
     "Scaler",
     "Scheduler",
     "Sequence",
+    "Speculation",
     "cheapest",
     "guess",
     "media_rows",

@@ -9,10 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from inflight.contract import UNSOUND, AdmittedRow, FinishReason, Grammar, MediaRows, Sampling, StepPlan, StepResult
+from inflight.contract import (
+    UNSOUND,
+    AdmittedRow,
+    Draft,
+    FinishReason,
+    Grammar,
+    MediaRows,
+    Sampling,
+    StepPlan,
+    StepResult,
+)
 from inflight.errors import InvalidRequest, ModelError, NotFound
+from inflight.sched import Experience, Speculation
 from inflight.shard import ModelRunner
 from inflight.text import GrammarCompiler, Matcher, TextTail, Tokenizer
 
@@ -43,7 +54,7 @@ class Asked:
 
 @dataclass
 class Row:
-    """A request while it is in a batch."""
+    """A request while it is in a batch. Attributes: experience: with its guesses."""
 
     asked: Asked
     key: int
@@ -51,6 +62,7 @@ class Row:
     generated: int = 0
     matcher: Matcher | None = None
     mask: bytes | None = None
+    experience: Experience = field(default_factory=Experience)
 
 
 @dataclass(frozen=True)
@@ -79,12 +91,12 @@ class Outcome:
     """The result of one call.
 
     Attributes:
-        generated: the next token of every row of the call.
+        generated: of every row of the call its next token, and those behind right guesses.
         rows: the rows that have not ended.
         forward_seconds: time that the model took.
     """
 
-    generated: list[Generated]
+    generated: list[list[Generated]]
     rows: list[Row]
     forward_seconds: float
 
@@ -95,9 +107,11 @@ class Batches:
     Args:
         runner: of this rank.
         tokenizer: of the model.
+        guesses: next tokens that a row guesses in a step at most, if the model can check them.
     """
 
-    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer) -> None:
+    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer, guesses: int = 0) -> None:
+        self._speculation = Speculation(guesses if runner.offer.model.drafts else 0)
         self._runner = runner
         self._tokenizer = tokenizer
         self._batches: dict[int, list[Row]] = {}
@@ -106,6 +120,11 @@ class Batches:
         self._free_states = list(range(runner.offer.states.slots))
         self._states: dict[int, int] = {}  # slot of each row's recurrent state, where the model has them
         self._compiler: GrammarCompiler | None = None
+
+    @property
+    def guesses(self) -> int:
+        """Next tokens that a row guesses at most."""
+        return self._speculation.most
 
     @property
     def rows(self) -> int:
@@ -252,16 +271,17 @@ class Batches:
         if self._runner.offer.states.slots:
             admissions = self._with_states(leaving, admissions)
         masks = [(row.key, row.mask) for row in rows if row.mask is not None]
-        plan = StepPlan(self._step, leaving, admissions, hold=hold, masks=masks)
+        drafts = [] if admissions else self._drafts(rows)
+        plan = StepPlan(self._step, leaving, admissions, hold=hold, masks=masks, drafts=drafts)
         self._step += 1
         result = self._runner.run(plan)
         seconds = time.perf_counter() - began
         if result is not None and result.unsound:
             raise ModelError(UNSOUND)  # of one row: the protocol has an error for a whole call only
-        known = [len(row.asked.tokens) + row.generated for row in rows]
-        tokens = [self._runner.known_from(row.key, first)[0] for row, first in zip(rows, known)]
-        generated = [self._take(row, token, result) for row, token in zip(rows, tokens)]
-        staying = [one.row for one in generated if one.reason is None]
+        if result is not None and self._speculation.most and not admissions:
+            self._learn(rows, result)
+        generated = [self._taken(row, result) for row in rows]
+        staying = [several[-1].row for several in generated if several[-1].reason is None]
         if staying:
             self._batches[id] = staying
         return Outcome(generated, staying, seconds)
@@ -272,7 +292,41 @@ class Batches:
         self._states.update((each.id, self._free_states.pop()) for each in admissions)
         return [each.in_slot(self._states[each.id]) for each in admissions]
 
-    def _take(self, row: Row, token: int, result: StepResult | None) -> Generated:
+    def _drafts(self, rows: list[Row]) -> list[Draft]:
+        """How many tokens the rows guess. Only one rank can check guesses, so its own measurements may say so."""
+        policy, drafts = self._speculation, []
+        bar, left = policy.bar(len(rows)), policy.room - len(rows)
+        if bar is None or self._runner.offer.model.switch:
+            return []
+        for row in rows:
+            known = len(row.asked.tokens) + row.generated
+            most = min(policy.length(row.experience, known, bar), left, row.asked.max_new_tokens - row.generated - 1)
+            if most > 0 and row.matcher is None:
+                drafts.append(Draft(row.key, most))
+                left -= most
+        return drafts
+
+    def _learn(self, rows: list[Row], result: StepResult) -> None:
+        """Notes what guesses have brought and what they have cost."""
+        for row in rows:
+            if row.key in result.drafted:
+                right = result.ids.count(row.key) - 1
+                self._speculation.tried(row.experience, result.drafted[row.key], right)
+        self._speculation.took(len(rows), sum(result.drafted.values()), result.seconds)
+
+    def _taken(self, row: Row, result: StepResult | None) -> list[Generated]:
+        """What a step has made of a row, up to the token with which it ends."""
+        first = len(row.asked.tokens) + row.generated
+        place = 0 if result is None else result.ids.index(row.key)
+        taken: list[Generated] = []
+        for token in self._runner.known_from(row.key, first):
+            taken.append(self._take(row, token, result, place + len(taken)))
+            if taken[-1].reason is not None:
+                break
+        return taken
+
+    def _take(self, row: Row, token: int, result: StepResult | None, place: int) -> Generated:
+        """Args: place: of the token in the result."""
         row.generated += 1
         ends = not row.asked.ignore_eos or row.matcher is not None
         text, _, special, reason = row.tail.add(token, ends, row.generated >= row.asked.max_new_tokens)
@@ -285,7 +339,6 @@ class Batches:
             row.mask = row.matcher.mask()
         if result is None:
             return Generated(row, token, text, special, None, (), None, reason, whole)
-        place = result.ids.index(row.key)
         logprob = result.logprobs[place] if result.logprobs is not None else None
         top = result.top.get(place, ())
         scores = result.prompt_logprobs.get(row.key) if row.generated == 1 else None

@@ -43,6 +43,7 @@ class Service:
         images: reads images; None: the model, or this build of it, reads text only.
         sees: the checkpoint has a vision part, so that images without `images` are refused. A text model's router sends
             an image with its warm-up only, and TGI's text models drop such chunks.
+        guesses: next tokens that a row guesses in a step at most.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Service:
         adapters: Sequence[str] = (),
         images: ChunkReader | None = None,
         sees: bool = False,
+        guesses: int = 0,
     ) -> None:
         self._images = images
         self._sees = sees
@@ -62,7 +64,7 @@ class Service:
         self._rank = rank
         self._urls = list(urls)
         self._adapters = list(adapters)
-        self._batches = Batches(runner, tokenizer)
+        self._batches = Batches(runner, tokenizer, guesses)
         self._lock = threading.Lock()
 
     def handler(self) -> Any:
@@ -116,7 +118,7 @@ class Service:
             requires_padding=False,
             dtype=f"torch.{offer.model.dtype}",
             device_type=offer.device_type,
-            speculate=0,
+            speculate=self._batches.guesses,
             support_chunking=False,
             # Keys that depend on the length of a sequence cannot be shared by sequences with the same beginning. And
             # the router's own cache knows tokens only, which are the same for all images, and no recurrent states.
@@ -253,16 +255,23 @@ class Service:
         """The tokens of all rows on rank 0, which samples; other ranks report none, and routers join the replies."""
         return [self._generation(generated) for generated in outcome.generated] if self._rank == 0 else []
 
-    def _generation(self, one: Generated) -> pb.Generation:
+    def _generation(self, several: Sequence[Generated]) -> pb.Generation:
+        """What one step has made of a row: a token, and those behind right guesses."""
+        one = several[-1]
         asked = one.row.asked
         made = pb.Generation(request_id=asked.id)
         made.tokens.CopyFrom(
-            pb.Tokens(ids=[one.token], logprobs=[_number(one.logprob)], texts=[one.text], is_special=[one.special])
+            pb.Tokens(
+                ids=[each.token for each in several],
+                logprobs=[_number(each.logprob) for each in several],
+                texts=[each.text for each in several],
+                is_special=[each.special for each in several],
+            )
         )
         if one.prompt_logprobs is not None:
             made.prefill_tokens.CopyFrom(self._named(asked.tokens, [math.nan, *one.prompt_logprobs]))
-        if asked.sampling.top_n_tokens:
-            made.top_tokens.append(self._named([token for token, _ in one.top], [value for _, value in one.top]))
+        for each in several if asked.sampling.top_n_tokens else ():
+            made.top_tokens.append(self._named([token for token, _ in each.top], [value for _, value in each.top]))
         if one.reason is not None:
             made.generated_text.text = one.whole or ""
             made.generated_text.generated_tokens = one.row.generated
@@ -325,7 +334,10 @@ def serve_rank(
     adapters: Sequence[str] = (),
     images: ChunkReader | None = None,
     sees: bool = False,
+    guesses: int = 0,
 ) -> RankServer:
-    """Serves one of `size` ranks on `<uds_path>-<rank>`. Args: images, sees: as for `Service`."""
+    """Serves one of `size` ranks on `<uds_path>-<rank>`. Args: images, sees, guesses: as for `Service`."""
     urls = [f"unix://{uds_path}-{number}" for number in range(size)]
-    return RankServer(Service(runner, tokenizer, rank, urls, adapters, images, sees), Path(f"{uds_path}-{rank}"))
+    return RankServer(
+        Service(runner, tokenizer, rank, urls, adapters, images, sees, guesses), Path(f"{uds_path}-{rank}")
+    )

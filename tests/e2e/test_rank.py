@@ -70,6 +70,7 @@ def started(tmp_path: Path, size: int, model: Path = POCKET) -> Iterator[tuple[R
             "MASTER_PORT": str(port), "MAX_BATCH_SIZE": "40",
         }  # fmt: skip
         command = [str(PROGRAM), "serve", str(model), "--uds-path", path, "--kv-cache-memory", "8m", "--json-output"]
+        command += ["--speculate", "4"]
         log = (tmp_path / f"rank{rank}.log").open("w")
         processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
         log.close()
@@ -163,9 +164,11 @@ class Router:
         for generation in generations:
             one = known[generation.request_id]
             tokens = generation.tokens
-            assert len(tokens.ids) == len(tokens.logprobs) == len(tokens.texts) == len(tokens.is_special) == 1
-            one.tokens.append(tokens.ids[0])
-            one.texts.append("" if tokens.is_special[0] else tokens.texts[0])
+            assert len(tokens.ids) == len(tokens.logprobs) == len(tokens.texts) == len(tokens.is_special)
+            assert 1 <= len(tokens.ids) <= 1 + self.info.speculate
+            assert len(generation.top_tokens) in (0, len(tokens.ids))
+            one.tokens += tokens.ids
+            one.texts += ["" if hidden else text for hidden, text in zip(tokens.is_special, tokens.texts)]
             if generation.HasField("prefill_tokens"):
                 one.prefill = generation.prefill_tokens
             if generation.HasField("generated_text"):
@@ -265,6 +268,7 @@ def test_a_foreign_router(size: int, tmp_path: Path, alone: dict[int, list[int]]
         for seed in range(2):
             router = Router(ranks, seed)
             assert router.info.block_size == 16
+            assert router.info.speculate == (4 if size == 1 else 0)
             assert not router.info.requires_padding
             traffic = requests(24)
             for one in traffic[::5]:
@@ -272,7 +276,7 @@ def test_a_foreign_router(size: int, tmp_path: Path, alone: dict[int, list[int]]
             router.run(traffic, 12)
             for one in traffic:
                 if one.leaves_at is not None and one.leaves_at < one.new:
-                    assert one.tokens == alone[one.id][:4]
+                    assert one.tokens == alone[one.id][: max(4, len(one.tokens))]
                 else:
                     assert one.tokens == alone[one.id]
                     assert one.whole.text == "".join(one.texts)
@@ -281,16 +285,20 @@ def test_a_foreign_router(size: int, tmp_path: Path, alone: dict[int, list[int]]
                     assert one.whole.HasField("seed") == bool(one.parameters.get("do_sample"))
 
 
-def test_what_a_request_may_ask(tmp_path: Path) -> None:
+def test_what_a_request_may_ask(tmp_path: Path, alone: dict[int, list[int]]) -> None:
     with started(tmp_path, 1) as (ranks, _, processes):
         router = Router(ranks)
+        assert router.info.speculate == 4
+        some = requests(24)[:8]
+        router.run(some, 12)
+        assert all(one.tokens == alone[one.id] for one in some)
         # Log-probabilities of the prompt, top tokens, a shared prefix that is not computed again.
         first = Wanted(1, "Once upon a time there was a young cat called Mia, and she was brave.", 3)
         router.prefill([first], prefill_logprobs=True, top=3)
         assert math.isnan(first.prefill.logprobs[0])
         assert all(value < 0 for value in first.prefill.logprobs[1:])
-        router.decode()
-        router.decode()
+        while router.batches:
+            router.decode()
         shared = first.blocks[:1]
         second = Wanted(2, first.text, 3)
         length = len(router.tokenizer.encode(second.text)) + 2
