@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from inflight.config import (
     Policy,
     RestConfig,
     ServerConfig,
+    absolute,
     adapters,
+    memory,
 )
 from inflight.errors import ConfigError, InflightError, StartError
 from inflight.hub import HubModel
@@ -51,6 +53,7 @@ class Flag:
         use: `used`, `unused` (accepted without effect), or `refused` (it would change results: only its default is
             accepted).
         from_environment: TGI reads it from the environment too.
+        parse: reads the text, in place of `kind`; its ValueError says what to write.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Flag:
     short: str = ""
     many: bool = False
     from_environment: bool = True
+    parse: Callable[[str], Any] | None = None
 
     @property
     def key(self) -> str:
@@ -80,7 +84,9 @@ _KINDS: dict[Any, type] = {bool: bool, float: float, str | None: str, tuple[str,
 def _setting(name: str, use: str = "used") -> Flag:
     """TGI's flag for a setting, with the type, default and help of the field."""
     each = _SETTINGS[name]
-    return Flag(name, _KINDS.get(each.kind, int), each.default, use, each.setting.help, many=each.setting.many)
+    parse = each.setting.parse if each.setting.parse in (absolute, memory) else None
+    kind = _KINDS.get(each.kind, int)
+    return Flag(name, kind, each.default, use, each.setting.help, many=each.setting.many, parse=parse)
 
 
 FLAGS = (
@@ -129,6 +135,8 @@ FLAGS = (
     _setting("watermark-delta"),
     _setting("max-image-fetch-size"),
     _setting("mmproj"),
+    _setting("prompt-cache"),
+    _setting("prompt-cache-size"),
     Flag("ngrok", bool, None, "refused"),
     Flag("ngrok-authtoken", str, None, "unused"),
     Flag("ngrok-edge", str, None, "unused"),
@@ -195,6 +203,11 @@ def _value(flag: Flag, text: str) -> Any:
         if text.lower() not in ("true", "false", "1", "0"):
             raise ConfigError(f"--{flag.name}: '{text}' is neither true nor false")
         return text.lower() in ("true", "1")
+    if flag.parse is not None:
+        try:
+            return flag.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"--{flag.name}: {error}") from None
     try:
         return flag.kind(text)
     except ValueError:

@@ -20,7 +20,7 @@ from inflight.config.model import (
     VisionConfig,
     adapters,
 )
-from inflight.config.parse import device_ids, domains, existing_file, memory, one_of, seconds, switch, whole
+from inflight.config.parse import absolute, device_ids, domains, existing_file, memory, one_of, seconds, switch, whole
 from inflight.config.room import Alias, RoomConfig, Target
 from inflight.config.server import (
     CPU_QUOTA,
@@ -94,6 +94,7 @@ __all__ = [
     "TensorConfig",
     "TlsConfig",
     "VisionConfig",
+    "absolute",
     "adapters",
     "check",
     "device_ids",

@@ -176,15 +176,22 @@ class ModelConfig(msgspec.Struct, frozen=True):
     prompt_cache: Annotated[
         Path | None,
         Setting(
-            "Folder where computed prompts are kept, to be found again after a start and by other replicas, on CPUs.",
+            "Folder where computed prompts are kept, to be found again after a start and by other replicas.",
             absolute,
             "DIR",
             ": nowhere",
+            tgi="prompt-cache",
         ),
     ] = None
     prompt_cache_size: Annotated[
         int,
-        Setting("Largest size of that folder, like 16g; what was not used for longest goes.", memory, "SIZE", " 16g"),
+        Setting(
+            "Largest size of that folder, like 16g; what was not used for longest goes.",
+            memory,
+            "SIZE",
+            " 16g",
+            tgi="prompt-cache-size",
+        ),
     ] = 16 << 30
     mmproj: Annotated[
         Path | None,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from inflight.engine.executor import Executor
 from inflight.metrics import PromptCacheCounts
 from inflight.pages import PAGE, Found, PageFiles, Piece, look, page_blocks
 from inflight.sched import Keeper, Scheduler, Sequence
+from inflight.startup import aside
 
 log = logging.getLogger("inflight")
 
-LOOK_TIMEOUT = 2.0
-"""Seconds that a request waits for the folder to be looked through."""
+LOOK_TIMEOUT, BLIND = 2.0, 60.0
+"""Seconds that a request waits for the folder to be looked through, and for which none looks after that."""
 FIRST_WAIT, MOST_WAIT = 10.0, 60.0
 """Seconds that a request waits for its pages, until it is known how long computing them takes, and at most."""
 LEAST_WAIT = 1.0
@@ -104,6 +106,7 @@ class PromptCache:
         self._loads: dict[int, _Load] = {}
         self._stores: dict[int, list[Page]] = {}
         self._turn = asyncio.Lock()
+        self._blind_until = 0.0
         if folder is not None:
             executor.on_transferred = self._transferred
 
@@ -125,7 +128,8 @@ class PromptCache:
 
     def add(self, sequence: Sequence) -> None:
         """Gives a new request to the scheduler, once what files have of its prompt is read."""
-        if self._files is None or self._executor.lost or not self._may(sequence):
+        blind = self._blind_until and time.monotonic() < self._blind_until
+        if self._files is None or self._executor.lost or blind or not self._may(sequence):
             self._scheduler.add(sequence)
             return
         task = asyncio.ensure_future(self._read(self._files, sequence))
@@ -150,7 +154,11 @@ class PromptCache:
             self._keeper.reset()
 
     async def close(self) -> None:
-        """Ends the tasks of requests that wait."""
+        """Ends the tasks of requests that wait. What is still to be written is sent to the ranks, which will end."""
+        if self._keeper is not None:
+            for _ in range(2):
+                self._keeper.planned()
+            self._store(self._keeper, last=True)
         tasks = [task for _, task in self._waiting.values()]
         self._waiting.clear()
         for task in tasks:
@@ -169,10 +177,10 @@ class PromptCache:
         """Notes how long a step took that computed so many tokens of prompts."""
         self._speeds.computed(tokens, seconds)
 
-    def _store(self, keeper: Keeper) -> None:
+    def _store(self, keeper: Keeper, last: bool = False) -> None:
         if keeper.idle or self._files is None or self._executor.lost:
             return
-        pages = keeper.pages()
+        pages = keeper.pages(last)
         if pages:
             number = next(self._numbers)
             self._stores[number] = pages
@@ -183,7 +191,7 @@ class PromptCache:
 
     def _may(self, sequence: Sequence) -> bool:
         """Whether files may have a page more of its prompt than the cache."""
-        if sequence.adapter or sequence.sampling.needs_whole_prompt:
+        if not sequence.lasting or sequence.sampling.needs_whole_prompt:
             return False
         return len(sequence.tokens) - 1 - self._scheduler.found(sequence) >= PAGE
 
@@ -193,8 +201,8 @@ class PromptCache:
             capacity = self._scheduler.capacity
             size = page_blocks(capacity.block_size)
             digests = sequence.chain(capacity.block_size)[: (len(sequence.tokens) - 1) // capacity.block_size]
-            search = asyncio.to_thread(look, files, digests, size, bool(capacity.states))
-            found = await asyncio.wait_for(search, LOOK_TIMEOUT)
+            search = partial(look, files, digests, size, bool(capacity.states))
+            found = await asyncio.wait_for(aside(search, "page-look"), LOOK_TIMEOUT)
             self._known(found)
             if self._gain(sequence, found) >= PAGE:
                 async with self._turn:
@@ -202,6 +210,7 @@ class PromptCache:
             else:
                 self._counts.missed += 1
         except asyncio.TimeoutError:
+            self._blind_until = time.monotonic() + BLIND
             log.warning("the folder of the prompt cache does not answer for %g seconds", LOOK_TIMEOUT)
         except Exception:
             log.exception("a prompt is computed, because its part in files cannot be read")
@@ -290,12 +299,14 @@ class PromptCache:
             self._counts.written += answer.bytes
             self._counts.unwritten += len(stored) - answer.done
             self._store(self._keeper)
+            self._wake()  # a request may wait for what was held
         load = self._loads.pop(answer.number, None)
         if load is not None:
             self._counts.read += answer.bytes
             self._counts.reading += answer.seconds
             self._speeds.read(answer.bytes, answer.seconds)
             self._publish(load, answer.done)
+            self._wake()
 
     def _publish(self, load: _Load, done: int) -> None:
         """Lets requests find what was read."""
@@ -317,7 +328,6 @@ class PromptCache:
                 self._keeper.missed(page.key, page.state >= 0)
         if not load.done.done():
             load.done.set_result(count * self._scheduler.capacity.block_size)
-        self._wake()
 
 
 def _named(piece: Piece, numbers: Items[int], digests: Items[bytes]) -> list[tuple[int, bytes]]:

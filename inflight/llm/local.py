@@ -150,6 +150,8 @@ class LocalExecutor(Executor):
         await super().give_up()
 
     async def close(self) -> None:
+        if self._runner is not None:
+            await self._thread.call(lambda: None)  # orders to write files, which are behind the steps
         await self.abort()
         self.shutdown()
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from inflight.models.base import CausalLM, ForwardBatch
+from inflight.models.base import CausalLM, ForwardBatch, KeptForms
+from inflight.models.torch_kept import TorchKept
 from inflight.nn import AttentionBackend, AttentionBatch, AttentionSpec, LayerCache, make_attention, to_tensor
 
 CACHE_LINE = 64
@@ -102,8 +103,12 @@ class TorchLM(CausalLM):
             )
             for spec in self.layers
         ]
+        self._caches = caches
         self.bind(make_attention(caches, block_size))
         return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
+
+    def kept(self) -> KeptForms:
+        return TorchKept(self._caches, self.device)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         with torch.inference_mode():

@@ -123,6 +123,8 @@ class PageFiles:
             if os.stat(path).st_size == size:  # a crash of the system may leave a shorter one
                 self._touch(path, place)
                 return 0
+        if not os.path.isdir(self._folder):  # somebody has deleted it, which is allowed
+            self.open()
         self._make_room(size)
         memory[:HEADER] = np.frombuffer(self._header(key, state, memory), np.uint8)
         temporary = self._folder / f".{os.getpid()}-{next(_numbers)}.part"

@@ -21,10 +21,19 @@ REMEMBERED = 1 << 17
 
 @dataclass(frozen=True)
 class _Computed:
-    """What a row has computed. Attributes: digests: of its published blocks; junction: as in `Sequence`."""
+    """What a row has computed.
 
+    Attributes:
+        row: its id.
+        digests: of its published blocks.
+        junction: as in `Sequence`.
+        whole: its prompt is computed, or it has left.
+    """
+
+    row: int
     digests: list[bytes]
     junction: int
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class Keeper:
         self._held = 0
         self._there: dict[tuple[bytes, bool], None] = {}
         self._missing: dict[tuple[bytes, bool], None] = {}  # files that could not be read
+        self._fresh: dict[int, None] = {}  # rows with new pages, whose tails are still to come
         self.dropped = 0
         scheduler.on_computed = self.note
 
@@ -69,11 +79,13 @@ class Keeper:
         self._wanted.clear()
         self._there.clear()
         self._missing.clear()
+        self._fresh.clear()
 
-    def note(self, row: Sequence) -> None:
-        """Notes a row whose prompt is computed by a plan, or that leaves."""
-        if row.published >= self._size and not row.adapter:
-            self._new.append(_Computed(row.digests[: row.published], row.junction))
+    def note(self, row: Sequence, whole: bool) -> None:
+        """Notes a row whose prompt a plan computes (`whole`: the last of it), or that leaves. Texts of which only a
+        vector is wanted seldom come again."""
+        if row.published >= self._size and row.lasting and not row.sampling.pooling:
+            self._new.append(_Computed(row.id, row.digests[: row.published], row.junction, whole))
 
     def planned(self) -> None:
         """To be called behind each call of `Scheduler.plan`: the states of the plan before are published."""
@@ -87,9 +99,10 @@ class Keeper:
         """Whether nothing is to be written."""
         return not self._wanted
 
-    def pages(self) -> list[Page]:
-        """The pages to write now. They are held until `written`."""
+    def pages(self, last: bool = False) -> list[Page]:
+        """The pages to write now. They are held until `written`. Args: last: nothing will be computed any more."""
         room = max(1, min(IN_FLIGHT, self._scheduler.capacity.num_blocks // (4 * self._size)))
+        room = WAITING if last else room
         found: list[Page] = []
         while self._wanted and self._held < room:
             page = self._hold(self._wanted.popleft())
@@ -126,11 +139,14 @@ class Keeper:
         new = [piece for piece in whole_pages(digests, self._size) if (piece.key, False) not in self._there]
         for piece in new:
             self._want(_Wanted(piece, digests, False))
+        if new and not computed.whole:
+            self._fresh[computed.row] = None
+        fresh = computed.whole and (self._fresh.pop(computed.row, self) is None or bool(new))
         if self._scheduler.capacity.states:
-            self._choose_states(computed, bool(new))
-        elif len(digests) % self._size:
+            self._choose_states(computed, fresh)
+        elif computed.whole and len(digests) % self._size:
             piece = tail(digests, len(digests), self._size)
-            if new or (piece.key, False) in self._missing:
+            if fresh or (piece.key, False) in self._missing:
                 self._want(_Wanted(piece, digests, False))
 
     def _choose_states(self, computed: _Computed, all: bool) -> None:

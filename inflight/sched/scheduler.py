@@ -133,8 +133,8 @@ class Scheduler:
         short_of_states: the last plan could not admit a request, because rows have all slots of recurrent states.
         on_unseen: called with a waiting sequence whose images are not there and no longer in the prefix cache. It waits
             for `restore`, while others go on.
-        on_computed: called with a row whose whole prompt is computed by the plan in the making, and with one that
-            leaves.
+        on_computed: called with a row whose prompt the plan in the making computes, and whether it is the last of it;
+            also with one that leaves.
     """
 
     def __init__(self, capacity: Capacity) -> None:
@@ -158,7 +158,7 @@ class Scheduler:
         self.preemptions = 0
         self.short_of_states = False
         self.on_unseen: Callable[[Sequence], None] = lambda sequence: None
-        self.on_computed: Callable[[Sequence], None] | None = None
+        self.on_computed: Callable[[Sequence, bool], None] | None = None
 
     # The owner's side
 
@@ -668,8 +668,8 @@ class Scheduler:
             self._publish(row)
             if row.state is not None:
                 self.states.save_prompt(row, start, draft.saves)
-            if self.on_computed is not None and row.planned == len(row.tokens):
-                self.on_computed(row)
+            if self.on_computed is not None:
+                self.on_computed(row, row.planned == len(row.tokens))
         return True
 
     def _room(self, row: Sequence, draft: _Making) -> tuple[int, int]:
@@ -724,7 +724,7 @@ class Scheduler:
     def _leave(self, row: Sequence, draft: _Making) -> None:
         self._publish(row)
         if self.on_computed is not None:
-            self.on_computed(row)
+            self.on_computed(row, True)
         self.pool.release(row.blocks)
         self.states.take_back(row)
         row.forget_place()

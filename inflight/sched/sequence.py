@@ -21,6 +21,9 @@ alone, and the sixth is proof."""
 
 STOP = attrgetter("stop")
 
+BY_CONTENT = 1 << 62
+"""Numbers of adapters from this one on are made of what their files hold (`inflight/engine/adapters.py`)."""
+
 
 class Sequence:
     """A request that has a row in the batch or waits for one.
@@ -187,6 +190,12 @@ class Sequence:
     def suspect(self) -> bool:
         """Whether it must run alone, until it has more tokens than at the last loss of the shards."""
         return self.blame >= SUSPECT and len(self.tokens) <= self.lost_at
+
+    @property
+    def lasting(self) -> bool:
+        """Whether its chain says all that its keys depend on, so that they may outlive this process: the number of an
+        adapter that the model began with is only its place among them, the others' are made of their contents."""
+        return not self.adapter or self.adapter >= BY_CONTENT
 
     def seen(self, computed: int) -> bool:
         """Whether all rows of images are there that are needed once the first `computed` tokens are computed."""

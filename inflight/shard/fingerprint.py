@@ -24,15 +24,20 @@ _LIBRARIES = ("numpy", "pillow", "torch", "transformers")
 """Packages that take part in computing images, or models that the CPU engine does not have."""
 
 
+_TEXTS = ("tokenizer", "special_tokens", "added_tokens", "vocab", "generation_config", "chat_template")
+"""How the names of JSON files begin that say nothing about weights."""
+
+
 def weights_digest(folder: ModelFolder) -> bytes:
-    """A digest of a model's files: their names, sizes and times, and samples of their contents.
+    """A digest of a model's files: of all of small ones; of names, sizes, times and samples of others.
 
     Raises:
         OSError: a file cannot be read.
     """
     digest = blake2b(json.dumps(folder.config, sort_keys=True, default=str).encode(), digest_size=32)
     for file in folder.weight_files():
-        _sampled(file, digest)
+        if file.suffix != ".json" or not file.name.startswith(_TEXTS):
+            _sampled(file, digest)
     return digest.digest()
 
 
@@ -40,19 +45,21 @@ def _sampled(file: Path, digest: blake2b) -> None:
     with open(file, "rb", buffering=0) as opened:
         facts = os.fstat(opened.fileno())
         size = facts.st_size
-        digest.update(json.dumps([file.name, size, facts.st_mtime_ns]).encode())
+        whole = size <= SAMPLES * SAMPLE
+        digest.update(json.dumps([file.name, size, 0 if whole else facts.st_mtime_ns]).encode())
         step = max(SAMPLE, size // SAMPLES)
         for place in (*range(0, size, step), max(0, size - SAMPLE)):
             digest.update(os.pread(opened.fileno(), SAMPLE, place))
 
 
-def fingerprint(weights: bytes, job: ShardJob, kept: KeptForms, folder: ModelFolder) -> str:
+def fingerprint(weights: bytes, job: ShardJob, dtype: str, kept: KeptForms, folder: ModelFolder) -> str:
     """32 hexadecimal digits for everything that a block's bytes depend on, besides the tokens.
 
     Threads, the size of the cache and the limits of steps are not among it: a row's numbers do not depend on them.
 
     Args:
         weights: `weights_digest`.
+        dtype: of the loaded weights.
         kept: has what computes the model.
     """
     model = job.model
@@ -60,8 +67,7 @@ def fingerprint(weights: bytes, job: ShardJob, kept: KeptForms, folder: ModelFol
         VERSION,
         _version("inflight-serving"),
         *kept.bits,
-        model.device_type,
-        model.dtype,
+        dtype,
         model.quantize,
         model.kv_cache_dtype,
         model.block_size,

@@ -137,9 +137,12 @@ class Opening:
         self._job, self._folder = job, folder
         self._before = self._digest()
 
-    def desk(self, kept: KeptForms | None) -> tuple[PageDesk | None, str]:
+    def desk(self, kept: KeptForms | None, dtype: str) -> tuple[PageDesk | None, str]:
         """The desk and the name of its folder, once the model is loaded and has its cache; None and an empty name if
         there is none.
+
+        Args:
+            dtype: of the loaded weights.
 
         Raises:
             StartError: the folder cannot be used.
@@ -155,7 +158,7 @@ class Opening:
                 "--prompt-cache is not used until the next start: the model's files changed while it was loaded"
             )
             return None, ""
-        name = fingerprint(self._before, self._job, kept, self._folder)
+        name = fingerprint(self._before, self._job, dtype, kept, self._folder)
         files = PageFiles(model.prompt_cache, name, model.prompt_cache_size, checksum)
         try:
             files.open()

@@ -10,6 +10,7 @@ import pytest
 from inflight.commands import benchmark, launcher, shard_server
 from inflight.errors import ConfigError
 from inflight.log import configure
+from tests.lm import POCKET
 
 READ_BY_TGI = {
     "MODEL_ID": "m",
@@ -48,6 +49,15 @@ def test_variables_that_tgi_reads() -> None:
     assert values["trust_remote_code"] is True
     assert values["cors_allow_origin"] == ["http://a", "http://b"]
     assert launcher.read(["--port", "9"], READ_BY_TGI)["port"] == 9
+
+
+def test_paths_and_sizes() -> None:
+    given = ["--model-id", str(POCKET), "--mmproj", "a.gguf", "--prompt-cache", "kept", "--prompt-cache-size", "2g"]
+    model = launcher.configs(launcher.read([*given, "--max-image-fetch-size", "9"], {}))[1].model
+    assert (model.mmproj, model.prompt_cache) == (Path("a.gguf").absolute(), Path("kept").absolute())
+    assert model.prompt_cache_size == 2 << 30
+    with pytest.raises(ConfigError, match="--prompt-cache-size: 'much' is no amount"):
+        launcher.read(["--prompt-cache-size", "much"], {})
 
 
 @pytest.mark.parametrize("value", ["production", "true", "1", ""])

@@ -20,6 +20,7 @@ from inflight.llm import LLM, Generation
 from inflight.metrics import PromptCacheCounts
 from inflight.pages import HEADER, PageFiles, look, tail, whole_pages
 from tests.e2e.running import eventually
+from tests.gemma4 import save_gemma4
 from tests.lm import POCKET, save_tiny
 from tests.recurrent import save_recurrent
 
@@ -65,7 +66,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     save_recurrent("Qwen3_5", base / "recurrent", **SIZE)
     save_tiny("Llama", base / "plain", **SIZE)
     save_tiny("Gemma2", base / "window", sliding_window=64, head_dim=18, **SIZE)
-    return {name: with_tokenizer(base / name) for name in ("recurrent", "plain", "window")}
+    save_gemma4("odd", base / "shared")
+    return {name: with_tokenizer(base / name) for name in ("recurrent", "plain", "window", "shared")}
 
 
 def with_tokenizer(folder: Path) -> Path:
@@ -79,15 +81,19 @@ def with_tokenizer(folder: Path) -> Path:
         ("plain", {}),
         ("plain", {"kv_cache_dtype": "int8", "dtype": "bfloat16", "quantize": "int8"}),
         ("window", {"block_size": 6}),
+        ("shared", {"block_size": 32}),
+        ("plain", {"cpu_engine": "torch"}),
         ("recurrent", {}),
         ("recurrent", {"kv_cache_dtype": "int8", "dtype": "bfloat16"}),
     ],
 )
 def test_the_same_bits_after_a_start(
-    checkpoints: dict[str, Path], tmp_path: Path, name: str, settings: dict[str, Any]
+    checkpoints: dict[str, Path], tmp_path: Path, name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chat of two turns, the second one after a start; what an answer added is found too."""
-    folder, first = checkpoints[name], tokens(600)
+    folder, first, settings = checkpoints[name], tokens(600), dict(settings)
+    engine = settings.pop("cpu_engine", "")
+    monkeypatch.setenv("INFLIGHT_CPU_ENGINE", engine)
     with opened(folder, None, **settings) as llm:
         wanted = [answer(llm, first, 300)]
         second = [*first, *wanted[0].token_ids, *tokens(20, 1)]
@@ -97,8 +103,9 @@ def test_the_same_bits_after_a_start(
         eventually(lambda: bool(counts(llm).written))
     with opened(folder, tmp_path / "kept", **settings) as llm:
         again = answer(llm, second)
-        assert same(again, wanted[1])
-        assert again.cached >= 768 - 15, again.cached
+        assert same(again, wanted[1]) or engine == "torch"  # whose sums depend on the shape of a step
+        assert again.token_ids == wanted[1].token_ids
+        assert again.cached >= 768 - 31, again.cached
         assert same(answer(llm, first, 300), wanted[0])
         assert counts(llm).hits >= 1
 
@@ -181,6 +188,17 @@ def test_requests_of_one_prompt_read_it_once(checkpoints: dict[str, Path], tmp_p
         assert [one.cached >= 768 for one in found] == [True] * 6
         read = counts(llm).tokens
         assert 768 <= read < 2 * 832
+
+
+def test_a_folder_that_is_deleted_comes_again(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with opened(checkpoints["plain"], tmp_path / "kept") as llm:
+        llm.embed([tokens(600, 9)])  # a text that is only read is not kept
+        answer(llm, tokens(600))
+        eventually(lambda: counts(llm).written > 0)
+        assert not counts(llm).unwritten
+        shutil.rmtree(tmp_path / "kept")
+        answer(llm, tokens(700, 1))
+        eventually(lambda: len(files_of(tmp_path / "kept")) == 3)
 
 
 def test_a_folder_that_cannot_be_written(

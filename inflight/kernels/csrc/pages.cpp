@@ -14,11 +14,8 @@ namespace {
 // Calls `copy(address, bytes)` for each piece of a block, in the order of the form above.
 template <class Copy>
 void pieces(const std::vector<Attention>& layers, int64_t block, const Copy& copy) {
-    for (size_t index = 0; index < layers.size(); index++) {
-        const Attention& a = layers[index];
-        bool seen = false;  // a layer that reads another's entries
-        for (size_t earlier = 0; earlier < index; earlier++) seen = seen || layers[earlier].keys == a.keys;
-        if (seen) continue;
+    for (const Attention& a : layers) {
+        if (a.source >= 0) continue;
         const int64_t first = block * a.block_size, end = first + a.block_size, position = a.depth * kv_bytes(a.type);
         for (char* array : {a.keys, a.values})
             for (int64_t head = 0; head < a.kv_heads; head++)
