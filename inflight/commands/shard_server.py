@@ -190,8 +190,9 @@ def _serve(job: ShardJob, config: GeneratorConfig, uds_path: str, log: _Log) -> 
     vision = open_vision(config) if sees else None
     images = ChunkReader(vision, tokenizer, runner.offer.model.vocab_size) if vision is not None else None
     names = [one.name for one in config.model.adapters]
+    # As in TGI none by default: a foreign router keeps blocks for the guesses that it is told of.
     server = serve_rank(
-        runner, tokenizer, job.rank, job.world_size, uds_path, names, images, sees, config.policy.guesses
+        runner, tokenizer, job.rank, job.world_size, uds_path, names, images, sees, config.policy.speculate or 0
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

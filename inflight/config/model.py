@@ -319,6 +319,10 @@ class Limits(msgspec.Struct, frozen=True):
     ] = True
 
 
+GUESSES = 8
+"""Tokens that a row guesses at most, where the user has not said so."""
+
+
 class Policy(msgspec.Struct, frozen=True):
     """The policy by which requests share the model. The names are TGI's.
 
@@ -331,7 +335,7 @@ class Policy(msgspec.Struct, frozen=True):
         waiting_served_ratio, max_waiting_tokens: reported only; with chunked prefill requests do not wait for a pause.
         step_timeout: seconds after which a step counts as hung and the shards are replaced.
         plans_in_flight: number of steps that the shards may hold at once.
-        speculate: next tokens that a row guesses at most (`inflight.sched.speculation`); None: none.
+        speculate: next tokens that a row guesses at most (`inflight.sched.speculation`); None: `GUESSES`.
     """
 
     max_concurrent_requests: Annotated[
@@ -399,7 +403,7 @@ class Policy(msgspec.Struct, frozen=True):
     @property
     def guesses(self) -> int:
         """The resolved `speculate`."""
-        return self.speculate or 0
+        return GUESSES if self.speculate is None else self.speculate
 
     def prefill_tokens(self, device_type: str | None) -> int:
         """The resolved `max_batch_prefill_tokens`. It is small on a CPU, because a chunk delays the next requests."""

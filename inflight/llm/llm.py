@@ -103,7 +103,7 @@ class LLM:
         watermark_gamma, watermark_delta: share of the vocabulary that a watermark favours, and what it adds there.
         lora_adapters: folders of LoRA adapters (PEFT's layout), or their ids on the hub, by name.
         max_batch_prefill_tokens, max_batch_mixed_tokens: of `GeneratorConfig`; None: by device.
-        speculate: next tokens that are guessed at most and checked in one step; None: none.
+        speculate: next tokens that are guessed at most and checked in one step; None: 8, where it pays.
         tool_call_parser, reasoning_parser: the forms in which the model writes calls and thoughts, for doors over
             `engine`; None: as its chat template shows.
         start_timeout: seconds that loading may take; a thread that hangs in a library stays. None: any time.

@@ -447,9 +447,10 @@ class Scheduler:
     def _bar(self) -> float | None:
         """How likely a guessed token must be right in the next step; None: no row guesses. Prompts use the idle
         arithmetic better."""
-        if not self.capacity.guesses or self.waiting or not all(map(self._decodes, self._running)):
+        bar = self.speculation.bar(len(self._running))
+        if bar is None or self.waiting or not all(map(self._decodes, self._running)):
             return None
-        return self.speculation.bar(len(self._running))
+        return bar
 
     def _guess(self, row: Sequence, draft: _Making, bar: float | None) -> int:
         """Plans the guess of a row that decodes, as far as its blocks and free ones go; returns the most tokens that it

@@ -109,6 +109,7 @@ def declare_generator(
     max_concurrent_requests: int = 128,
     max_input_tokens: int | None = None,
     max_total_tokens: int | None = None,
+    speculate: int | None = None,
     lora_adapters: Mapping[str, str | Path] | None = None,
     revision: str | None = None,
     generation_config: str = "auto",
@@ -154,7 +155,7 @@ def declare_generator(
         lora_adapters: folders or hub ids of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
         revision: branch, tag or commit of a model of the hub.
         dtype, quantize, kv_cache_dtype, generation_config, tool_call_parser, reasoning_parser, pooling, max_batch_size,
-            max_concurrent_requests, max_input_tokens, max_total_tokens: as for `inflight serve`.
+            max_concurrent_requests, max_input_tokens, max_total_tokens, speculate: as for `inflight serve`.
         images_per_request, image_max_bytes, image_max_pixels, image_max_tokens, media_domains, media_cache_memory,
             vision_threads, default_image_prompt: of models that read images, as for `inflight serve`.
 

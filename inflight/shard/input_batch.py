@@ -253,7 +253,7 @@ class InputBatch:
         widest = -(-int(contexts.max(initial=0)) // self.block_size)
         ends = np.cumsum(lengths) - 1
         sampled = [place for place, row in enumerate(rows) if self.computed[row] >= self.known[row]]
-        scored = self._scored(rows, lengths, len(decoding))
+        scored = [each for each in self._scored(rows, lengths, len(decoding)) if rows[each[0]] not in guesses]
         media = self._media(rows, lengths) if any(self._images) or self._shift[:count].any() else _Media()
         logits_at = [
             *(np.arange(ends[place] - lengths[place] + 1, ends[place] + 1) for place, *_ in scored),
