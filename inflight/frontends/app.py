@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 
-from inflight.admission import Admission
+from inflight.admission import Admission, holder
 from inflight.config import RestConfig
 from inflight.errors import ConfigError, InflightError
 from inflight.frontends.anthropic import AnthropicRest
@@ -94,7 +94,7 @@ def http_app(
     for door in doors:
         door.metrics, door.generations, door.directory = metrics.routes, metrics.generations, directory
     operations.doors = sorted(doors, key=lambda door: DOORS.index(type(door)) if type(door) in DOORS else len(DOORS))
-    return Edge(HttpApp(backend, doors, metrics.routes, directory), keys, origins)
+    return Edge(HttpApp(backend, doors, metrics.routes, directory, keys is not None), keys, origins)
 
 
 def load_protocol(name: str) -> type[Door]:
@@ -134,12 +134,19 @@ class HttpApp:
             what it `serves`; below a common prefix the first door that `serves` the request gets it.
         metrics: counts requests that no door has a route for.
         directory: see `http_app`.
+        keyed: only callers with an API key make models load.
     """
 
     def __init__(
-        self, backend: Backend, doors: Sequence[Door], metrics: RouteMetrics, directory: Directory | None = None
+        self,
+        backend: Backend,
+        doors: Sequence[Door],
+        metrics: RouteMetrics,
+        directory: Directory | None = None,
+        keyed: bool = False,
     ) -> None:
         self._metrics = metrics
+        self._keyed = keyed
         self._directory = directory
         self._backend = backend
         self._below: dict[str, list[Door]] = {}
@@ -182,7 +189,7 @@ class HttpApp:
         """
         redirect(scope, directory)
         found = named_in(scope)
-        if found is not None and found.wakes:
+        if found is not None and found.wakes and (holder.get() is not None or not self._keyed):
             await directory.present(found.name)
 
     def _door(self, scope: Scope) -> Door:

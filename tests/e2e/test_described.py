@@ -141,6 +141,10 @@ def test_a_sequence_carries_its_state(here: Here, door: str) -> None:
     for id, wanted in ((other, "has not begun"), (0, "is stateful"), (12345, "has not begun")):
         with pytest.raises(InferenceServerException, match=wanted):
             client.add(1, sequence_id=id)
+    with pytest.raises(InferenceServerException, match="Given model input"):  # a first request that fails begins none
+        client.infer("sum", {"x": np.ones((1, 3), np.float32)}, sequence_id=3, sequence_start=True)
+    with pytest.raises(InferenceServerException, match="has not begun"):
+        client.add(1, sequence_id=3)
     with pytest.raises(InferenceServerException, match="the server's own"):
         client.infer("sum", {"x": np.ones((1, 2), np.float32), "sum": np.ones((1, 2), np.float32)}, sequence_id=one)
     with pytest.raises(InferenceServerException, match="one instance"):

@@ -23,7 +23,7 @@ import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
 from inflight.cli import main
-from inflight.config import GeneratorConfig, ListenConfig, ServerConfig
+from inflight.config import GeneratorConfig, ListenConfig, RoomConfig, ServerConfig
 from inflight.config.parse import versions
 from inflight.contract import ModelState
 from inflight.errors import ConfigError, InflightError, NotFound, StartError
@@ -494,9 +494,15 @@ def test_who_may_load(tmp_path: Path) -> None:
         {"name": "bob", "key": "k-bob"},
     ]
     (tmp_path / "keys.json").write_text(json.dumps({"keys": keys}))
-    server = Server(ServerConfig(repositories=(tmp_path,), admin=True, api_keys=str(tmp_path / "keys.json")))
+    (tmp_path / "add.onnx").write_bytes(binary_model("Add"))
+    room = RoomConfig(on_demand=True)
+    server = Server(ServerConfig(repositories=(tmp_path,), admin=True, api_keys=str(tmp_path / "keys.json"), room=room))
     try:
         http, rpc = server.start_http(ListenConfig(FREE)), server.start_grpc(ListenConfig(FREE))
+        # Whoever shows no key, or one that may not call a model, does not make it load either.
+        assert request(http, "GET", "/v2/models/add", b"")[0] == 404
+        assert request(http, "POST", "/v2/models/add/infer", b"{}", {"authorization": "Bearer k-ann"})[0] == 403
+        assert [each.state for each in server.models()] == [ModelState.KNOWN]
         with triton_grpc.InferenceServerClient(rpc) as client:
             for key, name, status, code in (
                 ("", "digits", 401, "UNAUTHENTICATED"),

@@ -67,9 +67,16 @@ def describing(backend: Backend, method: MethodInfo) -> DescribedConfig | None:
 
 @dataclass
 class _Sequence:
-    """Attributes: states: by input; used: loop time of its last request; waiting: requests that wait or run."""
+    """One sequence.
 
-    states: dict[str, Array]
+    Attributes:
+        states: by input; None before its first request was answered and after its last one.
+        used: loop time of its last request.
+        waiting: requests that wait or run.
+        turn: held by the one that runs.
+    """
+
+    states: dict[str, Array] | None
     used: float
     waiting: int = 0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -107,7 +114,10 @@ class Sequences:
         try:
             await _turn(kept.turn, timeout)
             try:
-                given = _states(sequence, {} if part.start else kept.states, method.whole)
+                before = {} if part.start else kept.states
+                if before is None:  # the first one failed, or the last one was before this one
+                    raise _not_begun(method, sequence, part)
+                given = _states(sequence, before, method.whole)
                 given += [_signal(signal, part, method.whole) for signal in sequence.signals]
                 rows = to_rows(method, [*tensors, *given])
                 outcomes = await predict(self._backend, method, rows, timeout=timeout)
@@ -139,13 +149,10 @@ class Sequences:
         if known is not None and not known.waiting and now - known.used > sequence.idle:
             known = None
         if known is None and not part.start:
-            raise InvalidRequest(
-                f"the sequence '{part.id}' of model '{method.servable}' has not begun, or nobody asked for "
-                f"{sequence.idle:g} seconds: its first request needs 'sequence_start'"
-            )
+            raise _not_begun(method, sequence, part)
         if known is None:
             self._forget(now, sequence.idle)
-            known = self._all[key] = _Sequence({}, now)
+            known = self._all[key] = _Sequence(None, now)
         self._all.move_to_end(key)
         known.used = now
         return known
@@ -171,11 +178,18 @@ class Sequences:
         if part.end:
             if self._all.get(key) is kept and kept.waiting == 1:
                 del self._all[key]
-            kept.states = {}
+            kept.states = None
             return
         # Copies: what a worker gave would keep its shared memory.
         kept.states = {state.input: np.array(outputs[state.output].data) for state in sequence.states}
         kept.used = asyncio.get_running_loop().time()
+
+
+def _not_begun(method: MethodInfo, sequence: SequenceConfig, part: Part) -> InvalidRequest:
+    return InvalidRequest(
+        f"the sequence '{part.id}' of model '{method.servable}' has not begun, or nobody asked for {sequence.idle:g} "
+        "seconds: its first request needs 'sequence_start'"
+    )
 
 
 def _check(method: MethodInfo, sequence: SequenceConfig, tensors: Sequence[OipTensor]) -> None:
