@@ -344,6 +344,9 @@ def test_web_pages_change_nothing(here: Here) -> None:
         for kind in ("text/plain", "application/json"):
             status, answer = request(here.http, "POST", path, b"", {"Origin": origin, "Content-Type": kind})
             assert (status, "--cors-allow-origin" in json.loads(answer)["error"]) == (403, True)
+    for path_of_adapters in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+        headers = {"Origin": "https://evil.example", "Content-Type": "application/json"}
+        assert request(here.http, "POST", path_of_adapters, b"{}", headers)[0] == 403
     assert here.state("add") != "READY"
     ask = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     assert request(here.http, "OPTIONS", path, b"", ask)[0] == 403

@@ -254,7 +254,7 @@ class OpenAiRest(NamedModelDoor):
             _load_adapter,
             LoadAdapterBody,
             answer=Plain(),
-            access=Access.KEY,
+            access=Access.ADMIN,
             language=True,
         ),
         Route(
@@ -264,7 +264,7 @@ class OpenAiRest(NamedModelDoor):
             _unload_adapter,
             UnloadAdapterBody,
             answer=Plain(),
-            access=Access.KEY,
+            access=Access.ADMIN,
             language=True,
         ),
         Route("GET", MODELS, "What is served", _models, answer=ModelsAnswer, language=True),
