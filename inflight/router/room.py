@@ -63,7 +63,7 @@ class Room:
         self._measured: dict[str, int] = {}
         self._since: dict[str, float] = {}  # when each was loaded
         self._taken: dict[str, int] = {}  # bytes of those that load
-        self._one = asyncio.Lock()  # who makes room first has it first
+        self._one = asyncio.Lock()  # one makes room at a time
         self._idling: asyncio.Task[None] | None = None
 
     @property
@@ -90,25 +90,30 @@ class Room:
             )
         if not self.limited:
             return
+        end = time.perf_counter() + self._config.load_wait
+        while not await self._made(name, size):
+            if time.perf_counter() > end:
+                names = ", ".join(other.name for other in self._others(name))
+                raise Unavailable(f"there is no room for '{name}': {names} are loaded; try again later")
+            await asyncio.sleep(LOOKED)
+
+    async def _made(self, name: str, size: int) -> bool:
+        """Makes room if that can be done now. Returns whether there is room."""
         async with self._one:
-            end = time.perf_counter() + self._config.load_wait
-            while True:
-                others = self._others(name)
-                goes = leaving(others, size, self._config.max_loaded, limit)
-                if goes is not None:
-                    break
-                if time.perf_counter() > end:
-                    names = ", ".join(other.name for other in others)
-                    raise Unavailable(f"there is no room for '{name}': {names} are loaded; try again later")
-                await asyncio.sleep(LOOKED)
+            goes = leaving(self._others(name), size, self._config.max_loaded, self._config.max_loaded_memory)
+            if goes is None:
+                return False
             self._taken[name] = size
             try:
-                for victim in goes:
+                # All leave at once, before any of them may begin to load again and wait for room itself.
+                ends = [await self._end(victim) for victim in goes]
+                for victim, ended in zip(goes, ends):
                     log.info("model '%s' is unloaded to make room for '%s'", victim, name)
-                    await (await self._end(victim))
+                    await ended
             except BaseException:
                 self.gave_up(name)
                 raise
+            return True
 
     def gave_up(self, name: str) -> None:
         """A model whose room was kept could not be loaded."""
