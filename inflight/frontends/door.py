@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
+from inflight.admission import arrival
 from inflight.config import PAYLOAD_LIMIT
 from inflight.contract import Generator
 from inflight.errors import InflightError, InvalidRequest
@@ -169,6 +170,8 @@ class Door(ABC):
             if chosen is not None:
                 name = body.model = chosen
             if directory.missing(name):
+                if (kept := arrival.get()) is not None:
+                    kept.settle()  # its gate was another model's, which may have to leave for this one
                 await call.run(directory.present(name))
         if not self._backend.generators and directory.default is not None:
             await call.run(directory.present(directory.default))

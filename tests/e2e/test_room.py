@@ -180,6 +180,21 @@ def test_a_request_loads_its_language_model(here: Here) -> None:
     here.server.unload("lm")
 
 
+def test_language_models_take_turns_by_the_names_in_bodies(tmp_path: Path) -> None:
+    """The request for one does not hold a place in the other, which has to leave first."""
+    for name in ("one", "two"):
+        (tmp_path / name).symlink_to(POCKET)
+    room = RoomConfig(on_demand=True, max_loaded=1, load_wait=60)
+    server = Server(ServerConfig(repositories=(tmp_path,), room=room), SMALL)
+    try:
+        here = Here(server, server.start_http(ListenConfig(FREE)), "")
+        for name in ("one", "two"):
+            status, answer = here.ask("/v1/completions", {"model": name, "prompt": "Once", "max_tokens": 1})
+            assert (status, answer.get("model")) == (200, name), answer
+    finally:
+        server.stop()
+
+
 def test_the_least_recently_used_goes_first(here: Here) -> None:
     here.ask("/v2/models/net/infer", net())
     by_oip_rest(here)
