@@ -130,15 +130,15 @@ void second_factors(const Kernels& kernels, Random& random) {
 
 void gates(const Kernels& kernels, Random& random) {
     const int64_t n = random.between(1, 100), lines = (n + 15) / 16;
-    const Activation act =
-        random.pick({Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu});
+    const Activation act = random.pick(
+        {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu, Activation::kSwigluClamped});
     std::vector<float> halves = random.values(2 * n);
     Exact<float> wide(lines * 32), got(n, kUnset), want(n, kUnset);
     for (int64_t i = 0; i < n; i++)
         for (int64_t half = 0; half < 2; half++)
             wide[i / 16 * 32 + half * 16 + i % 16] = halves[static_cast<size_t>(half * n + i)];
     kernels.gate_panels(act, wide.get(), n, got.get());
-    kernels.gate(act, halves.data(), n, want.get());
+    kernels.gate(act, halves.data(), halves.data() + n, n, want.get());
     CHECK(same_bits(got.get(), want.get(), n), "a gate of ", n);
 }
 

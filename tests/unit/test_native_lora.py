@@ -6,18 +6,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from inflight.config import AdapterConfig
+from inflight.checkpoint import is_adapter
+from inflight.config import AdapterConfig, adapters
 from inflight.device import Alone, open_device
 from inflight.errors import StartError
 from inflight.kernels import instruction_sets, native_reason
 from inflight.models import ForwardBatch, load_model
 from inflight.models.native import NativeDecoder
-from tests.lm import job, reference, save_tiny
+from inflight.repository import is_language_model, look
+from tests.lm import SIZE, job, reference, save_tiny
 from tests.unit.test_lora import merged, save_adapter
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
@@ -41,8 +44,8 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def load(base: Path, *adapters: Path, **changes: Any) -> NativeDecoder:
-    given = tuple(AdapterConfig(folder.name, folder) for folder in adapters)
+def load(base: Path, *folders: Path, **changes: Any) -> NativeDecoder:
+    given = tuple(AdapterConfig(folder.name, folder) for folder in folders)
     model = load_model(job(base, adapters=given, **changes).model, Alone(), open_device("cpu", 0))
     assert isinstance(model, NativeDecoder)
     model.make_cache(BLOCKS * 4, BLOCK)
@@ -112,8 +115,10 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return base, one, save_adapter(base, parent / "two", 2, rank=20, only=r"self_attn\.\w_proj|down_proj")
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("form", "isa"),
+    [*((form, ISAS[0]) for form in ("float32", "int8", "int4") if ISAS), *(("bfloat16", isa) for isa in ISAS)],
+)
 def test_bit_for_bit(form: str, isa: str, odd: tuple[Path, Path, Path]) -> None:
     """A row alone and whole gives what it gives in chunks, beside others, on one thread and on three; a row without an
     adapter gives what it gives where no adapter is loaded."""
@@ -167,3 +172,46 @@ def test_adapters_of_another_model_are_refused(odd: tuple[Path, Path, Path], tmp
     adapter = save_adapter(other, tmp_path / "small", 1)
     with pytest.raises(StartError, match=r"do not fit .*; is it another model's"):
         load(odd[0], adapter)
+
+
+@pytest.mark.parametrize("alpha", [None, 5.0])
+def test_gguf_adapters(alpha: float | None, tmp_path: Path) -> None:
+    """llama.cpp's form: rows of queries and keys in the order of its rotation, a scale of 1 without an alpha."""
+    base = save_tiny("Llama", tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "one", 1, lora_alpha=alpha or 4)
+    file = write_lora(base, adapter, tmp_path / "one.gguf", alpha)
+    text = some(20, 1)
+    wanted = forward(load(base, adapter), (text, 0, 1))[0]
+    assert np.array_equal(forward(load(base, file), (text, 0, 1))[0], wanted)
+    assert is_adapter(file)
+    assert not is_language_model(file)
+    assert look(file) is None
+    with pytest.raises(StartError, match="is an adapter of type 'control_vector'"):
+        load(base, write_lora(base, adapter, tmp_path / "other.gguf", alpha, kind="control_vector"))
+    (named,) = adapters(f"{file}")
+    assert (named.name, named.folder) == ("one", file)
+
+
+def write_lora(base: Path, adapter: Path, path: Path, alpha: float | None, kind: str = "lora") -> Path:
+    """An adapter of a Llama as llama.cpp's converter writes it."""
+    heads = {"q": SIZE["num_attention_heads"], "k": SIZE["num_key_value_heads"]}
+    names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
+    names |= {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", kind)
+    if alpha is not None:
+        writer.add_float32("adapter.lora.alpha", alpha)
+    for name, factor in load_file(adapter / "adapter_model.safetensors").items():
+        found = re.search(r"layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])", name)
+        assert found is not None
+        values = factor.numpy()
+        if found[3] == "B" and found[2][0] in heads:
+            rows = np.arange(len(values)).reshape(heads[found[2][0]], 2, -1).swapaxes(1, 2).reshape(-1)
+            values = values[rows]
+        writer.add_tensor(f"blk.{found[1]}.{names[found[2]]}.weight.lora_{found[3].lower()}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -109,7 +109,7 @@ void expand(const LowSecond& factors, const float* const* hidden, int64_t tokens
 // As a gated product's end, of a row of its panels as they are.
 void gate_panels(Activation act, const float* wide, int64_t n, float* out) {
     for (int64_t i = 0; i < n; i += kLanes)
-        store_part(out + i, mul(activated(act, load(wide + 2 * i)), load(wide + 2 * i + kLanes)), n - i);
+        store_part(out + i, gated(act, load(wide + 2 * i), load(wide + 2 * i + kLanes)), n - i);
 }
 
 }  // namespace
