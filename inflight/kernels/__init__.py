@@ -5,12 +5,12 @@ from inflight.kernels.layout import (
     Bytes,
     Cost,
     DecodeArrays,
-    Delta,
     Layer,
     Norm,
     Packed,
     PackedBytes,
     Precision,
+    Routing,
     Saves,
     StepArrays,
     StepImages,
@@ -29,6 +29,7 @@ from inflight.kernels.library import (
 )
 from inflight.kernels.lora import LowRankModule, LowRankPart, PackedAdapter
 from inflight.kernels.program import NativeProgram
+from inflight.kernels.recurrent import Delta, Mamba, RecurrentLayer, ShortConv
 from inflight.kernels.sampling import Sampled, SamplerRow, log_softmax_at, sample
 from inflight.kernels.tower import ByContent, ByDistance, TowerArrays, TowerNorm, TowerProgram
 
@@ -47,15 +48,19 @@ __all__ = [
     "Layer",
     "LowRankModule",
     "LowRankPart",
+    "Mamba",
     "NativeProgram",
     "Norm",
     "Packed",
     "PackedAdapter",
     "PackedBytes",
     "Precision",
+    "RecurrentLayer",
+    "Routing",
     "Sampled",
     "SamplerRow",
     "Saves",
+    "ShortConv",
     "StepArrays",
     "StepImages",
     "Table",

@@ -59,38 +59,27 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Delta:
-    """A recurrent layer: the gated delta rule behind a short causal convolution (Yang et al., 2024, "Gated Delta
-    Networks").
+class Routing:
+    """How a mixture chooses a token's experts, and their weights.
 
     Attributes:
-        key_heads, value_heads: each key head serves value_heads / key_heads value heads.
-        key_dim, value_dim: of a head.
-        taps: inputs of the convolution, 2 to 8.
-        tiled: value head j belongs to key head j % key_heads; else the value heads of a key head follow each other.
+        chosen: experts of a token.
+        sigmoid: an expert's score is σ of its logit; else the softmax over all experts.
+        normalise: the chosen experts' scores are divided by their sum, to which `floor` is added.
+        bias: number of a weight [experts] that is added to the scores for the choice only; -1: nothing is.
+        groups, kept: experts lie in groups, and only those of the `kept` best groups are chosen from: a group is as
+            good as its two best experts together.
+        scale: of the weights.
     """
 
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    taps: int
-    tiled: bool = False
-
-    @property
-    def channels(self) -> int:
-        """Queries, keys and values of all heads."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
-
-    @property
-    def values(self) -> int:
-        """Values of all heads."""
-        return self.value_heads * self.value_dim
-
-    @property
-    def width(self) -> int:
-        """Columns that the layer reads: `channels`, z of all value heads, then of each its β and its decay."""
-        return self.channels + self.values + 2 * self.value_heads
+    chosen: int
+    sigmoid: bool = False
+    normalise: bool = False
+    bias: int = -1
+    groups: int = 1
+    kept: int = 1
+    floor: float = 0.0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ ACTIVATIONS = {
     "gelu_fast": "GELU_TANH",
     "relu": "RELU",
     "swiglu_clamped": "SWIGLU_CLAMPED",
+    "relu2": "RELU_SQUARED",
 }
 """Names in `Activation` by their names in a config."""
 

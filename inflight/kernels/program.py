@@ -7,6 +7,7 @@ The native side works on bare addresses, so every method here checks that shapes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,22 +18,22 @@ from inflight.kernels.layout import (
     Bytes,
     Cost,
     DecodeArrays,
-    Delta,
     Layer,
     Norm,
     PackedBytes,
+    Routing,
     StepArrays,
     StepOutput,
     Table,
 )
 from inflight.kernels.library import Activation, Format, KvType, Mode, OpCode, Source, native
 from inflight.kernels.lora import LowRankModule, PackedAdapter
+from inflight.kernels.recurrent import RecurrentProgram
 from inflight.kernels.step import StepRunner
-from inflight.kernels.store import Store
 from inflight.tensors import Floats
 
 
-class NativeProgram(Store):
+class NativeProgram(RecurrentProgram):
     """One decoder.
 
     Args:
@@ -46,10 +47,8 @@ class NativeProgram(Store):
     def __init__(self, threads: int, isa: str | None = None) -> None:
         super().__init__("Program", threads, isa or "")
         self._layers: list[Layer] = []
-        self._recurrent: list[Delta] = []
         self._tables: list[Table] = []  # the program reads their memory
         self.multiplied: list[tuple[int, tuple[int, ...]]] = []
-        self._count = 0  # of operations
         self._adapters: dict[int, PackedAdapter] = {}
         self._runner = StepRunner(self._program, self._widths)
 
@@ -127,42 +126,6 @@ class NativeProgram(Store):
             )
         )
 
-    def recurrent(self, layer: Delta, eps: float, arrays: Sequence[int]) -> int:
-        """Adds a recurrent layer; `make_states` makes memory for the rows' states.
-
-        Args:
-            eps: of the norm of a head's result.
-            arrays: numbers of `weight`: the convolution [taps, channels] with the oldest input's factors first; by
-                value head -exp(A_log) and the bias of the decays' logits; the norm [value_dim].
-
-        Raises:
-            ValueError: they do not fit the layer.
-        """
-        sizes = layer.taps * layer.channels, layer.value_heads, layer.value_heads, layer.value_dim
-        for number, size in zip(arrays, sizes, strict=True):
-            self._norm_fits(number, size)
-        self._recurrent.append(layer)
-        heads = layer.key_heads, layer.value_heads, layer.key_dim, layer.value_dim
-        return int(self._program.add_recurrent(*heads, layer.taps, layer.tiled, eps, list(arrays)))
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of one row's states of all recurrent layers."""
-        return int(self._program.state_bytes) if self._recurrent else 0
-
-    def make_states(self, slots: int) -> None:
-        """Makes memory for so many states, which is touched where it is used. A row's state is zero at its first token,
-        whatever its slot holds."""
-        self._program.make_states(slots)
-
-    def copy_state(self, from_: int, to: int) -> None:
-        """Copies the state in one slot to another.
-
-        Raises:
-            IndexError: there is no such slot.
-        """
-        self._program.copy_state(from_, to)
-
     def make_caches(self, blocks: int, block_size: int, kv: KvType) -> int:
         """Makes zeroed memory for all layers' keys and values; returns its bytes."""
         return int(self._program.make_caches(blocks, block_size, kv))
@@ -229,7 +192,8 @@ class NativeProgram(Store):
         scale: float = 1.0,
         act: Activation | None = None,
     ) -> None:
-        """to = norm(from) Wᵀ + b, or to += scale * that, or to = act(its first half) * its second half.
+        """to = norm(from) Wᵀ + b, or to += scale * that, or to = act(its first half) * its second half; of a product
+        that is not gated, to = act(that).
 
         Of several products, each in its own format, the outputs lie side by side.
         """
@@ -237,14 +201,18 @@ class NativeProgram(Store):
         packed = [self._packer.shapes[number] for number in products]
         for shape in packed:
             self._fits(shape.k, from_)
-            if shape.gated != (act is not None):
-                raise ValueError("a gated product and an activation go together")
+            if shape.gated and act is None:
+                raise ValueError("a gated product needs an activation")
+        gated = packed[0].gated
         if act is not None and len(packed) > 1:
-            raise ValueError("a gated product stands alone; several go into a wide buffer, and `gate` follows")
+            raise ValueError(
+                "a product with an activation stands alone; several go into a wide buffer, and `gate` follows"
+            )
         columns = sum(shape.n for shape in packed)
-        self._fits(columns if act is None else columns // 2, to)
-        self.multiplied.append((self._count, tuple(products)))
-        mode = Mode.GATE if act is not None else Mode.ADD if add else Mode.STORE
+        self._fits(columns // 2 if gated else columns, to)
+        mode = (Mode.GATE if gated else Mode.ACTIVATE) if act is not None else Mode.ADD if add else Mode.STORE
+        if mode != Mode.ACTIVATE:  # an adapter's part would have to come before the activation
+            self.multiplied.append((self._count, tuple(products)))
         self._add(
             OpCode.PRODUCT,
             from_=from_,
@@ -256,10 +224,10 @@ class NativeProgram(Store):
             **self._normed(norm, packed[0].k),
         )
 
-    def gate(self, wide: int, to: int, act: Activation) -> None:
-        """to = act(first half of `wide`) * second half, after a product whose halves have two formats."""
+    def gate(self, wide: int, to: int, act: Activation, scale: float = 1.0) -> None:
+        """to = act(scale * first half of `wide`) * second half, after a product whose halves have two formats."""
         self._fits(2 * self._widths[to], wide)
-        self._add(OpCode.GATE, from_=wide, to=to, act=act)
+        self._add(OpCode.GATE, from_=wide, to=to, act=act, scale=scale)
 
     def rotate(
         self,
@@ -293,24 +261,6 @@ class NativeProgram(Store):
         spec = self._layers[layer]
         self._fits(spec.heads * spec.dim, to)
         self._add(OpCode.ATTEND, from_=from_, to=to, layer=layer)
-
-    def delta(self, from_: int, to: int, layer: int) -> None:
-        """to = what the value heads of a recurrent layer give, normed and gated.
-
-        Args:
-            from_: see `Delta.width`. Its channels are overwritten.
-        """
-        spec = self._recurrent[layer]
-        self._fits(spec.width, from_)
-        self._fits(spec.values, to)
-        self._add(OpCode.DELTA, from_=from_, to=to, layer=layer)
-
-    def output_gate(self, from_: int, column: int, to: int) -> None:
-        """to *= σ of the columns of `from` from `column` on; where there is one only, all of a row by that."""
-        columns = self._widths[from_] - column
-        if columns not in (1, self._widths[to]):
-            raise ValueError(f"{columns} columns are no gate of {self._widths[to]}")
-        self._add(OpCode.OUTPUT_GATE, from_=from_, to=to, column=column)
 
     def end_unwanted(self) -> None:
         """A chunk of a prompt whose logits nobody wants ends here: no later operation stores keys and values."""
@@ -356,14 +306,15 @@ class NativeProgram(Store):
         down: Sequence[int],
         *,
         norm: Norm,
-        chosen: int,
-        normalise: bool,
+        routing: Routing,
         act: Activation,
         scale: float = 1.0,
         into: int | None = None,
         factors: int | None = None,
     ) -> None:
-        """at += scale * the chosen experts' MLPs of norm(at), weighted by the softmax of the router's `logits`.
+        """at += scale * the chosen experts' MLPs of norm(at), weighted as `routing` says by the router's `logits`.
+
+        Experts whose first products are not gated have the activation of all their outputs.
 
         Args:
             into: another buffer, which then holds what would be added to `at`.
@@ -381,8 +332,16 @@ class NativeProgram(Store):
         wide, narrow = self._packer.shapes[gate_up[0]], self._packer.shapes[down[0]]
         self._fits(wide.k, at)
         self._fits(narrow.n, at)
-        if not wide.gated or narrow.gated or wide.n != 2 * narrow.k or not 0 < chosen <= len(gate_up):
+        inner = wide.n // 2 if wide.gated else wide.n
+        if narrow.gated or inner != narrow.k or not 0 < routing.chosen <= len(gate_up):
             raise ValueError(f"experts of {wide} and {narrow} do not fit together")
+        if routing.bias >= 0:
+            self._norm_fits(routing.bias, len(gate_up))
+        size, rest = divmod(len(gate_up), routing.groups)
+        if rest or not 0 < routing.kept <= routing.groups or routing.chosen > routing.kept * size:
+            raise ValueError(
+                f"{routing.chosen} of {len(gate_up)} experts do not fit {routing.kept} of {routing.groups} groups"
+            )
         settings = self._normed(norm, wide.k)
         self._add(
             OpCode.MIXTURE,
@@ -390,8 +349,8 @@ class NativeProgram(Store):
             to=logits,
             gate_up=list(gate_up),
             down=list(down),
-            chosen=chosen,
-            normalise=normalise,
+            routing=_native_routing(routing),
+            gated=wide.gated,
             act=act,
             scale=scale,
             into=-1 if into is None else into,
@@ -413,12 +372,6 @@ class NativeProgram(Store):
             return {}
         self._norm_fits(norm.weight, width)
         return {"norm": norm.weight, "eps": norm.eps, "centered": norm.centered}
-
-    def _add(self, code: OpCode, **settings: Any) -> None:
-        operation = native.Operation()
-        operation.code = code
-        self._append(operation, settings)
-        self._count += 1
 
     # Adapters
 
@@ -483,3 +436,10 @@ class NativeProgram(Store):
     def costs(self) -> list[Cost]:
         """The cost of each operation, in their order; a product's name is that of its operation."""
         return [Cost(code.name.lower(), *rest) for code, *rest in self._program.costs()]
+
+
+def _native_routing(routing: Routing) -> Any:
+    record = native.Routing()
+    for field in fields(routing):
+        setattr(record, field.name, getattr(routing, field.name))
+    return record

@@ -14,10 +14,12 @@ from inflight.models.config_base import sliding_layers as _types
 from inflight.models.config_base import windows_of as _windows
 from inflight.models.config_checks import check_config
 from inflight.models.config_gemma import gemma2, gemma3, gemma4
+from inflight.models.config_hybrid import HYBRIDS
 from inflight.models.config_vision import VISION_FAMILIES, text_part
-from inflight.models.description import Config, DecoderConfig, DeltaNet, Experts
+from inflight.models.description import Config, DecoderConfig, Experts
+from inflight.models.recurrences import DeltaNet
 
-__all__ = ["FAMILIES", "Config", "DecoderConfig", "DeltaNet", "Experts", "decoder_config", "plain_rope"]
+__all__ = ["FAMILIES", "Config", "DecoderConfig", "Experts", "decoder_config", "plain_rope"]
 
 
 def decoder_config(config: Config) -> DecoderConfig | None:
@@ -133,7 +135,7 @@ def _qwen3_next(config: Config) -> DecoderConfig:
         longest=described.max_positions,
         centered_norm=True,
         output_gate=True,
-        delta=delta,
+        recurrence=delta,
         ropes={"all": rope},
         windows=(None,) * layers,
     )
@@ -285,6 +287,7 @@ _FAMILIES: dict[str, Callable[[Config], DecoderConfig]] = {
     "qwen3_5_moe_text": _qwen3_next,
     "smollm3": _smollm3,
 }
+_FAMILIES.update(HYBRIDS)
 _FAMILIES.update(dict.fromkeys(VISION_FAMILIES, _vision))
 
 FAMILIES: tuple[str, ...] = tuple(_FAMILIES)

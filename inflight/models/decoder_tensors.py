@@ -7,10 +7,9 @@ Products have names: embedding, head (unless tied); of layer n: n.qkv, n.out, n.
 n.gate_up.e, n.down.e of expert e. Norms: norm, and n.before_attention, n.before_mlp, n.after_attention, n.after_mlp,
 n.q_norm, n.k_norm if the family has them.
 
-Where attention has an output gate, its product is the last part of n.qkv. Layers with a gated delta rule have
-n.delta_in (queries, keys, values, z), n.delta_rates (β's and the decays' logits) and n.delta_out in place of n.qkv and
-n.out, and the arrays n.conv, n.decay, n.dt_bias, n.delta_norm, which stay float32, as n.sinks do. A shared expert has
-n.shared_gate_up, n.shared_down and n.shared_router.
+Where attention has an output gate, its product is the last part of n.qkv. Recurrent layers have what
+`inflight.models.recurrent_tensors` says. A shared expert has n.shared_gate_up, n.shared_down and n.shared_router. Also
+float32 stay n.sinks, and n.expert_bias, which is added to the router's scores for the choice of experts.
 """
 
 from __future__ import annotations
@@ -23,9 +22,11 @@ import numpy as np
 
 from inflight.checkpoint import Slice, Weights
 from inflight.errors import StartError
-from inflight.models.config import DecoderConfig
+from inflight.models.description import DecoderConfig
 from inflight.models.gemma4_tensors import gemma4_array, gemma4_norm, gemma4_product
-from inflight.models.pieces import Piece, Product
+from inflight.models.pieces import Piece, Product, by_head
+from inflight.models.recurrent_tensors import conv_factors, recurrent_array, recurrent_product
+from inflight.tensors import Floats
 
 log = logging.getLogger("inflight")
 
@@ -54,7 +55,39 @@ class DecoderTensors:
         self.first_token = rank * self.vocabulary
 
     def product(self, name: str) -> Product:
-        """The tensors of a product or norm, by its name (see the module)."""
+        """The tensors of a product, by its name (see the module)."""
+        found = self._product(name)
+        return Product(tuple(map(self._named, found.weights)), tuple(map(self._named, found.biases)))
+
+    def norm(self, name: str) -> Piece:
+        """The tensor of a norm, by its name (see the module)."""
+        return self._named(self._norm(name))
+
+    def array(self, name: str) -> Piece:
+        """A small array, by its name (see the module)."""
+        found = None if self.config.gemma4 is None else gemma4_array(self.config, name)
+        if found is not None:
+            return found
+        index, kind = name.split(".")
+        prefix = f"{self.config.prefix}layers.{index}."
+        if kind == "sinks":
+            first = self.rank * self.heads
+            return self._piece(f"{prefix}self_attn.sinks", (self.config.heads,), first, first + self.heads)
+        experts = self.config.experts
+        if kind == "expert_bias":
+            assert experts is not None
+            return self._named(Piece(f"{prefix}{experts.bias}", (experts.count,)))
+        assert self.config.recurrence is not None
+        return self._named(recurrent_array(self.config.recurrence, prefix, kind))
+
+    def factors(self, name: str) -> Floats | None:
+        """What the rows of a small array are multiplied with, float32; None: nothing."""
+        return conv_factors(self.config.recurrence) if name.endswith(".conv") else None
+
+    def _named(self, piece: Piece) -> Piece:
+        return replace(piece, name=self.config.own_name(piece.name))
+
+    def _product(self, name: str) -> Product:
         config = self.config
         found = None if config.gemma4 is None else gemma4_product(config, name, self.rank, self.size)
         if found is not None:
@@ -69,8 +102,9 @@ class DecoderTensors:
             return self._of_expert(prefix, kind, int(expert[0]))
         if kind == "qkv":
             return self._qkv(prefix)
-        if kind.startswith("delta_"):
-            return self._delta(f"{prefix}linear_attn.", kind)
+        if kind.startswith("mixer_"):
+            assert config.recurrence is not None
+            return recurrent_product(config.recurrence, config.hidden, prefix, kind)
         if kind.startswith("shared_"):
             return self._shared_expert(f"{prefix}mlp.shared_expert", kind)
         if kind == "out":
@@ -87,8 +121,7 @@ class DecoderTensors:
         biases = (Piece(_bias(router), (experts.count,)),) if experts.biased else ()
         return Product((Piece(router, (experts.count, config.hidden)),), biases)
 
-    def norm(self, name: str) -> Piece:
-        """The tensors of a product or norm, by its name (see the module)."""
+    def _norm(self, name: str) -> Piece:
         config = self.config
         found = None if config.gemma4 is None else gemma4_norm(config, name)
         if found is not None:
@@ -107,48 +140,6 @@ class DecoderTensors:
         }[kind]
         return Piece(f"{prefix}{stored}.weight", (config.hidden,))
 
-    def array(self, name: str) -> Piece:
-        """A small array, by its name (see the module)."""
-        delta = self.config.delta
-        found = None if self.config.gemma4 is None else gemma4_array(self.config, name)
-        if found is not None:
-            return found
-        index, kind = name.split(".")
-        if kind == "sinks":
-            first = self.rank * self.heads
-            stored = f"{self.config.prefix}layers.{index}.self_attn.sinks"
-            return self._piece(stored, (self.config.heads,), first, first + self.heads)
-        assert delta is not None
-        channels = 2 * delta.key_heads * delta.key_dim + delta.value_heads * delta.value_dim
-        stored, shape = {
-            "conv": ("conv1d.weight", (channels, 1, delta.taps)),
-            "decay": ("A_log", (delta.value_heads,)),
-            "dt_bias": ("dt_bias", (delta.value_heads,)),
-            "delta_norm": ("norm.weight", (delta.value_dim,)),
-        }[kind]
-        return Piece(f"{self.config.prefix}layers.{index}.linear_attn.{stored}", shape)
-
-    def _delta(self, prefix: str, kind: str) -> Product:
-        """A product of a layer with a gated delta rule; several ranks do not divide it."""
-        config, delta = self.config, self.config.delta
-        assert delta is not None
-        keys, values = delta.key_heads * delta.key_dim, delta.value_heads * delta.value_dim
-        if kind == "delta_out":
-            return Product((Piece(f"{prefix}out_proj.weight", (config.hidden, values)),))
-        rates = kind == "delta_rates"
-        if not delta.joined:
-            parts = (
-                (("in_proj_b", delta.value_heads), ("in_proj_a", delta.value_heads))
-                if rates
-                else (("in_proj_qkv", 2 * keys + values), ("in_proj_z", values))
-            )
-            return Product(tuple(Piece(f"{prefix}{name}.weight", (rows, config.hidden)) for name, rows in parts))
-        shared = delta.value_heads // delta.key_heads
-        own = shared * delta.value_dim
-        sizes = (shared, shared) if rates else (delta.key_dim, delta.key_dim, own, own)
-        name = f"{prefix}{'in_proj_ba' if rates else 'in_proj_qkvz'}.weight"
-        return Product(_by_head(name, config.hidden, delta.key_heads, sizes))
-
     def _shared_expert(self, module: str, kind: str) -> Product:
         """A product of the expert that every token takes."""
         experts, hidden = self.config.experts, self.config.hidden
@@ -157,7 +148,10 @@ class DecoderTensors:
             return Product((Piece(f"{module}_gate.weight", (1, hidden)),))
         if kind == "shared_down":
             return Product((Piece(f"{module}.down_proj.weight", (hidden, experts.shared)),))
-        return Product(tuple(Piece(f"{module}.{key}_proj.weight", (experts.shared, hidden)) for key in ("gate", "up")))
+        if self.config.fused_mlp:
+            return Product((Piece(f"{module}.gate_up_proj.weight", (2 * experts.shared, hidden)),))
+        parts = ("gate", "up") if self.config.gated else ("up",)
+        return Product(tuple(Piece(f"{module}.{key}_proj.weight", (experts.shared, hidden)) for key in parts))
 
     def _table(self, name: str) -> Product:
         """This rank's rows of a table over the vocabulary."""
@@ -204,7 +198,7 @@ class DecoderTensors:
         """Queries, keys, values, then the gates, which stand behind each head's query in the checkpoint."""
         config, dim = self.config, self.config.head_dim
         queries = f"{prefix}self_attn.q_proj"
-        both = _by_head(f"{queries}.weight", config.hidden, config.heads, (dim, dim))
+        both = by_head(f"{queries}.weight", config.hidden, config.heads, (dim, dim))
         rows = config.kv_heads * dim
         others = [f"{prefix}self_attn.{key}_proj" for key in ("k", "v")]
         weights = (
@@ -214,7 +208,7 @@ class DecoderTensors:
         )
         if not config.qkv_bias:
             return Product(weights)
-        biases = _by_head(f"{queries}.bias", None, config.heads, (dim, dim))
+        biases = by_head(f"{queries}.bias", None, config.heads, (dim, dim))
         own = (Piece(f"{name}.bias", (rows,)) for name in others)
         return Product(weights, (*biases[: config.heads], *own, *biases[config.heads :]))
 
@@ -235,14 +229,14 @@ class DecoderTensors:
     def _gate_up(self, prefix: str) -> Product:
         config, rows = self.config, self.config.intermediate
         first, end = self._share(rows)
-        if config.fused:
+        if config.fused or config.fused_mlp:
             name, both = f"{prefix}mlp.gate_up_proj.weight", (2 * rows, config.hidden)
             if self.size == 1:
                 return Product((Piece(name, both),))
             return Product(
                 tuple(Piece(name, both, Slice(0, start, start + end - first)) for start in (first, rows + first))
             )
-        modules = [f"{prefix}mlp.{key}_proj" for key in ("gate", "up")]
+        modules = [f"{prefix}mlp.{key}_proj" for key in (("gate", "up") if config.gated else ("up",))]
         weights = tuple(self._piece(f"{module}.weight", (rows, config.hidden), first, end) for module in modules)
         biases = tuple(self._piece(f"{module}.bias", (rows,), first, end) for module in modules)
         return Product(weights, biases if config.mlp_bias else ())
@@ -266,9 +260,10 @@ class DecoderTensors:
         biases: tuple[Piece, ...] = ()
         if kind == "gate_up":
             wide = (experts.size, hidden)
+            parts = (gate, up) if self.config.gated else (up,)
             if experts.biased:
-                biases = tuple(self._piece(_bias(name), (experts.size,), first, end) for name in (gate, up))
-            return Product(tuple(self._piece(name, wide, first, end) for name in (gate, up)), biases)
+                biases = tuple(self._piece(_bias(name), (experts.size,), first, end) for name in parts)
+            return Product(tuple(self._piece(name, wide, first, end) for name in parts), biases)
         part = None if self.size == 1 else Slice(1, first, end)
         if experts.biased and self.rank == 0:
             biases = (Piece(_bias(down), (hidden,)),)
@@ -277,23 +272,6 @@ class DecoderTensors:
 
 def _bias(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
-
-
-def _by_head(name: str, hidden: int | None, heads: int, sizes: Sequence[int]) -> tuple[Piece, ...]:
-    """The parts of a tensor whose rows are grouped by head: the first part of every head, then the second, ...
-
-    Args:
-        hidden: inputs; None: of a bias.
-        sizes: rows of each part of a head.
-    """
-    step = sum(sizes)
-    shape = (heads * step,) if hidden is None else (heads * step, hidden)
-    firsts = [sum(sizes[:part]) for part in range(len(sizes))]
-    return tuple(
-        Piece(name, shape, Slice(0, head * step + first, head * step + first + size))
-        for first, size in zip(firsts, sizes)
-        for head in range(heads)
-    )
 
 
 def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderConfig:
@@ -309,12 +287,14 @@ def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderCon
         StartError: the head is missing in the checkpoint.
     """
     prefixes = dict.fromkeys([config.prefix, *_PREFIXES])
-    own_prefix = next((prefix for prefix in prefixes if f"{prefix}{_EMBEDDING}" in weights), None)
-    if own_prefix is None:
+    described = [replace(config, prefix=prefix) for prefix in prefixes]
+    found = next((each for each in described if each.own_name(f"{each.prefix}{_EMBEDDING}") in weights), None)
+    if found is None:
         return _without_embedding(config, weights, list(prefixes))
-    config = replace(config, prefix=own_prefix)
+    config = found
     if config.experts is not None and any(
-        f"{own_prefix}layers.{layer}.{config.experts.stem}.gate_up_proj" in weights for layer in range(config.layers)
+        config.own_name(f"{config.prefix}layers.{layer}.{config.experts.stem}.gate_up_proj") in weights
+        for layer in range(config.layers)
     ):
         config = replace(config, experts=replace(config.experts, stacked=True))
     head = _head(config, weights)
@@ -325,7 +305,9 @@ def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderCon
                 "(tie_word_embeddings false); is the checkpoint complete?"
             )
         return replace(config, tied=True)
-    if config.tied and _differ(weights, f"{own_prefix}{_EMBEDDING}", head, (config.vocab_size, config.hidden)):
+    if config.tied and _differ(
+        weights, config.own_name(f"{config.prefix}{_EMBEDDING}"), head, (config.vocab_size, config.hidden)
+    ):
         log.warning("config.json ties the head to the embedding, but '%s' has values of its own, which are used", head)
         return replace(config, head_name=head, tied=False)
     return replace(config, head_name=head)
@@ -343,8 +325,8 @@ def _without_embedding(config: DecoderConfig, weights: Weights, prefixes: Sequen
     safetensors keeps one of two names of a tensor. The description of any other checkpoint is not changed; reading its
     embedding raises that it is missing.
     """
-    found = next((prefix for prefix in prefixes if f"{prefix}norm.weight" in weights), config.prefix)
-    located = replace(config, prefix=found)
+    described = [replace(config, prefix=prefix) for prefix in prefixes]
+    located = next((each for each in described if each.own_name(f"{each.prefix}norm.weight") in weights), config)
     head = _head(located, weights)
     return replace(located, embedding_name=head) if config.tied and head is not None else config
 

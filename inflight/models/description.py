@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from inflight.models.gemma4_shapes import Gemma4
+from inflight.models.recurrences import Recurrence
 
 Config = Mapping[str, Any]
 
@@ -24,7 +25,10 @@ class Experts:
         stacked: the experts of a layer lie in two tensors, `gate_up_proj` and `down_proj` (`located`).
         biased: the router and the experts have biases.
         stem: checkpoint name of the experts below the layer, where they are stacked.
-        shared: intermediate size of an expert that every token takes too, times σ of a product; 0: there is none.
+        shared: intermediate size of an expert that every token takes too; 0: there is none.
+        shared_gated: what it gives is multiplied by σ of a product.
+        sigmoid, groups, kept, floor, scale: see `inflight.kernels.Routing`.
+        bias: checkpoint name below the layer of what is added to the scores for the choice; empty: nothing is.
     """
 
     count: int
@@ -38,27 +42,33 @@ class Experts:
     stacked: bool = False
     biased: bool = False
     stem: str = "mlp.experts"
+    shared_gated: bool = True
+    sigmoid: bool = False
+    bias: str = ""
+    groups: int = 1
+    kept: int = 1
+    floor: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether torch's operators have such a mixture."""
+        return not (self.shared or self.sigmoid or self.bias) and self.scale == 1.0
 
 
 @dataclass(frozen=True)
-class DeltaNet:
-    """Layers with a gated delta rule in place of attention (Qwen3-Next, Qwen3.5).
+class Multipliers:
+    """What is multiplied beside `residual_scale`; 1.0 changes nothing.
 
     Attributes:
-        layers: which layers these are.
-        key_heads, value_heads, key_dim, value_dim, taps, tiled: see `inflight.kernels.Delta`.
-        joined: the products of queries, keys, values and z are one tensor, key head by key head, and those of β and the
-            decays another (Qwen3-Next).
+        attention, recurrent, down: what attention, the recurrent layer and the MLP add.
+        gate: the gate of the MLP, in front of its activation.
     """
 
-    layers: tuple[bool, ...]
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    taps: int
-    tiled: bool = False
-    joined: bool = False
+    attention: float = 1.0
+    recurrent: float = 1.0
+    down: float = 1.0
+    gate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class DecoderConfig:
         head_name, embedding_name: of the checkpoint's tensors; an empty one is `embed_tokens.weight` behind the prefix.
         qkv_bias, out_bias, mlp_bias: which linear layers have one.
         fused: qkv_proj and gate_up_proj in one tensor each.
+        fused_mlp: gate_up_proj in one tensor, also of a shared expert.
+        gated: MLP and experts have a gate.
         qk_norm: norms of queries and keys by head.
         centered_norm: weights of norms are stored as their distance from 1.
         sandwich: norms after attention and MLP too.
@@ -83,7 +95,11 @@ class DecoderConfig:
         axes: the axis of an image (0 time, 1 rows, 2 columns) along which each pair of components is rotated (mrope);
             empty: tokens have one position.
         deepstack: leading layers behind which an image's features are added to the hidden states.
-        delta: layers with a recurrent state; None: all have attention.
+        recurrence: layers with a recurrent state; None: there are none.
+        attention: layers with attention; empty: those without a recurrent state.
+        mlp: layers with an MLP; empty: those without experts.
+        names: the checkpoint's own names of modules (`own_name`).
+        multipliers: of the parts of a layer.
         output_gate: what attention gives is multiplied by σ of as many further outputs of the queries' product, which
             stand behind each head's query.
         sinks: each head has a logit of a key without a value, which every query sees.
@@ -126,14 +142,55 @@ class DecoderConfig:
     images: bool = False
     axes: tuple[int, ...] = ()
     deepstack: int = 0
-    delta: DeltaNet | None = None
+    recurrence: Recurrence | None = None
     output_gate: bool = False
     sinks: bool = False
     gemma4: Gemma4 | None = None
+    fused_mlp: bool = False
+    gated: bool = True
+    attention: tuple[bool, ...] = ()
+    mlp: tuple[bool, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    multipliers: Multipliers = Multipliers()
 
     def recurrent(self, layer: int) -> bool:
-        """Whether a layer has a recurrent state in place of attention."""
-        return self.delta is not None and self.delta.layers[layer]
+        """Whether a layer has a recurrent state."""
+        return self.recurrence is not None and self.recurrence.layers[layer]
+
+    def attends(self, layer: int) -> bool:
+        """Whether a layer has attention."""
+        return self.attention[layer] if self.attention else not self.recurrent(layer)
+
+    def mixes(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return self.experts is not None and self.experts.layers[layer]
+
+    def has_mlp(self, layer: int) -> bool:
+        """Whether a layer has an MLP."""
+        return self.mlp[layer] if self.mlp else not self.mixes(layer)
+
+    @property
+    def on_torch(self) -> bool:
+        """Whether torch's operators have all parts of the model."""
+        plain = self.experts is None or self.experts.plain
+        return self.recurrence is None and self.gated and plain and self.multipliers == Multipliers()
+
+    def own_name(self, name: str) -> str:
+        """The checkpoint's name of a tensor, by the name that it has in Llama's and Qwen's checkpoints.
+
+        `names` has modules below a layer or below the prefix, with or without their children.
+        """
+        rest = name.removeprefix(self.prefix)
+        lead = name[: len(name) - len(rest)]
+        if rest.startswith("layers."):
+            _, number, rest = rest.split(".", 2)
+            lead = f"{lead}layers.{number}."
+        parts = rest.split(".")
+        for count in range(len(parts), 0, -1):
+            found = self.names.get(".".join(parts[:count]))
+            if found is not None:
+                return lead + ".".join([found, *parts[count:]])
+        return name
 
     def rope_dim(self, name: str) -> int:
         """Components of the heads that a rotation turns."""

@@ -66,7 +66,7 @@ def choose(
         choice = Choice("bridge", f"the family '{family}' runs through transformers")
     else:
         reason = engine_reason(described, settings, size, device_type)
-        if reason is not None and described.delta is not None:
+        if reason is not None and not described.on_torch:
             raise StartError(f"models of '{described.family}' run on the CPU engine only, which is not used: {reason}")
         choice = Choice("engine") if reason is None else Choice("decoder", reason)
     if choice.way != "engine":
@@ -271,7 +271,7 @@ def _of_another_part(name: str, described: DecoderConfig) -> bool:
         return name.removeprefix("model.").startswith(towers) or (
             shared is not None and described.gemma4.reads_another(int(shared[1]))
         )
-    if described.delta is None:
+    if described.recurrence is None:
         return False
     block = name.removeprefix("blk.").removeprefix(f"{described.prefix}layers.").partition(".")[0]
     behind = block.isdecimal() and int(block) >= described.layers

@@ -21,7 +21,6 @@ from inflight.kernels import (
     Activation,
     Cost,
     DecodeArrays,
-    Delta,
     Format,
     KvType,
     Layer,
@@ -29,6 +28,7 @@ from inflight.kernels import (
     Norm,
     PackedAdapter,
     Precision,
+    Routing,
     Saves,
     StepArrays,
     StepImages,
@@ -36,11 +36,12 @@ from inflight.kernels import (
 from inflight.models.adapter import Adapter
 from inflight.models.adapter_products import adapted_products
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, KeptForms, reaches
-from inflight.models.config import DecoderConfig, DeltaNet
+from inflight.models.config import DecoderConfig
 from inflight.models.decoder_tensors import DecoderTensors
 from inflight.models.native_gemma4 import Gemma4Layers
 from inflight.models.native_kept import NativeKept
-from inflight.models.states import LayerState, Paged, Recurrent, Shared, block_bytes
+from inflight.models.native_recurrent import RecurrentLayers
+from inflight.models.states import LayerState, Paged, Shared, block_bytes
 from inflight.models.weight_loader import WeightLoader
 from inflight.tensors import BFLOAT16, FLOAT_DTYPES, Floats
 
@@ -94,7 +95,7 @@ class NativeDecoder(CausalLM):
                 replace(layer, kv_heads=shape.kv_heads, dim=shape.dim, source=shape.source)
                 for layer, shape in zip(self._layers, config.gemma4.shapes, strict=True)
             ]
-        self._delta = _delta_of(config.delta) if config.delta is not None else None
+        self._recurrent: RecurrentLayers | None = None
         self.vocab_size = config.vocab_size
         self.max_positions = config.longest
         self.image_width = config.hidden if config.images else 0
@@ -153,9 +154,11 @@ class NativeDecoder(CausalLM):
         queries = config.heads * config.head_dim
         columns = queries + 2 * config.kv_heads * config.head_dim
         qkv = program.buffer(columns + queries * config.output_gate)
-        mixed, remembered = -1, -1
-        if self._delta is not None:
-            mixed, remembered = program.buffer(self._delta.width), program.buffer(self._delta.values)
+        recurrent: RecurrentLayers | None = None
+        if config.recurrence is not None:
+            take = partial(self._take, loader)
+            recurrent = RecurrentLayers(program, config, config.recurrence, loader, take, quant.layers)
+        self._recurrent = recurrent
         attended = program.buffer(config.heads * config.head_dim)
         update = program.buffer(config.hidden)
         inner, wide = program.buffer(config.intermediate), -1
@@ -163,40 +166,29 @@ class NativeDecoder(CausalLM):
         routed = program.buffer(experts.count) if experts is not None else -1
         for index, spec in enumerate(self._layers):
             name = f"{index}."
-            if config.recurrent(index):
-                self._recurrent(loader, x, mixed, remembered, name, quant)
-                wide = self._behind(loader, x, (update, inner, wide, routed), index, quant)
-                continue
-            layer = program.layer(spec, loader.array(program, f"{name}sinks") if config.sinks else None)
-            before = self._norm(loader, f"{name}before_attention")
-            program.multiply(x, qkv, self._take(loader, f"{name}qkv", quant.layers), norm=before)
-            heads = None
-            if config.qk_norm:
-                heads = self._norm(loader, f"{name}q_norm"), self._norm(loader, f"{name}k_norm")
-            rope_name = config.rope_of[index]
-            program.rotate(qkv, layer, None if rope_name is None else numbers[rope_name], heads)
-            program.attend(qkv, attended, layer)
-            if config.output_gate:
-                program.output_gate(qkv, columns, attended)
-            self._join(loader, attended, x, update, f"{name}out", f"{name}after_attention", quant)
+            if config.recurrent(index) or config.attends(index):
+                before = self._norm(loader, f"{name}before_attention")
+            if recurrent is not None and config.recurrent(index):
+                recurrent.read(x, name, before)
+            if config.attends(index):
+                program.multiply(x, qkv, self._take(loader, f"{name}qkv", quant.layers), norm=before)
+            if recurrent is not None and config.recurrent(index):
+                recurrent.write(x, name)
+            if config.attends(index):
+                layer = program.layer(spec, loader.array(program, f"{name}sinks") if config.sinks else None)
+                heads = None
+                if config.qk_norm:
+                    heads = self._norm(loader, f"{name}q_norm"), self._norm(loader, f"{name}k_norm")
+                rope_name = config.rope_of[index]
+                program.rotate(qkv, layer, None if rope_name is None else numbers[rope_name], heads)
+                program.attend(qkv, attended, layer)
+                if config.output_gate:
+                    program.output_gate(qkv, columns, attended)
+                scale = config.multipliers.attention
+                self._join(loader, attended, x, update, f"{name}out", f"{name}after_attention", quant, scale)
             wide = self._behind(loader, x, (update, inner, wide, routed), index, quant)
             if index < config.deepstack:
                 program.add_rows(x, index)
-
-    def _recurrent(
-        self, loader: WeightLoader, x: int, mixed: int, remembered: int, name: str, quant: QuantConfig
-    ) -> None:
-        """x += what a layer with a gated delta rule gives. The products of its decays stay floats."""
-        program = self._program
-        assert self._delta is not None
-        before = self._norm(loader, f"{name}before_attention")
-        inputs = self._take(loader, f"{name}delta_in", quant.layers)
-        rates = self._take(loader, f"{name}delta_rates", None)
-        program.multiply(x, mixed, (*inputs, *rates), norm=before)
-        arrays = [loader.array(program, f"{name}{kind}") for kind in ("conv", "decay", "dt_bias", "delta_norm")]
-        program.delta(mixed, remembered, program.recurrent(self._delta, self._config.eps, arrays))
-        product = self._take(loader, f"{name}delta_out", quant.layers)
-        program.multiply(remembered, x, product, add=True, scale=self._config.residual_scale)
 
     def _behind(
         self, loader: WeightLoader, x: int, buffers: tuple[int, int, int, int], index: int, quant: QuantConfig
@@ -210,31 +202,41 @@ class NativeDecoder(CausalLM):
             The third of these buffers.
         """
         update, inner, wide, routed = buffers
-        name, experts = f"{index}.", self._config.experts
+        name, config = f"{index}.", self._config
+        if not config.mixes(index) and not config.has_mlp(index):
+            return wide
         before = self._norm(loader, f"{name}before_mlp")
-        if experts is not None and experts.layers[index]:
+        if config.mixes(index):
             self._mixture(loader, x, routed, name, before, quant)
             return wide
         wide = self._mlp(loader, x, inner, wide, name, before, quant)
-        self._join(loader, inner, x, update, f"{name}down", f"{name}after_mlp", quant)
+        self._join(loader, inner, x, update, f"{name}down", f"{name}after_mlp", quant, config.multipliers.down)
         return wide
 
     def _join(
-        self, loader: WeightLoader, source: int, x: int, update: int, name: str, after: str, quant: QuantConfig
+        self,
+        loader: WeightLoader,
+        source: int,
+        x: int,
+        update: int,
+        name: str,
+        after: str,
+        quant: QuantConfig,
+        scale: float = 1.0,
     ) -> None:
-        """x += a product of `source`, through a norm in sandwich form."""
+        """x += scale * a product of `source`, through a norm in sandwich form."""
         config, program = self._config, self._program
-        product = self._take(loader, name, quant.layers)
+        product, scale = self._take(loader, name, quant.layers), config.residual_scale * scale
         if not config.sandwich:
-            program.multiply(source, x, product, add=True, scale=config.residual_scale)
+            program.multiply(source, x, product, add=True, scale=scale)
             return
         program.multiply(source, update, product)
-        program.norm(update, x, self._norm(loader, after), add=True, scale=config.residual_scale)
+        program.norm(update, x, self._norm(loader, after), add=True, scale=scale)
 
     def _mlp(
         self, loader: WeightLoader, x: int, inner: int, wide: int, name: str, norm: Norm, quant: QuantConfig
     ) -> int:
-        """inner = act(gate(norm(x))) * up(norm(x)).
+        """inner = act(gate(norm(x))) * up(norm(x)), or act(up(norm(x))) where there is no gate.
 
         Args:
             wide: a buffer for gate and up in two formats; -1: none yet.
@@ -243,13 +245,15 @@ class NativeDecoder(CausalLM):
             That buffer, or -1.
         """
         program, act = self._program, Activation[ACTIVATIONS[self._config.activation]]
-        gate_up = self._take(loader, f"{name}gate_up", quant.layers, gated=True)
-        if len(gate_up) == 1:
+        config, multiplier = self._config, self._config.multipliers.gate
+        fused = config.gated and multiplier == 1.0
+        gate_up = self._take(loader, f"{name}gate_up", quant.layers, gated=fused)
+        if len(gate_up) == 1 and multiplier == 1.0:
             program.multiply(x, inner, gate_up, norm=norm, act=act)
             return wide
-        wide = program.buffer(2 * self._config.intermediate) if wide < 0 else wide
+        wide = program.buffer(2 * config.intermediate) if wide < 0 else wide
         program.multiply(x, wide, gate_up, norm=norm)
-        program.gate(wide, inner, act)
+        program.gate(wide, inner, act, multiplier)
         return wide
 
     def _mixture(self, loader: WeightLoader, x: int, routed: int, name: str, norm: Norm, quant: QuantConfig) -> None:
@@ -262,11 +266,19 @@ class NativeDecoder(CausalLM):
         program.mixture(
             x,
             routed,
-            [self._take(loader, f"{name}gate_up.{n}", quant.layers, gated=True)[0] for n in numbers],
+            [self._take(loader, f"{name}gate_up.{n}", quant.layers, gated=config.gated)[0] for n in numbers],
             [self._take(loader, f"{name}down.{n}", quant.layers)[0] for n in numbers],
             norm=norm,
-            chosen=experts.chosen,
-            normalise=experts.normalise,
+            routing=Routing(
+                experts.chosen,
+                experts.sigmoid,
+                experts.normalise,
+                loader.array(program, f"{name}expert_bias") if experts.bias else -1,
+                experts.groups,
+                experts.kept,
+                experts.floor,
+                experts.scale,
+            ),
             act=Activation[ACTIVATIONS[config.activation]],
             scale=config.residual_scale,
         )
@@ -275,14 +287,19 @@ class NativeDecoder(CausalLM):
             program.multiply(shared, x, product, add=True, scale=config.residual_scale)
 
     def _shared_expert(self, loader: WeightLoader, x: int, name: str, norm: Norm, quant: QuantConfig) -> int:
-        """The inner rows of the expert that every token takes, times its gate: a buffer, which the mixture leaves."""
+        """The inner rows of the expert that every token takes, times its gate if it has one.
+
+        Returns:
+            A buffer, which the mixture leaves.
+        """
         program, experts = self._program, self._config.experts
         assert experts is not None
         if self._shared < 0:
             self._shared, self._gate = program.buffer(experts.shared), program.buffer(1)
         act = Activation[ACTIVATIONS[self._config.activation]]
-        program.multiply(x, self._gate, self._take(loader, f"{name}shared_router", None), norm=norm)
-        gate_up = self._take(loader, f"{name}shared_gate_up", quant.layers, gated=True)
+        if experts.shared_gated:
+            program.multiply(x, self._gate, self._take(loader, f"{name}shared_router", None), norm=norm)
+        gate_up = self._take(loader, f"{name}shared_gate_up", quant.layers, gated=self._config.gated)
         if len(gate_up) == 1:
             program.multiply(x, self._shared, gate_up, norm=norm, act=act)
         else:
@@ -290,7 +307,8 @@ class NativeDecoder(CausalLM):
                 self._shared_wide = program.buffer(2 * experts.shared)
             program.multiply(x, self._shared_wide, gate_up, norm=norm)
             program.gate(self._shared_wide, self._shared, act)
-        program.output_gate(self._gate, 0, self._shared)
+        if experts.shared_gated:
+            program.output_gate(self._gate, 0, self._shared)
         return self._shared
 
     def _take(
@@ -341,21 +359,16 @@ class NativeDecoder(CausalLM):
         return block_bytes(self.layer_states(block_size))
 
     def layer_states(self, block_size: int) -> list[LayerState]:
-        """What each layer keeps of a sequence."""
-        delta = self._delta
-        return [
-            Recurrent(
-                {
-                    "inputs": (delta.taps - 1, delta.channels),
-                    "memory": (delta.value_heads, delta.key_dim, delta.value_dim),
-                }
-            )
-            if delta is not None and self._config.recurrent(index)
-            else Shared(layer.source)
-            if layer.source is not None
-            else Paged(layer.block_bytes(block_size, self._kv))
-            for index, layer in enumerate(self._layers)
-        ]
+        """What the layers keep of a sequence, in their order; a layer may have several states, or none."""
+        states: list[LayerState] = []
+        for index, layer in enumerate(self._layers):
+            if self._recurrent is not None and self._config.recurrent(index):
+                states.append(self._recurrent.state)
+            if layer.source is not None:
+                states.append(Shared(layer.source))
+            elif self._config.attends(index):
+                states.append(Paged(layer.block_bytes(block_size, self._kv)))
+        return states
 
     def make_states(self, slots: int) -> int:
         self._program.make_states(slots)
@@ -380,7 +393,7 @@ class NativeDecoder(CausalLM):
                 rows.known[:count],
                 rows.computed[:count],
                 rows.shift,
-                rows.states if self._delta is not None else None,
+                rows.states if self._recurrent is not None else None,
                 rows.adapters,
             )
         output = self._program.decode(self._arrays, greedy, self._logits, self._last)
@@ -405,7 +418,7 @@ class NativeDecoder(CausalLM):
             images,
             batch.places,
             batch.until,
-            batch.states if self._delta is not None else None,
+            batch.states if self._recurrent is not None else None,
             None if batch.save_at is None or batch.save_to is None else Saves(batch.save_at, batch.save_to),
             batch.adapters,
         )
@@ -416,10 +429,6 @@ class NativeDecoder(CausalLM):
         back = np.argsort(order)
         self.hidden, self.best = output.hidden[back], output.best[back]
         return output.logits[back]
-
-
-def _delta_of(delta: DeltaNet) -> Delta:
-    return Delta(delta.key_heads, delta.value_heads, delta.key_dim, delta.value_dim, delta.taps, delta.tiled)
 
 
 def _kv_type(asked: str, dtype: str) -> KvType:

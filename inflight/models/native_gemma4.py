@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from inflight.kernels import ACTIVATIONS, Activation, Layer, NativeProgram, Norm, Precision
+from inflight.kernels import ACTIVATIONS, Activation, Layer, NativeProgram, Norm, Precision, Routing
 from inflight.models.config import DecoderConfig
 from inflight.models.gemma4_shapes import LayerShape
 from inflight.models.weight_loader import WeightLoader
@@ -122,8 +122,7 @@ class Gemma4Layers:
             [self._take(f"{name}gate_up.{n}", self._precision, gated=True)[0] for n in range(experts.count)],
             [self._take(f"{name}down.{n}", self._precision)[0] for n in range(experts.count)],
             norm=self._norm(f"{name}before_experts"),
-            chosen=experts.chosen,
-            normalise=experts.normalise,
+            routing=Routing(experts.chosen, normalise=experts.normalise),
             act=self._act,
             into=sparse,
             factors=loader.array(program, f"{name}expert_factors"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,3 +65,20 @@ class Product:
 
     weights: tuple[Piece, ...]
     biases: tuple[Piece, ...] = ()
+
+
+def by_head(name: str, hidden: int | None, heads: int, sizes: Sequence[int]) -> tuple[Piece, ...]:
+    """The parts of a tensor whose rows are grouped by head: the first part of every head, then the second, ...
+
+    Args:
+        hidden: inputs; None: of a bias.
+        sizes: rows of each part of a head.
+    """
+    step = sum(sizes)
+    shape = (heads * step,) if hidden is None else (heads * step, hidden)
+    firsts = [sum(sizes[:part]) for part in range(len(sizes))]
+    return tuple(
+        Piece(name, shape, Slice(0, head * step + first, head * step + first + size))
+        for first, size in zip(firsts, sizes)
+        for head in range(heads)
+    )

@@ -95,6 +95,9 @@ class CheckpointLoader:
         self._weights.check(piece.name, piece.shape)
         stored = self._weights.read(piece.name, piece.shape)
         values = np.array(widened(stored if isinstance(stored, np.ndarray) else stored.dequantise()), np.float32)
+        factors = self._tensors.factors(name)
+        if factors is not None:
+            values = values * factors.reshape(-1, *(1,) * (values.ndim - 1))
         if name.endswith(".conv"):
             values = np.ascontiguousarray(values.reshape(piece.shape[0], -1).T)
         if name.endswith(".decay"):

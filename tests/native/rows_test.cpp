@@ -93,7 +93,7 @@ void gates(const Kernels& kernels, Random& random) {
     std::vector<float> wide = random.values(2 * n, random.pick({1.0f, 10.0f})), out(static_cast<size_t>(n) + 1, kUnset);
     Activation act = random.pick({Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kRelu,
                                   Activation::kGeluQuick, Activation::kSwigluClamped});
-    kernels.gate(act, wide.data(), wide.data() + n, n, out.data());
+    kernels.gate(act, wide.data(), 1.0f, wide.data() + n, n, out.data());
     for (size_t i = 0; i < static_cast<size_t>(n); i++) {
         const auto parts = gated(act, wide[i], wide[static_cast<size_t>(n) + i]);
         const double gate = parts.first, up = parts.second;

@@ -10,6 +10,7 @@ import numpy as np
 
 from inflight.checkpoint.gguf.file import whole_number
 from inflight.checkpoint.gguf.gemma4 import gemma4
+from inflight.checkpoint.gguf.hybrid import HYBRID, falcon_h1, granite_hybrid, largest, lfm2, nemotron_h
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
 from inflight.errors import StartError
 
@@ -78,7 +79,8 @@ def _base(file: GgufParts, architecture: str) -> Json:
         value = file.metadata.get(f"{architecture}.{key}")
         if isinstance(value, list) and architecture in _BY_LAYER:
             return whole_number({key: value[0] if value else 0}, key)
-        return whole_number(file.metadata, f"{architecture}.{key}", default)
+        read = largest if architecture in HYBRID else whole_number
+        return read(file.metadata, f"{architecture}.{key}", default)
 
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.info.shape) != 2:
@@ -364,4 +366,10 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[GgufParts, Json], None]]] = {
     "granite": ("Granite", _granite),
     "smollm3": ("SmolLM3", _smollm3),
     "mistral3": ("Mistral", _mistral3),
+    "lfm2": ("Lfm2", lfm2),
+    "lfm2moe": ("Lfm2Moe", lfm2),
+    "granitehybrid": ("GraniteMoeHybrid", granite_hybrid),
+    "falcon-h1": ("FalconH1", falcon_h1),
+    "nemotron_h": ("NemotronH", nemotron_h),
+    "nemotron_h_moe": ("NemotronH", nemotron_h),
 }

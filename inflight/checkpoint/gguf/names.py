@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 
-_ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_ENDS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "token_embd_norm": "model.norm",  # LFM2's, behind the last layer
+    "output": "lm_head",
+}
 _IN_LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -75,6 +80,13 @@ _GEMMA4 = {
     "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
     "post_ffw_norm_2": "post_feedforward_layernorm_2",
 }
+_MAMBA = {
+    "ssm_in": "mamba.in_proj",
+    "ssm_conv1d": "mamba.conv1d",
+    "ssm_norm": "mamba.norm",
+    "ssm_out": "mamba.out_proj",
+}
+_ROUTED = {**_QWEN_EXPERTS, **_SHARED_EXPERT}
 _ARRAYS = {
     "layer_output_scale.weight": "layer_scalar",
     "ffn_gate_inp.scale": "router.scale",
@@ -82,7 +94,14 @@ _ARRAYS = {
     "ssm_a": "linear_attn.A_log",
     "ssm_dt.bias": "linear_attn.dt_bias",
     "attn_sinks.weight": "self_attn.sinks",
+    "shortconv.conv.weight": "conv.conv.weight",
+    "shortconv.in_proj.weight": "conv.in_proj.weight",
+    "shortconv.out_proj.weight": "conv.out_proj.weight",
+    "exp_probs_b.bias": "mlp.expert_bias",
 }
+_MAMBA_ARRAYS = {"ssm_a": "mamba.A_log", "ssm_d": "mamba.D", "ssm_dt.bias": "mamba.dt_bias"}
+MAMBA = ("granitehybrid", "falcon-h1", "nemotron_h", "nemotron_h_moe")
+"""Architectures with Mamba 2."""
 _OTHERS = {
     "gemma2": _GEMMA,
     "gemma3": _GEMMA,
@@ -93,6 +112,12 @@ _OTHERS = {
     "gpt-oss": _GPT_OSS,
     "qwen35": _DELTA,
     "qwen35moe": {**_DELTA, **_QWEN_EXPERTS, **_SHARED_EXPERT},
+    "lfm2moe": _QWEN_EXPERTS,
+    "granitehybrid": {**_MAMBA, **_ROUTED},
+    "falcon-h1": _MAMBA,
+    # Each of its layers has one norm, whatever it is of.
+    "nemotron_h": _MAMBA,
+    "nemotron_h_moe": {**_MAMBA, **_ROUTED},
 }
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)")
 
@@ -104,8 +129,9 @@ def hf_name(name: str, architecture: str) -> str:
     tensor of its own.
     """
     block, _, rest = name.removeprefix("blk.").partition(".")
-    if rest in _ARRAYS and block.isdecimal():
-        return f"model.layers.{int(block)}.{_ARRAYS[rest]}"
+    arrays = {**_ARRAYS, **_MAMBA_ARRAYS} if architecture in MAMBA else _ARRAYS
+    if rest in arrays and block.isdecimal():
+        return f"model.layers.{int(block)}.{arrays[rest]}"
     match = _NAME.fullmatch(name)
     if match is None:
         return name

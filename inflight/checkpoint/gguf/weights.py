@@ -9,7 +9,7 @@ import numpy as np
 
 from inflight.checkpoint.files import Slice, Tensor, sliced
 from inflight.checkpoint.gguf.file import whole_number
-from inflight.checkpoint.gguf.names import hf_name
+from inflight.checkpoint.gguf.names import MAMBA, hf_name
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
 from inflight.checkpoint.gguf.rare import RARE, as_integers
 from inflight.checkpoint.gguf.types import FLOATS
@@ -24,6 +24,7 @@ _TURNED = ("llama", "granite", "smollm3", "mistral3")
 _GEMMA = ("gemma2", "gemma3")
 _DELTA = ("qwen35", "qwen35moe")
 """Architectures with gated delta rules."""
+_FLAT = (".ssm_a", ".ssm_d", ".ssm_norm.weight")
 _FUSED = ("phi3", *_DELTA)
 """Architectures whose queries, keys and values are one tensor in Hugging Face's checkpoints too."""
 
@@ -35,19 +36,23 @@ class Stored:
     Attributes:
         part: llama.cpp's name of the weight in a tensor of its own, like attn_q.
         rows: [first, end) if it is one of several weights in one tensor.
+        flat: a tensor of two dimensions that is a row in Hugging Face's checkpoints.
     """
 
     placed: Placed
     part: str
     expert: int | None = None
     rows: tuple[int, int] | None = None
+    flat: bool = False
 
     @property
     def shape(self) -> list[int]:
         shape = self.placed.info.shape
         whole = list(shape if self.expert is None else shape[1:])
-        if self.part == "ssm_conv1d":
+        if self.part in ("ssm_conv1d", "conv") and len(whole) == 2:
             whole.insert(1, 1)  # as in Hugging Face's layout
+        if self.flat:
+            whole = [int(np.prod(whole))]
         if self.part == "ffn_gate_inp_shexp" and len(whole) == 1:
             whole.insert(0, 1)
         return whole if self.rows is None else [self.rows[1] - self.rows[0], *whole[1:]]
@@ -130,6 +135,8 @@ class GgufWeights(Source):
             floats = floats - np.float32(1)  # llama.cpp stores the factor itself
         if self._architecture in _DELTA:
             floats = _of_delta(name, floats)
+        if self._architecture in MAMBA and name.endswith("A_log"):
+            floats = _logarithms(floats)
         return floats if rowwise else sliced(floats, part)
 
     def release(self) -> None:
@@ -167,7 +174,8 @@ class GgufWeights(Source):
         name, shape = self.named(own), placed.info.shape
         part = own.split(".")[-2] if "." in own else ""
         if "{}" not in name or len(shape) != (2 if own.endswith(".bias") else 3):
-            self._stored[name] = Stored(placed, part, rows=rows)
+            flat = self._architecture in MAMBA and own.endswith(_FLAT)
+            self._stored[name] = Stored(placed, part, rows=rows, flat=flat)
             return
         for expert in range(min(shape[0], 1 << 16)):
             self._stored[name.format(expert)] = Stored(placed, part, expert, rows)
@@ -228,12 +236,17 @@ class GgufWeights(Source):
 def _of_delta(name: str, floats: Tensor) -> Tensor:
     """Norms as their distance from 1, but for those of heads behind a delta rule; decays as logarithms."""
     if name.endswith("A_log"):
-        logarithms: Tensor = np.log(-np.asarray(floats, np.float32))
-        return logarithms
+        return _logarithms(floats)
     if name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
         distances: Tensor = floats - np.float32(1)
         return distances
     return floats
+
+
+def _logarithms(decays: Tensor) -> Tensor:
+    """Decays as Hugging Face's checkpoints have them."""
+    logarithms: Tensor = np.log(-np.asarray(decays, np.float32))
+    return logarithms
 
 
 def turned(stored: Stored, heads: int) -> np.ndarray:

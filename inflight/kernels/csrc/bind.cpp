@@ -162,6 +162,16 @@ void bind_functions(nb::module_& m) {
 }
 
 void bind_operation(nb::module_& m) {
+    nb::class_<Routing>(m, "Routing")
+        .def(nb::init<>())
+        .def_rw("chosen", &Routing::chosen)
+        .def_rw("sigmoid", &Routing::sigmoid)
+        .def_rw("normalise", &Routing::normalise)
+        .def_rw("bias", &Routing::bias)
+        .def_rw("groups", &Routing::groups)
+        .def_rw("kept", &Routing::kept)
+        .def_rw("floor", &Routing::floor)
+        .def_rw("scale", &Routing::scale);
     nb::class_<Operation>(m, "Operation")
         .def(nb::init<>())
         .def_rw("from_", &Operation::from)
@@ -179,8 +189,8 @@ void bind_operation(nb::module_& m) {
         .def_rw("scale", &Operation::scale)
         .def_rw("softcap", &Operation::softcap)
         .def_rw("column", &Operation::column)
-        .def_rw("chosen", &Operation::chosen)
-        .def_rw("normalise", &Operation::normalise)
+        .def_rw("routing", &Operation::routing)
+        .def_rw("gated", &Operation::gated)
         .def_rw("gate_up", &Operation::gate_up)
         .def_rw("down", &Operation::down)
         .def_rw("code", &Operation::code)
@@ -281,12 +291,34 @@ void bind_program(nb::module_& m) {
                  a.source = source;
                  return program.add_layer(a, sinks);
              })
-        .def("add_recurrent",
+        .def("add_delta",
              [](Program& program, int64_t key_heads, int64_t value_heads, int64_t key_dim, int64_t value_dim,
                 int64_t taps, bool tiled, float eps, const std::vector<int>& arrays) {
-                 return program.add_recurrent({key_heads, value_heads, key_dim, value_dim, taps, tiled, eps, nullptr,
-                                               nullptr, nullptr, nullptr, 0},
-                                              arrays);
+                 return program.add_delta({key_heads, value_heads, key_dim, value_dim, taps, tiled, eps, nullptr,
+                                           nullptr, nullptr, nullptr, 0},
+                                          arrays);
+             })
+        .def("add_short_conv",
+             [](Program& program, int64_t channels, int64_t taps, const std::vector<int>& arrays) {
+                 return program.add_short_conv({channels, taps, nullptr, nullptr, 0}, arrays);
+             })
+        .def("add_mamba",
+             [](Program& program, int64_t heads, int64_t head_dim, int64_t groups, int64_t state, int64_t taps,
+                float gate_scale, float step_scale, float least, float most, bool norm_first, float eps,
+                const std::vector<int>& arrays) {
+                 Mamba m{};
+                 m.heads = heads;
+                 m.head_dim = head_dim;
+                 m.groups = groups;
+                 m.state = state;
+                 m.taps = taps;
+                 m.gate_scale = gate_scale;
+                 m.step_scale = step_scale;
+                 m.least = least;
+                 m.most = most;
+                 m.norm_first = norm_first;
+                 m.eps = eps;
+                 return program.add_mamba(m, arrays);
              })
         .def_prop_ro("state_bytes", &Program::state_bytes)
         .def("make_states", &Program::make_states)

@@ -37,7 +37,8 @@ void bind_enums(nb::module_& m) {
         .value("GELU_TANH", Activation::kGeluTanh)
         .value("RELU", Activation::kRelu)
         .value("GELU_QUICK", Activation::kGeluQuick)
-        .value("SWIGLU_CLAMPED", Activation::kSwigluClamped);
+        .value("SWIGLU_CLAMPED", Activation::kSwigluClamped)
+        .value("RELU_SQUARED", Activation::kReluSquared);
     nb::enum_<Source>(m, "Source", nb::is_arithmetic())
         .value("FLOAT", Source::kFloat)
         .value("BF16", Source::kBf16)
@@ -58,7 +59,7 @@ void bind_enums(nb::module_& m) {
         .value("MIXTURE", OpCode::kMixture)
         .value("GATE", OpCode::kGate)
         .value("ADD_ROWS", OpCode::kAddRows)
-        .value("DELTA", OpCode::kDelta)
+        .value("RECUR", OpCode::kRecur)
         .value("OUTPUT_GATE", OpCode::kOutputGate)
         .value("SCALE", OpCode::kScale)
         .value("ADD_TABLE", OpCode::kAddTable)

@@ -97,6 +97,7 @@ template <Activation A>
 INLINE F activated(F x) {
     F one = splat(1.0f);
     if (A == Activation::kRelu) return max(x, zero());
+    if (A == Activation::kReluSquared) return mul(max(x, zero()), max(x, zero()));
     if (A == Activation::kSilu) return div(x, add(one, exponential(bounded(sub(zero(), x)))));
     if (A == Activation::kGeluTanh) {
         F inner = mul(splat(0.7978845608028654f), fma(mul(splat(0.044715f), x), mul(x, x), x));
@@ -114,6 +115,7 @@ INLINE F activated(Activation act, F x) {
         case Activation::kRelu: return activated<Activation::kRelu>(x);
         case Activation::kGeluQuick:
         case Activation::kSwigluClamped: return activated<Activation::kGeluQuick>(x);
+        case Activation::kReluSquared: return activated<Activation::kReluSquared>(x);
     }
     return x;
 }

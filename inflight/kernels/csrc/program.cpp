@@ -106,48 +106,6 @@ int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
     return extents * extent + scales;
 }
 
-int Program::add_recurrent(Delta layer, const std::vector<int>& arrays) {
-    auto array = [&](size_t i, int64_t size) {
-        const std::vector<float>& values = norms_.at(static_cast<size_t>(arrays.at(i)));
-        if (static_cast<int64_t>(values.size()) != size)
-            throw std::invalid_argument("an array of a recurrent layer has " + std::to_string(values.size()) +
-                                        " numbers, not " + std::to_string(size));
-        return values.data();
-    };
-    if (layer.key_heads < 1 || layer.value_heads % layer.key_heads || layer.taps < 2 || layer.taps > 8)
-        throw std::invalid_argument("a recurrent layer's heads or taps make no sense");
-    layer.conv = array(0, layer.taps * layer.channels());
-    layer.decay = array(1, layer.value_heads);
-    layer.dt_bias = array(2, layer.value_heads);
-    layer.norm = array(3, layer.value_dim);
-    layer.at = state_floats_;
-    state_floats_ += layer.key_heads * layer.head_floats();
-    recurrent_.push_back(layer);
-    return static_cast<int>(recurrent_.size()) - 1;
-}
-
-void Program::make_states(int64_t slots) {
-    if (slots < 1 || !state_floats_) throw std::invalid_argument("states need slots and recurrent layers");
-    state_memory_ = std::make_unique<Arena>();
-    states_ = reinterpret_cast<float*>(state_memory_->take(slots * state_bytes()));
-    slots_ = slots;
-}
-
-void Program::copy_state(int64_t from, int64_t to) {
-    for (int64_t slot : {from, to})
-        if (slot < 0 || slot >= slots_) throw std::out_of_range("there is no state " + std::to_string(slot));
-    if (from == to) return;
-    const int64_t pieces = 4 * pool_->size(), floats = state_floats_ / kLanes;
-    std::atomic<int64_t> next{0};
-    pool_->run([&](int) {
-        for (int64_t piece; (piece = next.fetch_add(1)) < pieces;) {
-            const int64_t first = floats * piece / pieces * kLanes, end = floats * (piece + 1) / pieces * kLanes;
-            std::memcpy(states_ + to * state_floats_ + first, states_ + from * state_floats_ + first,
-                        static_cast<size_t>(end - first) * 4);
-        }
-    });
-}
-
 void Program::measure(bool on) {
     measured_ = on;
     costs_.assign(operations_.size(), Cost());
@@ -197,19 +155,6 @@ void Program::check(const Step& step) const {
     if (step.until || step.images) check_images(step);
     if (!recurrent_.empty()) check_states(step);
     if (step.adapters) check_adapters(step);
-}
-
-void Program::check_states(const Step& step) const {
-    auto checked = [&](int64_t slot) {
-        if (slot < 0 || slot >= slots_) throw std::out_of_range("there is no state " + std::to_string(slot));
-    };
-    if (!step.states) throw std::out_of_range("a model with recurrent layers needs the rows' states");
-    for (int64_t row = 0; row < step.rows; row++) checked(step.states[row]);
-    for (int64_t i = 0; i < step.saves; i++) {
-        checked(step.save_to[i]);
-        if (step.save_at[i] < (i ? step.save_at[i - 1] + 1 : 0) || step.save_at[i] >= step.count)
-            throw std::out_of_range("the tokens behind which states are saved must ascend and lie in the step");
-    }
 }
 
 void Program::check_images(const Step& step) const {
@@ -326,7 +271,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
     for (const Attention& a : layers_) scratch = std::max(scratch, attend_scratch(a));
     for (auto& worker : workers_) {
         worker->attention.reserve(scratch);
-        if (!recurrent_.empty()) worker->steps.reserve(2 * rows);
+        worker->recurrence.reserve(state_scratch(rows));
         for (const Table& table : tables_) worker->opened.reserve(table.row.panel_bytes + table.row.k * 4);
         alone.reserve(worker->input, worker->input_scales, worker->input_sums);
     }
@@ -462,10 +407,8 @@ double Program::bytes_of(const Operation& op) const {
                     total += static_cast<double>(weights(product).panels * weights(product).panel_bytes);
         return total;
     }
-    if (op.code == OpCode::kDelta)  // read and written
-        return 2.0 * static_cast<double>(s.begins.size()) *
-               static_cast<double>(recurrent_[static_cast<size_t>(op.layer)].key_heads *
-                                   recurrent_[static_cast<size_t>(op.layer)].head_floats() * 4);
+    if (op.code == OpCode::kRecur)  // read and written
+        return 8.0 * static_cast<double>(s.begins.size()) * static_cast<double>(state_floats(op.layer));
     if (op.code == OpCode::kAddTable)
         return rows * static_cast<double>(tables_[static_cast<size_t>(op.layer)].row_bytes);
     if (op.from < 0) return 0;
@@ -489,12 +432,9 @@ double Program::operations_of(const Operation& op) const {
     if (op.code == OpCode::kMixture) {
         const Weights& gate = weights(op.gate_up[0]);
         const Weights& down = weights(op.down[0]);
-        return 2.0 * rows * op.chosen * static_cast<double>(gate.n * gate.k + down.n * down.k);
+        return 2.0 * rows * op.routing.chosen * static_cast<double>(gate.n * gate.k + down.n * down.k);
     }
-    if (op.code == OpCode::kDelta) {
-        const Delta& d = recurrent_[static_cast<size_t>(op.layer)];
-        return 7.0 * rows * static_cast<double>(d.value_heads * d.value_dim * d.key_dim);
-    }
+    if (op.code == OpCode::kRecur) return rows * state_operations(op.layer);
     if (op.code == OpCode::kAttend) {
         const Attention& a = layers_[static_cast<size_t>(op.layer)];
         double pairs = 0;

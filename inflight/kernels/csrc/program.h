@@ -8,10 +8,12 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <variant>
 #include <vector>
 
 #include "memory.h"
 #include "pack.h"
+#include "routing.h"
 #include "store.h"
 #include "types.h"
 
@@ -29,7 +31,7 @@ enum class OpCode : int {
     kMixture,
     kGate,
     kAddRows,
-    kDelta,
+    kRecur,
     kOutputGate,
     kScale,
     kAddTable,
@@ -41,7 +43,7 @@ struct Operation {
     OpCode code;
     int from = -1, to = -1;     // buffers
     std::vector<int> products;  // kProduct: their outputs lie side by side; kEmbed: the table
-    int layer = -1;             // kRotate, kAttend; kAddRows: of `Step::added`; kDelta: the recurrent layer; kAddTable:
+    int layer = -1;             // kRotate, kAttend; kAddRows: of `Step::added`; kRecur: the recurrent layer; kAddTable:
                                 // the table
     int rope = -1;              // kRotate; -1: no rotation
     int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys; kScale: the one factor
@@ -57,8 +59,8 @@ struct Operation {
     // kMixture: `from` holds the layer's input, `to` the router's logits; the result is added to `into`, or where that
     // is -1 to `from`; another buffer is zeroed first
     int into = -1;
-    int chosen = 0;
-    bool normalise = false;
+    Routing routing;
+    bool gated = true;  // the experts' first products are; else `act` is of all their outputs
     std::vector<int> gate_up, down;
 };
 
@@ -132,6 +134,8 @@ struct Output {
     int64_t* best;  // [S], the first of each row's largest logits; -1 where some are not numbers
 };
 
+using Recurrent = std::variant<Delta, ShortConv, Mamba>;
+
 // Measured of one operation since the last reset, for a roofline.
 struct Cost {
     double seconds = 0, bytes = 0, operations = 0;
@@ -154,8 +158,11 @@ class Program : public Store {
     int add_rope(Rope rope);
     // `sinks`: the number of a norm that holds them; -1: none.
     int add_layer(Attention layer, int sinks = -1);
-    // Its arrays are norms' numbers: the convolution, decays, their bias, the norm.
-    int add_recurrent(Delta layer, const std::vector<int>& arrays);
+    // Recurrent layers. Arrays are norms' numbers, -1 where the layer has none: the convolution, decays, their bias,
+    // the norm; the convolution, its bias; the convolution, its bias, decays, the steps' bias, D, the norm.
+    int add_delta(Delta layer, const std::vector<int>& arrays);
+    int add_short_conv(ShortConv layer, const std::vector<int>& arrays);
+    int add_mamba(Mamba layer, const std::vector<int>& arrays);
     int add_buffer(int64_t width);
     int add_table(const Table& table);
     void add(Operation operation);
@@ -214,10 +221,16 @@ class Program : public Store {
     size_t input_of(const Operation& op, size_t i) const;
     double bytes_of(const Operation& op) const;
     double operations_of(const Operation& op) const;
+    const float* layer_array(int number, int64_t size) const;
+    template <class Layer>
+    int add_state(Layer layer);
+    int64_t state_floats(int layer) const;
+    double state_operations(int layer) const;
+    int64_t state_scratch(int64_t rows) const;
 
     std::unique_ptr<Arena> caches_;
     std::unique_ptr<Commit> commit_;  // of caches_
-    std::vector<Delta> recurrent_;
+    std::vector<Recurrent> recurrent_;
     std::vector<Table> tables_;
     std::unique_ptr<Arena> state_memory_;
     float* states_ = nullptr;  // [slots][state_floats_]

@@ -179,9 +179,10 @@ void cap(float* x, int64_t n, float divider, float softcap) {
     }
 }
 
-void gate(Activation act, const float* gate, const float* up, int64_t n, float* out) {
+void gate(Activation act, const float* gate, float scale, const float* up, int64_t n, float* out) {
+    const F factor = splat(scale);
     for (int64_t i = 0; i < n; i += kLanes)
-        store_part(out + i, gated(act, load_part(gate + i, n - i), load_part(up + i, n - i)), n - i);
+        store_part(out + i, gated(act, mul(load_part(gate + i, n - i), factor), load_part(up + i, n - i)), n - i);
 }
 
 // The mean first, then the squares of the distances from it: one pass for both loses digits where the mean is large.

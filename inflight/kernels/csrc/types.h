@@ -106,7 +106,7 @@ constexpr int64_t kMass = 256;  // logits whose probabilities `masses` sums
 
 enum class Mode : int { kStore, kAdd, kGate, kActivate };
 // kSwigluClamped: of gated products only, see `gated`.
-enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu, kGeluQuick, kSwigluClamped };
+enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu, kGeluQuick, kSwigluClamped, kReluSquared };
 
 // Where a product's result y goes: out = y, out += scale * y, out = act(first half of y) * second half, or out =
 // act(y).
@@ -181,6 +181,8 @@ struct Queries {
     int64_t bias_stride = 0;  // floats from token to token
 };
 
+constexpr int64_t kDeltaTokens = 16;  // that a key head takes at once
+
 // A recurrent layer: the gated delta rule behind a short causal convolution (Yang et al., 2024, "Gated Delta
 // Networks"). It reads rows of queries, keys and values of all heads (`channels`), then z of all value heads, β's and
 // the decays' logits. A row's state lies in a slot, by key head: the last inputs of the head's convolutions
@@ -206,14 +208,60 @@ struct Delta {
     int64_t conv_floats() const { return ((taps - 1) * own_channels() + kLanes - 1) / kLanes * kLanes; }
     int64_t memory_floats() const { return (value_dim + kLanes - 1) / kLanes * kLanes * key_dim; }
     int64_t head_floats() const { return conv_floats() + shared() * memory_floats(); }
+    int64_t floats() const { return key_heads * head_floats(); }
+    // Floats of scratch that a thread needs.
+    int64_t scratch_floats() const { return kDeltaTokens * (own_channels() + value_dim + 2); }
+};
+
+constexpr int64_t kConvChannels = 64;  // of a convolution, in one unit of work
+
+constexpr int64_t conv_units(int64_t channels) { return (channels + kConvChannels - 1) / kConvChannels; }
+
+// A gated short convolution (LFM2): C * (convolution of B * x). It reads rows of B, C and x, `channels` of each. A
+// row's state is the last taps - 1 inputs of the convolution, by units of 64 channels: [units][taps - 1][64].
+struct ShortConv {
+    int64_t channels, taps;  // taps: 2 to 8
+    const float* conv;       // [taps][channels]
+    const float* bias;       // [channels] or null
+    int64_t at;              // where the layer's part of a slot begins, in floats
+
+    int64_t unit_floats() const { return (taps - 1) * kConvChannels; }
+    int64_t floats() const { return conv_units(channels) * unit_floats(); }
+};
+
+// A selective state space layer (Dao and Gu, 2024, "Transformers are SSMs"; Mamba 2). It reads rows of the gate z and
+// of x of all heads, then B and C of all groups of heads, then the heads' steps. x, B and C pass a convolution. A row's
+// state: the convolution's last inputs as ShortConv has them, then each head's memory [columns / 16][state][16].
+struct Mamba {
+    int64_t heads, head_dim, groups, state;
+    int64_t taps;                  // of the convolution, 2 to 8
+    float gate_scale, step_scale;  // of z and of the steps
+    float least, most;             // a step's bounds
+    bool norm_first;               // the norm comes before the gate
+    float eps;                     // of the norm
+    const float* conv;             // [taps][channels]
+    const float* conv_bias;        // [channels] or null
+    const float* decay;            // [heads], -exp(A_log)
+    const float* step_bias;        // [heads]
+    const float* skip;             // [heads], D
+    const float* norm;             // [inner], by group; null: none
+    int64_t at;                    // where the layer's part of a slot begins, in floats
+
+    int64_t inner() const { return heads * head_dim; }
+    int64_t channels() const { return inner() + 2 * groups * state; }
+    int64_t width() const { return inner() + channels() + heads; }
+    int64_t unit_floats() const { return (taps - 1) * kConvChannels; }
+    int64_t conv_floats() const { return conv_units(channels()) * unit_floats(); }
+    int64_t memory_floats() const { return (head_dim + kLanes - 1) / kLanes * kLanes * state; }
+    int64_t floats() const { return conv_floats() + heads * memory_floats(); }
 };
 
 // Consecutive tokens of one row in a recurrent layer.
-struct DeltaRow {
+struct RowTokens {
     int64_t tokens;
-    float* x;  // [tokens][stride]; the channels are overwritten
+    float* x;  // [tokens][stride]; what passes a convolution may be overwritten
     int64_t stride;
-    float* out;  // [tokens][out_stride], value heads side by side
+    float* out;  // [tokens][out_stride]
     int64_t out_stride;
 };
 
@@ -247,12 +295,19 @@ struct Kernels {
     int64_t (*argmax)(const float* x, int64_t n);
     // out += factor * x.
     void (*axpy)(float* out, const float* x, float factor, int64_t n);
-    // out = act(gate) * up, see `gated`.
-    void (*gate)(Activation, const float* gate, const float* up, int64_t n, float* out);
+    // out = act(scale * gate) * up, see `gated`.
+    void (*gate)(Activation, const float* gate, float scale, const float* up, int64_t n, float* out);
     // out = (x - mean) / sqrt(variance + eps) * weight + bias.
     void (*layer_norm)(const float* x, int64_t n, const float* weight, const float* bias, float eps, float* out);
-    // One key head with its value heads, whose part of the row's state is `state`. `scratch`: 2 floats a token.
-    void (*delta)(const Delta&, const DeltaRow&, int64_t key_head, float* state, float* scratch);
+    // One key head with its value heads, whose part of the row's state is `state`.
+    void (*delta)(const Delta&, const RowTokens&, int64_t key_head, float* state, float* scratch);
+    // A unit's channels of a gated short convolution.
+    void (*short_conv)(const ShortConv&, const RowTokens&, int64_t unit, float* state);
+    // Mamba 2 in three stages: a unit's channels of the convolution, in place; one head, whose memory is `state`, with
+    // 2 floats a token of scratch; one token's gate and norm, in place.
+    void (*mamba_conv)(const Mamba&, const RowTokens&, int64_t unit, float* state);
+    void (*mamba_head)(const Mamba&, const RowTokens&, int64_t head, float* state, float* scratch);
+    void (*mamba_norm)(const Mamba&, const float* z, float* out);
     // out *= σ(x); `broadcast`: all by σ(x[0]).
     void (*output_gate)(const float* x, bool broadcast, int64_t n, float* out);
 

@@ -70,7 +70,7 @@ void Program::Worker::run() {
                 break;
             case OpCode::kMixture: mixture(op); break;
             case OpCode::kAddRows: add_rows(op); break;
-            case OpCode::kDelta: delta(op); break;
+            case OpCode::kRecur: recur(op); break;
             case OpCode::kOutputGate: output_gate(op); break;
             case OpCode::kScale: scale(op); break;
             case OpCode::kAddTable: add_table(op); break;
@@ -82,7 +82,7 @@ void Program::Worker::run() {
                 each(rows, [&](int64_t row) {
                     const int64_t columns = width(op.to);
                     const float* wide = buffer(op.from) + row * width(op.from);
-                    kernels().gate(op.act, wide, wide + columns, columns, buffer(op.to) + row * columns);
+                    kernels().gate(op.act, wide, op.scale, wide + columns, columns, buffer(op.to) + row * columns);
                 });
                 break;
         }
@@ -338,33 +338,6 @@ void Program::Worker::attend(const Operation& op) {
     });
 }
 
-// A recurrent layer. A unit is a row's key head with its value heads: what it needs of the state lies together, and no
-// other unit reads it.
-void Program::Worker::delta(const Operation& op) {
-    const Slice& s = slice();
-    const Delta& d = program.recurrent_[static_cast<size_t>(op.layer)];
-    const int64_t part = d.head_floats();
-    each(static_cast<int64_t>(s.begins.size()) * d.key_heads, [&](int64_t unit) {
-        const size_t row = static_cast<size_t>(unit / d.key_heads);
-        const int64_t head = unit % d.key_heads, first = s.begins[row], end = first + s.lengths[row];
-        auto state_of = [&](int64_t slot) {
-            return program.states_ + slot * program.state_floats_ + d.at + head * part;
-        };
-        float* state = state_of(s.step.states[s.tables[row]]);
-        if (!s.step.positions[first]) std::memset(state, 0, static_cast<size_t>(part) * 4);
-        int64_t save = std::lower_bound(s.step.save_at, s.step.save_at + s.step.saves, first) - s.step.save_at;
-        for (int64_t begin = first; begin < end;) {
-            const bool saves = save < s.step.saves && s.step.save_at[save] < end;
-            const int64_t stop = saves ? s.step.save_at[save] + 1 : end;
-            DeltaRow of{stop - begin, buffer(op.from) + begin * width(op.from), width(op.from),
-                        buffer(op.to) + begin * width(op.to), width(op.to)};
-            kernels().delta(d, of, head, state, steps.get());
-            if (saves) std::memcpy(state_of(s.step.save_to[save++]), state, static_cast<size_t>(part) * 4);
-            begin = stop;
-        }
-    });
-}
-
 // to *= σ of columns of `from`; by one column where it has no more.
 void Program::Worker::output_gate(const Operation& op) {
     const int64_t columns = width(op.to), from_width = width(op.from);
@@ -398,7 +371,7 @@ void Program::Worker::gather(const Operation& op) {
 void Program::Worker::mixture(const Operation& op) {
     ExpertPlan& plan = *program.experts_;
     const int64_t rows = slice().step.count, hidden = width(op.from);
-    const size_t chosen = static_cast<size_t>(op.chosen);
+    const size_t chosen = static_cast<size_t>(op.routing.chosen);
     const Weights& gate = program.weights(op.gate_up[0]);
     const Weights& down = program.weights(op.down[0]);
     if (thread == 0) plan.reserve_choices(static_cast<size_t>(rows) * chosen);
@@ -409,7 +382,7 @@ void Program::Worker::mixture(const Operation& op) {
     float *x = buffer(op.from), *sum = op.into < 0 ? x : buffer(op.into);
     prepare_experts(gate, plan.inputs, norm_of(op.norm, op),
                     [&](int64_t place) { return x + plan.tokens[static_cast<size_t>(place)] * hidden; });
-    multiply_experts(op, op.gate_up, plan.inputs, plan.inner.get(), down.k, Mode::kGate);
+    multiply_experts(op, op.gate_up, plan.inputs, plan.inner.get(), down.k, op.gated ? Mode::kGate : Mode::kActivate);
     prepare_experts(down, plan.inner_inputs, Norm{nullptr, 0.0f, false},
                     [&](int64_t place) { return plan.inner.get() + place * down.k; });
     multiply_experts(op, op.down, plan.inner_inputs, plan.out.get(), hidden, Mode::kStore);
@@ -423,37 +396,24 @@ void Program::Worker::mixture(const Operation& op) {
     });
 }
 
-// A row's experts: the softmax over all of them, then the most likely ones; of equal ones the first.
 void Program::Worker::choose_experts(const Operation& op, int64_t row) {
     ExpertPlan& plan = *program.experts_;
-    const size_t experts = op.gate_up.size(), chosen = static_cast<size_t>(op.chosen);
-    const float* logits = buffer(op.to) + row * width(op.to);
-    int* best = plan.chosen.data() + static_cast<size_t>(row) * chosen;
-    float* probs = plan.probs.data() + static_cast<size_t>(row) * chosen;
-    float peak = *std::max_element(logits, logits + experts), total = 0.0f, sum = 0.0f;
-    for (size_t e = 0; e < experts; e++) total += std::exp(logits[e] - peak);
-    std::vector<char> used(experts, 0);
-    for (size_t c = 0; c < chosen; c++) {
-        size_t next = experts;
-        for (size_t e = 0; e < experts; e++)
-            if (!used[e] && (next == experts || logits[e] > logits[next])) next = e;
-        used[next] = 1;
-        best[c] = static_cast<int>(next);
-        probs[c] = std::exp(logits[next] - peak) / total;
-        sum += probs[c];
-    }
-    if (op.normalise)
-        for (size_t c = 0; c < chosen; c++) probs[c] /= sum;
-    if (op.third >= 0)
-        for (size_t c = 0; c < chosen; c++)
-            probs[c] *= program.norms_[static_cast<size_t>(op.third)][static_cast<size_t>(best[c])];
+    const Routing& r = op.routing;
+    const size_t first = static_cast<size_t>(row) * static_cast<size_t>(r.chosen);
+    const float* bias = r.bias < 0 ? nullptr : program.norms_[static_cast<size_t>(r.bias)].data();
+    inflight::choose_experts(r, buffer(op.to) + row * width(op.to), op.gate_up.size(), bias, plan.chosen.data() + first,
+                             plan.probs.data() + first);
+    if (op.third < 0) return;
+    const std::vector<float>& factors = program.norms_[static_cast<size_t>(op.third)];
+    for (size_t c = first; c < first + static_cast<size_t>(r.chosen); c++)
+        plan.probs[c] *= factors[static_cast<size_t>(plan.chosen[c])];
 }
 
 // Where each chosen (row, expert) lies in the experts' buffers, one expert's rows after the other's, and these buffers.
 // A counting sort: rows of one expert keep their order.
 void Program::Worker::group_by_expert(const Operation& op) {
     ExpertPlan& plan = *program.experts_;
-    const size_t experts = op.gate_up.size(), chosen = static_cast<size_t>(op.chosen);
+    const size_t experts = op.gate_up.size(), chosen = static_cast<size_t>(op.routing.chosen);
     plan.begins.assign(experts + 1, 0);
     for (int expert : plan.chosen) plan.begins[static_cast<size_t>(expert) + 1]++;
     for (size_t e = 0; e < experts; e++) plan.begins[e + 1] += plan.begins[e];

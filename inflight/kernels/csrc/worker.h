@@ -99,9 +99,9 @@ struct Program::Worker : Share {
     int thread, threads;
     std::vector<std::unique_ptr<Worker>>& all;
     Aligned<float> attention;
-    Aligned<float> steps;      // of a recurrent layer, 2 floats a token
-    Aligned<char> opened;      // of a row of a table: a packed panel, then floats
-    Aligned<float> low_input;  // [kLowTokens][inputs] of a tile of tokens that wear an adapter
+    Aligned<float> recurrence;  // of a recurrent layer
+    Aligned<char> opened;       // of a row of a table: a packed panel, then floats
+    Aligned<float> low_input;   // [kLowTokens][inputs] of a tile of tokens that wear an adapter
     Aligned<char> input;
     Aligned<float> input_scales;
     Aligned<int32_t> input_sums;
@@ -131,7 +131,10 @@ struct Program::Worker : Share {
     void rotate(const Operation&);
     Keys keys_of(const Attention&, const Task&) const;
     void attend(const Operation&);
-    void delta(const Operation&);
+    void recur(const Operation&);
+    template <class Work>
+    void in_states(const Operation&, int64_t at, int64_t units, int64_t floats, Work work);
+    void mamba(const Operation&, const Mamba&);
     void output_gate(const Operation&);
     void norm(const Operation&, int64_t rows);
     void gather(const Operation&);

@@ -49,7 +49,7 @@ void Program::Worker::gate_by(const Operation& op) {
     const int64_t columns = width(op.to);
     each(slice().step.count, [&](int64_t row) {
         float* x = buffer(op.to) + row * columns;
-        kernels().gate(op.act, x, buffer(op.from) + row * width(op.from) + op.column, columns, x);
+        kernels().gate(op.act, x, 1.0f, buffer(op.from) + row * width(op.from) + op.column, columns, x);
     });
 }
 
