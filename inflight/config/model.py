@@ -395,7 +395,7 @@ class Policy(msgspec.Struct, frozen=True):
             "Next tokens guessed from the text itself and checked in one step; results stay the same. 0: none.",
             whole(0),
             "N",
-            " 0",
+            f": up to {GUESSES}, where it pays",
             tgi="speculate",
         ),
     ] = None
