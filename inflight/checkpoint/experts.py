@@ -90,6 +90,10 @@ class StackedExperts(Source):
             return sliced(self._whole(found.stem, found.expert).T[found.rows], part)
         octets = self._whole(f"{found.stem}_blocks", found.expert)[found.rows]
         exponents = self._whole(f"{found.stem}_scales", found.expert)[found.rows]
+        if octets.dtype != np.uint8 or exponents.dtype != np.uint8:
+            raise StartError(
+                f"tensors '{found.stem}_blocks' and '_scales' are not stored as bytes; download them again"
+            )
         if exponents.size and exponents.max() == 255:
             raise StartError(f"tensor '{found.stem}_scales' has a scale that is not a number; download it again")
         return share_of(as_blocks(octets, exponents), part)

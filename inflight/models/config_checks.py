@@ -36,6 +36,7 @@ _OTHERS = (
         ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "attention_k_eq_v"),
     ),
 )
+_BY_LAYER = ("head_dim", "num_key_value_heads")
 _LARGEST = 1 << 31
 
 
@@ -66,9 +67,11 @@ def _check_layers(settings: Any) -> None:
     """Checks the sizes that single layers have (`per_layer_config`)."""
     layers = settings.values() if isinstance(settings, Mapping) else [] if settings is None else [settings]
     for layer in layers:
-        sizes = layer.values() if isinstance(layer, Mapping) else [layer]
-        if not all(isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= _LARGEST for size in sizes):
-            raise StartError(f"'per_layer_config' in config.json has {_short(layer)}; it must be whole numbers by name")
+        sizes = [layer.get(key) for key in _BY_LAYER] if isinstance(layer, Mapping) else [layer]
+        if not all(size is None or (type(size) is int and 1 <= size <= _LARGEST) for size in sizes):
+            raise StartError(
+                f"'per_layer_config' in config.json has {_short(layer)}; sizes must be whole numbers by name"
+            )
 
 
 def _check_rope(key: str, settings: Any, depth: int = 0) -> None:
