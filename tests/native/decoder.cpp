@@ -275,8 +275,8 @@ Engine::Engine(const Decoder& d, const Kernels& kernels, int threads, int64_t bl
             router.products = {add_matrix(program, layer.router, d, Format::kFloat)};
             norm(router, layer.mlp_norm);
             norm(mixture, layer.mlp_norm);
-            mixture.chosen = static_cast<int>(layer.chosen);
-            mixture.normalise = layer.normalise;
+            mixture.routing.chosen = static_cast<int>(layer.chosen);
+            mixture.routing.normalise = layer.normalise;
             mixture.act = layer.act;
             mixture.scale = d.residual_scale;
             for (const Matrix& each : layer.gate_up)

@@ -138,7 +138,7 @@ void gates(const Kernels& kernels, Random& random) {
         for (int64_t half = 0; half < 2; half++)
             wide[i / 16 * 32 + half * 16 + i % 16] = halves[static_cast<size_t>(half * n + i)];
     kernels.gate_panels(act, wide.get(), n, got.get());
-    kernels.gate(act, halves.data(), halves.data() + n, n, want.get());
+    kernels.gate(act, halves.data(), 1.0f, halves.data() + n, n, want.get());
     CHECK(same_bits(got.get(), want.get(), n), "a gate of ", n);
 }
 
