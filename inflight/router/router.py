@@ -15,6 +15,7 @@ from inflight.errors import (
     Forbidden,
     InflightError,
     InvalidRequest,
+    Loading,
     NotFound,
     Overloaded,
     Unavailable,
@@ -101,7 +102,12 @@ class Router:
         return [*classic, *(status for status in self.fleet.language_models.statuses() if status.name not in names)]
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
-        generated = self.fleet.language_models.method(servable, version, method)
+        try:
+            generated = self.fleet.language_models.method(servable, version, method)
+        except Loading:
+            if not self._declares(servable, method):
+                raise
+            generated = None  # the servable's own method has the name of one of its model's
         if generated is not None and not self._declares(servable, method):
             return generated
         group = self._group(servable, version)

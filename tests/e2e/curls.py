@@ -12,7 +12,13 @@ import pytest
 from tests.e2e.running import Served
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-NEEDS = {"all-MiniLM-L6-v2": "texts", "/rerank": "texts", "storyteller": "storyteller", "cat.png": "pictures"}
+NEEDS = {
+    "all-MiniLM-L6-v2": "texts",
+    "/rerank": "texts",
+    "storyteller": "storyteller",
+    "cat.png": "pictures",
+    "lora_adapter": "admin",
+}
 """What tells that a command needs another server than one of the pocket model."""
 
 

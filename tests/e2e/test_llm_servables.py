@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.e2e.curls import answered, curls
 from tests.e2e.running import (
     Background,
     Served,
@@ -74,6 +75,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     options = ["--kv-cache-memory", "32m", "--max-total-tokens", "512"]
     with serve(root, str(POCKET), str(folder), *options) as one:
         yield one
+
+
+@pytest.mark.parametrize("command", curls("generation"))
+def test_what_the_page_shows(served: Served, command: str) -> None:
+    assert len(answered(served, command)) > 20
 
 
 def post(address: str, path: str, body: Any, headers: Mapping[str, str] = {}) -> tuple[int, Any]:

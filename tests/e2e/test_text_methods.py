@@ -22,6 +22,7 @@ from inflight.router.stage import generate_method, run_stage
 from inflight.router.texts import main_method, run_text, text_method
 from inflight.text import load_tokenizer
 from tests import sentence_folders
+from tests.e2e.curls import answered, curls
 from tests.e2e.running import Served, request, serve, write_servable
 
 TEXTS = ["the quick fox", "one two three four"]
@@ -55,7 +56,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(root: Path) -> Iterator[Served]:
     folder = write_servable(root, "stages", STAGES.format(folder=str(root / "embedder")))
-    with serve(root, str(folder)) as one:
+    sentence_folders.make(root / "all-MiniLM-L6-v2", "layers")
+    with serve(root, str(folder), str(root / "all-MiniLM-L6-v2")) as one:
         yield one
 
 
@@ -97,12 +99,29 @@ def test_open_inference(served: Served, vectors: np.ndarray) -> None:
     assert np.allclose(found["embedding"], vectors[0], atol=1e-6)
 
 
+def test_open_inference_over_grpc(served: Served, vectors: np.ndarray) -> None:
+    triton = pytest.importorskip("tritonclient.grpc")
+    with triton.InferenceServerClient(served.grpc) as client:
+        given = triton.InferInput("inputs", [2], "BYTES")
+        given.set_data_from_numpy(np.array([text.encode() for text in TEXTS], np.object_))
+        found = client.infer("all-MiniLM-L6-v2", [given])
+        assert np.allclose(found.as_numpy("embedding"), vectors, atol=1e-6)
+        assert found.as_numpy("tokens").min() > 2
+
+
 def test_stages(served: Served, vectors: np.ndarray) -> None:
     found = post(served, "/model/stages:vector", {"instances": [{"text": text} for text in TEXTS]})["instances"]
     assert np.allclose([one["vector"] for one in found], vectors, atol=1e-6)
     (one,) = post(served, "/model/stages:cosine", {"instances": [{"first": TEXTS[0], "second": TEXTS[1]}]})["instances"]
     cosine = vectors[0] @ vectors[1] / np.linalg.norm(vectors[0]) / np.linalg.norm(vectors[1])
     assert np.allclose(one["cosine"], cosine, atol=1e-6)
+
+
+def test_what_the_page_shows(served: Served) -> None:
+    embed, rerank = (json.loads(answered(served, command)) for command in curls("generation", "texts"))
+    assert len(embed["instances"][0]["embedding"]) > 3
+    (best,) = rerank["results"]
+    assert best["relevance_score"] <= 1.001
 
 
 @pytest.mark.parametrize("kind", ["classifier", "reranker", "sparse"])
