@@ -4,8 +4,10 @@
 
 Three servers of one model stand beside each other: `plain` knows no form, `known` reads hermes' calls and Qwen's
 thoughts, `declared` a form that only the checkpoint's response_template declares. Their rounds alternate, 32 streams
-each, with a tool in every request. Of each: tokens a second, and processor seconds of the server's own process for a
-million tokens (microseconds a token); the ratios are medians over the rounds, each to `plain` in the same round.
+each, with a tool in every request where there is a form (without one a tool would bind the answer by a grammar; the
+chat templates take tools and show none, so that all prompts and answers are the same). Of each: tokens a second, and
+microseconds of the server's own process for a token; the ratios are medians over the rounds, each to `plain` in the
+same round.
 """
 
 from __future__ import annotations
@@ -47,15 +49,17 @@ TOOL = {
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def folder_with(template: object, model: Path, root: Path) -> Path:
-    """The model's folder by links, with a response_template."""
-    folder = root / "declared"
+def folder_with(template: object, model: Path, folder: Path) -> Path:
+    """The model's folder by links, with a chat template that takes tools and shows none, and a response_template."""
     folder.mkdir()
     for file in model.iterdir():
-        if file.name != "tokenizer_config.json":
+        if file.name not in ("tokenizer_config.json", "chat_template.jinja"):
             (folder / file.name).symlink_to(file.resolve())
     settings = json.loads((model / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "response_template": template}))
+    more = {} if template is None else {"response_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **more}))
+    shown = (model / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(shown + "{% if tools %}{% endif %}")
     return folder
 
 
@@ -72,7 +76,7 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-async def stream(port: int, number: int, until: float) -> int:
+async def stream(port: int, number: int, until: float, tools: bool) -> int:
     """One chat after the other; the number of chunks with text."""
     count = 0
     while time.perf_counter() < until:
@@ -82,7 +86,7 @@ async def stream(port: int, number: int, until: float) -> int:
             "max_tokens": 400,
             "temperature": 1.0,
             "seed": number,
-            "tools": [TOOL],
+            **({"tools": [TOOL]} if tools else {}),
             "messages": [{"role": "user", "content": f"Tell me a long story about {number} cats and a dog."}],
         }
         data = json.dumps(body).encode()
@@ -104,11 +108,11 @@ async def stream(port: int, number: int, until: float) -> int:
     return count
 
 
-async def measured(port: int, pid: int, streams: int, seconds: float) -> tuple[float, float]:
+async def measured(port: int, pid: int, streams: int, seconds: float, tools: bool) -> tuple[float, float]:
     """Tokens a second, and microseconds of the server's process for each."""
     began, used = time.perf_counter(), processor_seconds(pid)
     until = began + seconds
-    counts = await asyncio.gather(*(stream(port, number, until) for number in range(streams)))
+    counts = await asyncio.gather(*(stream(port, number, until, tools) for number in range(streams)))
     took, used = time.perf_counter() - began, processor_seconds(pid) - used
     return sum(counts) / took, used / sum(counts) * 1e6
 
@@ -122,14 +126,16 @@ def main() -> None:
     given = parser.parse_args()
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        made = {"plain": server_of("plain", given.model, []), "known": server_of("known", given.model, KNOWN)}
-        if given.model.is_dir():
-            made["declared"] = server_of("declared", folder_with(TEMPLATE, given.model, root), [])
+        made = {
+            "plain": server_of("plain", given.model, []),
+            "known": server_of("known", folder_with(None, given.model, root / "known"), KNOWN),
+            "declared": server_of("declared", folder_with(TEMPLATE, given.model, root / "declared"), []),
+        }
         ports = {name: (stack.enter_context(server), port) for name, (server, port) in made.items()}
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ports}
         for round_ in range(given.rounds + 1):
             for name, (server, port) in list(ports.items())[:: -1 if round_ % 2 else 1]:
-                one = asyncio.run(measured(port, server.pid, given.streams, given.seconds))
+                one = asyncio.run(measured(port, server.pid, given.streams, given.seconds, name != "plain"))
                 if round_:  # the first one warms up
                     found[name].append(one)
     print(f"{given.streams} streams, {given.rounds} rounds of {given.seconds:g} s\n")
