@@ -470,8 +470,11 @@ def test_a_rank_that_is_killed_loses_no_stream(size: int, tmp_path: Path, served
     texts = prompts(6)
     wanted = [scored(generate(served.http, text, **parameters(n))) for n, text in enumerate(texts)]
     cache = ["--kv-cache-memory", "32m", "--max-total-tokens", "512"] if size == 1 else []
-    with serve(tmp_path, str(POCKET), "--tensor-parallel", str(size), *cache) as server:
+    kept = ["--prompt-cache", str(tmp_path / "kept")]
+    with serve(tmp_path, str(POCKET), "--tensor-parallel", str(size), *cache, *kept) as server:
         assert len(ranks(server.pid)) == size
+        first = tokens_of(scored(generate(server.http, PROMPT * 24, max_new_tokens=4)))
+        eventually(lambda: prompt_cache(server.http, "written_bytes") > 0)
         seen = threading.Event()
 
         def stream(number: int) -> list[tuple[int, float]]:
@@ -497,7 +500,16 @@ def test_a_rank_that_is_killed_loses_no_stream(size: int, tmp_path: Path, served
         exact = size == 1 and native_reason() is None
         assert found == wanted if exact else [*map(tokens_of, found)] == [*map(tokens_of, wanted)]
         eventually(lambda: len(ranks(server.pid)) == size)
+        # New ranks read what those before have written, each its own part.
+        assert tokens_of(scored(generate(server.http, PROMPT * 24, max_new_tokens=4))) == first
+        assert prompt_cache(server.http, "tokens") >= 256
+        assert len(list((tmp_path / "kept").iterdir())) == size
         assert server.end() == 0
+
+
+def prompt_cache(address: str, name: str) -> float:
+    """A counter of the prompt cache."""
+    return sum(metrics(address)[f"inflight_prompt_cache_{name}_total"].values())
 
 
 def dropped(address: str) -> float:
