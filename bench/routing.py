@@ -335,14 +335,19 @@ def outcome(policy: str, load: str, rate: float, replicas: int, seconds: float, 
 
 
 def goodput(policy: str, load: str, replicas: int, seconds: float, seeds: int) -> tuple[float, Outcome]:
+    """As `highest`, of this policy under this load."""
+    return highest(lambda rate: outcome(policy, load, rate, replicas, seconds, seeds))
+
+
+def highest(run: Callable[[float], Outcome]) -> tuple[float, Outcome]:
     """The highest rate, to 2 %, at which the 99th percentile is within `TARGET`; and its outcome."""
     low, high, best = 0.0, 1.0, Outcome()
-    while (found := outcome(policy, load, high, replicas, seconds, seeds)).p99 <= TARGET:
+    while (found := run(high)).p99 <= TARGET:
         low, high, best = high, high * 2, found
     low = low or high / 64
     while high / low > 1.02:
         middle = math.sqrt(low * high)
-        found = outcome(policy, load, middle, replicas, seconds, seeds)
+        found = run(middle)
         if found.p99 <= TARGET:
             low, best = middle, found
         else:
