@@ -158,8 +158,8 @@ class Lanes:
         self._renewing = True
         try:
             for lane in list(self.all):
-                if lane not in self.all:
-                    continue  # it was retired meanwhile
+                if lane not in self.all or (lane.executor.elastic and not lane.up):
+                    continue  # it was retired meanwhile; or it waits for a machine, and reads the files when one comes
                 lane.leaving = True
                 try:
                     self.hand_over(lane)

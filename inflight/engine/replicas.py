@@ -136,6 +136,11 @@ class Replicas:
             self._joining[number] = asyncio.ensure_future(self._join(number))
 
     def _shrink(self) -> None:
+        late = max(self._joining, default=None)
+        if late is not None:
+            log.info("replica %d of '%s' is not waited for any more: it is not needed", late, self._name)
+            self._leaving[late] = asyncio.ensure_future(self._give_up(late, self._joining.pop(late)))
+            return
         lanes = [lane for lane in self._lanes.all if lane.number not in self._leaving]
         lane = min(lanes, key=lambda lane: (lane.up, len(lane.scheduler.requests), -lane.number))
         log.info("replica %d of '%s' ends: the others are enough", lane.number, self._name)
@@ -147,6 +152,13 @@ class Replicas:
                 self._close_lane(lane.number)
         finally:
             self._leaving.pop(lane.number, None)
+
+    async def _give_up(self, number: int, joining: asyncio.Task[None]) -> None:
+        try:
+            await _end([joining])
+            await self._executors[number].close()
+        finally:
+            self._leaving.pop(number, None)
 
     async def _first(self, number: int) -> ShardOffer:
         return await first_start(self._executors[number], self._name, self._restart, self._stopping)

@@ -40,18 +40,17 @@ def wanted(seen: Pressure, calm: float, least: int, most: int, queue_time: float
     """
     if seen.replicas < least:
         return least
-    if seen.coming:
-        return seen.replicas
-    if seen.waited > queue_time:
-        return max(seen.replicas, min(seen.replicas + 1, most))
     if calm >= idle_time:
         return max(least, seen.replicas - 1)
+    if seen.waited > queue_time and not seen.coming:
+        return max(seen.replicas, min(seen.replicas + 1, most))
     return seen.replicas
 
 
 def enough(seen: Pressure) -> bool:
-    """Whether one replica fewer would be enough: nobody waits, and the others' batches would be half empty."""
-    return not seen.waited and seen.running <= BUSY * seen.rows * (seen.replicas - 1)
+    """Whether one replica fewer would be enough: nobody waits, and the others' batches would be half empty. One that
+    does not compute is the first to go."""
+    return not seen.waited and seen.running <= BUSY * seen.rows * min(seen.replicas - 1, seen.replicas - seen.coming)
 
 
 class Scaler:
@@ -67,7 +66,7 @@ class Scaler:
 
     def look(self, now: float, seen: Pressure) -> int:
         """The number of replicas that there should be. Args: now: seconds, of any clock that only goes forward."""
-        if seen.coming or not enough(seen):
+        if not enough(seen):
             self._calm_since = None
         elif self._calm_since is None:
             self._calm_since = now

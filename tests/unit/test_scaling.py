@@ -33,7 +33,8 @@ from tests.unit.test_replicas import answered
         (Pressure(3, 0, 0.0, 2, 8), 60, 2),
         (Pressure(1, 0, 0.0, 0, 8), 900, 1),  # no fewer
         (Pressure(0, 0, 0.0, 0, 8), 0, 1),
-        (Pressure(3, 1, 0.0, 0, 8), 900, 3),  # one is lost or loads: nobody knows yet
+        (Pressure(3, 1, 0.0, 0, 8), 59, 3),
+        (Pressure(3, 1, 0.0, 0, 8), 60, 2),  # the one that does not come is not needed
     ],
 )
 def test_the_policy(seen: Pressure, calm: float, count: int) -> None:
@@ -65,6 +66,24 @@ def test_calm_is_counted_from_when_fewer_were_enough() -> None:
 def test_bounds(given: dict[str, Any], least: int, most: int) -> None:
     config = GeneratorConfig.of(Path("/m"), **given)
     assert (config.least, config.replicas) == (least, most)
+
+
+def test_one_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas_module, "LOOK", 0.01)
+
+    async def test(engine: Engine, executors: list[Slow]) -> None:
+        executors[1].may.clear()
+        await engine.start()
+        executors[0].pace = 0.002
+        tasks = [asyncio.ensure_future(answered(engine, [number] * 20, 20)) for number in range(20)]
+        await until(lambda: engine.replicas == [True, False])
+        await asyncio.gather(*tasks)
+        await until(lambda: engine.replicas == [True])
+        await until(lambda: executors[1].closes == 1)
+        executors[1].may.set()
+        await answered(engine, [1, 2])
+
+    serve(test, lambda: [Slow(), Slow()], max_replicas=2, queue_time=0.02, idle_time=0.05)
 
 
 def test_bounds_that_contradict_each_other() -> None:
