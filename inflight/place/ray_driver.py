@@ -93,8 +93,8 @@ class Group:
         with self._lock:
             if self._over.is_set():
                 return None
-            self._placement = placement_group(bundles, strategy="PACK", name=order.group)
-        if not self._placed(needs):
+            self._placement = placement = placement_group(bundles, strategy="PACK", name=order.group)
+        if not self._placed(placement, needs):
             return None
         cpus, gpus = needs.get("CPU", 0), needs.get("GPU", 0)
         others = {name: value for name, value in needs.items() if name not in ("CPU", "GPU", "memory") and value > 0}
@@ -106,7 +106,7 @@ class Group:
                 remote.options(
                     name=f"{order.group}-rank{number}-{os.getpid()}",
                     memory=needs.get("memory"),
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, number),
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(placement, number),
                 ).remote()
                 for number in range(len(bundles))
             ]
@@ -129,10 +129,10 @@ class Group:
             for (address, node, _), (pid, port) in zip(where, started)
         ]
 
-    def _placed(self, needs: Mapping[str, float]) -> bool:
+    def _placed(self, placement: Any, needs: Mapping[str, float]) -> bool:
         """Waits for room; False: the group was given up."""
         began, told = time.monotonic(), False
-        while not self._placement.wait(LOOK_SECONDS):
+        while not placement.wait(LOOK_SECONDS):
             if self._over.is_set():
                 return False
             if not told and time.monotonic() - began > PATIENCE:

@@ -11,6 +11,7 @@ import ray
 class PlacementGroup:
     def __init__(self, bundles: list[dict[str, float]]) -> None:
         self._bundles = bundles
+        self._removed = False
 
     def wait(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
@@ -23,13 +24,14 @@ class PlacementGroup:
     def _take(self) -> bool:
         with ray.lock:
             free = [each.name for each in ray.folder().iterdir() if each.name not in ray.used]
-            if len(free) < len(self._bundles):
+            if self._removed or len(free) < len(self._bundles):
                 return False
             ray.used.update(dict.fromkeys(free[: len(self._bundles)], self))
             return True
 
     def remove(self) -> None:
         with ray.lock:
+            self._removed = True
             for machine in [machine for machine, owner in ray.used.items() if owner is self]:
                 del ray.used[machine]
 
