@@ -68,7 +68,13 @@ def write_gguf(
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     for key, value in (metadata or {}).items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        add = {
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+            bool: writer.add_bool,
+        }
         add[type(value)](key, value)
     if tokenizer is not None:
         tokenizer(writer)
@@ -77,12 +83,14 @@ def write_gguf(
     kept: dict[str, np.ndarray] = {}
     written: dict[str, tuple[np.ndarray, Type]] = {}
     for name, values in _gathered(load_file(folder / "model.safetensors")).items():
-        stem, _, kind = name.rpartition(".")
+        stem, _, kind = name.replace("correction_bias", "correction.bias").rpartition(".")
         found = names.get_name(stem)
         assert found is not None, name
         found = f"{found}.{kind}"
         rows = np.arange(len(values))
-        if architecture in ("llama", "granite", "smollm3", "mistral3") and (".attn_q." in found or ".attn_k." in found):
+        if architecture in ("llama", "granite", "smollm3", "mistral3", "arcee") and (
+            ".attn_q." in found or ".attn_k." in found
+        ):
             heads = config["num_attention_heads" if "_q." in found else "num_key_value_heads"]
             rows = rows.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
         added = int(architecture.startswith("gemma") and found.endswith("norm.weight"))

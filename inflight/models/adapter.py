@@ -53,6 +53,7 @@ class ModuleSlice:
         rows: [first, end) of its weight's rows.
         offset: column of the product where these rows begin.
         columns: [first, end) of its weight's columns; None: all.
+        order: see `Piece`.
     """
 
     module: str
@@ -60,6 +61,7 @@ class ModuleSlice:
     rows: tuple[int, int]
     offset: int
     columns: tuple[int, int] | None = None
+    order: tuple[int, ...] = ()
 
 
 def module_slices(product: Product, offset: int = 0) -> list[ModuleSlice]:
@@ -69,7 +71,7 @@ def module_slices(product: Product, offset: int = 0) -> list[ModuleSlice]:
         dim, first, end = piece.part or (0, 0, piece.shape[0])
         rows = (first, end) if dim == 0 else (0, piece.shape[0])
         columns = (first, end) if dim == 1 else None
-        slices.append(ModuleSlice(piece.name.removesuffix(".weight"), piece.shape, rows, offset, columns))
+        slices.append(ModuleSlice(piece.name.removesuffix(".weight"), piece.shape, rows, offset, columns, piece.order))
         offset += piece.size[0]
     return slices
 
@@ -137,7 +139,8 @@ class Adapter:
         scale = self._scale(module, len(first))
         if part.columns is not None:
             first = first[:, slice(*part.columns)]
-        return Factors(first, second[slice(*part.rows)], scale)
+        second = second[slice(*part.rows)]
+        return Factors(first, second[list(part.order)] if part.order else second, scale)
 
     def finish(self) -> None:
         """Raises StartError if a module of the adapter was not used, because the model has none of that name."""

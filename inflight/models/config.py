@@ -15,6 +15,7 @@ from inflight.models.config_base import windows_of as _windows
 from inflight.models.config_checks import check_config
 from inflight.models.config_gemma import gemma2, gemma3, gemma4
 from inflight.models.config_hybrid import HYBRIDS
+from inflight.models.config_more import MORE
 from inflight.models.config_vision import VISION_FAMILIES, text_part
 from inflight.models.description import Config, DecoderConfig, Experts
 from inflight.models.recurrences import DeltaNet
@@ -288,6 +289,7 @@ _FAMILIES: dict[str, Callable[[Config], DecoderConfig]] = {
     "smollm3": _smollm3,
 }
 _FAMILIES.update(HYBRIDS)
+_FAMILIES.update(MORE)
 _FAMILIES.update(dict.fromkeys(VISION_FAMILIES, _vision))
 
 FAMILIES: tuple[str, ...] = tuple(_FAMILIES)

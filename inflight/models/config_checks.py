@@ -11,6 +11,8 @@ _MOST = {
     "num_hidden_layers": 10_000,
     "num_experts": 100_000,
     "num_local_experts": 100_000,
+    "n_routed_experts": 100_000,
+    "n_shared_experts": 100_000,
     "num_experts_per_tok": 100_000,
     "top_k_experts": 100_000,
 }
@@ -20,7 +22,7 @@ _SIZES = (
     "decoder_sparse_step", "no_rope_layer_interval", "full_attention_interval", "linear_num_key_heads",
     "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim",
     "shared_expert_intermediate_size", "global_head_dim", "num_global_key_value_heads",
-    "vocab_size_per_layer_input", *_MOST,
+    "vocab_size_per_layer_input", "n_group", "topk_group", *_MOST,
 )  # fmt: skip
 _NUMBERS = (
     "rms_norm_eps", "rope_theta", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping",
@@ -45,6 +47,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     for key in _SIZES:
         value, most = config.get(key), _MOST.get(key, _LARGEST)
         if value is None or (key.endswith("_experts") and value == 0):
+            continue
+        if key == "sliding_window_pattern" and (value == 0 or isinstance(value, str)):  # of EXAONE 4: none, or LLLG
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise StartError(f"'{key}' in config.json is {_short(value)}; it must be a whole number from 1 to {most}")

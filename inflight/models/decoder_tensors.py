@@ -185,14 +185,26 @@ class DecoderTensors:
                 offset += rows
             return Product(tuple(pieces))
         weights = tuple(
-            self._piece(f"{prefix}self_attn.{key}_proj.weight", (rows, config.hidden), first, end)
+            self._turned(key, self._piece(f"{prefix}self_attn.{key}_proj.weight", (rows, config.hidden), first, end))
             for key, (rows, first, end) in shares.items()
         )
         biases = tuple(
-            self._piece(f"{prefix}self_attn.{key}_proj.bias", (rows,), first, end)
+            self._turned(key, self._piece(f"{prefix}self_attn.{key}_proj.bias", (rows,), first, end))
             for key, (rows, first, end) in shares.items()
         )
         return Product(weights, biases if config.qkv_bias else ())
+
+    def _turned(self, key: str, piece: Piece) -> Piece:
+        """Rows of queries and keys whose neighbours are rotated together, in the order of halves."""
+        config = self.config
+        if not config.interleaved or key == "v":
+            return piece
+        turned = int(config.head_dim * config.ropes["all"].get("partial_rotary_factor", 1.0))
+        head = [*range(0, turned, 2), *range(1, turned, 2), *range(turned, config.head_dim)]
+        return replace(
+            piece,
+            order=tuple(first + row for first in range(0, piece.size[0], config.head_dim) for row in head),
+        )
 
     def _gated_qkv(self, prefix: str) -> Product:
         """Queries, keys, values, then the gates, which stand behind each head's query in the checkpoint."""

@@ -86,6 +86,9 @@ class DecoderConfig:
         qk_norm: norms of queries and keys by head.
         centered_norm: weights of norms are stored as their distance from 1.
         sandwich: norms after attention and MLP too.
+        norm_first: norms in front of attention and MLP.
+        interleaved: neighbours are rotated together in the checkpoint; rows of queries and keys are brought into the
+            order of halves when they are read.
         windows: sliding window of each layer; None: full attention.
         max_positions: `max_position_embeddings`, from which rotations are computed.
         longest: tokens of the longest sequence, after the rotation's scaling.
@@ -133,6 +136,8 @@ class DecoderConfig:
     qk_norm: bool = False
     centered_norm: bool = False
     sandwich: bool = False
+    norm_first: bool = True
+    interleaved: bool = False
     softcap: float | None = None
     final_softcap: float | None = None
     embedding_scale: float = 1.0
@@ -173,7 +178,8 @@ class DecoderConfig:
     def on_torch(self) -> bool:
         """Whether torch's operators have all parts of the model."""
         plain = self.experts is None or self.experts.plain
-        return self.recurrence is None and self.gated and plain and self.multipliers == Multipliers()
+        norms = self.norm_first and not self.interleaved and not self.fused_mlp
+        return self.recurrence is None and self.gated and plain and norms and self.multipliers == Multipliers()
 
     def own_name(self, name: str) -> str:
         """The checkpoint's name of a tensor, by the name that it has in Llama's and Qwen's checkpoints.

@@ -55,23 +55,33 @@ def choose(
         StartError: the settings need the engine, or the model cannot be read at all; the text says why.
     """
     if described is None:
-        family = model.config.get("model_type")
-        if model.metadata is not None:
-            raise StartError(f"GGUF files of '{family}' are not read; use the model's checkpoint")
-        if settings.adapters:
-            raise StartError(
-                f"LoRA adapters are served for the decoder's own families only, and '{family}' is none of them; merge "
-                "the adapter into the model"
-            )
-        choice = Choice("bridge", f"the family '{family}' runs through transformers")
+        choice = _bridge(model, settings, f"the family '{model.config.get('model_type')}' runs through transformers")
     else:
         reason = engine_reason(described, settings, size, device_type)
-        if reason is not None and not described.on_torch:
+        if reason is None:
+            choice = Choice("engine")
+        elif described.on_torch:
+            choice = Choice("decoder", reason)
+        elif described.recurrence is not None or model.metadata is not None:
             raise StartError(f"models of '{described.family}' run on the CPU engine only, which is not used: {reason}")
-        choice = Choice("engine") if reason is None else Choice("decoder", reason)
+        else:
+            choice = _bridge(model, settings, reason)
     if choice.way != "engine":
         _check_wanted(choice.reason, settings)
     return choice
+
+
+def _bridge(model: ModelFolder, settings: ModelConfig, reason: str) -> Choice:
+    """Raises StartError if transformers cannot have the model."""
+    family = model.config.get("model_type")
+    if model.metadata is not None:
+        raise StartError(f"GGUF files of '{family}' are not read; use the model's checkpoint")
+    if settings.adapters:
+        raise StartError(
+            f"LoRA adapters are not served for models of '{family}' that run through transformers; merge the adapter "
+            "into the model"
+        )
+    return Choice("bridge", reason)
 
 
 def engine_reason(config: DecoderConfig, settings: ModelConfig, size: int, device_type: str) -> str | None:
@@ -115,7 +125,7 @@ def load_model(
     choice = choose(model, described, settings, ranks.size, device.type)
     _say(choice, model)
     adapters = _first_adapters(settings)
-    if described is None:
+    if choice.way == "bridge" or described is None:
         require(f"a model of type '{config.get('model_type')}'", "torch", "transformers")
         from inflight.models.bridge import load_bridged
 
@@ -271,8 +281,6 @@ def _of_another_part(name: str, described: DecoderConfig) -> bool:
         return name.removeprefix("model.").startswith(towers) or (
             shared is not None and described.gemma4.reads_another(int(shared[1]))
         )
-    if described.recurrence is None:
-        return False
     block = name.removeprefix("blk.").removeprefix(f"{described.prefix}layers.").partition(".")[0]
     behind = block.isdecimal() and int(block) >= described.layers
     return behind or name.startswith(("mtp.", "model.visual.", "visual."))

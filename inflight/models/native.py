@@ -167,7 +167,7 @@ class NativeDecoder(CausalLM):
         for index, spec in enumerate(self._layers):
             name = f"{index}."
             if config.recurrent(index) or config.attends(index):
-                before = self._norm(loader, f"{name}before_attention")
+                before = self._before(loader, f"{name}before_attention")
             if recurrent is not None and config.recurrent(index):
                 recurrent.read(x, name, before)
             if config.attends(index):
@@ -205,8 +205,9 @@ class NativeDecoder(CausalLM):
         name, config = f"{index}.", self._config
         if not config.mixes(index) and not config.has_mlp(index):
             return wide
-        before = self._norm(loader, f"{name}before_mlp")
+        before = self._before(loader, f"{name}before_mlp")
         if config.mixes(index):
+            assert before is not None
             self._mixture(loader, x, routed, name, before, quant)
             return wide
         wide = self._mlp(loader, x, inner, wide, name, before, quant)
@@ -234,7 +235,7 @@ class NativeDecoder(CausalLM):
         program.norm(update, x, self._norm(loader, after), add=True, scale=scale)
 
     def _mlp(
-        self, loader: WeightLoader, x: int, inner: int, wide: int, name: str, norm: Norm, quant: QuantConfig
+        self, loader: WeightLoader, x: int, inner: int, wide: int, name: str, norm: Norm | None, quant: QuantConfig
     ) -> int:
         """inner = act(gate(norm(x))) * up(norm(x)), or act(up(norm(x))) where there is no gate.
 
@@ -286,7 +287,7 @@ class NativeDecoder(CausalLM):
             product = self._take(loader, f"{name}shared_down", quant.layers)
             program.multiply(shared, x, product, add=True, scale=config.residual_scale)
 
-    def _shared_expert(self, loader: WeightLoader, x: int, name: str, norm: Norm, quant: QuantConfig) -> int:
+    def _shared_expert(self, loader: WeightLoader, x: int, name: str, norm: Norm | None, quant: QuantConfig) -> int:
         """The inner rows of the expert that every token takes, times its gate if it has one.
 
         Returns:
@@ -318,6 +319,9 @@ class NativeDecoder(CausalLM):
         numbers = loader.product(self._program, name, precision, gated=gated)
         self._names.update(dict.fromkeys(numbers, name))
         return numbers
+
+    def _before(self, loader: WeightLoader, name: str) -> Norm | None:
+        return self._norm(loader, name) if self._config.norm_first else None
 
     def _norm(self, loader: WeightLoader, name: str) -> Norm:
         return Norm(loader.norm(self._program, name), self._config.eps, self._config.centered_norm)

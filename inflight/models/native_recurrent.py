@@ -41,7 +41,7 @@ class RecurrentLayers:
         self._scale = config.residual_scale * config.multipliers.recurrent
         self._read, self._given = program.buffer(self._kernel.width), program.buffer(self._kernel.values)
 
-    def read(self, x: int, name: str, before: Norm) -> None:
+    def read(self, x: int, name: str, before: Norm | None) -> None:
         """What the layer reads of x. Decays and steps are sensitive: their products stay floats."""
         products = self._take(f"{name}mixer_in", self._precision)
         if not isinstance(self._recurrence, ConvNet):

@@ -9,7 +9,7 @@ import numpy as np
 
 from inflight.checkpoint import Slice, Weights
 from inflight.errors import StartError
-from inflight.tensors import Weight
+from inflight.tensors import Weight, ordered
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class Piece:
         shape: of the whole tensor, as the config wants it.
         part: None: the whole tensor.
         expert: its number and that of all experts, where the tensor [experts, *shape] holds those of a layer.
+        order: the slice's rows in the order in which they are wanted; empty: as they are.
     """
 
     name: str
     shape: tuple[int, ...]
     part: Slice | None = None
     expert: tuple[int, int] | None = None
+    order: tuple[int, ...] = ()
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -46,12 +48,13 @@ class Piece:
             StartError: it is missing, broken, of another shape or in a form that is not read.
         """
         if self.expert is None:
-            return weights.read(self.name, self.shape, self.part)
+            read = weights.read(self.name, self.shape, self.part)
+            return ordered(read, self.order) if self.order else read
         number, count = self.expert
-        read = weights.read(self.name, (count, *self.shape), Slice(0, number, number + 1))
-        if not isinstance(read, np.ndarray):
+        stacked = weights.read(self.name, (count, *self.shape), Slice(0, number, number + 1))
+        if not isinstance(stacked, np.ndarray):
             raise StartError(f"tensor '{self.name}' holds quantised experts in one, which are not read")
-        own: np.ndarray = read[0]
+        own: np.ndarray = stacked[0]
         if self.part is None:
             return own
         index = [slice(None)] * own.ndim

@@ -150,8 +150,8 @@ class CheckpointLoader:
 
     def _floats(self, pieces: Sequence[Piece]) -> Floats:
         for piece in pieces:
-            self._weights.check(piece.name, piece.shape)
-        tensors = [self._weights.read(piece.name, piece.shape, piece.part) for piece in pieces]
+            piece.check(self._weights)
+        tensors = [piece.read(self._weights) for piece in pieces]
         return self._stacked_floats(pieces, tensors)
 
     def _stacked_floats(self, pieces: Sequence[Piece], tensors: Sequence[Weight]) -> Floats:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
+
+import numpy as np
 
 from inflight.tensors.blocks import BLOCKS, BlockForm, Blocks
 from inflight.tensors.floats import BFLOAT16, FLOAT_DTYPES, Floats, widened
@@ -10,6 +13,12 @@ from inflight.tensors.quantised import Quantised, quantise, stack
 
 Weight: TypeAlias = Floats | Quantised | Blocks
 """A matrix [n, k] of one of the three kinds."""
+
+
+def ordered(weight: Weight, order: Sequence[int]) -> Weight:
+    """The outputs (rows) of these numbers, in this order."""
+    return weight[np.asarray(order)] if isinstance(weight, np.ndarray) else weight.ordered(order)
+
 
 __all__ = [
     "BFLOAT16",
@@ -20,6 +29,7 @@ __all__ = [
     "Floats",
     "Quantised",
     "Weight",
+    "ordered",
     "quantise",
     "stack",
     "widened",

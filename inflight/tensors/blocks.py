@@ -6,7 +6,7 @@ numbers in a block are little-endian.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,6 +63,10 @@ class Blocks:
         """Outputs [first, end), the same bytes."""
         data = self.data[first:end]
         return Blocks(self.type, (len(data), self.shape[1]), data)
+
+    def ordered(self, order: Sequence[int]) -> Blocks:
+        """The outputs of these numbers, in this order."""
+        return Blocks(self.type, (len(order), self.shape[1]), self.data[np.asarray(order)])
 
     def dequantise(self) -> Values:
         """The weight float32 [n, k]."""

@@ -70,6 +70,12 @@ class Quantised:
         offsets = None if self.offsets is None else self.offsets[first:end]
         return Quantised(self.bits, self.group, self.codes[first:end], self.scales[first:end], offsets)
 
+    def ordered(self, order: Sequence[int]) -> Quantised:
+        """The outputs of these numbers, in this order."""
+        index = np.asarray(order)
+        offsets = None if self.offsets is None else self.offsets[index]
+        return Quantised(self.bits, self.group, self.codes[index], self.scales[index], offsets)
+
 
 def stack(parts: Sequence[Quantised]) -> Quantised:
     """Weights of the same scheme, one above the other: the outputs of all, the same inputs.

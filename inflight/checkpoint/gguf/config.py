@@ -11,6 +11,7 @@ import numpy as np
 from inflight.checkpoint.gguf.file import whole_number
 from inflight.checkpoint.gguf.gemma4 import gemma4
 from inflight.checkpoint.gguf.hybrid import HYBRID, falcon_h1, granite_hybrid, largest, lfm2, nemotron_h
+from inflight.checkpoint.gguf.more import arcee, ernie, exaone4, glm4, glm4_moe, seed_oss
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
 from inflight.errors import StartError
 
@@ -321,6 +322,11 @@ def _pattern(file: GgufParts, config: Json, key: str) -> None:
     config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in sliding]
 
 
+def _exaone4(file: GgufParts, config: Json) -> None:
+    exaone4(file, config)
+    _pattern(file, config, "exaone4.attention.sliding_window_pattern")
+
+
 def _gemma3(file: GgufParts, config: Json) -> None:
     _gemma(file, config)
     rope = {**config["rope_parameters"], "rope_theta": _number(file, "gemma3.rope.freq_base", _GLOBAL_THETA)}
@@ -372,4 +378,10 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[GgufParts, Json], None]]] = {
     "falcon-h1": ("FalconH1", falcon_h1),
     "nemotron_h": ("NemotronH", nemotron_h),
     "nemotron_h_moe": ("NemotronH", nemotron_h),
+    "seed_oss": ("SeedOss", seed_oss),
+    "arcee": ("Arcee", arcee),
+    "glm4": ("Glm4", glm4),
+    "glm4moe": ("Glm4Moe", glm4_moe),
+    "exaone4": ("Exaone4", _exaone4),
+    "ernie4_5": ("Ernie4_5_", ernie),
 }

@@ -86,6 +86,7 @@ _MAMBA = {
     "ssm_norm": "mamba.norm",
     "ssm_out": "mamba.out_proj",
 }
+_NORM_BEHIND = {"post_attention_norm": "post_attention_layernorm"}
 _ROUTED = {**_QWEN_EXPERTS, **_SHARED_EXPERT}
 _ARRAYS = {
     "layer_output_scale.weight": "layer_scalar",
@@ -117,6 +118,10 @@ _OTHERS = {
     "falcon-h1": _MAMBA,
     # Each of its layers has one norm, whatever it is of.
     "nemotron_h": _MAMBA,
+    "seed_oss": _NORM_BEHIND,
+    "glm4": {**_GEMMA, "ffn_up": "mlp.gate_up_proj"},
+    "glm4moe": {**_ROUTED, **_NORM_BEHIND},
+    "exaone4": _GEMMA,
     "nemotron_h_moe": {**_MAMBA, **_ROUTED},
 }
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)")

@@ -19,7 +19,7 @@ from inflight.errors import StartError
 from inflight.tensors import BLOCKS, Blocks, Weight
 
 _IN_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_TURNED = ("llama", "granite", "smollm3", "mistral3")
+_TURNED = ("llama", "granite", "smollm3", "mistral3", "arcee")
 """Architectures whose rotation pairs neighbours in llama.cpp (LLAMA_ROPE_TYPE_NORM), halves in Hugging Face's."""
 _GEMMA = ("gemma2", "gemma3")
 _DELTA = ("qwen35", "qwen35moe")
