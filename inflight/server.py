@@ -29,7 +29,7 @@ import uvloop
 from inflight.config import Alias, GeneratorConfig, ListenConfig, ServableConfig, ServerConfig, check
 from inflight.contract import KnownModel, ServableStatus
 from inflight.errors import InflightError, StartError
-from inflight.frontends import Control, Keys, grpc_app, http_app, load_protocol
+from inflight.frontends import Control, Keys, Sequences, grpc_app, http_app, load_protocol
 from inflight.metrics import Metrics
 from inflight.repository import Names
 from inflight.router import Router
@@ -84,6 +84,7 @@ class Server:
         self._keys = _keys(config, self._metrics)
         self._listeners: list[Listener] = []
         self._router: Router | None = None
+        self._sequences: Sequences | None = None
         self._stopped = threading.Event()
         self._stop_lock = threading.Lock()
         self._stop_task: asyncio.Task[None] | None = None
@@ -390,8 +391,14 @@ class Server:
             protocols=[load_protocol(name) for name in self._config.protocols],
             control=Control(router, router.models, self._config.admin),
             directory=router.demand if router.demand.active else None,
+            sequences=self._sequences_of(router),
         )
         return self._add(RESTFUL, listen, await listen_http(app, listen, allocate=router.fleet.inbox.allocate))
+
+    def _sequences_of(self, router: Router) -> Sequences:
+        if self._sequences is None:
+            self._sequences = Sequences(router)
+        return self._sequences
 
     async def _start_grpc(self, listen: ListenConfig) -> str:
         router = self._running_router()
@@ -402,6 +409,7 @@ class Server:
             metrics=self._metrics,
             control=Control(router, router.models, self._config.admin),
             directory=router.demand if router.demand.active else None,
+            sequences=self._sequences_of(router),
         )
         allocate = router.fleet.inbox.allocate
         return self._add(

@@ -6,6 +6,7 @@ from inflight.frontends.control import Control
 from inflight.frontends.door import Door
 from inflight.frontends.grpc import grpc_app
 from inflight.frontends.keys import Keys
+from inflight.frontends.oip import Sequences
 from inflight.frontends.routes import Access, Call, Events, Plain, Route, error_headers
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Keys",
     "Plain",
     "Route",
+    "Sequences",
     "error_headers",
     "grpc_app",
     "http_app",

@@ -18,7 +18,7 @@ from inflight.frontends.door import UNKNOWN, Door, refuse, unknown_route
 from inflight.frontends.edge import Edge
 from inflight.frontends.keys import Keys
 from inflight.frontends.mindspore import LlmMethods, LlmRoutes, MindSporeRest
-from inflight.frontends.oip import OpenInferenceRest
+from inflight.frontends.oip import OpenInferenceRest, Sequences
 from inflight.frontends.openai import OpenAiRest
 from inflight.frontends.operations import Operations
 from inflight.frontends.ranking import RankingRest
@@ -55,6 +55,7 @@ def http_app(
     protocols: Sequence[type[Door]] = (),
     control: Control | None = None,
     directory: Directory | None = None,
+    sequences: Sequences | None = None,
 ) -> Edge:
     """The ASGI application for `http` scopes.
 
@@ -67,6 +68,7 @@ def http_app(
         protocols: further protocols; the constructor of each takes the backend alone.
         control: loads and unloads models; None: nobody can.
         directory: names that mean more than the models that are served; None: there are none.
+        sequences: of stateful models, for all doors of a server; None: this one has its own.
 
     Raises:
         ConfigError: one of `protocols` has a path of another protocol.
@@ -80,7 +82,9 @@ def http_app(
         LlmMethods(backend, max_body_bytes=max_body_bytes, config=rest),
         MindSporeRest(backend, max_body_bytes=max_body_bytes, config=rest),
         LlmRoutes(backend),
-        OpenInferenceRest(backend, max_body_bytes=max_body_bytes, control=control, totals=metrics.totals),
+        OpenInferenceRest(
+            backend, max_body_bytes=max_body_bytes, control=control, totals=metrics.totals, sequences=sequences
+        ),
         tgi,
         CloudRest(backend, tgi, openai, rest),
         openai,

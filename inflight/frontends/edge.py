@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -46,7 +47,8 @@ class Edge:
     """An application behind a key and a list of origins.
 
     Whoever runs a browser beside a server runs pages of strangers beside it, and a page may send a POST anywhere; but
-    the browser tells its origin. So a request with an origin changes nothing here unless that is listed by name.
+    the browser tells its origin. So a request with an origin changes nothing here unless that is listed by name, or the
+    page is the server's own (`/docs`) at a numeric address or `localhost`, which no stranger's name can stand for.
 
     Args:
         keys: those that routes require unless they are open; None: all are open.
@@ -62,7 +64,7 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one `http` scope."""
         origin = header(scope, b"origin")
-        if origin is not None and origin not in self._origins and self._app.changes(scope):
+        if origin is not None and not self._may_change(scope, origin) and self._app.changes(scope):
             error = Forbidden(
                 "web pages may not load or unload models here; list the page's origin with --cors-allow-origin"
             )
@@ -138,6 +140,9 @@ class Edge:
             return None
         return self._keys.find(bearer(header(scope, b"authorization"), header(scope, b"x-api-key")))
 
+    def _may_change(self, scope: Scope, origin: bytes) -> bool:
+        return origin in self._origins or _own_page(origin, header(scope, b"host") or b"")
+
     def _allowed(self, origin: bytes) -> list[Header]:
         if self._any and origin not in self._origins:
             return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", _EXPOSED)]
@@ -148,6 +153,22 @@ class Edge:
                 (b"vary", b"Origin"),
             ]
         return []
+
+
+def _own_page(origin: bytes, host: bytes) -> bool:
+    """Whether a page is of this server. A host with a name does not count: a stranger's may lead here."""
+    if origin.partition(b"://")[2] != host:
+        return False
+    name, _, port = host.decode("latin-1").rpartition(":")
+    if not (name and port.isdecimal()):
+        name = host.decode("latin-1")
+    if name == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _preflight(scope: Scope) -> list[Header]:

@@ -49,12 +49,12 @@ def declared_calls(template: str) -> DeclaredCalls | None:
         head = _head(field)
         end = _first(field.get("close")) or _text(_parts(field.get("close_pattern") or ""))
         named = _named(field)
+        if head is None or not end or named is None or not isinstance(head[0], str):
+            return None
+        begin, rest = head[0], head[1:]
+        body = _body(field, named)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
-    if head is None or not end or named is None or not isinstance(head[0], str):
-        return None
-    begin, rest = head[0], head[1:]
-    body = _body(field, named)
     if body is None or (any(isinstance(part, tuple) for part in rest) != (named.captured is not None)):
         return None
 
@@ -157,8 +157,9 @@ def _head(field: Mapping[str, Any]) -> Parts | None:
 
 
 def _first(given: Any) -> str:
+    """The first of the texts; `eos` is none, but the end of the answer."""
     texts = [given] if isinstance(given, str) else given or []
-    return str(texts[0]) if texts else ""
+    return next((str(text) for text in texts if text != "eos"), "")
 
 
 def _text(parts: Parts | None) -> str:

@@ -157,6 +157,12 @@ def test_a_sequence_carries_its_state(here: Here, door: str) -> None:
     assert names == ["x"]
 
 
+def test_a_sequence_changes_its_door(here: Here) -> None:
+    assert Client(here, "http").add(1, sequence_id=4711, sequence_start=True) == [101, 99]
+    assert Client(here, "grpc").add(2, sequence_id=4711) == [103, 97]
+    assert Client(here, "http").add(2, sequence_id=4711, sequence_end=True) == [105, 95]
+
+
 def test_sequences_side_by_side_and_requests_of_one_in_order(here: Here) -> None:
     """Eight sequences at once on two replicas; each sum is exact although its requests come without waiting."""
 

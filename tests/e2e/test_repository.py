@@ -340,9 +340,16 @@ def test_loads_that_are_refused(here: Here, name: str, parameters: dict[str, Any
 def test_web_pages_change_nothing(here: Here) -> None:
     """A page of anybody's, in a browser beside the server, may send a POST without asking first."""
     path = "/v2/repository/models/add/load"
-    for origin in ("https://evil.example", "null", f"http://{here.http}"):
+    port = here.http.rpartition(":")[2]
+    rebound = {"Host": f"evil.example:{port}"}  # the name of a stranger that leads to this machine
+    for origin, more in (
+        ("https://evil.example", {}),
+        ("null", {}),
+        (f"http://evil.example:{port}", rebound),
+        ("http://127.0.0.1:1", {}),
+    ):
         for kind in ("text/plain", "application/json"):
-            status, answer = request(here.http, "POST", path, b"", {"Origin": origin, "Content-Type": kind})
+            status, answer = request(here.http, "POST", path, b"", {"Origin": origin, "Content-Type": kind, **more})
             assert (status, "--cors-allow-origin" in json.loads(answer)["error"]) == (403, True)
     for path_of_adapters in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
         headers = {"Origin": "https://evil.example", "Content-Type": "application/json"}
@@ -352,6 +359,7 @@ def test_web_pages_change_nothing(here: Here) -> None:
     assert request(here.http, "OPTIONS", path, b"", ask)[0] == 403
     assert request(here.http, "OPTIONS", "/v2/models/add/infer", b"", ask)[0] == 200  # calls are for all pages
     assert request(here.http, "POST", path, b"")[0] == 200
+    assert request(here.http, "POST", path, b"", {"Origin": f"http://{here.http}"})[0] == 200  # the server's own page
 
 
 def test_a_name_is_no_path(here: Here) -> None:

@@ -168,6 +168,9 @@ def test_a_declared_form_that_does_not_tell_how_calls_are_written() -> None:
         {"open_pattern": r"<do (a|b)>", "close": "</do>", "content": "json"},
         {"open": "<do>", "close": "</do>", "content": "text"},
         {"open": "<do>", "content": "json"},
+        {"open": "<do>", "close": "eos", "content": "json"},
+        {"open_pattern": NAMED, "close": "</do>", "content": "xml-inline"},
+        {"open_pattern": NAMED, "close": "</do>", "content": "kv-lines", "content_args": ["="]},
     ):
         template = _declared(**field)
         native = AnswerForm("declared", declared=template)

@@ -12,6 +12,7 @@ from inflight.frontends.grpc.line import HoldingBackend
 from inflight.frontends.grpc.reflection import reflection_rpcs
 from inflight.frontends.keys import Keys
 from inflight.frontends.mindspore.grpc import predict_rpcs
+from inflight.frontends.oip import Sequences
 from inflight.frontends.oip.grpc import SERVICE as OIP_SERVICE
 from inflight.frontends.oip.grpc import oip_rpcs
 from inflight.metrics import Metrics
@@ -29,6 +30,7 @@ def grpc_app(
     metrics: Metrics | None = None,
     control: Control | None = None,
     directory: Directory | None = None,
+    sequences: Sequences | None = None,
 ) -> GrpcApp:
     """The procedures of a gRPC port; `listen_grpc` serves them.
 
@@ -38,9 +40,11 @@ def grpc_app(
         metrics: counts the calls; None: they are not counted.
         control: loads and unloads models; None: nobody can.
         directory: names that mean more than the models that are served; None: there are none.
+        sequences: of stateful models, for all doors of a server; None: this one has its own.
     """
     holding = HoldingBackend(backend, directory)
-    models = {**predict_rpcs(holding), **oip_rpcs(holding, control or Control(backend), (metrics or Metrics()).totals)}
+    totals = (metrics or Metrics()).totals
+    models = {**predict_rpcs(holding), **oip_rpcs(holding, control or Control(backend), totals, sequences)}
     rpcs = {
         **models,
         **health_rpcs(backend, (PREDICT_SERVICE, OIP_SERVICE)),

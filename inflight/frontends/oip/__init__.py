@@ -2,5 +2,6 @@
 `grpc`."""
 
 from inflight.frontends.oip.rest import OpenInferenceRest
+from inflight.frontends.oip.sequences import Sequences
 
-__all__ = ["OpenInferenceRest"]
+__all__ = ["OpenInferenceRest", "Sequences"]

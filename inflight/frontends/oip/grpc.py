@@ -77,10 +77,12 @@ _UNSUPPORTED = {
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 
 
-def oip_rpcs(backend: HoldingBackend, control: Control, totals: TotalsOf) -> dict[str, Rpc]:
+def oip_rpcs(
+    backend: HoldingBackend, control: Control, totals: TotalsOf, sequences: Sequences | None = None
+) -> dict[str, Rpc]:
     """The service's procedures by path."""
     models = ModelNames(backend)
-    sequences = Sequences(backend)
+    sequences = sequences or Sequences(backend)
 
     async def server_live(_request: ServerLiveRequest, _timeout: float | None) -> ServerLiveResponse:
         return ServerLiveResponse(live=backend.live)
@@ -163,15 +165,15 @@ async def _infer(
     classes, part, level = _classes(backend, method, request), _part(request), _priority(request)
     del request
     check_wanted(method, wanted)
-    if method.stateful:
-        outputs = await sequences.run(method, part, tensors, timeout, wanted)
-    else:
-        token = priority.set(level)
-        try:
+    token = priority.set(level)
+    try:
+        if method.stateful:
+            outputs = await sequences.run(method, part, tensors, timeout, wanted)
+        else:
             outcomes = await backend.predict(method, to_rows(method, tensors), timeout=timeout)
-        finally:
-            priority.reset(token)
-        outputs = from_outcomes(method, outcomes, wanted)
+            outputs = from_outcomes(method, outcomes, wanted)
+    finally:
+        priority.reset(token)
     return encoded(reply, _as_classes(outputs, classes, method.whole), streamed=streamed)
 
 

@@ -103,6 +103,7 @@ class OpenInferenceRest(QuickDoor):
         max_body_bytes: int,
         control: Control | None = None,
         totals: TotalsOf = lambda servable, method: Totals(),
+        sequences: Sequences | None = None,
     ) -> None:
         super().__init__(backend)
         self._totals = totals
@@ -110,7 +111,7 @@ class OpenInferenceRest(QuickDoor):
         self._submit = backend.submit
         self._max_body_bytes = max_body_bytes
         self._models = ModelNames(backend)
-        self._sequences = Sequences(backend)
+        self._sequences = sequences or Sequences(backend)
         self._gates = Gates(self.refusal, lambda model: max_body_bytes, MESSAGE_OPTION)
 
     def refusal(self, error: InflightError) -> Refusal:
@@ -184,7 +185,11 @@ class OpenInferenceRest(QuickDoor):
             else:
                 self.finish(done, scope, _encoded, names["name"], method, request, labels, tensors)
 
-        task = asyncio.ensure_future(run())
+        token = priority.set(request.priority)
+        try:
+            task = asyncio.ensure_future(run())
+        finally:
+            priority.reset(token)
 
         def cancel() -> None:
             task.cancel()

@@ -16,7 +16,7 @@ import numpy as np
 
 from inflight.config import DescribedConfig, SequenceConfig, SignalConfig
 from inflight.contract import Array, MethodInfo
-from inflight.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from inflight.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from inflight.frontends.base import Backend, predict
 from inflight.frontends.oip.mapping import from_outcomes, to_rows
 from inflight.frontends.oip.tensors import DATATYPES, OipTensor
@@ -25,6 +25,10 @@ MAX_SEQUENCES = 10_000
 """Sequences of a server at a time."""
 MAX_WAITING = 64
 """Requests of one sequence that wait for the one before them."""
+MAX_BYTES = 4 << 30
+"""Bytes of the states of all sequences beyond which none begins."""
+SWEEP = 30.0
+"""Seconds between two looks for sequences that nobody asks for any more."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,32 @@ class _Sequence:
     waiting: int = 0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of its states."""
+        return sum(state.nbytes for state in (self.states or {}).values())
+
+
+@dataclass
+class _Model:
+    """The sequences of one version of a model, by id, the one that was asked for last at the end.
+
+    Attributes:
+        says: the model's description. Another one, of a model that was loaded again, ends all its sequences.
+    """
+
+    says: DescribedConfig
+    idle: float
+    sequences: OrderedDict[int | str, _Sequence] = field(default_factory=OrderedDict)
+
 
 class Sequences:
-    """The sequences of a server. Lives on its event loop."""
+    """The sequences of a server, for all its doors. Lives on its event loop."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._all: OrderedDict[tuple[str, int, int | str], _Sequence] = OrderedDict()
+        self._models: dict[tuple[str, int], _Model] = {}
+        self._sweep: asyncio.TimerHandle | None = None
 
     async def run(
         self,
@@ -104,15 +127,16 @@ class Sequences:
         """
         says = describing(self._backend, method)
         sequence = says.sequence if says is not None else None
-        assert says is not None
-        assert sequence is not None, "only stateful methods come here"
+        if says is None or sequence is None:
+            raise Unavailable(f"the model '{method.servable}' was unloaded")
         _check(method, sequence, tensors)
-        kept = self._found(method, sequence, part)
+        own = self._own(method, says, sequence)
+        kept = self._found(method, own, sequence, part)
         if kept.waiting >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} requests of sequence '{part.id}' wait for each other; try again later")
         kept.waiting += 1
         try:
-            await _turn(kept.turn, timeout)
+            timeout = await _turn(kept.turn, timeout)
             try:
                 before = {} if part.start else kept.states
                 if before is None:  # the first one failed, or the last one was before this one
@@ -122,7 +146,7 @@ class Sequences:
                 rows = to_rows(method, [*tensors, *given])
                 outcomes = await predict(self._backend, method, rows, timeout=timeout)
                 outputs = from_outcomes(method, outcomes)
-                self._keep(method, sequence, part, kept, {output.name: output for output in outputs})
+                self._keep(own, sequence, part, kept, {output.name: output for output in outputs})
             finally:
                 kept.turn.release()
         finally:
@@ -131,7 +155,15 @@ class Sequences:
         by_name = {output.name: output for output in outputs}
         return [by_name[name] for name in names]
 
-    def _found(self, method: MethodInfo, sequence: SequenceConfig, part: Part) -> _Sequence:
+    def _own(self, method: MethodInfo, says: DescribedConfig, sequence: SequenceConfig) -> _Model:
+        """The sequences of a method's model."""
+        key = (method.servable, method.version)
+        own = self._models.get(key)
+        if own is None or own.says != says:
+            own = self._models[key] = _Model(says, sequence.idle)
+        return own
+
+    def _found(self, method: MethodInfo, own: _Model, sequence: SequenceConfig, part: Part) -> _Sequence:
         """The sequence of a request; a new one where it begins one.
 
         Raises:
@@ -143,46 +175,68 @@ class Sequences:
                 f"the model '{method.servable}' is stateful: give each request the parameter 'sequence_id', and the "
                 "first one of a sequence 'sequence_start'"
             )
-        now = asyncio.get_running_loop().time()
-        key = (method.servable, method.version, part.id)
-        known = self._all.get(key)
-        if known is not None and not known.waiting and now - known.used > sequence.idle:
-            known = None
-        if known is None and not part.start:
-            raise _not_begun(method, sequence, part)
+        self._forget()
+        known = own.sequences.get(part.id)
         if known is None:
-            self._forget(now, sequence.idle)
-            known = self._all[key] = _Sequence(None, now)
-        self._all.move_to_end(key)
-        known.used = now
+            if not part.start:
+                raise _not_begun(method, sequence, part)
+            self._check_room()
+            known = own.sequences[part.id] = _Sequence(None, 0.0)
+        _use(own, part, known)
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(SWEEP, self._swept)
         return known
 
-    def _forget(self, now: float, idle: float) -> None:
-        while self._all:
-            key, first = next(iter(self._all.items()))
-            if first.waiting or now - first.used <= idle:
-                break
-            del self._all[key]
-        if len(self._all) >= MAX_SEQUENCES:
+    def _check_room(self) -> None:
+        """Raises Overloaded where no further sequence may begin."""
+        all = [one for own in self._models.values() for one in own.sequences.values()]
+        if len(all) >= MAX_SEQUENCES:
             raise Overloaded(f"{MAX_SEQUENCES} sequences have not ended; end some with 'sequence_end'")
+        if sum(one.bytes for one in all) >= MAX_BYTES:
+            raise Overloaded(f"the states of sequences fill {MAX_BYTES >> 30} GiB; end some with 'sequence_end'")
+
+    def _forget(self) -> None:
+        """Forgets the sequences that nobody asked for in their time."""
+        now = asyncio.get_running_loop().time()
+        for own in self._models.values():
+            while own.sequences:
+                id, first = next(iter(own.sequences.items()))
+                if now - first.used <= own.idle:
+                    break
+                if first.waiting:
+                    first.used = now
+                    own.sequences.move_to_end(id)
+                else:
+                    del own.sequences[id]
+
+    def _swept(self) -> None:
+        self._forget()
+        self._models = {key: own for key, own in self._models.items() if own.sequences}
+        loop = asyncio.get_running_loop()
+        self._sweep = loop.call_later(SWEEP, self._swept) if self._models else None
 
     def _keep(
         self,
-        method: MethodInfo,
+        own: _Model,
         sequence: SequenceConfig,
         part: Part,
         kept: _Sequence,
         outputs: Mapping[str, OipTensor],
     ) -> None:
-        key = (method.servable, method.version, part.id)
         if part.end:
-            if self._all.get(key) is kept and kept.waiting == 1:
-                del self._all[key]
+            if own.sequences.get(part.id) is kept and kept.waiting == 1:
+                del own.sequences[part.id]
             kept.states = None
             return
         # Copies: what a worker gave would keep its shared memory.
         kept.states = {state.input: np.array(outputs[state.output].data) for state in sequence.states}
-        kept.used = asyncio.get_running_loop().time()
+        if own.sequences.get(part.id) is kept:
+            _use(own, part, kept)
+
+
+def _use(own: _Model, part: Part, kept: _Sequence) -> None:
+    kept.used = asyncio.get_running_loop().time()
+    own.sequences.move_to_end(part.id)
 
 
 def _not_begun(method: MethodInfo, sequence: SequenceConfig, part: Part) -> InvalidRequest:
@@ -225,8 +279,12 @@ def _signal(signal: SignalConfig, part: Part, whole: bool) -> OipTensor:
     return OipTensor(signal.input, signal.datatype, data.shape, data)
 
 
-async def _turn(lock: asyncio.Lock, timeout: float | None) -> None:
+async def _turn(lock: asyncio.Lock, timeout: float | None) -> float | None:
+    """Waits for a turn. Returns: the rest of the time in seconds."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     try:
         await asyncio.wait_for(lock.acquire(), timeout)
     except asyncio.TimeoutError:
         raise DeadlineExceeded("the requests of its sequence before it took longer than its time") from None
+    return None if timeout is None else max(timeout - (loop.time() - began), 0.0)
