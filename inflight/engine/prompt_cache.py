@@ -232,9 +232,13 @@ class PromptCache:
         return found.blocks * self._scheduler.capacity.block_size - self._scheduler.found(sequence)
 
     async def _load(self, files: PageFiles, sequence: Sequence, digests: list[bytes], found: Found) -> None:
-        """Reads pages into blocks, if it is still worth it: another request may have read them."""
+        """Reads pages into blocks, if it is still worth it: another request may have read them. It is not where nobody
+        waits any more, after a loss of the shards too, nor while a read is overdue."""
         gain = self._gain(sequence, found)
-        if files is not self._files or sequence.finished or gain < PAGE:
+        if files is not self._files or sequence.id not in self._waiting or gain < PAGE:
+            return
+        if self._loads:
+            self._counts.passed += 1
             return
         size = gain / self._scheduler.capacity.block_size * self._block_bytes + self._state_bytes * found.state
         if not self._speeds.worth(gain, int(size)):
@@ -266,7 +270,9 @@ class PromptCache:
         present = pool.find(digests)
         pool.share(present)  # they must not be evicted for what comes behind them
         try:
-            taken = pool.take(len(digests) - len(present))
+            missing = len(digests) - len(present)
+            # Rows that run need their next blocks meanwhile: none should be preempted for files.
+            taken = pool.take(missing) if missing + self._scheduler.running <= pool.free else None
         finally:
             pool.release(present)
         if taken is None:

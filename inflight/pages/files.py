@@ -172,7 +172,10 @@ class PageFiles:
             self._trim(self._limit - size - self._limit // _SCANS)
         disk = shutil.disk_usage(self._base)
         short = size + min(_ROOM, disk.total // 20) - disk.free
-        if short > 0 and self._trim(self._held() - short) < short:
+        if short <= 0:
+            return
+        held = self._held()
+        if held < short or self._trim(held - short) < short:  # what others have filled is not made good by our files
             raise OSError(f"the disk has {disk.free >> 20} MiB left")
 
     def _files(self) -> list[tuple[float, int, str]]:

@@ -480,7 +480,8 @@ class Scheduler:
         """Of the next `draft` of a row in `lockstep`, tokens that its grammar forces, and that are guessed, at most."""
         bar = self._bar()
         guesses = 0 if bar is None else self.speculation.length(row.experience, len(row.tokens), bar)
-        return self.speculation.forced, guesses
+        room = max(0, self.speculation.room - len(self._running))  # each place takes a mask, which costs time
+        return min(self.speculation.forced, room), guesses
 
     def _learn(self, sent: _Sent, result: StepResult) -> None:
         """Notes what guesses have brought and what they have cost."""

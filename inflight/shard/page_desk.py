@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -71,7 +72,7 @@ class PageDesk:
 
     def _work(self, queue: SimpleQueue[_Order | None], nice: int) -> None:
         if nice and sys.platform == "linux":  # elsewhere the whole process would be nicer
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+            _be_nice(nice)
         while (item := queue.get()) is not None:
             order, answer = item
             began, done, moved = time.perf_counter(), 0, 0
@@ -86,7 +87,7 @@ class PageDesk:
         """The bytes that were moved; None: none could be. Whatever goes wrong with a file is not the model's fault."""
         try:
             return move(page)
-        except (OSError, ValueError, IndexError) as error:
+        except Exception as error:  # an order without an answer would hold its blocks for ever
             if time.monotonic() >= self._silent_until:
                 log.warning("the prompt cache cannot be used for now: %s", error)
             self._silent_until = time.monotonic() + PAUSE
@@ -124,6 +125,13 @@ class PageDesk:
         size = self._kept.block_bytes
         for index, block in enumerate(page.blocks):
             yield block, content[index * size : (index + 1) * size]
+
+
+def _be_nice(more: int) -> None:
+    """Adds to the niceness of this thread. Of a process that is nicer already nobody may take some away."""
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + more))
 
 
 class Opening:

@@ -3,22 +3,40 @@ not whole."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
 
-from inflight.contract import GenerationRequest, Sampling, whole
+from inflight.contract import (
+    Array,
+    CacheSize,
+    GenerationRequest,
+    ModelFacts,
+    Page,
+    Sampling,
+    ShardOffer,
+    Transfer,
+    Transferred,
+    whole,
+)
+from inflight.engine import Executor
+from inflight.engine.prompt_cache import PromptCache
 from inflight.kernels import NativeProgram, checksum, native_reason
 from inflight.llm import LLM, Generation
 from inflight.metrics import PromptCacheCounts
+from inflight.models import KeptForms
 from inflight.pages import HEADER, PageFiles, look, tail, whole_pages
+from inflight.sched import Capacity, Scheduler, Sequence
+from inflight.shard.page_desk import PageDesk
 from tests.e2e.running import eventually
 from tests.gemma4 import save_gemma4
 from tests.lm import POCKET, save_tiny
@@ -29,6 +47,12 @@ pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_r
 LOGGED = Sampling(logprobs=True)
 MARK = "ab" * 16
 SIZE = {"vocab_size": 2048, "max_position_embeddings": 2048}
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -220,6 +244,107 @@ def test_a_folder_that_cannot_be_written(
     assert len([line for line in caplog.records if "No space left" in line.getMessage()]) == 1
 
 
+# The engine's side, without ranks
+
+
+class NoRanks:
+    """Takes orders and does not answer."""
+
+    def __init__(self) -> None:
+        self.orders: list[Transfer] = []
+        self.lost = False
+        self.on_transferred: Callable[[Transferred], None] = lambda answer: None
+
+    def transfer(self, order: Transfer) -> None:
+        self.orders.append(order)
+
+
+def in_files(base: Path, count: int, blocks: int = 64) -> tuple[PromptCache, NoRanks, Scheduler, list[Sequence]]:
+    """A prompt cache that has the prompts of `count` sequences."""
+    scheduler, ranks = Scheduler(Capacity(blocks, 16, 8, 256, 256)), NoRanks()
+    cache = PromptCache(base, scheduler, cast(Executor, ranks), PromptCacheCounts(), lambda: None)
+    facts = ModelFacts("", "", 10, 0)
+    cache.opened(ShardOffer(facts, CacheSize(blocks, 16, 1000), 8, 1000, "cpu", prompt_cache=MARK))
+    rows, files = [Sequence(id, tokens(300, id), Sampling(), 4) for id in range(1, count + 1)], pages(base)
+    for row in rows:
+        for piece in whole_pages(row.chain(16), 16):
+            files.write(piece.key, content(1), state=False)
+    return cache, ranks, scheduler, rows
+
+
+def test_after_a_loss_nothing_is_read_for_those_who_waited(tmp_path: Path) -> None:
+    """The blocks would be taken in a cache whose ranks are gone, and never come back."""
+    cache, ranks, scheduler, rows = in_files(tmp_path, 3)
+
+    async def run() -> None:
+        for row in rows:
+            cache.add(row)
+        tasks = [task for _, task in cache._waiting.values()]
+        while not ranks.orders:
+            await asyncio.sleep(0.001)
+        ranks.lost = True
+        cache.lost()
+        scheduler.lost()
+        await asyncio.wait_for(asyncio.gather(*tasks), 10)
+        assert scheduler.waiting == 3
+        assert scheduler.pool.free == 64
+        assert len(ranks.orders) == 1
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_behind_a_read_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inflight.engine.prompt_cache.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("inflight.engine.prompt_cache.LEAST_WAIT", 0.05)
+    cache, ranks, scheduler, rows = in_files(tmp_path, 3)
+
+    async def run() -> None:
+        for row in rows:
+            cache.add(row)
+        await asyncio.wait_for(asyncio.gather(*(task for _, task in cache._waiting.values())), 10)
+        assert scheduler.waiting == 3
+        assert (len(ranks.orders), cache._counts.late, cache._counts.passed) == (1, 1, 2)
+
+    asyncio.run(run())
+
+
+def test_nothing_is_read_into_the_last_blocks(tmp_path: Path) -> None:
+    """Rows that run will need them."""
+
+    async def orders(running: int, blocks: int) -> int:
+        cache, ranks, scheduler, (row,) = in_files(tmp_path, 1, blocks)
+        scheduler._running = [row] * running
+        cache.add(row)
+        while not ranks.orders and cache.waiting:
+            await asyncio.sleep(0.001)
+        cache.lost()
+        return len(ranks.orders)
+
+    assert [asyncio.run(orders(*given)) for given in ((0, 16), (1, 16), (1, 17))] == [1, 0, 1]
+
+
+def test_a_desk_answers_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the process is nicer than its threads are to be, and where the copy itself fails."""
+
+    class Broken(KeptForms):
+        block_bytes, state_bytes, bits = 8, 0, ()
+
+        def read_block(self, block: int, to: Array) -> None:
+            raise RuntimeError("out of memory")
+
+        write_block = read_state = write_state = read_block
+
+    def refused(*given: int) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    answers: SimpleQueue[Transferred] = SimpleQueue()
+    desk = PageDesk(pages(tmp_path), Broken(), 4)
+    desk.take(Transfer(1, False, [Page(key(1), [0])]), answers.put)
+    assert answers.get(timeout=10).done == 0
+    desk.close(10)
+
+
 # Files
 
 
@@ -279,6 +404,11 @@ def test_the_least_recently_used_go(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / MARK / "mine.txt").exists()
     assert not old.exists()
     assert len(list((tmp_path / "notes").iterdir())) == 1
+    monkeypatch.setattr("inflight.pages.files.shutil.disk_usage", lambda path: Usage(1 << 40, 0, 0))
+    before = len(list(tmp_path.glob("*/*")))
+    with pytest.raises(OSError, match="the disk has 0 MiB left"):
+        files.write(key(98), content(1), state=False)
+    assert len(list(tmp_path.glob("*/*"))) == before, "others have filled the disk"
     with pytest.raises(OSError, match="too large"):
         files.write(key(99), content(1, 1 << 19), state=False)
 

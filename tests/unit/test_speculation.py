@@ -95,6 +95,13 @@ def test_what_a_guess_costs_is_measured() -> None:
     assert policy.bar(1) == cheap
 
 
+def test_grammars_prepare_no_more_than_a_step_has_room_for() -> None:
+    scheduler, row = Scheduler(Capacity(100, 4, 64, 100, 100, 32, guesses=8)), Sequence(0, [1], Sampling(), 9)
+    for rows, forced in ((1, 16), (20, 12), (32, 0), (60, 0)):
+        scheduler._running = [row] * rows
+        assert scheduler.hopes(row)[0] == forced
+
+
 def requests(seed: int, count: int) -> list[Sequence]:
     """Rows whose texts repeat themselves, and others."""
     draw = random.Random(seed)
