@@ -203,9 +203,8 @@ def _write_sizes(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> 
     writer.add_embedding_length(config["hidden_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(kv_heads if arch != "falcon-h1" else kv_heads[0])
-    writer.add_layer_norm_rms_eps(
-        config.get("norm_eps") or config.get("layer_norm_epsilon") or config.get("rms_norm_eps")
-    )
+    add_eps = writer.add_layer_norm_eps if arch.startswith("nemotron") else writer.add_layer_norm_rms_eps
+    add_eps(config.get("norm_eps") or config.get("layer_norm_epsilon") or config.get("rms_norm_eps"))
     rope = config.get("rope_parameters") or {}
     writer.add_rope_freq_base(rope.get("rope_theta", 10_000.0))
     width = config["intermediate_size"]
@@ -301,6 +300,8 @@ def _converted(name: str, data: np.ndarray, config: dict[str, Any]) -> Iterator[
         data = data[:, None]
     if config["model_type"] == "falcon_h1":
         data = _folded(own, data, config)
+        if own == "ffn_norm":  # its converter leaves out `.weight`
+            kind = ""
     yield (own if not kind or own.endswith(".bias") else f"{own}.{kind}"), data
 
 

@@ -97,7 +97,7 @@ def _base(file: GgufParts, architecture: str) -> Json:
         "num_attention_heads": heads,
         "num_key_value_heads": size("attention.head_count_kv", heads),
         "head_dim": dim,
-        "rms_norm_eps": _number(file, f"{architecture}.attention.layer_norm_rms_epsilon", 1e-6),
+        "rms_norm_eps": _epsilon(file, f"{architecture}.attention."),
         "max_position_embeddings": size("context_length"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "dtype": _dtype(file),
@@ -124,6 +124,11 @@ def _number(file: GgufParts, key: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:  # nor NaN
         raise StartError(f"the GGUF file's key '{key}' is {value!r}, where a number belongs")
     return value
+
+
+def _epsilon(file: GgufParts, key: str) -> float:
+    """Nemotron-H's converter writes that of its RMSNorms as a LayerNorm's."""
+    return _number(file, f"{key}layer_norm_rms_epsilon", _number(file, f"{key}layer_norm_epsilon", 1e-6))
 
 
 def _rope(file: GgufParts, architecture: str, dim: int) -> Json:

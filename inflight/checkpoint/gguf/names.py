@@ -99,6 +99,7 @@ _ARRAYS = {
     "shortconv.in_proj.weight": "conv.in_proj.weight",
     "shortconv.out_proj.weight": "conv.out_proj.weight",
     "exp_probs_b.bias": "mlp.expert_bias",
+    "ffn_norm": "post_attention_layernorm.weight",  # Falcon-H1's, whose converter leaves out `.weight`
 }
 _MAMBA_ARRAYS = {"ssm_a": "mamba.A_log", "ssm_d": "mamba.D", "ssm_dt.bias": "mamba.dt_bias"}
 MAMBA = ("granitehybrid", "falcon-h1", "nemotron_h", "nemotron_h_moe")
