@@ -228,7 +228,8 @@ class ShardGroup(Executor):
 
     async def _catch_up(self, told: Sequence[AdapterConfig], offers: list[ShardOffer]) -> list[ShardOffer]:
         """Loads the adapters that came while the ranks loaded."""
-        late = [adapter for adapter in self._config.model.adapters if adapter not in told]
+        known = [each.number for each in _numbered(told)]
+        late = [each for each in _numbered(self._config.model.adapters) if each.number not in known]
         for adapter in late:
             try:
                 await self._told(adapter)
@@ -268,9 +269,7 @@ class ShardGroup(Executor):
     def _keep(self, number: int, *adapter: AdapterConfig) -> None:
         """Notes what the next start loads."""
         model = self._config.model
-        # The first ones have their places for numbers, which stay theirs when one before them goes.
-        numbered = [replace(each, number=each.number or place) for place, each in enumerate(model.adapters, 1)]
-        others = (each for each in numbered if each.number != number)
+        others = (each for each in _numbered(model.adapters) if each.number != number)
         model = msgspec.structs.replace(model, adapters=(*others, *adapter))
         self._config = msgspec.structs.replace(self._config, model=model)
 
@@ -390,6 +389,11 @@ class ShardGroup(Executor):
         await worker.end(grace)
         if worker in self._workers:
             self._workers.remove(worker)
+
+
+def _numbered(adapters: Sequence[AdapterConfig]) -> list[AdapterConfig]:
+    """The first ones have their places for numbers, which stay theirs when one before them goes."""
+    return [replace(each, number=each.number or place) for place, each in enumerate(adapters, 1)]
 
 
 def _smallest(offers: list[ShardOffer]) -> ShardOffer:

@@ -38,8 +38,12 @@ class Directory(Protocol):
             key: requests with the same one go to the same target.
         """
 
-    def chosen_name(self, name: str, key: str | None) -> str | None:
-        """As `chosen`, for doors without versions: the name under which the version of a language model is served."""
+    def named(self, name: str, version: int) -> str:
+        """For doors without versions: the name under which a version of a language model is served.
+
+        Raises:
+            NotFound: the model is served, but not in this version.
+        """
 
     def missing(self, name: str) -> bool:
         """Whether a request may have to wait until the model of this name is loaded."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from inflight.admission import arrival
 from inflight.config import PAYLOAD_LIMIT
-from inflight.contract import Generator
+from inflight.contract import NEWEST, Generator
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
 from inflight.frontends.directory import Directory, sticky, user_of
@@ -166,13 +166,17 @@ class Door(ABC):
         call.replace(body)
         name = getattr(body, "model", None)
         if isinstance(name, str) and name:
-            chosen = directory.chosen_name(name, sticky(call.scope) or user_of(body))
+            version = NEWEST
+            chosen = directory.chosen(name, sticky(call.scope) or user_of(body))
             if chosen is not None:
-                name = body.model = chosen
+                name, version = chosen
+                body.model = name
             if directory.missing(name):
                 if (kept := arrival.get()) is not None:
                     kept.settle()  # its gate was another model's, which may have to leave for this one
                 await call.run(directory.present(name))
+            if version != NEWEST:  # what is loaded is known only now
+                body.model = directory.named(name, version)
         if not self._backend.generators and directory.default is not None:
             await call.run(directory.present(directory.default))
 

@@ -21,8 +21,8 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from typing import TypeAlias, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias, cast
 
 import msgspec
 
@@ -43,6 +43,9 @@ STRANGER_SECONDS = 10.0
 
 MAX_STRANGERS = 64
 """Connections that have not shown one yet; further ones are closed at once."""
+
+ACCEPT_AGAIN = 0.5
+"""Seconds until the next try where a connection could not be accepted."""
 
 TOLD_SECONDS = 10.0
 """Seconds between two lines of the log about strangers."""
@@ -120,23 +123,18 @@ class Guest(asyncio.Protocol):
         closed: the other end is gone.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, peer: str) -> None:
         self._gate = gate
         self._nonce = secrets.token_bytes(NONCE)
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._welcome = False
-        self.peer = "?"
+        self.peer = peer
         self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses
-        name = transport.get_extra_info("peername")
-        self.peer = f"{name[0]}:{name[1]}" if name else "?"
-        if not self._gate.enter(self):
-            self._transport.abort()
-            return
         self._deadline = asyncio.get_running_loop().call_later(
             STRANGER_SECONDS, self._refuse, "it said nothing in time"
         )
@@ -205,7 +203,9 @@ class Gate:
 
     def __init__(self, identity: Identity | None = None) -> None:
         self._identity = identity
-        self._server: asyncio.AbstractServer | None = None
+        self._secure: ssl.SSLContext | None = None
+        self._listening: socket.socket | None = None
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._strangers: dict[Guest, None] = {}
         self._invited: dict[bytes, tuple[Invitation, asyncio.Future[Guest]]] = {}
         self._told = 0.0
@@ -228,13 +228,9 @@ class Gate:
         sock.setblocking(False)
         found = sock.getsockname()
         self.address = f"[{found[0]}]:{found[1]}" if family == socket.AF_INET6 else f"{found[0]}:{found[1]}"
-        secure = context(self._identity, server=True) if self._identity is not None else None
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: Guest(self),
-            sock=sock,
-            ssl=secure,
-            ssl_handshake_timeout=STRANGER_SECONDS if secure is not None else None,
-        )
+        self._secure = context(self._identity, server=True) if self._identity is not None else None
+        self._listening = sock
+        self._begin(self._accept(sock))
 
     def invite(self, address: str = "") -> Invitation:
         """A new invitation. Args: address: where the process is to come; empty: where the gate listens."""
@@ -272,19 +268,53 @@ class Gate:
     def close(self) -> None:
         for invitation, _ in list(self._invited.values()):
             self.take_back(invitation, "the server stops")
-        if self._server is not None:
-            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._listening is not None:
+            # Not at once: the loop watches its number until the task has ended.
+            asyncio.get_running_loop().call_soon(self._listening.close)
+            self._listening = None
         for guest in list(self._strangers):
             guest.close()
 
-    # Called by guests
+    # Who connects is counted before anything is read of them, so that those who do not end TLS's handshake count, too.
 
-    def enter(self, guest: Guest) -> bool:
-        if len(self._strangers) >= MAX_STRANGERS:
-            self.refused(guest.peer, "too many connections that have shown no invitation")
-            return False
-        self._strangers[guest] = None
-        return True
+    async def _accept(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, name = await loop.sock_accept(sock)
+            except OSError as error:  # as where there are no descriptors left
+                self.refused("?", str(error))
+                await asyncio.sleep(ACCEPT_AGAIN)
+                continue
+            guest = Guest(self, f"{name[0]}:{name[1]}")
+            if len(self._strangers) >= MAX_STRANGERS:
+                self.refused(guest.peer, "too many connections that have shown no invitation")
+                connection.close()
+                continue
+            self._strangers[guest] = None
+            self._begin(self._admit(guest, connection))
+
+    async def _admit(self, guest: Guest, connection: socket.socket) -> None:
+        secure, limit = self._secure, STRANGER_SECONDS if self._secure is not None else None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: guest, connection, ssl=secure, ssl_handshake_timeout=limit
+            )
+        except (OSError, asyncio.TimeoutError) as error:
+            self.refused(guest.peer, f"it does not speak this protocol: {error or type(error).__name__}")
+            self.leave(guest)
+        except BaseException:
+            self.leave(guest)
+            raise
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(lambda task: self._tasks.pop(task, None))
+
+    # Called by guests
 
     def leave(self, guest: Guest) -> None:
         self._strangers.pop(guest, None)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from inflight.admission import holder
 from inflight.config import Alias, RoomConfig
-from inflight.errors import Forbidden, InflightError, Loading, Overloaded, Unavailable
+from inflight.errors import Forbidden, InflightError, Loading, NotFound, Overloaded, Unavailable
 from inflight.repository import Names
 from inflight.router.models import Models
 from inflight.startup import one_line
@@ -74,12 +74,16 @@ class Demand:
                 return target.model + name[len(short) :], target.version
         return None
 
-    def chosen_name(self, name: str, key: str | None) -> str | None:
-        """As `chosen`, for doors without versions: the name under which the version of a language model is served."""
-        chosen = self.chosen(name, key)
-        if chosen is None:
-            return None
-        return self._named(*chosen) or chosen[0]
+    def named(self, name: str, version: int) -> str:
+        """For doors without versions: the name under which a version of a language model is served.
+
+        Raises:
+            NotFound: the model is served, but not in this version.
+        """
+        found = self._named(name, version)
+        if found is None and self._models.serves(name):
+            raise NotFound(f"the model '{name}' is not served in version {version}")
+        return found or name
 
     def missing(self, name: str) -> bool:
         """Whether a request may have to wait until the model of this name is loaded."""

@@ -81,7 +81,8 @@ class Models:
         self._tasks: set[asyncio.Task[Any]] = set()  # keeps them alive; their order does not matter
         self._watching: asyncio.Task[None] | None = None
         self.room = Room(config.room, self._present, lambda name: self.end(name, MADE_ROOM))
-        self._looked: tuple[float, dict[str, Found]] = (-SCANNED, {})
+        self._look: asyncio.Task[dict[str, Found]] | None = None
+        self._looked = 0.0
 
     def know(self, configs: Sequence[ModelConfiguration]) -> None:
         """Notes models that the server starts with, so that they can be loaded again."""
@@ -96,7 +97,7 @@ class Models:
                 ),
                 config,
             ]
-            model.files = _files(model.configs)
+            model.files = self._size(model.configs)
 
     def watch(self) -> None:
         """Begins to follow the folders, where the configuration says so."""
@@ -165,6 +166,10 @@ class Models:
             names += [name for name, found in (await self._seen()).items() if found.language]
         return [name for name in dict.fromkeys(names) if await self.wanted([name], on_demand) is not None]
 
+    def serves(self, name: str) -> bool:
+        """Whether a model is loaded, in whichever version."""
+        return any(status.loaded for status in self._statuses() if status.name == name)
+
     @property
     def served_language_models(self) -> list[str]:
         """The language models that are served, each version under its name."""
@@ -172,11 +177,10 @@ class Models:
 
     async def _seen(self) -> Mapping[str, Found]:
         """The models of the folders as they were a moment ago."""
-        now = time.monotonic()
-        if now - self._looked[0] >= SCANNED:
-            self._looked = (now, self._looked[1])  # others do not look meanwhile
-            self._looked = (now, await asyncio.to_thread(self._found))
-        return self._looked[1]
+        if self._look is None or (self._look.done() and time.monotonic() - self._looked >= SCANNED):
+            self._looked = time.monotonic()
+            self._look = asyncio.get_running_loop().create_task(asyncio.to_thread(self._found))
+        return await asyncio.shield(self._look)  # one look for all, whoever of them leaves
 
     def _present(self) -> list[Present]:
         """The models that are loaded."""
@@ -201,6 +205,10 @@ class Models:
             for name, model in scan(folder).items():
                 found.setdefault(name, model)
         return found
+
+    def _size(self, configs: Sequence[ModelConfiguration]) -> int:
+        """Bytes of the files of a model, of a servable those in its folder; 0 where nobody asks for them."""
+        return sum(map(_size, configs)) if self._config.room.max_loaded_memory is not None else 0
 
     def _model(self, name: str) -> _Model:
         return self._models.setdefault(name, _Model(name))
@@ -272,7 +280,7 @@ class Models:
             self._check_settled(model.name)
             model.loading = [config.version or 1 for config in configs]
             try:
-                files = await asyncio.to_thread(_files, configs)
+                files = await asyncio.to_thread(self._size, configs)
                 await self.room.make(model.name, files)
                 await self._start(configs)
                 await self.room.loaded(model.name)
@@ -447,11 +455,6 @@ def _version(parameters: Mapping[str, Any]) -> int:
 
 def _is_language(config: ModelConfiguration) -> bool:
     return isinstance(config, GeneratorConfig)
-
-
-def _files(configs: Sequence[ModelConfiguration]) -> int:
-    """Bytes of the files of a model; of a servable those in its folder."""
-    return sum(map(_size, configs))
 
 
 def _size(config: ModelConfiguration) -> int:

@@ -86,7 +86,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
         on_demand=True,
         max_loaded=2,
         load_wait=60.0,
-        aliases=("canary=net:1@75,net:2@25", "echoes=echo", "chat=lm:2", "both=lm:1@50,lm:2@50"),
+        aliases=("canary=net:1@75,net:2@25", "echoes=echo", "chat=lm:1", "both=lm:1@50,lm:2@50", "gone=lm:7"),
         default_model="lm",
     )
     before = workers()
@@ -150,8 +150,12 @@ def test_a_request_loads_its_model_at_each_door_of_servables(here: Here, door: A
 def test_a_request_loads_its_language_model(here: Here) -> None:
     asked: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
     with openai.OpenAI(base_url=f"http://{here.http}/v1", api_key="none") as client:
-        assert [model.id for model in client.models.list()] == ["lm", "chat", "both"]  # nothing is loaded yet
-        first = client.completions.create(model="lm", **asked)
+        assert [model.id for model in client.models.list()] == ["lm", "chat", "both", "gone"]  # nothing is loaded
+        first = client.completions.create(model="chat", **asked)
+        assert first.model == client.completions.create(model="chat", **asked).model
+        assert first.model != client.completions.create(model="lm", **asked).model
+        with pytest.raises(openai.NotFoundError, match="version 7"):
+            client.completions.create(model="gone", **asked)
         assert sorted(entry[:2] for entry in here.states()["lm"]) == [(1, "READY"), (2, "READY")]
         for name in ("chat", "lm:1", "lm"):
             assert client.completions.create(model=name, **asked).choices[0].text == first.choices[0].text
@@ -188,6 +192,9 @@ def test_language_models_take_turns_by_the_names_in_bodies(tmp_path: Path) -> No
     server = Server(ServerConfig(repositories=(tmp_path,), room=room), SMALL)
     try:
         here = Here(server, server.start_http(ListenConfig(FREE)), "")
+        asked = {"model": "one", "prompt": "Once", "max_tokens": 1}
+        first = [Background(here.ask, "/v1/completions", asked) for _ in range(8)]
+        assert [each.result(60)[0] for each in first] == [200] * 8  # all wait for the first look at the folders
         for name in ("one", "two"):
             status, answer = here.ask("/v1/completions", {"model": name, "prompt": "Once", "max_tokens": 1})
             assert (status, answer.get("model")) == (200, name), answer

@@ -191,6 +191,38 @@ def test_who_says_nothing_is_not_kept(identity: Identity | None, monkeypatch: py
     at_gate(identity, test)
 
 
+def test_those_who_do_not_end_the_handshake_of_tls_are_few(
+    identity: Identity | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "MAX_STRANGERS", 3)
+
+    def closed(sock: socket.socket) -> bool:
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while data := sock.recv(1 << 16):
+                assert len(data) <= remote_module.GREETING
+            return True
+        return False
+
+    async def test(gate: Gate) -> None:
+        silent = [await in_thread(socket.create_connection, split(gate.address), 10) for _ in range(8)]
+        try:
+            for _ in range(1000):
+                if sum(map(closed, silent)) == 5:
+                    break
+                await asyncio.sleep(0.005)
+            assert [closed(sock) for sock in silent] == [False] * 3 + [True] * 5
+        finally:
+            for sock in silent:
+                sock.close()
+        while gate._strangers:
+            await asyncio.sleep(0.005)
+        guest, sock = await both(gate)
+        await part(guest, sock)
+
+    at_gate(identity, test)
+
+
 def test_an_invitation_is_for_one_process_that_has_it_whole(identity: Identity | None) -> None:
     async def test(gate: Gate) -> None:
         invitation = gate.invite()
