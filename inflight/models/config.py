@@ -12,7 +12,7 @@ from inflight.models.config_base import base as _base
 from inflight.models.config_base import rope_settings as _rope
 from inflight.models.config_base import sliding_layers as _types
 from inflight.models.config_base import windows_of as _windows
-from inflight.models.config_checks import check_config
+from inflight.models.config_checks import check_config, check_described
 from inflight.models.config_gemma import gemma2, gemma3, gemma4
 from inflight.models.config_hybrid import HYBRIDS
 from inflight.models.config_more import MORE
@@ -37,11 +37,13 @@ def decoder_config(config: Config) -> DecoderConfig | None:
     for each in (config, nested if isinstance(nested, Mapping) else {}):
         check_config(each)
     try:
-        return read(config)
+        described = read(config)
+        check_described(described)
     except KeyError as missing:
         raise StartError(f"config.json of type '{family}' has no {missing}") from None
     except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         raise StartError(f"config.json of type '{family}' makes no sense: {error}; download it again") from error
+    return described
 
 
 def _llama(config: Config) -> DecoderConfig:

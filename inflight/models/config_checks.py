@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inflight.errors import StartError
+from inflight.models.description import DecoderConfig
 
 _MOST = {
     "num_hidden_layers": 10_000,
@@ -40,6 +41,7 @@ _OTHERS = (
 )
 _BY_LAYER = ("head_dim", "num_key_value_heads")
 _LARGEST = 1 << 31
+_WIDEST_HEAD = 1 << 16
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -65,6 +67,50 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_layers(config.get("per_layer_config"))
     for key in ("rope_parameters", "rope_scaling"):
         _check_rope(key, config.get(key))
+
+
+def check_described(config: DecoderConfig) -> None:
+    """Raises ValueError if a size of a description is missing or none, or a number is none: families take these from
+    settings of many names."""
+    sizes = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate,
+        "max_position_embeddings": config.max_positions,
+    }
+    numbers = {
+        "the norms' epsilon": config.eps,
+        "the scale of scores": config.scale,
+        "the embedding's multiplier": config.embedding_scale,
+        "the residual multiplier": config.residual_scale,
+        "the logits' scaling": config.logits_divider,
+    }
+    experts = config.experts
+    if experts is not None and any(experts.layers):
+        sizes |= {
+            "the number of experts": experts.count,
+            "the number of a token's experts": experts.chosen,
+            "the experts' intermediate size": experts.size,
+            "the number of experts' groups": experts.groups,
+            "the number of a token's groups": experts.kept,
+        }
+        if experts.shared != 0:
+            sizes["the shared expert's intermediate size"] = experts.shared
+        numbers["the scale of experts"] = experts.scale
+    for name, size in sizes.items():
+        if type(size) is not int or not 1 <= size <= _LARGEST:
+            raise ValueError(f"{name} is {_short(size)}; it must be a whole number from 1")
+    widest = max([config.head_dim, *([] if config.gemma4 is None else [each.dim for each in config.gemma4.shapes])])
+    if widest > _WIDEST_HEAD:
+        raise ValueError(f"heads of {widest} values; {_WIDEST_HEAD} is the most")
+    for name, number in numbers.items():
+        if not _is_number(number):
+            raise ValueError(f"{name} is {_short(number)}; it must be a number")
+    if not config.logits_divider:
+        raise ValueError("the logits' scaling is 0, by which logits are divided")
 
 
 def _check_layers(settings: Any) -> None:

@@ -410,7 +410,13 @@ def test_headers_that_lie(at: int, value: bytes, text: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("block_count", 0), ("attention.head_count", 2**31), ("embedding_length", 2**32 - 1), ("context_length", 0)],
+    [
+        ("block_count", 0),
+        ("block_count", 2**31 - 1),
+        ("attention.head_count", 2**31),
+        ("embedding_length", 2**32 - 1),
+        ("context_length", 0),
+    ],
 )
 def test_metadata_that_makes_no_sense(key: str, value: int, tmp_path: Path) -> None:
     content = small(tmp_path)

@@ -137,6 +137,13 @@ def test_chats_preemption_and_replay(models: Models, name: str) -> None:
         ("falcon_h1", {"ssm_multipliers": [1.0]}, "ssm_multipliers"),
         ("falcon_h1", {"key_multiplier": "much"}, "key_multiplier"),
         ("falcon_h1", {"mamba_d_ssm": 100}, "do not make 100"),
+        ("falcon_h1", {"head_dim": 1 << 30}, "heads of 1073741824 values"),
+        ("falcon_h1", {"vocab_size": None}, "vocab_size is None"),
+        ("granite", {"shared_intermediate_size": "x"}, "intermediate_size is 'x'"),
+        ("granite", {"logits_scaling": 0}, "scaling is 0"),
+        ("nemotron_h", {"layer_norm_epsilon": "small"}, "epsilon is 'small'"),
+        ("nemotron_h", {"n_group": 0}, "groups is 0"),
+        ("nemotron_h", {"moe_intermediate_size": None}, "experts' intermediate size is None"),
     ],
 )
 def test_refused_settings_are_named(models: Models, name: str, changes: dict[str, Any], text: str) -> None:

@@ -21,6 +21,7 @@ _GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0  # of Gemma 3's full-attenti
 _SOFTCAPS = {"gemma2": (50.0, 30.0)}  # defaults of attention and of logits, for files without them
 _BY_LAYER = ("gemma4",)  # architectures whose files may have sizes by layer
 _ONLY_EXPERTS = ("qwen35moe",)  # architectures whose files may leave out the size of a dense MLP
+_MOST_LAYERS = 10_000
 _WIDEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, which scale scores differently, as in llama.cpp
 
 
@@ -87,13 +88,15 @@ def _base(file: GgufParts, architecture: str) -> Json:
     if embedding is None or len(embedding.info.shape) != 2:
         raise StartError(f"'{file.path}' has no tensor 'token_embd.weight' of two dimensions; download it again")
     heads, hidden = size("attention.head_count"), size("embedding_length")
-    dim = size("attention.key_length", hidden // heads or None)
+    dim, layers = size("attention.key_length", hidden // heads or None), size("block_count")
+    if layers > _MOST_LAYERS:  # lists over all of them are made
+        raise StartError(f"the GGUF file's key '{architecture}.block_count' is {layers}; {_MOST_LAYERS} is the most")
     return {
         "model_type": architecture,
         "vocab_size": embedding.info.shape[0],
         "hidden_size": hidden,
         "intermediate_size": size("feed_forward_length", 1 if architecture in _ONLY_EXPERTS else None),
-        "num_hidden_layers": size("block_count"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": size("attention.head_count_kv", heads),
         "head_dim": dim,
