@@ -7,6 +7,7 @@ from typing import Any
 
 from inflight.errors import StartError
 from inflight.models.description import DecoderConfig
+from inflight.models.recurrences import DeltaNet
 
 _MOST = {
     "num_hidden_layers": 10_000,
@@ -41,7 +42,7 @@ _OTHERS = (
 )
 _BY_LAYER = ("head_dim", "num_key_value_heads")
 _LARGEST = 1 << 31
-_WIDEST_HEAD = 1 << 16
+_MOST_HEADS, _WIDEST_HEAD = 1 << 16, 1 << 16
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -106,6 +107,11 @@ def check_described(config: DecoderConfig) -> None:
     widest = max([config.head_dim, *([] if config.gemma4 is None else [each.dim for each in config.gemma4.shapes])])
     if widest > _WIDEST_HEAD:
         raise ValueError(f"heads of {widest} values; {_WIDEST_HEAD} is the most")
+    heads = [config.heads, config.kv_heads]  # pieces of tensors are listed head by head
+    if isinstance(config.recurrence, DeltaNet):
+        heads += [config.recurrence.key_heads, config.recurrence.value_heads]
+    if max(heads) * max(1, widest // 1024) > _MOST_HEADS:
+        raise ValueError(f"{max(heads)} heads of {widest} values")
     for name, number in numbers.items():
         if not _is_number(number):
             raise ValueError(f"{name} is {_short(number)}; it must be a number")

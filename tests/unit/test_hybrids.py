@@ -142,7 +142,8 @@ def test_chats_preemption_and_replay(models: Models, name: str) -> None:
         ("granite", {"shared_intermediate_size": "x"}, "intermediate_size is 'x'"),
         ("granite", {"logits_scaling": 0}, "scaling is 0"),
         ("nemotron_h", {"layer_norm_epsilon": "small"}, "epsilon is 'small'"),
-        ("nemotron_h", {"n_group": 0}, "groups is 0"),
+        ("nemotron_h", {"n_group": 0}, "n_group"),
+        ("nemotron_h", {"num_attention_heads": 1 << 30}, "1073741824 heads"),
         ("nemotron_h", {"moe_intermediate_size": None}, "experts' intermediate size is None"),
     ],
 )
