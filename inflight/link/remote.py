@@ -42,7 +42,7 @@ STRANGER_SECONDS = 10.0
 """Seconds in which somebody who connected must have shown an invitation."""
 
 MAX_STRANGERS = 64
-"""Connections that have not shown one yet; further ones are closed at once."""
+"""Connections that have not shown one yet, beside one for each that is awaited; further ones are closed at once."""
 
 ACCEPT_AGAIN = 0.5
 """Seconds until the next try where a connection could not be accepted."""
@@ -289,7 +289,7 @@ class Gate:
                 await asyncio.sleep(ACCEPT_AGAIN)
                 continue
             guest = Guest(self, f"{name[0]}:{name[1]}")
-            if len(self._strangers) >= MAX_STRANGERS:
+            if len(self._strangers) >= MAX_STRANGERS + len(self._invited):
                 self.refused(guest.peer, "too many connections that have shown no invitation")
                 connection.close()
                 continue

@@ -202,6 +202,9 @@ class Cluster:
     async def stop(self) -> None:
         """Ends the connection, and so everything that was started over it."""
         self._stopped = True
+        if not self._connected.done():  # Ray may not answer for long
+            self._connected.set_exception(StartError("the server stops"))
+            self._connected.exception()
         async with self._opening:
             for name in list(self._groups):
                 self.remove(name)
@@ -221,7 +224,8 @@ class Cluster:
             self._reading = None
         driver, self._driver = self._driver, None
         if driver is not None:
-            await self._loop.run_in_executor(None, _collect, driver)
+            held = self._connected.done() and self._connected.exception() is None  # else it has nothing to let go of
+            await self._loop.run_in_executor(None, _collect, driver, 10.0 if held else 1.0)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:

@@ -222,3 +222,20 @@ def test_what_is_written() -> None:
         check(ClusterConfig("slurm"))
     with pytest.raises(ConfigError, match="write ip:port"):
         check(ClusterConfig("ray:auto", "10.0.0.5"))
+
+
+def test_a_server_that_stops_does_not_wait_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the machine of the cluster's head is gone, and nothing answers at its address."""
+    (tmp_path / "ray.py").write_text("import time\n\ndef init(**given):\n    time.sleep(300)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(FAKE.parents[1])]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    async def main() -> None:
+        cluster = Cluster("10.0.0.5:6379")
+        opening = asyncio.ensure_future(cluster.open())
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(cluster.stop(), 40)
+        with pytest.raises(StartError, match="the server stops"):
+            await opening
+
+    asyncio.run(main())
