@@ -21,7 +21,7 @@ from inflight.config.model import (
     adapters,
 )
 from inflight.config.parse import absolute, device_ids, domains, existing_file, memory, one_of, seconds, switch, whole
-from inflight.config.room import Alias, RoomConfig, Target
+from inflight.config.room import LONGEST_NAME, Alias, RoomConfig, Target
 from inflight.config.server import (
     CPU_QUOTA,
     DEFAULT_EXECUTION_TIMEOUT,
@@ -59,6 +59,7 @@ __all__ = [
     "GRPC_ENGINES",
     "IMAGE_PAYLOAD_LIMIT",
     "KV_CACHE_DTYPES",
+    "LONGEST_NAME",
     "MAX_RANKS",
     "OFF",
     "PAYLOAD_LIMIT",

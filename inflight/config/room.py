@@ -58,6 +58,10 @@ def alias(text: str) -> str:
     return text
 
 
+LONGEST_NAME = 4096
+"""Characters of a name that may be a model's: callers may send any, of as many dots."""
+
+
 class RoomConfig(msgspec.Struct, frozen=True):
     """Which models of a repository are loaded when, and the names that stand for them.
 

@@ -31,8 +31,8 @@ SECONDS = (
 SIZES = tuple(float(1 << power) for power in range(11))
 
 
-GENERATE = "generate"
-"""The method of language models."""
+MODEL_METHODS = ("generate", "embed", "embed_sparse", "classify", "score")
+"""The methods of language models, which are counted together."""
 
 
 class Metrics(Collector):
@@ -117,7 +117,7 @@ class Metrics(Collector):
     def totals(self, servable: str, method: str) -> Totals:
         """What a method has done since the start."""
         key = (servable, method)
-        generated = self._generated.get(servable) if method == GENERATE else None
+        generated = self._generated.get(servable) if method in MODEL_METHODS else None
         if generated is not None and key not in self._requests:
             return generated
         requests, queue = self._requests.get(key), self._queue.get(key)

@@ -91,8 +91,28 @@ def _read(file: Path, message: pb.ModelConfig) -> DescribedConfig:
         timeout=queue.default_timeout_microseconds / 1e6,
         priority=batching.default_priority_level,
         sequence=_sequence(file, message) if message.HasField("sequence_batching") else None,
-        told=MessageToDict(message, preserving_proto_field_name=True),
+        told=_numbers(message.DESCRIPTOR, MessageToDict(message, preserving_proto_field_name=True)),
     )
+
+
+def _numbers(form: Any, told: dict[str, Any]) -> dict[str, Any]:
+    """The object with numbers where protobuf's JSON has texts for integers of 64 bits: so Triton tells it."""
+    found = dict(told)
+    for field in form.fields:
+        if field.name not in told:
+            continue
+        value, inner = told[field.name], field.message_type
+        if inner is not None and inner.GetOptions().map_entry:
+            inner = inner.fields_by_name["value"].message_type
+            if inner is not None:
+                found[field.name] = {key: _numbers(inner, each) for key, each in value.items()}
+        elif inner is not None:
+            found[field.name] = (
+                [_numbers(inner, each) for each in value] if isinstance(value, list) else _numbers(inner, value)
+            )
+        elif field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64):
+            found[field.name] = [int(each) for each in value] if isinstance(value, list) else int(value)
+    return found
 
 
 def _datatype(file: Path, tensor: Any) -> str:

@@ -219,7 +219,11 @@ def _by(says: DescribedConfig | None, values: Mapping[str, Any]) -> dict[str, An
     if says.max_batch_size:
         told["max_batch_size"] = says.max_batch_size
     if says.instances > 1:
-        told["device_ids"] = tuple(range(says.instances))
+        devices = values.get("device_ids", (0,))
+        if devices:  # these, in turn: a machine need not have more
+            told["device_ids"] = tuple(devices[number % len(devices)] for number in range(says.instances))
+        else:
+            told["num_parallel_workers"] = says.instances
     return told
 
 

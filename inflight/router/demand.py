@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from inflight.admission import holder
-from inflight.config import Alias, RoomConfig
+from inflight.config import LONGEST_NAME, Alias, RoomConfig
 from inflight.errors import Forbidden, InflightError, Loading, NotFound, Overloaded, Unavailable
 from inflight.repository import Names
 from inflight.router.models import Models
@@ -146,6 +146,8 @@ class Demand:
 def _shorter(name: str) -> list[str]:
     """A name, and the names in it that may be a servable's, as in `<servable>.<method>`; the longest first."""
     found = [name]
+    if len(name) > LONGEST_NAME:
+        return found
     while "." in found[-1]:
         found.append(found[-1].rpartition(".")[0])
     return [each for each in found if each]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from inflight.admission import holder, priority
-from inflight.config import ServerConfig
+from inflight.config import LONGEST_NAME, ServerConfig
 from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, Table
 from inflight.errors import (
     DeadlineExceeded,
@@ -178,7 +178,7 @@ class Router:
     def _known(self, name: str) -> bool:
         """Whether a name is that of a model that is served or announced, or of one of its methods."""
         models = self.fleet.language_models.served
-        end = len(name)
+        end = len(name) if len(name) <= LONGEST_NAME else 0
         while end > 0:
             if self.fleet.versions(name[:end]) or name[:end] in models:
                 return True

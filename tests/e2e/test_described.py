@@ -213,7 +213,8 @@ def test_classes_of_an_output(here: Here, door: str) -> None:
     else:
         assert config["max_batch_size"] == 4
         assert config["dynamic_batching"]["preferred_batch_size"] == [4]
-        assert config["input"][0]["dims"] in (["2", "2"], [2, 2])
+        assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 1000
+        assert config["input"][0]["dims"] == [2, 2]
     assert [each.version for each in here.server.models() if each.name == "labelled"] == [2]
 
 

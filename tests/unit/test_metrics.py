@@ -148,3 +148,12 @@ def test_tgis_dashboard_finds_every_series() -> None:
             ), (name, wanted)
     assert value(samples, "tgi_request_count") == 2
     assert value(samples, "tgi_batch_filter_duration_count", method="decode") == 1
+
+
+def test_the_methods_of_a_language_model_are_counted_together() -> None:
+    """An embedder's statistics are those of `embed`, the method that stands for it, whatever door was asked."""
+    metrics = Metrics()
+    metrics.generated("minilm", 1.0, 0.25, 0.5, failed=False)
+    for method in ("generate", "embed", "embed_sparse", "classify", "score"):
+        assert metrics.totals("minilm", method).answered == 1
+    assert metrics.totals("minilm", "predict").answered == 0

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
-from inflight.repository import scan
+import pytest
+
+from inflight.config import RoomConfig, ServableConfig
+from inflight.repository import configurations, scan
+from inflight.router.demand import Demand
 
 
 def test_forms_of_models(tmp_path: Path) -> None:
@@ -30,3 +35,26 @@ def test_forms_of_models(tmp_path: Path) -> None:
     }
     assert [name for name, model in found.items() if model.servable] == ["servable"]
     assert not any(model.language for model in found.values())
+
+
+@pytest.mark.parametrize(("devices", "wanted", "workers"), [((0,), (0, 0, 0), 0), ((2, 3), (2, 3, 2), 0), ((), (), 3)])
+def test_instances_stand_on_the_devices_that_are_given(
+    tmp_path: Path, devices: tuple[int, ...], wanted: tuple[int, ...], workers: int
+) -> None:
+    """Three instances on a machine with one device are three on that one."""
+    (tmp_path / "net" / "1").mkdir(parents=True)
+    (tmp_path / "net" / "1" / "model.onnx").write_bytes(b"")
+    (tmp_path / "net" / "config.pbtxt").write_text("instance_group [ { count: 3 } ]")
+    (found,) = scan(tmp_path).values()
+    (made,) = configurations(found, [1], {"device_ids": devices})
+    assert isinstance(made, ServableConfig)
+    assert (made.device_ids, made.num_parallel_workers) == (wanted, workers)
+
+
+def test_a_name_of_nothing_but_dots_costs_nothing() -> None:
+    demand = Demand(
+        RoomConfig(aliases=("short=long",)), cast(Any, None), lambda name: False, lambda name, version: None
+    )
+    assert demand.chosen("short", None) == ("long", 0)
+    assert demand.chosen("short.method", None) == ("long.method", 0)
+    assert demand.chosen("." * 2_000_000, None) is None

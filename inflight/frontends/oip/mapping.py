@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from inflight.config import LONGEST_NAME
 from inflight.contract import (
     IMAGE,
     NEWEST,
@@ -325,7 +326,7 @@ def from_outcomes(
 
 def _split(name: str, known: set[str]) -> tuple[str, str]:
     """A model name as servable and method; method "" if the whole name is a servable or nothing fits."""
-    end = len(name)
+    end = len(name) if len(name) <= LONGEST_NAME else 0
     while end > 0:
         if name[:end] in known:
             return name[:end], name[end + 1 :]
