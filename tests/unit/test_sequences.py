@@ -148,3 +148,9 @@ def test_a_request_waits_and_runs_within_one_time() -> None:
         assert left <= 19900
 
     run(test)
+
+
+def test_an_id_has_so_many_characters_at_most() -> None:
+    assert Part.of({"sequence_id": "x" * 1024, "sequence_start": True}).start
+    with pytest.raises(InvalidRequest, match="more than 1024 characters"):
+        Part.of({"sequence_id": "x" * 1025})

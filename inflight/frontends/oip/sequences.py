@@ -27,6 +27,8 @@ MAX_WAITING = 64
 """Requests of one sequence that wait for the one before them."""
 MAX_BYTES = 4 << 30
 """Bytes of the states of all sequences beyond which none begins."""
+LONGEST_ID = 1024
+"""Characters of a sequence's id."""
 SWEEP = 30.0
 """Seconds between two looks for sequences that nobody asks for any more."""
 
@@ -49,6 +51,8 @@ class Part:
         id = parameters.get("sequence_id") or 0
         if isinstance(id, bool) or not isinstance(id, (int, str)):
             raise InvalidRequest("'sequence_id' of the parameters must be a whole number or a string")
+        if isinstance(id, str) and len(id) > LONGEST_ID:
+            raise InvalidRequest(f"'sequence_id' of the parameters has more than {LONGEST_ID} characters")
         flags: list[bool] = []
         for name in ("sequence_start", "sequence_end"):
             flag = parameters.get(name) or False
