@@ -4,8 +4,9 @@ from inflight.startup import switch_off
 from inflight.text.answers import CALLS, THOUGHTS, find_form, open_reader, thought_of
 from inflight.text.chat import prefill_of, shown
 from inflight.text.defaults import sampling_defaults
-from inflight.text.forced import Function, call_grammar, framed
+from inflight.text.forced import call_grammar, framed
 from inflight.text.forced_declared import declared_calls
+from inflight.text.function import Function
 from inflight.text.grammar import GrammarCompiler, Matcher, json_grammar
 from inflight.text.tail import TextTail
 from inflight.text.template import ChatTemplate

@@ -11,18 +11,10 @@ from inflight.contract import AnswerForm, Grammar
 from inflight.errors import InvalidRequest
 from inflight.text.answers import BEGUN, DECLARED, FINAL, HARMONY
 from inflight.text.forced_declared import declared_calls
+from inflight.text.function import Function
 from inflight.text.grammar import slashed
 from inflight.text.schema import part_of
 from inflight.text.written import Loose, Rules, text_of, text_value, until
-
-
-@dataclass(frozen=True)
-class Function:
-    """A function that may be called: its name, its arguments' JSON schema, and whether that must be held exactly."""
-
-    name: str
-    parameters: dict[str, Any]
-    strict: bool = False
 
 
 @dataclass(frozen=True)

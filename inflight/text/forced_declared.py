@@ -10,13 +10,11 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from inflight.text.function import Function
 from inflight.text.schema import part_of
 from inflight.text.written import Rules, text_of, text_value
-
-if TYPE_CHECKING:
-    from inflight.text.forced import Function
 
 _SPACES = re.compile(r"\\[sn][*?]\??| [*?]\??")
 _GROUP = re.compile(r"\(\?P<(\w+)>(?:[^()\\]|\\.)*\)")

@@ -61,7 +61,7 @@ def llamaindex(embedder: str, reranker: str) -> dict[str, Any]:
 
 
 def cohere(embedder: str, reranker: str) -> dict[str, Any]:
-    import cohere as client
+    import cohere as client  # type: ignore[import-not-found]
 
     asked: dict[str, Any] = {"model": "m", "query": QUERY, "documents": TEXTS, "top_n": 2}
     newer = client.ClientV2(api_key=KEY, base_url=reranker).rerank(**asked).results

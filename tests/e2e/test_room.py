@@ -115,7 +115,7 @@ def by_ms_grpc(here: Here) -> Any:
     asked = ms_service_pb2.PredictRequest()
     asked.servable_spec.name, asked.servable_spec.method_name = "echo", "predict"
     item = asked.instances.add().items["x"]
-    item.dtype, item.data = 11, np.float32(3.0).tobytes()
+    item.dtype, item.data = ms_service_pb2.MS_FLOAT32, np.float32(3.0).tobytes()
     with grpc.insecure_channel(here.grpc) as channel:
         call = channel.unary_unary("/mindspore.serving.proto.MSService/Predict")
         reply = ms_service_pb2.PredictReply.FromString(call(asked.SerializeToString(), timeout=60))

@@ -199,7 +199,7 @@ def test_a_foreign_router_is_told(folder: Path) -> None:
         with pytest.raises(InflightError, match=text):
             batches.prefill(2, [asked(3, [1, 2]), make()])
     outcome = batches.decode([1])
-    assert [one.row.asked.id for one in outcome.generated] == [1]
+    assert [one.row.asked.id for [one] in outcome.generated] == [1]
     assert batches.rows == 1
 
 
@@ -218,14 +218,14 @@ def test_a_foreign_router_is_told_of_logits_that_are_no_numbers(
     def asked(id: int, tokens: list[int], sampling: Sampling = Sampling()) -> Asked:
         return Asked(id, tokens, [3 * id, 3 * id + 1], 0, sampling, 5)
 
-    first = batches.prefill(1, [asked(1, [1, 71])]).generated[0].token
+    first = batches.prefill(1, [asked(1, [1, 71])]).generated[0][0].token
     for sampling in (Sampling(), Sampling(do_sample=True, top_p=0.5, logprobs=True)):
         with pytest.raises(ModelError, match="not all numbers"):
             batches.prefill(2, [asked(2, [1, 70], sampling), asked(3, [1, 72])])
-    second = batches.decode([1]).generated[0].token
+    second = batches.decode([1]).generated[0][0].token
     alone = Batches(make_runner(folder), load_tokenizer(folder))
-    assert alone.prefill(1, [asked(1, [1, 71])]).generated[0].token == first
-    assert alone.decode([1]).generated[0].token == second
+    assert alone.prefill(1, [asked(1, [1, 71])]).generated[0][0].token == first
+    assert alone.decode([1]).generated[0][0].token == second
 
 
 def test_configs_say_what_the_test_wants(folder: Path) -> None:

@@ -17,8 +17,8 @@ from inflight.config.parse import resources
 from inflight.errors import ConfigError, StartError
 from inflight.link import AnyMessage, Leaving, Unpacker
 from inflight.place import Cluster, OnCluster, RemoteProcess, ray_driver
-from inflight.place import cluster as cluster_module
 from inflight.place.cluster import MachineLost
+from inflight.place.orders import Host
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_ray"
 
@@ -147,7 +147,7 @@ def test_the_process_that_speaks_with_ray_is_lost(tmp_path: Path, monkeypatch: p
 
 def test_where_there_is_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def absent(cluster: Cluster, folder: Path) -> None:
-        monkeypatch.setattr(cluster_module.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(
             StartError, match=r"needs Ray, which is not installed: pip install 'inflight-serving\[ray\]'"
         ):
@@ -166,7 +166,7 @@ def test_the_job_of_a_rank_on_a_cluster() -> None:
     class Known(Cluster):
         async def place(self, label: str, commands: Any, needs: Any, on_cpu: bool) -> Any:
             assert (label, len(commands), needs, on_cpu) == ("m-replica1", 2, {"CPU": 3.0}, False)
-            host = cluster_module.orders.Host("10.0.0.7", "n", 5, 4000, 3, 4)
+            host = Host("10.0.0.7", "n", 5, 4000, 3, 4)
             return "group", [host, host], [None, None]
 
     async def main() -> None:

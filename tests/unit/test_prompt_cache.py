@@ -332,7 +332,7 @@ def test_a_desk_answers_whatever_happens(tmp_path: Path, monkeypatch: pytest.Mon
         def read_block(self, block: int, to: Array) -> None:
             raise RuntimeError("out of memory")
 
-        write_block = read_state = write_state = read_block
+        write_block = read_state = write_state = read_block  # type: ignore[assignment]
 
     def refused(*given: int) -> None:
         raise PermissionError(13, "Permission denied")

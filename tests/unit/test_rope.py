@@ -197,9 +197,9 @@ def test_a_foreign_routers_row_grows_over_the_original_length(scaled: Any) -> No
     for id, prompt in enumerate(many):
         blocks = list(range(id * 32, id * 32 + -(-(len(prompt) + NEW) // 4)))
         asked = Asked(id, prompt, blocks, 0, Sampling(), NEW, ignore_eos=True)
-        found[id].append(batches.prefill(id, [asked]).generated[0].token)
+        found[id].append(batches.prefill(id, [asked]).generated[0][0].token)
     for _ in range(NEW - 1):
-        for one in batches.decode([id for id in range(len(many)) if id in batches._batches]).generated:
+        for [one] in batches.decode([id for id in range(len(many)) if id in batches._batches]).generated:
             found[one.row.asked.id].append(one.token)
     assert list(found.values()) == [tokens for tokens, _ in expected]
     shared = Asked(99, many[4], [4 * 32, 4 * 32 + 1, *range(300, 320)], 8, Sampling(), 4)
@@ -207,7 +207,7 @@ def test_a_foreign_routers_row_grows_over_the_original_length(scaled: Any) -> No
         with pytest.raises(InvalidRequest, match="`cache_len` must be 0"):
             batches.prefill(99, [shared])
     else:
-        assert batches.prefill(99, [shared]).generated[0].token == expected[4][0][0]
+        assert batches.prefill(99, [shared]).generated[0][0].token == expected[4][0][0]
 
 
 def test_through_the_engine(tmp_path: Path) -> None:
