@@ -149,6 +149,7 @@ class Lane:
         until = asyncio.get_running_loop().time() + grace
         while self.up and self.scheduler.running and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(LOOK)
+        self._files.flush()
         self._files.lost()  # those that wait for files are requests of the scheduler now
         await self.end()
         await self.executor.close()

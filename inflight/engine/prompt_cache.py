@@ -153,12 +153,16 @@ class PromptCache:
         if self._keeper is not None:
             self._keeper.reset()
 
-    async def close(self) -> None:
-        """Ends the tasks of requests that wait. What is still to be written is sent to the ranks, which will end."""
+    def flush(self) -> None:
+        """Sends what is still to be written to the ranks, which will end."""
         if self._keeper is not None:
             for _ in range(2):
                 self._keeper.planned()
             self._store(self._keeper, last=True)
+
+    async def close(self) -> None:
+        """Ends the tasks of requests that wait, behind a `flush`."""
+        self.flush()
         tasks = [task for _, task in self._waiting.values()]
         self._waiting.clear()
         for task in tasks:
@@ -203,7 +207,7 @@ class PromptCache:
             digests = sequence.chain(capacity.block_size)[: (len(sequence.tokens) - 1) // capacity.block_size]
             search = partial(look, files, digests, size, bool(capacity.states))
             found = await asyncio.wait_for(aside(search, "page-look"), LOOK_TIMEOUT)
-            self._known(found)
+            self._known(sequence, digests, found)
             if self._gain(sequence, found) >= PAGE:
                 async with self._turn:
                     await self._load(files, sequence, digests, found)
@@ -222,10 +226,13 @@ class PromptCache:
             self._scheduler.add(sequence)
             self._wake()
 
-    def _known(self, found: Found) -> None:
+    def _known(self, sequence: Sequence, digests: list[bytes], found: Found) -> None:
+        """Notes which files there are, and that those of what neither files nor the cache have are gone."""
         if self._keeper is not None:
             for piece in found.pieces:
                 self._keeper.found(piece.key)
+            cached = self._scheduler.found(sequence) // self._scheduler.capacity.block_size
+            self._keeper.gone(digests[max(found.blocks, cached) :])
 
     def _gain(self, sequence: Sequence, found: Found) -> int:
         """Tokens that files have beyond the cache."""

@@ -128,6 +128,12 @@ class Keeper:
             self._there.pop(next(iter(self._there)))
         self._there[key, state] = None
 
+    def gone(self, keys: Items[bytes]) -> None:
+        """Notes that there are no such files: others delete them too. What is computed anew is written again."""
+        for key in keys:
+            self._there.pop((key, False), None)
+            self._there.pop((key, True), None)
+
     def missed(self, key: bytes, state: bool = False) -> None:
         """Notes that a file could not be read: it will be written again."""
         self._there.pop((key, state), None)

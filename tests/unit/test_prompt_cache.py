@@ -218,7 +218,7 @@ def test_a_folder_that_is_deleted_comes_again(checkpoints: dict[str, Path], tmp_
     with opened(checkpoints["plain"], tmp_path / "kept") as llm:
         llm.embed([tokens(600, 9)])  # a text that is only read is not kept
         answer(llm, tokens(600))
-        eventually(lambda: counts(llm).written > 0)
+        eventually(lambda: len(files_of(tmp_path / "kept")) == 3)  # all of it: none may come behind the deletion
         assert not counts(llm).unwritten
         shutil.rmtree(tmp_path / "kept")
         answer(llm, tokens(700, 1))
@@ -321,6 +321,28 @@ def test_nothing_is_read_into_the_last_blocks(tmp_path: Path) -> None:
         return len(ranks.orders)
 
     assert [asyncio.run(orders(*given)) for given in ((0, 16), (1, 16), (1, 17))] == [1, 0, 1]
+
+
+def test_what_others_have_deleted_is_written_again(tmp_path: Path) -> None:
+    cache, ranks, scheduler, (row,) = in_files(tmp_path, 1)
+    keeper = cache._keeper
+    assert keeper is not None
+
+    async def written(again: Sequence) -> int:
+        cache.add(again)
+        while cache.waiting:
+            await asyncio.sleep(0.001)
+        scheduler.plan()
+        scheduler.plan()
+        cache.planned()
+        cache.planned()
+        return len(ranks.orders)
+
+    keeper.found(row.chain(16)[15])
+    for file in files_of(tmp_path):
+        file.unlink()
+    assert asyncio.run(written(row)) == 1
+    assert ranks.orders[0].pages[0].key == row.chain(16)[15]
 
 
 def test_a_desk_answers_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
