@@ -294,6 +294,9 @@ def _converted(name: str, data: np.ndarray, config: dict[str, Any]) -> Iterator[
         data = data.reshape(groups, -1)
     if own in ("shortconv.conv", "ssm_conv1d") and kind == "weight":
         data = data[:, 0]
+    if config["model_type"] == "granitemoehybrid" and own in ("attn_q", "attn_k"):
+        heads = config["num_attention_heads" if own == "attn_q" else "num_key_value_heads"]
+        data = data.reshape(heads, 2, -1, data.shape[-1]).swapaxes(1, 2).reshape(data.shape)
     if own == "ssm_a":
         data = -np.exp(data)
     if own in ("ssm_a", "ssm_d"):

@@ -178,7 +178,7 @@ class DecoderConfig:
     def on_torch(self) -> bool:
         """Whether torch's operators have all parts of the model."""
         plain = self.experts is None or self.experts.plain
-        norms = self.norm_first and not self.interleaved and not self.fused_mlp
+        norms = self.norm_first and not self.interleaved
         return self.recurrence is None and self.gated and plain and norms and self.multipliers == Multipliers()
 
     def own_name(self, name: str) -> str:

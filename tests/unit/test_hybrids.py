@@ -11,6 +11,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
+from inflight.checkpoint import open_model
 from inflight.contract import Sampling
 from inflight.errors import StartError
 from inflight.kernels import instruction_sets, native_reason
@@ -151,6 +152,24 @@ def test_refused_settings_are_named(models: Models, name: str, changes: dict[str
     config = {**json.loads((models[name][0] / "config.json").read_text()), **changes}
     with pytest.raises(StartError, match=text):
         decoder_config(config)
+
+
+def test_granites_rows_stand_as_in_its_checkpoint(models: Models, tmp_path: Path) -> None:
+    """Its scores do not depend on their order, but an adapter's rows are in that of the checkpoint."""
+    write_hybrid(models["granite"][0], tmp_path / "tiny.gguf", Type.F32)
+    config = decoder_config(json.loads((models["granite"][0] / "config.json").read_text()))
+    found: list[list[Any]] = []
+    assert config is not None
+    layer = next(each for each in range(config.layers) if config.attends(each))
+    rows = {"q": config.heads * config.head_dim, "k": config.kv_heads * config.head_dim}
+    for path in (models["granite"][0], tmp_path / "tiny.gguf"):
+        with open_model(path).weights() as weights:
+            read = [
+                weights.read(f"model.layers.{layer}.self_attn.{key}_proj.weight", (count, config.hidden))
+                for key, count in rows.items()
+            ]
+            found.append([np.array(each) for each in read])
+    assert all(np.array_equal(first, second) for first, second in zip(*found))
 
 
 def test_older_configs() -> None:

@@ -20,7 +20,7 @@ from inflight.models.config import decoder_config
 from inflight.models.load import choose
 from inflight.models.native import NativeDecoder
 from tests.gguf_files import write_gguf
-from tests.lm import save_tiny
+from tests.lm import make_runner, run, save_tiny
 from tests.recurrent import forward
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
@@ -164,3 +164,14 @@ def test_elsewhere_they_run_as_before(folders: dict[str, Path]) -> None:
         model = open_model(folder)
         ways[name] = choose(model, decoder_config(model.config), ModelConfig(folder), 1, "cuda").way
     assert ways == {**dict.fromkeys(FAMILIES, "bridge"), "seed_oss": "decoder"}
+
+
+def test_granite_4_without_recurrent_layers_on_torch(tmp_path: Path) -> None:
+    """Torch's operators have all its parts."""
+    settings = {"layer_types": ["attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 96}
+    scales = {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2}
+    folder = save_tiny("GraniteMoeHybrid", tmp_path, position_embedding_type="rope", **settings, **scales)
+    model = open_model(folder)
+    assert choose(model, decoder_config(model.config), ModelConfig(folder), 1, "cuda").way == "decoder"
+    prompts = [[5, 9, 11], [40] * 17]
+    assert run(make_runner(folder, cpu_engine="torch"), prompts, 12) == run(make_runner(folder), prompts, 12)

@@ -9,6 +9,7 @@ import numpy as np
 
 from inflight.checkpoint.files import Slice, Tensor, sliced
 from inflight.checkpoint.gguf.file import whole_number
+from inflight.checkpoint.gguf.hybrid import largest
 from inflight.checkpoint.gguf.names import MAMBA, hf_name
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
 from inflight.checkpoint.gguf.rare import RARE, as_integers
@@ -19,8 +20,9 @@ from inflight.errors import StartError
 from inflight.tensors import BLOCKS, Blocks, Weight
 
 _IN_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_TURNED = ("llama", "granite", "smollm3", "mistral3", "arcee")
-"""Architectures whose rotation pairs neighbours in llama.cpp (LLAMA_ROPE_TYPE_NORM), halves in Hugging Face's."""
+_TURNED = ("llama", "granite", "granitehybrid", "smollm3", "mistral3", "arcee")
+"""Architectures whose rotation pairs neighbours in llama.cpp (LLAMA_ROPE_TYPE_NORM), halves in Hugging Face's. Granite
+4 H has no rotation, but its converter orders rows so too, and adapters come in the other order."""
 _GEMMA = ("gemma2", "gemma3")
 _DELTA = ("qwen35", "qwen35moe")
 """Architectures with gated delta rules."""
@@ -227,7 +229,7 @@ class GgufWeights(Source):
         if known is not None:
             return known
         metadata, prefix = self._file.metadata, f"{self._architecture}."
-        heads = whole_number(metadata, prefix + key, whole_number(metadata, prefix + "attention.head_count"))
+        heads = largest(metadata, prefix + key, whole_number(metadata, prefix + "attention.head_count"))
         order = turned(stored, heads)
         self._orders[part, count] = order
         return order
