@@ -41,6 +41,8 @@ from inflight.tensors import BFLOAT16, Floats, widened
 
 ROWS = 512
 """Tokens of one call, about: few enough that the states between two operations stay in a processor's caches."""
+_WIDEST_HEAD, _FARTHEST = 1 << 16, 1 << 22
+"""What a config.json may say at most of heads and positions, of which arrays are made."""
 
 
 _Relative = ByDistance | ByContent | None
@@ -70,6 +72,7 @@ class NativeEncoder:
     Raises:
         NotNative: the engine does not compute this one.
         StartError: a weight is missing or of another shape.
+        TypeError, ValueError, ArithmeticError: a setting makes no sense.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class NativeEncoder:
         self._heads, self.vocab_size = self._size("num_attention_heads"), self._size("vocab_size")
         self._kv_heads = int(config.get("num_key_value_heads") or self._heads)
         self._dim = int(config.get("head_dim") or self.width // self._heads)
+        if self._dim > _WIDEST_HEAD:
+            raise ValueError(f"heads of {self._dim} values; {_WIDEST_HEAD} is the most")
         self.eps = float(form.get(config, "layer_norm_eps"))
         self._act = Activation[ACTIVATIONS[str(form.get(config, "hidden_act"))]]
         self._pad = int(form.get(config, "pad_token_id") or 0)
@@ -142,7 +147,8 @@ class NativeEncoder:
 
     def _size(self, name: str) -> int:
         value = self._form.get(self._config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        most = _FARTHEST if name == "max_position_embeddings" else 1 << 31
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
             raise StartError(f"config.json: '{self._form.fields.get(name, name)}' is {value!r}, not a number")
         return value
 

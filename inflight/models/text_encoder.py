@@ -96,6 +96,10 @@ def load_encoder(settings: ModelConfig, device: Device, folder: ModelFolder | No
             return encoder
         except NotNative as error:
             reason = str(error)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise StartError(
+                f"config.json of '{folder.name}' makes no sense: {error!r}; download the model again"
+            ) from error
     if settings.quantize != "none":
         raise StartError(f"--quantize is for the CPU engine, which does not compute this encoder: {reason}")
     kind = folder.config.get("model_type")

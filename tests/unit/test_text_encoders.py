@@ -254,3 +254,28 @@ def test_batches_are_cut_by_tokens() -> None:
     texts = [Text(np.zeros(length, np.int64)) for length in (3, 4, 9, 1, 30, 2, 2)]
     found = [[len(text.tokens) for text in some] for some in batches(texts, 10)]
     assert found == [[3, 4], [9, 1], [30], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"num_attention_heads": 0}, "makes no sense"),
+        ({"layer_norm_eps": "x"}, "makes no sense"),
+        ({"position_buckets": "many"}, "makes no sense"),
+        ({"max_position_embeddings": 1 << 40}, "max_position_embeddings"),
+        ({"head_dim": 1 << 40}, "heads of 1099511627776 values"),
+    ],
+)
+def test_settings_that_make_no_sense(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+    """They are told before arrays of such sizes are made."""
+    torch.manual_seed(0)
+    config = transformers.DebertaV2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=50,
+        max_position_embeddings=64, relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=8,
+        position_biased_input=False, share_att_key=True, norm_rel_ebd="layer_norm",
+    )  # fmt: skip
+    transformers.DebertaV2Model(config).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**stored, **changes}))
+    with pytest.raises(StartError, match=text):
+        load_encoder(ModelConfig(tmp_path, "cpu", threads=1), open_device("cpu", 0))
