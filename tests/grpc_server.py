@@ -74,6 +74,7 @@ class FakeBackend:
     """Runs the functions above on the event loop; counts what begins, ends and is cancelled."""
 
     generators: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    unloaded: ClassVar[tuple[str, ...]] = ()
 
     live: bool = True
     ready: bool = True

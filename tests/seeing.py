@@ -98,6 +98,7 @@ class SeeingBackend:
 
     def __init__(self, *models: Seeing) -> None:
         self.generators = {model.info.name: model for model in models}
+        self.unloaded: tuple[str, ...] = ()
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
         if servable not in self.generators or method != GENERATE:

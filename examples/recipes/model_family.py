@@ -1,24 +1,25 @@
-"""An example of a model family, as CONTRIBUTING.md's recipe has it written: ByteDance's Seed-OSS.
+"""An example of a model family, as CONTRIBUTING.md's recipe has it written: Meta's Code World Model.
 
-It is Llama's decoder with biases of its own on queries, keys, values and on the output. In the tree this function would
-stand in inflight/models/config.py, with `"seed_oss": _seed_oss` in `_FAMILIES`. `tests/unit/test_recipes.py` does that
-for the time of a test and compares the answers with transformers'.
+It is Llama's decoder with sliding windows in three layers of four. In the tree this function would stand in
+inflight/models/config_more.py, with `"cwm": _cwm` in `MORE`. `tests/unit/test_recipes.py` does that for the time of a test
+and compares the answers with transformers'.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from inflight.models.config import Config, DecoderConfig, _base
+from inflight.models.config import Config, DecoderConfig
+from inflight.models.config_base import base, sliding_layers, windows_of
 
-FAMILY = "seed_oss"
+FAMILY = "cwm"
 """`model_type` in config.json."""
 
 
 def describe(config: Config) -> DecoderConfig:
+    sliding = sliding_layers(config, lambda layer: layer % 4 != 0)
     return replace(
-        _base(config),
-        qkv_bias=config.get("attention_bias", True),
-        out_bias=config.get("attention_out_bias", False),
+        base({"head_dim": 128, **config}),
         mlp_bias=config.get("mlp_bias", False),
+        windows=windows_of(config, sliding),
     )

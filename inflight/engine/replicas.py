@@ -172,6 +172,8 @@ class Replicas:
                 break
             except InflightError as error:
                 log.error("replica %d of '%s' cannot start: %s", number, self._name, error)
+            except Exception:  # the number of replicas must go on following the queue
+                log.exception("replica %d of '%s' cannot start", number, self._name)
             loading = None
             await self._executors[number].close()
             await asyncio.sleep(delay)

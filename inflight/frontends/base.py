@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from inflight.contract import Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
@@ -53,6 +53,10 @@ class Backend(Protocol):
     @property
     def generators(self) -> Mapping[str, Generator]:
         """Language models by name, in the order of their start; empty if none is served."""
+
+    @property
+    def unloaded(self) -> Collection[str]:
+        """Names of models that have served here and were unloaded."""
 
     @property
     def live(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -130,7 +130,7 @@ def pick(backend: Backend, name: str | None = None) -> Generator:
     clients invent names.
 
     Raises:
-        NotFound: no model is served, or several and none has that name.
+        NotFound: no model is served, or several and none has that name, or the model was unloaded.
         Loading: the model is not loaded yet, or a servable that may declare it is not.
     """
     generators = backend.generators
@@ -138,7 +138,7 @@ def pick(backend: Backend, name: str | None = None) -> Generator:
         if any(not status.loaded for status in backend.servables()):
             raise Loading("the models here are still being loaded; try again later")
         raise NotFound("no language model is served here")
-    return loaded(_named(generators, name))
+    return loaded(_named(generators, name, backend.unloaded))
 
 
 def loaded(generator: Generator) -> Generator:
@@ -152,14 +152,14 @@ def loaded(generator: Generator) -> Generator:
     return generator
 
 
-def _named(generators: Mapping[str, Generator], name: str | None) -> Generator:
+def _named(generators: Mapping[str, Generator], name: str | None, gone: Collection[str]) -> Generator:
     if name is not None:
         if name in generators:
             return generators[name]
         for generator in generators.values():
             if generator.info.model_id == name or name in generator.info.adapters:
                 return generator
-    if len(generators) == 1 or name is None:
+    if name is None or (len(generators) == 1 and name not in gone):
         return next(iter(generators.values()))
     raise NotFound(f"The model `{name}` does not exist. Served here: {', '.join(generators)}")
 

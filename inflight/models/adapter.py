@@ -134,6 +134,8 @@ class Adapter:
                 f"its factors {list(first.shape)} and {list(second.shape)} do not fit '{module}', whose weight is "
                 f"{list(part.shape)}; is it another model's?"
             )
+        if not len(first):
+            raise self.error(f"'{module}' has rank 0; is it whole?")
         if self._turned and module.endswith((".q_proj", ".k_proj")):
             second = second.reshape(-1, head_dim // 2, 2, len(first)).swapaxes(1, 2).reshape(second.shape)
         scale = self._scale(module, len(first))

@@ -83,8 +83,9 @@ def _glm4_moe(config: Config) -> DecoderConfig:
 
 def _exaone4(config: Config) -> DecoderConfig:
     """Norms behind attention and MLP only. Where some layers have windows, the others have no positions."""
+    config = {"sliding_window": 4096, **config}
     pattern = config.get("sliding_window_pattern", 4)
-    slides = config.get("sliding_window") is not None
+    slides = config["sliding_window"] is not None
 
     def local(layer: int) -> bool:
         if not slides or not pattern:
@@ -106,7 +107,7 @@ def _exaone4(config: Config) -> DecoderConfig:
 
 def _ernie4_5(config: Config) -> DecoderConfig:
     bias = bool(config.get("use_bias", False))
-    settings = {"head_dim": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, **config}
+    settings = {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, **config}
     described = replace(base(settings), qkv_bias=bias, out_bias=bias, mlp_bias=bias, interleaved=True)
     return replace(described, ropes={"all": rope_settings(config, 500_000.0)})
 

@@ -166,6 +166,11 @@ class Models:
             names += [name for name, found in (await self._seen()).items() if found.language]
         return [name for name in dict.fromkeys(names) if await self.wanted([name], on_demand) is not None]
 
+    @property
+    def unloaded(self) -> list[str]:
+        """Names of models that have served; those that serve again are among them."""
+        return [name for name, model in self._models.items() if model.was_loaded]
+
     def serves(self, name: str) -> bool:
         """Whether a model is loaded, in whichever version."""
         return any(status.loaded for status in self._statuses() if status.name == name)

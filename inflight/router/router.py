@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from inflight.admission import holder, priority
@@ -83,6 +83,11 @@ class Router:
     def generators(self) -> Mapping[str, Generator]:
         """Language models by name."""
         return self.fleet.language_models.served
+
+    @property
+    def unloaded(self) -> Collection[str]:
+        """Names of models that have served and were unloaded."""
+        return self.models.unloaded
 
     def servables(self) -> Sequence[ServableStatus]:
         classic = [

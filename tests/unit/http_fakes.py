@@ -65,6 +65,7 @@ class EchoBackend(ByTask):
     """Answers its inputs; `slow` takes until `release` is called, `fail` fails."""
 
     generators: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    unloaded: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         self.live = True

@@ -13,8 +13,9 @@ import pytest
 
 from inflight.config import RestConfig
 from inflight.contract import AnswerForm, Finish, FinishReason, Start, Token, TokenInfo, Whole
-from inflight.errors import TooLong
+from inflight.errors import NotFound, TooLong
 from inflight.frontends.app import http_app
+from inflight.frontends.llm import pick
 from inflight.frontends.openai import ChatBody
 from inflight.frontends.openai.response import Reply, Usage
 from inflight.metrics import Load, Metrics
@@ -303,3 +304,12 @@ def test_timings_of_several_choices() -> None:
         "cache_n": 10, "prompt_n": 20, "prompt_ms": 500, "prompt_per_second": 40,
         "predicted_n": 8, "predicted_ms": 2000, "predicted_per_second": 4,
     }  # fmt: skip
+
+
+def test_an_unloaded_model_is_not_answered_by_another() -> None:
+    """Any name means the only model that is served, but for names of models that have served here."""
+    backend = SeeingBackend(Seeing("one"))
+    backend.unloaded = ("two",)
+    assert pick(backend, "gpt-9").info.name == "one"
+    with pytest.raises(NotFound, match="`two` does not exist"):
+        pick(backend, "two")

@@ -48,7 +48,7 @@ def test_the_example_of_an_operation_fits_the_tree() -> None:
 def test_a_model_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the example entered, the decoder takes the family's checkpoints and says what transformers says."""
     example = runpy.run_path(str(RECIPES / "model_family.py"))
-    folder = save_tiny("SeedOss", tmp_path, head_dim=16, attention_out_bias=True)
+    folder = save_tiny("Cwm", tmp_path, head_dim=16, sliding_window=12)
     settings = json.loads((folder / "config.json").read_text())
     assert decoder_config(settings) is None, "this family is known by now: the recipe needs another example"
     monkeypatch.setitem(config._FAMILIES, example["FAMILY"], example["describe"])

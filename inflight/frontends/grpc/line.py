@@ -8,7 +8,7 @@ does so as seldom as over HTTP/1.1, and a short burst is served without a refusa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
 from inflight.admission import COST_OF_CALL, FORGOTTEN, Admission, Arrival, Caller, arrival
 from inflight.contract import Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
@@ -47,6 +47,10 @@ class HoldingBackend:
     @property
     def generators(self) -> Mapping[str, Generator]:
         return self._backend.generators
+
+    @property
+    def unloaded(self) -> Collection[str]:
+        return self._backend.unloaded
 
     @property
     def live(self) -> bool:
