@@ -18,6 +18,25 @@ from inflight.device import Alone, open_device
 from inflight.sched import Capacity, Scheduler, Sequence
 from inflight.shard import ModelRunner
 
+
+def marks_of(isa: str) -> list[Any]:
+    """Cases on another instruction set than the best one of this machine run in `make slow`."""
+    import pytest
+
+    from inflight.kernels import instruction_sets
+
+    return [] if isa == instruction_sets()[0] else [pytest.mark.slow]
+
+
+def on_sets() -> list[Any]:
+    """The instruction sets of this machine as parameters."""
+    import pytest
+
+    from inflight.kernels import instruction_sets
+
+    return [pytest.param(isa, marks=marks_of(isa)) for isa in instruction_sets()]
+
+
 SIZE: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 64,

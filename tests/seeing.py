@@ -132,7 +132,7 @@ class SeeingBackend:
                 done(outcomes)
 
         work = [
-            run_stage(model, row, partial(settle, index), partial(say, index) if say else None, reported=True)
+            run_stage(model, row, partial(settle, index), partial(say, index) if say else None, reported=method)
             for index, row in enumerate(rows)
         ]
         tasks = [asyncio.ensure_future(one) for one in work]

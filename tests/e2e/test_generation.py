@@ -465,7 +465,7 @@ def ranks(pid: int) -> list[int]:
     return [one for one in workers(pid) if "--device_id=rank" in " ".join(psutil.Process(one).cmdline())]
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_loses_no_stream(size: int, tmp_path: Path, served: Served) -> None:
     texts = prompts(6)
     wanted = [scored(generate(served.http, text, **parameters(n))) for n, text in enumerate(texts)]

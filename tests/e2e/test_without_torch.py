@@ -80,7 +80,6 @@ def test_what_needs_torch_says_so(light_python: str, tmp_path: Path) -> None:
     cases: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
         "cuda": (pocket, {"device_type": "cuda"}, {}),
         "float16": (pocket, {"dtype": "float16"}, {}),
-        "adapter": (pocket, {"lora_adapters": {"one": str(tmp_path)}}, {}),
         "torch": (pocket, {}, {"INFLIGHT_CPU_ENGINE": "torch"}),
         "bridge": (changed(tmp_path / "bridge", model_type="gpt2", architectures=["GPT2LMHeadModel"]), {}, {}),
         "encoder": (changed(tmp_path / "encoder", model_type="bert", architectures=["BertModel"]), {}, {}),
@@ -95,7 +94,6 @@ def test_what_needs_torch_says_so(light_python: str, tmp_path: Path) -> None:
         needed = "torch and transformers, which are" if name in ("bridge", "encoder") else "torch, which is"
         assert needed in text, name
     assert "device type 'cuda' needs" in said["cuda"]
-    assert "LoRA adapters run on torch's operators" in said["adapter"]
     assert "a model of type 'gpt2' needs" in said["bridge"]
 
 

@@ -21,7 +21,7 @@ from inflight.models import load_model
 from inflight.models.native import NativeDecoder
 from inflight.models.states import Paged, Shared
 from tests.gemma4 import FAMILIES, save_gemma4, save_published, write_gemma4
-from tests.lm import Driver, make_runner
+from tests.lm import Driver, make_runner, marks_of
 from tests.recurrent import forward
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
@@ -66,7 +66,11 @@ def test_transformers_parity(models: dict[str, tuple[Path, Any]], name: str, cap
 
 @pytest.mark.parametrize(
     ("name", "isa"),
-    [*(("e2b", isa) for isa in instruction_sets()), ("odd", instruction_sets()[-1]), *(("26b", isa) for isa in BEST)],
+    [
+        *(pytest.param("e2b", isa, marks=marks_of(isa)) for isa in instruction_sets()),
+        ("odd", instruction_sets()[-1]),
+        *(("26b", isa) for isa in BEST),
+    ],
 )
 def test_any_cut_gives_the_same_bits(models: dict[str, tuple[Path, Any]], name: str, isa: str) -> None:
     prompt = tokens(90)

@@ -15,11 +15,11 @@ from inflight.config import ModelConfig
 from inflight.contract import Sampling
 from inflight.device import Alone, open_device
 from inflight.errors import StartError
-from inflight.kernels import instruction_sets, native_reason
+from inflight.kernels import native_reason
 from inflight.models import load_model
 from inflight.models.native import NativeDecoder
 from tests.gpt_oss import save_gpt_oss, save_mxfp4, write_gpt_oss
-from tests.lm import Driver, make_runner
+from tests.lm import Driver, make_runner, on_sets
 from tests.recurrent import forward
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
@@ -78,7 +78,7 @@ def test_sinks_and_clamps_matter(models: dict[str, tuple[Path, Any]], tmp_path: 
     assert np.abs(forward(load(folder), prompt, 0, 0) - forward(load(tmp_path / "other"), prompt, 0, 0)).max() > 0.1
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("isa", on_sets())
 @pytest.mark.parametrize("name", ["floats", "mxfp4"])
 def test_any_cut_gives_the_same_bits(models: dict[str, tuple[Path, Any]], name: str, isa: str) -> None:
     prompt = tokens(90)

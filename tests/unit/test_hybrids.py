@@ -17,7 +17,7 @@ from inflight.errors import StartError
 from inflight.kernels import instruction_sets, native_reason
 from inflight.models.config import decoder_config
 from tests.hybrids import FAMILIES, save_hybrid, write_hybrid
-from tests.lm import Driver, make_runner
+from tests.lm import Driver, make_runner, marks_of
 from tests.recurrent import forward
 from tests.unit.test_recurrent import check, load, tokens
 
@@ -50,7 +50,11 @@ def test_transformers_parity(models: Models, name: str, caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("name", "isa"),
     [
-        *((name, isa) for name in ("lfm2 odd", "granite odd") for isa in instruction_sets()),
+        *(
+            pytest.param(name, isa, marks=marks_of(isa))
+            for name in ("lfm2 odd", "granite odd")
+            for isa in instruction_sets()
+        ),
         *((name, isa) for name in ("falcon_h1 norm", "nemotron_h", "lfm2_moe") for isa in BEST),
     ],
 )

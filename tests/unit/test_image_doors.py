@@ -436,7 +436,7 @@ def test_a_rank_refuses_images_of_a_model_that_reads_them() -> None:
     asked.input_chunks.chunks.add(text="a")
     asked.input_chunks.chunks.add().image.data = PNG
     words: Any = type("Words", (), {"encode": lambda self, text, special: [len(text)]})()
-    runner: Any = SimpleNamespace(offer=SimpleNamespace(states=StateSize()))
+    runner: Any = SimpleNamespace(offer=SimpleNamespace(states=StateSize(), model=SimpleNamespace(drafts=False)))
     assert Service(runner, words, 0, [])._asked(asked).tokens == [1], "TGI's text models drop them"
     with pytest.raises(InvalidRequest, match=r"this shard reads .*text only"):
         Service(runner, words, 0, [], sees=True)._asked(asked)

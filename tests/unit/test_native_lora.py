@@ -20,7 +20,7 @@ from inflight.kernels import instruction_sets, native_reason
 from inflight.models import ForwardBatch, load_model
 from inflight.models.native import NativeDecoder
 from inflight.repository import is_language_model, look
-from tests.lm import SIZE, job, reference, save_tiny
+from tests.lm import SIZE, job, marks_of, reference, save_tiny
 from tests.unit.test_lora import merged, save_adapter
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
@@ -117,7 +117,10 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 
 @pytest.mark.parametrize(
     ("form", "isa"),
-    [*((form, ISAS[0]) for form in ("float32", "int8", "int4") if ISAS), *(("bfloat16", isa) for isa in ISAS)],
+    [
+        *((form, ISAS[0]) for form in ("float32", "int8", "int4") if ISAS),
+        *(pytest.param("bfloat16", isa, marks=marks_of(isa)) for isa in ISAS),
+    ],
 )
 def test_bit_for_bit(form: str, isa: str, odd: tuple[Path, Path, Path]) -> None:
     """A row alone and whole gives what it gives in chunks, beside others, on one thread and on three; a row without an

@@ -451,7 +451,7 @@ def test_a_rank_that_cannot_load_says_why_and_ends(monkeypatch: pytest.MonkeyPat
     server.send(Stop())
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        status = shard.run_rank(theirs.detach())
+        status = shard.run_rank(theirs)
     finally:
         for number, handler in signals.items():
             signal.signal(number, handler)

@@ -255,7 +255,7 @@ class _CompanionWeights(GgufWeights):
     def _apart(self, name: str, placed: Placed) -> list[tuple[str, tuple[int, int] | None]]:
         return [(name, None)]
 
-    def _named(self, own: str) -> str:
+    def named(self, own: str) -> str:
         kind = self._kind
         match = _LAYER.fullmatch(own)
         if match is not None:
