@@ -1,8 +1,8 @@
 """An example of a model family, as CONTRIBUTING.md's recipe has it written: Meta's Code World Model.
 
 It is Llama's decoder with sliding windows in three layers of four. In the tree this function would stand in
-inflight/models/config_more.py, with `"cwm": _cwm` in `MORE`. `tests/unit/test_recipes.py` does that for the time of a test
-and compares the answers with transformers'.
+inflight/models/config_more.py, with `"cwm": _cwm` in `MORE`. `tests/unit/test_recipes.py` does that for the time of a
+test and compares the answers with transformers'.
 """
 
 from __future__ import annotations
