@@ -6,12 +6,12 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
 
-from inflight.config import Policy
-from inflight.contract import AdmittedRow, Draft, EncodedImage, ShardOffer, StepPlan, StepResult
+from inflight.contract import AdmittedRow, Draft, EncodedImage, StepPlan, StepResult
 from inflight.errors import InvalidRequest
 from inflight.sched.blocks import BlockPool
+from inflight.sched.capacity import Capacity
+from inflight.sched.plans import PlanInMaking, SentPlan
 from inflight.sched.sequence import CRASHED, KILLED, PROOF, Sequence
 from inflight.sched.speculation import Speculation
 from inflight.sched.states import States
@@ -32,94 +32,6 @@ SHARE = 8
 
 PURGE = 1024
 """Finished requests in the queues above which they are removed."""
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """Limits set by the shards and the flags.
-
-    Attributes:
-        num_blocks, block_size: of the cache.
-        max_rows: rows of the batch (`max_batch_size`).
-        max_step_tokens: tokens of one step, decoding rows and chunks together.
-        max_prefill_tokens: of them, tokens of chunks (`max_batch_prefill_tokens`).
-        mixed_tokens: tokens up to which chunks fill a step in which rows decode (`max_batch_mixed_tokens`). None: the
-            same limits as for other steps, and rows do not wait for the prompts of a burst.
-        switch, stretched: of `ShardOffer`.
-        states: slots of recurrent states; 0: the model has none.
-        align: tokens between the states that are saved of a long prompt.
-        guesses: of its next tokens that a row guesses at most; 0: none.
-    """
-
-    num_blocks: int
-    block_size: int
-    max_rows: int
-    max_step_tokens: int
-    max_prefill_tokens: int
-    mixed_tokens: int | None = None
-    switch: int = 0
-    stretched: int = 0
-    states: int = 0
-    align: int = 0
-    guesses: int = 0
-
-    @classmethod
-    def of(cls, offer: ShardOffer, policy: Policy, num_blocks: int) -> Capacity:
-        """The limits of the shards' offer and a policy that is resolved for them."""
-        rows, prefill = policy.max_batch_size, policy.prefill_tokens(offer.device_type)
-        mixed, size = policy.max_batch_mixed_tokens, offer.cache.block_size
-        model, states = offer.model, offer.states
-        return cls(
-            num_blocks,
-            size,
-            rows,
-            prefill + rows,
-            prefill,
-            mixed,
-            model.switch,
-            model.stretched,
-            states.slots,
-            states.align,
-            policy.guesses if model.drafts else 0,
-        )
-
-    @property
-    def total_tokens(self) -> int:
-        return self.num_blocks * self.block_size
-
-
-@dataclass(slots=True)
-class _Making:
-    """A plan in the making."""
-
-    budget: int
-    prefill_budget: int
-    filter: list[int] = field(default_factory=list)
-    prefill: list[AdmittedRow] = field(default_factory=list)
-    grants: list[tuple[int, int]] = field(default_factory=list)
-    hold: list[int] = field(default_factory=list)
-    masks: list[tuple[int, bytes]] = field(default_factory=list)
-    saves: list[tuple[int, int, int]] = field(default_factory=list)
-    drafts: list[Draft] = field(default_factory=list)
-    rows: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A plan that is not answered yet.
-
-    Attributes:
-        rows: the batch of the plan; a loss of the shards while it runs may be caused by any of these.
-        hold: ids of rows that it does not compute.
-        drafts: of rows.
-        decodes: it computes no prompts.
-    """
-
-    step: int
-    rows: list[Sequence]
-    hold: list[int]
-    drafts: list[Draft]
-    decodes: bool
 
 
 class Scheduler:
@@ -150,7 +62,7 @@ class Scheduler:
         self._gone = 0  # number of finished ones in `_waiting`
         self._priorities: list[int] = []  # descending, as negatives
         self._leaving: list[int] = []
-        self._in_flight: deque[_Sent] = deque()
+        self._in_flight: deque[SentPlan] = deque()
         self._alone: Sequence | None = None  # a suspect, which no other row joins
         self._step = 0
         self._admitted = 0
@@ -264,7 +176,7 @@ class Scheduler:
         rows and blocks last. Prompts delay each token of rows that stream by one small chunk (`_spare`); they go first
         only while no row streams yet (`_prompts_of_burst`).
         """
-        draft = _Making(self.capacity.max_step_tokens, self.capacity.max_prefill_tokens)
+        draft = PlanInMaking(self.capacity.max_step_tokens, self.capacity.max_prefill_tokens)
         self.states.publish()
         self._let_go(draft)
         if not self._prompts_of_burst(draft):
@@ -285,7 +197,7 @@ class Scheduler:
             draft.drafts,
         )
         self._in_flight.append(
-            _Sent(self._step, self._running.copy(), draft.hold, draft.drafts, decodes=not draft.prefill)
+            SentPlan(self._step, self._running.copy(), draft.hold, draft.drafts, decodes=not draft.prefill)
         )
         self._step += 1
         return plan
@@ -296,7 +208,7 @@ class Scheduler:
             return None
         plan = StepPlan(self._step, self._leaving)
         self._leaving = []
-        self._in_flight.append(_Sent(self._step, [], [], [], decodes=False))
+        self._in_flight.append(SentPlan(self._step, [], [], [], decodes=False))
         self._step += 1
         return plan
 
@@ -399,7 +311,7 @@ class Scheduler:
 
     # Steps of a plan
 
-    def _let_go(self, draft: _Making) -> None:
+    def _let_go(self, draft: PlanInMaking) -> None:
         """Removes rows that are finished or whose last token is pending."""
         draft.filter, self._leaving = self._leaving, []
         if any(row.finished or len(row.tokens) + row.pending >= row.stop_at for row in self._running):
@@ -411,7 +323,7 @@ class Scheduler:
                     staying.append(row)
             self._running = staying
 
-    def _decode(self, draft: _Making) -> None:
+    def _decode(self, draft: PlanInMaking) -> None:
         """Advances every row whose known tokens are all computed; rows with a full last block get another one."""
         block_size, switch = self.capacity.block_size, self.capacity.switch or -1
         bar = self._bar()
@@ -452,7 +364,7 @@ class Scheduler:
             return None
         return bar
 
-    def _guess(self, row: Sequence, draft: _Making, bar: float | None) -> int:
+    def _guess(self, row: Sequence, draft: PlanInMaking, bar: float | None) -> int:
         """Plans the guess of a row that decodes, as far as its blocks and free ones go; returns the most tokens that it
         may have."""
         if 0 < self.capacity.switch < row.stop_at and not row.turned:
@@ -483,7 +395,7 @@ class Scheduler:
         room = max(0, self.speculation.room - len(self._running))  # each place takes a mask, which costs time
         return min(self.speculation.forced, room), guesses
 
-    def _learn(self, sent: _Sent, result: StepResult) -> None:
+    def _learn(self, sent: SentPlan, result: StepResult) -> None:
         """Notes what guesses have brought and what they have cost."""
         right: dict[int, int] = {}
         for id in result.ids:
@@ -505,7 +417,7 @@ class Scheduler:
         if sent.decodes and right:
             self.speculation.took(len(right), sum(result.drafted.values()), result.seconds)
 
-    def _prompts_of_burst(self, draft: _Making) -> bool:
+    def _prompts_of_burst(self, draft: PlanInMaking) -> bool:
         """Plans only prompts while all rows have just begun; returns False if this is not such a step.
 
         So requests that came together get their first tokens at the full rate of prefill and then stream in one batch,
@@ -547,7 +459,7 @@ class Scheduler:
                 left += 0 if sequence.finished else len(sequence.tokens)
         return left
 
-    def _spare(self, draft: _Making) -> None:
+    def _spare(self, draft: PlanInMaking) -> None:
         """Limits the prompt tokens of a step in which rows decode.
 
         A step of a few rows takes as long as reading the weights. Up to `mixed_tokens` tokens, prompts use the
@@ -564,16 +476,16 @@ class Scheduler:
         share = max(capacity.mixed_tokens - draft.rows, draft.rows + SHARE * behind)
         draft.prefill_budget = min(draft.prefill_budget, share)
 
-    def _prompts(self, draft: _Making) -> None:
+    def _prompts(self, draft: PlanInMaking) -> None:
         self._continue_prompts(draft)
         self._admit(draft)
 
-    def _continue_prompts(self, draft: _Making) -> None:
+    def _continue_prompts(self, draft: PlanInMaking) -> None:
         for row in self._running:
             if row.planned < len(row.tokens) and not row.pending and not row.waits and not self._decodes(row):
                 self._chunk(row, draft, first=False)
 
-    def _admit(self, draft: _Making) -> None:
+    def _admit(self, draft: PlanInMaking) -> None:
         """Admits waiting requests in order. Stops at the first that does not fit, so that none is overtaken."""
         self.short_of_states = False
         while draft.budget > 0 and draft.prefill_budget > 0 and len(self._running) < self.capacity.max_rows:
@@ -637,7 +549,7 @@ class Scheduler:
     def _decodes(self, row: Sequence) -> bool:
         return row.planned == len(row.tokens) + row.pending - 1 and row.planned >= row.num_prompt
 
-    def _chunk(self, row: Sequence, draft: _Making, first: bool) -> bool:
+    def _chunk(self, row: Sequence, draft: PlanInMaking, first: bool) -> bool:
         """Plans the next chunk of a row's known tokens; returns False if there is no room for it."""
         chunk, missing = self._room(row, draft)
         if chunk <= 0:
@@ -674,7 +586,7 @@ class Scheduler:
                 self.on_computed(row, row.planned == len(row.tokens))
         return True
 
-    def _room(self, row: Sequence, draft: _Making) -> tuple[int, int]:
+    def _room(self, row: Sequence, draft: PlanInMaking) -> tuple[int, int]:
         """Tokens of a row's next chunk, 0 if there is no room, and the blocks that it needs.
 
         A span whose tokens see each other may exceed the prompt's share of a step in which rows decode, but not what a
@@ -692,7 +604,7 @@ class Scheduler:
             return 0, 0
         return stop - start, -(-stop // size) - len(row.blocks)
 
-    def _sample(self, row: Sequence, draft: _Making, guesses: int = 0) -> None:
+    def _sample(self, row: Sequence, draft: PlanInMaking, guesses: int = 0) -> None:
         """Makes the plan sample the row's next token, and those behind its guesses."""
         row.pending += 1
         if row.mask:
@@ -710,7 +622,7 @@ class Scheduler:
             sequence.turned = turned
             sequence.digests.clear()
 
-    def _take_or_preempt(self, row: Sequence, draft: _Making) -> int | None:
+    def _take_or_preempt(self, row: Sequence, draft: PlanInMaking) -> int | None:
         """Takes a block for a running row. If none is free, preempts the last rows; None if it preempted the row."""
         while not self.pool.free:
             last = self._running.pop()
@@ -723,7 +635,7 @@ class Scheduler:
         assert taken is not None
         return taken[0]
 
-    def _leave(self, row: Sequence, draft: _Making) -> None:
+    def _leave(self, row: Sequence, draft: PlanInMaking) -> None:
         self._publish(row)
         if self.on_computed is not None:
             self.on_computed(row, True)
