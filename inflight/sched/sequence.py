@@ -46,7 +46,7 @@ class Sequence:
         images: of the spans. The scheduler drops them when the request is finished. The keys of those without rows are
             believed to be in the prefix cache (`Scheduler.restore`).
         blocks: its block table.
-        turned: the variant of rotary embedding that its keys were computed with (`Scheduler._turn`).
+        turned: the variant of rotary embedding that its keys were computed with (`sched/cache.py`).
         own: tokens that were not in the prefix cache when it was given to this scheduler (`sched/routing.py`).
         cached: number of prompt tokens found in the prefix cache at its first admission.
         state: slot of its recurrent state; None: it has no row, or the model no such state.
@@ -166,6 +166,11 @@ class Sequence:
     def reach(self) -> int:
         """Number of tokens that it has at most when all plans are answered."""
         return len(self.tokens) + self.pending + self.spread
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its prompt and all its known tokens are planned, so that its next step is one token."""
+        return self.planned == len(self.tokens) + self.pending - 1 and self.planned >= self.num_prompt
 
     @property
     def waits(self) -> bool:

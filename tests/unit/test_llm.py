@@ -83,7 +83,7 @@ def alone(llm: LLM) -> list[list[int]]:
 def test_the_same_tokens(settings: dict[str, Any], alone: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, samplings = crowd()
     # Admission that expects too little is what makes preemption happen.
-    monkeypatch.setattr("inflight.sched.scheduler.EXPECTED_OUTPUT", 1)
+    monkeypatch.setattr("inflight.sched.cache.EXPECTED_OUTPUT", 1)
     with LLM(POCKET, **{"kv_cache_memory": 64 << 20, "threads": 2, **settings}) as llm:
         found = llm.generate(prompts, samplings, max_new_tokens=40, ignore_eos=True)
         assert [one.token_ids for one in found] == alone

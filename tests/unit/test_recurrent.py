@@ -201,7 +201,7 @@ def test_more_requests_than_states(
     models: dict[str, tuple[Path, Any]], states: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They wait for one; blocks are short too, so that rows are preempted and computed anew."""
-    monkeypatch.setattr("inflight.sched.scheduler.EXPECTED_OUTPUT", 1)
+    monkeypatch.setattr("inflight.sched.cache.EXPECTED_OUTPUT", 1)
     folder = models["qwen3_5"][0]
     driver = Driver(make_runner(folder), states=states, num_blocks=34)
     asked = {}

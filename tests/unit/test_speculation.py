@@ -253,7 +253,7 @@ def test_the_engine_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None
     crowd, drafted, right, _ = answers(runner, crowd=True, guesses=MOST, mixed_tokens=64)
     assert crowd == plain
     assert 10 < right < drafted - 5
-    monkeypatch.setattr("inflight.sched.scheduler.EXPECTED_OUTPUT", 2)
+    monkeypatch.setattr("inflight.sched.cache.EXPECTED_OUTPUT", 2)
     *tight, preempted = answers(runner, crowd=True, guesses=MOST, mixed_tokens=64, num_blocks=36)
     assert tight[0] == plain
     assert preempted
