@@ -235,7 +235,7 @@ class Sizes(Protocol):
 
 
 def write_gguf_head(writer: Any, shape: Sizes, eps: float, rope_theta: float) -> None:
-    """Writes the sizes, and a vocabulary in which every token is a word."""
+    """Writes the sizes and a vocabulary."""
     writer.add_context_length(LONGEST)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
@@ -245,12 +245,17 @@ def write_gguf_head(writer: Any, shape: Sizes, eps: float, rope_theta: float) ->
     writer.add_layer_norm_rms_eps(eps)
     writer.add_rope_freq_base(rope_theta)
     writer.add_rope_dimension_count(shape.hidden // shape.heads)
-    writer.add_vocab_size(shape.vocabulary)
+    write_vocabulary(writer, shape.vocabulary)
+
+
+def write_vocabulary(writer: Any, tokens: int) -> None:
+    """Writes a vocabulary in which every token is a word."""
+    writer.add_vocab_size(tokens)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"▁w{number}" for number in range(shape.vocabulary)])
-    writer.add_token_scores([-float(number) for number in range(shape.vocabulary)])
+    writer.add_token_list([f"▁w{number}" for number in range(tokens)])
+    writer.add_token_scores([-float(number) for number in range(tokens)])
     unknown, control, normal = 2, 3, 1  # gguf.TokenType
-    writer.add_token_types([unknown, control, control] + [normal] * (shape.vocabulary - 3))
+    writer.add_token_types([unknown, control, control] + [normal] * (tokens - 3))
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

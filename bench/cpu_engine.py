@@ -39,7 +39,7 @@ from bench import checkpoints, cpu_report, gguf_report, report
 from bench.checkpoints import DEFAULT_FOLDER, MODELS, PRECISIONS, ROOT, Files, names, python_of
 from bench.contestants import CONTESTANTS, Job, environment, to_json
 from bench.cpu_report import Run, Turn, percent, table
-from bench.gguf_files import SHAPES
+from bench.gguf_files import FILES
 from bench.limits import Limits
 
 TURN_SECONDS = 3600
@@ -135,11 +135,27 @@ def jobs(options: argparse.Namespace, files: Mapping[str, Files], number: int) -
                     )
 
 
+def earlier_turns(path: Path) -> list[Turn]:
+    """The turns of a file that `--json` wrote; none where it is not there yet."""
+    if not path.exists():
+        return []
+    return [
+        Turn(**{**turn, "limits": Limits(**{**turn["limits"], "gemm_shape": tuple(turn["limits"]["gemm_shape"])})})
+        for turn in json.loads(path.read_text())["turns"]
+    ]
+
+
 def measure(options: argparse.Namespace, files: Mapping[str, Files]) -> Iterator[Run]:
     """Yields the run after each of its rounds."""
     run = Run(f"python -m bench.cpu_engine {' '.join(sys.argv[1:])}".strip(), os.getloadavg()[0])
+    if options.go_on:
+        run.turns += earlier_turns(options.json)
+    if not options.rounds:
+        yield run
+        return
     before = measure_limits(options.threads)
-    for number in range(options.rounds):
+    first = 1 + max((turn.round for turn in run.turns), default=-1)
+    for number in range(first, first + options.rounds):
         for job in gguf_jobs(options, number) if options.gguf else jobs(options, files, number):
             began = time.monotonic()
             figures, error = take_turn(job)
@@ -223,13 +239,19 @@ def parse_options() -> argparse.Namespace:
         type=lambda text: [name for name in text.split(",") if name],
         default=[],
         metavar="FILES",
-        help=f"Inflight and llama.cpp on these files instead; a name is made at random: {every(SHAPES)}",
+        help=f"Inflight and llama.cpp on these files instead; a name is made at random: {every(FILES)}",
     )
     parser.add_argument("--check", action="store_true", help="compare tokens with transformers instead of measuring")
     parser.add_argument("--roofline", type=Path, metavar="MODEL_DIR", help="print where a step of Inflight's goes")
     parser.add_argument("--out", type=Path, help="write the report, after each round")
     parser.add_argument("--json", type=Path, help="write every turn's figures, after each round")
-    return parser.parse_args()
+    parser.add_argument(
+        "--go-on", action="store_true", help="add rounds to those that --json has; --rounds 0 reports those alone"
+    )
+    options = parser.parse_args()
+    if options.go_on and not options.json:
+        parser.error("--go-on needs the file of the earlier rounds: --json FILE")
+    return options
 
 
 def installed(wanted: Sequence[str]) -> list[str]:

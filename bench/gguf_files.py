@@ -11,6 +11,7 @@ is kept.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.checkpoints import DEFAULT_FOLDER, names, whole, write_gguf_head
+from bench.checkpoints import DEFAULT_FOLDER, LONGEST, names, whole, write_gguf_head, write_vocabulary
+from bench.gguf_families import FAMILIES, Family, more_bits
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 CHUNK = 1 << 22
@@ -57,6 +59,7 @@ SHAPES = {
     "probe-q4_k_m": GgufShape("llama", 512, 2, 8, 4, 1024, 512, False, False, 5e5, "Q4_K_M"),  # whether a peer computes
     "llama-3.1-8b-q4_k_m": GgufShape("llama", 4096, 32, 32, 8, 14_336, 128_256, False, False, 5e5, "Q4_K_M"),
 }
+FILES = (*SHAPES, *FAMILIES)
 
 
 # Blocks. Layouts: ggml-common.h of llama.cpp. `put` writes the scales of blocks [n, bytes].
@@ -85,21 +88,25 @@ def _q8_0(blocks: Bytes) -> None:
     _halves(blocks, 0, 2.7e-4)
 
 
-_PUT: dict[str, _Put] = {"Q4_K": _q4_k, "Q6_K": _q6_k, "Q5_0": _q5_0, "Q8_0": _q8_0}
+def _mxfp4(blocks: Bytes) -> None:
+    blocks[:, 0] = 120  # the exponent of 2^-7, of codes from -6 to 6
 
 
-def blocks_of(draw: np.random.Generator, kind: str, rows: int, inputs: int) -> Bytes:
-    """A weight [rows, inputs] in a file's form, uint8 [rows, bytes of a row]."""
+_PUT: dict[str, _Put] = {"Q4_K": _q4_k, "Q6_K": _q6_k, "Q5_0": _q5_0, "Q8_0": _q8_0, "MXFP4": _mxfp4}
+
+
+def blocks_of(draw: np.random.Generator, kind: str, *shape: int) -> Bytes:
+    """A weight [..., inputs] in a file's form, uint8 [..., bytes of a row]."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     values, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    count = rows * inputs // values
+    count = math.prod(shape) // values
     data = np.empty(count * size, np.uint8)
     for first in range(0, len(data), CHUNK):
         end = min(first + CHUNK, len(data))
         data[first:end] = np.frombuffer(draw.bytes(end - first), np.uint8)
     _PUT[kind](data.reshape(count, size))
-    return data.reshape(rows, -1)
+    return data.reshape(*shape[:-1], -1)
 
 
 # Files.
@@ -110,10 +117,7 @@ def matrices(shape: GgufShape) -> Iterator[tuple[str, int, int, bool]]:
     head = shape.hidden // shape.heads
     yield "token_embd", shape.vocabulary, shape.hidden, shape.tied
     for layer in range(shape.layers):
-        # llama-quantize's `use_more_bits`: the first eighth, the last eighth, every third between them.
-        eighth = shape.layers // 8
-        more = layer < eighth or layer >= 7 * shape.layers // 8 or (layer - eighth) % 3 == 2
-        at = f"blk.{layer}."
+        at, more = f"blk.{layer}.", more_bits(layer, shape.layers)
         yield f"{at}attn_q", shape.heads * head, shape.hidden, False
         yield f"{at}attn_k", shape.kv_heads * head, shape.hidden, False
         yield f"{at}attn_v", shape.kv_heads * head, shape.hidden, more
@@ -148,6 +152,31 @@ def make(shape: GgufShape, path: Path) -> None:
     norms = ["output_norm", *(f"blk.{layer}.{at}_norm" for layer in range(shape.layers) for at in ("attn", "ffn"))]
     for name in norms:
         writer.add_tensor(f"{name}.weight", np.ones(shape.hidden, np.float32))
+    _finish(writer)
+
+
+def make_family(family: Family, path: Path) -> None:
+    import gguf
+
+    draw = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, family.kind, use_temp_file=True)
+    writer.add_context_length(LONGEST)
+    add: dict[type, Callable[[str, Any], None]] = {
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    for key, value in family.metadata.items():
+        add[type(value)](f"{family.kind}.{key}", value)
+    write_vocabulary(writer, family.vocabulary)
+    for each in family.tensors(draw):
+        data = blocks_of(draw, each.kind, *each.shape) if each.values is None else each.values
+        writer.add_tensor(each.name, data, raw_dtype=gguf.GGMLQuantizationType[each.kind])
+    _finish(writer)
+
+
+def _finish(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -155,18 +184,21 @@ def make(shape: GgufShape, path: Path) -> None:
 
 
 def ensure(folder: Path, name: str) -> Path:
-    """The file of one of `SHAPES`, made if it is missing."""
+    """The file of one of `FILES`, made if it is missing."""
     path = folder / "gguf" / f"{name}.gguf"
     if not path.exists():
         with whole(path) as written:
-            make(SHAPES[name], written)
+            if name in FAMILIES:
+                make_family(FAMILIES[name], written)
+            else:
+                make(SHAPES[name], written)
     return path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER)
-    parser.add_argument("--models", type=names(SHAPES), default=",".join(SHAPES))
+    parser.add_argument("--models", type=names(FILES), default=",".join(FILES))
     options = parser.parse_args()
     for name in options.models:
         path = ensure(options.folder, name)
