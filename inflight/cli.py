@@ -1,4 +1,4 @@
-"""The command line: `inflight serve | client | bench | models`."""
+"""The command line: `inflight serve | agents | client | bench | models`."""
 
 from __future__ import annotations
 

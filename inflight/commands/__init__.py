@@ -10,7 +10,7 @@ from inflight.commands.options import Command, Parser, UsageError, add_command, 
 if TYPE_CHECKING:
     COMMANDS: tuple[Command, ...]
 
-NAMES = {"serve": "serve", "client": "call", "bench": "bench", "models": "models"}
+NAMES = {"serve": "serve", "agents": "agents", "client": "call", "bench": "bench", "models": "models"}
 """The names of the commands, with those of their files here."""
 
 __all__ = [

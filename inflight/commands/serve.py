@@ -28,9 +28,11 @@ from inflight.config import (
     SERVER_SETTINGS,
     GeneratorConfig,
     ListenConfig,
+    RanksConfig,
     ServableConfig,
     ServerConfig,
     TlsConfig,
+    check_exposed,
     filled,
     one_of,
     seconds,
@@ -54,6 +56,7 @@ examples:
   inflight serve Qwen/Qwen3-0.6B-GGUF:Q8_0       one of its GGUF files
   inflight serve models/pocket servables/        both from one server
   inflight serve model.onnx --http 0.0.0.0:8080 --grpc off
+  inflight serve matmul --rank-table table.json  a distributed servable; see also: inflight agents --help
   inflight serve --config inflight.yaml          several models, each with options of its own
   inflight serve model.onnx --http off --print-config > inflight.yaml
 """
@@ -159,6 +162,7 @@ def _configs(values: Mapping[str, Any]) -> tuple[tuple[ServableConfig, ...], tup
         if own["name"] and (many or len(places) > 1 or any(file is None for _, _, file in places)):
             raise UsageError("--name is for one model file or language model; a servable is named after its directory")
         servables += [_servable(*place, own, values, limits) for place in places]
+    _check_ranks(servables)
     for name in limits:
         raise UsageError(f"--execution-timeout {name}=: no servable has that name; write one of the paths' names")
     names = [*(config.name for config in servables), *(generator.name for generator in generators)]
@@ -186,7 +190,28 @@ def _servable(
     limit = limits.pop(name, None)
     if own["execution_timeout"] != values["execution_timeout"]:
         limit = dict(own["execution_timeout"]).get("", limit)
-    return servable_config(directory, name, file, own, execution_timeout=limit)
+    ranks = filled(RanksConfig, own) if own["rank_table"] else None
+    return servable_config(directory, name, file, own, execution_timeout=limit, ranks=ranks)
+
+
+def _check_ranks(servables: Sequence[ServableConfig]) -> None:
+    """Raises UsageError where rank tables are for model files or for many, or strangers could take part."""
+    distributed = [each for each in servables if each.ranks is not None]
+    for each in distributed:
+        if each.model_file is not None:
+            raise UsageError(f"--rank-table is for a servable with {CONFIG_FILE}, not for '{each.model_file}'")
+    addresses = [each.ranks.address for each in distributed if each.ranks is not None]
+    if len(set(addresses)) < len(addresses):
+        raise UsageError(
+            "several servables are given a rank table and one address for their agents; serve one of them, or write "
+            f"rank_table and agents_address at the models of a --config file: {', '.join(x.name for x in distributed)}"
+        )
+    for each in distributed:
+        assert each.ranks is not None
+        try:
+            check_exposed(each.ranks.address, each.ranks.token)
+        except ConfigError as error:
+            raise UsageError(str(error)) from None
 
 
 def _find(given: str) -> list[tuple[Path, str, Path | None]]:

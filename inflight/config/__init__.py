@@ -20,7 +20,20 @@ from inflight.config.model import (
     VisionConfig,
     adapters,
 )
-from inflight.config.parse import absolute, device_ids, domains, existing_file, memory, one_of, seconds, switch, whole
+from inflight.config.parse import (
+    absolute,
+    device_ids,
+    domains,
+    existing_file,
+    files,
+    local,
+    memory,
+    one_of,
+    seconds,
+    switch,
+    whole,
+)
+from inflight.config.ranks import AGENTS_SETTINGS, AgentsConfig, RanksConfig, check_exposed
 from inflight.config.room import LONGEST_NAME, Alias, RoomConfig, Target
 from inflight.config.server import (
     CPU_QUOTA,
@@ -36,7 +49,6 @@ from inflight.config.server import (
     SERVER_SETTINGS,
     Addresses,
     ListenConfig,
-    RanksConfig,
     RestartPolicy,
     RestConfig,
     ServableConfig,
@@ -47,6 +59,7 @@ from inflight.config.server import (
 from inflight.config.setting import PREFIX, Field, Setting, check, fields_of, filled
 
 __all__ = [
+    "AGENTS_SETTINGS",
     "CPU_QUOTA",
     "DEFAULT_EXECUTION_TIMEOUT",
     "DEFAULT_GRPC",
@@ -70,6 +83,7 @@ __all__ = [
     "SETTINGS",
     "AdapterConfig",
     "Addresses",
+    "AgentsConfig",
     "Alias",
     "ClusterConfig",
     "DescribedConfig",
@@ -98,11 +112,14 @@ __all__ = [
     "absolute",
     "adapters",
     "check",
+    "check_exposed",
     "device_ids",
     "domains",
     "existing_file",
     "fields_of",
+    "files",
     "filled",
+    "local",
     "memory",
     "one_of",
     "processors",

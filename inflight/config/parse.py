@@ -5,12 +5,16 @@ Each takes a text and returns the value, or raises a ValueError that says what t
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 KEY_LENGTHS = (16, 24, 32)
 """Lengths of an AES key in bytes."""
+
+TOKEN_LENGTH = 16
+"""Characters that a token has at least. Who answers at an address can try tokens on what a caller has sent."""
 
 _YES = ("1", "true", "yes", "on")
 _NO = ("0", "false", "no", "off", "")
@@ -103,6 +107,19 @@ def device_ids(text: str) -> tuple[int, ...]:
     return tuple(int(item) for item in items)
 
 
+def present(text: str) -> Path:
+    """The absolute path of a file that is there."""
+    return Path(existing_file(text)).absolute()
+
+
+def files(text: str) -> tuple[str, ...]:
+    """`a.mindir,b.mindir` as absolute paths."""
+    found = tuple(item.strip() for item in text.split(","))
+    if not all(found):
+        raise ValueError(f"'{text}' names no files; write one file, or several with commas")
+    return tuple(str(Path(item).absolute()) for item in found)
+
+
 def existing_file(text: str) -> str:
     if not Path(text).is_file():
         raise ValueError(f"the file '{text}' does not exist; give the path of a file")
@@ -150,6 +167,24 @@ def address(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"'{text}' is no address; write ip:port, as 10.0.0.5:7000")
+    return text
+
+
+def local(where: str) -> bool:
+    """Whether only processes of this machine reach an address `ip:port`."""
+    host = where.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def token(text: str) -> str:
+    """A text that nobody guesses; the error does not repeat it."""
+    if len(text) < TOKEN_LENGTH:
+        raise ValueError(
+            f"the token has {len(text)} characters and needs {TOKEN_LENGTH}; make one with: openssl rand -hex 32"
+        )
     return text
 
 

@@ -19,7 +19,6 @@ from inflight.config.parse import (
     device_ids,
     existing_file,
     folder,
-    key_file,
     one_of,
     seconds,
     switch,
@@ -27,6 +26,7 @@ from inflight.config.parse import (
     versions,
     whole,
 )
+from inflight.config.ranks import DecKey, DecMode, DeviceType, RanksConfig
 from inflight.config.room import RoomConfig
 from inflight.config.setting import Setting, fields_of, filled
 
@@ -122,22 +122,6 @@ class RestConfig(msgspec.Struct, frozen=True):
     tgi: bool = False
 
 
-class RanksConfig(msgspec.Struct, frozen=True):
-    """The agents of a distributed servable.
-
-    Attributes:
-        rank_table: the file that says which rank runs where; absolute.
-        address: `ip:port` where the agents come.
-        wait_seconds: how long to wait until all of them have come; 0: no limit.
-        replay: batches that a lost group had run again on the next one; else they fail.
-    """
-
-    rank_table: Path
-    address: str = "0.0.0.0:6200"
-    wait_seconds: float = 0.0
-    replay: bool = True
-
-
 class ServableConfig(msgspec.Struct, frozen=True):
     """One servable to start.
 
@@ -168,18 +152,12 @@ class ServableConfig(msgspec.Struct, frozen=True):
     ]
     device_ids: Annotated[tuple[int, ...], Setting("One replica (a process) for each.", device_ids, "N,N", " 0")] = (0,)
     version: Annotated[int, Setting("Version to serve; 0 is the newest on disk.", whole(0), "N")] = 0
-    device_type: Annotated[
-        str | None,
-        Setting("cpu, gpu or ascend.", one_of("cpu", "gpu", "ascend"), "TYPE", ": the back end's choice"),
-    ] = None
+    device_type: DeviceType = None
     num_parallel_workers: Annotated[
         int, Setting("Processes that can run Python stages, in all.", whole(0, 64), "N", flag="workers")
     ] = 0
-    dec_key: Annotated[
-        bytes | None,
-        Setting("File with the key of encrypted model files.", key_file, "FILE", None, flag="dec-key-file"),
-    ] = None
-    dec_mode: Annotated[str, Setting("How they are encrypted.", one_of("AES-GCM", "AES-CBC"), "MODE")] = "AES-GCM"
+    dec_key: DecKey = None
+    dec_mode: DecMode = "AES-GCM"
     model_file: Path | None = None
     max_batch_size: Annotated[
         int | None,
@@ -416,5 +394,5 @@ SERVER_SETTINGS = tuple(
 )
 """All settings of a server for a command line, a file or a script."""
 
-SERVABLE_SETTINGS = fields_of(ServableConfig)
+SERVABLE_SETTINGS = tuple(field for record in (ServableConfig, RanksConfig) for field in fields_of(record))
 """Their settings of a servable or a model file."""

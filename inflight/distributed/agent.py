@@ -20,7 +20,7 @@ from typing import NoReturn
 import msgspec
 
 from inflight.contract import Array
-from inflight.distributed.connection import Connection, connect
+from inflight.distributed.connection import Connection, connect, guard_of
 from inflight.distributed.messages import (
     Exit,
     Ping,
@@ -60,6 +60,7 @@ class AgentJob(msgspec.Struct, frozen=True):
         group_file: its groups of ranks, as MindSpore writes them.
         threads: for the CPU.
         runtimes: value of INFLIGHT_RUNTIMES.
+        token, tls: as in `AgentsConfig`.
     """
 
     index: int
@@ -75,6 +76,8 @@ class AgentJob(msgspec.Struct, frozen=True):
     dec_key: bytes | None
     dec_mode: str
     runtimes: str | None
+    token: str | None = None
+    tls: bool = True
 
 
 class AgentReport(msgspec.Struct, frozen=True):
@@ -126,7 +129,8 @@ class Agent:
     def _connected(self) -> Connection:
         """Opened when there is something to say: the worker turns away whoever is silent, and loading may take long."""
         if self._connection is None:
-            self._connection = connect(self._job.address, REGISTER_SECONDS)
+            job = self._job
+            self._connection = connect(job.address, REGISTER_SECONDS, guard_of(job.token, job.tls))
         return self._connection
 
     def _load(self) -> LoadedModel:

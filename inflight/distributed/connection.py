@@ -20,10 +20,16 @@ from inflight.distributed.messages import (
     decode,
     encode,
 )
-from inflight.errors import ConfigError
+from inflight.errors import ConfigError, StartError
+from inflight.link import Guard, Joined, SecureSocket
 
 SEND_SECONDS = 10.0
 """Seconds in which the other side must take something of what is sent to it."""
+
+HANDSHAKE_SECONDS = 5.0
+"""Seconds in which two ends show each other a token at least."""
+
+SAME_TOKEN = "the servable and its agents need the same token (INFLIGHT_AGENTS_TOKEN), or none both"
 
 _FIRST_BYTES = 64 << 10
 """The longest header of somebody who is not known yet."""
@@ -33,7 +39,7 @@ class Connection:
     """One end of a connection.
 
     Args:
-        sock: connected; it is closed by `close` only.
+        sock: connected, maybe encrypted; it is closed by `close` only.
 
     Attributes:
         peer: the other side's address.
@@ -41,20 +47,33 @@ class Connection:
         known: the other side has shown that it belongs here, so it may send tensors.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Joined) -> None:
         self._sock = sock
         self._lock = threading.Lock()
         self._closed = False
         self.known = False
         self.heard = time.monotonic()
-        sock.setblocking(True)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SEND_SECONDS), 0))
-        with contextlib.suppress(OSError):  # no TCP: a test's socket pair
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not isinstance(sock, SecureSocket):
+            sock.setblocking(True)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SEND_SECONDS), 0))
+            with contextlib.suppress(OSError):  # no TCP: a test's socket pair
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self.peer = ":".join(str(part) for part in sock.getpeername()[:2])
         except OSError:
             self.peer = "?"
+
+    def admit(self, guard: Guard, seconds: float) -> None:
+        """Lets in who shows the token, before anything else is read. Args: seconds: in which it must be shown.
+
+        Raises:
+            StartError: it is not shown; the connection has ended.
+        """
+        assert not isinstance(self._sock, SecureSocket)
+        self._sock = guard.admit(self._sock, seconds)
+        if self._closed:  # by another thread, which could not wake the handshake
+            self._sock.close()
+            raise StartError("the worker ends")
 
     def send(self, message: AnyMessage, arrays: Sequence[Array] = ()) -> bool:
         """Sends a message; False when the other side is gone or takes nothing."""
@@ -63,7 +82,7 @@ class Connection:
             with self._lock:
                 for part in parts:
                     self._sock.sendall(part)
-        except OSError:  # BlockingIOError too: it did not read for `SEND_SECONDS`
+        except (OSError, ValueError):  # it did not read for `SEND_SECONDS`, or was closed by another thread
             self.close()
             return False
         return True
@@ -97,7 +116,7 @@ class Connection:
         view = memoryview(buffer)
         while view:
             try:
-                if deadline is not None:
+                if deadline is not None and not (isinstance(self._sock, SecureSocket) and self._sock.pending()):
                     left = max(0.0, deadline - time.monotonic())
                     poll = select.poll()
                     poll.register(self._sock, select.POLLIN)
@@ -142,6 +161,23 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def connect(address: str, seconds: float) -> Connection:
-    """Raises OSError where nobody answers in time, ConfigError for an address that is none."""
-    return Connection(socket.create_connection(split_address(address), timeout=seconds))
+def guard_of(token: str | None, tls: bool) -> Guard | None:
+    """What asks for this token; None where there is none."""
+    return None if token is None else Guard(token, tls, SEND_SECONDS)
+
+
+def connect(address: str, seconds: float, guard: Guard | None = None) -> Connection:
+    """A connection to a worker, or to whoever is there.
+
+    Raises:
+        OSError: nobody answers in time.
+        ConfigError: the address is none.
+        StartError: with a guard: nobody answers in time, or who answers does not know its token.
+    """
+    where = split_address(address)
+    if guard is None:
+        return Connection(socket.create_connection(where, timeout=seconds))
+    try:
+        return Connection(guard.join(address, max(seconds, HANDSHAKE_SECONDS)))
+    except StartError as error:
+        raise StartError(f"{error}; {SAME_TOKEN}") from None

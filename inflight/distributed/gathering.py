@@ -26,6 +26,7 @@ from inflight.distributed.messages import (
     Registered,
 )
 from inflight.errors import StartError
+from inflight.link import Guard
 
 log = logging.getLogger("inflight")
 
@@ -70,6 +71,7 @@ class Gathering:
 
     Args:
         address: `ip:port`; port 0 is not allowed, because agents must know it.
+        guard: asks who comes for a token; None: whoever reaches the address is heard.
 
     Attributes:
         failure: a launcher said that agents could not be started.
@@ -79,9 +81,10 @@ class Gathering:
         StartError: it cannot be listened on.
     """
 
-    def __init__(self, address: str, host: Host) -> None:
+    def __init__(self, address: str, host: Host, guard: Guard | None = None) -> None:
         self.address = address
         self._host = host
+        self._guard = guard
         self._changed = threading.Condition()
         self._config: GroupConfig | None = None
         self._ranks: dict[int, Rank] = {}
@@ -176,7 +179,7 @@ class Gathering:
     def _receive_guest(self, connection: Connection) -> None:
         try:
             self._talk(connection)
-        except (ProtocolError, TimeoutError) as error:
+        except (StartError, TimeoutError) as error:  # a ProtocolError, or no token
             log.warning("a connection of %s was closed: %s", connection.peer, error)
         finally:
             with self._changed:
@@ -187,6 +190,8 @@ class Gathering:
 
     def _talk(self, connection: Connection) -> None:
         seconds = STRANGER_SECONDS
+        if self._guard is not None:
+            connection.admit(self._guard, STRANGER_SECONDS)
         while (received := connection.receive(seconds)) is not None:
             message = received[0]
             seconds = LOAD_SECONDS

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from inflight.config import RanksConfig
 from inflight.contract import Array
+from inflight.distributed.connection import guard_of
 from inflight.distributed.gathering import Gathering, Rank
 from inflight.distributed.messages import (
     AnyMessage,
@@ -115,7 +116,7 @@ class RankGroup(LoadedModel):
         self._members: list[Rank] = []
         self._joined: list[Rank] = []
         self._gone: list[Rank] = []
-        self._gathering = Gathering(ranks.address, self)
+        self._gathering = Gathering(ranks.address, self, guard_of(ranks.token, ranks.tls))
         print(f"Serving: Distributed gRPC server start success, listening on {ranks.address}", flush=True)
         atexit.register(self.close)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()

@@ -13,15 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import msgspec
 
-from inflight.config import processors
+from inflight.config import AgentsConfig, check, processors
 from inflight.distributed.agent import TOLD, AgentJob, AgentReport
-from inflight.distributed.connection import connect, split_address
+from inflight.distributed.connection import SAME_TOKEN, connect, guard_of, split_address
 from inflight.distributed.messages import (
     Acquire,
     AgentsFailed,
@@ -48,35 +48,6 @@ POLL_SECONDS = 0.1
 TABLES = "temp_rank_table"
 
 
-@dataclass(frozen=True)
-class AgentsConfig:
-    """The agents of one machine.
-
-    Attributes:
-        address: of the distributed servable's worker.
-        model_files: of each local rank the files of its sub-graphs, absolute.
-        group_files: of each local rank its file of communication groups, or none at all.
-        start_port: names the agents: `<ip>:<start_port + local index>`.
-        agent_ip, rank_start: local ranks are those with the table's address of rank `rank_start`; None: those whose
-            address is one of this machine's.
-        device_type: None: the back end's choice.
-        runtimes: value of INFLIGHT_RUNTIMES.
-        restart: when an agent ends, all are started again, for the next group; else the launcher ends with them.
-    """
-
-    address: str
-    model_files: tuple[tuple[str, ...], ...]
-    group_files: tuple[tuple[str, ...], ...] = ()
-    start_port: int = 7000
-    agent_ip: str | None = None
-    rank_start: int | None = None
-    dec_key: bytes | None = field(default=None, repr=False)
-    dec_mode: str = "AES-GCM"
-    device_type: str | None = None
-    runtimes: str | None = None
-    restart: bool = False
-
-
 @dataclass
 class _Process:
     """A started agent."""
@@ -92,12 +63,14 @@ class Launcher:
     """The agents of one machine, from their start to their end.
 
     Raises:
-        ConfigError: an address that is none.
+        ConfigError: an address that is none, or another setting that is not accepted.
     """
 
     def __init__(self, config: AgentsConfig) -> None:
         split_address(config.address)
+        check(config)
         self._config = config
+        self._guard = guard_of(config.token, config.tls)
         self._agents: list[_Process] = []
         self._stopping = threading.Event()
         self._old_handlers: dict[int, object] = {}
@@ -158,11 +131,11 @@ class Launcher:
         Raises:
             StartError: it did not answer.
         """
-        reason = ""
+        reason = told = ""
         for _ in range(tries):
             try:
-                connection = connect(self._config.address, CONFIG_SECONDS)
-            except OSError as error:
+                connection = connect(self._config.address, CONFIG_SECONDS, self._guard)
+            except (OSError, StartError) as error:
                 reason = str(error)
             else:
                 try:
@@ -171,13 +144,18 @@ class Launcher:
                     received = connection.receive(CONFIG_SECONDS)
                     if received is not None and isinstance(received[0], GroupConfig):
                         return received[0]
-                    reason = "it does not say its configuration"
+                    reason = f"it does not say its configuration; {SAME_TOKEN}"
                     if received is not None and isinstance(received[0], Refused):
                         reason = received[0].text
-                except (TimeoutError, ProtocolError) as error:
+                except ProtocolError as error:
+                    reason = f"{error}; {SAME_TOKEN}"
+                except TimeoutError as error:
                     reason = str(error)
                 finally:
                     connection.release()
+            if reason != told:
+                told = reason
+                log.warning("no configuration from the worker at %s yet: %s", self._config.address, reason)
             if self._stopping.wait(CONFIG_SECONDS):
                 raise StartError("Fail to start agents because of Ctrl+C")
         raise StartError(
@@ -187,8 +165,8 @@ class Launcher:
     def _tell(self, message: Message) -> None:
         """Tells the worker something, if it is still there."""
         try:
-            connection = connect(self._config.address, CONFIG_SECONDS)
-        except OSError:
+            connection = connect(self._config.address, CONFIG_SECONDS, self._guard)
+        except (OSError, StartError):
             return
         connection.send(message)  # type: ignore[arg-type]  # one of the launcher's
         connection.release()
@@ -212,6 +190,8 @@ class Launcher:
             dec_key=config.dec_key,
             dec_mode=config.dec_mode,
             runtimes=config.runtimes,
+            token=config.token,
+            tls=config.tls,
         )
         environment = {
             "RANK_ID": str(rank),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from inflight.config import RanksConfig, ServableConfig
+from inflight.config import AgentsConfig, RanksConfig, ServableConfig, switch
 from inflight.dropin.checks import check_decryption, check_files, check_int, check_str
 from inflight.dropin.log import ensure_configured
 from inflight.dropin.start_config import get_abs_path
@@ -62,6 +63,7 @@ class DistributedStartConfig:
                 self.distributed_address,
                 self.wait_agents_time_in_seconds,
                 replay=False,
+                **_secured(),
             ),
         )
 
@@ -108,7 +110,7 @@ def startup_agents(
         check_int("rank_start", rank_start, 0)
     ensure_configured()
     # Workers import this module and never start agents.
-    from inflight.distributed import AgentsConfig, Launcher
+    from inflight.distributed import Launcher
 
     config = AgentsConfig(
         address=distributed_address,
@@ -120,8 +122,23 @@ def startup_agents(
         dec_key=dec_key,
         dec_mode=dec_mode,
         runtimes=os.environ.get("INFLIGHT_RUNTIMES"),
+        restart=False,
+        **_secured(),
     )
     Launcher(config).start()
+
+
+def _secured() -> dict[str, Any]:
+    """The settings that MindSpore Serving's functions have no parameters for.
+
+    Raises:
+        ConfigError: a variable with another value.
+    """
+    try:
+        plain = switch(os.environ.get("INFLIGHT_AGENTS_PLAIN", ""))
+    except ValueError as error:
+        raise ConfigError(f"INFLIGHT_AGENTS_PLAIN: {error}") from None
+    return {"token": os.environ.get("INFLIGHT_AGENTS_TOKEN"), "tls": not plain}
 
 
 def _absolute(files: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:

@@ -25,8 +25,9 @@ from inflight.link.codec import (
     WireError,
     Work,
 )
+from inflight.link.guard import Guard
 from inflight.link.offer import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
-from inflight.link.remote import Gate, Guest, Invitation, join, split
+from inflight.link.remote import Gate, Guest, Invitation, Joined, join, split
 from inflight.link.secure import Identity, SecureSocket, make_identity
 from inflight.link.step import AdapterReady, DropAdapter, LoadAdapter, LoadShard, Progress, ShardReady
 from inflight.link.vision import EncodeImage, ImageEncoded, ImageFailed, LoadVision, VisionReady
@@ -53,12 +54,14 @@ __all__ = [
     "Gate",
     "GeneratorOffer",
     "GraphOffer",
+    "Guard",
     "Guest",
     "Handler",
     "Identity",
     "ImageEncoded",
     "ImageFailed",
     "Invitation",
+    "Joined",
     "Leaving",
     "Load",
     "LoadAdapter",

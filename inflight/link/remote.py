@@ -342,8 +342,11 @@ class Gate:
 _NOBODY = Invitation("", "00" * ID, secrets.token_hex(32))
 
 
-def join(invitation: Invitation, seconds: float = 30.0) -> Joined:
+def join(invitation: Invitation, seconds: float = 30.0, send_seconds: float | None = None) -> Joined:
     """Connects this process with the server that has invited it.
+
+    Args:
+        send_seconds: as in `SecureSocket`.
 
     Returns:
         What `WorkerChannel` reads and writes.
@@ -376,25 +379,33 @@ def join(invitation: Invitation, seconds: float = 30.0) -> Joined:
         if sock is not None:
             sock.close()
         raise
-    return SecureSocket(sock) if isinstance(sock, ssl.SSLSocket) else sock
+    return SecureSocket(sock, send_seconds) if isinstance(sock, ssl.SSLSocket) else sock
 
 
 def _shake_hands(sock: socket.socket, invitation: Invitation) -> None:
-    greeting = _exactly(sock, GREETING)
+    greeting = exactly(sock, GREETING)
     if greeting[: len(MAGIC)] != MAGIC:
         raise StartError(f"{invitation.address} is no server of Inflight")
     theirs, ours = greeting[len(MAGIC) :], secrets.token_bytes(NONCE)
     id = bytes.fromhex(invitation.id)
     sock.sendall(MAGIC + id + ours + invitation.mac(b"process", theirs, ours))
-    if not hmac.compare_digest(_exactly(sock, MAC), invitation.mac(b"server", theirs, ours)):
+    if not hmac.compare_digest(exactly(sock, MAC), invitation.mac(b"server", theirs, ours)):
         raise StartError(f"{invitation.address} is not the server that invited this process")
 
 
-def _exactly(sock: socket.socket, size: int) -> bytes:
+def exactly(sock: socket.socket, size: int, deadline: float | None = None) -> bytes:
+    """The next bytes of a blocking socket. Args: deadline: by `time.monotonic`; None: the socket's own time limit.
+
+    Raises:
+        OSError: they do not come in time.
+        StartError: the other end has closed the connection.
+    """
     data = b""
     while len(data) < size:
+        if deadline is not None:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
         part = sock.recv(size - len(data))
         if not part:
-            raise StartError("the server does not await this process, or not any more")
+            raise StartError("the other end does not await this process, or not any more")
         data += part
     return data

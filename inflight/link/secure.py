@@ -13,7 +13,7 @@ import ssl
 import tempfile
 import threading
 from datetime import datetime, timedelta, timezone
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CHUNK = 1 << 18
 """Bytes that are handed to TLS at once."""
@@ -28,13 +28,32 @@ class Identity(NamedTuple):
 
 def make_identity() -> Identity:
     """A new key with a certificate of its own, good for ten years: it ends with the server."""
-    from cryptography import x509  # some 30 ms, which only a server of a cluster pays
-    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives import hashes  # some 30 ms, which only a server of a cluster pays
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509 import random_serial_number
 
-    key = ec.generate_private_key(ec.SECP256R1())
+    begin = datetime.now(timezone.utc) - timedelta(days=1)  # clocks of machines differ
+    return _signed(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256(), random_serial_number(), begin, 10)
+
+
+def identity_of(seed: bytes) -> Identity:
+    """The key and the certificate that these 32 bytes stand for: the same wherever they are made (RFC 8032)."""
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    key = ed25519.Ed25519PrivateKey.from_private_bytes(seed)
+    return _signed(key, None, 1, datetime(2020, 1, 1, tzinfo=timezone.utc), 200)
+
+
+def _signed(key: Any, digest: Any, number: int, begin: datetime, years: int) -> Identity:
+    """A key with a certificate that it has signed itself.
+
+    Args:
+        digest: for the signature; None where the kind of key has one of its own.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "inflight")])
-    now = datetime.now(timezone.utc)
     public = key.public_key()
     usage = x509.KeyUsage(True, False, False, False, False, True, False, False, False)
     certificate = (
@@ -42,14 +61,14 @@ def make_identity() -> Identity:
         .subject_name(name)
         .issuer_name(name)
         .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))  # clocks of machines differ
-        .not_valid_after(now + timedelta(days=3650))
+        .serial_number(number)
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=365 * years))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
-        .sign(key, hashes.SHA256())
+        .sign(key, digest)
     )
     form = serialization.PrivateFormat.PKCS8
     private = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
@@ -78,10 +97,14 @@ class SecureSocket:
     """A TLS connection that one thread reads while others write, as a plain socket allows it.
 
     OpenSSL's object is used by one thread at a time, so nobody waits for the network while having it.
+
+    Args:
+        send_seconds: time in which the other end must take something of what is sent; None: any time.
     """
 
-    def __init__(self, sock: ssl.SSLSocket) -> None:
+    def __init__(self, sock: ssl.SSLSocket, send_seconds: float | None = None) -> None:
         self._sock = sock
+        self._send_seconds = send_seconds
         self._lock = threading.Lock()
         sock.setblocking(False)
 
@@ -113,17 +136,20 @@ class SecureSocket:
             except ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT)
 
+    def getpeername(self) -> Any:
+        return self._sock.getpeername()
+
     def sendall(self, data: bytes) -> None:
-        """One caller at a time."""
+        """One caller at a time. Raises TimeoutError where the other end takes nothing for too long."""
         view = memoryview(data)
         while view:
             try:
                 with self._lock:
                     view = view[self._sock.send(view[:CHUNK]) :]
             except ssl.SSLWantWriteError:
-                self._wait(select.POLLOUT)
+                self._wait(select.POLLOUT, self._send_seconds)
             except ssl.SSLWantReadError:
-                self._wait(select.POLLIN)
+                self._wait(select.POLLIN, self._send_seconds)
 
     def shutdown(self, how: int) -> None:
         socket.socket.shutdown(self._sock, how)  # TLS's own farewell would wait for an answer
@@ -131,7 +157,8 @@ class SecureSocket:
     def close(self) -> None:
         self._sock.close()
 
-    def _wait(self, event: int) -> None:
+    def _wait(self, event: int, seconds: float | None = None) -> None:
         poll = select.poll()
         poll.register(self._sock, event)
-        poll.poll()
+        if not poll.poll(None if seconds is None else seconds * 1000):
+            raise TimeoutError("the other end takes nothing")

@@ -303,6 +303,13 @@ class Fleet:
             max_wait_ms=0.0 if config.described is None else config.described.queue_delay * 1000,
         )
         if config.ranks is not None:
+            if config.ranks.exposed:
+                log.warning(
+                    "whoever reaches %s can take part in distributed servable '%s': give the servable and its agents "
+                    "one INFLIGHT_AGENTS_TOKEN, made with: openssl rand -hex 32",
+                    config.ranks.address,
+                    config.name,
+                )
             # Its ranks are its devices; there are no extra workers, as in MindSpore Serving.
             worker = self._replica(group, config, "distributed", {})
             await self._start_one(group, worker, _with(base, device_id=0))

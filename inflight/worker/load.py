@@ -217,8 +217,8 @@ def _check_ranks(job: WorkerJob, spec: ServableSpec) -> None:
     distributed = any(model.ranks is not None for model in spec.models.values())
     if distributed and job.ranks is None:
         raise StartError(
-            f"servable '{spec.name}' is declared as distributed: start it with distributed.start_servable, which "
-            "needs a rank table"
+            f"servable '{spec.name}' is declared as distributed: start it with distributed.start_servable, or with "
+            "inflight serve --rank-table FILE; both need a rank table"
         )
     if job.ranks is not None and not distributed:
         raise StartError(

@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +25,12 @@ import pytest
 
 from inflight.config import ListenConfig, RanksConfig, ServableConfig
 from inflight.distributed import AgentsConfig, Launcher
+from inflight.distributed.messages import Predict
 from inflight.server import Server
 from mindspore_serving.client import Client
-from tests.e2e.running import alive, eventually, free_port
+from tests.e2e.running import Background, Served, alive, eventually, free_port, process, request, serve
+from tests.e2e.running import running as running_here
+from tests.unit.test_distributed import FakeRank
 
 MINDIR = Path(__file__).resolve().parents[1] / "data" / "mindir"
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "matmul_distributed"
@@ -149,8 +154,8 @@ def answering(scripts: Scripts) -> Iterator[None]:
         for pid in started:
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
-        for process in (scripts.server, scripts.agents):
-            process.wait(10)
+        for script in (scripts.server, scripts.agents):
+            script.wait(10)
 
 
 INSTANCES = [{"x1": np.full((2, 2), i, np.float32), "x2": np.ones((2, 2), np.float32)} for i in range(3)]
@@ -165,8 +170,8 @@ def end(scripts: Scripts, whom: str, number: int) -> None:
         "worker": children["server"][0].pid,
     }[whom]
     os.kill(pid, number)
-    for process in (scripts.server, scripts.agents):
-        process.wait(15)  # this process's child: it has to be collected to be gone
+    for script in (scripts.server, scripts.agents):
+        script.wait(15)  # this process's child: it has to be collected to be gone
 
 
 @pytest.mark.parametrize(
@@ -225,6 +230,101 @@ def test_the_example_holds_what_its_script_writes(tmp_path: Path, monkeypatch: p
         file = f"model/device{rank}/matmul.mindir"
         assert (tmp_path / file).read_bytes() == (EXAMPLE / file).read_bytes()
     sys.modules.pop("export_model")
+
+
+TOKEN = "a token that nobody guesses"
+
+
+@contextmanager
+def commands(folder: Path, *options: str, environment: Mapping[str, str] = {}) -> Iterator[tuple[str, Served]]:
+    """`inflight agents` for the servable of `write_servable`, and `inflight serve`; the agents' address too."""
+    address = f"127.0.0.1:{free_port()}"
+    write_servable(folder)
+    files = [str(folder / "model" / f"device{rank}" / "add.mindir") for rank in range(2)]
+    ask = ["-m", "inflight.cli", "agents", *files, "--agents-address", address, "--agent-start-port", str(free_port())]
+    table = str(folder / "rank_table.json")
+    serving = [str(folder / "add"), "--rank-table", table, "--agents-address", address, *options]
+    with (
+        process(folder, *ask, *options, environment=environment) as agents,
+        serve(folder, *serving, environment=environment) as served,
+    ):
+        yield served.http, agents
+
+
+def add(http: str) -> Any:
+    body = {"instances": [{"x1": [[1.0, 2.0], [3.0, 4.0]], "x2": [[1.0, 1.0], [1.0, 1.0]]}]}
+    return json.loads(request(http, "POST", "/model/add:predict", json.dumps(body).encode())[1])
+
+
+def test_commands_with_a_token_serve_and_their_agents_come_back(tmp_path: Path) -> None:
+    with commands(tmp_path, environment={"INFLIGHT_AGENTS_TOKEN": TOKEN}) as (http, agents):
+        assert add(http) == {"instances": [{"y": [[2.0, 3.0], [4.0, 5.0]]}]}
+        rank = psutil.Process(agents.pid).children()[0].pid
+        os.kill(rank, signal.SIGKILL)
+        eventually(lambda: not alive(rank))
+        assert add(http) == {"instances": [{"y": [[2.0, 3.0], [4.0, 5.0]]}]}
+        assert TOKEN not in " ".join(
+            word for child in psutil.Process(agents.pid).children() for word in child.cmdline()
+        )
+
+
+STAGES = """
+from inflight.servable import add_stage, register_method
+from mindspore_serving.server import distributed
+
+model = distributed.declare_servable(rank_size=8, stage_size=2, with_batch_dim=False, enable_pipeline_infer={piped})
+
+@register_method(output_names=["y"])
+def predict(x1, x2):
+    return add_stage(model, x1, x2, outputs_count=1)
+"""
+
+
+@pytest.mark.parametrize("piped", [True, False])
+def test_a_pipeline_has_as_many_batches_in_flight_as_stages(tmp_path: Path, piped: bool) -> None:
+    """The second stage holds its first batch back: the first stage gets another one meanwhile, or does not."""
+    write_servable(tmp_path)
+    (tmp_path / "add" / "servable_config.py").write_text(STAGES.format(piped=piped))
+    devices = [{"device_id": str(rank), "rank_id": str(rank)} for rank in range(8)]
+    (tmp_path / "rank_table.json").write_text(
+        json.dumps({"server_list": [{"server_id": "127.0.0.1", "device": devices}]})
+    )
+    address = f"127.0.0.1:{free_port()}"
+    going = threading.Event()
+    ranks: list[FakeRank] = []
+
+    def answer(message: Predict, inputs: list[Any]) -> str:
+        assert going.wait(8)
+        return ""
+
+    def join() -> None:
+        ranks.extend(FakeRank(address, rank, **({"answer": answer} if rank >= 4 else {})) for rank in range(8))
+        for one in ranks:
+            one.welcome()
+
+    joining = threading.Thread(target=lambda: (eventually(lambda: listens(address), 60), join()))
+    joining.start()
+    config = ServableConfig(tmp_path, "add", ranks=RanksConfig(tmp_path / "rank_table.json", address))
+    with running_here(config) as server:
+        joining.join(30)
+        asking = [Background(lambda: add(server.http)) for _ in range(2)]
+        if piped:
+            eventually(lambda: len(ranks[0].batches) == 2)
+        else:
+            eventually(lambda: ranks[4].batches)
+            time.sleep(0.3)  # in which the second batch would have come
+            assert len(ranks[0].batches) == 1
+        assert len(ranks[7].batches) == 1, "the last rank has not answered the first batch"
+        going.set()
+        for one in asking:
+            assert one.result() == {"instances": [{"y": [[72.0, 73.0], [74.0, 75.0]]}]}
+    assert [len(one.batches) for one in ranks] == [2] * 8
+
+
+def listens(address: str) -> bool:
+    host, port = address.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
 
 
 @pytest.mark.slow

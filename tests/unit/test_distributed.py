@@ -49,6 +49,7 @@ from inflight.distributed.messages import (
 )
 from inflight.distributed.signature import group_signature
 from inflight.errors import ConfigError, PredictFailed, StartError
+from inflight.link import Guard
 from inflight.runtime import LoadRequest
 from tests.e2e.running import eventually, free_port
 
@@ -214,12 +215,13 @@ class FakeRank:
         rank: int,
         graph: GraphSpec = ADD,
         answer: Callable[[Predict, list[Any]], str | None] = lambda message, inputs: "",
+        guard: Guard | None = None,
     ) -> None:
         self.batches: list[tuple[int, bool, int]] = []
         self.pings = 0
         self.left = threading.Event()
         self._answer = answer
-        self.connection = connect(address, 10)
+        self.connection = connect(address, 10, guard)
         self.connection.known = True
         graphs = [WireGraph(list(graph.inputs), list(graph.outputs))]
         self.connection.send(Register(rank, f"127.0.0.1:{7000 + rank}", "cpu", graphs))
@@ -244,8 +246,8 @@ class FakeRank:
                 error = self._answer(message, inputs)
                 if error is None:
                     continue
-                outputs = [np.full((2, 2), 10.0 * self.rank, np.float32) + sum(inputs)]
-                outputs = outputs if message.return_result and not error else []
+                wanted = message.return_result and not error
+                outputs = [np.full((2, 2), 10.0 * self.rank, np.float32) + sum(inputs)] if wanted else []
                 self.connection.send(Predicted(message.number, describe(outputs), error), outputs)
             elif isinstance(message, Ping):
                 self.pings += 1
@@ -259,7 +261,9 @@ class FakeRank:
 class Opened:
     """A group in the making, on a thread."""
 
-    def __init__(self, tmp_path: Path, size: int, stages: int = 1, replay: bool = False, wait: float = 20) -> None:
+    def __init__(
+        self, tmp_path: Path, size: int, stages: int = 1, replay: bool = False, wait: float = 20, **secured: Any
+    ) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self.losses: list[Loss] = []
         self.phases: list[str] = []
@@ -267,7 +271,7 @@ class Opened:
         self.result: RankGroup | Exception | None = None
         table = write(tmp_path, servers({"127.0.0.1": list(range(size))}))
         self._model = GroupModel("add", size, stages, False)
-        self._config = RanksConfig(table, self.address, wait, replay)
+        self._config = RanksConfig(table, self.address, wait, replay, **secured)
         self._thread = threading.Thread(target=self._open, daemon=True)
         self._thread.start()
         eventually(lambda: self.phases or self.result)
@@ -472,6 +476,46 @@ def test_strangers_are_turned_away_and_ranks_come_all_the_same(opened: Open, mon
                 pass
     making.ranks(2)
     assert making.group().run(ONES)[0][0, 0] == 12
+
+
+TOKEN = "a token that nobody guesses"
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_group_with_a_token_hears_only_who_knows_it(opened: Open, tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering_module, "STRANGER_SECONDS", 1.0)
+    making = opened(2, token=TOKEN, tls=tls)
+    with connect(making.address, 10)._sock as plain:  # who knows the protocol alone
+        plain.sendall(b"".join(encode(Register(0, "127.0.0.1:7000", "cpu", []))))
+        plain.settimeout(10)
+        try:
+            while plain.recv(4096):
+                pass
+        except ConnectionResetError:
+            pass
+    with pytest.raises(StartError, match=r"need the same token \(INFLIGHT_AGENTS_TOKEN\), or none both"):
+        FakeRank(making.address, 0, guard=Guard(TOKEN + "!", tls))
+    assert making.result is None
+    making.ranks(
+        2,
+        guard=Guard(TOKEN, tls),
+        answer=lambda message, inputs: "" if inputs[0].size == 4 else f"{inputs[1].sum():g} in all",
+    )
+    assert making.group().run(ONES)[0].tolist() == [[12.0, 12.0], [12.0, 12.0]]
+    with pytest.raises(PredictFailed, match=r"1e\+06 in all"):
+        making.group().run([np.ones((1000, 1000), np.float32)] * 2)
+
+
+def test_a_launcher_says_at_once_that_it_needs_the_token(
+    opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for asked, given in ((TOKEN, None), (TOKEN, TOKEN + "!"), (None, TOKEN)):
+        making = opened(2, token=asked)
+        caplog.clear()
+        launcher = Launcher(AgentsConfig(making.address, ((str(tmp_path),),), token=given))
+        with pytest.raises(StartError, match=r"Failed to acquire agent config.*need the same token"):
+            launcher.start(tries=1)
+        assert "no configuration from the worker" in caplog.text
 
 
 def test_ranks_that_do_not_belong_are_refused(opened: Open) -> None:
