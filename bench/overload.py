@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ def generation(tokens: int = TOKENS, prompt: str = "Once upon a time") -> dict[s
 SLOW_BYTES, SLOW_PAUSE = 256, 1.0
 
 
+@lru_cache
+def _encoded(request: str) -> bytes:
+    """The bytes of a group's request: one copy for all of its connections."""
+    return request.encode("latin-1")
+
+
 class _Client:
     """One connection, which reports each answer to its `_Stats`."""
 
@@ -89,7 +96,7 @@ class _Client:
         self.good = 0
         self.last_good = time.perf_counter()
         self.longest = 0.0
-        self.request = group.request.encode("latin-1")
+        self.request = _encoded(group.request)
         self.socket: socket.socket | None = None
 
     def connect(self) -> None:

@@ -15,6 +15,9 @@ all of its time, and the engine, which steps on the same loop, stands still. So 
 - A client with a bad request (too long, too large, not valid) waits likewise, and is offered no place until it has sent
   a good one. Finding out has a budget too: once that is spent, clients whose last request was let in and then refused
   are refused at the door while there is work.
+- Bytes are shared like turns. A large body costs the loop as much as many small requests, to receive and to parse.
+  While small ones come too, large ones get `BULK_SHARE` of the loop's time; those beyond it are refused from their
+  heads, and keep their claims to a turn among each other.
 - No client waits while the model is idle: a mistaken request can be sent again right away.
 
 Lives on one event loop and knows no protocols: the engine counts, the doors wait.
@@ -39,6 +42,13 @@ SHARE = 0.1
 COST, COST_OF_CALL, COST_OF_CONNECTION, COST_OF_BYTE = 45e-6, 70e-6, 20e-6, 0.5e-9
 """Seconds that a refusal takes over HTTP/1.1, and over gRPC, a new connection, and a byte of a refused body that is
 read and dropped (the system's share included: with the reader's own 0.15 ns a crowd of uploads took the whole core)."""
+BULK_SHARE = 0.08
+"""Share of the event loop's time for large bodies that are let in while small requests come."""
+COST_OF_BULK = 2e-9
+"""Seconds that a byte of a large body takes from the socket to the parsed request (`python -m bench.overload --only
+uploads`)."""
+LATELY = 1.0
+"""Seconds after a small request in which large ones have only their share."""
 COST_OF_MISTAKE = 300e-6
 """Seconds for a request that is let in and then refused, besides the time that the engine reports (`wasted`)."""
 BURST, DEBT, WASTE = 0.02, 0.05, 2.0
@@ -116,19 +126,34 @@ class Caller:
         cost: seconds that a turn takes; 0: `turn` reports them itself (`Admission.spent`).
 
     Attributes:
+        bulky: its last request has a large body.
         costly: its last request was let in and then refused.
         line: the model that it waits for now.
         met: the model that it last waited for.
+        offered: its last turn offered it a place.
     """
 
-    __slots__ = ("cost", "costly", "faulty", "line", "met", "refusals", "since", "ticket", "turn", "turned")
+    __slots__ = (
+        "bulky",
+        "cost",
+        "costly",
+        "faulty",
+        "line",
+        "met",
+        "offered",
+        "refusals",
+        "since",
+        "ticket",
+        "turn",
+        "turned",
+    )
 
     def __init__(self, turn: Callable[[bool], bool], cost: float = COST) -> None:
         self.turn = turn
         self.cost = cost
         self.since = 0.0  # time of the first of its refusals in a row
         self.refusals = 0
-        self.faulty = self.costly = False
+        self.faulty = self.costly = self.bulky = self.offered = False
         self.turned = 0.0  # time of its last turn
         self.ticket = 0
         self.line: Admission | None = None
@@ -206,7 +231,9 @@ class Admission:
         self.uploading = 0
         self.waiting = 0
         self._on_refused = on_refused
-        self._by_first_refusal, self._by_due = _Heap(), _Heap()
+        self._by_first_refusal, self._bulky, self._by_due = _Heap(), _Heap(), _Heap()
+        self._bulk = BURST
+        self._small: float | None = None  # time of the last small request
         self._offered = 0  # places offered to callers that have not used them yet
         self._budget = self._waste = BURST
         self._looked = 0.0
@@ -253,6 +280,26 @@ class Admission:
         if self._offered:
             self._offered -= 1
 
+    def sees(self, caller: Caller, large: bool) -> None:
+        """Notes that a request of the caller has come, with a large body or a small one."""
+        caller.bulky = large
+        if not large:
+            self._small = self._loop().time()
+
+    def gorged(self, caller: Caller | None = None) -> bool:
+        """Whether large bodies have to wait, because small requests come and their kind has had its share.
+
+        Args:
+            caller: one with a large body, who also waits for those of its kind that have waited for longer.
+        """
+        if not self.used or self._small is None or self._refill() - self._small >= LATELY:
+            return False
+        return self._bulk <= 0 or (caller is not None and not caller.offered and self._bulky.first() is not None)
+
+    def swallows(self, size: int) -> None:
+        """Charges a large body of `size` bytes that is let in."""
+        self._bulk -= size * COST_OF_BULK
+
     def turned_away(self) -> None:
         """Counts a request that a door refused without asking the engine."""
         self._on_refused()
@@ -270,7 +317,7 @@ class Admission:
             return False
         caller.since = now
         self._wait(caller, now + FIRST_PAUSE, now)
-        self._by_first_refusal.push(now, caller)
+        self._claim(caller)
         return True
 
     def rest(self, caller: Caller, seconds: float) -> None:
@@ -295,6 +342,7 @@ class Admission:
         if let_in:
             caller.costly = True
             self.wasted(COST_OF_MISTAKE)
+        caller.offered = False
         if not self.used or caller.waits:
             return False
         caller.faulty = caller.faulty or fault
@@ -305,7 +353,7 @@ class Admission:
         caller.refusals = min(caller.refusals + 1, 16)
         self._wait(caller, now + pause, now)
         if not caller.faulty and not caller.costly:
-            self._by_first_refusal.push(caller.since, caller)
+            self._claim(caller)
         return True
 
     def hold(self, caller: Caller, since: float) -> None:
@@ -317,11 +365,11 @@ class Admission:
         now = self._loop().time()
         caller.since = since
         self._wait(caller, now + LONGEST_PAUSE, now)
-        self._by_first_refusal.push(since, caller)
+        self._claim(caller)
 
     def served(self, caller: Caller) -> None:
         """Forgets the caller's refusals: it was let in."""
-        caller.refusals, caller.faulty, caller.costly = 0, False, False
+        caller.refusals, caller.faulty, caller.costly, caller.offered = 0, False, False, False
 
     def spent(self, seconds: float) -> None:
         """Takes time that refusals took from their budget."""
@@ -345,8 +393,23 @@ class Admission:
     def forget(self, caller: Caller) -> None:
         """Takes the caller out of the line."""
         self._take_out(caller)
-        self._by_first_refusal.sweep(self.waiting)
-        self._by_due.sweep(self.waiting)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for heap in (self._by_first_refusal, self._bulky, self._by_due):
+            heap.sweep(self.waiting)
+
+    def _claim(self, caller: Caller) -> None:
+        """Gives the caller a claim to a free place, from its first refusal on."""
+        (self._bulky if caller.bulky else self._by_first_refusal).push(caller.since, caller)
+
+    def _next_claim(self) -> _Heap | None:
+        """Where the caller stands who was refused first, of those that may have a place now."""
+        small = self._by_first_refusal.first()
+        bulky = None if self.gorged() else self._bulky.first()
+        if bulky is not None and (small is None or bulky < small):
+            return self._bulky
+        return None if small is None else self._by_first_refusal
 
     def _wait(self, caller: Caller, due: float, now: float) -> None:
         caller.ticket = next(_tickets)
@@ -362,15 +425,15 @@ class Admission:
 
     def _give_turn(self, caller: Caller, now: float, offered: bool) -> bool:
         self._take_out(caller)
-        caller.turned = now
+        caller.turned, caller.offered = now, offered
         return caller.turn(offered)
 
     def _offer(self, now: float) -> None:
         """Offers each free place to a caller, in the order of their first refusals."""
-        while self._offered + self.arriving < self.room and self._by_first_refusal.first() is not None:
+        while self._offered + self.arriving < self.room and (claims := self._next_claim()) is not None:
             kept = self.arriving
             self._offered += 1
-            used = self._give_turn(self._by_first_refusal.pop(), now, True)
+            used = self._give_turn(claims.pop(), now, True)
             if not used and self.arriving == kept and self._offered:
                 self._offered -= 1
 
@@ -383,14 +446,14 @@ class Admission:
             caller = self._by_due.pop()
             self._budget -= caller.cost
             self._give_turn(caller, now, False)
-        self._by_first_refusal.sweep(self.waiting)
-        self._by_due.sweep(self.waiting)
+        self._sweep()
         self._timer = self._loop().call_later(TICK, self._look) if self.waiting else None
 
     def _refill(self) -> float:
-        """Adds the share of the time since the last call to both budgets; returns the loop's time."""
+        """Adds the share of the time since the last call to all budgets; returns the loop's time."""
         now = self._loop().time()
         earned = (now - self._looked) * SHARE
         self._budget, self._waste = min(self._budget + earned, BURST), min(self._waste + earned, BURST)
+        self._bulk = min(self._bulk + (now - self._looked) * BULK_SHARE, BURST)
         self._looked = now
         return now

@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 
-from inflight.admission import FIRST_PAUSE, LONGEST_PAUSE, SHARE, WASTE, Admission, Arrival, Caller, arrival
+from inflight.admission import (
+    BULK_SHARE,
+    BURST,
+    COST_OF_BULK,
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    SHARE,
+    WASTE,
+    Admission,
+    Arrival,
+    Caller,
+    arrival,
+)
 from inflight.errors import Overloaded
 
 
@@ -107,6 +119,48 @@ def test_a_free_place_goes_to_whoever_was_refused_first(clock: Clock) -> None:
     admission.enter()
     clock.run(1)
     assert turns == [2, 3, 0], "whose request was wrong is heard after its pause"
+
+
+LARGE = 2_000_000
+
+
+@pytest.mark.parametrize("small_too", [True, False])
+def test_large_bodies_have_their_share_of_the_loop_while_small_requests_come(clock: Clock, small_too: bool) -> None:
+    """Large ones would fill every place that is left; without small ones they do."""
+    admission = full(clock, 8)
+    let_in: list[Caller] = []
+
+    def comes(caller: Caller) -> None:
+        admission.sees(caller, large=True)
+        if admission.full or admission.gorged(caller):
+            admission.refused(caller)
+        else:
+            admission.swallows(LARGE)
+            admission.enter()
+            let_in.append(caller)
+
+    callers: list[Caller] = []
+    callers += [client(lambda index=index: comes(callers[index])) for index in range(20)]  # type: ignore[misc]
+    for caller in callers:
+        comes(caller)
+    seconds = 20
+    for _ in range(seconds * 10):
+        if small_too:
+            admission.sees(client(), large=False)
+        while admission.used > 1:  # every generation but one ends
+            admission.leave()
+        clock.run(0.1)
+        for caller in callers:
+            if not caller.waits:
+                admission.served(caller)
+                comes(caller)
+    share = seconds * BULK_SHARE / (LARGE * COST_OF_BULK)
+    if small_too:
+        assert share * 0.8 < len(let_in) <= share + 2 * BURST / (LARGE * COST_OF_BULK) + 1
+        counts = [let_in.count(caller) for caller in callers]
+        assert max(counts) - min(counts) <= 2, "they take turns among each other"
+    else:
+        assert len(let_in) > 4 * share
 
 
 def test_a_place_is_kept_for_a_request_until_it_takes_it(clock: Clock) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 from inflight.admission import Admission, Caller
 from inflight.config import ListenConfig
@@ -11,13 +13,14 @@ from inflight.wire.http.asgi import Receive, Scope, Send, respond
 from inflight.wire.http.gate import UPLOADS, Gate, Refusal
 from inflight.wire.listen import listen_http
 
+CLOCK: Any = SimpleNamespace(time=lambda: 0.0)
 SOMEBODY = Caller(lambda offered: True)
 BUSY, LARGE = Refusal(429, [], b"busy"), Refusal(413, [], b"large")
 
 
 def test_large_bodies_come_in_one_after_the_other() -> None:
     """They take no places while they come, so their bytes are counted, and the first one may be of any size."""
-    admission = Admission(4)
+    admission = Admission(4, loop=lambda: CLOCK)
     gate = Gate(admission, 4 * UPLOADS, BUSY, LARGE)
     assert gate.refusal(2 * UPLOADS, SOMEBODY) is None
     admission.uploading = UPLOADS - LARGE_BODY
@@ -29,7 +32,7 @@ def test_large_bodies_come_in_one_after_the_other() -> None:
 
 def test_without_a_place_everybody_is_refused() -> None:
     refused: list[int] = []
-    admission = Admission(1, lambda: refused.append(1))
+    admission = Admission(1, lambda: refused.append(1), lambda: CLOCK)
     gate = Gate(admission, UPLOADS, BUSY, LARGE)
     admission.used = 1
     assert gate.refusal(10, SOMEBODY) is BUSY

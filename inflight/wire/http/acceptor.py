@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 import httptools
 
 from inflight.admission import Admission, Arrival, Caller, gone
-from inflight.wire.connections import Lingering
+from inflight.wire.connections import LARGE_BODY, Lingering
 from inflight.wire.http.asgi import Header
 from inflight.wire.http.gate import Gate, GatedApp
 from inflight.wire.http.head import http_scope, response_head
@@ -280,7 +280,10 @@ class _Visitor:
         if sight is _Sight.GONE or sight is _Sight.OTHER:
             self._deal(sight, crowded)
             return
-        line = sight.gate.admission if isinstance(sight, _Asked) else crowded
+        line = crowded
+        if isinstance(sight, _Asked):
+            line = sight.gate.admission
+            line.sees(self.caller, sight.body >= LARGE_BODY)
         if not line.came(self.caller):
             self._take_turn(line)
 

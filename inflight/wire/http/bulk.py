@@ -12,6 +12,9 @@ from inflight.wire.connections import Allocate
 
 ALIGNMENT = 64
 """Bytes; vector instructions and device copies are fastest on addresses that are multiples of it."""
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+_POPULATED = 8 << 20
+"""Bytes of the largest body for which memory is taken before it comes. There are few at a time (`gate.UPLOADS`)."""
 _scratch = memoryview(bytearray(256 * 1024))
 """Buffer for the dropped bodies of all connections; being shared, it stays in the processor's cache."""
 
@@ -109,9 +112,11 @@ def mapped(size: int) -> memoryview:
     """`size` mapped bytes, which go back to the system as soon as nothing refers to them.
 
     The C library keeps freed buffers of megabytes for later use, and cannot return them while a small object lies above
-    them.
+    them. Pages of bodies of ordinary size are made at once, which takes half the time of a fault for each (0.4 against
+    0.75 ms for 1.9 MB that are then filled).
     """
-    return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return memoryview(mmap.mmap(-1, size, flags | (_POPULATE if size <= _POPULATED else 0)))
 
 
 def aligned_buffer(allocate: Allocate | None, size: int, skip: int) -> memoryview:

@@ -153,6 +153,7 @@ class Exchange:
         if self.gate is not None:
             self._uploading = size
             self.gate.admission.uploading += size
+            self.gate.admission.swallows(size)
 
     def _uploaded(self) -> None:
         if self._uploading and self.gate is not None:

@@ -55,8 +55,10 @@ class Gate:
         """The response to a request that is refused; None where it is let in. Args: length: bytes of body to come."""
         if length > self.payload_limit:
             return self.too_large
-        admission = self.admission
-        busy = length >= LARGE_BODY and 0 < admission.uploading > UPLOADS - length
+        admission, large = self.admission, length >= LARGE_BODY
+        if length:
+            admission.sees(caller, large)
+        busy = large and (0 < admission.uploading > UPLOADS - length or admission.gorged(caller))
         if self.overloaded is not None and (busy or admission.full or admission.barred(caller)):
             admission.turned_away()
             return self.overloaded
