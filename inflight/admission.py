@@ -44,7 +44,7 @@ COST, COST_OF_CALL, COST_OF_CONNECTION, COST_OF_BYTE = 45e-6, 70e-6, 20e-6, 0.5e
 read and dropped (the system's share included: with the reader's own 0.15 ns a crowd of uploads took the whole core)."""
 BULK_SHARE = 0.08
 """Share of the event loop's time for large bodies that are let in while small requests come."""
-COST_OF_BULK = 2e-9
+COST_OF_BULK = 2.5e-9
 """Seconds that a byte of a large body takes from the socket to the parsed request (`python -m bench.overload --only
 uploads`)."""
 LATELY = 1.0
@@ -403,10 +403,14 @@ class Admission:
         """Gives the caller a claim to a free place, from its first refusal on."""
         (self._bulky if caller.bulky else self._by_first_refusal).push(caller.since, caller)
 
-    def _next_claim(self) -> _Heap | None:
-        """Where the caller stands who was refused first, of those that may have a place now."""
+    def _next_claim(self, fed: bool) -> _Heap | None:
+        """Where the caller stands who was refused first, of those that may have a place now.
+
+        Args:
+            fed: one with a large body has had its turn just now, and is not charged yet.
+        """
         small = self._by_first_refusal.first()
-        bulky = None if self.gorged() else self._bulky.first()
+        bulky = None if fed or self.gorged() else self._bulky.first()
         if bulky is not None and (small is None or bulky < small):
             return self._bulky
         return None if small is None else self._by_first_refusal
@@ -430,7 +434,9 @@ class Admission:
 
     def _offer(self, now: float) -> None:
         """Offers each free place to a caller, in the order of their first refusals."""
-        while self._offered + self.arriving < self.room and (claims := self._next_claim()) is not None:
+        fed = False
+        while self._offered + self.arriving < self.room and (claims := self._next_claim(fed)) is not None:
+            fed = fed or claims is self._bulky
             kept = self.arriving
             self._offered += 1
             used = self._give_turn(claims.pop(), now, True)

@@ -124,6 +124,13 @@ def build_plan(values: Mapping[str, Any]) -> Plan:
     limit = dict(values["execution_timeout"]).get("", DEFAULT_EXECUTION_TIMEOUT)
     server = ServerConfig.asked(values, execution_timeout=limit)
     servables, generators = _configs(values)
+    if server.cluster.cluster and not (
+        generators or values["repository"] or any(not one.model_file for one in servables)
+    ):
+        raise UsageError(
+            f"--cluster {server.cluster.cluster} places language models, and none is served: model files run on the "
+            "server's machine. Leave it out; ranks of a distributed servable run where its rank table says"
+        )
     return Plan(server, servables, generators, http, grpc)
 
 

@@ -302,6 +302,8 @@ class Fleet:
             whole=None if config.described is None else not config.described.max_batch_size,
             max_wait_ms=0.0 if config.described is None else config.described.queue_delay * 1000,
         )
+        if self._config.cluster.cluster is not None:
+            log.warning("servable '%s' runs on this machine: the cluster is for language models only", config.name)
         if config.ranks is not None:
             if config.ranks.exposed:
                 log.warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 
 from inflight.cli import main
-from inflight.commands import UsageError, call, resolve, serve
+from inflight.commands import UsageError, agents, call, resolve, serve
 from inflight.commands.options import Option
-from inflight.config import DEFAULT_GRPC, DEFAULT_HTTP, ServableConfig, TlsConfig
+from inflight.config import DEFAULT_GRPC, DEFAULT_HTTP, AgentsConfig, RanksConfig, ServableConfig, TlsConfig
 
 
 @pytest.fixture(autouse=True)
@@ -285,6 +286,51 @@ def test_tls_options_belong_together(tmp_path: Path) -> None:
         plan(where, tls_cert=file)
     with pytest.raises(UsageError, match="need --tls-cert and --tls-key"):
         plan(where, tls_ca=file)
+
+
+def test_model_files_alone_need_no_cluster(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").touch()
+    with pytest.raises(UsageError, match="--cluster ray:auto places language models, and none is served"):
+        plan(tmp_path / "net.onnx", cluster="ray")
+    assert plan(servable(tmp_path, "a"), cluster="ray").server.cluster.cluster == "ray:auto"  # it may declare one
+
+
+def test_rank_tables_are_for_servables_whose_agents_show_a_token_or_are_near(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").touch()
+    (table := tmp_path / "table.json").touch()
+    where, rank_table = servable(tmp_path, "a"), str(table)
+    (config,) = plan(where, rank_table=rank_table, agents_wait="5").servables
+    assert config.ranks == RanksConfig(table, "127.0.0.1:6200", 5.0)
+    with pytest.raises(UsageError, match=r"--rank-table is for a servable with servable_config\.py"):
+        plan(tmp_path / "net.onnx", rank_table=rank_table)
+    for address in ("0.0.0.0:6200", "10.0.0.1:6200", "[::]:6200"):
+        with pytest.raises(UsageError, match=f"whoever reaches {re.escape(address)} could take part"):
+            plan(where, rank_table=rank_table, agents_address=address)
+        (config,) = plan(where, rank_table=rank_table, agents_address=address, agents_token="t" * 16).servables
+        assert config.ranks == RanksConfig(table, address, token="t" * 16)
+    with pytest.raises(UsageError, match="the token has 15 characters and needs 16; make one with: openssl") as told:
+        plan(where, rank_table=rank_table, agents_token="secretsecretsec")
+    assert "secretsec" not in str(told.value)
+    servable(tmp_path, "b")
+    with pytest.raises(UsageError, match="several servables are given a rank table and one address"):
+        plan(tmp_path, rank_table=rank_table)
+
+
+def test_what_is_told_to_agents(tmp_path: Path) -> None:
+    def config(*files: str, **given: Any) -> AgentsConfig:
+        return agents.config_of(resolve(agents.COMMAND, {"model_files": list(files), **given}, {}))
+
+    told = config("/a,/b", "/c,/d", agents_address="10.0.0.1:1", agents_token="t" * 16, once="true")
+    assert told == AgentsConfig("10.0.0.1:1", (("/a", "/b"), ("/c", "/d")), restart=False, token="t" * 16)
+    for given, text in (
+        ({"agents_address": "10.0.0.1:6200"}, "INFLIGHT_AGENTS_TOKEN"),
+        ({"agent_ip": "10.0.0.1"}, "--agent-ip and --rank-start belong together"),
+        ({"group_config_file": ["a,,b"]}, "names no files"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            config("/a", **given)
+    with pytest.raises(UsageError, match="FILES is missing"):
+        config()
 
 
 def test_what_a_start_has_made_is_left_alone_by_the_collector() -> None:

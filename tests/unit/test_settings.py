@@ -261,12 +261,13 @@ def test_a_servable_is_told_of_a_wrong_setting(given: dict[str, object], told: s
 READERS = {
     # Entries: commands, processes, and what a script calls first. They pass on what they read.
     "cli.py": "flags, variables and files",
+    "commands/agents.py": "INFLIGHT_RUNTIMES",
     "commands/options.py": "the log's variables",
     "commands/serve.py": "paths that a platform names",
     "commands/launcher.py": "TGI's variables",
     "commands/shard_server.py": "TGI's variables of a rank",
     "distributed/__main__.py": "the log's variables, in an agent",
-    "dropin/distributed.py": "INFLIGHT_RUNTIMES, for a script",
+    "dropin/distributed.py": "INFLIGHT_RUNTIMES and INFLIGHT_AGENTS_*, for a script",
     "dropin/log.py": "the log's variables, for a script",
     "server.py": "INFLIGHT_RUNTIMES, for a script",
     "llm/llm.py": "INFLIGHT_CPU_*, for a script",

@@ -127,9 +127,11 @@ class Acceptor:
             if crowded is None:
                 self._open(accepted, None, None)
             else:
+                began = time.thread_time()
                 visitor = _Visitor(accepted, self)
                 self._visitors[visitor] = None
                 visitor.arrive(crowded)
+                crowded.spent(time.thread_time() - began)
 
     def _open(self, accepted: socket.socket, caller: Caller | None, kept: Arrival | None) -> None:
         task = self._loop.create_task(self._opened(accepted, caller, kept))
