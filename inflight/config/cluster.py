@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from inflight.config.parse import address, cluster, resources, seconds, switch, whole
-from inflight.config.setting import Setting
+from inflight.config.setting import Setting, check
 from inflight.errors import ConfigError
 
 MAX_REPLICAS = 64
@@ -47,6 +47,16 @@ class ClusterConfig(msgspec.Struct, frozen=True):
             "Do not encrypt connections between the cluster's machines.", switch, flag="cluster-plain", opposite=True
         ),
     ] = True
+
+    @classmethod
+    def asked(cls, where: str | None, listen: str | None, plain: bool) -> ClusterConfig:
+        """The machines that a script names.
+
+        Raises:
+            ConfigError: an argument that the setting does not accept.
+        """
+        check(cls(where, listen, not plain))
+        return cls(where if where is None else cluster(where), listen, not plain)
 
 
 class Scaling(msgspec.Struct, frozen=True):

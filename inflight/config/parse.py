@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from inflight.errors import ConfigError
 
 KEY_LENGTHS = (16, 24, 32)
 """Lengths of an AES key in bytes."""
@@ -217,6 +219,23 @@ def resources(text: str) -> tuple[tuple[str, float], ...]:
             raise ValueError(f"'{item}' is no resource; write pairs like cpu=8,gpu=1,memory=16g, each name once")
         found[name] = value
     return tuple(found.items())
+
+
+def resources_of(given: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
+    """`{"cpu": 8, "memory": 16 << 30}` as pairs with Ray's names.
+
+    Raises:
+        ConfigError: it is no mapping of names to numbers.
+    """
+    if given is None:
+        return ()
+    right = isinstance(given, Mapping) and all(
+        isinstance(name, str) and type(value) in (int, float) and 0 <= value < float("inf")
+        for name, value in given.items()
+    )
+    if not right:
+        raise ConfigError(f"cluster_resources: {given!r} names no resources; write for example {{'cpu': 8, 'gpu': 1}}")
+    return tuple((_RAYS.get(name.lower(), name), float(value)) for name, value in given.items())
 
 
 def key_file(text: str) -> bytes:

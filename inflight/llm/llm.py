@@ -12,9 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
-from inflight.config import DEFAULT_START_TIMEOUT, AdapterConfig, GeneratorConfig, ServerConfig
+from inflight.config import (
+    DEFAULT_START_TIMEOUT,
+    AdapterConfig,
+    ClusterConfig,
+    GeneratorConfig,
+    ServerConfig,
+    resources_of,
+)
 from inflight.contract import (
     GREEDY,
     Asked,
@@ -38,6 +46,7 @@ from inflight.hub import HubModel, locate
 from inflight.llm.judged import Classified, Ranked, classified, ranked
 from inflight.llm.local import LocalExecutor
 from inflight.llm.prompts import Prompt, Rendered, image_of_part, images_of
+from inflight.place import Cluster, OnCluster
 from inflight.startup import ProgressBar, aside, failed_load, waited_for, weight_bytes
 from inflight.text import load_tokenizer
 from inflight.vision import open_vision
@@ -109,10 +118,13 @@ class LLM:
         start_timeout: seconds that loading may take; a thread that hangs in a library stays. None: any time.
         images_per_request, image_max_pixels, image_max_tokens, media_domains, media_cache_memory, vision_threads,
             default_image_prompt: of models that read images, as in `VisionConfig`.
+        cluster: `ray` or `ray:HOST:PORT`: the replicas run on the machines of this Ray cluster, with the model at the
+            same path, on devices that Ray chooses. None: on this machine.
+        cluster_listen, cluster_plain, cluster_resources: as for `inflight serve`.
 
     Raises:
-        ConfigError: an address that is none of the hub's.
-        StartError: the model cannot be fetched or loaded.
+        ConfigError: an address that is none of the hub's, or another argument of the cluster.
+        StartError: the model cannot be fetched or loaded, or the cluster does not answer.
     """
 
     def __init__(
@@ -154,8 +166,13 @@ class LLM:
         media_cache_memory: int = 256 << 20,
         vision_threads: int = 0,
         default_image_prompt: str = "Describe the image.",
+        cluster: str | None = None,
+        cluster_listen: str | None = None,
+        cluster_plain: bool = False,
+        cluster_resources: Mapping[str, float] | None = None,
     ) -> None:
         settings = dict(locals())  # the arguments by the names of what they set
+        machines = ClusterConfig.asked(cluster, cluster_listen, cluster_plain)
         where = locate(model_dir, revision=revision)
         config = GeneratorConfig.asked(
             where if isinstance(where, HubModel) else where.absolute(),
@@ -171,13 +188,14 @@ class LLM:
             max_concurrent_requests=1 << 30,
             speculate=speculate,
             plans_in_flight=plans_in_flight,
+            resources=resources_of(cluster_resources),
         ).completed(os.environ)
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="inflight-llm", daemon=True)
         self._thread.start()
         try:
-            self.engine = self._call(_started(config, start_timeout))
+            self.engine, self._cluster = self._call(_started(config, start_timeout, machines))
         except BaseException:
             self._stop_loop()
             raise
@@ -337,6 +355,8 @@ class LLM:
         if not self._closed:
             self._closed = True
             self._call(self.engine.stop())
+            if self._cluster is not None:
+                self._call(self._cluster.stop())
             self._stop_loop()
 
     def __enter__(self) -> LLM:
@@ -379,13 +399,31 @@ class LLM:
         self._loop.close()
 
 
-async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engine:
+async def _started(
+    config: GeneratorConfig, start_timeout: float | None, machines: ClusterConfig
+) -> tuple[Engine, Cluster | None]:
     """Starts the engine of a model, which is fetched first if it is a model of the hub.
 
+    Returns:
+        The engine, and the connection to the cluster that it runs on.
+
     Raises:
-        StartError: it cannot be fetched or loaded.
+        StartError: it cannot be fetched or loaded, or the cluster does not answer.
     """
     config = await config.fetched()
+    if machines.cluster is None:
+        return await _engine(config, start_timeout, None), None
+    cluster = Cluster.of(machines)
+    try:
+        await cluster.open()
+        return await _engine(config, start_timeout, cluster), cluster
+    except BaseException:
+        await cluster.stop()
+        raise
+
+
+async def _engine(config: GeneratorConfig, start_timeout: float | None, cluster: Cluster | None) -> Engine:
+    """Starts the engine of a model that is on this machine. Raises StartError: it cannot be loaded."""
     folder = config.model.model_dir
     progress = ProgressBar(f"{config.name}, weights", weight_bytes(folder), lines=False)
     loaded = 0.0
@@ -396,8 +434,13 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
         progress.share(done)
 
     executors: list[Executor]
-    if config.replicas > 1:
-        server = ServerConfig(start_timeout=start_timeout)
+    server = ServerConfig(start_timeout=start_timeout)
+    if cluster is not None:
+        alike = [
+            msgspec.structs.replace(config.of_replica(number), model=config.model) for number in range(config.replicas)
+        ]
+        executors = [ShardGroup(one, server, placement=OnCluster(cluster)) for one in alike]
+    elif config.replicas > 1:
         executors = [ShardGroup(config.of_replica(number), server) for number in range(config.replicas)]
     else:
         executors = [LocalExecutor(ShardJob.of(config), tell)]
@@ -418,7 +461,7 @@ async def _started(config: GeneratorConfig, start_timeout: float | None) -> Engi
             await _give_up(executors)
             raise
         starting = asyncio.wait_for(engine.start(), start_timeout)
-        if config.replicas == 1:  # the processes of several tell of themselves
+        if config.replicas == 1 and cluster is None:  # the processes of several tell of themselves
             starting = waited_for(lambda: f"{loaded:.0%} of the weights of '{folder}' are loaded", starting)
         await starting
         whole = True

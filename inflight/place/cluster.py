@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from inflight.config import GeneratorConfig
+from inflight.config import ClusterConfig, GeneratorConfig
 from inflight.contract import ShardJob
 from inflight.early import STDERR, rank_label
 from inflight.errors import StartError, WorkerLost
@@ -88,6 +88,12 @@ class Cluster:
         self._groups: dict[str, _Group] = {}
         self._numbers = 0
         self._stopped = False
+
+    @classmethod
+    def of(cls, config: ClusterConfig) -> Cluster:
+        """The cluster that a configuration names; it must name one."""
+        assert config.cluster is not None
+        return cls(config.cluster.removeprefix("ray:"), config.cluster_listen, config.cluster_tls)
 
     async def open(self) -> None:
         """Connects, if it is not connected.

@@ -439,8 +439,7 @@ class LanguageModels:
         from inflight.place import Cluster, OnCluster
 
         if self._cluster is None:
-            address = where.cluster.removeprefix("ray:")
-            self._cluster = Cluster(address, where.cluster_listen, where.cluster_tls)
+            self._cluster = Cluster.of(where)
         cluster = self._cluster
         await cluster.open()
         return [OnCluster(cluster) for _ in range(count)]

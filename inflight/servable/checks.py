@@ -112,4 +112,5 @@ _CHECKS: dict[Any, Callable[[str, Any], Any]] = {
     int | None: check_int,
     str | None: check_str,
     bool: check_bool,
+    float: check_seconds,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inflight.config import AdapterConfig, GeneratorConfig, domains
+from inflight.config import AdapterConfig, GeneratorConfig, domains, resources_of
 from inflight.errors import ConfigError, RegistrationError
 from inflight.hub import HubModel, hint, locate
 from inflight.servable.checks import check_bool, check_int, check_ints, check_settings, check_str, check_strs
@@ -97,6 +97,11 @@ def declare_generator(
     tensor_parallel: int = 1,
     *,
     replicas: int = 1,
+    min_replicas: int | None = None,
+    max_replicas: int | None = None,
+    queue_time: float = 1.0,
+    idle_time: float = 120.0,
+    cluster_resources: Mapping[str, float] | None = None,
     dtype: str = "auto",
     kv_cache_memory: int | None = None,
     threads: int = 0,
@@ -145,6 +150,8 @@ def declare_generator(
             Or a model of the hub: `org/name`, `org/name:Q4_K_M`, which the server fetches.
         tensor_parallel: processes (devices) that share the model.
         replicas: copies of the model, each with such processes of its own.
+        min_replicas, max_replicas, queue_time, idle_time: how their number follows the queue, as for `inflight serve`.
+        cluster_resources: what each process gets where the server has a cluster, like `{"cpu": 8}`.
         kv_cache_memory: bytes of each process's cache; None: measured.
         threads: CPU threads of each process, which replicas divide; 0: the cores, shared.
         prompt_cache: folder where computed prompts are kept from one start to the next, absolute or relative as
@@ -174,17 +181,21 @@ def declare_generator(
     where = _model_source(model_dir, registry.directory, revision)
     adapters = _adapters(lora_adapters or {}, registry.directory)
     key = where.name
-    generator = GeneratorConfig.asked(
-        where,
-        key,
-        settings,
-        model_id=_public_name(where),
-        max_batch_size=max_batch_size,
-        adapters=adapters,
-        prompt_cache=None if prompt_cache is None else registry.directory / prompt_cache,
-        mmproj=None if mmproj is None else _vision_part(mmproj, registry.directory),
-        media_domains=_domains(media_domains),
-    )
+    try:
+        generator = GeneratorConfig.asked(
+            where,
+            key,
+            settings,
+            model_id=_public_name(where),
+            max_batch_size=max_batch_size,
+            adapters=adapters,
+            prompt_cache=None if prompt_cache is None else registry.directory / prompt_cache,
+            mmproj=None if mmproj is None else _vision_part(mmproj, registry.directory),
+            media_domains=_domains(media_domains),
+            resources=_resources(cluster_resources),
+        )
+    except ConfigError as error:
+        raise RegistrationError(str(error)) from None
     registry.models[key] = ModelSpec(key, files=(), format="generator", with_batch_dim=False, generator=generator)
     return Model(key, generates=True)
 
@@ -201,6 +212,13 @@ def _vision_part(file: str | Path, directory: Path) -> Path:
     if not path.is_file():
         raise RegistrationError(f"mmproj: there is no file '{path}'")
     return path.resolve()
+
+
+def _resources(given: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
+    try:
+        return resources_of(given)
+    except ConfigError as error:
+        raise RegistrationError(f"Parameter {error}") from None
 
 
 def _domains(names: object) -> tuple[str, ...]:

@@ -121,3 +121,11 @@ def test_a_machine_that_is_killed_costs_no_request(server: Served, cluster: Clus
 
 def kind(server: Served, number: int) -> list[int]:
     return stream(server.http, number, KINDS[number % 2])
+
+
+def test_a_script_has_its_replicas_there_too(server: Served, cluster: Cluster, alone: list[list[int]]) -> None:
+    cluster.order("add 2")
+    options = {"cluster": f"ray:{cluster.address}", "device_type": "cpu", "cluster_resources": {"cpu": 1}}
+    with LLM(POCKET, replicas=2, **options) as llm:  # type: ignore[arg-type]
+        found = llm.generate([prompt(0), prompt(2)], Sampling(**KINDS[0]), max_new_tokens=COUNT)
+    assert [one.token_ids for one in found] == [alone[0], alone[2]]

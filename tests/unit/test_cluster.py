@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 from inflight.config import ClusterConfig, GeneratorConfig, check
@@ -16,9 +18,11 @@ from inflight.config.parse import cluster as read_cluster
 from inflight.config.parse import resources
 from inflight.errors import ConfigError, StartError
 from inflight.link import AnyMessage, Leaving, Unpacker
+from inflight.llm import LLM
 from inflight.place import Cluster, OnCluster, RemoteProcess, ray_driver
 from inflight.place.cluster import MachineLost
 from inflight.place.orders import Host
+from tests.lm import POCKET
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_ray"
 
@@ -222,6 +226,31 @@ def test_what_is_written() -> None:
         check(ClusterConfig("slurm"))
     with pytest.raises(ConfigError, match="write ip:port"):
         check(ClusterConfig("ray:auto", "10.0.0.5"))
+
+
+def test_a_script_has_its_model_on_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_RAY", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKE), str(FAKE.parents[1])]))
+    monkeypatch.syspath_prepend(str(FAKE))
+    (tmp_path / "0").touch()
+    before = psutil.Process().children()
+    with LLM(POCKET, device_type="cpu") as here:
+        expected = here.generate(["Once upon"], max_new_tokens=12)[0].token_ids
+    with LLM(POCKET, device_type="cpu", cluster="ray", cluster_resources={"cpu": 1}) as llm:
+        assert [llm.generate(["Once upon"], max_new_tokens=12)[0].token_ids for _ in range(2)] == [expected] * 2
+        assert any("ray_driver" in " ".join(each.cmdline()) for each in psutil.Process().children())
+    assert psutil.Process().children() == before
+    with pytest.raises(ConfigError, match="'slurm' is no cluster; write ray"):
+        LLM(POCKET, cluster="slurm")
+    for given in ({"cpu": "8"}, {"cpu": -1}, "cpu=8"):
+        with pytest.raises(ConfigError, match=r"names no resources; write for example \{'cpu': 8"):
+            LLM(POCKET, cluster="ray", cluster_resources=given)  # type: ignore[arg-type]
+
+
+def test_a_script_is_told_that_ray_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(StartError, match="needs Ray, which is not installed"):
+        LLM(POCKET, cluster="ray")
 
 
 def test_a_server_that_stops_does_not_wait_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

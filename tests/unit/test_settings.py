@@ -238,7 +238,13 @@ def test_a_signature_says_what_the_fields_say(written: Callable[..., Any]) -> No
     assert {"dtype", "kv_cache_memory", "threads", "quantize", "kv_cache_dtype", "max_total_tokens"} <= set(found)
     for name in found:
         parameter, field = given[name], settings[name]
-        if name in ("lora_adapters", "packed_cache", "prompt_cache", "mmproj"):  # a mapping of them; also a text
+        if name in (
+            "lora_adapters",
+            "packed_cache",
+            "prompt_cache",
+            "mmproj",
+            "cluster_resources",
+        ):  # a mapping of them; also a text
             assert parameter.default is None
         else:
             assert (parameter.annotation, parameter.default) == (field.kind, field.value), name
@@ -251,6 +257,8 @@ def test_a_signature_says_what_the_fields_say(written: Callable[..., Any]) -> No
         ({"dtype": 3}, "'dtype' should be str"),
         ({"quantize": "int3"}, "'quantize': 'int3' is not known; write one of: none, int8"),
         ({"max_total_tokens": "9"}, "'max_total_tokens' should be int"),
+        ({"queue_time": "1"}, "'queue_time' should be int or float"),
+        ({"max_replicas": 65}, "'max_replicas': 65 is out of range"),
     ],
 )
 def test_a_servable_is_told_of_a_wrong_setting(given: dict[str, object], told: str) -> None:
