@@ -62,17 +62,23 @@ def save_recurrent(family: str, folder: Path, **settings: Any) -> Any:
 
 
 def forward(
-    model: NativeDecoder, tokens: list[int], start: int, slot: int, saves: list[tuple[int, int]] | None = None
+    model: NativeDecoder,
+    tokens: list[int],
+    start: int,
+    slot: int,
+    saves: list[tuple[int, int]] | None = None,
+    block: int = BLOCK,
 ) -> np.ndarray:
     """All logits of one row's tokens from position `start` on, over the cache's first blocks.
 
     Args:
         slot: of the row's state.
         saves: (position, slot), see `StepPlan.saves`.
+        block: positions in a block of the model's cache.
     """
     count = len(tokens)
     positions = np.arange(start, start + count)
-    table = np.arange(-(-(start + count) // BLOCK), dtype=np.int32)[None]
+    table = np.arange(-(-(start + count) // block), dtype=np.int32)[None]
     batch = ForwardBatch(
         token_ids=np.array(tokens),
         positions=positions,
@@ -80,7 +86,7 @@ def forward(
         query_lens=[count],
         context_lens=[start + count],
         block_tables=table,
-        block_size=BLOCK,
+        block_size=block,
         num_decode=int(count == 1),
         logits_at=np.arange(count),
         states=np.array([slot]),

@@ -40,6 +40,7 @@ class Layer:
 
     Attributes:
         source: the number of the layer whose keys and values this one reads; None: it has its own.
+        latent: the first components of a key, which are its value too; 0: values are as wide as keys.
     """
 
     heads: int
@@ -49,13 +50,19 @@ class Layer:
     window: int | None = None
     softcap: float | None = None
     source: int | None = None
+    latent: int = 0
+
+    @property
+    def value_dim(self) -> int:
+        """Components of a value."""
+        return self.latent or self.dim
 
     def block_bytes(self, block_size: int, kv: KvType) -> int:
         """Bytes of the cache's own keys and values for one block; heads are padded to a multiple of 16 values."""
         if self.source is not None:
             return 0
         entry: int = -(-self.dim // 16) * 16 * native.kv_bytes(kv) + (4 if kv is KvType.INT8 else 0)
-        return 2 * block_size * self.kv_heads * entry
+        return (1 if self.latent else 2) * block_size * self.kv_heads * entry
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Routing:
         normalise: the chosen experts' scores are divided by their sum, to which `floor` is added.
         bias: number of a weight [experts] that is added to the scores for the choice only; -1: nothing is.
         groups, kept: experts lie in groups, and only those of the `kept` best groups are chosen from: a group is as
-            good as its two best experts together.
+            good as its two best experts together, or with `single` as its best one.
         scale: of the weights.
     """
 
@@ -80,6 +87,7 @@ class Routing:
     kept: int = 1
     floor: float = 0.0
     scale: float = 1.0
+    single: bool = False
 
 
 @dataclass(frozen=True)

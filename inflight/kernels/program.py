@@ -112,6 +112,8 @@ class NativeProgram(RecurrentProgram):
             raise ValueError(f"{layer.heads} heads do not divide into {layer.kv_heads} key heads")
         if not 0 < layer.dim <= 1024:
             raise ValueError(f"heads of {layer.dim} values; up to 1024 are supported")
+        if not 0 <= layer.latent < layer.dim or (layer.latent and layer.kv_heads > 1):
+            raise ValueError(f"a latent of {layer.latent} values is no part of one key of {layer.dim}")
         self._layers.append(layer)
         return int(
             self._program.add_layer(
@@ -123,6 +125,7 @@ class NativeProgram(RecurrentProgram):
                 layer.softcap or 0.0,
                 -1 if sinks is None else sinks,
                 -1 if layer.source is None else layer.source,
+                layer.latent,
             )
         )
 
@@ -259,8 +262,39 @@ class NativeProgram(RecurrentProgram):
     def attend(self, from_: int, to: int, layer: int) -> None:
         """to = attention of the queries, which are the first columns of `from`."""
         spec = self._layers[layer]
-        self._fits(spec.heads * spec.dim, to)
+        self._fits(spec.heads * spec.value_dim, to)
         self._add(OpCode.ATTEND, from_=from_, to=to, layer=layer)
+
+    def multiply_heads(self, from_: int, to: int, products: Sequence[int]) -> None:
+        """Columns of each head in `to` = columns of that head in `from` times its own weight.
+
+        Both buffers are divided evenly among the heads; a head may have more columns than are read or written, behind
+        them.
+        """
+        heads = len(products)
+        shapes = [self._packer.shapes[number] for number in products]
+        if len(set(shapes)) != 1 or shapes[0].gated or self._widths[from_] % heads or self._widths[to] % heads:
+            raise ValueError("the products of heads have one shape and format, and their buffers divide among them")
+        if shapes[0].k > self._widths[from_] // heads or shapes[0].n > self._widths[to] // heads:
+            raise ValueError(f"heads of {shapes[0]} have no room in buffers {from_} and {to}")
+        self._add(OpCode.HEADS, from_=from_, to=to, products=list(products))
+
+    def store_latent(self, queries: int, compressed: int, to: int, layer: int, rope: int, norm: Norm) -> None:
+        """Stores a token's latent and its rotary key, and completes queries that were multiplied with keys' weights.
+
+        Args:
+            queries: of each head, the columns to be rotated last.
+            compressed: the latent, which is normed in place, then the key, which is rotated.
+            to: of each head, a query of the layer: its rotary part is written.
+        """
+        spec = self._layers[layer]
+        rotary = spec.dim - spec.latent
+        if not spec.latent or self._widths[queries] % spec.heads or self._widths[queries] < spec.heads * rotary:
+            raise ValueError(f"buffer {queries} holds no queries of {spec}")
+        self._fits(spec.dim, compressed)
+        self._fits(spec.heads * spec.dim, to)
+        settings = self._normed(norm, spec.latent)
+        self._add(OpCode.LATENT, from_=queries, to=to, into=compressed, layer=layer, rope=rope, **settings)
 
     def end_unwanted(self) -> None:
         """A chunk of a prompt whose logits nobody wants ends here: no later operation stores keys and values."""

@@ -15,6 +15,7 @@ from inflight.models.config_base import windows_of as _windows
 from inflight.models.config_checks import check_config, check_described
 from inflight.models.config_gemma import gemma2, gemma3, gemma4
 from inflight.models.config_hybrid import HYBRIDS
+from inflight.models.config_latent import LATENT
 from inflight.models.config_more import MORE
 from inflight.models.config_vision import VISION_FAMILIES, text_part
 from inflight.models.description import Config, DecoderConfig, Experts
@@ -292,6 +293,7 @@ _FAMILIES: dict[str, Callable[[Config], DecoderConfig]] = {
 }
 _FAMILIES.update(HYBRIDS)
 _FAMILIES.update(MORE)
+_FAMILIES.update(LATENT)
 _FAMILIES.update(dict.fromkeys(VISION_FAMILIES, _vision))
 
 FAMILIES: tuple[str, ...] = tuple(_FAMILIES)

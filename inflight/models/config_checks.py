@@ -24,12 +24,13 @@ _SIZES = (
     "decoder_sparse_step", "no_rope_layer_interval", "full_attention_interval", "linear_num_key_heads",
     "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim",
     "shared_expert_intermediate_size", "global_head_dim", "num_global_key_value_heads",
-    "vocab_size_per_layer_input", "n_group", "topk_group", *_MOST,
+    "vocab_size_per_layer_input", "n_group", "topk_group", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
+    "qk_rope_head_dim", "v_head_dim", "dim_model_base", *_MOST,
 )  # fmt: skip
 _NUMBERS = (
     "rms_norm_eps", "rope_theta", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping",
     "query_pre_attn_scalar", "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
-    "partial_rotary_factor",
+    "partial_rotary_factor", "routed_scaling_factor", "scale_emb", "scale_depth",
 )  # fmt: skip
 _OTHERS = (
     (list, "a list", ("layer_types", "no_rope_layers", "mlp_only_layers")),

@@ -16,7 +16,7 @@ _GLM4_NORMS = {
     "pre_feedforward_layernorm": "post_attention_layernorm",
     "post_feedforward_layernorm": "post_mlp_layernorm",
 }
-_GLM_EXPERTS = (
+EXPERT_NAMES = (
     "mlp.experts.{}.gate_proj.weight",
     "mlp.experts.{}.up_proj.weight",
     "mlp.experts.{}.down_proj.weight",
@@ -67,7 +67,7 @@ def _glm4_moe(config: Config) -> DecoderConfig:
             normalise=bool(config.get("norm_topk_prob", True)),
             layers=tuple(layer >= dense for layer in range(described.layers)),
             router="mlp.gate.weight",
-            names=_GLM_EXPERTS,
+            names=EXPERT_NAMES,
             shared=size * int(config.get("n_shared_experts", 1) or 0),
             shared_gated=False,
             sigmoid=True,

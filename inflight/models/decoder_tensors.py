@@ -5,7 +5,7 @@ there are fewer of them than ranks.
 
 Products have names: embedding, head (unless tied); of layer n: n.qkv, n.out, n.gate_up, n.down, or n.router,
 n.gate_up.e, n.down.e of expert e. Norms: norm, and n.before_attention, n.before_mlp, n.after_attention, n.after_mlp,
-n.q_norm, n.k_norm if the family has them.
+n.q_norm, n.k_norm if the family has them. Latent attention has those of `inflight.models.latent_tensors`.
 
 Where attention has an output gate, its product is the last part of n.qkv. Recurrent layers have what
 `inflight.models.recurrent_tensors` says. A shared expert has n.shared_gate_up, n.shared_down and n.shared_router. Also
@@ -24,6 +24,7 @@ from inflight.checkpoint import Slice, Weights
 from inflight.errors import StartError
 from inflight.models.description import DecoderConfig
 from inflight.models.gemma4_tensors import gemma4_array, gemma4_norm, gemma4_product
+from inflight.models.latent_tensors import latent_norm, latent_product, lies_apart
 from inflight.models.pieces import Piece, Product, by_head
 from inflight.models.recurrent_tensors import conv_factors, recurrent_array, recurrent_product
 from inflight.tensors import Floats
@@ -98,6 +99,9 @@ class DecoderTensors:
             return self._table(config.head_name)
         index, kind, *expert = name.split(".")
         prefix = f"{config.prefix}layers.{index}."
+        found = None if config.latent is None else latent_product(config, config.latent, prefix, kind, expert)
+        if found is not None:
+            return found
         if expert:
             return self._of_expert(prefix, kind, int(expert[0]))
         if kind == "qkv":
@@ -130,6 +134,9 @@ class DecoderTensors:
             return Piece(f"{config.prefix}norm.weight", (config.hidden,))
         index, kind = name.split(".")
         prefix = f"{config.prefix}layers.{index}."
+        found = None if config.latent is None else latent_norm(config.latent, prefix, kind)
+        if found is not None:
+            return found
         if kind in ("q_norm", "k_norm"):
             return Piece(f"{prefix}self_attn.{kind}.weight", (config.head_dim,))
         stored = {
@@ -309,6 +316,8 @@ def located(config: DecoderConfig, weights: Weights, untied: bool) -> DecoderCon
         for layer in range(config.layers)
     ):
         config = replace(config, experts=replace(config.experts, stacked=True))
+    if config.latent is not None and lies_apart(config, weights):
+        config = replace(config, latent=replace(config.latent, apart=True))
     head = _head(config, weights)
     if head is None:
         if untied:

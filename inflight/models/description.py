@@ -27,7 +27,7 @@ class Experts:
         stem: checkpoint name of the experts below the layer, where they are stacked.
         shared: intermediate size of an expert that every token takes too; 0: there is none.
         shared_gated: what it gives is multiplied by σ of a product.
-        sigmoid, groups, kept, floor, scale: see `inflight.kernels.Routing`.
+        sigmoid, groups, kept, floor, scale, single: see `inflight.kernels.Routing`.
         bias: checkpoint name below the layer of what is added to the scores for the choice; empty: nothing is.
     """
 
@@ -49,11 +49,12 @@ class Experts:
     kept: int = 1
     floor: float = 0.0
     scale: float = 1.0
+    single: bool = False
 
     @property
     def plain(self) -> bool:
         """Whether torch's operators have such a mixture."""
-        return not (self.shared or self.sigmoid or self.bias) and self.scale == 1.0
+        return not (self.shared or self.sigmoid or self.bias or self.kept < self.groups) and self.scale == 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,36 @@ class Multipliers:
     recurrent: float = 1.0
     down: float = 1.0
     gate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek-AI, 2024, "DeepSeek-V2"): of a token the cache has a latent, of which every
+    head's key and value are made, and one rotated key that all heads share.
+
+    Attributes:
+        rank: components of the latent.
+        rotary: of the shared key, and of the last, rotated part of each head's query.
+        plain: of the other part of each head's query.
+        value: of each head's value.
+        query_rank: components of a latent that queries are made of; 0: they are made of the hidden state.
+        eps: of the latents' norms.
+        apart: what makes keys and values of the latent lies head by head in the checkpoint, that of keys transposed
+            (`located`); else in one tensor.
+    """
+
+    rank: int
+    rotary: int
+    plain: int
+    value: int
+    query_rank: int
+    eps: float = 1e-6
+    apart: bool = False
+
+    @property
+    def head(self) -> int:
+        """Components of a head's query."""
+        return self.plain + self.rotary
 
 
 @dataclass(frozen=True)
@@ -107,6 +138,7 @@ class DecoderConfig:
             stand behind each head's query.
         sinks: each head has a logit of a key without a value, which every query sees.
         gemma4: what only Gemma 4 has; None: another family.
+        latent: attention's, where the cache holds latents; None: it holds keys and values.
     """
 
     family: str
@@ -151,6 +183,7 @@ class DecoderConfig:
     output_gate: bool = False
     sinks: bool = False
     gemma4: Gemma4 | None = None
+    latent: Latent | None = None
     fused_mlp: bool = False
     gated: bool = True
     attention: tuple[bool, ...] = ()
@@ -178,7 +211,7 @@ class DecoderConfig:
     def on_torch(self) -> bool:
         """Whether torch's operators have all parts of the model."""
         plain = self.experts is None or self.experts.plain
-        norms = self.norm_first and not self.interleaved
+        norms = self.norm_first and not self.interleaved and self.latent is None
         return self.recurrence is None and self.gated and plain and norms and self.multipliers == Multipliers()
 
     def own_name(self, name: str) -> str:
@@ -200,6 +233,8 @@ class DecoderConfig:
 
     def rope_dim(self, name: str) -> int:
         """Components of the heads that a rotation turns."""
+        if self.latent is not None:
+            return self.latent.rotary
         if self.gemma4 is None or name not in self.rope_of:
             return self.head_dim
         return self.gemma4.shapes[self.rope_of.index(name)].dim

@@ -26,6 +26,7 @@ from inflight.tensors import FLOAT_DTYPES
 
 log = logging.getLogger("inflight")
 
+_WHOLE = re.compile(r"\d+\.self_attn\.kv_b_proj\..+")
 _SHARED = re.compile(r"(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)\..+")
 
 
@@ -283,6 +284,8 @@ def _of_another_part(name: str, described: DecoderConfig) -> bool:
         )
     block = name.removeprefix("blk.").removeprefix(f"{described.prefix}layers.").partition(".")[0]
     behind = block.isdecimal() and int(block) >= described.layers
+    if described.latent is not None and described.latent.apart:  # then its parts are there too
+        behind = behind or _WHOLE.fullmatch(name.removeprefix(f"{described.prefix}layers.")) is not None
     return behind or name.startswith(("mtp.", "model.visual.", "visual."))
 
 

@@ -40,6 +40,7 @@ from inflight.models.config import DecoderConfig
 from inflight.models.decoder_tensors import DecoderTensors
 from inflight.models.native_gemma4 import Gemma4Layers
 from inflight.models.native_kept import NativeKept
+from inflight.models.native_latent import LatentLayers
 from inflight.models.native_recurrent import RecurrentLayers
 from inflight.models.states import LayerState, Paged, Shared, block_bytes
 from inflight.models.weight_loader import WeightLoader
@@ -95,6 +96,9 @@ class NativeDecoder(CausalLM):
                 replace(layer, kv_heads=shape.kv_heads, dim=shape.dim, source=shape.source)
                 for layer, shape in zip(self._layers, config.gemma4.shapes, strict=True)
             ]
+        if config.latent is not None:
+            width, rank = config.latent.rank + config.latent.rotary, config.latent.rank
+            self._layers = [replace(layer, kv_heads=1, dim=width, latent=rank) for layer in self._layers]
         self._recurrent: RecurrentLayers | None = None
         self.vocab_size = config.vocab_size
         self.max_positions = config.longest
@@ -159,7 +163,12 @@ class NativeDecoder(CausalLM):
             take = partial(self._take, loader)
             recurrent = RecurrentLayers(program, config, config.recurrence, loader, take, quant.layers)
         self._recurrent = recurrent
-        attended = program.buffer(config.heads * config.head_dim)
+        latent: LatentLayers | None = None
+        if config.latent is not None:
+            latent = LatentLayers(
+                program, config.heads, config.latent, loader, partial(self._take, loader), quant.layers
+            )
+        attended = program.buffer(config.heads * config.head_dim) if latent is None else latent.values
         update = program.buffer(config.hidden)
         inner, wide = program.buffer(config.intermediate), -1
         experts = config.experts
@@ -170,25 +179,34 @@ class NativeDecoder(CausalLM):
                 before = self._before(loader, f"{name}before_attention")
             if recurrent is not None and config.recurrent(index):
                 recurrent.read(x, name, before)
-            if config.attends(index):
+            if config.attends(index) and latent is None:
                 program.multiply(x, qkv, self._take(loader, f"{name}qkv", quant.layers), norm=before)
             if recurrent is not None and config.recurrent(index):
                 recurrent.write(x, name)
-            if config.attends(index):
-                layer = program.layer(spec, loader.array(program, f"{name}sinks") if config.sinks else None)
-                heads = None
-                if config.qk_norm:
-                    heads = self._norm(loader, f"{name}q_norm"), self._norm(loader, f"{name}k_norm")
-                rope_name = config.rope_of[index]
-                program.rotate(qkv, layer, None if rope_name is None else numbers[rope_name], heads)
-                program.attend(qkv, attended, layer)
+            if latent is not None:
+                latent.attend(x, name, spec, numbers["all"], before)
+            elif config.attends(index):
+                self._attend(loader, spec, index, qkv, attended, numbers)
                 if config.output_gate:
                     program.output_gate(qkv, columns, attended)
+            if config.attends(index):
                 scale = config.multipliers.attention
                 self._join(loader, attended, x, update, f"{name}out", f"{name}after_attention", quant, scale)
             wide = self._behind(loader, x, (update, inner, wide, routed), index, quant)
             if index < config.deepstack:
                 program.add_rows(x, index)
+
+    def _attend(
+        self, loader: WeightLoader, spec: Layer, index: int, qkv: int, attended: int, numbers: Mapping[str, int]
+    ) -> None:
+        config, program, name = self._config, self._program, f"{index}."
+        layer = program.layer(spec, loader.array(program, f"{name}sinks") if config.sinks else None)
+        heads = None
+        if config.qk_norm:
+            heads = self._norm(loader, f"{name}q_norm"), self._norm(loader, f"{name}k_norm")
+        rope_name = config.rope_of[index]
+        program.rotate(qkv, layer, None if rope_name is None else numbers[rope_name], heads)
+        program.attend(qkv, attended, layer)
 
     def _behind(
         self, loader: WeightLoader, x: int, buffers: tuple[int, int, int, int], index: int, quant: QuantConfig
@@ -279,6 +297,7 @@ class NativeDecoder(CausalLM):
                 experts.kept,
                 experts.floor,
                 experts.scale,
+                experts.single,
             ),
             act=Activation[ACTIVATIONS[config.activation]],
             scale=config.residual_scale,

@@ -21,6 +21,7 @@ class Piece:
         part: None: the whole tensor.
         expert: its number and that of all experts, where the tensor [experts, *shape] holds those of a layer.
         order: the slice's rows in the order in which they are wanted; empty: as they are.
+        transposed: rows and columns of the slice are exchanged, of quantised ones as floats.
     """
 
     name: str
@@ -28,14 +29,16 @@ class Piece:
     part: Slice | None = None
     expert: tuple[int, int] | None = None
     order: tuple[int, ...] = ()
+    transposed: bool = False
 
     @property
     def size(self) -> tuple[int, ...]:
-        """The slice's shape."""
-        if self.part is None:
-            return self.shape
-        dim, first, end = self.part
-        return (*self.shape[:dim], end - first, *self.shape[dim + 1 :])
+        """The shape of what is read."""
+        size = self.shape
+        if self.part is not None:
+            dim, first, end = self.part
+            size = (*size[:dim], end - first, *size[dim + 1 :])
+        return size[::-1] if self.transposed else size
 
     def check(self, weights: Weights) -> None:
         """Raises StartError if the tensor is missing or has another shape."""
@@ -49,6 +52,9 @@ class Piece:
         """
         if self.expert is None:
             read = weights.read(self.name, self.shape, self.part)
+            if self.transposed:
+                floats = read if isinstance(read, np.ndarray) else read.dequantise()
+                return np.ascontiguousarray(floats.T)
             return ordered(read, self.order) if self.order else read
         number, count = self.expert
         stacked = weights.read(self.name, (count, *self.shape), Slice(0, number, number + 1))

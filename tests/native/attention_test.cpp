@@ -29,6 +29,7 @@ struct Cache {
         }
         a.key_scales = key_scales.get();
         a.value_scales = value_scales.get();
+        if (a.latent) a.values = nullptr, a.value_scales = a.key_scales;
         std::vector<int32_t> blocks;
         for (int32_t block = 0; block < a.blocks; block++) blocks.push_back(block);
         random.shuffle(blocks);
@@ -41,6 +42,7 @@ struct Cache {
 
     // Component d of a position's key (or value), where types.h says that it lies.
     double at(bool key, int64_t head, int64_t position, int64_t d) const {
+        key = key || a.latent;
         int64_t at = slot(position), row = head * kExtent + at % kExtent, j = at % 16, base = (row - j) * a.depth;
         int64_t i = row * a.depth + d;
         bool floats = a.type == KvType::kFloat;
@@ -68,6 +70,7 @@ struct Case {
     int64_t last(int64_t token) const { return (until.empty() ? positions : until)[static_cast<size_t>(token)]; }
     const int64_t* limits(int64_t token) const { return until.empty() ? nullptr : until.data() + token; }
     int64_t width() const { return a.heads * a.dim; }
+    int64_t out_width() const { return a.heads * a.value_dim(); }
     int64_t group() const { return a.heads / a.kv_heads; }
     const float* row(const std::vector<float>& of, int64_t position, int64_t head) const {
         return of.data() + (position * a.kv_heads + head) * a.dim;
@@ -83,7 +86,7 @@ void fill(const Kernels& kernels, const Case& c, const Cache& cache, int64_t fir
 
 void check_kept(const Case& c, const Cache& cache) {
     for (bool key : {true, false})
-        for (int64_t position = 0; position < c.context; position++)
+        for (int64_t position = 0; position < c.context && (key || !c.a.latent); position++)
             for (int64_t head = 0; head < c.a.kv_heads; head++) {
                 const float* want = c.row(key ? c.keys : c.values, position, head);
                 double peak = 0.0;
@@ -108,7 +111,7 @@ void check_output(const Case& c, const Cache& cache, const Exact<float>& out, in
         for (int64_t position = 0; position < c.context; position++)
             for (int64_t d = 0; d < a.dim; d++) {
                 k.push_back(cache.at(true, head, position, d));
-                v.push_back(cache.at(false, head, position, d));
+                v.push_back(cache.at(false, head, position, d));  // of a latent: the key's first components
             }
     for (int64_t token = 0; token < c.tokens; token++)
         for (int64_t head = 0; head < a.heads; head++) {
@@ -129,7 +132,7 @@ void check_output(const Case& c, const Cache& cache, const Exact<float>& out, in
             if (a.sinks) peak = std::max(peak, static_cast<double>(a.sinks[head]));
             if (a.sinks) total = std::exp(a.sinks[head] - peak);
             for (double& score : scores) total += score = std::exp(score - peak);
-            for (int64_t d = 0; d < a.dim; d++) {
+            for (int64_t d = 0; d < a.value_dim(); d++) {
                 double want = 0.0, size = 0.0;
                 for (int64_t position = begin; position < end; position++) {
                     double part = scores[static_cast<size_t>(position - begin)] / total *
@@ -137,8 +140,9 @@ void check_output(const Case& c, const Cache& cache, const Exact<float>& out, in
                     want += part;
                     size += std::fabs(part);
                 }
-                CHECK_NEAR(out[token * stride + head * a.dim + d], want, (floats ? 3e-5 : 0x1p-8 + 3e-5) * size + 1e-7,
-                           "token at ", own - 1, " head ", head, " component ", d);
+                CHECK_NEAR(out[token * stride + head * a.value_dim() + d], want,
+                           (floats ? 3e-5 : 0x1p-8 + 3e-5) * size + 1e-7, "token at ", own - 1, " head ", head,
+                           " component ", d);
             }
         }
 }
@@ -150,7 +154,7 @@ void prefill(const Kernels& kernels, Random& random, const Case& c, const Cache&
         for (int64_t first = 0, count; first < all; first += count) {
             count = random.maybe() ? all - first : random.between(1, std::min<int64_t>(30, all - first));
             Exact<float> scratch(attend_scratch(c.a), NAN);
-            int64_t offset = head * c.group() * c.a.dim;
+            int64_t offset = head * c.group() * c.a.dim, out_offset = head * c.group() * c.a.value_dim();
             kernels.attend(cache.a,
                            {c.queries.get() + offset,
                             c.stride,
@@ -160,7 +164,7 @@ void prefill(const Kernels& kernels, Random& random, const Case& c, const Cache&
                             head,
                             cache.table.data(),
                             -1,
-                            out + offset,
+                            out + out_offset,
                             stride,
                             {},
                             c.limits(0)},
@@ -171,7 +175,7 @@ void prefill(const Kernels& kernels, Random& random, const Case& c, const Cache&
 // Each token alone, as soon as the keys that it sees are there; its chunks of keys alone too, if `split`.
 void decode(const Kernels& kernels, const Case& c, const Cache& cache, bool split, float* out, int64_t stride) {
     Exact<float> scratch(attend_scratch(c.a), NAN);
-    int64_t each = c.group() * (c.a.depth + 2);
+    int64_t each = c.group() * (c.a.value_depth() + 2);
     int64_t filled = c.context - c.tokens;
     fill(kernels, c, cache, 0, filled);
     for (int64_t token = 0; token < c.tokens; token++) {
@@ -180,6 +184,7 @@ void decode(const Kernels& kernels, const Case& c, const Cache& cache, bool spli
         filled = end;
         for (int64_t head = 0; head < c.a.kv_heads; head++) {
             int64_t offset = head * c.group() * c.a.dim, chunks = (end - 1) / kChunk + 1;
+            float* to = out + token * stride + head * c.group() * c.a.value_dim();
             Queries q{c.queries.get() + token * c.stride + offset,
                       c.stride,
                       c.positions.data() + token,
@@ -188,7 +193,7 @@ void decode(const Kernels& kernels, const Case& c, const Cache& cache, bool spli
                       head,
                       cache.table.data(),
                       -1,
-                      out + token * stride + offset,
+                      to,
                       stride,
                       {},
                       c.limits(token)};
@@ -204,9 +209,8 @@ void decode(const Kernels& kernels, const Case& c, const Cache& cache, bool spli
                 kernels.attend(cache.a, q, scratch.get());
             }
             for (int64_t g = 0; g < c.group(); g++) {
-                const float* first = partial.get() + g * (c.a.depth + 2);
-                kernels.merge(cache.a, head * c.group() + g, &first, each, chunks,
-                              out + token * stride + offset + g * c.a.dim);
+                const float* first = partial.get() + g * (c.a.value_depth() + 2);
+                kernels.merge(cache.a, head * c.group() + g, &first, each, chunks, to + g * c.a.value_dim());
             }
         }
     }
@@ -218,6 +222,12 @@ Case random_case(Random& random) {
     a.kv_heads = random.between(1, 3);
     a.heads = a.kv_heads * random.pick<int64_t>({1, 1, 2, 3, 4, 7, 16});
     a.dim = random.pick<int64_t>({16, 20, 64, 80, 128});
+    if (!random.between(0, 3)) {  // latents, in which each query's values are the key's first components
+        a.kv_heads = 1;
+        a.heads = random.pick<int64_t>({1, 5, 16, 20});
+        a.dim = random.pick<int64_t>({22, 48, 84, 288});
+        a.latent = random.pick<int64_t>({a.dim - 2, a.dim - 16 > 0 ? a.dim - 16 : 4, a.dim / 2});
+    }
     a.depth = (a.dim + 15) / 16 * 16;
     a.scale = 1.0f / std::sqrt(static_cast<float>(a.dim));
     a.type = random.pick({KvType::kFloat, KvType::kBf16, KvType::kInt8});
@@ -254,21 +264,21 @@ void one(const Kernels& kernels, Random& random) {
         Cache cache(random, a, c.context, -1), growing(random, a, c.context, -1), other(random, a, c.context, 0x7f);
         fill(kernels, c, cache, 0, c.context);
         check_kept(c, cache);
-        int64_t stride = c.width() + random.pick<int64_t>({0, 3}), size = (c.tokens - 1) * stride + c.width();
+        int64_t stride = c.out_width() + random.pick<int64_t>({0, 3}), size = (c.tokens - 1) * stride + c.out_width();
         Exact<float> whole(size, kUnset), alone(size, kUnset), split(size, kUnset);
         prefill(kernels, random, c, cache, whole.get(), stride);
         check_output(c, cache, whole, stride);
         for (int64_t token = 0; token + 1 < c.tokens; token++)
-            for (int64_t i = c.width(); i < stride; i++)
+            for (int64_t i = c.out_width(); i < stride; i++)
                 CHECK(whole[token * stride + i] == kUnset, "written between two rows");
         decode(kernels, c, growing, false, alone.get(), stride);
         CHECK(same_bits(whole.get(), alone.get(), size), "a token alone differs from the same one in a prompt");
         decode(kernels, c, other, true, split.get(), stride);
         CHECK(same_bits(whole.get(), split.get(), size), "chunks that are merged differ from one run over them");
     } catch (const std::runtime_error& error) {
-        fail("heads ", a.heads, "/", a.kv_heads, ", dim ", a.dim, ", cache ", static_cast<int>(a.type), ", blocks of ",
-             a.block_size, ", window ", a.window, ", softcap ", a.softcap, ", context ", c.context, ", tokens ",
-             c.tokens, ": ", error.what());
+        fail("heads ", a.heads, "/", a.kv_heads, ", dim ", a.dim, "/", a.value_dim(), ", cache ",
+             static_cast<int>(a.type), ", blocks of ", a.block_size, ", window ", a.window, ", softcap ", a.softcap,
+             ", context ", c.context, ", tokens ", c.tokens, ": ", error.what());
     }
 }
 

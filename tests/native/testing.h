@@ -154,6 +154,7 @@ inline double activated(Activation act, double x) {
         case Activation::kGeluTanh:
             return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
         case Activation::kRelu: return x > 0.0 ? x : 0.0;
+        case Activation::kReluSquared: return x > 0.0 ? x * x : 0.0;
         case Activation::kGeluQuick:
         case Activation::kSwigluClamped: return x / (1.0 + std::exp(-1.702 * x));
     }

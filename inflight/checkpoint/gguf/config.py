@@ -11,6 +11,7 @@ import numpy as np
 from inflight.checkpoint.gguf.file import whole_number
 from inflight.checkpoint.gguf.gemma4 import gemma4
 from inflight.checkpoint.gguf.hybrid import HYBRID, falcon_h1, granite_hybrid, largest, lfm2, nemotron_h
+from inflight.checkpoint.gguf.latent import deepseek2, minicpm3
 from inflight.checkpoint.gguf.more import arcee, ernie, exaone4, glm4, glm4_moe, seed_oss
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
 from inflight.errors import StartError
@@ -392,4 +393,6 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[GgufParts, Json], None]]] = {
     "glm4moe": ("Glm4Moe", glm4_moe),
     "exaone4": ("Exaone4", _exaone4),
     "ernie4_5": ("Ernie4_5_", ernie),
+    "deepseek2": ("DeepseekV2", deepseek2),
+    "minicpm3": ("MiniCPM3", minicpm3),
 }

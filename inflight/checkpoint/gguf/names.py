@@ -88,6 +88,16 @@ _MAMBA = {
 }
 _NORM_BEHIND = {"post_attention_norm": "post_attention_layernorm"}
 _ROUTED = {**_QWEN_EXPERTS, **_SHARED_EXPERT}
+_LATENT = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": "self_attn.k_b_proj.{}",
+    "attn_v_b": "self_attn.v_b_proj.{}",
+}
 _ARRAYS = {
     "layer_output_scale.weight": "layer_scalar",
     "ffn_gate_inp.scale": "router.scale",
@@ -123,6 +133,8 @@ _OTHERS = {
     "glm4": {**_GEMMA, "ffn_up": "mlp.gate_up_proj"},
     "glm4moe": {**_ROUTED, **_NORM_BEHIND},
     "exaone4": _GEMMA,
+    "deepseek2": {**_ROUTED, **_LATENT},
+    "minicpm3": _LATENT,
     "nemotron_h_moe": {**_MAMBA, **_ROUTED},
 }
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)")

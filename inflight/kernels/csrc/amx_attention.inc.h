@@ -8,8 +8,8 @@ constexpr int64_t kChunkSubs = kChunk / kSub, kChunkBlocks = kChunk / kBlock;
 
 struct TileScratch {
     char* scores;   // [sub-block][rows][16]; then, from the start of each sub-block, the probabilities in bfloat16
-    float* sums;    // [rows][depth] of this chunk
-    float* whole;   // [rows][depth] of all chunks
+    float* sums;    // [rows][value depth] of this chunk
+    float* whole;   // [rows][value depth] of all chunks
     char* queries;  // [depth / 32][rows][32], of the last 16 [rows][16]
     Scratch of[kChunkBlocks];  // of the chunk's blocks: copies of keys and values that cannot be read in place
 };
@@ -135,26 +135,27 @@ INLINE void softmax_tile(const Attention& a, const float* value_scales, float sc
 
 // Up to four times 16 components of values, weighted by a sub-block's probabilities.
 INLINE void weight_values_tile(const Attention& a, const char* probs, const char* values, int64_t count) {
+    const int64_t line = a.value_depth() * 4;
     asm volatile("" ::: "memory");
     _tile_loadd(5, probs, 32);
-    _tile_loadd(7, values, a.depth * 4);
+    _tile_loadd(7, values, line);
     _tile_dpbf16ps(0, 5, 7);
     if (count > 1) {
-        _tile_loadd(7, values + 64, a.depth * 4);
+        _tile_loadd(7, values + 64, line);
         _tile_dpbf16ps(1, 5, 7);
     }
     if (count > 2) {
-        _tile_loadd(7, values + 128, a.depth * 4);
+        _tile_loadd(7, values + 128, line);
         _tile_dpbf16ps(2, 5, 7);
     }
     if (count > 3) {
-        _tile_loadd(7, values + 192, a.depth * 4);
+        _tile_loadd(7, values + 192, line);
         _tile_dpbf16ps(3, 5, 7);
     }
 }
 
 void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, TileState& state) {
-    const int64_t rows = q.count;
+    const int64_t rows = q.count, wide = a.value_depth();
     const Seen seen(a, q, rows);
     tile_queries(a, seen, rows, s.queries);
     prefetch_result(a, q, rows);
@@ -181,8 +182,8 @@ void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, Ti
         F highest[16];
         for (int m = 0; m < 16; m++) highest[m] = load(most[m]);
         store(chunk_peaks, max(mul(highest_of(highest), splat(scale)), splat(kNever)));
-        for (int64_t d = 0; d < a.depth || !d; d += 4 * kLanes) {
-            const int64_t count = (a.depth - d) / kLanes < 4 ? (a.depth - d) / kLanes : 4;
+        for (int64_t d = 0; d < wide || !d; d += 4 * kLanes) {
+            const int64_t count = (wide - d) / kLanes < 4 ? (wide - d) / kLanes : 4;
             _tile_zero(0);
             _tile_zero(1);
             _tile_zero(2);
@@ -194,16 +195,16 @@ void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, Ti
                 weight_values_tile(a, of, values[i] + d * 4, count);
             }
             char* sums = reinterpret_cast<char*>(s.sums + d);
-            _tile_stored(0, sums, a.depth * 4);
-            if (count > 1) _tile_stored(1, sums + 64, a.depth * 4);
-            if (count > 2) _tile_stored(2, sums + 128, a.depth * 4);
-            if (count > 3) _tile_stored(3, sums + 192, a.depth * 4);
+            _tile_stored(0, sums, wide * 4);
+            if (count > 1) _tile_stored(1, sums + 64, wide * 4);
+            if (count > 2) _tile_stored(2, sums + 128, wide * 4);
+            if (count > 3) _tile_stored(3, sums + 192, wide * 4);
         }
         for (int64_t m = 0; m < rows; m++)
-            add_chunk(a.depth, chunk == seen.first_chunk, peaks[m], totals[m], s.whole + m * a.depth, chunk_peaks[m],
-                      sum(load(chunk_totals[m])), s.sums + m * a.depth);
+            add_chunk(wide, chunk == seen.first_chunk, peaks[m], totals[m], s.whole + m * wide, chunk_peaks[m],
+                      sum(load(chunk_totals[m])), s.sums + m * wide);
     }
-    for (int64_t m = 0; m < rows; m++) write_row(a, q, m, peaks[m], totals[m], s.whole + m * a.depth);
+    for (int64_t m = 0; m < rows; m++) write_row(a, q, m, peaks[m], totals[m], s.whole + m * wide);
 }
 
 void attend(const Attention& a, const Queries& all, float* scratch) {
@@ -213,7 +214,7 @@ void attend(const Attention& a, const Queries& all, float* scratch) {
     for (int64_t done = 0; done < all.count; done += q.count) {
         q.first = all.first + done;
         q.count = all.count - done < 16 ? all.count - done : 16;
-        if (all.chunk >= 0) q.out = all.out + done * (a.depth + 2);
+        if (all.chunk >= 0) q.out = all.out + done * (a.value_depth() + 2);
         attend_tiles(a, q, s, state);
     }
 }

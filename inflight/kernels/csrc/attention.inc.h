@@ -94,13 +94,14 @@ INLINE void softmax(const Attention& a, const Seen& seen, int64_t block, const S
 template <int M, bool Wide, int N>
 INLINE void weight_values(const Attention& a, const Subs& subs, const Prefetch& next, const Scratch& s,
                           const float (&factors)[16], int64_t d) {
+    const int64_t wide = a.value_depth();
     F sums[M][N];
     EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < N; j++) sums[m][j] =
-        mul(load(s.sums + m * a.depth + d + j * kLanes), splat(factors[m]));
+        mul(load(s.sums + m * wide + d + j * kLanes), splat(factors[m]));
     for (int64_t i = 0; i < subs.count; i++) {
         const char* v = subs.values[i] + d * 4;
         const char* ahead = next.values[i] + d * 4;
-        for (int64_t p = 0; p < (Wide ? kSub : kSub / 2); p++, v += a.depth * 4, ahead += a.depth * 4) {
+        for (int64_t p = 0; p < (Wide ? kSub : kSub / 2); p++, v += wide * 4, ahead += wide * 4) {
             for (int j = 0; j < N; j++) __builtin_prefetch(ahead + j * 64, 0, 2);
             if (Wide) {
                 F line[N];
@@ -120,12 +121,13 @@ INLINE void weight_values(const Attention& a, const Subs& subs, const Prefetch& 
         }
     }
     EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < N; j++)
-        store(s.sums + m * a.depth + d + j * kLanes, sums[m][j]);
+        store(s.sums + m * wide + d + j * kLanes, sums[m][j]);
 }
 
 template <int M, bool Wide>
 void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
     const Seen seen(a, q, M);
+    const int64_t wide = a.value_depth();
     for (int64_t d = 0; d < a.depth; d += kLanes) {
         alignas(64) char bits[4][64];
         char* at = s.queries + (Wide ? d : d / 2) * M * 4;
@@ -148,7 +150,7 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
         F chunk_totals[M];
         for (float& peak : chunk_peaks) peak = kNever;
         for (int m = 0; m < M; m++) chunk_totals[m] = zero();
-        std::memset(s.sums, 0, static_cast<size_t>(M * a.depth) * 4);
+        std::memset(s.sums, 0, static_cast<size_t>(M * wide) * 4);
         const int64_t high = seen.high(chunk);
         for (int64_t block = seen.low(chunk); block < high; block += kBlock) {
             Subs subs = find_subs(a, q, block, high, s);
@@ -163,14 +165,14 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
             else
                 softmax<M, Wide, true, false>(a, seen, block, s, chunk_peaks, chunk_totals, factors);
             int64_t d = 0;
-            for (; d + 2 * kLanes <= a.depth; d += 2 * kLanes) weight_values<M, Wide, 2>(a, subs, next, s, factors, d);
-            if (d < a.depth) weight_values<M, Wide, 1>(a, subs, next, s, factors, d);
+            for (; d + 2 * kLanes <= wide; d += 2 * kLanes) weight_values<M, Wide, 2>(a, subs, next, s, factors, d);
+            if (d < wide) weight_values<M, Wide, 1>(a, subs, next, s, factors, d);
         }
         for (int m = 0; m < M; m++)
-            add_chunk(a.depth, chunk == seen.first_chunk, peaks[m], totals[m], s.whole + m * a.depth, chunk_peaks[m],
-                      sum(chunk_totals[m]), s.sums + m * a.depth);
+            add_chunk(wide, chunk == seen.first_chunk, peaks[m], totals[m], s.whole + m * wide, chunk_peaks[m],
+                      sum(chunk_totals[m]), s.sums + m * wide);
     }
-    for (int m = 0; m < M; m++) write_row(a, q, m, peaks[m], totals[m], s.whole + m * a.depth);
+    for (int m = 0; m < M; m++) write_row(a, q, m, peaks[m], totals[m], s.whole + m * wide);
 }
 
 template <int M>
@@ -192,7 +194,7 @@ void attend(const Attention& a, const Queries& all, float* scratch) {
     for (int64_t done = 0; done < all.count; done += q.count) {
         q.first = all.first + done;
         q.count = all.count - done < kQueryRows ? all.count - done : kQueryRows;
-        if (all.chunk >= 0) q.out = all.out + done * (a.depth + 2);
+        if (all.chunk >= 0) q.out = all.out + done * (a.value_depth() + 2);
         AttendRows<kQueryRows>::run(a, q, s);
     }
 }
@@ -203,10 +205,11 @@ void merge(const Attention& a, int64_t head, const float* const* partial, int64_
     float peak = kNever, total = 0.0f;
     for (int64_t i = 0; i < count; i++) {
         const float* next = *partial + i * stride;
-        merge_into(a.depth, peak, total, whole, next[0], next[1], next + 2);
+        merge_into(a.value_depth(), peak, total, whole, next[0], next[1], next + 2);
     }
     F inverse = splat(share_of(a, head, peak, total));
-    for (int64_t d = 0; d < a.dim; d += kLanes) store_part(out + d, mul(load(whole + d), inverse), a.dim - d);
+    for (int64_t d = 0, n = a.value_dim(); d < n; d += kLanes)
+        store_part(out + d, mul(load(whole + d), inverse), n - d);
 }
 
 }  // namespace

@@ -170,6 +170,7 @@ void bind_operation(nb::module_& m) {
         .def_rw("bias", &Routing::bias)
         .def_rw("groups", &Routing::groups)
         .def_rw("kept", &Routing::kept)
+        .def_rw("single", &Routing::single)
         .def_rw("floor", &Routing::floor)
         .def_rw("scale", &Routing::scale);
     nb::class_<Operation>(m, "Operation")
@@ -279,7 +280,7 @@ void bind_program(nb::module_& m) {
             "axes"_a = std::vector<int>())
         .def("add_layer",
              [](Program& program, int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window,
-                float softcap, int sinks, int source) {
+                float softcap, int sinks, int source, int64_t latent) {
                  Attention a{};
                  a.heads = heads;
                  a.kv_heads = kv_heads;
@@ -289,6 +290,7 @@ void bind_program(nb::module_& m) {
                  a.window = window;
                  a.softcap = softcap;
                  a.source = source;
+                 a.latent = latent;
                  return program.add_layer(a, sinks);
              })
         .def("add_delta",

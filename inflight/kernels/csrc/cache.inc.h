@@ -22,8 +22,8 @@ struct Scratch {
     float* scores;    // [rows][64]
     uint16_t* probs;  // [rows][64] bfloat16; the same memory as probs_float
     float* probs_float;
-    float* sums;    // [rows][depth] of this chunk
-    float* whole;   // [rows][depth] of all chunks
+    float* sums;    // [rows][value depth] of this chunk
+    float* whole;   // [rows][value depth] of all chunks
     char* queries;  // [depth / 2][rows] pairs, or [depth][rows] floats
     char* keys;     // four sub-blocks that cannot be read in place
     char* values;
@@ -72,19 +72,20 @@ template <class T>
 void copy_positions(const Attention& a, const Queries& q, int64_t first, int64_t last, char* keys, char* values) {
     T* k = reinterpret_cast<T*>(keys);
     T* v = reinterpret_cast<T*>(values);
+    const int64_t wide = a.value_depth();
     std::memset(keys, 0, static_cast<size_t>(kSub * a.depth) * sizeof(T));
-    std::memset(values, 0, static_cast<size_t>(kSub * a.depth) * sizeof(T));
+    std::memset(values, 0, static_cast<size_t>(kSub * wide) * sizeof(T));
     for (int64_t p = first; p < last; p++) {
         int64_t at = kv_offset(a, q.kv_head, slot_of(a, q.table, p)), j = p - first;
         const T* key = reinterpret_cast<const T*>(a.keys + at);
-        const T* value = reinterpret_cast<const T*>(a.values + at);
+        const T* value = a.latent ? key : reinterpret_cast<const T*>(a.values + at);
         if (sizeof(T) == 4) {
             for (int64_t d = 0; d < a.depth; d++) k[d * kSub + j] = key[d];
-            std::memcpy(v + j * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
+            std::memcpy(v + j * wide, value, static_cast<size_t>(wide) * sizeof(T));
             continue;
         }
         for (int64_t d = 0; d < a.depth; d++) k[(d / 2 * kSub + j) * 2 + d % 2] = key[d];
-        for (int64_t d = 0; d < a.depth; d++) v[(j / 2 * a.depth + d) * 2 + j % 2] = value[d];
+        for (int64_t d = 0; d < wide; d++) v[(j / 2 * wide + d) * 2 + j % 2] = value[d];
     }
 }
 
@@ -105,6 +106,22 @@ INLINE void copy_values(const Attention& a, const char* from, int64_t count, cha
     std::memcpy(to, from, static_cast<size_t>(pairs));
     if (count % 2)
         for (int64_t d = 0; d < a.depth; d++) std::memcpy(to + pairs + 4 * d, from + pairs + 4 * d, 2);
+}
+
+// The values of a sub-block whose keys they are the first components of, of the first `count` keys; the others are
+// zeros, as above.
+INLINE void values_of_keys(const Attention& a, const char* keys, int64_t count, char* to) {
+    const int64_t wide = a.value_depth(), line = wide * 4;  // of one position, or of two in bfloat16
+    if (a.type == KvType::kFloat) {
+        for (int64_t d = 0; d < wide; d += kLanes) turn_floats(keys + d * 64, to + d * 4, line);
+        std::memset(to + count * line, 0, static_cast<size_t>((kSub - count) * line));
+        return;
+    }
+    for (int64_t d = 0; d < wide; d += kLanes) turn_pairs(keys + d * 32, to + d * 4, line);
+    const int64_t pairs = (count + 1) / 2;
+    std::memset(to + pairs * line, 0, static_cast<size_t>((kSub / 2 - pairs) * line));
+    if (count % 2)
+        for (int64_t d = 0; d < wide; d++) std::memset(to + count / 2 * line + 4 * d + 2, 0, 2);
 }
 
 INLINE Subs find_subs(const Attention& a, const Queries& q, int64_t block, int64_t end, const Scratch& s) {
@@ -132,14 +149,22 @@ INLINE Subs find_subs(const Attention& a, const Queries& q, int64_t block, int64
                 copy_positions<int8_t>(a, q, first, last, reinterpret_cast<char*>(narrow[0]),
                                        reinterpret_cast<char*>(narrow[1]));
                 widen(narrow[0], size, reinterpret_cast<uint16_t*>(keys));
-                widen(narrow[1], size, reinterpret_cast<uint16_t*>(values));
+                widen(narrow[1], kSub * a.value_depth(), reinterpret_cast<uint16_t*>(values));
             }
             subs.keys[i] = keys;
             subs.values[i] = values;
             continue;
         }
         int64_t offset = kv_offset(a, q.kv_head, slot_of(a, q.table, first));
-        if (a.type == KvType::kInt8) {
+        if (a.latent) {
+            subs.keys[i] = a.keys + offset;
+            if (a.type == KvType::kInt8) {
+                widen(reinterpret_cast<const int8_t*>(a.keys + offset), size, reinterpret_cast<uint16_t*>(keys));
+                subs.keys[i] = keys;
+            }
+            values_of_keys(a, subs.keys[i], last - first, values);
+            subs.values[i] = values;
+        } else if (a.type == KvType::kInt8) {
             widen(reinterpret_cast<const int8_t*>(a.keys + offset), size, reinterpret_cast<uint16_t*>(keys));
             widen(reinterpret_cast<const int8_t*>(a.values + offset), size, reinterpret_cast<uint16_t*>(values));
             subs.keys[i] = keys;
@@ -177,7 +202,7 @@ INLINE Prefetch prefetch_of(const Attention& a, const Queries& q, int64_t block,
         }
         int64_t offset = kv_offset(a, from.kv_head, slot_of(a, from.table, first));
         next.keys[i] = a.keys + offset;
-        next.values[i] = a.values + offset;
+        next.values[i] = a.latent ? now.values[0] : a.values + offset;  // those are made of the keys
     }
     return next;
 }
@@ -226,7 +251,7 @@ INLINE void add_chunk(int64_t depth, bool first, float& peak, float& total, floa
 // The output of query m.
 INLINE float* result_of(const Attention& a, const Queries& q, int64_t m) {
     int64_t group = a.heads / a.kv_heads, token = (q.first + m) / group, head = (q.first + m) % group;
-    return q.out + token * q.out_stride + head * a.dim;
+    return q.out + token * q.out_stride + head * a.value_dim();
 }
 
 // Prefetches the lines of the outputs, which may lie in another processor's cache.
@@ -234,23 +259,24 @@ INLINE void prefetch_result(const Attention& a, const Queries& q, int64_t rows) 
     if (q.chunk >= 0) return;
     for (int64_t m = 0; m < rows; m++) {
         const float* out = result_of(a, q, m);
-        for (int64_t d = 0; d < a.dim; d += kLanes) __builtin_prefetch(out + d, 1, 2);
+        for (int64_t d = 0; d < a.value_dim(); d += kLanes) __builtin_prefetch(out + d, 1, 2);
     }
 }
 
 // Writes query m's result, or the partial result of one chunk.
 INLINE void write_row(const Attention& a, const Queries& q, int64_t m, float peak, float total, const float* whole) {
     if (q.chunk >= 0) {
-        float* out = q.out + m * (a.depth + 2);
+        float* out = q.out + m * (a.value_depth() + 2);
         out[0] = peak;
         out[1] = total;
-        std::memcpy(out + 2, whole, static_cast<size_t>(a.depth) * 4);
+        std::memcpy(out + 2, whole, static_cast<size_t>(a.value_depth()) * 4);
         return;
     }
     float* out = result_of(a, q, m);
     const int64_t group = a.heads / a.kv_heads, head = q.kv_head * group + (q.first + m) % group;
     F inverse = splat(share_of(a, head, peak, total));
-    for (int64_t d = 0; d < a.dim; d += kLanes) store_part(out + d, mul(load(whole + d), inverse), a.dim - d);
+    for (int64_t d = 0, n = a.value_dim(); d < n; d += kLanes)
+        store_part(out + d, mul(load(whole + d), inverse), n - d);
 }
 
 // The positions [from, to) that each of up to 16 queries sees.

@@ -39,6 +39,25 @@ INLINE F highest_of(const F (&x)[M]) {
 }
 #endif
 
+#if !INFLIGHT_TURN
+// 16 lines of 16 floats, their columns as rows.
+INLINE void turn_floats(const char* from, char* to, int64_t stride) {
+    for (int64_t i = 0; i < 16; i++)
+        for (int64_t j = 0; j < 16; j++) std::memcpy(to + j * stride + 4 * i, from + 64 * i + 4 * j, 4);
+}
+
+// Of eight lines, each two components of 16 positions side by side, eight rows: each two positions of 16 components.
+INLINE void turn_pairs(const char* from, char* to, int64_t stride) {
+    for (int64_t i = 0; i < 8; i++)
+        for (int64_t j = 0; j < 8; j++) {
+            uint16_t four[4];
+            std::memcpy(four, from + 64 * i + 8 * j, 8);
+            const uint16_t turned[4] = {four[0], four[2], four[1], four[3]};
+            std::memcpy(to + j * stride + 8 * i, turned, 8);
+        }
+}
+#endif
+
 constexpr float kLog2e = 1.4426950408889634f;
 
 // 2 ** x: the whole part moves the exponent, the rest within [-0.5, 0.5] is a Taylor sum of degree 6 (error 2e-7). From

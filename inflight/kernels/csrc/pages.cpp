@@ -1,6 +1,6 @@
 // Copies of cache blocks and states in a form that does not depend on where they lie, for files that outlive the
 // program. A block is [layer][keys, values][key head][positions as the cache holds them], then the scales of an int8
-// cache in the same order.
+// cache in the same order. Latents are keys alone.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -17,7 +17,7 @@ void pieces(const std::vector<Attention>& layers, int64_t block, const Copy& cop
     for (const Attention& a : layers) {
         if (a.source >= 0) continue;
         const int64_t first = block * a.block_size, end = first + a.block_size, position = a.depth * kv_bytes(a.type);
-        for (char* array : {a.keys, a.values})
+        for (char* array : a.latent ? std::vector<char*>{a.keys} : std::vector<char*>{a.keys, a.values})
             for (int64_t head = 0; head < a.kv_heads; head++)
                 for (int64_t at = first; at < end;) {
                     const int64_t stop = std::min(end, (at / kExtent + 1) * kExtent);
@@ -26,7 +26,8 @@ void pieces(const std::vector<Attention>& layers, int64_t block, const Copy& cop
                     at = stop;
                 }
         if (a.type != KvType::kInt8) continue;
-        for (float* array : {a.key_scales, a.value_scales})
+        for (float* array :
+             a.latent ? std::vector<float*>{a.key_scales} : std::vector<float*>{a.key_scales, a.value_scales})
             for (int64_t head = 0; head < a.kv_heads; head++)
                 copy(reinterpret_cast<char*>(array + head * a.blocks * a.block_size + first), a.block_size * 4);
     }

@@ -40,7 +40,7 @@ int Program::add_rope(Rope rope) {
 int Program::add_layer(Attention layer, int sinks) {
     if (layer.source >= 0) {
         const Attention& of = layers_.at(static_cast<size_t>(layer.source));
-        if (of.source >= 0 || of.kv_heads != layer.kv_heads || of.dim != layer.dim)
+        if (of.source >= 0 || of.kv_heads != layer.kv_heads || of.dim != layer.dim || of.latent != layer.latent)
             throw std::invalid_argument("a layer reads keys and values of heads like its own, which are in the cache");
     }
     if (sinks >= 0) {
@@ -64,7 +64,7 @@ int Program::add_buffer(int64_t width) {
 }
 
 void Program::add(Operation operation) {
-    if (operation.products.size() > kMostProducts)
+    if (operation.code != OpCode::kHeads && operation.products.size() > kMostProducts)
         throw std::invalid_argument("one operation has at most " + std::to_string(kMostProducts) + " products");
     operations_.push_back(std::move(operation));
     costs_.emplace_back();
@@ -77,8 +77,9 @@ int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
     int64_t positions = blocks * block_size, extents = ceil_div(positions, kExtent), extent = 0, scales = 0;
     for (const Attention& a : layers_) {
         if (a.source >= 0) continue;
-        extent += 2 * kExtent * a.kv_heads * a.depth * kv_bytes(type);
-        if (type == KvType::kInt8) scales += 2 * positions * a.kv_heads * 4;
+        const int64_t arrays = a.latent ? 1 : 2;
+        extent += arrays * kExtent * a.kv_heads * a.depth * kv_bytes(type);
+        if (type == KvType::kInt8) scales += arrays * positions * a.kv_heads * 4;
     }
     char* entries = caches_->take(extents * extent);
     char* scale = scales ? caches_->take(scales) : nullptr;
@@ -95,13 +96,16 @@ int64_t Program::make_caches(int64_t blocks, int64_t block_size, KvType type) {
             continue;
         }
         for (char** array : {&a.keys, &a.values}) {
+            if (a.latent && array == &a.values) continue;
             *array = entries;
             entries += kExtent * a.kv_heads * a.depth * kv_bytes(type);
         }
         for (float** array : {&a.key_scales, &a.value_scales}) {
+            if (a.latent && array == &a.value_scales) continue;
             *array = reinterpret_cast<float*>(scale);
             if (scale) scale += positions * a.kv_heads * 4;
         }
+        if (a.latent) a.values = a.keys, a.value_scales = a.key_scales;
     }
     return extents * extent + scales;
 }
@@ -209,8 +213,8 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
     for (size_t layer = 0; layer < layers_.size(); layer++) {
         const Attention& a = layers_[layer];
         // Layers of one shape share their tasks.
-        bool same =
-            layer && a.heads == layers_[0].heads && a.kv_heads == layers_[0].kv_heads && a.depth == layers_[0].depth;
+        bool same = layer && a.heads == layers_[0].heads && a.kv_heads == layers_[0].kv_heads &&
+                    a.value_depth() == layers_[0].value_depth();
         if (same) continue;
         int64_t group = a.heads / a.kv_heads, rows = kernels_->query_rows,
                 most = ceil_div(kPieceTokens, rows) * rows * group;
@@ -222,7 +226,7 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
             for (int64_t head = 0; head < a.kv_heads; head++) {
                 if (chunks > 1) {
                     s.merges[layer].push_back({static_cast<int64_t>(row), head, 0, queries, chunks, room});
-                    for (int64_t chunk = 0; chunk < chunks; chunk++, room += queries * (a.depth + 2))
+                    for (int64_t chunk = 0; chunk < chunks; chunk++, room += queries * (a.value_depth() + 2))
                         s.tasks[layer].push_back({static_cast<int64_t>(row), head, 0, queries, chunk, room});
                     continue;
                 }
@@ -265,6 +269,13 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
         alone.cover(of_alone);
     }
     all.reserve(input_, input_scales_, input_sums_);
+    InputSize heads;
+    for (const Operation& op : operations_) {
+        if (op.code != OpCode::kHeads) continue;
+        InputSize one;
+        one.add(weights(op.products[0]), head_rows(weights(op.products[0]), most));
+        heads.cover(one);
+    }
     for (size_t rope = 0; rope < ropes_.size(); rope++)
         cos_sin_[rope].reserve(rows * 2 * static_cast<int64_t>(ropes_[rope].inverse.size()) + kLanes);
     int64_t scratch = 0;
@@ -274,6 +285,7 @@ void Program::reserve(int64_t rows, int64_t logit_rows) {
         worker->recurrence.reserve(state_scratch(rows));
         for (const Table& table : tables_) worker->opened.reserve(table.row.panel_bytes + table.row.k * 4);
         alone.reserve(worker->input, worker->input_scales, worker->input_sums);
+        heads.reserve(worker->head_input, worker->head_scales, worker->head_sums);
     }
 }
 
@@ -384,7 +396,7 @@ void Program::decode(const DecodeBatch& batch, bool append, Output output) {
 double Program::bytes_of(const Operation& op) const {
     const Slice& s = *slice_;
     double rows = static_cast<double>(s.step.count);
-    if (op.code == OpCode::kProduct) {
+    if (op.code == OpCode::kProduct || op.code == OpCode::kHeads) {
         double total = 0;
         for (int product : op.products)
             total += static_cast<double>(weights(product).panels * weights(product).panel_bytes);
@@ -397,7 +409,7 @@ double Program::bytes_of(const Operation& op) const {
             int64_t end = s.step.positions[s.begins[row] + s.lengths[row] - 1] + 1;
             keys += static_cast<double>(a.window && end > a.window ? a.window + s.lengths[row] - 1 : end);
         }
-        return keys * static_cast<double>(a.kv_heads * a.depth * 2 * kv_bytes(a.type));
+        return keys * static_cast<double>(a.kv_heads * a.depth * (a.latent ? 1 : 2) * kv_bytes(a.type));
     }
     if (op.code == OpCode::kMixture) {
         double total = 0;
@@ -423,7 +435,7 @@ double Program::operations_of(const Operation& op) const {
         gathered |= other.code == OpCode::kGather;
     }
     double rows = static_cast<double>(gathered ? s.step.wanted : s.step.count);
-    if (op.code == OpCode::kProduct) {
+    if (op.code == OpCode::kProduct || op.code == OpCode::kHeads) {
         double total = 0;
         for (int product : op.products)
             total += static_cast<double>(weights(product).n) * static_cast<double>(weights(product).k);
@@ -442,7 +454,7 @@ double Program::operations_of(const Operation& op) const {
             int64_t seen = s.step.positions[i] + 1;
             pairs += static_cast<double>(a.window && seen > a.window ? a.window : seen);
         }
-        return 4.0 * pairs * static_cast<double>(a.heads * a.dim);
+        return 2.0 * pairs * static_cast<double>(a.heads * (a.dim + a.value_dim()));
     }
     return 0;
 }

@@ -36,13 +36,15 @@ enum class OpCode : int {
     kScale,
     kAddTable,
     kGateBy,
-    kEndUnwanted  // what follows writes no cache: tokens without wanted logits end here
+    kEndUnwanted,  // what follows writes no cache: tokens without wanted logits end here
+    kHeads,        // products of heads: a part of `from` and of `to` for each
+    kLatent        // the rotated parts of `from`'s heads go to `to`; what `into` holds of a token is stored
 };
 
 struct Operation {
     OpCode code;
     int from = -1, to = -1;     // buffers
-    std::vector<int> products;  // kProduct: their outputs lie side by side; kEmbed: the table
+    std::vector<int> products;  // kProduct: their outputs lie side by side; kHeads: one a head; kEmbed: the table
     int layer = -1;             // kRotate, kAttend; kAddRows: of `Step::added`; kRecur: the recurrent layer; kAddTable:
                                 // the table
     int rope = -1;              // kRotate; -1: no rotation
@@ -218,6 +220,7 @@ class Program : public Store {
     void reserve(int64_t rows, int64_t logit_rows);
     bool tiled(size_t operation) const;
     int64_t most_tile_rows(const Weights& w) const { return kernels_->tile_rows(w); }
+    int64_t head_rows(const Weights& w, int64_t rows) const;
     size_t input_of(const Operation& op, size_t i) const;
     double bytes_of(const Operation& op) const;
     double operations_of(const Operation& op) const;

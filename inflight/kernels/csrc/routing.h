@@ -15,12 +15,12 @@ struct Routing {
     bool normalise = false;
     int bias = -1;  // norm's number [experts] of what is added to the scores for the choice only; -1: nothing
     int groups = 1, kept = 1;  // experts lie in groups; only those of the `kept` best ones are chosen from
+    bool single = false;       // a group's score is its best expert's; else the sum of its two best ones'
     float floor = 0.0f;        // added to the sum by which scores are divided
     float scale = 1.0f;        // of the weights
 };
 
-// The scores of the experts that may be chosen; the others have the least number. A group's score is the sum of its two
-// best experts'.
+// The scores of the experts that may be chosen; the others have the least number.
 inline void keep_groups(const Routing& r, std::vector<float>& scores) {
     if (r.kept >= r.groups) return;
     const float least = -std::numeric_limits<float>::infinity();
@@ -34,7 +34,7 @@ inline void keep_groups(const Routing& r, std::vector<float>& scores) {
             else
                 second = std::max(second, scores[i]);
         }
-        sums[g] = size > 1 ? first + second : first;
+        sums[g] = size > 1 && !r.single ? first + second : first;
     }
     std::vector<char> kept(groups, 0);
     for (int k = 0; k < r.kept; k++) {

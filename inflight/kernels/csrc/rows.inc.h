@@ -127,15 +127,16 @@ INLINE void put(const Attention& a, const T* key, const T* value, int64_t kv_hea
     T* values = reinterpret_cast<T*>(a.values + at);
     if (!a.tiled()) {
         std::memcpy(keys, key, static_cast<size_t>(a.depth) * sizeof(T));
-        std::memcpy(values, value, static_cast<size_t>(a.depth) * sizeof(T));
+        if (!a.latent) std::memcpy(values, value, static_cast<size_t>(a.depth) * sizeof(T));
         return;
     }
     if (sizeof(T) == 4) {
         for (int64_t d = 0; d < a.depth; d++) keys[d * kSub + j] = key[d];
-        std::memcpy(values + j * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
+        if (!a.latent) std::memcpy(values + j * a.depth, value, static_cast<size_t>(a.depth) * sizeof(T));
         return;
     }
     for (int64_t d = 0; d < a.depth; d += 2) std::memcpy(keys + (d / 2 * kSub + j) * 2, key + d, 2 * sizeof(T));
+    if (a.latent) return;
     T* row = values + j / 2 * a.depth * 2 + j % 2;
     for (int64_t d = 0; d < a.depth; d++) row[2 * d] = value[d];
 }
@@ -153,20 +154,20 @@ void store_kv(const Attention& a, const float* key, const float* value, int64_t 
     if (a.type == KvType::kFloat) {
         alignas(64) float k[kMostDepth] = {}, v[kMostDepth] = {};
         std::memcpy(k, key, static_cast<size_t>(a.dim) * 4);
-        std::memcpy(v, value, static_cast<size_t>(a.dim) * 4);
+        if (!a.latent) std::memcpy(v, value, static_cast<size_t>(a.dim) * 4);
         put<float>(a, k, v, kv_head, slot);
     } else if (a.type == KvType::kBf16) {
         alignas(64) uint16_t k[kMostDepth], v[kMostDepth];
         for (int64_t d = 0; d < a.depth; d += kLanes) {
             to_bf16(load_part(key + d, a.dim - d), k + d);
-            to_bf16(load_part(value + d, a.dim - d), v + d);
+            if (!a.latent) to_bf16(load_part(value + d, a.dim - d), v + d);
         }
         put<uint16_t>(a, k, v, kv_head, slot);
     } else {
         alignas(64) int8_t k[kMostDepth], v[kMostDepth];
         int64_t at = scale_index(a, kv_head, slot);
         a.key_scales[at] = rounded_to_int8(key, a.dim, k);
-        a.value_scales[at] = rounded_to_int8(value, a.dim, v);
+        if (!a.latent) a.value_scales[at] = rounded_to_int8(value, a.dim, v);
         put<int8_t>(a, k, v, kv_head, slot);
     }
 }

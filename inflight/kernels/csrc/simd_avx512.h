@@ -99,6 +99,41 @@ INLINE void transpose(const char* a, const char* b, const char* c, const char* d
     for (int i = 0; i < 4; i++) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * stride), columns[i]);
 }
 
+// See math.inc.h. Rows of 64 bits are turned four at a time within lanes, then whole lanes of 128 bits.
+#define INFLIGHT_TURN 1
+INLINE void turn_wide(const __m512i (&rows)[8], char* to, int64_t stride) {
+    for (int odd = 0; odd < 2; odd++) {
+        __m512i pairs[4];
+        for (int i = 0; i < 4; i++)
+            pairs[i] = odd ? _mm512_unpackhi_epi64(rows[2 * i], rows[2 * i + 1])
+                           : _mm512_unpacklo_epi64(rows[2 * i], rows[2 * i + 1]);
+        const __m512i a = _mm512_shuffle_i64x2(pairs[0], pairs[1], 0x44),
+                      b = _mm512_shuffle_i64x2(pairs[0], pairs[1], 0xee),
+                      c = _mm512_shuffle_i64x2(pairs[2], pairs[3], 0x44),
+                      d = _mm512_shuffle_i64x2(pairs[2], pairs[3], 0xee);
+        const __m512i columns[4] = {_mm512_shuffle_i64x2(a, c, 0x88), _mm512_shuffle_i64x2(a, c, 0xdd),
+                                    _mm512_shuffle_i64x2(b, d, 0x88), _mm512_shuffle_i64x2(b, d, 0xdd)};
+        for (int i = 0; i < 4; i++) _mm512_storeu_si512(to + (2 * i + odd) * stride, columns[i]);
+    }
+}
+INLINE void turn_pairs(const char* from, char* to, int64_t stride) {
+    const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+    __m512i rows[8];
+    for (int i = 0; i < 8; i++) rows[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(from + 64 * i), order);
+    turn_wide(rows, to, stride);
+}
+INLINE void turn_floats(const char* from, char* to, int64_t stride) {
+    __m512i even[8], odd[8];  // of positions: two components side by side
+    for (int i = 0; i < 8; i++) {
+        const __m512i first = _mm512_loadu_si512(from + 128 * i), second = _mm512_loadu_si512(from + 128 * i + 64);
+        const __m512i low = _mm512_unpacklo_epi32(first, second), high = _mm512_unpackhi_epi32(first, second);
+        even[i] = _mm512_unpacklo_epi64(low, high);
+        odd[i] = _mm512_unpackhi_epi64(low, high);
+    }
+    turn_wide(even, to, 2 * stride);
+    turn_wide(odd, to + stride, 2 * stride);
+}
+
 INLINE I whole(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE I add(I a, I b) { return _mm512_add_epi32(a, b); }
 INLINE int32_t sum(I x) { return _mm512_reduce_add_epi32(x); }

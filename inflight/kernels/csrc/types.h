@@ -152,8 +152,13 @@ struct Attention {
     float* value_scales;
     const float* sinks = nullptr;  // [heads] logits of a key without a value that every query sees; null: none
     int source = -1;               // the layer whose keys and values this one reads in place of its own; -1: its own
+    int64_t latent =
+        0;  // the first components of a key, which are its value too: the cache has keys only; 0: it has both
 
     bool tiled() const { return block_size % kSub == 0; }
+    // Components of a value, as they are and rounded up to 16.
+    int64_t value_dim() const { return latent ? latent : dim; }
+    int64_t value_depth() const { return (value_dim() + kLanes - 1) / kLanes * kLanes; }
 };
 
 // Positions [begin, end) of a row, for one key head.
@@ -171,7 +176,7 @@ struct Queries {
     int64_t kv_head;
     const int32_t* table;
     int64_t chunk;  // the chunk of keys to attend to; -1: all
-    float* out;     // chunk < 0: [tokens, out_stride]; else a partial result: count * (depth + 2)
+    float* out;     // chunk < 0: [tokens, out_stride]; else a partial result: count * (value depth + 2)
     int64_t out_stride;
     Keys next;                       // keys that this thread probably reads afterwards, to be prefetched
     const int64_t* until = nullptr;  // position of the last key that each token sees; null: its own

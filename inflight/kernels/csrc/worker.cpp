@@ -9,7 +9,6 @@ namespace inflight {
 
 namespace {
 
-constexpr int kMostRows = 16;            // of a tile, on any instruction set
 constexpr int64_t kUnitBytes = 65536;    // of weights, in one unit of work
 constexpr int64_t kManyTiles = 8;        // row tiles of one unit of work
 constexpr int64_t kManyBlockTiles = 16;  // the same where a chunk of the panel is opened for all of them
@@ -75,6 +74,8 @@ void Program::Worker::run() {
             case OpCode::kScale: scale(op); break;
             case OpCode::kAddTable: add_table(op); break;
             case OpCode::kGateBy: gate_by(op); break;
+            case OpCode::kHeads: multiply_heads(op); break;
+            case OpCode::kLatent: store_latent(op); break;
             case OpCode::kEndUnwanted:
                 if (!slice().step.wanted) return;
                 break;
@@ -296,13 +297,14 @@ void Program::Worker::attend(const Operation& op) {
     const std::vector<Task>& tasks = own.empty() ? s.tasks[0] : own;
     const std::vector<Task>& merges = own.empty() ? s.merges[0] : s.merges[static_cast<size_t>(op.layer)];
     const int64_t group = a.heads / a.kv_heads, from_width = width(op.from), to_width = width(op.to);
+    const int64_t each_partial = a.value_depth() + 2;
     float* partial = program.partial_.get();
     auto begin_of = [&](const Task& task) { return s.begins[static_cast<size_t>(task.row)]; };
     auto queries_of = [&](const Task& task) {
         return buffer(op.from) + begin_of(task) * from_width + task.kv_head * group * a.dim;
     };
     auto out_of = [&](const Task& task) {
-        return buffer(op.to) + begin_of(task) * to_width + task.kv_head * group * a.dim;
+        return buffer(op.to) + begin_of(task) * to_width + task.kv_head * group * a.value_dim();
     };
     each(static_cast<int64_t>(tasks.size()), [&](int64_t unit) {
         const Task& task = tasks[static_cast<size_t>(unit)];
@@ -331,9 +333,9 @@ void Program::Worker::attend(const Operation& op) {
     each(static_cast<int64_t>(merges.size()), [&](int64_t unit) {
         const Task& task = merges[static_cast<size_t>(unit)];
         for (int64_t g = 0; g < group; g++) {
-            const float* first = partial + task.partial + g * (a.depth + 2);
-            kernels().merge(a, task.kv_head * group + g, &first, task.count * (a.depth + 2), task.chunk,
-                            out_of(task) + g * a.dim);
+            const float* first = partial + task.partial + g * each_partial;
+            kernels().merge(a, task.kv_head * group + g, &first, task.count * each_partial, task.chunk,
+                            out_of(task) + g * a.value_dim());
         }
     });
 }

@@ -16,6 +16,8 @@ namespace inflight {
 constexpr int64_t kPieceTokens = 12;  // the fewest tokens of a prompt in a task of attention
 constexpr int64_t kAloneSize = 8192;  // inputs that every thread prepares for itself rather than wait for the others
 constexpr size_t kMostProducts = 8;   // of one operation
+constexpr int kMostRows = 16;         // of a tile, on any instruction set
+constexpr int64_t kHeadTiles = 8;     // of rows that pass one head's weight together
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -105,6 +107,9 @@ struct Program::Worker : Share {
     Aligned<char> input;
     Aligned<float> input_scales;
     Aligned<int32_t> input_sums;
+    Aligned<char> head_input;  // of one head's product
+    Aligned<float> head_scales;
+    Aligned<int32_t> head_sums;
 
     Worker(Program& p, int thread_number, std::vector<std::unique_ptr<Worker>>& workers)
         : program(p), thread(thread_number), threads(p.pool_->size()), all(workers) {}
@@ -131,6 +136,8 @@ struct Program::Worker : Share {
     void rotate(const Operation&);
     Keys keys_of(const Attention&, const Task&) const;
     void attend(const Operation&);
+    void multiply_heads(const Operation&);
+    void store_latent(const Operation&);
     void recur(const Operation&);
     template <class Work>
     void in_states(const Operation&, int64_t at, int64_t units, int64_t floats, Work work);

@@ -1,0 +1,365 @@
+"""Multi-head latent attention on the CPU engine: against transformers, bit for bit against itself, from folders and
+from GGUF files of both ages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from inflight.checkpoint import open_model
+from inflight.config import ModelConfig
+from inflight.contract import Sampling
+from inflight.device import Alone, open_device
+from inflight.errors import StartError
+from inflight.kernels import native_reason
+from inflight.models import load_model
+from inflight.models.config import decoder_config
+from inflight.models.load import choose
+from inflight.models.native import NativeDecoder
+from tests.gguf_files import float32, matrices, write_gguf
+from tests.lm import Driver, make_runner, on_sets, run, save_tiny
+from tests.recurrent import forward
+
+pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
+
+LOGGED = Sampling(logprobs=True)
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 40,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 12,
+    "v_head_dim": 24,
+    "num_hidden_layers": 3,
+}
+MIXTURE: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "routed_scaling_factor": 1.5,
+}
+GROUPS = {"n_group": 4, "topk_group": 2}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+    "beta_fast": 32,
+    "beta_slow": 1,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 256,
+    "short_factor": [1.0, 1.1, 1.3, 1.5, 2.0, 2.2],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 5.0],
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    # As DeepSeek-V2-Lite
+    "deepseek_v2": (
+        "DeepseekV2",
+        {**MIXTURE, "q_lora_rank": None, "n_shared_experts": 2, "first_k_dense_replace": 1, "rope_parameters": YARN},
+    ),
+    "deepseek_v2, groups": (
+        "DeepseekV2",
+        {
+            **MIXTURE,
+            **GROUPS,
+            "topk_method": "group_limited_greedy",
+            "q_lora_rank": 28,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 2,
+            "attention_bias": True,
+        },
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            **MIXTURE,
+            **GROUPS,
+            "q_lora_rank": 28,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "glm4_moe_lite": ("Glm4MoeLite", {**MIXTURE, "q_lora_rank": 28, "n_shared_experts": 1}),
+    "minicpm3": (
+        "MiniCPM3",
+        {"q_lora_rank": 28, "rope_parameters": LONGROPE, "dim_model_base": 256, "tie_word_embeddings": True},
+    ),
+}
+ROUTED = [name for name in FAMILIES if name != "minicpm3"]
+ARCHITECTURES = {**dict.fromkeys(ROUTED, "deepseek2"), "minicpm3": "minicpm3"}
+CORRECTION = "model.layers.{}.mlp.gate.e_score_correction_bias"
+
+
+def save(name: str, folder: Path, **changes: Any) -> Path:
+    family, settings = FAMILIES[name]
+    save_tiny(family, folder, **{**LATENT, **settings, **changes})
+    if name in ("deepseek_v3", "glm4_moe_lite"):  # which experts are chosen is not what their scores say
+        tensors = load_file(folder / "model.safetensors")
+        random = torch.Generator().manual_seed(3)
+        for layer in range(1, LATENT["num_hidden_layers"]):
+            tensors[CORRECTION.format(layer)] = 0.2 * torch.randn(8, generator=random)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("latent")
+    return {name: save(name, base / name.replace(", ", "-")) for name in FAMILIES}
+
+
+def load(path: Path, blocks: int = 64, block_size: int = 16, **changes: Any) -> NativeDecoder:
+    settings = ModelConfig(path, device_type="cpu", **{"threads": 2, "dtype": "float32", **changes})
+    model = load_model(settings, Alone(), open_device("cpu", 0))
+    assert isinstance(model, NativeDecoder)
+    model.make_cache(blocks, block_size)
+    return model
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(3, 96, count)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_transformers_parity(folders: dict[str, Path], name: str, caplog: pytest.LogCaptureFixture) -> None:
+    import transformers
+
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32).eval()
+    prompt = tokens(150)
+    with torch.inference_mode():
+        wanted = reference(torch.tensor([prompt])).logits[0].numpy()
+    model = load(folders[name])
+    prefill = forward(model, prompt[:120], 0, 0)
+    decoded = [forward(model, [token], 120 + index, 0) for index, token in enumerate(prompt[120:])]
+    assert np.abs(np.concatenate([prefill, *decoded]) - wanted).max() < 1e-4 * np.abs(wanted).max()
+    assert not [record for record in caplog.records if record.name == "inflight"]
+
+
+@pytest.mark.parametrize("isa", on_sets())
+@pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"dtype": "float32"}, {"kv_cache_dtype": "int8"}])
+def test_any_cut_gives_the_same_bits(folders: dict[str, Path], changes: dict[str, Any], isa: str) -> None:
+    prompt, folder = tokens(90), folders["deepseek_v2"]
+    model = load(folder, cpu_isa=isa, **changes)
+    whole = forward(model, prompt, 0, 0)
+    for cut in (1, 7, 50):
+        parts = [forward(model, prompt[at : at + cut], at, 1) for at in range(0, len(prompt), cut)]
+        assert np.array_equal(np.concatenate(parts), whole), cut
+    assert np.array_equal(forward(load(folder, cpu_isa=isa, threads=1, **changes), prompt, 0, 3), whole)
+
+
+@pytest.mark.parametrize("isa", on_sets())
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_long_contexts(folders: dict[str, Path], quantize: str, isa: str) -> None:
+    """Beyond 512 keys a decoding row's chunks are computed apart."""
+    prompt = tokens(700)
+    model = load(folders["minicpm3"], cpu_isa=isa, dtype="bfloat16", quantize=quantize)
+    whole = forward(model, prompt, 0, 0)
+    assert np.array_equal(forward(model, prompt[-1:], 699, 0), whole[-1:])
+    assert np.array_equal(forward(model, prompt[650:], 650, 0), whole[650:])
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["deepseek_v2", pytest.param("minicpm3", marks=pytest.mark.slow)])
+def test_quantised(folders: dict[str, Path], name: str, quantize: str) -> None:
+    prompt = tokens(60)
+    model = load(folders[name], dtype="bfloat16", quantize=quantize)
+    whole = forward(model, prompt, 0, 0)
+    parts = [forward(model, prompt[at : at + 9], at, 1) for at in range(0, 60, 9)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    floats = forward(load(folders[name]), prompt, 0, 0)
+    assert np.corrcoef(whole.ravel(), floats.ravel())[0, 1] > (0.95 if quantize == "int8" else 0.5)
+
+
+def test_the_cache_has_one_copy(folders: dict[str, Path]) -> None:
+    """Of a token and a layer: the latent and one rotated key, rounded up to 16 numbers."""
+    wide = -(-(LATENT["kv_lora_rank"] + LATENT["qk_rope_head_dim"]) // 16) * 16
+    for changes, size in (({"dtype": "float32"}, 4 * wide), ({"dtype": "bfloat16"}, 2 * wide)):
+        model = load(folders["deepseek_v2"], **changes)
+        assert model.block_bytes(16) == LATENT["num_hidden_layers"] * 16 * size
+        assert model.kept().block_bytes == model.block_bytes(16)
+    model = load(folders["deepseek_v2"], kv_cache_dtype="int8")
+    assert model.block_bytes(16) == LATENT["num_hidden_layers"] * 16 * (wide + 4)
+
+
+@pytest.mark.parametrize("cache", ["auto", "int8"])
+def test_blocks_of_any_size(folders: dict[str, Path], cache: str) -> None:
+    prompt = tokens(70)
+    settings = {"dtype": "bfloat16", "kv_cache_dtype": cache}
+    wanted = forward(load(folders["glm4_moe_lite"], **settings), prompt, 0, 0)
+    driver_of = {size: load(folders["glm4_moe_lite"], 512 // size, size, **settings) for size in (5, 32)}
+    for size, model in driver_of.items():
+        assert np.array_equal(forward(model, prompt, 0, 0, block=size), wanted), size
+
+
+def with_parts(folder: Path, to: Path) -> Path:
+    """The folder with what llama.cpp's converter makes of kv_b_proj: of keys transposed, of values, both by head."""
+    shutil.copytree(folder, to)
+    config = json.loads((folder / "config.json").read_text())
+    heads, plain = config["num_attention_heads"], config["qk_nope_head_dim"]
+    parts: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if ".kv_b_proj." not in name:
+            parts[name] = tensor
+            continue
+        keys, values = tensor.reshape(heads, -1, tensor.shape[1]).split([plain, config["v_head_dim"]], 1)
+        parts[name.replace("kv_b", "k_b")] = keys.transpose(1, 2).contiguous()
+        parts[name.replace("kv_b", "v_b")] = values.contiguous()
+    save_file(parts, to / "model.safetensors")
+    return to
+
+
+def metadata_of(folder: Path, architecture: str, *, absorbed: bool) -> dict[str, Any]:
+    """What the converter writes. Args: absorbed: sizes of heads are those of the cache."""
+    config = json.loads((folder / "config.json").read_text())
+    rank, rotary = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    own = config["qk_nope_head_dim"] + rotary, config["v_head_dim"]
+    keys = gguf.Keys
+    found: dict[str, Any] = {
+        keys.Attention.KV_LORA_RANK: rank,
+        keys.Attention.KEY_LENGTH: rank + rotary if absorbed else own[0],
+        keys.Attention.VALUE_LENGTH: rank if absorbed else own[1],
+        keys.Rope.DIMENSION_COUNT: rotary,
+    }
+    if absorbed:
+        found[keys.Attention.HEAD_COUNT_KV] = 1
+        found |= {keys.Attention.KEY_LENGTH_MLA: own[0], keys.Attention.VALUE_LENGTH_MLA: own[1]}
+    if config["q_lora_rank"]:
+        found[keys.Attention.Q_LORA_RANK] = config["q_lora_rank"]
+    if architecture == "deepseek2":
+        sigmoid = config["model_type"] in ("deepseek_v3", "glm4_moe_lite")
+        dense = config.get("first_k_dense_replace", 1)
+        found |= {
+            keys.LLM.EXPERT_COUNT: config["n_routed_experts"],
+            keys.LLM.EXPERT_USED_COUNT: config["num_experts_per_tok"],
+            keys.LLM.EXPERT_FEED_FORWARD_LENGTH: config["moe_intermediate_size"],
+            keys.LLM.EXPERT_SHARED_COUNT: config["n_shared_experts"],
+            keys.LLM.EXPERT_WEIGHTS_SCALE: config["routed_scaling_factor"],
+            keys.LLM.LEADING_DENSE_BLOCK_COUNT: dense,
+            keys.LLM.EXPERT_WEIGHTS_NORM: sigmoid,
+            keys.LLM.EXPERT_GATING_FUNC: 2 if sigmoid else 1,
+        }
+        if (config.get("n_group") or 1) > 1:
+            found[keys.LLM.EXPERT_GROUP_COUNT] = config["n_group"]
+            found[keys.LLM.EXPERT_GROUP_USED_COUNT] = config["topk_group"]
+    rope = config["rope_parameters"]
+    if rope["rope_type"] == "yarn":
+        found[keys.Rope.SCALING_TYPE] = "yarn"
+        found[keys.Rope.SCALING_FACTOR] = rope["factor"]
+        found[keys.Rope.SCALING_ORIG_CTX_LEN] = rope["original_max_position_embeddings"]
+        found[keys.Rope.SCALING_YARN_LOG_MUL] = 0.1 * rope["mscale_all_dim"]
+    if rope["rope_type"] == "longrope":
+        found[keys.Rope.SCALING_ORIG_CTX_LEN] = rope["original_max_position_embeddings"]
+    return {key.format(arch=architecture): value for key, value in found.items()}
+
+
+def write(name: str, folder: Path, path: Path, *, absorbed: bool, type_of: Any = float32) -> Path:
+    source = with_parts(folder, path.with_suffix("")) if absorbed else folder
+    rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
+    factors = {
+        f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("long", "short") if "long_factor" in rope
+    }
+    architecture = ARCHITECTURES[name]
+    metadata = metadata_of(folder, architecture, absorbed=absorbed)
+    write_gguf(source, path, architecture, type_of, metadata, factors=factors)
+    return path
+
+
+@pytest.mark.parametrize("absorbed", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_gguf_file_is_the_same_model(
+    folders: dict[str, Path], name: str, absorbed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if absorbed and name == "minicpm3":
+        pytest.skip("its converter does not split them")
+    path = write(name, folders[name], tmp_path / "tiny.gguf", absorbed=absorbed)
+    prompt = tokens(60)
+    wanted = forward(load(folders[name]), prompt, 0, 0)
+    found = forward(load(path), prompt, 0, 0)
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+    assert not [record for record in caplog.records if record.name == "inflight"]
+
+
+@pytest.mark.parametrize("absorbed", [True, False])
+def test_blocks_of_a_gguf_file(tmp_path: Path, absorbed: bool) -> None:
+    """Products of heads are computed at the file's own number of bits where their rows are whole blocks."""
+    sizes = {"kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32}
+    folder = save("glm4_moe_lite", tmp_path / "floats", **sizes, q_lora_rank=32)
+    type_of = matrices(gguf.GGMLQuantizationType.Q8_0)
+    path = write("glm4_moe_lite", folder, tmp_path / "blocks.gguf", absorbed=absorbed, type_of=type_of)
+    prompt = tokens(60)
+    wanted, model = forward(load(folder), prompt, 0, 0), load(path, dtype="auto")
+    found = forward(model, prompt, 0, 0)
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.99
+    parts = [forward(model, prompt[at : at + 9], at, 1) for at in range(0, 60, 9)]
+    assert np.array_equal(np.concatenate(parts), found)
+
+
+def test_packed_weights_are_found_again(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, prompt = folders["deepseek_v3"], tokens(40)
+    first = forward(load(folder, quantize="int8", packed_cache=tmp_path), prompt, 0, 0)
+    assert np.array_equal(forward(load(folder, quantize="int8", packed_cache=tmp_path), prompt, 0, 0), first)
+
+
+def test_alone_and_in_a_crowd(folders: dict[str, Path]) -> None:
+    """Also where prompts share a prefix that is cached, and where blocks are so few that rows are preempted."""
+
+    def answers(prompts: list[list[int]], **settings: Any) -> list[tuple[list[int], list[float]]]:
+        runner = make_runner(folders["glm4_moe_lite"], dtype="bfloat16", block_size=16, **settings)
+        driver = Driver(runner)
+        ids = [driver.add(prompt, 12, LOGGED) for prompt in prompts]
+        driver.drain()
+        return [(driver.out[id], driver.logprobs[id]) for id in ids]
+
+    shared = tokens(40, 7)
+    prompts = [tokens(count, count) for count in (5, 70, 33)] + [shared + tokens(9, 8), shared + tokens(20, 9)]
+    alone = [answers([prompt], kv_cache_bytes=1 << 20)[0] for prompt in prompts]
+    assert answers(prompts, kv_cache_bytes=1 << 20) == alone
+    block = 3 * 16 * 64 * 2
+    assert answers(prompts, kv_cache_bytes=9 * block) == alone
+
+
+def test_elsewhere_they_run_through_transformers(folders: dict[str, Path]) -> None:
+    for name, folder in folders.items():
+        model = open_model(folder)
+        assert choose(model, decoder_config(model.config), ModelConfig(folder), 1, "cuda").way == "bridge", name
+
+
+def test_transformers_tokens_are_the_same(folders: dict[str, Path]) -> None:
+    prompts = [[5, 9, 11], [40] * 17]
+    folder = folders["minicpm3"]
+    assert run(make_runner(folder, cpu_engine="torch"), prompts, 12) == run(make_runner(folder), prompts, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "known are greedy and group_limited_greedy"),
+        ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "known is sigmoid"),
+        ("deepseek_v3", {"kv_lora_rank": "x"}, "'kv_lora_rank' in config.json is 'x'"),
+        ("glm4_moe_lite", {"mlp_layer_types": ["dense"]}, "mlp_layer_types"),
+        ("glm4_moe_lite", {"qk_rope_head_dim": 7}, "rotated in pairs"),
+        ("minicpm3", {"kv_lora_rank": 1 << 20}, "heads of"),
+    ],
+)
+def test_what_is_not_computed_is_refused(
+    folders: dict[str, Path], name: str, change: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    shutil.copytree(folders[name], tmp_path / "other")
+    config = json.loads((folders[name] / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(StartError, match=text):
+        load(tmp_path / "other")
