@@ -43,6 +43,7 @@ def _sizes(file: GgufParts, config: Json) -> Json:
         "num_key_value_heads": config["num_attention_heads"],
         "head_dim": rotary,
         "rope_parameters": rope,
+        "attention_bias": "blk.0.attn_kv_a_mqa.bias" in file.tensors,
         "standard_names": True,
     }
 
