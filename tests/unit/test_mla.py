@@ -25,7 +25,7 @@ from inflight.models.config import decoder_config
 from inflight.models.load import choose
 from inflight.models.native import NativeDecoder
 from tests.gguf_files import float32, matrices, write_gguf
-from tests.lm import Driver, make_runner, on_sets, run, save_tiny
+from tests.lm import SIZE, Driver, make_runner, on_sets, run, save_tiny
 from tests.recurrent import forward
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
@@ -146,6 +146,58 @@ def test_transformers_parity(folders: dict[str, Path], name: str, caplog: pytest
     decoded = [forward(model, [token], 120 + index, 0) for index, token in enumerate(prompt[120:])]
     assert np.abs(np.concatenate([prefill, *decoded]) - wanted).max() < 1e-4 * np.abs(wanted).max()
     assert not [record for record in caplog.records if record.name == "inflight"]
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "DeepSeek-V2-Lite": {
+        "model_type": "deepseek_v2",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 128,
+        "v_head_dim": 128,
+        "rope_scaling": {"type": "yarn", "mscale": 0.707, "mscale_all_dim": 0.707, "factor": 40},
+    },
+    "DeepSeek-V3": {
+        "model_type": "deepseek_v3",
+        "num_attention_heads": 128,
+        "num_hidden_layers": 61,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "v_head_dim": 128,
+        "rope_scaling": {"type": "yarn", "mscale": 1.0, "mscale_all_dim": 1.0, "factor": 40},
+    },
+    "GLM-4.7-Flash": {
+        "model_type": "glm4_moe_lite",
+        "num_attention_heads": 20,
+        "num_hidden_layers": 47,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "v_head_dim": 256,
+        "rope_scaling": None,
+    },
+}
+"""What matters here of published config.json files."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name: str) -> None:
+    import transformers
+
+    rope = {"original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
+    settings = {**SIZE, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "max_position_embeddings": 163840, **MIXTURE}
+    settings |= PUBLISHED[name] | {"hidden_size": 2560, "num_key_value_heads": PUBLISHED[name]["num_attention_heads"]}
+    if settings["rope_scaling"]:
+        settings["rope_scaling"] = settings["rope_scaling"] | rope
+    described = decoder_config(settings)
+    assert described is not None
+    assert described.latent is not None
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(**(settings | {"num_hidden_layers": 1}))
+        )
+    assert abs(model.model.layers[0].self_attn.scaling / described.scale - 1) < 1e-7
+    assert described.latent.rank + described.latent.rotary == 576
 
 
 @pytest.mark.parametrize("isa", on_sets())
