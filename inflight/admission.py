@@ -47,8 +47,9 @@ BULK_SHARE = 0.08
 COST_OF_BULK = 2.5e-9
 """Seconds that a byte of a large body takes from the socket to the parsed request (`python -m bench.overload --only
 uploads`)."""
-LATELY = 1.0
-"""Seconds after a small request in which large ones have only their share."""
+LATELY = 10.0
+"""Seconds after a small request in which large ones have only their share: longer than a generation takes, since all
+that run in a batch may end, and come again, together."""
 COST_OF_MISTAKE = 300e-6
 """Seconds for a request that is let in and then refused, besides the time that the engine reports (`wasted`)."""
 BURST, DEBT, WASTE = 0.02, 0.05, 2.0

@@ -45,11 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runpy.run_module("inflight.worker", run_name="__main__")
         return 0
     if written[:1] == ["serve"]:
+        early.stop_cleanly()
         early.begin(written[1:], os.environ)  # before the package's imports
     try:
         return _run(written)
     finally:
         early.end()
+
+
+def launcher() -> int:
+    """`text-generation-launcher`, which takes signals before it is imported."""
+    early.stop_cleanly()
+    from inflight.commands import launcher as tgi
+
+    return tgi.main()
 
 
 def _run(written: Sequence[str]) -> int:

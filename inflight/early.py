@@ -1,4 +1,4 @@
-"""Starts worker processes, and a rank's process early: as the first thing that a command does.
+"""Starts worker processes, and a rank's process early: as the first thing that a command does, beside taking signals.
 
 A rank needs as long to be imported as the server that it belongs to. `inflight serve` begins its process before it
 imports anything itself; all that is known then is what was written, so that is done only where it says plainly which
@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -102,6 +103,13 @@ def spawn_rank(label: Sequence[str], environment: Mapping[str, str] = {}, output
         return spawn(label, file, file, environment, output)
     finally:
         os.close(file)
+
+
+def stop_cleanly() -> None:
+    """Makes SIGINT and SIGTERM end the process with 0, until a server replaces the handlers: it serves nothing yet."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: sys.exit(0))
 
 
 def begin(written: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from inflight import log
-from inflight.commands.options import Command, Option, UsageError, configure_log, stop_cleanly
+from inflight.commands.options import Command, Option, UsageError, configure_log
 from inflight.config import AGENTS_SETTINGS, AgentsConfig, check_exposed, files, filled, one_of
+from inflight.early import stop_cleanly
 from inflight.errors import ConfigError
 
 EXAMPLES = """\

@@ -20,7 +20,7 @@ from typing import Any
 from inflight import __version__
 from inflight.checkpoint import is_gguf, open_model
 from inflight.commands.checkpoints import model_source
-from inflight.commands.options import UsageError, configure_log, platform_routes, stop_cleanly
+from inflight.commands.options import UsageError, configure_log, platform_routes
 from inflight.config import (
     QUANTIZE,
     SERVER_SETTINGS,
@@ -34,6 +34,7 @@ from inflight.config import (
     adapters,
     memory,
 )
+from inflight.early import stop_cleanly
 from inflight.errors import ConfigError, InflightError, StartError
 from inflight.hub import HubModel
 from inflight.log import json_line

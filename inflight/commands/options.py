@@ -10,9 +10,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -365,13 +362,6 @@ def platform_routes(env: Mapping[str, str], rest: RestConfig = RestConfig()) -> 
     """The configuration of the routes, with the paths that Google's platform sets in the environment."""
     predict, health = env.get("AIP_PREDICT_ROUTE"), env.get("AIP_HEALTH_ROUTE")
     return RestConfig(rest.status_codes, (predict,) if predict else (), (health,) if health else (), rest.tgi)
-
-
-def stop_cleanly() -> None:
-    """Makes SIGINT and SIGTERM end the process with 0, until a server replaces the handlers: it serves nothing yet."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: sys.exit(0))
 
 
 def configure_log(level: str | None, as_json: bool = False) -> None:

@@ -19,7 +19,6 @@ from inflight.commands.options import (
     UsageError,
     configure_log,
     platform_routes,
-    stop_cleanly,
 )
 from inflight.commands.sample import describe
 from inflight.config import (
@@ -37,6 +36,7 @@ from inflight.config import (
     one_of,
     seconds,
 )
+from inflight.early import stop_cleanly
 from inflight.errors import ConfigError, InflightError
 from inflight.hub import HubModel, hint, locate
 from inflight.repository import generator_config, is_language_model, model_files, servable_config

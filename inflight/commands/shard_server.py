@@ -20,9 +20,10 @@ from typing import Any
 
 from inflight import __version__
 from inflight.commands.checkpoints import find_model
-from inflight.commands.options import UsageError, configure_log, stop_cleanly
+from inflight.commands.options import UsageError, configure_log
 from inflight.config import QUANTIZE, SETTINGS, AdapterConfig, Field, GeneratorConfig, Policy, adapters, processors
 from inflight.contract import ShardJob
+from inflight.early import stop_cleanly
 from inflight.errors import ConfigError, InflightError
 from inflight.startup import failed_load, one_line
 

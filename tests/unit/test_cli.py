@@ -288,6 +288,26 @@ def test_tls_options_belong_together(tmp_path: Path) -> None:
         plan(where, tls_ca=file)
 
 
+IMPORTING = """
+import os, signal, sys
+import inflight.cli
+
+class Signals:
+    def find_spec(self, name, path=None, target=None):
+        if name == "inflight.commands":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Signals())
+sys.exit(inflight.cli.{call})
+"""
+
+
+@pytest.mark.parametrize("call", ["main(['serve', 'model.onnx'])", "launcher()"])
+def test_a_signal_amid_the_imports_ends_a_server_cleanly(call: str) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTING.format(call=call)], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_model_files_alone_need_no_cluster(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").touch()
     with pytest.raises(UsageError, match="--cluster ray:auto places language models, and none is served"):
