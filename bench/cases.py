@@ -147,6 +147,29 @@ def mlp_rest() -> Iterator[list[Cell]]:
         yield measured
 
 
+CALLED = "a Python function calls the model"
+STAGED = "the model is a stage"
+
+
+def _calls_row(connections: int) -> str:
+    return f"MLP, gRPC, one row a request, {connections} connections"
+
+
+@contextmanager
+def calls() -> Iterator[list[Cell]]:
+    inputs, outputs = _mlp_arrays(1)
+    with ExitStack() as stack:
+        contestants = [
+            (who, stack.enter_context(servers.inflight(servable)), bodies.v2_grpc(servable, inputs, outputs))
+            for who, servable in ((CALLED, "mlp_call"), (STAGED, "mlp"))
+        ]
+        yield [
+            cells.grpc(_calls_row(connections), who, server, MODEL_INFER, body, connections)
+            for connections in CONNECTIONS
+            for who, server, body in contestants
+        ]
+
+
 REPLICAS_ROW = f"MLP, one request of {INSTANCES:,} instances, two replicas of one thread"
 
 
@@ -313,6 +336,14 @@ CASES = (
         "mlp-rest",
         mlp_rest,
         (_ahead(MLP_ROW), Target(MLP_ROW, OURS_V2, f"at least 0.6 of {ORT}", ORT, least=0.6)),
+    ),
+    Case(
+        "calls",
+        calls,
+        tuple(
+            Target(_calls_row(count), CALLED, f"at least 0.7 of where {STAGED}", STAGED, least=0.7)
+            for count in CONNECTIONS
+        ),
     ),
     Case(
         "replicas",

@@ -64,6 +64,7 @@ def write_models() -> None:
     for servable, file, content in (
         ("add", "add.onnx", add),
         ("mlp", "mlp.onnx", mlp),
+        ("mlp_call", "mlp.onnx", mlp),
         ("mlp_thread", "mlp.onnx", mlp),
     ):
         path = SERVABLES / servable / "1" / file

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-RUNNERS = 64
+RUNNERS = 128
 """Runners that have a part; further ones run unwatched."""
 
 _PAGE = 4096
@@ -39,6 +39,12 @@ class Runner:
         self._lock = threading.Lock()
         self._waits = 0
         self._paused = 0.0
+
+    @property
+    def keys(self) -> list[int]:
+        """Those of the instances that the call of user code is for, while it runs."""
+        words = self._words
+        return words[_KEYS + words[_FIRST] : _KEYS + words[_LAST]].tolist() if words[_STATE] != _IDLE else []
 
     def begin(self, keys: Sequence[int]) -> None:
         """A run of these instances begins."""

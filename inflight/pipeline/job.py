@@ -24,9 +24,10 @@ class Submission:
         dropped: keys whose callers left; they are finished at their next stage.
         left: how many are not finished; counted by the code that submitted them.
         arrived: when the worker read them.
+        callers: of rows that a stage calls a model with: the keys of the stage's instances, in whose time they run.
     """
 
-    __slots__ = ("arrived", "deadlines", "dropped", "finish", "keys", "left", "method")
+    __slots__ = ("arrived", "callers", "deadlines", "dropped", "finish", "keys", "left", "method")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Submission:
         finish: Finish,
         deadlines: Sequence[float | None] | None = None,
         arrived: float = 0.0,
+        callers: Sequence[int] = (),
     ) -> None:
         self.method = method
         self.keys = keys
@@ -43,6 +45,7 @@ class Submission:
         self.dropped: set[int] = set()
         self.left = len(keys)
         self.arrived = arrived
+        self.callers = callers
 
     def ended(self, key: int, now: float) -> InflightError | None:
         """The error of an instance whose caller waits no more; None while the caller waits."""

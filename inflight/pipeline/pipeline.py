@@ -1,9 +1,10 @@
 """Moves jobs from stage to stage inside one worker.
 
-Python stages run on the thread that calls `run_functions` (the worker's main thread, so user code needs no locks);
-every model has a thread of its own, so a model runs one batch while Python prepares the next. A servable that is one
-model and nothing else needs no second thread: the thread that reads the jobs calls `run_waiting`. A request then takes
-0.95 of the processor time (`python -m bench.classic --only add-rest`, 16 connections), and 0.77 at one connection.
+Python stages run one at a time, on the thread that calls `run_functions` (the worker's main thread) and, while one
+waits in `Model.call`, on further ones (crew.py). Every model has a thread of its own, so a model runs one batch while
+Python prepares the next. A servable that is one model and nothing else needs no second thread: the thread that reads
+the jobs calls `run_waiting`. A request then takes 0.95 of the processor time (`python -m bench.classic --only
+add-rest`, 16 connections), and 0.77 at one connection.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
 
 from inflight.contract import Outcome, Row, Table, Value, chain
 from inflight.errors import InflightError, InvalidRequest
 from inflight.link import Board, Runner
 from inflight.pipeline.batcher import BatchedModel
-from inflight.pipeline.functions import run_stage
+from inflight.pipeline.crew import Crew, Member
+from inflight.pipeline.functions import At, run_stage
 from inflight.pipeline.job import Job, Submission, kept_inputs
 from inflight.pipeline.queue import Batch, StageQueue
 from inflight.servable import MethodSpec, ServableSpec, StageSpec
@@ -46,6 +51,11 @@ class ModelPort(ABC):
     def bind(self, pipeline: Pipeline, alone: bool) -> None:
         """Called once, before any `put`; `alone`: jobs run only when `run_waiting` is called."""
 
+    @property
+    def here(self) -> bool:
+        """Whether the calling thread is the only one that runs this model."""
+        return False
+
     @abstractmethod
     def put(self, jobs: Sequence[Job]) -> None:
         """Takes jobs whose next stage is this model; hands them to `pipeline.finished` later."""
@@ -63,6 +73,7 @@ class LocalModel(ModelPort):
         self.own_threads = model.model.own_threads
         self._queue = StageQueue()
         self._pipeline: Pipeline | None = None
+        self._threads: list[int | None] = []
         self.batch_size = model.batch_size
         self.counts = tuple((len(graph.inputs), len(graph.outputs)) for graph in model.model.graphs)
 
@@ -79,13 +90,19 @@ class LocalModel(ModelPort):
         # A model that takes several batches at once has for each thread its own way to it.
         others = [self._lane(BatchedModel(self._model.spec, self._model.model)) for _ in range(1, self.own_threads)]
         for lane in (first, *others):
-            threading.Thread(target=self._run, args=(lane,), name=f"model-{self._key}", daemon=True).start()
+            thread = threading.Thread(target=self._run, args=(lane,), name=f"model-{self._key}", daemon=True)
+            thread.start()
+            self._threads.append(thread.ident)
 
     def _lane(self, model: BatchedModel) -> _Lane:
         assert self._pipeline is not None
         runner = self._pipeline.board.runner()
         model.began = runner.again
         return _Lane(model, runner)
+
+    @property
+    def here(self) -> bool:
+        return self._threads == [threading.get_ident()]
 
     def run_waiting(self) -> tuple[bool, float | None]:
         """Runs one batch on this thread if one is due: whether it did, and else the seconds until one is."""
@@ -143,12 +160,12 @@ class Pipeline:
         board: Board | None = None,
     ) -> None:
         self.board = board or Board()
-        self._runner = self.board.runner()
         self.spec = spec
         self.models = models
         self._measure = measure
         self._flush = flush
         self._functions = StageQueue()
+        self._crew = Crew(self._functions, self._run_stage, self.board.runner)
         self._kept: dict[tuple[str, int], tuple[bool, ...]] = {}
         self._texts = {key: function.texts for key, function in spec.functions.items()}
         self.hidden = {
@@ -197,20 +214,20 @@ class Pipeline:
             self.models[key].put(waiting)
         if functions:
             self._functions.put(functions)
+            self._crew.notice()
         if done:
             self._flush()
 
     def run_functions(self) -> None:
-        """Runs Python stages on the calling thread until the pipeline is closed."""
-        while (batch := self._functions.take()) is not None:
-            self.run_batch(batch, self._run_function, self._runner)
+        """Runs Python stages on the calling thread, and on others while they wait for models, until the pipeline is
+        closed."""
+        self._crew.work()
 
     def run_batch(self, batch: Batch, run: Run, runner: Runner) -> None:
         """Runs a batch with `run` and moves its jobs on; `runner` is the calling thread's part of the board."""
         jobs = self._still_wanted(batch.jobs)
         if jobs:
-            keys = jobs[0].keys if len(jobs) == 1 else [key for job in jobs for key in job.keys]
-            runner.begin(keys)
+            runner.begin(_running(jobs))
             outcomes, runs = run(batch, jobs)
             runner.end()
             for size, seconds, count in runs:
@@ -242,37 +259,58 @@ class Pipeline:
     def call(self, key: str, subgraph: int, rows: Sequence[Row]) -> list[Outcome]:
         """Runs model rows for a Python stage (`Model.call`) and waits for them.
 
-        Called on the thread of `run_functions` or any thread of user code, never on a model's. The stage's own time
-        stands still meanwhile: the model's counts, and that may be on another worker, which is started again, say.
+        Called on a thread of the crew, whose turn then goes to another stage unless the method forbids that, or on any
+        thread of user code, but never on a model's own. The stage's own time stands still meanwhile: the model's
+        counts, and that may be on another worker, which is started again, say.
         """
         method = self.hidden.get((key, subgraph))
         if method is None:
             raise InvalidRequest(f"the model '{key}' has no sub-graph {subgraph}")
+        if self.models[key].here:
+            raise InvalidRequest(f"the model '{key}' calls itself, and would wait for its own end")
         if not rows:
             return []
-        gate = threading.Event()
+        me = self._crew.here()
+        runner = (me or self._crew.current).runner
+        wait, answered = self._turns(me) if me is not None else _blocking()
+        # Other stages run meanwhile, and may fill the same buffer.
+        rows = [[value.copy() if isinstance(value, np.ndarray) else value for value in row] for row in rows]
         outcomes: dict[int, Outcome] = {}
 
         def finish(_: Submission, keys: Sequence[int], results: Sequence[Outcome]) -> None:
             outcomes.update(zip(keys, results))
             if len(outcomes) == len(rows):
-                gate.set()
+                answered()
 
         keys = range(0, -len(rows), -1)  # no numbers of the server's: those are above 0
-        self._runner.wait()
+        submission = Submission(method, keys, finish, callers=runner.keys)
+        runner.wait()
         try:
-            self.submit([Job(Submission(method, keys, finish), keys, [rows])])
-            gate.wait()
+            self.submit([Job(submission, keys, [rows])])
+            wait()
         finally:
-            self._runner.resume()
+            runner.resume()
         return [outcomes[key] for key in keys]
 
+    def _turns(self, me: Member) -> tuple[Callable[[], None], Callable[[], None]]:
+        """How a stage waits for its call, and how it learns of the answer."""
+        batch = me.batch
+        if batch is None or batch.jobs[0].method.exclusive:
+            return _blocking()
+        if batch.stage.batch_size is None:
+            # It calls models: from now on each instance runs on its own, so that the next one need not wait for it.
+            self._functions.limit(batch.jobs[0].method.name, batch.stage.index, 1)
+        return partial(self._crew.wait, me), partial(self._crew.answered, me)
+
     def close(self) -> None:
-        self._functions.close()
+        self._crew.close()
         for port in self.models.values():
             port.close()
 
-    def _run_function(self, batch: Batch, jobs: list[Job]) -> tuple[Sequence[Outcome], Runs]:
+    def _run_stage(self, batch: Batch, member: Member) -> None:
+        self.run_batch(batch, partial(self._run_function, member.runner.at), member.runner)
+
+    def _run_function(self, at: At, batch: Batch, jobs: list[Job]) -> tuple[Sequence[Outcome], Runs]:
         stage = batch.stage
         function = self.spec.functions[stage.key]
         method = jobs[0].method
@@ -293,7 +331,7 @@ class Pipeline:
             return rows
 
         start = time.perf_counter()
-        outcomes = run_stage(function, method, stage, inputs, count, self._runner.at)
+        outcomes = run_stage(function, method, stage, inputs, count, at)
         seconds = time.perf_counter() - start
         if stage.batch_size is None:
             return outcomes, [(1, seconds / count, count)]
@@ -342,6 +380,23 @@ class Pipeline:
             return 1
         first = all(ref.stage == 0 for ref in stage.inputs)
         return min(sizes) if first else max(sizes)
+
+
+def _running(jobs: Sequence[Job]) -> Sequence[int]:
+    """The keys of the instances in whose time jobs run."""
+    if len(jobs) == 1:
+        return jobs[0].submission.callers or jobs[0].keys
+    return [key for job in jobs for key in job.submission.callers or job.keys]
+
+
+def _blocking() -> tuple[Callable[[], None], Callable[[], None]]:
+    """How a thread waits for a call without letting another stage run, and how it learns of the answer."""
+    gate = threading.Event()
+
+    def wait() -> None:
+        gate.wait()
+
+    return wait, gate.set
 
 
 def _errors(outcomes: Sequence[Outcome]) -> dict[int, InflightError]:

@@ -81,6 +81,16 @@ class StageQueue:
             if self._waiting:
                 self._condition.notify()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a job waits, due or not."""
+        return any(lane.jobs for lanes in self._methods.values() for lane in lanes)
+
+    def limit(self, method: str, index: int, limit: int) -> None:
+        """From now on at most `limit` instances of this stage run at once."""
+        with self._condition:
+            self._lane(method, index).limit = limit
+
     def take(self) -> Batch | None:
         """The next batch; waits for one. None once the queue is closed."""
         with self._condition:

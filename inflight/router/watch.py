@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from inflight.link import BoardReader
 from inflight.router.request import Instance, Late
@@ -74,6 +74,15 @@ class ExecutionWatch:
         else:
             self._on_late(late)
 
+    def _known(self, keys: Sequence[int]) -> list[int]:
+        """The worker's instances among these keys; a stage's calls of a model have its instance's, each of them."""
+        return [key for key in dict.fromkeys(keys) if key in self._instances]
+
+    def _limit(self, keys: Sequence[int]) -> float | None:
+        """That of the method with the least time, because instances of several methods may share the run of a model."""
+        limits = {self._limits[self._instances[key].request.method] for key in keys}
+        return min((each for each in limits if each is not None), default=None) if keys else self._longest
+
     def _late(self) -> Late | None:
         now = time.monotonic()
         runs = self._board.runs()
@@ -84,10 +93,8 @@ class ExecutionWatch:
         for run in runs:
             if run.waiting:
                 continue
-            keys = [key for key in run.keys if key in self._instances]
-            # Calls of models by the worker's own stages carry no instance keys: take those of the waiting stages.
-            keys = keys or [key for key in waiting if key in self._instances]
-            limit = self._limits[self._instances[keys[0]].request.method] if keys else self._longest
+            keys = self._known(run.keys) or self._known(waiting)
+            limit = self._limit(keys)
             if limit is not None and now - run.began > limit:
                 return Late(tuple(keys), limit)
         if None not in self._limits.values() and now - self._silent_since > self._longest + STUCK:

@@ -27,6 +27,7 @@ def register_method(
     timeout: float | None = None,
     mindspore_values: bool = False,
     execution_timeout: float | None = None,
+    exclusive: bool = False,
 ) -> Callable[[Function], Function]:
     """Makes the decorated function a method that clients call by the function's name.
 
@@ -42,6 +43,8 @@ def register_method(
             its inputs, and a returned list of one element counts as that element. `mindspore_serving` sets it.
         execution_timeout: seconds that one call of a stage's function or model may take, before its worker counts as
             hung and is replaced; None: the server's `--execution-timeout`; 0: no limit.
+        exclusive: no other function of the servable runs on the worker while one of this method waits in `Model.call`,
+            as in MindSpore Serving; with `mindspore_values` it is always so.
 
     Returns:
         The decorator; it returns the function itself.
@@ -56,6 +59,7 @@ def register_method(
         check_int("queue_size", queue_size, 1)
     check_int("priority", priority)
     check_bool("mindspore_values", mindspore_values)
+    check_bool("exclusive", exclusive)
     limit = None if timeout is None else check_seconds("timeout", timeout, exclusive=True)
     longest = None if execution_timeout is None else check_seconds("execution_timeout", execution_timeout)
 
@@ -70,7 +74,18 @@ def register_method(
             raise RegistrationError(f"Method {name} has been registered more than once.")
         stages = tuple(trace.stages)
         registry.methods[name] = MethodSpec(
-            name, inputs, outputs, stages, returns, wait, queue_size, priority, limit, mindspore_values, longest
+            name,
+            inputs,
+            outputs,
+            stages,
+            returns,
+            wait,
+            queue_size,
+            priority,
+            limit,
+            mindspore_values,
+            longest,
+            exclusive or mindspore_values,
         )
         return function
 

@@ -138,6 +138,7 @@ class MethodSpec:
         timeout: seconds a request may take in all, or None.
         mindspore_values: as in `register_method`.
         execution_timeout: seconds that one call of a stage may take; None: the servable's own limit; 0: no limit.
+        exclusive: no other function of the servable runs while one of this method waits in `Model.call`.
         hidden: it runs a sub-graph of a model for other stages. Clients cannot call it; its name appears in logs only.
         subgraph: of a hidden method: the number of that sub-graph. Model stages of other methods run sub-graph 0.
     """
@@ -153,6 +154,7 @@ class MethodSpec:
     timeout: float | None = None
     mindspore_values: bool = False
     execution_timeout: float | None = None
+    exclusive: bool = False
     hidden: bool = False
     subgraph: int = 0
 

@@ -77,8 +77,20 @@ HANGS = (
     def calls_thrice(kind):
         return declared.call([[kind], [kind], [kind]])[0][0]
 
+    def models(kinds):
+        return np.array([hang(kind) for kind in kinds])
+
+    crowded = declare_model(models, "callable", max_batch_size=8)
+
+    def calls_with_others(kind):
+        return crowded.call(kind)
+
     def pid(x):
         return os.getpid()
+
+    @register_method(output_names=["y"])
+    def call_with_others(x):
+        return add_stage(calls_with_others, x, outputs_count=1)
 
     @register_method(output_names=["y"])
     def call_thrice(x):
@@ -90,6 +102,8 @@ HANGS = (
 """
     + METHODS
 )
+
+WITH_OTHERS = (10, 20, 21, 22, 2, 23)
 
 ONLY_A_MODEL = """
     import time
@@ -131,14 +145,15 @@ def by_grpc(address: str) -> Any:
 @pytest.fixture(scope="module")
 def hung(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hung]:
     directory, logs = tmp_path_factory.mktemp("servables"), tmp_path_factory.mktemp("logs")
-    for name in ("functions", "models", "batches", "shared"):
+    for name in ("functions", "models", "batches", "together", "shared"):
         write_servable(directory, name, HANGS)
     write_servable(directory, "model", ONLY_A_MODEL)
     limited = ServableConfig(directory, "", device_ids=(0, 1, 2), execution_timeout=LIMIT)
     servables = [replace(limited, name=name) for name in ("functions", "models", "model")]
-    servables.append(replace(limited, name="batches", device_ids=(0,)))
+    servables += [replace(limited, name=name, device_ids=(0,)) for name in ("batches", "together")]
     servables.append(replace(limited, name="shared", device_ids=(0,), num_parallel_workers=2))
     with running(*servables, config=ServerConfig(log_dir=logs)) as here:
+        ask(here.http, "together", "call_with_others", 20)  # now it is known that the function calls a model
         before = workers()
         body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [9.0]}]}).encode()
         answers = {
@@ -149,11 +164,13 @@ def hung(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hung]:
             "OIP REST": [Background(request, here.http, "POST", "/v2/models/model/infer", body)],
             "OIP gRPC": [Background(oip_grpc, here.grpc, "model", 9.0)],
             "batch": [Background(ask, here.http, "batches", "batch", *[2 if i == 3 else 20 + i for i in range(6)])],
+            # The last ones wait for the model while it is busy with the first, and run together.
+            "call_with_others": [Background(ask, here.http, "together", "call_with_others", *WITH_OTHERS)],
             # A stage on each of two workers waits for the model, which is on one of them, for longer than its limit.
             "call_thrice": [Background(ask, here.http, "shared", "call_thrice", 10) for _ in range(2)],
         }
         # The batch hangs twice: with its neighbours and alone.
-        yield Hung(here, logs, before, 3 + 2 + 1 + 3 + 1, answers)
+        yield Hung(here, logs, before, 3 + 2 + 1 + 3 + 1 + 1, answers)
 
 
 def error_of(answer: Any) -> str:
@@ -191,6 +208,12 @@ def test_a_batch_that_hangs_is_run_again_one_by_one(hung: Hung) -> None:
     answer = hung.answers["batch"][0].result()["instances"]
     assert [one for i, one in enumerate(answer) if i != 3] == [{"y": 20 + i} for i in range(6) if i != 3]
     assert LATE in answer[3]["error_msg"]
+
+
+def test_of_calls_that_share_a_run_only_the_one_that_hangs_is_late(hung: Hung) -> None:
+    answer = hung.answers["call_with_others"][0].result()["instances"]
+    assert [one.get("y") for one in answer] == [kind if kind != 2 else None for kind in WITH_OTHERS]
+    assert LATE in answer[4]["error_msg"]
 
 
 def test_waiting_is_not_executing(hung: Hung) -> None:
