@@ -308,11 +308,11 @@ def test_the_board_shows_what_runs(keys: list[int], data: st.DataObject) -> None
 def test_runners_and_keys_beyond_the_boards_room_are_left_out() -> None:
     memory = memoryview(bytearray(BOARD_BYTES))
     board, reader = Board(memory), BoardReader(memory.toreadonly())
-    runners = [board.runner() for _ in range(80)]
+    runners = [board.runner() for _ in range(150)]
     for runner in runners:
         runner.begin(range(10_000))
     runs = reader.runs()
-    assert 0 < len(runs) < 80
+    assert 0 < len(runs) < 150
     for run in runs:
         assert run.keys == list(range(len(run.keys)))
     reader.close()
