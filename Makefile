@@ -155,7 +155,7 @@ clients: $(TESTED)
 # tests are skipped.
 ray: $(TESTED)
 	test -d build/ray || $(PIP) --target build/ray ray==2.60.0
-	PYTHONPATH=build/ray:. RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -q tests/e2e/test_ray.py
+	PYTHONPATH=$(CURDIR)/build/ray:$(CURDIR) RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -q tests/e2e/test_ray.py
 
 # Ctrl+C ends it. The lines that it prints after `try` can be pasted into another terminal.
 demo: $(SERVED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -19,6 +20,9 @@ from typing import Any
 from inflight import __version__
 from inflight.place import orders
 from inflight.place.ray_host import RankHost
+
+_TAG = secrets.token_hex(4)
+"""Ends the names that this process gives in Ray, where a name is of the whole cluster: several servers may use one."""
 
 START_SECONDS = 60.0
 """Seconds in which an actor must have started its process: Ray's process is started first, and imports Inflight."""
@@ -93,7 +97,7 @@ class Group:
         with self._lock:
             if self._over.is_set():
                 return None
-            self._placement = placement = placement_group(bundles, strategy="PACK", name=order.group)
+            self._placement = placement = placement_group(bundles, strategy="PACK", name=f"{order.group}-{_TAG}")
         if not self._placed(placement, needs):
             return None
         cpus, gpus = needs.get("CPU", 0), needs.get("GPU", 0)
@@ -104,7 +108,7 @@ class Group:
                 return None
             self._actors = [
                 remote.options(
-                    name=f"{order.group}-rank{number}-{os.getpid()}",
+                    name=f"{order.group}-rank{number}-{_TAG}",
                     memory=needs.get("memory"),
                     scheduling_strategy=PlacementGroupSchedulingStrategy(placement, number),
                 ).remote()
